@@ -1,0 +1,1 @@
+"""Everything that is neither device nor relying party: relay, tunnel service, companion, emulated radio."""

@@ -1,0 +1,227 @@
+"""What every command line here has in common: settings, one line per failure, signals.
+
+Every long option is also a key of a TOML file (``--config FILE``, in a table named after the command) and
+an environment variable; the command line wins, then the environment, then the file. ``run`` turns the error
+tree of `headless_passkey.errors` into an exit status and one line on stderr; nothing ever ends in a
+traceback.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tomllib
+import traceback
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
+
+
+class UsageError(Exception):
+    """The words of the call are wrong in a way argparse cannot see."""
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """An argument parser whose defaults may come from a TOML file and the environment."""
+
+    _section: str | None = None
+    _environment: str | None = None
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._section is not None and self._environment is not None:
+            words = list(sys.argv[1:] if args is None else args)
+            self._apply(_from_file(self, words, self._section), f"[{self._section}]")
+            self._apply(_from_environment(self, self._environment), "the environment")
+        return super().parse_known_args(args, namespace)
+
+    def _apply(self, values: dict[str, Any], where: str) -> None:
+        actions = {_key(action): action for action in _options(self)}
+        for key, value in values.items():
+            action = actions.get(key)
+            if action is None:
+                self.error(f"unknown setting {key!r} in {where}")
+            action.required = False
+            action.default = self._converted(action, value, where)
+
+    def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
+        if action.nargs == 0:  # a switch
+            if isinstance(value, bool):
+                return value
+            if str(value).lower() in ("1", "true", "yes", "0", "false", "no"):
+                return str(value).lower() in ("1", "true", "yes")
+            self.error(f"{_key(action)} in {where} is neither true nor false")
+        repeated = isinstance(action, argparse._AppendAction)  # noqa: SLF001  argparse names it nowhere else
+        words = value if isinstance(value, list) else str(value).split() if repeated else [value]
+        try:
+            converted = [action.type(str(word)) if callable(action.type) else str(word) for word in words]
+        except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+            self.error(f"{_key(action)} in {where}: {error}")
+        if action.choices is not None and any(word not in action.choices for word in converted):
+            self.error(f"{_key(action)} in {where}: choose from {', '.join(map(str, action.choices))}")
+        return converted if repeated else converted[0]
+
+
+def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: str) -> None:
+    """Add --config, --json and --log-level, and let file and environment supply the other options.
+
+    section: the TOML table, dotted. environment: the prefix of the variables, such as HEADLESS_PASSKEY.
+    """
+    if not isinstance(parser, SettingsParser):
+        raise TypeError("settings need a SettingsParser")
+    parser._section, parser._environment = section, environment  # noqa: SLF001
+    parser.add_argument("--config", metavar="FILE", help=f"TOML file with these options in table [{section}]")
+    parser.add_argument(
+        "--json", action="store_true", help="failures and progress as JSON, one object a line"
+    )
+    parser.add_argument(
+        "--log-level",
+        default="warning",
+        choices=("debug", "info", "warning", "error"),
+        help="default: warning",
+    )
+    parser.epilog = (
+        (parser.epilog or "") + f"\nEvery option can be set as {environment}_OPTION too."
+    ).strip()
+
+
+def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: argparse.Namespace) -> int:
+    """Run `main(args)` to its exit status, telling a failure in one line on stderr."""
+    logging.basicConfig(
+        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+    )
+    try:
+        asyncio.run(_until_terminated_or_done(main(args)))
+    except HeadlessPasskeyError as error:
+        return fail(error.exit_status, type(error).__name__, error.reason, str(error), as_json=args.json)
+    except UsageError as error:
+        return fail(ExitStatus.USAGE, "UsageError", None, str(error), as_json=args.json)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return fail(ExitStatus.INTERRUPTED, "Interrupted", None, "interrupted", as_json=args.json)
+    except BrokenPipeError:
+        # whoever read our output has gone: say nothing more, not even when the interpreter flushes stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitStatus.TRANSPORT
+    except Exception as error:  # noqa: BLE001  the edge of the program
+        # a foreign exception's message may hold anything, so only its type and place are shown
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"
+        return fail(ExitStatus.OUR_FAULT, type(error).__name__, None, message, as_json=args.json)
+    return ExitStatus.DONE
+
+
+def fail(status: ExitStatus, kind: str, reason: str | None, message: str, *, as_json: bool) -> ExitStatus:
+    """Say on stderr, in one line, what went wrong; returns `status`."""
+    message = " ".join(message.split())
+    if as_json:
+        line = json.dumps({"error": kind, "reason": reason, "status": int(status), "message": message})
+    else:
+        line = f"{Path(sys.argv[0]).name}: {message}" + (f" [{reason}]" if reason else "")
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)  # noqa: T201
+    return status
+
+
+def talk(message: str) -> None:
+    """One line for the person at the terminal: stderr, so that stdout stays data."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def out(line: str) -> None:
+    """One line of data on stdout, flushed, so that a pipe's reader has it at once."""
+    print(line, flush=True)  # noqa: T201
+
+
+async def until_terminated() -> None:
+    """Return when the process is asked to end (SIGTERM or SIGINT): a server's clean stop, status 0."""
+    asked = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
+    await asked.wait()
+
+
+def host_port(text: str) -> tuple[str, int]:
+    """An argparse type: HOST:PORT, with [..] around an IPv6 address."""
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
+        raise argparse.ArgumentTypeError("expected HOST:PORT")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def read_secret_line(source: str, *, limit: int = 16384) -> str:
+    """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv."""
+    try:
+        if source == "-":
+            line = sys.stdin.buffer.readline(limit)
+        else:
+            with Path(source).open("rb") as file:
+                line = file.readline(limit)
+        return line.decode("ascii").strip()
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{source} does not hold one line of ASCII") from error
+
+
+async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        task.cancel()
+        await task
+        raise
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
+    for action in parser._actions:  # noqa: SLF001  argparse names it nowhere else
+        if any(name.startswith("--") for name in action.option_strings) and _key(action) not in (
+            "help",
+            "config",
+        ):
+            yield action
+
+
+def _key(action: argparse.Action) -> str:
+    """An option's name as TOML key: the first long form, without dashes in front."""
+    names = (name[2:] for name in action.option_strings if name.startswith("--"))
+    return next(names, action.dest)
+
+
+def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: str) -> dict[str, Any]:
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    finder.add_argument("--config")
+    try:
+        path = finder.parse_known_args(words)[0].config
+    except argparse.ArgumentError:
+        return {}  # --config without a value: the real parser says so
+    if path is None:
+        return {}
+    try:
+        table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        _refuse(parser, f"cannot read {path}: {error}")
+    for name in section.split("."):
+        table = table.get(name, {}) if isinstance(table, dict) else None
+    if not isinstance(table, dict):
+        _refuse(parser, f"[{section}] in {path} is not a table")
+    return {key: value for key, value in table.items() if not isinstance(value, dict)}
+
+
+def _from_environment(parser: argparse.ArgumentParser, prefix: str) -> dict[str, Any]:
+    names = {
+        f"{prefix}_{_key(action).replace('-', '_').upper()}": _key(action) for action in _options(parser)
+    }
+    return {key: os.environ[name] for name, key in names.items() if name in os.environ}
+
+
+def _refuse(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    parser.error(message)

@@ -1,0 +1,153 @@
+"""Everything that can go wrong, as one tree whose branches are what a caller can do about it.
+
+::
+
+    HeadlessPasskeyError
+    ├── ProtocolError
+    │   ├── LocalProtocolError   our caller asked for something not allowed now: a bug
+    │   └── RemoteProtocolError  the peer broke the protocol, or input is malformed: do not retry
+    ├── TransportError           radio, tunnel, relay or relying party failed: retrying may help
+    ├── TrustError(reason)       a ring, envelope, invitation or account did not check out
+    ├── NotApproved(outcome)     declined, expired, cancelled or superseded
+    ├── CtapError(status)        the phone answered, and its answer is no
+    └── NotEnrolled              this device or companion belongs to no account yet
+
+Messages say what was expected and what came, never the bytes. ``exit_status`` is what a program ends
+with when the error reaches its edge.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import ClassVar
+
+
+class ExitStatus(IntEnum):
+    """How every program of this project ends."""
+
+    DONE = 0
+    USAGE = 2
+    PROTOCOL = 3
+    TRANSPORT = 4
+    PHONE_SAID_NO = 5
+    DECLINED = 6
+    EXPIRED = 7
+    NOT_TRUSTED = 8
+    NOT_ENROLLED = 9
+    OUR_FAULT = 70
+    INTERRUPTED = 130
+
+
+class HeadlessPasskeyError(Exception):
+    """The root: catch this to catch everything this package raises on purpose."""
+
+    exit_status: ClassVar[ExitStatus] = ExitStatus.OUR_FAULT
+
+    @property
+    def reason(self) -> str | None:
+        """A stable word for programs, where the branch has finer kinds than itself."""
+        return None
+
+
+class ProtocolError(HeadlessPasskeyError):
+    """A rule of the protocol was broken, by us or by the peer."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our caller asked for something that is not allowed now: a bug in the calling program."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol, or an input is malformed: hang up, do not retry."""
+
+    exit_status = ExitStatus.PROTOCOL
+
+
+class TransportError(HeadlessPasskeyError):
+    """Radio, tunnel, relay or relying party could not be reached or went away: retrying may help."""
+
+    exit_status = ExitStatus.TRANSPORT
+
+
+class TrustReason(StrEnum):
+    """Why something was refused: each check of docs/protocol/trust.md has its own word."""
+
+    ACCOUNT_MISMATCH = "account-mismatch"
+    BAD_MAC = "bad-mac"
+    BAD_SIGNATURE = "bad-signature"
+    BAD_URL = "bad-url"
+    CANNOT_OPEN = "cannot-open"
+    CLOCK_SKEW = "clock-skew"
+    EXPIRED = "expired"
+    FORKED_RING = "forked-ring"
+    INVITATION_EXPIRED = "invitation-expired"
+    INVITATION_USED = "invitation-used"
+    KIND_MISMATCH = "kind-mismatch"
+    NOT_A_MEMBER = "not-a-member"
+    OPTIONS_DIFFER = "options-differ"
+    RECIPIENT_MISMATCH = "recipient-mismatch"
+    REPLAYED = "replayed"
+    RP_NOT_ALLOWED = "rp-not-allowed"
+    STALE_RING = "stale-ring"
+    UNEXPECTED_USER = "unexpected-user"
+    UNKNOWN_DEVICE = "unknown-device"
+    WRONG_DIGITS = "wrong-digits"
+
+
+class TrustError(HeadlessPasskeyError):
+    """A ring, envelope, invitation or account did not check out."""
+
+    exit_status = ExitStatus.NOT_TRUSTED
+
+    def __init__(self, reason: TrustReason, message: str) -> None:
+        super().__init__(message)
+        self._reason = reason
+
+    @property
+    def reason(self) -> TrustReason:
+        return self._reason
+
+
+class Outcome(StrEnum):
+    """How a request ended without an answer from the phone."""
+
+    DECLINED = "declined"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+
+
+class NotApproved(HeadlessPasskeyError):  # noqa: N818  the outcome is not a fault
+    """Nobody approved: declined, expired, cancelled or superseded."""
+
+    def __init__(self, outcome: Outcome, message: str) -> None:
+        super().__init__(message)
+        self._outcome = outcome
+
+    @property
+    def reason(self) -> Outcome:
+        return self._outcome
+
+    @property
+    def exit_status(self) -> ExitStatus:  # type: ignore[override]  # finer than its class
+        return ExitStatus.DECLINED if self._outcome is Outcome.DECLINED else ExitStatus.EXPIRED
+
+
+class CtapError(HeadlessPasskeyError):
+    """The phone answered, and its answer is no: a CTAP2 status other than 0x00."""
+
+    exit_status = ExitStatus.PHONE_SAID_NO
+
+    def __init__(self, status: int, name: str) -> None:
+        """status: the CTAP2 status byte, 1-255. name: as the specification spells it."""
+        super().__init__(f"the phone answered CTAP status 0x{status:02X} ({name})")
+        self.status = status
+        self._name = name
+
+    @property
+    def reason(self) -> str:
+        return self._name
+
+
+class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
+    """This device or companion belongs to no account yet: it must join first."""
+
+    exit_status = ExitStatus.NOT_ENROLLED

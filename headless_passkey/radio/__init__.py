@@ -1,0 +1,1 @@
+"""Where BLE adverts come from: one small interface, one module per radio."""
