@@ -1,0 +1,1 @@
+"""The phone's radio: one small interface, one module per way of advertising."""

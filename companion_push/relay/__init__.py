@@ -1,0 +1,1 @@
+"""The push relay: carries sealed FIDO URLs and opens none."""

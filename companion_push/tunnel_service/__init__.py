@@ -1,0 +1,1 @@
+"""The hybrid tunnel service: pairs two websockets and never looks inside."""
