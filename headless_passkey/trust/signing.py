@@ -13,9 +13,14 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from headless_passkey.hybrid.keys import CURVE, generate, parse_uncompressed, uncompressed
+from headless_passkey.errors import RemoteProtocolError
 
+# The curve is spelled out here, not taken from `hybrid.keys`: the relay checks signatures with this module, and
+# must not reach, even through others, what could open what it carries.
+_CURVE: Final = ec.SECP256R1()
+_POINT_SIZE: Final = 65
 SIGNATURE_SIZE: Final = 64
 _ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
@@ -38,16 +43,16 @@ class SoftwareSigningKey:
 
     def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
         self._private = private
-        self.public_key = uncompressed(private.public_key())
+        self.public_key = private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
     @classmethod
     def generate(cls) -> Self:
-        return cls(generate())
+        return cls(ec.generate_private_key(_CURVE))
 
     @classmethod
     def from_bytes(cls, scalar: bytes) -> Self:
         """From the 32-byte secret scalar, as `to_bytes` gave it."""
-        return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), CURVE))
+        return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), _CURVE))
 
     def to_bytes(self) -> bytes:
         """The 32-byte secret scalar: keep it as you keep the key."""
@@ -65,11 +70,22 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     if not (0 < r < _ORDER and 0 < s < _ORDER):
         return False
+    key = parse_public_key(public_key)
     try:
-        parse_uncompressed(public_key).verify(encode_dss_signature(r, s), data, ec.ECDSA(SHA256()))
+        key.verify(encode_dss_signature(r, s), data, ec.ECDSA(SHA256()))
     except InvalidSignature:
         return False
     return True
+
+
+def parse_public_key(point: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a 65-byte uncompressed point; refuses other forms and points off the curve."""
+    if len(point) != _POINT_SIZE or point[0] != 0x04:
+        raise RemoteProtocolError(f"expected a P-256 point of {_POINT_SIZE} bytes, got {len(point)}")
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, point)
+    except ValueError as error:
+        raise RemoteProtocolError("the point is not on P-256") from error
 
 
 def thumbprint(public_key: bytes) -> str:
