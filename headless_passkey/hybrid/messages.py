@@ -1,0 +1,143 @@
+"""What is inside the encrypted messages: padding, the post-handshake message, and framing (§11.5.1.2).
+
+every message    = plaintext || z zero bytes || z         so that the length is a multiple of 32
+post-handshake   = CBOR map, no type byte                 authenticator → client platform, once, first
+all that follow  = type (1 byte) || payload
+"""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, Final
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.ctap2 import GetInfoResponse
+
+_GRANULARITY: Final = 32
+_PADDING, _GET_INFO, _LINKING, _FEATURES = range(4)
+
+
+class MessageType(IntEnum):
+    """The type byte."""
+
+    SHUTDOWN = 0
+    CTAP = 1
+    UPDATE = 2
+    JSON = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """The peer will send no more requests."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ctap:
+    """A CTAP2 request (command byte first) or response (status byte first)."""
+
+    code: int  # the command or status byte
+    payload: bytes = field(repr=False)  # CBOR, or empty
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """An update message, which may carry linking information."""
+
+    linking: Any = field(repr=False, default=None)  # a map, unread here
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Json:
+    """A JSON message (digital credentials)."""
+
+    text: bytes = field(repr=False)
+
+
+Event = Shutdown | Ctap | Update | Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PostHandshake:
+    """What the authenticator says of itself right after the handshake."""
+
+    get_info: GetInfoResponse | None  # None when it does not speak CTAP
+    features: tuple[str, ...] = ("ctap",)
+    linking: Any = field(repr=False, default=None)  # a map, unread here
+    revision: int = 1
+
+    @classmethod
+    def parse(cls, plaintext: bytes) -> "PostHandshake":
+        """From the unpadded plaintext; also recognises revision 0, which pads inside the plaintext."""
+        revision, values = _parse_revisions(plaintext)
+        features = values.get(_FEATURES, ["ctap"])
+        if not isinstance(features, list):
+            raise RemoteProtocolError("the authenticator's features are not a list")
+        known = tuple(feature for feature in features if isinstance(feature, str))
+        get_info = values.get(_GET_INFO)
+        if get_info is not None and not isinstance(get_info, bytes):
+            raise RemoteProtocolError("the authenticator's getInfo is not a byte string")
+        if ("ctap" in known) != (get_info is not None):
+            raise RemoteProtocolError("getInfo comes with the feature ctap, and only with it")
+        return cls(
+            get_info=None if get_info is None else GetInfoResponse.parse(get_info),
+            features=known,
+            linking=values.get(_LINKING),
+            revision=revision,
+        )
+
+    def encode(self) -> bytes:
+        values: dict[int, Any] = {_FEATURES: list(self.features)}
+        if self.get_info is not None:
+            values[_GET_INFO] = self.get_info.encode()
+        return cbor.encode(values)
+
+
+def frame(kind: MessageType, payload: bytes = b"") -> bytes:
+    """A type byte and its payload."""
+    return bytes([kind]) + payload
+
+
+def parse_frame(plaintext: bytes) -> Event:
+    """The event in an unpadded plaintext; an unknown type or an empty message breaks the protocol."""
+    if not plaintext:
+        raise RemoteProtocolError("an empty message has no type")
+    kind, payload = plaintext[0], plaintext[1:]
+    match kind:
+        case MessageType.SHUTDOWN:
+            return Shutdown()
+        case MessageType.CTAP if payload:
+            return Ctap(code=payload[0], payload=payload[1:])
+        case MessageType.UPDATE:
+            return Update(linking=cbor.decode_map(payload).get(1))
+        case MessageType.JSON:
+            return Json(text=payload)
+        case _:
+            raise RemoteProtocolError(f"unexpected message of type {kind}")
+
+
+def pad(plaintext: bytes) -> bytes:
+    """To a multiple of 32 bytes; the last byte counts the zeros before it."""
+    zeros = _GRANULARITY - 1 - len(plaintext) % _GRANULARITY
+    return plaintext + bytes(zeros) + bytes([zeros])
+
+
+def unpad(padded: bytes) -> bytes:
+    """Without the padding; peers pad in different places, so any count that fits is taken."""
+    if not padded or padded[-1] + 1 > len(padded):
+        raise RemoteProtocolError("a message has no room for its padding")
+    return padded[: -1 - padded[-1]]
+
+
+def _parse_revisions(plaintext: bytes) -> tuple[int, dict[Any, Any]]:
+    """Revision 1 is exactly one CBOR map; revision 0 has zeros and their count behind the map."""
+    try:
+        return 1, cbor.decode_map(plaintext)
+    except RemoteProtocolError as error:
+        for width in (2, 1):
+            count = int.from_bytes(plaintext[-width:], "little")
+            if len(plaintext) >= width and count + width <= len(plaintext):
+                try:
+                    return 0, cbor.decode_map(plaintext[: -width - count])
+                except RemoteProtocolError:
+                    continue
+        raise RemoteProtocolError("the post-handshake message is not a CBOR map") from error
