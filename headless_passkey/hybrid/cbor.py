@@ -52,6 +52,12 @@ def decode(data: bytes) -> Any:
     return value
 
 
+def decode_first(data: bytes) -> tuple[Any, bytes]:
+    """The first value that `data` holds, and the bytes behind it: authenticator data needs this."""
+    value, end = _decode_item(data, 0, 0)
+    return value, data[end:]
+
+
 def decode_map(data: bytes) -> dict[Any, Any]:
     """As `decode`, for the many places where the protocol has a map."""
     value = decode(data)
