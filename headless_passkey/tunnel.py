@@ -1,0 +1,174 @@
+"""The websocket to a tunnel service (CTAP 2.2 §11.5.1), as either end of the hybrid transport opens it.
+
+A tunnel service is not trusted: it may be anybody's, for whoever holds the FIDO URL picks it. So TLS is
+always verified, no redirect is followed, messages are bounded, and a text message ends the tunnel. The URL
+holds the tunnel ID and appears neither in errors nor in logs; the host does.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSCloseCode, WSMsgType
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from headless_passkey.hybrid.tunnel_url import (
+    MAX_MESSAGE_SIZE,
+    ROUTING_ID_HEADER,
+    SUBPROTOCOL,
+    parse_routing_id,
+)
+from headless_passkey.tls import tls_context
+
+CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
+CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our goodbye
+
+logger = logging.getLogger(__name__)
+
+
+class TunnelClosed(TransportError):  # noqa: N818  often the normal end
+    """The tunnel has ended and nothing more will come out of it."""
+
+    def __init__(self, message: str, *, clean: bool) -> None:
+        """clean: the other end said goodbye (1000, or 1001 as browsers do) and nothing broke."""
+        super().__init__(message)
+        self.clean = clean
+
+
+class Tunnel:
+    """One end of an open tunnel. Messages keep their boundaries and their order."""
+
+    def __init__(
+        self, websocket: aiohttp.ClientWebSocketResponse, host: str, routing_id: bytes | None
+    ) -> None:
+        self._websocket = websocket
+        self._host = host
+        self._routing_id = routing_id
+
+    @property
+    def routing_id(self) -> bytes | None:
+        """The 3 bytes that an authenticator puts into its advert; None when the service named none."""
+        return self._routing_id
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; `TransportError` when the tunnel has gone."""
+        try:
+            await self._websocket.send_bytes(message)
+        except (aiohttp.ClientError, OSError) as error:
+            raise TunnelClosed(f"the tunnel through {self._host} has gone", clean=False) from error
+
+    async def receive(self) -> bytes:
+        """The next message, up to 1 MiB.
+
+        `TunnelClosed`, a `TransportError`, when there is none; `RemoteProtocolError` for a text message or
+        one that is too long.
+        """
+        message = await self._websocket.receive()
+        match message.type:
+            case WSMsgType.BINARY:
+                data: bytes = message.data
+                return data
+            case WSMsgType.TEXT:
+                await self._websocket.close(code=WSCloseCode.UNSUPPORTED_DATA)
+                raise RemoteProtocolError("a text message came through the tunnel, which carries binary ones")
+            case WSMsgType.ERROR:
+                raise self._broken(message.data) from message.data
+        code = self._websocket.close_code
+        if code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY):
+            raise TunnelClosed("the other end closed the tunnel", clean=True)
+        raise TunnelClosed(f"the tunnel through {self._host} broke off (close code {code})", clean=False)
+
+    def _broken(self, error: BaseException) -> Exception:
+        if isinstance(error, aiohttp.WebSocketError):
+            if error.code == WSCloseCode.MESSAGE_TOO_BIG:
+                return RemoteProtocolError(f"a message over {MAX_MESSAGE_SIZE} bytes came through the tunnel")
+            return RemoteProtocolError(f"the tunnel service {self._host} broke the websocket protocol")
+        return TunnelClosed(f"the tunnel through {self._host} broke off", clean=False)
+
+
+@asynccontextmanager
+async def open_tunnel(
+    url: str, *, tls: ssl.SSLContext | None = None, connect_timeout: float = CONNECT_TIMEOUT
+) -> AsyncIterator[Tunnel]:
+    """An open tunnel at `url` (see `headless_passkey.hybrid.tunnel_url`), closed when the context is left.
+
+    tls: whom to believe; None means the system's roots. `TransportError` when the service cannot be reached
+    or refuses, `RemoteProtocolError` when it does not speak the protocol.
+    """
+    target = URL(url)
+    if target.scheme != "wss" or not target.host:
+        raise LocalProtocolError("a tunnel's URL begins with wss:// and a host")
+    host = target.host
+    answer: list[CIMultiDictProxy[str]] = []
+
+    async def first_answer_counts(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        # here, not after ws_connect(), because that would follow redirects first
+        response = await handler(request)
+        if response.status != 101:  # Switching Protocols
+            response.close()
+            raise TransportError(f"the tunnel service {host} answered HTTP status {response.status}")
+        answer.append(response.headers)
+        return response
+
+    async with aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        middlewares=(first_answer_counts,),
+        skip_auto_headers=("User-Agent",),
+        timeout=aiohttp.ClientTimeout(total=None),
+    ) as session:
+        try:
+            async with asyncio.timeout(connect_timeout):
+                websocket = await session.ws_connect(
+                    target,
+                    protocols=(SUBPROTOCOL,),
+                    origin=str(target.origin()),
+                    ssl=tls if tls is not None else tls_context(None),
+                    max_msg_size=MAX_MESSAGE_SIZE + 1,  # aiohttp refuses the size it is given
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
+                )
+        except TimeoutError as error:
+            raise TransportError(f"the tunnel service {host} did not answer in time") from error
+        except aiohttp.WSServerHandshakeError:
+            # not "from error": its text holds the whole URL
+            raise RemoteProtocolError(f"{host} did not answer as a websocket server does") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise TransportError(_why(error, host)) from error
+        try:
+            if websocket.protocol != SUBPROTOCOL:
+                raise RemoteProtocolError(f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}")
+            tunnel = Tunnel(websocket, host, _routing_id(answer[0]))
+            logger.debug("tunnel open through %s", host)
+            yield tunnel
+        finally:
+            await websocket.close()
+            logger.debug("tunnel through %s closed", host)
+
+
+def _routing_id(headers: CIMultiDictProxy[str]) -> bytes | None:
+    match headers.getall(ROUTING_ID_HEADER, []):
+        case []:
+            return None
+        case [value]:
+            return parse_routing_id(value)
+    raise RemoteProtocolError("the tunnel service named several routing IDs")
+
+
+def _why(error: Exception, host: str) -> str:
+    """What went wrong while connecting, in a few words and without the URL."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as why):
+            return f"the certificate of {host} is not to be trusted: {why.verify_message}"
+        case aiohttp.ClientConnectorSSLError():
+            return f"{host} does not speak TLS as it should"
+        case aiohttp.ClientConnectorDNSError():
+            return f"the host name {host} cannot be resolved"
+        case aiohttp.ClientConnectorError(os_error=OSError(strerror=str() as why)):
+            return f"cannot connect to {host}: {why}"
+        case _:
+            return f"the tunnel service {host} hung up before it answered"

@@ -1,0 +1,394 @@
+"""The websocket client against real servers on loopback: what it accepts, and what it refuses."""
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import WSMsgType, web
+
+from headless_passkey.command_line import UsageError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from headless_passkey.tls import tls_context
+from headless_passkey.tunnel import TunnelClosed, open_tunnel
+from tests.certificates import Certificate, make_certificate
+
+TUNNEL_ID = "00112233445566778899AABBCCDDEEFF"
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@asynccontextmanager
+async def service(handler: Handler, certificate: Certificate, host: str = "localhost") -> AsyncIterator[str]:
+    """A server that answers everything with `handler`; yields the URL of a new tunnel on it."""
+    app = web.Application()
+    app.router.add_get("/{path:.*}", handler)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=certificate.server_context()).start()
+        yield f"wss://{host}:{runner.addresses[0][1]}/cable/new/{TUNNEL_ID}"
+    finally:
+        await runner.cleanup()
+
+
+def tunnel_service(
+    then: Callable[[web.WebSocketResponse], Awaitable[None]], *, headers: dict[str, str] | None = None
+) -> Handler:
+    """A handler that shakes hands as a tunnel service does, and then does what the test says."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse(
+            protocols=("fido.cable",), max_msg_size=0, compress=False, timeout=0.1
+        )
+        websocket.headers.update(headers or {})
+        await websocket.prepare(request)
+        await then(websocket)
+        return websocket
+
+    return handler
+
+
+async def echo(websocket: web.WebSocketResponse) -> None:
+    async for message in websocket:
+        if message.type is WSMsgType.BINARY:
+            await websocket.send_bytes(message.data)
+
+
+async def test_messages_go_out_and_come_back_whole_and_in_order(loopback_certificate: Certificate) -> None:
+    messages = [b"", b"one", bytes(65535), bytes(1 << 20)]
+    async with (
+        service(tunnel_service(echo), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        for message in messages:
+            await tunnel.send(message)
+        assert [await tunnel.receive() for _ in messages] == messages
+
+
+async def test_the_request_is_what_tunnel_services_expect(loopback_certificate: Certificate) -> None:
+    seen: list[web.Request] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request)
+        return await tunnel_service(echo)(request)
+
+    async with service(handler, loopback_certificate) as url:
+        async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+            pass
+        host = url.split("/")[2]
+    (request,) = seen
+    assert request.path == f"/cable/new/{TUNNEL_ID}"
+    assert request.headers["Sec-WebSocket-Protocol"] == "fido.cable"
+    assert request.headers["Origin"] == f"wss://{host}"
+    assert not {"Sec-WebSocket-Extensions", "Cookie", "User-Agent"} & set(request.headers)
+
+
+@pytest.mark.parametrize("header", ["01ff0a", "01FF0A"])
+async def test_the_routing_id_is_read_in_either_case(loopback_certificate: Certificate, header: str) -> None:
+    handler = tunnel_service(echo, headers={"x-cable-routing-id": header})
+    async with (
+        service(handler, loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        assert tunnel.routing_id == bytes.fromhex("01ff0a")
+
+
+async def test_a_service_need_not_name_a_routing_id(loopback_certificate: Certificate) -> None:
+    async with (
+        service(tunnel_service(echo), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        assert tunnel.routing_id is None
+
+
+@pytest.mark.parametrize("header", ["", "01FF", "01FF0A00", "01FF0G", " 1FF0A "])
+async def test_a_malformed_routing_id_is_refused(loopback_certificate: Certificate, header: str) -> None:
+    handler = tunnel_service(echo, headers={"X-caBLE-Routing-ID": header})
+    async with service(handler, loopback_certificate) as url:
+        with pytest.raises(RemoteProtocolError):
+            async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+                pass
+
+
+async def test_two_routing_ids_are_refused(loopback_certificate: Certificate) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse(protocols=("fido.cable",), timeout=0.1)
+        for value in ("01FF0A", "01FF0B"):
+            websocket.headers.add("X-caBLE-Routing-ID", value)
+        await websocket.prepare(request)
+        return websocket
+
+    async with service(handler, loopback_certificate) as url:
+        with pytest.raises(RemoteProtocolError, match="several"):
+            async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+                pass
+
+
+async def test_a_server_that_does_not_echo_the_subprotocol_is_refused(
+    loopback_certificate: Certificate,
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse(timeout=0.1)
+        await websocket.prepare(request)
+        await echo(websocket)
+        return websocket
+
+    async with service(handler, loopback_certificate) as url:
+        with pytest.raises(RemoteProtocolError, match=r"fido\.cable"):
+            async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+                pass
+
+
+@pytest.mark.parametrize("code", [1000, 1001])
+async def test_a_goodbye_is_a_clean_end(loopback_certificate: Certificate, code: int) -> None:
+    async def leave(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_bytes(b"last words")
+        await websocket.close(code=code)
+
+    async with (
+        service(tunnel_service(leave), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        assert await tunnel.receive() == b"last words"
+        with pytest.raises(TunnelClosed) as closed:
+            await tunnel.receive()
+        assert closed.value.clean
+        with pytest.raises(TransportError):
+            await tunnel.send(b"too late")
+
+
+async def test_another_close_code_is_not_a_clean_end(loopback_certificate: Certificate) -> None:
+    async def throw_out(websocket: web.WebSocketResponse) -> None:
+        await websocket.close(code=1008)
+
+    async with (
+        service(tunnel_service(throw_out), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(TunnelClosed, match="1008") as closed:
+            await tunnel.receive()
+        assert not closed.value.clean
+
+
+async def test_a_connection_that_just_ends_is_not_a_clean_end(loopback_certificate: Certificate) -> None:
+    async def die(websocket: web.WebSocketResponse) -> None:
+        transport = websocket.get_extra_info("socket")
+        assert transport is not None
+        websocket._req.transport.abort()  # type: ignore[union-attr]
+
+    async with (
+        service(tunnel_service(die), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(TunnelClosed) as closed:
+            await tunnel.receive()
+        assert not closed.value.clean
+
+
+async def test_receiving_can_be_cancelled_and_taken_up_again(loopback_certificate: Certificate) -> None:
+    async with (
+        service(tunnel_service(echo), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await tunnel.receive()
+        await tunnel.send(b"still there")
+        assert await tunnel.receive() == b"still there"
+
+
+@pytest.mark.threat("T9")
+async def test_a_text_message_ends_the_tunnel(loopback_certificate: Certificate) -> None:
+    heard: list[int | None] = []
+
+    async def chat(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_str("hello")
+        await websocket.receive()
+        heard.append(websocket.close_code)
+
+    async with (
+        service(tunnel_service(chat), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(RemoteProtocolError, match="text"):
+            await tunnel.receive()
+    assert heard == [1003]
+
+
+@pytest.mark.threat("T9")
+async def test_a_message_over_one_mebibyte_is_refused(loopback_certificate: Certificate) -> None:
+    async def flood(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_bytes(bytes((1 << 20) + 1))
+        await websocket.receive()
+
+    async with (
+        service(tunnel_service(flood), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(RemoteProtocolError, match="1048576"):
+            await tunnel.receive()
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_redirect_is_followed_not_even_to_the_same_host(
+    loopback_certificate: Certificate, status: int
+) -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request.path)
+        if request.path == "/elsewhere":
+            return await tunnel_service(echo)(request)
+        return web.Response(status=status, headers={"Location": "/elsewhere"})
+
+    async with service(handler, loopback_certificate) as url:
+        with pytest.raises(TransportError, match=str(status)):
+            async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+                pass
+    assert seen == [f"/cable/new/{TUNNEL_ID}"]
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 410, 500])
+async def test_an_http_answer_is_named_by_its_status(loopback_certificate: Certificate, status: int) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=status)
+
+    async with service(handler, loopback_certificate) as url:
+        with pytest.raises(TransportError, match=f"localhost answered HTTP status {status}"):
+            async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+                pass
+
+
+async def test_a_wrong_websocket_answer_is_refused_without_showing_the_url(
+    loopback_certificate: Certificate,
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(
+            status=101,
+            headers={"Upgrade": "websocket", "Connection": "upgrade", "Sec-WebSocket-Accept": "bm8="},
+        )
+        await response.prepare(request)
+        return response
+
+    async with service(handler, loopback_certificate) as url:
+        with pytest.raises(RemoteProtocolError) as refused:
+            async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
+                pass
+    assert TUNNEL_ID not in str(refused.value)
+    assert refused.value.__cause__ is None
+
+
+@pytest.mark.threat("T9")
+async def test_a_certificate_for_another_host_is_refused(
+    tmp_path: Path, loopback_certificate: Certificate
+) -> None:
+    elsewhere = make_certificate(tmp_path, names=("tunnel.example",))
+    async with service(tunnel_service(echo), elsewhere) as url:
+        with pytest.raises(TransportError, match=r"not to be trusted.*[Hh]ostname mismatch"):
+            async with open_tunnel(url, tls=tls_context(elsewhere.ca)):
+                pass
+
+
+@pytest.mark.threat("T9")
+async def test_an_address_is_checked_as_a_host_name_is(tmp_path: Path) -> None:
+    elsewhere = make_certificate(tmp_path, names=("localhost",))
+    async with service(tunnel_service(echo), elsewhere, host="127.0.0.1") as url:
+        with pytest.raises(TransportError, match="not to be trusted"):
+            async with open_tunnel(url, tls=tls_context(elsewhere.ca)):
+                pass
+
+
+@pytest.mark.threat("T9")
+async def test_a_certificate_of_an_unknown_authority_is_refused(
+    tmp_path: Path, loopback_certificate: Certificate
+) -> None:
+    other = make_certificate(tmp_path, names=("localhost",))
+    async with service(tunnel_service(echo), loopback_certificate) as url:
+        for tls in (tls_context(other.ca), None):
+            with pytest.raises(TransportError, match="not to be trusted"):
+                async with open_tunnel(url, tls=tls):
+                    pass
+
+
+async def test_a_port_where_nobody_listens_is_named_as_such() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        port = closed.getsockname()[1]
+        with pytest.raises(TransportError, match=r"cannot connect to 127\.0\.0\.1"):
+            async with open_tunnel(f"wss://127.0.0.1:{port}/cable/new/{TUNNEL_ID}"):
+                pass
+
+
+async def test_a_host_without_an_address_is_named_as_such() -> None:
+    with pytest.raises(TransportError, match=r"nowhere\.invalid cannot be resolved"):
+        async with open_tunnel(f"wss://nowhere.invalid/cable/new/{TUNNEL_ID}"):
+            pass
+
+
+async def test_a_server_without_tls_is_refused(loopback_certificate: Certificate) -> None:
+    async def answer(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(TransportError, match="TLS"):
+            async with open_tunnel(f"wss://localhost:{port}/cable/new/{TUNNEL_ID}"):
+                pass
+
+
+async def test_a_silent_server_is_given_up() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        port = silent.getsockname()[1]
+        with pytest.raises(TransportError, match="did not answer in time"):
+            async with open_tunnel(f"wss://127.0.0.1:{port}/cable/new/{TUNNEL_ID}", connect_timeout=0.05):
+                pass
+
+
+@pytest.mark.parametrize("url", ["ws://localhost/", "https://localhost/", "wss:///x", "localhost"])
+async def test_only_wss_is_a_tunnel(url: str) -> None:
+    with pytest.raises(LocalProtocolError):
+        async with open_tunnel(url):
+            pass
+
+
+@pytest.mark.threat("T11")
+async def test_no_log_line_holds_the_tunnel_id(
+    loopback_certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with (
+        service(tunnel_service(echo), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        await tunnel.send(b"a message nobody logs")
+        await tunnel.receive()
+    assert "tunnel open through localhost" in caplog.text
+    assert TUNNEL_ID not in caplog.text.upper()
+    assert "a message nobody logs" not in caplog.text
+
+
+def test_the_ca_file_replaces_the_system_roots(loopback_certificate: Certificate) -> None:
+    context = tls_context(loopback_certificate.ca)
+    assert len(context.get_ca_certs()) == 1
+    assert context.check_hostname
+    assert context.verify_mode is ssl.CERT_REQUIRED
+    assert tls_context(None).check_hostname
+
+
+def test_a_ca_file_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot read"):
+        tls_context(tmp_path / "missing.pem")
+    (tmp_path / "empty.pem").touch()
+    with pytest.raises(UsageError, match="PEM"):
+        tls_context(tmp_path / "empty.pem")
