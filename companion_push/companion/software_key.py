@@ -1,0 +1,261 @@
+"""A passkey authenticator in software, FOR DEMONSTRATIONS AND TESTS ONLY.
+
+Its private keys are plain bytes in this process and, through `credential_file`, plain bytes in a file: whoever
+reads them is the user. A phone keeps passkeys in hardware and asks for a face or a finger; this keeps nothing
+and asks nobody, it leaves user verification to the program around it, and claims it.
+
+It is pure: no file, no clock, no question to a user. A request goes through two stages, and the program asks
+its user between them::
+
+    asked = key.ask(command, payload)      # CtapError when the answer is no already
+    ...                                    # show asked.rp_id and asked.accounts, verify the user
+    made = asked.approve(now=...)          # a Registration: made.response goes out, key.adding(made) is kept
+    response = asked.approve(account=0)    # an Assertion
+
+Section numbers are CTAP 2.2's. The signature counter is always 0, which says that there is none (WebAuthn L3
+§6.1.1): a counter only means something when every copy of a key shares it, and files are copied. No extension
+is claimed; attestation is ``none``.
+"""
+
+import hashlib
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final, NoReturn
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+
+from headless_passkey.errors import CtapError, RemoteProtocolError
+from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.ctap2 import (
+    Command,
+    GetAssertionRequest,
+    GetAssertionResponse,
+    GetInfoResponse,
+    MakeCredentialRequest,
+    MakeCredentialResponse,
+    Status,
+    User,
+    status_name,
+)
+from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
+from headless_passkey.trust.ring import is_rp_id
+
+AAGUID: Final = bytes.fromhex("f314e1c7a9434e95be5ab739b2b90776")  # names this model: the software phone
+ES256: Final = -7
+MAX_CREDENTIALS: Final = 512
+
+_USER_PRESENT, _USER_VERIFIED = 0x01, 0x04
+_BACKUP_ELIGIBLE, _BACKED_UP = 0x08, 0x10
+_ATTESTED = 0x40
+_CREDENTIAL_ID_SIZE = 32
+_MAX_NAME = 256  # characters kept of a user's names; §6.1.2 allows truncating them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """One passkey."""
+
+    credential_id: bytes  # 32 random bytes when made here
+    rp_id: str
+    user: User
+    private_key: bytes = field(repr=False)  # 32-byte scalar
+    created: int  # Unix seconds; of several, the newest is offered first
+    discoverable: bool  # found without an allow list
+    synced: bool  # flags BE and BS: it may live, and does live, on other devices too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """What a registration gives: the answer, the new credential, and all credentials there are now."""
+
+    response: MakeCredentialResponse
+    credential: Credential
+    replaced: Credential | None  # the discoverable credential of the same account, now gone (§6.1.2 step 15)
+
+
+@dataclass(frozen=True, slots=True)
+class SoftwareKey:
+    """The credentials, and what can be asked of them. Immutable: `adding` gives the next state."""
+
+    credentials: tuple[Credential, ...] = ()
+    synced: bool = False  # whether new credentials claim to be synced
+
+    @property
+    def info(self) -> GetInfoResponse:
+        """What authenticatorGetInfo answers (§6.4)."""
+        return GetInfoResponse(
+            versions=("FIDO_2_0", "FIDO_2_1"),
+            extensions=(),
+            aaguid=AAGUID,
+            options={"rk": True, "up": True, "uv": True},
+            transports=("hybrid", "internal"),
+            algorithms=(ES256,),
+        )
+
+    def ask(self, command: int, payload: bytes) -> "Registration | Assertion":
+        """The first stage of any command. Total: any bytes give a stage or `CtapError`, the status to answer."""
+        try:
+            match command:
+                case Command.MAKE_CREDENTIAL:
+                    return self.make_credential(MakeCredentialRequest.parse(payload))
+                case Command.GET_ASSERTION:
+                    return self.get_assertion(GetAssertionRequest.parse(payload))
+                case _:
+                    refuse(Status.INVALID_COMMAND)
+        except RemoteProtocolError:
+            refuse(_parse_status(command, payload))
+
+    def make_credential(self, request: MakeCredentialRequest) -> "Registration":
+        """The first stage of authenticatorMakeCredential (§6.1)."""
+        if not is_rp_id(request.rp_id):
+            refuse(Status.INVALID_PARAMETER)
+        if not request.user.id:
+            refuse(Status.INVALID_LENGTH)
+        if ES256 not in request.algorithms:
+            refuse(Status.UNSUPPORTED_ALGORITHM)
+        if len(self.credentials) >= MAX_CREDENTIALS:
+            refuse(Status.KEY_STORE_FULL)
+        return Registration(key=self, request=request)
+
+    def get_assertion(self, request: GetAssertionRequest) -> "Assertion":
+        """The first stage of authenticatorGetAssertion (§6.2)."""
+        if not request.user_presence:
+            refuse(Status.UNSUPPORTED_OPTION)  # an assertion behind the user's back
+        of_rp = [each for each in reversed(self.credentials) if each.rp_id == request.rp_id]
+        if request.allow_list:
+            of_rp = [credential for credential in of_rp if credential.credential_id in request.allow_list]
+        else:
+            of_rp = [credential for credential in of_rp if credential.discoverable]
+        if not of_rp:
+            refuse(Status.NO_CREDENTIALS)
+        of_rp.sort(key=lambda credential: credential.created, reverse=True)
+        return Assertion(request=request, candidates=tuple(of_rp))
+
+    def adding(self, made: Registered) -> "SoftwareKey":
+        """The state after a registration."""
+        kept = tuple(credential for credential in self.credentials if credential != made.replaced)
+        return SoftwareKey((*kept, made.credential), synced=self.synced)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A registration that waits for its user."""
+
+    key: SoftwareKey = field(repr=False)
+    request: MakeCredentialRequest
+
+    @property
+    def rp_id(self) -> str:
+        return self.request.rp_id
+
+    @property
+    def accounts(self) -> tuple[User, ...]:
+        """The one account that the new credential is for."""
+        return (self.request.user,)
+
+    def approve(self, *, now: int, random: Callable[[int], bytes] = secrets.token_bytes) -> Registered:
+        """The credential; the caller has verified the user.
+
+        An excluded credential is told only now, after the user agreed, so that nobody can probe for it behind
+        the user's back (§6.1.2 step 12).
+        """
+        request, owned = self.request, self.key.credentials
+        excluded = set(request.exclude_list)
+        if any(each.rp_id == request.rp_id and each.credential_id in excluded for each in owned):
+            refuse(Status.CREDENTIAL_EXCLUDED)
+        private = generate()
+        credential = Credential(
+            credential_id=random(_CREDENTIAL_ID_SIZE),
+            rp_id=request.rp_id,
+            user=_shortened(request.user),
+            private_key=private.private_numbers().private_value.to_bytes(32, "big"),
+            created=now,
+            discoverable=request.resident_key,
+            synced=self.key.synced,
+        )
+        attested = (
+            AAGUID
+            + len(credential.credential_id).to_bytes(2, "big")
+            + credential.credential_id
+            + _cose_key(private.public_key())
+        )
+        response = MakeCredentialResponse(
+            fmt="none",
+            auth_data=_auth_data(credential, _ATTESTED) + attested,
+            att_stmt={},
+        )
+        return Registered(response=response, credential=credential, replaced=self._replaced(credential))
+
+    def _replaced(self, credential: Credential) -> Credential | None:
+        for each in self.key.credentials:
+            same = each.rp_id == credential.rp_id and each.user.id == credential.user.id
+            if same and each.discoverable and credential.discoverable:
+                return each
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assertion:
+    """An assertion that waits for its user."""
+
+    request: GetAssertionRequest
+    candidates: tuple[Credential, ...]  # at least one, newest first
+
+    @property
+    def rp_id(self) -> str:
+        return self.request.rp_id
+
+    @property
+    def accounts(self) -> tuple[User, ...]:
+        """The accounts that can answer, in the order of `candidates`."""
+        return tuple(credential.user for credential in self.candidates)
+
+    def approve(self, *, account: int = 0) -> GetAssertionResponse:
+        """The assertion of one candidate; the caller has verified the user. account: index in `candidates`."""
+        credential = self.candidates[account]
+        auth_data = _auth_data(credential, 0)
+        private = ec.derive_private_key(int.from_bytes(credential.private_key, "big"), CURVE)
+        return GetAssertionResponse(
+            credential_id=credential.credential_id,
+            auth_data=auth_data,
+            signature=private.sign(auth_data + self.request.client_data_hash, ec.ECDSA(SHA256())),
+            user=credential.user if credential.discoverable else None,
+            user_selected=not self.request.allow_list,
+        )
+
+
+def refuse(status: Status) -> NoReturn:
+    """Answer `status`."""
+    raise CtapError(status, status_name(status))
+
+
+def _parse_status(command: int, payload: bytes) -> Status:
+    """The answer to a request that did not parse: not CBOR, a member missing, or one of another type."""
+    try:
+        members = cbor.decode_map(payload)
+    except RemoteProtocolError:
+        return Status.INVALID_CBOR
+    needed = {1, 2, 3, 4} if command == Command.MAKE_CREDENTIAL else {1, 2}
+    return Status.CBOR_UNEXPECTED_TYPE if needed <= members.keys() else Status.MISSING_PARAMETER
+
+
+def _shortened(user: User) -> User:
+    name = user.name and user.name[:_MAX_NAME]
+    display_name = user.display_name and user.display_name[:_MAX_NAME]
+    return User(id=user.id, name=name, display_name=display_name)
+
+
+def _auth_data(credential: Credential, flags: int) -> bytes:
+    """RP id hash, flags, counter (WebAuthn L3 §6.1): 37 bytes."""
+    flags |= _USER_PRESENT | _USER_VERIFIED
+    if credential.synced:
+        flags |= _BACKUP_ELIGIBLE | _BACKED_UP
+    return hashlib.sha256(credential.rp_id.encode()).digest() + bytes([flags]) + bytes(4)
+
+
+def _cose_key(public: ec.EllipticCurvePublicKey) -> bytes:
+    """The public key as COSE has it (RFC 9053 §7.1): EC2, ES256, P-256."""
+    point = uncompressed(public)
+    return cbor.encode({1: 2, 3: ES256, -1: 1, -2: point[1:33], -3: point[33:65]})

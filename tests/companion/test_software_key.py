@@ -1,0 +1,370 @@
+"""The software authenticator: what it makes verifies elsewhere, and it refuses as CTAP says."""
+
+import base64
+import hashlib
+import json
+import os
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import webauthn
+from fido2.server import Fido2Server
+from fido2.webauthn import (
+    AttestationObject,
+    AttestedCredentialData,
+    AuthenticationResponse,
+    AuthenticatorAttestationResponse,
+    AuthenticatorData,
+    CollectedClientData,
+    PublicKeyCredentialRpEntity,
+    PublicKeyCredentialUserEntity,
+    RegistrationResponse,
+    UserVerificationRequirement,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion_push.companion.software_key import (
+    AAGUID,
+    ES256,
+    MAX_CREDENTIALS,
+    Assertion,
+    Credential,
+    Registered,
+    Registration,
+    SoftwareKey,
+)
+from headless_passkey.errors import CtapError
+from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.ctap2 import (
+    Command,
+    GetAssertionRequest,
+    GetAssertionResponse,
+    MakeCredentialRequest,
+    Status,
+    User,
+)
+
+RP_ID = "example.com"
+ORIGIN = "https://example.com"
+NOW = 1_800_000_000
+ALICE = User(id=b"alice", name="alice@example.com", display_name="Alice")
+BOB = User(id=b"bob", name="bob@example.com", display_name="Bob")
+
+
+def b64(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def client_data(kind: str, challenge: bytes) -> bytes:
+    values = {"type": kind, "challenge": b64(challenge), "origin": ORIGIN, "crossOrigin": False}
+    return json.dumps(values).encode()
+
+
+def creation(user: User = ALICE, **changes: Any) -> MakeCredentialRequest:
+    values: dict[str, Any] = {
+        "client_data_hash": bytes(32),
+        "rp_id": RP_ID,
+        "rp_name": "Example",
+        "user": user,
+        "algorithms": (-257, ES256),
+    }
+    return MakeCredentialRequest(**(values | changes))
+
+
+def assertion(**changes: Any) -> GetAssertionRequest:
+    values: dict[str, Any] = {"rp_id": RP_ID, "client_data_hash": bytes(32)}
+    return GetAssertionRequest(**(values | changes))
+
+
+def made(key: SoftwareKey, request: MakeCredentialRequest, now: int = NOW) -> Registered:
+    return key.make_credential(request).approve(now=now)
+
+
+def having(*users: User, **changes: Any) -> SoftwareKey:
+    """A key on which these users registered one after the other."""
+    key = SoftwareKey()
+    for number, user in enumerate(users):
+        key = key.adding(made(key, creation(user, **changes), NOW + number))
+    return key
+
+
+def refused(key: SoftwareKey, command: Command, payload: bytes) -> int:
+    with pytest.raises(CtapError) as caught:
+        key.ask(command, payload)
+    return caught.value.status
+
+
+# What it makes
+
+
+@pytest.mark.parametrize("synced", [False, True], ids=["device-bound", "synced"])
+def test_python_fido2_accepts_registration_and_assertion(*, synced: bool) -> None:
+    server = Fido2Server(
+        PublicKeyCredentialRpEntity(id=RP_ID, name="Example"), verify_origin=lambda origin: origin == ORIGIN
+    )
+    user = PublicKeyCredentialUserEntity(id=ALICE.id, name="alice", display_name="Alice")
+    options, state = server.register_begin(user, user_verification=UserVerificationRequirement.REQUIRED)
+    data = client_data("webauthn.create", options.public_key.challenge)
+    registered = made(
+        SoftwareKey(synced=synced), creation(client_data_hash=hashlib.sha256(data).digest(), user=ALICE)
+    )
+    auth_data = server.register_complete(
+        state,
+        RegistrationResponse(
+            raw_id=registered.credential.credential_id,
+            response=AuthenticatorAttestationResponse(
+                client_data=CollectedClientData(data),
+                attestation_object=AttestationObject.create(
+                    registered.response.fmt,
+                    AuthenticatorData(registered.response.auth_data),
+                    dict(registered.response.att_stmt),
+                ),
+            ),
+        ),
+    )
+    assert auth_data.credential_data is not None
+    assert bytes(auth_data.credential_data.aaguid) == AAGUID
+    assert auth_data.counter == 0
+    assert bool(auth_data.flags & AuthenticatorData.FLAG.BE) is synced
+    assert bool(auth_data.flags & AuthenticatorData.FLAG.BS) is synced
+
+    key = SoftwareKey().adding(registered)
+    challenge, login_state = server.authenticate_begin(user_verification=UserVerificationRequirement.REQUIRED)
+    data = client_data("webauthn.get", challenge.public_key.challenge)
+    answer = key.get_assertion(assertion(client_data_hash=hashlib.sha256(data).digest())).approve()
+    verified = server.authenticate_complete(
+        login_state,
+        [AttestedCredentialData(auth_data.credential_data)],
+        AuthenticationResponse.from_dict(authentication_json(answer, data)),
+    )
+    assert verified.credential_id == registered.credential.credential_id
+
+
+def test_py_webauthn_accepts_registration_and_assertion() -> None:
+    challenge = os.urandom(32)
+    data = client_data("webauthn.create", challenge)
+    registered = made(SoftwareKey(), creation(client_data_hash=hashlib.sha256(data).digest()))
+    response = registered.response
+    attestation = cbor.encode({"fmt": response.fmt, "authData": response.auth_data, "attStmt": {}})
+    credential_id = b64(registered.credential.credential_id)
+    verified = webauthn.verify_registration_response(
+        credential={
+            "id": credential_id,
+            "rawId": credential_id,
+            "type": "public-key",
+            "response": {"clientDataJSON": b64(data), "attestationObject": b64(attestation)},
+        },
+        expected_challenge=challenge,
+        expected_rp_id=RP_ID,
+        expected_origin=ORIGIN,
+        require_user_verification=True,
+    )
+    assert verified.user_verified
+
+    data = client_data("webauthn.get", challenge)
+    key = SoftwareKey().adding(registered)
+    answer = key.get_assertion(assertion(client_data_hash=hashlib.sha256(data).digest())).approve()
+    signed_in = webauthn.verify_authentication_response(
+        credential=authentication_json(answer, data),
+        expected_challenge=challenge,
+        expected_rp_id=RP_ID,
+        expected_origin=ORIGIN,
+        credential_public_key=verified.credential_public_key,
+        credential_current_sign_count=0,
+        require_user_verification=True,
+    )
+    assert signed_in.user_verified
+    assert signed_in.credential_device_type == "single_device"
+
+
+def authentication_json(answer: GetAssertionResponse, data: bytes) -> dict[str, Any]:
+    assert answer.credential_id is not None
+    credential_id = b64(answer.credential_id)
+    return {
+        "id": credential_id,
+        "rawId": credential_id,
+        "type": "public-key",
+        "response": {
+            "clientDataJSON": b64(data),
+            "authenticatorData": b64(answer.auth_data),
+            "signature": b64(answer.signature),
+        },
+    }
+
+
+def test_info_claims_verification_and_discoverable_credentials_but_no_extension() -> None:
+    info = SoftwareKey().info
+    assert info.options == {"rk": True, "up": True, "uv": True}
+    assert info.extensions == ()
+    assert info.aaguid == AAGUID
+    assert "hybrid" in info.transports
+
+
+def test_without_allow_list_the_newest_account_is_first_and_the_answer_names_its_user() -> None:
+    asked = having(ALICE, BOB).get_assertion(assertion())
+    assert asked.accounts == (BOB, ALICE)
+    answer = asked.approve()
+    assert answer.user == BOB
+    assert answer.user_selected
+    assert asked.approve(account=1).user == ALICE
+
+
+def test_with_an_allow_list_only_its_credentials_answer() -> None:
+    key = having(ALICE, BOB)
+    alices = key.credentials[0].credential_id
+    answer = key.get_assertion(assertion(allow_list=(b"other", alices))).approve()
+    assert answer.credential_id == alices
+    assert not answer.user_selected
+
+
+def test_a_credential_that_is_not_discoverable_answers_only_to_an_allow_list() -> None:
+    key = having(ALICE, resident_key=False)
+    assert refused(key, Command.GET_ASSERTION, assertion().encode()) == Status.NO_CREDENTIALS
+    named = assertion(allow_list=(key.credentials[0].credential_id,))
+    assert key.get_assertion(named).approve().user is None
+
+
+def test_registering_an_account_again_replaces_its_discoverable_credential() -> None:
+    key = having(ALICE, BOB, ALICE)
+    assert [each.user for each in key.credentials] == [BOB, ALICE]
+
+
+def test_long_names_are_shortened() -> None:
+    registered = made(SoftwareKey(), creation(User(id=b"x", name="n" * 9999, display_name="d" * 9999)))
+    user = registered.credential.user
+    assert user.name is not None
+    assert len(user.name) == 256
+
+
+# Properties
+
+
+@given(st.integers(0, 255), st.binary(max_size=400))
+def test_any_command_and_payload_get_a_stage_or_a_ctap_status(command: int, payload: bytes) -> None:
+    with suppress(CtapError):
+        having_alice.ask(command, payload)
+
+
+cbor_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-300, 300) | st.binary(max_size=40) | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["id", "type", "alg", "name", "rk", "up", "uv", 1, 2]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(
+    st.sampled_from([Command.MAKE_CREDENTIAL, Command.GET_ASSERTION]),
+    st.dictionaries(st.integers(0, 9), cbor_values, max_size=8),
+)
+def test_any_map_gets_a_stage_or_a_ctap_status(command: Command, members: dict[int, Any]) -> None:
+    with suppress(CtapError):
+        having_alice.ask(command, cbor.encode(members))
+
+
+@given(st.binary(min_size=1, max_size=64), st.none() | st.text(), st.none() | st.text())
+def test_any_user_can_register_and_sign_in(user_id: bytes, name: str | None, display: str | None) -> None:
+    user = User(id=user_id, name=name, display_name=display)
+    key = SoftwareKey().adding(made(SoftwareKey(), creation(user)))
+    answer = key.get_assertion(assertion()).approve()
+    assert answer.user is not None
+    assert answer.user.id == user_id
+
+
+having_alice = having(ALICE)
+
+
+# Refusals
+
+
+def test_no_credential_is_status_2e() -> None:
+    assert refused(SoftwareKey(), Command.GET_ASSERTION, assertion().encode()) == 0x2E
+    other = assertion(rp_id="other.example")
+    assert refused(having(ALICE), Command.GET_ASSERTION, other.encode()) == 0x2E
+    unlisted = assertion(allow_list=(b"x" * 32,))
+    assert refused(having(ALICE), Command.GET_ASSERTION, unlisted.encode()) == 0x2E
+
+
+def test_another_algorithm_is_status_26() -> None:
+    request = creation(algorithms=(-8, -257))
+    assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, request.encode()) == 0x26
+
+
+def test_an_excluded_credential_is_told_only_after_the_user_agreed() -> None:
+    key = having(ALICE)
+    asked = key.ask(
+        Command.MAKE_CREDENTIAL, creation(BOB, exclude_list=(key.credentials[0].credential_id,)).encode()
+    )
+    assert isinstance(asked, Registration)
+    with pytest.raises(CtapError) as caught:
+        asked.approve(now=NOW)
+    assert caught.value.status == 0x19
+
+
+def test_a_credential_of_another_rp_excludes_nothing() -> None:
+    key = having(ALICE)
+    request = creation(BOB, rp_id="other.example", exclude_list=(key.credentials[0].credential_id,))
+    assert made(key, request).credential.rp_id == "other.example"
+
+
+def test_an_assertion_behind_the_users_back_is_refused() -> None:
+    silent = assertion(user_presence=False)
+    assert refused(having(ALICE), Command.GET_ASSERTION, silent.encode()) == Status.UNSUPPORTED_OPTION
+
+
+@pytest.mark.parametrize("rp_id", ["", "EXAMPLE.com", "example.com/", "exa mple", "a" * 300])
+def test_an_rp_id_that_is_no_domain_name_is_refused(rp_id: str) -> None:
+    request = creation(rp_id=rp_id)
+    assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, request.encode()) == Status.INVALID_PARAMETER
+
+
+def test_a_user_without_id_is_refused() -> None:
+    request = creation(User(id=b""))
+    assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, request.encode()) == Status.INVALID_LENGTH
+
+
+def test_a_full_key_refuses_more() -> None:
+    key = SoftwareKey(having(ALICE).credentials * MAX_CREDENTIALS)
+    assert refused(key, Command.MAKE_CREDENTIAL, creation().encode()) == Status.KEY_STORE_FULL
+
+
+@pytest.mark.threat("T10")
+@pytest.mark.parametrize("command", [0x00, 0x04, 0x06, 0x07, 0x08, 0x0B, 0x40, 0xFF])
+def test_no_other_command_exists(command: int) -> None:
+    with pytest.raises(CtapError) as caught:
+        SoftwareKey().ask(command, b"")
+    assert caught.value.status == Status.INVALID_COMMAND
+
+
+@pytest.mark.parametrize(
+    ("payload", "status"),
+    [
+        (b"", Status.INVALID_CBOR),
+        (b"\xff", Status.INVALID_CBOR),
+        (cbor.encode([]), Status.INVALID_CBOR),
+        (cbor.encode({}), Status.MISSING_PARAMETER),
+        (cbor.encode({1: "example.com"}), Status.MISSING_PARAMETER),
+        (cbor.encode({1: 7, 2: bytes(32)}), Status.CBOR_UNEXPECTED_TYPE),
+    ],
+)
+def test_a_malformed_request_gets_the_status_that_says_why(payload: bytes, status: Status) -> None:
+    assert refused(SoftwareKey(), Command.GET_ASSERTION, payload) == status
+
+
+@pytest.mark.threat("T11")
+def test_private_keys_stay_out_of_every_repr() -> None:
+    key = having(ALICE)
+    private = key.credentials[0].private_key
+    shown = (
+        repr(key) + repr(key.credentials) + repr(key.get_assertion(assertion())) + repr(made(key, creation()))
+    )
+    assert private.hex() not in shown
+    assert repr(private) not in shown
+    assert isinstance(key.get_assertion(assertion()), Assertion)
+    assert isinstance(key.credentials[0], Credential)
