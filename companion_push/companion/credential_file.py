@@ -1,0 +1,113 @@
+"""The software phone's credentials on disk, FOR DEMONSTRATIONS AND TESTS ONLY.
+
+One JSON file, mode 0600, with the private keys in the clear: there is no hardware to keep them and no secret
+of the user's to encrypt them with. It is parsed strictly, bounded, and changed under a lock, so that two
+software phones may share it.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Final
+
+import msgspec
+
+from companion_push.companion.private_file import lock, read_private, write_private
+from companion_push.companion.software_key import (
+    MAX_CREDENTIALS,
+    Credential,
+    Registered,
+    Registration,
+    SoftwareKey,
+)
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid.ctap2 import User
+
+_VERSION: Final = 1
+_LIMIT: Final = 4 << 20  # bytes of file
+_WARNING: Final = "software passkeys for demonstrations and tests: whoever reads this file is the user"
+
+_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+_Text = Annotated[str, msgspec.Meta(max_length=1024)]
+
+
+class _User(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    id: Annotated[bytes, msgspec.Meta(min_length=1, max_length=64)]
+    name: _Text | None = None
+    display_name: _Text | None = None
+
+
+class _Credential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=64)]
+    rp_id: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
+    user: _User
+    private_key: Annotated[bytes, msgspec.Meta(min_length=32, max_length=32)]
+    created: Annotated[int, msgspec.Meta(ge=0)]
+    discoverable: bool
+    synced: bool
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    version: int
+    warning: str
+    credentials: Annotated[list[_Credential], msgspec.Meta(max_length=MAX_CREDENTIALS)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialFile:
+    """Where the software phone's credentials are."""
+
+    path: Path
+    synced: bool = False  # whether new credentials claim to be synced
+
+    def load(self) -> SoftwareKey:
+        """What is in the file; nothing when there is none. `RemoteProtocolError` when it cannot be used."""
+        content = read_private(self.path, limit=_LIMIT)
+        if content is None:
+            return SoftwareKey(synced=self.synced)
+        try:
+            file = msgspec.json.decode(content, type=_File)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            # the decoder's message may quote what it read, and that may be a key
+            raise RemoteProtocolError(f"{self.path} is not a file of software passkeys") from error
+        if file.version != _VERSION:
+            raise RemoteProtocolError(
+                f"{self.path} has version {file.version}, this program knows {_VERSION}"
+            )
+        return SoftwareKey(tuple(map(self._read, file.credentials)), synced=self.synced)
+
+    def register(self, asked: Registration, *, now: int) -> Registered:
+        """Approve `asked` and keep the credential; it is on disk before anybody hears of it."""
+        with lock(self.path):
+            key = self.load()  # another software phone may have added to it since
+            made = replace(asked, key=key).approve(now=now)
+            file = _File(_VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])
+            write_private(self.path, msgspec.json.format(msgspec.json.encode(file)) + b"\n")
+        return made
+
+    def _read(self, entry: _Credential) -> Credential:
+        if not 0 < int.from_bytes(entry.private_key, "big") < _P256_ORDER:
+            raise RemoteProtocolError(f"{self.path} holds a private key that is none")
+        user = User(id=entry.user.id, name=entry.user.name, display_name=entry.user.display_name)
+        return Credential(
+            credential_id=entry.id,
+            rp_id=entry.rp_id,
+            user=user,
+            private_key=entry.private_key,
+            created=entry.created,
+            discoverable=entry.discoverable,
+            synced=entry.synced,
+        )
+
+
+def _written(credential: Credential) -> _Credential:
+    user = credential.user
+    return _Credential(
+        id=credential.credential_id,
+        rp_id=credential.rp_id,
+        user=_User(user.id, user.name, user.display_name),
+        private_key=credential.private_key,
+        created=credential.created,
+        discoverable=credential.discoverable,
+        synced=credential.synced,
+    )

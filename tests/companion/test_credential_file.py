@@ -1,0 +1,197 @@
+"""The software phone's file: what was kept comes back, and nothing else is read."""
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from companion_push.companion import private_file
+from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.software_key import ES256, Registration
+from headless_passkey.errors import CtapError, RemoteProtocolError, TransportError
+from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> CredentialFile:
+    return CredentialFile(path=tmp_path / "passkeys.json")
+
+
+def asked(file: CredentialFile, user_id: bytes = b"alice", **changes: Any) -> Registration:
+    values: dict[str, Any] = {
+        "client_data_hash": bytes(32),
+        "rp_id": "example.com",
+        "rp_name": None,
+        "user": User(id=user_id, name="name", display_name=None),
+        "algorithms": (ES256,),
+    }
+    return file.load().make_credential(MakeCredentialRequest(**(values | changes)))
+
+
+def test_there_is_nothing_in_a_file_that_is_not_there(file: CredentialFile) -> None:
+    assert file.load().credentials == ()
+
+
+def test_a_registered_credential_is_read_back(file: CredentialFile) -> None:
+    made = file.register(asked(file), now=1)
+    assert file.load().credentials == (made.credential,)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
+def test_any_names_are_read_back(file: CredentialFile, name: str, display_name: str) -> None:
+    user = User(id=b"anybody", name=name, display_name=display_name)
+    made = file.register(asked(file, user=user), now=1)
+    assert file.load().credentials == (made.credential,)
+
+
+def test_the_file_is_its_owners_alone_and_says_what_it_is(file: CredentialFile) -> None:
+    file.register(asked(file), now=1)
+    assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
+    assert "demonstrations and tests" in file.path.read_text()
+
+
+def test_two_phones_that_share_a_file_lose_nothing(file: CredentialFile) -> None:
+    first, second = asked(file, b"alice"), asked(file, b"bob")  # both read before either writes
+    file.register(first, now=1)
+    file.register(second, now=2)
+    assert {each.user.id for each in file.load().credentials} == {b"alice", b"bob"}
+
+
+def test_an_exclude_list_counts_what_another_phone_added_meanwhile(file: CredentialFile) -> None:
+    late = asked(file, b"bob")
+    made = file.register(asked(file, b"alice"), now=1)
+    excluding = asked(file, b"bob", exclude_list=(made.credential.credential_id,))
+    with pytest.raises(CtapError):
+        file.register(excluding, now=2)
+    file.register(late, now=3)
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_a_file_that_others_may_read_is_refused(file: CredentialFile, mode: int) -> None:
+    file.register(asked(file), now=1)
+    file.path.chmod(mode)
+    with pytest.raises(RemoteProtocolError, match="open to others"):
+        file.load()
+
+
+def changed(**changes: Any) -> str:
+    entry: dict[str, Any] = {
+        "id": "A" * 43 + "=",
+        "rp_id": "example.com",
+        "user": {"id": "YWxpY2U="},
+        "private_key": "A" * 42 + "E=",
+        "created": 1,
+        "discoverable": True,
+        "synced": False,
+    }
+    credential = {key: value for key, value in (entry | changes).items() if value is not ...}
+    return json.dumps({"version": 1, "warning": "", "credentials": [credential]})
+
+
+def test_the_sample_that_the_refusals_change_is_itself_read(file: CredentialFile) -> None:
+    private_file.write_private(file.path, changed().encode())
+    assert len(file.load().credentials) == 1
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[]",
+        "null",
+        "[" * 100_000,
+        changed(private_key="AAAA"),
+        changed(private_key="A" * 43 + "="),  # zero is no key
+        changed(private_key="_" * 43 + "="),
+        changed(private_key="/" * 42 + "8="),  # beyond the group order
+        changed(id="AA=="),
+        changed(user=...),
+        changed(user={"id": ""}),
+        changed(rp_id=""),
+        changed(created=-1),
+        changed(discoverable="yes"),
+        changed(extra=1),
+        changed().replace('"version": 1', '"version": 2'),
+        "\ud800",
+    ],
+)
+def test_anything_but_a_credential_file_is_refused(file: CredentialFile, content: str) -> None:
+    private_file.write_private(file.path, content.encode(errors="surrogatepass"))
+    with pytest.raises(RemoteProtocolError) as caught:
+        file.load()
+    assert "AAAA" not in str(caught.value)
+
+
+@pytest.mark.threat("T12")
+@given(st.binary(max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+def test_any_bytes_are_read_or_refused(file: CredentialFile, content: bytes) -> None:
+    private_file.write_private(file.path, content)
+    with pytest.raises(RemoteProtocolError):
+        file.load()
+
+
+def test_a_file_that_is_too_long_is_refused(file: CredentialFile) -> None:
+    private_file.write_private(file.path, b" " * ((4 << 20) + 1))
+    with pytest.raises(RemoteProtocolError, match="longer"):
+        file.load()
+
+
+def test_what_is_not_a_plain_file_is_refused_at_once(file: CredentialFile) -> None:
+    os.mkfifo(file.path, 0o600)
+    with pytest.raises(RemoteProtocolError, match="plain file"):
+        file.load()
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    file: CredentialFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.register(asked(file, b"alice"), now=1)
+    before = file.path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    registration = asked(file, b"bob")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TransportError, match="No space left"):
+        file.register(registration, now=2)
+    assert file.path.read_bytes() == before
+    assert {path.name for path in file.path.parent.iterdir()} == {"passkeys.json", ".passkeys.json.lock"}
+
+
+def test_a_link_is_followed_and_stays_a_link(file: CredentialFile, tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to(file.path)
+    linked = CredentialFile(path=link)
+    linked.register(asked(linked), now=1)
+    assert link.is_symlink()
+    assert len(file.load().credentials) == 1
+
+
+def test_a_directory_that_is_not_there_is_a_clear_failure(tmp_path: Path) -> None:
+    file = CredentialFile(path=tmp_path / "missing" / "passkeys.json")
+    assert file.load().credentials == ()
+    with pytest.raises(TransportError, match="No such file"):
+        file.register(asked(file), now=1)
+
+
+def test_a_private_directory_is_made_or_refused(tmp_path: Path) -> None:
+    private_file.private_directory(tmp_path / "fresh")
+    assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    (tmp_path / "open").chmod(0o755)
+    with pytest.raises(RemoteProtocolError, match="open to others"):
+        private_file.private_directory(tmp_path / "open")
+    (tmp_path / "file").touch()
+    with pytest.raises(RemoteProtocolError, match="not a directory"):
+        private_file.private_directory(tmp_path / "file")
