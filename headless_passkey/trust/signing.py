@@ -3,10 +3,14 @@
 A member's name is the RFC 7638 thumbprint of its P-256 signing key. A signing key may live in a TPM or a
 secure element, so the rest of the package asks only for `SigningKey`; `SoftwareSigningKey` is the one that
 keeps it in memory.
+
+This module stands apart from the transport's key derivation on purpose: the relay verifies signatures and
+must not import what opens a FIDO URL.
 """
 
 import base64
 import hashlib
+import re
 from typing import Final, Protocol, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -17,12 +21,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from headless_passkey.errors import RemoteProtocolError
 
-# The curve is spelled out here, not taken from `hybrid.keys`: the relay checks signatures with this module, and
-# must not reach, even through others, what could open what it carries.
-_CURVE: Final = ec.SECP256R1()
-_POINT_SIZE: Final = 65
+CURVE: Final = ec.SECP256R1()
+POINT_SIZE: Final = 65  # uncompressed: 0x04, X, Y
 SIGNATURE_SIZE: Final = 64
+NAME_SIZE: Final = 43  # characters: base64url of 32 bytes
 _ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
 class SigningKey(Protocol):
@@ -43,16 +47,16 @@ class SoftwareSigningKey:
 
     def __init__(self, private: ec.EllipticCurvePrivateKey) -> None:
         self._private = private
-        self.public_key = private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        self.public_key = uncompressed(private.public_key())
 
     @classmethod
     def generate(cls) -> Self:
-        return cls(ec.generate_private_key(_CURVE))
+        return cls(ec.generate_private_key(CURVE))
 
     @classmethod
     def from_bytes(cls, scalar: bytes) -> Self:
         """From the 32-byte secret scalar, as `to_bytes` gave it."""
-        return cls(ec.derive_private_key(int.from_bytes(scalar, "big"), _CURVE))
+        return cls(private_key(scalar))
 
     def to_bytes(self) -> bytes:
         """The 32-byte secret scalar: keep it as you keep the key."""
@@ -70,22 +74,11 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
     if not (0 < r < _ORDER and 0 < s < _ORDER):
         return False
-    key = parse_public_key(public_key)
     try:
-        key.verify(encode_dss_signature(r, s), data, ec.ECDSA(SHA256()))
+        parse_public_key(public_key).verify(encode_dss_signature(r, s), data, ec.ECDSA(SHA256()))
     except InvalidSignature:
         return False
     return True
-
-
-def parse_public_key(point: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a 65-byte uncompressed point; refuses other forms and points off the curve."""
-    if len(point) != _POINT_SIZE or point[0] != 0x04:
-        raise RemoteProtocolError(f"expected a P-256 point of {_POINT_SIZE} bytes, got {len(point)}")
-    try:
-        return ec.EllipticCurvePublicKey.from_encoded_point(_CURVE, point)
-    except ValueError as error:
-        raise RemoteProtocolError("the point is not on P-256") from error
 
 
 def thumbprint(public_key: bytes) -> str:
@@ -94,6 +87,41 @@ def thumbprint(public_key: bytes) -> str:
     return base64url(hashlib.sha256(f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'.encode()).digest())
 
 
+def parse_public_key(point: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a 65-byte point; refuses other forms and points off the curve."""
+    if len(point) != POINT_SIZE or point[0] != 4:
+        raise RemoteProtocolError(f"expected an uncompressed P-256 point of 65 bytes, got {len(point)}")
+    try:
+        return ec.EllipticCurvePublicKey.from_encoded_point(CURVE, point)
+    except ValueError as error:
+        raise RemoteProtocolError("the point is not on P-256") from error
+
+
+def uncompressed(key: ec.EllipticCurvePublicKey) -> bytes:
+    """65 bytes: 0x04, X, Y."""
+    return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+
+
+def private_key(scalar: bytes) -> ec.EllipticCurvePrivateKey:
+    """The P-256 key of a 32-byte secret scalar."""
+    if len(scalar) != 32:
+        raise RemoteProtocolError(f"expected a P-256 scalar of 32 bytes, got {len(scalar)}")
+    try:
+        return ec.derive_private_key(int.from_bytes(scalar, "big"), CURVE)
+    except ValueError as error:
+        raise RemoteProtocolError("the scalar is not a P-256 key") from error
+
+
 def base64url(data: bytes) -> str:
     """base64url without padding, as JOSE writes it."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def from_base64url(text: str) -> bytes:
+    """The bytes of unpadded base64url; refuses padding, foreign characters and stray bits at the end."""
+    if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
+        raise RemoteProtocolError("expected base64url without padding")
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if base64url(data) != text:
+        raise RemoteProtocolError("base64url with stray bits at its end")
+    return data

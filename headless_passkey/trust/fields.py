@@ -1,0 +1,102 @@
+"""One encoding for everything that is signed, MACed or handed over: canonical CBOR ``[label, …]``.
+
+The label says what the bytes are, so that no byte string of one kind can pass for another. `Fields` takes
+the items in their order, each with its type and bound: what it gives back needs no second look.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid import cbor
+from headless_passkey.trust.signing import NAME_SIZE, from_base64url
+
+PROJECT: Final = "headless-passkey"
+MAX_TIME: Final = 1 << 48  # seconds; far beyond any clock, small enough for every language's integers
+MAX_LABEL: Final = 64  # characters of a label or an account's name
+
+T = TypeVar("T")
+
+
+class Fields:
+    """The items of one CBOR array, taken in order."""
+
+    def __init__(self, items: Any, what: str, count: int) -> None:
+        """what: for messages. count: how many items there must be."""
+        if not isinstance(items, list):
+            raise RemoteProtocolError(f"{what}: expected a CBOR array, got {type(items).__name__}")
+        if len(items) != count:
+            raise RemoteProtocolError(f"{what}: expected {count} items, got {len(items)}")
+        self._items = iter(items)
+        self._what = what
+
+    @classmethod
+    def of(cls, data: bytes, label: str, count: int, *, limit: int) -> "Fields":
+        """The items after `label` in `data`, which is at most `limit` bytes; count: of those items."""
+        if len(data) > limit:
+            raise RemoteProtocolError(f"{label}: {len(data)} bytes, more than {limit}")
+        fields = cls(cbor.decode(data), label, count + 1)
+        if fields.take() != label:
+            raise RemoteProtocolError(f"expected the label {label!r}, got another")
+        return fields
+
+    def take(self) -> Any:
+        """The next item, whatever it is."""
+        return next(self._items)
+
+    def integer(self, lowest: int, highest: int) -> int:
+        value = self.take()
+        if type(value) is not int or not lowest <= value <= highest:
+            raise RemoteProtocolError(f"{self._what}: expected an integer from {lowest} to {highest}")
+        return value
+
+    def time(self) -> int:
+        """Unix seconds."""
+        return self.integer(0, MAX_TIME)
+
+    def octets(self, shortest: int, longest: int | None = None) -> bytes:
+        """A byte string of exactly `shortest` bytes, or of `shortest` to `longest`."""
+        longest = shortest if longest is None else longest
+        value = self.take()
+        if not isinstance(value, bytes) or not shortest <= len(value) <= longest:
+            size = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+            raise RemoteProtocolError(f"{self._what}: expected a byte string of {size} bytes")
+        return value
+
+    def text(self, longest: int) -> str:
+        """Text a person may be shown: `is_plain`, at most `longest` characters."""
+        value = self.take()
+        if not isinstance(value, str) or not is_plain(value, longest):
+            raise RemoteProtocolError(f"{self._what}: expected 1 to {longest} printable characters")
+        return value
+
+    def name(self) -> str:
+        """A member's name: base64url of 32 bytes."""
+        value = self.take()
+        if not isinstance(value, str) or len(value) != NAME_SIZE:
+            raise RemoteProtocolError(f"{self._what}: expected a member's name of {NAME_SIZE} characters")
+        from_base64url(value)
+        return value
+
+    def optional(self, take: Callable[[], T]) -> T | None:
+        """None where the next item is null, else what `take` makes of it."""
+        item = self.take()
+        if item is None:
+            return None
+        rest = self._items
+        self._items = _prepend(item, rest)
+        return take()
+
+
+def is_plain(text: str, longest: int) -> bool:
+    """Whether `text` may be shown: 1 to `longest` printable characters, no space at the ends.
+
+    Python's printable leaves out control characters, line separators and the invisible ones that reorder
+    text, so a label cannot rewrite the line it stands in.
+    """
+    return 0 < len(text) <= longest and text.isprintable() and text.strip() == text
+
+
+def _prepend(item: Any, rest: Any) -> Any:
+    yield item
+    yield from rest

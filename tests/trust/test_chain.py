@@ -1,0 +1,64 @@
+"""The chain of rings one has verified."""
+
+import pytest
+
+from headless_passkey.errors import LocalProtocolError, TrustReason
+from headless_passkey.trust.chain import MAX_KEPT, RingChain
+from tests.trust.people import chain_of, companion, device, found, grow
+from tests.trust.test_ring import refused
+
+PHONE, TABLET, FRAME = companion("phone"), companion("tablet"), device("frame")
+FIRST = found(PHONE)
+SECOND = grow(FIRST, PHONE, PHONE, TABLET, FRAME)
+THIRD = grow(SECOND, TABLET, TABLET, FRAME)
+
+
+def test_a_chain_grows_link_by_link_and_is_restored_as_it_was() -> None:
+    chain = RingChain.start(FIRST).extend([SECOND.document, THIRD.document])
+    assert chain.head == THIRD
+    assert RingChain.restore(chain.documents) == chain
+
+
+def test_rings_it_already_holds_are_skipped() -> None:
+    chain = chain_of(FIRST, SECOND)
+    assert chain.extend([FIRST.document, SECOND.document, THIRD.document]).head == THIRD
+
+
+def test_ancestors_are_found_by_version_and_hash_together() -> None:
+    chain = chain_of(FIRST, SECOND, THIRD)
+    assert chain.ancestor(2, SECOND.hash) == SECOND
+    assert chain.ancestor(3, THIRD.hash) == THIRD
+    assert chain.ancestor(3, SECOND.hash) is None
+    assert chain.ancestor(4, THIRD.hash) is None
+
+
+def test_the_removed_are_remembered_even_when_they_came_back() -> None:
+    again = grow(THIRD, TABLET, TABLET, FRAME, PHONE)
+    chain = chain_of(FIRST, SECOND, THIRD, again)
+    assert chain.removed_since(1) == {PHONE.name}
+    assert chain.removed_since(2) == {PHONE.name}
+    assert chain.removed_since(3) == frozenset()
+    assert chain.removed_since(4) == frozenset()
+
+
+def test_old_rings_are_let_go() -> None:
+    chain = RingChain.start(FIRST)
+    for _ in range(MAX_KEPT + 5):
+        chain = chain.extend([grow(chain.head, PHONE, PHONE).document])
+    assert len(chain.rings) == MAX_KEPT
+    assert RingChain.restore(chain.documents) == chain
+
+
+@pytest.mark.threat("T2")
+def test_a_fork_anywhere_in_the_answer_is_refused_and_changes_nothing() -> None:
+    chain = chain_of(FIRST, SECOND)
+    fork = grow(FIRST, PHONE, PHONE)
+    for documents in ([fork.document], [THIRD.document, fork.document], [grow(fork, PHONE, PHONE).document]):
+        with refused(TrustReason.FORKED_RING):
+            chain.extend(documents)
+    assert chain.head == SECOND
+
+
+def test_a_chain_is_never_empty() -> None:
+    with pytest.raises(LocalProtocolError):
+        RingChain(())
