@@ -1,0 +1,40 @@
+"""Request proofs: every request says which key makes it (RFC 9449; docs/protocol/relay.md).
+
+A proof is a compact JWS for one method and one URL, made at one time, with a random id that servers take
+once. No bearer token exists, so nothing that is read on the way can be used again.
+"""
+
+import hashlib
+import json
+import secrets
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from headless_passkey.trust.signing import SigningKey, base64url
+
+PROOF_HEADER: Final = "DPoP"
+
+
+def make_proof(key: SigningKey, *, method: str, url: str, now: float, access_token: str | None = None) -> str:
+    """A proof of `key` for one request: the value of the header ``DPoP``.
+
+    url: as requested; query and fragment are left out of the proof. now: Unix seconds.
+    access_token: the session token that goes with the request, if any; bound as ``ath``.
+    """
+    x, y = key.public_key[1:33], key.public_key[33:65]
+    jwk = {"kty": "EC", "crv": "P-256", "x": base64url(x), "y": base64url(y)}
+    header = {"typ": "dpop+jwt", "alg": "ES256", "jwk": jwk}
+    claims: dict[str, Any] = {
+        "htm": method,
+        "htu": urlunsplit(urlsplit(url)._replace(query="", fragment="")),
+        "iat": int(now),
+        "jti": base64url(secrets.token_bytes(16)),
+    }
+    if access_token is not None:
+        claims["ath"] = base64url(hashlib.sha256(access_token.encode("ascii")).digest())
+    signing_input = f"{_segment(header)}.{_segment(claims)}"
+    return f"{signing_input}.{base64url(key.sign(signing_input.encode('ascii')))}"
+
+
+def _segment(value: dict[str, Any]) -> str:
+    return base64url(json.dumps(value, separators=(",", ":")).encode())
