@@ -1,0 +1,422 @@
+"""The corridor: a FIDO URL out to the phone, an assertion home (CTAP 2.2 §11.5.1).
+
+`sign_in` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
+the radio on, has the URLs delivered, and races what can happen next: a phone's advert, the end of the
+request, the deadline. The first phone that completes the handshake gets the one CTAP command; its reply is
+checked and handed on. It keeps time and moves bytes; what they mean is decided in the rooms it passes.
+
+Cancelling it at any point is a normal exit: the radio stops, tunnels close, the request is withdrawn.
+"""
+
+import asyncio
+import logging
+import secrets
+import ssl
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from headless_passkey.errors import (
+    CtapError,
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.channel import ClientChannel
+from headless_passkey.hybrid.client_platform import QrTransaction
+from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
+from headless_passkey.hybrid.eid import Eid
+from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.messages import Ctap
+from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.radio.source import Advert, AdvertSource
+from headless_passkey.tunnel import Tunnel, open_tunnel
+from headless_passkey.webauthn import AuthenticationOptions, Credential, Options, RegistrationOptions
+
+DEFAULT_TIMEOUT: Final = 300.0  # seconds for the whole ceremony
+HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
+FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended
+RETRY_PAUSE: Final = 1.0  # seconds before the same advert is tried again
+MAX_ATTEMPTS: Final = 32  # tunnels joined in one ceremony, so that adverts cannot keep us busy for ever
+
+logger = logging.getLogger(__name__)
+
+
+class Stage(StrEnum):
+    """Where a ceremony is, for a user interface."""
+
+    PREPARED = "prepared"  # FIDO URLs made, radio on
+    SUBMITTED = "submitted"  # handed over for delivery
+    DELIVERED = "delivered"  # a companion has fetched its URL
+    CLAIMED = "claimed"  # a companion's user approved
+    OPENED = "opened"  # the URL went to the phone
+    ADVERT_HEARD = "advert-heard"  # the phone is near
+    TUNNEL_JOINED = "tunnel-joined"
+    CHANNEL_OPEN = "channel-open"  # the phone proved that it read our URL
+    ATTEMPT_FAILED = "attempt-failed"  # tunnel or handshake failed, still listening
+    REQUEST_SENT = "request-sent"  # the challenge is with the phone
+    REPLY_CHECKED = "reply-checked"
+    COMPLETED = "completed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEvent:
+    """A stage was reached."""
+
+    stage: Stage
+    elapsed: float  # seconds since the ceremony began
+    detail: Mapping[str, str | int] = field(default_factory=dict)  # never a secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What the ceremony is for, stated before delivery; options that come later must not differ."""
+
+    kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
+    origin: str
+    rp_id: str
+    rp_name: str | None = None  # shown on the companion, as the device's word
+    note: str | None = None  # shown on the companion
+    digits: str | None = None  # to be typed on the companion, where the device can show or speak them
+    user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
+
+    @classmethod
+    def of(cls, options: Options, **more: Any) -> "Ask":
+        """What known options ask for."""
+        if isinstance(options, RegistrationOptions):
+            more = {"rp_name": options.rp_name, "user_handle": options.user.id, **more}
+        return cls(kind=options.hint, origin=options.origin, rp_id=options.rp_id, **more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What a delivery says of its request."""
+
+    state: str  # delivered, claimed, opened or a terminal state
+    claimed_by: str | None = None  # the recipient that may complete it
+
+
+class Delivery(Protocol):
+    """How FIDO URLs reach phones."""
+
+    async def recipients(self) -> Sequence[str]:
+        """Who gets a URL of its own."""
+
+    async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
+        """Hand the URLs over; they are worth nothing after `lifetime` seconds."""
+
+    def progress(self) -> AsyncGenerator[Progress, None]:
+        """What becomes of the request; raises what ends it (`NotApproved`, `TrustError`, …)."""
+
+    async def finish(self, outcome: str, reason: str | None = None) -> None:
+        """Say how it ended: completed, failed or cancelled."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedIn:
+    """The ceremony's end: the response for the relying party, and whose passkey made it."""
+
+    credential: Credential
+    user_checked: bool  # False: nobody was expected, so the account is the phone's choice (T3)
+
+
+OptionsSource = Options | Callable[[], Awaitable[Any]]
+
+
+async def sign_in(
+    ask: Ask,
+    options: OptionsSource,
+    *,
+    delivery: Delivery,
+    radio: AdvertSource,
+    tunnels: Mapping[int, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
+    on_stage: Callable[[StageEvent], None] = lambda _event: None,
+    settle: Callable[[Credential], Awaitable[None]] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> SignedIn:
+    """One ceremony, from FIDO URL to checked response.
+
+    options: known options, or a callable asked for WebAuthn options JSON once the phone is there.
+    tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
+    tls: whom to believe on the tunnel; None means the system's roots. timeout: seconds for everything.
+    settle: takes the response to the relying party; only after it is the request reported as completed.
+
+    Raises the branches of `HeadlessPasskeyError`; at the deadline that is `NotApproved` (expired).
+    """
+    corridor = _Corridor(
+        ask=ask,
+        options=options,
+        delivery=delivery,
+        tunnels=tunnels or {},
+        tls=tls,
+        on_stage=on_stage,
+        settle=settle,
+    )
+    try:
+        async with asyncio.timeout(timeout):
+            signed_in = await corridor.run(radio, timeout, int(clock()))
+    except TimeoutError:
+        await corridor.farewell("cancelled", "deadline")
+        message = (
+            f"not done within {timeout:g} seconds; the last stage was {corridor.stage or 'the beginning'}"
+        )
+        raise NotApproved(Outcome.EXPIRED, message) from None
+    except asyncio.CancelledError:
+        await corridor.farewell("cancelled", None)
+        raise
+    except HeadlessPasskeyError as error:
+        await corridor.farewell("failed", error.reason)
+        raise
+    await corridor.farewell("completed", None)
+    corridor.report(Stage.COMPLETED)
+    return signed_in
+
+
+@dataclass(frozen=True, slots=True)
+class _Reached:
+    """The phone at the other end of an open channel, and what has to be closed after it."""
+
+    recipient: str
+    tunnel: Tunnel
+    channel: ClientChannel
+    get_info: GetInfoResponse
+    stack: AsyncExitStack
+
+
+class _Corridor:
+    """One ceremony: what its tasks share."""
+
+    def __init__(
+        self,
+        *,
+        ask: Ask,
+        options: OptionsSource,
+        delivery: Delivery,
+        tunnels: Mapping[int, str],
+        tls: ssl.SSLContext | None,
+        on_stage: Callable[[StageEvent], None],
+        settle: Callable[[Credential], Awaitable[None]] | None,
+    ) -> None:
+        self._ask, self._options, self._delivery = ask, options, delivery
+        self._tunnels, self._tls, self._on_stage, self._settle = tunnels, tls, on_stage, settle
+        self._name = secrets.token_hex(4)  # for the log
+        self._began = time.monotonic()
+        self._candidates: dict[str, QrTransaction] = {}  # by recipient; the claimer's alone once it is known
+        self._attempts: dict[asyncio.Task[None], str] = {}  # by recipient
+        self._last_try: dict[bytes, float] = {}  # when each advert that opened was last tried
+        self._tries = 0
+        self._reached: asyncio.Future[_Reached] = asyncio.get_running_loop().create_future()
+        self._submitted = False
+        self.stage: Stage | None = None
+
+    async def run(self, radio: AdvertSource, lifetime: float, now: int) -> SignedIn:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                signed_in = await self._walk(radio, lifetime, now, tasks)
+        except BaseExceptionGroup as errors:
+            raise _first(errors) from None
+        return signed_in
+
+    def report(self, stage: Stage, **detail: str | int) -> None:
+        self.stage = stage
+        elapsed = time.monotonic() - self._began
+        logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
+        self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail))
+
+    async def farewell(self, outcome: str, reason: str | None) -> None:
+        """Tell the delivery how it ended; what cannot be told in time expires by itself."""
+        if not self._submitted:
+            return
+        try:
+            async with asyncio.timeout(FAREWELL_TIMEOUT):
+                await self._delivery.finish(outcome, reason)
+        except (TimeoutError, HeadlessPasskeyError) as error:
+            logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
+
+    async def _walk(
+        self, radio: AdvertSource, lifetime: float, now: int, tasks: asyncio.TaskGroup
+    ) -> SignedIn:
+        for recipient in await self._delivery.recipients():
+            self._candidates[recipient] = QrTransaction.create(hint=self._ask.kind, time=now)
+        watching = None
+        try:
+            async with radio.adverts() as adverts:
+                self.report(Stage.PREPARED, recipients=len(self._candidates))
+                self._submitted = True  # from here on the other side may know of it
+                urls = {recipient: transaction.url for recipient, transaction in self._candidates.items()}
+                await self._delivery.submit(self._ask, urls, lifetime=lifetime)
+                self.report(Stage.SUBMITTED)
+                watching = tasks.create_task(self._watch())
+                listening = tasks.create_task(self._listen(adverts, tasks))
+                try:
+                    reached = await asyncio.shield(self._reached)
+                finally:
+                    await _cancel(listening, *self._attempts)
+            return await self._exchange(reached)
+        finally:
+            if watching is not None:
+                await _cancel(watching)
+            if self._reached.done():
+                await self._reached.result().stack.aclose()
+
+    async def _watch(self) -> None:
+        """Follow the request; its end, other than completion, ends the ceremony."""
+        seen: str | None = None
+        async with aclosing(self._delivery.progress()) as states:
+            async for progress in states:
+                if progress.claimed_by is not None:
+                    self._narrow(progress.claimed_by)
+                if progress.state != seen and progress.state in (
+                    Stage.DELIVERED,
+                    Stage.CLAIMED,
+                    Stage.OPENED,
+                ):
+                    self.report(Stage(progress.state))
+                seen = progress.state
+
+    def _narrow(self, claimer: str) -> None:
+        """Only the claimer may go on: what another recipient's URL leads to is dropped (T5)."""
+        self._candidates = {name: one for name, one in self._candidates.items() if name == claimer}
+        for task, recipient in self._attempts.items():
+            if recipient != claimer:
+                task.cancel()
+
+    async def _listen(self, adverts: AsyncIterator[Advert], tasks: asyncio.TaskGroup) -> None:
+        async for advert in adverts:
+            for recipient, transaction in self._candidates.items():
+                eid = transaction.open_advert(advert.service_data)
+                if eid is not None and self._worth_trying(eid):
+                    self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
+                    task = tasks.create_task(self._attempt(recipient, transaction, eid))
+                    self._attempts[task] = recipient
+                    task.add_done_callback(self._attempts.pop)
+        if not self._last_try:
+            raise TransportError("the radio's input ended before a phone's advert was heard")
+
+    def _worth_trying(self, eid: Eid) -> bool:
+        """Not what was tried a moment ago, nor for ever."""
+        now, advert = time.monotonic(), eid.encode()
+        if self._tries >= MAX_ATTEMPTS or now - self._last_try.get(advert, float("-inf")) < RETRY_PAUSE:
+            return False
+        self._last_try[advert] = now
+        self._tries += 1
+        return True
+
+    async def _attempt(self, recipient: str, transaction: QrTransaction, eid: Eid) -> None:
+        """Join the tunnel the advert leads to and prove ourselves to the phone; failing is not the end."""
+        async with AsyncExitStack() as stack:
+            try:
+                base = self._tunnels.get(eid.tunnel_domain) or f"wss://{tunnel_domain(eid.tunnel_domain)}"
+                url = connect_url(base, eid.routing_id, transaction.url.tunnel_id)
+                tunnel = await stack.enter_async_context(open_tunnel(url, tls=self._tls))
+                self.report(Stage.TUNNEL_JOINED)
+                async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                    channel, get_info = await _shake_hands(tunnel, transaction, eid)
+            except (TransportError, RemoteProtocolError, TimeoutError) as error:
+                why = str(error) or "the phone did not finish the handshake in time"
+                logger.info("ceremony %s: attempt failed: %s", self._name, why)
+                self.report(Stage.ATTEMPT_FAILED, why=why)
+                return
+            finally:
+                self._last_try[eid.encode()] = time.monotonic()  # the pause counts from the end
+            if not self._reached.done():
+                self.report(Stage.CHANNEL_OPEN)
+                self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
+
+    async def _exchange(self, reached: _Reached) -> SignedIn:
+        """Exactly one CTAP command over the open channel, its reply checked and settled."""
+        options = await self._known_options()
+        if reached.recipient not in self._candidates:
+            raise TrustError(
+                TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
+            )
+        await reached.tunnel.send(reached.channel.send(options.ctap_request()))
+        self.report(Stage.REQUEST_SENT)
+        reply = await self._reply(reached)
+        with suppress(TransportError):  # phones often hang up right after the reply
+            goodbye = reached.channel.shutdown()
+            if goodbye is not None:
+                await reached.tunnel.send(goodbye)
+        if reply.code != Status.SUCCESS:
+            raise CtapError(reply.code, status_name(reply.code))
+        credential = options.accept(reply.payload, reached.get_info)
+        user_checked = self._check_user(options, credential)
+        self.report(Stage.REPLY_CHECKED)
+        await reached.stack.aclose()
+        if self._settle is not None:
+            await self._settle(credential)
+        return SignedIn(credential=credential, user_checked=user_checked)
+
+    async def _reply(self, reached: _Reached) -> Ctap:
+        while True:
+            event = reached.channel.receive(await reached.tunnel.receive())
+            if isinstance(event, Ctap):
+                return event
+
+    async def _known_options(self) -> Options:
+        """The options, when they ask for what was announced (T4: nobody approves one thing and gets another)."""
+        options = self._options
+        if callable(options):
+            is_get = self._ask.kind is Hint.GET_ASSERTION
+            parse = AuthenticationOptions.parse if is_get else RegistrationOptions.parse
+            options = parse(await options(), origin=self._ask.origin)
+        if (options.hint, options.rp_id, options.origin) != (
+            self._ask.kind,
+            self._ask.rp_id,
+            self._ask.origin,
+        ):
+            raise TrustError(
+                TrustReason.OPTIONS_DIFFER, "the options ask for something else than was announced"
+            )
+        if isinstance(options, RegistrationOptions) and self._ask.user_handle not in (None, options.user.id):
+            raise TrustError(
+                TrustReason.OPTIONS_DIFFER, "the options are for another user than was announced"
+            )
+        return options
+
+    def _check_user(self, options: Options, credential: Credential) -> bool:
+        """Whether the account that answered was the one asked for; False when nobody was expected (T3)."""
+        if isinstance(options, RegistrationOptions):
+            return True
+        expected, came = self._ask.user_handle, credential.user_handle
+        if expected is not None and came != expected and not (came is None and options.allow_list):
+            raise TrustError(
+                TrustReason.UNEXPECTED_USER, "a passkey of another account than expected answered"
+            )
+        return expected is not None or bool(options.allow_list)
+
+
+async def _shake_hands(
+    tunnel: Tunnel, transaction: QrTransaction, eid: Eid
+) -> tuple[ClientChannel, GetInfoResponse]:
+    """The handshake and the post-handshake message: the phone proved itself and said what it is."""
+    pending = transaction.handshake(eid)
+    await tunnel.send(pending.message)
+    channel = pending.finish(await tunnel.receive())
+    peer = channel.receive_post_handshake(await tunnel.receive())
+    if peer.get_info is None:
+        raise RemoteProtocolError("the phone does not speak CTAP")
+    return channel, peer.get_info
+
+
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
+    """End `tasks` and wait until they have; an error they end with is the task group's to raise."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error that ended the ceremony: a task group wraps it even when it is alone."""
+    error: BaseException = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
