@@ -1,0 +1,44 @@
+# Everyday commands. They need Python 3.11 or newer (with venv), make and git, and set up everything else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check lint types imports bench lock clean
+
+demo: $(VENV)/demo.done  ## a whole sign-in on this machine
+	@$(BIN)/python examples/demo.py $(DEMO)
+
+test: $(VENV)/check.done system-packages  ## all tests, end to end included
+	$(BIN)/python -m pytest $(PYTEST)
+
+check: lint types imports test  ## what CI runs
+
+lint: $(VENV)/check.done
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/check.done
+	$(BIN)/mypy
+
+imports: $(VENV)/check.done
+	$(BIN)/lint-imports
+
+.PHONY: system-packages
+system-packages:
+	@scripts/install-test-packages
+
+# A stamp per set of packages; a changed lock file makes it stale.
+$(VENV)/demo.done: requirements/demo.txt pyproject.toml
+	@scripts/set-up $(PYTHON) $(VENV) requirements/demo.txt
+	@touch $@
+
+$(VENV)/check.done: requirements/check.txt pyproject.toml
+	@scripts/set-up $(PYTHON) $(VENV) requirements/check.txt
+	@touch $@ $(VENV)/demo.done
+
+lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without any index address
+	@scripts/lock $(BIN)/uv
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
