@@ -1,0 +1,52 @@
+"""The account code: what lets the first companion found an account's ring.
+
+    text = "hpk-account:" base64url([label, relay URL, account, code])
+
+The account system makes it and hands it to the person; it is a secret, good for one founding.
+"""
+
+import secrets
+from dataclasses import dataclass, field
+from typing import Final
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid import cbor
+from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields, is_plain
+from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url, from_line, to_line
+
+PREFIX: Final = "hpk-account:"
+CODE_SIZE: Final = 32
+_LABEL: Final = f"{PROJECT} account v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountCode:
+    """Where the account lives, what it is called, and the one-time secret that founds its ring."""
+
+    relay_url: str
+    account: str  # 1 to 64 printable characters
+    code: bytes = field(repr=False)  # 32 random bytes
+
+    def __post_init__(self) -> None:
+        check_relay_url(self.relay_url)
+        if not is_plain(self.account, MAX_LABEL):
+            raise RemoteProtocolError(f"an account is called by 1 to {MAX_LABEL} printable characters")
+        if len(self.code) != CODE_SIZE:
+            raise RemoteProtocolError(f"an account code holds {CODE_SIZE} bytes")
+
+    @classmethod
+    def generate(cls, *, relay_url: str, account: str) -> "AccountCode":
+        return cls(relay_url=relay_url, account=account, code=secrets.token_bytes(CODE_SIZE))
+
+    def encode(self) -> str:
+        """One line of text; a secret."""
+        return to_line(PREFIX, cbor.encode([_LABEL, self.relay_url, self.account, self.code]))
+
+    @classmethod
+    def parse(cls, line: str) -> "AccountCode":
+        fields = Fields.of(from_line(PREFIX, line, "account code"), _LABEL, 3, limit=MAX_TEXT)
+        return cls(
+            relay_url=fields.text(MAX_RELAY_URL),
+            account=fields.text(MAX_LABEL),
+            code=fields.octets(CODE_SIZE),
+        )

@@ -1,0 +1,133 @@
+"""What a companion checks before it shows a request, in this order, and again before it opens the URL.
+
+Each refusal is a `TrustError` with a reason of its own (docs/protocol/trust.md has the table). A request
+whose bytes are out of shape is a `RemoteProtocolError`.
+"""
+
+from collections.abc import Container
+from typing import Final
+
+from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.envelope import Announcement, open_envelope
+from headless_passkey.trust.hpke import HpkePrivateKey
+from headless_passkey.trust.ring import Member, Role
+
+MAX_SKEW: Final = 60  # seconds that two clocks may differ
+MAX_URL_AGE: Final = 300  # seconds
+MAX_URL_LENGTH: Final = 512  # characters; ours have about 170
+
+
+def check_envelope(
+    sealed: bytes,
+    *,
+    device: str,
+    request_id: bytes,
+    hpke_private: HpkePrivateKey,
+    me: str,
+    chain: RingChain,
+    opened_before: Container[tuple[str, bytes]],
+    now: float,
+) -> Announcement:
+    """What the device asks for, when everything about the envelope is in order.
+
+    device, request_id: as the relay names the request. me: our own name in the ring. chain: the rings we have
+    verified, brought up to the relay's newest before. opened_before: (device, request id) of every request
+    handed to an opener and still young enough to be replayed. now: Unix seconds by our clock.
+    """
+    opened = open_envelope(
+        sealed,
+        hpke_private=hpke_private,
+        account=chain.head.account,
+        request_id=request_id,
+        device=device,
+        recipient=me,
+    )
+    sender = _device_in_ring(chain, device)
+    announcement = opened.verified(sender)
+    if (device, request_id) in opened_before:
+        raise TrustError(TrustReason.REPLAYED, "this request was opened before")
+    _check_times(announcement, now)
+    _check_ring(announcement, chain)
+    _check_url(announcement, now)
+    if not sender.allows(announcement.rp_id):
+        raise TrustError(TrustReason.RP_NOT_ALLOWED, f"{sender.label} may not ask for {announcement.rp_id}")
+    return announcement
+
+
+def recheck(announcement: Announcement, now: float) -> None:
+    """The times again, after the claim and before the URL is opened: consent may have taken a while."""
+    _check_times(announcement, now)
+    _check_url(announcement, now)
+
+
+def _device_in_ring(chain: RingChain, name: str) -> Member:
+    member = chain.head.member(name)
+    if member is None or member.role is not Role.DEVICE:
+        raise TrustError(TrustReason.UNKNOWN_DEVICE, "the request is from no device of this account")
+    return member
+
+
+def _check_times(announcement: Announcement, now: float) -> None:
+    ahead = announcement.issued - int(now)
+    if ahead > MAX_SKEW:
+        raise TrustError(
+            TrustReason.CLOCK_SKEW, f"the device's clock is {ahead} s ahead of this one; {MAX_SKEW} s may be"
+        )
+    late = int(now) - announcement.expires
+    if late > MAX_SKEW:
+        raise TrustError(
+            TrustReason.EXPIRED,
+            f"by this clock the request was made {-ahead} s ago and expired {late} s ago; if it is new, the "
+            f"clocks differ by {-ahead} s and {MAX_SKEW} s may be",
+        )
+
+
+def _check_ring(announcement: Announcement, chain: RingChain) -> None:
+    """The ring the device sealed from is ours or one before it, and nothing it used was taken away since."""
+    ring = chain.ancestor(announcement.ring_version, announcement.ring_hash)
+    if ring is None:
+        raise TrustError(
+            TrustReason.STALE_RING,
+            f"the device sealed from a ring version {announcement.ring_version} that is not on our chain",
+        )
+    if chain.removed_since(ring.version) & {announcement.device, announcement.recipient}:
+        raise TrustError(
+            TrustReason.STALE_RING, f"a member was removed since the device's ring version {ring.version}"
+        )
+    recipient = chain.head.member(announcement.recipient)
+    if (
+        recipient is None
+        or recipient.hpke_key is None
+        or recipient.hpke_key.name != announcement.hpke_key_name
+    ):
+        raise TrustError(
+            TrustReason.STALE_RING, f"this companion's key was replaced since ring version {ring.version}"
+        )
+
+
+def _check_url(announcement: Announcement, now: float) -> None:
+    """The strict filter between a request and whatever opens its URL."""
+    text = announcement.url
+    if len(text) > MAX_URL_LENGTH:
+        raise TrustError(TrustReason.BAD_URL, f"a FIDO URL of {len(text)} characters is too long")
+    if not text.startswith(PREFIX):
+        raise TrustError(TrustReason.BAD_URL, f"the URL does not start with {PREFIX}")
+    try:
+        url = FidoUrl.parse(text)
+    except RemoteProtocolError as error:
+        raise TrustError(TrustReason.BAD_URL, str(error)) from error
+    if url.time is None:
+        raise TrustError(TrustReason.BAD_URL, "the FIDO URL does not say when it was made")
+    age = int(now) - url.time
+    if age > MAX_URL_AGE:
+        raise TrustError(
+            TrustReason.EXPIRED, f"by this clock the FIDO URL is {age} s old; {MAX_URL_AGE} s may be"
+        )
+    if -age > MAX_SKEW:
+        raise TrustError(
+            TrustReason.CLOCK_SKEW, f"the FIDO URL is {-age} s ahead of this clock; {MAX_SKEW} s may be"
+        )
+    if url.hint_raw != announcement.kind:
+        raise TrustError(TrustReason.KIND_MISMATCH, "the FIDO URL asks for something else than the envelope")

@@ -1,0 +1,278 @@
+"""The envelope: a FIDO URL signed by the device, sealed to one companion (docs/protocol/trust.md).
+
+    envelope  = HPKE seal to the recipient, info, of body || signature (64 bytes)
+    info      = [label, suite, account, request id, device, recipient, HPKE key name]
+    body      = [label, account, request id, device, recipient, HPKE key name, suite, ring version, ring hash,
+                 issued, expires, kind, FIDO URL, rp id, rp name | null, note | null, match digits | null]
+
+Signed, then sealed, with the recipient inside the signature: an envelope cannot be re-addressed, moved under
+another request id, or made by somebody who only knows the recipient's key. Opening goes in stages, so that
+nothing is parsed before its signature has been checked:
+
+    opened = open_envelope(sealed, …)         # bytes that somebody sealed to us
+    announcement = opened.verified(device)    # what that device says
+"""
+
+import hmac
+import secrets
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.hybrid import cbor
+from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields
+from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
+from headless_passkey.trust.ring import HpkeKey, Member, Ring, is_rp_id
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
+
+ENVELOPE_LABEL: Final = f"{PROJECT} envelope v1"
+REQUEST_ID_SIZE: Final = 16
+MAX_LIFETIME: Final = 300  # seconds; a ceiling, not a setting
+MAX_SEALED: Final = 4096  # bytes; the relay takes no more
+MAX_NOTE: Final = 140  # characters
+_MAX_VERSION: Final = 1 << 32
+
+
+class Kind(StrEnum):
+    """What the device asks the phone for, in the words of the FIDO URL's key 5."""
+
+    GET_ASSERTION = "ga"
+    MAKE_CREDENTIAL = "mc"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announcement:
+    """What a device says to one companion about one request. The URL in it is a secret."""
+
+    account: str
+    request_id: bytes  # 16 bytes, random, chosen by the device
+    device: str  # the name of the member that signs
+    recipient: str  # the name of the companion it is for
+    hpke_key_name: bytes  # 32 bytes
+    suite: int
+    ring_version: int  # of the ring the device took the recipient from
+    ring_hash: bytes  # 32 bytes
+    issued: int  # Unix seconds by the device's clock
+    expires: int  # at most 300 s after issued
+    kind: Kind
+    url: str = field(repr=False)  # the FIDO URL, fresh for this recipient
+    rp_id: str
+    rp_name: str | None = None  # the device's word
+    note: str | None = None  # what the device wants to say, such as where it stands
+    digits: str | None = field(default=None, repr=False)  # 2 to 8 match digits the device shows or speaks
+
+    @classmethod
+    def address(
+        cls,
+        recipient: Member,
+        *,
+        ring: Ring,
+        device: str,
+        request_id: bytes,
+        now: float,
+        lifetime: int,
+        kind: Kind,
+        url: str,
+        rp_id: str,
+        rp_name: str | None = None,
+        note: str | None = None,
+        digits: str | None = None,
+    ) -> "Announcement":
+        """An announcement to `recipient`, a companion of `ring`. lifetime: seconds, at most 300."""
+        if recipient.hpke_key is None:
+            raise LocalProtocolError("an envelope is sealed to a companion")
+        return cls(
+            account=ring.account,
+            request_id=request_id,
+            device=device,
+            recipient=recipient.name,
+            hpke_key_name=recipient.hpke_key.name,
+            suite=recipient.hpke_key.suite,
+            ring_version=ring.version,
+            ring_hash=ring.hash,
+            issued=int(now),
+            expires=int(now) + lifetime,
+            kind=kind,
+            url=url,
+            rp_id=rp_id,
+            rp_name=rp_name,
+            note=note,
+            digits=digits,
+        )
+
+    def digits_match(self, typed: str) -> bool:
+        """Whether `typed` is what the device shows; spaces do not count."""
+        if self.digits is None:
+            raise LocalProtocolError("the device shows no digits for this request")
+        return hmac.compare_digest("".join(typed.split()).encode(), self.digits.encode())
+
+
+def new_request_id() -> bytes:
+    """16 random bytes."""
+    return secrets.token_bytes(REQUEST_ID_SIZE)
+
+
+def seal(announcement: Announcement, key: SigningKey, recipient: HpkeKey) -> bytes:
+    """The envelope: `announcement` signed with the device's `key` and sealed to `recipient`.
+
+    Sealing is randomised: to send the same request again, send the same bytes.
+    """
+    if announcement.device != thumbprint(key.public_key):
+        raise LocalProtocolError("the announcement names another device")
+    if (announcement.suite, announcement.hpke_key_name) != (recipient.suite, recipient.name):
+        raise LocalProtocolError("the announcement names another HPKE key")
+    body = _encode(announcement)
+    try:
+        _parse(body)
+    except (RemoteProtocolError, TrustError) as error:
+        raise LocalProtocolError(f"this would not be an envelope: {error}") from error
+    info = _info(
+        hpke_key=recipient,
+        account=announcement.account,
+        request_id=announcement.request_id,
+        device=announcement.device,
+        recipient=announcement.recipient,
+    )
+    sealed = seal_to(recipient, body + key.sign(body), info)
+    if len(sealed) > MAX_SEALED:
+        raise LocalProtocolError(f"an envelope has at most {MAX_SEALED} bytes, not {len(sealed)}")
+    return sealed
+
+
+def open_envelope(
+    sealed: bytes,
+    *,
+    hpke_private: HpkePrivateKey,
+    account: str,
+    request_id: bytes,
+    device: str,
+    recipient: str,
+) -> "Opened":
+    """What was sealed to us for this request; `TrustError` (cannot-open) when it was for anything else.
+
+    device: who the relay says it is from; nothing is believed before `Opened.verified`.
+    """
+    if len(sealed) > MAX_SEALED:
+        raise RemoteProtocolError(f"an envelope has at most {MAX_SEALED} bytes, got {len(sealed)}")
+    info = _info(
+        hpke_key=hpke_private.public,
+        account=account,
+        request_id=request_id,
+        device=device,
+        recipient=recipient,
+    )
+    content = hpke_private.open(sealed, info)
+    return Opened(
+        content=content,
+        account=account,
+        request_id=request_id,
+        device=device,
+        recipient=recipient,
+        hpke_key=hpke_private.public,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The content of an envelope, from nobody yet: anyone who knows our public key can have sealed it."""
+
+    content: bytes = field(repr=False)  # body || signature
+    account: str
+    request_id: bytes
+    device: str
+    recipient: str
+    hpke_key: HpkeKey
+
+    def verified(self, device: Member) -> Announcement:
+        """What `device` says to us here and now; `TrustError` when it is not it, or says it to others."""
+        body, signature = self.content[:-SIGNATURE_SIZE], self.content[-SIGNATURE_SIZE:]
+        if not verify(device.signing_key, signature, body):
+            raise TrustError(TrustReason.BAD_SIGNATURE, "the envelope is not signed by that device")
+        said = _parse(body)
+        if said.device != device.name:
+            raise TrustError(TrustReason.BAD_SIGNATURE, "the envelope is signed in another device's name")
+        if said.account != self.account:
+            raise TrustError(TrustReason.ACCOUNT_MISMATCH, "the device means another account")
+        if said.recipient != self.recipient:
+            raise TrustError(TrustReason.RECIPIENT_MISMATCH, "the device means another companion")
+        if (said.suite, said.hpke_key_name) != (self.hpke_key.suite, self.hpke_key.name):
+            raise TrustError(TrustReason.RECIPIENT_MISMATCH, "the device means another key of this companion")
+        if said.request_id != self.request_id:
+            raise TrustError(TrustReason.REPLAYED, "the device signed this for another request")
+        return said
+
+
+def _info(*, hpke_key: HpkeKey, account: str, request_id: bytes, device: str, recipient: str) -> bytes:
+    return cbor.encode(
+        [ENVELOPE_LABEL, hpke_key.suite, account, request_id, device, recipient, hpke_key.name]
+    )
+
+
+def _encode(said: Announcement) -> bytes:
+    return cbor.encode(
+        [
+            ENVELOPE_LABEL,
+            said.account,
+            said.request_id,
+            said.device,
+            said.recipient,
+            said.hpke_key_name,
+            said.suite,
+            said.ring_version,
+            said.ring_hash,
+            said.issued,
+            said.expires,
+            said.kind,
+            said.url,
+            said.rp_id,
+            said.rp_name,
+            said.note,
+            said.digits,
+        ]
+    )
+
+
+def _parse(body: bytes) -> Announcement:
+    fields = Fields.of(body, ENVELOPE_LABEL, 16, limit=MAX_SEALED)
+    account = fields.text(MAX_LABEL)
+    request_id = fields.octets(REQUEST_ID_SIZE)
+    device, recipient = fields.name(), fields.name()
+    hpke_key_name = fields.octets(32)
+    suite = fields.integer(1, 0xFFFF)
+    ring_version, ring_hash = fields.integer(1, _MAX_VERSION), fields.octets(32)
+    issued, expires = fields.time(), fields.time()
+    if not 0 < expires - issued <= MAX_LIFETIME:
+        raise RemoteProtocolError(f"an envelope lives 1 to {MAX_LIFETIME} s, not {expires - issued}")
+    kind = fields.take()
+    if kind not in tuple(Kind):
+        raise TrustError(TrustReason.KIND_MISMATCH, "the device asks for something that is neither ga nor mc")
+    url = fields.take()
+    if not isinstance(url, str):
+        raise TrustError(TrustReason.BAD_URL, "the FIDO URL is not text")
+    rp_id = fields.text(253)
+    if not is_rp_id(rp_id):
+        raise RemoteProtocolError("the envelope's rp id is not a domain name")
+    rp_name = fields.optional(lambda: fields.text(MAX_LABEL))
+    note = fields.optional(lambda: fields.text(MAX_NOTE))
+    digits = fields.optional(lambda: fields.text(8))
+    if digits is not None and not (len(digits) >= 2 and digits.isascii() and digits.isdigit()):
+        raise RemoteProtocolError("match digits are 2 to 8 digits")
+    return Announcement(
+        account=account,
+        request_id=request_id,
+        device=device,
+        recipient=recipient,
+        hpke_key_name=hpke_key_name,
+        suite=suite,
+        ring_version=ring_version,
+        ring_hash=ring_hash,
+        issued=issued,
+        expires=expires,
+        kind=Kind(kind),
+        url=url,
+        rp_id=rp_id,
+        rp_name=rp_name,
+        note=note,
+        digits=digits,
+    )

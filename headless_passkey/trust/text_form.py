@@ -1,0 +1,56 @@
+"""One-line text forms of what people hand over, and the relay URL that stands in all of them."""
+
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.trust.signing import base64url, from_base64url
+
+MAX_TEXT: Final = 2048  # characters
+MAX_RELAY_URL: Final = 256  # characters
+_RELAY_URL: Final = re.compile(r"https?://[a-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*", re.ASCII)
+
+
+def to_line(prefix: str, data: bytes) -> str:
+    """`prefix` and `data` as one line of ASCII."""
+    return prefix + base64url(data)
+
+
+def from_line(prefix: str, line: str, what: str) -> bytes:
+    """The bytes of a line that `to_line` made; spaces around it do not count."""
+    if len(line) > MAX_TEXT:
+        raise RemoteProtocolError(f"{what}: {len(line)} characters, more than {MAX_TEXT}")
+    line = line.strip()
+    if not line.startswith(prefix):
+        raise RemoteProtocolError(f"{what}: expected a line that starts with {prefix}")
+    return from_base64url(line.removeprefix(prefix))
+
+
+def check_relay_url(url: str) -> str:
+    """`url`, when a relay can be reached there: https, in lower case, no slash at its end.
+
+    Plain http is taken on loopback only, where nobody else listens.
+    """
+    if len(url) > MAX_RELAY_URL or not _RELAY_URL.fullmatch(url):
+        raise RemoteProtocolError(
+            "a relay URL is https://host[:port][/path], lower case, without a slash at its end"
+        )
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise RemoteProtocolError("the relay URL has no valid host and port") from error
+    if parts.scheme != "https" and not _is_loopback(host):
+        raise RemoteProtocolError("a relay is reached over https")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
