@@ -1,0 +1,362 @@
+"""The software phone, FOR DEMONSTRATIONS AND TESTS ONLY: the corridor from a FIDO URL to an answer.
+
+The mirror of the device's corridor (CTAP 2.2 §11.5.1): the URL is checked, a tunnel opened under its ID, the
+advert sent until somebody comes through the tunnel, and whoever comes must hold the URL's key. Then exactly
+one command is served, makeCredential or getAssertion, of the kind that was announced; its user is asked, the
+answer goes out, and the phone hangs up. A phone that serves more gives whoever holds the channel more.
+"""
+
+import asyncio
+import contextlib
+import logging
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from companion_push.companion.advertiser.advertiser import Advertiser
+from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.software_key import Assertion, Registration, refuse
+from companion_push.companion.terminal import Terminal, printable
+from headless_passkey.errors import (
+    CtapError,
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.authenticator import PhoneTransaction
+from headless_passkey.hybrid.channel import AuthenticatorChannel
+from headless_passkey.hybrid.ctap2 import Command, Status, User
+from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
+from headless_passkey.hybrid.tunnel_url import new_url
+from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
+
+MAX_AGE: Final = 300  # seconds a FIDO URL lives
+MAX_AHEAD: Final = 60  # seconds the device's clock may be ahead of ours
+WARNING: Final = "this is a software phone for demonstrations and tests: it protects no passkey from anybody"
+
+_LINGER: Final = 3.0  # seconds for the device to say goodbye after the answer
+_GRACE: Final = 1.0  # seconds kept at the end to tell the device that the user did not answer
+_MAX_MESSAGES: Final = 16  # besides the one command: updates, getInfo
+_WEBSOCKET: Final = 0  # key 6 of the URL
+
+_KINDS: Final[dict[int, Hint]] = {  # the commands that are served
+    Command.GET_ASSERTION: Hint.GET_ASSERTION,
+    Command.MAKE_CREDENTIAL: Hint.MAKE_CREDENTIAL,
+}
+_BREACHES: Final = frozenset(  # statuses that say the device broke the protocol
+    {Status.INVALID_COMMAND, Status.INVALID_CBOR, Status.MISSING_PARAMETER, Status.CBOR_UNEXPECTED_TYPE}
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What the user is shown and asked."""
+
+    kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
+    rp_id: str
+    accounts: tuple[User, ...]  # who can answer, at least one; for a registration the new account
+
+
+# The index of the account that answers, or None when the user declines. Cancelled when the question is moot.
+UserVerification = Callable[[Question], Awaitable[int | None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Announced:
+    """What a signed envelope said before the phone was opened; the command must agree."""
+
+    kind: Hint
+    rp_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TunnelService:
+    """A tunnel service and the number that names it in adverts; the number stands for nothing else here."""
+
+    number: int
+    base: str  # wss://host or wss://host:port
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """``N=wss://HOST:PORT``; `ValueError` for anything else."""
+        number, _, base = text.partition("=")
+        if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF):
+            raise ValueError("expected N=wss://HOST:PORT with N from 0 to 65535")
+        base = base.removesuffix("/")
+        parts = urlsplit(base)
+        if parts.scheme != "wss" or not parts.hostname or base != f"wss://{parts.netloc}" or "@" in base:
+            raise ValueError("expected N=wss://HOST:PORT")
+        if parts.port == 0:
+            raise ValueError("port 0 is no port")
+        return cls(number=int(number), base=base)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SoftwarePhone:
+    """A phone with its passkeys, its radio, its tunnel service and its user."""
+
+    credentials: CredentialFile
+    advertiser: Advertiser
+    tunnel_service: TunnelService
+    tls: ssl.SSLContext | None  # whom to believe; None: the system's roots
+    verify_user: UserVerification
+    on_stage: Callable[[str], None] = lambda stage: logger.info("%s", stage)
+    clock: Callable[[], float] = time.time
+
+    async def answer(self, fido_url: str, *, timeout: float, announced: Announced | None = None) -> None:  # noqa: ASYNC109
+        """Serve one transaction; returns when its command was answered with success.
+
+        timeout: seconds for everything. Raises `RemoteProtocolError` for a malformed URL or a peer that
+        breaks the protocol, `TrustError` when a check refuses, `NotApproved` when the user declines or time
+        runs out, `CtapError` when the answer is another no, `TransportError`.
+        """
+        url = check_url(fido_url, now=self.clock())
+        deadline = asyncio.get_running_loop().time() + timeout
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                async with self._connected(PhoneTransaction(url)) as conversation:
+                    command = await conversation.command()
+                    self.on_stage("asked")
+                    grace = min(_GRACE, timeout / 10)
+                    await self._serve(command, _bound(url, announced), conversation, limit, deadline - grace)
+        except TimeoutError as error:
+            raise NotApproved(Outcome.EXPIRED, f"there was no answer within {timeout:g} s") from error
+
+    @contextlib.asynccontextmanager
+    async def _connected(self, transaction: PhoneTransaction) -> AsyncIterator["_Conversation"]:
+        """The encrypted channel to whoever holds the URL and heard the advert."""
+        info = self.credentials.load().info
+        url = new_url(self.tunnel_service.base, transaction.tunnel_id)
+        self.on_stage("connecting")
+        async with open_tunnel(url, tls=self.tls) as tunnel:
+            if tunnel.routing_id is None:
+                raise RemoteProtocolError("the tunnel service named no routing ID")
+            advertised = transaction.advertise(
+                routing_id=tunnel.routing_id, tunnel_domain=self.tunnel_service.number
+            )
+            self.on_stage("advertising")
+            async with self.advertiser.advertise(advertised.service_data):
+                message1 = await tunnel.receive()
+            message2, channel = advertised.respond(message1)
+            await tunnel.send(message2)
+            await tunnel.send(channel.post_handshake(info))
+            self.on_stage("connected")
+            yield _Conversation(tunnel, channel, info.encode())
+
+    async def _serve(
+        self,
+        command: Ctap,
+        bound: tuple[Hint | None, str | None],
+        conversation: "_Conversation",
+        limit: asyncio.Timeout,
+        question_deadline: float,
+    ) -> None:
+        """Answer the one command, whatever the answer is; raises when it is a no."""
+        try:
+            try:
+                async with asyncio.timeout_at(question_deadline):
+                    payload = await self._decide(command, bound, conversation)
+            except TimeoutError as error:
+                raise NotApproved(Outcome.EXPIRED, "the user did not answer in time") from error
+        except HeadlessPasskeyError as error:
+            limit.reschedule(None)  # what is left has bounds of its own
+            status = _status(error)
+            if status is not None:
+                await conversation.finish(status)
+            if status in _BREACHES:
+                message = f"the device's command 0x{command.code:02X} was refused: {error}"
+                raise RemoteProtocolError(message) from error
+            raise
+        limit.reschedule(None)
+        await conversation.reply(Status.SUCCESS, payload)
+        self.on_stage("answered")
+        await conversation.goodbye()
+
+    async def _decide(
+        self, command: Ctap, bound: tuple[Hint | None, str | None], conversation: "_Conversation"
+    ) -> bytes:
+        """The response's CBOR, or the error that says why not."""
+        bound_kind, bound_rp_id = bound
+        kind = _KINDS.get(command.code)
+        if kind is None:
+            refuse(Status.INVALID_COMMAND)
+        if bound_kind not in (None, kind):
+            raise TrustError(
+                TrustReason.KIND_MISMATCH, f"{bound_kind} was announced, and the device asks for {kind}"
+            )
+        asked = self.credentials.load().ask(command.code, command.payload)
+        if bound_rp_id not in (None, asked.rp_id):
+            raise TrustError(
+                TrustReason.OPTIONS_DIFFER, "the device asks for another relying party than it announced"
+            )
+        question = Question(kind=kind, rp_id=asked.rp_id, accounts=asked.accounts)
+        account = await conversation.unless_it_ends(self.verify_user(question))
+        if account is None:
+            raise NotApproved(Outcome.DECLINED, "the user declined")
+        self.on_stage("verified")
+        match asked:
+            case Registration():
+                return self.credentials.register(asked, now=int(self.clock())).response.encode()
+            case Assertion():
+                return asked.approve(account=account).encode()
+
+
+def check_url(text: str, *, now: float) -> FidoUrl:
+    """The URL, fresh enough and of a kind this phone can serve. now: Unix seconds."""
+    url = FidoUrl.parse(text)
+    if url.channels is not None and _WEBSOCKET not in url.channels:
+        raise RemoteProtocolError("the device offers no websocket tunnel, and this phone has nothing else")
+    if url.time is None:
+        logger.warning("the FIDO URL does not say when it was made")
+    elif now - url.time > MAX_AGE:
+        raise TrustError(
+            TrustReason.EXPIRED, f"the FIDO URL is {int(now - url.time)} s old, {MAX_AGE} s are allowed"
+        )
+    elif url.time - now > MAX_AHEAD:
+        raise TrustError(
+            TrustReason.CLOCK_SKEW,
+            f"the FIDO URL is from {int(url.time - now)} s ahead of our clock, {MAX_AHEAD} s are allowed",
+        )
+    return url
+
+
+class _Conversation:
+    """What goes through the tunnel after the handshake: one command, and what may come around it."""
+
+    def __init__(self, tunnel: Tunnel, channel: AuthenticatorChannel, info: bytes) -> None:
+        self._tunnel, self._channel, self._info = tunnel, channel, info
+        self._messages = 0
+
+    async def command(self) -> Ctap:
+        """The next request other than getInfo, which is answered on the way."""
+        while True:
+            match await self._event():
+                case Ctap(code=Command.GET_INFO):
+                    await self.reply(Status.SUCCESS, self._info)
+                case Ctap() as command:
+                    return command
+                case Shutdown():
+                    raise RemoteProtocolError("the device said goodbye without a request")
+
+    async def unless_it_ends(self, question: Awaitable[int | None]) -> int | None:
+        """The user's answer; the question is taken back when the device hangs up or sends something else."""
+        asking = asyncio.ensure_future(question)
+        listening = asyncio.ensure_future(self._listen())
+        try:
+            await asyncio.wait({asking, listening}, return_when=asyncio.FIRST_COMPLETED)
+            if listening.done():
+                listening.result()  # raises
+            return asking.result()
+        finally:
+            for task in (asking, listening):
+                task.cancel()
+            await asyncio.wait({asking, listening})
+
+    async def reply(self, status: Status, payload: bytes = b"") -> None:
+        await self._tunnel.send(self._channel.reply(status, payload))
+
+    async def finish(self, status: Status) -> None:
+        """Answer with a no, and give the device time to read it; that it has gone already is no news."""
+        with contextlib.suppress(TransportError):
+            await self.reply(status)
+            await self.goodbye()
+
+    async def goodbye(self) -> None:
+        """Until the device says goodbye, a few seconds at most; another request is refused."""
+        with contextlib.suppress(TimeoutError, TransportError, RemoteProtocolError):
+            async with asyncio.timeout(_LINGER):
+                command = await self.command()
+                logger.warning("a second command, 0x%02X, was refused", command.code)
+                await self.reply(Status.NOT_ALLOWED)
+
+    async def _listen(self) -> None:
+        """Take what may come while the user is asked; ends only by raising."""
+        while True:
+            if isinstance(await self._event(), Ctap):
+                raise RemoteProtocolError("the device sent a second request before the first was answered")
+
+    async def _event(self) -> Ctap | Shutdown | None:
+        """The next event; None for one that means nothing to a phone."""
+        self._messages += 1
+        if self._messages > _MAX_MESSAGES:
+            raise RemoteProtocolError(f"more than {_MAX_MESSAGES} messages for one command")
+        try:
+            message = await self._tunnel.receive()
+        except TunnelClosed as error:
+            raise TransportError("the device hung up before it was answered") from error
+        match self._channel.receive(message):
+            case Ctap() | Shutdown() as event:
+                return event
+            case Json():
+                raise RemoteProtocolError("the device sent a JSON message, which this phone did not offer")
+            case _:
+                return None
+
+
+def _bound(url: FidoUrl, announced: Announced | None) -> tuple[Hint | None, str | None]:
+    """The kind and the rp id that a command must have, None where nothing binds it.
+
+    Without an envelope only key 5 binds, and only when it says ``ga`` or ``mc``: absent is not a promise.
+    """
+    if announced is not None:
+        return announced.kind, announced.rp_id
+    return next((hint for hint in _KINDS.values() if hint == url.hint_raw), None), None
+
+
+def _status(error: HeadlessPasskeyError) -> Status | None:
+    """What the device is told; None when there is nobody, or nothing, to tell."""
+    match error:
+        case CtapError(status=status):
+            return Status(status)
+        case NotApproved(reason=Outcome.DECLINED):
+            return Status.OPERATION_DENIED
+        case NotApproved():
+            return Status.USER_ACTION_TIMEOUT
+        case TrustError():
+            return Status.NOT_ALLOWED
+        case _:
+            return None
+
+
+async def accept(question: Question) -> int:
+    """A user who agrees to everything, with the newest account: for tests."""
+    del question
+    return 0
+
+
+async def decline(question: Question) -> None:
+    """A user who declines everything: for tests."""
+    del question
+
+
+def ask(terminal: Terminal) -> UserVerification:
+    """A user at the terminal. It proves a person, not which one: no finger, no face."""
+
+    async def verify(question: Question) -> int | None:
+        what = "Create a passkey" if question.kind is Hint.MAKE_CREDENTIAL else "Sign in"
+        terminal.show("", f"{what} at {printable(question.rp_id)}?")
+        for number, user in enumerate(question.accounts, 1):
+            terminal.show(f"  {number}  {_name(user)}")
+        several = len(question.accounts) > 1
+        answer = await terminal.ask("Number, or n to decline:" if several else "y or n:")
+        if not several:
+            return 0 if answer.lower() in ("y", "yes") else None
+        numbers = {str(number): number - 1 for number in range(1, len(question.accounts) + 1)}
+        return numbers.get(answer)
+
+    return verify
+
+
+def _name(user: User) -> str:
+    names = dict.fromkeys(printable(name) for name in (user.display_name, user.name) if name)
+    return " · ".join(names) or f"account {user.id.hex()}"

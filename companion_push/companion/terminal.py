@@ -1,0 +1,102 @@
+"""The controlling terminal: where a person is asked, whatever stdin and stdout are connected to.
+
+What others wrote (labels, names, notes) goes through `printable` first, so that it can neither move the
+cursor nor reverse the reading order nor fake a second line. What was typed before the question was asked
+does not answer it.
+"""
+
+import asyncio
+import contextlib
+import os
+import termios
+import unicodedata
+from collections.abc import Iterator
+from typing import Final, Self
+
+from headless_passkey.command_line import UsageError
+
+_MAX_ANSWER: Final = 256  # bytes
+_MAX_SHOWN: Final = 128  # characters
+
+
+class Terminal:
+    """An open terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._turn = asyncio.Lock()
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls) -> Iterator[Self]:
+        """The controlling terminal of this process; `UsageError` when there is none."""
+        try:
+            descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        except OSError as error:
+            raise UsageError("there is no terminal to ask at: choose a policy instead of ask") from error
+        try:
+            yield cls(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def show(self, *lines: str) -> None:
+        """Write lines; the caller has made what others wrote `printable`."""
+        self._write("".join(f"{line}\n" for line in lines))
+
+    async def ask(self, question: str) -> str:
+        """One line of answer, without the spaces around it; empty at the end of input.
+
+        Cancelling takes the question back: the line is ended, and a late answer goes nowhere.
+        """
+        async with self._turn:
+            termios.tcflush(self._descriptor, termios.TCIFLUSH)  # typed before it was asked
+            self._write(f"{question} ")
+            try:
+                return (await self._line()).decode(errors="replace").strip()
+            except asyncio.CancelledError:
+                self._write("\n")
+                termios.tcflush(self._descriptor, termios.TCIFLUSH)
+                raise
+
+    async def _line(self) -> bytes:
+        typed = bytearray()
+        while not typed.endswith(b"\n") and len(typed) < _MAX_ANSWER:
+            await self._readable()
+            try:
+                piece = os.read(self._descriptor, _MAX_ANSWER)
+            except BlockingIOError:
+                continue
+            except OSError:
+                break  # the terminal has gone
+            if not piece:
+                break
+            typed += piece
+        return bytes(typed)
+
+    async def _readable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_reader(self._descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(self._descriptor)
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            os.write(self._descriptor, text.encode(errors="replace"))
+
+
+def printable(text: str, limit: int = _MAX_SHOWN) -> str:
+    """`text` as it may be shown: one line, at most `limit` characters, nothing that a terminal obeys.
+
+    Control and format characters (escape sequences, line ends, direction overrides) are spelled out as
+    ``<U+001B>``; marks that would pile up on one character are dropped after the second.
+    """
+    shown, marks = [], 0
+    for character in text[:limit]:
+        marks = marks + 1 if unicodedata.combining(character) else 0
+        if marks > 2:
+            continue
+        shown.append(character if character.isprintable() else f"<U+{ord(character):04X}>")
+    return "".join(shown) + ("…" if len(text) > limit else "")
