@@ -79,7 +79,8 @@ class Tunnel:
                 raise RemoteProtocolError("a text message came through the tunnel, which carries binary ones")
             case WSMsgType.ERROR:
                 raise self._broken(message.data) from message.data
-        code = self._websocket.close_code
+        # not websocket.close_code alone: aiohttp replaces it when our own goodbye finds nobody
+        code = message.data if message.type is WSMsgType.CLOSE else self._websocket.close_code
         if code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY):
             raise TunnelClosed("the other end closed the tunnel", clean=True)
         raise TunnelClosed(f"the tunnel through {self._host} broke off (close code {code})", clean=False)

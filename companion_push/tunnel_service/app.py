@@ -1,0 +1,273 @@
+"""The tunnel service over HTTP: two websockets per tunnel, and binary messages carried between them.
+
+===============================================  ==========================================================
+``GET /cable/new/<tunnel ID>``                   the authenticator opens a tunnel and learns its routing ID
+``GET /cable/connect/<routing ID>/<tunnel ID>``  the client platform joins it
+``GET /livez``                                   204 while the process can answer
+===============================================  ==========================================================
+
+Messages are carried verbatim, one in, one out, in order. What they say is none of this program's business,
+and it has nothing to open them with. Logs hold counts, sizes and durations, and never an ID.
+"""
+
+import asyncio
+import logging
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+
+from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Refusal, Rendezvous, Tunnel
+from headless_passkey.hybrid.tunnel_url import (
+    ROUTING_ID_HEADER,
+    ROUTING_ID_SIZE,
+    SUBPROTOCOL,
+    ConnectTunnel,
+    NewTunnel,
+    parse_path,
+)
+
+CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our goodbye
+SEND_TIMEOUT: Final = 20.0  # seconds an end may refuse to read while the other one writes
+CUT_OFF: Final = 1 << 16  # bytes over the limit from which a message is not read to its end
+LANE_SIZE: Final = 4  # messages on their way to one end; when full, the other end is not read from
+
+logger = logging.getLogger(__name__)
+
+
+def make_app(limits: Limits | None = None) -> web.Application:
+    """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs."""
+    app = web.Application()
+    app[_HALL] = Hall(limits if limits is not None else Limits())
+    app.router.add_get("/livez", _livez)
+    app.router.add_route("*", "/cable/{path:.*}", _cable)
+    app.on_shutdown.append(_close_the_hall)
+    return app
+
+
+class Hall:
+    """The tunnels that are open now, with a websocket at one end or at both."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.rendezvous = Rendezvous(limits)
+        self._meetings: dict[Tunnel, Meeting] = {}
+
+    async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
+        """Serve the first end: its handler owns the tunnel."""
+        tunnel = self.rendezvous.open(
+            path.tunnel_id,
+            routing_id=secrets.token_bytes(ROUTING_ID_SIZE),
+            address=request.remote or "",
+            now=_now(),
+        )
+        if isinstance(tunnel, Refusal):
+            return _refuse(tunnel)
+        meeting = self._meetings[tunnel] = Meeting(tunnel)
+        try:
+            websocket = _websocket(self.limits)
+            websocket.headers[ROUTING_ID_HEADER] = tunnel.routing_id.hex().upper()
+            await websocket.prepare(request)
+            await meeting.hold(websocket)
+        finally:
+            self.rendezvous.end(tunnel)
+            del self._meetings[tunnel]
+            meeting.over.set()
+        return websocket
+
+    async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
+        """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
+        tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
+        if isinstance(tunnel, Refusal):
+            return _refuse(tunnel)
+        meeting = self._meetings[tunnel]
+        websocket = _websocket(self.limits)
+        try:
+            await websocket.prepare(request)
+            meeting.arrive(websocket)
+            await meeting.over.wait()
+            await websocket.close(code=WSCloseCode.GOING_AWAY)  # when it came just too late
+        finally:
+            meeting.end(_vanished())  # when it never got as far as arriving
+        return websocket
+
+    def close(self) -> None:
+        """End every tunnel; the handlers return soon after."""
+        for meeting in self._meetings.values():
+            meeting.end(Ending(why="the service stops"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """Why a tunnel ended, and what each end is told."""
+
+    why: str
+    codes: tuple[int, int] = (WSCloseCode.GOING_AWAY, WSCloseCode.GOING_AWAY)  # first end, second end
+
+
+class Meeting:
+    """One tunnel while it lives: from the first end's arrival until both have gone."""
+
+    def __init__(self, tunnel: Tunnel) -> None:
+        loop = asyncio.get_running_loop()
+        self.over = asyncio.Event()
+        self._tunnel = tunnel
+        self._second: asyncio.Future[web.WebSocketResponse] = loop.create_future()
+        self._ending: asyncio.Future[Ending] = loop.create_future()
+
+    def arrive(self, second: web.WebSocketResponse) -> None:
+        """The second end is there."""
+        self._second.set_result(second)
+
+    def end(self, ending: Ending) -> None:
+        """End the tunnel, unless it has ended already."""
+        if not self._ending.done():
+            self._ending.set_result(ending)
+
+    async def hold(self, first: web.WebSocketResponse) -> None:
+        """Carry messages until an end leaves, breaks a rule, or time is up; then close both."""
+        async with asyncio.TaskGroup() as group:
+            exchange = group.create_task(self._exchange(first))
+            ending = await self._until_the_end()
+            exchange.cancel()
+        ends = [first]
+        if self._second.done() and not self._second.cancelled():
+            ends.append(self._second.result())
+        async with asyncio.TaskGroup() as group:
+            for websocket, code in zip(ends, ending.codes, strict=False):
+                group.create_task(websocket.close(code=code))
+        logger.info(
+            "tunnel ended after %.1f s, because %s; %d messages of %d bytes one way, %d of %d the other",
+            _now() - self._tunnel.opened,
+            ending.why,
+            *(count[end] for end in End for count in (self._tunnel.messages, self._tunnel.sizes)),
+        )
+
+    async def _until_the_end(self) -> Ending:
+        while True:
+            try:
+                async with asyncio.timeout_at(self._tunnel.deadline):
+                    return await asyncio.shield(self._ending)
+            except TimeoutError:
+                if _now() >= self._tunnel.deadline:  # joining has not moved it
+                    return Ending(why="its time was up")
+
+    async def _exchange(self, first: web.WebSocketResponse) -> None:
+        to_first, to_second = (asyncio.Queue[bytes | Ending](LANE_SIZE) for _ in End)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._listen(End.FIRST, first, to_second))
+            second = await asyncio.shield(self._second)
+            group.create_task(self._speak(second, to_second))
+            group.create_task(self._listen(End.SECOND, second, to_first))
+            group.create_task(self._speak(first, to_first))
+
+    async def _listen(
+        self, end: End, websocket: web.WebSocketResponse, lane: asyncio.Queue[bytes | Ending]
+    ) -> None:
+        """From one websocket into the lane to the other, within the tunnel's budget."""
+        while True:
+            message = await websocket.receive()
+            match message.type:
+                case WSMsgType.BINARY:
+                    breach = self._tunnel.carry(end, len(message.data))
+                    if breach is not None:
+                        code = WSCloseCode.POLICY_VIOLATION
+                        if breach is Breach.TOO_LONG:
+                            code = WSCloseCode.MESSAGE_TOO_BIG
+                        return self.end(_broke(end, code, breach.value))
+                    await lane.put(message.data)
+                case WSMsgType.TEXT:
+                    return self.end(_broke(end, WSCloseCode.UNSUPPORTED_DATA, "text message"))
+                case WSMsgType.ERROR:  # aiohttp has closed it: far too long, or not the websocket protocol
+                    return self.end(_vanished())
+                case _:
+                    # not websocket.close_code: aiohttp replaces it when our own goodbye finds nobody
+                    clean = message.type is WSMsgType.CLOSE and message.data in _GOODBYE
+                    ending = _left() if clean else _vanished()
+                    if not self._second.done():
+                        return self.end(ending)
+                    return await lane.put(ending)  # after what it said before it left
+
+    async def _speak(self, websocket: web.WebSocketResponse, lane: asyncio.Queue[bytes | Ending]) -> None:
+        """From a lane into its websocket."""
+        while True:
+            message = await lane.get()
+            if isinstance(message, Ending):
+                return self.end(message)
+            try:
+                async with asyncio.timeout(SEND_TIMEOUT):
+                    await websocket.send_bytes(message)
+            except TimeoutError:
+                return self.end(Ending(why="an end did not read"))
+            except ConnectionError:
+                return self.end(_vanished())
+
+
+_GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
+_HALL: Final = web.AppKey("hall", Hall)
+
+
+async def _livez(_request: web.Request) -> web.Response:
+    return web.Response(status=204)
+
+
+async def _cable(request: web.Request) -> web.StreamResponse:
+    hall = request.app[_HALL]
+    refusal = hall.rendezvous.arrive(request.remote or "", now=_now())
+    if refusal is not None:
+        return _refuse(refusal)
+    path = parse_path(request.rel_url.raw_path)
+    if path is None:
+        return web.Response(status=404, text="no such path\n")
+    if request.method != hdrs.METH_GET:
+        return web.Response(status=405, headers={hdrs.ALLOW: hdrs.METH_GET}, text="GET only\n")
+    offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
+    if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
+        return web.Response(status=400, text=f"expected the websocket subprotocol {SUBPROTOCOL}\n")
+    if not _websocket(hall.limits).can_prepare(request):
+        return web.Response(status=400, text="expected a websocket upgrade\n")
+    match path:
+        case NewTunnel():
+            return await hall.open(request, path)
+        case ConnectTunnel():
+            return await hall.join(request, path)
+
+
+async def _close_the_hall(app: web.Application) -> None:
+    app[_HALL].close()
+
+
+def _websocket(limits: Limits) -> web.WebSocketResponse:
+    return web.WebSocketResponse(
+        protocols=(SUBPROTOCOL,),
+        compress=False,  # what is carried is ciphertext
+        # our own check tells the end 1009; at its bound aiohttp drops the connection without a word
+        max_msg_size=limits.message_size + CUT_OFF,
+        timeout=CLOSE_TIMEOUT,
+    )
+
+
+def _refuse(refusal: Refusal) -> web.Response:
+    status = {Refusal.TOO_OFTEN: 429, Refusal.FULL: 503, Refusal.TAKEN: 409, Refusal.UNKNOWN: 404}[refusal]
+    logger.info("refused with %d: %s", status, refusal.value)
+    return web.Response(status=status, text=f"{refusal.value}\n")
+
+
+def _left() -> Ending:
+    return Ending(why="an end left", codes=(WSCloseCode.OK, WSCloseCode.OK))
+
+
+def _vanished() -> Ending:
+    return Ending(why="an end vanished")
+
+
+def _broke(end: End, code: int, rule: str) -> Ending:
+    away = WSCloseCode.GOING_AWAY
+    return Ending(
+        why=f"an end broke a rule ({rule})", codes=(code, away) if end is End.FIRST else (away, code)
+    )
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,161 @@
+"""Who meets whom in a tunnel, for how long and with how much to say: pure, time is passed in.
+
+An authenticator opens a tunnel under a tunnel ID and is given a routing ID for it; whoever names both joins,
+once. A tunnel has exactly two ends, a deadline, and a budget of messages and bytes. Nothing here sees a
+message: it is told sizes.
+"""
+
+import ipaddress
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Final
+
+from headless_passkey.hybrid.tunnel_url import MAX_MESSAGE_SIZE
+
+REMEMBERED_ADDRESSES: Final = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What one tunnel, one address and the whole service may use."""
+
+    waiting: float = 180  # seconds until the second end has joined
+    life: float = 600  # seconds from opening to the end, whatever happens
+    message_size: int = MAX_MESSAGE_SIZE
+    messages: int = 256  # from one end, over the whole life
+    size: int = 4 << 20  # bytes from one end, over the whole life
+    early_messages: int = 4  # that wait for the second end
+    early_size: int = 1 << 16  # their bytes
+    tunnels: int = 1024
+    tunnels_per_address: int = 256
+    rate: float = 600  # arrivals a minute from one address, in a burst at the most
+
+
+class Refusal(Enum):
+    """Why somebody may not come in."""
+
+    TOO_OFTEN = "too many arrivals from this address"
+    FULL = "no room for another tunnel"
+    TAKEN = "this tunnel exists already"
+    UNKNOWN = "no such tunnel"
+
+
+class Breach(Enum):
+    """Which bound a message broke."""
+
+    TOO_LONG = "message too long"
+    TOO_MANY = "too many messages"
+    TOO_MUCH = "too many bytes"
+    TOO_EARLY = "too much before the other end has joined"
+
+
+class End(IntEnum):
+    """The two ends, in the order of their arrival."""
+
+    FIRST = 0
+    SECOND = 1
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Tunnel:
+    """One tunnel and what has been used of its budget."""
+
+    tunnel_id: bytes = field(repr=False)  # 16 bytes
+    routing_id: bytes  # 3 bytes
+    neighbourhood: str
+    opened: float
+    limits: Limits = field(repr=False)
+    joined: bool = False
+    messages: list[int] = field(default_factory=lambda: [0, 0])
+    sizes: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def deadline(self) -> float:
+        """When the tunnel ends unless it has ended before; joining moves it."""
+        life = self.limits.life if self.joined else min(self.limits.waiting, self.limits.life)
+        return self.opened + life
+
+    def carry(self, sender: End, size: int) -> Breach | None:
+        """Charge the sender for a message of `size` bytes; a `Breach` when it must not be carried."""
+        if size > self.limits.message_size:
+            return Breach.TOO_LONG
+        messages, total = self.messages[sender] + 1, self.sizes[sender] + size
+        if messages > self.limits.messages:
+            return Breach.TOO_MANY
+        if total > self.limits.size:
+            return Breach.TOO_MUCH
+        if not self.joined and (messages > self.limits.early_messages or total > self.limits.early_size):
+            return Breach.TOO_EARLY
+        self.messages[sender], self.sizes[sender] = messages, total
+        return None
+
+
+class Rendezvous:
+    """All tunnels of one service."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._tunnels: dict[bytes, Tunnel] = {}
+        self._arrivals: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, at time
+
+    def __len__(self) -> int:
+        return len(self._tunnels)
+
+    def arrive(self, address: str, *, now: float) -> Refusal | None:
+        """Count an arrival from `address`."""
+        place = neighbourhood(address)
+        tokens, before = self._arrivals.pop(place, (self._limits.rate, now))
+        tokens = min(self._limits.rate, tokens + (now - before) * self._limits.rate / 60)
+        allowed = tokens >= 1
+        self._arrivals[place] = (tokens - 1 if allowed else tokens, now)
+        if len(self._arrivals) > REMEMBERED_ADDRESSES:
+            self._arrivals.popitem(last=False)
+        return None if allowed else Refusal.TOO_OFTEN
+
+    def open(self, tunnel_id: bytes, *, routing_id: bytes, address: str, now: float) -> Tunnel | Refusal:
+        """A new tunnel for the first end, or why not. The caller must `end` it."""
+        if self._alive(tunnel_id, now) is not None:
+            return Refusal.TAKEN
+        place = neighbourhood(address)
+        neighbours = sum(tunnel.neighbourhood == place for tunnel in self._tunnels.values())
+        if len(self._tunnels) >= self._limits.tunnels or neighbours >= self._limits.tunnels_per_address:
+            return Refusal.FULL
+        tunnel = Tunnel(
+            tunnel_id=tunnel_id, routing_id=routing_id, neighbourhood=place, opened=now, limits=self._limits
+        )
+        self._tunnels[tunnel_id] = tunnel
+        return tunnel
+
+    def join(self, routing_id: bytes, tunnel_id: bytes, *, now: float) -> Tunnel | Refusal:
+        """The tunnel that the second end asked for. Gone, taken and never there look the same."""
+        tunnel = self._alive(tunnel_id, now)
+        if tunnel is None or tunnel.joined or tunnel.routing_id != routing_id:
+            return Refusal.UNKNOWN
+        tunnel.joined = True
+        return tunnel
+
+    def end(self, tunnel: Tunnel) -> None:
+        """Forget a tunnel; its ID is free again."""
+        if self._tunnels.get(tunnel.tunnel_id) is tunnel:
+            del self._tunnels[tunnel.tunnel_id]
+
+    def _alive(self, tunnel_id: bytes, now: float) -> Tunnel | None:
+        tunnel = self._tunnels.get(tunnel_id)
+        if tunnel is not None and now >= tunnel.deadline:
+            del self._tunnels[tunnel_id]
+            return None
+        return tunnel
+
+
+def neighbourhood(address: str) -> str:
+    """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((parsed, 64), strict=False))

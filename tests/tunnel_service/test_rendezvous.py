@@ -1,0 +1,229 @@
+"""Pairing, expiry and budgets, without a socket or a clock."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from companion_push.tunnel_service.rendezvous import (
+    REMEMBERED_ADDRESSES,
+    Breach,
+    End,
+    Limits,
+    Refusal,
+    Rendezvous,
+    Tunnel,
+    neighbourhood,
+)
+
+TUNNEL_ID = bytes(range(16))
+ROUTING_ID = b"\x01\x02\x03"
+HERE = "192.0.2.1"
+
+
+def opened(rendezvous: Rendezvous, tunnel_id: bytes = TUNNEL_ID, *, now: float = 0) -> Tunnel:
+    tunnel = rendezvous.open(tunnel_id, routing_id=ROUTING_ID, address=HERE, now=now)
+    assert isinstance(tunnel, Tunnel)
+    return tunnel
+
+
+def test_the_second_end_finds_the_first() -> None:
+    rendezvous = Rendezvous(Limits())
+    tunnel = opened(rendezvous)
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=1) is tunnel
+
+
+def test_an_open_tunnel_id_is_taken() -> None:
+    rendezvous = Rendezvous(Limits())
+    opened(rendezvous)
+    again = rendezvous.open(TUNNEL_ID, routing_id=b"abc", address=HERE, now=1)
+    assert again is Refusal.TAKEN
+
+
+@pytest.mark.threat("T9")
+def test_a_third_party_finds_nothing() -> None:
+    rendezvous = Rendezvous(Limits())
+    opened(rendezvous)
+    rendezvous.join(ROUTING_ID, TUNNEL_ID, now=1)
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=2) is Refusal.UNKNOWN
+
+
+@pytest.mark.threat("T9")
+def test_gone_taken_misrouted_and_never_there_look_the_same() -> None:
+    rendezvous = Rendezvous(Limits())
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0) is Refusal.UNKNOWN
+    tunnel = opened(rendezvous)
+    assert rendezvous.join(b"\x03\x02\x01", TUNNEL_ID, now=0) is Refusal.UNKNOWN
+    rendezvous.end(tunnel)
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0) is Refusal.UNKNOWN
+
+
+def test_a_tunnel_nobody_joins_expires() -> None:
+    rendezvous = Rendezvous(Limits(waiting=10))
+    assert opened(rendezvous).deadline == 10
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=10) is Refusal.UNKNOWN
+    assert len(rendezvous) == 0
+
+
+def test_joining_moves_the_deadline_and_does_not_remove_it() -> None:
+    rendezvous = Rendezvous(Limits(waiting=10, life=60))
+    tunnel = opened(rendezvous, now=5)
+    rendezvous.join(ROUTING_ID, TUNNEL_ID, now=14)
+    assert tunnel.deadline == 65
+
+
+def test_waiting_longer_than_a_life_is_no_use() -> None:
+    assert opened(Rendezvous(Limits(waiting=100, life=60))).deadline == 60
+
+
+def test_an_expired_tunnel_does_not_end_its_successor() -> None:
+    rendezvous = Rendezvous(Limits(waiting=10))
+    expired = opened(rendezvous)
+    successor = opened(rendezvous, now=20)
+    rendezvous.end(expired)
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=21) is successor
+
+
+@pytest.mark.threat("T9")
+def test_the_service_and_each_address_have_room_for_so_many() -> None:
+    rendezvous = Rendezvous(Limits(tunnels=3, tunnels_per_address=2))
+
+    def open_from(address: str, number: int) -> Tunnel | Refusal:
+        return rendezvous.open(bytes([number] * 16), routing_id=ROUTING_ID, address=address, now=0)
+
+    first = open_from(HERE, 1)
+    assert isinstance(first, Tunnel)
+    assert isinstance(open_from(HERE, 2), Tunnel)
+    assert open_from(HERE, 3) is Refusal.FULL
+    assert isinstance(open_from("192.0.2.2", 4), Tunnel)
+    assert open_from("192.0.2.3", 5) is Refusal.FULL
+    rendezvous.end(first)
+    assert isinstance(open_from("192.0.2.3", 6), Tunnel)
+
+
+@pytest.mark.threat("T9")
+def test_an_address_may_arrive_so_often_and_again_after_a_while() -> None:
+    rendezvous = Rendezvous(Limits(rate=2))
+    assert [rendezvous.arrive(HERE, now=0) for _ in range(3)] == [None, None, Refusal.TOO_OFTEN]
+    assert rendezvous.arrive("192.0.2.2", now=0) is None
+    assert rendezvous.arrive(HERE, now=29) is Refusal.TOO_OFTEN
+    assert rendezvous.arrive(HERE, now=31) is None
+    assert rendezvous.arrive(HERE, now=32) is Refusal.TOO_OFTEN
+
+
+@pytest.mark.threat("T9")
+def test_addresses_are_remembered_up_to_a_bound() -> None:
+    rendezvous = Rendezvous(Limits())
+    for number in range(REMEMBERED_ADDRESSES + 10):
+        rendezvous.arrive(str(number), now=0)
+    assert len(rendezvous._arrivals) == REMEMBERED_ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("", ""),
+    ],
+)
+def test_an_ipv6_network_counts_as_one_address(address: str, place: str) -> None:
+    assert neighbourhood(address) == place
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize(
+    ("limits", "sizes", "breach"),
+    [
+        (Limits(message_size=10), [10, 11], Breach.TOO_LONG),
+        (Limits(messages=2), [1, 1, 1], Breach.TOO_MANY),
+        (Limits(size=10), [5, 5, 1], Breach.TOO_MUCH),
+    ],
+)
+def test_an_end_has_a_budget_of_its_own(limits: Limits, sizes: list[int], breach: Breach) -> None:
+    rendezvous = Rendezvous(limits)
+    tunnel = opened(rendezvous)
+    rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0)
+    assert [tunnel.carry(End.FIRST, size) for size in sizes] == [None] * (len(sizes) - 1) + [breach]
+    assert tunnel.carry(End.SECOND, sizes[0]) is None
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize("limits", [Limits(early_messages=2), Limits(early_size=20)])
+def test_only_so_much_waits_for_the_second_end(limits: Limits) -> None:
+    rendezvous = Rendezvous(limits)
+    tunnel = opened(rendezvous)
+    assert [tunnel.carry(End.FIRST, 10) for _ in range(3)] == [None, None, Breach.TOO_EARLY]
+    rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0)
+    assert tunnel.carry(End.FIRST, 10) is None
+
+
+@pytest.mark.threat("T11")
+def test_a_tunnels_repr_keeps_its_id() -> None:
+    assert repr(TUNNEL_ID) not in repr(opened(Rendezvous(Limits())))
+
+
+@given(st.lists(st.floats(0, 100), max_size=50).map(sorted), st.integers(1, 20))
+def test_no_minute_sees_more_than_a_burst_and_a_minutes_worth(times: list[float], rate: int) -> None:
+    rendezvous = Rendezvous(Limits(rate=rate))
+    admitted = [now for now in times if rendezvous.arrive(HERE, now=now) is None]
+    for start in admitted:
+        assert sum(start <= now < start + 60 for now in admitted) <= 2 * rate
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Opening, joining, ending and waiting in any order, against a model that is a plain dictionary."""
+
+    tunnels: Bundle[Tunnel] = Bundle("tunnels")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits = Limits(waiting=10, life=30, tunnels=3, tunnels_per_address=3)
+        self.rendezvous = Rendezvous(self.limits)
+        self.now = 0.0
+        self.model: dict[bytes, Tunnel] = {}
+
+    @rule(target=tunnels, number=st.integers(1, 5), routing=st.integers(1, 2))
+    def open(self, number: int, routing: int) -> Tunnel:
+        tunnel_id = bytes([number] * 16)
+        result = self.rendezvous.open(tunnel_id, routing_id=bytes([routing] * 3), address=HERE, now=self.now)
+        if isinstance(result, Tunnel):
+            alive = self.model.get(tunnel_id)
+            assert alive is None or alive.deadline <= self.now
+            self.model[tunnel_id] = result
+            return result
+        assert result in (Refusal.TAKEN, Refusal.FULL)
+        assert len(self.rendezvous) > 0
+        return next(iter(self.model.values()))
+
+    @rule(number=st.integers(1, 5), routing=st.integers(1, 2))
+    def join(self, number: int, routing: int) -> None:
+        tunnel_id = bytes([number] * 16)
+        before = self.model.get(tunnel_id)
+        joinable = (
+            before is not None
+            and not before.joined
+            and before.deadline > self.now
+            and before.routing_id == bytes([routing] * 3)
+        )
+        result = self.rendezvous.join(bytes([routing] * 3), tunnel_id, now=self.now)
+        assert result is (before if joinable else Refusal.UNKNOWN)
+
+    @rule(tunnel=tunnels)
+    def end(self, tunnel: Tunnel) -> None:
+        self.rendezvous.end(tunnel)
+        if self.model.get(tunnel.tunnel_id) is tunnel:
+            del self.model[tunnel.tunnel_id]
+
+    @rule(seconds=st.sampled_from([1, 9, 10, 30]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def never_more_than_fit(self) -> None:
+        assert len(self.rendezvous) <= self.limits.tunnels
+
+
+TestAnyOrder = AnyOrder.TestCase
