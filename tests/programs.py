@@ -1,0 +1,74 @@
+"""Running the programs as a user does: processes of their own, told apart by what they print."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+
+
+class Program:
+    """A running program whose stdout is read line by line and whose stderr is kept."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self.process = process
+        self._stdout = process.stdout
+        self._stderr = asyncio.ensure_future(process.stderr.read())
+
+    async def line(self) -> str:
+        """The next line of stdout; fails with what stderr says when there is none."""
+        line = await self._stdout.readline()
+        assert line, f"no output, exit status {await self.process.wait()}: {await self.stderr()}"
+        return line.decode().rstrip("\n")
+
+    async def stderr(self) -> str:
+        """All of stderr, once the program has ended."""
+        return (await asyncio.shield(self._stderr)).decode()
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Ask the program to end; its exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await self.process.wait()
+
+
+@asynccontextmanager
+async def running(
+    module: str, *args: str | Path, environment: Mapping[str, str] | None = None
+) -> AsyncIterator[Program]:
+    """`python -m module args…`, killed when the context is left."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        *map(str, args),
+        cwd=ROOT,
+        env=os.environ | (environment or {}),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    program = Program(process)
+    try:
+        yield program
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await program.stderr()
+
+
+async def run(
+    module: str, *args: str | Path, environment: Mapping[str, str] | None = None
+) -> tuple[int, str, str]:
+    """`python -m module args…` to its end: exit status, stdout, stderr."""
+    async with running(module, *args, environment=environment) as program:
+        stdout = (await program._stdout.read()).decode()
+        return await program.process.wait(), stdout, await program.stderr()

@@ -1,0 +1,119 @@
+"""The tunnel service as a program: what it prints, and how it ends."""
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+
+from headless_passkey.hybrid.tunnel_url import connect_url, new_url
+from headless_passkey.tunnel import TunnelClosed, open_tunnel
+from tests.certificates import Certificate
+from tests.programs import run, running
+
+TUNNEL_ID = bytes(16)
+
+
+def words(certificate: Certificate, *more: str, listen: str = "127.0.0.1:0") -> list[str]:
+    return [
+        "tunnel-service",
+        "--listen",
+        listen,
+        "--cert",
+        str(certificate.cert),
+        "--key",
+        str(certificate.key),
+        *more,
+    ]
+
+
+async def test_it_prints_its_base_url_serves_and_ends_with_0(loopback_certificate: Certificate) -> None:
+    tls = loopback_certificate.client_context()
+    async with running("companion_push", *words(loopback_certificate)) as program:
+        base = await program.line()
+        assert base.startswith("wss://127.0.0.1:")
+        async with open_tunnel(new_url(base, TUNNEL_ID), tls=tls) as first:
+            assert first.routing_id is not None
+            async with open_tunnel(connect_url(base, first.routing_id, TUNNEL_ID), tls=tls) as second:
+                await second.send(b"hello")
+                assert await first.receive() == b"hello"
+        assert await program.end() == 0
+        assert await program.stderr() == ""
+
+
+async def test_it_ends_quickly_while_a_tunnel_is_open(loopback_certificate: Certificate) -> None:
+    tls = loopback_certificate.client_context()
+    async with running("companion_push", *words(loopback_certificate)) as program:
+        base = await program.line()
+        async with open_tunnel(new_url(base, TUNNEL_ID), tls=tls) as first:
+            waiting = asyncio.ensure_future(first.receive())
+            async with asyncio.timeout(5):
+                assert await program.end() == 0
+                with pytest.raises(TunnelClosed) as closed:
+                    await waiting
+            assert closed.value.clean
+
+
+async def test_options_come_from_a_file_and_the_environment(
+    loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text(
+        f'[tunnel-service]\nlisten = "127.0.0.1:0"\ncert = "{loopback_certificate.cert}"\ntunnels = 1\n'
+    )
+    environment = {"COMPANION_PUSH_TUNNEL_SERVICE_KEY": str(loopback_certificate.key)}
+    words = ("tunnel-service", "--config", str(config))
+    async with running("companion_push", *words, environment=environment) as program:
+        assert (await program.line()).startswith("wss://127.0.0.1:")
+
+
+async def test_a_taken_port_is_a_transport_error(loopback_certificate: Certificate) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, stdout, stderr = await run("companion_push", *words(loopback_certificate, listen=listen))
+    assert (status, stdout) == (4, "")
+    assert f"cannot listen on {listen}" in stderr
+    assert stderr.count("\n") == 1
+
+
+async def test_an_unusable_certificate_is_a_usage_error(
+    loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    cert, key = loopback_certificate.cert, loopback_certificate.key
+    locked = tmp_path / "locked.pem"
+    private_key = serialization.load_pem_private_key(key.read_bytes(), None)
+    locked.write_bytes(
+        private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    for cert_file, key_file in [
+        (tmp_path / "missing.pem", key),
+        (cert, tmp_path / "missing.pem"),
+        (key, key),
+        (cert, cert),
+        (cert, locked),
+        (tmp_path, key),
+    ]:
+        status, stdout, stderr = await run(
+            "companion_push",
+            "tunnel-service",
+            "--listen",
+            "127.0.0.1:0",
+            "--cert",
+            cert_file,
+            "--key",
+            key_file,
+        )
+        assert (status, stdout, stderr.count("\n")) == (2, "", 1), stderr
+
+
+@pytest.mark.parametrize(
+    "more", [["--listen", "nowhere"], ["--tunnels", "0"], ["--waiting", "-1"], ["--life", "nan"], ["--what"]]
+)
+async def test_wrong_words_are_a_usage_error(loopback_certificate: Certificate, more: list[str]) -> None:
+    status, stdout, _stderr = await run("companion_push", *words(loopback_certificate, *more))
+    assert (status, stdout) == (2, "")
