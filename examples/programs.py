@@ -1,0 +1,227 @@
+"""Starting the programs of this project as processes, for the demo and the end-to-end tests.
+
+Nothing of the packages is imported here: the programs are run as a user runs them, and seen from outside.
+"""
+
+import asyncio
+import datetime as dt
+import ipaddress
+import json
+import os
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+PROGRAMS: Final = Path(sys.executable).parent  # where the environment keeps its commands
+START_TIMEOUT: Final = 30.0  # seconds until a server has said where it listens
+STOP_TIMEOUT: Final = 10.0  # seconds a program has to end after SIGTERM
+
+
+class ProgramFailed(Exception):  # noqa: N818  it says which and why
+    """A program ended when it should not have, or did not do what it was started for."""
+
+
+@dataclass
+class Program:
+    """A running program: what it says on stderr is passed on line by line, and kept."""
+
+    name: str
+    process: Process
+    said: list[str] = field(default_factory=list)
+    _listening: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(
+        cls,
+        name: str,
+        *command: str | Path,
+        on_line: Callable[[str, str], None] = lambda _name, _line: None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "Program":
+        """Start ``command`` of our environment. on_line: told the name and each line of stderr."""
+        executable, *arguments = map(str, command)
+        path = executable if os.sep in executable else str(PROGRAMS / executable)
+        process = await asyncio.create_subprocess_exec(
+            path,
+            *arguments,
+            stdin=PIPE,
+            stdout=PIPE,
+            stderr=PIPE,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            limit=1 << 20,
+        )
+        program = cls(name, process)
+        program._listening = asyncio.create_task(program._listen(on_line))
+        return program
+
+    async def line(self, *, timeout: float = START_TIMEOUT) -> str:  # noqa: ASYNC109
+        """The next line of stdout; `ProgramFailed` when there is none in time."""
+        assert self.process.stdout is not None  # noqa: S101  it was opened as a pipe
+        try:
+            async with asyncio.timeout(timeout):
+                line = await self.process.stdout.readline()
+        except TimeoutError:
+            raise ProgramFailed(f"{self.name} printed nothing in {timeout:g} s; {self.last_words}") from None
+        if not line:
+            status = await self.wait()
+            raise ProgramFailed(f"{self.name} ended with status {status}: {self.last_words}")
+        return line.decode().rstrip("\n")
+
+    async def write(self, text: str) -> None:
+        """Put `text` on its stdin and close that."""
+        stdin = self.process.stdin
+        assert stdin is not None  # noqa: S101  it was opened as a pipe
+        with suppress(ConnectionError):
+            stdin.write(text.encode())
+            await stdin.drain()
+        stdin.close()
+
+    async def wait(self, *, timeout: float = 120.0) -> int:  # noqa: ASYNC109
+        """Its exit status, once it has ended and all it said was heard."""
+        try:
+            async with asyncio.timeout(timeout):
+                status = await self.process.wait()
+                if self._listening is not None:
+                    await self._listening
+        except TimeoutError:
+            raise ProgramFailed(f"{self.name} did not end in {timeout:g} s; {self.last_words}") from None
+        return status
+
+    async def stop(self) -> int:
+        """End it as an operator does, with SIGTERM; its exit status."""
+        with suppress(ProcessLookupError):
+            self.process.terminate()
+        try:
+            return await self.wait(timeout=STOP_TIMEOUT)
+        except ProgramFailed:
+            self.process.kill()
+            await self.wait()
+            raise
+
+    def kill(self) -> None:
+        """End it as a power cut does."""
+        with suppress(ProcessLookupError):
+            self.process.kill()
+
+    @property
+    def last_words(self) -> str:
+        return "; ".join(self.said[-3:]) or "it said nothing"
+
+    async def _listen(self, on_line: Callable[[str, str], None]) -> None:
+        assert self.process.stderr is not None  # noqa: S101  it was opened as a pipe
+        while line := await self.process.stderr.readline():
+            text = line.decode(errors="replace").rstrip("\n")
+            self.said.append(text)
+            on_line(self.name, text)
+
+
+@asynccontextmanager
+async def running(programs: list[Program]) -> AsyncIterator[None]:
+    """Whatever is in `programs` when the context is left is ended, the last one first."""
+    try:
+        yield
+    finally:
+        for program in reversed(programs):
+            if program.process.returncode is None:
+                with suppress(ProgramFailed):
+                    await program.stop()
+
+
+async def run(*command: str | Path, stdin: str = "", name: str | None = None) -> str:
+    """Run a program to its end; its stdout. `ProgramFailed` unless it ends with 0."""
+    program = await Program.start(name or str(command[0]), *command)
+    await program.write(stdin)
+    assert program.process.stdout is not None  # noqa: S101  it was opened as a pipe
+    output = await program.process.stdout.read()
+    status = await program.wait()
+    if status != 0:
+        raise ProgramFailed(f"{program.name} ended with status {status}: {program.last_words}")
+    return output.decode()
+
+
+def event(line: str) -> dict[str, Any] | None:
+    """The JSON object in a line of stderr, or None when it is talk."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """A certificate for localhost and the throw-away authority that signed it."""
+
+    ca: Path
+    cert: Path
+    key: Path
+
+    @classmethod
+    def make(cls, folder: Path) -> "Certificates":
+        """Three PEM files in `folder`, good for a day."""
+        authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+        authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throw-away local authority")])
+        authority = _certificate(
+            authority_name, authority_name, authority_key.public_key(), authority_key, None
+        )
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+        names = x509.SubjectAlternativeName(
+            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        )
+        certificate = _certificate(subject, authority_name, key.public_key(), authority_key, names)
+        made = cls(ca=folder / "ca.pem", cert=folder / "cert.pem", key=folder / "key.pem")
+        made.ca.write_bytes(authority.public_bytes(Encoding.PEM))
+        made.cert.write_bytes(certificate.public_bytes(Encoding.PEM))
+        made.key.touch(mode=0o600)
+        made.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        return made
+
+
+def _certificate(
+    subject: x509.Name,
+    issuer: x509.Name,
+    public_key: ec.EllipticCurvePublicKey,
+    signing_key: ec.EllipticCurvePrivateKey,
+    names: x509.SubjectAlternativeName | None,
+) -> x509.Certificate:
+    now = dt.datetime.now(dt.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
+        )
+    )
+    if names is None:
+        usage = x509.KeyUsage(
+            digital_signature=True,
+            key_cert_sign=True,
+            crl_sign=True,
+            content_commitment=False,
+            key_encipherment=False,
+            data_encipherment=False,
+            key_agreement=False,
+            encipher_only=False,
+            decipher_only=False,
+        )
+        builder = builder.add_extension(usage, critical=True)
+    else:
+        builder = builder.add_extension(names, critical=False)
+    return builder.sign(signing_key, SHA256())
