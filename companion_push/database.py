@@ -1,0 +1,255 @@
+"""The relay's store: one SQLite file, used in whole transactions by one thread.
+
+`transact` runs a function on the open connection inside ``BEGIN IMMEDIATE`` and returns once the commit is on
+the disk (WAL with synchronous=FULL): what was acknowledged survives a kill or a power cut. `note` is for
+records that must survive a kill and may be lost with the power: it does not wait for the disk.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+from companion_push.errors import StoreBusy, StoreUnusable
+
+_APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header says that it is ours
+_BUSY_SECONDS: Final = 5.0  # an `account add` beside a running relay waits its turn
+
+T = TypeVar("T")
+
+
+class Database:
+    """An open store. Made by `open_database`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._durable: sqlite3.Connection
+        self._quick: sqlite3.Connection
+
+    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work` as one transaction, durable when this returns; rolled back when it raises."""
+        return await self._in_worker(lambda: _transaction(self._durable, work))
+
+    async def note(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """As `transact`, without waiting for the disk."""
+        return await self._in_worker(lambda: _transaction(self._quick, work))
+
+    async def _in_worker(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    def _open(self) -> None:
+        with _translated(self._path):
+            _make_private_file(self._path)
+            self._durable = _connect(self._path, synchronous="FULL")
+            _migrate(self._durable)
+            self._quick = _connect(self._path, synchronous="NORMAL")
+
+    def _close(self) -> None:
+        for connection in ("_quick", "_durable"):
+            if hasattr(self, connection):
+                getattr(self, connection).close()
+
+
+@contextlib.asynccontextmanager
+async def open_database(path: Path) -> AsyncIterator[Database]:
+    """The store in `path`, made when it is absent.
+
+    Raises `StoreUnusable` when the file cannot be a store, `StoreBusy` when another process keeps it locked.
+    """
+    database = Database(path)
+    try:
+        await database._in_worker(database._open)  # noqa: SLF001  opening and closing are its other half
+        yield database
+    finally:
+        await database._in_worker(database._close)  # noqa: SLF001
+        database._worker.shutdown(wait=False)  # noqa: SLF001
+
+
+@contextlib.contextmanager
+def sole_user(path: Path) -> Iterator[None]:
+    """Hold the store for one relay: two on one file would not wake each other's waiting clients.
+
+    Raises `StoreBusy`. The system lets go of the lock when the process dies, however it dies.
+    """
+    lock = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StoreUnusable(f"cannot use the store {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StoreBusy(f"another relay is using the store {path}") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _transaction(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        result = work(connection)
+        connection.execute("COMMIT")
+    except BaseException:
+        with contextlib.suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    return result
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreUnusable(f"cannot use the store {path}: {error.strerror}") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreBusy(f"another process keeps the store {path} locked") from error
+        raise StoreUnusable(f"cannot use the store {path}: {error}") from error
+    except sqlite3.DatabaseError as error:
+        raise StoreUnusable(f"{path} is not a store of this program") from error
+
+
+def _make_private_file(path: Path) -> None:
+    """The file is its owner's alone from its first moment; SQLite gives its companions the same mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
+def _connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Bring the file to the newest schema: each step is one transaction, and leaves its number behind."""
+    _transaction(connection, _check_ours)
+    while _version(connection) < len(_MIGRATIONS):
+        _transaction(connection, _step)
+
+
+def _check_ours(connection: sqlite3.Connection) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application != _APPLICATION_ID and (application or tables):
+        raise StoreUnusable("the file is another program's database")
+    if _version(connection) > len(_MIGRATIONS):
+        raise StoreUnusable("the store was made by a newer version of this program")
+    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _step(connection: sqlite3.Connection) -> None:
+    version = _version(connection)
+    if version < len(_MIGRATIONS):  # another process may have been here since
+        for statement in _MIGRATIONS[version].split(";\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={version + 1}")
+
+
+_MIGRATIONS: Final = (
+    """
+    CREATE TABLE accounts (
+        id TEXT PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        created_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    -- one-time codes for founding an account: only their hashes
+    CREATE TABLE account_codes (
+        account TEXT PRIMARY KEY REFERENCES accounts,
+        hash BLOB NOT NULL,
+        expires_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    CREATE TABLE rings (
+        account TEXT NOT NULL REFERENCES accounts,
+        version INTEGER NOT NULL,
+        document BLOB NOT NULL,
+        PRIMARY KEY (account, version)
+    ) STRICT;
+
+    -- who is in the newest ring of each account: a key belongs to one account
+    CREATE TABLE members (
+        name TEXT PRIMARY KEY,
+        account TEXT NOT NULL REFERENCES accounts,
+        role TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX members_of ON members (account);
+
+    CREATE TABLE invitations (
+        account TEXT NOT NULL REFERENCES accounts,
+        id BLOB NOT NULL,                 -- SHA-256 of the ticket, which is not stored
+        inviter TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        expires_at INTEGER NOT NULL,
+        newcomer TEXT,                    -- this and the next three: null until introduced
+        body BLOB,
+        signature BLOB,
+        mac BLOB,
+        answer TEXT,                      -- null, then 'admitted' or 'declined'
+        ring_version INTEGER,             -- this and the next: null unless admitted
+        answer_mac BLOB,
+        PRIMARY KEY (account, id)
+    ) STRICT;
+    CREATE INDEX invitations_by_newcomer ON invitations (newcomer, id);
+
+    CREATE TABLE requests (
+        device TEXT NOT NULL,
+        id TEXT NOT NULL,
+        account TEXT NOT NULL REFERENCES accounts,
+        fingerprint BLOB NOT NULL,
+        submitted_at INTEGER NOT NULL,
+        expires_at INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        claimed_by TEXT,
+        reason TEXT,
+        PRIMARY KEY (device, id)
+    ) STRICT;
+    CREATE INDEX requests_of ON requests (account);
+
+    CREATE TABLE envelopes (
+        device TEXT NOT NULL,
+        id TEXT NOT NULL,
+        recipient TEXT NOT NULL,
+        sealed BLOB,                      -- null once the request is over
+        failed INTEGER,                   -- the order in which companions failed; null for the others
+        reason TEXT,
+        PRIMARY KEY (device, id, recipient),
+        FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
+    ) STRICT;
+    CREATE INDEX envelopes_for ON envelopes (recipient) WHERE sealed IS NOT NULL;
+
+    CREATE TABLE spent (
+        account TEXT NOT NULL,
+        rate TEXT NOT NULL,
+        full_at REAL NOT NULL,            -- when the rate is whole again
+        PRIMARY KEY (account, rate)
+    ) STRICT, WITHOUT ROWID;
+
+    -- ids of proofs that were taken
+    CREATE TABLE proofs (
+        key TEXT NOT NULL,
+        jti TEXT NOT NULL,
+        until REAL NOT NULL,
+        member INTEGER NOT NULL,          -- 0: the key is nobody's
+        PRIMARY KEY (key, jti)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX proofs_until ON proofs (until);
+    CREATE INDEX proofs_of_strangers ON proofs (member) WHERE member = 0;
+    """,
+)

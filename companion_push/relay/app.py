@@ -1,0 +1,386 @@
+"""The relay as an aiohttp application: mountable in an existing service, or served by `companion-push relay`.
+
+This shell moves bytes and keeps time. Who is calling is decided in `proofs`, what was sent in `messages`,
+what becomes of it in `operations`; every refusal is a `Problem`. The log tells stages, counts and durations:
+no names, no ids, nothing that was sent.
+
+    host.add_subapp("/push", make_app(RelayConfig(public_url="https://host/push", store=Path("relay.db"))))
+"""
+
+import asyncio
+import contextlib
+import logging
+import math
+import sqlite3
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from companion_push.database import Database, open_database, sole_user
+from companion_push.relay import operations, store
+from companion_push.relay.config import RelayConfig
+from companion_push.relay.messages import (
+    MAX_BODY,
+    Announcement,
+    AnswerBody,
+    CompanionReport,
+    DeviceReport,
+    Founding,
+    IntroductionBody,
+    Query,
+    RingBody,
+    Submission,
+    invitation_id,
+    member_name,
+    parse_body,
+    request_id,
+)
+from companion_push.relay.operations import Answer, Call, Operation
+from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.proofs import HEADER, check_proof
+from companion_push.relay.waiting import WaitingRoom
+
+logger = logging.getLogger(__name__)
+
+_BODY_SECONDS: Final = 10.0  # a body must have come by then
+_SWEEP_SECONDS: Final = 30.0
+_HIGHEST_VERSION: Final = 1 << 32
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+def make_app(config: RelayConfig) -> web.Application:
+    """The relay of docs/protocol/relay.md. It opens its store when the application starts.
+
+    Starting raises `StoreUnusable` or `StoreBusy`.
+    """
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_answer_problems])
+    app[_RELAY] = relay = Relay(config)
+    app.cleanup_ctx.append(_opened_store)
+    app.on_shutdown.append(_let_go)
+    app.add_routes(
+        [
+            web.get("/livez", _livez, allow_head=False),
+            web.post("/v1/accounts", relay.found_account),
+            web.get("/v1/ring", relay.read_ring, allow_head=False),
+            web.post("/v1/ring", relay.append_ring),
+            web.put("/v1/invitations/{id}", relay.announce_invitation),
+            web.get("/v1/invitations/{id}", relay.read_invitation, allow_head=False),
+            web.post("/v1/invitations/{id}/answer", relay.answer_introduction),
+            web.post("/v1/introductions", relay.introduce),
+            web.get("/v1/introductions/{id}", relay.read_introduction, allow_head=False),
+            web.put("/v1/requests/{id}", relay.submit),
+            web.get("/v1/requests/{id}", relay.read_request, allow_head=False),
+            web.post("/v1/requests/{id}/events", relay.device_event),
+            web.get("/v1/inbox", relay.read_inbox, allow_head=False),
+            web.post("/v1/inbox/{device}/{id}/events", relay.companion_event),
+        ]
+    )
+    return app
+
+
+class Relay:
+    """The endpoints: each takes in what came, and hands it to its operation."""
+
+    def __init__(self, config: RelayConfig) -> None:
+        self._config = config
+        self._database: Database | None = None
+        self.room = WaitingRoom(per_member=config.held_per_member, per_address=config.held_per_address)
+
+    # Rings and accounts
+
+    async def found_account(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(caller, operations.found_account(await _body(request, Founding)))
+
+    async def read_ring(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        after = _query(request, "after").number("after", _HIGHEST_VERSION)
+        return await self._act(caller, operations.read_ring(after or 0))
+
+    async def append_ring(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(caller, operations.append_ring(await _body(request, RingBody)))
+
+    # Invitations and introductions
+
+    async def announce_invitation(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        invitation = invitation_id(request.match_info["id"])
+        body = await _body(request, Announcement)
+        return await self._act(caller, operations.announce_invitation(invitation, body))
+
+    async def read_invitation(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        invitation = invitation_id(request.match_info["id"])
+        return await self._hold(
+            request,
+            caller,
+            operations.read_invitation(invitation),
+            topic=operations.invitation_topic(invitation),
+            wait=_query(request, "wait").wait(),
+        )
+
+    async def answer_introduction(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        invitation = invitation_id(request.match_info["id"])
+        body = await _body(request, AnswerBody)
+        return await self._act(caller, operations.answer_introduction(invitation, body))
+
+    async def introduce(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(caller, operations.introduce(await _body(request, IntroductionBody)))
+
+    async def read_introduction(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        invitation = invitation_id(request.match_info["id"])
+        return await self._hold(
+            request,
+            caller,
+            operations.read_introduction(invitation),
+            topic=operations.invitation_topic(invitation),
+            wait=_query(request, "wait").wait(),
+        )
+
+    # Requests
+
+    async def submit(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        name = request_id(request.match_info["id"])
+        body = await _body(request, Submission)
+        operation = operations.submit(name, body, quota=self._config.quota, ceiling=self._config.ceiling)
+        return await self._act(caller, operation)
+
+    async def read_request(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        name = request_id(request.match_info["id"])
+        query = _query(request, "version", "wait")
+        return await self._hold(
+            request,
+            caller,
+            operations.read_request(name, query.number("version", _HIGHEST_VERSION)),
+            topic=operations.request_topic(caller, name),
+            wait=query.wait(),
+        )
+
+    async def device_event(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        name = request_id(request.match_info["id"])
+        report = await _body(request, DeviceReport)
+        return await self._act(caller, operations.device_event(name, report))
+
+    async def read_inbox(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        query = _query(request, "cursor", "wait")
+        return await self._hold(
+            request,
+            caller,
+            operations.read_inbox(query.cursor()),
+            topic=operations.inbox_topic(caller),
+            wait=query.wait(),
+        )
+
+    async def companion_event(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        device = member_name(request.match_info["device"], "device")
+        name = request_id(request.match_info["id"])
+        report = await _body(request, CompanionReport)
+        return await self._act(caller, operations.companion_event(device, name, report))
+
+    # What they share
+
+    async def _caller(self, request: web.Request) -> str:
+        """The name of the key that makes this request; its proof is used up."""
+        if self.room.closing:
+            raise Problem(Slug.DRAINING, retry_after=1)
+        now = self._config.clock()
+        # our own part of the path, wherever a host or a proxy has mounted us
+        path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
+        proof = check_proof(
+            request.headers.getall(HEADER, []),
+            method=request.method,
+            url=self._config.public_url + path,
+            now=now,
+        )
+        await self._open_store.note(lambda db: store.take_proof(db, proof))
+        return proof.name
+
+    async def _act(self, caller: str, operation: Operation) -> web.Response:
+        return _response(await self._run(caller, operation))
+
+    async def _hold(
+        self, request: web.Request, caller: str, operation: Operation, *, topic: str, wait: int
+    ) -> web.Response:
+        """The operation's answer: at once when it has news, else when it has, at most `wait` seconds from now."""
+        if not wait:
+            return await self._act(caller, operation)
+        loop = asyncio.get_running_loop()
+        end = loop.time() + wait
+        with self.room.enter(topic=topic, member=caller, address=request.remote or "") as bell:
+            while True:
+                bell.silence()
+                answer = await self._run(caller, operation)
+                left = end - loop.time()
+                if answer.news or bell.let_go or left <= 0:
+                    return _response(answer)
+                # what changes by itself rings no bell
+                await bell.wait(min(left, max(0.01, answer.changes_at - self._config.clock())))
+
+    async def _run(self, caller: str, operation: Operation) -> Answer:
+        """One transaction, and the bells it rings: a caller that goes away in between does not part them."""
+        return await asyncio.shield(asyncio.ensure_future(self._transact(caller, operation)))
+
+    async def _transact(self, caller: str, operation: Operation) -> Answer:
+        now = self._config.clock()
+        answer = await self._open_store.transact(lambda db: operation(Call(db=db, caller=caller, now=now)))
+        self.room.ring(answer.topics)
+        return answer
+
+    @property
+    def _open_store(self) -> Database:
+        if self._database is None:
+            raise Problem(Slug.STORE_UNAVAILABLE, retry_after=1)
+        return self._database
+
+    # Lifetime
+
+    @contextlib.asynccontextmanager
+    async def opened(self) -> AsyncIterator[None]:
+        """The store is open, and swept from time to time."""
+        path: Path = self._config.store
+        with sole_user(path):
+            async with open_database(path) as database:
+                self._database = database
+                sweeper = asyncio.create_task(self._sweep())
+                try:
+                    yield
+                finally:
+                    sweeper.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await sweeper
+                    self._database = None
+
+    async def _sweep(self) -> None:
+        while True:
+            try:
+                answer = await self._run("", operations.sweep)
+                logger.debug("swept: %d requests expired, %d held", answer.body["expired"], len(self.room))
+            except sqlite3.Error as error:
+                logger.warning("the store could not be swept: %s", type(error).__name__)
+            await asyncio.sleep(_SWEEP_SECONDS)
+
+
+_RELAY: Final = web.AppKey("relay", Relay)
+
+
+async def _opened_store(app: web.Application) -> AsyncIterator[None]:
+    async with app[_RELAY].opened():
+        yield
+
+
+async def _let_go(app: web.Application) -> None:
+    relay = app[_RELAY]
+    logger.info("closing: %d held requests are answered now", len(relay.room))
+    relay.room.close()
+
+
+async def _livez(_request: web.Request) -> web.Response:
+    """The process answers. That the store does is seen from the answers."""
+    return _json({"status": "ok"}, 200)
+
+
+@web.middleware
+async def _answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure becomes a problem document, and every answer one line in the log."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    problem: Problem | None = None
+    try:
+        response = await handler(request)
+    except Problem as refusal:
+        problem = refusal
+        response = _problem(refusal)
+    except web.HTTPRequestEntityTooLarge:
+        problem = Problem(Slug.PAYLOAD_TOO_LARGE, limit=MAX_BODY)
+        response = _problem(problem)
+    except web.HTTPNotFound:
+        problem = Problem(Slug.NOT_FOUND)
+        response = _problem(problem)
+    except (
+        web.HTTPException
+    ) as error:  # another method, a broken header: RFC 9457's problem without a type of its own
+        response = _untyped(error.status, error.reason)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+    except (web.RequestPayloadError, HttpProcessingError) as error:
+        logger.debug("a body could not be read: %s", type(error).__name__)
+        problem = Problem(Slug.INVALID_REQUEST, "the body does not come as its headers say")
+        response = _problem(problem)
+    except sqlite3.Error:
+        logger.exception("the store failed")
+        problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
+        response = _problem(problem)
+    except Exception as error:  # noqa: BLE001  the edge of the application
+        # a foreign exception's message may hold anything, so only its type and place are told
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("unexpected %s at %s:%d", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
+        response = _untyped(500, "Internal Server Error")
+    milliseconds = math.ceil((loop.time() - start) * 1000)
+    resource = request.match_info.route.resource
+    endpoint = resource.canonical if resource is not None else "elsewhere"
+    logger.info(
+        "%s %s: %d %s in %d ms",
+        request.method if request.method in ("GET", "PUT", "POST") else "other",
+        endpoint,
+        response.status,
+        problem.slug if problem is not None else "ok",
+        milliseconds,
+    )
+    return response
+
+
+async def _body(request: web.Request, kind: type[Body]) -> Body:
+    """The body, parsed; a slow one is not waited for."""
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            data = await request.read()
+    except TimeoutError as error:
+        raise Problem(Slug.INVALID_REQUEST, "the body did not come in time") from error
+    return parse_body(data, kind)
+
+
+def _query(request: web.Request, *allowed: str) -> Query:
+    return Query(dict(request.query), len(request.query), *allowed)
+
+
+def _response(answer: Answer) -> web.Response:
+    return _json(answer.body, answer.status)
+
+
+def _problem(problem: Problem) -> web.Response:
+    response = _json(problem.body(), problem.status, content_type="application/problem+json")
+    if problem.retry_after is not None:
+        response.headers["Retry-After"] = str(problem.retry_after)
+    if problem.status == 401:
+        response.headers["WWW-Authenticate"] = 'DPoP algs="ES256"'
+    return response
+
+
+def _untyped(status: int, title: str) -> web.Response:
+    body = {"type": "about:blank", "title": title, "status": status}
+    return _json(body, status, content_type="application/problem+json")
+
+
+def _json(body: object, status: int, content_type: str = "application/json") -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(body),
+        status=status,
+        content_type=content_type,
+        headers={"Cache-Control": "no-store"},
+    )

@@ -1,0 +1,46 @@
+"""The relay's settings, read once at the edge."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from companion_push.relay.mailbox import CEILING, Quota
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.trust.text_form import check_relay_url
+
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayConfig:
+    """Everything `make_app` needs to know."""
+
+    public_url: str  # what clients call it by, with the prefix it is mounted under; no slash at the end
+    store: Path
+    ceiling: int = CEILING  # seconds until an unclaimed request expires; 300 at the most
+    quota: Quota = field(default_factory=Quota)
+    held_per_member: int = 4  # the oldest held request is let go when a member has more
+    held_per_address: int = 256  # more are told to come back; 0: no limit, for a relay behind a proxy
+    clock: Callable[[], float] = time.time  # Unix seconds
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.ceiling <= CEILING:
+            raise LocalProtocolError(f"the ceiling is 1 to {CEILING} seconds, got {self.ceiling}")
+        if self.held_per_member < 1 or self.held_per_address < 0:
+            raise LocalProtocolError("held_per_member is 1 or more, held_per_address 0 or more")
+        object.__setattr__(self, "public_url", check_public_url(self.public_url))
+
+
+def check_public_url(url: str) -> str:
+    """`url` without a slash at its end; refuses what invitations could not hold, such as plain http elsewhere."""
+    try:
+        return check_relay_url(url.rstrip("/"))
+    except RemoteProtocolError as error:
+        raise LocalProtocolError(str(error)) from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine and nothing else."""
+    return host in _LOOPBACK or host.startswith("127.")

@@ -1,0 +1,226 @@
+"""The rules of the mailbox: who may do what to a request, when it ends, how many there may be.
+
+A request is a value that each event turns into the next, or refuses. Nothing here keeps time or stores
+anything: `now` is passed in, Unix seconds by the relay's clock (docs/protocol/relay.md, States).
+
+    pending → delivered → claimed → opened → completed
+    and from any of the first four: declined | failed | cancelled | superseded | expired
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any, Final
+
+from companion_push.relay.problems import Problem, Slug
+
+CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
+GRACE: Final = 120  # seconds a claimed request may go on after that
+KEPT: Final = 300  # seconds the outcome stays readable after the last moment it could come
+
+
+class State(StrEnum):
+    """Where a request stands. `LIVE` ones change; all others are terminal and never do."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"  # a recipient has fetched it
+    CLAIMED = "claimed"  # by one companion, which alone may go on
+    OPENED = "opened"  # handed to the opener
+    COMPLETED = "completed"  # says the device, which alone knows
+    DECLINED = "declined"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SUPERSEDED = "superseded"
+    EXPIRED = "expired"
+
+
+UNCLAIMED: Final = frozenset({State.PENDING, State.DELIVERED})
+HELD: Final = frozenset({State.CLAIMED, State.OPENED})
+LIVE: Final = UNCLAIMED | HELD
+
+
+class DeviceEvent(StrEnum):
+    """What a device may tell about its request."""
+
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class CompanionEvent(StrEnum):
+    """What a companion may tell about a request with an envelope for it."""
+
+    CLAIMED = "claimed"
+    OPENED = "opened"
+    DECLINED = "declined"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One companion cannot take this request; the others may."""
+
+    by: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as the relay knows it: everything but the envelopes."""
+
+    account: str
+    device: str  # the submitting device's name
+    id: str  # base64url of 16 bytes, chosen by the device
+    recipients: tuple[str, ...]  # companions' names
+    fingerprint: bytes  # of what was submitted, 32 bytes: the same again is no conflict
+    submitted_at: int
+    expires_at: int
+    state: State = State.PENDING
+    version: int = 1
+    claimed_by: str | None = None
+    reason: str | None = None
+    failures: tuple[Failure, ...] = ()
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE
+
+    @property
+    def ends_at(self) -> int:
+        """When it expires if nothing happens: an expiry ends claims, and a claimed request may finish."""
+        return self.expires_at + (GRACE if self.state in HELD else 0)
+
+    def waits_for(self, companion: str) -> bool:
+        """Whether it belongs in this companion's inbox."""
+        return self.live and companion in self.recipients and not self._has_failed(companion)
+
+    def at(self, now: float) -> "Request":
+        """As it is at `now`: expired, once its time is over."""
+        return self._become(State.EXPIRED) if self.live and now >= self.ends_at else self
+
+    def fetched(self) -> "Request":
+        """A recipient has read it."""
+        return self._become(State.DELIVERED) if self.state is State.PENDING else self
+
+    def superseded(self) -> "Request":
+        """Its device has submitted another."""
+        return self._become(State.SUPERSEDED) if self.live else self
+
+    def withdrawn(self, reason: str) -> "Request":
+        """Its device is no longer a member."""
+        return self._become(State.CANCELLED, reason=reason) if self.live else self
+
+    def device_says(self, event: DeviceEvent, reason: str | None) -> "Request":
+        """After the device's event. Telling the same again changes nothing."""
+        target = State(event)
+        if self.state is target:
+            return self
+        if not self.live or (event is DeviceEvent.COMPLETED and self.state not in HELD):
+            raise self._conflict()
+        return self._become(target, reason=reason)
+
+    def companion_says(self, by: str, event: CompanionEvent, reason: str | None) -> "Request":
+        """After a recipient's event. Telling the same again changes nothing."""
+        match event:
+            case CompanionEvent.CLAIMED:
+                return self._claimed(by)
+            case CompanionEvent.OPENED:
+                return self._opened(by)
+            case CompanionEvent.DECLINED:
+                return self._declined(by, reason)
+            case CompanionEvent.FAILED:
+                return self._failed(by, reason)
+
+    def _claimed(self, by: str) -> "Request":
+        if self.state in HELD:
+            if self.claimed_by == by:
+                return self
+            raise self._lost()
+        if not self.live or self._has_failed(by):
+            raise self._conflict()
+        return self._become(State.CLAIMED, claimed_by=by)
+
+    def _opened(self, by: str) -> "Request":
+        if self.state in HELD and self.claimed_by != by:
+            raise self._lost()
+        if self.state is State.OPENED:
+            return self
+        if self.state is not State.CLAIMED:
+            raise self._conflict()
+        return self._become(State.OPENED)
+
+    def _declined(self, by: str, reason: str | None) -> "Request":
+        if self.state is State.DECLINED:
+            return self
+        if self.state in HELD and self.claimed_by != by:
+            raise self._lost()
+        if not self.live:
+            raise self._conflict()
+        return self._become(State.DECLINED, reason=reason)
+
+    def _failed(self, by: str, reason: str | None) -> "Request":
+        if self._has_failed(by):
+            return self
+        if not self.live:
+            raise self._conflict()
+        failures = (*self.failures, Failure(by=by, reason=reason))
+        if by == self.claimed_by or len(failures) == len(self.recipients):
+            return self._become(State.FAILED, reason=reason, failures=failures)
+        return replace(self, failures=failures, version=self.version + 1)
+
+    def _become(self, state: State, **changes: Any) -> "Request":
+        return replace(self, state=state, version=self.version + 1, **changes)
+
+    def _has_failed(self, companion: str) -> bool:
+        return any(failure.by == companion for failure in self.failures)
+
+    def _lost(self) -> Problem:
+        return Problem(Slug.ALREADY_CLAIMED, state=self.state, version=self.version)
+
+    def _conflict(self) -> Problem:
+        slug = Slug.EXPIRED if self.state is State.EXPIRED else Slug.STATE_CONFLICT
+        return Problem(slug, state=self.state, version=self.version)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """`count` at once, and as many again every `seconds`."""
+
+    count: int
+    seconds: float
+
+    def take(self, full_at: float | None, now: float) -> float:
+        """Take one (GCRA): `full_at` is the time at which all are there again, None when they are; returns the next.
+
+        Refuses with `rate-limited` when none is left.
+        """
+        interval = self.seconds / self.count
+        next_full = max(full_at or 0.0, now) + interval
+        over = next_full - now - self.seconds
+        if over > _ROUNDING:
+            raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
+        return next_full
+
+
+_ROUNDING: Final = 1e-3  # seconds: times are floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quota:
+    """How much one account may ask of its companions. Claiming and declining are never limited."""
+
+    pending: int = 3  # unclaimed requests, one per device
+    rates: tuple[Rate, ...] = (Rate(count=5, seconds=60), Rate(count=30, seconds=86_400))
+
+    def admit(self, others: Iterable[Request], spent: Mapping[str, float], now: float) -> dict[str, float]:
+        """What is spent after one more request, or a refusal.
+
+        others: the account's requests of other devices. spent: what the last call returned.
+        """
+        waiting = sorted(request.ends_at for request in others if request.state in UNCLAIMED)
+        if len(waiting) >= self.pending:
+            retry_after = max(1, math.ceil(waiting[0] - now))
+            raise Problem(Slug.TOO_MANY_PENDING, retry_after=retry_after)
+        keys = {f"{rate.count}/{rate.seconds:g}": rate for rate in self.rates}
+        return {key: rate.take(spent.get(key), now) for key, rate in keys.items()}

@@ -1,0 +1,191 @@
+"""What callers send, taken in at one door: strict JSON bodies, ids and queries become typed values.
+
+Everything else is `invalid-request`: unknown members, padded base64url, bounds exceeded.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from companion_push.accounts import CODE_SIZE, Introduction
+from companion_push.relay.mailbox import CompanionEvent, DeviceEvent
+from companion_push.relay.problems import invalid
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.trust.ring import MAX_DOCUMENT, Role
+from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, from_base64url
+
+MAX_BODY: Final = 65_536  # bytes
+MAX_WAIT: Final = 25  # seconds a request may be held
+_MAX_ENVELOPES: Final = 8
+_MAX_SEALED: Final = 4096  # bytes
+_REQUEST_ID_SIZE: Final = 16  # bytes
+_HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
+_TICKET_SIZE: Final = 32  # bytes
+_MAX_INTRODUCTION: Final = 4096  # bytes
+_MAX_CURSOR: Final = 64  # characters
+
+Reason = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
+Body = TypeVar("Body", bound=msgspec.Struct)
+
+
+class Founding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    code: str
+    ring: str
+
+    def parse(self) -> tuple[bytes, bytes]:
+        """The account code's secret, and the ring document."""
+        return octets(self.code, "code", CODE_SIZE), octets(self.ring, "ring", 1, MAX_DOCUMENT)
+
+
+class RingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ring: str
+
+    def parse(self) -> bytes:
+        return octets(self.ring, "ring", 1, MAX_DOCUMENT)
+
+
+class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    kind: Literal["device", "companion"]
+    expires_at: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+
+    @property
+    def role(self) -> Role:
+        return Role(self.kind)
+
+
+class IntroductionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    account: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    ticket: str
+    body: str
+    signature: str
+    mac: str
+
+    def parse(self) -> tuple[bytes, Introduction]:
+        """The ticket, and what is for the inviter."""
+        return octets(self.ticket, "ticket", _TICKET_SIZE), Introduction(
+            body=octets(self.body, "body", 1, _MAX_INTRODUCTION),
+            signature=octets(self.signature, "signature", SIGNATURE_SIZE),
+            mac=octets(self.mac, "mac", _HASH_SIZE),
+        )
+
+
+class AnswerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ring: str | None = None
+    mac: str | None = None
+    declined: bool = False
+
+    def parse(self) -> tuple[bytes, bytes] | None:
+        """Ring document and MAC; None for a decline."""
+        if self.declined and self.ring is None and self.mac is None:
+            return None
+        if self.declined or self.ring is None or self.mac is None:
+            raise invalid("expected ring and mac, or declined")
+        return octets(self.ring, "ring", 1, MAX_DOCUMENT), octets(self.mac, "mac", _HASH_SIZE)
+
+
+class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    to: str
+    sealed: str
+
+
+class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    expires_in: Annotated[int, msgspec.Meta(ge=1, le=300)]
+    envelopes: Annotated[list[_Envelope], msgspec.Meta(min_length=1, max_length=_MAX_ENVELOPES)]
+
+    def parse(self) -> dict[str, bytes]:
+        """What is sealed, by recipient."""
+        sealed = {
+            member_name(envelope.to, "to"): octets(envelope.sealed, "sealed", 1, _MAX_SEALED)
+            for envelope in self.envelopes
+        }
+        if len(sealed) != len(self.envelopes):
+            raise invalid("two envelopes for one recipient")
+        return sealed
+
+    def fingerprint(self) -> bytes:
+        """The same for the same submission, however its JSON is spaced."""
+        return hashlib.sha256(msgspec.json.encode(self)).digest()
+
+
+class DeviceReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    event: DeviceEvent
+    reason: Reason | None = None
+
+
+class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    event: CompanionEvent
+    reason: Reason | None = None
+
+
+def parse_body(data: bytes, kind: type[Body]) -> Body:
+    """The one JSON value of `kind` that `data` is."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise invalid("the body is not JSON") from error
+
+
+def octets(text: str, what: str, shortest: int, longest: int | None = None) -> bytes:
+    """The bytes of base64url: exactly `shortest`, or `shortest` to `longest`."""
+    try:
+        data = from_base64url(text)
+    except RemoteProtocolError as error:
+        raise invalid(f"{what}: {error}") from error
+    longest = shortest if longest is None else longest
+    if not shortest <= len(data) <= longest:
+        size = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
+        raise invalid(f"{what}: expected {size} bytes, got {len(data)}")
+    return data
+
+
+def request_id(text: str) -> str:
+    """A request's id, as it stands in the path."""
+    octets(text, "request id", _REQUEST_ID_SIZE)
+    return text
+
+
+def invitation_id(text: str) -> bytes:
+    """An invitation's id, as it stands in the path: the hash of its ticket."""
+    return octets(text, "invitation id", _HASH_SIZE)
+
+
+def member_name(text: str, what: str) -> str:
+    """A member's name: base64url of 32 bytes, 43 characters."""
+    if len(text) != NAME_SIZE:
+        raise invalid(f"{what}: expected a member's name of {NAME_SIZE} characters")
+    octets(text, what, _HASH_SIZE)
+    return text
+
+
+class Query:
+    """The query of a URL: each parameter once, none that is not asked for."""
+
+    def __init__(self, parameters: Mapping[str, str], count: int, *allowed: str) -> None:
+        """count: how many parameters came, repeated ones counted each time."""
+        if count != len(parameters) or not set(parameters) <= set(allowed):
+            raise invalid(
+                f"expected no parameters but {', '.join(allowed)}" if allowed else "expected no parameters"
+            )
+        self._parameters = parameters
+
+    def number(self, name: str, highest: int) -> int | None:
+        text = self._parameters.get(name)
+        if text is None:
+            return None
+        if not (text.isascii() and text.isdigit() and len(text) <= 10) or int(text) > highest:
+            raise invalid(f"{name}: expected a whole number of at most {highest}")
+        return int(text)
+
+    def wait(self) -> int:
+        """Seconds the caller is willing to wait; 0 when it did not say."""
+        return self.number("wait", MAX_WAIT) or 0
+
+    def cursor(self) -> str | None:
+        text = self._parameters.get("cursor")
+        if text is not None and not 0 < len(text) <= _MAX_CURSOR:
+            raise invalid(f"cursor: expected at most {_MAX_CURSOR} characters")
+        return text

@@ -1,0 +1,419 @@
+"""What each endpoint does: one transaction each, from typed input to an answer.
+
+An operation looks up the caller itself, in the same transaction in which it acts, so that nobody acts on a
+membership that has ended. It says which waiting clients its change concerns; the HTTP shell wakes them.
+"""
+
+import hashlib
+import math
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from companion_push import accounts
+from companion_push.accounts import Invitation, Membership
+from companion_push.relay import store
+from companion_push.relay.mailbox import CEILING, Quota, Rate, Request
+from companion_push.relay.messages import (
+    Announcement,
+    AnswerBody,
+    CompanionReport,
+    DeviceReport,
+    Founding,
+    IntroductionBody,
+    RingBody,
+    Submission,
+)
+from companion_push.relay.problems import Problem, Slug, not_found
+from headless_passkey.trust.ring import Role
+from headless_passkey.trust.signing import base64url
+
+MAX_RINGS: Final = 32  # ring documents in one answer
+_RING_RATE: Final = Rate(count=120, seconds=3600)  # ring versions of one account
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What the caller is told."""
+
+    body: Mapping[str, Any]
+    status: int = 200
+    news: bool = True  # False: nothing has changed, so a caller who is willing to wait is held
+    changes_at: float = math.inf  # when the answer changes although nobody does anything
+    topics: frozenset[str] = field(default=frozenset())  # whom this concerns: see the topics below
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """Who asks, and when."""
+
+    db: sqlite3.Connection
+    caller: str  # the name of the key that made the proof
+    now: float
+
+    def member(self, role: Role | None = None) -> Membership:
+        """What the caller is; `not-found` when it is nobody, or not of this role."""
+        found = accounts.membership(self.db, self.caller)
+        if found is None or (role is not None and found.role is not role):
+            raise not_found()
+        return found
+
+
+Operation = Callable[[Call], Answer]
+
+
+# Topics: what a waiting client waits for. Names are unguessable or the caller's own, and reach nobody.
+
+
+def request_topic(device: str, request_id: str) -> str:
+    return f"request {device} {request_id}"
+
+
+def inbox_topic(companion: str) -> str:
+    return f"inbox {companion}"
+
+
+def invitation_topic(invitation_id: bytes) -> str:
+    return f"invitation {base64url(invitation_id)}"
+
+
+def concerned(requests: Iterable[Request]) -> frozenset[str]:
+    """Whom a change of these requests concerns."""
+    return frozenset(
+        topic
+        for request in requests
+        for topic in (request_topic(request.device, request.id), *map(inbox_topic, request.recipients))
+    )
+
+
+# Rings and accounts
+
+
+def found_account(body: Founding) -> Operation:
+    code, document = body.parse()
+
+    def operation(call: Call) -> Answer:
+        account, news = accounts.found(
+            call.db, caller=call.caller, code=code, document=document, now=call.now
+        )
+        return Answer(body={"account": account}, status=201 if news else 200)
+
+    return operation
+
+
+def read_ring(after: int) -> Operation:
+    def operation(call: Call) -> Answer:
+        account = call.member().account
+        head = accounts.head(call.db, account)
+        if head is None:
+            raise not_found()
+        documents = accounts.rings_after(call.db, account, after, MAX_RINGS)
+        rings = [base64url(document) for document in documents]
+        return Answer(body={"version": head.version, "hash": base64url(head.hash), "rings": rings})
+
+    return operation
+
+
+def append_ring(body: RingBody) -> Operation:
+    document = body.parse()
+
+    def operation(call: Call) -> Answer:
+        account = call.member(Role.COMPANION).account
+        ring, removed = accounts.append_ring(call.db, account, document)
+        left = store.spent(call.db, account).get("rings")
+        store.spend(call.db, account, {"rings": _RING_RATE.take(left, call.now)})
+        withdrawn = [
+            request.withdrawn("removed")
+            for request in _current(call.db, account, call.now)
+            if request.live and request.device in removed
+        ]
+        for request in withdrawn:
+            store.save(call.db, request)
+        return Answer(
+            body={"version": ring.version, "hash": base64url(ring.hash)},
+            status=201,
+            topics=concerned(withdrawn) | frozenset(map(inbox_topic, removed)),
+        )
+
+    return operation
+
+
+# Invitations and introductions
+
+
+def announce_invitation(invitation_id: bytes, body: Announcement) -> Operation:
+    def operation(call: Call) -> Answer:
+        news = accounts.invite(
+            call.db,
+            inviter=call.member(Role.COMPANION),
+            invitation_id=invitation_id,
+            kind=body.role,
+            expires_at=body.expires_at,
+            now=call.now,
+        )
+        return Answer(body={}, status=201 if news else 200)
+
+    return operation
+
+
+def introduce(body: IntroductionBody) -> Operation:
+    ticket, introduction = body.parse()
+
+    def operation(call: Call) -> Answer:
+        invitation_id, news = accounts.introduce(
+            call.db,
+            newcomer=call.caller,
+            account=body.account,
+            ticket=ticket,
+            introduction=introduction,
+            now=call.now,
+        )
+        return Answer(
+            body={"id": base64url(invitation_id)},
+            status=201 if news else 200,
+            topics=frozenset({invitation_topic(invitation_id)}),
+        )
+
+    return operation
+
+
+def read_invitation(invitation_id: bytes) -> Operation:
+    def operation(call: Call) -> Answer:
+        inviter = call.member(Role.COMPANION)
+        invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
+        introduction = invitation.introduction
+        if introduction is None and call.now >= invitation.expires_at:
+            raise Problem(Slug.EXPIRED)
+        if introduction is None:
+            body: dict[str, Any] = {"state": "open", "introduction": None}
+            return Answer(body=body, news=False, changes_at=invitation.expires_at)
+        return Answer(
+            body={
+                "state": "introduced" if invitation.admitted is None else "answered",
+                "introduction": {
+                    "body": base64url(introduction.body),
+                    "signature": base64url(introduction.signature),
+                    "mac": base64url(introduction.mac),
+                },
+            }
+        )
+
+    return operation
+
+
+def answer_introduction(invitation_id: bytes, body: AnswerBody) -> Operation:
+    said = body.parse()
+
+    def operation(call: Call) -> Answer:
+        inviter = call.member(Role.COMPANION)
+        invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
+        if said is None:
+            accounts.answer(call.db, invitation, admitted=False, ring_version=None, mac=None)
+        else:
+            _admit(call.db, invitation, *said)
+        return Answer(body={}, topics=frozenset({invitation_topic(invitation_id)}))
+
+    return operation
+
+
+def _admit(db: sqlite3.Connection, invitation: Invitation, document: bytes, mac: bytes) -> None:
+    head = accounts.head(db, invitation.account)
+    if head is None:
+        raise not_found()
+    if invitation.admitted is None and head.document != document:
+        raise accounts.ring_conflict(head)
+    accounts.answer(db, invitation, admitted=True, ring_version=head.version, mac=mac)
+
+
+def read_introduction(invitation_id: bytes) -> Operation:
+    def operation(call: Call) -> Answer:
+        invitation = accounts.introduced_by(call.db, newcomer=call.caller, invitation_id=invitation_id)
+        if invitation.admitted is None:
+            return Answer(body={"state": "waiting", "ring": None, "mac": None}, news=False)
+        if invitation.ring_version is None or invitation.answer_mac is None:
+            return Answer(body={"state": "declined", "ring": None, "mac": None})
+        document = accounts.ring_document(call.db, invitation.account, invitation.ring_version)
+        return Answer(
+            body={"state": "admitted", "ring": base64url(document), "mac": base64url(invitation.answer_mac)}
+        )
+
+    return operation
+
+
+# Requests
+
+
+def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> Operation:
+    envelopes = body.parse()
+    fingerprint = body.fingerprint()
+
+    def operation(call: Call) -> Answer:
+        device = call.member(Role.DEVICE)
+        known = store.request(call.db, device.name, request_id)
+        if known is not None:
+            if known.fingerprint != fingerprint:
+                raise Problem(Slug.REQUEST_CONFLICT)
+            current, topics = _at(call.db, known, call.now)
+            return Answer(body=_status(current, call.now), topics=topics)
+        if not envelopes.keys() <= accounts.companions(call.db, device.account):
+            raise Problem(Slug.UNKNOWN_RECIPIENT)
+        kept = _current(call.db, device.account, call.now)
+        others = [request for request in kept if request.device != device.name]
+        spent = quota.admit(others, store.spent(call.db, device.account), call.now)
+        store.spend(call.db, device.account, spent)
+        superseded = [
+            request.superseded() for request in kept if request.device == device.name and request.live
+        ]
+        for request in superseded:
+            store.save(call.db, request)
+        new = Request(
+            account=device.account,
+            device=device.name,
+            id=request_id,
+            recipients=tuple(sorted(envelopes)),
+            fingerprint=fingerprint,
+            submitted_at=int(call.now),
+            expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
+        )
+        store.insert(call.db, new, envelopes)
+        return Answer(body=_status(new, call.now), status=201, topics=concerned([new, *superseded]))
+
+    return operation
+
+
+def read_request(request_id: str, version: int | None) -> Operation:
+    def operation(call: Call) -> Answer:
+        current, topics = _own(call, request_id)
+        return Answer(
+            body=_status(current, call.now),
+            news=current.version != version or not current.live,
+            changes_at=current.ends_at if current.live else math.inf,
+            topics=topics,
+        )
+
+    return operation
+
+
+def device_event(request_id: str, report: DeviceReport) -> Operation:
+    def operation(call: Call) -> Answer:
+        current, topics = _own(call, request_id)
+        after = current.device_says(report.event, report.reason)
+        if after is not current:
+            store.save(call.db, after)
+            topics |= concerned([after])
+        return Answer(body=_status(after, call.now), topics=topics)
+
+    return operation
+
+
+def read_inbox(cursor: str | None) -> Operation:
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        items: list[dict[str, Any]] = []
+        topics: frozenset[str] = frozenset()
+        changes_at = math.inf
+        for stored, sealed in store.sealed_for(call.db, companion.name):
+            request = stored.at(call.now)
+            if request.waits_for(companion.name):
+                request = request.fetched()
+                items.append(_item(request, sealed))
+                changes_at = min(changes_at, request.ends_at)
+            if request is not stored:
+                store.save(call.db, request)
+                topics |= concerned([request])
+        new_cursor = _cursor(items)
+        return Answer(
+            body={"cursor": new_cursor, "requests": items},
+            news=new_cursor != cursor,
+            changes_at=changes_at,
+            topics=topics - {inbox_topic(companion.name)},
+        )
+
+    return operation
+
+
+def companion_event(device: str, request_id: str, report: CompanionReport) -> Operation:
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        stored = store.request(call.db, device, request_id)
+        if stored is None or stored.account != companion.account or companion.name not in stored.recipients:
+            raise not_found()
+        current = stored.at(call.now)
+        after = current.companion_says(companion.name, report.event, report.reason)
+        topics: frozenset[str] = frozenset()
+        if after is not stored:
+            store.save(call.db, after)
+            topics = concerned([after])
+        return Answer(
+            body={
+                "state": after.state,
+                "version": after.version,
+                "expires_at": after.expires_at,
+                "now": int(call.now),
+            },
+            topics=topics,
+        )
+
+    return operation
+
+
+def sweep(call: Call) -> Answer:
+    """Write down what has expired, and forget what is over."""
+    expired = store.sweep_requests(call.db, call.now)
+    accounts.sweep_accounts(call.db, call.now)
+    return Answer(body={"expired": len(expired)}, topics=concerned(expired))
+
+
+def _own(call: Call, request_id: str) -> tuple[Request, frozenset[str]]:
+    """The calling device's request as it is now, and whom its expiry concerns."""
+    device = call.member(Role.DEVICE)
+    stored = store.request(call.db, device.name, request_id)
+    if stored is None:
+        raise not_found()
+    return _at(call.db, stored, call.now)
+
+
+def _at(db: sqlite3.Connection, stored: Request, now: float) -> tuple[Request, frozenset[str]]:
+    current = stored.at(now)
+    if current is stored:
+        return stored, frozenset()
+    store.save(db, current)
+    return current, concerned([current])
+
+
+def _current(db: sqlite3.Connection, account: str, now: float) -> list[Request]:
+    """The account's requests as they are now; what has expired is left for the sweep to write down."""
+    return [request.at(now) for request in store.requests_of(db, account)]
+
+
+def _status(request: Request, now: float) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "state": request.state,
+        "version": request.version,
+        "expires_at": request.expires_at,
+        "now": int(now),
+        "claimed_by": request.claimed_by,
+        "reason": request.reason,
+        "failures": [{"by": failure.by, "reason": failure.reason} for failure in request.failures],
+    }
+
+
+def _item(request: Request, sealed: bytes) -> dict[str, Any]:
+    return {
+        "device": request.device,
+        "id": request.id,
+        "state": request.state,
+        "version": request.version,
+        "sealed": base64url(sealed),
+        "submitted_at": request.submitted_at,
+        "expires_at": request.expires_at,
+        "claimed_by": request.claimed_by,
+    }
+
+
+def _cursor(items: list[dict[str, Any]]) -> str:
+    """A name for exactly this content: it survives restarts, and nothing has to be counted."""
+    content = ";".join(f"{item['device']} {item['id']} {item['version']}" for item in items)
+    return base64url(hashlib.sha256(content.encode()).digest()[:16])

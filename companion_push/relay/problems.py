@@ -1,0 +1,88 @@
+"""Every answer that is a no, as RFC 9457 problems: the table of docs/protocol/relay.md."""
+
+from enum import StrEnum
+from typing import Any, Final
+
+
+class Slug(StrEnum):
+    """What went wrong, in a word that never changes."""
+
+    ALREADY_CLAIMED = "already-claimed"
+    DRAINING = "draining"
+    EXPIRED = "expired"
+    INVALID_REQUEST = "invalid-request"
+    INVITATION_USED = "invitation-used"
+    NOT_FOUND = "not-found"
+    PAYLOAD_TOO_LARGE = "payload-too-large"
+    PROOF_CLOCK = "proof-clock"
+    PROOF_INVALID = "proof-invalid"
+    RATE_LIMITED = "rate-limited"
+    REQUEST_CONFLICT = "request-conflict"
+    RING_CONFLICT = "ring-conflict"
+    STATE_CONFLICT = "state-conflict"
+    STORE_UNAVAILABLE = "store-unavailable"
+    TOO_MANY_PENDING = "too-many-pending"
+    UNKNOWN_RECIPIENT = "unknown-recipient"
+
+
+class Problem(Exception):  # noqa: N818  a refusal, spelled as RFC 9457 spells it
+    """A request is refused; the HTTP shell writes it as an answer."""
+
+    def __init__(self, slug: Slug, detail: str | None = None, **members: str | int | None) -> None:
+        """detail: for people; says what was expected, never what came. members: for programs."""
+        super().__init__(detail or slug)
+        self.slug = slug
+        self.detail = detail
+        self.members = members
+
+    @property
+    def status(self) -> int:
+        return _TABLE[self.slug][0]
+
+    @property
+    def retry_after(self) -> int | None:
+        """Seconds, where trying again later may help."""
+        seconds = self.members.get("retry_after")
+        return seconds if isinstance(seconds, int) else None
+
+    def body(self) -> dict[str, Any]:
+        """The members of the problem document."""
+        status, title = _TABLE[self.slug]
+        body: dict[str, Any] = {
+            "type": f"urn:headless-passkey:problem:{self.slug}",
+            "title": title,
+            "status": status,
+        }
+        if self.detail is not None:
+            body["detail"] = self.detail
+        return body | self.members
+
+
+def not_found() -> Problem:
+    """The one answer for what does not exist and for what is somebody else's: nothing in it tells which."""
+    return Problem(Slug.NOT_FOUND)
+
+
+def invalid(detail: str) -> Problem:
+    """The request is malformed. detail: what was expected."""
+    return Problem(Slug.INVALID_REQUEST, detail)
+
+
+_TABLE: Final[dict[Slug, tuple[int, str]]] = {
+    Slug.INVALID_REQUEST: (400, "The request is malformed"),
+    Slug.UNKNOWN_RECIPIENT: (400, "An envelope is for somebody who is not a companion of the account"),
+    Slug.PROOF_INVALID: (401, "The proof of the caller's key does not hold"),
+    Slug.PROOF_CLOCK: (401, "The caller's clock differs too much from the relay's"),
+    Slug.NOT_FOUND: (404, "There is no such thing, or it is not yours"),
+    Slug.ALREADY_CLAIMED: (409, "Another companion holds the claim"),
+    Slug.INVITATION_USED: (409, "Somebody else has used this, or is waiting"),
+    Slug.REQUEST_CONFLICT: (409, "The id is taken by other bytes"),
+    Slug.RING_CONFLICT: (409, "The ring does not extend the head"),
+    Slug.STATE_CONFLICT: (409, "The state does not allow this"),
+    Slug.EXPIRED: (410, "It has expired"),
+    Slug.PAYLOAD_TOO_LARGE: (413, "The body is too large"),
+    Slug.RATE_LIMITED: (429, "Too many in too short a time"),
+    Slug.TOO_MANY_PENDING: (429, "Too many are waiting already"),
+    Slug.DRAINING: (503, "The relay is shutting down"),
+    Slug.STORE_UNAVAILABLE: (503, "The store cannot be used at the moment"),
+}

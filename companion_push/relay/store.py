@@ -1,0 +1,159 @@
+"""Requests, their envelopes, rates and taken proofs, as stored.
+
+Each function is a part of one transaction on an open store (`companion_push.database`). Envelopes are
+forgotten when their request is over; the outcome stays readable for a while (`mailbox.KEPT`).
+"""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request, State
+from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.proofs import Proof
+
+_MAX_PROOFS_OF_A_KEY: Final = 10_000  # within the two minutes that a proof is remembered
+_MAX_PROOFS_OF_STRANGERS: Final = 10_000  # all keys together that are nobody's
+
+_COLUMNS: Final = (
+    "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, reason"
+)
+
+
+def request(db: sqlite3.Connection, device: str, request_id: str) -> Request | None:
+    rows = db.execute(f"SELECT {_COLUMNS} FROM requests WHERE device = ? AND id = ?", (device, request_id))  # noqa: S608
+    return next(_requests(db, rows.fetchall()), None)
+
+
+def requests_of(db: sqlite3.Connection, account: str) -> list[Request]:
+    """All requests of the account that are still kept."""
+    rows = db.execute(f"SELECT {_COLUMNS} FROM requests WHERE account = ?", (account,))  # noqa: S608
+    return list(_requests(db, rows.fetchall()))
+
+
+def sealed_for(db: sqlite3.Connection, companion: str) -> list[tuple[Request, bytes]]:
+    """Requests that still have an envelope for `companion`, oldest first, with that envelope."""
+    rows = db.execute(
+        "SELECT device, id, sealed FROM envelopes JOIN requests USING (device, id)"
+        " WHERE recipient = ? AND sealed IS NOT NULL ORDER BY submitted_at, device, id",
+        (companion,),
+    ).fetchall()
+    pairs = ((request(db, device, request_id), sealed) for device, request_id, sealed in rows)
+    return [(found, sealed) for found, sealed in pairs if found is not None]
+
+
+def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes]) -> None:
+    """envelopes: what is sealed, by recipient."""
+    db.execute(
+        f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        (
+            new.account,
+            new.device,
+            new.id,
+            new.fingerprint,
+            new.submitted_at,
+            new.expires_at,
+            new.state,
+            new.version,
+            new.claimed_by,
+            new.reason,
+        ),
+    )
+    db.executemany(
+        "INSERT INTO envelopes (device, id, recipient, sealed) VALUES (?, ?, ?, ?)",
+        [(new.device, new.id, recipient, sealed) for recipient, sealed in envelopes.items()],
+    )
+
+
+def save(db: sqlite3.Connection, changed: Request) -> None:
+    """What became of a stored request. Its envelopes go when it is over."""
+    key = (changed.device, changed.id)
+    db.execute(
+        "UPDATE requests SET state = ?, version = ?, claimed_by = ?, reason = ? WHERE device = ? AND id = ?",
+        (changed.state, changed.version, changed.claimed_by, changed.reason, *key),
+    )
+    db.executemany(
+        "UPDATE envelopes SET failed = ?, reason = ? WHERE device = ? AND id = ? AND recipient = ?",
+        [(order, failure.reason, *key, failure.by) for order, failure in enumerate(changed.failures)],
+    )
+    if not changed.live:
+        db.execute("UPDATE envelopes SET sealed = NULL WHERE device = ? AND id = ?", key)
+
+
+def spent(db: sqlite3.Connection, account: str) -> dict[str, float]:
+    """How much of its rates the account has used: for each rate the time at which it is whole again."""
+    return dict(db.execute("SELECT rate, full_at FROM spent WHERE account = ?", (account,)))
+
+
+def spend(db: sqlite3.Connection, account: str, rates: Mapping[str, float]) -> None:
+    rows = [(account, rate, full_at) for rate, full_at in rates.items()]
+    db.executemany("REPLACE INTO spent VALUES (?, ?, ?)", rows)
+
+
+def take_proof(db: sqlite3.Connection, proof: Proof) -> None:
+    """Take a proof once; refuses it the second time, and when a key makes more than any client needs."""
+    member = db.execute("SELECT 1 FROM members WHERE name = ?", (proof.name,)).fetchone() is not None
+    if member:
+        (taken,) = db.execute("SELECT count(*) FROM proofs WHERE key = ?", (proof.name,)).fetchone()
+        limit = _MAX_PROOFS_OF_A_KEY
+    else:
+        (taken,) = db.execute("SELECT count(*) FROM proofs WHERE member = 0").fetchone()
+        limit = _MAX_PROOFS_OF_STRANGERS
+    if taken >= limit:
+        raise Problem(Slug.RATE_LIMITED, retry_after=60)
+    cursor = db.execute(
+        "INSERT OR IGNORE INTO proofs VALUES (?, ?, ?, ?)", (proof.name, proof.jti, proof.until, member)
+    )
+    if cursor.rowcount == 0:
+        raise Problem(Slug.PROOF_INVALID, "the proof has been used before")
+
+
+def sweep_requests(db: sqlite3.Connection, now: float) -> list[Request]:
+    """Write down what has expired, and forget what nobody can ask for any more. The ones that expired now."""
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM requests WHERE expires_at <= ? AND state IN (?, ?, ?, ?)",  # noqa: S608
+        (now, State.PENDING, State.DELIVERED, State.CLAIMED, State.OPENED),
+    ).fetchall()
+    expired = []
+    for live in _requests(db, rows):
+        after = live.at(now)
+        if after is not live:
+            save(db, after)
+            expired.append(after)
+    db.execute("DELETE FROM requests WHERE expires_at <= ?", (now - GRACE - KEPT,))
+    db.execute("DELETE FROM proofs WHERE until <= ?", (now,))
+    db.execute("DELETE FROM spent WHERE full_at <= ?", (now,))
+    return expired
+
+
+def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterator[Request]:
+    for (
+        account,
+        device,
+        request_id,
+        fingerprint,
+        submitted_at,
+        expires_at,
+        state,
+        version,
+        claimed_by,
+        reason,
+    ) in rows:
+        envelopes = db.execute(
+            "SELECT recipient, failed, reason FROM envelopes WHERE device = ? AND id = ? ORDER BY failed, recipient",
+            (device, request_id),
+        ).fetchall()
+        yield Request(
+            account=account,
+            device=device,
+            id=request_id,
+            recipients=tuple(recipient for recipient, _, _ in envelopes),
+            fingerprint=fingerprint,
+            submitted_at=submitted_at,
+            expires_at=expires_at,
+            state=State(state),
+            version=version,
+            claimed_by=claimed_by,
+            reason=reason,
+            failures=tuple(Failure(by=by, reason=why) for by, failed, why in envelopes if failed is not None),
+        )
