@@ -1,0 +1,92 @@
+"""``companion-push``: every program of this package under one command.
+
+Each program brings its own options (`add_parser` in its module). Only the module of the program that is asked
+for is imported, so that one program does not wait for, or need, what another is built on.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from headless_passkey.command_line import SettingsParser, fail, run
+from headless_passkey.errors import ExitStatus
+
+_OURS: Final = ("companion_push", "headless_passkey")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One word after ``companion-push``."""
+
+    module: str  # has add_parser(subparsers), which sets `main`
+    extra: str  # what to install for it
+    help: str
+
+
+PROGRAMS: Final = {
+    "relay": Program(
+        module="companion_push.relay.command",
+        extra="push",
+        help="carry sealed requests from devices to companions",
+    ),
+    "account": Program(
+        module="companion_push.account_command", extra="push", help="add accounts to a relay's store"
+    ),
+    "tunnel-service": Program(
+        module="companion_push.tunnel_service.command",
+        extra="push",
+        help="carry messages between a device and a phone, unread",
+    ),
+    "companion": Program(
+        module="companion_push.companion.command",
+        extra="push",
+        help="the companion app: join, invite, run, members",
+    ),
+    "phone": Program(
+        module="companion_push.companion.command", extra="push", help="a software phone, for demos and tests"
+    ),
+    "ether": Program(
+        module="companion_push.ether", extra="emulation", help="emulated Bluetooth controllers on one link"
+    ),
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one program to its exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    name = words[0] if words and words[0] in PROGRAMS else None
+    try:
+        parser = make_parser(name)
+    except ModuleNotFoundError as error:
+        if name is None or (error.name or "").split(".")[0] in _OURS:
+            raise
+        message = f"{name} needs {error.name}: install headless-passkey[{PROGRAMS[name].extra}]"
+        return fail(ExitStatus.USAGE, "MissingDependency", None, message, as_json="--json" in words)
+    args = parser.parse_args(words)
+    return run(args.main, args)
+
+
+def make_parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one program; without `only`, of the bare list of programs.
+
+    Raises ModuleNotFoundError when the program is built on something that is not installed.
+    """
+    parser = SettingsParser(
+        prog="companion-push",
+        description="Push relay, tunnel service, companion, software phone and emulated radio.",
+        epilog="companion-push PROGRAM --help tells a program's options.",
+    )
+    subparsers = parser.add_subparsers(title="programs", metavar="PROGRAM", required=True)
+    if only is None:
+        for name, program in PROGRAMS.items():
+            subparsers.add_parser(name, help=program.help)
+    else:
+        _add(subparsers, PROGRAMS[only])
+    return parser
+
+
+def _add(subparsers: Any, program: Program) -> None:
+    importlib.import_module(program.module).add_parser(subparsers)
