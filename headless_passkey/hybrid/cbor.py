@@ -21,27 +21,7 @@ _CONSTANTS: Final[dict[int, bool | None]] = {_FALSE: False, _TRUE: True, _NULL: 
 
 def encode(value: Any) -> bytes:
     """The canonical CBOR of `value`; `LocalProtocolError` when it holds what CTAP2 CBOR cannot say."""
-    match value:
-        case None:
-            return _head(_SIMPLE, _NULL)
-        case bool():
-            return _head(_SIMPLE, _TRUE if value else _FALSE)
-        case int() if value >= 0:
-            return _head(_UNSIGNED, value)
-        case int():
-            return _head(_NEGATIVE, -1 - value)
-        case bytes() | bytearray() | memoryview():
-            return _head(_BYTES, len(value)) + bytes(value)
-        case str():
-            text = value.encode()
-            return _head(_TEXT, len(text)) + text
-        case list() | tuple():
-            return _head(_ARRAY, len(value)) + b"".join(map(encode, value))
-        case Mapping():
-            pairs = sorted((_sort_key(encode(key)), encode(item)) for key, item in value.items())
-            return _head(_MAP, len(pairs)) + b"".join(key[2] + item for key, item in pairs)
-        case _:
-            raise LocalProtocolError(f"CTAP2 CBOR has no form for {type(value).__name__}")
+    return _encode_item(value, 0)
 
 
 def decode(data: bytes) -> Any:
@@ -66,6 +46,39 @@ def decode_map(data: bytes) -> dict[Any, Any]:
     return value
 
 
+def _encode_item(value: Any, depth: int) -> bytes:
+    if depth > MAX_DEPTH:
+        raise LocalProtocolError("the value is nested too deeply for CTAP2 CBOR")
+    match value:
+        case None:
+            return _head(_SIMPLE, _NULL)
+        case bool():
+            return _head(_SIMPLE, _TRUE if value else _FALSE)
+        case int() if value >= 0:
+            return _head(_UNSIGNED, value)
+        case int():
+            return _head(_NEGATIVE, -1 - value)
+        case bytes() | bytearray() | memoryview():
+            return _head(_BYTES, len(value)) + bytes(value)
+        case str():
+            try:
+                text = value.encode()
+            except UnicodeEncodeError as error:
+                raise LocalProtocolError("CTAP2 CBOR has no form for half a surrogate pair") from error
+            return _head(_TEXT, len(text)) + text
+        case list() | tuple():
+            return _head(_ARRAY, len(value)) + b"".join(_encode_item(item, depth + 1) for item in value)
+        case Mapping():
+            if not all(map(_is_key, value)):
+                raise LocalProtocolError("a CBOR map key is an integer or a string")
+            pairs = sorted(
+                (_sort_key(encode(key)), _encode_item(item, depth + 1)) for key, item in value.items()
+            )
+            return _head(_MAP, len(pairs)) + b"".join(key[2] + item for key, item in pairs)
+        case _:
+            raise LocalProtocolError(f"CTAP2 CBOR has no form for {type(value).__name__}")
+
+
 def _head(major: int, argument: int) -> bytes:
     if argument < 24:
         return bytes([major << 5 | argument])
@@ -73,6 +86,10 @@ def _head(major: int, argument: int) -> bytes:
         if argument < 1 << (8 * size):
             return bytes([major << 5 | extra]) + argument.to_bytes(size, "big")
     raise LocalProtocolError("CTAP2 CBOR has no form for integers beyond 64 bits")
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, int | bytes | str) and not isinstance(value, bool)
 
 
 def _sort_key(key: bytes) -> tuple[int, int, bytes]:
@@ -120,7 +137,7 @@ def _decode_map_items(data: bytes, at: int, count: int, depth: int) -> tuple[dic
     for _ in range(count):
         start = at
         key, at = _decode_item(data, at, depth + 1)
-        if not isinstance(key, int | bytes | str) or isinstance(key, bool):
+        if not _is_key(key):
             raise RemoteProtocolError("a CBOR map key is neither integer nor string")
         order = _sort_key(data[start:at])
         if last is not None and order <= last:
