@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Self
 
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import LocalProtocolError, TrustError, TrustReason
 from headless_passkey.trust.ring import Ring
 
 MAX_KEPT: Final = 64  # rings; requests live five minutes, so older history answers no question
@@ -55,6 +55,19 @@ class RingChain:
     def ancestor(self, version: int, ring_hash: bytes) -> Ring | None:
         """The ring of that version and hash: the head or one before it, None when it is not on this chain."""
         return next((ring for ring in self.rings if (ring.version, ring.hash) == (version, ring_hash)), None)
+
+    def agrees(self, version: int, ring_hash: bytes) -> bool:
+        """Whether a relay whose newest ring this is has nothing newer, nor another history than ours.
+
+        False: it has newer ones. `TrustError` (forked-ring): it has others.
+        """
+        if version > self.head.version:
+            return False
+        if version >= self.rings[0].version and self.ancestor(version, ring_hash) is None:
+            raise TrustError(
+                TrustReason.FORKED_RING, f"the relay holds another ring version {version} than we do"
+            )
+        return True
 
     def removed_since(self, version: int) -> frozenset[str]:
         """Names that were members in or after `version` and then were not, even if they came back."""

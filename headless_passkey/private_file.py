@@ -1,0 +1,123 @@
+"""Files that only their owner may read: keys, rings, credentials.
+
+A write replaces the whole file at once and is on disk when it returns, so a crash leaves the old content or
+the new one. A read refuses what others may read, for then its secrets must be taken as known to them.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from headless_passkey.errors import RemoteProtocolError, TransportError
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def private_directory(path: Path) -> None:
+    """Make `path` a directory of mode 0700, or refuse one that others may enter."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700, parents=True)
+        status = path.stat()
+    except OSError as error:
+        raise _failed("use", path, error) from error
+    if not stat.S_ISDIR(status.st_mode):
+        raise RemoteProtocolError(f"{path} is not a directory")
+    _refuse_others(status, path, 0o700)
+
+
+def read_private(path: Path, *, limit: int) -> bytes | None:
+    """The content of `path`, at most `limit` bytes; None when there is no such file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise _failed("read", path, error) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise RemoteProtocolError(f"{path} is not a plain file")
+        _refuse_others(status, path, 0o600)
+        try:
+            content = file.read(limit + 1)
+        except OSError as error:
+            raise _failed("read", path, error) from error
+    if len(content) > limit:
+        raise RemoteProtocolError(f"{path} is longer than {limit} bytes")
+    return content
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, mode 0600, all or nothing."""
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        with os.fdopen(os.open(fresh, flags, 0o600), "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _failed("write", path, error) from error
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def remove_private(path: Path) -> None:
+    """Remove `path`; fine when it is gone already."""
+    try:
+        path.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise _failed("remove", path, error) from error
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of `path`, a file beside it, against other processes.
+
+    wait: until it is free; otherwise a lock that is held is a `TransportError` at once.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    try:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _failed("lock", path, error) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            raise TransportError(f"{path} is in use by another process") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _refuse_others(status: os.stat_result, path: Path, mode: int) -> None:
+    if status.st_mode & _OTHERS or status.st_uid != os.geteuid():
+        raise RemoteProtocolError(
+            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); it must be yours alone, mode {mode:04o}"
+        )
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync directories
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _failed(what: str, path: Path, error: OSError) -> TransportError:
+    return TransportError(f"cannot {what} {path}: {error.strerror}")

@@ -1,0 +1,264 @@
+"""The push relay as the device sees it (docs/protocol/relay.md).
+
+The relay carries what it cannot read, and is believed in nothing but availability: rings are verified link
+by link, and what it says of a request only tells the device what to wait for.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
+from headless_passkey.trust.ring import MAX_DOCUMENT
+from headless_passkey.trust.signing import base64url, from_base64url
+
+WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
+_QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
+
+
+class RequestState(StrEnum):
+    """Where a request is; the second line never changes again."""
+
+    PENDING, DELIVERED, CLAIMED, OPENED = "pending", "delivered", "claimed", "opened"
+    COMPLETED, DECLINED, FAILED = "completed", "declined", "failed"
+    CANCELLED, SUPERSEDED, EXPIRED = "cancelled", "superseded", "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (self.PENDING, self.DELIVERED, self.CLAIMED, self.OPENED)
+
+
+class DeviceEvent(StrEnum):
+    """What the device reports of its request."""
+
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One companion could not do it."""
+
+    by: str  # a companion's name
+    reason: str  # a word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStatus:
+    """What the relay says of a request."""
+
+    state: RequestState
+    version: int  # grows with every change
+    expires_at: int  # Unix seconds by the relay's clock
+    now: int  # the relay's clock
+    claimed_by: str | None  # a companion's name
+    reason: str | None  # a word
+    failures: tuple[Failure, ...]
+
+    @classmethod
+    def parse(cls, members: Members) -> "RequestStatus":
+        try:
+            state = RequestState(members.text("state"))
+        except ValueError as error:
+            raise RemoteProtocolError("the relay names a state that does not exist") from error
+        return cls(
+            state=state,
+            version=members.integer("version"),
+            expires_at=members.integer("expires_at"),
+            now=members.integer("now"),
+            claimed_by=members.optional_text("claimed_by", 64),
+            reason=members.optional_text("reason", 64),
+            failures=tuple(
+                Failure(by=failure.text("by", 64), reason=failure.text("reason", 64))
+                for failure in members.objects("failures", 16)
+            ),
+        )
+
+    def error(self) -> HeadlessPasskeyError | None:
+        """What a request that ended without an answer ended with; None while it lives and when it completed."""
+        match self.state:
+            case RequestState.DECLINED:
+                why = f" ({self.reason})" if self.reason else ""
+                return NotApproved(Outcome.DECLINED, f"the request was declined{why}")
+            case RequestState.EXPIRED:
+                return NotApproved(Outcome.EXPIRED, "nobody approved in time")
+            case RequestState.CANCELLED:
+                return NotApproved(Outcome.CANCELLED, "the request was cancelled")
+            case RequestState.SUPERSEDED:
+                return NotApproved(Outcome.SUPERSEDED, "a newer request of this device took its place")
+            case RequestState.FAILED:
+                reason = self.reason or next((failure.reason for failure in self.failures), "unknown")
+                if reason in tuple(TrustReason):
+                    return TrustError(TrustReason(reason), f"the companion refused the request: {reason}")
+                return TransportError(f"the companion could not hand the request to the phone: {reason}")
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The inviter's answer, as the relay carries it: only `invitation.accept` says whether to believe it."""
+
+    ring: bytes
+    mac: bytes
+
+
+class Relay:
+    """The calls a device makes."""
+
+    def __init__(
+        self,
+        http: ProvenHttp,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._http, self._sleep, self._chance = http, sleep, chance
+
+    async def bring_up_to_date(self, chain: RingChain) -> RingChain:
+        """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it.
+
+        `TrustError` (not-a-member) when the relay no longer knows this key.
+        """
+        while True:
+            try:
+                answer = await self._http.get("/v1/ring", after=chain.head.version)
+            except Problem as problem:
+                raise _not_a_member(problem) from problem
+            longer = chain.extend(map(_ring_document, answer.items("rings")))
+            if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
+                return longer
+            if longer.head is chain.head:
+                raise RemoteProtocolError("the relay names a ring that it does not show")
+            chain = longer
+
+    async def submit(
+        self, request_id: bytes, envelopes: Mapping[str, bytes], *, expires_in: int
+    ) -> RequestStatus:
+        """Hand in one sealed envelope for each companion, by its name. A retry sends the same bytes."""
+        body = {
+            "expires_in": expires_in,
+            "envelopes": [{"to": name, "sealed": base64url(sealed)} for name, sealed in envelopes.items()],
+        }
+        try:
+            return RequestStatus.parse(await self._http.put(_request_path(request_id), body))
+        except Problem as problem:
+            raise _not_a_member(problem) from problem
+
+    async def status(
+        self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
+    ) -> RequestStatus:
+        """The request now, or, with `after`, as soon as its version is another one, or `wait` seconds are over."""
+        query = {} if after is None else {"version": after}
+        return RequestStatus.parse(
+            await self._http.get(_request_path(request_id), wait=wait, patience=patience, **query)
+        )
+
+    async def watch(
+        self, request_id: bytes, *, patience: float = WATCH_PATIENCE
+    ) -> AsyncGenerator[RequestStatus, None]:
+        """Every change of the request from now on; the last one is terminal.
+
+        patience: seconds the relay may be away before that is a `TransportError`.
+        """
+        seen: int | None = None
+        while True:
+            asked = time.monotonic()
+            status = await self.status(
+                request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
+            )
+            if status.version != seen:
+                seen = status.version
+                yield status
+                if status.state.terminal:
+                    return
+            elif time.monotonic() < asked + _QUICK:
+                await self._sleep(_QUICK * (1 + self._chance()))
+
+    async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
+        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters."""
+        body = {"event": event} if reason is None else {"event": event, "reason": reason}
+        try:
+            return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
+        except Problem as problem:
+            if problem.slug == "state-conflict" and problem.members.optional_text("state") == event:
+                return await self.status(request_id)  # an earlier attempt arrived, its answer did not
+            raise
+
+    async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
+        """Use the invitation: hand in the introduction with the ticket. The same again is fine."""
+        body = {
+            "account": invitation.account,
+            "ticket": base64url(invitation.ticket),
+            "body": base64url(introduction.body),
+            "signature": base64url(introduction.signature),
+            "mac": base64url(introduction.mac),
+        }
+        try:
+            await self._http.post("/v1/introductions", body)
+        except NotApproved as error:
+            raise TrustError(
+                TrustReason.INVITATION_EXPIRED, "by the relay's clock the invitation has expired"
+            ) from error
+        except Problem as problem:
+            if problem.slug != "not-found":
+                raise
+            raise TrustError(
+                TrustReason.INVITATION_EXPIRED,
+                "the relay knows no such invitation: it is over, or of another relay",
+            ) from problem
+
+    async def admission(self, invitation: Invitation, *, patience: float = WATCH_PATIENCE) -> Admission:
+        """Wait for the inviter's answer, as long as it takes; `NotApproved` (declined) when it is a no."""
+        while True:
+            asked = time.monotonic()
+            answer = await self._http.get(
+                f"/v1/introductions/{invitation.id}", wait=MAX_WAIT, patience=patience
+            )
+            match answer.text("state"):
+                case "admitted":
+                    return Admission(
+                        ring=answer.octets("ring", 1, MAX_DOCUMENT), mac=answer.octets("mac", MAC_SIZE)
+                    )
+                case "declined":
+                    raise NotApproved(Outcome.DECLINED, "the inviter did not admit this device")
+                case "waiting":
+                    if time.monotonic() < asked + _QUICK:
+                        await self._sleep(_QUICK * (1 + self._chance()))
+                case _:
+                    raise RemoteProtocolError(
+                        "the relay names a state of the introduction that does not exist"
+                    )
+
+
+def _not_a_member(problem: Problem) -> HeadlessPasskeyError:
+    """What the relay's one answer for "not there" and "not yours" means where every member has something."""
+    if problem.slug != "not-found":
+        return problem
+    return TrustError(TrustReason.NOT_A_MEMBER, "the relay knows no member with this key: was it removed?")
+
+
+def _request_path(request_id: bytes) -> str:
+    return f"/v1/requests/{base64url(request_id)}"
+
+
+def _ring_document(item: object) -> bytes:
+    if not isinstance(item, str) or len(item) > 2 * MAX_DOCUMENT:
+        raise RemoteProtocolError("the relay's rings are not text")
+    return from_base64url(item)
