@@ -1,1 +1,19 @@
-"""A small, exact WebAuthn relying party on python-fido2: library, aiohttp application, program."""
+"""A small, exact WebAuthn relying party on python-fido2: library, aiohttp application, program.
+
+Nothing is imported here: every name has one address. What it says on the wire is written in
+docs/protocol/relying-party.md; with the device and the push programs it shares that page and no code.
+
+==============================  ========================================================================
+``relying_party.ceremonies``    begin and complete registration and authentication: every check, pure
+``relying_party.messages``      request bodies, parsed once and strictly
+``relying_party.challenges``    what the server remembers between begin and complete: once, not for long
+``relying_party.proofs``        which device key makes a request (RFC 9449), pure
+``relying_party.sessions``      tokens, of which only the hash is kept
+``relying_party.credentials``   users, passkeys, sessions: what is stored, and the store's interface
+``relying_party.sqlite``        that store in one file
+``relying_party.app``           the aiohttp application: ``make_app(config)``
+``relying_party.page``          the page that shows who is registered and who is signed in
+``relying_party.config``        what an operator chooses
+``relying_party.errors``        everything that can go wrong, as one tree
+==============================  ========================================================================
+"""

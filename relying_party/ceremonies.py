@@ -1,0 +1,400 @@
+"""Begin and complete registration and authentication (WebAuthn Level 3 §7), pure.
+
+python-fido2's server verifies the type, the RP ID, user presence and verification, and the signature. What
+it leaves open is checked here, and named: exact origins for each kind of client, no embedding by other
+sites, the algorithm that was offered, whose credential it is, backup flags that keep their word, extensions
+nobody asked for. Time and randomness are passed in. A credential that does not exist is verified all the
+same, against a key that signs nothing, so that its refusal takes the work of any other.
+"""
+
+import hmac
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from fido2.cose import ES256, RS256, CoseKey
+from fido2.server import Fido2Server
+from fido2.webauthn import (
+    AttestationConveyancePreference,
+    AttestationObject,
+    AttestedCredentialData,
+    AuthenticatorAssertionResponse,
+    AuthenticatorAttestationResponse,
+    AuthenticatorData,
+    CollectedClientData,
+    PublicKeyCredentialParameters,
+    PublicKeyCredentialRpEntity,
+    PublicKeyCredentialType,
+    PublicKeyCredentialUserEntity,
+    ResidentKeyRequirement,
+    UserVerificationRequirement,
+)
+from fido2.webauthn import AuthenticationResponse as LibraryAuthenticationResponse
+from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
+
+from relying_party.challenges import Caller, ChallengeRecord, ClientKind, Purpose
+from relying_party.credentials import Credential, CredentialUse, User
+from relying_party.encoding import base64url
+from relying_party.errors import Check, VerificationFailed
+from relying_party.messages import AuthenticationResponse, RegistrationResponse
+
+# COSE algorithm → key type, in the order we prefer. A library upgrade does not change what we offer.
+ALGORITHMS: Final = {-7: 2, -8: 1, -257: 3}  # ES256, EdDSA (Ed25519), RS256
+RSA_BITS: Final = (2048, 4096)
+TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600}  # seconds
+CHALLENGE_SIZE: Final = 32
+USER_HANDLE_SIZE: Final = 32
+
+# A browser may ask a security key for this on its own account, and the key then says so in signed data.
+_TOLERATED_FROM_AUTHENTICATOR: Final = frozenset({"credProtect"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelyingParty:
+    """Who asks for the credentials, and from where clients may speak."""
+
+    rp_id: str
+    name: str
+    origins: Mapping[ClientKind, Collection[str]]  # exact, a list for each kind of client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """A credential as options name it (PublicKeyCredentialDescriptorJSON)."""
+
+    credential_id: bytes = field(repr=False)
+    transports: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "public-key",
+            "id": base64url(self.credential_id),
+            "transports": list(self.transports),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A ceremony that has begun: what we remember, and what the client gets."""
+
+    record: ChallengeRecord
+    public_key: dict[str, Any] = field(repr=False)  # …OptionsJSON
+
+
+class _ClientData(msgspec.Struct, rename="camel"):
+    """CollectedClientData, without the rest that a client may add."""
+
+    type: str
+    challenge: str
+    origin: str
+    cross_origin: bool = False
+    top_origin: Any = msgspec.UNSET
+
+
+class Ceremonies:
+    """The four steps. Those that complete raise `VerificationFailed` with the name of the check."""
+
+    def __init__(self, relying_party: RelyingParty) -> None:
+        self._rp = relying_party
+        # the private half is never kept: what this key verifies, nobody signed
+        nobody = ec.generate_private_key(ec.SECP256R1()).public_key()
+        self._nobodys_key: CoseKey = ES256.from_cryptography_key(nobody)  # type: ignore[no-untyped-call]
+
+    def begin_registration(
+        self,
+        caller: Caller,
+        user: User,
+        *,
+        existing: Sequence[Descriptor],
+        adds_to_user: bool,
+        now: float,
+        challenge: bytes,
+    ) -> Begun:
+        """Options for a new passkey of `user`, who has the `existing` ones.
+
+        adds_to_user: whether the user is registered already. challenge: 32 fresh random bytes.
+        """
+        options, _ = self._server(caller.kind).register_begin(
+            PublicKeyCredentialUserEntity(id=user.handle, name=user.name, display_name=user.display_name),
+            resident_key_requirement=ResidentKeyRequirement.REQUIRED,
+            user_verification=UserVerificationRequirement.REQUIRED,
+            challenge=challenge,
+            extensions={"credProps": True},
+        )
+        public_key = dict(dict(options)["publicKey"])
+        public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
+        public_key["excludeCredentials"] = [descriptor.to_json() for descriptor in existing]
+        public_key["hints"] = _hints(caller)
+        record = ChallengeRecord(
+            challenge=challenge,
+            purpose=Purpose.CREATE,
+            caller=caller,
+            user_handle=user.handle,
+            user_name=user.name,
+            display_name=user.display_name,
+            adds_to_user=adds_to_user,
+            algorithms=tuple(ALGORITHMS),
+            extensions=frozenset({"credProps"}),
+            expires_at=now + TIMEOUTS[caller.kind],
+        )
+        return Begun(record=record, public_key=public_key)
+
+    def complete_registration(
+        self, record: ChallengeRecord, caller: Caller, response: RegistrationResponse, *, now: float
+    ) -> Credential:
+        """The new credential, not yet stored: whether its id is free is for the store to say."""
+        _check_record(record, caller, Purpose.CREATE)
+        self._check_client_data(record, response.client_data)
+        attested = self._verified_attestation(record, response)
+        data = attested.auth_data
+        credential = data.credential_data
+        if credential is None or credential.credential_id != response.credential_id:
+            raise VerificationFailed(Check.CREDENTIAL_ID)
+        algorithm = credential.public_key.get(3)
+        if algorithm not in record.algorithms:
+            raise VerificationFailed(Check.ALGORITHM)
+        _check_public_key(credential.public_key)
+        _check_backup_flags(data)
+        _check_extensions(record, response.extensions, data, tolerated=_TOLERATED_FROM_AUTHENTICATOR)
+        if record.user_handle is None:  # a record that creates always names the user
+            raise VerificationFailed(Check.PURPOSE)
+        return Credential(
+            credential_id=credential.credential_id,
+            user_handle=record.user_handle,
+            attested_data=bytes(credential),
+            aaguid=bytes(credential.aaguid),
+            algorithm=algorithm,
+            sign_count=data.counter,
+            backup_eligible=data.is_backup_eligible(),
+            backed_up=data.is_backed_up(),
+            transports=response.transports,
+            attestation_object=response.attestation_object,
+            client_data_hash=sha256(response.client_data).digest(),
+            created_at=int(now),
+        )
+
+    def begin_authentication(
+        self,
+        caller: Caller,
+        *,
+        user_handle: bytes | None,
+        allowed: Sequence[Descriptor],
+        now: float,
+        challenge: bytes,
+    ) -> Begun:
+        """Options for a sign-in.
+
+        user_handle: who is expected, None for anyone. allowed: descriptors of that user's credentials;
+        empty means any discoverable one. challenge: 32 fresh random bytes.
+        """
+        options, _ = self._server(caller.kind).authenticate_begin(
+            user_verification=UserVerificationRequirement.REQUIRED, challenge=challenge
+        )
+        public_key = dict(dict(options)["publicKey"])
+        public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
+        public_key["allowCredentials"] = [descriptor.to_json() for descriptor in allowed]
+        public_key["hints"] = _hints(caller)
+        record = ChallengeRecord(
+            challenge=challenge,
+            purpose=Purpose.GET,
+            caller=caller,
+            user_handle=user_handle,
+            allowed=tuple(descriptor.credential_id for descriptor in allowed),
+            expires_at=now + TIMEOUTS[caller.kind],
+        )
+        return Begun(record=record, public_key=public_key)
+
+    def complete_authentication(
+        self,
+        record: ChallengeRecord,
+        caller: Caller,
+        response: AuthenticationResponse,
+        credential: Credential | None,
+        *,
+        now: float,
+    ) -> CredentialUse:
+        """What the sign-in changes in `credential`, the one stored under the response's credential id."""
+        _check_record(record, caller, Purpose.GET)
+        self._check_client_data(record, response.client_data)
+        data = self._verified_assertion(record, response, credential)
+        if credential is None:
+            raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
+        if record.allowed and credential.credential_id not in record.allowed:
+            raise VerificationFailed(Check.NOT_ALLOWED)
+        _check_owner(record, response, credential)
+        if data.is_backup_eligible() != credential.backup_eligible:
+            raise VerificationFailed(Check.BACKUP_ELIGIBILITY)
+        _check_backup_flags(data)
+        _check_extensions(record, response.extensions, data, tolerated=frozenset())
+        return CredentialUse(
+            credential_id=credential.credential_id,
+            sign_count=data.counter,
+            backed_up=data.is_backed_up(),
+            counter_anomaly=_counter_stands_still(credential.sign_count, data.counter),
+            used_at=int(now),
+        )
+
+    def _check_client_data(self, record: ChallengeRecord, client_data: bytes) -> None:
+        """What a client said it was doing: for us, from a page or device of ours, and in nobody's frame."""
+        try:
+            parsed = msgspec.json.decode(client_data, type=_ClientData)
+        except (ValueError, RecursionError) as error:
+            raise VerificationFailed(Check.CLIENT_DATA) from error
+        if not hmac.compare_digest(parsed.challenge.encode(), base64url(record.challenge).encode()):
+            raise VerificationFailed(Check.CHALLENGE)
+        if parsed.origin not in self._rp.origins[record.caller.kind]:
+            raise VerificationFailed(Check.ORIGIN)
+        if parsed.cross_origin or parsed.top_origin is not msgspec.UNSET:
+            raise VerificationFailed(Check.CROSS_ORIGIN)
+
+    def _verified_attestation(
+        self, record: ChallengeRecord, response: RegistrationResponse
+    ) -> AttestationObject:
+        try:
+            attestation = AttestationObject(response.attestation_object)
+            self._server(record.caller.kind).register_complete(
+                _library_state(record),
+                LibraryRegistrationResponse(
+                    raw_id=response.credential_id,
+                    response=AuthenticatorAttestationResponse(
+                        client_data=CollectedClientData(response.client_data),
+                        attestation_object=attestation,
+                    ),
+                ),
+            )
+        except Exception as error:  # on malformed bytes the library raises whatever broke
+            raise VerificationFailed(Check.LIBRARY) from error
+        return attestation
+
+    def _verified_assertion(
+        self, record: ChallengeRecord, response: AuthenticationResponse, credential: Credential | None
+    ) -> AuthenticatorData:
+        """The data under the signature of exactly one credential, which may be nobody's."""
+        try:
+            known = (
+                AttestedCredentialData.create(bytes(16), response.credential_id, self._nobodys_key)
+                if credential is None
+                else AttestedCredentialData(credential.attested_data)
+            )
+            data = AuthenticatorData(response.authenticator_data)
+            self._server(record.caller.kind).authenticate_complete(
+                _library_state(record),
+                [known],
+                LibraryAuthenticationResponse(
+                    raw_id=response.credential_id,
+                    response=AuthenticatorAssertionResponse(
+                        client_data=CollectedClientData(response.client_data),
+                        authenticator_data=data,
+                        signature=response.signature,
+                        user_handle=response.user_handle,
+                    ),
+                ),
+            )
+        except Exception as error:
+            raise VerificationFailed(Check.LIBRARY) from error
+        return data
+
+    def _server(self, kind: ClientKind) -> Fido2Server:
+        server = Fido2Server(
+            PublicKeyCredentialRpEntity(id=self._rp.rp_id, name=self._rp.name),
+            attestation=AttestationConveyancePreference.NONE,
+            verify_origin=self._rp.origins[kind].__contains__,
+        )
+        server.allowed_algorithms = [
+            PublicKeyCredentialParameters(type=PublicKeyCredentialType.PUBLIC_KEY, alg=algorithm)
+            for algorithm in ALGORITHMS
+        ]
+        return server
+
+
+def decoy(secret: bytes, user_name: str) -> Descriptor:
+    """What an unknown user is allowed: always the same credential, and nobody's.
+
+    secret: 32 bytes of ours. The answer to a name we do not know looks like one to a name we do.
+    """
+    digest = hmac.digest(secret, b"decoy credential\0" + user_name.encode(), "sha256")
+    return Descriptor(credential_id=digest, transports=("hybrid", "internal"))
+
+
+def _hints(caller: Caller) -> list[str]:
+    """A device has nothing of its own to ask: the phone comes first."""
+    if caller.kind is ClientKind.DEVICE:
+        return ["hybrid"]
+    return []
+
+
+def _library_state(record: ChallengeRecord) -> dict[str, Any]:
+    return {
+        "challenge": base64url(record.challenge),
+        "user_verification": UserVerificationRequirement.REQUIRED,
+    }
+
+
+def _check_record(record: ChallengeRecord, caller: Caller, purpose: Purpose) -> None:
+    """Whoever completes a ceremony is who began it, and completes what was begun."""
+    if record.purpose is not purpose:
+        raise VerificationFailed(Check.PURPOSE)
+    if record.caller.kind is not caller.kind:
+        raise VerificationFailed(Check.CLIENT_KIND)
+    if record.caller.key_thumbprint != caller.key_thumbprint:
+        raise VerificationFailed(Check.DEVICE_KEY)
+
+
+def _check_public_key(key: CoseKey) -> None:
+    """Whether sign-ins can be verified with `key` at all: told now, and not when it is too late."""
+    if key.get(1) != ALGORITHMS[key[3]]:
+        raise VerificationFailed(Check.PUBLIC_KEY)
+    try:
+        key.verify(b"", bytes(64))
+    except InvalidSignature:
+        pass  # as it should be
+    except Exception as error:  # not on its curve, too short, or not there
+        raise VerificationFailed(Check.PUBLIC_KEY) from error
+    if key[3] == RS256.ALGORITHM:
+        bits = int.from_bytes(key[-1], "big").bit_length()
+        if not RSA_BITS[0] <= bits <= RSA_BITS[1]:
+            raise VerificationFailed(Check.PUBLIC_KEY)
+
+
+def _check_backup_flags(data: AuthenticatorData) -> None:
+    if data.is_backed_up() and not data.is_backup_eligible():
+        raise VerificationFailed(Check.BACKUP_STATE)
+
+
+def _check_extensions(
+    record: ChallengeRecord,
+    client_outputs: frozenset[str],
+    data: AuthenticatorData,
+    *,
+    tolerated: frozenset[str],
+) -> None:
+    """Only what was asked for comes back, from the client and in the signed data."""
+    if not client_outputs <= record.extensions:
+        raise VerificationFailed(Check.EXTENSIONS)
+    signed = data.extensions
+    if signed is not None and not (
+        isinstance(signed, Mapping) and set(signed) <= record.extensions | tolerated
+    ):
+        raise VerificationFailed(Check.EXTENSIONS)
+
+
+def _check_owner(record: ChallengeRecord, response: AuthenticationResponse, credential: Credential) -> None:
+    """The credential belongs to whom the phone named, and to whom we expect, if anyone."""
+    if response.user_handle is None and not record.allowed:
+        raise VerificationFailed(Check.OWNER)  # a discoverable credential names its user
+    if response.user_handle is not None and response.user_handle != credential.user_handle:
+        raise VerificationFailed(Check.OWNER)
+    if record.user_handle is not None and record.user_handle != credential.user_handle:
+        raise VerificationFailed(Check.OWNER)
+
+
+def _counter_stands_still(stored: int, seen: int) -> bool:
+    """Whether the signature counter did not grow, where there is one (WebAuthn Level 3 §6.1.1).
+
+    Synced passkeys keep it at zero. It is a sign of risk and never a reason to lock somebody out.
+    """
+    return (stored, seen) != (0, 0) and seen <= stored

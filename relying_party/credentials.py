@@ -1,0 +1,96 @@
+"""Users, their passkeys and their sessions: what is kept, and what a place to keep it must do.
+
+Each method of `CredentialStore` is one transaction: all of it happens and is on disk when the method
+returns, or none of it does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from relying_party.sessions import Session
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """Somebody who may have several passkeys."""
+
+    handle: bytes = field(repr=False)  # 32 random bytes: says nothing about the person
+    name: str = field(repr=False)
+    display_name: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """A passkey as the relying party knows it (WebAuthn Level 3 §4, credential record)."""
+
+    credential_id: bytes = field(repr=False)
+    user_handle: bytes = field(repr=False)
+    attested_data: bytes = field(repr=False)  # AAGUID, credential id and COSE public key, as attested
+    aaguid: bytes  # 16 bytes
+    algorithm: int  # COSE
+    sign_count: int
+    backup_eligible: bool  # never changes
+    backed_up: bool
+    transports: tuple[str, ...]
+    attestation_object: bytes = field(repr=False)  # kept so that an audit can verify it later
+    client_data_hash: bytes = field(repr=False)  # what the attestation signs, beside the above
+    created_at: int  # Unix seconds, as all times here
+    last_used_at: int | None = None
+    counter_anomalies: int = 0  # sign-ins whose counter did not grow: a risk signal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialUse:
+    """What a successful sign-in changes in a credential."""
+
+    credential_id: bytes = field(repr=False)
+    sign_count: int
+    backed_up: bool
+    counter_anomaly: bool
+    used_at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A user with passkeys and sessions, for the page."""
+
+    user: User
+    credentials: tuple[Credential, ...]
+    sessions: tuple[Session, ...]
+
+
+class CredentialStore(Protocol):
+    """Where users, credentials and sessions are kept."""
+
+    async def user_by_name(self, name: str) -> User | None: ...
+
+    async def credentials_of(self, user_handle: bytes) -> Sequence[Credential]: ...
+
+    async def credential(self, credential_id: bytes) -> Credential | None: ...
+
+    async def register(
+        self, credential: Credential, user: User, session: Session, *, ends: bytes | None
+    ) -> User:
+        """Add a credential and open a session; a user who is not there yet is added too.
+
+        ends: the hash of a session this one takes the place of. Returns the user as stored.
+        `UserExists` when the name belongs to another handle; `VerificationFailed` when the credential id
+        is taken.
+        """
+
+    async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
+        """Note the use of a credential and open a session; `VerificationFailed` when it has gone."""
+
+    async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
+        """The live session of a token, and whose it is."""
+
+    async def end_session(self, token_hash: bytes) -> None: ...
+
+    async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
+        """The users, newest first, with their live sessions."""
+
+    async def registered(self, user_handle: bytes, *, now: float) -> Registered | None: ...
+
+    async def secret(self, name: str) -> bytes:
+        """32 random bytes that stay the same for as long as the store lives."""

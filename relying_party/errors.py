@@ -1,0 +1,157 @@
+"""Everything that can go wrong, as one tree whose branches are what a caller can do about it.
+
+::
+
+    RelyingPartyError
+    ├── UsageError               the operator's words, files or settings are wrong
+    ├── TransportError           the address cannot be listened on
+    ├── StoreUnavailable         the database does not answer: retrying may help
+    └── Refusal                  a request gets a problem document (RFC 9457) for an answer
+        ├── InvalidRequest       400  malformed: nothing was looked up
+        ├── ProofInvalid         401  the request's proof of key is missing or wrong
+        ├── ProofClock(now)      401  only the proof's clock is wrong
+        ├── NotSignedIn          401  no session, or one that has ended
+        ├── VerificationFailed   403  a check failed; the check's name stays inside
+        ├── NotFound             404
+        ├── UserExists           409  that name is taken, and the caller is not its owner
+        ├── CeremonyGone         410  unknown, used or expired: begin again
+        ├── PayloadTooLarge      413
+        └── RateLimited          429
+
+``exit_status`` is what the program ends with when the error reaches its edge.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Any, ClassVar, Final
+
+
+class ExitStatus(IntEnum):
+    """How the program ends."""
+
+    DONE = 0
+    USAGE = 2
+    TRANSPORT = 4
+    OUR_FAULT = 70
+    INTERRUPTED = 130
+
+
+class RelyingPartyError(Exception):
+    """The root: catch this to catch everything this package raises on purpose."""
+
+    exit_status: ClassVar[ExitStatus] = ExitStatus.OUR_FAULT
+
+
+class UsageError(RelyingPartyError):
+    """The operator's words, files or settings are wrong."""
+
+    exit_status = ExitStatus.USAGE
+
+
+class TransportError(RelyingPartyError):
+    """The address cannot be listened on."""
+
+    exit_status = ExitStatus.TRANSPORT
+
+
+class StoreUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
+    """The database does not answer: locked, full or gone. Retrying may help."""
+
+
+class Refusal(RelyingPartyError):  # noqa: N818  an answer, not a fault
+    """A request is refused; `members` go into its problem document beside type, title and status."""
+
+    slug: ClassVar[str]
+    status: ClassVar[int]
+
+    def __init__(self, message: str, **members: Any) -> None:
+        super().__init__(message)
+        self.members: Final = members
+
+
+class InvalidRequest(Refusal):
+    """The request is malformed: nothing was looked up and nothing changed."""
+
+    slug, status = "invalid-request", 400
+
+
+class ProofInvalid(Refusal):
+    """The proof of key is missing, malformed, for another request, or was seen before."""
+
+    slug, status = "proof-invalid", 401
+
+
+class ProofClock(Refusal):
+    """A good proof, made at another time than now."""
+
+    slug, status = "proof-clock", 401
+
+
+class NotSignedIn(Refusal):
+    """No session goes with the request, or it has ended."""
+
+    slug, status = "not-signed-in", 401
+
+
+class Check(StrEnum):
+    """Each check of a ceremony by name: for logs and tests, never for the caller."""
+
+    PURPOSE = "purpose"
+    CLIENT_KIND = "client-kind"
+    DEVICE_KEY = "device-key"
+    CLIENT_DATA = "client-data"
+    CHALLENGE = "challenge"
+    ORIGIN = "origin"
+    CROSS_ORIGIN = "cross-origin"
+    LIBRARY = "library"  # python-fido2: type, rpIdHash, UP, UV, signature, and every malformed byte
+    CREDENTIAL_ID = "credential-id"
+    CREDENTIAL_TAKEN = "credential-taken"
+    UNKNOWN_CREDENTIAL = "unknown-credential"
+    NOT_ALLOWED = "not-allowed"
+    OWNER = "owner"
+    ALGORITHM = "algorithm"
+    PUBLIC_KEY = "public-key"
+    BACKUP_STATE = "backup-state"
+    BACKUP_ELIGIBILITY = "backup-eligibility"
+    EXTENSIONS = "extensions"
+    SESSION = "session"
+
+
+class VerificationFailed(Refusal):
+    """A ceremony did not check out: the one answer for every reason (`check` stays inside)."""
+
+    slug, status = "verification-failed", 403
+
+    def __init__(self, check: Check) -> None:
+        super().__init__("the response did not verify")
+        self.check: Final = check
+
+
+class NotFound(Refusal):
+    slug, status = "not-found", 404
+
+
+class UserExists(Refusal):
+    """The name is registered: only its owner's session adds a passkey to it."""
+
+    slug, status = "user-exists", 409
+
+
+class CeremonyGone(Refusal):
+    """The ceremony is unknown, was used, or has expired: begin again."""
+
+    slug, status = "ceremony-gone", 410
+
+
+class PayloadTooLarge(Refusal):
+    slug, status = "payload-too-large", 413
+
+
+class RateLimited(Refusal):
+    """Too many requests, or too many at once: `retry_after` says when to come back."""
+
+    slug, status = "rate-limited", 429
+
+    def __init__(self, retry_after: int) -> None:
+        """retry_after: seconds."""
+        super().__init__("too many requests", retry_after=retry_after)
+        self.retry_after: Final = retry_after

@@ -1,0 +1,189 @@
+"""Request bodies: bytes become typed values here, once and strictly, or `InvalidRequest`.
+
+WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; our own objects may not be.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal, TypeVar
+
+import msgspec
+
+from relying_party.encoding import from_base64url
+from relying_party.errors import InvalidRequest
+
+MOST_CREDENTIAL_ID: Final = 1023  # bytes, WebAuthn Level 3 §4
+MOST_USER_HANDLE: Final = 64
+MOST_CLIENT_DATA: Final = 4096
+MOST_AUTHENTICATOR_DATA: Final = 8192
+MOST_ATTESTATION_OBJECT: Final = 32768
+MOST_SIGNATURE: Final = 1024  # RS256 with 4096 bits needs half of it
+MOST_TRANSPORTS: Final = 8
+
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationOptionsRequest:
+    user_name: str = field(repr=False)
+    display_name: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationOptionsRequest:
+    user_name: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationResponse:
+    """What a client sends back from ``navigator.credentials.create()``: the parts that are verified."""
+
+    credential_id: bytes = field(repr=False)
+    client_data: bytes = field(repr=False)  # clientDataJSON
+    attestation_object: bytes = field(repr=False)
+    transports: tuple[str, ...]
+    extensions: frozenset[str]  # names of the client extensions that gave results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationResponse:
+    """What a client sends back from ``navigator.credentials.get()``: the parts that are verified."""
+
+    credential_id: bytes = field(repr=False)
+    client_data: bytes = field(repr=False)
+    authenticator_data: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    user_handle: bytes | None = field(repr=False)
+    extensions: frozenset[str]
+
+
+class _RegistrationOptions(msgspec.Struct, forbid_unknown_fields=True):
+    user_name: _Name
+    display_name: _Name | None = None
+
+
+class _AuthenticationOptions(msgspec.Struct, forbid_unknown_fields=True):
+    user_name: _Name | None = None
+
+
+class _Attestation(msgspec.Struct, rename="camel"):
+    client_data_json: str = msgspec.field(name="clientDataJSON")
+    attestation_object: str
+    transports: list[str] | None = None
+
+
+class _Assertion(msgspec.Struct, rename="camel"):
+    client_data_json: str = msgspec.field(name="clientDataJSON")
+    authenticator_data: str
+    signature: str
+    user_handle: str | None = None
+
+
+class _Credential(msgspec.Struct, rename="camel"):
+    id: str
+    raw_id: str
+    type: Literal["public-key"]
+    client_extension_results: dict[str, Any] = {}
+
+
+class _Registration(_Credential, rename="camel", kw_only=True):
+    response: _Attestation
+
+
+class _Authentication(_Credential, rename="camel", kw_only=True):
+    response: _Assertion
+
+
+class _RegistrationResult(msgspec.Struct, forbid_unknown_fields=True):
+    ceremony: Annotated[str, msgspec.Meta(max_length=64)]
+    response: _Registration
+
+
+class _AuthenticationResult(msgspec.Struct, forbid_unknown_fields=True):
+    ceremony: Annotated[str, msgspec.Meta(max_length=64)]
+    response: _Authentication
+
+
+def parse_registration_options(body: bytes) -> RegistrationOptionsRequest:
+    parsed = _decode(body, _RegistrationOptions)
+    user_name = _name(parsed.user_name)
+    display_name = user_name if parsed.display_name is None else _name(parsed.display_name)
+    return RegistrationOptionsRequest(user_name=user_name, display_name=display_name)
+
+
+def parse_authentication_options(body: bytes) -> AuthenticationOptionsRequest:
+    parsed = _decode(body, _AuthenticationOptions)
+    return AuthenticationOptionsRequest(
+        user_name=None if parsed.user_name is None else _name(parsed.user_name)
+    )
+
+
+def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
+    """The ceremony's name and the response."""
+    parsed = _decode(body, _RegistrationResult)
+    credential, response = parsed.response, parsed.response.response
+    return parsed.ceremony, RegistrationResponse(
+        credential_id=_credential_id(credential),
+        client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
+        attestation_object=_bytes(response.attestation_object, "attestationObject", MOST_ATTESTATION_OBJECT),
+        transports=_transports(response.transports or []),
+        extensions=frozenset(credential.client_extension_results),
+    )
+
+
+def parse_authentication_result(body: bytes) -> tuple[str, AuthenticationResponse]:
+    """The ceremony's name and the response."""
+    parsed = _decode(body, _AuthenticationResult)
+    credential, response = parsed.response, parsed.response.response
+    handle = response.user_handle
+    return parsed.ceremony, AuthenticationResponse(
+        credential_id=_credential_id(credential),
+        client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
+        authenticator_data=_bytes(response.authenticator_data, "authenticatorData", MOST_AUTHENTICATOR_DATA),
+        signature=_bytes(response.signature, "signature", MOST_SIGNATURE),
+        user_handle=None if handle is None else _bytes(handle, "userHandle", MOST_USER_HANDLE),
+        extensions=frozenset(credential.client_extension_results),
+    )
+
+
+def _decode(body: bytes, form: type[_Struct]) -> _Struct:
+    try:
+        return msgspec.json.decode(body, type=form)
+    except msgspec.ValidationError as error:
+        # names the member and the expected type, never the value
+        raise InvalidRequest(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("the body is not JSON") from error
+
+
+def _credential_id(credential: _Credential) -> bytes:
+    if credential.id != credential.raw_id:
+        raise InvalidRequest("id and rawId differ")
+    return _bytes(credential.raw_id, "rawId", MOST_CREDENTIAL_ID)
+
+
+def _bytes(text: str, name: str, most: int) -> bytes:
+    data = from_base64url(text)
+    if data is None:
+        raise InvalidRequest(f"{name} is not base64url without padding")
+    if not 0 < len(data) <= most:
+        raise InvalidRequest(f"{name} is empty or longer than {most} bytes")
+    return data
+
+
+def _name(text: str) -> str:
+    """A user's name in normal form; letters, marks, digits, punctuation, symbols and inner spaces."""
+    normal = unicodedata.normalize("NFC", text)
+    if normal != normal.strip() or not normal or len(normal) > 64:
+        raise InvalidRequest("a name is empty, too long, or has spaces around it")
+    if any(unicodedata.category(character)[0] in "CZ" and character != " " for character in normal):
+        raise InvalidRequest("a name has control characters")
+    return normal
+
+
+def _transports(given: list[str]) -> tuple[str, ...]:
+    """The first few that look like transports, also ones we do not know (WebAuthn Level 3 §5.2.1)."""
+    plausible = (text for text in given if re.fullmatch(r"[a-z][a-z0-9-]{0,31}", text))
+    return tuple(dict.fromkeys(plausible))[:MOST_TRANSPORTS]
