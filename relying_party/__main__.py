@@ -1,0 +1,8 @@
+"""``python -m relying_party``: the program ``relying-party``."""
+
+import sys
+
+from relying_party.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
