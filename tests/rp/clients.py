@@ -1,0 +1,155 @@
+"""A running relying party and the two kinds of clients that talk to it, for tests."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient
+from aiohttp.web import Application, Request
+
+from relying_party.app import STATE
+from relying_party.config import Config
+from tests.rp.authenticator_double import JSON, NO_FAULTS, DeviceKey, Faults, Passkey, create, get
+
+RP_ID: Final = "rp.example"
+WEB_ORIGIN: Final = "https://rp.example"
+DEVICE_ORIGIN: Final = "https://device.rp.example"
+PROBLEM: Final = "urn:headless-passkey:problem:"
+
+
+def make_config(store: Path, **changes: Any) -> Config:
+    settings: dict[str, Any] = {
+        "rp_id": RP_ID,
+        "rp_name": "An Example",
+        "web_origins": (WEB_ORIGIN,),
+        "device_origins": (DEVICE_ORIGIN,),
+        "reached_at": (WEB_ORIGIN,),
+        "store": store,
+        "requests_per_minute": 100_000,
+        **changes,
+    }
+    return Config.make(**settings)
+
+
+@dataclass
+class Clock:
+    now: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Answer:
+    """Status, headers and body of an HTTP answer."""
+
+    status: int
+    headers: Any
+    body: Any
+    cookies: dict[str, str]
+
+    @property
+    def slug(self) -> str:
+        assert self.headers["Content-Type"].startswith("application/problem+json")
+        assert self.body["status"] == self.status
+        assert self.body["title"]
+        return str(self.body["type"]).removeprefix(PROBLEM)
+
+
+@dataclass
+class Browser:
+    origin: str = WEB_ORIGIN
+    cookie: str | None = None
+    client_origin: str = WEB_ORIGIN  # what it writes into client data
+
+    def headers(self, method: str, path: str, now: float) -> dict[str, str]:
+        headers = {} if method == "GET" else {"Origin": self.origin}
+        if self.cookie:
+            headers["Cookie"] = f"__Host-session={self.cookie}"
+        return headers
+
+    def keep(self, answer: Answer) -> None:
+        self.cookie = answer.cookies.get("__Host-session", self.cookie)
+
+
+@dataclass
+class Device:
+    key: DeviceKey = field(default_factory=DeviceKey)
+    token: str | None = None
+    client_origin: str = DEVICE_ORIGIN
+
+    def headers(self, method: str, path: str, now: float) -> dict[str, str]:
+        headers = {"DPoP": self.key.proof(method, WEB_ORIGIN + path, now, self.token)}
+        if self.token is not None:
+            headers["Authorization"] = f"DPoP {self.token}"
+        return headers
+
+    def keep(self, answer: Answer) -> None:
+        if isinstance(answer.body, dict) and answer.body.get("token"):
+            self.token = answer.body["token"]
+
+
+Who = Browser | Device
+
+
+@dataclass
+class Site:
+    """The relying party under test."""
+
+    http: TestClient[Request, Application]
+    app: Application
+    clock: Clock
+    config: Config
+
+    @property
+    def state(self) -> Any:
+        return self.app[STATE]
+
+    async def send(self, who: Who, method: str, path: str, body: Any = None) -> Answer:
+        headers = who.headers(method, path, self.clock.now)
+        answer = await self.raw(method, path, headers, None if body is None else json.dumps(body).encode())
+        who.keep(answer)
+        return answer
+
+    async def raw(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Answer:
+        if body is not None:
+            headers = {"Content-Type": "application/json", **headers}
+        async with self.http.request(method, path, headers=headers, data=body) as response:
+            return await _answer(response)
+
+    async def begin(self, who: Who, ceremony: str, **body: Any) -> tuple[str, JSON]:
+        answer = await self.send(who, "POST", f"/webauthn/{ceremony}/options", body)
+        assert answer.status == 200, answer.body
+        assert set(answer.body) == {"ceremony", "publicKey"}
+        return answer.body["ceremony"], answer.body["publicKey"]
+
+    async def finish(self, who: Who, ceremony: str, name: str, response: JSON) -> Answer:
+        path = f"/webauthn/{ceremony}/result"
+        return await self.send(who, "POST", path, {"ceremony": name, "response": response})
+
+    async def register(
+        self, who: Who, name: str = "ada", faults: Faults = NO_FAULTS, **create_with: Any
+    ) -> tuple[Passkey, Answer]:
+        ceremony, options = await self.begin(who, "registration", user_name=name)
+        passkey, response = create(options, who.client_origin, faults, **create_with)
+        return passkey, await self.finish(who, "registration", ceremony, response)
+
+    async def sign_in(
+        self, who: Who, passkey: Passkey, faults: Faults = NO_FAULTS, **begin_with: Any
+    ) -> Answer:
+        ceremony, options = await self.begin(who, "authentication", **begin_with)
+        response = get(passkey, options, who.client_origin, faults)
+        return await self.finish(who, "authentication", ceremony, response)
+
+
+async def _answer(response: ClientResponse) -> Answer:
+    data = await response.read()
+    is_json = "json" in response.headers.get("Content-Type", "")
+    return Answer(
+        status=response.status,
+        headers=response.headers,
+        body=json.loads(data) if is_json else data.decode(),
+        cookies={name: morsel.value for name, morsel in response.cookies.items()},
+    )

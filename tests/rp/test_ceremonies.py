@@ -1,0 +1,534 @@
+"""The four ceremonies over HTTP: what works, and one case for every check that must refuse."""
+
+import json
+import logging
+from collections.abc import Callable
+
+import pytest
+import webauthn
+
+from relying_party.errors import Check
+from tests.rp.authenticator_double import (
+    BE,
+    BS,
+    SYNCED,
+    UP,
+    UV,
+    EdDSAKey,
+    ES256Key,
+    Faults,
+    Key,
+    RS256Key,
+    attest,
+    b64,
+    create,
+    get,
+    unb64,
+)
+from tests.rp.clients import DEVICE_ORIGIN, RP_ID, WEB_ORIGIN, Browser, Device, Site, Who
+
+
+async def test_a_new_user_registers_and_signs_in(site: Site, who: Who) -> None:
+    passkey, registered = await site.register(who, "ada")
+    assert registered.status == 201
+    kind = "device" if isinstance(who, Device) else "web"
+    assert set(registered.body) == {
+        "token",
+        "token_type",
+        "expires_at",
+        "user",
+        "credential_id",
+        "client_kind",
+    }
+    assert registered.body["client_kind"] == kind
+    assert registered.body["token_type"] == ("DPoP" if kind == "device" else "cookie")
+    assert (registered.body["token"] is None) is (kind == "web")
+    assert registered.body["user"] == {
+        "name": "ada",
+        "display_name": "ada",
+        "handle": b64(passkey.user_handle),
+    }
+    assert registered.body["expires_at"] > site.clock.now
+    assert registered.body["credential_id"] == b64(passkey.credential_id)
+
+    signed_in = await site.sign_in(who, passkey)
+    assert signed_in.status == 200
+    assert signed_in.body["user"]["name"] == "ada"
+
+    session = await site.send(who, "GET", "/session")
+    assert session.status == 200
+    assert session.body == {**signed_in.body, "token": None}
+    assert (await site.send(who, "DELETE", "/session")).status == 204
+    assert (await site.send(who, "GET", "/session")).slug == "not-signed-in"
+
+
+async def test_a_user_is_asked_for_by_name_with_their_own_passkeys(site: Site, who: Who) -> None:
+    passkey, _ = await site.register(who, "ada")
+    _, options = await site.begin(who, "authentication", user_name="ada")
+    assert options["allowCredentials"] == [
+        {"type": "public-key", "id": b64(passkey.credential_id), "transports": ["hybrid", "internal"]}
+    ]
+    without_handle = Faults(user_handle=None)
+    assert (await site.sign_in(who, passkey, without_handle, user_name="ada")).status == 200
+
+
+async def test_registration_options_say_what_the_relying_party_wants(site: Site, who: Who) -> None:
+    _, options = await site.begin(who, "registration", user_name="ada", display_name="Ada L.")
+    assert options["rp"] == {"id": RP_ID, "name": "An Example"}
+    assert options["user"]["name"] == "ada"
+    assert options["user"]["displayName"] == "Ada L."
+    assert len(unb64(options["user"]["id"])) == 32
+    assert len(unb64(options["challenge"])) == 32
+    assert [item["alg"] for item in options["pubKeyCredParams"]] == [-7, -8, -257]
+    assert options["authenticatorSelection"]["residentKey"] == "required"
+    assert options["authenticatorSelection"]["requireResidentKey"] is True
+    assert options["authenticatorSelection"]["userVerification"] == "required"
+    assert options["attestation"] == "none"
+    assert options["excludeCredentials"] == []
+    assert options["extensions"] == {"credProps": True}
+    device = isinstance(who, Device)
+    assert options["timeout"] == (600_000 if device else 300_000)
+    assert options["hints"][:1] == (["hybrid"] if device else [])
+
+
+async def test_authentication_options_say_what_the_relying_party_wants(site: Site, who: Who) -> None:
+    _, options = await site.begin(who, "authentication")
+    assert options["rpId"] == RP_ID
+    assert options["userVerification"] == "required"
+    assert options["allowCredentials"] == []
+    assert len(unb64(options["challenge"])) == 32
+    assert "extensions" not in options
+    device = isinstance(who, Device)
+    assert options["timeout"] == (600_000 if device else 300_000)
+    assert options["hints"][:1] == (["hybrid"] if device else [])
+
+
+async def test_no_two_ceremonies_share_anything(site: Site, who: Who) -> None:
+    begun = [await site.begin(who, "registration", user_name="ada") for _ in range(2)]
+    assert begun[0][0] != begun[1][0]
+    assert begun[0][1]["challenge"] != begun[1][1]["challenge"]
+    assert begun[0][1]["user"]["id"] != begun[1][1]["user"]["id"]
+
+
+@pytest.mark.parametrize("key", [ES256Key, EdDSAKey, RS256Key])
+async def test_every_offered_algorithm_works(site: Site, key: type[Key]) -> None:
+    passkey, registered = await site.register(Device(), "ada", key=key())
+    assert registered.status == 201
+    assert (await site.sign_in(Device(), passkey)).status == 200
+
+
+async def test_another_webauthn_library_accepts_the_same_registration(site: Site) -> None:
+    device = Device()
+    ceremony, options = await site.begin(device, "registration", user_name="ada")
+    passkey, response = create(options, DEVICE_ORIGIN)
+    assert (await site.finish(device, "registration", ceremony, response)).status == 201
+    verified = webauthn.verify_registration_response(
+        credential=json.dumps(response),
+        expected_challenge=unb64(options["challenge"]),
+        expected_rp_id=RP_ID,
+        expected_origin=DEVICE_ORIGIN,
+        require_user_verification=True,
+    )
+    assert verified.credential_id == passkey.credential_id
+    stored = await site.state.store.credential(passkey.credential_id)
+    assert verified.aaguid.replace("-", "") == stored.aaguid.hex()
+    assert verified.credential_public_key == stored.attested_data[-len(verified.credential_public_key) :]
+    assert (verified.credential_backed_up, verified.sign_count) == (stored.backed_up, stored.sign_count)
+
+
+async def test_another_webauthn_library_accepts_the_same_sign_in(site: Site) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada")
+    stored = await site.state.store.credential(passkey.credential_id)
+    ceremony, options = await site.begin(device, "authentication")
+    response = get(passkey, options, DEVICE_ORIGIN, Faults(counter=7))
+    assert (await site.finish(device, "authentication", ceremony, response)).status == 200
+    verified = webauthn.verify_authentication_response(
+        credential=json.dumps(response),
+        expected_challenge=unb64(options["challenge"]),
+        expected_rp_id=RP_ID,
+        expected_origin=DEVICE_ORIGIN,
+        credential_public_key=stored.attested_data[16 + 2 + len(passkey.credential_id) :],
+        credential_current_sign_count=stored.sign_count,
+        require_user_verification=True,
+    )
+    assert verified.new_sign_count == 7
+
+
+CLIENT_DATA_FAULTS: list[tuple[str, Faults, Check]] = [
+    ("of another type", Faults(type="webauthn.neither"), Check.LIBRARY),
+    ("with another challenge", Faults(challenge=b64(bytes(32))), Check.CHALLENGE),
+    ("with no challenge", Faults(challenge=""), Check.CHALLENGE),
+    ("from another site", Faults(origin="https://evil.test"), Check.ORIGIN),
+    ("from another port", Faults(origin="https://rp.example:8443"), Check.ORIGIN),
+    ("from a subdomain", Faults(origin="https://user-content.rp.example"), Check.ORIGIN),
+    ("without TLS", Faults(origin="http://rp.example"), Check.ORIGIN),
+    ("from an origin with a slash", Faults(origin="https://rp.example/"), Check.ORIGIN),
+    ("from an app", Faults(origin="android:apk-key-hash:aaaa"), Check.ORIGIN),
+    ("embedded elsewhere", Faults(client_data={"crossOrigin": True}), Check.CROSS_ORIGIN),
+    ("embedded by name", Faults(client_data={"topOrigin": "https://evil.test"}), Check.CROSS_ORIGIN),
+    ("embedded by ours", Faults(client_data={"topOrigin": WEB_ORIGIN}), Check.CROSS_ORIGIN),
+    ("whose crossOrigin is text", Faults(client_data={"crossOrigin": "false"}), Check.CLIENT_DATA),
+    ("that is not JSON", Faults(raw_client_data=b"{"), Check.CLIENT_DATA),
+    ("that is not UTF-8", Faults(raw_client_data=b'{"type":"\xff"}'), Check.CLIENT_DATA),
+    ("that is a list", Faults(raw_client_data=b"[]"), Check.CLIENT_DATA),
+    ("without members", Faults(raw_client_data=b"{}"), Check.CLIENT_DATA),
+]
+SIGNED_FAULTS: list[tuple[str, Faults, Check]] = [
+    ("for another relying party", Faults(rp_id="evil.test"), Check.LIBRARY),
+    ("without user presence", Faults(flags=UV | BE | BS), Check.LIBRARY),
+    ("without user verification", Faults(flags=UP | BE | BS), Check.LIBRARY),
+    ("with a client extension unasked", Faults(client_outputs={"appid": True}), Check.EXTENSIONS),
+    ("with a signed extension unasked", Faults(signed_outputs={"hmac-secret": True}), Check.EXTENSIONS),
+    ("with extensions that are no map", Faults(signed_outputs=[1]), Check.EXTENSIONS),  # type: ignore[arg-type]
+]
+REGISTRATION_FAULTS: list[tuple[str, Faults, Check]] = [
+    *CLIENT_DATA_FAULTS,
+    *SIGNED_FAULTS,
+    ("that is an assertion", Faults(type="webauthn.get"), Check.LIBRARY),
+    ("backed up but not eligible", Faults(flags=UP | UV | BS), Check.BACKUP_STATE),
+    ("under another credential's name", Faults(named_id=bytes(32)), Check.CREDENTIAL_ID),
+    ("with an algorithm not offered", Faults(algorithm=-37, cose_key=RS256Key().cose()), Check.ALGORITHM),
+    ("with ES256 by another name", Faults(algorithm=-9), Check.ALGORITHM),
+    ("with an unknown algorithm", Faults(algorithm=-65000), Check.ALGORITHM),
+    ("with the wrong key type", Faults(cose_key={**ES256Key().cose(), 1: 3}), Check.PUBLIC_KEY),
+    ("with a point off the curve", Faults(cose_key={**ES256Key().cose(), -3: bytes(32)}), Check.PUBLIC_KEY),
+    ("on another curve", Faults(cose_key={**ES256Key().cose(), -1: 2}), Check.PUBLIC_KEY),
+    ("with half a key", Faults(cose_key={1: 2, 3: -7, -1: 1}), Check.PUBLIC_KEY),
+    ("with a short RSA key", Faults(cose_key=RS256Key(1024).cose()), Check.PUBLIC_KEY),
+    ("without a COSE algorithm", Faults(cose_key={1: 2}), Check.LIBRARY),
+    ("with bytes for an attestation", Faults(raw_attestation=b"\x45\x01"), Check.LIBRARY),
+    ("with an empty map for an attestation", Faults(raw_attestation=b"\xa0"), Check.LIBRARY),
+    ("with short authenticator data", Faults(raw_auth_data=bytes(36)), Check.LIBRARY),
+]
+AUTHENTICATION_FAULTS: list[tuple[str, Faults, Check]] = [
+    *CLIENT_DATA_FAULTS,
+    *SIGNED_FAULTS,
+    ("that is a registration", Faults(type="webauthn.create"), Check.LIBRARY),
+    ("with an extension of registration", Faults(client_outputs={"credProps": {}}), Check.EXTENSIONS),
+    ("with credProtect", Faults(signed_outputs={"credProtect": 2}), Check.EXTENSIONS),
+    ("no longer eligible for backup", Faults(flags=UP | UV), Check.BACKUP_ELIGIBILITY),
+    ("with another signature", Faults(signature=ES256Key().sign(b"")), Check.LIBRARY),
+    ("with no signature to speak of", Faults(signature=b"\0"), Check.LIBRARY),
+    ("of an unknown credential", Faults(named_id=bytes(32)), Check.LIBRARY),
+    ("with another user's handle", Faults(user_handle=bytes(32)), Check.OWNER),
+    ("without a user's handle", Faults(user_handle=None), Check.OWNER),
+    ("with short authenticator data", Faults(raw_auth_data=bytes(36)), Check.LIBRARY),
+]
+
+
+def _cases(faults: list[tuple[str, Faults, Check]]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("faults", "check"), [case[1:] for case in faults], ids=[case[0] for case in faults]
+    )
+
+
+def _checks(caplog: pytest.LogCaptureFixture) -> list[str]:
+    prefix = "a ceremony did not verify: "
+    return [text.removeprefix(prefix) for text in caplog.messages if text.startswith(prefix)]
+
+
+@pytest.mark.threat("T14")
+@_cases(REGISTRATION_FAULTS)
+async def test_a_registration_is_refused(
+    site: Site, who: Who, faults: Faults, check: Check, caplog: pytest.LogCaptureFixture
+) -> None:
+    ceremony, options = await site.begin(who, "registration", user_name="ada")
+    passkey, response = create(options, who.client_origin, faults)
+    answer = await site.finish(who, "registration", ceremony, response)
+    assert (answer.status, answer.slug) == (403, "verification-failed")
+    assert set(answer.body) == {"type", "title", "status"}
+    assert _checks(caplog) == [check]
+    assert await site.state.store.user_by_name("ada") is None
+    good = attest(passkey, options, who.client_origin)
+    assert (await site.finish(who, "registration", ceremony, good)).slug == "ceremony-gone"
+
+
+@pytest.mark.threat("T14")
+@_cases(AUTHENTICATION_FAULTS)
+async def test_a_sign_in_is_refused(
+    site: Site, who: Who, faults: Faults, check: Check, caplog: pytest.LogCaptureFixture
+) -> None:
+    passkey, _ = await site.register(Device(), "ada")
+    before = await site.state.store.credential(passkey.credential_id)
+    ceremony, options = await site.begin(who, "authentication")
+    response = get(passkey, options, who.client_origin, faults)
+    answer = await site.finish(who, "authentication", ceremony, response)
+    assert (answer.status, answer.slug) == (403, "verification-failed")
+    assert set(answer.body) == {"type", "title", "status"}
+    assert _checks(caplog) == [check]
+    assert await site.state.store.credential(passkey.credential_id) == before
+    good = get(passkey, options, who.client_origin)
+    assert (await site.finish(who, "authentication", ceremony, good)).slug == "ceremony-gone"
+
+
+async def test_a_client_that_needs_no_origin_list_of_the_other_kind_is_refused_it(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    for who, other in ((Browser(), DEVICE_ORIGIN), (Device(), WEB_ORIGIN)):
+        _, answer = await site.register(who, "ada", Faults(origin=other))
+        assert answer.slug == "verification-failed"
+    assert _checks(caplog) == [Check.ORIGIN, Check.ORIGIN]
+
+
+async def test_what_was_asked_for_may_come_back(site: Site, who: Who) -> None:
+    asked = Faults(client_outputs={"credProps": {"rk": True}})
+    assert (await site.register(who, "ada", asked))[1].status == 201
+    browsers_own = Faults(signed_outputs={"credProtect": 2})
+    assert (await site.register(who, "bea", browsers_own))[1].status == 201
+
+
+async def test_backup_that_was_never_possible_cannot_begin(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada", Faults(flags=UP | UV))
+    for flags, check in ((SYNCED, Check.BACKUP_ELIGIBILITY), (UP | UV | BS, Check.BACKUP_STATE)):
+        caplog.clear()
+        answer = await site.sign_in(device, passkey, Faults(flags=flags))
+        assert answer.slug == "verification-failed"
+        assert _checks(caplog) == [check]
+    assert (await site.sign_in(device, passkey, Faults(flags=UP | UV))).status == 200
+
+
+async def test_backup_state_is_followed(site: Site) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada", Faults(flags=UP | UV | BE))
+    assert not (await site.state.store.credential(passkey.credential_id)).backed_up
+    assert (await site.sign_in(device, passkey)).status == 200
+    assert (await site.state.store.credential(passkey.credential_id)).backed_up
+
+
+@pytest.mark.parametrize(
+    ("counters", "anomalies", "kept"),
+    [([0, 0], 0, 0), ([1, 2], 0, 2), ([5, 5], 1, 5), ([5, 3], 1, 5), ([5, 0], 1, 5), ([5, 3, 6], 1, 6)],
+)
+async def test_a_counter_that_stands_still_is_noted_and_locks_nobody_out(
+    site: Site, caplog: pytest.LogCaptureFixture, counters: list[int], anomalies: int, kept: int
+) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada")
+    for counter in counters:
+        assert (await site.sign_in(device, passkey, Faults(counter=counter))).status == 200
+    stored = await site.state.store.credential(passkey.credential_id)
+    assert (stored.counter_anomalies, stored.sign_count) == (anomalies, kept)
+    assert sum("counter did not grow" in text for text in caplog.messages) == anomalies
+
+
+async def test_a_credential_id_is_registered_once(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    passkey, _ = await site.register(Device(), "ada")
+    device = Device()
+    ceremony, options = await site.begin(device, "registration", user_name="eve")
+    response = attest(passkey, options, DEVICE_ORIGIN)
+    answer = await site.finish(device, "registration", ceremony, response)
+    assert answer.slug == "verification-failed"
+    assert _checks(caplog) == [Check.CREDENTIAL_TAKEN]
+    assert await site.state.store.user_by_name("eve") is None
+
+
+async def test_only_the_user_that_was_asked_for_signs_in(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    await site.register(Device(), "ada")
+    eves, _ = await site.register(Device(), "eve")
+    for name in ("ada", "nobody-of-that-name"):
+        answer = await site.sign_in(Device(), eves, user_name=name)
+        assert answer.slug == "verification-failed"
+    assert _checks(caplog) == [Check.NOT_ALLOWED, Check.NOT_ALLOWED]
+
+
+async def test_a_name_nobody_has_gets_options_like_any_other(site: Site) -> None:
+    asked = [(await site.begin(Device(), "authentication", user_name="nobody"))[1] for _ in range(2)]
+    other = (await site.begin(Device(), "authentication", user_name="nobody else"))[1]
+    assert asked[0]["allowCredentials"] == asked[1]["allowCredentials"] != other["allowCredentials"]
+    passkey, _ = await site.register(Device(), "ada")
+    known = (await site.begin(Device(), "authentication", user_name="ada"))[1]
+    assert known.keys() == asked[0].keys()
+    assert known["allowCredentials"][0].keys() == asked[0]["allowCredentials"][0].keys()
+    assert len(unb64(asked[0]["allowCredentials"][0]["id"])) == len(passkey.credential_id)
+
+
+async def test_unknown_credential_and_bad_signature_look_and_work_alike(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are verified against a key: the same number of times, with the same answer."""
+    from fido2.cose import ES256  # noqa: PLC0415
+
+    verifications: list[bytes] = []
+    verify = ES256.verify
+
+    def counted(self: ES256, message: bytes, signature: bytes) -> None:
+        verifications.append(signature)
+        verify(self, message, signature)  # type: ignore[no-untyped-call]
+
+    passkey, _ = await site.register(Device(), "ada")
+    monkeypatch.setattr(ES256, "verify", counted)
+    unknown = await site.sign_in(Device(), passkey, Faults(named_id=bytes(32)))
+    assert len(verifications) == 1
+    forged = await site.sign_in(Device(), passkey, Faults(signature=ES256Key().sign(b"")))
+    assert len(verifications) == 2
+    assert (unknown.status, unknown.body) == (forged.status, forged.body)
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize("ceremony", ["registration", "authentication"])
+async def test_a_response_completes_one_ceremony_once(site: Site, who: Who, ceremony: str) -> None:
+    passkey, _ = await site.register(Device(), "ada")
+    body = {"user_name": "bea"} if ceremony == "registration" else {}
+    name, options = await site.begin(who, ceremony, **body)
+    response = (
+        create(options, who.client_origin)[1]
+        if ceremony == "registration"
+        else get(passkey, options, who.client_origin)
+    )
+    assert (await site.finish(who, ceremony, name, response)).status in (200, 201)
+    assert (await site.finish(who, ceremony, name, response)).slug == "ceremony-gone"
+
+
+@pytest.mark.threat("T5")
+async def test_a_ceremony_expires(site: Site, who: Who) -> None:
+    lifetime = 600 if isinstance(who, Device) else 300
+    name, options = await site.begin(who, "registration", user_name="ada")
+    _, response = create(options, who.client_origin)
+    site.clock.now += lifetime - 1
+    other, other_options = await site.begin(who, "registration", user_name="bea")
+    site.clock.now += 1
+    assert (await site.finish(who, "registration", name, response)).slug == "ceremony-gone"
+    _, response = create(other_options, who.client_origin)
+    assert (await site.finish(who, "registration", other, response)).status == 201
+
+
+async def test_an_invented_ceremony_is_gone(site: Site, who: Who) -> None:
+    _, options = await site.begin(who, "registration", user_name="ada")
+    _, response = create(options, who.client_origin)
+    assert (await site.finish(who, "registration", "invented", response)).slug == "ceremony-gone"
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize("ceremony", ["registration", "authentication"])
+@pytest.mark.parametrize(
+    ("clients", "check"),
+    [
+        (lambda: (Device(), Device()), Check.DEVICE_KEY),
+        (lambda: (Device(), Browser(client_origin=DEVICE_ORIGIN)), Check.CLIENT_KIND),
+        (lambda: (Browser(), Device(client_origin=WEB_ORIGIN)), Check.CLIENT_KIND),
+    ],
+    ids=["another device", "a browser for a device", "a device for a browser"],
+)
+async def test_nobody_else_finishes_a_ceremony(
+    site: Site,
+    caplog: pytest.LogCaptureFixture,
+    ceremony: str,
+    clients: Callable[[], tuple[Who, Who]],
+    check: Check,
+) -> None:
+    begins, finishes = clients()
+    passkey, _ = await site.register(Device(), "ada")
+    body = {"user_name": "bea"} if ceremony == "registration" else {}
+    name, options = await site.begin(begins, ceremony, **body)
+    response = (
+        create(options, begins.client_origin)[1]
+        if ceremony == "registration"
+        else get(passkey, options, begins.client_origin)
+    )
+    answer = await site.finish(finishes, ceremony, name, response)
+    assert answer.slug == "verification-failed"
+    assert _checks(caplog) == [check]
+    assert (await site.finish(begins, ceremony, name, response)).slug == "ceremony-gone"
+
+
+@pytest.mark.threat("T14")
+async def test_a_ceremony_ends_as_what_it_began(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada")
+    name, options = await site.begin(device, "registration", user_name="bea")
+    answer = await site.finish(device, "authentication", name, get(passkey, options, DEVICE_ORIGIN))
+    assert answer.slug == "verification-failed"
+    name, options = await site.begin(device, "authentication")
+    options = {**options, "rp": {"id": RP_ID}, "user": {"id": b64(bytes(32))}}
+    answer = await site.finish(device, "registration", name, create(options, DEVICE_ORIGIN)[1])
+    assert answer.slug == "verification-failed"
+    assert _checks(caplog) == [Check.PURPOSE, Check.PURPOSE]
+
+
+async def test_a_registered_name_is_its_owners(site: Site, who: Who) -> None:
+    await site.register(Device(), "ada")
+    body = {"user_name": "ada"}
+    answer = await site.send(who, "POST", "/webauthn/registration/options", body)
+    assert (answer.status, answer.slug) == (409, "user-exists")
+    await site.register(who, "eve")
+    answer = await site.send(who, "POST", "/webauthn/registration/options", body)
+    assert (answer.status, answer.slug) == (409, "user-exists")
+
+
+async def test_the_owner_adds_a_passkey(site: Site, who: Who) -> None:
+    first, _ = await site.register(who, "ada")
+    ceremony, options = await site.begin(who, "registration", user_name="ada")
+    assert unb64(options["user"]["id"]) == first.user_handle
+    assert [item["id"] for item in options["excludeCredentials"]] == [b64(first.credential_id)]
+    second, response = create(options, who.client_origin)
+    answer = await site.finish(who, "registration", ceremony, response)
+    assert answer.status == 201
+    assert answer.body["user"]["handle"] == b64(first.user_handle)
+    for passkey in (first, second):
+        assert (await site.sign_in(who, passkey)).status == 200
+
+
+async def test_adding_a_passkey_needs_the_session_to_the_end(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    device = Device()
+    await site.register(device, "ada")
+    ceremony, options = await site.begin(device, "registration", user_name="ada")
+    await site.send(device, "DELETE", "/session")
+    device.token = None
+    _, response = create(options, DEVICE_ORIGIN)
+    answer = await site.finish(device, "registration", ceremony, response)
+    assert answer.slug == "verification-failed"
+    assert _checks(caplog) == [Check.SESSION]
+
+
+async def test_two_who_want_one_name_do_not_both_get_it(site: Site) -> None:
+    first, second = Device(), Device()
+    begun = [await site.begin(device, "registration", user_name="ada") for device in (first, second)]
+    answers = [
+        await site.finish(device, "registration", name, create(options, DEVICE_ORIGIN)[1])
+        for device, (name, options) in zip((first, second), begun, strict=True)
+    ]
+    assert answers[0].status == 201
+    assert (answers[1].status, answers[1].slug) == (409, "user-exists")
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [
+        (["hybrid", "internal"], ("hybrid", "internal")),
+        (["hybrid", "hybrid", "smart-card", "teleport"], ("hybrid", "smart-card", "teleport")),
+        (["", "Hybrid", "a b", "x" * 33, "usb"], ("usb",)),
+        ([f"t{number}" for number in range(20)], tuple(f"t{number}" for number in range(8))),
+        (None, ()),
+    ],
+)
+async def test_transports_are_kept_as_far_as_they_look_like_transports(
+    site: Site, sent: list[str] | None, kept: tuple[str, ...]
+) -> None:
+    passkey, answer = await site.register(Device(), "ada", Faults(transports=sent))
+    assert answer.status == 201
+    assert (await site.state.store.credential(passkey.credential_id)).transports == kept
+
+
+@pytest.mark.threat("T11")
+async def test_the_log_names_nobody(site: Site, who: Who, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    passkey, registered = await site.register(who, "ada.lovelace")
+    signed_in = await site.sign_in(who, passkey)
+    await site.sign_in(who, passkey, Faults(signature=b"\0"))
+    secrets = [
+        "ada.lovelace",
+        *(form for data in (passkey.credential_id, passkey.user_handle) for form in (b64(data), data.hex())),
+        *(token for token in (registered.body["token"], signed_in.body["token"]) if token),
+        *(registered.cookies.values()),
+    ]
+    assert caplog.messages
+    for secret in secrets:
+        assert secret not in caplog.text
