@@ -19,6 +19,7 @@ from headless_passkey.trust.signing import base64url
 CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # of one account at a time
+_SKEW: Final = 60  # seconds: an invitation ends by its inviter's clock
 _ANSWERABLE: Final = 600  # seconds after an invitation's end in which an introduction may still be answered
 _CODE_KEPT: Final = 86_400  # seconds after its end in which a code is told "expired"
 
@@ -186,7 +187,7 @@ def invite(
     now: float,
 ) -> bool:
     """Announce an invitation; whether it was news."""
-    if not now < expires_at <= now + INVITATION_LIFE:
+    if not now < expires_at <= now + INVITATION_LIFE + _SKEW:
         raise invalid(f"expires_at must lie ahead, by {INVITATION_LIFE} seconds at most")
     known = _invitation(db, "account = ? AND id = ?", (inviter.account, invitation_id))
     if known is not None:

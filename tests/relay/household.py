@@ -1,0 +1,216 @@
+"""A relay on real HTTP in this process, and the people who call it with real proofs."""
+
+import contextlib
+import secrets
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+
+from companion_push.accounts import add_account
+from companion_push.database import open_database
+from companion_push.relay.app import make_app
+from companion_push.relay.config import RelayConfig
+from companion_push.relay.mailbox import Quota, Rate
+from headless_passkey.proof import PROOF_HEADER, make_proof
+from headless_passkey.trust.ring import Ring
+from headless_passkey.trust.signing import base64url
+from tests.trust.people import Person, companion, device, grow
+
+PROBLEM = "urn:headless-passkey:problem:"
+NO_LIMITS = Quota(pending=1000, rates=())
+SEALED = base64url(b"sealed bytes that only look sealed")
+
+
+class Clock:
+    """The real time, and as much later as a test wants it."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    body: Any
+    headers: Mapping[str, str]
+
+    @property
+    def problem(self) -> str | None:
+        """The slug, when the reply is a problem of ours."""
+        if self.headers.get("Content-Type") != "application/problem+json":
+            return None
+        assert self.body["status"] == self.status
+        return str(self.body["type"]).removeprefix(PROBLEM)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """One key holder, who talks to one relay."""
+
+    person: Person
+    session: aiohttp.ClientSession
+    url: str
+    clock: Clock
+
+    @property
+    def name(self) -> str:
+        return self.person.name
+
+    async def get(self, path: str) -> Reply:
+        return await self.call("GET", path)
+
+    async def put(self, path: str, body: object) -> Reply:
+        return await self.call("PUT", path, body)
+
+    async def post(self, path: str, body: object) -> Reply:
+        return await self.call("POST", path, body)
+
+    async def call(
+        self, method: str, path: str, body: object = None, *, proofs: list[str] | None = None
+    ) -> Reply:
+        """One request. proofs: the values of the header ``DPoP``; by default one that holds."""
+        if proofs is None:
+            proofs = [self.proof(method, path)]
+        headers = [(PROOF_HEADER, proof) for proof in proofs]
+        data = {"data": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
+        async with self.session.request(method, self.url + path, headers=headers, **data) as response:
+            return Reply(response.status, await response.json(content_type=None), response.headers)
+
+    def proof(self, method: str, path: str) -> str:
+        return make_proof(self.person.key, method=method, url=self.url + path, now=self.clock())
+
+    # What devices and companions do all day
+
+    async def submit(self, *to: "Caller", name: str | None = None, expires_in: int = 300) -> Reply:
+        envelopes = [{"to": recipient.name, "sealed": SEALED} for recipient in to]
+        body = {"expires_in": expires_in, "envelopes": envelopes}
+        return await self.put(f"/v1/requests/{name or fresh_id()}", body)
+
+    async def tell(self, name: str, event: str, reason: str | None = None) -> Reply:
+        """A device's event."""
+        return await self.post(f"/v1/requests/{name}/events", {"event": event, "reason": reason})
+
+    async def act(self, device: "Caller", name: str, event: str, reason: str | None = None) -> Reply:
+        """A companion's event."""
+        return await self.post(f"/v1/inbox/{device.name}/{name}/events", {"event": event, "reason": reason})
+
+    async def inbox(self) -> list[dict[str, Any]]:
+        reply = await self.get("/v1/inbox")
+        assert reply.status == 200
+        return list(reply.body["requests"])
+
+    async def status(self, name: str) -> dict[str, Any]:
+        reply = await self.get(f"/v1/requests/{name}")
+        assert reply.status == 200
+        return dict(reply.body)
+
+
+class Relay:
+    """A relay that is being tested."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock) -> None:
+        self.url = url
+        self.session = session
+        self.store = store
+        self.clock = clock
+
+    def caller(self, person: Person) -> Caller:
+        return Caller(person, self.session, self.url, self.clock)
+
+    async def account_code(self, name: str) -> tuple[str, bytes]:
+        """A new account's id and one-time code, as `companion-push account add` makes them."""
+        async with open_database(self.store) as database:
+            now = self.clock()
+            added = await database.transact(
+                lambda db: add_account(db, name=name, now=now, expires_at=int(now) + 3600)
+            )
+        assert added is not None
+        return added
+
+    async def household(self, name: str = "alice", *, companions: int = 2, devices: int = 1) -> "Household":
+        """A founded account with so many members."""
+        account, code = await self.account_code(name)
+        phones = [companion(f"phone {number}") for number in range(companions)]
+        frames = [device(f"frame {number}") for number in range(devices)]
+        first = self.caller(phones[0])
+        ring = Ring.found(first.person.key, account=account, member=first.person.member, now=self.clock())
+        reply = await first.post("/v1/accounts", {"code": base64url(code), "ring": base64url(ring.document)})
+        assert reply.status == 201, reply
+        household = Household(
+            account=account,
+            ring=ring,
+            companions=[self.caller(person) for person in phones],
+            devices=[self.caller(person) for person in frames],
+        )
+        if len(phones) + len(frames) > 1:
+            await household.append(*phones, *frames)
+        return household
+
+
+@dataclass
+class Household:
+    """An account and its members."""
+
+    account: str
+    ring: Ring
+    companions: list[Caller]
+    devices: list[Caller]
+
+    async def append(self, *members: Person) -> Ring:
+        """The next ring, with exactly `members`, signed and appended by the first companion."""
+        first = self.companions[0]
+        ring = grow(self.ring, first.person, *members)
+        reply = await first.post("/v1/ring", {"ring": base64url(ring.document)})
+        assert reply.status == 201, reply
+        self.ring = ring
+        return ring
+
+
+@contextlib.asynccontextmanager
+async def running_relay(
+    store: Path,
+    *,
+    quota: Quota = NO_LIMITS,
+    ceiling: int = 300,
+    held_per_member: int = 4,
+    held_per_address: int = 256,
+) -> AsyncIterator[Relay]:
+    """A relay on loopback. Its clock may be moved."""
+    clock = Clock()
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    config = RelayConfig(
+        public_url=url,
+        store=store,
+        quota=quota,
+        ceiling=ceiling,
+        held_per_member=held_per_member,
+        held_per_address=held_per_address,
+        clock=clock,
+    )
+    runner = web.AppRunner(make_app(config), access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    try:
+        await runner.setup()
+        await web.SockSite(runner, listening).start()
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+            yield Relay(url, session, store, clock)
+    finally:
+        await runner.cleanup()
+        listening.close()
+
+
+def fresh_id() -> str:
+    return base64url(secrets.token_bytes(16))
+
+
+def rates(count: int, seconds: float) -> Quota:
+    return Quota(pending=1000, rates=(Rate(count=count, seconds=seconds),))
