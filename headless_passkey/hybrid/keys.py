@@ -64,7 +64,7 @@ def ecdh(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey)
 
 def _parse(point: bytes, *, size: int, first: bytes) -> ec.EllipticCurvePublicKey:
     if len(point) != size or point[0] not in first:
-        raise RemoteProtocolError(f"expected a P-256 point of {size} bytes, got {len(point)}")
+        raise RemoteProtocolError(f"expected a P-256 point of {size} bytes in the form for that size")
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(CURVE, point)
     except ValueError as error:
