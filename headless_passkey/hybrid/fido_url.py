@@ -65,8 +65,8 @@ class FidoUrl:
         """The URL `text` holds; `RemoteProtocolError` for anything else."""
         if len(text) > MAX_LENGTH:
             raise RemoteProtocolError(f"a FIDO URL of {len(text)} characters is too long")
-        if text[: len(PREFIX)].upper() != PREFIX:
-            raise RemoteProtocolError("a FIDO URL starts with FIDO:/")
+        if not text.isascii() or text[: len(PREFIX)].upper() != PREFIX:
+            raise RemoteProtocolError("a FIDO URL is ASCII and starts with FIDO:/")
         values = cbor.decode_map(decode_digits(text[len(PREFIX) :]))
         public_key, secret = values.get(_PUBLIC_KEY), values.get(_SECRET)
         if not isinstance(public_key, bytes):
@@ -81,7 +81,7 @@ class FidoUrl:
             time=_unsigned(values, _TIME),
             linking=_optional(values, _LINKING, bool),
             hint_raw=_optional(values, _HINT, str),
-            channels=_channels(values.get(_CHANNELS)),
+            channels=_channels(values.get(_CHANNELS, False)),
             unknown_keys=tuple(key for key in values if key not in range(7)),
         )
 
@@ -139,7 +139,7 @@ def _unsigned(values: dict[Any, Any], key: int) -> int | None:
 
 def _channels(value: Any) -> tuple[int, ...] | None:
     """Key 6; older drafts had a boolean there, and a client that sends one means websocket only."""
-    if value is None or isinstance(value, bool):
+    if isinstance(value, bool):
         return None
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
         raise RemoteProtocolError("key 6 of the FIDO URL is not a list of channels")
