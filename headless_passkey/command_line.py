@@ -133,6 +133,11 @@ def talk(message: str) -> None:
         print(message, file=sys.stderr, flush=True)  # noqa: T201
 
 
+def printable(text: str) -> str:
+    """`text` for a terminal: what could move the cursor or hide something is shown as a question mark."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
 def out(line: str) -> None:
     """One line of data on stdout, flushed, so that a pipe's reader has it at once."""
     print(line, flush=True)  # noqa: T201

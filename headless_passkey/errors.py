@@ -86,6 +86,7 @@ class TrustReason(StrEnum):
     RECIPIENT_MISMATCH = "recipient-mismatch"
     REPLAYED = "replayed"
     RP_NOT_ALLOWED = "rp-not-allowed"
+    RP_REFUSED = "rp-refused"
     STALE_RING = "stale-ring"
     UNEXPECTED_USER = "unexpected-user"
     UNKNOWN_DEVICE = "unknown-device"

@@ -97,6 +97,13 @@ class Members:
     def optional_octets(self, name: str, shortest: int, longest: int | None = None) -> bytes | None:
         return None if self._value.get(name) is None else self.octets(name, shortest, longest)
 
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object whose members are somebody else's to read."""
+        value = self._value.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return value
+
     def items(self, name: str, most: int = 1024) -> list[Any]:
         value = self._value.get(name)
         if not isinstance(value, list) or len(value) > most:

@@ -261,12 +261,15 @@ class _Corridor:
                     reached = await asyncio.shield(self._reached)
                 finally:
                     await _cancel(listening, *self._attempts)
-            return await self._exchange(reached)
+            credential, user_checked = await self._exchange(reached)
         finally:
             if watching is not None:
-                await _cancel(watching)
+                await _cancel(watching)  # the phone has spoken, whatever becomes of the request
             if self._reached.done():
                 await self._reached.result().stack.aclose()
+        if self._settle is not None:
+            await self._settle(credential)
+        return SignedIn(credential=credential, user_checked=user_checked)
 
     async def _watch(self) -> None:
         """Follow the request; its end, other than completion, ends the ceremony."""
@@ -332,8 +335,8 @@ class _Corridor:
                 self.report(Stage.CHANNEL_OPEN)
                 self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
 
-    async def _exchange(self, reached: _Reached) -> SignedIn:
-        """Exactly one CTAP command over the open channel, its reply checked and settled."""
+    async def _exchange(self, reached: _Reached) -> tuple[Credential, bool]:
+        """Exactly one CTAP command over the open channel; its checked reply, and whether the user was checked."""
         options = await self._known_options()
         if reached.recipient not in self._candidates:
             raise TrustError(
@@ -351,10 +354,7 @@ class _Corridor:
         credential = options.accept(reply.payload, reached.get_info)
         user_checked = self._check_user(options, credential)
         self.report(Stage.REPLY_CHECKED)
-        await reached.stack.aclose()
-        if self._settle is not None:
-            await self._settle(credential)
-        return SignedIn(credential=credential, user_checked=user_checked)
+        return credential, user_checked
 
     async def _reply(self, reached: _Reached) -> Ctap:
         while True:

@@ -1,0 +1,7 @@
+"""``python -m headless_passkey`` is ``headless-passkey``."""
+
+import sys
+
+from headless_passkey.cli import main
+
+sys.exit(main())

@@ -1,0 +1,177 @@
+"""``sign-in`` and ``register`` as commands: options or relying party in, one line of JSON out."""
+
+import argparse
+import json
+import secrets
+import sys
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+
+from headless_passkey import enrolment
+from headless_passkey.command_line import UsageError, out, printable, talk
+from headless_passkey.conduit import Conduit
+from headless_passkey.delivery import RelayDelivery, StdoutDelivery
+from headless_passkey.errors import LocalProtocolError, NotEnrolled, RemoteProtocolError
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.radio.choose import open_radio
+from headless_passkey.relay import Relay
+from headless_passkey.sign_in import Ask, Delivery, OptionsSource, SignedIn, Stage, StageEvent, sign_in
+from headless_passkey.tls import tls_context
+from headless_passkey.trust.signing import SigningKey, SoftwareSigningKey
+from headless_passkey.webauthn import (
+    MAX_JSON_SIZE,
+    AuthenticationOptions,
+    Options,
+    RegistrationOptions,
+    base64url,
+    check_origin,
+    from_base64url,
+)
+
+_TALK: Final[Mapping[Stage, str]] = {
+    Stage.PREPARED: "listening for the phone",
+    Stage.SUBMITTED: "request sent, waiting for approval",
+    Stage.DELIVERED: "a companion has the request",
+    Stage.CLAIMED: "approved on a companion",
+    Stage.OPENED: "the phone was asked",
+    Stage.ADVERT_HEARD: "the phone is near",
+    Stage.TUNNEL_JOINED: "tunnel joined",
+    Stage.CHANNEL_OPEN: "secure channel to the phone is open",
+    Stage.ATTEMPT_FAILED: "that did not lead to the phone, still listening",
+    Stage.REQUEST_SENT: "challenge sent, waiting for the phone",
+    Stage.REPLY_CHECKED: "the phone answered",
+    Stage.COMPLETED: "done",
+}
+
+
+class Ceremony:
+    """What the command line asked for, checked before anything is sent."""
+
+    def __init__(self, args: argparse.Namespace, kind: Hint) -> None:
+        """Raises `UsageError` when the options do not go together."""
+        if (args.rp is None) == (args.options is None):
+            raise UsageError("give either --rp URL, or --options FILE with --origin ORIGIN")
+        if args.options is not None and args.origin is None:
+            raise UsageError("--options needs --origin")
+        if args.options == "-" and args.radio == "stdin":
+            raise UsageError("--options - and --radio stdin both want stdin")
+        if args.rp is not None and kind is Hint.MAKE_CREDENTIAL and args.user is None:
+            raise UsageError("register with --rp needs --user NAME")
+        self._args, self._kind, self._state = args, kind, Path(args.state).expanduser()
+        self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
+        self._expected = None if args.expect_user is None else _handle(args.expect_user)
+        self._tls = tls_context(args.ca)
+
+    async def run(self) -> None:
+        """The whole ceremony; the response, or with --rp the session, is one line on stdout."""
+        args = self._args
+        more = {"note": args.note, "digits": self._digits}
+        if self._expected is not None:
+            more["user_handle"] = self._expected
+        async with AsyncExitStack() as stack:
+            http = await stack.enter_async_context(open_session(self._tls))
+            conduit = None if args.rp is None else self._conduit(http)
+            if conduit is None:
+                known = self._known_options()
+                options: OptionsSource = known
+                ask = Ask.of(known, **more)
+            else:
+                options = conduit.begin
+                ask = Ask(kind=self._kind, origin=conduit.origin, rp_id=args.rp_id or conduit.host, **more)
+            if self._digits is not None:
+                talk(f"number to type on the companion: {self._digits}")
+            signed_in = await sign_in(
+                ask,
+                options,
+                delivery=self._delivery(http),
+                radio=open_radio(args.radio),
+                tunnels=dict(args.tunnel),
+                tls=self._tls,
+                timeout=args.timeout,
+                on_stage=self._on_stage,
+                settle=None if conduit is None else conduit.complete,
+            )
+        self._tell(signed_in)
+        if conduit is None or conduit.session is None:
+            out(signed_in.credential.to_json())
+        else:
+            out(json.dumps(conduit.session.to_json()))
+
+    def _known_options(self) -> Options:
+        """What --options holds, for the origin that --origin names."""
+        try:
+            origin = check_origin(self._args.origin)
+        except LocalProtocolError as error:
+            raise UsageError(str(error)) from error
+        parse = AuthenticationOptions.parse if self._kind is Hint.GET_ASSERTION else RegistrationOptions.parse
+        return parse(_read(self._args.options), origin=origin)
+
+    def _conduit(self, http: aiohttp.ClientSession) -> Conduit:
+        args = self._args
+        origin = args.rp.rstrip("/")
+        try:
+            return Conduit(
+                ProvenHttp(http, origin, self._key()), origin=origin, kind=self._kind, user_name=args.user
+            )
+        except LocalProtocolError as error:
+            raise UsageError(f"--rp: {error}") from error
+
+    def _key(self) -> SigningKey:
+        """This device's key; one for this run alone where the device belongs to no account and needs none."""
+        try:
+            return enrolment.load(self._state).key
+        except NotEnrolled:
+            if self._args.delivery == "relay":
+                raise
+            return SoftwareSigningKey.generate()
+
+    def _delivery(self, http: aiohttp.ClientSession) -> Delivery:
+        if self._args.delivery == "stdout":
+            return StdoutDelivery(out)
+        joined = enrolment.load(self._state)
+        return RelayDelivery(Relay(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
+
+    def _on_stage(self, event: StageEvent) -> None:
+        if self._args.json:
+            talk(json.dumps({"stage": event.stage, "elapsed": round(event.elapsed, 4), **event.detail}))
+        else:
+            talk(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
+
+    def _tell(self, signed_in: SignedIn) -> None:
+        """Who it was: the device announces it, since it cannot show it (T3)."""
+        credential = signed_in.credential
+        handle = None if credential.user_handle is None else base64url(credential.user_handle)
+        if self._args.json:
+            account = {
+                "user_handle": handle,
+                "user_name": credential.user_name,
+                "user_checked": signed_in.user_checked,
+            }
+            talk(json.dumps({"account": account}))
+        else:
+            who = printable(credential.user_name or handle or "the owner of an allowed credential")
+            checked = "" if signed_in.user_checked else " (nobody was expected, so this was not checked)"
+            talk(f"the passkey of {who} answered{checked}")
+
+
+def _handle(text: str) -> bytes:
+    try:
+        return from_base64url(text)
+    except RemoteProtocolError as error:
+        raise UsageError("--expect-user takes a user handle in base64url") from error
+
+
+def _read(source: str) -> bytes:
+    """At most as much as options may be long, and a byte more, which the parser then refuses."""
+    try:
+        if source == "-":
+            return sys.stdin.buffer.read(MAX_JSON_SIZE + 1)
+        with Path(source).open("rb") as file:
+            return file.read(MAX_JSON_SIZE + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}") from error

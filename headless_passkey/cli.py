@@ -1,0 +1,289 @@
+"""``headless-passkey``: the device from the command line.
+
+stdout is data, stderr is talk, the exit status says which branch of the error tree ended the run.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from headless_passkey.command_line import (
+    SettingsParser,
+    UsageError,
+    add_settings,
+    out,
+    printable,
+    read_secret_line,
+    run,
+    talk,
+)
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid import eid
+from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, Hint
+from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+
+ENVIRONMENT: Final = "HEADLESS_PASSKEY"
+DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
+DEFAULT_TIMEOUT: Final = 420.0  # a request lives 300 s, and one approved at its last second 120 s more
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program's entry: its exit status."""
+    args = _parser().parse_args(argv)
+    return run(args.command, args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = SettingsParser(
+        prog="headless-passkey",
+        description="Sign in with a passkey on a device that has no screen.",
+        epilog="Example: headless-passkey sign-in --rp https://login.example",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    join = _command(commands, "join", _join, "join an account with an invitation")
+    join.add_argument(
+        "--invitation", required=True, metavar="FILE", help="file with the invitation, or - for stdin"
+    )
+    join.add_argument(
+        "--label", required=True, help="what people will call this device, such as 'Kitchen hub'"
+    )
+    join.add_argument("--rp-id", metavar="ID", help="let this device ask for this relying party only")
+    join.add_argument("--origin", metavar="ORIGIN", help="let this device speak for this origin only")
+    _state_option(join)
+    _ca_option(join)
+
+    leave = _command(commands, "leave", _leave, "forget the account and this device's key")
+    _state_option(leave)
+
+    status = _command(commands, "status", _status, "show what account this device belongs to, as JSON")
+    _state_option(status)
+
+    for name, act, help_text in (
+        ("sign-in", _sign_in, "sign in with a passkey on a phone"),
+        ("register", _register, "make a passkey on a phone"),
+    ):
+        ceremony = _command(commands, name, act, help_text)
+        _ceremony_options(ceremony)
+    inspect = _command(
+        commands, "inspect", _inspect, "show what the FIDO URL on stdin holds, without its secrets"
+    )
+    inspect.add_argument("--advert", metavar="HEX", help="service data of an advert to open with it")
+
+    domain = _command(commands, "tunnel-domain", _tunnel_domain, "print the host of a tunnel domain number")
+    domain.add_argument("number", metavar="N", type=_number)
+    return parser
+
+
+def _command(
+    commands: Any, name: str, act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], help_text: str
+) -> SettingsParser:
+    parser: SettingsParser = commands.add_parser(name, help=help_text, description=help_text)
+    add_settings(parser, section=name, environment=f"{ENVIRONMENT}_{name.replace('-', '_').upper()}")
+    parser.set_defaults(command=act)
+    return parser
+
+
+def _state_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        default=DEFAULT_STATE,
+        help=f"where this device keeps its key (default: {DEFAULT_STATE})",
+    )
+
+
+def _ca_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--ca", metavar="FILE", type=Path, help="PEM file of roots to believe instead of the system's"
+    )
+
+
+def _ceremony_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is asked (--rp, or --options with --origin)")
+    what.add_argument(
+        "--rp", metavar="URL", help="relying party to begin and complete at; prints the session"
+    )
+    what.add_argument("--rp-id", metavar="ID", help="with --rp: its RP ID (default: the host of URL)")
+    what.add_argument("--user", metavar="NAME", help="with --rp: the user name to register or sign in")
+    what.add_argument(
+        "--options", metavar="FILE", help="WebAuthn options JSON, or - for stdin; prints the response JSON"
+    )
+    what.add_argument("--origin", metavar="ORIGIN", help="with --options: the origin to speak for")
+    what.add_argument(
+        "--expect-user", metavar="HANDLE", help="base64url user handle; refuse any other account"
+    )
+    how = parser.add_argument_group("how it travels")
+    how.add_argument("--delivery", choices=("relay", "stdout"), default="relay", help="default: relay")
+    how.add_argument(
+        "--radio",
+        metavar="RADIO",
+        default="bleak",
+        help="bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)",
+    )
+    how.add_argument(
+        "--tunnel",
+        metavar="N=wss://HOST:PORT",
+        type=_tunnel,
+        action="append",
+        default=[],
+        help="the tunnel service of domain number N; repeatable",
+    )
+    how.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT,
+        help="deadline in seconds (default: 420)",
+    )
+    how.add_argument("--note", help="a line to show on the companion")
+    how.add_argument(
+        "--match-digits", action="store_true", help="show two digits here that must be typed on the companion"
+    )
+    _state_option(how)
+    _ca_option(how)
+
+
+async def _sign_in(args: argparse.Namespace) -> None:
+    await _ceremony(args, Hint.GET_ASSERTION)
+
+
+async def _register(args: argparse.Namespace) -> None:
+    await _ceremony(args, Hint.MAKE_CREDENTIAL)
+
+
+async def _ceremony(args: argparse.Namespace, kind: Hint) -> None:
+    """A sign-in or registration: imports here, so that the small commands load neither radio nor network."""
+    from headless_passkey.ceremony import Ceremony  # noqa: PLC0415
+
+    await Ceremony(args, kind).run()
+
+
+async def _join(args: argparse.Namespace) -> None:
+    from headless_passkey import enrolment  # noqa: PLC0415
+    from headless_passkey.tls import tls_context  # noqa: PLC0415
+    from headless_passkey.trust.invitation import Invitation  # noqa: PLC0415
+
+    invitation = Invitation.parse(read_secret_line(args.invitation))
+    joined = await enrolment.join(
+        _state(args),
+        invitation,
+        label=args.label,
+        tls=tls_context(args.ca),
+        rp_id=args.rp_id,
+        origin=args.origin,
+        on_check_number=lambda number: talk(f"check number, which the inviter sees too: {number}"),
+    )
+    talk(f"joined account {joined.account} as {printable(joined.label)}")
+
+
+async def _leave(args: argparse.Namespace) -> None:
+    from headless_passkey import enrolment  # noqa: PLC0415
+
+    enrolment.leave(_state(args))
+    talk("left; the account lists this device until a companion removes it")
+
+
+async def _status(args: argparse.Namespace) -> None:
+    from headless_passkey import enrolment  # noqa: PLC0415
+
+    joined = enrolment.load(_state(args))
+    ring = joined.chain.head
+    out(
+        json.dumps(
+            {
+                "account": joined.account,
+                "device": joined.name,
+                "label": joined.label,
+                "relay": joined.relay_url,
+                "ring": {"version": ring.version, "hash": ring.hash.hex()},
+                "members": [
+                    {"name": member.name, "role": member.role, "label": member.label}
+                    for member in ring.members
+                ],
+            }
+        )
+    )
+
+
+def _state(args: argparse.Namespace) -> Path:
+    return Path(args.state).expanduser()
+
+
+async def _inspect(args: argparse.Namespace) -> None:
+    line = sys.stdin.buffer.readline(MAX_LENGTH + 2)
+    try:
+        url = FidoUrl.parse(line.decode("ascii").strip())
+    except UnicodeDecodeError as error:
+        raise RemoteProtocolError("a FIDO URL is ASCII text") from error
+    shown: dict[str, Any] = {
+        "public_key": url.public_key.hex(),
+        "assigned_domains": url.assigned_domains,
+        "time": url.time,
+        "linking": url.linking,
+        "hint": url.hint.value,
+        "channels": None if url.channels is None else list(url.channels),
+        "unknown_keys": [key.hex() if isinstance(key, bytes) else key for key in url.unknown_keys],
+        "tunnel_id": url.tunnel_id.hex(),
+    }
+    if url.hint_raw != url.hint:
+        shown["hint_raw"] = url.hint_raw
+    if args.advert is not None:
+        shown["advert"] = _opened_advert(url, args.advert)
+    out(json.dumps(shown))
+
+
+def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
+    text = re.sub(r"\A(fff9|fde2):", "", advert.strip(), flags=re.IGNORECASE)
+    try:
+        service_data = bytes.fromhex(text)
+    except ValueError as error:
+        raise RemoteProtocolError("the advert is not hexadecimal") from error
+    opened = eid.open_advert(eid.eid_key(url.secret), service_data)
+    if opened is None:
+        raise RemoteProtocolError("the advert was not sealed for this FIDO URL")
+    try:
+        base = f"wss://{tunnel_domain(opened.tunnel_domain)}"
+    except RemoteProtocolError:
+        base = None  # a number that only a private override gives a meaning
+    return {
+        "nonce": opened.nonce.hex(),
+        "routing_id": opened.routing_id.hex(),
+        "tunnel_domain": opened.tunnel_domain,
+        "tunnel_url": base and connect_url(base, opened.routing_id, url.tunnel_id),
+    }
+
+
+async def _tunnel_domain(args: argparse.Namespace) -> None:
+    try:
+        out(tunnel_domain(args.number))
+    except RemoteProtocolError as error:
+        raise UsageError(str(error)) from error
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise argparse.ArgumentTypeError("expected a whole number")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError("expected seconds, more than 0 and at most 3600")
+    return seconds
+
+
+def _tunnel(text: str) -> tuple[int, str]:
+    number, _, url = text.partition("=")
+    if (
+        not re.fullmatch(r"wss://[^/?#@\s]+", url)
+        or not (number.isascii() and number.isdigit())
+        or int(number) > 0xFFFF
+    ):
+        raise argparse.ArgumentTypeError("expected N=wss://HOST:PORT with N from 0 to 65535")
+    return int(number), url

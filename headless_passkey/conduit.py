@@ -1,0 +1,114 @@
+"""The device between phone and relying party (docs/protocol/relying-party.md).
+
+The challenge is asked for when the phone is there, so that it is fresh, and goes out over the secure channel
+only. Begin and complete carry proofs of the device's key: nobody else can finish the ceremony, and the session
+that the relying party opens is bound to that key.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from headless_passkey.errors import RemoteProtocolError, TransportError, TrustError, TrustReason
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.proven_http import Members, Problem, ProvenHttp
+from headless_passkey.webauthn import Credential, check_origin
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What the relying party opened: a token that is worth something only with the device's key."""
+
+    token: str = field(repr=False)
+    expires_at: int  # Unix seconds
+    user_name: str
+    display_name: str
+    user_handle: str  # base64url
+    credential_id: str  # base64url
+
+    @classmethod
+    def parse(cls, members: Members) -> Self:
+        user = Members(members.mapping("user"), "the relying party's user")
+        return cls(
+            token=members.text("token", 4096),
+            expires_at=members.integer("expires_at"),
+            user_name=user.text("name"),
+            display_name=user.text("display_name"),
+            user_handle=user.text("handle"),
+            credential_id=members.text("credential_id", 2048),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """With the token: for whoever uses the session."""
+        return {
+            "token": self.token,
+            "token_type": "DPoP",
+            "expires_at": self.expires_at,
+            "user": {"name": self.user_name, "display_name": self.display_name, "handle": self.user_handle},
+            "credential_id": self.credential_id,
+        }
+
+
+class Conduit:
+    """One ceremony at one relying party: `begin` is asked when the phone is there, `complete` after it answered."""
+
+    def __init__(
+        self,
+        http: ProvenHttp,
+        *,
+        origin: str,
+        kind: Hint,
+        user_name: str | None = None,
+        display_name: str | None = None,
+    ) -> None:
+        """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in."""
+        self._http, self.origin, self._user_name, self._display_name = (
+            http,
+            check_origin(origin),
+            user_name,
+            display_name,
+        )
+        self._path = "/webauthn/" + ("authentication" if kind is Hint.GET_ASSERTION else "registration")
+        self._ceremony: str | None = None
+        self.session: Session | None = None
+
+    @property
+    def host(self) -> str:
+        """The RP ID, where the relying party does not use a wider one."""
+        return urlsplit(self.origin).hostname or ""
+
+    async def begin(self) -> dict[str, Any]:
+        """The WebAuthn options, with a fresh challenge."""
+        names = {"user_name": self._user_name, "display_name": self._display_name}
+        body = {name: value for name, value in names.items() if value is not None}
+        answer = await self._call("options", body)
+        self._ceremony = answer.text("ceremony", 1024)
+        return answer.mapping("publicKey")
+
+    async def complete(self, credential: Credential) -> None:
+        """Hand in the response; `session` is there afterwards."""
+        answer = await self._call(
+            "result", {"ceremony": self._ceremony, "response": credential.response}, patience=0
+        )
+        self.session = Session.parse(answer)
+
+    async def _call(self, step: str, body: dict[str, Any], *, patience: float = 10.0) -> Members:
+        try:
+            return await self._http.post(f"{self._path}/{step}", body, patience=patience)
+        except Problem as problem:
+            raise _refusal(problem) from problem
+
+
+def _refusal(problem: Problem) -> Exception:
+    """What a relying party's no means to the device."""
+    match problem.slug:
+        case "verification-failed":
+            return TrustError(TrustReason.RP_REFUSED, "the relying party did not accept the phone's response")
+        case "user-exists":
+            return TrustError(
+                TrustReason.RP_REFUSED, "this user name is taken; sign in with it, or choose another one"
+            )
+        case "ceremony-gone":
+            return TransportError("the relying party no longer knows the ceremony; try again")
+        case _:
+            return RemoteProtocolError(f"the relying party refused the request: {problem.slug}")
