@@ -1,7 +1,11 @@
 """The phone's radio, as small as it can be: something that advertises."""
 
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Protocol
+
+from headless_passkey.errors import TransportError
 
 
 class Advertiser(Protocol):
@@ -11,5 +15,30 @@ class Advertiser(Protocol):
         """Advertise `service_data` under the FIDO service UUID (0xFFF9) while the context is open.
 
         Leaving takes the advert down, also on cancellation and error. `TransportError` when the radio
-        cannot be used.
+        cannot be used; when it is lost later, what runs inside the context is cancelled and leaving raises
+        `TransportError`.
         """
+
+
+@asynccontextmanager
+async def unless_lost(lost: asyncio.Future[Any], message: str) -> AsyncIterator[None]:
+    """Run what is inside until it ends or `lost` is done; then `TransportError(message)`."""
+    task = asyncio.current_task()
+    if task is None or lost.done():
+        raise TransportError(message)
+    inside, cancelling = True, task.cancelling()
+
+    def interrupt(_: object) -> None:
+        if inside:
+            task.cancel()
+
+    lost.add_done_callback(interrupt)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if lost.done() and task.uncancel() <= cancelling:
+            raise TransportError(message) from None
+        raise
+    finally:
+        inside = False
+        lost.remove_done_callback(interrupt)

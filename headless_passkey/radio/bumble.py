@@ -1,0 +1,122 @@
+"""A radio over bumble: a Bluetooth host in this process, and a controller reached by any of bumble's transports.
+
+``tcp-client:127.0.0.1:PORT`` reaches an emulated controller, ``usb:0`` a dongle that the system leaves alone.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final
+
+from bumble.core import AdvertisingData
+from bumble.device import Advertisement, Device
+from bumble.hci import Address
+from bumble.transport import open_transport
+from bumble.transport.common import TransportSpecError
+
+from headless_passkey.command_line import UsageError
+from headless_passkey.errors import TransportError
+from headless_passkey.radio.inbox import Inbox
+from headless_passkey.radio.source import FIDO_UUIDS, Advert
+
+START_TIMEOUT: Final = 10.0  # seconds to reach the controller and set it up
+STOP_TIMEOUT: Final = 1.0  # seconds a controller has to do what it is told last
+REMEMBERED_ADVERTISERS: Final = 4096
+
+logger = logging.getLogger(__name__)
+
+
+class BumbleRadio:
+    """Hears adverts by active scanning, duplicates included."""
+
+    def __init__(self, transport: str) -> None:
+        """transport: as bumble names it."""
+        self._transport = transport
+
+    @asynccontextmanager
+    async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
+        inbox = Inbox()
+        async with open_device(self._transport) as (device, lost):
+
+            def heard(advertisement: Advertisement) -> None:
+                if len(device.advertisement_accumulators) > REMEMBERED_ADVERTISERS:
+                    device.advertisement_accumulators.clear()
+                rssi = advertisement.rssi
+                for service_data in _fido_service_data(advertisement.data):
+                    inbox.put(
+                        Advert(
+                            service_data=service_data,
+                            address=advertisement.address.to_string(with_type_qualifier=False),
+                            rssi=None if rssi == Advertisement.RSSI_NOT_AVAILABLE else rssi,
+                        )
+                    )
+
+            device.on(Device.EVENT_ADVERTISEMENT, heard)
+            lost.add_done_callback(lambda _: inbox.fail("the Bluetooth controller has gone"))
+            try:
+                async with controller_errors():
+                    await device.start_scanning(active=True, filter_duplicates=False)
+                logger.debug("scanning")
+                yield inbox
+            finally:
+                await last_words(lost, device.stop_scanning)
+
+
+@asynccontextmanager
+async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Future[None]]]:
+    """A host that is powered on, under a random static address of its own, and a future for its loss.
+
+    The future is done when the controller has gone. `UsageError` for a name that names no transport,
+    `TransportError` when there is no controller behind it.
+    """
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            opened = await open_transport(transport)
+    except (TransportSpecError, ValueError, AssertionError) as error:
+        raise UsageError(f"{transport!r} is not a Bluetooth transport that bumble knows") from error
+    except ImportError as error:
+        raise UsageError(
+            f"the Bluetooth transport {transport!r} needs the Python package {error.name}"
+        ) from error
+    except TimeoutError as error:
+        raise TransportError(f"the Bluetooth transport {transport} did not open in time") from error
+    except Exception as error:  # every transport has its own
+        why = getattr(error, "strerror", None) or type(error).__name__
+        raise TransportError(f"cannot open the Bluetooth transport {transport}: {why}") from error
+    async with opened:
+        address = Address.generate_static_address()
+        device = Device.with_hci("headless-passkey", address, opened.source, opened.sink)
+        async with controller_errors():
+            await device.power_on()
+        try:
+            yield device, opened.source.terminated
+        finally:
+            await last_words(opened.source.terminated, device.power_off)
+
+
+@asynccontextmanager
+async def controller_errors() -> AsyncIterator[None]:
+    """Commands to a controller: `TransportError` when one fails or is not answered."""
+    try:
+        async with asyncio.timeout(START_TIMEOUT):
+            yield
+    except TimeoutError as error:
+        raise TransportError("the Bluetooth controller does not answer") from error
+    except Exception as error:  # bumble's own errors share no useful base
+        raise TransportError(f"the Bluetooth controller failed: {error}") from error
+
+
+async def last_words(lost: asyncio.Future[None], say: Callable[[], Awaitable[None]]) -> None:
+    """A command on the way out, when nothing can be done about its failing."""
+    if not lost.done():
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await say()
+
+
+def _fido_service_data(data: AdvertisingData) -> list[bytes]:
+    prefixes = [uuid.to_bytes(2, "little") for uuid in FIDO_UUIDS]
+    structures = data.get_all(AdvertisingData.Type.SERVICE_DATA_16_BIT_UUID, raw=True)
+    return [structure[2:] for structure in structures if structure[:2] in prefixes]
