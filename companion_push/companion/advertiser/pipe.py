@@ -1,0 +1,53 @@
+"""``--radio stdout``: the advert as a line of text, for whoever reads the pipe."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+from companion_push.companion.advertiser.advertiser import unless_lost
+from headless_passkey.errors import TransportError
+
+INTERVAL: Final = 0.5  # seconds
+
+
+class PipeAdvertiser:
+    """Prints the service data in hexadecimal, at once and again every half second."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        """descriptor: where to; None means stdout."""
+        self._descriptor = descriptor
+
+    @asynccontextmanager
+    async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
+        line = service_data.hex().encode() + b"\n"
+        self._write(line)
+        repeating = asyncio.create_task(self._repeat(line))
+        try:
+            async with unless_lost(repeating, "nobody reads the adverts any more"):
+                yield
+        finally:
+            repeating.cancel()
+            await asyncio.wait([repeating])
+
+    async def _repeat(self, line: bytes) -> None:
+        """Ends when nobody reads any more."""
+        while True:
+            await asyncio.sleep(INTERVAL)
+            try:
+                self._write(line)
+            except TransportError:
+                return
+
+    def _write(self, line: bytes) -> None:
+        # past sys.stdout, which would try again to flush a broken pipe when the interpreter ends
+        try:
+            if self._descriptor is None:
+                sys.stdout.flush()
+                os.write(sys.stdout.fileno(), line)
+            else:
+                os.write(self._descriptor, line)
+        except OSError as error:
+            raise TransportError(f"cannot print the advert: {error.strerror}") from error

@@ -1,0 +1,108 @@
+"""``--radio stdin``: adverts as lines of text, from whatever writes the pipe.
+
+A line is the service data in hexadecimal, optionally after ``fff9:`` or ``fde2:``. What cannot be read as
+such is reported and skipped, because one bad line says nothing about the next.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from typing import Final
+
+from headless_passkey.errors import RemoteProtocolError, TransportError
+from headless_passkey.radio.source import Advert
+
+MAX_LINE: Final = 1024  # characters, the end of line not counted
+MIN_SIZE: Final = 20  # bytes of service data (CTAP 2.2 §11.5.1)
+STDIN: Final = 0
+
+logger = logging.getLogger(__name__)
+
+
+class PipeRadio:
+    """Reads adverts from a pipe, a terminal or a file; the iteration ends at its end."""
+
+    def __init__(self, descriptor: int = STDIN, *, report: Callable[[str], object] = logger.warning) -> None:
+        """report: told of each line that is skipped, in words that do not repeat it."""
+        self._descriptor = descriptor
+        self._report = report
+
+    @asynccontextmanager
+    async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
+        async with aclosing(self._adverts()) as adverts:
+            yield adverts
+
+    async def _adverts(self) -> AsyncGenerator[Advert, None]:
+        number = 0
+        async with aclosing(_lines(self._descriptor)) as lines:
+            async for line in lines:
+                number += 1
+                try:
+                    advert = parse_advert_line(line)
+                except RemoteProtocolError as error:
+                    self._report(f"advert line {number} skipped: {error}")
+                else:
+                    yield advert
+
+
+def parse_advert_line(line: bytes) -> Advert:
+    """The advert that a line holds, with or without its end of line; `RemoteProtocolError` when it holds none."""
+    text = line.removesuffix(b"\n").removesuffix(b"\r")
+    if len(text) > MAX_LINE:
+        raise RemoteProtocolError(f"longer than {MAX_LINE} characters")
+    if text[:5].lower() in (b"fff9:", b"fde2:"):
+        text = text[5:]
+    if not set(text) <= set(b"0123456789abcdefABCDEF") or len(text) % 2:
+        raise RemoteProtocolError("expected hexadecimal digits, two for each byte")
+    service_data = bytes.fromhex(text.decode("ascii"))
+    if len(service_data) < MIN_SIZE:
+        raise RemoteProtocolError(
+            f"expected {MIN_SIZE} bytes of service data or more, got {len(service_data)}"
+        )
+    return Advert(service_data=service_data)
+
+
+async def _lines(descriptor: int) -> AsyncGenerator[bytes, None]:
+    """Lines as they come; of an endless one only so much is kept as shows that it is too long."""
+    pending = b""
+    while chunk := await _read(descriptor):
+        *complete, pending = (pending + chunk).split(b"\n")
+        for line in complete:
+            yield line
+        pending = pending[: MAX_LINE + 2]
+    if pending:
+        yield pending
+
+
+async def _read(descriptor: int) -> bytes:
+    """What there is to read, waiting if need be; nothing at the end.
+
+    Neither a thread, which could not be cancelled, nor non-blocking mode, which the terminal's other users
+    would get too.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        while True:
+            readable = loop.create_future()
+            try:
+                loop.add_reader(descriptor, _set, readable)
+            except PermissionError:  # a file or /dev/null: there is never a wait
+                await asyncio.sleep(0)
+            else:
+                try:
+                    await readable
+                finally:
+                    loop.remove_reader(descriptor)
+            try:
+                return os.read(descriptor, 4096)
+            except BlockingIOError:  # somebody else was quicker
+                continue
+    except OSError as error:
+        raise TransportError(f"cannot read adverts: {error.strerror}") from error
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
