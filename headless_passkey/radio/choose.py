@@ -1,0 +1,29 @@
+"""Which radio the device listens with, by name."""
+
+from headless_passkey.command_line import UsageError
+from headless_passkey.radio.source import AdvertSource
+
+
+def open_radio(spec: str) -> AdvertSource:
+    """The radio that `spec` names: ``bleak``, ``bleak:hci1``, ``bumble:TRANSPORT`` or ``stdin``.
+
+    `UsageError` when it names none, or one whose extra is not installed.
+    """
+    kind, separator, rest = spec.partition(":")
+    if kind == "bleak" and bool(rest) == bool(separator):
+        try:
+            from headless_passkey.radio.bleak import BleakRadio  # noqa: PLC0415
+        except ImportError as error:
+            raise UsageError("this radio needs bleak: pip install 'headless-passkey[device]'") from error
+        return BleakRadio(adapter=rest or None)
+    if kind == "bumble" and rest:
+        try:
+            from headless_passkey.radio.bumble import BumbleRadio  # noqa: PLC0415
+        except ImportError as error:
+            raise UsageError("this radio needs bumble: pip install 'headless-passkey[emulation]'") from error
+        return BumbleRadio(rest)
+    if spec == "stdin":
+        from headless_passkey.radio.pipe import PipeRadio  # noqa: PLC0415
+
+        return PipeRadio()
+    raise UsageError(f"no such radio: {spec!r}; expected bleak, bleak:ADAPTER, bumble:TRANSPORT or stdin")
