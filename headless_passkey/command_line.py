@@ -40,6 +40,14 @@ class SettingsParser(argparse.ArgumentParser):
             self._apply(_from_environment(self, self._environment), "the environment")
         return super().parse_known_args(args, namespace)
 
+    def error(self, message: str) -> NoReturn:
+        """One line and status 2; argparse would print the whole usage first."""
+        words = sys.argv[1:]
+        status = fail(
+            ExitStatus.USAGE, "UsageError", None, f"{message} (see --help)", as_json="--json" in words
+        )
+        raise SystemExit(int(status))
+
     def _apply(self, values: dict[str, Any], where: str) -> None:
         actions = {_key(action): action for action in _options(self)}
         for key, value in values.items():
@@ -121,10 +129,16 @@ def fail(status: ExitStatus, kind: str, reason: str | None, message: str, *, as_
     if as_json:
         line = json.dumps({"error": kind, "reason": reason, "status": int(status), "message": message})
     else:
-        line = f"{Path(sys.argv[0]).name}: {message}" + (f" [{reason}]" if reason else "")
+        line = f"{_program()}: {message}" + (f" [{reason}]" if reason else "")
     with contextlib.suppress(OSError):
         print(line, file=sys.stderr, flush=True)  # noqa: T201
     return status
+
+
+def _program() -> str:
+    """What this program is called; ``python -m package`` by its package."""
+    path = Path(sys.argv[0])
+    return path.parent.name.replace("_", "-") if path.name == "__main__.py" else path.name
 
 
 def talk(message: str) -> None:
