@@ -1,19 +1,26 @@
 """Make the vectors of tests/vectors that have no published source (marked ``self``).
 
-    python -m tests.trust.make_vectors
+    python -m tests.trust.make_vectors [ring|envelope|invitation]...
 
 They pin our formats: a change here is a change of the protocol, and a port to another language starts from
 them. Keys are fixed and signatures are random, so a second run gives other signatures over the same bodies.
 """
 
+import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.hybrid.keys import compressed
+from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.envelope import Announcement, Kind, seal
+from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
 from headless_passkey.trust.signing import CURVE, SoftwareSigningKey
-from tests.trust.people import ACCOUNT, Person, companion, device, found, grow
+from tests.trust.people import ACCOUNT, NOW, REQUEST_ID, Person, companion, device, found, grow
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 
@@ -51,9 +58,127 @@ def rings() -> dict[str, Any]:
     }
 
 
+def envelopes() -> dict[str, Any]:
+    first = found(PHONE)
+    ring = grow(first, PHONE, PHONE, FRAME, TABLET)
+    url = FidoUrl(
+        public_key=compressed(ec.derive_private_key(301, CURVE).public_key()),
+        secret=bytes(range(16)),
+        assigned_domains=2,
+        time=NOW,
+        linking=False,
+        hint_raw="ga",
+    ).encode()
+    cases = []
+    for name, recipient, more in (
+        ("to the phone, as little as can be said", PHONE, {}),
+        (
+            "to the tablet, everything",
+            TABLET,
+            {"rp_name": "Example, Inc.", "note": "Kitchen \N{EN DASH} next to the door", "digits": "042"},
+        ),
+    ):
+        said = Announcement.address(
+            recipient.member,
+            ring=ring,
+            device=FRAME.name,
+            request_id=REQUEST_ID,
+            now=NOW,
+            lifetime=300,
+            kind=Kind.GET_ASSERTION,
+            url=url,
+            rp_id="example.com",
+            **more,
+        )
+        assert recipient.member.hpke_key is not None
+        cases.append(
+            {
+                "name": name,
+                "ring": ring.document.hex(),
+                "hpke_private": recipient.hpke_private.to_bytes().hex(),
+                "request_id": REQUEST_ID.hex(),
+                "device": FRAME.name,
+                "recipient": recipient.name,
+                "sealed": seal(said, FRAME.key, recipient.member.hpke_key).hex(),
+                "says": {
+                    "account": ACCOUNT,
+                    "issued": NOW,
+                    "expires": NOW + 300,
+                    "kind": "ga",
+                    "url": url,
+                    "rp_id": "example.com",
+                    "rp_name": said.rp_name,
+                    "note": said.note,
+                    "digits": said.digits,
+                },
+            }
+        )
+    return {"source": "self", "spec": "docs/protocol/trust.md, the envelope", "envelopes": cases}
+
+
+def invitations() -> dict[str, Any]:
+    relay_url = "https://relay.example/push"
+    ring = found(PHONE)
+    invited, introduced = [], []
+    for newcomer in (fixed(device("frame"), 3), TABLET):
+        invitation = Invitation(
+            relay_url=relay_url,
+            account=ACCOUNT,
+            kind=newcomer.role,
+            inviter=PHONE.name,
+            secret=hashlib.sha256(newcomer.role.encode()).digest()[:16],
+            expires_at=NOW + 600,
+        )
+        introduction = Introduction.make(
+            invitation, key=newcomer.key, hpke_key=newcomer.member.hpke_key, label=newcomer.label
+        )
+        record = InvitationRecord(invitation=invitation).taken_by(introduction)
+        next_ring, mac = record.admit(introduction, ring=ring, key=PHONE.key, now=NOW)
+        invited.append(
+            {
+                "name": f"for a {newcomer.role}",
+                "text": invitation.encode(),
+                "secret": invitation.secret.hex(),
+                "ticket": invitation.ticket.hex(),
+                "id": invitation.id,
+                "k_new": invitation.k_new.hex(),
+                "k_inv": invitation.k_inv.hex(),
+            }
+        )
+        introduced.append(
+            {
+                "name": f"a {newcomer.role}",
+                "invitation": invitation.encode(),
+                "body": introduction.body.hex(),
+                "signature": introduction.signature.hex(),
+                "mac": introduction.mac.hex(),
+                "check_number": introduction.check_number,
+                "ring": next_ring.document.hex(),
+                "answer_mac": mac.hex(),
+            }
+        )
+    code = AccountCode(relay_url=relay_url, account=ACCOUNT, code=bytes(range(32)))
+    return {
+        "source": "self",
+        "spec": "docs/protocol/trust.md, invitation and introduction",
+        "invitations": invited,
+        "introductions": introduced,
+        "account_codes": [
+            {
+                "name": "an account",
+                "text": code.encode(),
+                "relay_url": code.relay_url,
+                "account": code.account,
+                "code": code.code.hex(),
+            }
+        ],
+    }
+
+
 def main() -> None:
-    for name, vectors in (("ring", rings()),):
-        (FOLDER / f"{name}.json").write_text(json.dumps(vectors, indent=1) + "\n")
+    made = {"ring": rings, "envelope": envelopes, "invitation": invitations}
+    for name in sys.argv[1:] or made:
+        (FOLDER / f"{name}.json").write_text(json.dumps(made[name](), indent=1) + "\n")
 
 
 if __name__ == "__main__":

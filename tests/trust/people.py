@@ -1,13 +1,20 @@
 """The cast of the trust tests: key holders who say things, honestly or not."""
 
+import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.envelope import ENVELOPE_LABEL, Announcement, Kind, seal
+from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import RING_LABEL, HpkeKey, Member, Ring, Role
 from headless_passkey.trust.signing import CURVE, SoftwareSigningKey, uncompressed
+from tests.trust import reference_hpke
 
 NOW = 1_800_000_000
 ACCOUNT = "alice"
@@ -37,6 +44,10 @@ class Person:
     @property
     def name(self) -> str:
         return self.member.name
+
+    @property
+    def hpke_private(self) -> SoftwareHpkeKey:
+        return SoftwareHpkeKey(self.hpke)
 
 
 def companion(label: str = "phone") -> Person:
@@ -81,3 +92,102 @@ def encoded(person: Person) -> list[object]:
     hpke_key = None if member.hpke_key is None else [member.hpke_key.suite, member.hpke_key.public_key]
     rp_ids = None if member.rp_ids is None else list(member.rp_ids)
     return [str(member.role), member.signing_key, hpke_key, member.label, rp_ids]
+
+
+# Envelopes
+
+
+def fido_url(*, kind: str | None = "ga", time: int | None = NOW) -> str:
+    """A FIDO URL as a device makes it, fresh."""
+    point = compressed(ec.generate_private_key(CURVE).public_key())
+    return FidoUrl(public_key=point, secret=secrets.token_bytes(16), time=time, hint_raw=kind).encode()
+
+
+@dataclass
+class Home:
+    """An account with two companions and a device."""
+
+    phone: Person = field(default_factory=lambda: companion("phone"))
+    tablet: Person = field(default_factory=lambda: companion("tablet"))
+    frame: Person = field(default_factory=lambda: device("frame"))
+    account: str = ACCOUNT
+
+    def __post_init__(self) -> None:
+        first = found(self.phone, account=self.account)
+        self.chain = chain_of(first, grow(first, self.phone, self.phone, self.tablet, self.frame))
+
+    @property
+    def ring(self) -> Ring:
+        return self.chain.head
+
+    def say(self, to: Person | None = None, **changes: Any) -> Announcement:
+        """What the frame says to a companion (the phone, unless told otherwise)."""
+        values: dict[str, Any] = {
+            "ring": self.ring,
+            "device": self.frame.name,
+            "request_id": REQUEST_ID,
+            "now": NOW,
+            "lifetime": 300,
+            "kind": Kind.GET_ASSERTION,
+            "url": fido_url(),
+            "rp_id": "example.com",
+        }
+        return Announcement.address((to or self.phone).member, **(values | changes))
+
+    def seal(self, to: Person | None = None, **changes: Any) -> bytes:
+        recipient = (to or self.phone).member.hpke_key
+        assert recipient is not None
+        return seal(self.say(to, **changes), self.frame.key, recipient)
+
+
+REQUEST_ID = bytes(range(16))
+
+
+def reseal(
+    said: Announcement,
+    *,
+    by: Person,
+    to: Person,
+    sealed_id: bytes | None = None,
+    sealed_from: str | None = None,
+    **changes: object,
+) -> bytes:
+    """What an attacker can do who knows `to`'s public key: any content, signed by `by`, sealed properly.
+
+    sealed_id, sealed_from: request and device it is sealed for, where these are not the ones said inside.
+    changes: items of the signed body, by name.
+    """
+    hpke_key = to.member.hpke_key
+    assert hpke_key is not None
+    values: dict[str, object] = {
+        "label": ENVELOPE_LABEL,
+        "account": said.account,
+        "request_id": said.request_id,
+        "device": said.device,
+        "recipient": said.recipient,
+        "hpke_key_name": said.hpke_key_name,
+        "suite": said.suite,
+        "ring_version": said.ring_version,
+        "ring_hash": said.ring_hash,
+        "issued": said.issued,
+        "expires": said.expires,
+        "kind": said.kind,
+        "url": said.url,
+        "rp_id": said.rp_id,
+        "rp_name": said.rp_name,
+        "note": said.note,
+        "digits": said.digits,
+    }
+    body = cbor.encode(list((values | changes).values()))
+    info = cbor.encode(
+        [
+            ENVELOPE_LABEL,
+            1,
+            said.account,
+            sealed_id or said.request_id,
+            sealed_from or said.device,
+            to.name,
+            hpke_key.name,
+        ]
+    )
+    return reference_hpke.seal(hpke_key.public_key, body + by.key.sign(body), info)

@@ -5,7 +5,7 @@ import pytest
 from headless_passkey.errors import LocalProtocolError, TrustReason
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from tests.trust.people import chain_of, companion, device, found, grow
-from tests.trust.test_ring import refused
+from tests.trust.refusal import refused
 
 PHONE, TABLET, FRAME = companion("phone"), companion("tablet"), device("frame")
 FIRST = found(PHONE)
@@ -47,6 +47,23 @@ def test_old_rings_are_let_go() -> None:
         chain = chain.extend([grow(chain.head, PHONE, PHONE).document])
     assert len(chain.rings) == MAX_KEPT
     assert RingChain.restore(chain.documents) == chain
+
+
+def test_it_agrees_with_a_relay_that_holds_the_same_or_less() -> None:
+    chain = chain_of(SECOND, THIRD)
+    assert chain.agrees(3, THIRD.hash)
+    assert chain.agrees(2, SECOND.hash)
+    assert chain.agrees(1, FIRST.hash), "older than what was vouched for: nobody can tell"
+
+
+def test_it_does_not_agree_with_a_relay_that_holds_more() -> None:
+    assert not chain_of(FIRST, SECOND).agrees(3, THIRD.hash)
+
+
+@pytest.mark.threat("T2")
+def test_a_relay_that_holds_other_rings_than_we_do_is_refused() -> None:
+    with refused(TrustReason.FORKED_RING):
+        chain_of(FIRST, SECOND).agrees(2, grow(FIRST, PHONE, PHONE).hash)
 
 
 @pytest.mark.threat("T2")

@@ -1,6 +1,5 @@
 """The ring: vectors, properties, refusals."""
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from headless_passkey.errors import (
 from headless_passkey.trust.ring import MAX_MEMBERS, HpkeKey, Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.trust.people import ACCOUNT, NOW, companion, device, encoded, forge, found, grow
+from tests.trust.refusal import refused
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "ring.json").read_text())
 PHONE, TABLET, FRAME, STRANGER = (
@@ -27,18 +27,6 @@ PHONE, TABLET, FRAME, STRANGER = (
     device("frame"),
     companion("stranger"),
 )
-
-
-def refused(reason: TrustReason) -> Any:
-    """A context in which a `TrustError` of that reason is expected."""
-
-    class Refused(contextlib.AbstractContextManager[None]):
-        def __exit__(self, _type: object, error: object, _traceback: object) -> bool:
-            assert isinstance(error, TrustError), f"expected a refusal ({reason}), got {error!r}"
-            assert error.reason is reason, f"expected {reason}, got {error.reason}: {error}"
-            return True
-
-    return Refused()
 
 
 # Vectors

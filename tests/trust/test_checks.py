@@ -1,0 +1,321 @@
+"""What a companion checks before it shows a request: every sentence of the order is a test here."""
+
+from typing import Any
+
+import pytest
+
+from headless_passkey.errors import TrustReason
+from headless_passkey.trust.checks import MAX_URL_LENGTH, check_envelope, recheck
+from headless_passkey.trust.envelope import Announcement, Kind
+from headless_passkey.trust.hpke import SoftwareHpkeKey
+from headless_passkey.trust.ring import HpkeKey, Member, Role
+from tests.trust.people import NOW, REQUEST_ID, Home, Person, device, fido_url, grow, reseal
+from tests.trust.refusal import refused
+
+HOME = Home()
+PHONE, TABLET, FRAME = HOME.phone, HOME.tablet, HOME.frame
+
+
+def checked(sealed: bytes, *, by: Person = PHONE, **changes: Any) -> Announcement:
+    values: dict[str, Any] = {
+        "device": FRAME.name,
+        "request_id": REQUEST_ID,
+        "hpke_private": by.hpke_private,
+        "me": by.name,
+        "chain": HOME.chain,
+        "opened_before": frozenset(),
+        "now": NOW,
+    }
+    return check_envelope(sealed, **(values | changes))
+
+
+def test_an_envelope_in_order_is_what_the_device_said() -> None:
+    said = checked(HOME.seal(note="in the kitchen", digits="42"))
+    assert (said.kind, said.rp_id, said.note, said.digits) == ("ga", "example.com", "in the kitchen", "42")
+    recheck(said, NOW + 100)
+
+
+def test_each_companion_opens_its_own() -> None:
+    mine, theirs = HOME.seal(PHONE), HOME.seal(TABLET)
+    assert checked(mine).url != checked(theirs, by=TABLET).url
+
+
+# opens with this recipient and request id
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize(
+    "elsewhere",
+    [{"request_id": bytes(16)}, {"device": TABLET.name}, {"by": TABLET}, {"me": TABLET.name}],
+    ids=["id", "device", "companion", "name"],
+)
+def test_a_readdressed_envelope_does_not_open(elsewhere: dict[str, Any]) -> None:
+    with refused(TrustReason.CANNOT_OPEN):
+        checked(HOME.seal(), **elsewhere)
+
+
+# device in the ring
+
+
+@pytest.mark.threat("T6")
+def test_a_device_nobody_enrolled_is_refused() -> None:
+    stranger = device("stranger")
+    sealed = reseal(HOME.say(device=stranger.name), by=stranger, to=PHONE)
+    with refused(TrustReason.UNKNOWN_DEVICE):
+        checked(sealed, device=stranger.name)
+
+
+@pytest.mark.threat("T1")
+def test_a_companion_is_no_device() -> None:
+    sealed = reseal(HOME.say(device=TABLET.name), by=TABLET, to=PHONE)
+    with refused(TrustReason.UNKNOWN_DEVICE):
+        checked(sealed, device=TABLET.name)
+
+
+@pytest.mark.threat("T1")
+def test_a_removed_device_is_refused() -> None:
+    chain = HOME.chain.extend([grow(HOME.ring, PHONE, PHONE, TABLET).document])
+    with refused(TrustReason.UNKNOWN_DEVICE):
+        checked(HOME.seal(), chain=chain)
+
+
+# signature
+
+
+@pytest.mark.threat("T1")
+def test_the_relay_cannot_put_in_a_url_of_its_own() -> None:
+    sealed = reseal(HOME.say(), by=device("relay"), to=PHONE, url=fido_url())
+    with refused(TrustReason.BAD_SIGNATURE):
+        checked(sealed)
+
+
+@pytest.mark.threat("T2")
+def test_a_key_of_another_account_is_refused() -> None:
+    neighbours = Home(account="bob")
+    sealed = reseal(HOME.say(), by=neighbours.frame, to=PHONE)
+    with refused(TrustReason.BAD_SIGNATURE):
+        checked(sealed)
+
+
+# account, recipient and kind
+
+
+@pytest.mark.threat("T2")
+def test_what_is_said_to_others_is_refused() -> None:
+    with refused(TrustReason.ACCOUNT_MISMATCH):
+        checked(reseal(HOME.say(), by=FRAME, to=PHONE, account="bob"))
+    with refused(TrustReason.RECIPIENT_MISMATCH):
+        checked(reseal(HOME.say(TABLET), by=FRAME, to=PHONE))
+    with refused(TrustReason.KIND_MISMATCH):
+        checked(reseal(HOME.say(), by=FRAME, to=PHONE, kind="dci"))
+
+
+# id not opened before
+
+
+@pytest.mark.threat("T5")
+def test_a_replayed_envelope_is_refused() -> None:
+    sealed = HOME.seal()
+    checked(sealed)
+    with refused(TrustReason.REPLAYED):
+        checked(sealed, opened_before={(FRAME.name, REQUEST_ID)})
+
+
+def test_the_same_id_of_another_device_is_another_request() -> None:
+    checked(HOME.seal(), opened_before={(device().name, REQUEST_ID)})
+
+
+# issued and expires, 60 s skew either way
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize(("lifetime", "now"), [(300, NOW - 60), (240, NOW + 300), (10, NOW + 70)])
+def test_sixty_seconds_of_skew_are_fine(lifetime: int, now: int) -> None:
+    checked(HOME.seal(lifetime=lifetime), now=now)
+
+
+@pytest.mark.threat("T5")
+def test_a_device_ahead_of_us_is_refused_with_the_difference() -> None:
+    with refused(TrustReason.CLOCK_SKEW, saying="61 s ahead"):
+        checked(HOME.seal(), now=NOW - 61)
+
+
+@pytest.mark.threat("T5")
+def test_an_expired_envelope_is_refused_with_the_difference() -> None:
+    with refused(TrustReason.EXPIRED, saying="expired 61 s ago") as _:
+        checked(HOME.seal(lifetime=100), now=NOW + 161)
+    with refused(TrustReason.EXPIRED, saying="the clocks differ by 161 s"):
+        checked(HOME.seal(lifetime=100), now=NOW + 161)
+
+
+# the ring is mine or an ancestor, and nothing removed since is involved
+
+
+@pytest.mark.threat("T2")
+def test_a_device_one_ring_behind_is_fine_while_nothing_it_uses_was_removed() -> None:
+    ahead = HOME.chain.extend([grow(HOME.ring, PHONE, PHONE, FRAME, device("another")).document])
+    checked(HOME.seal(), chain=ahead)
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_that_is_not_on_our_chain_is_stale() -> None:
+    ahead = grow(HOME.ring, PHONE, PHONE, TABLET, FRAME)
+    with refused(TrustReason.STALE_RING):
+        checked(HOME.seal(ring=ahead))
+    fork = grow(HOME.chain.rings[0], PHONE, PHONE, FRAME)
+    with refused(TrustReason.STALE_RING):
+        checked(HOME.seal(ring=fork))
+
+
+@pytest.mark.threat("T2")
+def test_a_device_that_was_removed_since_and_came_back_must_use_a_newer_ring() -> None:
+    without = grow(HOME.ring, PHONE, PHONE, TABLET)
+    again = grow(without, PHONE, PHONE, TABLET, FRAME)
+    chain = HOME.chain.extend([without.document, again.document])
+    with refused(TrustReason.STALE_RING):
+        checked(HOME.seal(), chain=chain)
+    checked(HOME.seal(ring=again), chain=chain)
+
+
+@pytest.mark.threat("T2")
+def test_an_envelope_to_a_key_we_replaced_since_is_stale() -> None:
+    fresh = SoftwareHpkeKey.generate()
+    rotated = replaced(PHONE.member, fresh.public)
+    members = [rotated, TABLET.member, FRAME.member]
+    chain = HOME.chain.extend([HOME.ring.next(PHONE.key, members=members, now=NOW).document])
+    with refused(TrustReason.STALE_RING, saying="replaced"):
+        checked(HOME.seal(), chain=chain)
+
+
+@pytest.mark.threat("T2")
+def test_a_companion_that_was_removed_opens_nothing_more() -> None:
+    chain = HOME.chain.extend([grow(HOME.ring, TABLET, TABLET, FRAME).document])
+    with refused(TrustReason.STALE_RING):
+        checked(HOME.seal(), chain=chain)
+
+
+# the URL
+
+
+@pytest.mark.threat("T1")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "https://example.com/",
+        "fido:/" + fido_url().removeprefix("FIDO:/"),
+        " " + fido_url(),
+        fido_url() + "\n",
+        fido_url() + "?x=1",
+        fido_url()[:-1] + "٣",
+        "FIDO:/",
+        "FIDO:/0",
+        "FIDO:/" + "9" * 17,
+        fido_url()[:-5],
+        "FIDO:/" + "1" * MAX_URL_LENGTH,
+        fido_url(time=None),
+        b"FIDO:/1",
+        None,
+    ],
+    ids=range(15),
+)
+def test_what_is_no_fido_url_of_ours_is_refused(url: object) -> None:
+    with refused(TrustReason.BAD_URL):
+        checked(reseal(HOME.say(), by=FRAME, to=PHONE, url=url))
+
+
+@pytest.mark.threat("T5")
+def test_a_url_is_at_most_300_s_old_and_60_s_ahead() -> None:
+    checked(HOME.seal(url=fido_url(time=NOW - 300)))
+    checked(HOME.seal(url=fido_url(time=NOW + 60)))
+    with refused(TrustReason.EXPIRED, saying="301 s old"):
+        checked(HOME.seal(url=fido_url(time=NOW - 301)))
+    with refused(TrustReason.CLOCK_SKEW, saying="61 s ahead"):
+        checked(HOME.seal(url=fido_url(time=NOW + 61)))
+
+
+@pytest.mark.threat("T10")
+def test_a_url_that_asks_for_something_else_than_the_envelope_is_refused() -> None:
+    checked(HOME.seal(kind=Kind.MAKE_CREDENTIAL, url=fido_url(kind="mc")))
+    for announced, in_url in (
+        (Kind.GET_ASSERTION, "mc"),
+        (Kind.MAKE_CREDENTIAL, "ga"),
+        (Kind.GET_ASSERTION, None),
+    ):
+        with refused(TrustReason.KIND_MISMATCH):
+            checked(HOME.seal(kind=announced, url=fido_url(kind=in_url)))
+
+
+# rp id among the device's
+
+
+@pytest.mark.threat("T4")
+def test_a_device_asks_for_its_relying_parties_only() -> None:
+    home = Home(frame=device("frame", rp_ids=("example.com", "example.org")))
+    mine: dict[str, Any] = {
+        "device": home.frame.name,
+        "by": home.phone,
+        "chain": home.chain,
+    }
+    checked(home.seal(rp_id="example.org"), **mine)
+    with refused(TrustReason.RP_NOT_ALLOWED, saying="login.example.com"):
+        checked(home.seal(rp_id="login.example.com"), **mine)
+
+
+# times again
+
+
+@pytest.mark.threat("T5")
+def test_the_times_are_checked_again_before_the_url_is_opened() -> None:
+    said = checked(HOME.seal(lifetime=100))
+    recheck(said, NOW + 160)
+    with refused(TrustReason.EXPIRED):
+        recheck(said, NOW + 161)
+    said = checked(HOME.seal(url=fido_url(time=NOW - 200)))
+    with refused(TrustReason.EXPIRED):
+        recheck(said, NOW + 101)
+    with refused(TrustReason.CLOCK_SKEW):
+        recheck(said, NOW - 61)
+
+
+# the order
+
+
+@pytest.mark.threat("T12")
+def test_the_first_thing_wrong_is_the_one_that_is_said() -> None:
+    """An envelope with everything wrong, repaired step by step, is refused for one reason after the other."""
+    stranger, other = device("stranger"), SoftwareHpkeKey.generate()
+    wrong: dict[str, Any] = {"url": "FIDO:/1", "rp_id": "evil.example"}
+    home = Home(phone=PHONE, frame=device("frame", rp_ids=("example.com",)))
+    seen = {(home.frame.name, REQUEST_ID)}
+    late = home.say(ring=HOME.ring, lifetime=10)
+    mine: dict[str, Any] = {"chain": home.chain, "device": home.frame.name, "now": NOW + 1000}
+
+    sealed = reseal(late, by=stranger, to=PHONE, sealed_from=stranger.name, **wrong)
+    with refused(TrustReason.CANNOT_OPEN):
+        checked(sealed, **mine | {"device": stranger.name, "hpke_private": other}, opened_before=seen)
+    with refused(TrustReason.UNKNOWN_DEVICE):
+        checked(sealed, **mine | {"device": stranger.name}, opened_before=seen)
+    with refused(TrustReason.BAD_SIGNATURE):
+        checked(reseal(late, by=stranger, to=PHONE, **wrong), **mine, opened_before=seen)
+    with refused(TrustReason.RECIPIENT_MISMATCH):
+        not_ours = reseal(late, by=home.frame, to=PHONE, **wrong | {"recipient": TABLET.name})
+        checked(not_ours, **mine, opened_before=seen)
+    sealed = reseal(late, by=home.frame, to=PHONE, **wrong)
+    with refused(TrustReason.REPLAYED):
+        checked(sealed, **mine, opened_before=seen)
+    with refused(TrustReason.EXPIRED):
+        checked(sealed, **mine)
+    with refused(TrustReason.STALE_RING):
+        checked(sealed, **mine | {"now": NOW})
+    now = home.say(lifetime=10)
+    with refused(TrustReason.BAD_URL):
+        checked(reseal(now, by=home.frame, to=PHONE, **wrong), **mine | {"now": NOW})
+    with refused(TrustReason.RP_NOT_ALLOWED):
+        checked(reseal(now, by=home.frame, to=PHONE, rp_id="evil.example"), **mine | {"now": NOW})
+    checked(reseal(now, by=home.frame, to=PHONE), **mine | {"now": NOW})
+
+
+def replaced(member: Member, hpke_key: HpkeKey) -> Member:
+    assert member.role is Role.COMPANION
+    return Member(role=member.role, signing_key=member.signing_key, hpke_key=hpke_key, label=member.label)
