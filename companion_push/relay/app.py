@@ -61,7 +61,7 @@ def make_app(config: RelayConfig) -> web.Application:
     Starting raises `StoreUnusable` or `StoreBusy`.
     """
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_answer_problems])
-    app[_RELAY] = relay = Relay(config)
+    app[RELAY] = relay = Relay(config)
     app.cleanup_ctx.append(_opened_store)
     app.on_shutdown.append(_let_go)
     app.add_routes(
@@ -276,16 +276,16 @@ class Relay:
             await asyncio.sleep(_SWEEP_SECONDS)
 
 
-_RELAY: Final = web.AppKey("relay", Relay)
+RELAY: Final = web.AppKey("relay", Relay)
 
 
 async def _opened_store(app: web.Application) -> AsyncIterator[None]:
-    async with app[_RELAY].opened():
+    async with app[RELAY].opened():
         yield
 
 
 async def _let_go(app: web.Application) -> None:
-    relay = app[_RELAY]
+    relay = app[RELAY]
     logger.info("closing: %d held requests are answered now", len(relay.room))
     relay.room.close()
 

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from companion_push.accounts import add_account
 from companion_push.database import open_database
-from companion_push.relay.app import make_app
+from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.mailbox import Quota, Rate
 from headless_passkey.proof import PROOF_HEADER, make_proof
@@ -117,7 +117,10 @@ class Caller:
 class Relay:
     """A relay that is being tested."""
 
-    def __init__(self, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock) -> None:
+    def __init__(
+        self, app: web.Application, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock
+    ) -> None:
+        self.room = app[RELAY].room
         self.url = url
         self.session = session
         self.store = store
@@ -197,12 +200,13 @@ async def running_relay(
         held_per_address=held_per_address,
         clock=clock,
     )
-    runner = web.AppRunner(make_app(config), access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    app = make_app(config)
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
     try:
         await runner.setup()
         await web.SockSite(runner, listening).start()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            yield Relay(url, session, store, clock)
+            yield Relay(app, url, session, store, clock)
     finally:
         await runner.cleanup()
         listening.close()

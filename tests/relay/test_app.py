@@ -1,0 +1,647 @@
+"""Requests over real HTTP with real proofs: submitting, claiming, waiting, and every refusal."""
+
+import asyncio
+import gzip
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companion_push.relay.mailbox import Quota
+from companion_push.relay.messages import MAX_BODY
+from headless_passkey.trust.signing import base64url
+from tests.relay.household import (
+    SEALED,
+    Caller,
+    Household,
+    Relay,
+    Reply,
+    fresh_id,
+    rates,
+    running_relay,
+)
+from tests.trust.people import companion, device
+
+SOON = 5.0  # seconds: far less than the 25 of a hold
+
+
+async def eventually_held(relay: Relay, path: str, caller: Caller) -> asyncio.Task[Reply]:
+    """A request that the relay is holding."""
+    before = await held(relay)
+    task = asyncio.ensure_future(caller.get(path))
+    async with asyncio.timeout(SOON):
+        while await held(relay) == before:
+            assert not task.done(), task.result()
+    return task
+
+
+async def held(relay: Relay) -> int:
+    """How many requests are held, once what was sent before has reached the relay."""
+    assert (await relay.session.get(relay.url + "/livez")).status == 200
+    return len(relay.room)
+
+
+async def answer(task: asyncio.Task[Reply]) -> Reply:
+    async with asyncio.timeout(SOON):
+        return await task
+
+
+# The life of a request
+
+
+async def test_a_request_goes_from_the_device_to_the_claimer_and_to_its_end(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    submitted = await frame.submit(anna, bert, name=name)
+    assert submitted.status == 201
+    assert submitted.body == {
+        "id": name,
+        "state": "pending",
+        "version": 1,
+        "expires_at": submitted.body["expires_at"],
+        "now": submitted.body["now"],
+        "claimed_by": None,
+        "reason": None,
+        "failures": [],
+    }
+    assert submitted.body["expires_at"] - submitted.body["now"] in (299, 300)
+
+    (item,) = await anna.inbox()
+    assert item == {
+        "device": frame.name,
+        "id": name,
+        "state": "delivered",
+        "version": 2,
+        "sealed": SEALED,
+        "submitted_at": item["submitted_at"],
+        "expires_at": submitted.body["expires_at"],
+        "claimed_by": None,
+    }
+    claimed = await anna.act(frame, name, "claimed")
+    assert (claimed.status, claimed.body["state"], claimed.body["version"]) == (200, "claimed", 3)
+    lost = await bert.act(frame, name, "claimed")
+    assert (lost.status, lost.problem) == (409, "already-claimed")
+    assert (lost.body["state"], lost.body["version"]) == ("claimed", 3)
+    assert (await frame.status(name))["claimed_by"] == anna.name
+    assert (await bert.inbox())[0]["claimed_by"] == anna.name
+    assert (await anna.act(frame, name, "opened")).body["state"] == "opened"
+    completed = await frame.tell(name, "completed")
+    assert (completed.status, completed.body["state"], completed.body["version"]) == (200, "completed", 5)
+    assert await anna.inbox() == []
+    assert await bert.inbox() == []
+
+
+async def test_the_same_submission_again_is_the_same_request(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    assert (await frame.submit(anna, name=name)).status == 201
+    await anna.inbox()
+    again = await frame.submit(anna, name=name)
+    assert (again.status, again.body["state"]) == (200, "delivered")
+    other = await frame.submit(bert, name=name)
+    assert (other.status, other.problem) == (409, "request-conflict")
+
+
+async def test_an_id_belongs_to_its_device(relay: Relay) -> None:
+    home = await relay.household(devices=2)
+    one, two = home.devices
+    name = fresh_id()
+    assert (await one.submit(home.companions[0], name=name)).status == 201
+    assert (await two.submit(home.companions[1], name=name)).status == 201
+    await home.companions[0].act(one, name, "claimed")
+    assert (await two.status(name))["state"] == "pending"
+
+
+async def test_a_newer_request_of_the_same_device_supersedes_the_older(home: Household) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    old, new = fresh_id(), fresh_id()
+    await frame.submit(anna, name=old)
+    await frame.submit(anna, name=new)
+    assert (await frame.status(old))["state"] == "superseded"
+    assert [item["id"] for item in await anna.inbox()] == [new]
+    refused = await anna.act(frame, old, "claimed")
+    assert (refused.status, refused.problem, refused.body["state"]) == (409, "state-conflict", "superseded")
+
+
+async def test_a_decline_ends_it_for_everybody_with_its_reason(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    assert (await anna.act(frame, name, "declined", "not-me")).status == 200
+    status = await frame.status(name)
+    assert (status["state"], status["reason"]) == ("declined", "not-me")
+    assert await bert.inbox() == []
+
+
+async def test_a_failure_is_one_companions_until_all_have_failed(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.act(frame, name, "failed", "stale-ring")
+    status = await frame.status(name)
+    assert status["state"] == "pending"
+    assert status["failures"] == [{"by": anna.name, "reason": "stale-ring"}]
+    assert await anna.inbox() == []
+    assert len(await bert.inbox()) == 1
+    await bert.act(frame, name, "failed", "clock-skew")
+    assert (await frame.status(name))["state"] == "failed"
+
+
+@pytest.mark.parametrize("event", ["cancelled", "failed"])
+async def test_the_device_ends_its_request(home: Household, event: str) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    assert (await frame.tell(name, event, "gave-up")).body["state"] == event
+    assert (await anna.act(frame, name, "claimed")).problem == "state-conflict"
+    assert (await frame.tell(name, "completed")).problem == "state-conflict"
+
+
+@pytest.mark.threat("T5")
+async def test_expiry_ends_claims_by_the_relays_clock(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name, expires_in=40)
+    relay.clock.ahead += 41
+    assert await anna.inbox() == []
+    refused = await anna.act(frame, name, "claimed")
+    assert (refused.status, refused.problem) == (410, "expired")
+    assert (await frame.status(name))["state"] == "expired"
+
+
+@pytest.mark.threat("T5")
+async def test_a_claimed_request_may_finish_within_its_grace_and_not_after(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.act(frame, name, "claimed")
+    relay.clock.ahead += 301
+    assert (await bert.act(frame, name, "claimed")).problem == "already-claimed"
+    assert (await anna.act(frame, name, "opened")).status == 200
+    relay.clock.ahead += 120
+    assert (await frame.tell(name, "completed")).problem == "expired"
+
+
+async def test_the_ceiling_of_the_relay_shortens_what_a_device_asks_for(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", ceiling=7) as relay:
+        home = await relay.household()
+        body = (await home.devices[0].submit(home.companions[0], expires_in=300)).body
+        assert body["expires_at"] - body["now"] in (6, 7)
+
+
+async def test_an_outcome_stays_readable_for_five_minutes(relay: Relay, home: Household) -> None:
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(home.companions[0], name=name)
+    await frame.tell(name, "cancelled")
+    relay.clock.ahead += 599
+    assert (await frame.status(name))["state"] == "cancelled"
+
+
+# Who may
+
+
+@pytest.mark.threat("T13")
+async def test_strangers_and_neighbours_see_the_same_as_for_what_does_not_exist(
+    relay: Relay, home: Household
+) -> None:
+    neighbours = await relay.household("bob")
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name, absent = fresh_id(), fresh_id()
+    await frame.submit(anna, name=name)
+    nobody = relay.caller(device("nobody"))
+    outsiders = [nobody, *neighbours.companions, *neighbours.devices]
+    for caller in outsiders:
+        for existing, missing in [
+            (await caller.get(f"/v1/requests/{name}"), await caller.get(f"/v1/requests/{absent}")),
+            (await caller.tell(name, "cancelled"), await caller.tell(absent, "cancelled")),
+            (await caller.act(frame, name, "claimed"), await caller.act(frame, absent, "claimed")),
+            (await caller.act(frame, name, "declined"), await caller.act(nobody, absent, "declined")),
+        ]:
+            assert (existing.status, existing.problem) == (404, "not-found")
+            assert existing.body == missing.body
+    assert (await nobody.get("/v1/inbox")).body == (await nobody.get("/v1/ring")).body
+    assert (await nobody.get("/v1/inbox")).status == 404
+    assert (await frame.status(name))["state"] == "pending"
+
+
+@pytest.mark.threat("T13")
+async def test_each_role_has_its_own_endpoints(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    for reply in [
+        await frame.get("/v1/inbox"),
+        await frame.act(frame, name, "claimed"),
+        await frame.post("/v1/ring", {"ring": base64url(home.ring.document)}),
+        await frame.put(f"/v1/invitations/{base64url(bytes(32))}", {"kind": "device", "expires_at": 0}),
+        await anna.submit(bert),
+        await anna.get(f"/v1/requests/{name}"),
+        await anna.tell(name, "cancelled"),
+        await bert.act(frame, name, "claimed"),  # a companion, but not a recipient
+    ]:
+        assert (reply.status, reply.problem) == (404, "not-found")
+
+
+@pytest.mark.threat("T2")
+async def test_an_envelope_for_anybody_but_a_companion_of_the_account_is_refused(
+    relay: Relay, home: Household
+) -> None:
+    neighbours = await relay.household("bob")
+    (frame,) = home.devices
+    for recipients in [
+        [frame],
+        [neighbours.companions[0]],
+        [relay.caller(companion("nobody"))],
+        [home.companions[0], neighbours.companions[0]],
+    ]:
+        reply = await frame.submit(*recipients)
+        assert (reply.status, reply.problem) == (400, "unknown-recipient")
+    assert await home.companions[0].inbox() == []
+
+
+async def test_a_removed_device_can_do_nothing_and_its_request_is_gone(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    await home.append(anna.person, bert.person)
+    assert (await frame.get(f"/v1/requests/{name}")).problem == "not-found"
+    assert (await frame.submit(anna)).problem == "not-found"
+    assert await anna.inbox() == []
+    assert (await anna.act(frame, name, "claimed")).body["state"] == "cancelled"
+
+
+async def test_a_removed_companion_is_no_longer_held(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    cursor = (await bert.get("/v1/inbox")).body["cursor"]
+    waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", bert)
+    await home.append(anna.person, home.devices[0].person)
+    assert (await answer(waiting)).problem == "not-found"
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_is_taken_once(home: Household) -> None:
+    anna, bert = home.companions
+    proof = anna.proof("GET", "/v1/inbox")
+    assert (await anna.call("GET", "/v1/inbox", proofs=[proof])).status == 200
+    replayed = await anna.call("GET", "/v1/inbox", proofs=[proof])
+    assert (replayed.status, replayed.problem) == (401, "proof-invalid")
+    assert replayed.headers["WWW-Authenticate"].startswith("DPoP")
+    assert (await bert.call("GET", "/v1/inbox", proofs=[proof])).status == 401
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_counts_as_used_even_when_what_it_asked_for_was_refused(home: Household) -> None:
+    (frame,) = home.devices
+    path = f"/v1/requests/{fresh_id()}"
+    proof = frame.proof("GET", path)
+    assert (await frame.call("GET", path, proofs=[proof])).status == 404
+    assert (await frame.call("GET", path, proofs=[proof])).status == 401
+
+
+async def test_a_proof_for_another_endpoint_or_none_is_refused(home: Household) -> None:
+    anna, _ = home.companions
+    for proofs in [[], [anna.proof("GET", "/v1/ring")], [anna.proof("POST", "/v1/inbox")]]:
+        reply = await anna.call("GET", "/v1/inbox", proofs=proofs)
+        assert (reply.status, reply.problem) == (401, "proof-invalid")
+
+
+async def test_a_wrong_clock_is_told_the_relays_time(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    proof = anna.proof("GET", "/v1/inbox")
+    relay.clock.ahead += 90
+    reply = await anna.call("GET", "/v1/inbox", proofs=[proof])
+    assert (reply.status, reply.problem) == (401, "proof-clock")
+    assert reply.body["now"] == pytest.approx(relay.clock(), abs=5)
+
+
+# Waiting
+
+
+async def test_a_waiting_companion_is_woken_by_a_request(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
+    assert (await frame.submit(anna, bert)).status == 201
+    woken = await answer(waiting)
+    assert [item["state"] for item in woken.body["requests"]] == ["delivered"]
+    assert woken.body["cursor"] != cursor
+
+
+async def test_a_waiting_device_is_woken_by_each_change(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    version = (await frame.submit(anna, bert, name=name)).body["version"]
+    changes: list[tuple[Caller, str]] = [
+        (bert, "failed"),
+        (anna, "claimed"),
+        (anna, "opened"),
+        (anna, "declined"),
+    ]
+    for caller, event in changes:
+        waiting = await eventually_held(relay, f"/v1/requests/{name}?version={version}&wait=25", frame)
+        await caller.act(frame, name, event)
+        status = (await answer(waiting)).body
+        assert status["version"] == version + 1
+        version = status["version"]
+    # a terminal state never changes: nobody is held for it
+    assert (
+        await answer(asyncio.ensure_future(frame.get(f"/v1/requests/{name}?version={version}&wait=25")))
+    ).body["state"] == "declined"
+
+
+async def test_a_waiting_device_and_companion_are_woken_by_expiry(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name, expires_in=3)
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = [
+        await eventually_held(relay, f"/v1/requests/{name}?version=2&wait=25", frame),
+        await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna),
+    ]
+    status, inbox = [await answer(task) for task in waiting]
+    assert status.body["state"] == "expired"
+    assert inbox.body["requests"] == []
+
+
+async def test_nothing_changed_is_answered_after_the_time_the_caller_would_wait(home: Household) -> None:
+    anna, _ = home.companions
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    start = time.monotonic()
+    reply = await anna.get(f"/v1/inbox?cursor={cursor}&wait=1")
+    assert reply.body == {"cursor": cursor, "requests": []}
+    assert 1 <= time.monotonic() - start < SOON
+
+
+async def test_no_wake_up_is_lost_however_submitting_and_waiting_interleave(home: Household) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    for _ in range(40):
+        async with asyncio.timeout(SOON):
+            woken, submitted = await asyncio.gather(
+                anna.get(f"/v1/inbox?cursor={cursor}&wait=25"), frame.submit(anna)
+            )
+        assert submitted.status == 201
+        assert woken.body["cursor"] != cursor
+        cursor = (await anna.get("/v1/inbox")).body["cursor"]
+
+
+@pytest.mark.threat("T13")
+async def test_a_members_oldest_wait_makes_room_for_its_newest(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", held_per_member=2) as relay:
+        home = await relay.household()
+        anna, bert = home.companions
+        path = f"/v1/inbox?cursor={(await anna.get('/v1/inbox')).body['cursor']}&wait=25"
+        oldest = await eventually_held(relay, path, anna)
+        others = [await eventually_held(relay, path, anna), await eventually_held(relay, path, bert)]
+        newest = asyncio.ensure_future(anna.get(path))
+        assert (await answer(oldest)).status == 200
+        assert not any(task.done() for task in [*others, newest])
+        await home.devices[0].submit(anna, bert)
+        for task in [*others, newest]:
+            assert len((await answer(task)).body["requests"]) == 1
+
+
+@pytest.mark.threat("T13")
+async def test_too_many_waits_from_one_address_are_told_to_come_back(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", held_per_address=1) as relay:
+        home = await relay.household()
+        anna, bert = home.companions
+        path = f"/v1/inbox?cursor={(await anna.get('/v1/inbox')).body['cursor']}&wait=25"
+        waiting = await eventually_held(relay, path, anna)
+        refused = await bert.get(path)
+        assert (refused.status, refused.problem) == (429, "rate-limited")
+        assert int(refused.headers["Retry-After"]) == refused.body["retry_after"]
+        await home.devices[0].submit(anna)
+        assert (await answer(waiting)).status == 200
+        assert (await bert.get("/v1/inbox?wait=1")).status == 200
+
+
+async def test_who_goes_away_while_waiting_leaves_no_trace(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
+    waiting.cancel()
+    async with asyncio.timeout(SOON):
+        while await held(relay):
+            pass
+
+
+# Races and limits
+
+
+@pytest.mark.threat("T5")
+async def test_of_two_companions_exactly_one_wins_each_of_two_hundred_races(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    winners = set()
+    for number in range(200):
+        name = fresh_id()
+        await frame.submit(anna, bert, name=name)
+        racers = [anna, bert] if number % 2 else [bert, anna]
+        replies = await asyncio.gather(*(racer.act(frame, name, "claimed") for racer in racers))
+        assert sorted(reply.status for reply in replies) == [200, 409]
+        winner = racers[[reply.status for reply in replies].index(200)]
+        assert {reply.problem for reply in replies} == {None, "already-claimed"}
+        assert (await frame.status(name))["claimed_by"] == winner.name
+        assert (await winner.act(frame, name, "claimed")).status == 200
+        winners.add(winner.name)
+    assert winners == {anna.name, bert.name}
+
+
+@pytest.mark.threat("T6")
+async def test_more_requests_than_the_rate_allows_are_told_when_to_come_back(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", quota=rates(2, 60)) as relay:
+        home = await relay.household()
+        anna, _ = home.companions
+        (frame,) = home.devices
+        name = fresh_id()
+        assert (await frame.submit(anna)).status == 201
+        assert (await frame.submit(anna, name=name)).status == 201
+        refused = await frame.submit(anna)
+        assert (refused.status, refused.problem) == (429, "rate-limited")
+        assert int(refused.headers["Retry-After"]) == refused.body["retry_after"] in (29, 30)
+        assert (await frame.status(name))["state"] == "pending"  # nothing was superseded by what was refused
+        assert (await frame.submit(anna, name=name)).status == 200  # the same again costs nothing
+        assert (await anna.act(frame, name, "declined")).status == 200  # nor does declining
+        relay.clock.ahead += 30
+        assert (await frame.submit(anna)).status == 201
+
+
+@pytest.mark.threat("T6")
+async def test_only_so_many_devices_have_a_request_waiting_at_a_time(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", quota=Quota(pending=2, rates=())) as relay:
+        home = await relay.household(devices=3)
+        anna, _ = home.companions
+        one, two, three = home.devices
+        name = fresh_id()
+        assert (await one.submit(anna, name=name)).status == 201
+        assert (await two.submit(anna)).status == 201
+        assert (await two.submit(anna)).status == 201
+        refused = await three.submit(anna)
+        assert (refused.status, refused.problem) == (429, "too-many-pending")
+        assert 290 < refused.body["retry_after"] <= 300
+        await anna.act(one, name, "claimed")
+        assert (await three.submit(anna)).status == 201
+
+
+@pytest.mark.threat("T6")
+async def test_one_accounts_requests_do_not_count_for_another(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", quota=rates(1, 60)) as relay:
+        for name in ("alice", "bob"):
+            home = await relay.household(name)
+            assert (await home.devices[0].submit(home.companions[0])).status == 201
+
+
+# Malformed requests
+
+
+def submission(**changes: Any) -> dict[str, Any]:
+    return {"expires_in": 60, "envelopes": [{"to": base64url(bytes(32)), "sealed": SEALED}]} | changes
+
+
+def envelopes(*items: dict[str, Any]) -> dict[str, Any]:
+    return submission(envelopes=list(items))
+
+
+ONE = {"to": base64url(bytes(32)), "sealed": SEALED}
+
+MALFORMED: dict[str, object] = {
+    "nothing": b"",
+    "not JSON": b"{",
+    "not UTF-8": b'{"expires_in": "\xff"}',
+    "deeper than deep": b"[" * 60_000,
+    "a list": [],
+    "an unknown member": submission(priority=1),
+    "an unknown member of an envelope": envelopes(ONE | {"suite": 1}),
+    "a missing member": {"expires_in": 60},
+    "a number as text": submission(expires_in="60"),
+    "a fraction": submission(expires_in=1.5),
+    "no time": submission(expires_in=0),
+    "too much time": submission(expires_in=301),
+    "no envelope": envelopes(),
+    "nine envelopes": envelopes(*[ONE | {"to": base64url(bytes([n]) * 32)} for n in range(9)]),
+    "two envelopes for one": envelopes(ONE, ONE),
+    "nothing sealed": envelopes(ONE | {"sealed": ""}),
+    "too much sealed": envelopes(ONE | {"sealed": base64url(bytes(4097))}),
+    "padding": envelopes(ONE | {"sealed": "QQ=="}),
+    "stray bits": envelopes(ONE | {"sealed": "QR"}),
+    "standard base64": envelopes(ONE | {"sealed": "+/+/"}),
+    "a short name": envelopes(ONE | {"to": "abc"}),
+    "a name that is no base64url": envelopes(ONE | {"to": "é" * 43}),
+}
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("body", MALFORMED.values(), ids=MALFORMED.keys())
+async def test_a_malformed_submission_is_refused(home: Household, body: object) -> None:
+    reply = await home.devices[0].put(f"/v1/requests/{fresh_id()}", body)
+    assert (reply.status, reply.problem) == (400, "invalid-request")
+    assert reply.body["detail"]
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "name", ["abc", "A" * 23, "A" * 21 + "B", "A" * 21 + "=", "%00" * 16, "..%2F..%2Fetc"]
+)
+async def test_a_malformed_id_is_refused(home: Household, name: str) -> None:
+    (frame,) = home.devices
+    anna, _ = home.companions
+    for reply in [
+        await frame.put(f"/v1/requests/{name}", submission()),
+        await frame.get(f"/v1/requests/{name}"),
+        await anna.post(f"/v1/inbox/{frame.name}/{name}/events", {"event": "claimed"}),
+        await anna.post(f"/v1/inbox/{name}/{fresh_id()}/events", {"event": "claimed"}),
+    ]:
+        assert reply.problem in ("invalid-request", "proof-invalid", "not-found")
+        assert 400 <= reply.status < 500
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "query",
+    [
+        "wait=26",
+        "wait=-1",
+        "wait=x",
+        "wait=",
+        "wait=1&wait=1",
+        "wait=٣",
+        "cursor=",
+        f"cursor={'x' * 65}",
+        "more=1",
+    ],
+)
+async def test_a_malformed_query_is_refused(home: Household, query: str) -> None:
+    reply = await home.companions[0].get(f"/v1/inbox?{query}")
+    assert (reply.status, reply.problem) == (400, "invalid-request")
+
+
+@pytest.mark.parametrize("reason", ["", "No", "two words", "x" * 65, "x\n", 7, "é"])
+async def test_a_reason_is_a_word(home: Household, reason: Any) -> None:
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(home.companions[0], name=name)
+    assert (await frame.tell(name, "failed", reason)).problem == "invalid-request"
+    assert (await frame.tell(name, "failed", "x" * 64)).status == 200
+
+
+@pytest.mark.parametrize("event", ["claimed", "pending", "expired", "superseded", "", None])
+async def test_a_device_tells_only_device_events(home: Household, event: Any) -> None:
+    (frame,) = home.devices
+    assert (await frame.tell(fresh_id(), event)).problem == "invalid-request"
+
+
+@pytest.mark.threat("T13")
+async def test_a_body_beyond_the_limit_is_refused(home: Household) -> None:
+    body = json.dumps(submission()).encode()
+    body += b" " * (MAX_BODY + 1 - len(body))
+    reply = await home.devices[0].put(f"/v1/requests/{fresh_id()}", body)
+    assert (reply.status, reply.problem, reply.body["limit"]) == (413, "payload-too-large", MAX_BODY)
+
+
+@pytest.mark.threat("T12")
+async def test_a_body_that_is_not_what_its_headers_say_is_refused(relay: Relay, home: Household) -> None:
+    (frame,) = home.devices
+    path = f"/v1/requests/{fresh_id()}"
+    bomb = gzip.compress(bytes(10_000_000))
+    for data, status in [(b"not gzip at all", 400), (bomb, 413)]:
+        headers = {"DPoP": frame.proof("PUT", path), "Content-Encoding": "gzip"}
+        async with relay.session.put(relay.url + path, data=data, headers=headers) as response:
+            assert response.status == status
+            assert response.content_type == "application/problem+json"
+
+
+async def test_other_paths_and_methods_are_problems_too(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    assert (await anna.get("/v1/nothing")).problem == "not-found"
+    reply = await anna.call("DELETE", "/v1/ring")
+    assert reply.status == 405
+    assert reply.body == {"type": "about:blank", "title": "Method Not Allowed", "status": 405}
+    assert set(reply.headers["Allow"].split(",")) == {"GET", "POST"}
+    async with relay.session.get(relay.url + "/livez") as response:
+        assert await response.json() == {"status": "ok"}
+
+
+async def test_no_answer_may_be_cached(home: Household) -> None:
+    for path in ("/v1/inbox", "/v1/nothing"):
+        assert (await home.companions[0].get(path)).headers["Cache-Control"] == "no-store"

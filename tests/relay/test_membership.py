@@ -1,0 +1,428 @@
+"""Accounts, rings, invitations and introductions over real HTTP."""
+
+import asyncio
+import hashlib
+import secrets
+from typing import Any
+
+import pytest
+
+from companion_push.accounts import MAX_INVITATIONS
+from companion_push.relay.operations import MAX_RINGS
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.ring import Ring
+from headless_passkey.trust.signing import base64url, from_base64url
+from tests.relay.household import Caller, Household, Relay, Reply
+from tests.trust.people import companion, device, forge, grow
+
+SOON = 5.0
+
+
+def founding(founder: Caller, account: str) -> str:
+    ring = Ring.found(founder.person.key, account=account, member=founder.person.member, now=founder.clock())
+    return base64url(ring.document)
+
+
+def ring_body(ring: Ring) -> dict[str, str]:
+    return {"ring": base64url(ring.document)}
+
+
+# Founding
+
+
+async def test_the_first_companion_founds_the_account_with_its_code(relay: Relay) -> None:
+    account, code = await relay.account_code("alice")
+    anna = relay.caller(companion())
+    body = {"code": base64url(code), "ring": founding(anna, account)}
+    reply = await anna.post("/v1/accounts", body)
+    assert (reply.status, reply.body) == (201, {"account": account})
+    again = await anna.post("/v1/accounts", body)
+    assert (again.status, again.body) == (200, {"account": account})
+    ring = (await anna.get("/v1/ring")).body
+    assert ring["version"] == 1
+    assert ring["rings"] == [body["ring"]]
+
+
+async def test_a_code_founds_once(relay: Relay) -> None:
+    account, code = await relay.account_code("alice")
+    anna, thief = relay.caller(companion()), relay.caller(companion())
+    assert (
+        await thief.post("/v1/accounts", {"code": base64url(code), "ring": founding(thief, account)})
+    ).status == 201
+    reply = await anna.post("/v1/accounts", {"code": base64url(code), "ring": founding(anna, account)})
+    assert (reply.status, reply.problem) == (409, "invitation-used")
+
+
+@pytest.mark.threat("T13")
+async def test_a_wrong_code_and_an_absent_account_look_alike(relay: Relay) -> None:
+    account, _ = await relay.account_code("alice")
+    await relay.household("bob")
+    anna = relay.caller(companion())
+    wrong = base64url(secrets.token_bytes(32))
+    there = await anna.post("/v1/accounts", {"code": wrong, "ring": founding(anna, account)})
+    not_there = await anna.post("/v1/accounts", {"code": wrong, "ring": founding(anna, "elsewhere")})
+    assert (there.status, there.problem) == (404, "not-found")
+    assert there.body == not_there.body
+
+
+async def test_a_code_expires(relay: Relay) -> None:
+    account, code = await relay.account_code("alice")
+    relay.clock.ahead += 3601
+    anna = relay.caller(companion())
+    reply = await anna.post("/v1/accounts", {"code": base64url(code), "ring": founding(anna, account)})
+    assert (reply.status, reply.problem) == (410, "expired")
+
+
+async def test_a_new_code_makes_the_one_before_void(relay: Relay) -> None:
+    account, old = await relay.account_code("alice")
+    again, new = await relay.account_code("alice")
+    assert again == account
+    anna = relay.caller(companion())
+    ring = founding(anna, account)
+    assert (await anna.post("/v1/accounts", {"code": base64url(old), "ring": ring})).problem == "not-found"
+    assert (await anna.post("/v1/accounts", {"code": base64url(new), "ring": ring})).status == 201
+
+
+@pytest.mark.threat("T2")
+async def test_an_account_is_founded_only_by_the_ring_that_its_caller_signed(
+    relay: Relay, home: Household
+) -> None:
+    account, code = await relay.account_code("carol")
+    anna, other = relay.caller(companion()), relay.caller(companion())
+    tampered = bytearray(from_base64url(founding(anna, account)))
+    tampered[-1] ^= 1
+    second = grow(
+        Ring.parse_founding(from_base64url(founding(anna, account))), anna.person, anna.person, other.person
+    )
+    member_elsewhere = home.companions[1]
+    for caller, ring in [
+        (other, founding(anna, account)),
+        (anna, base64url(bytes(tampered))),
+        (anna, base64url(second.document)),
+        (anna, base64url(b"no ring")),
+        (member_elsewhere, founding(member_elsewhere, account)),
+    ]:
+        reply = await caller.post("/v1/accounts", {"code": base64url(code), "ring": ring})
+        assert (reply.status, reply.problem) == (400, "invalid-request")
+
+
+# Rings
+
+
+async def test_every_member_reads_the_rings_it_does_not_have(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    await home.append(anna.person, bert.person, frame.person, device("hub"))
+    for caller in (anna, bert, frame):
+        body = (await caller.get("/v1/ring")).body
+        first, *rest = (from_base64url(ring) for ring in body["rings"])
+        chain = RingChain.start(Ring.parse_founding(first)).extend(rest)
+        assert (
+            (chain.head.version, base64url(chain.head.hash))
+            == (body["version"], body["hash"])
+            == (3, body["hash"])
+        )
+        assert (await caller.get("/v1/ring?after=2")).body["rings"] == body["rings"][2:]
+        assert (await caller.get("/v1/ring?after=3")).body["rings"] == []
+        assert (await caller.get("/v1/ring?after=99")).body["version"] == 3
+
+
+@pytest.mark.threat("T2")
+async def test_of_two_next_rings_one_is_appended_and_the_other_told_the_head(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    one = grow(home.ring, anna.person, anna.person, bert.person, frame.person, device("one"))
+    two = grow(home.ring, bert.person, anna.person, bert.person, frame.person, device("two"))
+    replies = await asyncio.gather(
+        anna.post("/v1/ring", ring_body(one)), bert.post("/v1/ring", ring_body(two))
+    )
+    assert sorted(reply.status for reply in replies) == [201, 409]
+    winner = one if replies[0].status == 201 else two
+    loser = next(reply for reply in replies if reply.status == 409)
+    assert loser.problem == "ring-conflict"
+    assert (loser.body["version"], loser.body["hash"]) == (winner.version, base64url(winner.hash))
+    rings = (await frame.get("/v1/ring")).body["rings"]
+    assert rings[-1] == base64url(winner.document)
+    assert len(rings) == 3
+
+
+async def test_the_head_handed_in_again_is_no_conflict(home: Household) -> None:
+    anna, bert = home.companions
+    ring = await home.append(anna.person, bert.person)
+    reply = await anna.post("/v1/ring", ring_body(ring))
+    assert (reply.status, reply.body) == (201, {"version": 3, "hash": base64url(ring.hash)})
+    assert len((await anna.get("/v1/ring")).body["rings"]) == 3
+
+
+@pytest.mark.threat("T2")
+async def test_what_does_not_extend_the_head_is_refused(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    stranger = companion("stranger")
+    people = (anna.person, bert.person, frame.person)
+    skipped = forge(home.ring, anna.person, *people, version=home.ring.version + 2)
+    conflicts = [
+        skipped,
+        forge(home.ring, anna.person, *people, previous=bytes(32)),
+        forge(home.ring, anna.person, *people, account="bob"),
+        forge(home.ring, frame.person, *people),  # a device may not change the ring
+        forge(home.ring, stranger, *people, stranger),
+    ]
+    for document in conflicts:
+        reply = await anna.post("/v1/ring", {"ring": base64url(document)})
+        assert (reply.status, reply.problem, reply.body["version"]) == (409, "ring-conflict", 2)
+    signed_by_another = forge(home.ring, stranger, *people, stranger, signer=anna.name)
+    for document in [signed_by_another, b"no ring", home.ring.document + b"\0"]:
+        reply = await anna.post("/v1/ring", {"ring": base64url(document)})
+        assert (reply.status, reply.problem) == (400, "invalid-request")
+    assert (await anna.get("/v1/ring")).body["version"] == 2
+
+
+@pytest.mark.threat("T13")
+async def test_a_key_belongs_to_one_account(relay: Relay, home: Household) -> None:
+    neighbours = await relay.household("bob")
+    first = neighbours.companions[0]
+    ring = grow(neighbours.ring, first.person, first.person, home.devices[0].person)
+    reply = await first.post("/v1/ring", ring_body(ring))
+    assert (reply.status, reply.problem) == (400, "invalid-request")
+    # once it has left, it may
+    await home.append(home.companions[0].person)
+    assert (await first.post("/v1/ring", ring_body(ring))).status == 201
+
+
+async def test_many_rings_come_in_several_answers(home: Household) -> None:
+    anna = home.companions[0]
+    for _ in range(MAX_RINGS):
+        await home.append(anna.person)
+    body = (await anna.get("/v1/ring")).body
+    assert (body["version"], len(body["rings"])) == (MAX_RINGS + 2, MAX_RINGS)
+    assert len((await anna.get(f"/v1/ring?after={MAX_RINGS}")).body["rings"]) == 2
+
+
+# Invitations
+
+
+class Inviting:
+    """An invitation as the relay sees it."""
+
+    def __init__(self, household: Household) -> None:
+        self.household = household
+        self.inviter = household.companions[0]
+        self.ticket = secrets.token_bytes(32)
+        self.id = base64url(hashlib.sha256(self.ticket).digest())
+        self.expires_at = int(self.inviter.clock()) + 600
+
+    async def announce(self, **changes: Any) -> Reply:
+        body = {"kind": "device", "expires_at": self.expires_at} | changes
+        return await self.inviter.put(f"/v1/invitations/{self.id}", body)
+
+    def introduction(self, **changes: Any) -> dict[str, Any]:
+        return {
+            "account": self.household.account,
+            "ticket": base64url(self.ticket),
+            "body": base64url(b"body"),
+            "signature": base64url(bytes(64)),
+            "mac": base64url(bytes(32)),
+        } | changes
+
+    async def introduce(self, newcomer: Caller, **changes: Any) -> Reply:
+        return await newcomer.post("/v1/introductions", self.introduction(**changes))
+
+    async def seen(self, wait: int = 0) -> Reply:
+        return await self.inviter.get(f"/v1/invitations/{self.id}?wait={wait}")
+
+    async def answer(self, body: dict[str, Any]) -> Reply:
+        return await self.inviter.post(f"/v1/invitations/{self.id}/answer", body)
+
+
+@pytest.fixture
+def inviting(home: Household) -> Inviting:
+    return Inviting(home)
+
+
+@pytest.fixture
+def newcomer(relay: Relay) -> Caller:
+    return relay.caller(device("hub"))
+
+
+MAC = base64url(b"m" * 32)
+
+
+async def test_a_newcomer_is_introduced_and_admitted(
+    home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    anna, bert = home.companions
+    assert (await inviting.announce()).status == 201
+    assert (await inviting.announce()).status == 200
+    assert (await inviting.seen()).body == {"state": "open", "introduction": None}
+    introduced = await inviting.introduce(newcomer)
+    assert (introduced.status, introduced.body) == (201, {"id": inviting.id})
+    assert (await inviting.introduce(newcomer)).status == 200
+    waiting = await newcomer.get(f"/v1/introductions/{inviting.id}")
+    assert waiting.body == {"state": "waiting", "ring": None, "mac": None}
+    seen = (await inviting.seen()).body
+    given = inviting.introduction()
+    assert seen["state"] == "introduced"
+    assert seen["introduction"] == {key: given[key] for key in ("body", "signature", "mac")}
+
+    ring = await home.append(anna.person, bert.person, newcomer.person)
+    said = {"ring": base64url(ring.document), "mac": MAC}
+    assert (await inviting.answer(said)).status == 200
+    assert (await inviting.answer(said)).status == 200
+    admitted = await newcomer.get(f"/v1/introductions/{inviting.id}")
+    assert admitted.body == {"state": "admitted"} | said
+    assert (await inviting.seen()).body["state"] == "answered"
+    # the ring grows, the answer stays
+    await home.append(anna.person, newcomer.person)
+    assert (await newcomer.get(f"/v1/introductions/{inviting.id}")).body == admitted.body
+    assert (await inviting.answer(said)).status == 200
+    assert (await newcomer.get("/v1/ring?after=2")).status == 200
+
+
+async def test_both_sides_are_woken(home: Household, inviting: Inviting, newcomer: Caller) -> None:
+    await inviting.announce()
+    async with asyncio.timeout(SOON):
+        seen, _ = await asyncio.gather(inviting.seen(wait=25), inviting.introduce(newcomer))
+        assert seen.body["state"] == "introduced"
+        waiting, _ = await asyncio.gather(
+            newcomer.get(f"/v1/introductions/{inviting.id}?wait=25"), inviting.answer({"declined": True})
+        )
+        assert waiting.body == {"state": "declined", "ring": None, "mac": None}
+
+
+async def test_a_waiting_inviter_is_told_when_its_invitation_ends(
+    home: Household, inviting: Inviting
+) -> None:
+    inviting.expires_at = int(inviting.inviter.clock()) + 2
+    await inviting.announce()
+    async with asyncio.timeout(SOON):
+        reply = await inviting.seen(wait=25)
+    assert (reply.status, reply.problem) == (410, "expired")
+
+
+@pytest.mark.threat("T1")
+async def test_an_invitation_admits_one_newcomer(relay: Relay, inviting: Inviting, newcomer: Caller) -> None:
+    await inviting.announce()
+    thief = relay.caller(device("thief"))
+    replies = await asyncio.gather(*(inviting.introduce(caller) for caller in (newcomer, thief)))
+    assert sorted(reply.status for reply in replies) == [201, 409]
+    winner, loser = (newcomer, thief) if replies[0].status == 201 else (thief, newcomer)
+    assert (await inviting.introduce(loser)).problem == "invitation-used"
+    assert (await inviting.introduce(winner, body=base64url(b"other"))).problem == "invitation-used"
+    assert (await loser.get(f"/v1/introductions/{inviting.id}")).problem == "not-found"
+    assert (await winner.get(f"/v1/introductions/{inviting.id}")).status == 200
+
+
+@pytest.mark.threat("T13")
+async def test_without_the_ticket_nobody_learns_of_an_invitation(
+    relay: Relay, home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    await inviting.announce()
+    neighbours = await relay.household("bob")
+    wrong = await inviting.introduce(newcomer, ticket=base64url(bytes(32)))
+    elsewhere = await inviting.introduce(newcomer, account=neighbours.account)
+    nowhere = await inviting.introduce(newcomer, account="nowhere")
+    for reply in (wrong, elsewhere, nowhere):
+        assert (reply.status, reply.body) == (404, wrong.body)
+    for caller in (home.companions[1], *home.devices, *neighbours.companions, newcomer):
+        assert (await caller.get(f"/v1/invitations/{inviting.id}")).problem == "not-found"
+        reply = await caller.post(f"/v1/invitations/{inviting.id}/answer", {"declined": True})
+        assert reply.problem == "not-found"
+    assert (await newcomer.get(f"/v1/introductions/{inviting.id}")).problem == "not-found"
+    # the same id in another account is another invitation
+    other = Inviting(neighbours)
+    other.ticket, other.id = inviting.ticket, inviting.id
+    assert (await other.announce()).status == 201
+
+
+@pytest.mark.threat("T5")
+async def test_an_invitation_ends_for_newcomers_and_may_still_be_answered(
+    relay: Relay, home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    await inviting.announce()
+    late = Inviting(home)
+    await late.announce()
+    await inviting.introduce(newcomer)
+    relay.clock.ahead += 601
+    reply = await late.introduce(newcomer)
+    assert (reply.status, reply.problem) == (410, "expired")
+    assert (await late.seen()).problem == "expired"
+    assert (await inviting.introduce(newcomer)).status == 200
+    assert (await inviting.answer({"declined": True})).status == 200
+
+
+async def test_an_invitation_lasts_ten_minutes_at_most(inviting: Inviting) -> None:
+    now = int(inviting.inviter.clock())
+    for expires_at in (now - 1, now + 665, -1, "soon"):
+        assert (await inviting.announce(expires_at=expires_at)).problem == "invalid-request"
+    assert (await inviting.announce(kind="owner")).problem == "invalid-request"
+    # an inviter's clock may be up to a minute ahead, as for proofs
+    assert (await inviting.announce(expires_at=now + 655)).status == 201
+    assert (await inviting.announce()).problem == "request-conflict"
+    assert (await inviting.announce(kind="companion", expires_at=now + 655)).problem == "request-conflict"
+
+
+async def test_an_account_has_so_many_open_invitations(home: Household) -> None:
+    for _ in range(MAX_INVITATIONS):
+        assert (await Inviting(home).announce()).status == 201
+    refused = await Inviting(home).announce()
+    assert (refused.status, refused.problem) == (429, "too-many-pending")
+    assert refused.body["retry_after"] > 0
+
+
+async def test_an_answer_needs_an_introduction_and_the_head_and_stands(
+    home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    anna, bert = home.companions
+    await inviting.announce()
+    early = await inviting.answer({"declined": True})
+    assert (early.status, early.problem, early.body["state"]) == (409, "state-conflict", "open")
+    await inviting.introduce(newcomer)
+    old = home.ring
+    ring = await home.append(anna.person, bert.person, newcomer.person)
+    stale = await inviting.answer({"ring": base64url(old.document), "mac": MAC})
+    assert (stale.status, stale.problem, stale.body["version"]) == (409, "ring-conflict", ring.version)
+    assert (await inviting.answer({"ring": base64url(ring.document), "mac": MAC})).status == 200
+    for other in ({"declined": True}, {"ring": base64url(ring.document), "mac": base64url(bytes(32))}):
+        reply = await inviting.answer(other)
+        assert (reply.problem, reply.body["state"]) == ("state-conflict", "answered")
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"declined": False},
+        {"ring": "AAAA"},
+        {"mac": MAC},
+        {"ring": "AAAA", "mac": MAC, "declined": True},
+        {"ring": "AAAA", "mac": "AAAA"},
+        {"declined": 1},
+    ],
+)
+async def test_a_malformed_answer_is_refused(inviting: Inviting, body: dict[str, Any]) -> None:
+    await inviting.announce()
+    assert (await inviting.answer(body)).problem == "invalid-request"
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ticket": base64url(bytes(31))},
+        {"ticket": base64url(bytes(33))},
+        {"signature": base64url(bytes(63))},
+        {"mac": base64url(bytes(16))},
+        {"body": ""},
+        {"body": base64url(bytes(4097))},
+        {"account": ""},
+        {"account": "x" * 65},
+        {"label": "hub"},
+    ],
+)
+async def test_a_malformed_introduction_is_refused(
+    inviting: Inviting, newcomer: Caller, change: dict[str, Any]
+) -> None:
+    await inviting.announce()
+    assert (await inviting.introduce(newcomer, **change)).problem == "invalid-request"
