@@ -38,12 +38,16 @@ class CipherState:
         self._counter = 0
 
     def encrypt(self, plaintext: bytes) -> bytes:
+        if self._counter > _MAX_COUNTER:
+            raise LocalProtocolError("too many messages for one channel")
         ciphertext = self._aead.encrypt(self._nonce(), plaintext, None)
         self._counter += 1
         return ciphertext
 
     def decrypt(self, ciphertext: bytes) -> bytes:
         """The plaintext; the counter moves only when the tag was right."""
+        if self._counter > _MAX_COUNTER:
+            raise RemoteProtocolError("too many messages on one channel")
         try:
             plaintext = self._aead.decrypt(self._nonce(), ciphertext, None)
         except InvalidTag as error:
@@ -52,8 +56,6 @@ class CipherState:
         return plaintext
 
     def _nonce(self) -> bytes:
-        if self._counter > _MAX_COUNTER:
-            raise LocalProtocolError("too many messages on one channel")
         return self._counter.to_bytes(12, "big")
 
 
@@ -100,13 +102,13 @@ class SymmetricState:
 class Initiator:
     """The client platform's half: make `message1`, then `finish` with what came back."""
 
-    __slots__ = ("_ephemeral", "_state", "_static", "message1")
+    __slots__ = ("_ephemeral", "_finished", "_state", "_static", "message1")
 
     def __init__(
         self, *, psk: bytes, static: EllipticCurvePrivateKey, ephemeral: EllipticCurvePrivateKey | None = None
     ) -> None:
         """psk: 32 bytes. static: the key whose public half is in the FIDO URL."""
-        self._static, self._ephemeral = static, ephemeral or generate()
+        self._static, self._ephemeral, self._finished = static, ephemeral or generate(), False
         self._state = _begin(psk, static.public_key())
         point = uncompressed(self._ephemeral.public_key())
         self._state.mix_hash(point)
@@ -114,7 +116,13 @@ class Initiator:
         self.message1 = point + self._state.encrypt_and_hash(b"")
 
     def finish(self, message2: bytes) -> SymmetricState:
-        """The finished state; `RemoteProtocolError` when the peer is not who scanned the FIDO URL."""
+        """The finished state; `RemoteProtocolError` when the peer is not who scanned the FIDO URL.
+
+        Whatever came, there is no second try: one tunnel, one handshake.
+        """
+        if self._finished:
+            raise LocalProtocolError("a handshake is finished once")
+        self._finished = True
         peer, tag = _split_message(message2)
         self._state.mix_hash(message2[:_POINT_SIZE])
         self._state.mix_key(message2[:_POINT_SIZE])
