@@ -95,8 +95,8 @@ class User:
     @classmethod
     def of(cls, value: Any) -> "User":
         user_id = _get(value, "id", bytes)
-        if user_id is None or len(user_id) > 64:
-            raise RemoteProtocolError("a user entity has no id of at most 64 bytes")
+        if user_id is None or not 1 <= len(user_id) <= 64:
+            raise RemoteProtocolError("a user entity has no id of 1 to 64 bytes")
         return cls(id=user_id, name=_get(value, "name", str), display_name=_get(value, "displayName", str))
 
     def to_map(self) -> dict[str, Any]:
