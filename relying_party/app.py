@@ -181,7 +181,7 @@ async def registration_result(request: web.Request) -> web.Response:
         raise VerificationFailed(Check.SESSION)
     token, session = _open_session(state, caller, credential.user_handle, credential.credential_id, now)
     user = await state.store.register(credential, user, session, ends=_hash_of(signed_in))
-    logger.info("a %s registered a passkey", caller.kind)
+    logger.info("registered a passkey (%s)", caller.kind)
     return _session_answer(state, session, user, token=token, status=201)
 
 
@@ -221,7 +221,7 @@ async def authentication_result(request: web.Request) -> web.Response:
     user = await state.store.sign_in(use, session, ends=_hash_of(signed_in))
     if use.counter_anomaly:
         logger.warning("a passkey's signature counter did not grow: it may have been copied")
-    logger.info("a %s signed in", caller.kind)
+    logger.info("signed in (%s)", caller.kind)
     return _session_answer(state, session, user, token=token, status=200)
 
 
@@ -325,12 +325,10 @@ def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
 
 
 async def _signed_in(state: State, caller: Caller, token: str | None) -> SignedIn | None:
-    """The live session of a token, when it is the caller's own."""
+    """The live session of a token, when it is the caller's own; who signs in again may still send an old one."""
     found = None if token is None else await state.store.session(hash_token(token), now=state.clock())
     if found is None or not found[0].belongs_to(caller):
-        if token is not None and caller.kind is ClientKind.DEVICE:
-            raise NotSignedIn("the session has ended, or is not this key's")
-        return None  # a browser sends its old cookies along
+        return None
     return SignedIn(session=found[0], user=found[1])
 
 

@@ -28,7 +28,7 @@ PROVIDERS: Final = {
     "fbfc3007-154e-4ecc-8c0b-6e020557d7bd": "iCloud Keychain",
 }
 _NO_AAGUID: Final = "00000000-0000-0000-0000-000000000000"
-_KINDS: Final = {ClientKind.WEB: "a browser", ClientKind.DEVICE: "a device"}
+_KINDS: Final = {ClientKind.WEB: "in a browser", ClientKind.DEVICE: "on a device"}
 
 
 def render(
@@ -51,8 +51,8 @@ def _me(me: User | None, current: Session | None) -> str:
     if me is None or current is None:
         return '<p class="me none">Nobody is signed in in this browser.</p>'
     return (
-        f'<p class="me">Signed in as <strong>{escape(me.display_name)}</strong> '
-        f'<span class="quiet">({escape(me.name)}), until {_time(current.expires_at)}</span> '
+        f'<p class="me">Signed in as <strong>{escape(me.display_name)}</strong>{_other_name(me)} '
+        f'<span class="quiet">until {_time(current.expires_at)}</span> '
         '<button type="button" id="sign-out" class="plain">Sign out</button></p>'
     )
 
@@ -69,8 +69,7 @@ def _person(one: Registered, current: Session | None) -> str:
     )
     return (
         '<article class="person">'
-        f"<h3>{escape(one.user.display_name)} {badge}</h3>"
-        f'<p class="quiet">{escape(one.user.name)}</p>'
+        f"<h3>{escape(one.user.display_name)}{_other_name(one.user)} {badge}</h3>"
         f'<ul class="sessions">{"".join(_session(session, current) for session in one.sessions)}</ul>'
         '<div class="scroll"><table><thead><tr>'
         "<th>Passkey</th><th>Created</th><th>Last used</th><th>Synced</th><th>Transports</th>"
@@ -79,10 +78,16 @@ def _person(one: Registered, current: Session | None) -> str:
     )
 
 
+def _other_name(user: User) -> str:
+    if user.name == user.display_name:
+        return ""
+    return f' <span class="quiet">({escape(user.name)})</span>'
+
+
 def _session(session: Session, current: Session | None) -> str:
     here = " (here)" if current is not None and current.token_hash == session.token_hash else ""
     return (
-        f"<li>on {_KINDS[session.client_kind]}{here} since {_time(session.created_at)}"
+        f"<li>{_KINDS[session.client_kind]}{here} since {_time(session.created_at)}"
         f'<span class="quiet">, until {_time(session.expires_at)}</span></li>'
     )
 

@@ -61,7 +61,8 @@ function on(id, waiting, action) {
       location.reload();
     } catch (error) {
       const cancelled = error.name === "NotAllowedError" || error.name === "AbortError";
-      say(cancelled ? "That was cancelled, or took too long." : error.message, true);
+      const known = error.name === "InvalidStateError" ? "There is a passkey of yours already." : error.message;
+      say(cancelled ? "That was cancelled, or took too long." : known, true);
       buttons.forEach((button) => (button.disabled = false));
     }
   });

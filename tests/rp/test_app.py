@@ -1,0 +1,368 @@
+"""The HTTP face: problems, headers, bounds; any bytes get an answer of the right kind."""
+
+import json
+import secrets
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import DummyCookieJar, web
+from aiohttp.test_utils import TestClient, TestServer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from relying_party.app import MOST_BODY, make_app
+from relying_party.errors import UsageError
+from tests.rp.authenticator_double import b64, create, get, unb64
+from tests.rp.clients import Browser, Clock, Device, Site, make_config
+
+POSTS = [
+    f"/webauthn/{ceremony}/{step}"
+    for ceremony in ("registration", "authentication")
+    for step in ("options", "result")
+]
+
+
+async def test_it_lives(site: Site) -> None:
+    answer = await site.raw("GET", "/livez", {})
+    assert (answer.status, answer.body) == (200, {"status": "ok"})
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/nowhere", "/session", "/static/page.css"])
+async def test_every_answer_carries_the_security_headers(site: Site, path: str) -> None:
+    headers = (await site.raw("GET", path, {})).headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+    assert "publickey-credentials-get=(self)" in headers["Permissions-Policy"]
+    assert headers["Strict-Transport-Security"]
+    assert headers["Cache-Control"] in ("no-store", "no-cache")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/nowhere", 404, "not-found"),
+        ("GET", "/static/nothing.css", 404, "not-found"),
+        ("GET", "/static/index.html", 404, "not-found"),
+        ("GET", "/static/..%2fapp.py", 404, "not-found"),
+        ("GET", POSTS[0], 405, "method-not-allowed"),
+        ("PUT", "/session", 405, "method-not-allowed"),
+    ],
+)
+async def test_what_is_not_there_is_a_problem(
+    site: Site, method: str, path: str, status: int, slug: str
+) -> None:
+    answer = await site.raw(method, path, {})
+    assert (answer.status, answer.slug) == (status, slug)
+
+
+@pytest.mark.parametrize("name", ["page.css", "passkeys.js", "icon.svg"])
+async def test_the_pages_files_are_there(site: Site, name: str) -> None:
+    answer = await site.raw("GET", f"/static/{name}", {})
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_body_has_a_bound(site: Site, path: str) -> None:
+    body = b'{"user_name": "' + b"x" * MOST_BODY + b'"}'
+    answer = await site.raw("POST", path, Browser().headers("POST", path, 0), body)
+    assert (answer.status, answer.slug) == (413, "payload-too-large")
+    assert answer.body["limit"] == MOST_BODY
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_body_says_that_it_is_json(site: Site, path: str) -> None:
+    headers = {**Browser().headers("POST", path, 0), "Content-Type": "text/plain"}
+    assert (await site.raw("POST", path, headers, b"{}")).slug == "invalid-request"
+
+
+BAD_NAMES: list[Any] = ["", " ada", "ada ", "a\nb", "a\u202eb", "a\u00a0b", "x" * 65, 5, None, ["ada"], {}]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES, ids=repr)
+async def test_a_name_is_a_line_of_text(site: Site, name: Any) -> None:
+    for body in ({"user_name": name}, {"user_name": "ada", "display_name": name or " "}):
+        answer = await site.send(Device(), "POST", POSTS[0], body)
+        assert (answer.status, answer.slug) == (400, "invalid-request")
+
+
+async def test_equal_names_are_one_name(site: Site) -> None:
+    await site.register(Device(), "Zo\u00eb")
+    answer = await site.send(Device(), "POST", POSTS[0], {"user_name": "Zoe\u0308"})
+    assert answer.slug == "user-exists"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"user_name": "ada", "more": 1},
+        {"user_name": "ada", "display_name": ""},
+        {},
+    ],
+    ids=str,
+)
+async def test_registration_options_take_no_more_and_no_less(site: Site, body: Any) -> None:
+    assert (await site.send(Device(), "POST", POSTS[0], body)).slug == "invalid-request"
+
+
+def _changed(response: dict[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    copy: dict[str, Any] = json.loads(json.dumps(response))
+    inner = copy
+    for name in path[:-1]:
+        inner = inner[name]
+    if value is ...:
+        del inner[path[-1]]
+    else:
+        inner[path[-1]] = value
+    return copy
+
+
+MALFORMED: list[tuple[tuple[str, ...], Any]] = [
+    (("id",), b64(bytes(31))),
+    (("rawId",), ...),
+    (("rawId",), 5),
+    (("type",), "password"),
+    (("type",), ...),
+    (("response",), ...),
+    (("response",), []),
+    (("response", "clientDataJSON"), ...),
+    (("response", "clientDataJSON"), ""),
+    (("response", "clientDataJSON"), "e30="),
+    (("response", "clientDataJSON"), "e3 0"),
+    (("response", "clientDataJSON"), "e31"),  # stray bits
+    (("response", "clientDataJSON"), "e30\n"),
+    (("response", "clientDataJSON"), b64(bytes(4097))),
+    (("clientExtensionResults",), []),
+    (("clientExtensionResults",), None),
+]
+MALFORMED_REGISTRATIONS = [
+    *MALFORMED,
+    (("response", "attestationObject"), ...),
+    (("response", "attestationObject"), "+/+/"),
+    (("response", "attestationObject"), b64(bytes(32769))),
+    (("response", "transports"), "hybrid"),
+    (("response", "transports"), [1]),
+]
+MALFORMED_SIGN_INS = [
+    *MALFORMED,
+    (("response", "authenticatorData"), ...),
+    (("response", "authenticatorData"), b64(bytes(8193))),
+    (("response", "signature"), ...),
+    (("response", "signature"), b64(bytes(1025))),
+    (("response", "userHandle"), ""),
+    (("response", "userHandle"), b64(bytes(65))),
+    (("response", "userHandle"), 7),
+]
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(("path", "value"), MALFORMED_REGISTRATIONS, ids=str)
+async def test_a_malformed_registration_is_refused_and_uses_nothing_up(
+    site: Site, path: tuple[str, ...], value: Any
+) -> None:
+    device = Device()
+    ceremony, options = await site.begin(device, "registration", user_name="ada")
+    _, response = create(options, device.client_origin)
+    answer = await site.finish(device, "registration", ceremony, _changed(response, path, value))
+    assert (answer.status, answer.slug) == (400, "invalid-request")
+    assert (await site.finish(device, "registration", ceremony, response)).status == 201
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(("path", "value"), MALFORMED_SIGN_INS, ids=str)
+async def test_a_malformed_sign_in_is_refused_and_uses_nothing_up(
+    site: Site, path: tuple[str, ...], value: Any
+) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada")
+    ceremony, options = await site.begin(device, "authentication")
+    response = get(passkey, options, device.client_origin)
+    answer = await site.finish(device, "authentication", ceremony, _changed(response, path, value))
+    assert (answer.status, answer.slug) == (400, "invalid-request")
+    assert (await site.finish(device, "authentication", ceremony, response)).status == 200
+
+
+async def test_members_that_a_client_adds_to_webauthn_json_do_not_matter(site: Site) -> None:
+    device = Device()
+    ceremony, options = await site.begin(device, "registration", user_name="ada")
+    _, response = create(options, device.client_origin)
+    response["response"] |= {"publicKeyAlgorithm": -7, "publicKey": "AA", "authenticatorData": "AA"}
+    response["more"] = {"deep": [1, {"er": None}]}
+    assert (await site.finish(device, "registration", ceremony, response)).status == 201
+
+
+async def test_members_that_a_client_adds_around_it_do(site: Site) -> None:
+    for path in (POSTS[1], POSTS[3]):
+        body = {"ceremony": "x", "response": {}, "more": 1}
+        assert (await site.send(Device(), "POST", path, body)).slug == "invalid-request"
+
+
+async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:
+    clock = Clock()
+    config = make_config(tmp_path / "rp.sqlite", requests_per_minute=3)
+    app = make_app(config, clock=clock)
+    async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
+        site = Site(http=http, app=app, clock=clock, config=config)
+        for _ in range(3):
+            await site.begin(Device(), "authentication")
+        answer = await site.send(Device(), "POST", POSTS[2], {})
+        assert (answer.status, answer.slug) == (429, "rate-limited")
+        assert int(answer.headers["Retry-After"]) == answer.body["retry_after"] == 20
+        assert (await site.raw("GET", "/livez", {})).status == 200
+        clock.now += 20
+        await site.begin(Device(), "authentication")
+
+
+async def test_a_store_that_does_not_answer_is_a_problem_and_loses_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada")
+    ceremony, options = await site.begin(device, "authentication")
+    response = get(passkey, options, device.client_origin)
+    other = sqlite3.connect(site.config.store)
+    connection = site.state.store._connection
+    await site.state.store._in_worker(lambda: connection.execute("PRAGMA busy_timeout = 1"))
+    try:
+        other.execute("BEGIN IMMEDIATE")  # holds the write lock
+        answer = await site.finish(device, "authentication", ceremony, response)
+    finally:
+        other.close()
+    assert (answer.status, answer.slug) == (503, "store-unavailable")
+    assert answer.headers["Retry-After"] == "5"
+    assert (await site.sign_in(device, passkey)).status == 200
+
+
+async def test_a_fault_of_ours_is_a_problem_that_tells_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(name: str) -> None:
+        raise ZeroDivisionError("ada.lovelace")
+
+    monkeypatch.setattr(site.state.store, "user_by_name", broken)
+    answer = await site.send(Device(), "POST", POSTS[0], {"user_name": "ada"})
+    assert (answer.status, answer.slug) == (500, "internal-error")
+    assert "ada.lovelace" not in caplog.text
+    assert "unexpected ZeroDivisionError at test_app.py" in caplog.text
+
+
+def _json_values() -> st.SearchStrategy[Any]:
+    leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+    return st.recursive(
+        leaves,
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+        max_leaves=12,
+    )
+
+
+def _near_misses() -> st.SearchStrategy[Any]:
+    """Bodies shaped like good ones, with bytes of any kind inside."""
+    data = st.binary(max_size=200).map(b64) | st.text(max_size=20)
+    client_data = (
+        st.dictionaries(
+            st.sampled_from(["type", "challenge", "origin", "crossOrigin", "topOrigin"]), _json_values()
+        )
+        .map(lambda value: b64(json.dumps(value).encode()))
+        .filter(bool)
+    )
+    identifier = st.binary(min_size=1, max_size=64).map(b64)
+    inner = st.fixed_dictionaries(
+        {
+            "clientDataJSON": client_data | data,
+            "attestationObject": data,
+            "authenticatorData": data,
+            "signature": data,
+        },
+        optional={"userHandle": data, "transports": st.lists(st.text(max_size=9), max_size=9)},
+    )
+    return st.builds(
+        lambda name, response, outputs: {
+            "id": name,
+            "rawId": name,
+            "type": "public-key",
+            "response": response,
+            "clientExtensionResults": outputs,
+        },
+        identifier,
+        inner,
+        st.dictionaries(st.text(max_size=5), _json_values(), max_size=2),
+    )
+
+
+ANY_BODY = settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("path", POSTS)
+@ANY_BODY
+@given(body=st.binary(max_size=300) | _json_values().map(lambda value: json.dumps(value).encode()))
+async def test_any_bytes_get_a_problem(site: Site, path: str, body: bytes) -> None:
+    answer = await site.raw("POST", path, Browser().headers("POST", path, 0), body)
+    if not (answer.status == 200 and path.endswith("options")):
+        assert (answer.status, answer.slug) == (400, "invalid-request")
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("ceremony", ["registration", "authentication"])
+@ANY_BODY
+@given(response=_near_misses())
+async def test_any_response_gets_a_problem(site: Site, ceremony: str, response: Any) -> None:
+    device = Device()
+    name, _ = await site.begin(
+        device, ceremony, **({"user_name": "ada"} if ceremony == "registration" else {})
+    )
+    answer = await site.finish(device, ceremony, name, response)
+    assert (answer.status, answer.slug) in ((400, "invalid-request"), (403, "verification-failed"))
+
+
+@pytest.mark.threat("T12")
+@ANY_BODY
+@given(data=st.data())
+async def test_a_sign_in_with_a_flipped_byte_is_refused(site: Site, data: st.DataObject) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, secrets.token_hex(16))
+    name, options = await site.begin(device, "authentication")
+    response = get(passkey, options, device.client_origin)
+    _flip(response, data.draw(st.sampled_from(["clientDataJSON", "authenticatorData", "signature"])), data)
+    answer = await site.finish(device, "authentication", name, response)
+    assert (answer.status, answer.slug) == (403, "verification-failed")
+
+
+@pytest.mark.threat("T12")
+@ANY_BODY
+@given(data=st.data())
+async def test_a_registration_with_a_flipped_byte_is_answered(site: Site, data: st.DataObject) -> None:
+    """Without attestation nothing signs a registration: a changed AAGUID or counter is nobody's to see."""
+    device = Device()
+    name, options = await site.begin(device, "registration", user_name=secrets.token_hex(16))
+    _, response = create(options, device.client_origin)
+    _flip(response, data.draw(st.sampled_from(["clientDataJSON", "attestationObject"])), data)
+    answer = await site.finish(device, "registration", name, response)
+    assert answer.status == 201 or (answer.status, answer.slug) == (403, "verification-failed")
+
+
+def _flip(response: dict[str, Any], name: str, data: st.DataObject) -> None:
+    raw = bytearray(unb64(response["response"][name]))
+    raw[data.draw(st.integers(0, 0xFFFF)) % len(raw)] ^= data.draw(st.integers(1, 255))
+    response["response"][name] = b64(bytes(raw))
+
+
+async def test_a_deep_body_is_refused(site: Site) -> None:
+    for path in POSTS:
+        for body in (b"[" * 30000 + b"]" * 30000, b'{"response":' * 5000 + b"1" + b"}" * 5000):
+            answer = await site.raw("POST", path, Browser().headers("POST", path, 0), body)
+            assert (answer.status, answer.slug) == (400, "invalid-request")
+
+
+async def test_an_application_whose_store_cannot_open_says_so(tmp_path: Path) -> None:
+    runner = web.AppRunner(make_app(make_config(tmp_path / "no" / "such" / "folder")))
+    with pytest.raises(UsageError):
+        await runner.setup()
+    await runner.cleanup()

@@ -1,0 +1,93 @@
+"""What an operator may choose, and what does not fit together."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relying_party.config import Config, origin_of
+from relying_party.errors import UsageError
+
+
+def make(**changes: Any) -> Config:
+    settings: dict[str, Any] = {
+        "rp_id": "rp.example",
+        "rp_name": None,
+        "web_origins": (),
+        "device_origins": (),
+        "reached_at": ("https://rp.example",),
+        "store": Path("unused"),
+        **changes,
+    }
+    return Config.make(**settings)
+
+
+def test_what_is_not_said_follows_from_where_we_listen() -> None:
+    config = make()
+    assert config.web_origins == config.device_origins == {"https://rp.example"}
+    assert config.rp_name == "rp.example"
+    assert config.page_shows == "own"
+    assert config.uses_tls
+
+
+def test_devices_have_a_list_of_their_own() -> None:
+    config = make(web_origins=("https://www.rp.example",), device_origins=("https://rp.example:8443",))
+    assert config.web_origins == {"https://www.rp.example"}
+    assert config.device_origins == {"https://rp.example:8443"}
+    assert set(config.urls) == {"https://rp.example", "https://www.rp.example", "https://rp.example:8443"}
+
+
+def test_on_localhost_everyone_is_shown_and_plain_http_will_do() -> None:
+    config = make(rp_id="localhost", reached_at=("http://localhost:8080",))
+    assert config.page_shows == "everyone"
+    assert not config.uses_tls
+
+
+@pytest.mark.parametrize(
+    "rp_id",
+    ["", "RP.example", "rp.example.", ".example", "rp..example", "-rp.example", "127.0.0.1", "a b", "rp\n"],
+)
+def test_an_rp_id_is_a_domain(rp_id: str) -> None:
+    with pytest.raises(UsageError):
+        make(rp_id=rp_id)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "rp.example",
+        "https://rp.example/",
+        "https://rp.example:443",
+        "https://RP.example",
+        "https://rp.example:99999",
+        "https://user@rp.example",
+        "https://rp.example?",
+        "http://rp.example",
+        "https://other.example",
+        "https://notrp.example",
+        "https://example",
+        "https://[rp.example",
+        "wss://rp.example",
+    ],
+)
+def test_an_origin_is_written_as_browsers_write_it_and_may_use_the_rp_id(origin: str) -> None:
+    with pytest.raises(UsageError):
+        make(web_origins=(origin,))
+    with pytest.raises(UsageError):
+        make(device_origins=(origin,))
+
+
+@pytest.mark.parametrize(
+    ("parts", "origin"),
+    [
+        (("https", "rp.example", 443), "https://rp.example"),
+        (("http", "localhost", 80), "http://localhost"),
+        (("https", "rp.example", 80), "https://rp.example:80"),
+        (("https", "::1", 8443), "https://[::1]:8443"),
+    ],
+)
+def test_an_origin_leaves_out_the_port_that_goes_without_saying(
+    parts: tuple[str, str, int], origin: str
+) -> None:
+    assert origin_of(*parts) == origin

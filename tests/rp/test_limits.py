@@ -1,0 +1,52 @@
+"""The limit for each address."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relying_party import limits
+from relying_party.errors import RateLimited
+from relying_party.limits import RateLimit
+
+
+def test_an_address_has_its_share_at_once_and_then_waits() -> None:
+    limit = RateLimit(per_minute=6)
+    for _ in range(6):
+        limit.take("a", now=0)
+    with pytest.raises(RateLimited) as refusal:
+        limit.take("a", now=0)
+    assert refusal.value.retry_after == 10
+    limit.take("b", now=0)
+    limit.take("a", now=10)
+
+
+@given(st.lists(st.floats(0, 30), max_size=200))
+def test_no_minute_sees_more_than_twice_the_share(gaps: list[float]) -> None:
+    limit, now, taken = RateLimit(per_minute=6), 0.0, []
+    for gap in gaps:
+        now += gap
+        try:
+            limit.take("a", now=now)
+        except RateLimited:
+            continue
+        taken.append(now)
+    assert all(sum(start <= one < start + 60 for one in taken) <= 12 for start in taken)
+
+
+def test_a_clock_that_goes_back_gives_nothing_away() -> None:
+    limit = RateLimit(per_minute=1)
+    limit.take("a", now=100)
+    for now in (0, 100):
+        with pytest.raises(RateLimited):
+            limit.take("a", now=now)
+
+
+def test_addresses_are_not_remembered_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_ADDRESSES", 2)
+    limit = RateLimit(per_minute=6)
+    limit.take("a", now=0)
+    limit.take("b", now=30)
+    with pytest.raises(RateLimited):
+        limit.take("c", now=59)
+    limit.take("c", now=60)
+    limit.take("b", now=60)

@@ -1,0 +1,278 @@
+"""The program itself, as a process: its first line, its end, its failures, and what survives kill -9."""
+
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import time
+
+import pytest
+from aiohttp import ClientSession, TCPConnector
+
+from tests.certificates import Certificate
+from tests.rp.authenticator_double import JSON, DeviceKey, create, get
+
+COMMAND = [sys.executable, "-m", "relying_party"]
+
+
+def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The program to its end, which must come soon."""
+    return subprocess.run(
+        [*COMMAND, *words],
+        cwd=cwd,
+        env=_environment(environment),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@contextmanager
+def started(*words: str, cwd: Path, **environment: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The program serving, and its first line."""
+    process = subprocess.Popen(
+        [*COMMAND, "serve", *words],
+        cwd=cwd,
+        env=_environment(environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        yield process, process.stdout.readline().rstrip("\n")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _environment(more: dict[str, str]) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), **more}
+
+
+class Visitor:
+    """A device that talks to a running program."""
+
+    def __init__(self, url: str, http: ClientSession, origin: str | None = None) -> None:
+        self.url, self.origin, self._http, self._key = url, origin or url, http, DeviceKey()
+
+    async def post(self, path: str, body: JSON) -> tuple[int, JSON]:
+        headers = {"DPoP": self._key.proof("POST", self.url + path, time())}
+        async with self._http.post(self.url + path, json=body, headers=headers) as response:
+            return response.status, await response.json(content_type=None)
+
+    async def begin(self, ceremony: str, **body: str) -> tuple[str, JSON]:
+        status, answer = await self.post(f"/webauthn/{ceremony}/options", body)
+        assert status == 200, answer
+        return answer["ceremony"], answer["publicKey"]
+
+
+async def test_it_serves_over_tls_and_ends_when_asked_to(
+    tmp_path: Path, loopback_certificate: Certificate
+) -> None:
+    cert = ("--cert", str(loopback_certificate.cert), "--key", str(loopback_certificate.key))
+    trust = ssl.create_default_context(cafile=loopback_certificate.ca)
+    with started("--listen", "127.0.0.1:0", *cert, cwd=tmp_path) as (process, url):
+        assert url.startswith("https://localhost:")
+        assert not url.endswith(":0")
+        async with ClientSession(connector=TCPConnector(ssl=trust)) as http:
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            assert options["rp"]["id"] == "localhost"
+            _, response = create(options, url)
+            status, session = await visitor.post(
+                "/webauthn/registration/result", {"ceremony": ceremony, "response": response}
+            )
+            assert status == 201, session
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+    assert (tmp_path / "relying-party.sqlite").exists()
+
+
+async def test_what_was_acknowledged_survives_kill_9(tmp_path: Path) -> None:
+    with started("--listen", "127.0.0.1:0", cwd=tmp_path) as (process, url):
+        async with ClientSession() as http:
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            passkey, response = create(options, url)
+            body = {"ceremony": ceremony, "response": response}
+            status, _ = await visitor.post("/webauthn/registration/result", body)
+            assert status == 201
+            process.kill()
+            process.wait(10)
+    with started("--listen", "127.0.0.1:0", cwd=tmp_path) as (_, url):
+        async with ClientSession() as http:
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("authentication")
+            body = {"ceremony": ceremony, "response": get(passkey, options, url)}
+            status, session = await visitor.post("/webauthn/authentication/result", body)
+            assert (status, session["user"]["name"]) == (200, "ada")
+            assert (await visitor.post("/webauthn/authentication/result", body))[0] == 410
+
+
+async def test_a_ceremony_does_not_survive_a_restart(tmp_path: Path) -> None:
+    with started("--listen", "127.0.0.1:0", cwd=tmp_path) as (_, url):
+        async with ClientSession() as http:
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+    with started("--listen", "127.0.0.1:0", cwd=tmp_path) as (_, url):
+        async with ClientSession() as http:
+            _, response = create(options, url)
+            body = {"ceremony": ceremony, "response": response}
+            status, problem = await Visitor(url, http).post("/webauthn/registration/result", body)
+    assert (status, problem["type"].rpartition(":")[2]) == (410, "ceremony-gone")
+
+
+def test_without_a_certificate_it_says_so(tmp_path: Path) -> None:
+    with started("--listen", "127.0.0.1:0", cwd=tmp_path) as (process, url):
+        assert url.startswith("http://localhost:")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == "no certificate: plain HTTP, on loopback only\n"
+
+
+async def test_port_0_in_an_origin_is_the_port_we_listen_on(tmp_path: Path) -> None:
+    origins = ("--origin", "http://rp.localhost:0", "--device-origin", "http://device.rp.localhost:0")
+    words = ("--listen", "127.0.0.1:0", "--rp-id", "rp.localhost", *origins)
+    with started(*words, cwd=tmp_path) as (_, url):
+        assert url.startswith("http://rp.localhost:")
+        port = url.rpartition(":")[2]
+        async with ClientSession() as http:
+            visitor = Visitor(f"http://127.0.0.1:{port}", http)
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            _, response = create(options, f"http://device.rp.localhost:{port}")
+            body = {"ceremony": ceremony, "response": response}
+            assert (await visitor.post("/webauthn/registration/result", body))[0] == 201
+
+
+def test_settings_come_from_words_then_environment_then_file(tmp_path: Path) -> None:
+    (tmp_path / "rp.toml").write_text(
+        '[serve]\nlisten = "127.0.0.1:0"\nrp-id = "file.localhost"\nrequests-per-minute = 60\n'
+        'origin = ["http://file.localhost:0", "http://b.file.localhost:0"]\n'
+    )
+    config = ("--config", "rp.toml")
+    with started(*config, cwd=tmp_path) as (_, url):
+        assert url.startswith("http://file.localhost:")
+    environment = {"RELYING_PARTY_RP_ID": "env.localhost", "RELYING_PARTY_ORIGIN": "http://env.localhost:0"}
+    with started(*config, cwd=tmp_path, **environment) as (_, url):
+        assert url.startswith("http://env.localhost:")
+    words = ("--rp-id", "words.localhost", "--origin=http://words.localhost:0")
+    with started(*config, *words, cwd=tmp_path, **environment) as (_, url):
+        assert url.startswith("http://words.localhost:")
+
+
+USAGE_ERRORS: list[list[str]] = [
+    [],
+    ["serve", "--nonsense"],
+    ["serve", "--lis", "127.0.0.1:0"],
+    ["serve", "--listen", "nowhere"],
+    ["serve", "--listen", "127.0.0.1:99999"],
+    ["serve", "--listen", "0.0.0.0:0"],
+    ["serve", "--listen", "127.0.0.1:0", "--rp-id", "not a domain"],
+    ["serve", "--listen", "127.0.0.1:0", "--origin", "https://other.example"],
+    ["serve", "--listen", "127.0.0.1:0", "--cert", "cert.pem"],
+    ["serve", "--listen", "127.0.0.1:0", "--cert", "no.pem", "--key", "no.pem"],
+    ["serve", "--listen", "127.0.0.1:0", "--store", "no/such/folder/file"],
+    ["serve", "--listen", "127.0.0.1:0", "--requests-per-minute", "0"],
+    ["serve", "--listen", "127.0.0.1:0", "--page", "nobody"],
+    ["serve", "--config"],
+    ["serve", "--config", "no.toml"],
+    ["serve", "--config", "broken.toml"],
+    ["serve", "--config", "unknown.toml"],
+    ["serve", "--config", "nested.toml"],
+]
+
+
+@pytest.mark.parametrize("words", USAGE_ERRORS, ids=" ".join)
+def test_a_wrong_call_ends_with_2_and_says_why(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "broken.toml").write_text("[serve\n")
+    (tmp_path / "unknown.toml").write_text("[serve]\nnonsense = 1\n")
+    (tmp_path / "nested.toml").write_text("[serve]\nrp-id = {a = 1}\n")
+    ended = run(*words, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_failure_is_one_line_or_one_object(tmp_path: Path) -> None:
+    words = ("serve", "--listen", "127.0.0.1:0", "--rp-id", "not a domain")
+    ended = run(*words, cwd=tmp_path)
+    lines = [line for line in ended.stderr.splitlines() if not line.startswith("no certificate")]
+    assert len(lines) == 1
+    assert lines[0].startswith("relying-party: ")
+    ended = run(*words, "--json", cwd=tmp_path)
+    problem = [json.loads(line) for line in ended.stderr.splitlines()][-1]
+    assert (problem["error"], problem["status"]) == ("UsageError", 2)
+    assert set(problem) == {"error", "reason", "status", "message"}
+
+
+def test_an_address_in_use_ends_with_4(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ended = run("serve", "--listen", f"127.0.0.1:{taken.getsockname()[1]}", cwd=tmp_path)
+    assert ended.returncode == 4
+    assert "cannot listen on 127.0.0.1" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_host_that_is_nowhere_ends_with_4(tmp_path: Path) -> None:
+    assert run("serve", "--listen", "192.0.2.1:0", cwd=tmp_path).returncode == 4
+
+
+def test_a_reader_that_went_away_ends_with_4_and_no_traceback(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run(
+        [*COMMAND, "serve", "--listen", "127.0.0.1:0"],
+        cwd=tmp_path,
+        env=_environment({}),
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    os.close(write)
+    assert ended.returncode == 4
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"]])
+def test_help_helps(tmp_path: Path, words: list[str]) -> None:
+    ended = run(*words, cwd=tmp_path)
+    assert ended.returncode == 0
+    assert "relying-party" in ended.stdout
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.threat("T11")
+async def test_the_log_at_debug_names_nobody(tmp_path: Path) -> None:
+    with started("--listen", "127.0.0.1:0", "--log-level", "debug", cwd=tmp_path) as (process, url):
+        async with ClientSession() as http:
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("registration", user_name="ada.lovelace")
+            passkey, response = create(options, url)
+            body = {"ceremony": ceremony, "response": response}
+            _, session = await visitor.post("/webauthn/registration/result", body)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        assert process.stderr is not None
+        text = process.stderr.read()
+    assert "registered a passkey (device)" in text
+    for secret in (
+        "ada.lovelace",
+        ceremony,
+        options["challenge"],
+        session["token"],
+        session["credential_id"],
+    ):
+        assert secret not in text
+    assert passkey.credential_id.hex() not in text

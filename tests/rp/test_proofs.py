@@ -1,0 +1,221 @@
+"""Request proofs (RFC 9449): a good one names its key, and each way to be bad is refused."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+from joserfc import jwk
+
+from headless_passkey.proof import make_proof
+from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from relying_party.errors import ProofClock, ProofInvalid, RateLimited, Refusal
+from relying_party.proofs import CLOCK_TOLERANCE, MOST_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
+from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
+
+NOW = 1_800_000_000.0
+URL = "https://rp.example/session"
+KEY = DeviceKey()
+
+
+def verify(text: str, *, token: str | None = None, now: float = NOW) -> Proof:
+    return verify_proof(text, method="POST", urls=[URL], now=now, access_token=token)
+
+
+def proof(token: str | None = None, **faults: Any) -> str:
+    return KEY.proof("POST", URL, NOW, token, ProofFaults(**faults))
+
+
+def test_a_good_proof_names_its_key() -> None:
+    verified = verify(proof())
+    assert verified.key_thumbprint == KEY.thumbprint == jwk.thumbprint(KEY.jwk)
+    assert verified.issued_at == int(NOW)
+
+
+def test_the_thumbprint_of_rfc_7638_comes_out_for_a_known_key() -> None:
+    """The key of RFC 9449's examples; its thumbprint is the ``jkt`` there (§6.1)."""
+    known = {
+        "kty": "EC",
+        "crv": "P-256",
+        "x": "l8tFrhx-34tV3hRICRDY9zCkDlpBhF42UQUfWVAWBFs",
+        "y": "9VE4jf_Ok_o64zbTTlcuNJajHmt6v9TDVrU0CdvGRDA",
+    }
+    text = (
+        "eyJ0eXAiOiJkcG9wK2p3dCIsImFsZyI6IkVTMjU2IiwiandrIjp7Imt0eSI6IkVDIiwieCI6Imw4dEZyaHgtMzR0VjNoUklDUkRZ"
+        "OXpDa0RscEJoRjQyVVFVZldWQVdCRnMiLCJ5IjoiOVZFNGpmX09rX282NHpiVFRsY3VOSmFqSG10NnY5VERWclUwQ2R2R1JEQSIs"
+        "ImNydiI6IlAtMjU2In19.eyJqdGkiOiItQndDM0VTYzZhY2MybFRjIiwiaHRtIjoiUE9TVCIsImh0dSI6Imh0dHBzOi8vc2VydmVy"
+        "LmV4YW1wbGUuY29tL3Rva2VuIiwiaWF0IjoxNTYyMjYyNjE2fQ.2-GxA6T8lP4vfrg8v-FdWP0A0zdrj8igiMLvqRMUvwnQg4PtFL"
+        "bdLXiOSsX0x7NVY-FNyJK70nfbV37xRZT3Lg"
+    )
+    assert jwk.thumbprint(known) == "0ZcOCORZNYy-DWpqq30jZyJGHTN0d2HglBV3uiguA4I"
+    with pytest.raises(ProofInvalid):  # its id has 15 characters, fewer than we ask for
+        verify_proof(text, method="POST", urls=["https://server.example.com/token"], now=1562262616)
+
+
+def test_a_device_of_ours_makes_good_proofs() -> None:
+    key = SoftwareSigningKey.generate()
+    text = make_proof(key, method="POST", url=URL + "?a=b#c", now=NOW, access_token="a token")
+    assert verify(text, token="a token").key_thumbprint == thumbprint(key.public_key)
+
+
+@pytest.mark.parametrize(
+    "url", ["https://rp.example:443/session", "https://RP.example/session", "HTTPS://rp.example/session"]
+)
+def test_an_address_may_be_written_in_equal_ways(url: str) -> None:
+    verify(proof(claims={"htu": url}))
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"header": {"typ": "JWT"}},
+        {"header": {"typ": None}},
+        {"header": {"alg": "none"}},
+        {"header": {"alg": "HS256"}},
+        {"header": {"alg": "ES384"}},
+        {"header": {"jwk": None}},
+        {"header": {"jwk": {}}},
+        {"header": {"crit": ["exp"]}},
+        {"header": {"crit": []}},
+        {"header": {"b64": False}},
+        {"jwk": {"d": b64(bytes(32))}},
+        {"jwk": {"kty": "oct"}},
+        {"jwk": {"crv": "P-384"}},
+        {"jwk": {"crv": "secp256k1"}},
+        {"jwk": {"x": b64(bytes(32))}},
+        {"jwk": {"x": b64(bytes(31))}},
+        {"jwk": {"x": KEY.jwk["x"] + "="}},
+        {"jwk": {"y": 5}},
+        {"jwk": DeviceKey().jwk},
+        {"claims": {"htm": "GET"}},
+        {"claims": {"htm": "post"}},
+        {"claims": {"htu": "https://other.example/session"}},
+        {"claims": {"htu": "https://rp.example/other"}},
+        {"claims": {"htu": "https://rp.example:8443/session"}},
+        {"claims": {"htu": "http://rp.example/session"}},
+        {"claims": {"htu": URL + "?q"}},
+        {"claims": {"htu": URL + "#f"}},
+        {"claims": {"htu": "https://user@rp.example/session"}},
+        {"claims": {"htu": "https://rp.example:x/session"}},
+        {"claims": {"htu": "https://[rp.example/session"}},
+        {"claims": {"htu": ""}},
+        {"claims": {"iat": "now"}},
+        {"claims": {"iat": None}},
+        {"claims": {"jti": "short"}},
+        {"claims": {"jti": "x" * 129}},
+        {"claims": {"jti": None}},
+        {"signature": bytes(64)},
+        {"signature": bytes(63)},
+        {"signature": b"\xff" * 64},
+    ],
+    ids=str,
+)
+def test_a_bad_proof_is_refused(faults: dict[str, Any]) -> None:
+    with pytest.raises(ProofInvalid):
+        verify(proof(**faults))
+
+
+def test_a_proof_by_another_curve_is_refused() -> None:
+    numbers = ec.generate_private_key(ec.SECP384R1()).public_key().public_numbers()
+    key = {"crv": "P-384", "x": b64(numbers.x.to_bytes(48, "big")), "y": b64(numbers.y.to_bytes(48, "big"))}
+    with pytest.raises(ProofInvalid):
+        verify(proof(jwk=key))
+
+
+@pytest.mark.parametrize("segment", [0, 1, 2])
+def test_every_part_of_a_proof_is_covered(segment: int) -> None:
+    parts = proof().split(".")
+    data = bytearray(unb64(parts[segment]))
+    data[len(data) // 2] ^= 1
+    parts[segment] = b64(bytes(data))
+    with pytest.raises(ProofInvalid):
+        verify(".".join(parts))
+
+
+@pytest.mark.parametrize(
+    "text", ["", ".", "..", "...", "a.b.c", "é.é.é", "e30.e30.e30", "e30.e30.AA", "[].[].[]"]
+)
+def test_what_is_no_jws_is_refused(text: str) -> None:
+    with pytest.raises(ProofInvalid):
+        verify(text)
+
+
+def test_a_long_proof_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ProofInvalid, match="too long"):
+        verify(proof(claims={"more": "x" * MOST_PROOF_CHARACTERS}))
+
+
+def test_a_proof_and_its_token_go_together() -> None:
+    assert verify(proof("a token"), token="a token")
+    for other in (proof("another"), proof(), proof("a token", claims={"ath": ""})):
+        with pytest.raises(ProofInvalid, match="another token"):
+            verify(other, token="a token")
+
+
+@pytest.mark.parametrize("seconds", [-CLOCK_TOLERANCE - 1, CLOCK_TOLERANCE + 1])
+def test_a_wrong_clock_is_told_apart_and_told_the_time(seconds: int) -> None:
+    with pytest.raises(ProofClock) as refusal:
+        verify(proof(), now=NOW + seconds)
+    assert refusal.value.members == {"now": int(NOW + seconds)}
+
+
+@pytest.mark.parametrize("seconds", [-CLOCK_TOLERANCE, CLOCK_TOLERANCE])
+def test_a_clock_may_be_a_little_wrong(seconds: int) -> None:
+    verify(proof(), now=NOW + seconds)
+
+
+def test_a_wrong_clock_does_not_hide_a_worse_fault() -> None:
+    for text in (proof(claims={"htm": "GET", "iat": 0}), proof(signature=bytes(64), claims={"iat": 0})):
+        with pytest.raises(ProofInvalid):
+            verify(text)
+
+
+def _seen(identifier: str, *, key: str = "key", issued_at: float = NOW) -> Proof:
+    return Proof(key_thumbprint=key, id=identifier, issued_at=int(issued_at))
+
+
+@pytest.mark.threat("T5")
+def test_a_proof_is_taken_once_for_as_long_as_it_would_verify() -> None:
+    seen = SeenProofs()
+    seen.take(_seen("a", issued_at=NOW + CLOCK_TOLERANCE), now=NOW)
+    for later in (0, CLOCK_TOLERANCE, 2 * CLOCK_TOLERANCE):
+        with pytest.raises(ProofInvalid):
+            seen.take(_seen("a", issued_at=NOW + CLOCK_TOLERANCE), now=NOW + later)
+    seen.take(_seen("a", key="another"), now=NOW)
+    seen.take(_seen("b"), now=NOW)
+
+
+def test_old_ids_make_room_and_fresh_ones_do_not() -> None:
+    seen = SeenProofs(most=2)
+    seen.take(_seen("a"), now=NOW)
+    seen.take(_seen("b"), now=NOW)
+    with pytest.raises(RateLimited):
+        seen.take(_seen("c"), now=NOW)
+    seen.take(_seen("c", issued_at=NOW + 120), now=NOW + 120)
+
+
+@given(st.text())
+def test_any_text_is_refused_politely(text: str) -> None:
+    with pytest.raises(ProofInvalid):
+        verify(text)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(
+    header=st.dictionaries(st.sampled_from(["typ", "alg", "jwk", "kid", "crit", "x5c"]), _JSON),
+    claims=st.dictionaries(st.sampled_from(["htm", "htu", "iat", "jti", "ath"]), _JSON),
+)
+def test_any_header_and_claims_are_taken_or_refused_politely(
+    header: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    with suppress(Refusal):
+        verify(proof(header=json.loads(json.dumps(header)), claims=json.loads(json.dumps(claims))))

@@ -1,0 +1,229 @@
+"""The store in a file: whole transactions, files of other programs, versions."""
+
+import asyncio
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from relying_party import sqlite
+from relying_party.challenges import ClientKind
+from relying_party.credentials import Credential, CredentialUse, User
+from relying_party.errors import StoreUnavailable, UsageError, UserExists, VerificationFailed
+from relying_party.sessions import Session
+from relying_party.sqlite import SqliteStore
+
+ADA = User(handle=b"a" * 32, name="ada", display_name="Ada L.")
+EVE = User(handle=b"e" * 32, name="eve", display_name="Eve")
+
+
+def credential(user: User = ADA, name: bytes = b"credential") -> Credential:
+    return Credential(
+        credential_id=name,
+        user_handle=user.handle,
+        attested_data=b"attested",
+        aaguid=bytes(16),
+        algorithm=-7,
+        sign_count=0,
+        backup_eligible=True,
+        backed_up=False,
+        transports=("hybrid", "internal"),
+        attestation_object=b"object",
+        client_data_hash=bytes(32),
+        created_at=1,
+    )
+
+
+def session(user: User = ADA, token: bytes = b"token", *, key: str | None = None) -> Session:
+    return Session(
+        token_hash=token,
+        user_handle=user.handle,
+        credential_id=b"credential",
+        client_kind=ClientKind.WEB if key is None else ClientKind.DEVICE,
+        key_thumbprint=key,
+        created_at=1,
+        expires_at=100,
+    )
+
+
+def use(name: bytes = b"credential") -> CredentialUse:
+    return CredentialUse(credential_id=name, sign_count=0, backed_up=True, counter_anomaly=False, used_at=2)
+
+
+async def test_what_is_stored_comes_back_after_reopening(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        assert await store.register(credential(), ADA, session(), ends=None) == ADA
+        secret = await store.secret("decoy")
+    async with SqliteStore(tmp_path / "s") as store:
+        assert await store.user_by_name("ada") == ADA
+        assert await store.credential(b"credential") == credential()
+        assert await store.credentials_of(ADA.handle) == [credential()]
+        assert await store.session(b"token", now=99) == (session(), ADA)
+        assert await store.session(b"token", now=100) is None
+        assert await store.secret("decoy") == secret != await store.secret("another")
+        assert len(secret) == 32
+        (one,) = await store.everyone(now=50, most=10)
+        assert (one.user, one.credentials, one.sessions) == (ADA, (credential(),), (session(),))
+        assert await store.registered(ADA.handle, now=50) == one
+        assert await store.registered(EVE.handle, now=50) is None
+
+
+async def test_a_file_is_nobody_elses_to_read(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        files = _modes(tmp_path)
+    assert files == dict.fromkeys(("s", "s-wal", "s-shm"), 384)
+
+
+def _modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+async def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        connection = store._connection
+        assert connection is not None
+        values = await store._in_worker(
+            lambda: [
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("journal_mode", "synchronous", "foreign_keys")
+            ]
+        )
+    assert values == ["wal", 2, 1]
+
+
+async def test_a_refused_registration_leaves_nothing_behind(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        with pytest.raises(VerificationFailed):
+            await store.register(credential(EVE), EVE, session(EVE, b"other"), ends=b"token")
+        namesake = User(handle=b"n" * 32, name="ada", display_name="")
+        with pytest.raises(UserExists):
+            await store.register(credential(namesake, b"c2"), namesake, session(namesake, b"t2"), ends=None)
+        assert await store.user_by_name("eve") is None
+        assert await store.session(b"other", now=2) is None
+        assert await store.session(b"token", now=2) is not None
+
+
+async def test_a_sign_in_with_a_credential_that_has_gone_opens_nothing(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        with pytest.raises(VerificationFailed):
+            await store.sign_in(use(b"gone"), session(ADA, b"t2"), ends=b"token")
+        assert await store.session(b"t2", now=2) is None
+        assert await store.session(b"token", now=2) is not None
+
+
+async def test_a_new_session_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(token=b"t1"), ends=None)
+        await store.sign_in(use(), session(token=b"t2"), ends=b"t1")
+        await store.sign_in(use(), session(token=b"d1", key="key"), ends=None)
+        await store.sign_in(use(), session(token=b"d2", key="key"), ends=None)
+        live = [
+            token for token in (b"t1", b"t2", b"d1", b"d2") if await store.session(token, now=2) is not None
+        ]
+        assert live == [b"t2", b"d2"]
+        await store.end_session(b"t2")
+        assert await store.session(b"t2", now=2) is None
+
+
+async def test_transactions_at_once_run_one_after_the_other(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        users = [User(handle=bytes([n]) * 32, name=f"user {n}", display_name="") for n in range(20)]
+        results = await asyncio.gather(
+            *(
+                store.register(credential(user, user.handle), user, session(user, user.handle), ends=None)
+                for user in users
+            ),
+            *(store.register(credential(ADA, b"one"), ADA, session(), ends=None) for _ in range(5)),
+            return_exceptions=True,
+        )
+        failed = [result for result in results if isinstance(result, Exception)]
+        assert len(failed) == 4
+        assert len(await store.everyone(now=2, most=100)) == 21
+
+
+async def test_a_cancelled_caller_tears_no_transaction(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        task = asyncio.ensure_future(store.register(credential(), ADA, session(), ends=None))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        there = [
+            await store.user_by_name("ada") is not None,
+            await store.credential(b"credential") is not None,
+            await store.session(b"token", now=2) is not None,
+        ]
+        assert len(set(there)) == 1
+
+
+async def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as one, SqliteStore(tmp_path / "s") as two:
+        await one.register(credential(), ADA, session(), ends=None)
+        assert await two.user_by_name("ada") == ADA
+        await two.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
+        assert await one.user_by_name("eve") == EVE
+
+
+async def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        pass
+    with pytest.raises(StoreUnavailable):
+        await store.user_by_name("ada")
+
+
+def _other_program(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.commit()
+    connection.close()
+
+
+def _newer_version(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {len(sqlite.MIGRATIONS) + 1}")
+    connection.close()
+
+
+def _not_a_database(path: Path) -> None:
+    path.write_bytes(b"something else entirely, and long enough" * 100)
+
+
+@pytest.mark.parametrize("make", [_other_program, _newer_version, _not_a_database, Path.mkdir])
+async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, make: object) -> None:
+    assert callable(make)
+    make(tmp_path / "s")
+    before = None if (tmp_path / "s").is_dir() else (tmp_path / "s").stat().st_size
+    with pytest.raises(UsageError):
+        async with SqliteStore(tmp_path / "s"):
+            pytest.fail("opened")
+    assert before is None or (tmp_path / "s").stat().st_size == before
+
+
+async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+    newer = (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", newer)
+    async with SqliteStore(tmp_path / "s") as store:
+        assert await store.user_by_name("ada") == ADA
+    connection = sqlite3.connect(tmp_path / "s")
+    assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
+    assert connection.execute("SELECT * FROM added").fetchall() == []
+    connection.close()
+
+
+async def test_a_step_that_fails_undoes_the_steps_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT", "NONSENSE"))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", broken)
+    with pytest.raises(UsageError):
+        async with SqliteStore(tmp_path / "s"):
+            pytest.fail("opened")
+    connection = sqlite3.connect(tmp_path / "s")
+    assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
+    connection.close()
