@@ -1,0 +1,131 @@
+"""The bumble radio against emulated controllers in this process."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+from bumble.device import AdvertisingType
+
+from companion_push.controllers import Air, Host
+from headless_passkey.command_line import UsageError
+from headless_passkey.errors import TransportError
+from headless_passkey.radio.bumble import BumbleRadio, open_device
+
+FFF9, FDE2 = b"\xf9\xff", b"\xe2\xfd"
+
+
+@pytest.fixture
+async def air() -> AsyncIterator[tuple[Air, str]]:
+    """The air, and the name of the transport that leads to a controller on it."""
+    air = Air(8)
+    server = await asyncio.get_running_loop().create_server(lambda: Host(air), "127.0.0.1", 0)
+    async with server:
+        yield air, f"tcp-client:127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        air.close()
+
+
+def service_data(uuid: bytes, data: bytes) -> bytes:
+    return bytes([3 + len(data), 0x16]) + uuid + data
+
+
+@pytest.mark.parametrize(
+    ("data", "heard"),
+    [
+        (service_data(FFF9, b"a" * 20), [b"a" * 20]),
+        (service_data(FDE2, b"b" * 20), [b"b" * 20]),
+        (b"\x02\x01\x06" + service_data(FFF9, b"c" * 24), [b"c" * 24]),
+        (b"\x03\x03\xf9\xff" + service_data(FFF9, b"d" * 20), [b"d" * 20]),
+        (service_data(FFF9, b"e") + service_data(FDE2, b"f"), [b"e", b"f"]),
+        (service_data(FFF9, b""), [b""]),
+    ],
+)
+async def test_service_data_under_either_uuid_is_heard(
+    air: tuple[Air, str], data: bytes, heard: list[bytes]
+) -> None:
+    async with BumbleRadio(air[1]).adverts() as adverts, open_device(air[1]) as (phone, _):
+        await phone.start_advertising(advertising_type=AdvertisingType.UNDIRECTED, advertising_data=data)
+        async with asyncio.timeout(10):
+            found = [await anext(adverts) for _ in heard]
+        assert [advert.service_data for advert in found] == heard
+        assert {advert.address for advert in found} == {
+            phone.random_address.to_string(with_type_qualifier=False)
+        }
+        assert {advert.rssi for advert in found} == {-50}
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\0\0\0",
+        b"\xff",
+        b"\x17\x16\xf9",
+        b"\x1f\x16\xf9\xff" + bytes(3),
+        b"\x01\x16",
+        b"\x02\x16\xf9",
+        service_data(b"\xf3\xfe", bytes(20)),
+        b"\x15\x21" + bytes(20),
+        b"\xff" * 31,
+    ],
+)
+async def test_malformed_and_foreign_adverts_do_no_harm(air: tuple[Air, str], data: bytes) -> None:
+    good = b"x" * 20
+    async with BumbleRadio(air[1]).adverts() as adverts, open_device(air[1]) as (stranger, _):
+        await stranger.start_advertising(
+            advertising_type=AdvertisingType.UNDIRECTED,
+            advertising_data=data,
+            advertising_interval_min=20,
+        )
+        async with open_device(air[1]) as (phone, _):
+            await phone.start_advertising(
+                advertising_type=AdvertisingType.UNDIRECTED, advertising_data=service_data(FFF9, good)
+            )
+            async with asyncio.timeout(10):
+                async for advert in adverts:
+                    if advert.service_data == good:
+                        break
+                    assert len(advert.service_data) < 20
+
+
+async def test_when_the_controller_goes_listening_fails(air: tuple[Air, str]) -> None:
+    async with BumbleRadio(air[1]).adverts() as adverts:
+        hearing = asyncio.ensure_future(anext(adverts))
+        air[0].close()
+        async with asyncio.timeout(10):
+            with pytest.raises(TransportError, match="has gone"):
+                await hearing
+
+
+async def test_leaving_gives_the_controller_back(air: tuple[Air, str]) -> None:
+    for _ in range(20):
+        async with BumbleRadio(air[1]).adverts():
+            pass
+
+
+async def test_a_controller_that_is_not_there_is_a_transport_error() -> None:
+    with pytest.raises(TransportError, match=r"tcp-client:127\.0\.0\.1:1"):
+        async with BumbleRadio("tcp-client:127.0.0.1:1").adverts():
+            pass
+
+
+async def test_a_controller_that_does_not_answer_is_a_transport_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("headless_passkey.radio.bumble.START_TIMEOUT", 0.1)
+    held: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _reader, writer: held.append(writer), "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(TransportError, match="does not answer"):
+            async with BumbleRadio(f"tcp-client:127.0.0.1:{port}").adverts():
+                pass
+        for writer in held:
+            writer.close()
+
+
+@pytest.mark.parametrize("transport", ["", "carrier-pigeon:1", "tcp-client", "tcp-client:nowhere", "file"])
+async def test_a_name_that_names_no_transport_is_a_usage_error(transport: str) -> None:
+    with pytest.raises(UsageError):
+        async with BumbleRadio(transport).adverts():
+            pass
