@@ -104,6 +104,9 @@ class Members:
             raise self._wrong(name, "an object")
         return value
 
+    def object(self, name: str) -> "Members":
+        return Members(self._value.get(name), f"{self._what}: {name}")
+
     def items(self, name: str, most: int = 1024) -> list[Any]:
         value = self._value.get(name)
         if not isinstance(value, list) or len(value) > most:
@@ -123,6 +126,7 @@ def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
         connector=aiohttp.TCPConnector(ssl=True if tls is None else tls),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        auto_decompress=False,  # nothing small unfolds into something large
     )
 
 
@@ -176,13 +180,15 @@ class ProvenHttp:
         if query or wait:
             url = url.with_query({**(query or {}), **({"wait": wait} if wait else {})})
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        begun, attempt = time.monotonic(), 0
+        attempt = 0
         while True:
+            begun = time.monotonic()
             try:
                 return await self._attempt(method, url, data, wait, access_token)
             except _Passing as passing:
                 pause = self._pause(attempt, passing.retry_after)
-                if time.monotonic() + pause > begun + patience:
+                patience -= time.monotonic() - begun + pause
+                if patience < 0:
                     raise TransportError(str(passing)) from passing
                 logger.debug("%s %s: %s; again in %.1f s", method, path, passing, pause)
             attempt += 1

@@ -1,0 +1,433 @@
+"""JSON over HTTPS with proofs, against small servers that behave and misbehave."""
+
+import asyncio
+import contextlib
+import gzip
+import json
+import logging
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.proven_http import MAX_ANSWER, Members, Problem, ProvenHttp, open_session
+from headless_passkey.trust.signing import SoftwareSigningKey
+from tests.certificates import Certificate
+from tests.device.test_proof import claims_of
+
+KEY = SoftwareSigningKey.generate()
+NOW = 1_800_000_000
+PROBLEM = "urn:headless-passkey:problem:"
+
+Step = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass
+class Server:
+    """Answers one step of its script after the other, the last one again and again."""
+
+    script: list[Step]
+    url: str = ""
+    seen: list[tuple[str, str, bytes, str, dict[str, str]]] = field(default_factory=list)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        body = await request.read()
+        proof = request.headers["DPoP"]
+        self.seen.append((request.method, request.path_qs, body, proof, dict(request.headers)))
+        step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        return await step(request)
+
+    @property
+    def proofs(self) -> list[dict[str, Any]]:
+        return [claims_of(proof, KEY) for _, _, _, proof, _ in self.seen]
+
+
+@contextlib.asynccontextmanager
+async def serving(*script: Step, tls: ssl.SSLContext | None = None) -> AsyncIterator[Server]:
+    server = Server(list(script))
+    app = web.Application(client_max_size=1 << 24)
+    app.router.add_route("*", "/{path:.*}", server.handle)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
+    await site.start()
+    port = runner.addresses[0][1]
+    server.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
+    try:
+        yield server
+    finally:
+        await runner.cleanup()
+
+
+@dataclass
+class Pauses:
+    """A sleep that does not, and remembers."""
+
+    slept: list[float] = field(default_factory=list)
+
+    async def __call__(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
+@contextlib.asynccontextmanager
+async def talking_to(
+    url: str, *, tls: ssl.SSLContext | None = None, pauses: Pauses | None = None
+) -> AsyncIterator[ProvenHttp]:
+    async with open_session(tls) as session:
+        yield ProvenHttp(session, url, KEY, clock=lambda: NOW, sleep=pauses or Pauses(), chance=lambda: 0.5)
+
+
+def answer(body: bytes = b"", *, kind: str = "application/json", **more: Any) -> Step:
+    async def respond(_request: web.Request) -> web.StreamResponse:
+        return web.Response(body=body, content_type=kind, **more)
+
+    return respond
+
+
+def ok(**members: object) -> Step:
+    return answer(json.dumps(members).encode())
+
+
+def problem(status: int, slug: str, *, retry_after: int | None = None, **members: object) -> Step:
+    headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+    body = json.dumps({"type": PROBLEM + slug, "status": status, "title": slug, **members}).encode()
+    return answer(body, kind="application/problem+json", status=status, headers=headers)
+
+
+# What is sent
+
+
+async def test_every_request_carries_a_proof_for_its_method_and_url() -> None:
+    async with serving(ok(answer=42)) as server, talking_to(server.url) as http:
+        assert (await http.get("/v1/ring", after=3)).integer("answer") == 42
+        await http.put("/v1/requests/x", {"a": 1})
+        await http.post("/v1/ring", {})
+    assert [(proof["htm"], proof["htu"]) for proof in server.proofs] == [
+        ("GET", f"{server.url}/v1/ring"),
+        ("PUT", f"{server.url}/v1/requests/x"),
+        ("POST", f"{server.url}/v1/ring"),
+    ]
+    assert all(proof["iat"] == NOW for proof in server.proofs)
+    assert len({proof["jti"] for proof in server.proofs}) == 3
+    assert [seen[1] for seen in server.seen] == ["/v1/ring?after=3", "/v1/requests/x", "/v1/ring"]
+
+
+async def test_a_token_goes_along_bound_to_the_proof() -> None:
+    async with serving(answer(status=204)) as server, talking_to(server.url) as http:
+        await http.call("DELETE", "/session", access_token="sesame")
+    assert server.seen[0][4]["Authorization"] == "DPoP sesame"
+    assert "ath" in server.proofs[0]
+
+
+async def test_no_cookie_is_kept() -> None:
+    baker = answer(b"{}", headers={"Set-Cookie": "who=you; Path=/"})
+    async with serving(baker, ok()) as server, talking_to(server.url) as http:
+        await http.get("/")
+        await http.get("/")
+    assert all("Cookie" not in headers for *_, headers in server.seen)
+
+
+# What is tried again
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_what_may_pass_is_sent_again_in_the_same_bytes_with_a_new_proof(status: int) -> None:
+    busy = answer(b"busy", kind="text/plain", status=status)
+    async with serving(busy, busy, ok(done=1)) as server, talking_to(server.url) as http:
+        assert (await http.put("/x", {"b": 1, "a": [2]})).integer("done") == 1
+    assert {body for _, _, body, _, _ in server.seen} == {b'{"b":1,"a":[2]}'}
+    assert len({proof["jti"] for proof in server.proofs}) == 3
+
+
+async def test_the_server_says_how_long_to_wait() -> None:
+    pauses = Pauses()
+    script = (
+        problem(503, "draining", retry_after=3),
+        problem(503, "store-unavailable"),
+        answer(b'{"retry_after": 7}', kind="application/problem+json", status=429),
+        ok(),
+    )
+    async with serving(*script) as server, talking_to(server.url, pauses=pauses) as http:
+        await http.get("/")
+    assert pauses.slept == [3.5, pytest.approx(0.3), 7.5]
+
+
+async def test_a_wait_beyond_our_patience_is_not_begun() -> None:
+    pauses = Pauses()
+    async with (
+        serving(problem(429, "too-many-pending", retry_after=240)) as server,
+        talking_to(server.url, pauses=pauses) as http,
+    ):
+        with pytest.raises(TransportError, match="too-many-pending"):
+            await http.get("/")
+    assert pauses.slept == []
+    assert len(server.seen) == 1
+
+
+async def test_a_server_that_is_away_is_a_transport_error_when_patience_ends() -> None:
+    async with serving(ok()) as server:
+        url = server.url
+    pauses = Pauses()
+    async with talking_to(url, pauses=pauses) as http:
+        with pytest.raises(TransportError, match="cannot be reached"):
+            await http.get("/", patience=20)
+    assert 3 <= len(pauses.slept) <= 12
+    assert pauses.slept == sorted(pauses.slept), "pauses grow"
+    assert sum(pauses.slept) <= 20
+
+
+async def test_a_kept_connection_that_died_is_replaced_with_a_new_proof() -> None:
+    proofs: list[str] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            proofs.append(head.split("DPoP: ")[1].split("\r\n")[0])
+            if len(proofs) == 2:
+                break  # taken in, and no answer
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server, talking_to(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}") as http:
+        await http.get("/")
+        await http.get("/")
+    ids = [claims_of(proof, KEY)["jti"] for proof in proofs]
+    assert len(ids) == len(set(ids)) == 3
+
+
+async def test_cancelling_is_prompt_and_leaves_nothing_behind() -> None:
+    arrived = asyncio.Event()
+
+    async def hold(_request: web.Request) -> web.StreamResponse:
+        arrived.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with serving(hold) as server, talking_to(server.url) as http:
+        task = asyncio.create_task(http.get("/", wait=25))
+        await arrived.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("status", "slug", "expected"),
+    [
+        (400, "invalid-request", Problem),
+        (400, "unknown-recipient", Problem),
+        (401, "proof-invalid", Problem),
+        (404, "not-found", Problem),
+        (409, "ring-conflict", Problem),
+        (409, "request-conflict", Problem),
+        (409, "already-claimed", Problem),
+        (409, "state-conflict", Problem),
+        (409, "invitation-used", TrustError),
+        (410, "expired", NotApproved),
+        (413, "payload-too-large", Problem),
+        (503, "draining", TransportError),
+        (503, "store-unavailable", TransportError),
+    ],
+)
+async def test_each_refusal_is_a_branch_of_the_error_tree(
+    status: int, slug: str, expected: type[HeadlessPasskeyError]
+) -> None:
+    async with serving(problem(status, slug, state="claimed")) as server, talking_to(server.url) as http:
+        with pytest.raises(expected) as caught:
+            await http.get("/", patience=0)
+    if isinstance(caught.value, Problem):
+        assert (caught.value.slug, caught.value.reason, caught.value.status) == (slug, slug, status)
+        assert caught.value.members.text("state") == "claimed"
+    if isinstance(caught.value, NotApproved):
+        assert caught.value.reason is Outcome.EXPIRED
+    if slug == "invitation-used":
+        assert "look at the account's members" in str(caught.value)
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize(("relays", "saying"), [(NOW - 90, "90 s ahead of"), (NOW + 3600, "3600 s behind")])
+async def test_a_clock_that_is_wrong_is_told_by_how_much(relays: int, saying: str) -> None:
+    async with serving(problem(401, "proof-clock", now=relays)) as server, talking_to(server.url) as http:
+        with pytest.raises(TrustError, match=saying) as caught:
+            await http.get("/")
+    assert caught.value.reason is TrustReason.CLOCK_SKEW
+    assert len(server.seen) == 1
+
+
+@pytest.mark.threat("T9")
+async def test_a_redirect_is_not_followed() -> None:
+    for status in (301, 302, 303, 307, 308):
+        moved = answer(status=status, headers={"Location": "https://evil.example/"})
+        async with serving(moved) as server, talking_to(server.url) as http:
+            with pytest.raises(RemoteProtocolError, match=f"http-{status}"):
+                await http.get("/")
+        assert len(server.seen) == 1
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "response",
+    [
+        answer(b""),
+        answer(b"[]"),
+        answer(b"null"),
+        answer(b"{"),
+        answer(b'{"a": NaN}'),
+        answer(b'{"a": Infinity}'),
+        answer(b"\xff\xfe"),
+        answer(b"[" * 100_000),
+        answer(b"{}", kind="text/html"),
+        answer(b"{}", kind="application/problem+json"),
+        answer(b'{"a": "' + b"a" * MAX_ANSWER + b'"}'),
+        answer(gzip.compress(b" " * (1 << 26) + b"{}"), headers={"Content-Encoding": "gzip"}),
+        answer(b"[", kind="application/problem+json", status=400),
+        answer(b'{"type": 7}', kind="application/problem+json", status=400),
+        answer(
+            json.dumps({"type": PROBLEM + "proof-clock"}).encode(),
+            kind="application/problem+json",
+            status=401,
+        ),
+        answer(b"<h1>not here</h1>", kind="text/html", status=404),
+        answer(status=418),
+    ],
+    ids=range(17),
+)
+async def test_an_answer_out_of_shape_is_a_protocol_error(response: Step) -> None:
+    async with serving(response) as server, talking_to(server.url) as http:
+        with pytest.raises(RemoteProtocolError):
+            await http.get("/")
+    assert len(server.seen) == 1, "it is not tried again"
+
+
+@pytest.mark.threat("T12")
+async def test_an_answer_without_end_is_cut_off() -> None:
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json"})
+        await response.prepare(request)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                await response.write(b" " * 65_536)
+        return response
+
+    async with serving(endless) as server, talking_to(server.url) as http:
+        with pytest.raises(RemoteProtocolError, match="more than"):
+            await http.get("/")
+
+
+async def test_half_an_answer_is_no_answer() -> None:
+    async def half(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "application/json", "Content-Length": "100"})
+        await response.prepare(request)
+        await response.write(b"{")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with serving(half, ok(done=1)) as server, talking_to(server.url) as http:
+        assert (await http.get("/")).integer("done") == 1
+
+
+# TLS
+
+
+@pytest.mark.threat("T9")
+async def test_the_server_is_verified(loopback_certificate: Certificate) -> None:
+    pauses = Pauses()
+    async with serving(ok(), tls=loopback_certificate.server_context()) as server:
+        async with talking_to(server.url, tls=loopback_certificate.client_context()) as http:
+            await http.get("/")
+        async with talking_to(server.url, pauses=pauses) as http:
+            with pytest.raises(TransportError, match="certificate"):
+                await http.get("/")
+        other_name = server.url.replace("127.0.0.1", "127.0.0.2")
+        async with talking_to(other_name, tls=loopback_certificate.client_context(), pauses=pauses) as http:
+            with pytest.raises(TransportError):
+                await http.get("/", patience=0)
+    assert pauses.slept == []
+    assert len(server.seen) == 1
+
+
+@pytest.mark.threat("T11")
+async def test_the_log_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    script = (answer(status=503), problem(404, "not-found"))
+    async with serving(*script) as server, talking_to(server.url) as http:
+        with pytest.raises(Problem) as caught:
+            await http.call("POST", "/v1/x", body={"ticket": "s3cret"}, access_token="sesame")
+    said = caplog.text + str(caught.value) + repr(caught.value)
+    assert "/v1/x" in caplog.text
+    for secret in ("s3cret", "sesame", server.seen[0][3]):
+        assert secret not in said
+
+
+# The members of an answer
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(JSON)
+@pytest.mark.threat("T12")
+def test_any_member_is_what_was_asked_for_or_refused_politely(value: Any) -> None:
+    members = Members({"x": value}, "test")
+    readers: tuple[tuple[Callable[[str], object], type | tuple[type, ...]], ...] = (
+        (members.text, str),
+        (members.integer, int),
+        (lambda name: members.octets(name, 0, 100), bytes),
+        (members.items, list),
+        (members.objects, list),
+        (members.object, Members),
+        (members.optional_text, (str, type(None))),
+        (lambda name: members.optional_octets(name, 1, 9), (bytes, type(None))),
+    )
+    for read, kind in readers:
+        with contextlib.suppress(RemoteProtocolError):
+            assert isinstance(read("x"), kind)
+        with contextlib.suppress(RemoteProtocolError):
+            assert read("absent") is None
+
+
+def test_members_have_bounds() -> None:
+    members = Members(json.loads('{"t": "abc", "n": 5, "b": "AAAA", "l": [1, 2], "yes": true}'), "test")
+    assert members.text("t") == "abc"
+    assert members.octets("b", 3) == bytes(3)
+    for wrong in (
+        lambda: members.text("t", 2),
+        lambda: members.integer("n", 4),
+        lambda: members.integer("yes"),
+        lambda: members.octets("b", 4),
+        lambda: members.items("l", 1),
+    ):
+        with pytest.raises(RemoteProtocolError):
+            wrong()
+
+
+def test_a_session_is_made_for_this() -> None:
+    async def made() -> aiohttp.ClientSession:
+        session = open_session(None)
+        await session.close()
+        return session
+
+    assert not asyncio.run(made()).trust_env
