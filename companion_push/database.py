@@ -77,6 +77,8 @@ def sole_user(path: Path) -> Iterator[None]:
 
     Raises `StoreBusy`. The system lets go of the lock when the process dies, however it dies.
     """
+    if path.is_dir():
+        raise StoreUnusable(f"cannot use the store {path}: it is a folder")
     lock = path.with_name(path.name + ".lock")
     try:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)

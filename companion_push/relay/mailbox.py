@@ -72,7 +72,7 @@ class Request:
     account: str
     device: str  # the submitting device's name
     id: str  # base64url of 16 bytes, chosen by the device
-    recipients: tuple[str, ...]  # companions' names
+    recipients: tuple[str, ...]  # companions' names, sorted
     fingerprint: bytes  # of what was submitted, 32 bytes: the same again is no conflict
     submitted_at: int
     expires_at: int

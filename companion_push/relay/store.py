@@ -147,7 +147,7 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
             account=account,
             device=device,
             id=request_id,
-            recipients=tuple(recipient for recipient, _, _ in envelopes),
+            recipients=tuple(sorted(recipient for recipient, _, _ in envelopes)),
             fingerprint=fingerprint,
             submitted_at=submitted_at,
             expires_at=expires_at,

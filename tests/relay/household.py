@@ -186,6 +186,7 @@ async def running_relay(
     ceiling: int = 300,
     held_per_member: int = 4,
     held_per_address: int = 256,
+    idle: float = 30,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved."""
     clock = Clock()
@@ -201,7 +202,9 @@ async def running_relay(
         clock=clock,
     )
     app = make_app(config)
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=1)
+    runner = web.AppRunner(
+        app, access_log=None, handler_cancellation=True, keepalive_timeout=idle, shutdown_timeout=1
+    )
     try:
         await runner.setup()
         await web.SockSite(runner, listening).start()

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from companion_push.relay import app
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
 from headless_passkey.trust.signing import base64url
@@ -629,6 +630,36 @@ async def test_a_body_that_is_not_what_its_headers_say_is_refused(relay: Relay, 
         async with relay.session.put(relay.url + path, data=data, headers=headers) as response:
             assert response.status == status
             assert response.content_type == "application/problem+json"
+
+
+@pytest.mark.threat("T13")
+async def test_a_body_that_never_comes_is_not_waited_for(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "_BODY_SECONDS", 0.05)
+    (frame,) = home.devices
+    path = f"/v1/requests/{fresh_id()}"
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
+    head = (
+        f"PUT {path} HTTP/1.1\r\nHost: x\r\nDPoP: {frame.proof('PUT', path)}\r\nContent-Length: 100\r\n\r\n{{"
+    )
+    writer.write(head.encode())
+    async with asyncio.timeout(SOON):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 400")
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.threat("T13")
+async def test_a_connection_that_asks_nothing_is_closed(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", idle=0.05) as relay:
+        for said in (b"", b"GET /v1/inbox HTTP/1.1\r\nHost: x\r\nDPoP: "):
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
+            writer.write(said)
+            async with asyncio.timeout(SOON):
+                assert await reader.read() == b""
+            writer.close()
+            await writer.wait_closed()
 
 
 async def test_other_paths_and_methods_are_problems_too(relay: Relay, home: Household) -> None:

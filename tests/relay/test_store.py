@@ -1,0 +1,325 @@
+"""The store: one file, private, ours, of a known version; durable, and forgetful of what is over."""
+
+import asyncio
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from companion_push import database as database_module
+from companion_push.accounts import add_account
+from companion_push.database import Database, open_database, sole_user
+from companion_push.errors import StoreBusy, StoreUnusable
+from companion_push.relay import store
+from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request, State
+from companion_push.relay.operations import Call, sweep
+from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.proofs import Proof
+
+NOW = 1_800_000_000
+SEALED = b"sealed for anna alone"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "relay.sqlite3"
+
+
+@pytest_asyncio.fixture
+async def database(path: Path) -> AsyncIterator[Database]:
+    async with open_database(path) as opened:
+        yield opened
+
+
+async def a_request(database: Database) -> Request:
+    """A pending request, stored."""
+
+    def insert(db: sqlite3.Connection) -> Request:
+        added = add_account(db, name="alice", now=NOW, expires_at=NOW + 60)
+        assert added is not None
+        request = Request(
+            account=added[0],
+            device="frame",
+            id="r1",
+            recipients=("anna", "bert"),
+            fingerprint=bytes(32),
+            submitted_at=NOW,
+            expires_at=NOW + 300,
+        )
+        store.insert(db, request, {"anna": SEALED, "bert": b"sealed for bert"})
+        return request
+
+    return await database.transact(insert)
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+
+
+def contents(folder: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in folder.iterdir())
+
+
+# The file
+
+
+async def test_the_file_is_its_owners_alone(path: Path, database: Database) -> None:
+    await a_request(database)
+    assert modes(path.parent) == {path.name + end: 0o600 for end in ("", "-shm", "-wal")}
+
+
+async def test_a_store_opens_again_with_what_was_in_it(path: Path) -> None:
+    async with open_database(path) as database:
+        request = await a_request(database)
+    async with open_database(path) as database:
+        assert await database.transact(lambda db: store.request(db, "frame", "r1")) == request
+
+
+async def test_what_is_acknowledged_is_on_the_disk(database: Database) -> None:
+    assert await database.transact(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
+    assert await database.transact(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
+    assert await database.note(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (1,)
+
+
+async def test_a_transaction_that_fails_leaves_nothing_behind(database: Database) -> None:
+    def half(db: sqlite3.Connection) -> None:
+        add_account(db, name="alice", now=NOW, expires_at=NOW + 60)
+        raise Problem(Slug.EXPIRED)
+
+    with pytest.raises(Problem):
+        await database.transact(half)
+    assert await database.transact(lambda db: db.execute("SELECT count(*) FROM accounts").fetchone()) == (0,)
+
+
+async def refused_to_open(path: Path, error: type[Exception]) -> str:
+    with pytest.raises(error) as refusal:
+        async with open_database(path):
+            pass
+    return str(refusal.value)
+
+
+@pytest.fixture
+def letter(path: Path) -> bytes:
+    path.write_bytes(b"a letter to a friend, longer than a header of SQLite would be" * 20)
+    return contents(path.parent)
+
+
+async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path, letter: bytes) -> None:
+    assert "not a store" in await refused_to_open(path, StoreUnusable)
+    assert contents(path.parent) == letter
+
+
+async def test_another_programs_database_is_refused_and_left_alone(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE recipes (name TEXT)")
+    connection.close()
+    assert "another program" in await refused_to_open(path, StoreUnusable)
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT name FROM sqlite_schema").fetchall() == [("recipes",)]
+    connection.close()
+
+
+async def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
+    async with open_database(path):
+        pass
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert "newer version" in await refused_to_open(path, StoreUnusable)
+
+
+async def test_a_folder_or_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    await refused_to_open(tmp_path, StoreUnusable)
+    await refused_to_open(tmp_path / "absent" / "store", StoreUnusable)
+
+
+async def test_a_store_of_an_older_version_is_brought_up_step_by_step(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_database(path) as database:
+        await a_request(database)
+    steps = database_module._MIGRATIONS
+    more = (*steps, "CREATE TABLE more (a INTEGER) STRICT;\nINSERT INTO more VALUES (7)")
+    monkeypatch.setattr(database_module, "_MIGRATIONS", more)
+    for _ in range(2):
+        async with open_database(path) as database:
+            assert await database.transact(lambda db: db.execute("SELECT a FROM more").fetchall()) == [(7,)]
+            assert await database.transact(lambda db: store.request(db, "frame", "r1")) is not None
+
+
+async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_database(path):
+        pass
+    steps = database_module._MIGRATIONS
+    monkeypatch.setattr(
+        database_module, "_MIGRATIONS", (*steps, "CREATE TABLE more (a);\nCREATE TABLE more (a)")
+    )
+    await refused_to_open(path, StoreUnusable)
+    monkeypatch.setattr(database_module, "_MIGRATIONS", steps)
+    async with open_database(path) as database:
+        tables = await database.transact(lambda db: db.execute("SELECT name FROM sqlite_schema").fetchall())
+    assert ("more",) not in tables
+
+
+async def test_a_store_that_is_locked_by_another_program_is_busy(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_database(path):
+        pass
+    monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.05)
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("BEGIN EXCLUSIVE")
+    assert "locked" in await refused_to_open(path, StoreBusy)
+    connection.execute("ROLLBACK")
+    connection.close()
+
+
+def test_a_store_has_one_relay_at_a_time(path: Path) -> None:
+    with sole_user(path), pytest.raises(StoreBusy, match="another relay"), sole_user(path):
+        pass
+    with sole_user(path):
+        pass
+
+
+async def test_an_account_can_be_added_while_another_connection_writes(
+    path: Path, database: Database
+) -> None:
+    async def add(opened: Database, prefix: str) -> None:
+        for number in range(20):
+            name = f"{prefix} {number}"
+            await opened.transact(lambda db, name=name: add_account(db, name=name, now=NOW, expires_at=NOW))  # type: ignore[misc]
+
+    async with open_database(path) as other:
+        await asyncio.gather(add(database, "a"), add(other, "b"))
+    assert await database.transact(lambda db: db.execute("SELECT count(*) FROM accounts").fetchone()) == (40,)
+
+
+# Requests
+
+
+async def test_a_request_comes_back_as_it_was_saved(database: Database) -> None:
+    request = await a_request(database)
+    changed = request.fetched().companion_says("bert", CompanionEvent.FAILED, "stale-ring")
+    changed = changed.companion_says("anna", CompanionEvent.CLAIMED, None)
+    await database.transact(lambda db: store.save(db, changed))
+    assert await database.transact(lambda db: store.request(db, "frame", "r1")) == changed
+    assert await database.transact(lambda db: store.requests_of(db, request.account)) == [changed]
+
+
+async def test_failures_keep_their_order(database: Database) -> None:
+    request = await a_request(database)
+    for by in ("bert", "anna"):
+        request = request.companion_says(by, CompanionEvent.FAILED, None)
+        await database.transact(lambda db, after=request: store.save(db, after))  # type: ignore[misc]
+    kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
+    assert kept == request
+    assert [failure.by for failure in request.failures] == ["bert", "anna"]
+
+
+@pytest.mark.threat("T11")
+async def test_envelopes_are_forgotten_when_their_request_is_over(path: Path, database: Database) -> None:
+    request = await a_request(database)
+    assert await database.transact(lambda db: store.sealed_for(db, "anna")) == [(request, SEALED)]
+    await database.transact(lambda db: store.save(db, request.superseded()))
+    assert await database.transact(lambda db: store.sealed_for(db, "anna")) == []
+    kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
+    assert kept == request.superseded()
+
+    # and nothing of them is left in the file itself
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    assert SEALED not in contents(path.parent)
+
+
+async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(database: Database) -> None:
+    await a_request(database)
+
+    async def swept(now: float) -> Request | None:
+        await database.transact(lambda db: sweep(Call(db=db, caller="", now=now)))
+        return await database.transact(lambda db: store.request(db, "frame", "r1"))
+
+    pending = await swept(NOW + 299)
+    assert pending is not None
+    assert pending.state is State.PENDING
+    expired = await swept(NOW + 300)
+    assert expired is not None
+    assert expired.state is State.EXPIRED
+    assert await swept(NOW + 300 + GRACE + KEPT - 1) == expired
+    assert await swept(NOW + 300 + GRACE + KEPT) is None
+    assert await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone()) == (0,)
+
+
+async def test_the_sweep_leaves_a_claimed_request_its_grace(database: Database) -> None:
+    request = await a_request(database)
+    claimed = request.companion_says("anna", CompanionEvent.CLAIMED, None)
+    await database.transact(lambda db: store.save(db, claimed))
+    answer = await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE - 1)))
+    assert answer.topics == frozenset()
+    answer = await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE)))
+    assert answer.topics == {"request frame r1", "inbox anna", "inbox bert"}
+
+
+async def test_an_account_nobody_founded_is_forgotten_with_its_code(database: Database) -> None:
+    def names(db: sqlite3.Connection) -> list[tuple[str]]:
+        return db.execute("SELECT name FROM accounts").fetchall()
+
+    await database.transact(lambda db: add_account(db, name="alice", now=NOW, expires_at=NOW + 60))
+    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_000)))
+    assert await database.transact(names) == [("alice",)]
+    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_460)))
+    assert await database.transact(names) == []
+
+
+@pytest.mark.threat("T11")
+async def test_a_code_is_stored_as_its_hash_only(path: Path, database: Database) -> None:
+    added = await database.transact(lambda db: add_account(db, name="alice", now=NOW, expires_at=NOW + 60))
+    assert added is not None
+    assert b"alice" in contents(path.parent)
+    assert added[1] not in contents(path.parent)
+
+
+# Proofs
+
+
+def proof(number: int, *, name: str = "anna") -> Proof:
+    return Proof(name=name, jti=f"{number}", until=NOW + 61)
+
+
+@pytest.mark.threat("T13")
+async def test_a_taken_proof_stays_taken_over_a_restart(path: Path) -> None:
+    async with open_database(path) as database:
+        await database.note(lambda db: store.take_proof(db, proof(1)))
+    async with open_database(path) as database:
+        with pytest.raises(Problem) as problem:
+            await database.note(lambda db: store.take_proof(db, proof(1)))
+        assert problem.value.slug is Slug.PROOF_INVALID
+        await database.note(lambda db: store.take_proof(db, proof(2)))
+        await database.note(lambda db: store.take_proof(db, proof(1, name="bert")))
+
+
+@pytest.mark.threat("T13")
+async def test_strangers_cannot_fill_the_store_with_proofs_nor_crowd_members_out(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = await a_request(database)
+    monkeypatch.setattr(store, "_MAX_PROOFS_OF_STRANGERS", 3)
+    monkeypatch.setattr(store, "_MAX_PROOFS_OF_A_KEY", 2)
+    await database.transact(
+        lambda db: db.execute("INSERT INTO members VALUES ('anna', ?, 'companion')", (request.account,))
+    )
+
+    async def take(number: int, name: str) -> Slug | None:
+        try:
+            await database.note(lambda db: store.take_proof(db, proof(number, name=name)))
+        except Problem as problem:
+            return problem.slug
+        return None
+
+    assert [await take(n, f"stranger {n}") for n in range(4)] == [None, None, None, Slug.RATE_LIMITED]
+    assert [await take(n, "anna") for n in range(3)] == [None, None, Slug.RATE_LIMITED]
+    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 61)))
+    assert [await take(0, "stranger 0"), await take(0, "anna")] == [None, None]
