@@ -31,7 +31,6 @@ from headless_passkey.hybrid.tunnel_url import (
 CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our goodbye
 SEND_TIMEOUT: Final = 20.0  # seconds an end may refuse to read while the other one writes
 CUT_OFF: Final = 1 << 16  # bytes over the limit from which a message is not read to its end
-LANE_SIZE: Final = 4  # messages on their way to one end; when full, the other end is not read from
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +153,10 @@ class Meeting:
                     return Ending(why="its time was up")
 
     async def _exchange(self, first: web.WebSocketResponse) -> None:
-        to_first, to_second = (asyncio.Queue[bytes | Ending](LANE_SIZE) for _ in End)
+        # When a lane is full its sender is not read from. All that may wait for the second end fits in, so
+        # that the first end is always read from until then, and missed when it leaves.
+        size = self._tunnel.limits.early_messages + 1
+        to_first, to_second = (asyncio.Queue[bytes | Ending](size) for _ in End)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(End.FIRST, first, to_second))
             second = await asyncio.shield(self._second)

@@ -25,8 +25,8 @@ class Limits:
     message_size: int = MAX_MESSAGE_SIZE
     messages: int = 256  # from one end, over the whole life
     size: int = 4 << 20  # bytes from one end, over the whole life
-    early_messages: int = 4  # that wait for the second end
-    early_size: int = 1 << 16  # their bytes
+    early_messages: int = 16  # that wait for the second end
+    early_size: int = MAX_MESSAGE_SIZE  # their bytes
     tunnels: int = 1024
     tunnels_per_address: int = 256
     rate: float = 600  # arrivals a minute from one address, in a burst at the most

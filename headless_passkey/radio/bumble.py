@@ -85,15 +85,17 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
     except Exception as error:  # every transport has its own
         why = getattr(error, "strerror", None) or type(error).__name__
         raise TransportError(f"cannot open the Bluetooth transport {transport}: {why}") from error
+    lost = opened.source.terminated
+    lost.add_done_callback(lambda _: lost.cancelled() or lost.exception())  # how it was lost is all the same
     async with opened:
         address = Address.generate_static_address()
         device = Device.with_hci("headless-passkey", address, opened.source, opened.sink)
         async with controller_errors():
             await device.power_on()
         try:
-            yield device, opened.source.terminated
+            yield device, lost
         finally:
-            await last_words(opened.source.terminated, device.power_off)
+            await last_words(lost, device.power_off)
 
 
 @asynccontextmanager

@@ -1,13 +1,15 @@
 """Which radio the device listens with, by name."""
 
-from headless_passkey.command_line import UsageError
+from collections.abc import Callable
+
+from headless_passkey.command_line import UsageError, talk
 from headless_passkey.radio.source import AdvertSource
 
 
-def open_radio(spec: str) -> AdvertSource:
+def open_radio(spec: str, *, report: Callable[[str], object] = talk) -> AdvertSource:
     """The radio that `spec` names: ``bleak``, ``bleak:hci1``, ``bumble:TRANSPORT`` or ``stdin``.
 
-    `UsageError` when it names none, or one whose extra is not installed.
+    report: told of each line of stdin that holds no advert. `UsageError` when it names none, or one whose extra is not installed.
     """
     kind, separator, rest = spec.partition(":")
     if kind == "bleak" and bool(rest) == bool(separator):
@@ -25,5 +27,5 @@ def open_radio(spec: str) -> AdvertSource:
     if spec == "stdin":
         from headless_passkey.radio.pipe import PipeRadio  # noqa: PLC0415
 
-        return PipeRadio()
+        return PipeRadio(report=report)
     raise UsageError(f"no such radio: {spec!r}; expected bleak, bleak:ADAPTER, bumble:TRANSPORT or stdin")
