@@ -180,9 +180,14 @@ class Relay:
         seen: int | None = None
         while True:
             asked = time.monotonic()
-            status = await self.status(
-                request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
-            )
+            try:
+                status = await self.status(
+                    request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
+                )
+            except Problem as problem:
+                if problem.slug == "not-found":
+                    raise TransportError("the relay has lost the request") from problem
+                raise
             if status.version != seen:
                 seen = status.version
                 yield status

@@ -1,0 +1,394 @@
+"""The device's calls against the real relay, and against relays that lie."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion_push.relay.app import make_app
+from companion_push.relay.config import RelayConfig
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.proven_http import MAX_WAIT, Members, Problem, ProvenHttp, open_session
+from headless_passkey.relay import DeviceEvent, Relay, RequestState, RequestStatus
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.signing import base64url
+from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
+from tests.relay import household
+from tests.relay.household import Caller, Household, running_relay
+from tests.trust.people import NOW, Home, Person, device, forge, grow
+from tests.trust.refusal import refused
+
+SEALED = b"sealed"
+
+
+@contextlib.asynccontextmanager
+async def speaking(person: Person, relay: household.Relay) -> AsyncIterator[Relay]:
+    """The relay, as `person` calls it."""
+    async with open_session(None) as session:
+        yield Relay(ProvenHttp(session, relay.url, person.key, clock=relay.clock))
+
+
+@contextlib.asynccontextmanager
+async def lied_to(*script: Step, pauses: Pauses | None = None) -> AsyncIterator[Relay]:
+    """A relay that answers what the script says."""
+    pauses = pauses or Pauses()
+    async with serving(*script) as server, open_session(None) as session:
+        http = ProvenHttp(session, server.url, HOME.frame.key, sleep=pauses)
+        yield Relay(http, sleep=pauses, chance=lambda: 0.5)
+
+
+HOME = Home()
+
+
+@pytest_asyncio.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
+    async with running_relay(tmp_path / "relay.sqlite3") as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def home(relay: household.Relay) -> Household:
+    return await relay.household()
+
+
+@pytest_asyncio.fixture
+async def frame(relay: household.Relay, home: Household) -> AsyncIterator[Relay]:
+    """The real relay, as the household's device calls it."""
+    async with speaking(home.devices[0].person, relay) as speaks:
+        yield speaks
+
+
+def sealed_to(*companions: Caller) -> dict[str, bytes]:
+    return {companion.name: SEALED for companion in companions}
+
+
+# Requests
+
+
+async def test_the_device_follows_its_request_to_the_end(home: Household, frame: Relay) -> None:
+    request_id = new_request_id()
+    name, (phone, tablet), device_ = base64url(request_id), home.companions, home.devices[0]
+    submitted = await frame.submit(request_id, sealed_to(phone, tablet), expires_in=300)
+    assert (submitted.state, submitted.version) == (RequestState.PENDING, 1)
+    seen = []
+    async for status in frame.watch(request_id):
+        seen.append((status.state, status.claimed_by))
+        match status.state:
+            case RequestState.PENDING:
+                await phone.inbox()
+            case RequestState.DELIVERED:
+                await phone.act(device_, name, "claimed")
+            case RequestState.CLAIMED:
+                await phone.act(device_, name, "opened")
+            case RequestState.OPENED:
+                assert (await frame.report(request_id, DeviceEvent.COMPLETED)).error() is None
+    assert seen == [
+        ("pending", None),
+        ("delivered", None),
+        ("claimed", phone.name),
+        ("opened", phone.name),
+        ("completed", phone.name),
+    ]
+
+
+async def test_the_same_submission_again_is_fine_and_another_is_a_conflict(
+    home: Household, frame: Relay
+) -> None:
+    request_id = new_request_id()
+    first = await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
+    again = await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
+    assert (first.state, first.version) == (again.state, again.version)
+    with pytest.raises(Problem) as caught:
+        await frame.submit(request_id, {home.companions[0].name: b"other"}, expires_in=300)
+    assert caught.value.slug == "request-conflict"
+
+
+async def test_an_envelope_to_nobody_is_a_problem(home: Household, frame: Relay) -> None:
+    with pytest.raises(Problem) as caught:
+        await frame.submit(new_request_id(), {home.devices[0].name: SEALED}, expires_in=300)
+    assert caught.value.slug == "unknown-recipient"
+
+
+async def test_a_decline_is_seen_with_its_reason(home: Household, frame: Relay) -> None:
+    request_id = new_request_id()
+    phone = home.companions[0]
+    await frame.submit(request_id, sealed_to(phone), expires_in=300)
+    await phone.inbox()
+    await phone.act(home.devices[0], base64url(request_id), "declined", "not-me")
+    async for status in frame.watch(request_id):
+        last = status
+    error = last.error()
+    assert isinstance(error, NotApproved)
+    assert error.reason is Outcome.DECLINED
+    assert "not-me" in str(error)
+
+
+async def test_a_companions_refusal_comes_back_as_its_own_reason(home: Household, frame: Relay) -> None:
+    request_id = new_request_id()
+    phone = home.companions[0]
+    await frame.submit(request_id, sealed_to(phone), expires_in=300)
+    await phone.inbox()
+    await phone.act(home.devices[0], base64url(request_id), "failed", "stale-ring")
+    status = await frame.status(request_id)
+    assert [(failure.by, failure.reason) for failure in status.failures] == [(phone.name, "stale-ring")]
+    error = status.error()
+    assert isinstance(error, TrustError)
+    assert error.reason is TrustReason.STALE_RING
+
+
+async def test_an_expired_request_says_so(relay: household.Relay, home: Household, frame: Relay) -> None:
+    request_id = new_request_id()
+    await frame.submit(request_id, sealed_to(*home.companions), expires_in=5)
+    relay.clock.ahead += 6
+    states = [status.state async for status in frame.watch(request_id)]
+    assert states == [RequestState.EXPIRED]
+
+
+async def test_reporting_twice_is_fine_and_too_late_is_a_problem(home: Household, frame: Relay) -> None:
+    request_id = new_request_id()
+    await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
+    for _ in range(2):
+        status = await frame.report(request_id, DeviceEvent.CANCELLED, "deadline")
+        assert (status.state, status.reason) == (RequestState.CANCELLED, "deadline")
+    with pytest.raises(Problem) as caught:
+        await frame.report(request_id, DeviceEvent.COMPLETED)
+    assert caught.value.slug == "state-conflict"
+
+
+async def test_a_request_nobody_knows_is_lost(home: Household, frame: Relay) -> None:
+    with pytest.raises(TransportError, match="lost"):
+        async for _ in frame.watch(new_request_id()):
+            pass
+
+
+@pytest.mark.threat("T13")
+async def test_a_stranger_and_a_removed_device_are_no_members(
+    relay: household.Relay, home: Household, frame: Relay
+) -> None:
+    chain = RingChain.start(home.ring)
+    await home.append(*(caller.person for caller in home.companions))
+    async with speaking(device("stranger"), relay) as stranger:
+        for who in (frame, stranger):
+            with refused(TrustReason.NOT_A_MEMBER):
+                await who.bring_up_to_date(chain)
+            with refused(TrustReason.NOT_A_MEMBER):
+                await who.submit(new_request_id(), sealed_to(*home.companions), expires_in=300)
+
+
+async def test_a_relay_that_restarts_is_waited_for(tmp_path: Path) -> None:
+    """The store, the address and the request stay; the process that served them goes and comes back."""
+    store, request_id = tmp_path / "relay.sqlite3", new_request_id()
+    async with running_relay(store) as relay:
+        home = await relay.household()
+        async with speaking(home.devices[0].person, relay) as frame:
+            await frame.submit(request_id, sealed_to(home.companions[0]), expires_in=300)
+    async with aiohttp.ClientSession() as session, speaking(home.devices[0].person, relay) as frame:
+        phone = replace(home.companions[0], session=session)
+        watched = frame.watch(request_id)
+        first = asyncio.ensure_future(anext(watched))
+        await asyncio.sleep(0)
+        async with _serving_at(relay.url, store):
+            assert (await first).state is RequestState.PENDING
+            second = asyncio.ensure_future(anext(watched))
+        async with _serving_at(relay.url, store):
+            await phone.inbox()
+            assert (await second).state is RequestState.DELIVERED
+        await watched.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _serving_at(url: str, store: Path) -> AsyncIterator[None]:
+    app = make_app(RelayConfig(public_url=url, store=store))
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", int(url.rpartition(":")[2])).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+# Rings
+
+
+async def test_newer_rings_are_taken_over_however_many(home: Household, frame: Relay) -> None:
+    chain = RingChain.start(home.ring)
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    assert await frame.bring_up_to_date(chain) == chain
+    for _ in range(40):
+        await home.append(*people)
+    longer = await frame.bring_up_to_date(chain)
+    assert longer.head == home.ring
+    assert longer.head.version == chain.head.version + 40
+
+
+def rings(*documents: bytes, version: int, ring_hash: bytes) -> Step:
+    return ok(
+        version=version, hash=base64url(ring_hash), rings=[base64url(document) for document in documents]
+    )
+
+
+@pytest.mark.threat("T2")
+async def test_a_relay_with_a_forked_ring_is_refused() -> None:
+    chain, first = HOME.chain, HOME.chain.rings[0]
+    fork = grow(first, HOME.phone, HOME.phone, HOME.frame)
+    longer = grow(fork, HOME.phone, HOME.phone, HOME.frame)
+    forged = forge(HOME.ring, device("relay"), HOME.phone, HOME.frame)
+    for lie in (
+        rings(fork.document, version=2, ring_hash=fork.hash),
+        rings(version=2, ring_hash=fork.hash),
+        rings(longer.document, version=3, ring_hash=longer.hash),
+        rings(fork.document, longer.document, version=3, ring_hash=longer.hash),
+        rings(forged, version=3, ring_hash=bytes(32)),
+    ):
+        async with lied_to(lie) as relay:
+            with refused(TrustReason.FORKED_RING):
+                await relay.bring_up_to_date(chain)
+
+
+@pytest.mark.threat("T2")
+async def test_a_relay_that_shows_another_ring_than_it_names_is_refused() -> None:
+    third = grow(HOME.ring, HOME.phone, HOME.phone, HOME.frame)
+    async with lied_to(rings(third.document, version=3, ring_hash=bytes(32))) as relay:
+        with refused(TrustReason.FORKED_RING):
+            await relay.bring_up_to_date(HOME.chain)
+    async with lied_to(rings(version=9, ring_hash=bytes(32))) as relay:
+        with pytest.raises(RemoteProtocolError):
+            await relay.bring_up_to_date(HOME.chain)
+
+
+async def test_a_relay_that_is_behind_changes_nothing() -> None:
+    first = HOME.chain.rings[0]
+    async with lied_to(rings(version=1, ring_hash=first.hash)) as relay:
+        assert await relay.bring_up_to_date(HOME.chain) == HOME.chain
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"version": 3, "hash": "", "rings": []},
+        {"version": "3", "hash": base64url(bytes(32)), "rings": []},
+        {"version": 3, "hash": base64url(bytes(32)), "rings": [7]},
+        {"version": 3, "hash": base64url(bytes(32)), "rings": ["====="]},
+        {"version": 3, "hash": base64url(bytes(32)), "rings": ["AAAA"]},
+        {"version": 3, "hash": base64url(bytes(32)), "rings": ["A" * 100_000]},
+    ],
+    ids=range(7),
+)
+async def test_rings_out_of_shape_are_a_protocol_error(body: dict[str, object]) -> None:
+    async with lied_to(ok(**body)) as relay:
+        with pytest.raises(RemoteProtocolError):
+            await relay.bring_up_to_date(HOME.chain)
+
+
+# What a relay may say of a request
+
+STATUS: Mapping[str, Any] = {
+    "id": "x",
+    "state": "pending",
+    "version": 1,
+    "expires_at": NOW + 300,
+    "now": NOW,
+    "claimed_by": None,
+    "reason": None,
+    "failures": [],
+}
+
+
+def status(**changes: Any) -> RequestStatus:
+    return RequestStatus.parse(Members({**STATUS, **changes}, "test"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "reason"),
+    [
+        ({"state": "declined"}, NotApproved, "declined"),
+        ({"state": "expired"}, NotApproved, "expired"),
+        ({"state": "cancelled"}, NotApproved, "cancelled"),
+        ({"state": "superseded"}, NotApproved, "superseded"),
+        ({"state": "failed", "reason": "bad-url"}, TrustError, "bad-url"),
+        ({"state": "failed", "failures": [{"by": "x", "reason": "clock-skew"}]}, TrustError, "clock-skew"),
+        ({"state": "failed", "reason": "no-opener"}, TransportError, None),
+        ({"state": "failed"}, TransportError, None),
+    ],
+)
+def test_each_end_is_a_branch_of_the_error_tree(
+    changes: dict[str, Any], kind: type[HeadlessPasskeyError], reason: str | None
+) -> None:
+    ended = status(**changes)
+    assert ended.state.terminal
+    error = ended.error()
+    assert type(error) is kind
+    assert error.reason == reason
+
+
+@pytest.mark.parametrize("state", ["pending", "delivered", "claimed", "opened", "completed"])
+def test_what_lives_or_went_well_is_no_error(state: str) -> None:
+    assert status(state=state).error() is None
+    assert status(state=state).state.terminal == (state == "completed")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(list(STATUS)),
+        st.none() | st.integers() | st.text(max_size=80) | st.lists(st.dictionaries(st.text(), st.text())),
+    )
+)
+@pytest.mark.threat("T12")
+def test_any_status_is_a_status_or_refused_politely(changes: dict[str, Any]) -> None:
+    with contextlib.suppress(RemoteProtocolError):
+        status(**changes).error()
+
+
+@pytest.mark.threat("T9")
+async def test_a_relay_that_does_not_hold_us_is_not_asked_in_a_hurry() -> None:
+    pauses = Pauses()
+    unchanged = ok(**STATUS)
+    done = ok(**{**STATUS, "state": "expired", "version": 2})
+    async with lied_to(unchanged, unchanged, unchanged, done, pauses=pauses) as relay:
+        states = [status.state async for status in relay.watch(new_request_id())]
+    assert states == ["pending", "expired"]
+    assert pauses.slept == [1.5, 1.5]
+
+
+async def test_a_held_request_says_how_long_it_may_be_held_and_what_we_know() -> None:
+    done = ok(**{**STATUS, "state": "expired", "version": 2})
+    async with serving(ok(**STATUS), done) as server, open_session(None) as session:
+        relay = Relay(ProvenHttp(session, server.url, HOME.frame.key))
+        async for _ in relay.watch(bytes(16)):
+            pass
+    assert [seen[1] for seen in server.seen] == [
+        "/v1/requests/AAAAAAAAAAAAAAAAAAAAAA",
+        f"/v1/requests/AAAAAAAAAAAAAAAAAAAAAA?version=1&wait={MAX_WAIT}",
+    ]
+
+
+async def test_a_report_whose_answer_was_lost_is_not_an_error() -> None:
+    completed = {**STATUS, "state": "completed", "version": 5}
+    script = (
+        answer(status=503),
+        problem(409, "state-conflict", state="completed", version=5),
+        ok(**completed),
+    )
+    async with lied_to(*script) as relay:
+        assert (await relay.report(bytes(16), DeviceEvent.COMPLETED)).version == 5
