@@ -1,0 +1,384 @@
+"""A whole passkey sign-in on this machine: every party a process of its own, real TLS, emulated radio.
+
+    make demo                                a hub joins an account, registers a passkey, signs in
+    make demo DEMO=--decline                 the user says no on the phone
+    make demo DEMO=--expire                  nobody answers (with a deadline of a few seconds)
+    make demo DEMO=--notifications-off       the companion starts later and asks what is pending
+    make demo DEMO=--race                    two companions approve at once, one wins
+    make demo DEMO=--rogue-relay             the relay swaps the FIDO URL for one of its own
+    make demo DEMO=--json                    events as JSON, one a line
+
+The exit status is the device's: 0 signed in, 5 the phone said no, 7 expired, 8 refused by a trust check.
+Everything is started as a user would start it; nothing of the packages is imported here.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from programs import START_TIMEOUT, Certificates, Program, ProgramFailed, event, run, running
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+TUNNEL_DOMAIN: Final = "300"  # a hashed domain number, pointed at our own tunnel service on both sides
+USER: Final = "ada"
+DEVICE: Final = "Kitchen hub"
+PHONE: Final = "Ada's phone"
+TABLET: Final = "Ada's tablet"
+EXPIRE_AFTER: Final = "4"  # seconds, in place of five minutes
+
+# What a stage of the device means to an onlooker: who acts, what happens, and who holds what then.
+STAGES: Final[dict[str, tuple[str, str, str]]] = {
+    "prepared": ("device", "made a FIDO URL for each companion; radio on", "FIDO URL: the device alone"),
+    "submitted": ("relay", "queued the request", "relay: sealed envelopes it cannot open"),
+    "delivered": ("relay", "told the companion", "companion: its envelope"),
+    "claimed": ("relay", "granted the claim, once", "companion: the FIDO URL, checked and approved"),
+    "opened": ("relay", "heard that the phone was asked", "phone: the FIDO URL"),
+    "advert-heard": (
+        "device",
+        "heard the phone's advert over Bluetooth",
+        "device and phone: the pre-shared key",
+    ),
+    "tunnel-joined": ("device", "joined the tunnel the advert names", "tunnel service: two ends, no keys"),
+    "channel-open": (
+        "device",
+        "Noise handshake done: the phone read our URL",
+        "tunnel service: ciphertext only",
+    ),
+    "attempt-failed": ("device", "that did not lead to the phone; listening on", "device: still waiting"),
+    "request-sent": ("device", "got a challenge from the relying party, sent it", "phone: the challenge"),
+    "reply-checked": ("device", "checked the phone's response", "device: the signed response"),
+    "completed": (
+        "relying party",
+        "verified the response, opened a session",
+        "device: a session bound to its key",
+    ),
+}
+
+
+# What a companion, and the software phone in it, say of themselves.
+COMPANION_STAGES: Final[dict[str, tuple[str, str]]] = {
+    "arrived": ("opened its envelope, made every check, asks its user", "companion: the FIDO URL"),
+    "refused": ("REFUSED the request", "nobody: what came was not the device's"),
+    "claimed": ("its user approved; it holds the claim", "companion: the claim"),
+    "claim-lost": ("another companion was faster; nothing was opened", ""),
+    "gone": ("the request is gone", ""),
+    "phone-advertising": ("phone: tunnel open, advertising over Bluetooth", "phone: the pre-shared key"),
+    "phone-asked": ("phone: verifies its user", "phone: the challenge"),
+    "phone-answered": ("phone: signed the challenge", "device: the signed response"),
+    "declined": ("its user declined", ""),
+    "failed": ("gave up", ""),
+}
+
+
+@dataclass
+class Timeline:
+    """What happened when, on the screen or as JSON lines."""
+
+    as_json: bool
+    console: Console
+    waiting: str = "starting"
+    title: str = ""
+    took: float = 0.0  # seconds from sign_in() to session
+    rows: list[tuple[float, str, str, str]] = field(default_factory=list)
+    _seen: dict[str, asyncio.Event] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def chapter(self, title: str) -> None:
+        """A new act: the rows so far stay on the screen."""
+        self.flush()
+        self.title = title
+        self._began = time.monotonic()
+        self._emit(event="chapter", title=title)
+
+    def add(self, who: str, what: str, holds: str = "", **more: Any) -> None:
+        elapsed = max(0.0, time.monotonic() - self._began)
+        self.rows.append((elapsed, who, what, holds))
+        self._emit(event="step", elapsed=round(elapsed, 4), who=who, what=what, holds=holds, **more)
+
+    def heard(self, program: str, line: str) -> None:
+        """A line from a program's stderr."""
+        said = event(line)
+        if said is None:
+            return
+        stage = str(said.get("stage"))
+        if program == "device" and stage in STAGES:
+            who, what, holds = STAGES[stage]
+            self.waiting = what
+            if stage == "prepared":
+                self._began = time.monotonic() - said["elapsed"]  # from here on time counts from sign_in()
+            self.seen(stage).set()
+            if stage == "completed":
+                self.took = said["elapsed"]
+            self.add(who, what, holds, stage=stage)
+        elif stage in COMPANION_STAGES:
+            what, holds = COMPANION_STAGES[stage]
+            reason = said.get("reason")
+            self.add(program, f"{what}: {reason}" if reason else what, holds, stage=stage)
+        elif stage == "listening":
+            self.seen(f"{program} {stage}").set()
+        elif "error" in said:
+            self.add(program, said["message"], "", reason=said["reason"], status=said["status"])
+
+    def seen(self, stage: str) -> asyncio.Event:
+        """Set once a program has told of `stage`."""
+        return self._seen.setdefault(stage, asyncio.Event())
+
+    def conclude(self, status: int, session: dict[str, Any] | None) -> None:
+        """The end of the story: the session, or why there is none."""
+        name = None if session is None else session["user"]["name"]
+        self._emit(event="end", status=status, user=name, seconds=self.took if session else None)
+        self.flush()
+        if self.as_json:
+            return
+        if session is None:
+            text = f"No session: the device ended with status {status}."
+        else:
+            until = time.strftime("%Y-%m-%d %H:%M", time.localtime(session["expires_at"]))
+            text = (
+                f"{name} is signed in on the device until {until}.\n"
+                f"{self.took:.3f} s from sign_in() to the session, which is bound to the device's key."
+            )
+        self.console.print(Panel(Text(text), border_style="green" if session else "red", expand=False))
+
+    def flush(self) -> None:
+        if self.rows and not self.as_json:
+            self.console.print(self._table())
+        self.rows.clear()
+
+    def __rich__(self) -> Group:
+        return Group(self._table(), Spinner("dots", text=Text(f" {self.waiting} …", style="dim")))
+
+    def _table(self) -> Table:
+        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table.add_column("s", justify="right", style="cyan", no_wrap=True)
+        table.add_column("who", no_wrap=True)
+        table.add_column("what happens")
+        table.add_column("who holds what now")
+        for elapsed, who, what, holds in self.rows:
+            table.add_row(f"{elapsed:.3f}", Text(who, "bold"), Text(what), Text(holds, "green"))
+        return table
+
+    def _emit(self, **values: Any) -> None:
+        if self.as_json:
+            print(json.dumps(values), flush=True)
+
+
+@dataclass
+class World:
+    """Every party of a sign-in, running."""
+
+    folder: Path
+    timeline: Timeline
+    certificates: Certificates
+    programs: list[Program]
+    radio: str = ""
+    tunnel: str = ""
+    relay: str = ""
+    relying_party: str = ""
+
+    @classmethod
+    @asynccontextmanager
+    async def start(cls, folder: Path, timeline: Timeline, *, rogue: bool) -> AsyncIterator["World"]:
+        """The four servers: radio, tunnel service, relay, relying party."""
+        world = cls(folder, timeline, Certificates.make(folder), [])
+        tls = ("--cert", world.certificates.cert, "--key", world.certificates.key)
+        listen = ("--listen", "localhost:0")
+        relay = (
+            (sys.executable, Path(__file__).with_name("rogue_relay.py"))
+            if rogue
+            else ("companion-push", "relay")
+        )
+        async with running(world.programs):
+            ether, tunnel, queue, rp = await asyncio.gather(
+                world.run("radio", "companion-push", "ether", "--listen", "127.0.0.1:0"),
+                world.run("tunnel service", "companion-push", "tunnel-service", *listen, *tls),
+                world.run(
+                    "relay", *relay, *listen, *tls, "--store", folder / "relay.db", "--requests-per-minute", "100"
+                ),
+                world.run(
+                    "relying party", "relying-party", "serve", *listen, *tls, "--store", folder / "rp.db",
+                    "--rp-id", "localhost", "--rp-name", "Demo",
+                ),
+            )  # fmt: skip
+            world.radio = f"bumble:{await ether.line()}"
+            world.tunnel = f"{TUNNEL_DOMAIN}={await tunnel.line()}"
+            world.relay = await queue.line()
+            world.relying_party = await rp.line()
+            yield world
+
+    async def run(self, name: str, *command: str | Path) -> Program:
+        program = await Program.start(name, *command, "--json", on_line=self.timeline.heard)
+        self.programs.append(program)
+        return program
+
+    def state(self, who: str) -> Path:
+        return self.folder / who.replace(" ", "-").replace("'", "")
+
+    @property
+    def _trust(self) -> tuple[str, Path]:
+        return "--ca", self.certificates.ca
+
+    async def found_account(self, who: str) -> None:
+        """The first companion, with a one-time code from the account system."""
+        code = await run(
+            "companion-push",
+            "account",
+            "add",
+            "home",
+            "--store",
+            self.folder / "relay.db",
+            "--relay",
+            self.relay,
+        )
+        await self.join_companion(who, "--code", code)
+
+    async def join_companion(self, who: str, option: str, secret: str) -> None:
+        await run(
+            "companion-push", "companion", "join", option, "-", "--label", who, "--state", self.state(who), *self._trust,
+            stdin=secret, name=who,
+        )  # fmt: skip
+
+    async def invite(self, inviter: str, kind: str, who: str) -> None:
+        """`inviter` lets a device or another companion in; the invitation does not pass through the relay."""
+        inviting = await self.run(
+            inviter, "companion-push", "companion", "invite", "--kind", kind, "--yes",
+            "--state", self.state(inviter), *self._trust,
+        )  # fmt: skip
+        invitation = await inviting.line()
+        if kind == "companion":
+            await self.join_companion(who, "--code", invitation)
+        else:
+            await run(
+                "headless-passkey", "join", "--invitation", "-", "--label", who,
+                "--state", self.state(who), *self._trust, stdin=invitation, name=who,
+            )  # fmt: skip
+        if await inviting.wait() != 0:
+            raise ProgramFailed(f"the invitation failed: {inviting.last_words}")
+
+    async def companion(self, who: str, *options: str) -> Program:
+        """A companion with the software phone in it, connected to the relay."""
+        listening = self.timeline.seen(f"{who} listening")
+        listening.clear()
+        program = await self.run(
+            who, "companion-push", "companion", "run", "--state", self.state(who), *self._trust,
+            "--opener", "phone", "--credentials", self.folder / "passkeys.json",
+            "--radio", self.radio, "--tunnel", self.tunnel, "--consent", "accept", *options,
+        )  # fmt: skip
+        async with asyncio.timeout(START_TIMEOUT):
+            await listening.wait()
+        return program
+
+    async def device(self, ceremony: str, *options: str) -> Program:
+        """The device, for one ceremony; its stdout is the session the relying party opened."""
+        return await self.run(
+            "device", "headless-passkey", ceremony, "--rp", self.relying_party, "--state", self.state(DEVICE),
+            "--radio", self.radio, "--tunnel", self.tunnel, *self._trust, *options,
+        )  # fmt: skip
+
+
+async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> int:
+    """The whole story; the exit status of the device's last ceremony."""
+    async with World.start(folder, timeline, rogue=args.rogue_relay) as world:
+        timeline.chapter("Joining an account: keys are handed over outside the relay")
+        timeline.waiting = "the programs start"
+        timeline.add("relay", "waits for requests", "relay: nothing that opens anything")
+        await world.found_account(PHONE)
+        timeline.add(PHONE, "founded the account with a one-time code", f"{PHONE}: the ring, version 1")
+        await world.invite(PHONE, "device", DEVICE)
+        timeline.add("device", f"joined as {DEVICE!r} by invitation", "device: a ring that the phone signed")
+        if args.race:
+            await world.invite(PHONE, "companion", TABLET)
+            timeline.add(TABLET, "joined as a second companion", f"{TABLET}: the same ring")
+            await world.companion(TABLET, "--uv", "accept")
+
+        if not args.rogue_relay:  # a rogue relay lets no registration through either
+            timeline.chapter(
+                "Registering a passkey (seconds from sign_in(); before it, from the start of this part)"
+            )
+            companion = await world.companion(PHONE, "--uv", "accept")
+            status, account = await ceremony(world, "register", "--user", USER)
+            if status != 0 or account is None:
+                return status
+            timeline.add(
+                "relying party", f"registered {account['user']['name']}", "relying party: a public key"
+            )
+            if not args.race:
+                await companion.stop()
+
+        timeline.chapter("Signing in")
+        if args.expire:
+            timeline.add(PHONE, f"is switched off; the device waits {EXPIRE_AFTER} s", "")
+            status, session = await ceremony(world, "sign-in", "--timeout", EXPIRE_AFTER)
+        elif args.notifications_off:
+            timeline.add(PHONE, "has notifications off: no connection is held", "")
+            timeline.seen("submitted").clear()
+            signing_in = asyncio.create_task(ceremony(world, "sign-in"))
+            await timeline.seen("submitted").wait()
+            timeline.add(PHONE, "is opened only now, and asks what is pending", "relay: the request, queued")
+            await world.companion(PHONE, "--uv", "accept", "--pending")
+            status, session = await signing_in
+        else:
+            if not args.race:
+                await world.companion(PHONE, "--uv", "decline" if args.decline else "accept")
+            timeline.add(PHONE, "holds a connection to the relay", "nobody: anything yet")
+            status, session = await ceremony(world, "sign-in")
+        timeline.conclude(status, session)
+        return status
+
+
+async def ceremony(world: World, name: str, *options: str) -> tuple[int, dict[str, Any] | None]:
+    """One run of the device: its exit status, and the session the relying party opened."""
+    device = await world.device(name, *options)
+    if device.process.stdin is not None:
+        device.process.stdin.close()
+    assert device.process.stdout is not None  # noqa: S101  it was opened as a pipe
+    output = await device.process.stdout.read()
+    status = await device.wait()
+    return status, json.loads(output) if output else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    story = parser.add_mutually_exclusive_group()
+    story.add_argument("--decline", action="store_true", help="the user says no on the phone")
+    story.add_argument("--expire", action="store_true", help="nobody answers")
+    story.add_argument(
+        "--notifications-off", action="store_true", help="the companion asks what is pending, later"
+    )
+    story.add_argument("--race", action="store_true", help="two companions approve at once")
+    story.add_argument("--rogue-relay", action="store_true", help="the relay swaps the FIDO URL")
+    parser.add_argument("--json", action="store_true", help="events as JSON, one a line")
+    args = parser.parse_args()
+    console = Console()
+    timeline = Timeline(args.json, console)
+    try:
+        with tempfile.TemporaryDirectory(prefix="headless-passkey-demo-") as folder:
+            if args.json:
+                return asyncio.run(demo(args, timeline, Path(folder)))
+            with Live(timeline, console=console, transient=True, refresh_per_second=12):
+                return asyncio.run(demo(args, timeline, Path(folder)))
+    except ProgramFailed as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 70
+    except KeyboardInterrupt:
+        print("demo: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
