@@ -111,8 +111,6 @@ class SoftwareKey:
         """The first stage of authenticatorMakeCredential (§6.1)."""
         if not is_rp_id(request.rp_id):
             refuse(Status.INVALID_PARAMETER)
-        if not request.user.id:
-            refuse(Status.INVALID_LENGTH)
         if ES256 not in request.algorithms:
             refuse(Status.UNSUPPORTED_ALGORITHM)
         if len(self.credentials) >= MAX_CREDENTIALS:

@@ -326,7 +326,7 @@ def test_an_rp_id_that_is_no_domain_name_is_refused(rp_id: str) -> None:
 
 def test_a_user_without_id_is_refused() -> None:
     request = creation(User(id=b""))
-    assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, request.encode()) == Status.INVALID_LENGTH
+    assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, request.encode()) == Status.CBOR_UNEXPECTED_TYPE
 
 
 def test_a_full_key_refuses_more() -> None:
