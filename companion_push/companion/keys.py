@@ -1,0 +1,288 @@
+"""What a companion keeps on disk: its keys, the rings it has verified, what it opened, whom it invited.
+
+A directory of mode 0700, each file 0600 and replaced at once::
+
+    companion.json    relay URL, account, signing key, HPKE key: written once, when joined
+    joining.json      the same while the answer to `join` is still out, so that a crash costs nothing
+    ring.json         the chain of rings, the newest last
+    opened.json       requests handed to an opener, until they are too old to be replayed
+    invitations.json  invitations that are still open
+
+Several processes may use it (one waits for requests, another invites); every change is made under a lock, on
+what the files say at that moment.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final, Self, TypeVar
+
+import msgspec
+
+from headless_passkey.errors import LocalProtocolError, NotEnrolled, RemoteProtocolError, TransportError
+from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
+from headless_passkey.trust.chain import MAX_KEPT, RingChain
+from headless_passkey.trust.hpke import SoftwareHpkeKey
+from headless_passkey.trust.invitation import InvitationRecord
+from headless_passkey.trust.ring import MAX_DOCUMENT
+from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from headless_passkey.trust.text_form import check_relay_url
+
+_VERSION: Final = 1
+_LIMIT: Final = 2 * MAX_KEPT * MAX_DOCUMENT  # bytes of one file
+_MAX_OPENED: Final = 4096
+_MAX_INVITATIONS: Final = 64
+
+_Version = Annotated[int, msgspec.Meta(ge=_VERSION, le=_VERSION)]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    version: _Version = _VERSION
+
+
+class _Keys(_File, frozen=True, kw_only=True):
+    relay_url: str
+    account: str
+    signing_key: bytes
+    hpke_key: bytes
+
+
+class _Joining(_File, frozen=True, kw_only=True):
+    line: str
+    signing_key: bytes
+    hpke_key: bytes
+    said: list[bytes]
+
+
+class _Rings(_File, frozen=True, kw_only=True):
+    documents: Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=MAX_KEPT)]
+
+
+class _Opened(_File, frozen=True, kw_only=True):
+    requests: Annotated[list[tuple[str, bytes, int]], msgspec.Meta(max_length=_MAX_OPENED)] = []
+
+
+class _Invitations(_File, frozen=True, kw_only=True):
+    records: Annotated[list[bytes], msgspec.Meta(max_length=_MAX_INVITATIONS)] = []
+
+
+F = TypeVar("F", bound=_File)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyPair:
+    """A companion's two keys, made here and staying here."""
+
+    signing: SoftwareSigningKey = field(default_factory=SoftwareSigningKey.generate, repr=False)
+    hpke: SoftwareHpkeKey = field(default_factory=SoftwareHpkeKey.generate, repr=False)
+
+    @property
+    def name(self) -> str:
+        """What the companion is called in the ring."""
+        return thumbprint(self.signing.public_key)
+
+    @classmethod
+    def from_bytes(cls, signing: bytes, hpke: bytes) -> Self:
+        return cls(signing=SoftwareSigningKey.from_bytes(signing), hpke=SoftwareHpkeKey.from_bytes(hpke))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who this companion is, and where."""
+
+    relay_url: str
+    account: str
+    keys: KeyPair
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """What was said to get in, kept so that it can be said again in exactly the same bytes."""
+
+    line: str = field(repr=False)  # the account code or invitation
+    keys: KeyPair
+    said: tuple[bytes, ...] = field(repr=False)  # founding ring, or introduction: body, signature, MAC
+
+
+class CompanionState:
+    """The state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def create(self) -> None:
+        """Make the directory, or refuse one that others may enter."""
+        private_directory(self._directory)
+
+    # Who we are
+
+    def identity(self) -> Identity:
+        """`NotEnrolled` when this companion has not joined."""
+        kept = self._read("companion.json", _Keys)
+        if kept is None:
+            raise NotEnrolled(f"no companion has joined in {self._directory}: join first")
+        with self._strict("companion.json"):
+            return Identity(
+                relay_url=check_relay_url(kept.relay_url),
+                account=kept.account,
+                keys=KeyPair.from_bytes(kept.signing_key, kept.hpke_key),
+            )
+
+    def is_enrolled(self) -> bool:
+        return self._read("companion.json", _Keys) is not None
+
+    def joining(self) -> Joining | None:
+        """The attempt to join whose answer is still out."""
+        kept = self._read("joining.json", _Joining)
+        if kept is None:
+            return None
+        with self._strict("joining.json"):
+            return Joining(
+                line=kept.line,
+                keys=KeyPair.from_bytes(kept.signing_key, kept.hpke_key),
+                said=tuple(kept.said),
+            )
+
+    def begin_joining(self, joining: Joining) -> None:
+        """Keep what is about to be said."""
+        keys = joining.keys
+        self._write(
+            "joining.json",
+            _Joining(
+                line=joining.line,
+                signing_key=keys.signing.to_bytes(),
+                hpke_key=keys.hpke.to_bytes(),
+                said=list(joining.said),
+            ),
+        )
+
+    def finish_joining(self, identity: Identity, chain: RingChain) -> None:
+        """Enrolled from here on."""
+        with self._locked():
+            if self.is_enrolled():
+                raise LocalProtocolError("another process has joined here meanwhile")
+            self._write("ring.json", _Rings(documents=list(chain.documents)))
+            self._write(
+                "companion.json",
+                _Keys(
+                    relay_url=identity.relay_url,
+                    account=identity.account,
+                    signing_key=identity.keys.signing.to_bytes(),
+                    hpke_key=identity.keys.hpke.to_bytes(),
+                ),
+            )
+            self.give_up_joining()
+
+    def give_up_joining(self) -> None:
+        """Forget the attempt to join: its code or invitation is spent."""
+        remove_private(self._directory / "joining.json")
+
+    # Rings
+
+    def chain(self) -> RingChain:
+        """The rings that were verified so far."""
+        kept = self._read("ring.json", _Rings)
+        if kept is None:
+            raise NotEnrolled(f"no companion has joined in {self._directory}: join first")
+        with self._strict("ring.json"):
+            return RingChain.restore(kept.documents)
+
+    def adopt(self, newer: RingChain) -> RingChain:
+        """Keep what `newer`, an extension of our chain as it was, has beyond it."""
+        version = self.chain().head.version
+        return self.extend(ring.document for ring in newer.rings if ring.version > version)
+
+    def extend(self, documents: Iterable[bytes]) -> RingChain:
+        """Keep what extends the chain; `TrustError` (forked-ring, bad-signature), and nothing changes."""
+        with self._locked():
+            chain = self.chain()
+            extended = chain.extend(documents)
+            if extended.head is not chain.head:
+                self._write("ring.json", _Rings(documents=list(extended.documents)))
+            return extended
+
+    # What was opened
+
+    def opened_before(self) -> frozenset[tuple[str, bytes]]:
+        """Device and id of every request that was handed to an opener and could still be replayed."""
+        return frozenset((device, request_id) for device, request_id, _ in self._opened())
+
+    def record_opened(self, device: str, request_id: bytes, *, until: float, now: float) -> bool:
+        """Remember a request before it is opened; False when somebody did already. until, now: Unix seconds."""
+        with self._locked():
+            kept = [each for each in self._opened() if each[2] >= now]
+            if any((device, request_id) == each[:2] for each in kept):
+                return False
+            kept.append((device, request_id, int(until)))
+            if len(kept) > _MAX_OPENED:
+                raise TransportError(f"{_MAX_OPENED} requests were opened in a few minutes; wait a little")
+            self._write("opened.json", _Opened(requests=kept))
+            return True
+
+    # Invitations
+
+    def invitations(self, now: float) -> tuple[InvitationRecord, ...]:
+        """The invitations that are open by our clock."""
+        kept = self._read("invitations.json", _Invitations) or _Invitations()
+        with self._strict("invitations.json"):
+            records = [InvitationRecord.from_bytes(data) for data in kept.records]
+        return tuple(record for record in records if record.invitation.expires_at > now)
+
+    def remember_invitation(self, record: InvitationRecord, now: float) -> None:
+        """Keep an invitation, in place of what was known of it."""
+        self._change_invitations(now, lambda others: [*others, record], record)
+
+    def forget_invitation(self, record: InvitationRecord, now: float) -> None:
+        self._change_invitations(now, lambda others: others, record)
+
+    def sole_joiner(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the state for one process that joins; `TransportError` when another one does."""
+        return lock(self._directory / "joining", wait=False)
+
+    def sole_runner(self) -> contextlib.AbstractContextManager[None]:
+        """Hold the state for one process that waits for requests; `TransportError` when another one does."""
+        return lock(self._directory / "running", wait=False)
+
+    def _change_invitations(
+        self,
+        now: float,
+        change: Callable[[list[InvitationRecord]], list[InvitationRecord]],
+        record: InvitationRecord,
+    ) -> None:
+        with self._locked():
+            others = [each for each in self.invitations(now) if each.invitation.id != record.invitation.id]
+            records = change(others)
+            if len(records) > _MAX_INVITATIONS:
+                raise LocalProtocolError(f"{_MAX_INVITATIONS} invitations are open already")
+            self._write("invitations.json", _Invitations(records=[each.to_bytes() for each in records]))
+
+    def _opened(self) -> list[tuple[str, bytes, int]]:
+        return (self._read("opened.json", _Opened) or _Opened()).requests
+
+    def _locked(self) -> contextlib.AbstractContextManager[None]:
+        return lock(self._directory / "state")
+
+    def _read(self, name: str, kind: type[F]) -> F | None:
+        content = read_private(self._directory / name, limit=_LIMIT)
+        if content is None:
+            return None
+        with self._strict(name):
+            return msgspec.json.decode(content, type=kind)
+
+    def _write(self, name: str, content: _File) -> None:
+        write_private(self._directory / name, msgspec.json.encode(content) + b"\n")
+
+    @contextlib.contextmanager
+    def _strict(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (
+            msgspec.DecodeError,
+            UnicodeDecodeError,
+            RecursionError,
+            RemoteProtocolError,
+            ValueError,
+        ) as error:
+            # the message may quote what was read, and that may be a key
+            raise RemoteProtocolError(f"{self._directory / name} is not as this program left it") from error
