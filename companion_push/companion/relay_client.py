@@ -1,0 +1,263 @@
+"""The push relay as a companion sees it (docs/protocol/relay.md).
+
+What a companion and a device ask alike (rings, introductions) is `headless_passkey.relay`'s; here is the rest.
+Every answer is taken in strictly, and believed in nothing but what it delivers.
+"""
+
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, Self
+
+from headless_passkey.errors import (
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp, open_session
+from headless_passkey.relay import Admission, Relay, RequestState
+from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
+from headless_passkey.trust.fields import MAX_LABEL
+from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation
+from headless_passkey.trust.ring import Ring
+from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, SigningKey, base64url, from_base64url
+
+_MAX_ITEMS: Final = 64  # requests in one answer; the relay lets three devices wait at a time
+_MAX_CURSOR: Final = 64  # characters
+
+
+class Event(StrEnum):
+    """What a companion reports of a request, apart from claiming it."""
+
+    OPENED = "opened"
+    DECLINED = "declined"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One live request, as the relay lists it. Nothing of it is believed before it is checked."""
+
+    device: str
+    request_id: bytes  # 16 bytes
+    state: RequestState
+    claimed_by: str | None
+    sealed: bytes = field(repr=False)
+
+    @property
+    def key(self) -> tuple[str, bytes]:
+        return self.device, self.request_id
+
+    @classmethod
+    def parse(cls, members: Members) -> Self:
+        device = members.text("device", NAME_SIZE)
+        if len(device) != NAME_SIZE:
+            raise RemoteProtocolError("the relay names a device by something that is no name")
+        from_base64url(device)
+        return cls(
+            device=device,
+            request_id=members.octets("id", REQUEST_ID_SIZE),
+            state=_state(members),
+            claimed_by=members.optional_text("claimed_by", NAME_SIZE),
+            sealed=members.octets("sealed", 0, MAX_SEALED),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """What the inbox holds now."""
+
+    cursor: str  # give it back to wait for a change
+    items: tuple[Item, ...]
+
+
+class CompanionRelay:
+    """The calls a companion makes."""
+
+    def __init__(self, http: ProvenHttp) -> None:
+        self._http, self._shared = http, Relay(http)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        url: str,
+        key: SigningKey,
+        *,
+        tls: ssl.SSLContext | None,
+        clock: Callable[[], float] = time.time,
+    ) -> AsyncIterator[Self]:
+        """A relay at `url`, asked with proofs of `key`. tls: whom to believe; None for the system's roots."""
+        async with open_session(tls) as session:
+            yield cls(ProvenHttp(session, url, key, clock=clock))
+
+    # Requests
+
+    async def inbox(self, *, cursor: str | None, wait: int, patience: float = PATIENCE) -> Page:
+        """All live requests for us; held up to `wait` seconds while that is what `cursor` stands for."""
+        query = {} if cursor is None else {"cursor": cursor}
+        try:
+            answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
+        except Problem as problem:
+            raise _not_a_member(problem) from problem
+        items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
+        if len({item.key for item in items}) != len(items):
+            raise RemoteProtocolError("the relay lists a request twice")
+        return Page(cursor=answer.text("cursor", _MAX_CURSOR), items=items)
+
+    async def claim(self, device: str, request_id: bytes) -> bool:
+        """Whether the request is ours to open; `NotApproved` when it has ended."""
+        try:
+            answer = await self._event(device, request_id, {"event": "claimed"})
+        except Problem as problem:
+            if problem.slug == "already-claimed":
+                return False
+            raise
+        if _state(answer) is not RequestState.CLAIMED:
+            raise RemoteProtocolError("the relay grants a claim and names another state")
+        return True
+
+    async def report(self, device: str, request_id: bytes, event: Event, reason: str | None = None) -> None:
+        """Say what became of a request here. reason: a word of at most 64 of [a-z0-9-].
+
+        `NotApproved` when the request had ended before; that it ended by this very event is fine.
+        """
+        body = {"event": str(event)} if reason is None else {"event": str(event), "reason": reason}
+        await self._event(device, request_id, body)
+
+    async def _event(self, device: str, request_id: bytes, body: dict[str, str]) -> Members:
+        path = f"/v1/inbox/{device}/{base64url(request_id)}/events"
+        try:
+            return await self._http.post(path, body)
+        except Problem as problem:
+            if problem.slug == "state-conflict":
+                state = _state(problem.members)
+                if state == body["event"]:
+                    return problem.members  # an earlier attempt arrived, its answer did not
+                raise _ended(state) from problem
+            if problem.slug == "not-found":
+                raise NotApproved(Outcome.EXPIRED, "the relay has no such request any more") from problem
+            raise
+
+    # Rings
+
+    async def bring_up_to_date(self, chain: RingChain) -> RingChain:
+        """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it."""
+        return await self._shared.bring_up_to_date(chain)
+
+    async def append_ring(self, ring: Ring) -> bool:
+        """Make `ring` the head; False when the head has moved meanwhile."""
+        try:
+            await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
+        except Problem as problem:
+            if problem.slug == "ring-conflict":
+                return False
+            raise _not_a_member(problem) from problem
+        return True
+
+    # Getting in, and letting in
+
+    async def found(self, code: AccountCode, ring: Ring) -> None:
+        """Use up an account code: `ring` is the account's first. The same again is fine."""
+        body = {"code": base64url(code.code), "ring": base64url(ring.document)}
+        try:
+            answer = await self._http.post("/v1/accounts", body)
+        except Problem as problem:
+            if problem.slug == "not-found":
+                raise TrustError(
+                    TrustReason.INVITATION_USED,
+                    "the relay knows no such account code: it was used, or is over",
+                ) from problem
+            raise
+        if answer.text("account", MAX_LABEL) != code.account:
+            raise RemoteProtocolError("the relay founded another account")
+
+    async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
+        """Use an invitation. The same again is fine."""
+        await self._shared.introduce(invitation, introduction)
+
+    async def admission(self, invitation: Invitation) -> Admission:
+        """Wait for the inviter's answer; `NotApproved` (declined) when it is a no."""
+        return await self._shared.admission(invitation)
+
+    async def announce(self, invitation: Invitation) -> None:
+        """Let the relay take one introduction with the invitation's ticket."""
+        body = {"kind": str(invitation.kind), "expires_at": invitation.expires_at}
+        try:
+            await self._http.put(f"/v1/invitations/{invitation.id}", body)
+        except Problem as problem:
+            raise _not_a_member(problem) from problem
+
+    async def introduction(self, invitation: Invitation, *, wait: int) -> tuple[bytes, bytes, bytes] | None:
+        """Body, signature and MAC of whoever came with the invitation; None when nobody has yet."""
+        answer = await self._http.get(f"/v1/invitations/{invitation.id}", wait=min(wait, MAX_WAIT))
+        match answer.text("state"):
+            case "open":
+                return None
+            case "introduced" | "answered":
+                came = Members(answer._value.get("introduction"), "introduction")  # noqa: SLF001
+                return (
+                    came.octets("body", 1, MAX_INTRODUCTION),
+                    came.octets("signature", SIGNATURE_SIZE),
+                    came.octets("mac", MAC_SIZE),
+                )
+        raise RemoteProtocolError("the relay names a state of the invitation that does not exist")
+
+    async def answer(self, invitation: Invitation, ring: Ring, mac: bytes) -> bool:
+        """Admit: `ring` is the head and holds the newcomer. False when the head has moved meanwhile."""
+        try:
+            await self._answer(invitation, {"ring": base64url(ring.document), "mac": base64url(mac)})
+        except Problem as problem:
+            if problem.slug == "ring-conflict":
+                return False
+            raise
+        return True
+
+    async def turn_away(self, invitation: Invitation) -> None:
+        """Do not admit."""
+        await self._answer(invitation, {"declined": True})
+
+    async def _answer(self, invitation: Invitation, body: dict[str, str | bool]) -> None:
+        await self._http.post(f"/v1/invitations/{invitation.id}/answer", body)
+
+
+def _state(members: Members) -> RequestState:
+    try:
+        return RequestState(members.text("state"))
+    except ValueError as error:
+        raise RemoteProtocolError("the relay names a state that does not exist") from error
+
+
+def _ended(state: RequestState) -> NotApproved | TransportError:
+    """What a request that takes no event any more has come to."""
+    match state:
+        case RequestState.DECLINED:
+            return NotApproved(Outcome.DECLINED, "it was declined on another companion")
+        case RequestState.SUPERSEDED:
+            return NotApproved(Outcome.SUPERSEDED, "a newer request of the device took its place")
+        case RequestState.EXPIRED:
+            return NotApproved(Outcome.EXPIRED, "it has expired")
+        case RequestState.COMPLETED:
+            return NotApproved(Outcome.CANCELLED, "the device has reported it as completed")
+        case RequestState.CANCELLED | RequestState.FAILED:
+            return NotApproved(Outcome.CANCELLED, "the device has given it up")
+        case _:
+            return TransportError(f"the relay does not allow this in state {state}")
+
+
+def _not_a_member(problem: Problem) -> Problem | TrustError:
+    """What the relay's one answer for "not there" and "not yours" means where every companion has something."""
+    if problem.slug != "not-found":
+        return problem
+    return TrustError(
+        TrustReason.NOT_A_MEMBER,
+        "the relay knows no companion with this key: it was removed, or the account was reset; join again",
+    )
