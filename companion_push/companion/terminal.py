@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Final, Self
 
 from headless_passkey.command_line import UsageError
+from headless_passkey.errors import TransportError
 
 _MAX_ANSWER: Final = 256  # bytes
 _MAX_SHOWN: Final = 128  # characters
@@ -44,7 +45,7 @@ class Terminal:
         self._write("".join(f"{line}\n" for line in lines))
 
     async def ask(self, question: str) -> str:
-        """One line of answer, without the spaces around it; empty at the end of input.
+        """One line of answer, without the spaces around it; `TransportError` when the terminal has gone.
 
         Cancelling takes the question back: the line is ended, and a late answer goes nowhere.
         """
@@ -67,9 +68,9 @@ class Terminal:
             except BlockingIOError:
                 continue
             except OSError:
-                break  # the terminal has gone
+                piece = b""
             if not piece:
-                break
+                raise TransportError("the terminal has gone")
             typed += piece
         return bytes(typed)
 
