@@ -1,0 +1,424 @@
+"""A companion's inbox: what devices ask for, checked before anybody sees it.
+
+The inbox asks the relay what is pending, at once or on a held connection, brings the rings up to date, opens
+each envelope and makes the checks of docs/protocol/trust.md in their order. What passes is `pending` until
+it is approved or declined here, or vanishes: cancelled by its device, claimed by another companion, expired.
+What fails is shown with its reason and reported for this companion, which leaves it to the others.
+
+The relay is trusted with nothing but delivery. Whatever it sends, an answer that does not check out costs
+one refusal; an answer that comes too fast is not asked for again at once.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from companion_push.companion.keys import CompanionState
+from companion_push.companion.openers import Opener, Opening
+from companion_push.companion.phone import Announced
+from companion_push.companion.relay_client import CompanionRelay, Event, Item
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.proven_http import MAX_WAIT, Problem
+from headless_passkey.relay import RequestState
+from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck
+from headless_passkey.trust.envelope import Announcement
+from headless_passkey.trust.ring import Member
+from headless_passkey.trust.signing import base64url
+
+FINISH: Final = 120  # seconds a claimed request may go on after it expired
+
+_SHORTEST_PAUSE: Final = 0.5  # seconds between answers that bring nothing, and before the first reconnection
+_LONGEST_PAUSE: Final = 30.0
+_HELD: Final = 1.0  # seconds after which an answer counts as held
+_REPORT_TIMEOUT: Final = 10.0  # seconds to tell the relay what it need not know
+_MAX_SETTLED: Final = 1024  # requests that are dealt with here and may still be listed
+_KEEP_OPENED: Final = 600  # seconds beyond its expiry that an opened request is remembered: clocks get set
+
+logger = logging.getLogger(__name__)
+
+Key = tuple[str, bytes]  # device, request id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CheckedRequest:
+    """A request that passed every check. What it says was signed by the device."""
+
+    announcement: Announcement
+    device: Member  # as the ring has it: its label is what people named it when it joined
+    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)  # the relay lists it no more
+
+    @property
+    def key(self) -> Key:
+        return self.announcement.device, self.announcement.request_id
+
+    @property
+    def short_id(self) -> str:
+        """For people and logs."""
+        return _short(self.announcement.request_id)
+
+    def seconds_left(self, now: float) -> float:
+        """Until it can no longer be approved by our clock."""
+        return max(0.0, self.announcement.expires + MAX_SKEW - now)
+
+
+class Stage(StrEnum):
+    """What happened, for a user interface."""
+
+    LISTENING = "listening"  # the relay has answered
+    UNREACHABLE = "unreachable"  # it has not; trying again
+    RING_CHANGED = "ring-changed"
+    ARRIVED = "arrived"
+    REFUSED = "refused"  # by a check
+    GONE = "gone"  # cancelled, expired or claimed elsewhere while it was pending here
+    CLAIMED = "claimed"
+    CLAIM_LOST = "claim-lost"
+    OPENED = "opened"  # handed to the opener
+    FINISHED = "finished"  # the opener has done its part
+    DECLINED = "declined"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """Something happened. Never holds a secret."""
+
+    stage: Stage
+    message: str  # plain words; what others wrote is not in it
+    request: str | None = None  # short id
+    reason: str | None = None
+    error: HeadlessPasskeyError | None = None  # what the request ended with, where it ended without an answer
+    arrived: CheckedRequest | None = None  # what is asked, with `Stage.ARRIVED`
+
+
+class Inbox:
+    """The requests for one companion."""
+
+    def __init__(
+        self,
+        state: CompanionState,
+        relay: CompanionRelay,
+        *,
+        on_notice: Callable[[Notice], None] = lambda _notice: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._state, self._relay, self._on_notice, self._clock = state, relay, on_notice, clock
+        self._keys = state.identity().keys
+        self._me = self._keys.name
+        self._cursor: str | None = None
+        self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
+        self._pending: dict[Key, CheckedRequest] = {}
+        self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined here
+        self._settled: OrderedDict[Key, str | None] = OrderedDict()  # with the refusal still to be reported
+        self._news = asyncio.Event()
+
+    @property
+    def pending(self) -> tuple[CheckedRequest, ...]:
+        """What can be approved or declined now, in the order in which it arrived."""
+        return tuple(self._pending.values())
+
+    def drop_expired(self) -> float | None:
+        """Drop what is too old by our clock, whatever the relay says; seconds until there is more to drop."""
+        now = self._clock()
+        for request in self.pending:
+            if request.seconds_left(now) <= 0:
+                self._drop(request.key, NotApproved(Outcome.EXPIRED, "the request has expired"))
+        return min((request.seconds_left(now) for request in self.pending), default=None)
+
+    async def changed(self) -> None:
+        """Return when `pending` has changed since this was last awaited."""
+        await self._news.wait()
+        self._news.clear()
+
+    # Listening
+
+    async def listen(self, *, arrivals: bool = True) -> None:
+        """Follow the relay until cancelled, over lost connections. arrivals: whether to take in new requests.
+
+        Raises what trying again cannot help: `TrustError` when this companion is no member any more,
+        `RemoteProtocolError` when the relay does not speak the protocol.
+        """
+        pause = _SHORTEST_PAUSE
+        while True:
+            try:
+                if await self.poll(wait=MAX_WAIT, arrivals=arrivals):
+                    pause = _SHORTEST_PAUSE
+                    continue
+                delay = _SHORTEST_PAUSE
+            except TransportError as error:
+                if self._heard_of is not False:
+                    self._tell(Stage.UNREACHABLE, f"{error}; trying again")
+                self._heard_of, self._cursor = False, None
+                delay, pause = pause, min(2 * pause, _LONGEST_PAUSE)
+            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  spreads load, keeps no secret
+
+    async def poll(self, *, wait: int = 0, arrivals: bool = True) -> bool:
+        """Ask the relay once; whether to ask again at once: something came or went, or the answer was held.
+
+        wait: seconds the relay may hold the answer while nothing is new. arrivals: as with `listen`.
+        """
+        asked = time.monotonic()
+        page = await self._relay.inbox(cursor=self._cursor, wait=wait)
+        if not self._heard_of:
+            self._heard_of = True
+            self._tell(Stage.LISTENING, "connected to the relay")
+        listed = {item.key: item for item in page.items}
+        news = self._drop_vanished(listed)
+        if arrivals:
+            news |= await self._receive([item for item in page.items if self._is_fresh(item)])
+        await self._report_refused(listed)
+        self._cursor = page.cursor
+        return news or time.monotonic() - asked > _HELD
+
+    def _is_fresh(self, item: Item) -> bool:
+        known = item.key in self._pending or item.key in self._in_hand or item.key in self._settled
+        return not known and self._may_claim(item)
+
+    def _may_claim(self, item: Item) -> bool:
+        """Nobody has it yet; or we have, and ended before it was opened."""
+        unclaimed = item.state in (RequestState.PENDING, RequestState.DELIVERED)
+        return unclaimed or (item.state is RequestState.CLAIMED and item.claimed_by == self._me)
+
+    def _drop_vanished(self, listed: Mapping[Key, Item]) -> bool:
+        for key, request in self._in_hand.items():
+            if key not in listed:
+                request.over.set()
+        vanished = [key for key in self._pending if key not in listed or not self._may_claim(listed[key])]
+        for key in vanished:
+            expired = self._pending[key].announcement.expires <= self._clock()
+            outcome = Outcome.EXPIRED if expired else Outcome.CANCELLED
+            gone = NotApproved(
+                outcome, "the request has expired" if expired else "the device withdrew the request"
+            )
+            self._drop(key, gone if key not in listed else None)
+        return bool(vanished)
+
+    def _drop(self, key: Key, error: NotApproved | None) -> None:
+        """A request that was pending has gone. error: None when another companion has it."""
+        request = self._pending.pop(key)
+        request.over.set()
+        self._settle(key)
+        self._news.set()
+        self._on_notice(
+            Notice(
+                stage=Stage.GONE,
+                message="another companion has the request" if error is None else str(error),
+                request=request.short_id,
+                reason="already-claimed" if error is None else error.reason,
+                error=error,
+            )
+        )
+
+    async def _receive(self, items: list[Item]) -> bool:
+        """Check what is new; whether any of it may be shown."""
+        if not items:
+            return False
+        try:
+            await self.catch_up()
+        except TrustError as error:
+            for item in items:  # with the ring in doubt nothing can be checked, so nothing is shown
+                self._refuse(item, error)
+            return False
+        before = len(self._pending)
+        for item in items:
+            try:
+                request = self._check(item)
+            except (TrustError, RemoteProtocolError) as error:
+                self._refuse(item, error)
+            else:
+                self._pending[item.key] = request
+                self._news.set()
+                self._on_notice(
+                    Notice(
+                        stage=Stage.ARRIVED,
+                        message="a request has arrived",
+                        request=request.short_id,
+                        arrived=request,
+                    )
+                )
+        return len(self._pending) > before
+
+    async def catch_up(self) -> None:
+        """Take over the rings the relay has beyond ours.
+
+        `TrustError` (forked-ring) when they do not follow ours; (not-a-member) when we are in them no more.
+        """
+        chain = self._state.chain()
+        newer = await self._relay.bring_up_to_date(chain)
+        if newer.head.version != chain.head.version:
+            chain = self._state.adopt(newer)
+            self._tell(Stage.RING_CHANGED, f"the membership is now version {chain.head.version}")
+        if chain.head.member(self._me) is None:
+            raise TrustError(
+                TrustReason.NOT_A_MEMBER, "this companion was removed from the account: it must join again"
+            )
+
+    def _check(self, item: Item) -> CheckedRequest:
+        chain = self._state.chain()
+        announcement = check_envelope(
+            item.sealed,
+            device=item.device,
+            request_id=item.request_id,
+            hpke_private=self._keys.hpke,
+            me=self._me,
+            chain=chain,
+            opened_before=self._state.opened_before(),
+            now=self._clock(),
+        )
+        device = chain.head.member(item.device)
+        if device is None:
+            raise TrustError(TrustReason.UNKNOWN_DEVICE, "the request is from no device of this account")
+        return CheckedRequest(announcement=announcement, device=device)
+
+    def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
+        reason = _word(error)
+        self._settle(item.key, reason)
+        self._on_notice(
+            Notice(
+                stage=Stage.REFUSED,
+                message=str(error),
+                request=_short(item.request_id),
+                reason=reason,
+                error=error,
+            )
+        )
+
+    async def _report_refused(self, listed: Mapping[Key, Item]) -> None:
+        """Tell the relay what was refused; what could not be told is told when it is listed again."""
+        for key in listed:
+            reason = self._settled.get(key)
+            if reason is not None:
+                with suppress(NotApproved, Problem):  # it has ended meanwhile
+                    await self._relay.report(*key, Event.FAILED, reason)
+                self._settled[key] = None
+
+    def _settle(self, key: Key, reason: str | None = None) -> None:
+        self._settled[key] = reason
+        while len(self._settled) > _MAX_SETTLED:
+            self._settled.popitem(last=False)
+
+    # Deciding
+
+    async def decline(self, request: CheckedRequest) -> None:
+        """The user says no: this ends the request for everybody."""
+        with self._in_hands(request):
+            await self._relay.report(*request.key, Event.DECLINED)
+            self._settle(request.key)
+            self._tell(Stage.DECLINED, "declined", request)
+
+    async def reject(self, request: CheckedRequest, error: TrustError) -> None:
+        """A check that involves the user failed: this companion is out, the others are not."""
+        with self._in_hands(request):
+            self._tell(Stage.REFUSED, str(error), request, reason=error.reason)
+            self._settle(request.key, error.reason)
+            await self._relay.report(*request.key, Event.FAILED, error.reason)
+            self._settle(request.key)
+
+    async def approve(self, request: CheckedRequest, opener: Opener) -> bool:
+        """The user says yes: claim, check the times again, remember, open. False when the claim is lost.
+
+        Raises `NotApproved` when the request has ended meanwhile, `TrustError` when consent took too long, and
+        whatever the opener raises.
+        """
+        with self._in_hands(request):
+            won = await self._relay.claim(*request.key)
+            self._settle(request.key)
+            if not won:
+                message = "another companion was faster and has the request now"
+                self._tell(Stage.CLAIM_LOST, message, request, reason="already-claimed")
+                return False
+            self._tell(Stage.CLAIMED, "the request is ours to open", request)
+            try:
+                async with opener.open(self._prepare(request)):
+                    self._tell(Stage.OPENED, "handed to the phone", request)
+                    await self._try_to_report(request, Event.OPENED)
+            except HeadlessPasskeyError as error:
+                self._tell(Stage.FAILED, str(error), request, reason=_word(error))
+                declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
+                await self._try_to_report(
+                    request,
+                    Event.DECLINED if declined else Event.FAILED,
+                    "on-the-phone" if declined else _word(error),
+                )
+                raise
+            self._tell(Stage.FINISHED, "done", request)
+            return True
+
+    def _prepare(self, request: CheckedRequest) -> Opening:
+        """Between the claim and the opener: the times again, and the record that makes opening happen once."""
+        announcement, now = request.announcement, self._clock()
+        recheck(announcement, now)
+        first = self._state.record_opened(
+            *request.key, until=announcement.expires + MAX_SKEW + _KEEP_OPENED, now=now
+        )
+        if not first:
+            raise TrustError(TrustReason.REPLAYED, "this request was opened before")
+        return Opening(
+            url=announcement.url,
+            announced=Announced(kind=Hint(announcement.kind), rp_id=announcement.rp_id),
+            seconds=max(1.0, announcement.expires + FINISH - now),
+            over=request.over,
+        )
+
+    @contextmanager
+    def _in_hands(self, request: CheckedRequest) -> Iterator[None]:
+        """Dealt with here, and not pending meanwhile. What is not settled by then arrives once more."""
+        if self._pending.pop(request.key, None) is None:
+            raise NotApproved(Outcome.CANCELLED, "the request has gone meanwhile")
+        self._in_hand[request.key] = request
+        self._news.set()
+        try:
+            yield
+        finally:
+            del self._in_hand[request.key]
+
+    async def _try_to_report(self, request: CheckedRequest, event: Event, reason: str | None = None) -> None:
+        """The device learns of it through the tunnel too, so the relay may be out of reach, or know it already."""
+        try:
+            async with asyncio.timeout(_REPORT_TIMEOUT):
+                await self._relay.report(*request.key, event, reason)
+        except (HeadlessPasskeyError, TimeoutError) as error:
+            logger.info("request %s: %s was not reported (%s)", request.short_id, event, type(error).__name__)
+
+    def _tell(
+        self, stage: Stage, message: str, request: CheckedRequest | None = None, *, reason: str | None = None
+    ) -> None:
+        self._on_notice(
+            Notice(
+                stage=stage,
+                message=message,
+                request=None if request is None else request.short_id,
+                reason=reason,
+            )
+        )
+
+
+def _short(request_id: bytes) -> str:
+    """Enough of a request id to tell two apart, for people and logs."""
+    return base64url(request_id)[:6]
+
+
+def _word(error: HeadlessPasskeyError) -> str:
+    """A reason as the relay takes it: a word of at most 64 of [a-z0-9-]."""
+    return (error.reason or _WORDS.get(type(error), "failed")).lower().replace("_", "-")[:64]
+
+
+_WORDS: Final[dict[type[HeadlessPasskeyError], str]] = {
+    RemoteProtocolError: "malformed",
+    TransportError: "unreachable",
+}

@@ -1,0 +1,554 @@
+"""The companion's inbox against the real relay, and against one that lies."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from companion_push.companion.inbox import Stage
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.signing import base64url
+from tests.companion.family import Companion, Frame, Hands, awake_again, enrolled
+from tests.relay.household import Household, Relay
+from tests.trust.people import device, forge, grow, reseal
+
+# What arrives
+
+
+async def test_a_request_arrives_checked_and_with_the_name_the_ring_has(
+    anna: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller, note="by the window")
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    assert request.device.label == "frame 0"
+    assert request.announcement.note == "by the window"
+    assert request.announcement.rp_id == "example.com"
+    assert anna.stages == [Stage.LISTENING, Stage.ARRIVED]
+
+
+async def test_what_was_sent_before_the_companion_started_is_found(anna: Companion, frame: Frame) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    assert len(anna.inbox.pending) == 1
+    assert await frame.state_of(name) == "delivered"
+
+
+async def test_a_held_connection_brings_a_request_at_once(anna: Companion, frame: Frame) -> None:
+    listening = asyncio.create_task(anna.inbox.listen())
+    begun = time.monotonic()
+    await frame.ask(anna.caller)
+    await anna.inbox.changed()
+    assert time.monotonic() - begun < 5
+    assert len(anna.inbox.pending) == 1
+    listening.cancel()
+    await asyncio.wait([listening])
+
+
+async def test_a_withdrawn_request_is_dismissed(anna: Companion, frame: Frame) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    await frame.caller.tell(name, "cancelled")
+    await anna.inbox.poll()
+    assert anna.inbox.pending == ()
+    assert request.over.is_set()
+    assert anna.notices[-1].stage is Stage.GONE
+    assert isinstance(anna.notices[-1].error, NotApproved)
+
+
+async def test_a_request_that_another_companion_claims_is_dismissed(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    assert await anna.inbox.approve(anna.inbox.pending[0], Hands())
+    await bert.inbox.poll()
+    assert bert.inbox.pending == ()
+    assert bert.notices[-1].reason == "already-claimed"
+    assert bert.notices[-1].error is None
+
+
+async def test_an_expired_request_is_dropped_by_our_own_clock(
+    anna: Companion, frame: Frame, relay: Relay
+) -> None:
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    assert (anna.inbox.drop_expired() or 0) > 300
+    relay.clock.ahead = 400
+    assert anna.inbox.drop_expired() is None
+    assert anna.inbox.pending == ()
+    error = anna.notices[-1].error
+    assert isinstance(error, NotApproved)
+    assert error.reason is Outcome.EXPIRED
+
+
+async def test_newer_rings_are_taken_over_before_a_request_is_checked(
+    anna: Companion, home: Household, relay: Relay
+) -> None:
+    newcomer = relay.caller(device("new frame"))
+    members = [caller.person for caller in (*home.companions, *home.devices, newcomer)]
+    await home.append(*members)
+    await Frame(caller=newcomer, home=home).ask(anna.caller)
+    await anna.inbox.poll()
+    assert [request.device.label for request in anna.inbox.pending] == ["new frame"]
+    assert anna.state.chain().head.version == 3
+
+
+# Deciding
+
+
+async def test_an_approved_request_is_claimed_recorded_opened_and_reported(
+    anna: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    hands = Hands()
+    assert await anna.inbox.approve(request, hands)
+    assert [opening.url for opening in hands.opened] == [request.announcement.url]
+    assert hands.opened[0].announced.rp_id == "example.com"
+    assert 300 < hands.opened[0].seconds <= 420
+    assert await frame.state_of(name) == "opened"
+    assert request.key in anna.state.opened_before()
+    await anna.inbox.poll()
+    assert anna.inbox.pending == ()
+
+
+async def test_the_request_is_recorded_before_the_opener_runs(anna: Companion, frame: Frame) -> None:
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+
+    class Looks(Hands):
+        @contextlib.asynccontextmanager
+        async def open(self, opening: Any) -> AsyncIterator[None]:
+            assert request.key in anna.state.opened_before()
+            async with super().open(opening):
+                yield
+
+    hands = Looks()
+    await anna.inbox.approve(request, hands)
+    assert len(hands.opened) == 1
+
+
+async def test_losing_the_claim_is_said_plainly_and_opens_nothing(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    late, hands = bert.inbox.pending[0], Hands()
+    await anna.inbox.approve(anna.inbox.pending[0], Hands())
+    assert not await bert.inbox.approve(late, hands)
+    assert hands.opened == []
+    assert bert.notices[-1].stage is Stage.CLAIM_LOST
+    assert "another companion" in bert.notices[-1].message
+
+
+async def test_of_two_companions_that_approve_at_once_exactly_one_opens(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    for _ in range(20):
+        await frame.ask(anna.caller, bert.caller)
+        await anna.inbox.poll()
+        await bert.inbox.poll()
+        hands = Hands()
+        won = await asyncio.gather(
+            *(each.inbox.approve(each.inbox.pending[0], hands) for each in (anna, bert))
+        )
+        assert sorted(won) == [False, True]
+        assert len(hands.opened) == 1
+
+
+async def test_declining_ends_the_request_for_everybody(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    await anna.inbox.decline(anna.inbox.pending[0])
+    assert await frame.state_of(name) == "declined"
+    await bert.inbox.poll()
+    assert bert.inbox.pending == ()
+
+
+async def test_a_request_cancelled_while_the_user_thought_is_not_opened(
+    anna: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    await frame.caller.tell(name, "cancelled")
+    hands = Hands()
+    with pytest.raises(NotApproved) as caught:
+        await anna.inbox.approve(request, hands)
+    assert caught.value.reason is Outcome.CANCELLED
+    assert hands.opened == []
+
+
+@pytest.mark.threat("T5")
+async def test_consent_that_took_too_long_opens_nothing_and_says_so(
+    anna: Companion, frame: Frame, relay: Relay
+) -> None:
+    name = await frame.ask(anna.caller, now=time.time() - 200, lifetime=30)
+    relay_time = relay.clock.ahead
+    relay.clock.ahead = -160  # when it arrives, it is still within the skew
+    anna.inbox._clock = lambda: time.time() - 160
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    relay.clock.ahead = relay_time
+    anna.inbox._clock = time.time
+    hands = Hands()
+    with pytest.raises(TrustError) as caught:
+        await anna.inbox.approve(request, hands)
+    assert caught.value.reason is TrustReason.EXPIRED
+    assert hands.opened == []
+    status = await frame.caller.status(name)
+    assert (status["state"], status["reason"]) == ("failed", "expired")
+
+
+async def test_an_opener_that_fails_is_reported_to_the_device(anna: Companion, frame: Frame) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    with pytest.raises(TransportError):
+        await anna.inbox.approve(anna.inbox.pending[0], Hands(TransportError("no phone")))
+    status = await frame.caller.status(name)
+    assert (status["state"], status["reason"]) == ("failed", "unreachable")
+
+
+async def test_a_user_who_declines_on_the_phone_declines_the_request(anna: Companion, frame: Frame) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    with pytest.raises(NotApproved):
+        await anna.inbox.approve(
+            anna.inbox.pending[0], Hands(NotApproved(Outcome.DECLINED, "the user declined"))
+        )
+    assert await frame.state_of(name) == "declined"
+
+
+async def test_a_wrong_number_is_reported_for_this_companion_alone(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller, digits="42")
+    await anna.inbox.poll()
+    error = TrustError(TrustReason.WRONG_DIGITS, "wrong")
+    await anna.inbox.reject(anna.inbox.pending[0], error)
+    status = await frame.caller.status(name)
+    assert status["state"] == "delivered"
+    assert status["failures"] == [{"by": anna.caller.name, "reason": "wrong-digits"}]
+    await bert.inbox.poll()
+    assert len(bert.inbox.pending) == 1
+
+
+# Crashes
+
+
+@pytest.mark.threat("T5")
+async def test_after_a_crash_between_record_and_opener_nothing_is_opened_twice(
+    anna: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    await anna.inbox._relay.claim(*request.key)
+    anna.inbox._prepare(request)  # and here the power fails
+    async with awake_again(anna.state, anna.caller) as later:
+        await later.inbox.poll()
+        assert later.inbox.pending == ()
+        assert later.refusals == ["replayed"]
+    status = await frame.caller.status(name)
+    assert (status["state"], status["reason"]) == ("failed", "replayed")
+
+
+async def test_after_a_crash_between_claim_and_record_the_user_is_asked_again(
+    anna: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    await anna.inbox._relay.claim(*anna.inbox.pending[0].key)
+    async with awake_again(anna.state, anna.caller) as later:
+        await later.inbox.poll()
+        hands = Hands()
+        assert await later.inbox.approve(later.inbox.pending[0], hands)
+        assert len(hands.opened) == 1
+    assert await frame.state_of(name) == "opened"
+
+
+async def test_a_request_that_is_open_already_is_left_alone_after_a_restart(
+    anna: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    await anna.inbox.approve(anna.inbox.pending[0], Hands())
+    async with awake_again(anna.state, anna.caller) as later:
+        await later.inbox.poll()
+        assert later.inbox.pending == ()
+        assert later.refusals == []
+    assert await frame.state_of(name) == "opened"
+
+
+# What is refused, shown with its reason and reported for this companion
+
+
+async def test_a_failed_check_on_one_companion_leaves_the_request_to_the_others(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    request_id = new_request_id()
+    sealed = {
+        anna.caller.name: b"not sealed to her at all, but long enough for an HPKE envelope" * 3,
+        bert.caller.name: frame.seal(bert.caller.person, request_id),
+    }
+    name = await frame.submit(request_id, sealed)
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    assert anna.refusals == ["cannot-open"]
+    assert len(bert.inbox.pending) == 1
+    assert (await frame.caller.status(name))["failures"] == [
+        {"by": anna.caller.name, "reason": "cannot-open"}
+    ]
+
+
+@pytest.mark.threat("T2")
+async def test_an_envelope_signed_by_an_unknown_key_is_refused(anna: Companion, frame: Frame) -> None:
+    request_id = new_request_id()
+    said = frame.say(anna.caller.person, request_id)
+    forged = reseal(said, by=device("stranger"), to=anna.caller.person)
+    await frame.submit(request_id, {anna.caller.name: forged})
+    await anna.inbox.poll()
+    assert anna.inbox.pending == ()
+    assert anna.refusals == ["bad-signature"]
+
+
+@pytest.mark.threat("T2")
+async def test_a_request_from_a_device_of_another_account_is_refused(
+    anna: Companion, relay: Relay, home: Household
+) -> None:
+    others = await relay.household("mallory", companions=1)
+    stranger = Frame(caller=others.devices[0], home=home)
+    request_id = new_request_id()
+    async with rogue_relay(anna, home) as rogue:
+        rogue.list(stranger.caller.name, request_id, stranger.seal(anna.caller.person, request_id))
+        async with rogue.companion() as companion:
+            await companion.inbox.poll()
+            assert companion.inbox.pending == ()
+            assert companion.refusals == ["unknown-device"]
+            assert rogue.events == [{"event": "failed", "reason": "unknown-device"}]
+
+
+@pytest.mark.threat("T2")
+async def test_an_envelope_moved_to_another_request_or_recipient_is_refused(
+    anna: Companion, bert: Companion, frame: Frame, home: Household
+) -> None:
+    request_id = new_request_id()
+    async with rogue_relay(anna, home) as rogue:
+        rogue.list(frame.caller.name, new_request_id(), frame.seal(anna.caller.person, request_id))
+        rogue.list(frame.caller.name, request_id, frame.seal(bert.caller.person, request_id))
+        async with rogue.companion() as companion:
+            await companion.inbox.poll()
+            assert companion.inbox.pending == ()
+            assert companion.refusals == ["cannot-open", "cannot-open"]
+
+
+@pytest.mark.threat("T5")
+async def test_a_replayed_request_is_refused(anna: Companion, frame: Frame, home: Household) -> None:
+    request_id = new_request_id()
+    sealed = frame.seal(anna.caller.person, request_id)
+    async with rogue_relay(anna, home) as rogue:
+        rogue.list(frame.caller.name, request_id, sealed)
+        async with rogue.companion() as companion:
+            await companion.inbox.poll()
+            await companion.inbox.approve(companion.inbox.pending[0], Hands())
+        async with rogue.companion() as companion:
+            await companion.inbox.poll()
+            assert companion.inbox.pending == ()
+            assert companion.refusals == ["replayed"]
+
+
+@pytest.mark.threat("T2")
+async def test_a_forked_ring_refuses_what_comes_with_it(
+    anna: Companion, frame: Frame, home: Household
+) -> None:
+    stranger = device("stranger")
+    members = [caller.person for caller in (*home.companions, *home.devices)]
+    forked = forge(home.ring, stranger, *members, stranger)
+    request_id = new_request_id()
+    async with rogue_relay(anna, home) as rogue:
+        rogue.rings = {"version": 3, "hash": base64url(bytes(32)), "rings": [base64url(forked)]}
+        rogue.list(frame.caller.name, request_id, frame.seal(anna.caller.person, request_id))
+        async with rogue.companion() as companion:
+            await companion.inbox.poll()
+            assert companion.inbox.pending == ()
+            assert companion.refusals == ["forked-ring"]
+            assert companion.state.chain().head.version == home.ring.version
+            assert rogue.events == [{"event": "failed", "reason": "forked-ring"}]
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [],
+        "",
+        None,
+        {},
+        {"cursor": 7, "requests": []},
+        {"cursor": "c", "requests": {}},
+        {"cursor": "c" * 65, "requests": []},
+        {"cursor": "c", "requests": [7]},
+        {"cursor": "c", "requests": [{}] * 65},
+        {"cursor": "c", "requests": [{"device": "d", "id": "", "state": "pending", "sealed": ""}]},
+    ],
+)
+async def test_an_answer_that_is_not_the_contracts_is_a_protocol_error(
+    anna: Companion, home: Household, answer: Any
+) -> None:
+    async with rogue_relay(anna, home) as rogue:
+        rogue.inbox = answer
+        async with rogue.companion() as companion:
+            with pytest.raises(RemoteProtocolError):
+                await companion.inbox.poll()
+
+
+@pytest.mark.threat("T12")
+async def test_any_item_is_refused_or_a_protocol_error(
+    anna: Companion, home: Household, frame: Frame
+) -> None:
+    request_id = new_request_id()
+    item = {
+        "device": frame.caller.name,
+        "id": base64url(request_id),
+        "state": "pending",
+        "version": 1,
+        "sealed": base64url(frame.seal(anna.caller.person, request_id)),
+        "claimed_by": None,
+    }
+    values: list[Any] = [None, 7, "", "x", "=" * 43, "A" * 43, [], {}, "A" * 9000]
+    async with rogue_relay(anna, home) as rogue, rogue.companion() as companion:
+        for name in item:
+            for value in values:
+                rogue.inbox = {"cursor": "c", "requests": [item | {name: value}]}
+                with contextlib.suppress(HeadlessPasskeyError):
+                    await companion.inbox.poll()
+        assert all(request.announcement.device == frame.caller.name for request in companion.inbox.pending)
+
+
+async def test_a_relay_that_answers_too_fast_is_not_asked_without_pause(
+    anna: Companion, home: Household
+) -> None:
+    async with rogue_relay(anna, home) as rogue, rogue.companion() as companion:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await companion.inbox.listen()
+        assert 1 <= rogue.asked < 10
+
+
+async def test_a_companion_that_was_removed_is_told_so(anna: Companion, home: Household) -> None:
+    bert = home.companions[1]
+    ring = grow(home.ring, bert.person, bert.person, *(caller.person for caller in home.devices))
+    assert (await bert.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
+    with pytest.raises(TrustError) as caught:
+        await anna.inbox.listen()
+    assert caught.value.reason is TrustReason.NOT_A_MEMBER
+
+
+async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(
+    anna: Companion, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = iter([TransportError("gone"), TransportError("gone")])
+    real, asked = anna.inbox._relay.inbox, asyncio.Event()
+
+    async def flaky(**kwargs: Any) -> Any:
+        for failure in failures:
+            raise failure
+        asked.set()
+        return await real(**kwargs)
+
+    monkeypatch.setattr(anna.inbox._relay, "inbox", flaky)
+    listening = asyncio.create_task(anna.inbox.listen())
+    await asked.wait()
+    listening.cancel()
+    await asyncio.wait([listening])
+    assert anna.stages.count(Stage.UNREACHABLE) == 1
+
+
+class RogueRelay:
+    """A relay that says what it is told to say."""
+
+    def __init__(self, anna: Companion, home: Household, url: str, folder: Path) -> None:
+        ring = home.ring
+        self.rings: Any = {"version": ring.version, "hash": base64url(ring.hash), "rings": []}
+        self.inbox: Any = {"cursor": "c", "requests": []}
+        self.events: list[Any] = []
+        self.asked = 0
+        self._caller = anna.caller
+        self._state = enrolled(folder, anna.caller, home, url=url)
+
+    def list(self, device: str, request_id: bytes, sealed: bytes) -> None:
+        item = {
+            "device": device,
+            "id": base64url(request_id),
+            "state": "pending",
+            "version": 1,
+            "sealed": base64url(sealed),
+            "submitted_at": 0,
+            "expires_at": 1 << 40,
+            "claimed_by": None,
+        }
+        self.inbox["requests"].append(item)
+
+    @contextlib.asynccontextmanager
+    async def companion(self) -> AsyncIterator[Companion]:
+        """Anna, had she joined through this relay."""
+        async with awake_again(self._state, self._caller) as companion:
+            yield companion
+
+    async def answer(self, request: web.Request) -> web.Response:
+        if request.path == "/v1/ring":
+            return web.json_response(self.rings)
+        if request.path == "/v1/inbox":
+            self.asked += 1
+            return web.json_response(self.inbox)
+        event = json.loads(await request.text())
+        self.events.append(event)
+        return web.json_response(
+            {"state": event["event"], "version": 2, "expires_at": 1 << 40, "now": int(time.time())}
+        )
+
+
+@contextlib.asynccontextmanager
+async def rogue_relay(anna: Companion, home: Household) -> AsyncIterator[RogueRelay]:
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    folder = Path(tempfile.mkdtemp())
+    rogue = RogueRelay(anna, home, url, folder)
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", rogue.answer)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, listening).start()
+        yield rogue
+    finally:
+        await runner.cleanup()
+        listening.close()
+        shutil.rmtree(folder)
