@@ -1,0 +1,233 @@
+"""How a companion gets into an account, and lets others in (docs/protocol/trust.md).
+
+Joining writes down what it is about to say before it says it, so that a crash or a lost connection costs
+nothing: the same code or invitation goes on where it was, in the same bytes. Inviting judges the newcomer by
+its own record and clock, and shows it to a person before the ring is changed.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
+from companion_push.companion.relay_client import CompanionRelay
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.proven_http import MAX_WAIT
+from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
+from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.invitation import PREFIX as INVITATION
+from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord, accept
+from headless_passkey.trust.ring import Member, Ring, Role
+
+_QUICK = 1.0  # seconds: an unchanged answer that came sooner was not held
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """Joining and inviting with one state directory."""
+
+    state: CompanionState
+    tls: ssl.SSLContext | None
+    clock: Callable[[], float] = time.time
+
+    async def join(
+        self, line: str, *, label: str, on_check_number: Callable[[str], None] = lambda _number: None
+    ) -> Identity:
+        """Found an account (`line` is an account code) or join one (`line` is an invitation).
+
+        label: what people will call this companion. on_check_number: is given the six digits that the
+        inviter sees too, before the wait.
+        """
+        means = _parse(line)
+        self.state.create()
+        with self.state.sole_joiner():
+            if self.state.is_enrolled():
+                account = self.state.identity().account
+                raise TrustError(
+                    TrustReason.ACCOUNT_MISMATCH, f"this companion belongs to account {account} already"
+                )
+            joining = self._begin(line.strip(), means, label)
+            try:
+                return await self._say(means, joining, on_check_number)
+            except (NotApproved, TrustError) as error:
+                if _is_spent(error):
+                    self.state.give_up_joining()
+                raise
+
+    async def invite(
+        self,
+        kind: Role,
+        *,
+        rp_ids: tuple[str, ...] | None,
+        seconds: float,
+        show: Callable[[str], None],
+        consent: Callable[[Introduction], Awaitable[bool]],
+    ) -> Member:
+        """Let one newcomer in.
+
+        rp_ids: what a device is bound to; None for any. show: is given the invitation, a secret. consent: is
+        asked with the newcomer's introduction, once that is known to be its own. seconds: for everything.
+        """
+        me, now = self.state.identity(), self.clock()
+        record = InvitationRecord(
+            invitation=Invitation.make(
+                relay_url=me.relay_url, account=me.account, kind=kind, inviter=me.keys.name, now=now
+            ),
+            rp_ids=rp_ids,
+        )
+        async with CompanionRelay.connect(
+            me.relay_url, me.keys.signing, tls=self.tls, clock=self.clock
+        ) as relay:
+            await self._catch_up(relay)
+            self.state.remember_invitation(record, now)
+            try:
+                await relay.announce(record.invitation)
+                show(record.invitation.encode())
+                return await self._let_in(relay, record, me.keys, seconds, consent)
+            except (NotApproved, TrustError):
+                with suppress(HeadlessPasskeyError):  # there may be nobody to turn away
+                    await relay.turn_away(record.invitation)
+                raise
+            finally:
+                self.state.forget_invitation(record, self.clock())
+
+    async def members(self) -> tuple[Ring, HeadlessPasskeyError | None]:
+        """The newest ring, and why it may not be the newest, when the relay could not be asked."""
+        me = self.state.identity()
+        try:
+            async with CompanionRelay.connect(
+                me.relay_url, me.keys.signing, tls=self.tls, clock=self.clock
+            ) as relay:
+                return (await self._catch_up(relay)).head, None
+        except HeadlessPasskeyError as error:
+            return self.state.chain().head, error
+
+    def _begin(self, line: str, means: AccountCode | Invitation, label: str) -> Joining:
+        """What to say: what was said before with this very line, or something new, kept."""
+        joining = self.state.joining()
+        if joining is not None and joining.line == line:
+            return joining
+        keys = KeyPair()
+        match means:
+            case AccountCode():
+                member = Member(
+                    role=Role.COMPANION, signing_key=keys.signing.public_key, hpke_key=keys.hpke.public, label=label
+                )  # fmt: skip
+                ring = Ring.found(keys.signing, account=means.account, member=member, now=self.clock())
+                said: tuple[bytes, ...] = (ring.document,)
+            case Invitation():
+                means.check_expiry(self.clock())
+                introduction = Introduction.make(
+                    means, key=keys.signing, hpke_key=keys.hpke.public, label=label
+                )
+                said = (introduction.body, introduction.signature, introduction.mac)
+        joining = Joining(line=line, keys=keys, said=said)
+        self.state.begin_joining(joining)
+        return joining
+
+    async def _say(
+        self, means: AccountCode | Invitation, joining: Joining, on_check_number: Callable[[str], None]
+    ) -> Identity:
+        keys = joining.keys
+        async with CompanionRelay.connect(
+            means.relay_url, keys.signing, tls=self.tls, clock=self.clock
+        ) as relay:
+            match means:
+                case AccountCode():
+                    ring = Ring.parse_founding(joining.said[0])
+                    await relay.found(means, ring)
+                case Invitation():
+                    body, signature, mac = joining.said
+                    introduction = Introduction.parse(body=body, signature=signature, mac=mac)
+                    on_check_number(introduction.check_number)
+                    await relay.introduce(means, introduction)
+                    admission = await relay.admission(means)
+                    ring = accept(means, introduction, ring=admission.ring, mac=admission.mac)
+        identity = Identity(relay_url=means.relay_url, account=means.account, keys=keys)
+        self.state.finish_joining(identity, RingChain.start(ring))
+        return identity
+
+    async def _let_in(
+        self,
+        relay: CompanionRelay,
+        record: InvitationRecord,
+        keys: KeyPair,
+        seconds: float,
+        consent: Callable[[Introduction], Awaitable[bool]],
+    ) -> Member:
+        try:
+            async with asyncio.timeout(seconds):
+                introduction, record = await self._newcomer(relay, record)
+                agreed = await consent(introduction)
+        except TimeoutError as error:
+            raise NotApproved(Outcome.EXPIRED, f"nobody was let in within {seconds:g} s") from error
+        if not agreed:
+            raise NotApproved(Outcome.DECLINED, "the newcomer was not let in")
+        return await self._admit(relay, record, introduction, keys)
+
+    async def _newcomer(
+        self, relay: CompanionRelay, record: InvitationRecord
+    ) -> tuple[Introduction, InvitationRecord]:
+        """The one newcomer, checked and remembered."""
+        while True:
+            record.invitation.check_expiry(self.clock())
+            asked = time.monotonic()
+            came = await relay.introduction(record.invitation, wait=MAX_WAIT)
+            if came is not None:
+                body, signature, mac = came
+                introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
+                record = record.taken_by(introduction)
+                self.state.remember_invitation(record, self.clock())
+                return introduction, record
+            if time.monotonic() < asked + _QUICK:
+                await asyncio.sleep(_QUICK)
+
+    async def _admit(
+        self, relay: CompanionRelay, record: InvitationRecord, introduction: Introduction, keys: KeyPair
+    ) -> Member:
+        """Append the ring with the newcomer in it, and answer; again when the head has moved meanwhile."""
+        while True:
+            head = (await self._catch_up(relay)).head
+            ring, mac = record.admit(introduction, ring=head, key=keys.signing, now=self.clock())
+            if ring is not head:
+                if not await relay.append_ring(ring):
+                    continue
+                self.state.extend([ring.document])
+            if await relay.answer(record.invitation, ring, mac):
+                return introduction.member(record.rp_ids)
+
+    async def _catch_up(self, relay: CompanionRelay) -> RingChain:
+        return self.state.adopt(await relay.bring_up_to_date(self.state.chain()))
+
+
+def _parse(line: str) -> AccountCode | Invitation:
+    line = line.strip()
+    if line.startswith(ACCOUNT_CODE):
+        return AccountCode.parse(line)
+    if not line.startswith(INVITATION):
+        raise RemoteProtocolError(
+            f"expected an account code ({ACCOUNT_CODE}…) or an invitation ({INVITATION}…)"
+        )
+    invitation = Invitation.parse(line)
+    if invitation.kind is not Role.COMPANION:
+        raise TrustError(TrustReason.KIND_MISMATCH, "this invitation is for a device, not for a companion")
+    return invitation
+
+
+def _is_spent(error: HeadlessPasskeyError) -> bool:
+    """Whether the code or invitation is good for nothing any more."""
+    return isinstance(error, NotApproved) or error.reason in (
+        TrustReason.INVITATION_USED,
+        TrustReason.INVITATION_EXPIRED,
+    )
