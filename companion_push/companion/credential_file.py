@@ -11,7 +11,6 @@ from typing import Annotated, Final
 
 import msgspec
 
-from companion_push.companion.private_file import lock, read_private, write_private
 from companion_push.companion.software_key import (
     MAX_CREDENTIALS,
     Credential,
@@ -21,6 +20,7 @@ from companion_push.companion.software_key import (
 )
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import User
+from headless_passkey.private_file import lock, read_private, write_private
 
 _VERSION: Final = 1
 _LIMIT: Final = 4 << 20  # bytes of file
@@ -62,7 +62,7 @@ class CredentialFile:
 
     def load(self) -> SoftwareKey:
         """What is in the file; nothing when there is none. `RemoteProtocolError` when it cannot be used."""
-        content = read_private(self.path, limit=_LIMIT)
+        content = read_private(self.path.resolve(), limit=_LIMIT)
         if content is None:
             return SoftwareKey(synced=self.synced)
         try:
@@ -78,11 +78,11 @@ class CredentialFile:
 
     def register(self, asked: Registration, *, now: int) -> Registered:
         """Approve `asked` and keep the credential; it is on disk before anybody hears of it."""
-        with lock(self.path):
+        with lock(self.path.resolve()):
             key = self.load()  # another software phone may have added to it since
             made = replace(asked, key=key).approve(now=now)
             file = _File(_VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])
-            write_private(self.path, msgspec.json.format(msgspec.json.encode(file)) + b"\n")
+            write_private(self.path.resolve(), msgspec.json.format(msgspec.json.encode(file)) + b"\n")
         return made
 
     def _read(self, entry: _Credential) -> Credential:

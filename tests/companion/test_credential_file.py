@@ -10,9 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from companion_push.companion import private_file
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import ES256, Registration
+from headless_passkey import private_file
 from headless_passkey.errors import CtapError, RemoteProtocolError, TransportError
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
 
@@ -180,18 +180,5 @@ def test_a_link_is_followed_and_stays_a_link(file: CredentialFile, tmp_path: Pat
 
 def test_a_directory_that_is_not_there_is_a_clear_failure(tmp_path: Path) -> None:
     file = CredentialFile(path=tmp_path / "missing" / "passkeys.json")
-    assert file.load().credentials == ()
     with pytest.raises(TransportError, match="No such file"):
         file.register(asked(file), now=1)
-
-
-def test_a_private_directory_is_made_or_refused(tmp_path: Path) -> None:
-    private_file.private_directory(tmp_path / "fresh")
-    assert stat.S_IMODE((tmp_path / "fresh").stat().st_mode) == 0o700
-    (tmp_path / "open").mkdir(mode=0o755)
-    (tmp_path / "open").chmod(0o755)
-    with pytest.raises(RemoteProtocolError, match="open to others"):
-        private_file.private_directory(tmp_path / "open")
-    (tmp_path / "file").touch()
-    with pytest.raises(RemoteProtocolError, match="not a directory"):
-        private_file.private_directory(tmp_path / "file")
