@@ -17,6 +17,7 @@ from companion_push.relay.problems import Problem, Slug
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
 GRACE: Final = 120  # seconds a claimed request may go on after that
+UNSPECIFIED: Final = "unspecified"  # the reason of a companion that failed and gave none
 KEPT: Final = 300  # seconds the outcome stays readable after the last moment it could come
 
 
@@ -62,7 +63,7 @@ class Failure:
     """One companion cannot take this request; the others may."""
 
     by: str
-    reason: str | None
+    reason: str  # a word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +165,7 @@ class Request:
             return self
         if not self.live:
             raise self._conflict()
-        failures = (*self.failures, Failure(by=by, reason=reason))
+        failures = (*self.failures, Failure(by=by, reason=reason or UNSPECIFIED))
         if by == self.claimed_by or len(failures) == len(self.recipients):
             return self._become(State.FAILED, reason=reason, failures=failures)
         return replace(self, failures=failures, version=self.version + 1)

@@ -3,13 +3,15 @@
 import asyncio
 import gzip
 import json
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from companion_push.relay import app
+from companion_push import database
+from companion_push.relay import app, operations
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
 from headless_passkey.trust.signing import base64url
@@ -151,8 +153,10 @@ async def test_a_failure_is_one_companions_until_all_have_failed(home: Household
     assert status["failures"] == [{"by": anna.name, "reason": "stale-ring"}]
     assert await anna.inbox() == []
     assert len(await bert.inbox()) == 1
-    await bert.act(frame, name, "failed", "clock-skew")
-    assert (await frame.status(name))["state"] == "failed"
+    await bert.act(frame, name, "failed")
+    status = await frame.status(name)
+    assert (status["state"], status["reason"]) == ("failed", None)
+    assert status["failures"][1] == {"by": bert.name, "reason": "unspecified"}
 
 
 @pytest.mark.parametrize("event", ["cancelled", "failed"])
@@ -676,3 +680,52 @@ async def test_other_paths_and_methods_are_problems_too(relay: Relay, home: Hous
 async def test_no_answer_may_be_cached(home: Household) -> None:
     for path in ("/v1/inbox", "/v1/nothing"):
         assert (await home.companions[0].get(path)).headers["Cache-Control"] == "no-store"
+
+
+# When the relay itself is in trouble
+
+
+async def test_a_relay_that_closes_answers_who_waits_and_takes_nothing_new(
+    relay: Relay, home: Household
+) -> None:
+    anna, _ = home.companions
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
+    relay.room.close()
+    assert (await answer(waiting)).body == {"cursor": cursor, "requests": []}
+    refused = await home.devices[0].submit(anna)
+    assert (refused.status, refused.problem) == (503, "draining")
+    assert refused.headers["Retry-After"] == "1"
+
+
+async def test_a_store_that_cannot_be_used_is_told_as_such_and_nothing_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
+    async with running_relay(tmp_path / "s") as relay:
+        home = await relay.household()
+        anna, _ = home.companions
+        (frame,) = home.devices
+        name = fresh_id()
+        intruder = sqlite3.connect(relay.store, isolation_level=None)
+        intruder.execute("BEGIN EXCLUSIVE")
+        refused = await frame.submit(anna, name=name)
+        assert (refused.status, refused.problem) == (503, "store-unavailable")
+        assert int(refused.headers["Retry-After"]) == refused.body["retry_after"]
+        intruder.execute("ROLLBACK")
+        intruder.close()
+        assert (await frame.submit(anna, name=name)).status == 201
+
+
+@pytest.mark.threat("T11")
+async def test_a_fault_of_ours_is_a_500_that_tells_nothing(
+    home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_after: int) -> operations.Operation:
+        raise ZeroDivisionError("what must not be told")
+
+    monkeypatch.setattr(operations, "read_ring", broken)
+    reply = await home.companions[0].get("/v1/ring")
+    assert reply.body == {"type": "about:blank", "title": "Internal Server Error", "status": 500}
+    assert "unexpected ZeroDivisionError at test_app.py" in caplog.text
+    assert "what must not be told" not in caplog.text
