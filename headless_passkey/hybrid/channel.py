@@ -5,6 +5,9 @@ One message in, one event out; one thing to say in, one message out. `ClientChan
 channel is spoiled and the tunnel is to be closed.
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import Command, GetAssertionRequest, GetInfoResponse, MakeCredentialRequest
 from headless_passkey.hybrid.messages import (
@@ -12,6 +15,7 @@ from headless_passkey.hybrid.messages import (
     Event,
     MessageType,
     PostHandshake,
+    Shutdown,
     Update,
     frame,
     pad,
@@ -19,6 +23,8 @@ from headless_passkey.hybrid.messages import (
     unpad,
 )
 from headless_passkey.hybrid.noise import CipherState
+
+_Read = TypeVar("_Read")
 
 
 class _Channel:
@@ -34,97 +40,110 @@ class _Channel:
             raise LocalProtocolError("the channel is spoiled, close the tunnel")
         return self._sending.encrypt(pad(plaintext))
 
-    def _open(self, message: bytes) -> bytes:
+    def _open(self, message: bytes, read: Callable[[bytes], _Read]) -> _Read:
+        """What `read` finds in the message; whatever it or the message breaks spoils the channel for good."""
         if self._spoiled:
             raise LocalProtocolError("the channel is spoiled, close the tunnel")
         self._spoiled = True
-        plaintext = unpad(self._receiving.decrypt(message))
+        found = read(unpad(self._receiving.decrypt(message)))
         self._spoiled = False
-        return plaintext
-
-    def _refuse(self, why: str) -> RemoteProtocolError:
-        self._spoiled = True
-        return RemoteProtocolError(why)
+        return found
 
 
 class ClientChannel(_Channel):
     """The client platform's end: learns what the phone is, sends one command at a time."""
 
-    __slots__ = ("_awaiting_reply", "peer")
+    __slots__ = ("_awaiting_reply", "_said_goodbye", "peer")
 
     def __init__(self, *, sending: CipherState, receiving: CipherState) -> None:
         super().__init__(sending=sending, receiving=receiving)
-        self._awaiting_reply = False
+        self._awaiting_reply = self._said_goodbye = False
         self.peer: PostHandshake | None = None
 
     def receive_post_handshake(self, message: bytes) -> PostHandshake:
         """The first message after the handshake."""
         if self.peer is not None:
             raise LocalProtocolError("the post-handshake message has already come")
-        self.peer = PostHandshake.parse(self._open(message))
+        self.peer = self._open(message, PostHandshake.parse)
         return self.peer
 
     def send(self, request: GetAssertionRequest | MakeCredentialRequest) -> bytes:
         """The message that carries `request`."""
-        if self.peer is None or self._awaiting_reply:
-            raise LocalProtocolError("one CTAP request at a time, and none before the post-handshake message")
+        if self.peer is None or self._awaiting_reply or self._said_goodbye:
+            raise LocalProtocolError(
+                "one CTAP request at a time, after the post-handshake message and before the shutdown"
+            )
         is_get = isinstance(request, GetAssertionRequest)
         command = Command.GET_ASSERTION if is_get else Command.MAKE_CREDENTIAL
         payload = bytes([command]) + request.encode()
+        message = self._seal(payload if self.peer.revision == 0 else frame(MessageType.CTAP, payload))
         self._awaiting_reply = True
-        return self._seal(payload if self.peer.revision == 0 else frame(MessageType.CTAP, payload))
+        return message
 
     def receive(self, message: bytes) -> Event:
         """The event in the next message: the reply, or an update at any time."""
         if self.peer is None:
             raise LocalProtocolError("the post-handshake message comes first")
-        plaintext = self._open(message)
-        if self.peer.revision == 0:
-            plaintext = frame(MessageType.CTAP, plaintext)
-        event = parse_frame(plaintext)
-        if isinstance(event, Ctap):
-            if not self._awaiting_reply:
-                raise self._refuse("a CTAP message nobody asked for")
-            self._awaiting_reply = False
-        elif self._awaiting_reply and not isinstance(event, Update):
-            raise self._refuse(f"a CTAP reply was expected, not {type(event).__name__.lower()}")
+        revision = self.peer.revision
+
+        def read(plaintext: bytes) -> Event:
+            event = parse_frame(plaintext if revision else frame(MessageType.CTAP, plaintext))
+            if isinstance(event, Ctap) and not self._awaiting_reply:
+                raise RemoteProtocolError("a CTAP message nobody asked for")
+            if self._awaiting_reply and not isinstance(event, Ctap | Update):
+                raise RemoteProtocolError(f"a CTAP reply was expected, not {type(event).__name__.lower()}")
+            return event
+
+        event = self._open(message, read)
+        self._awaiting_reply = self._awaiting_reply and not isinstance(event, Ctap)
         return event
 
     def shutdown(self) -> bytes | None:
         """The message that says there will be no more requests; None where revision 0 has no word for it."""
         if self.peer is None or self.peer.revision == 0:
             return None
-        return self._seal(frame(MessageType.SHUTDOWN))
+        message = self._seal(frame(MessageType.SHUTDOWN))
+        self._said_goodbye = True
+        return message
 
 
 class AuthenticatorChannel(_Channel):
     """The phone's end: says what it is, then answers."""
 
-    __slots__ = ("_introduced", "_request_pending")
+    __slots__ = ("_heard_goodbye", "_introduced", "_request_pending")
 
     def __init__(self, *, sending: CipherState, receiving: CipherState) -> None:
         super().__init__(sending=sending, receiving=receiving)
-        self._introduced = self._request_pending = False
+        self._introduced = self._request_pending = self._heard_goodbye = False
 
     def post_handshake(self, get_info: GetInfoResponse) -> bytes:
         """The first message: getInfo, and that we speak CTAP."""
         if self._introduced:
             raise LocalProtocolError("the post-handshake message is sent once")
+        message = self._seal(PostHandshake(get_info=get_info).encode())
         self._introduced = True
-        return self._seal(PostHandshake(get_info=get_info).encode())
+        return message
 
     def receive(self, message: bytes) -> Event:
-        """The event in the next message; a second request before the first is answered is refused."""
-        event = parse_frame(self._open(message))
-        if isinstance(event, Ctap):
-            if self._request_pending:
-                raise self._refuse("a CTAP request before the last one was answered")
-            self._request_pending = True
+        """The event in the next message; refuses a request before the last is answered or after a shutdown."""
+
+        def read(plaintext: bytes) -> Event:
+            event = parse_frame(plaintext)
+            if isinstance(event, Ctap) and self._request_pending:
+                raise RemoteProtocolError("a CTAP request before the last one was answered")
+            if isinstance(event, Ctap) and self._heard_goodbye:
+                raise RemoteProtocolError("a CTAP request after the shutdown")
+            return event
+
+        event = self._open(message, read)
+        self._request_pending = self._request_pending or isinstance(event, Ctap)
+        self._heard_goodbye = self._heard_goodbye or isinstance(event, Shutdown)
         return event
 
     def reply(self, status: int, payload: bytes = b"") -> bytes:
         """The answer to the request that was received: a CTAP2 status, and CBOR on success."""
-        if not self._request_pending:
-            raise LocalProtocolError("there is no request to answer")
+        if not self._introduced or not self._request_pending:
+            raise LocalProtocolError("there is no request to answer, or no post-handshake message was sent")
+        message = self._seal(frame(MessageType.CTAP, bytes([status]) + payload))
         self._request_pending = False
-        return self._seal(frame(MessageType.CTAP, bytes([status]) + payload))
+        return message

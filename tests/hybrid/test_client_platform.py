@@ -1,0 +1,119 @@
+"""The device's role: a whole published session, properties, refusals."""
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid import noise
+from headless_passkey.hybrid.authenticator import PhoneTransaction
+from headless_passkey.hybrid.client_platform import PendingHandshake, QrTransaction
+from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetAssertionResponse
+from headless_passkey.hybrid.eid import eid_key
+from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.keys import CURVE, KeyPurpose, compressed, derive
+from headless_passkey.hybrid.messages import Ctap
+from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from tests.strategies import exactly, private_keys
+from tests.vectors_loader import vector
+
+
+def test_a_sign_in_with_an_iphone_is_followed_byte_by_byte() -> None:
+    case = vector("iphone_session", "iphone-session-2026")
+    private = ec.derive_private_key(int(case["client_static_private"], 16), CURVE)
+    url = FidoUrl.parse(case["url"])
+    assert url.public_key == compressed(private.public_key())
+    transaction = QrTransaction(url=url, _private=private, _eid_key=eid_key(url.secret))
+
+    eid = transaction.open_advert(bytes.fromhex(case["service_data"]))
+    assert eid is not None
+    assert eid.encode().hex() == case["eid"]
+    base = "wss://" + tunnel_domain(eid.tunnel_domain)
+    assert connect_url(base, eid.routing_id, url.tunnel_id).lower() == case["connect_url"]
+
+    psk = derive(url.secret, eid.encode(), KeyPurpose.PSK, 32)
+    ephemeral = ec.derive_private_key(int(case["client_ephemeral_private"], 16), CURVE)
+    pending = PendingHandshake(
+        _initiator=noise.Initiator(psk=psk, static=private, ephemeral=ephemeral),
+    )
+    assert pending.message.hex() == case["message1"]
+    channel = pending.finish(bytes.fromhex(case["message2"]))
+
+    peer = channel.receive_post_handshake(bytes.fromhex(case["post_handshake"]))
+    assert (peer.revision, peer.features) == (1, ("ctap", "dc"))
+    assert peer.get_info is not None
+    request = GetAssertionRequest(
+        rp_id="example.com", client_data_hash=bytes.fromhex(case["client_data_hash"])
+    )
+    assert channel.send(request).hex() == case["request"]
+    reply = channel.receive(bytes.fromhex(case["reply"]))
+    assert isinstance(reply, Ctap)
+    assert (bytes([reply.code]) + reply.payload).hex() == case["ctap_response"]
+    assert len(GetAssertionResponse.parse(reply.payload).signature) == 72
+
+
+@given(st.sampled_from(Hint), st.integers(0, 1 << 40), private_keys(), exactly(16))
+def test_a_fido_url_says_what_it_was_made_for(
+    hint: Hint, time: int, private: ec.EllipticCurvePrivateKey, secret: bytes
+) -> None:
+    url = QrTransaction.create(hint=hint, time=time, private=private, secret=secret).url
+    assert FidoUrl.parse(url.encode()) == url
+    assert (url.hint, url.time, url.secret) == (hint, time, secret)
+    assert url.public_key == compressed(private.public_key())
+    # key 4 is sent although false, key 6 is not sent: some phones read its list as an error
+    assert (url.assigned_domains, url.linking, url.channels, url.unknown_keys) == (2, False, None, ())
+
+
+def test_every_transaction_has_a_key_and_a_secret_of_its_own() -> None:
+    urls = [QrTransaction.create(hint=Hint.GET_ASSERTION, time=1).url for _ in range(3)]
+    assert len({url.public_key for url in urls}) == len({url.secret for url in urls}) == 3
+    assert all(len(url.secret) == 16 for url in urls)
+
+
+def test_the_advert_of_the_phone_that_read_the_url_opens() -> None:
+    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    advertised = PhoneTransaction(transaction.url).advertise(routing_id=b"abc", tunnel_domain=300)
+    opened = transaction.open_advert(advertised.service_data)
+    assert opened is not None
+    assert (opened.routing_id, opened.tunnel_domain) == (b"abc", 300)
+
+
+@pytest.mark.threat("T9")
+def test_the_advert_of_a_phone_that_read_another_url_is_ignored() -> None:
+    ours, theirs = (QrTransaction.create(hint=Hint.GET_ASSERTION, time=1) for _ in range(2))
+    advertised = PhoneTransaction(theirs.url).advertise(routing_id=b"abc", tunnel_domain=300)
+    assert ours.open_advert(advertised.service_data) is None
+    assert theirs.open_advert(advertised.service_data) is not None
+
+
+@pytest.mark.threat("T9")
+def test_a_phone_that_knows_the_secret_but_sent_another_advert_is_refused() -> None:
+    """The PSK takes in every bit of the advert: what one phone sent does not lead another one in."""
+    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    phone = PhoneTransaction(transaction.url)
+    heard = phone.advertise(routing_id=b"abc", tunnel_domain=300, nonce=bytes(10))
+    for other in (
+        phone.advertise(routing_id=b"abc", tunnel_domain=300, nonce=bytes(9) + b"\1"),
+        phone.advertise(routing_id=b"abd", tunnel_domain=300, nonce=bytes(10)),
+        phone.advertise(routing_id=b"abc", tunnel_domain=301, nonce=bytes(10)),
+    ):
+        eid = transaction.open_advert(heard.service_data)
+        assert eid is not None
+        pending = transaction.handshake(eid)
+        with pytest.raises(RemoteProtocolError):
+            other.respond(pending.message)
+
+
+@pytest.mark.threat("T11")
+def test_secrets_and_keys_do_not_show_in_a_repr() -> None:
+    secret = bytes(range(16))
+    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1, secret=secret)
+    advertised = PhoneTransaction(transaction.url).advertise(routing_id=b"abc", tunnel_domain=300)
+    eid = transaction.open_advert(advertised.service_data)
+    assert eid is not None
+    shown = repr((transaction, transaction.handshake(eid), eid))
+    for kept in (secret, eid_key(secret), eid.encode(), eid.nonce):
+        assert repr(kept) not in shown
+        assert kept.hex() not in shown
+    assert transaction.url.encode() not in shown
