@@ -69,7 +69,7 @@ def add_account(
     A name whose account nobody has founded yet gets a new code; the one before is void.
     """
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
-    account = str(row[0]) if row is not None else base64url(secrets.token_bytes(16))
+    account = str(row[0]) if row is not None else secrets.token_hex(16)
     if row is None:
         db.execute("INSERT INTO accounts VALUES (?, ?, ?)", (account, name, int(now)))
     elif head(db, account) is not None:
