@@ -40,15 +40,17 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
         return None
     except OSError as error:
         raise _failed("read", path, error) from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
+    try:
+        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RemoteProtocolError(f"{path} is not a plain file")
         _refuse_others(status, path, 0o600)
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(limit + 1)
-        except OSError as error:
-            raise _failed("read", path, error) from error
+    except OSError as error:
+        raise _failed("read", path, error) from error
+    finally:
+        os.close(descriptor)
     if len(content) > limit:
         raise RemoteProtocolError(f"{path} is longer than {limit} bytes")
     return content

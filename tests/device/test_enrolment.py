@@ -1,0 +1,493 @@
+"""Joining, leaving, and what the device keeps: against the real relay, through crashes and lies."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headless_passkey import enrolment, private_file
+from headless_passkey.enrolment import FILE_NAME, Enrolment, join, leave, load, refresh
+from headless_passkey.errors import (
+    NotApproved,
+    NotEnrolled,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustReason,
+)
+from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.relay import Relay
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.invitation import answer_mac
+from headless_passkey.trust.ring import Role
+from headless_passkey.trust.signing import base64url
+from tests.device.inviter import Inviter
+from tests.device.test_proven_http import answer, ok, serving
+from tests.relay import household
+from tests.relay.household import Household, running_relay
+from tests.trust.people import device, forge, grow
+from tests.trust.refusal import refused
+
+
+@pytest_asyncio.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
+    async with running_relay(tmp_path / "relay.sqlite3") as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def home(relay: household.Relay) -> Household:
+    return await relay.household(devices=0)
+
+
+@pytest_asyncio.fixture
+async def inviter(relay: household.Relay, home: Household) -> Inviter:
+    return await Inviter.invite(relay, home)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "device"
+
+
+async def joined(state: Path, inviter: Inviter, label: str = "frame") -> Enrolment:
+    """A whole join: the device asks, the inviter says yes."""
+    async with asyncio.TaskGroup() as tasks:
+        joining = tasks.create_task(join(state, inviter.invitation, label=label))
+        await inviter.admit(await inviter.introduced())
+    return joining.result()
+
+
+@contextlib.asynccontextmanager
+async def speaking(enrolled: Enrolment) -> AsyncIterator[Relay]:
+    async with open_session(None) as session:
+        yield Relay(ProvenHttp(session, enrolled.relay_url, enrolled.key))
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def files(state: Path) -> list[Path]:
+    return list(state.iterdir()) if state.exists() else []
+
+
+# Joining and leaving
+
+
+async def test_a_device_joins_and_is_what_the_inviter_admitted(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter, "kitchen frame")
+    assert enrolled.chain.head == inviter.home.ring
+    assert enrolled.member == inviter.home.ring.member(enrolled.name)
+    assert (enrolled.account, enrolled.label) == (inviter.home.account, "kitchen frame")
+    kept = load(state)
+    assert (kept.name, kept.chain, kept.relay_url) == (enrolled.name, enrolled.chain, enrolled.relay_url)
+    assert kept.key.to_bytes() == enrolled.key.to_bytes()
+
+
+async def test_both_sides_see_the_same_check_number_before_consent(state: Path, inviter: Inviter) -> None:
+    shown: list[str] = []
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(join(state, inviter.invitation, label="frame", on_check_number=shown.append))
+        introduction = await inviter.introduced()
+        assert shown == [introduction.check_number]
+        await inviter.admit(introduction)
+
+
+async def test_what_is_kept_is_for_its_owner_alone(state: Path, inviter: Inviter) -> None:
+    await joined(state, inviter)
+    assert mode(state) == 0o700
+    assert set(map(mode, files(state))) == {0o600}
+
+
+async def test_a_device_that_has_joined_takes_another_invitation_only_after_leaving(
+    state: Path, relay: household.Relay, home: Household, inviter: Inviter
+) -> None:
+    first = await joined(state, inviter)
+    second = await Inviter.invite(relay, home)
+    for invitation in (inviter.invitation, second.invitation):
+        with refused(TrustReason.ACCOUNT_MISMATCH, saying="after leaving"):
+            await join(state, invitation, label="frame")
+    assert load(state).name == first.name
+    leave(state)
+    with pytest.raises(NotEnrolled):
+        load(state)
+    assert (await joined(state, second)).name != first.name
+
+
+def test_who_has_not_joined_can_neither_be_loaded_nor_leave(state: Path) -> None:
+    for act in (load, leave):
+        with pytest.raises(NotEnrolled, match="no account"):
+            act(state)
+
+
+async def test_a_decline_ends_the_join_and_leaves_nothing(state: Path, inviter: Inviter) -> None:
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
+    await inviter.introduced()
+    await inviter.answer({"declined": True})
+    with pytest.raises(NotApproved) as caught:
+        await joining
+    assert caught.value.reason is Outcome.DECLINED
+    with pytest.raises(NotEnrolled):
+        leave(state)
+
+
+async def test_the_inviter_may_bind_the_device_to_relying_parties(
+    state: Path, relay: household.Relay, home: Household
+) -> None:
+    enrolled = await joined(state, await Inviter.invite(relay, home, rp_ids=("example.com",)))
+    enrolled.check_rp(rp_id="example.com", origin="https://example.com")
+    with refused(TrustReason.RP_NOT_ALLOWED):
+        enrolled.check_rp(rp_id="evil.example", origin="https://evil.example")
+
+
+@pytest.mark.threat("T4")
+async def test_the_device_may_be_pinned_to_one_relying_party(state: Path, inviter: Inviter) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(
+            join(
+                state, inviter.invitation, label="f", rp_id="example.com", origin="https://login.example.com"
+            )
+        )
+        await inviter.admit(await inviter.introduced())
+    enrolled = load(state)
+    enrolled.check_rp(rp_id="example.com", origin="https://login.example.com")
+    for rp_id, origin in (
+        ("login.example.com", "https://login.example.com"),
+        ("example.com", "https://www.example.com"),
+    ):
+        with refused(TrustReason.RP_NOT_ALLOWED):
+            enrolled.check_rp(rp_id=rp_id, origin=origin)
+
+
+# Crashes
+
+
+async def test_an_interrupted_join_goes_on_with_the_same_invitation_and_key(
+    state: Path, inviter: Inviter
+) -> None:
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
+    introduction = await inviter.introduced()
+    joining.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    with pytest.raises(NotEnrolled, match="same invitation"):
+        load(state)
+    await inviter.admit(introduction)
+    enrolled = await join(state, inviter.invitation, label="ignored: the inviter saw the first one")
+    assert enrolled.member.signing_key == introduction.signing_key
+    assert enrolled.label == "frame"
+
+
+async def test_a_relay_that_is_away_loses_nothing(
+    state: Path, inviter: Inviter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away = replace(inviter.invitation, relay_url="http://127.0.0.1:1")
+    monkeypatch.setattr(ProvenHttp, "_pause", lambda *_args: 1000.0)
+    with pytest.raises(TransportError):
+        await join(state, away, label="frame")
+    with pytest.raises(NotEnrolled, match="same invitation"):
+        load(state)
+
+
+async def test_another_invitation_gives_an_unfinished_join_up_and_says_so(
+    state: Path, relay: household.Relay, home: Household, inviter: Inviter, caplog: pytest.LogCaptureFixture
+) -> None:
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
+    lost = await inviter.introduced()
+    joining.cancel()
+    await asyncio.wait([joining])
+    enrolled = await joined(state, await Inviter.invite(relay, home))
+    assert enrolled.member.signing_key != lost.signing_key
+    assert "given up" in caplog.text
+
+
+async def test_an_unfinished_join_can_be_forgotten(state: Path, inviter: Inviter) -> None:
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
+    await inviter.introduced()
+    joining.cancel()
+    await asyncio.wait([joining])
+    leave(state)
+    with pytest.raises(NotEnrolled, match="no account"):
+        load(state)
+
+
+async def test_two_processes_do_not_join_at_once(state: Path, inviter: Inviter) -> None:
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
+    introduction = await inviter.introduced()
+    with pytest.raises(TransportError, match="another process"):
+        await join(state, inviter.invitation, label="frame")
+    with pytest.raises(TransportError, match="another process"):
+        leave(state)
+    await inviter.admit(introduction)
+    await joining
+
+
+async def test_a_full_disk_keeps_what_was_there(
+    state: Path, inviter: Inviter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrolled = await joined(state, inviter)
+    before = (state / FILE_NAME).read_bytes()
+
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TransportError, match="No space left"):
+        enrolment._write(state, enrolled)
+    assert (state / FILE_NAME).read_bytes() == before
+    assert {path.name for path in files(state)} == {FILE_NAME, f".{FILE_NAME}.lock"}
+
+
+# Invitations that are no good
+
+
+@pytest.mark.threat("T2")
+async def test_the_loser_of_a_stolen_invitation_race_is_told_what_to_do(
+    state: Path, tmp_path: Path, inviter: Inviter
+) -> None:
+    thief = asyncio.ensure_future(join(tmp_path / "thief", inviter.invitation, label="frame"))
+    await inviter.introduced()
+    with refused(TrustReason.INVITATION_USED, saying="look at the account's members"):
+        await join(state, inviter.invitation, label="frame")
+    with pytest.raises(NotEnrolled, match="no account"):
+        load(state)
+    thief.cancel()
+    await asyncio.wait([thief])
+
+
+async def test_an_invitation_that_is_over_is_refused_by_our_clock_and_by_the_relays(
+    state: Path, relay: household.Relay, inviter: Inviter
+) -> None:
+    with refused(TrustReason.INVITATION_EXPIRED, saying="100 s ago"):
+        await join(state, inviter.invitation, label="f", clock=lambda: inviter.invitation.expires_at + 100)
+    relay.clock.ahead += 601
+    with refused(TrustReason.INVITATION_EXPIRED, saying="relay's clock"):
+        await join(state, inviter.invitation, label="f", clock=_skewed(relay, inviter))
+    unknown = replace(inviter.invitation, secret=bytes(16))
+    with refused(TrustReason.INVITATION_EXPIRED, saying="no such invitation"):
+        await join(state, unknown, label="f", clock=_skewed(relay, inviter))
+    with pytest.raises(NotEnrolled, match="no account"):
+        load(state)
+
+
+class _skewed:  # noqa: N801  a clock
+    """A clock that is right for the relay's proofs, and one second before the end for the invitation."""
+
+    def __init__(self, relay: household.Relay, inviter: Inviter) -> None:
+        self._relay, self._first, self._inviter = relay, True, inviter
+
+    def __call__(self) -> float:
+        if self._first:
+            self._first = False
+            return self._inviter.invitation.expires_at - 1.0
+        return self._relay.clock()
+
+
+async def test_an_invitation_for_a_companion_and_a_label_that_makes_no_sense_are_refused(
+    state: Path, relay: household.Relay, home: Household, inviter: Inviter
+) -> None:
+    with refused(TrustReason.KIND_MISMATCH):
+        await join(state, (await Inviter.invite(relay, home, Role.COMPANION)).invitation, label="frame")
+    for label in ("", "two\nlines", "a" * 65):
+        with pytest.raises(RemoteProtocolError):
+            await join(state, inviter.invitation, label=label)
+    with pytest.raises(RemoteProtocolError):
+        await join(state, inviter.invitation, label="frame", rp_id="https://example.com")
+    assert files(state) == []
+
+
+@pytest.mark.threat("T2")
+async def test_a_relay_cannot_answer_in_the_inviters_place(
+    state: Path, home: Household, inviter: Inviter
+) -> None:
+    """It has the ring, its own key and everything that went through it, but not the invitation."""
+    ring = forge(home.ring, device("relay"), device("frame"), signer=inviter.invitation.inviter)
+    for mac in (bytes(32), answer_mac(replace(inviter.invitation, secret=bytes(16)), b"", bytes(32))):
+        admitted = ok(state="admitted", ring=base64url(ring), mac=base64url(mac))
+        async with serving(answer(b'{"id": "x"}', status=201), admitted) as server:
+            invitation = replace(inviter.invitation, relay_url=server.url)
+            with refused(TrustReason.BAD_MAC):
+                await join(state, invitation, label="frame")
+    with pytest.raises(NotEnrolled):
+        load(state)
+
+
+# Rings that come later
+
+
+async def test_newer_rings_are_taken_over_and_kept(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    home = inviter.home
+    people = [caller.person for caller in home.companions]
+    async with speaking(enrolled) as relay:
+        assert (await refresh(state, relay)).chain == enrolled.chain
+        me = enrolled.member
+        ring = home.ring.next(people[0].key, members=[people[0].member, me], now=0)
+        assert (await home.companions[0].post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
+        assert (await refresh(state, relay)).chain.head == ring
+    assert load(state).chain == RingChain.start(home.ring).extend([ring.document])
+
+
+@pytest.mark.threat("T2")
+async def test_a_forked_ring_changes_nothing(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    people = [caller.person for caller in inviter.home.companions]
+    stranger = device("relay")
+    fork = forge(inviter.home.ring, stranger, *people, stranger)
+    lie = ok(version=enrolled.chain.head.version + 1, hash=base64url(bytes(32)), rings=[base64url(fork)])
+    async with serving(lie) as server, open_session(None) as session:
+        with refused(TrustReason.FORKED_RING):
+            await refresh(state, Relay(ProvenHttp(session, server.url, enrolled.key)))
+    assert load(state).chain == enrolled.chain
+
+
+async def test_a_device_that_was_removed_is_told_so(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    people = [caller.person for caller in inviter.home.companions]
+    removed = replace(
+        enrolled, chain=enrolled.chain.extend([grow(enrolled.chain.head, people[0], *people).document])
+    )
+    with refused(TrustReason.NOT_A_MEMBER, saying="removed"):
+        _ = removed.member
+    await inviter.home.append(*people)
+    async with speaking(enrolled) as relay:
+        with refused(TrustReason.NOT_A_MEMBER):
+            await refresh(state, relay)
+
+
+async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    people = [caller.person for caller in inviter.home.companions]
+    ring = enrolled.chain.head.next(people[0].key, members=[people[0].member, enrolled.member], now=0)
+
+    class Leaving(Relay):
+        async def bring_up_to_date(self, chain: RingChain) -> RingChain:
+            leave(state)
+            return chain.extend([ring.document])
+
+    async with open_session(None) as session:
+        with pytest.raises(NotEnrolled):
+            await refresh(state, Leaving(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
+    with pytest.raises(NotEnrolled):
+        load(state)
+
+
+# What is on disk
+
+
+@pytest.mark.threat("T11")
+async def test_a_file_that_others_can_read_is_refused(state: Path, inviter: Inviter, tmp_path: Path) -> None:
+    await joined(state, inviter)
+    (state / FILE_NAME).chmod(0o640)
+    with pytest.raises(RemoteProtocolError, match="open to others"):
+        load(state)
+    (state / FILE_NAME).chmod(0o600)
+    load(state)
+    elsewhere = tmp_path / "elsewhere"
+    (state / FILE_NAME).rename(elsewhere)
+    (state / FILE_NAME).symlink_to(elsewhere)
+    with pytest.raises(TransportError):
+        load(state)
+    (state / FILE_NAME).unlink()
+    (state / FILE_NAME).mkdir()
+    with pytest.raises(RemoteProtocolError, match="not a plain file"):
+        load(state)
+
+
+def test_a_directory_that_others_can_enter_is_refused(state: Path) -> None:
+    state.mkdir(mode=0o755)
+    with pytest.raises(RemoteProtocolError, match="mode 0700"):
+        private_file.private_directory(state)
+    state.rmdir()
+    state.write_text("")
+    with pytest.raises(RemoteProtocolError, match="not a directory"):
+        private_file.private_directory(state)
+    with pytest.raises(TransportError):
+        private_file.private_directory(state / "below a file")
+
+
+def kept(state: Path, content: bytes) -> Path:
+    private_file.private_directory(state)
+    private_file.write_private(state / FILE_NAME, content)
+    return state
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"format": True},
+        {"key": None},
+        {"key": base64url(bytes(32))},
+        {"key": base64url(bytes(31))},
+        {"relay_url": "http://relay.example"},
+        {"rings": []},
+        {"rings": [1]},
+        {"rings": ["AAAA"]},
+        {"rings": None},
+        {"state": 7},
+        {"state": "joining"},
+        {"rp_id": 7},
+    ],
+    ids=lambda changes: next(iter(changes.items())),
+)
+async def test_a_damaged_file_is_refused(state: Path, inviter: Inviter, changes: dict[str, object]) -> None:
+    await joined(state, inviter)
+    values = json.loads((state / FILE_NAME).read_bytes())
+    kept(state, json.dumps(values | changes).encode())
+    with pytest.raises(RemoteProtocolError):
+        load(state)
+
+
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=100).map(lambda text: json.dumps({"format": 1, "key": text}).encode())
+)
+@pytest.mark.threat("T12")
+def test_any_bytes_on_disk_are_refused_politely(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        state = kept(Path(folder) / "state", content)
+        with pytest.raises(RemoteProtocolError):
+            load(state)
+
+
+def test_an_endless_file_is_not_read(state: Path) -> None:
+    private_file.private_directory(state)
+    with (state / FILE_NAME).open("wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.truncate(1 << 40)
+    with pytest.raises(RemoteProtocolError, match="longer"):
+        load(state)
+
+
+@pytest.mark.threat("T11")
+async def test_no_secret_shows_in_logs_or_reprs(
+    state: Path, inviter: Inviter, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    enrolled = await joined(state, inviter)
+    text = caplog.text + repr(enrolled) + str(enrolled)
+    assert "joined the account" in text
+    invitation = inviter.invitation
+    for secret in (
+        enrolled.key.to_bytes(),
+        invitation.secret,
+        invitation.ticket,
+        invitation.k_new,
+        invitation.k_inv,
+    ):
+        for form in (secret.hex(), base64url(secret), repr(secret), str(int.from_bytes(secret, "big"))):
+            assert form not in text
+    assert invitation.encode() not in text
