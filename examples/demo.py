@@ -18,21 +18,19 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from programs import START_TIMEOUT, Certificates, Program, ProgramFailed, event, run, running
+from programs import ProgramFailed, event
 from rich.console import Console, Group
 from rich.live import Live
 from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
+from world import World
 
-TUNNEL_DOMAIN: Final = "300"  # a hashed domain number, pointed at our own tunnel service on both sides
 USER: Final = "ada"
 DEVICE: Final = "Kitchen hub"
 PHONE: Final = "Ada's phone"
@@ -114,7 +112,7 @@ class Timeline:
         if said is None:
             return
         stage = str(said.get("stage"))
-        if program == "device" and stage in STAGES:
+        if program == DEVICE and stage in STAGES:
             who, what, holds = STAGES[stage]
             self.waiting = what
             if stage == "prepared":
@@ -127,8 +125,6 @@ class Timeline:
             what, holds = COMPANION_STAGES[stage]
             reason = said.get("reason")
             self.add(program, f"{what}: {reason}" if reason else what, holds, stage=stage)
-        elif stage == "listening":
-            self.seen(f"{program} {stage}").set()
         elif "error" in said:
             self.add(program, said["message"], "", reason=said["reason"], status=said["status"])
 
@@ -176,122 +172,12 @@ class Timeline:
             print(json.dumps(values), flush=True)
 
 
-@dataclass
-class World:
-    """Every party of a sign-in, running."""
-
-    folder: Path
-    timeline: Timeline
-    certificates: Certificates
-    programs: list[Program]
-    radio: str = ""
-    tunnel: str = ""
-    relay: str = ""
-    relying_party: str = ""
-
-    @classmethod
-    @asynccontextmanager
-    async def start(cls, folder: Path, timeline: Timeline, *, rogue: bool) -> AsyncIterator["World"]:
-        """The four servers: radio, tunnel service, relay, relying party."""
-        world = cls(folder, timeline, Certificates.make(folder), [])
-        tls = ("--cert", world.certificates.cert, "--key", world.certificates.key)
-        listen = ("--listen", "localhost:0")
-        relay = (
-            (sys.executable, Path(__file__).with_name("rogue_relay.py"))
-            if rogue
-            else ("companion-push", "relay")
-        )
-        async with running(world.programs):
-            ether, tunnel, queue, rp = await asyncio.gather(
-                world.run("radio", "companion-push", "ether", "--listen", "127.0.0.1:0"),
-                world.run("tunnel service", "companion-push", "tunnel-service", *listen, *tls),
-                world.run(
-                    "relay", *relay, *listen, *tls, "--store", folder / "relay.db", "--requests-per-minute", "100"
-                ),
-                world.run(
-                    "relying party", "relying-party", "serve", *listen, *tls, "--store", folder / "rp.db",
-                    "--rp-id", "localhost", "--rp-name", "Demo",
-                ),
-            )  # fmt: skip
-            world.radio = f"bumble:{await ether.line()}"
-            world.tunnel = f"{TUNNEL_DOMAIN}={await tunnel.line()}"
-            world.relay = await queue.line()
-            world.relying_party = await rp.line()
-            yield world
-
-    async def run(self, name: str, *command: str | Path) -> Program:
-        program = await Program.start(name, *command, "--json", on_line=self.timeline.heard)
-        self.programs.append(program)
-        return program
-
-    def state(self, who: str) -> Path:
-        return self.folder / who.replace(" ", "-").replace("'", "")
-
-    @property
-    def _trust(self) -> tuple[str, Path]:
-        return "--ca", self.certificates.ca
-
-    async def found_account(self, who: str) -> None:
-        """The first companion, with a one-time code from the account system."""
-        code = await run(
-            "companion-push",
-            "account",
-            "add",
-            "home",
-            "--store",
-            self.folder / "relay.db",
-            "--relay",
-            self.relay,
-        )
-        await self.join_companion(who, "--code", code)
-
-    async def join_companion(self, who: str, option: str, secret: str) -> None:
-        await run(
-            "companion-push", "companion", "join", option, "-", "--label", who, "--state", self.state(who), *self._trust,
-            stdin=secret, name=who,
-        )  # fmt: skip
-
-    async def invite(self, inviter: str, kind: str, who: str) -> None:
-        """`inviter` lets a device or another companion in; the invitation does not pass through the relay."""
-        inviting = await self.run(
-            inviter, "companion-push", "companion", "invite", "--kind", kind, "--yes",
-            "--state", self.state(inviter), *self._trust,
-        )  # fmt: skip
-        invitation = await inviting.line()
-        if kind == "companion":
-            await self.join_companion(who, "--code", invitation)
-        else:
-            await run(
-                "headless-passkey", "join", "--invitation", "-", "--label", who,
-                "--state", self.state(who), *self._trust, stdin=invitation, name=who,
-            )  # fmt: skip
-        if await inviting.wait() != 0:
-            raise ProgramFailed(f"the invitation failed: {inviting.last_words}")
-
-    async def companion(self, who: str, *options: str) -> Program:
-        """A companion with the software phone in it, connected to the relay."""
-        listening = self.timeline.seen(f"{who} listening")
-        listening.clear()
-        program = await self.run(
-            who, "companion-push", "companion", "run", "--state", self.state(who), *self._trust,
-            "--opener", "phone", "--credentials", self.folder / "passkeys.json",
-            "--radio", self.radio, "--tunnel", self.tunnel, "--consent", "accept", *options,
-        )  # fmt: skip
-        async with asyncio.timeout(START_TIMEOUT):
-            await listening.wait()
-        return program
-
-    async def device(self, ceremony: str, *options: str) -> Program:
-        """The device, for one ceremony; its stdout is the session the relying party opened."""
-        return await self.run(
-            "device", "headless-passkey", ceremony, "--rp", self.relying_party, "--state", self.state(DEVICE),
-            "--radio", self.radio, "--tunnel", self.tunnel, *self._trust, *options,
-        )  # fmt: skip
-
-
 async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> int:
     """The whole story; the exit status of the device's last ceremony."""
-    async with World.start(folder, timeline, rogue=args.rogue_relay) as world:
+    relay: tuple[str | Path, ...] = ("companion-push", "relay")
+    if args.rogue_relay:
+        relay = (sys.executable, Path(__file__).with_name("rogue_relay.py"))
+    async with World.start(folder, on_line=timeline.heard, relay=relay) as world:
         timeline.chapter("Joining an account: keys are handed over outside the relay")
         timeline.waiting = "the programs start"
         timeline.add("relay", "waits for requests", "relay: nothing that opens anything")
@@ -309,7 +195,7 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
                 "Registering a passkey (seconds from sign_in(); before it, from the start of this part)"
             )
             companion = await world.companion(PHONE, "--uv", "accept")
-            status, account = await ceremony(world, "register", "--user", USER)
+            status, account = await world.ceremony(DEVICE, "register", "--user", USER)
             if status != 0 or account is None:
                 return status
             timeline.add(
@@ -321,11 +207,11 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
         timeline.chapter("Signing in")
         if args.expire:
             timeline.add(PHONE, f"is switched off; the device waits {EXPIRE_AFTER} s", "")
-            status, session = await ceremony(world, "sign-in", "--timeout", EXPIRE_AFTER)
+            status, session = await world.ceremony(DEVICE, "sign-in", "--timeout", EXPIRE_AFTER)
         elif args.notifications_off:
             timeline.add(PHONE, "has notifications off: no connection is held", "")
             timeline.seen("submitted").clear()
-            signing_in = asyncio.create_task(ceremony(world, "sign-in"))
+            signing_in = asyncio.create_task(world.ceremony(DEVICE, "sign-in"))
             await timeline.seen("submitted").wait()
             timeline.add(PHONE, "is opened only now, and asks what is pending", "relay: the request, queued")
             await world.companion(PHONE, "--uv", "accept", "--pending")
@@ -334,20 +220,9 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
             if not args.race:
                 await world.companion(PHONE, "--uv", "decline" if args.decline else "accept")
             timeline.add(PHONE, "holds a connection to the relay", "nobody: anything yet")
-            status, session = await ceremony(world, "sign-in")
+            status, session = await world.ceremony(DEVICE, "sign-in")
         timeline.conclude(status, session)
         return status
-
-
-async def ceremony(world: World, name: str, *options: str) -> tuple[int, dict[str, Any] | None]:
-    """One run of the device: its exit status, and the session the relying party opened."""
-    device = await world.device(name, *options)
-    if device.process.stdin is not None:
-        device.process.stdin.close()
-    assert device.process.stdout is not None  # noqa: S101  it was opened as a pipe
-    output = await device.process.stdout.read()
-    status = await device.wait()
-    return status, json.loads(output) if output else None
 
 
 def main() -> int:

@@ -86,6 +86,13 @@ class Program:
             await stdin.drain()
         stdin.close()
 
+    async def output(self) -> str:
+        """All it still prints on stdout, with nothing on its stdin."""
+        assert self.process.stdin is not None  # noqa: S101  it was opened as a pipe
+        assert self.process.stdout is not None  # noqa: S101  it was opened as a pipe
+        self.process.stdin.close()
+        return (await self.process.stdout.read()).decode()
+
     async def wait(self, *, timeout: float = 120.0) -> int:  # noqa: ASYNC109
         """Its exit status, once it has ended and all it said was heard."""
         try:
@@ -141,12 +148,11 @@ async def run(*command: str | Path, stdin: str = "", name: str | None = None) ->
     """Run a program to its end; its stdout. `ProgramFailed` unless it ends with 0."""
     program = await Program.start(name or str(command[0]), *command)
     await program.write(stdin)
-    assert program.process.stdout is not None  # noqa: S101  it was opened as a pipe
-    output = await program.process.stdout.read()
+    output = await program.output()
     status = await program.wait()
     if status != 0:
         raise ProgramFailed(f"{program.name} ended with status {status}: {program.last_words}")
-    return output.decode()
+    return output
 
 
 def event(line: str) -> dict[str, Any] | None:
