@@ -5,6 +5,7 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 
 ==============================  ========================================================================
 ``relying_party.ceremonies``    begin and complete registration and authentication: every check, pure
+``relying_party.callers``       a browser, or a device with its key
 ``relying_party.messages``      request bodies, parsed once and strictly
 ``relying_party.challenges``    what the server remembers between begin and complete: once, not for long
 ``relying_party.proofs``        which device key makes a request (RFC 9449), pure

@@ -5,6 +5,7 @@ Every answer that is not a success is a problem document (RFC 9457). The log tel
 kind of client, and never who it was.
 """
 
+import asyncio
 import logging
 import secrets
 import time
@@ -18,9 +19,10 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from relying_party.callers import Caller, ClientKind
 from relying_party.ceremonies import CHALLENGE_SIZE, USER_HANDLE_SIZE, Begun, Ceremonies, Descriptor, decoy
 from relying_party.ceremonies import RelyingParty as CeremonyParty
-from relying_party.challenges import NAME_SIZE, Caller, Challenges, ClientKind
+from relying_party.challenges import NAME_SIZE, Challenges
 from relying_party.config import Config
 from relying_party.credentials import Credential, CredentialStore, User
 from relying_party.encoding import base64url
@@ -50,8 +52,10 @@ from relying_party.sessions import Session, hash_token, open_session
 from relying_party.sqlite import SqliteStore
 
 logger = logging.getLogger(__name__)
+http_logger = logging.getLogger(f"{__name__}.http")  # what aiohttp says about requests it cannot read
 
 MOST_BODY: Final = 64 * 1024
+BODY_SECONDS: Final = 20  # how long a client may take to send one
 MOST_SHOWN: Final = 200  # users on the page
 PROBLEM: Final = "urn:headless-passkey:problem:"
 PROOF_HEADER: Final = "DPoP"
@@ -103,7 +107,10 @@ def make_app(
 ) -> web.Application:
     """The application; its store opens when it starts and closes when it ends."""
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
-    app = web.Application(client_max_size=MOST_BODY, middlewares=[_finish, _explain])
+    http_logger.addFilter(_without_bytes)
+    app = web.Application(
+        client_max_size=MOST_BODY, middlewares=[_finish, _explain], handler_args={"logger": http_logger}
+    )
 
     async def open_store(app: web.Application) -> AsyncIterator[None]:
         async with SqliteStore(config.store) as store:
@@ -173,14 +180,11 @@ async def registration_result(request: web.Request) -> web.Response:
     signed_in = await _signed_in(state, caller, token)
     now = state.clock()
     record = state.challenges.take(ceremony, now=now)
-    credential = state.ceremonies.complete_registration(record, caller, response, now=now)
-    user = User(
-        handle=credential.user_handle, name=record.user_name or "", display_name=record.display_name or ""
-    )
-    if record.adds_to_user and (signed_in is None or signed_in.user.handle != user.handle):
+    done = state.ceremonies.complete_registration(record, caller, response, now=now)
+    if done.adds_to_user and (signed_in is None or signed_in.user.handle != done.user.handle):
         raise VerificationFailed(Check.SESSION)
-    token, session = _open_session(state, caller, credential.user_handle, credential.credential_id, now)
-    user = await state.store.register(credential, user, session, ends=_hash_of(signed_in))
+    token, session = _open_session(state, caller, done.credential, now)
+    user = await state.store.register(done.credential, done.user, session, ends=_hash_of(signed_in))
     logger.info("registered a passkey (%s)", caller.kind)
     return _session_answer(state, session, user, token=token, status=201)
 
@@ -198,7 +202,7 @@ async def authentication_options(request: web.Request) -> web.Response:
         allowed = allowed or (decoy(await state.store.secret("decoy"), wanted.user_name),)
     begun = state.ceremonies.begin_authentication(
         caller,
-        user_handle=handle,
+        expected=handle,
         allowed=allowed,
         now=state.clock(),
         challenge=state.random(CHALLENGE_SIZE),
@@ -217,7 +221,7 @@ async def authentication_result(request: web.Request) -> web.Response:
     use = state.ceremonies.complete_authentication(record, caller, response, credential, now=now)
     if credential is None:  # the ceremony has refused that already
         raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
-    token, session = _open_session(state, caller, credential.user_handle, credential.credential_id, now)
+    token, session = _open_session(state, caller, credential, now)
     user = await state.store.sign_in(use, session, ends=_hash_of(signed_in))
     if use.counter_anomaly:
         logger.warning("a passkey's signature counter did not grow: it may have been copied")
@@ -335,7 +339,13 @@ async def _signed_in(state: State, caller: Caller, token: str | None) -> SignedI
 async def _json_body(request: web.Request) -> bytes:
     if request.content_type != "application/json":
         raise InvalidRequest("expected application/json")
-    return await request.read()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.read()
+    except TimeoutError as error:
+        raise InvalidRequest("the body took too long") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("the body cannot be read") from error
 
 
 def _descriptors(credentials: Sequence[Credential]) -> tuple[Descriptor, ...]:
@@ -350,12 +360,10 @@ def _begun(state: State, begun: Begun) -> web.Response:
     return _json({"ceremony": name, "publicKey": begun.public_key})
 
 
-def _open_session(
-    state: State, caller: Caller, user_handle: bytes, credential_id: bytes, now: float
-) -> tuple[str, Session]:
+def _open_session(state: State, caller: Caller, credential: Credential, now: float) -> tuple[str, Session]:
     return open_session(
-        user_handle=user_handle,
-        credential_id=credential_id,
+        user_handle=credential.user_handle,
+        credential_id=credential.credential_id,
         caller=caller,
         now=now,
         lifetime=state.config.session_lifetime,
@@ -414,6 +422,15 @@ def _set_cookie(config: Config, response: web.Response, value: str, *, lifetime:
 
 def _json(body: dict[str, Any], *, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+
+
+def _without_bytes(record: logging.LogRecord) -> bool:
+    """Let aiohttp name what went wrong with a request, but not show the request."""
+    if record.exc_info:
+        kind = record.exc_info[0]
+        record.msg, record.args = "a request could not be read: %s", (kind.__name__ if kind else "unknown",)
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _problem(

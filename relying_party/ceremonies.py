@@ -36,7 +36,8 @@ from fido2.webauthn import (
 from fido2.webauthn import AuthenticationResponse as LibraryAuthenticationResponse
 from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
 
-from relying_party.challenges import Caller, ChallengeRecord, ClientKind, Purpose
+from relying_party.callers import Caller, ClientKind
+from relying_party.challenges import AuthenticationRecord, ChallengeRecord, RegistrationRecord
 from relying_party.credentials import Credential, CredentialUse, User
 from relying_party.encoding import base64url
 from relying_party.errors import Check, VerificationFailed
@@ -50,7 +51,7 @@ CHALLENGE_SIZE: Final = 32
 USER_HANDLE_SIZE: Final = 32
 
 # A browser may ask a security key for this on its own account, and the key then says so in signed data.
-_TOLERATED_FROM_AUTHENTICATOR: Final = frozenset({"credProtect"})
+_TOLERATED: Final = frozenset({"credProtect"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,15 @@ class Begun:
 
     record: ChallengeRecord
     public_key: dict[str, Any] = field(repr=False)  # …OptionsJSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A registration that checked out."""
+
+    user: User
+    adds_to_user: bool  # the user exists: only that user's session may store it
+    credential: Credential
 
 
 class _ClientData(msgspec.Struct, rename="camel"):
@@ -129,13 +139,10 @@ class Ceremonies:
         public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
         public_key["excludeCredentials"] = [descriptor.to_json() for descriptor in existing]
         public_key["hints"] = _hints(caller)
-        record = ChallengeRecord(
+        record = RegistrationRecord(
             challenge=challenge,
-            purpose=Purpose.CREATE,
             caller=caller,
-            user_handle=user.handle,
-            user_name=user.name,
-            display_name=user.display_name,
+            user=user,
             adds_to_user=adds_to_user,
             algorithms=tuple(ALGORITHMS),
             extensions=frozenset({"credProps"}),
@@ -145,9 +152,11 @@ class Ceremonies:
 
     def complete_registration(
         self, record: ChallengeRecord, caller: Caller, response: RegistrationResponse, *, now: float
-    ) -> Credential:
-        """The new credential, not yet stored: whether its id is free is for the store to say."""
-        _check_record(record, caller, Purpose.CREATE)
+    ) -> Registration:
+        """Who registered what, not yet stored: whether name and id are free is for the store to say."""
+        if not isinstance(record, RegistrationRecord):
+            raise VerificationFailed(Check.PURPOSE)
+        _check_caller(record, caller)
         self._check_client_data(record, response.client_data)
         attested = self._verified_attestation(record, response)
         data = attested.auth_data
@@ -159,12 +168,10 @@ class Ceremonies:
             raise VerificationFailed(Check.ALGORITHM)
         _check_public_key(credential.public_key)
         _check_backup_flags(data)
-        _check_extensions(record, response.extensions, data, tolerated=_TOLERATED_FROM_AUTHENTICATOR)
-        if record.user_handle is None:  # a record that creates always names the user
-            raise VerificationFailed(Check.PURPOSE)
-        return Credential(
+        _check_extensions(response.extensions, data, asked=record.extensions, tolerated=_TOLERATED)
+        stored = Credential(
             credential_id=credential.credential_id,
-            user_handle=record.user_handle,
+            user_handle=record.user.handle,
             attested_data=bytes(credential),
             aaguid=bytes(credential.aaguid),
             algorithm=algorithm,
@@ -176,19 +183,20 @@ class Ceremonies:
             client_data_hash=sha256(response.client_data).digest(),
             created_at=int(now),
         )
+        return Registration(user=record.user, adds_to_user=record.adds_to_user, credential=stored)
 
     def begin_authentication(
         self,
         caller: Caller,
         *,
-        user_handle: bytes | None,
+        expected: bytes | None,
         allowed: Sequence[Descriptor],
         now: float,
         challenge: bytes,
     ) -> Begun:
         """Options for a sign-in.
 
-        user_handle: who is expected, None for anyone. allowed: descriptors of that user's credentials;
+        expected: the handle of who is to sign in, None for anyone. allowed: that user's credentials;
         empty means any discoverable one. challenge: 32 fresh random bytes.
         """
         options, _ = self._server(caller.kind).authenticate_begin(
@@ -198,11 +206,10 @@ class Ceremonies:
         public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
         public_key["allowCredentials"] = [descriptor.to_json() for descriptor in allowed]
         public_key["hints"] = _hints(caller)
-        record = ChallengeRecord(
+        record = AuthenticationRecord(
             challenge=challenge,
-            purpose=Purpose.GET,
             caller=caller,
-            user_handle=user_handle,
+            expected=expected,
             allowed=tuple(descriptor.credential_id for descriptor in allowed),
             expires_at=now + TIMEOUTS[caller.kind],
         )
@@ -218,7 +225,9 @@ class Ceremonies:
         now: float,
     ) -> CredentialUse:
         """What the sign-in changes in `credential`, the one stored under the response's credential id."""
-        _check_record(record, caller, Purpose.GET)
+        if not isinstance(record, AuthenticationRecord):
+            raise VerificationFailed(Check.PURPOSE)
+        _check_caller(record, caller)
         self._check_client_data(record, response.client_data)
         data = self._verified_assertion(record, response, credential)
         if credential is None:
@@ -229,7 +238,7 @@ class Ceremonies:
         if data.is_backup_eligible() != credential.backup_eligible:
             raise VerificationFailed(Check.BACKUP_ELIGIBILITY)
         _check_backup_flags(data)
-        _check_extensions(record, response.extensions, data, tolerated=frozenset())
+        _check_extensions(response.extensions, data, asked=frozenset(), tolerated=frozenset())
         return CredentialUse(
             credential_id=credential.credential_id,
             sign_count=data.counter,
@@ -334,10 +343,8 @@ def _library_state(record: ChallengeRecord) -> dict[str, Any]:
     }
 
 
-def _check_record(record: ChallengeRecord, caller: Caller, purpose: Purpose) -> None:
-    """Whoever completes a ceremony is who began it, and completes what was begun."""
-    if record.purpose is not purpose:
-        raise VerificationFailed(Check.PURPOSE)
+def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
+    """Whoever completes a ceremony is who began it."""
     if record.caller.kind is not caller.kind:
         raise VerificationFailed(Check.CLIENT_KIND)
     if record.caller.key_thumbprint != caller.key_thumbprint:
@@ -366,29 +373,29 @@ def _check_backup_flags(data: AuthenticatorData) -> None:
 
 
 def _check_extensions(
-    record: ChallengeRecord,
     client_outputs: frozenset[str],
     data: AuthenticatorData,
     *,
+    asked: frozenset[str],
     tolerated: frozenset[str],
 ) -> None:
     """Only what was asked for comes back, from the client and in the signed data."""
-    if not client_outputs <= record.extensions:
+    if not client_outputs <= asked:
         raise VerificationFailed(Check.EXTENSIONS)
     signed = data.extensions
-    if signed is not None and not (
-        isinstance(signed, Mapping) and set(signed) <= record.extensions | tolerated
-    ):
+    if signed is not None and not (isinstance(signed, Mapping) and set(signed) <= asked | tolerated):
         raise VerificationFailed(Check.EXTENSIONS)
 
 
-def _check_owner(record: ChallengeRecord, response: AuthenticationResponse, credential: Credential) -> None:
+def _check_owner(
+    record: AuthenticationRecord, response: AuthenticationResponse, credential: Credential
+) -> None:
     """The credential belongs to whom the phone named, and to whom we expect, if anyone."""
     if response.user_handle is None and not record.allowed:
         raise VerificationFailed(Check.OWNER)  # a discoverable credential names its user
     if response.user_handle is not None and response.user_handle != credential.user_handle:
         raise VerificationFailed(Check.OWNER)
-    if record.user_handle is not None and record.user_handle != credential.user_handle:
+    if record.expected is not None and record.expected != credential.user_handle:
         raise VerificationFailed(Check.OWNER)
 
 

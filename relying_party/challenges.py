@@ -6,9 +6,10 @@ ceremonies writes nothing to disk; a restart ends the ceremonies under way and t
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
+from relying_party.callers import Caller
+from relying_party.credentials import User
 from relying_party.encoding import base64url
 from relying_party.errors import CeremonyGone, RateLimited
 
@@ -16,41 +17,27 @@ NAME_SIZE: Final = 24
 MOST_RECORDS: Final = 20_000
 
 
-class ClientKind(StrEnum):
-    """Who writes the client data: a browser, or a device that is its own WebAuthn client."""
-
-    WEB = "web"
-    DEVICE = "device"
-
-
-class Purpose(StrEnum):
-    CREATE = "create"
-    GET = "get"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Caller:
-    """Who sends a request."""
-
-    kind: ClientKind
-    key_thumbprint: str | None = None  # RFC 7638, of the device's key; None for a browser
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChallengeRecord:
-    """One ceremony under way."""
+    """A ceremony under way, of one of the two kinds below."""
 
     challenge: bytes = field(repr=False)  # 32 bytes
-    purpose: Purpose
     caller: Caller
-    user_handle: bytes | None = field(default=None, repr=False)  # who registers, or who is expected
-    user_name: str | None = field(default=None, repr=False)
-    display_name: str | None = field(default=None, repr=False)
-    adds_to_user: bool = False  # the user exists: this registration needs that user's session
-    algorithms: tuple[int, ...] = ()  # COSE, as offered
-    extensions: frozenset[str] = frozenset()  # client extensions, as asked for
-    allowed: tuple[bytes, ...] = ()  # credential ids; empty: any discoverable one
     expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationRecord(ChallengeRecord):
+    user: User
+    adds_to_user: bool  # the user exists: this registration needs that user's session
+    algorithms: tuple[int, ...]  # COSE, as offered
+    extensions: frozenset[str]  # client extensions, as asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationRecord(ChallengeRecord):
+    expected: bytes | None = field(repr=False)  # the handle of the user who was asked for, if any
+    allowed: tuple[bytes, ...] = field(repr=False)  # credential ids; empty: any discoverable one
 
 
 class Challenges:

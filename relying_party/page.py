@@ -11,7 +11,7 @@ from importlib import resources
 from string import Template
 from typing import Final
 
-from relying_party.challenges import ClientKind
+from relying_party.callers import ClientKind
 from relying_party.config import Config
 from relying_party.credentials import Credential, Registered, User
 from relying_party.sessions import Session

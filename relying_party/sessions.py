@@ -7,7 +7,7 @@ is a cookie. Reading the database yields no token.
 import hashlib
 from dataclasses import dataclass, field
 
-from relying_party.challenges import Caller, ClientKind
+from relying_party.callers import Caller, ClientKind
 from relying_party.encoding import base64url
 
 

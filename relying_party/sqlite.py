@@ -18,7 +18,7 @@ from secrets import token_bytes
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from relying_party.challenges import ClientKind
+from relying_party.callers import ClientKind
 from relying_party.credentials import Credential, CredentialUse, Registered, User
 from relying_party.errors import Check, StoreUnavailable, UsageError, UserExists, VerificationFailed
 from relying_party.sessions import Session

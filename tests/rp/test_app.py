@@ -1,6 +1,9 @@
 """The HTTP face: problems, headers, bounds; any bytes get an answer of the right kind."""
 
+import asyncio
+import gzip
 import json
+import logging
 import secrets
 import sqlite3
 from pathlib import Path
@@ -12,10 +15,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import relying_party.app as app_module
 from relying_party.app import MOST_BODY, make_app
 from relying_party.errors import UsageError
 from tests.rp.authenticator_double import b64, create, get, unb64
-from tests.rp.clients import Browser, Clock, Device, Site, make_config
+from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 
 POSTS = [
     f"/webauthn/{ceremony}/{step}"
@@ -200,6 +204,45 @@ async def test_members_that_a_client_adds_around_it_do(site: Site) -> None:
     for path in (POSTS[1], POSTS[3]):
         body = {"ceremony": "x", "response": {}, "more": 1}
         assert (await site.send(Device(), "POST", path, body)).slug == "invalid-request"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+async def test_a_body_that_is_not_compressed_as_it_says_is_refused(site: Site, encoding: str) -> None:
+    headers = {**Browser().headers("POST", POSTS[0], 0), "Content-Encoding": encoding}
+    answer = await site.raw("POST", POSTS[0], headers, b"\xff\xff\xff")
+    assert (answer.status, answer.slug) == (400, "invalid-request")
+
+
+async def test_a_compressed_body_has_the_same_bound(site: Site) -> None:
+    headers = {**Browser().headers("POST", POSTS[0], 0), "Content-Encoding": "gzip"}
+    answer = await site.raw("POST", POSTS[0], headers, gzip.compress(bytes(1_000_000)))
+    assert (answer.status, answer.slug) == (413, "payload-too-large")
+
+
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app_module, "BODY_SECONDS", 0.05)
+    reader, writer = await asyncio.open_connection(site.http.host, site.http.port)
+    head = f"POST {POSTS[0]} HTTP/1.1\r\nHost: x\r\nOrigin: {WEB_ORIGIN}\r\nContent-Type: application/json"
+    writer.write(f"{head}\r\nContent-Length: 10\r\n\r\n".encode())
+    assert (await reader.readline()).startswith(b"HTTP/1.1 400 ")
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.threat("T11")
+async def test_http_that_cannot_be_read_leaves_no_bytes_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    reader, writer = await asyncio.open_connection(site.http.host, site.http.port)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nCookie: __Host-session=" + b"secret" * 3000 + b"\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.0 400 ")
+    writer.close()
+    await writer.wait_closed()
+    assert "a request could not be read: LineTooLong" in caplog.messages
+    assert "secret" not in caplog.text
 
 
 async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:

@@ -6,11 +6,19 @@ from collections.abc import Callable
 
 import pytest
 import webauthn
+from fido2.cose import ES256, CoseKey
+from fido2.webauthn import AttestedCredentialData
 
-from relying_party.errors import Check
+from relying_party.callers import Caller, ClientKind
+from relying_party.ceremonies import Ceremonies, RelyingParty
+from relying_party.challenges import AuthenticationRecord
+from relying_party.credentials import Credential
+from relying_party.errors import Check, VerificationFailed
+from relying_party.messages import AuthenticationResponse, parse_authentication_result
 from tests.rp.authenticator_double import (
     BE,
     BS,
+    JSON,
     SYNCED,
     UP,
     UV,
@@ -18,6 +26,7 @@ from tests.rp.authenticator_double import (
     ES256Key,
     Faults,
     Key,
+    Passkey,
     RS256Key,
     attest,
     b64,
@@ -352,8 +361,6 @@ async def test_unknown_credential_and_bad_signature_look_and_work_alike(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are verified against a key: the same number of times, with the same answer."""
-    from fido2.cose import ES256  # noqa: PLC0415
-
     verifications: list[bytes] = []
     verify = ES256.verify
 
@@ -532,3 +539,68 @@ async def test_the_log_names_nobody(site: Site, who: Who, caplog: pytest.LogCapt
     assert caplog.messages
     for secret in secrets:
         assert secret not in caplog.text
+
+
+def _alone() -> tuple[Ceremonies, Caller, JSON]:
+    """The ceremonies without a server, a caller, and options of a sign-in for the test's own record."""
+    party = RelyingParty(rp_id=RP_ID, name="", origins={ClientKind.WEB: {WEB_ORIGIN}})
+    return Ceremonies(party), Caller(kind=ClientKind.WEB), {"challenge": b64(bytes(32))}
+
+
+def _stored(passkey: Passkey) -> Credential:
+    attested = AttestedCredentialData.create(bytes(16), passkey.credential_id, CoseKey(passkey.key.cose()))
+    return Credential(
+        credential_id=passkey.credential_id,
+        user_handle=passkey.user_handle,
+        attested_data=bytes(attested),
+        aaguid=bytes(16),
+        algorithm=-7,
+        sign_count=0,
+        backup_eligible=True,
+        backed_up=True,
+        transports=(),
+        attestation_object=b"",
+        client_data_hash=b"",
+        created_at=0,
+    )
+
+
+def _response(passkey: Passkey, options: JSON) -> AuthenticationResponse:
+    response = get(passkey, options, WEB_ORIGIN)
+    body = json.dumps({"ceremony": "", "response": response}).encode()
+    return parse_authentication_result(body)[1]
+
+
+@pytest.mark.parametrize(
+    ("expected", "check"), [(None, None), (b"ada", None), (b"somebody else", Check.OWNER)]
+)
+def test_a_credential_that_changed_hands_is_not_the_expected_users(
+    expected: bytes | None, check: Check | None
+) -> None:
+    ceremonies, caller, options = _alone()
+    passkey = Passkey(rp_id=RP_ID, user_handle=b"ada", key=ES256Key())
+    record = AuthenticationRecord(
+        challenge=bytes(32),
+        caller=caller,
+        expected=expected,
+        allowed=(passkey.credential_id,),
+        expires_at=1,
+    )
+    response = _response(passkey, options)
+    if check is None:
+        assert ceremonies.complete_authentication(record, caller, response, _stored(passkey), now=0)
+        return
+    with pytest.raises(VerificationFailed) as refusal:
+        ceremonies.complete_authentication(record, caller, response, _stored(passkey), now=0)
+    assert refusal.value.check == check
+
+
+def test_nobodys_signature_signs_nobody_in() -> None:
+    """Even somebody who had the key that stands in for an unknown credential would get nowhere."""
+    ceremonies, caller, options = _alone()
+    passkey = Passkey(rp_id=RP_ID, user_handle=b"ada", key=ES256Key())
+    ceremonies._nobodys_key = CoseKey.parse(passkey.key.cose())
+    record = AuthenticationRecord(challenge=bytes(32), caller=caller, expected=None, allowed=(), expires_at=1)
+    with pytest.raises(VerificationFailed) as refusal:
+        ceremonies.complete_authentication(record, caller, _response(passkey, options), None, now=0)
+    assert refusal.value.check == Check.UNKNOWN_CREDENTIAL

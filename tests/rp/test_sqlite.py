@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relying_party import sqlite
-from relying_party.challenges import ClientKind
+from relying_party.callers import ClientKind
 from relying_party.credentials import Credential, CredentialUse, User
 from relying_party.errors import StoreUnavailable, UsageError, UserExists, VerificationFailed
 from relying_party.sessions import Session
