@@ -233,9 +233,14 @@ class Relay:
         """Wait for the inviter's answer, as long as it takes; `NotApproved` (declined) when it is a no."""
         while True:
             asked = time.monotonic()
-            answer = await self._http.get(
-                f"/v1/introductions/{invitation.id}", wait=MAX_WAIT, patience=patience
-            )
+            try:
+                answer = await self._http.get(
+                    f"/v1/introductions/{invitation.id}", wait=MAX_WAIT, patience=patience
+                )
+            except Problem as problem:
+                if problem.slug != "not-found":
+                    raise
+                raise NotApproved(Outcome.EXPIRED, "nobody answered the introduction in time") from problem
             match answer.text("state"):
                 case "admitted":
                     return Admission(

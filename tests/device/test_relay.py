@@ -29,6 +29,8 @@ from headless_passkey.proven_http import MAX_WAIT, Members, Problem, ProvenHttp,
 from headless_passkey.relay import DeviceEvent, Relay, RequestState, RequestStatus
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.invitation import Introduction, Invitation
+from headless_passkey.trust.ring import Role
 from headless_passkey.trust.signing import base64url
 from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
 from tests.relay import household
@@ -392,3 +394,38 @@ async def test_a_report_whose_answer_was_lost_is_not_an_error() -> None:
     )
     async with lied_to(*script) as relay:
         assert (await relay.report(bytes(16), DeviceEvent.COMPLETED)).version == 5
+
+
+# Introductions
+
+
+async def test_what_a_relay_may_say_of_an_introduction() -> None:
+    invitation = Invitation.make(
+        relay_url="https://relay.example", account="alice", kind=Role.DEVICE, inviter=HOME.phone.name, now=NOW
+    )
+    introduction = Introduction.make(invitation, key=HOME.frame.key, hpke_key=None, label="frame")
+    waiting = ok(state="waiting", ring=None, mac=None)
+    admitted = ok(state="admitted", ring="AAAA", mac=base64url(bytes(32)))
+    pauses = Pauses()
+    async with lied_to(waiting, waiting, admitted, pauses=pauses) as relay:
+        assert (await relay.admission(invitation)).ring == bytes(3)
+    assert pauses.slept == [1.5, 1.5]
+    async with lied_to(problem(404, "not-found")) as relay:
+        with pytest.raises(NotApproved) as caught:
+            await relay.admission(invitation)
+        assert caught.value.reason is Outcome.EXPIRED
+    for nonsense in (
+        ok(state="lost"),
+        ok(),
+        ok(state="admitted"),
+        ok(state="admitted", ring="AAAA", mac="AAAA"),
+        problem(400, "invalid-request"),
+    ):
+        async with lied_to(nonsense) as relay:
+            with pytest.raises(RemoteProtocolError):
+                await relay.admission(invitation)
+    async with lied_to(problem(400, "invalid-request")) as relay:
+        with pytest.raises(Problem):
+            await relay.introduce(invitation, introduction)
+        with pytest.raises(Problem):
+            await anext(relay.watch(bytes(16)))

@@ -263,6 +263,8 @@ def test_an_envelope_cannot_be_made_wrong() -> None:
         HOME.seal(device=device().name)
     with pytest.raises(LocalProtocolError):
         HOME.seal(url="FIDO:/" + "1" * 5000)
+    with pytest.raises(LocalProtocolError):
+        HOME.seal(url="FIDO:/" + "1" * 3500, note="\N{FAMILY}" * 140)
     tablet_key = HOME.tablet.member.hpke_key
     assert tablet_key is not None
     with pytest.raises(LocalProtocolError):

@@ -1,6 +1,7 @@
 """The ring: vectors, properties, refusals."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -307,3 +308,20 @@ def test_a_member_is_bound_to_its_rp_ids() -> None:
     assert bound.allows("example.com")
     assert not bound.allows("evil.example")
     assert FRAME.member.allows("evil.example")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: HpkeKey(suite=0, public_key=bytes(65)),
+        lambda: HpkeKey(suite=1, public_key=bytes(65)),
+        lambda: HpkeKey(suite=2, public_key=b""),
+        lambda: Member(role=Role.DEVICE, signing_key=bytes(65), hpke_key=None, label="frame"),
+        lambda: Member(role=Role.DEVICE, signing_key=FRAME.key.public_key, hpke_key=None, label=" frame"),
+        lambda: Member(role=Role.COMPANION, signing_key=PHONE.key.public_key, hpke_key=None, label="phone"),
+    ],
+    ids=range(6),
+)
+def test_a_key_or_member_cannot_be_made_out_of_shape(wrong: Callable[[], object]) -> None:
+    with pytest.raises(RemoteProtocolError):
+        wrong()
