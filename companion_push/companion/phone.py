@@ -235,7 +235,7 @@ class _Conversation:
 
     def __init__(self, tunnel: Tunnel, channel: AuthenticatorChannel, info: bytes) -> None:
         self._tunnel, self._channel, self._info = tunnel, channel, info
-        self._messages = 0
+        self._messages, self._heard_goodbye = 0, False
 
     async def command(self) -> Ctap:
         """The next request other than getInfo, which is answered on the way."""
@@ -273,6 +273,8 @@ class _Conversation:
 
     async def goodbye(self) -> None:
         """Until the device says goodbye, a few seconds at most; another request is refused."""
+        if self._heard_goodbye:
+            return
         with contextlib.suppress(TimeoutError, TransportError, RemoteProtocolError):
             async with asyncio.timeout(_LINGER):
                 command = await self.command()
@@ -295,7 +297,10 @@ class _Conversation:
         except TunnelClosed as error:
             raise TransportError("the device hung up before it was answered") from error
         match self._channel.receive(message):
-            case Ctap() | Shutdown() as event:
+            case Ctap() as event:
+                return event
+            case Shutdown() as event:
+                self._heard_goodbye = True
                 return event
             case Json():
                 raise RemoteProtocolError("the device sent a JSON message, which this phone did not offer")

@@ -173,6 +173,20 @@ async def test_updates_mean_nothing_to_a_phone(bench: Bench) -> None:
     await answering
 
 
+async def test_a_device_may_say_goodbye_before_the_answer(bench: Bench) -> None:
+    await bench.transact(creation())
+    device = bench.device()
+    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(channel.send(assertion()))
+        shutdown = channel.shutdown()
+        assert shutdown is not None
+        await tunnel.send(shutdown)
+        ok(await device.reply(tunnel, channel))
+        async with asyncio.timeout(2):
+            await answering
+
+
 async def test_a_user_who_declines_is_status_27(bench: Bench) -> None:
     await bench.transact(creation())
     bench.phone = replace(bench.phone, verify_user=decline)
