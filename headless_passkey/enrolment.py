@@ -132,7 +132,7 @@ async def join(
             TrustReason.KIND_MISMATCH, f"the invitation is for a {invitation.kind}, not for a device"
         )
     if not is_plain(label, MAX_LABEL):
-        raise RemoteProtocolError(f"a label has 1 to {MAX_LABEL} printable characters")
+        raise RemoteProtocolError(f"a label has 1 to {MAX_LABEL} characters that show")
     if rp_id is not None and not is_rp_id(rp_id):
         raise RemoteProtocolError("an rp id is a domain name in lower case")
     private_directory(state)

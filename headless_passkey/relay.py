@@ -140,7 +140,9 @@ class Relay:
             try:
                 answer = await self._http.get("/v1/ring", after=chain.head.version)
             except Problem as problem:
-                raise _not_a_member(problem) from problem
+                if problem.slug == "not-found":
+                    raise _no_member() from problem
+                raise
             longer = chain.extend(map(_ring_document, answer.items("rings")))
             if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
                 return longer
@@ -159,7 +161,9 @@ class Relay:
         try:
             return RequestStatus.parse(await self._http.put(_request_path(request_id), body))
         except Problem as problem:
-            raise _not_a_member(problem) from problem
+            if problem.slug == "not-found":
+                raise _no_member() from problem
+            raise
 
     async def status(
         self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
@@ -257,10 +261,8 @@ class Relay:
                     )
 
 
-def _not_a_member(problem: Problem) -> HeadlessPasskeyError:
+def _no_member() -> TrustError:
     """What the relay's one answer for "not there" and "not yours" means where every member has something."""
-    if problem.slug != "not-found":
-        return problem
     return TrustError(TrustReason.NOT_A_MEMBER, "the relay knows no member with this key: was it removed?")
 
 

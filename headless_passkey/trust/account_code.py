@@ -24,13 +24,13 @@ class AccountCode:
     """Where the account lives, what it is called, and the one-time secret that founds its ring."""
 
     relay_url: str
-    account: str  # 1 to 64 printable characters
+    account: str  # 1 to 64 characters that show
     code: bytes = field(repr=False)  # 32 random bytes
 
     def __post_init__(self) -> None:
         check_relay_url(self.relay_url)
         if not is_plain(self.account, MAX_LABEL):
-            raise RemoteProtocolError(f"an account is called by 1 to {MAX_LABEL} printable characters")
+            raise RemoteProtocolError(f"an account is called by 1 to {MAX_LABEL} characters that show")
         if len(self.code) != CODE_SIZE:
             raise RemoteProtocolError(f"an account code holds {CODE_SIZE} bytes")
 

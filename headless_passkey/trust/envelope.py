@@ -21,7 +21,7 @@ from typing import Final
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields
+from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields, plain
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
 from headless_passkey.trust.ring import HpkeKey, Member, Ring, is_rp_id
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
@@ -79,7 +79,10 @@ class Announcement:
         note: str | None = None,
         digits: str | None = None,
     ) -> "Announcement":
-        """An announcement to `recipient`, a companion of `ring`. lifetime: seconds, at most 300."""
+        """An announcement to `recipient`, a companion of `ring`. lifetime: seconds, at most 300.
+
+        rp_name, note: made fit to be shown, and cut where they are too long.
+        """
         if recipient.hpke_key is None:
             raise LocalProtocolError("an envelope is sealed to a companion")
         return cls(
@@ -96,8 +99,8 @@ class Announcement:
             kind=kind,
             url=url,
             rp_id=rp_id,
-            rp_name=rp_name,
-            note=note,
+            rp_name=None if rp_name is None else plain(rp_name, MAX_LABEL),
+            note=None if note is None else plain(note, MAX_NOTE),
             digits=digits,
         )
 

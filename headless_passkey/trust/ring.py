@@ -83,7 +83,7 @@ class Member:
         parse_public_key(self.signing_key)
         object.__setattr__(self, "name", thumbprint(self.signing_key))
         if not is_plain(self.label, MAX_LABEL):
-            raise RemoteProtocolError(f"a label has 1 to {MAX_LABEL} printable characters")
+            raise RemoteProtocolError(f"a label has 1 to {MAX_LABEL} characters that show")
         if (self.role is Role.COMPANION) != (self.hpke_key is not None):
             raise RemoteProtocolError("companions have an HPKE key, devices have none")
         if self.rp_ids is not None:

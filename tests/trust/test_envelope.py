@@ -81,6 +81,16 @@ def test_an_envelope_opens_to_what_was_sealed(**what: Any) -> None:
     assert len(sealed) <= MAX_SEALED
 
 
+def test_names_and_notes_of_any_length_are_made_to_fit() -> None:
+    said = HOME.say(rp_name="Example, Inc. " * 20, note="line one\nline two\x1b[2J" * 20)
+    hpke_key = HOME.phone.member.hpke_key
+    assert hpke_key is not None
+    assert opened(seal(said, HOME.frame.key, hpke_key)).verified(HOME.frame.member) == said
+    assert said.rp_name is not None
+    assert len(said.rp_name) == 64
+    assert HOME.say(rp_name="\n").rp_name is None
+
+
 def test_a_retry_must_send_the_stored_bytes_because_sealing_is_random() -> None:
     assert HOME.seal(url="FIDO:/1") != HOME.seal(url="FIDO:/1")
 
