@@ -1,0 +1,435 @@
+"""The corridor, with a radio and a delivery in memory, and the software phone over a real tunnel service."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.phone import SoftwarePhone, TunnelService, accept, decline
+from headless_passkey.errors import (
+    CtapError,
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.authenticator import PhoneTransaction
+from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.radio.source import Advert
+from headless_passkey.sign_in import Ask, Progress, SignedIn, Stage, StageEvent, sign_in
+from headless_passkey.webauthn import AuthenticationOptions, Credential, RegistrationOptions, base64url
+from tests.certificates import Certificate
+from tests.companion.device import tunnel_service
+
+DOMAIN = 300
+ORIGIN = "https://login.example"
+USER = b"ada's handle"
+CREATION: dict[str, Any] = {
+    "rp": {"id": "login.example", "name": "Example"},
+    "user": {"id": base64url(USER), "name": "ada", "displayName": "Ada"},
+    "challenge": base64url(bytes(32)),
+    "pubKeyCredParams": [{"type": "public-key", "alg": -7}],
+    "authenticatorSelection": {"residentKey": "required", "userVerification": "required"},
+}
+REQUEST: dict[str, Any] = {
+    "challenge": base64url(bytes(32)),
+    "rpId": "login.example",
+    "userVerification": "required",
+}
+
+
+class Air:
+    """The radio of both ends: what a phone sends, the device hears while it listens."""
+
+    def __init__(self) -> None:
+        self._adverts: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.listening = False
+
+    def put(self, service_data: bytes | None) -> None:
+        self._adverts.put_nowait(service_data)
+
+    @contextlib.asynccontextmanager
+    async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
+        async def heard() -> AsyncIterator[Advert]:
+            while (service_data := await self._adverts.get()) is not None:
+                yield Advert(service_data=service_data)
+
+        self.listening = True
+        try:
+            yield heard()
+        finally:
+            self.listening = False
+
+    @contextlib.asynccontextmanager
+    async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
+        self.put(service_data)
+        yield
+
+
+class Carrier:
+    """A delivery that hands URLs to the test, and says of the request what the test says."""
+
+    def __init__(self, air: Air, recipients: Sequence[str] = ("phone",)) -> None:
+        self._air, self._recipients = air, recipients
+        self.urls: asyncio.Future[Mapping[str, FidoUrl]] = asyncio.get_running_loop().create_future()
+        self.states: asyncio.Queue[Progress | HeadlessPasskeyError] = asyncio.Queue()
+        self.listening_at_submit = False
+        self.finished: list[tuple[str, str | None]] = []
+        self.gone = False
+
+    async def recipients(self) -> Sequence[str]:
+        return self._recipients
+
+    async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
+        self.listening_at_submit = self._air.listening
+        self.urls.set_result(urls)
+
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        while True:
+            state = await self.states.get()
+            if isinstance(state, HeadlessPasskeyError):
+                raise state
+            yield state
+
+    async def finish(self, outcome: str, reason: str | None = None) -> None:
+        self.finished.append((outcome, reason))
+        if self.gone:
+            raise TransportError("the relay has gone")
+
+
+@dataclass
+class Bench:
+    """Everything around one corridor."""
+
+    base: str
+    certificate: Certificate
+    folder: Path
+    air: Air = field(default_factory=Air)
+    stages: list[Stage] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.carrier = Carrier(self.air)
+        self._reached: dict[Stage, asyncio.Event] = {}
+        self.tls = self.certificate.client_context()
+
+    def phone(self, *, yes: bool = True) -> SoftwarePhone:
+        return SoftwarePhone(
+            credentials=CredentialFile(path=self.folder / "passkeys.json"),
+            advertiser=self.air,
+            tunnel_service=TunnelService(number=DOMAIN, base=self.base),
+            tls=self.tls,
+            verify_user=accept if yes else decline,
+        )
+
+    async def answered(self, *, recipient: str = "phone", yes: bool = True) -> None:
+        """The phone answers what was delivered to `recipient`; how it fares is its own affair."""
+        urls = await self.carrier.urls
+        with contextlib.suppress(HeadlessPasskeyError):
+            await self.phone(yes=yes).answer(urls[recipient].encode(), timeout=20)
+
+    async def sign_in(self, ask: Ask | None = None, options: Any = None, **more: Any) -> SignedIn:
+        known = AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
+        return await sign_in(
+            ask or Ask.of(known),
+            options or known,
+            **{
+                "delivery": self.carrier,
+                "radio": self.air,
+                "tunnels": {DOMAIN: self.base},
+                "tls": self.tls,
+                "timeout": 20.0,
+                "on_stage": self._on_stage,
+                **more,
+            },
+        )
+
+    async def register(self) -> SignedIn:
+        known = RegistrationOptions.parse(CREATION, origin=ORIGIN)
+        signed_in, _ = await asyncio.gather(self.sign_in(Ask.of(known), known), self.answered())
+        self.carrier, self.stages = Carrier(self.air), []
+        self._reached.clear()
+        return signed_in
+
+    def _on_stage(self, event: StageEvent) -> None:
+        self.stages.append(event.stage)
+        self.reached(event.stage).set()
+
+    def reached(self, stage: Stage) -> asyncio.Event:
+        """Set when the stage is reached for the first time."""
+        return self._reached.setdefault(stage, asyncio.Event())
+
+
+@pytest.fixture
+async def bench(loopback_certificate: Certificate, tmp_path: Path) -> AsyncIterator[Bench]:
+    async with tunnel_service(loopback_certificate) as base:
+        yield Bench(base, loopback_certificate, tmp_path)
+
+
+async def test_a_registration_and_a_sign_in_come_home(bench: Bench) -> None:
+    registered = await bench.register()
+    signed_in, _ = await asyncio.gather(bench.sign_in(), bench.answered())
+    assert registered.user_checked
+    assert signed_in.credential.credential_id == registered.credential.credential_id
+    assert signed_in.credential.user_handle == USER
+    assert signed_in.credential.user_name == "ada"
+    assert not signed_in.user_checked
+    assert bench.stages == [
+        Stage.PREPARED,
+        Stage.SUBMITTED,
+        Stage.ADVERT_HEARD,
+        Stage.TUNNEL_JOINED,
+        Stage.CHANNEL_OPEN,
+        Stage.REQUEST_SENT,
+        Stage.REPLY_CHECKED,
+        Stage.COMPLETED,
+    ]
+    assert bench.carrier.finished == [("completed", None)]
+
+
+async def test_the_radio_is_on_before_delivery_and_off_once_the_channel_is_open(bench: Bench) -> None:
+    await bench.register()
+    listening: dict[Stage, bool] = {}
+    signed_in, _ = await asyncio.gather(
+        bench.sign_in(on_stage=lambda event: listening.setdefault(event.stage, bench.air.listening)),
+        bench.answered(),
+    )
+    assert signed_in
+    assert bench.carrier.listening_at_submit
+    assert listening[Stage.CHANNEL_OPEN]
+    assert not listening[Stage.REQUEST_SENT]
+
+
+async def test_every_ceremony_and_every_recipient_has_a_url_of_its_own(bench: Bench) -> None:
+    seen: list[FidoUrl] = []
+    for _ in range(3):
+        bench.carrier = Carrier(bench.air, ("one", "two"))
+        with pytest.raises(NotApproved):
+            await bench.sign_in(timeout=0.05)
+        seen += (await bench.carrier.urls).values()
+    assert len({url.secret for url in seen}) == len({url.public_key for url in seen}) == 6
+
+
+@pytest.mark.threat("T12")
+async def test_foreign_adverts_and_rubbish_are_passed_over(bench: Bench) -> None:
+    await bench.register()
+    for rubbish in (b"", bytes(19), bytes(20), bytes(4096), b"\xff" * 24):
+        bench.air.put(rubbish)
+    signed_in, _ = await asyncio.gather(bench.sign_in(), bench.answered())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.ADVERT_HEARD) == 1
+
+
+@pytest.mark.threat("T9")
+async def test_a_failed_attempt_does_not_end_the_listening(bench: Bench) -> None:
+    await bench.register()
+
+    async def phones() -> None:
+        urls = await bench.carrier.urls
+        lost = PhoneTransaction(urls["phone"]).advertise(routing_id=b"abc", tunnel_domain=DOMAIN)
+        unassigned = PhoneTransaction(urls["phone"]).advertise(routing_id=b"abc", tunnel_domain=7)
+        bench.air.put(lost.service_data)
+        bench.air.put(unassigned.service_data)
+        await bench.answered()
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+    assert Stage.ATTEMPT_FAILED in bench.stages
+
+
+@pytest.mark.threat("T9")
+async def test_adverts_cannot_make_it_join_tunnels_for_ever(bench: Bench) -> None:
+    async def flood() -> None:
+        urls = await bench.carrier.urls
+        phone = PhoneTransaction(urls["phone"])
+        for number in range(100):
+            routing_id = number.to_bytes(3, "big")
+            bench.air.put(phone.advertise(routing_id=routing_id, tunnel_domain=DOMAIN).service_data)
+
+    with pytest.raises(NotApproved):
+        await asyncio.gather(bench.sign_in(timeout=3), flood())
+    assert bench.stages.count(Stage.ADVERT_HEARD) == 32
+
+
+async def test_options_are_asked_for_when_the_phone_is_there(bench: Bench) -> None:
+    await bench.register()
+
+    async def options() -> dict[str, Any]:
+        assert bench.stages[-1] is Stage.CHANNEL_OPEN
+        return {"publicKey": REQUEST}
+
+    ask = Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    signed_in, _ = await asyncio.gather(bench.sign_in(ask, options), bench.answered())
+    assert signed_in.credential.user_handle == USER
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(
+    ("ask", "options"),
+    [
+        (Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example"), {**REQUEST, "rpId": None}),
+        (
+            Ask(kind=Hint.MAKE_CREDENTIAL, origin=ORIGIN, rp_id="login.example", user_handle=b"eve"),
+            CREATION,
+        ),
+    ],
+    ids=["another relying party", "another user"],
+)
+async def test_options_that_differ_from_what_was_announced_are_refused(
+    bench: Bench, ask: Ask, options: dict[str, Any]
+) -> None:
+    ask = Ask(
+        kind=ask.kind, origin="https://www.login.example", rp_id="login.example", user_handle=ask.user_handle
+    )
+
+    async def late() -> dict[str, Any]:
+        return options
+
+    with pytest.raises(TrustError) as refusal:
+        await asyncio.gather(bench.sign_in(ask, late), bench.answered())
+    assert refusal.value.reason is TrustReason.OPTIONS_DIFFER
+    assert Stage.REQUEST_SENT not in bench.stages
+    assert bench.carrier.finished == [("failed", "options-differ")]
+
+
+@pytest.mark.threat("T3")
+async def test_a_passkey_of_another_account_is_refused(bench: Bench) -> None:
+    await bench.register()
+    known = AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
+    settled: list[Credential] = []
+
+    async def settle(credential: Credential) -> None:
+        settled.append(credential)
+
+    with pytest.raises(TrustError) as refusal:
+        await asyncio.gather(
+            bench.sign_in(Ask.of(known, user_handle=b"eve"), known, settle=settle), bench.answered()
+        )
+    assert refusal.value.reason is TrustReason.UNEXPECTED_USER
+    assert not settled
+
+
+@pytest.mark.threat("T3")
+async def test_the_expected_account_is_accepted_and_said_to_be_checked(bench: Bench) -> None:
+    await bench.register()
+    known = AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
+    signed_in, _ = await asyncio.gather(
+        bench.sign_in(Ask.of(known, user_handle=USER), known), bench.answered()
+    )
+    assert signed_in.user_checked
+
+
+async def test_a_no_of_the_phone_is_a_ctap_error(bench: Bench) -> None:
+    await bench.register()
+    with pytest.raises(CtapError, match="OPERATION_DENIED"):
+        await asyncio.gather(bench.sign_in(), bench.answered(yes=False))
+    assert bench.carrier.finished == [("failed", "CTAP2_ERR_OPERATION_DENIED")]
+
+
+@pytest.mark.parametrize("outcome", list(Outcome))
+async def test_the_end_of_the_request_ends_the_ceremony(bench: Bench, outcome: Outcome) -> None:
+    bench.carrier.states.put_nowait(Progress(state="delivered"))
+    bench.carrier.states.put_nowait(NotApproved(outcome, "over"))
+    with pytest.raises(NotApproved) as end:
+        await bench.sign_in()
+    assert end.value.reason is outcome
+    assert not bench.air.listening
+
+
+@pytest.mark.threat("T5")
+async def test_only_the_claimer_may_go_on(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("honest", "greedy"))
+    bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="honest"))
+
+    async def phones() -> None:
+        await bench.reached(Stage.CLAIMED).wait()
+        greedy = asyncio.create_task(bench.answered(recipient="greedy"))
+        await bench.answered(recipient="honest")
+        greedy.cancel()
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.ADVERT_HEARD) == 1
+
+
+async def test_nobody_answering_expires_and_is_said(bench: Bench) -> None:
+    with pytest.raises(NotApproved, match="the last stage was submitted") as end:
+        await bench.sign_in(timeout=0.05)
+    assert end.value.reason is Outcome.EXPIRED
+    assert bench.carrier.finished == [("cancelled", "deadline")]
+    assert not bench.air.listening
+
+
+async def test_a_radio_that_ends_before_an_advert_is_a_transport_error(bench: Bench) -> None:
+    bench.air.put(bytes(20))
+    bench.air.put(None)
+    with pytest.raises(TransportError, match="before a phone"):
+        await bench.sign_in()
+
+
+async def test_a_radio_that_ends_after_the_advert_does_not_matter(bench: Bench) -> None:
+    await bench.register()
+
+    async def last_advert() -> None:
+        answering = asyncio.create_task(bench.answered())
+        await bench.reached(Stage.ADVERT_HEARD).wait()
+        bench.air.put(None)
+        await answering
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), last_advert())
+    assert signed_in.credential.user_handle == USER
+
+
+WITH_RELAY = (Stage.DELIVERED, Stage.CLAIMED, Stage.OPENED)
+CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTEMPT_FAILED, Stage.COMPLETED)]
+
+
+@pytest.mark.parametrize("stage", CANCELLABLE)
+async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage) -> None:
+    await bench.register()
+    tasks: list[asyncio.Task[SignedIn]] = []
+
+    def cancel(event: StageEvent) -> None:
+        if event.stage is stage:
+            tasks[0].cancel()
+
+    before = asyncio.all_tasks()
+    tasks.append(asyncio.create_task(bench.sign_in(on_stage=cancel)))
+    phone = asyncio.create_task(bench.answered())
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await tasks[0]
+        assert bench.carrier.finished == [("cancelled", None)]
+    finally:
+        phone.cancel()
+        await asyncio.wait({phone})
+    assert not bench.air.listening
+    leftover = {task for task in asyncio.all_tasks() - before if "sign_in" in str(task.get_coro())}
+    assert not leftover
+
+
+async def test_a_relying_party_that_refuses_fails_the_request(bench: Bench) -> None:
+    await bench.register()
+
+    async def settle(_credential: Credential) -> None:
+        raise RemoteProtocolError("no")
+
+    with pytest.raises(RemoteProtocolError):
+        await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
+    assert bench.carrier.finished == [("failed", None)]
+
+
+async def test_a_farewell_that_cannot_be_told_changes_nothing(bench: Bench) -> None:
+    await bench.register()
+
+    bench.carrier.gone = True
+    signed_in, _ = await asyncio.gather(bench.sign_in(), bench.answered())
+    assert signed_in.credential.user_handle == USER
