@@ -39,6 +39,8 @@ class Program:
     process: Process
     said: list[str] = field(default_factory=list)
     _listening: asyncio.Task[None] | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    _passed: int = 0  # lines that `stage` has gone over
 
     @classmethod
     async def start(
@@ -76,6 +78,37 @@ class Program:
             status = await self.wait()
             raise ProgramFailed(f"{self.name} ended with status {status}: {self.last_words}")
         return line.decode().rstrip("\n")
+
+    async def stage(self, name: str, *, timeout: float = START_TIMEOUT) -> dict[str, Any]:  # noqa: ASYNC109
+        """The next event of that stage on its stderr; `ProgramFailed` when it ends, or time does, before one."""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    self._news.clear()
+                    for line in self.said[self._passed :]:
+                        self._passed += 1
+                        said = event(line)
+                        if said is not None and said.get("stage") == name:
+                            return said
+                    if self._listening is not None and self._listening.done():
+                        raise ProgramFailed(f"{self.name} ended before {name!r}: {self.last_words}")
+                    await self._news.wait()
+        except TimeoutError:
+            raise ProgramFailed(
+                f"{self.name} did not come to {name!r} in {timeout:g} s; {self.last_words}"
+            ) from None
+
+    @property
+    def stages(self) -> list[str]:
+        """Every stage it has told of so far."""
+        said = (event(line) for line in self.said)
+        return [each["stage"] for each in said if each is not None and "stage" in each]
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        """The line it told its failure in: kind, reason, status and message."""
+        said = (event(line) for line in self.said)
+        return next((each for each in said if each is not None and "error" in each), None)
 
     async def write(self, text: str) -> None:
         """Put `text` on its stdin and close that."""
@@ -126,10 +159,14 @@ class Program:
 
     async def _listen(self, on_line: Callable[[str, str], None]) -> None:
         assert self.process.stderr is not None  # noqa: S101  it was opened as a pipe
-        while line := await self.process.stderr.readline():
-            text = line.decode(errors="replace").rstrip("\n")
-            self.said.append(text)
-            on_line(self.name, text)
+        try:
+            while line := await self.process.stderr.readline():
+                text = line.decode(errors="replace").rstrip("\n")
+                self.said.append(text)
+                self._news.set()
+                on_line(self.name, text)
+        finally:
+            asyncio.get_running_loop().call_soon(self._news.set)  # when this task counts as done
 
 
 @asynccontextmanager
@@ -144,9 +181,15 @@ async def running(programs: list[Program]) -> AsyncIterator[None]:
                     await program.stop()
 
 
-async def run(*command: str | Path, stdin: str = "", name: str | None = None) -> str:
+async def run(
+    *command: str | Path,
+    stdin: str = "",
+    name: str | None = None,
+    on_line: Callable[[str, str], None] = lambda _name, _line: None,
+    environment: Mapping[str, str] | None = None,
+) -> str:
     """Run a program to its end; its stdout. `ProgramFailed` unless it ends with 0."""
-    program = await Program.start(name or str(command[0]), *command)
+    program = await Program.start(name or str(command[0]), *command, on_line=on_line, environment=environment)
     await program.write(stdin)
     output = await program.output()
     status = await program.wait()

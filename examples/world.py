@@ -5,16 +5,17 @@ The demo and the end-to-end tests start it in the same way, through the command 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from programs import START_TIMEOUT, Certificates, Program, ProgramFailed, event, run, running
+from programs import PROGRAMS, Certificates, Program, ProgramFailed, run, running
 
 TUNNEL_DOMAIN: Final = "300"  # a hashed domain number, pointed at our own tunnel service on both sides
 ACCOUNT: Final = "home"
+_NO_LIMITS: Final = ("--requests-per-minute", "1000", "--requests-per-day", "1000")
 
 
 @dataclass
@@ -29,7 +30,10 @@ class World:
     tunnel: str = ""  # for --tunnel
     relay: str = ""  # URL
     relying_party: str = ""  # URL
-    _listening: dict[str, asyncio.Event] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)  # of every program
+    servers: dict[str, tuple[Program, tuple[str | Path, ...]]] = field(
+        default_factory=dict
+    )  # and how started
 
     @classmethod
     @asynccontextmanager
@@ -39,23 +43,23 @@ class World:
         *,
         on_line: Callable[[str, str], None] = lambda _name, _line: None,
         relay: tuple[str | Path, ...] = ("companion-push", "relay"),
+        environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator["World"]:
         """The four servers: radio, tunnel service, relay, relying party. relay: another program in its place."""
-        world = cls(folder, on_line, Certificates.make(folder))
+        world = cls(folder, on_line, Certificates.make(folder), environment=environment or {})
         async with running(world.programs):
             ether, tunnel, queue, rp = await asyncio.gather(
-                world.run("radio", "companion-push", "ether", "--listen", "127.0.0.1:0"),
+                world.serve("radio", "companion-push", "ether", tls=False),
                 world.serve("tunnel service", "companion-push", "tunnel-service"),
-                world.serve("relay", *relay, "--store", world.relay_store, "--requests-per-minute", "1000"),
+                world.serve("relay", *relay, "--store", world.relay_store, *_NO_LIMITS),
                 world.serve(
                     "relying party", "relying-party", "serve", "--store", world.relying_party_store,
                     "--rp-id", "localhost", "--rp-name", "Demo",
                 ),
             )  # fmt: skip
-            world.radio = f"bumble:{await ether.line()}"
-            world.tunnel = f"{TUNNEL_DOMAIN}={await tunnel.line()}"
-            world.relay = await queue.line()
-            world.relying_party = await rp.line()
+            world.radio = f"bumble:{ether}"
+            world.tunnel = f"{TUNNEL_DOMAIN}={tunnel}"
+            world.relay, world.relying_party = queue, rp
             yield world
 
     @property
@@ -77,34 +81,57 @@ class World:
 
     async def run(self, name: str, *command: str | Path) -> Program:
         """Start a program; it ends with the world."""
-        program = await Program.start(name, *command, "--json", on_line=self._heard)
+        program = await Program.start(
+            name, *command, "--json", on_line=self.on_line, environment=self.environment
+        )
         self.programs.append(program)
         return program
 
-    async def serve(self, name: str, *command: str | Path, listen: str = "localhost:0") -> Program:
-        """Start a server with our certificate."""
-        tls = ("--cert", self.certificates.cert, "--key", self.certificates.key)
-        return await self.run(name, *command, "--listen", listen, *tls)
+    async def run_to_end(self, name: str, *command: str | Path, stdin: str = "") -> str:
+        """Run a program that ends by itself; its stdout. `ProgramFailed` unless it ends with 0."""
+        return await run(*command, stdin=stdin, name=name, on_line=self.on_line, environment=self.environment)
+
+    async def serve(self, name: str, *command: str | Path, tls: bool = True) -> str:
+        """Start a server on a free port, with our certificate; what it says clients reach it by."""
+        host = "localhost" if tls else "127.0.0.1"
+        if tls:
+            command = (*command, "--cert", self.certificates.cert, "--key", self.certificates.key)
+        program = await self.run(name, *command, "--listen", f"{host}:0")
+        address = await program.line()
+        port = address.rpartition(":")[2]
+        self.servers[name] = program, (*command, "--listen", f"{host}:{port}")
+        return address
+
+    async def restart(self, name: str) -> None:
+        """Start a server that has ended again, where it was and with what it had stored."""
+        _, command = self.servers[name]
+        program = await self.run(name, *command)
+        await program.line()
+        self.servers[name] = program, command
+
+    async def account_code(self, account: str = ACCOUNT) -> str:
+        """A one-time code of the account system, for an account's first companion."""
+        return await self.run_to_end(
+            "account system", "companion-push", "account", "add", account,
+            "--store", self.relay_store, "--relay", self.relay,
+        )  # fmt: skip
 
     async def found_account(self, who: str, *, account: str = ACCOUNT) -> None:
-        """The first companion of an account, with a one-time code from the account system."""
-        code = await run(
-            "companion-push", "account", "add", account, "--store", self.relay_store, "--relay", self.relay
-        )
-        await self.join_companion(who, code)
+        """The first companion of an account."""
+        await self.join_companion(who, await self.account_code(account))
 
     async def join_companion(self, who: str, code: str) -> None:
         """code: an account code or an invitation."""
-        await run(
-            "companion-push", "companion", "join", "--code", "-", "--label", who,
-            "--state", self.state(who), *self._trust, stdin=code, name=who,
+        await self.run_to_end(
+            who, "companion-push", "companion", "join", "--code", "-", "--label", who,
+            "--state", self.state(who), *self.trust, stdin=code,
         )  # fmt: skip
 
     async def invite(self, inviter: str, kind: str, who: str, *options: str) -> None:
         """`inviter` lets a device or companion in; the invitation does not pass through the relay."""
         inviting = await self.run(
             inviter, "companion-push", "companion", "invite", "--kind", kind, "--yes", *options,
-            "--state", self.state(inviter), *self._trust,
+            "--state", self.state(inviter), *self.trust,
         )  # fmt: skip
         invitation = await inviting.line()
         if kind == "companion":
@@ -115,28 +142,35 @@ class World:
             raise ProgramFailed(f"the invitation failed: {inviting.last_words}")
 
     async def join_device(self, who: str, invitation: str) -> None:
-        await run(
-            "headless-passkey", "join", "--invitation", "-", "--label", who,
-            "--state", self.state(who), *self._trust, stdin=invitation, name=who,
+        await self.run_to_end(
+            who, "headless-passkey", "join", "--invitation", "-", "--label", who,
+            "--state", self.state(who), *self.trust, stdin=invitation,
         )  # fmt: skip
 
-    async def companion(self, who: str, *options: str | Path) -> Program:
-        """A companion with the software phone in it, connected to the relay. Later options win."""
-        listening = self._listening[who] = asyncio.Event()
-        program = await self.run(
-            who, "companion-push", "companion", "run", "--state", self.state(who), *self._trust,
-            "--opener", "phone", "--credentials", self.passkeys, "--radio", self.radio,
+    async def companion(self, who: str, *options: str | Path, in_front: Sequence[str | Path] = ()) -> Program:
+        """A companion with the software phone in it, connected to the relay. Later options win.
+
+        in_front: a command that becomes the companion in the end.
+        """
+        program = await self.start_companion(who, *options, in_front=in_front)
+        await program.stage("listening")
+        return program
+
+    async def start_companion(
+        self, who: str, *options: str | Path, in_front: Sequence[str | Path] = ()
+    ) -> Program:
+        """The same, not waited for."""
+        return await self.run(
+            who, *in_front, PROGRAMS / "companion-push", "companion", "run", "--state", self.state(who),
+            *self.trust, "--opener", "phone", "--credentials", self.passkeys, "--radio", self.radio,
             "--tunnel", self.tunnel, "--consent", "accept", "--uv", "accept", *options,
         )  # fmt: skip
-        async with asyncio.timeout(START_TIMEOUT):
-            await listening.wait()
-        return program
 
     async def device(self, who: str, ceremony: str, *options: str | Path) -> Program:
         """A device for one ceremony at our relying party; its stdout is the session."""
         return await self.run(
             who, "headless-passkey", ceremony, "--rp", self.relying_party, "--state", self.state(who),
-            "--radio", self.radio, "--tunnel", self.tunnel, *self._trust, *options,
+            "--radio", self.radio, "--tunnel", self.tunnel, *self.trust, *options,
         )  # fmt: skip
 
     async def ceremony(self, who: str, name: str, *options: str | Path) -> tuple[int, dict[str, Any] | None]:
@@ -146,11 +180,6 @@ class World:
         return await device.wait(), json.loads(output) if output else None
 
     @property
-    def _trust(self) -> tuple[str, Path]:
+    def trust(self) -> tuple[str, Path]:
+        """The options that name our authority."""
         return "--ca", self.certificates.ca
-
-    def _heard(self, program: str, line: str) -> None:
-        said = event(line)
-        if said is not None and said.get("stage") == "listening" and program in self._listening:
-            self._listening[program].set()
-        self.on_line(program, line)
