@@ -25,6 +25,7 @@ PROVIDERS: Final = {
     "bada5566-a7aa-401f-bd96-45619a55120d": "1Password",
     "d548826e-79b4-db40-a3d8-11116f7e8349": "Bitwarden",
     "ea9b8d66-4d01-1d21-3ce4-b6b48cb575d4": "Google Password Manager",
+    "f314e1c7-a943-4e95-be5a-b739b2b90776": "Software phone (for demos)",
     "fbfc3007-154e-4ecc-8c0b-6e020557d7bd": "iCloud Keychain",
 }
 _NO_AAGUID: Final = "00000000-0000-0000-0000-000000000000"
