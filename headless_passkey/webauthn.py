@@ -15,6 +15,11 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
 from urllib.parse import urlsplit
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -26,12 +31,20 @@ from headless_passkey.hybrid.ctap2 import (
     User,
 )
 from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.keys import parse_uncompressed
 
 MAX_JSON_SIZE: Final = 64 * 1024
 DEFAULT_ALGORITHMS: Final = (-7, -257)  # what WebAuthn assumes for an empty list: ES256, RS256
 
+_REQUIREMENTS: Final = ("required", "preferred", "discouraged")
+_CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
 _USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
 _HOST: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+_ADDRESS: Final = re.compile(
+    r"(.*\.)?(\d+|0x[0-9a-f]*)"
+)  # what ends in a number is an IPv4 address to browsers
+_MAX_HOST_SIZE: Final = 253
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +159,7 @@ class RegistrationOptions:
         user_id = _bytes(user, "id")
         if not name or not 1 <= len(user_id) <= 64:
             raise RemoteProtocolError("the options' user has no name, or no id of 1 to 64 bytes")
-        required = "required" if selection.get("requireResidentKey") is True else "discouraged"
+        resident_key = "required" if selection.get("requireResidentKey") is True else "discouraged"
         extensions = _object(values, "extensions") or {}
         return cls(
             origin=origin,
@@ -156,9 +169,9 @@ class RegistrationOptions:
             challenge=_challenge(values),
             algorithms=_algorithms(values),
             exclude_list=_descriptor_ids(values, "excludeCredentials"),
-            resident_key=_text(selection, "residentKey") or required,
+            resident_key=_word(selection, "residentKey", _REQUIREMENTS, default=resident_key),
             user_verification=_user_verification(selection),
-            attestation=_text(values, "attestation") or "none",
+            attestation=_word(values, "attestation", _CONVEYANCES, default="none"),
             cred_props=extensions.get("credProps") is True,
         )
 
@@ -203,11 +216,13 @@ class RegistrationOptions:
                 "authData": reply.auth_data,
             }
         )
+        public_key = _public_key(data.public_key)
         response = {
             "clientDataJSON": base64url(self.client_data),
             "attestationObject": base64url(attestation_object),
             "authenticatorData": base64url(reply.auth_data),
             "publicKeyAlgorithm": algorithm,
+            **({} if public_key is None else {"publicKey": base64url(public_key)}),
             "transports": sorted({*(peer.transports if peer else ()), "hybrid"}),
         }
         outputs = {"credProps": {"rk": self._asks_resident_key}} if self.cred_props else {}
@@ -265,6 +280,26 @@ class AuthenticatorData:
             raise RemoteProtocolError("the phone did not verify the user, which was required")
 
 
+def _public_key(cose: Mapping[int, Any]) -> bytes | None:
+    """The SubjectPublicKeyInfo of a COSE key, for the algorithms that every client knows (§5.2.1.1); else None."""
+    key: PublicKeyTypes
+    try:
+        match cose:
+            case {1: 2, 3: -7, -1: 1, -2: bytes(x), -3: bytes(y)} if len(x) == len(y) == 32:
+                key = parse_uncompressed(b"\4" + x + y)
+            case {1: 1, 3: -8, -1: 6, -2: bytes(x)}:
+                key = Ed25519PublicKey.from_public_bytes(x)
+            case {1: 3, 3: -257, -1: bytes(n), -2: bytes(e)}:
+                key = RSAPublicNumbers(int.from_bytes(e, "big"), int.from_bytes(n, "big")).public_key()
+            case {3: -7 | -8 | -257}:
+                raise RemoteProtocolError("a credential's public key does not fit its algorithm")
+            case _:
+                return None
+        return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except ValueError as error:
+        raise RemoteProtocolError("a credential's public key is not a key of its algorithm") from error
+
+
 def check_origin(origin: str) -> str:
     """`origin` itself when it is a web origin we can speak for; `LocalProtocolError` otherwise."""
     try:
@@ -276,10 +311,12 @@ def check_origin(origin: str) -> str:
     secure = parts.scheme == "https" or (
         parts.scheme == "http" and (host == "localhost" or host.endswith(".localhost"))
     )
-    canonical = f"{parts.scheme}://{host}" + (f":{port}" if port is not None else "")
-    if not secure or not _HOST.fullmatch(host) or origin != canonical:
+    is_name = _HOST.fullmatch(host) and not _ADDRESS.fullmatch(host) and len(host) <= _MAX_HOST_SIZE
+    has_port = port is not None and port != _DEFAULT_PORTS.get(parts.scheme)
+    if not secure or not is_name or origin != f"{parts.scheme}://{host}" + (f":{port}" if has_port else ""):
         raise LocalProtocolError(
-            "an origin is https://host[:port], or http://localhost[:port], in lower case"
+            "an origin is https://NAME[:PORT], or http://localhost[:PORT], in lower case, as browsers write it:"
+            " no address, no default port"
         )
     return origin
 
@@ -347,7 +384,13 @@ def _challenge(values: Mapping[str, Any]) -> bytes:
 
 
 def _user_verification(values: Mapping[str, Any]) -> str:
-    return _text(values, "userVerification") or "preferred"
+    return _word(values, "userVerification", _REQUIREMENTS, default="preferred")
+
+
+def _word(values: Mapping[str, Any], key: str, known: tuple[str, ...], *, default: str) -> str:
+    """One of the `known` words; a client that does not know a word acts as if it were absent (§2.1.1)."""
+    word = _text(values, key)
+    return word if word in known else default
 
 
 def _descriptor_ids(values: Mapping[str, Any], key: str) -> tuple[bytes, ...]:
