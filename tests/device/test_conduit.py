@@ -1,0 +1,121 @@
+"""The device at the relying party: the real one, and small servers that refuse or lie."""
+
+import json
+from typing import Any
+
+import pytest
+
+from headless_passkey.conduit import Conduit
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.proven_http import ProvenHttp
+from headless_passkey.webauthn import Credential
+from tests.device.test_proven_http import Step, ok, problem, serving, talking_to
+
+ORIGIN = "https://login.example"
+OPTIONS = {"challenge": "AAAA", "rpId": "login.example"}
+BEGUN = ok(ceremony="c1", publicKey=OPTIONS)
+SESSION: dict[str, Any] = {
+    "token": "t0ken",
+    "token_type": "DPoP",
+    "expires_at": 1_800_000_000,
+    "user": {"name": "ada", "display_name": "Ada", "handle": "AAAA"},
+    "credential_id": "BBBB",
+    "client_kind": "device",
+}
+CREDENTIAL = Credential(response={"id": "BBBB"}, credential_id=b"\x04\x10\x41")
+
+
+def conduit(http: ProvenHttp, kind: Hint = Hint.GET_ASSERTION, **names: str) -> Conduit:
+    return Conduit(http, origin=ORIGIN, kind=kind, **names)
+
+
+async def test_it_begins_and_completes_a_sign_in() -> None:
+    async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
+        ceremony = conduit(http, user_name="ada")
+        assert await ceremony.begin() == OPTIONS
+        await ceremony.complete(CREDENTIAL)
+        assert ceremony.session is not None
+        assert (ceremony.session.user_name, ceremony.session.token) == ("ada", "t0ken")
+        assert [(method, path) for method, path, *_ in server.seen] == [
+            ("POST", "/webauthn/authentication/options"),
+            ("POST", "/webauthn/authentication/result"),
+        ]
+        assert json.loads(server.seen[0][2]) == {"user_name": "ada"}
+        assert json.loads(server.seen[1][2]) == {"ceremony": "c1", "response": {"id": "BBBB"}}
+        assert [claims["htu"] for claims in server.proofs] == [
+            server.url + path for _, path, *_ in server.seen
+        ]
+
+
+async def test_a_registration_goes_to_its_own_paths() -> None:
+    async with serving(BEGUN) as server, talking_to(server.url) as http:
+        await conduit(http, Hint.MAKE_CREDENTIAL, user_name="ada", display_name="Ada").begin()
+        assert server.seen[0][1] == "/webauthn/registration/options"
+        assert json.loads(server.seen[0][2]) == {"user_name": "ada", "display_name": "Ada"}
+
+
+@pytest.mark.threat("T11")
+async def test_a_session_does_not_show_its_token() -> None:
+    async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
+        ceremony = conduit(http)
+        await ceremony.begin()
+        await ceremony.complete(CREDENTIAL)
+        assert "t0ken" not in repr(ceremony.session)
+        assert ceremony.session is not None
+        assert ceremony.session.to_json()["token"] == "t0ken"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "error", "reason"),
+    [
+        (problem(403, "verification-failed"), TrustError, TrustReason.RP_REFUSED),
+        (problem(409, "user-exists"), TrustError, TrustReason.RP_REFUSED),
+        (problem(410, "ceremony-gone"), TransportError, None),
+        (problem(400, "invalid-request"), RemoteProtocolError, None),
+        (ok(**{**SESSION, "token": 5}), RemoteProtocolError, None),
+        (ok(**{**SESSION, "user": "ada"}), RemoteProtocolError, None),
+        (ok(), RemoteProtocolError, None),
+    ],
+    ids=["verification", "taken", "gone", "other", "token", "user", "empty"],
+)
+async def test_a_refusal_is_an_error_of_its_own_kind(
+    refusal: Step, error: type[HeadlessPasskeyError], reason: TrustReason | None
+) -> None:
+    async with serving(BEGUN, refusal) as server, talking_to(server.url) as http:
+        ceremony = conduit(http)
+        await ceremony.begin()
+        with pytest.raises(error) as refused:
+            await ceremony.complete(CREDENTIAL)
+        assert refused.value.reason == reason
+        assert ceremony.session is None
+
+
+async def test_a_result_is_handed_in_once() -> None:
+    """Its challenge is spent with the first try, so a second one could only hide what happened to it."""
+    async with serving(BEGUN, problem(503, "draining")) as server, talking_to(server.url) as http:
+        ceremony = conduit(http)
+        await ceremony.begin()
+        with pytest.raises(TransportError):
+            await ceremony.complete(CREDENTIAL)
+        assert len(server.seen) == 2
+
+
+async def test_options_without_a_ceremony_are_refused() -> None:
+    async with serving(ok(publicKey=OPTIONS)) as server, talking_to(server.url) as http:
+        with pytest.raises(RemoteProtocolError):
+            await conduit(http).begin()
+
+
+async def test_an_origin_that_is_none_is_refused() -> None:
+    async with talking_to("https://login.example") as http:
+        with pytest.raises(LocalProtocolError):
+            Conduit(http, origin="https://login.example/path", kind=Hint.GET_ASSERTION)
+        assert conduit(http).host == "login.example"

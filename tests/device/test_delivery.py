@@ -1,0 +1,159 @@
+"""The delivery of FIDO URLs: through a real relay to companions that open them, and on stdout."""
+
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from headless_passkey import enrolment
+from headless_passkey.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
+from headless_passkey.enrolment import Enrolment
+from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
+from headless_passkey.hybrid.client_platform import QrTransaction
+from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.relay import Relay
+from headless_passkey.sign_in import Ask
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.envelope import open_envelope
+from headless_passkey.trust.signing import from_base64url
+from tests.relay.household import Household, running_relay
+
+ASK = Ask(
+    kind=Hint.GET_ASSERTION,
+    origin="https://login.example",
+    rp_id="login.example",
+    note="by the window",
+    digits="42",
+)
+
+
+def fresh_urls(*recipients: str) -> dict[str, FidoUrl]:
+    return {
+        name: QrTransaction.create(hint=Hint.GET_ASSERTION, time=int(time.time())).url for name in recipients
+    }
+
+
+@contextlib.asynccontextmanager
+async def delivering(
+    folder: Path, *, companions: int = 2, rp_id: str | None = None
+) -> AsyncIterator[tuple[RelayDelivery, Household]]:
+    """A device that has joined a household on a real relay."""
+    async with running_relay(folder / "relay.db") as server, open_session(None) as session:
+        home = await server.household(companions=companions)
+        frame = home.devices[0]
+        joined = Enrolment(
+            key=frame.person.key, relay_url=server.url, chain=RingChain.start(home.ring), rp_id=rp_id
+        )
+        state = folder / "state"
+        state.mkdir(mode=0o700)
+        enrolment._write(state, joined)
+        yield RelayDelivery(Relay(ProvenHttp(session, server.url, frame.person.key)), state), home
+
+
+async def test_stdout_gets_one_url_and_nothing_else() -> None:
+    lines: list[str] = []
+    delivery = StdoutDelivery(lines.append)
+    urls = fresh_urls(*await delivery.recipients())
+    await delivery.submit(ASK, urls, lifetime=300)
+    await delivery.finish("completed")
+    assert lines == [url.encode() for url in urls.values()]
+    assert [progress async for progress in delivery.progress()] == []
+
+
+@pytest.mark.threat("T2")
+async def test_each_companion_gets_an_envelope_that_it_alone_opens(tmp_path: Path) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        names = await delivery.recipients()
+        assert set(names) == {companion.name for companion in home.companions}
+        urls = fresh_urls(*names)
+        await delivery.submit(ASK, urls, lifetime=300)
+        for companion in home.companions:
+            (item,) = await companion.inbox()
+            opened = open_envelope(
+                from_base64url(item["sealed"]),
+                hpke_private=companion.person.hpke_private,
+                account=home.account,
+                request_id=from_base64url(item["id"]),
+                device=home.devices[0].name,
+                recipient=companion.name,
+            )
+            said = opened.verified(home.devices[0].person.member)
+            assert said.url == urls[companion.name].encode()
+            assert (said.rp_id, said.note, said.digits) == ("login.example", "by the window", "42")
+
+
+async def test_a_companion_that_has_come_since_is_found(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        assert len(await delivery.recipients()) == 1
+        second = home.companions[0].person.__class__(home.companions[0].person.role, "tablet")
+        await home.append(home.companions[0].person, home.devices[0].person, second)
+        assert second.name in await delivery.recipients()
+
+
+async def test_no_more_companions_are_asked_than_the_relay_takes(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=MAX_RECIPIENTS + 2) as (delivery, home):
+        names = await delivery.recipients()
+        assert set(names) == {companion.name for companion in home.companions[-MAX_RECIPIENTS:]}
+        await delivery.submit(ASK, fresh_urls(*names), lifetime=300)
+
+
+@pytest.mark.threat("T4")
+async def test_a_relying_party_the_device_may_not_ask_for_is_refused(tmp_path: Path) -> None:
+    async with delivering(tmp_path, rp_id="other.example") as (delivery, home):
+        names = await delivery.recipients()
+        with pytest.raises(TrustError) as refusal:
+            await delivery.submit(ASK, fresh_urls(*names), lifetime=300)
+        assert refusal.value.reason is TrustReason.RP_NOT_ALLOWED
+        assert await home.companions[0].inbox() == []
+
+
+async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await phone.inbox()
+        await phone.act(frame, item["id"], "claimed")
+        await phone.act(frame, item["id"], "opened")
+        async with contextlib.aclosing(delivery.progress()) as states:
+            first = await anext(states)
+        assert (first.state, first.claimed_by) == ("opened", phone.name)
+        await delivery.finish("completed")
+        assert (await frame.status(item["id"]))["state"] == "completed"
+
+
+async def test_a_decline_ends_the_progress_and_needs_no_farewell(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await home.companions[0].inbox()
+        await home.companions[0].act(home.devices[0], item["id"], "declined")
+        with pytest.raises(NotApproved) as end:
+            async for _ in delivery.progress():
+                pass
+        assert end.value.reason is Outcome.DECLINED
+        await delivery.finish("failed")
+
+
+async def test_a_reason_is_reported_as_a_word(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await home.companions[0].inbox()
+        await delivery.finish("failed", "CTAP2_ERR_OPERATION_DENIED")
+        status = await home.devices[0].status(item["id"])
+        assert (status["state"], status["reason"]) == ("failed", "ctap2-err-operation-denied")
+
+
+async def test_a_relay_that_is_not_there_is_a_transport_error(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1):
+        pass
+    async with open_session(None) as session:
+        joined = enrolment.load(tmp_path / "state")
+        relay = Relay(ProvenHttp(session, joined.relay_url, joined.key, sleep=_no_pause))
+        with pytest.raises(TransportError):
+            await RelayDelivery(relay, tmp_path / "state").recipients()
+
+
+async def _no_pause(_seconds: float) -> None:
+    pass
