@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports bench lock clean
+.PHONY: demo test check lint types imports docs lock clean
 
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 	@$(BIN)/python examples/demo.py $(DEMO)
@@ -12,11 +12,15 @@ demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 test: $(VENV)/check.done system-packages  ## all tests, end to end included
 	$(BIN)/python -m pytest $(PYTEST)
 
-check: lint types imports test  ## what CI runs
+check: lint types imports test  ## everything CI runs
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python scripts/cli-docs --check
+
+docs: $(VENV)/check.done  ## what is made from the code: docs/cli.md
+	$(BIN)/python scripts/cli-docs
 
 types: $(VENV)/check.done
 	$(BIN)/mypy

@@ -33,11 +33,11 @@ DEFAULT_TIMEOUT: Final = 420.0  # a request lives 300 s, and one approved at its
 
 def main(argv: list[str] | None = None) -> int:
     """The program's entry: its exit status."""
-    args = _parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     return run(args.command, args)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = SettingsParser(
         prog="headless-passkey",
         description="Sign in with a passkey on a device that has no screen.",

@@ -21,7 +21,7 @@ import tomllib
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from aiohttp import web
 
@@ -62,8 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line; also what docs/cli.md is made from."""
+    return _parsers()[0]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line and status 2; argparse would print the whole usage first."""
+        as_json = "--json" in sys.argv[1:]
+        raise SystemExit(_fail(ExitStatus.USAGE, "UsageError", f"{message} (see --help)", as_json=as_json))
+
+
 def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
