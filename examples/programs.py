@@ -274,3 +274,7 @@ def _certificate(
     else:
         builder = builder.add_extension(names, critical=False)
     return builder.sign(signing_key, SHA256())
+
+
+if __name__ == "__main__":  # for the tutorial: python examples/programs.py FOLDER
+    Certificates.make(Path(sys.argv[1]))
