@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headless_passkey import enrolment, private_file
@@ -451,6 +451,7 @@ async def test_a_damaged_file_is_refused(state: Path, inviter: Inviter, changes:
         load(state)
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=200)
     | st.text(max_size=100).map(lambda text: json.dumps({"format": 1, "key": text}).encode())
