@@ -16,7 +16,8 @@ from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.relay import DeviceEvent, Relay
 from headless_passkey.sign_in import Ask, Progress
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, Kind, new_request_id, seal
-from headless_passkey.trust.ring import SUITE_P256, Member
+from headless_passkey.trust.hpke import can_seal_to
+from headless_passkey.trust.ring import Member
 
 MAX_RECIPIENTS: Final = 8  # the relay takes no more envelopes in one request
 
@@ -62,7 +63,7 @@ class RelayDelivery:
         companions = [
             member
             for member in self._enrolment.chain.head.companions
-            if member.hpke_key is not None and member.hpke_key.suite == SUITE_P256
+            if member.hpke_key is not None and can_seal_to(member.hpke_key)
         ]
         if len(companions) > MAX_RECIPIENTS:
             logger.warning("%d companions, of which the newest %d are asked", len(companions), MAX_RECIPIENTS)

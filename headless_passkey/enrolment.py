@@ -208,7 +208,7 @@ def _begin(
     kept = _read(state)
     if isinstance(kept, Enrolment):
         raise TrustError(
-            TrustReason.ACCOUNT_MISMATCH,
+            TrustReason.ALREADY_ENROLLED,
             f"this device belongs to account {kept.account} already; it takes another invitation after leaving it",
         )
     if isinstance(kept, _Joining):

@@ -71,6 +71,7 @@ class TrustReason(StrEnum):
     """Why something was refused: each check of docs/protocol/trust.md has its own word."""
 
     ACCOUNT_MISMATCH = "account-mismatch"
+    ALREADY_ENROLLED = "already-enrolled"
     BAD_MAC = "bad-mac"
     BAD_SIGNATURE = "bad-signature"
     BAD_URL = "bad-url"

@@ -1,8 +1,13 @@
 """Fixtures that tests of several rooms share."""
 
 import pytest
+from hypothesis import settings
 
 from tests.certificates import Certificate, make_certificate
+
+# machines are noisy: how long one example took says nothing
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 
 @pytest.fixture(scope="session")

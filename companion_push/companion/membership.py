@@ -55,7 +55,7 @@ class Membership:
             if self.state.is_enrolled():
                 account = self.state.identity().account
                 raise TrustError(
-                    TrustReason.ACCOUNT_MISMATCH, f"this companion belongs to account {account} already"
+                    TrustReason.ALREADY_ENROLLED, f"this companion belongs to account {account} already"
                 )
             joining = self._begin(line.strip(), means, label)
             try:

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey
@@ -48,7 +48,6 @@ def test_no_two_proofs_have_the_same_id() -> None:
     assert all(len(from_base64url(jti)) == 16 for jti in ids)
 
 
-@settings(deadline=None)
 @given(st.sampled_from(["GET", "POST", "PUT"]), st.integers(0, 1 << 40))
 def test_every_proof_verifies_elsewhere(method: str, now: int) -> None:
     key = SoftwareSigningKey.generate()

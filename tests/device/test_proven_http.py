@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.errors import (
@@ -388,7 +388,6 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(JSON)
 @pytest.mark.threat("T12")
 def test_any_member_is_what_was_asked_for_or_refused_politely(value: Any) -> None:

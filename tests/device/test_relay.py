@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from companion_push.relay.app import make_app
@@ -350,7 +350,6 @@ def test_what_lives_or_went_well_is_no_error(state: str) -> None:
     assert status(state=state).state.terminal == (state == "completed")
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.sampled_from(list(STATUS)),

@@ -478,7 +478,7 @@ def attacks(flying: list[bytes], delivered: list[bytes], others: list[bytes]) ->
 
 
 TestSessions = pytest.mark.threat("T5")(Sessions.TestCase)
-TestSessions.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestSessions.settings = settings(max_examples=60, stateful_step_count=30)
 
 
 @pytest.mark.threat("T10")

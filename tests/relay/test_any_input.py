@@ -119,7 +119,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 @pytest.mark.threat("T12")
 @given(caller=st.integers(0, 2), endpoint=st.sampled_from(ENDPOINTS), body=BODIES)
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_body_to_any_endpoint_is_answered_properly(
     running: Running, caller: int, endpoint: tuple[str, str], body: bytes
 ) -> None:
@@ -145,7 +145,7 @@ SEGMENTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.s
         st.sampled_from(["wait", "cursor", "version", "after"]) | st.text(), st.text(), max_size=3
     ),
 )
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_path_and_query_are_answered_properly(  # noqa: PLR0917  what varies
     running: Running, caller: int, method: str, resource: str, segments: list[str], query: dict[str, str]
 ) -> None:

@@ -338,7 +338,7 @@ def _near_misses() -> st.SearchStrategy[Any]:
 
 
 ANY_BODY = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
