@@ -179,6 +179,7 @@ class Inbox:
             self._tell(Stage.LISTENING, "connected to the relay")
         listed = {item.key: item for item in page.items}
         news = self._drop_vanished(listed)
+        self._pass_over(page.items, first=self._cursor is None)
         if arrivals:
             news |= await self._receive([item for item in page.items if self._is_fresh(item)])
         await self._report_refused(listed)
@@ -223,6 +224,21 @@ class Inbox:
                 error=error,
             )
         )
+
+    def _pass_over(self, items: tuple[Item, ...], *, first: bool) -> None:
+        """What another companion had claimed before we saw it. first: these may be old, so nothing is said."""
+        for item in items:
+            if item.claimed_by not in (None, self._me) and item.key not in self._settled:
+                self._settle(item.key)
+                if not first:
+                    self._on_notice(
+                        Notice(
+                            stage=Stage.GONE,
+                            message="another companion has the request",
+                            request=_short(item.request_id),
+                            reason="already-claimed",
+                        )
+                    )
 
     async def _receive(self, items: list[Item]) -> bool:
         """Check what is new; whether any of it may be shown."""

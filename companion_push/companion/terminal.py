@@ -61,7 +61,7 @@ class Terminal:
 
     async def _line(self) -> bytes:
         typed = bytearray()
-        while not typed.endswith(b"\n") and len(typed) < _MAX_ANSWER:
+        while b"\n" not in typed and len(typed) < _MAX_ANSWER:
             await self._readable()
             try:
                 piece = os.read(self._descriptor, _MAX_ANSWER)
@@ -72,7 +72,7 @@ class Terminal:
             if not piece:
                 raise TransportError("the terminal has gone")
             typed += piece
-        return bytes(typed)
+        return bytes(typed).split(b"\n", 1)[0]
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,458 @@
+"""`companion-push companion` from outside: joining, inviting, answering requests, exit statuses."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companion_push.companion.keys import CompanionState
+from headless_passkey import enrolment
+from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.invitation import Invitation
+from tests.companion.family import Companion, Frame, Hands, enrolled
+from tests.companion.program import Program, at_terminal, outcome, running
+from tests.relay.household import Household, Relay
+from tests.trust.people import device, reseal
+
+
+def state_of(folder: Path, name: str) -> Path:
+    return folder / "state" / name
+
+
+async def code_of(relay: Relay, name: str = "family") -> str:
+    account, code = await relay.account_code(name)
+    return AccountCode(relay_url=relay.url, account=account, code=code).encode()
+
+
+async def founded(relay: Relay, folder: Path) -> Path:
+    """The state directory of a first companion that joined as a program."""
+    state = state_of(folder, "first")
+    words = ["companion", "join", "--code", "-", "--label", "My phone", "--state", state]
+    status, stdout, said = await outcome(*words, stdin=f"{await code_of(relay)}\n")
+    assert (status, stdout) == (0, ""), said
+    return state
+
+
+# Joining
+
+
+async def test_a_code_founds_an_account_and_the_state_is_its_owners_alone(
+    relay: Relay, tmp_path: Path
+) -> None:
+    state = await founded(relay, tmp_path)
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+    assert all(stat.S_IMODE(file.stat().st_mode) == 0o600 for file in state.iterdir())
+    status, stdout, _ = await outcome("companion", "members", "--state", state, "--json")
+    members = json.loads(stdout)
+    assert status == 0
+    assert (members["version"], [member["label"] for member in members["members"]]) == (1, ["My phone"])
+    status, stdout, _ = await outcome("companion", "members", "--state", state)
+    assert "My phone  (this one)" in stdout
+
+
+async def test_who_has_joined_cannot_join_again(relay: Relay, tmp_path: Path) -> None:
+    state = await founded(relay, tmp_path)
+    words = ["companion", "join", "--code", "-", "--label", "x", "--state", state]
+    status, _, said = await outcome(*words, stdin=await code_of(relay, "other"))
+    assert status == 8
+    assert "already" in said[-1]
+
+
+async def test_a_code_founds_once(relay: Relay, tmp_path: Path) -> None:
+    code = await code_of(relay)
+    for name, expected in (("one", 0), ("two", 8)):
+        words = ["companion", "join", "--code", "-", "--label", name, "--state", state_of(tmp_path, name)]
+        assert (await outcome(*words, stdin=code))[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("", 3), ("hpk-account:", 3), ("hpk-invitation:AAAA", 3), ("FIDO:/123", 3), ("\x00", 3)],
+)
+async def test_a_line_that_is_no_code_is_3(tmp_path: Path, line: str, expected: int) -> None:
+    words = ["companion", "join", "--code", "-", "--label", "x", "--state", state_of(tmp_path, "x")]
+    status, _, said = await outcome(*words, stdin=f"{line}\n")
+    assert status == expected
+    assert len(said) == 1
+
+
+async def test_a_join_that_was_interrupted_goes_on_with_the_same_keys(relay: Relay, tmp_path: Path) -> None:
+    first, state = await founded(relay, tmp_path), state_of(tmp_path, "second")
+    words = ["companion", "join", "--code", "-", "--label", "Tablet", "--json", "--state", state]
+    async with running(
+        "companion", "invite", "--kind", "companion", "--state", first, "--yes", "--json"
+    ) as inviter:
+        invitation = await inviter.line()
+        inviter.process.send_signal(signal.SIGSTOP)
+        async with running(*words, stdin=invitation) as newcomer:
+            number = (await newcomer.until_stage("introduced"))["check_number"]
+            newcomer.terminate()
+            assert await newcomer.ended() == 130
+        inviter.process.send_signal(signal.SIGCONT)
+        async with running(*words, stdin=invitation) as newcomer:
+            assert (await newcomer.until_stage("introduced"))["check_number"] == number
+            assert await newcomer.ended() == 0
+        assert await inviter.ended() == 0
+
+
+@pytest.mark.parametrize(
+    "command", [["members"], ["run", "--consent", "accept"], ["invite", "--kind", "device", "--yes"]]
+)
+async def test_who_has_not_joined_is_9(tmp_path: Path, command: list[str]) -> None:
+    status, _, said = await outcome("companion", *command, "--state", tmp_path / "nothing")
+    assert status == 9
+    assert "join" in said[-1]
+
+
+async def test_a_state_directory_that_others_may_enter_is_refused(tmp_path: Path, relay: Relay) -> None:
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o755)
+    words = ["companion", "join", "--code", "-", "--label", "x", "--state", tmp_path / "open"]
+    status, _, said = await outcome(*words, stdin=await code_of(relay))
+    assert status == 3
+    assert "open to others" in said[-1]
+
+
+# Inviting
+
+
+async def test_a_device_is_invited_shown_and_let_in(relay: Relay, tmp_path: Path) -> None:
+    state = await founded(relay, tmp_path)
+    words = [
+        "companion",
+        "invite",
+        "--kind",
+        "device",
+        "--rp-id",
+        "example.com",
+        "--yes",
+        "--state",
+        state,
+        "--json",
+    ]
+    numbers: list[str] = []
+    async with running(*words) as program:
+        invitation = Invitation.parse(await program.line())
+        joined = asyncio.create_task(
+            enrolment.join(tmp_path / "device", invitation, label="Frame", on_check_number=numbers.append)
+        )
+        came = await program.until_stage("introduced")
+        assert (came["kind"], came["label"]) == ("device", "Frame")
+        assert await program.ended() == 0
+        assert (await joined).member.rp_ids == ("example.com",)
+        assert numbers == [came["check_number"]]
+        assert not any(invitation.encode() in line for line in program.said)
+    _, stdout, _ = await outcome("companion", "members", "--state", state)
+    assert "only example.com" in stdout
+
+
+@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 6)])
+async def test_a_companion_is_let_in_by_a_person_who_saw_its_number(
+    relay: Relay, tmp_path: Path, answer: str, status: int
+) -> None:
+    state = await founded(relay, tmp_path)
+    invite = ["companion", "invite", "--kind", "companion", "--state", state]
+    async with at_terminal(*invite) as (inviter, screen):
+        join = [
+            "companion",
+            "join",
+            "--code",
+            "-",
+            "--label",
+            "Tablet",
+            "--json",
+            "--state",
+            state_of(tmp_path, "2"),
+        ]
+        async with running(*join, stdin=await inviter.line() + "\n") as newcomer:
+            number = (await newcomer.until_stage("introduced"))["check_number"]
+            assert f"its check number is {number}" in await inviter.until_said("check number")
+            await screen.until("Let Tablet in? y or n:")
+            screen.type("perhaps\n")
+            await screen.until("y or n:")
+            screen.type(f"{answer}\n")
+            assert await inviter.ended() == status
+            assert await newcomer.ended() == status
+
+
+async def test_an_invitation_nobody_uses_is_7_at_its_deadline(relay: Relay, tmp_path: Path) -> None:
+    state = await founded(relay, tmp_path)
+    words = ["companion", "invite", "--kind", "device", "--yes", "--timeout", "0.5", "--state", state]
+    assert (await outcome(*words))[0] == 7
+
+
+async def test_an_invitation_for_a_device_lets_no_companion_in(relay: Relay, tmp_path: Path) -> None:
+    state = await founded(relay, tmp_path)
+    async with running("companion", "invite", "--kind", "device", "--yes", "--state", state) as inviter:
+        words = ["companion", "join", "--code", "-", "--label", "x", "--state", state_of(tmp_path, "2")]
+        assert (await outcome(*words, stdin=await inviter.line()))[0] == 8
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--kind", "companion", "--rp-id", "example.com"],
+        ["--kind", "toaster"],
+        ["--kind", "device", "--rp-id", "A B"],
+    ],
+)
+async def test_invite_words_that_do_not_do_are_2(relay: Relay, tmp_path: Path, words: list[str]) -> None:
+    state = await founded(relay, tmp_path)
+    assert (await outcome("companion", "invite", "--yes", *words, "--state", state))[0] == 2
+
+
+async def test_inviting_without_a_terminal_is_2_unless_told_yes(relay: Relay, tmp_path: Path) -> None:
+    state = await founded(relay, tmp_path)
+    status, stdout, _ = await outcome("companion", "invite", "--kind", "device", "--state", state)
+    assert (status, stdout) == (2, "")
+
+
+# Answering requests
+
+
+class Someone:
+    """A companion that runs as a program."""
+
+    def __init__(self, folder: Path, home: Household, number: int = 0) -> None:
+        self.caller = home.companions[number]
+        self.folder = folder
+        enrolled(folder, self.caller, home)
+        self.state = folder / self.caller.name
+        self.opened = folder / f"opened by {number}"
+
+    def words(self, *more: object, consent: str = "accept") -> list[object]:
+        taking = f"{sys.executable} -c 'import sys; open(sys.argv[1], \"a\").write(sys.stdin.read())' '{self.opened}'"
+        return [
+            *("companion", "run", "--state", self.state, "--json", "--consent", consent),
+            *("--opener", "command", "--opener-command", taking, *more),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def running(self, *more: object, consent: str = "accept") -> AsyncIterator[Program]:
+        async with running(*self.words(*more, consent=consent)) as program:
+            yield program
+
+
+@pytest.fixture
+def anna_outside(home: Household, tmp_path: Path) -> Someone:
+    return Someone(tmp_path, home)
+
+
+async def test_an_approved_request_goes_to_the_opener(anna_outside: Someone, frame: Frame) -> None:
+    async with anna_outside.running("--once") as program:
+        await program.until_stage("listening")
+        name = await frame.ask(anna_outside.caller)
+        arrived = await program.until_stage("arrived")
+        assert (arrived["device"], arrived["kind"], arrived["rp_id"]) == ("frame 0", "ga", "example.com")
+        await program.until_stage("opened")
+        assert await program.ended() == 0
+        url = anna_outside.opened.read_text()
+        assert url.startswith("FIDO:/")
+        assert url.strip() not in "\n".join(program.said)
+    assert await frame.state_of(name) == "opened"
+
+
+async def test_what_is_pending_is_dealt_with_and_the_program_ends(
+    anna_outside: Someone, frame: Frame
+) -> None:
+    async with anna_outside.running("--pending") as program:
+        await program.until_stage("nothing-pending")
+        assert await program.ended() == 0
+    await frame.ask(anna_outside.caller)
+    async with anna_outside.running("--pending") as program:
+        await program.until_stage("opened")
+        assert await program.ended() == 0
+
+
+async def test_a_declined_request_is_6(anna_outside: Someone, frame: Frame) -> None:
+    name = await frame.ask(anna_outside.caller)
+    async with anna_outside.running("--once", consent="decline") as program:
+        assert await program.ended() == 6
+    assert await frame.state_of(name) == "declined"
+    assert not anna_outside.opened.exists()
+
+
+@pytest.mark.threat("T2")
+async def test_a_forged_request_is_8_and_opens_nothing(anna_outside: Someone, frame: Frame) -> None:
+    request_id = new_request_id()
+    person = anna_outside.caller.person
+    forged = reseal(frame.say(person, request_id), by=device("stranger"), to=person)
+    await frame.submit(request_id, {anna_outside.caller.name: forged})
+    async with anna_outside.running("--once") as program:
+        assert (await program.until_stage("refused"))["reason"] == "bad-signature"
+        assert await program.ended() == 8
+    assert not anna_outside.opened.exists()
+
+
+async def test_a_forged_request_does_not_keep_an_honest_one_from_being_answered(
+    anna_outside: Someone, frame: Frame, home: Household, relay: Relay
+) -> None:
+    request_id = new_request_id()
+    person = anna_outside.caller.person
+    newcomer = relay.caller(device("second frame"))
+    await home.append(*(each.person for each in (*home.companions, *home.devices, newcomer)))
+    forged = reseal(frame.say(person, request_id), by=device("stranger"), to=person)
+    await frame.submit(request_id, {anna_outside.caller.name: forged})
+    await Frame(caller=newcomer, home=home).ask(anna_outside.caller)
+    async with anna_outside.running("--pending") as program:
+        assert await program.ended() == 0
+    assert anna_outside.opened.exists()
+
+
+async def test_an_opener_that_fails_is_4_and_told_to_the_device(anna_outside: Someone, frame: Frame) -> None:
+    name = await frame.ask(anna_outside.caller)
+    words = ["companion", "run", "--state", anna_outside.state, "--consent", "accept", "--pending"]
+    status, _, said = await outcome(*words, "--opener", "command", "--opener-command", "false")
+    assert status == 4
+    assert "status 1" in said[-1]
+    assert await frame.state_of(name) == "failed"
+
+
+async def test_of_two_programs_one_wins_and_the_other_says_who(
+    home: Household, tmp_path: Path, frame: Frame
+) -> None:
+    anna, bert = Someone(tmp_path, home, 0), Someone(tmp_path, home, 1)
+    async with anna.running("--once") as first, bert.running("--once") as second:
+        for program in (first, second):
+            await program.until_stage("listening")
+        await frame.ask(anna.caller, bert.caller)
+        assert [await first.ended(), await second.ended()] == [0, 0]
+        stages = [[json.loads(line)["stage"] for line in program.said] for program in (first, second)]
+    assert sorted("opened" in each for each in stages) == [False, True]
+    loser = next(each for each in stages if "opened" not in each)
+    assert loser[-1] in ("claim-lost", "gone")
+    assert anna.opened.exists() != bert.opened.exists()
+
+
+async def test_it_runs_until_sigterm_and_ends_with_0(anna_outside: Someone, frame: Frame) -> None:
+    async with anna_outside.running() as program:
+        await program.until_stage("listening")
+        for _ in range(2):
+            await frame.ask(anna_outside.caller)
+            await program.until_stage("finished")
+        program.terminate()
+        assert await program.ended() == 0
+
+
+async def test_a_second_companion_on_the_same_state_is_4(anna_outside: Someone) -> None:
+    async with anna_outside.running() as program:
+        await program.until_stage("listening")
+        status, _, said = await outcome(*anna_outside.words("--pending"))
+        assert status == 4
+        assert "in use" in said[-1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--opener", "command"],
+        ["--opener", "qr", "--opener-command", "cat"],
+        ["--opener", "command", "--opener-command", "no-such-program-anywhere"],
+        ["--opener", "command", "--opener-command", "'"],
+        ["--opener", "phone"],
+        ["--opener", "phone", "--credentials", "x", "--radio", "stdout"],
+        ["--opener", "carrier-pigeon"],
+        ["--opener", "qr", "--consent", "ask"],
+    ],
+)
+async def test_run_words_that_do_not_do_are_2(anna_outside: Someone, words: list[str]) -> None:
+    given = words if "--consent" in words else [*words, "--consent", "accept"]
+    status, _, said = await outcome("companion", "run", "--state", anna_outside.state, *given)
+    assert status == 2
+    assert not any("Traceback" in line for line in said)
+
+
+# At the terminal
+
+
+@pytest.mark.parametrize(("answer", "status", "state"), [("y", 0, "opened"), ("n", 6, "declined")])
+async def test_a_person_is_shown_the_request_and_asked(
+    anna_outside: Someone, frame: Frame, answer: str, status: int, state: str
+) -> None:
+    name = await frame.ask(anna_outside.caller, note="by the window", rp_name="Example Inc")
+    async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
+        seen = await screen.until("Approve? y or n:")
+        for text in ("frame 0 asks to sign in", "example.com", "Example Inc", "by the window", "s left"):
+            assert text in seen
+        screen.type("what?\n")
+        await screen.until("Approve? y or n:")
+        screen.type(f"{answer}\n")
+        assert await program.ended() == status
+    assert await frame.state_of(name) == state
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(("typed", "status"), [("31415926", 0), ("3141 5926", 0), ("31415927", 8), ("n", 6)])
+async def test_digits_are_typed_once(anna_outside: Someone, frame: Frame, typed: str, status: int) -> None:
+    await frame.ask(anna_outside.caller, digits="31415926")
+    async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
+        seen = await screen.until("Type the digits")
+        assert "31415926" not in seen
+        screen.type("\n")
+        await screen.until("Type the digits")
+        screen.type(f"{typed}\n")
+        assert await program.ended() == status
+
+
+@pytest.mark.threat("T4")
+async def test_several_requests_are_listed_and_answered_one_by_one(
+    anna_outside: Someone, frame: Frame, home: Household, relay: Relay
+) -> None:
+    newcomer = relay.caller(device("second frame"))
+    await home.append(*(each.person for each in (*home.companions, *home.devices, newcomer)))
+    first = await frame.ask(anna_outside.caller)
+    second = await Frame(caller=newcomer, home=home).ask(anna_outside.caller)
+    async with at_terminal(*anna_outside.words("--pending", consent="ask")) as (program, screen):
+        seen = await screen.until("Which one? Number:")
+        assert "2 requests are waiting" in seen
+        number = next(line.split()[0] for line in seen.splitlines() if "second frame" in line)
+        screen.type(f"{number}\n")
+        await screen.until("Approve? y or n:")
+        screen.type("y\n")
+        await program.until_stage("opened")
+        seen = await screen.until("Approve? y or n:")
+        assert "frame 0" in seen
+        screen.type("n\n")
+        assert await program.ended() == 6
+    assert await frame.state_of(first) == "declined"
+    assert (await newcomer.status(second))["state"] == "opened"
+
+
+async def test_a_request_that_is_withdrawn_takes_its_question_away(
+    anna_outside: Someone, frame: Frame
+) -> None:
+    name = await frame.ask(anna_outside.caller)
+    async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
+        await screen.until("Approve? y or n:")
+        await frame.caller.tell(name, "cancelled")
+        await program.until_stage("gone")
+        screen.type("y\n")
+        assert await program.ended() == 7
+    assert not anna_outside.opened.exists()
+
+
+async def test_a_request_that_another_companion_takes_is_dismissed_with_0(
+    anna_outside: Someone, bert: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna_outside.caller, bert.caller)
+    async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
+        await screen.until("Approve? y or n:")
+        await bert.inbox.poll()
+        await bert.inbox.approve(bert.inbox.pending[0], Hands())
+        assert (await program.until_stage("gone"))["reason"] == "already-claimed"
+        assert await program.ended() == 0
+
+
+def test_the_state_directory_is_read_by_the_library(anna_outside: Someone) -> None:
+    state = CompanionState(anna_outside.state)
+    assert state.identity().keys.name == anna_outside.caller.name
+    details: dict[str, Any] = {"version": state.chain().head.version}
+    assert details == {"version": 2}
