@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
+from headless_passkey.errors import ExitStatus, HeadlessPasskeyError, RemoteProtocolError, TransportError
 
 
 class UsageError(Exception):
@@ -33,12 +33,21 @@ class SettingsParser(argparse.ArgumentParser):
     _section: str | None = None
     _environment: str | None = None
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # what file or environment say for options that may be repeated; as their default, the command line would add to it
+        self._repeated: dict[argparse.Action, list[Any]] = {}
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         if self._section is not None and self._environment is not None:
             words = list(sys.argv[1:] if args is None else args)
             self._apply(_from_file(self, words, self._section), f"[{self._section}]")
             self._apply(_from_environment(self, self._environment), "the environment")
-        return super().parse_known_args(args, namespace)
+        namespace, rest = super().parse_known_args(args, namespace)
+        for action, values in self._repeated.items():
+            if getattr(namespace, action.dest) is action.default:  # not on the command line
+                setattr(namespace, action.dest, list(values))
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         """One line and status 2; argparse would print the whole usage first."""
@@ -55,7 +64,13 @@ class SettingsParser(argparse.ArgumentParser):
             if action is None:
                 self.error(f"unknown setting {key!r} in {where}")
             action.required = False
-            action.default = self._converted(action, value, where)
+            if isinstance(action, argparse._AppendAction):  # noqa: SLF001  argparse names it nowhere else
+                words = (
+                    value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
+                )
+                self._repeated[action] = [self._converted(action, word, where) for word in words]
+            else:
+                action.default = self._converted(action, value, where)
 
     def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
         if action.nargs == 0:  # a switch
@@ -64,15 +79,15 @@ class SettingsParser(argparse.ArgumentParser):
             if str(value).lower() in ("1", "true", "yes", "0", "false", "no"):
                 return str(value).lower() in ("1", "true", "yes")
             self.error(f"{_key(action)} in {where} is neither true nor false")
-        repeated = isinstance(action, argparse._AppendAction)  # noqa: SLF001  argparse names it nowhere else
-        words = value if isinstance(value, list) else str(value).split() if repeated else [value]
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            self.error(f"{_key(action)} in {where} is neither text nor a number")
         try:
-            converted = [action.type(str(word)) if callable(action.type) else str(word) for word in words]
+            converted = action.type(str(value)) if callable(action.type) else str(value)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
             self.error(f"{_key(action)} in {where}: {error}")
-        if action.choices is not None and any(word not in action.choices for word in converted):
+        if action.choices is not None and converted not in action.choices:
             self.error(f"{_key(action)} in {where}: choose from {', '.join(map(str, action.choices))}")
-        return converted if repeated else converted[0]
+        return converted
 
 
 def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: str) -> None:
@@ -112,8 +127,7 @@ def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: a
     except (KeyboardInterrupt, asyncio.CancelledError):
         return fail(ExitStatus.INTERRUPTED, "Interrupted", None, "interrupted", as_json=args.json)
     except BrokenPipeError:
-        # whoever read our output has gone: say nothing more, not even when the interpreter flushes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _forget_stdout()  # whoever read our output has gone: say nothing more
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
         # a foreign exception's message may hold anything, so only its type and place are shown
@@ -154,16 +168,40 @@ def printable(text: str) -> str:
 
 def out(line: str) -> None:
     """One line of data on stdout, flushed, so that a pipe's reader has it at once."""
-    print(line, flush=True)  # noqa: T201
+    try:
+        print(line, flush=True)  # noqa: T201
+    except BrokenPipeError:
+        raise  # `run` knows what it means
+    except OSError as error:
+        _forget_stdout()
+        raise TransportError(f"cannot write to stdout: {error.strerror}") from error
 
 
-async def until_terminated() -> None:
-    """Return when the process is asked to end (SIGTERM or SIGINT): a server's clean stop, status 0."""
-    asked = asyncio.Event()
+def _forget_stdout() -> None:
+    """What could not be written is still in its buffer, and must not fail again when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def until_terminated() -> "asyncio.Future[None]":
+    """Done when the process is asked to end (SIGTERM or SIGINT): a server's clean stop, status 0.
+
+    It listens from the call on. A server that prints where it is calls this first, so that whoever reads the
+    line may end it at once::
+
+        ended = until_terminated()
+        out(url)
+        await ended
+    """
     loop = asyncio.get_running_loop()
+    asked = loop.create_future()
+
+    def ask() -> None:
+        if not asked.done():
+            asked.set_result(None)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    await asked.wait()
+        loop.add_signal_handler(number, ask)
+    return asked
 
 
 def host_port(text: str) -> tuple[str, int]:
@@ -175,18 +213,24 @@ def host_port(text: str) -> tuple[str, int]:
 
 
 def read_secret_line(source: str, *, limit: int = 16384) -> str:
-    """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv."""
+    """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv.
+
+    limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII: whatever it is, it is malformed.
+    """
     try:
         if source == "-":
-            line = sys.stdin.buffer.readline(limit)
+            line = sys.stdin.buffer.readline(limit + 2)
         else:
             with Path(source).open("rb") as file:
-                line = file.readline(limit)
-        return line.decode("ascii").strip()
+                line = file.readline(limit + 2)
     except OSError as error:
         raise UsageError(f"cannot read {source}: {error.strerror}") from error
+    if len(line.rstrip(b"\r\n")) > limit:
+        raise RemoteProtocolError(f"the line is too long, {limit} bytes are allowed")
+    try:
+        return line.decode("ascii").strip()
     except UnicodeDecodeError as error:
-        raise UsageError(f"{source} does not hold one line of ASCII") from error
+        raise RemoteProtocolError("the line is not ASCII") from error
 
 
 async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
@@ -226,7 +270,7 @@ def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: s
         return {}
     try:
         table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         _refuse(parser, f"cannot read {path}: {error}")
     for name in section.split("."):
         table = table.get(name, {}) if isinstance(table, dict) else None
