@@ -40,9 +40,7 @@ _REQUIREMENTS: Final = ("required", "preferred", "discouraged")
 _CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
 _USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
 _HOST: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
-_ADDRESS: Final = re.compile(
-    r"(.*\.)?(\d+|0x[0-9a-f]*)"
-)  # what ends in a number is an IPv4 address to browsers
+_ADDRESS: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")  # ends in a number: an IPv4 address to browsers
 _MAX_HOST_SIZE: Final = 253
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 

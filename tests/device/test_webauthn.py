@@ -18,7 +18,7 @@ from fido2.webauthn import (
     PublicKeyCredentialUserEntity,
     UserVerificationRequirement,
 )
-from hypothesis import assume, given
+from hypothesis import given
 from hypothesis import strategies as st
 from webauthn.helpers.structs import (
     AuthenticatorSelectionCriteria,
@@ -792,13 +792,11 @@ def test_any_authenticator_data_is_read_or_refused(flags: int, extra: bytes, sho
 
 
 @pytest.mark.threat("T12")
-@given(st.integers(0, 1 << 12))
-def test_authenticator_data_cut_anywhere_is_refused(cut: int) -> None:
-    options = registration()
-    whole = MakeCredentialResponse.parse(Phone().makes(options.ctap_request())).auth_data
-    assume(cut < len(whole))
-    with pytest.raises(RemoteProtocolError):
-        AuthenticatorData.parse(whole[:cut])
+def test_authenticator_data_cut_anywhere_is_refused() -> None:
+    whole = MakeCredentialResponse.parse(Phone().makes(registration().ctap_request())).auth_data
+    for cut in range(len(whole)):
+        with pytest.raises(RemoteProtocolError):
+            AuthenticatorData.parse(whole[:cut])
 
 
 @pytest.mark.threat("T12")
