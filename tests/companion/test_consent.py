@@ -1,0 +1,200 @@
+"""What a person is shown, and that nothing in it can lie."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from companion_push.companion.attend import Outcomes, put_pending
+from companion_push.companion.consent import Answer, Policy, describe, summary
+from companion_push.companion.inbox import CheckedRequest, Notice, Stage
+from companion_push.companion.terminal import printable
+from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
+from tests.companion.family import Companion, Frame, Hands
+from tests.relay.household import Household, Relay
+from tests.trust.people import NOW, Home, device
+
+HOME = Home()
+
+
+def request(**changes: Any) -> CheckedRequest:
+    return CheckedRequest(announcement=HOME.say(**changes), device=HOME.frame.member)
+
+
+def test_everything_needed_to_decide_is_shown() -> None:
+    shown = "\n".join(describe(request(rp_name="Example Inc", note="by the window", digits="42"), NOW + 10))
+    for text in ("frame asks to sign in", "example.com", '"Example Inc"', '"by the window"', "290 s left"):
+        assert text in shown
+    assert "create a passkey" in summary(request(kind="mc"))
+
+
+@pytest.mark.threat("T11")
+def test_neither_url_nor_digits_are_shown() -> None:
+    asked = request(digits="31415926")
+    shown = "\n".join([*describe(asked, NOW), summary(asked), repr(asked)])
+    assert "31415926" not in shown
+    assert "FIDO" not in shown
+
+
+NASTY = [
+    "\x1b[2J\x1b[HSign in to your bank? y or n:",
+    "frame\rbank",
+    "frame\nApproved",
+    "frame\u202ekcats",
+    "a\u0000b",
+    "a\x9b31m",
+    "\u2066x\u2069",
+    "tab\tbell\a",
+    "line\u2028separator",
+]
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("text", NASTY)
+def test_nothing_that_others_wrote_moves_the_cursor_or_the_reading_order(text: str) -> None:
+    """The formats refuse such text already; what is shown does not rely on it."""
+    asked = request()
+    hostile = CheckedRequest(
+        announcement=replace(asked.announcement, rp_name=text, note=text, rp_id=text),
+        device=asked.device,
+    )
+    object.__setattr__(hostile.device, "label", text)
+    try:
+        for line in [*describe(hostile, NOW), summary(hostile)]:
+            assert line.isprintable()
+    finally:
+        object.__setattr__(hostile.device, "label", "frame")
+
+
+@pytest.mark.threat("T4")
+@given(st.text())
+def test_any_text_becomes_one_bounded_printable_line(text: str) -> None:
+    shown = printable(text, 20)
+    assert shown.isprintable()
+    assert len(shown) <= 20 * len("<U+10FFFF>") + 1
+
+
+@given(st.text(alphabet=st.characters(categories=["L", "N"]), max_size=20))
+def test_plain_text_is_shown_as_it_is(text: str) -> None:
+    assert printable(text, 20) == text
+
+
+@pytest.mark.threat("T4")
+def test_marks_do_not_pile_up() -> None:
+    assert len(printable("a" + "\u0301" * 50)) == 3
+
+
+# One act per request
+
+
+class Scripted:
+    """A person who takes the given requests in turn, by the device's name."""
+
+    def __init__(self, *answers: tuple[str, Answer]) -> None:
+        self.answers = list(answers)
+        self.shown: list[list[str]] = []
+        self.asked = asyncio.Event()
+
+    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[CheckedRequest, Answer]:
+        self.shown.append([each.device.label for each in pending])
+        self.asked.set()
+        if not self.answers:
+            await asyncio.Future()
+        label, answer = self.answers.pop(0)
+        return next(each for each in pending if each.device.label == label), answer
+
+
+@pytest.fixture
+async def second_frame(home: Household, relay: Relay) -> Frame:
+    newcomer = relay.caller(device("frame 1"))
+    await home.append(*(each.person for each in (*home.companions, *home.devices, newcomer)))
+    return Frame(caller=newcomer, home=home)
+
+
+@pytest.mark.threat("T4")
+async def test_several_requests_take_an_act_each(anna: Companion, frame: Frame, second_frame: Frame) -> None:
+    await frame.ask(anna.caller)
+    await second_frame.ask(anna.caller)
+    await anna.inbox.poll()
+    person, hands = Scripted(("frame 1", Answer.YES), ("frame 0", Answer.NO)), Hands()
+    await put_pending(anna.inbox, person, hands, Outcomes(), once=False)
+    assert [sorted(each) for each in person.shown] == [["frame 0", "frame 1"], ["frame 0"]]
+    assert len(hands.opened) == 1
+
+
+@pytest.mark.threat("T4")
+async def test_a_request_that_arrives_meanwhile_takes_the_question_back(
+    anna: Companion, frame: Frame, second_frame: Frame
+) -> None:
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    person = Scripted()
+    putting = asyncio.create_task(put_pending(anna.inbox, person, Hands(), Outcomes(), once=False))
+    await person.asked.wait()
+    person.asked.clear()
+    await second_frame.ask(anna.caller)
+    await anna.inbox.poll()
+    await person.asked.wait()
+    assert [len(each) for each in person.shown] == [1, 2]
+    putting.cancel()
+    await asyncio.wait([putting])
+
+
+@pytest.mark.threat("T5")
+async def test_a_question_does_not_outlive_its_request_by_our_own_clock(
+    anna: Companion, frame: Frame, relay: Relay
+) -> None:
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    relay.clock.ahead = 400
+    outcomes = Outcomes()
+    async with asyncio.timeout(5):
+        await put_pending(anna.inbox, Scripted(), Hands(), outcomes, once=False)
+    assert anna.inbox.pending == ()
+    assert anna.notices[-1].stage is Stage.GONE
+
+
+async def test_wrong_digits_end_it_here(anna: Companion, frame: Frame) -> None:
+    await frame.ask(anna.caller, digits="42")
+    await anna.inbox.poll()
+    outcomes, hands = Outcomes(), Hands()
+    await put_pending(anna.inbox, Policy(Answer.WRONG_DIGITS), hands, outcomes, once=True)
+    assert isinstance(outcomes.error, TrustError)
+    assert outcomes.error.reason is TrustReason.WRONG_DIGITS
+    assert hands.opened == []
+
+
+# What the program ends with
+
+REFUSED = TrustError(TrustReason.BAD_SIGNATURE, "x")
+GONE = NotApproved(Outcome.EXPIRED, "x")
+
+
+def test_an_answer_counts_more_than_what_was_refused_before_it() -> None:
+    outcomes = Outcomes()
+    outcomes.note(Notice(stage=Stage.REFUSED, message="x", error=REFUSED))
+    assert outcomes.error is REFUSED
+    outcomes.answered(None)
+    assert outcomes.error is None
+    outcomes.note(Notice(stage=Stage.GONE, message="x", error=GONE))
+    assert outcomes.error is None
+
+
+def test_of_several_answers_the_first_that_went_wrong_counts() -> None:
+    outcomes = Outcomes()
+    first = TransportError("x")
+    for error in (None, first, GONE):
+        outcomes.answered(error)
+    assert outcomes.error is first
+
+
+def test_notices_that_end_nothing_do_not_end_the_program() -> None:
+    outcomes = Outcomes()
+    for stage in Stage:
+        if stage not in (Stage.REFUSED, Stage.GONE):
+            outcomes.note(Notice(stage=stage, message="x"))
+    assert not outcomes.ended.is_set()
