@@ -1,0 +1,231 @@
+"""What a companion keeps on disk: it comes back, changes under a lock, and nothing else is read."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
+from headless_passkey.errors import (
+    LocalProtocolError,
+    NotEnrolled,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.invitation import LIFETIME, Invitation, InvitationRecord
+from headless_passkey.trust.ring import Role
+from tests.trust.people import ACCOUNT, NOW, companion, device, forge, found, grow
+
+PHONE, FRAME = companion("phone"), device("frame")
+RING = found(PHONE)
+NEXT = grow(RING, PHONE, PHONE, FRAME)
+KEYS = KeyPair(signing=PHONE.key, hpke=PHONE.hpke_private)
+IDENTITY = Identity(relay_url="https://relay.example", account=ACCOUNT, keys=KEYS)
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> CompanionState:
+    state = CompanionState(tmp_path / "state")
+    state.create()
+    return state
+
+
+@pytest.fixture
+def state(empty: CompanionState) -> CompanionState:
+    empty.finish_joining(IDENTITY, RingChain.start(RING))
+    return empty
+
+
+def record(expires_in: int = LIFETIME) -> InvitationRecord:
+    invitation = Invitation.make(
+        relay_url="https://relay.example",
+        account=ACCOUNT,
+        kind=Role.DEVICE,
+        inviter=PHONE.name,
+        now=NOW + expires_in - LIFETIME,
+    )
+    return InvitationRecord(invitation=invitation, rp_ids=("example.com",))
+
+
+def test_who_has_not_joined_is_told_so(empty: CompanionState) -> None:
+    with pytest.raises(NotEnrolled):
+        empty.identity()
+    with pytest.raises(NotEnrolled):
+        empty.chain()
+    assert not empty.is_enrolled()
+
+
+def test_keys_and_rings_come_back(state: CompanionState, tmp_path: Path) -> None:
+    again = CompanionState(tmp_path / "state")
+    identity = again.identity()
+    assert (identity.relay_url, identity.account) == (IDENTITY.relay_url, ACCOUNT)
+    assert identity.keys.name == PHONE.name
+    assert identity.keys.hpke.public == PHONE.hpke_private.public
+    assert again.chain().head.document == RING.document
+    assert again.is_enrolled()
+
+
+def test_everything_is_its_owners_alone(state: CompanionState, tmp_path: Path) -> None:
+    state.record_opened(FRAME.name, bytes(16), until=NOW, now=0)
+    state.remember_invitation(record(), NOW)
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    for file in (tmp_path / "state").iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+
+
+@pytest.mark.threat("T11")
+def test_private_keys_stay_out_of_reprs(state: CompanionState) -> None:
+    identity = state.identity()
+    joining = Joining(line="hpk-account:secret", keys=KEYS, said=(b"said",))
+    shown = repr(identity) + repr(joining)
+    assert "hpk-account" not in shown
+    assert PHONE.key.to_bytes().hex() not in shown
+
+
+def test_an_attempt_to_join_is_kept_until_it_is_over(empty: CompanionState) -> None:
+    assert empty.joining() is None
+    empty.begin_joining(Joining(line="hpk-account:x", keys=KEYS, said=(b"one", b"two")))
+    kept = empty.joining()
+    assert kept is not None
+    assert (kept.line, kept.said, kept.keys.name) == ("hpk-account:x", (b"one", b"two"), PHONE.name)
+    empty.finish_joining(IDENTITY, RingChain.start(RING))
+    assert empty.joining() is None
+
+
+def test_one_state_joins_once(state: CompanionState) -> None:
+    with pytest.raises(LocalProtocolError):
+        state.finish_joining(IDENTITY, RingChain.start(RING))
+
+
+def test_a_ring_that_extends_ours_is_kept(state: CompanionState, tmp_path: Path) -> None:
+    state.extend([NEXT.document])
+    assert CompanionState(tmp_path / "state").chain().head.version == 2
+    state.extend([NEXT.document])  # known already
+    state.adopt(RingChain.start(RING).extend([NEXT.document]))
+    assert state.chain().head.version == 2
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_that_does_not_extend_ours_changes_nothing(state: CompanionState) -> None:
+    with pytest.raises(TrustError) as caught:
+        state.extend([forge(RING, FRAME, PHONE, FRAME)])
+    assert caught.value.reason in (TrustReason.FORKED_RING, TrustReason.BAD_SIGNATURE)
+    assert state.chain().head.document == RING.document
+
+
+@pytest.mark.threat("T5")
+def test_a_request_is_recorded_once_and_forgotten_when_it_is_too_old_to_be_replayed(
+    state: CompanionState,
+) -> None:
+    assert state.record_opened(FRAME.name, bytes(16), until=NOW + 10, now=NOW)
+    assert not state.record_opened(FRAME.name, bytes(16), until=NOW + 10, now=NOW)
+    assert state.record_opened("another device", bytes(16), until=NOW + 10, now=NOW)
+    assert (FRAME.name, bytes(16)) in state.opened_before()
+    assert state.record_opened(FRAME.name, b"\1" * 16, until=NOW + 100, now=NOW + 11)
+    assert state.opened_before() == {(FRAME.name, b"\1" * 16)}
+
+
+def test_the_record_of_opened_requests_is_bounded(
+    state: CompanionState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("companion_push.companion.keys._MAX_OPENED", 2)
+    for number in range(2):
+        assert state.record_opened(FRAME.name, bytes([number]), until=NOW, now=NOW)
+    with pytest.raises(TransportError, match="wait"):
+        state.record_opened(FRAME.name, b"\2", until=NOW, now=NOW)
+
+
+def test_invitations_are_kept_while_they_are_open(state: CompanionState) -> None:
+    first, second = record(), record(expires_in=10)
+    for each in (first, second):
+        state.remember_invitation(each, NOW)
+    assert state.invitations(NOW) == (first, second)
+    assert state.invitations(NOW + 20) == (first,)
+    state.forget_invitation(first, NOW + 20)
+    assert state.invitations(NOW) == ()
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "name", ["companion.json", "ring.json", "opened.json", "invitations.json", "joining.json"]
+)
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"[" * 50_000, b'{"version": 2}'])
+def test_a_damaged_file_is_refused(state: CompanionState, tmp_path: Path, name: str, content: bytes) -> None:
+    file = tmp_path / "state" / name
+    file.touch(mode=0o600)
+    file.write_bytes(content)
+    if name in ("opened.json", "invitations.json") and content == b"{}":
+        return  # which says that there is nothing
+    with pytest.raises(RemoteProtocolError) as caught:
+        _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
+    assert name in str(caught.value)
+
+
+@pytest.mark.threat("T11")
+def test_what_is_wrong_with_a_file_is_said_without_its_content(state: CompanionState, tmp_path: Path) -> None:
+    file = tmp_path / "state" / "companion.json"
+    content = json.loads(file.read_bytes())
+    file.write_text(json.dumps(content | {"signing_key": content["signing_key"][:-4] + "!!!!"}))
+    with pytest.raises(RemoteProtocolError) as caught:
+        state.identity()
+    assert content["signing_key"][:20] not in str(caught.value)
+
+
+def test_only_one_process_runs_on_a_state(state: CompanionState, tmp_path: Path) -> None:
+    with state.sole_runner():
+        with pytest.raises(TransportError, match="in use"), CompanionState(tmp_path / "state").sole_runner():
+            pass
+        state.record_opened(FRAME.name, bytes(16), until=NOW, now=NOW)  # while others may still change it
+    with state.sole_runner():
+        pass
+
+
+RECORD = """
+import sys, time
+from pathlib import Path
+from companion_push.companion.keys import CompanionState
+state = CompanionState(Path(sys.argv[1]))
+sys.stdin.read(1)
+print(sum(state.record_opened("device", bytes([n]) * 16, until=2e9, now=1e9) for n in range(40)))
+"""
+
+
+@pytest.mark.threat("T5")
+def test_of_two_processes_that_record_a_request_exactly_one_may_open_it(
+    state: CompanionState, tmp_path: Path
+) -> None:
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-c", RECORD, str(tmp_path / "state")]
+    processes = [
+        subprocess.Popen(words, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    counts = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("x")
+        process.stdin.flush()
+    for process in processes:
+        stdout, _ = process.communicate(timeout=60)
+        counts.append(int(stdout))
+    assert sum(counts) == 40
+
+
+def test_a_crash_while_writing_leaves_the_old_rings(
+    state: CompanionState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def power_fails(descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", power_fails)
+    with pytest.raises(TransportError):
+        state.extend([NEXT.document])
+    monkeypatch.undo()
+    assert state.chain().head.version == 1

@@ -1,0 +1,245 @@
+"""Letting others in, against the real relay, with newcomers and relays that do not keep to the rules."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companion_push.companion.keys import CompanionState
+from companion_push.companion.membership import Membership
+from companion_push.companion.relay_client import CompanionRelay
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.hpke import SoftwareHpkeKey
+from headless_passkey.trust.invitation import Introduction, Invitation
+from headless_passkey.trust.ring import Member, Role
+from headless_passkey.trust.signing import SoftwareSigningKey, base64url
+from tests.relay.household import Relay
+from tests.trust.people import device
+
+
+@dataclass
+class Inviter:
+    """A first companion, and the invitation that it makes."""
+
+    membership: Membership
+    invitation: "asyncio.Future[Invitation]"
+
+    def invite(
+        self,
+        kind: Role = Role.DEVICE,
+        *,
+        seconds: float = 20,
+        consent: Callable[[Introduction], Awaitable[bool]] | None = None,
+    ) -> "asyncio.Task[Member]":
+        async def agree(_introduction: Introduction) -> bool:
+            return True
+
+        self.invitation = asyncio.get_running_loop().create_future()
+        return asyncio.create_task(
+            self.membership.invite(
+                kind,
+                rp_ids=None,
+                seconds=seconds,
+                show=lambda line: self.invitation.set_result(Invitation.parse(line)),
+                consent=consent or agree,
+            )
+        )
+
+    @property
+    def version(self) -> int:
+        return self.membership.state.chain().head.version
+
+
+@pytest.fixture
+async def first(relay: Relay, tmp_path: Path) -> Inviter:
+    account, code = await relay.account_code("family")
+    membership = Membership(state=CompanionState(tmp_path / "first"), tls=None, clock=relay.clock)
+    line = AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    await membership.join(line, label="My phone")
+    return Inviter(membership, asyncio.get_running_loop().create_future())
+
+
+async def introduce(
+    relay: Relay, invitation: Invitation, introduction: Introduction, key: SoftwareSigningKey
+) -> Any:
+    caller = relay.caller(device("newcomer"))
+    caller.person.key = key
+    body = {
+        "account": invitation.account,
+        "ticket": base64url(invitation.ticket),
+        "body": base64url(introduction.body),
+        "signature": base64url(introduction.signature),
+        "mac": base64url(introduction.mac),
+    }
+    return await caller.post("/v1/introductions", body)
+
+
+async def test_a_second_companion_joins_and_both_know_the_same_ring(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    inviting = first.invite(Role.COMPANION)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    numbers: list[str] = []
+    await second.join((await first.invitation).encode(), label="Tablet", on_check_number=numbers.append)
+    assert (await inviting).label == "Tablet"
+    assert second.state.chain().head.hash == first.membership.state.chain().head.hash
+    assert len(numbers[0]) == 7
+    assert first.membership.state.invitations(relay.clock()) == ()
+    ring, why = await second.members()
+    assert [member.label for member in ring.members] == ["My phone", "Tablet"]
+    assert why is None
+
+
+async def test_a_ring_that_moves_meanwhile_is_rebased_on(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    """Two companions admit at the same time: both newcomers end up in the ring."""
+    inviting = first.invite(Role.COMPANION)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    await second.join((await first.invitation).encode(), label="Tablet")
+    await inviting
+    other = Inviter(second, first.invitation)
+    both = [first.invite(Role.COMPANION), other.invite(Role.COMPANION)]
+    newcomers = [
+        Membership(state=CompanionState(tmp_path / str(n)), tls=None, clock=relay.clock) for n in range(2)
+    ]
+    lines = [(await each.invitation).encode() for each in (first, other)]
+    await asyncio.gather(
+        *(each.join(line, label="x") for each, line in zip(newcomers, lines, strict=True)), *both
+    )
+    ring, _ = await first.membership.members()
+    assert len(ring.members) == 4
+
+
+async def test_who_is_not_wanted_is_turned_away(relay: Relay, first: Inviter, tmp_path: Path) -> None:
+    async def refuse(_introduction: Introduction) -> bool:
+        return False
+
+    inviting = first.invite(Role.COMPANION, consent=refuse)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    with pytest.raises(NotApproved) as caught:
+        await second.join((await first.invitation).encode(), label="Tablet")
+    assert caught.value.reason is Outcome.DECLINED
+    with pytest.raises(NotApproved):
+        await inviting
+    assert first.version == 1
+    assert second.state.joining() is None
+
+
+@pytest.mark.threat("T2")
+async def test_a_newcomer_that_does_not_hold_the_invitation_is_not_even_shown(
+    relay: Relay, first: Inviter
+) -> None:
+    """What a relay can do that has the ticket, but not the secret it comes from."""
+
+    async def nobody_is_asked(introduction: Introduction) -> bool:
+        raise AssertionError(introduction)
+
+    inviting = first.invite(consent=nobody_is_asked)
+    invitation = await first.invitation
+    key = SoftwareSigningKey.generate()
+    honest = Introduction.make(invitation, key=key, hpke_key=None, label="Frame")
+    forged = Introduction.parse(body=honest.body, signature=honest.signature, mac=bytes(32))
+    assert (await introduce(relay, invitation, forged, key)).status == 201
+    with pytest.raises(TrustError) as caught:
+        await inviting
+    assert caught.value.reason is TrustReason.BAD_MAC
+    assert first.version == 1
+
+
+async def test_a_newcomer_of_another_kind_is_refused(relay: Relay, first: Inviter) -> None:
+    inviting = first.invite(Role.DEVICE)
+    invitation = await first.invitation
+    key, hpke = SoftwareSigningKey.generate(), SoftwareHpkeKey.generate()
+    as_companion = Invitation(
+        relay_url=invitation.relay_url,
+        account=invitation.account,
+        kind=Role.COMPANION,
+        inviter=invitation.inviter,
+        secret=invitation.secret,
+        expires_at=invitation.expires_at,
+    )
+    forged = Introduction.make(as_companion, key=key, hpke_key=hpke.public, label="Frame")
+    await introduce(relay, invitation, forged, key)
+    with pytest.raises(TrustError) as caught:
+        await inviting
+    assert caught.value.reason is TrustReason.KIND_MISMATCH
+
+
+async def test_an_invitation_ends_by_our_own_clock(relay: Relay, first: Inviter) -> None:
+    inviting = first.invite(seconds=20)
+    invitation = await first.invitation
+    key = SoftwareSigningKey.generate()
+    introduction = Introduction.make(invitation, key=key, hpke_key=None, label="Frame")
+    relay.clock.ahead = 601  # which is the inviter's clock too
+    reply = await introduce(relay, invitation, introduction, key)
+    assert reply.status in (201, 410)
+    with pytest.raises(HeadlessPasskeyError):
+        await inviting
+    assert first.version == 1
+
+
+async def test_a_device_invitation_is_not_taken_by_a_companion(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    inviting = first.invite(Role.DEVICE)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    with pytest.raises(TrustError) as caught:
+        await second.join((await first.invitation).encode(), label="Tablet")
+    assert caught.value.reason is TrustReason.KIND_MISMATCH
+    inviting.cancel()
+    await asyncio.wait([inviting])
+
+
+async def test_inviting_can_be_cancelled_and_leaves_nothing_open(relay: Relay, first: Inviter) -> None:
+    inviting = first.invite()
+    await first.invitation
+    inviting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await inviting
+    assert first.membership.state.invitations(relay.clock()) == ()
+
+
+async def test_members_are_shown_as_last_seen_when_the_relay_is_away(
+    first: Inviter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: Any, **__: Any) -> Any:
+        raise RemoteProtocolError("not a relay")
+
+    monkeypatch.setattr(CompanionRelay, "bring_up_to_date", away)
+    ring, why = await first.membership.members()
+    assert ring.version == 1
+    assert isinstance(why, RemoteProtocolError)
+
+
+async def test_a_lost_answer_to_founding_is_asked_for_again_with_the_same_keys(
+    relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account, code = await relay.account_code("family")
+    membership = Membership(state=CompanionState(tmp_path / "x"), tls=None, clock=relay.clock)
+    line = AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    found = CompanionRelay.found
+
+    async def answer_gets_lost(self: CompanionRelay, *words: Any) -> None:
+        await found(self, *words)
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(CompanionRelay, "found", answer_gets_lost)
+    with pytest.raises(asyncio.CancelledError):
+        await membership.join(line, label="My phone")
+    monkeypatch.undo()
+    identity = await membership.join(line, label="My phone")
+    ring, why = await membership.members()
+    assert why is None
+    assert [member.name for member in ring.members] == [identity.keys.name]
