@@ -86,11 +86,11 @@ def status_name(status: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A user account of the relying party (WebAuthn's user entity)."""
+    """A user account of the relying party (WebAuthn's user entity): a person's, so a repr shows none of it."""
 
-    id: bytes  # the user handle, 1-64 bytes
-    name: str | None = None
-    display_name: str | None = None
+    id: bytes = field(repr=False)  # the user handle, 1-64 bytes
+    name: str | None = field(repr=False, default=None)
+    display_name: str | None = field(repr=False, default=None)
 
     @classmethod
     def of(cls, value: Any) -> "User":
@@ -149,7 +149,7 @@ class GetAssertionResponse:
     """What authenticatorGetAssertion answers (§6.2)."""
 
     auth_data: bytes
-    signature: bytes
+    signature: bytes = field(repr=False)  # worth a session, until the challenge is used up
     credential_id: bytes | None = None  # absent only when the allow list had exactly one entry
     user: User | None = None
     user_selected: bool = False

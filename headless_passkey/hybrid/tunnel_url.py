@@ -6,7 +6,7 @@ This is the one module of the core that the tunnel service may import: nothing h
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError
@@ -53,15 +53,15 @@ def connect_url(base: str, routing_id: bytes, tunnel_id: bytes) -> str:
 class NewTunnel:
     """``/cable/new/<tunnel ID>``: an authenticator opens a tunnel."""
 
-    tunnel_id: bytes  # 16 bytes
+    tunnel_id: bytes = field(repr=False)  # 16 bytes; whoever knows it can take the place in the tunnel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectTunnel:
     """``/cable/connect/<routing ID>/<tunnel ID>``: the other end joins it."""
 
-    routing_id: bytes  # 3 bytes
-    tunnel_id: bytes  # 16 bytes
+    routing_id: bytes = field(repr=False)  # 3 bytes
+    tunnel_id: bytes = field(repr=False)  # 16 bytes
 
 
 def parse_path(path: str) -> NewTunnel | ConnectTunnel | None:

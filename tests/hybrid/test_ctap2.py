@@ -286,6 +286,17 @@ def test_options_that_are_no_booleans_are_not_options() -> None:
     assert info.options == {"uv": True, "rk": False}
 
 
+@pytest.mark.threat("T11")
+def test_neither_signature_nor_user_show_in_a_repr() -> None:
+    user = User(id=b"USER", name="NAME", display_name="DISPLAY")
+    reply = GetAssertionResponse(auth_data=b"", signature=b"SIGNATURE", user=user)
+    request = MakeCredentialRequest(
+        client_data_hash=HASH, rp_id="example.com", rp_name=None, user=user, algorithms=()
+    )
+    shown = repr((reply, request))
+    assert not [word for word in ("USER", "NAME", "DISPLAY", "SIGNATURE") if word in shown]
+
+
 @pytest.mark.parametrize("status", [status for status in Status if status != Status.SUCCESS])
 def test_a_status_has_the_name_that_fido2_gives_it(status: Status) -> None:
     """Two were renamed after fido2 took its names; the number is what counts."""

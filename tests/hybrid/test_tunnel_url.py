@@ -120,6 +120,12 @@ def test_a_path_that_is_not_exactly_right_is_nothing(path: str) -> None:
     assert parse_path(path) is None
 
 
+@pytest.mark.threat("T11")
+def test_the_ids_of_a_tunnel_do_not_show_in_a_repr() -> None:
+    assert repr(parse_path(f"/cable/new/{TUNNEL}")) == "NewTunnel()"
+    assert repr(parse_path(f"/cable/connect/001122/{TUNNEL}")) == "ConnectTunnel()"
+
+
 @given(exactly(3))
 def test_a_routing_id_is_read_in_either_case(routing_id: bytes) -> None:
     assert parse_routing_id(routing_id.hex()) == parse_routing_id(routing_id.hex().upper()) == routing_id

@@ -1,0 +1,165 @@
+"""The plan of the house, checked: who may import whom, what a process loads, what a repr shows."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("headless_passkey", "companion_push", "relying_party")
+
+CORE = ("client_platform", "authenticator", "channel", "cbor", "fido_url", "tunnel_url")
+IMPURE = {"asyncio", "socket", "ssl", "logging", "selectors", "subprocess", "aiohttp", "bleak", "bumble"}
+CAN_OPEN = {
+    *(f"headless_passkey.hybrid.{module}" for module in ("keys", "noise", "channel", "messages", "ctap2")),
+    *(
+        f"headless_passkey.hybrid.{module}"
+        for module in ("fido_url", "eid", "client_platform", "authenticator")
+    ),
+    *(f"headless_passkey.trust.{module}" for module in ("envelope", "invitation", "hpke", "checks")),
+    "cryptography.hazmat.primitives.hpke",
+}
+
+
+def loaded_by(module: str) -> set[str]:
+    """What a fresh process holds after importing `module`."""
+    code = f"import {module}, json, sys; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    "package", ["headless_passkey", "headless_passkey.hybrid", "companion_push", "relying_party"]
+)
+def test_a_package_loads_nothing_of_its_own_accord(package: str) -> None:
+    ours = {module for module in loaded_by(package) if module.split(".")[0] in PACKAGES}
+    assert ours == {package, package.partition(".")[0]}
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_does_no_io(module: str) -> None:
+    assert loaded_by(f"headless_passkey.hybrid.{module}") & IMPURE == set()
+
+
+@pytest.mark.parametrize(
+    "module", ["headless_passkey.webauthn", "headless_passkey.trust.envelope", "headless_passkey.proof"]
+)
+def test_what_stands_on_the_core_does_none_either(module: str) -> None:
+    assert loaded_by(module) & IMPURE == set()
+
+
+def test_a_device_without_bluetooth_library_can_still_be_built_on() -> None:
+    loaded = loaded_by("headless_passkey.sign_in")
+    assert loaded & {"bleak", "bumble", "dbus_fast", "companion_push", "relying_party"} == set()
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize("server", ["companion_push.relay.app", "companion_push.relay.command"])
+def test_the_relay_cannot_open_what_it_carries(server: str) -> None:
+    loaded = loaded_by(server)
+    assert server in loaded
+    assert loaded & CAN_OPEN == set()
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize("server", ["companion_push.tunnel_service.app"])
+def test_the_tunnel_service_cannot_open_what_it_carries(server: str) -> None:
+    loaded = loaded_by(server)
+    assert loaded & CAN_OPEN == set()
+    of_the_core = {module for module in loaded if module.startswith("headless_passkey.hybrid.")}
+    assert of_the_core == {"headless_passkey.hybrid.tunnel_url"}
+
+
+def test_the_relying_party_loads_nothing_of_the_other_two() -> None:
+    loaded = {module.split(".")[0] for module in loaded_by("relying_party.app")}
+    assert loaded & {"headless_passkey", "companion_push"} == set()
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """As `make imports` runs it."""
+    program = Path(sys.executable).with_name("lint-imports")
+    return subprocess.run([program, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)
+
+
+def test_the_import_contracts_are_kept() -> None:
+    linted = lint_imports(ROOT)
+    assert linted.returncode == 0, linted.stdout
+    assert "0 broken" in linted.stdout
+
+
+BREACHES = {
+    "The device is one staircase": ("headless_passkey/errors.py", "headless_passkey.sign_in"),
+    "The core: roles over messages over primitives": (
+        "headless_passkey/hybrid/keys.py",
+        "headless_passkey.hybrid.channel",
+    ),
+    "The core does no I/O": ("headless_passkey/hybrid/noise.py", "asyncio"),
+    "The device knows nothing of the push programs": ("headless_passkey/cli.py", "companion_push.errors"),
+    "Device and relying party meet only on the wire": ("relying_party/app.py", "headless_passkey.errors"),
+    "Push programs and relying party meet only on the wire": (
+        "relying_party/errors.py",
+        "companion_push.errors",
+    ),
+    "Servers cannot open what they carry": (
+        "companion_push/relay/store.py",
+        "headless_passkey.trust.envelope",
+    ),
+    "Relay, tunnel service and companion are separate programs": (
+        "companion_push/relay/mailbox.py",
+        "companion_push.companion.consent",
+    ),
+}
+
+
+def test_every_contract_catches_a_breach(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for file, module in BREACHES.values():
+        with (tmp_path / file).open("a") as source:
+            source.write(f"\nimport {module}\n")
+    linted = lint_imports(tmp_path)
+    assert linted.returncode == 1
+    broken = {line.removesuffix(" BROKEN") for line in linted.stdout.splitlines() if line.endswith(" BROKEN")}
+    assert broken == set(BREACHES)
+    assert "0 kept" in linted.stdout
+
+
+SHOWN_FIELDS = """
+import dataclasses, importlib, inspect, json, pkgutil
+shown = []
+for name in {packages}:
+    package = importlib.import_module(name)
+    for found in pkgutil.walk_packages(package.__path__, name + "."):
+        if not found.name.endswith("__main__"):
+            module = importlib.import_module(found.name)
+            for thing in vars(module).values():
+                if inspect.isclass(thing) and dataclasses.is_dataclass(thing) and thing.__module__ == found.name:
+                    shown += [
+                        [found.name + "." + thing.__name__, field.name, str(field.type)]
+                        for field in dataclasses.fields(thing)
+                        if field.repr
+                    ]
+print(json.dumps(shown))
+"""
+SECRETS = {"secret", "psk", "key", "private", "private_key", "eid_key", "nonce", "challenge", "code", "token"}
+SECRETS |= {"token_hash", "tunnel_id", "user_handle", "url"}
+
+
+@pytest.mark.threat("T11")
+def test_no_dataclass_shows_a_secret() -> None:
+    """By the names of their fields; whole values are searched where they are made, in the tests of each module."""
+    code = SHOWN_FIELDS.replace("{packages}", repr(PACKAGES))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    shown = json.loads(done.stdout)
+    assert len(shown) > 100
+    secret = [
+        f"{where}.{name}"
+        for where, name, kind in shown
+        if name.lstrip("_") in SECRETS
+        and any(word in kind for word in ("bytes", "str", "PrivateKey", "SigningKey"))
+    ]
+    assert secret == ["headless_passkey.conduit.Session.user_handle"]  # goes to whoever asked for the session
