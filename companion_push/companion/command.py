@@ -46,8 +46,9 @@ from headless_passkey.command_line import (
 from headless_passkey.errors import NotApproved, Outcome, TransportError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
 from headless_passkey.tls import tls_context
+from headless_passkey.trust.fields import MAX_LABEL, is_plain
 from headless_passkey.trust.invitation import LIFETIME, Introduction
-from headless_passkey.trust.ring import Role, is_rp_id
+from headless_passkey.trust.ring import MAX_RP_IDS, Role, is_rp_id
 
 DEFAULT_STATE: Final = "~/.local/state/companion-push"
 DEFAULT_TIMEOUT: Final = 120.0  # seconds for the phone: what tunnel services allow a transaction
@@ -112,7 +113,7 @@ def _add_join(commands: Any) -> None:
         help="file with the account code or invitation, or - for stdin",
     )
     join.add_argument(
-        "--label", required=True, help="what people will call this companion, such as 'My phone'"
+        "--label", type=_label, required=True, help="what people will call this companion, such as 'My phone'"
     )
 
 
@@ -265,6 +266,8 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
     for option, value in (("credentials", args.credentials), ("radio", args.radio), ("tunnel", args.tunnel)):
         if not value:
             raise UsageError(f"the software phone needs --{option}")
+    if not args.credentials.expanduser().resolve().parent.is_dir():
+        raise UsageError(f"there is no directory for {args.credentials}")
     return SoftwarePhone(
         credentials=CredentialFile(path=args.credentials.expanduser()),
         advertiser=open_advertiser(args.radio),
@@ -365,6 +368,9 @@ async def _invite(args: argparse.Namespace) -> None:
     kind = Role(args.kind)
     if args.rp_id and kind is not Role.DEVICE:
         raise UsageError("--rp-id is for devices")
+    rp_ids = tuple(dict.fromkeys(args.rp_id)) if args.rp_id else None
+    if rp_ids is not None and len(rp_ids) > MAX_RP_IDS:
+        raise UsageError(f"a device is bound to at most {MAX_RP_IDS} relying parties")
     with contextlib.ExitStack() as stack:
         terminal = None if args.yes else stack.enter_context(Terminal.open())
 
@@ -388,7 +394,7 @@ async def _invite(args: argparse.Namespace) -> None:
 
         member = await _membership(args).invite(
             kind,
-            rp_ids=tuple(args.rp_id) if args.rp_id else None,
+            rp_ids=rp_ids,
             seconds=args.timeout,
             show=show,
             consent=consent,
@@ -441,6 +447,7 @@ async def _run(args: argparse.Namespace) -> None:
     me = state.identity()
     with contextlib.ExitStack() as stack:
         stack.enter_context(state.sole_runner())
+        await _membership(args).finish_answers()
         opener, consent = _opener(args, stack), _consent(args, stack)
         async with CompanionRelay.connect(me.relay_url, me.keys.signing, tls=tls_context(args.ca)) as relay:
 
@@ -555,6 +562,12 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise argparse.ArgumentTypeError("expected a number of seconds, at most a day")
     return seconds
+
+
+def _label(text: str) -> str:
+    if not is_plain(text, MAX_LABEL):
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_LABEL} printable characters")
+    return text
 
 
 def _rp_id(text: str) -> str:

@@ -89,6 +89,7 @@ class Membership:
         async with CompanionRelay.connect(
             me.relay_url, me.keys.signing, tls=self.tls, clock=self.clock
         ) as relay:
+            await self._finish_answers(relay, me.keys)
             await self._catch_up(relay)
             self.state.remember_invitation(record, now)
             try:
@@ -101,6 +102,15 @@ class Membership:
                 raise
             finally:
                 self.state.forget_invitation(record, self.clock())
+
+    async def finish_answers(self) -> None:
+        """Answer the newcomers that are in the ring already and were not told, because the inviter crashed."""
+        me = self.state.identity()
+        if self.state.invitations(self.clock()):
+            async with CompanionRelay.connect(
+                me.relay_url, me.keys.signing, tls=self.tls, clock=self.clock
+            ) as relay:
+                await self._finish_answers(relay, me.keys)
 
     async def members(self) -> tuple[Ring, HeadlessPasskeyError | None]:
         """The newest ring, and why it may not be the newest, when the relay could not be asked."""
@@ -175,6 +185,21 @@ class Membership:
         if not agreed:
             raise NotApproved(Outcome.DECLINED, "the newcomer was not let in")
         return await self._admit(relay, record, introduction, keys)
+
+    async def _finish_answers(self, relay: CompanionRelay, keys: KeyPair) -> None:
+        for record in self.state.invitations(self.clock()):
+            if record.newcomer is None:
+                continue  # of a process that is inviting now, or has died without harm
+            with suppress(HeadlessPasskeyError):  # whatever is wrong with it, it is in nobody's way
+                came = await relay.introduction(record.invitation, wait=0)
+                head = (await self._catch_up(relay)).head
+                if came is None:
+                    continue
+                body, signature, mac = came
+                introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
+                if head.member(introduction.member(record.rp_ids).name) is not None:
+                    await self._admit(relay, record, introduction, keys)
+                    self.state.forget_invitation(record, self.clock())
 
     async def _newcomer(
         self, relay: CompanionRelay, record: InvitationRecord

@@ -103,6 +103,12 @@ async def test_a_join_that_was_interrupted_goes_on_with_the_same_keys(relay: Rel
         assert await inviter.ended() == 0
 
 
+@pytest.mark.parametrize("label", ["", " x", "x" * 65, "a\nb", "\x1b[31m"])
+async def test_a_label_that_cannot_be_shown_is_2(tmp_path: Path, label: str) -> None:
+    words = ["companion", "join", "--code", "-", "--label", label, "--state", state_of(tmp_path, "x")]
+    assert (await outcome(*words))[0] == 2
+
+
 @pytest.mark.parametrize(
     "command", [["members"], ["run", "--consent", "accept"], ["invite", "--kind", "device", "--yes"]]
 )
@@ -358,6 +364,10 @@ async def test_a_second_companion_on_the_same_state_is_4(anna_outside: Someone) 
         ["--opener", "command", "--opener-command", "no-such-program-anywhere"],
         ["--opener", "command", "--opener-command", "'"],
         ["--opener", "phone"],
+        [
+            *("--opener", "phone", "--credentials", "/nowhere/x", "--radio", "stdout"),
+            *("--tunnel", "1=wss://localhost", "--uv", "accept"),
+        ],
         ["--opener", "phone", "--credentials", "x", "--radio", "stdout"],
         ["--opener", "carrier-pigeon"],
         ["--opener", "qr", "--consent", "ask"],

@@ -211,6 +211,28 @@ async def test_inviting_can_be_cancelled_and_leaves_nothing_open(relay: Relay, f
     assert first.membership.state.invitations(relay.clock()) == ()
 
 
+async def test_a_newcomer_is_answered_after_the_inviter_crashed_between_ring_and_answer(
+    relay: Relay, first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def power_fails(*_: Any) -> bool:
+        raise asyncio.CancelledError
+
+    monkeypatch.setattr(CompanionRelay, "answer", power_fails)
+    monkeypatch.setattr(CompanionState, "forget_invitation", lambda *_: None)
+    inviting = first.invite(Role.COMPANION)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    joining = asyncio.create_task(second.join((await first.invitation).encode(), label="Tablet"))
+    with pytest.raises(asyncio.CancelledError):
+        await inviting
+    assert first.version == 2
+    assert not joining.done()
+    monkeypatch.undo()
+    await first.membership.finish_answers()
+    await joining
+    assert first.version == 2
+    assert first.membership.state.invitations(relay.clock()) == ()
+
+
 async def test_members_are_shown_as_last_seen_when_the_relay_is_away(
     first: Inviter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
