@@ -122,6 +122,9 @@ async def _first(*works: Coroutine[Any, Any, object]) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled():
-            task.result()
+    errors = [
+        task.exception() for task in tasks if not task.cancelled()
+    ]  # each is looked at, or asyncio complains
+    for error in errors:
+        if error is not None:
+            raise error

@@ -289,6 +289,8 @@ def _user_verification(how: str, stack: contextlib.ExitStack) -> UserVerificatio
 
 async def _line_within(source: str, seconds: float) -> str:
     """One line, the secret kind. Reading a pipe must neither block SIGTERM nor outlast the deadline."""
+    if source == "-" and sys.stdin is None:
+        raise UsageError("stdin is closed")
     if source != "-" or not _can_be_awaited():
         return read_secret_line(source, limit=MAX_LENGTH + 2)
     line = b""

@@ -149,7 +149,7 @@ class BuiltInPhone:
             await answering
         finally:
             answering.cancel()
-            await asyncio.wait({answering})
+            await asyncio.gather(answering, return_exceptions=True)
 
 
 def qr_lines(url: str) -> list[str]:

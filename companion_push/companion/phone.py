@@ -260,7 +260,7 @@ class _Conversation:
         finally:
             for task in (asking, listening):
                 task.cancel()
-            await asyncio.wait({asking, listening})
+            await asyncio.gather(asking, listening, return_exceptions=True)
 
     async def reply(self, status: Status, payload: bytes = b"") -> None:
         await self._tunnel.send(self._channel.reply(status, payload))
