@@ -40,7 +40,7 @@ class Program:
     said: list[str] = field(default_factory=list)
     _listening: asyncio.Task[None] | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _passed: int = 0  # lines that `stage` has gone over
+    _passed: int = 0  # lines that `stage` and `says` have gone over
 
     @classmethod
     async def start(
@@ -81,22 +81,32 @@ class Program:
 
     async def stage(self, name: str, *, timeout: float = START_TIMEOUT) -> dict[str, Any]:  # noqa: ASYNC109
         """The next event of that stage on its stderr; `ProgramFailed` when it ends, or time does, before one."""
+
+        def is_it(line: str) -> bool:
+            said = event(line)
+            return said is not None and said.get("stage") == name
+
+        said = event(await self._line(is_it, f"to come to {name!r}", timeout))
+        return said or {}
+
+    async def says(self, words: str, *, timeout: float = START_TIMEOUT) -> str:  # noqa: ASYNC109
+        """The next line of its stderr that holds `words`."""
+        return await self._line(lambda line: words in line, f"to say {words!r}", timeout)
+
+    async def _line(self, is_it: Callable[[str], bool], what: str, seconds: float) -> str:
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(seconds):
                 while True:
                     self._news.clear()
-                    for line in self.said[self._passed :]:
+                    while self._passed < len(self.said):
                         self._passed += 1
-                        said = event(line)
-                        if said is not None and said.get("stage") == name:
-                            return said
-                    if self._listening is not None and self._listening.done():
-                        raise ProgramFailed(f"{self.name} ended before {name!r}: {self.last_words}")
+                        if is_it(self.said[self._passed - 1]):
+                            return self.said[self._passed - 1]
+                    if self._listening is None or self._listening.done():
+                        raise ProgramFailed(f"{self.name} was {what}, but ended: {self.last_words}")
                     await self._news.wait()
         except TimeoutError:
-            raise ProgramFailed(
-                f"{self.name} did not come to {name!r} in {timeout:g} s; {self.last_words}"
-            ) from None
+            raise ProgramFailed(f"{self.name} was {what} within {seconds:g} s: {self.last_words}") from None
 
     @property
     def stages(self) -> list[str]:
