@@ -228,7 +228,8 @@ class Inbox:
     def _pass_over(self, items: tuple[Item, ...], *, first: bool) -> None:
         """What another companion had claimed before we saw it. first: these may be old, so nothing is said."""
         for item in items:
-            if item.claimed_by not in (None, self._me) and item.key not in self._settled:
+            dealt_with = item.key in self._settled or item.key in self._in_hand
+            if item.claimed_by not in (None, self._me) and not dealt_with:
                 self._settle(item.key)
                 if not first:
                     self._on_notice(

@@ -165,6 +165,34 @@ async def test_losing_the_claim_is_said_plainly_and_opens_nothing(
     assert "another companion" in bert.notices[-1].message
 
 
+async def test_a_claim_that_is_being_lost_is_told_once(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    late = bert.inbox.pending[0]
+    await anna.inbox.approve(anna.inbox.pending[0], Hands())
+    with bert.inbox._in_hands(late):
+        await bert.inbox.poll()  # the news of the other's claim comes before the answer to our own
+    assert Stage.GONE not in bert.stages
+
+
+async def test_a_request_that_another_claimed_before_we_saw_it_is_told_once(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    await bert.inbox.poll()
+    await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await anna.inbox.approve(anna.inbox.pending[0], Hands())
+    await bert.inbox.poll()
+    await bert.inbox.poll()
+    assert bert.stages == [Stage.LISTENING, Stage.GONE]
+    async with awake_again(bert.state, bert.caller) as later:
+        await later.inbox.poll()
+        assert later.stages == [Stage.LISTENING]  # after a restart it is old news
+
+
 async def test_of_two_companions_that_approve_at_once_exactly_one_opens(
     anna: Companion, bert: Companion, frame: Frame
 ) -> None:
