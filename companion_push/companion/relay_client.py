@@ -107,7 +107,7 @@ class CompanionRelay:
         try:
             answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
         except Problem as problem:
-            raise _not_a_member(problem) from problem
+            raise _not_a_member(problem) from None
         items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
         if len({item.key for item in items}) != len(items):
             raise RemoteProtocolError("the relay lists a request twice")
@@ -160,7 +160,7 @@ class CompanionRelay:
         except Problem as problem:
             if problem.slug == "ring-conflict":
                 return False
-            raise _not_a_member(problem) from problem
+            raise _not_a_member(problem) from None
         return True
 
     # Getting in, and letting in
@@ -194,7 +194,7 @@ class CompanionRelay:
         try:
             await self._http.put(f"/v1/invitations/{invitation.id}", body)
         except Problem as problem:
-            raise _not_a_member(problem) from problem
+            raise _not_a_member(problem) from None
 
     async def introduction(self, invitation: Invitation, *, wait: int) -> tuple[bytes, bytes, bytes] | None:
         """Body, signature and MAC of whoever came with the invitation; None when nobody has yet."""
@@ -203,7 +203,7 @@ class CompanionRelay:
             case "open":
                 return None
             case "introduced" | "answered":
-                came = Members(answer._value.get("introduction"), "introduction")  # noqa: SLF001
+                came = Members(answer.mapping("introduction"), "introduction")
                 return (
                     came.octets("body", 1, MAX_INTRODUCTION),
                     came.octets("signature", SIGNATURE_SIZE),
