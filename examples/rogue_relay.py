@@ -10,11 +10,15 @@ mode                what it does with a request on its way to a companion       
 ==================  ============================================================  =====================
 swap                seals its own FIDO URL to the companion in the device's name  bad-signature
 unknown-device      the same, signed properly by a device of no account           unknown-device
+other-account       the same, signed properly by a device of another account      unknown-device
 other-request       delivers the real envelope under another request id           cannot-open
 other-recipient     delivers one companion's envelope to another                  cannot-open
 replay              delivers an envelope again after it was opened                replayed
 fork                serves a next ring of its own making, with its own device     bad-signature
 ==================  ============================================================  =====================
+
+With --mode-file it cheats as that file says at each moment, and is honest while there is no such file; after
+``other-account`` comes the state directory of the device that plays along.
 """
 
 import argparse
@@ -23,6 +27,8 @@ import sys
 import time
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -31,6 +37,7 @@ from aiohttp import web
 from companion_push.cli import main as companion_push
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
+from headless_passkey import enrolment
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import Hint
@@ -38,7 +45,16 @@ from headless_passkey.trust.envelope import Announcement, Kind, new_request_id, 
 from headless_passkey.trust.ring import Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, base64url, from_base64url, thumbprint
 
-MODES: Final = ("swap", "unknown-device", "other-request", "other-recipient", "replay", "fork")
+HONEST: Final = "honest"
+MODES: Final = (
+    "swap",
+    "unknown-device",
+    "other-account",
+    "other-request",
+    "other-recipient",
+    "replay",
+    "fork",
+)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -56,16 +72,19 @@ class Liar:
 class RogueRelay:
     """What an operator sees pass by, and what it makes of it."""
 
-    def __init__(self, mode: str) -> None:
-        self._mode = mode
+    def __init__(self, say_mode: Callable[[], str]) -> None:
+        """say_mode: what to do with the next request, asked anew each time."""
+        self._say_mode = say_mode
+        self._mode, self._insider = HONEST, ""
         self._own = SoftwareSigningKey.generate()
-        self._ring: Ring | None = None
+        self._rings: dict[str, Ring] = {}  # the newest, by account
         self._envelopes: dict[str, str] = {}  # the newest, by recipient
         self._opened: list[dict[str, Any]] = []
 
     async def cheat(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware in front of the real relay."""
         answer = await handler(request)
+        self._mode, _, self._insider = self._say_mode().partition(" ")
         if not isinstance(answer, web.Response) or not 200 <= answer.status < 300:
             return answer
         body = (
@@ -76,7 +95,7 @@ class RogueRelay:
         content = json.loads(answer.body) if isinstance(answer.body, bytes) and answer.body else {}
         self._remember(request, body)
         if request.path == "/v1/ring" and request.method == "GET" and self._mode == "fork":
-            content = self._forked(content)
+            content = self._forked(content, _caller(request))
         elif request.path == "/v1/inbox":
             content["requests"] = [self._changed(item, _caller(request)) for item in content["requests"]]
             if self._mode == "replay":
@@ -87,12 +106,11 @@ class RogueRelay:
     def _remember(self, request: web.Request, body: dict[str, Any]) -> None:
         if isinstance(body.get("ring"), str):
             document = from_base64url(body["ring"])
-            try:
-                self._ring = (
-                    Ring.parse_founding(document) if self._ring is None else self._ring.extend(document)
-                )
-            except HeadlessPasskeyError:
-                return  # the answer to an introduction repeats the ring we have
+            for grow in (Ring.parse_founding, *(ring.extend for ring in self._rings.values())):
+                with suppress(HeadlessPasskeyError):  # of another account, or the ring we have once more
+                    ring = grow(document)
+                    self._rings[ring.account] = ring
+                    break
         if request.path.startswith("/v1/requests/") and "envelopes" in body:
             self._envelopes = {envelope["to"]: envelope["sealed"] for envelope in body["envelopes"]}
 
@@ -104,6 +122,10 @@ class RogueRelay:
             case "unknown-device":
                 device = thumbprint(self._own.public_key)
                 return item | {"device": device, "sealed": self._forged(item, companion, device)}
+            case "other-account":
+                key = enrolment.load(Path(self._insider)).key
+                device = thumbprint(key.public_key)
+                return item | {"device": device, "sealed": self._forged(item, companion, device, key)}
             case "other-request":
                 return item | {"id": base64url(new_request_id())}
             case "other-recipient":
@@ -113,15 +135,17 @@ class RogueRelay:
                 self._opened.append(dict(item))
         return item
 
-    def _forged(self, item: dict[str, Any], companion: str, device: str) -> str:
-        """An envelope with a FIDO URL of ours, sealed to the companion's real key."""
-        assert self._ring is not None  # noqa: S101  a request comes after a ring
-        recipient, sender = self._ring.member(companion), self._ring.member(device)
+    def _forged(
+        self, item: dict[str, Any], companion: str, device: str, key: SoftwareSigningKey | None = None
+    ) -> str:
+        """An envelope with a FIDO URL of ours, sealed to the companion's real key. key: of `device`, if known."""
+        ring = self._ring_of(companion)
+        recipient, sender = ring.member(companion), ring.member(device)
         assert recipient is not None  # noqa: S101  only members are delivered to
         assert recipient.hpke_key is not None  # noqa: S101  companions have one
         announcement = Announcement.address(
             recipient,
-            ring=self._ring,
+            ring=ring,
             device=device,
             request_id=from_base64url(item["id"]),
             now=time.time(),
@@ -130,21 +154,24 @@ class RogueRelay:
             url=QrTransaction.create(hint=Hint.GET_ASSERTION, time=int(time.time())).url.encode(),
             rp_id="localhost",
         )
-        key = self._own if sender is None else Liar(sender.signing_key, self._own)
-        return base64url(seal(announcement, key, recipient.hpke_key))
+        signer = key or (self._own if sender is None else Liar(sender.signing_key, self._own))
+        return base64url(seal(announcement, signer, recipient.hpke_key))
 
-    def _forked(self, content: dict[str, Any]) -> dict[str, Any]:
+    def _ring_of(self, member: str) -> Ring:
+        return next(ring for ring in self._rings.values() if ring.member(member) is not None)
+
+    def _forked(self, content: dict[str, Any], member: str) -> dict[str, Any]:
         """The head, and behind it a version that a companion never signed."""
-        assert self._ring is not None  # noqa: S101  members ask, so there is one
-        companion = self._ring.companions[0]
+        ring = self._ring_of(member)
+        companion = ring.companions[0]
         mole = Member(
             role=Role.DEVICE,
             signing_key=self._own.public_key,
             hpke_key=None,
-            label=self._ring.members[-1].label,
+            label=ring.members[-1].label,
         )
         signer = Liar(companion.signing_key, self._own)
-        forged = self._ring.next(signer, members=(*self._ring.members, mole), now=time.time())
+        forged = ring.next(signer, members=(*ring.members, mole), now=time.time())
         return {
             "version": forged.version,
             "hash": base64url(forged.hash),
@@ -164,8 +191,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--mode", choices=MODES, default="swap")
+    parser.add_argument("--mode-file", type=Path, help="a file that holds the mode, while it exists")
     args, words = parser.parse_known_args()
-    rogue = RogueRelay(args.mode)
+
+    def say_mode() -> str:
+        if args.mode_file is None:
+            return str(args.mode)
+        return args.mode_file.read_text(encoding="utf-8") if args.mode_file.exists() else HONEST
+
+    rogue = RogueRelay(say_mode)
 
     def make_rogue_app(config: RelayConfig) -> web.Application:
         app = make_app(config)
