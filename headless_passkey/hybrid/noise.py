@@ -1,14 +1,22 @@
-"""The Noise handshake ``Noise_KNpsk0_P256_AESGCM_SHA256`` (CTAP 2.2 §11.5.1.2, Noise revision 34).
+"""The Noise handshakes ``Noise_KNpsk0_P256_AESGCM_SHA256`` and ``Noise_NKpsk0_P256_AESGCM_SHA256`` (CTAP 2.2 §11.5.1.2, §11.5.2).
 
     KNpsk0:  -> s            before the first message: the client platform's key in the FIDO URL
+             ...
              -> psk, e
              <- e, ee, se
 
-Objects are named as in the Noise text: `SymmetricState` mixes, `CipherState` encrypts. The client platform
-is the initiator and speaks first, which proves that it heard the advert, because the PSK depends on it.
-Each handshake key encrypts one message only, so there the nonce is always zero.
+    NKpsk0:  <- s            before the first message: the authenticator's key in the linking information
+             ...
+             -> psk, e, es
+             <- e, ee
+
+Objects are named as in the Noise text (revision 34, section 5): `HandshakeState` walks through the tokens of a
+pattern, `SymmetricState` mixes, `CipherState` encrypts. The client platform is the initiator and speaks
+first, which proves that it heard the advert, because the PSK depends on it. Each handshake key encrypts one
+message only, so there the nonce is always zero.
 """
 
+from dataclasses import dataclass
 from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
@@ -20,8 +28,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid.keys import ecdh, generate, parse_uncompressed, uncompressed
 
-PROTOCOL_NAME: Final = b"Noise_KNpsk0_P256_AESGCM_SHA256"
-PROLOGUE: Final = b"\x01"  # this is a QR-initiated transaction
 MESSAGE_SIZE: Final = 81  # 65 bytes of point, 16 of tag
 
 _POINT_SIZE: Final = 65
@@ -99,41 +105,141 @@ class SymmetricState:
         return CipherState(derived[:32]), CipherState(derived[32:])
 
 
-class Initiator:
-    """The client platform's half: make `message1`, then `finish` with what came back."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pattern:
+    """A handshake pattern: whose static key both know beforehand is in its name, the rest in its tokens."""
 
-    __slots__ = ("_ephemeral", "_finished", "_state", "_static", "message1")
+    protocol_name: bytes
+    prologue: bytes
+    messages: tuple[tuple[str, ...], ...]  # the tokens of each message
+
+
+KNPSK0: Final = Pattern(
+    protocol_name=b"Noise_KNpsk0_P256_AESGCM_SHA256",
+    prologue=b"\x01",  # QR-initiated
+    messages=(("psk", "e"), ("e", "ee", "se")),
+)
+NKPSK0: Final = Pattern(
+    protocol_name=b"Noise_NKpsk0_P256_AESGCM_SHA256",
+    prologue=b"\x00",  # state-assisted
+    messages=(("psk", "e", "es"), ("e", "ee")),
+)
+
+
+class HandshakeState:
+    """One side of a handshake: writes and reads its messages, token by token."""
+
+    __slots__ = ("_initiator", "_ours", "_psk", "_symmetric", "_theirs", "_unread")
 
     def __init__(
-        self, *, psk: bytes, static: EllipticCurvePrivateKey, ephemeral: EllipticCurvePrivateKey | None = None
+        self,
+        pattern: Pattern,
+        *,
+        initiator: bool,
+        psk: bytes,
+        s: EllipticCurvePrivateKey | None,
+        rs: EllipticCurvePublicKey | None,
+        e: EllipticCurvePrivateKey | None,
     ) -> None:
-        """psk: 32 bytes. static: the key whose public half is in the FIDO URL."""
-        self._static, self._ephemeral, self._finished = static, ephemeral or generate(), False
-        self._state = _begin(psk, static.public_key())
-        point = uncompressed(self._ephemeral.public_key())
-        self._state.mix_hash(point)
-        self._state.mix_key(point)
-        self.message1 = point + self._state.encrypt_and_hash(b"")
+        """psk: 32 bytes. s, rs: our static key or theirs, exactly one of them. e: for tests; fresh otherwise."""
+        self._initiator, self._psk, self._unread = initiator, psk, list(pattern.messages)
+        self._ours, self._theirs = {"e": e or generate()}, dict[str, EllipticCurvePublicKey]()
+        if s is not None and rs is None:
+            self._ours["s"] = s
+            static = s.public_key()
+        elif rs is not None and s is None:
+            self._theirs["s"] = static = rs
+        else:
+            raise LocalProtocolError("a handshake has one static key, ours or theirs")
+        self._symmetric = SymmetricState(pattern.protocol_name)
+        self._symmetric.mix_hash(pattern.prologue)
+        self._symmetric.mix_hash(uncompressed(static))  # 65 bytes, although the FIDO URL carries 33
+
+    def write_message(self) -> bytes:
+        """81 bytes: our ephemeral key, and the empty payload encrypted."""
+        point = uncompressed(self._ours["e"].public_key())
+        self._mix(point)
+        return point + self._symmetric.encrypt_and_hash(b"")
+
+    def read_message(self, message: bytes) -> None:
+        """`RemoteProtocolError` when it is not what our peer would write."""
+        if len(message) != MESSAGE_SIZE:
+            raise RemoteProtocolError(f"a handshake message has {MESSAGE_SIZE} bytes, got {len(message)}")
+        point = message[:_POINT_SIZE]
+        self._theirs["e"] = parse_uncompressed(point)
+        self._mix(point)
+        self._symmetric.decrypt_and_hash(message[_POINT_SIZE:])
+
+    def finished(self) -> SymmetricState:
+        """What is to be split into the channel's two directions."""
+        return self._symmetric
+
+    def _mix(self, e: bytes) -> None:
+        """The tokens of the next message. e: its ephemeral key, 65 bytes."""
+        for token in self._unread.pop(0):
+            match token:
+                case "psk":
+                    self._symmetric.mix_key_and_hash(self._psk)
+                case "e":
+                    self._symmetric.mix_hash(e)
+                    self._symmetric.mix_key(e)  # because the pattern has a PSK
+                case _:
+                    self._symmetric.mix_key(self._dh(token))
+
+    def _dh(self, token: str) -> bytes:
+        """A token such as ``es`` names the initiator's key, then the responder's."""
+        initiators, responders = token[0], token[1]
+        if self._initiator:
+            return ecdh(self._ours[initiators], self._theirs[responders])
+        return ecdh(self._ours[responders], self._theirs[initiators])
+
+
+class Initiator:
+    """The client platform's half: make `message1`, then `finish` with what came back.
+
+    With `static`, our key in the FIDO URL, the pattern is KNpsk0; with `authenticator_static`, the key in the
+    linking information, it is NKpsk0.
+    """
+
+    __slots__ = ("_finished", "_handshake", "message1")
+
+    def __init__(
+        self,
+        *,
+        psk: bytes,
+        static: EllipticCurvePrivateKey | None = None,
+        authenticator_static: EllipticCurvePublicKey | None = None,
+        ephemeral: EllipticCurvePrivateKey | None = None,
+    ) -> None:
+        self._handshake = HandshakeState(
+            KNPSK0 if authenticator_static is None else NKPSK0,
+            initiator=True,
+            psk=psk,
+            s=static,
+            rs=authenticator_static,
+            e=ephemeral,
+        )
+        self._finished = False
+        self.message1 = self._handshake.write_message()
 
     def finish(self, message2: bytes) -> SymmetricState:
-        """The finished state; `RemoteProtocolError` when the peer is not who scanned the FIDO URL.
+        """The finished state; `RemoteProtocolError` when the peer is not who we think it is.
 
         Whatever came, there is no second try: one tunnel, one handshake.
         """
         if self._finished:
             raise LocalProtocolError("a handshake is finished once")
         self._finished = True
-        peer, tag = _split_message(message2)
-        self._state.mix_hash(message2[:_POINT_SIZE])
-        self._state.mix_key(message2[:_POINT_SIZE])
-        self._state.mix_key(ecdh(self._ephemeral, peer))
-        self._state.mix_key(ecdh(self._static, peer))
-        self._state.decrypt_and_hash(tag)
-        return self._state
+        self._handshake.read_message(message2)
+        return self._handshake.finished()
 
 
 class Responder:
-    """The authenticator's half: reads message 1 and makes `message2` in one step."""
+    """The authenticator's half: reads message 1 and makes `message2` in one step.
+
+    With `client_static`, the key in the FIDO URL, the pattern is KNpsk0; with `static`, our key in the linking
+    information, it is NKpsk0.
+    """
 
     __slots__ = ("message2", "state")
 
@@ -146,37 +252,21 @@ class Responder:
         message1: bytes,
         *,
         psk: bytes,
-        client_static: EllipticCurvePublicKey,
+        client_static: EllipticCurvePublicKey | None = None,
+        static: EllipticCurvePrivateKey | None = None,
         ephemeral: EllipticCurvePrivateKey | None = None,
     ) -> Self:
-        """`RemoteProtocolError` when whoever sent `message1` does not know the FIDO URL and the advert."""
-        peer, tag = _split_message(message1)
-        ephemeral = ephemeral or generate()
-        state = _begin(psk, client_static)
-        state.mix_hash(message1[:_POINT_SIZE])
-        state.mix_key(message1[:_POINT_SIZE])
-        state.decrypt_and_hash(tag)
-        point = uncompressed(ephemeral.public_key())
-        state.mix_hash(point)
-        state.mix_key(point)
-        state.mix_key(ecdh(ephemeral, peer))
-        state.mix_key(ecdh(ephemeral, client_static))
-        return cls(message2=point + state.encrypt_and_hash(b""), state=state)
-
-
-def _begin(psk: bytes, client_static: EllipticCurvePublicKey) -> SymmetricState:
-    state = SymmetricState(PROTOCOL_NAME)
-    state.mix_hash(PROLOGUE)
-    state.mix_hash(uncompressed(client_static))  # 65 bytes, although the FIDO URL carries 33
-    state.mix_key_and_hash(psk)
-    return state
-
-
-def _split_message(message: bytes) -> tuple[EllipticCurvePublicKey, bytes]:
-    """The peer's ephemeral key and the encrypted empty payload."""
-    if len(message) != MESSAGE_SIZE:
-        raise RemoteProtocolError(f"a handshake message has {MESSAGE_SIZE} bytes, got {len(message)}")
-    return parse_uncompressed(message[:_POINT_SIZE]), message[_POINT_SIZE:]
+        """`RemoteProtocolError` when whoever sent `message1` does not know our secret and our advert."""
+        handshake = HandshakeState(
+            KNPSK0 if static is None else NKPSK0,
+            initiator=False,
+            psk=psk,
+            s=static,
+            rs=client_static,
+            e=ephemeral,
+        )
+        handshake.read_message(message1)
+        return cls(message2=handshake.write_message(), state=handshake.finished())
 
 
 def _hkdf(chaining_key: bytes, material: bytes, length: int) -> bytes:

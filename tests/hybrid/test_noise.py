@@ -1,6 +1,7 @@
 """The Noise handshake and the cipher after it: vectors, properties, refusals."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -12,9 +13,13 @@ from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid.keys import CURVE, generate, parse_compressed, parse_uncompressed, uncompressed
 from headless_passkey.hybrid.messages import pad, unpad
 from headless_passkey.hybrid.noise import (
+    KNPSK0,
     MESSAGE_SIZE,
+    NKPSK0,
     CipherState,
+    HandshakeState,
     Initiator,
+    Pattern,
     Responder,
     SymmetricState,
 )
@@ -99,6 +104,45 @@ def test_a_known_handshake_from_both_sides(case: Vector) -> None:
     assert opens(to_client, case["authenticator_to_client_key"])
 
 
+@pytest.mark.parametrize("case", vectors("linked_sessions"), ids=name)
+def test_the_state_assisted_handshake_of_a_real_browser(case: Vector) -> None:
+    handshake = case["handshake"]
+    responder = Responder.respond(
+        bytes.fromhex(handshake["message1"]),
+        psk=bytes.fromhex(handshake["psk"]),
+        static=private(case["link"]["authenticator_private"]),
+        ephemeral=private(handshake["phone_ephemeral_private"]),
+    )
+    assert responder.message2.hex() == handshake["message2"]
+    assert responder.state.h.hex() == handshake["handshake_hash"]
+    to_authenticator, to_client = responder.state.split()
+    assert opens(to_authenticator, handshake["client_to_phone_key"])
+    assert opens(to_client, handshake["phone_to_client_key"])
+
+
+@pytest.mark.parametrize("case", vectors("noise", op="noise-nk"), ids=name)
+def test_a_known_state_assisted_handshake_from_both_sides(case: Vector) -> None:
+    static, psk = private(case["authenticator_static_private"]), bytes.fromhex(case["psk"])
+    initiator = Initiator(
+        psk=psk,
+        authenticator_static=static.public_key(),
+        ephemeral=private(case["client_ephemeral_private"]),
+    )
+    assert initiator.message1.hex() == case["msg1"]
+    responder = Responder.respond(
+        initiator.message1,
+        psk=psk,
+        static=static,
+        ephemeral=private(case["authenticator_ephemeral_private"]),
+    )
+    assert responder.message2.hex() == case["msg2"]
+    state = initiator.finish(responder.message2)
+    assert state.h.hex() == responder.state.h.hex() == case["handshake_hash"]
+    to_authenticator, to_client = state.split()
+    assert opens(to_authenticator, case["client_to_authenticator_key"])
+    assert opens(to_client, case["authenticator_to_client_key"])
+
+
 @pytest.mark.parametrize("case", vectors("crypter", op="crypter-seal"), ids=name)
 def test_a_known_message(case: Vector) -> None:
     key, message = bytes.fromhex(case["key"]), bytes.fromhex(case["message"])
@@ -140,6 +184,22 @@ def test_both_sides_end_with_one_hash_and_matching_keys(
         assert client_hears.decrypt(phone_sends.encrypt(b"down %d" % number)) == b"down %d" % number
 
 
+@given(exactly(32), private_keys(), private_keys(), private_keys())
+def test_both_sides_of_a_state_assisted_handshake_end_alike_too(
+    psk: bytes,
+    static: ec.EllipticCurvePrivateKey,
+    client: ec.EllipticCurvePrivateKey,
+    phone: ec.EllipticCurvePrivateKey,
+) -> None:
+    initiator = Initiator(psk=psk, authenticator_static=static.public_key(), ephemeral=client)
+    responder = Responder.respond(initiator.message1, psk=psk, static=static, ephemeral=phone)
+    state = initiator.finish(responder.message2)
+    assert state.h == responder.state.h
+    (client_sends, client_hears), (phone_hears, phone_sends) = state.split(), responder.state.split()
+    assert phone_hears.decrypt(client_sends.encrypt(b"up")) == b"up"
+    assert client_hears.decrypt(phone_sends.encrypt(b"down")) == b"down"
+
+
 def test_every_handshake_has_keys_of_its_own() -> None:
     messages = {Initiator(psk=PSK, static=STATIC).message1 for _ in range(3)}
     answers = {
@@ -174,20 +234,11 @@ def test_a_client_that_does_not_hold_the_urls_key_is_refused() -> None:
 @pytest.mark.threat("T9")
 def test_a_client_that_only_claims_the_urls_key_cannot_finish() -> None:
     """Message 1 needs the public half alone; what comes back needs the private one."""
-    claimed = _Claimed(psk=PSK, public=STATIC.public_key())
-    responder = Responder.respond(claimed.message1, psk=PSK, client_static=STATIC.public_key())
-    claimed._static = OTHER_STATIC
+    initiator = Initiator(psk=PSK, static=STATIC)
+    responder = Responder.respond(initiator.message1, psk=PSK, client_static=STATIC.public_key())
+    initiator._handshake._ours["s"] = OTHER_STATIC
     with pytest.raises(RemoteProtocolError):
-        claimed.finish(responder.message2)
-
-
-class _Claimed(Initiator):
-    def __init__(self, *, psk: bytes, public: ec.EllipticCurvePublicKey) -> None:
-        class PublicHalf:
-            def public_key(self) -> ec.EllipticCurvePublicKey:
-                return public
-
-        super().__init__(psk=psk, static=PublicHalf())  # type: ignore[arg-type]
+        initiator.finish(responder.message2)
 
 
 @pytest.mark.threat("T5")
@@ -234,15 +285,83 @@ MALFORMED: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
+BOTH = pytest.mark.parametrize("pattern", [KNPSK0, NKPSK0], ids=["KNpsk0", "NKpsk0"])
+
+
+def _initiator(pattern: Pattern) -> Initiator:
+    if pattern is KNPSK0:
+        return Initiator(psk=PSK, static=STATIC)
+    return Initiator(psk=PSK, authenticator_static=STATIC.public_key())
+
+
 @pytest.mark.threat("T12")
+@BOTH
 @pytest.mark.parametrize("why", MALFORMED)
-def test_a_handshake_message_is_refused_that_has(why: str) -> None:
-    initiator = Initiator(psk=PSK, static=STATIC)
+def test_a_handshake_message_is_refused_that_has(pattern: Pattern, why: str) -> None:
+    initiator = _initiator(pattern)
     with pytest.raises(RemoteProtocolError):
-        Responder.respond(MALFORMED[why](initiator.message1), psk=PSK, client_static=STATIC.public_key())
-    responder = Responder.respond(initiator.message1, psk=PSK, client_static=STATIC.public_key())
+        _respond_to(pattern, MALFORMED[why](initiator.message1))
+    responder = _respond_to(pattern, initiator.message1)
     with pytest.raises(RemoteProtocolError):
         initiator.finish(MALFORMED[why](responder.message2))
+
+
+@pytest.mark.threat("T9")
+@given(st.integers(0, 8 * MESSAGE_SIZE - 1))
+def test_one_changed_bit_of_a_state_assisted_handshake_is_refused(bit: int) -> None:
+    def flip(message: bytes) -> bytes:
+        changed = bytearray(message)
+        changed[bit // 8] ^= 1 << bit % 8
+        return bytes(changed)
+
+    initiator = _initiator(NKPSK0)
+    with pytest.raises(RemoteProtocolError):
+        _respond_to(NKPSK0, flip(initiator.message1))
+    responder = _respond_to(NKPSK0, initiator.message1)
+    with pytest.raises(RemoteProtocolError):
+        initiator.finish(flip(responder.message2))
+
+
+@pytest.mark.threat("T9")
+def test_an_authenticator_without_the_long_term_key_is_refused() -> None:
+    """It may know the link secret and the advert; the key in the linking information is still not its own."""
+    message1 = _initiator(NKPSK0).message1
+    with pytest.raises(RemoteProtocolError):
+        Responder.respond(message1, psk=PSK, static=OTHER_STATIC)
+
+
+@pytest.mark.threat("T9")
+@given(exactly(32).filter(lambda psk: psk != PSK))
+def test_another_psk_is_refused_by_both_sides_of_a_state_assisted_handshake(psk: bytes) -> None:
+    initiator = _initiator(NKPSK0)
+    with pytest.raises(RemoteProtocolError):
+        Responder.respond(initiator.message1, psk=psk, static=STATIC)
+    stranger = Initiator(psk=psk, authenticator_static=STATIC.public_key())
+    with pytest.raises(RemoteProtocolError):
+        initiator.finish(Responder.respond(stranger.message1, psk=psk, static=STATIC).message2)
+
+
+@pytest.mark.threat("T9")
+def test_the_two_patterns_do_not_meet() -> None:
+    """Even with one key at both ends and one PSK."""
+    for ours, theirs in ((KNPSK0, NKPSK0), (NKPSK0, KNPSK0)):
+        initiator = _initiator(ours)
+        with pytest.raises(RemoteProtocolError):
+            _respond_to(theirs, initiator.message1)
+        with pytest.raises(RemoteProtocolError):
+            initiator.finish(_respond_to(theirs, _initiator(theirs).message1).message2)
+
+
+def test_a_handshake_with_two_static_keys_or_none_is_a_bug_of_the_caller() -> None:
+    message1 = _initiator(KNPSK0).message1
+    with pytest.raises(LocalProtocolError):
+        Initiator(psk=PSK)
+    with pytest.raises(LocalProtocolError):
+        Initiator(psk=PSK, static=STATIC, authenticator_static=STATIC.public_key())
+    with pytest.raises(LocalProtocolError):
+        Responder.respond(message1, psk=PSK)
+    with pytest.raises(LocalProtocolError):
+        Responder.respond(message1, psk=PSK, static=STATIC, client_static=STATIC.public_key())
 
 
 @pytest.mark.threat("T12")
@@ -273,18 +392,32 @@ def test_a_handshake_is_finished_once() -> None:
         initiator.finish(responder.message2)
 
 
-def test_other_rules_of_the_same_pattern_do_not_meet_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@BOTH
+def test_other_rules_of_the_same_pattern_do_not_meet_ours(pattern: Pattern) -> None:
     """The name padded to 32 bytes, and the prologue: an implementation that forgets either is refused."""
-    for attribute, value in (
-        ("PROTOCOL_NAME", b"Noise_NKpsk0_P256_AESGCM_SHA256"),
-        ("PROLOGUE", b"\0"),
-        ("PROLOGUE", b""),
+    other = NKPSK0 if pattern is KNPSK0 else KNPSK0
+    for changed in (
+        replace(pattern, protocol_name=other.protocol_name),
+        replace(pattern, protocol_name=pattern.protocol_name + b"\1"),
+        replace(pattern, prologue=other.prologue),
+        replace(pattern, prologue=b""),
     ):
-        with monkeypatch.context() as patch:
-            patch.setattr(f"headless_passkey.hybrid.noise.{attribute}", value)
-            message1 = Initiator(psk=PSK, static=STATIC).message1
         with pytest.raises(RemoteProtocolError):
-            Responder.respond(message1, psk=PSK, client_static=STATIC.public_key())
+            _respond_to(pattern, _begin(changed).write_message())
+    assert _respond_to(pattern, _begin(pattern).write_message())
+
+
+def _begin(pattern: Pattern) -> HandshakeState:
+    """An initiator; `STATIC` is the one static key of either pattern."""
+    ours = pattern.messages == KNPSK0.messages
+    s, rs = (STATIC, None) if ours else (None, STATIC.public_key())
+    return HandshakeState(pattern, initiator=True, psk=PSK, s=s, rs=rs, e=None)
+
+
+def _respond_to(pattern: Pattern, message1: bytes) -> Responder:
+    if pattern is KNPSK0:
+        return Responder.respond(message1, psk=PSK, client_static=STATIC.public_key())
+    return Responder.respond(message1, psk=PSK, static=STATIC)
 
 
 def test_the_protocol_name_fills_the_first_hash_with_zeros() -> None:
