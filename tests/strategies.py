@@ -99,14 +99,17 @@ def get_assertion_requests() -> st.SearchStrategy[GetAssertionRequest]:
 
 
 def get_assertion_responses() -> st.SearchStrategy[GetAssertionResponse]:
-    return st.builds(
-        GetAssertionResponse,
-        auth_data=st.binary(max_size=200),
-        signature=st.binary(max_size=80),
-        credential_id=st.none() | st.binary(min_size=1, max_size=64),
-        user=st.none() | users(),
-        user_selected=st.booleans(),
-        unsigned_extension_outputs=_extensions,
+    """The user chose, or there may be more, or neither."""
+    parts: dict[str, st.SearchStrategy[Any]] = {
+        "auth_data": st.binary(max_size=200),
+        "signature": st.binary(max_size=80),
+        "credential_id": st.none() | st.binary(min_size=1, max_size=64),
+        "user": st.none() | users(),
+        "large_blob_key": st.none() | exactly(32),
+        "unsigned_extension_outputs": _extensions,
+    }
+    return st.builds(GetAssertionResponse, **parts, user_selected=st.booleans()) | st.builds(
+        GetAssertionResponse, **parts, number_of_credentials=st.none() | st.integers(0, 1 << 32)
     )
 
 
@@ -131,6 +134,8 @@ def make_credential_responses() -> st.SearchStrategy[MakeCredentialResponse]:
         fmt=texts(),
         auth_data=st.binary(max_size=200),
         att_stmt=_extensions,
+        enterprise_attestation=st.booleans(),
+        large_blob_key=st.none() | exactly(32),
         unsigned_extension_outputs=_extensions,
     )
 
@@ -144,4 +149,15 @@ def get_info_responses() -> st.SearchStrategy[GetInfoResponse]:
         options=st.dictionaries(texts(), st.booleans(), max_size=4),
         transports=_words,
         algorithms=_algorithms,
+        others=st.fixed_dictionaries(
+            {},
+            optional={
+                0x05: st.integers(0, 1 << 32),
+                0x06: st.lists(st.integers(0, 3), max_size=3),
+                0x0C: st.booleans(),
+                0x13: st.dictionaries(texts(), st.integers(0, 9), max_size=3),
+                0x19: st.binary(max_size=40),
+                0x1F: st.lists(st.integers(0, 9), max_size=3),
+            },
+        ),
     )

@@ -14,6 +14,7 @@ from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 
 CLIENT_DATA_HASH_SIZE: Final = 32
+LARGE_BLOB_KEY_SIZE: Final = 32
 
 
 class Command(IntEnum):
@@ -110,7 +111,7 @@ class GetAssertionRequest:
     rp_id: str
     client_data_hash: bytes  # 32 bytes
     allow_list: tuple[bytes, ...] = ()  # credential IDs; empty: any discoverable credential
-    extensions: Mapping[str, Any] = field(default_factory=dict)
+    extensions: Mapping[str, Any] = field(repr=False, default_factory=dict)  # what a prf is asked, for one
     user_presence: bool = True
     user_verification: bool = True
 
@@ -122,7 +123,7 @@ class GetAssertionRequest:
             rp_id=_required(values, 1, str),
             client_data_hash=_client_data_hash(values, 2),
             allow_list=_descriptor_ids(values, 3),
-            extensions=_get(values, 4, dict) or {},
+            extensions=_extensions(values, 4),
             user_presence=_option(options, "up", default=True),
             user_verification=_option(options, "uv", default=False),
         )
@@ -152,21 +153,31 @@ class GetAssertionResponse:
     signature: bytes = field(repr=False)  # worth a session, until the challenge is used up
     credential_id: bytes | None = None  # absent only when the allow list had exactly one entry
     user: User | None = None
-    user_selected: bool = False
-    unsigned_extension_outputs: Mapping[str, Any] = field(default_factory=dict)
+    number_of_credentials: int | None = None  # more would come by getNextAssertion, which phones do not serve
+    user_selected: bool = False  # the user chose this credential, on the phone's own screen
+    large_blob_key: bytes | None = field(repr=False, default=None)  # 32 bytes
+    unsigned_extension_outputs: Mapping[str, Any] = field(
+        repr=False, default_factory=dict
+    )  # a prf's among them
 
     @classmethod
     def parse(cls, payload: bytes) -> "GetAssertionResponse":
         values = cbor.decode_map(payload)
         credential = _get(values, 1, dict)
         user = _get(values, 4, dict)
+        number_of_credentials = _unsigned(values, 5)
+        user_selected: bool | None = _get(values, 6, bool)
+        if number_of_credentials is not None and user_selected is not None:
+            raise RemoteProtocolError("the user chose a credential, and yet there are more to choose from")
         return cls(
             credential_id=None if credential is None else _descriptor_id(credential),
             auth_data=_required(values, 2, bytes),
             signature=_required(values, 3, bytes),
             user=None if user is None else User.of(user),
-            user_selected=_option(values, 6, default=False),
-            unsigned_extension_outputs=_get(values, 8, dict) or {},
+            number_of_credentials=number_of_credentials,
+            user_selected=user_selected or False,
+            large_blob_key=_large_blob_key(values, 7),
+            unsigned_extension_outputs=_extensions(values, 8),
         )
 
     def encode(self) -> bytes:
@@ -177,7 +188,9 @@ class GetAssertionResponse:
                     2: self.auth_data,
                     3: self.signature,
                     4: None if self.user is None else self.user.to_map(),
+                    5: self.number_of_credentials,
                     6: self.user_selected or None,
+                    7: self.large_blob_key,
                     8: dict(self.unsigned_extension_outputs) or None,
                 }
             )
@@ -194,7 +207,7 @@ class MakeCredentialRequest:
     user: User
     algorithms: tuple[int, ...]  # COSE algorithms, the most wanted first
     exclude_list: tuple[bytes, ...] = ()  # credential IDs
-    extensions: Mapping[str, Any] = field(default_factory=dict)
+    extensions: Mapping[str, Any] = field(repr=False, default_factory=dict)
     resident_key: bool = True
     user_verification: bool = True
 
@@ -214,7 +227,7 @@ class MakeCredentialRequest:
                 if _required(item, "type", str) == "public-key"
             ),
             exclude_list=_descriptor_ids(values, 5),
-            extensions=_get(values, 6, dict) or {},
+            extensions=_extensions(values, 6),
             resident_key=_option(options, "rk", default=False),
             user_verification=_option(options, "uv", default=False),
         )
@@ -243,7 +256,11 @@ class MakeCredentialResponse:
     fmt: str
     auth_data: bytes
     att_stmt: Mapping[str, Any] = field(default_factory=dict)
-    unsigned_extension_outputs: Mapping[str, Any] = field(default_factory=dict)
+    enterprise_attestation: bool = False  # epAtt
+    large_blob_key: bytes | None = field(repr=False, default=None)  # 32 bytes
+    unsigned_extension_outputs: Mapping[str, Any] = field(
+        repr=False, default_factory=dict
+    )  # a prf's among them
 
     @classmethod
     def parse(cls, payload: bytes) -> "MakeCredentialResponse":
@@ -252,14 +269,55 @@ class MakeCredentialResponse:
             fmt=_required(values, 1, str),
             auth_data=_required(values, 2, bytes),
             att_stmt=_get(values, 3, dict) or {},
-            unsigned_extension_outputs=_get(values, 6, dict) or {},
+            enterprise_attestation=_option(values, 4, default=False),
+            large_blob_key=_large_blob_key(values, 5),
+            unsigned_extension_outputs=_extensions(values, 6),
         )
 
     def encode(self) -> bytes:
-        unsigned = dict(self.unsigned_extension_outputs) or None
         return cbor.encode(
-            _present({1: self.fmt, 2: self.auth_data, 3: dict(self.att_stmt), 6: unsigned}),
+            _present(
+                {
+                    1: self.fmt,
+                    2: self.auth_data,
+                    3: dict(self.att_stmt),
+                    4: self.enterprise_attestation or None,
+                    5: self.large_blob_key,
+                    6: dict(self.unsigned_extension_outputs) or None,
+                }
+            )
         )
+
+
+# Members of getInfo that say nothing over hybrid, where there is no PIN, no key management and one message
+# for one command; they are kept as they came. By key, with the type of each.
+_OTHER_INFO: Final[Mapping[int, type]] = {
+    0x05: int,  # maxMsgSize
+    0x06: list,  # pinUvAuthProtocols
+    0x07: int,  # maxCredentialCountInList
+    0x08: int,  # maxCredentialIdLength
+    0x0B: int,  # maxSerializedLargeBlobArray
+    0x0C: bool,  # forcePINChange
+    0x0D: int,  # minPINLength
+    0x0E: int,  # firmwareVersion
+    0x0F: int,  # maxCredBlobLength
+    0x10: int,  # maxRPIDsForSetMinPINLength
+    0x11: int,  # preferredPlatformUvAttempts
+    0x12: int,  # uvModality
+    0x13: dict,  # certifications
+    0x14: int,  # remainingDiscoverableCredentials
+    0x15: list,  # vendorPrototypeConfigCommands
+    0x16: list,  # attestationFormats
+    0x17: int,  # uvCountSinceLastPinEntry
+    0x18: bool,  # longTouchForReset
+    0x19: bytes,  # encIdentifier
+    0x1A: list,  # transportsForReset
+    0x1B: bool,  # pinComplexityPolicy
+    0x1C: bytes,  # pinComplexityPolicyURL
+    0x1D: int,  # maxPINLength
+    0x1E: bytes,  # encCredStoreState
+    0x1F: list,  # authenticatorConfigCommands
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -272,6 +330,7 @@ class GetInfoResponse:
     options: Mapping[str, bool] = field(default_factory=dict)
     transports: tuple[str, ...] = ()
     algorithms: tuple[int, ...] = ()
+    others: Mapping[int, Any] = field(default_factory=dict)  # what else the specification has, by key
 
     @classmethod
     def parse(cls, payload: bytes) -> "GetInfoResponse":
@@ -287,6 +346,12 @@ class GetInfoResponse:
             options={str(key): value for key, value in options.items() if isinstance(value, bool)},
             transports=_texts(values, 9),
             algorithms=tuple(_required(item, "alg", int) for item in _get(values, 10, list) or []),
+            others=_present(
+                {
+                    key: _unsigned(values, key) if kind is int else _get(values, key, kind)
+                    for key, kind in _OTHER_INFO.items()
+                }
+            ),
         )
 
     def encode(self) -> bytes:
@@ -300,6 +365,7 @@ class GetInfoResponse:
                     4: dict(self.options) or None,
                     9: list(self.transports) or None,
                     10: algorithms or None,
+                    **self.others,
                 }
             )
         )
@@ -328,6 +394,28 @@ def _required(values: Any, key: Any, kind: type) -> Any:
 def _option(values: Any, key: Any, *, default: bool) -> bool:
     value: bool | None = _get(values, key, bool)
     return default if value is None else value
+
+
+def _unsigned(values: Any, key: Any) -> int | None:
+    value: int | None = _get(values, key, int)
+    if value is not None and value < 0:
+        raise RemoteProtocolError(f"CTAP member {key!r} is negative")
+    return value
+
+
+def _large_blob_key(values: Any, key: int) -> bytes | None:
+    value: bytes | None = _get(values, key, bytes)
+    if value is not None and len(value) != LARGE_BLOB_KEY_SIZE:
+        raise RemoteProtocolError("a largeBlobKey has 32 bytes")
+    return value
+
+
+def _extensions(values: Any, key: int) -> dict[str, Any]:
+    """Inputs or outputs of extensions, by the extensions' identifiers."""
+    extensions: dict[Any, Any] = _get(values, key, dict) or {}
+    if not all(isinstance(name, str) for name in extensions):
+        raise RemoteProtocolError("an extension is named by text")
+    return extensions
 
 
 def _client_data_hash(values: Any, key: int) -> bytes:

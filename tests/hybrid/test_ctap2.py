@@ -1,7 +1,7 @@
 """The CTAP2 commands: vectors, properties, refusals."""
 
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Protocol
 
 import pytest
@@ -126,6 +126,20 @@ def test_fido2_reads_the_same_assertion(
     assert bool(theirs.user_selected) == reply.user_selected
 
 
+@given(make_credential_responses(), get_info_responses())
+def test_fido2_reads_the_same_members_that_are_rare(
+    made: MakeCredentialResponse, info: GetInfoResponse
+) -> None:
+    data = bytes(32) + b"\1" + bytes(4)
+    theirs = AttestationResponse.from_dict(cbor.decode_map(replace(made, auth_data=data).encode()))
+    assert (bool(theirs.ep_att), theirs.large_blob_key) == (made.enterprise_attestation, made.large_blob_key)
+    assert theirs.unsigned_extension_outputs == made.unsigned_extension_outputs
+    their_info = Info.from_dict(cbor.decode_map(info.encode()))
+    names = [field.name for field in fields(Info)]  # python-fido2 numbers members by their place
+    for key, value in info.others.items():
+        assert getattr(their_info, names[key - 1]) == value
+
+
 def test_fido2_reads_the_same_registration_and_info() -> None:
     case = vector("chromium_sessions", "chromium156-create")
     payload = sent(case, by="phone", kind="message")
@@ -184,6 +198,7 @@ REFUSED: dict[str, tuple[type[Message], dict[Any, Any]]] = {
     "get: uv of 1": (GetAssertionRequest, GET | {5: {"uv": 1}}),
     "get: up of text": (GetAssertionRequest, GET | {5: {"up": "true"}}),
     "get: extensions that are a list": (GetAssertionRequest, GET | {4: []}),
+    "get: extensions by number": (GetAssertionRequest, GET | {4: {1: True}}),
     "asserted: no signature": (GetAssertionResponse, {2: bytes(37)}),
     "asserted: no authenticator data": (GetAssertionResponse, {3: b"signature"}),
     "asserted: a credential of bytes": (GetAssertionResponse, ASSERTED | {1: b"id"}),
@@ -202,6 +217,13 @@ REFUSED: dict[str, tuple[type[Message], dict[Any, Any]]] = {
     ),
     "asserted: userSelected of 1": (GetAssertionResponse, ASSERTED | {6: 1}),
     "asserted: outputs that are a list": (GetAssertionResponse, ASSERTED | {8: []}),
+    "asserted: outputs by number": (GetAssertionResponse, ASSERTED | {8: {1: True}}),
+    "asserted: a count of text": (GetAssertionResponse, ASSERTED | {5: "1"}),
+    "asserted: a count of true": (GetAssertionResponse, ASSERTED | {5: True}),
+    "asserted: a count below nothing": (GetAssertionResponse, ASSERTED | {5: -1}),
+    "asserted: chosen by the user, and more to come": (GetAssertionResponse, ASSERTED | {5: 2, 6: True}),
+    "asserted: a largeBlobKey of 31 bytes": (GetAssertionResponse, ASSERTED | {7: bytes(31)}),
+    "asserted: a largeBlobKey of text": (GetAssertionResponse, ASSERTED | {7: "k" * 32}),
     "make: no client data hash": (MakeCredentialRequest, {2: MAKE[2], 3: USER, 4: MAKE[4]}),
     "make: no RP": (MakeCredentialRequest, {1: HASH, 3: USER, 4: MAKE[4]}),
     "make: an RP of text": (MakeCredentialRequest, MAKE | {2: "example.com"}),
@@ -219,12 +241,19 @@ REFUSED: dict[str, tuple[type[Message], dict[Any, Any]]] = {
     "made: no format": (MakeCredentialResponse, {2: bytes(37)}),
     "made: no authenticator data": (MakeCredentialResponse, {1: "none"}),
     "made: a statement that is a list": (MakeCredentialResponse, MADE | {3: []}),
+    "made: epAtt of 1": (MakeCredentialResponse, MADE | {4: 1}),
+    "made: a largeBlobKey of 33 bytes": (MakeCredentialResponse, MADE | {5: bytes(33)}),
+    "made: outputs that are a list": (MakeCredentialResponse, MADE | {6: []}),
     "info: no AAGUID": (GetInfoResponse, {1: ["FIDO_2_0"]}),
     "info: an AAGUID of 17 bytes": (GetInfoResponse, INFO | {3: bytes(17)}),
     "info: a version of bytes": (GetInfoResponse, INFO | {1: [b"FIDO_2_0"]}),
     "info: versions of text": (GetInfoResponse, INFO | {1: "FIDO_2_0"}),
     "info: an algorithm without alg": (GetInfoResponse, INFO | {10: [{"type": KEY_TYPE}]}),
     "info: options that are a list": (GetInfoResponse, INFO | {4: []}),
+    "info: a message size of text": (GetInfoResponse, INFO | {5: "1024"}),
+    "info: a message size below nothing": (GetInfoResponse, INFO | {5: -1}),
+    "info: certifications that are a list": (GetInfoResponse, INFO | {0x13: []}),
+    "info: a forced change of 1": (GetInfoResponse, INFO | {0x0C: 1}),
 }
 
 
@@ -289,12 +318,33 @@ def test_options_that_are_no_booleans_are_not_options() -> None:
 @pytest.mark.threat("T11")
 def test_neither_signature_nor_user_show_in_a_repr() -> None:
     user = User(id=b"USER", name="NAME", display_name="DISPLAY")
-    reply = GetAssertionResponse(auth_data=b"", signature=b"SIGNATURE", user=user)
-    request = MakeCredentialRequest(
-        client_data_hash=HASH, rp_id="example.com", rp_name=None, user=user, algorithms=()
+    outputs = {"prf": {"results": {"first": b"SECRET" * 6}}}
+    reply = GetAssertionResponse(
+        auth_data=b"",
+        signature=b"SIGNATURE",
+        user=user,
+        large_blob_key=b"BLOBKEY",
+        unsigned_extension_outputs=outputs,
     )
-    shown = repr((reply, request))
-    assert not [word for word in ("USER", "NAME", "DISPLAY", "SIGNATURE") if word in shown]
+    made = MakeCredentialResponse(fmt="none", auth_data=b"", unsigned_extension_outputs=outputs)
+    request = MakeCredentialRequest(
+        client_data_hash=HASH,
+        rp_id="example.com",
+        rp_name=None,
+        user=user,
+        algorithms=(),
+        extensions={"prf": {"eval": {"first": b"INPUT"}}},
+    )
+    shown = repr((reply, made, request))
+    kept = ("USER", "NAME", "DISPLAY", "SIGNATURE", "SECRET", "BLOBKEY", "INPUT")
+    assert not [word for word in kept if word in shown]
+
+
+def test_what_getinfo_says_of_things_that_hybrid_does_not_have_is_kept() -> None:
+    members = INFO | {0x05: 1200, 0x06: [1, 2], 0x13: {"FIDO": 1}, 0x20: "unknown", "text": 1}
+    info = GetInfoResponse.parse(cbor.encode(members))
+    assert info.others == {0x05: 1200, 0x06: [1, 2], 0x13: {"FIDO": 1}}
+    assert cbor.decode_map(info.encode()) == INFO | dict(info.others)
 
 
 @pytest.mark.parametrize("status", [status for status in Status if status != Status.SUCCESS])
