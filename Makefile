@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports docs lock clean
+.PHONY: demo test check lint types imports docs fuzz fuzz-short lock clean
 
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 	@$(BIN)/python examples/demo.py $(DEMO)
@@ -12,7 +12,14 @@ demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 test: $(VENV)/check.done system-packages  ## all tests, end to end included
 	$(BIN)/python -m pytest $(PYTEST)
 
-check: lint types imports test  ## everything CI runs
+check: lint types imports test  ## everything, but fuzzing
+
+FUZZ_SECONDS ?= 60
+fuzz: $(VENV)/fuzz.done  ## every parser under the fuzzer, FUZZ_SECONDS each; FUZZ="cbor ring" for some of them
+	@$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+fuzz-short: $(VENV)/fuzz.done  ## the same in about a minute
+	@$(BIN)/python -m tests.fuzz.run --total 30 --if-available
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .
@@ -41,8 +48,12 @@ $(VENV)/check.done: requirements/check.txt pyproject.toml
 	@scripts/set-up $(PYTHON) $(VENV) requirements/check.txt
 	@touch $@ $(VENV)/demo.done
 
+$(VENV)/fuzz.done: requirements/fuzz.txt $(VENV)/check.done
+	@scripts/set-up $(PYTHON) $(VENV) requirements/fuzz.txt
+	@touch $@
+
 lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without any index address
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz

@@ -1,0 +1,621 @@
+"""One fuzz target per parser: any bytes give a value or the documented error, and a value holds to its rule.
+
+The rule of most: what was parsed encodes to the same bytes again where the format is canonical, and to
+something that parses to the same value where unknown members are dropped. A target is a plain function of
+bytes; whatever else it raises is a finding. Where a parser stands behind a seal or a signature, the target
+seals or signs, so that the fuzzer reaches what an attacker with a key would reach.
+"""
+
+import dataclasses
+import hashlib
+import hmac
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+
+from companion_push.relay.problems import Problem
+from companion_push.relay.proofs import check_proof
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError
+from headless_passkey.hybrid import cbor as _cbor
+from headless_passkey.hybrid import noise
+from headless_passkey.hybrid.channel import AuthenticatorChannel, ClientChannel
+from headless_passkey.hybrid.ctap2 import (
+    GetAssertionRequest,
+    GetAssertionResponse,
+    GetInfoResponse,
+    MakeCredentialRequest,
+    MakeCredentialResponse,
+)
+from headless_passkey.hybrid.eid import Eid, open_advert, seal_advert
+from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, decode_digits, encode_digits
+from headless_passkey.hybrid.keys import CURVE
+from headless_passkey.hybrid.messages import (
+    Ctap,
+    Json,
+    MessageType,
+    PostHandshake,
+    frame,
+    pad,
+    parse_frame,
+    unpad,
+)
+from headless_passkey.hybrid.noise import CipherState
+from headless_passkey.hybrid.tunnel_url import (
+    ConnectTunnel,
+    NewTunnel,
+    connect_url,
+    new_url,
+    parse_path,
+    parse_routing_id,
+)
+from headless_passkey.radio.pipe import parse_advert_line
+from headless_passkey.trust import envelope as _envelope
+from headless_passkey.trust import ring as _ring
+from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX
+from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.envelope import Opened, open_envelope
+from headless_passkey.trust.fields import is_plain, plain
+from headless_passkey.trust.hpke import SoftwareHpkeKey
+from headless_passkey.trust.invitation import (
+    INTRODUCTION_LABEL,
+    Introduction,
+    Invitation,
+    InvitationRecord,
+)
+from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
+from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_hpke_key
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, base64url
+from headless_passkey.trust.text_form import to_line
+from headless_passkey.webauthn import AuthenticationOptions, AuthenticatorData, RegistrationOptions
+from relying_party.errors import ProofClock, ProofInvalid
+from relying_party.proofs import verify_proof
+
+Target = Callable[[bytes], None]
+Documented = type[Exception] | tuple[type[Exception], ...]
+T = TypeVar("T")
+
+TARGETS: Final[dict[str, Target]] = {}
+
+ACCOUNT: Final = "ada"
+ORIGIN: Final = "https://login.example"
+NOW: Final = 1_790_000_000
+PROOF_URL: Final = "https://relay.example/v1/requests"
+
+
+def private(number: int) -> ec.EllipticCurvePrivateKey:
+    """A key that is the same in every run."""
+    return ec.derive_private_key(number, CURVE)
+
+
+COMPANION: Final = SoftwareSigningKey(private(3))
+DEVICE: Final = SoftwareSigningKey(private(5))
+HPKE: Final = SoftwareHpkeKey(private(7))
+COMPANION_MEMBER: Final = Member(
+    role=Role.COMPANION, signing_key=COMPANION.public_key, hpke_key=HPKE.public, label="phone"
+)
+DEVICE_MEMBER: Final = Member(
+    role=Role.DEVICE, signing_key=DEVICE.public_key, hpke_key=None, label="kiosk", rp_ids=("login.example",)
+)
+EID_KEY: Final = bytes(range(64))
+QR_KEY: Final = private(11)
+PSK: Final = bytes(range(32))
+REFUSED: Final = (RemoteProtocolError, TrustError)
+
+
+def target(function: Target) -> Target:
+    TARGETS[function.__name__.replace("_", "-")] = function
+    return function
+
+
+def attempt(parse: Callable[[], T], documented: Documented = RemoteProtocolError) -> T | None:
+    """What `parse` gives, or None when it refuses in the way its docstring says."""
+    try:
+        return parse()
+    except documented:
+        return None
+
+
+# CBOR, FIDO URL
+
+
+@target
+def cbor(data: bytes) -> None:
+    value = attempt(lambda: (_cbor.decode(data),))
+    if value is not None:
+        assert _cbor.encode(value[0]) == data
+    first = attempt(lambda: _cbor.decode_first(data))
+    if first is not None:
+        assert _cbor.encode(first[0]) + first[1] == data
+        assert (value is not None) == (first[1] == b"")
+
+
+@target
+def fido_digits(data: bytes) -> None:
+    assert decode_digits(encode_digits(data)) == data
+    text = data.decode("utf-8", "surrogateescape")
+    decoded = attempt(lambda: decode_digits(text))
+    if decoded is not None:
+        assert encode_digits(decoded) == text
+
+
+@target
+def fido_url(data: bytes) -> None:
+    _check_url(data.decode("utf-8", "surrogateescape"))
+
+
+@target
+def fido_url_map(data: bytes) -> None:
+    _check_url(PREFIX + encode_digits(data))
+
+
+def _check_url(text: str) -> None:
+    url = attempt(lambda: FidoUrl.parse(text))
+    if url is None:
+        return
+    again = url.encode()
+    assert FidoUrl.parse(again) == dataclasses.replace(url, unknown_keys=())
+    values = _cbor.decode_map(decode_digits(text[len(PREFIX) :]))
+    if not url.unknown_keys and 2 in values and not isinstance(values.get(6), bool):
+        assert again.removeprefix(PREFIX) == text[len(PREFIX) :]
+
+
+# Adverts, tunnel URLs
+
+
+@target
+def advert(data: bytes) -> None:
+    """`data` as service data from the air, and as the plaintext that a holder of the key would seal."""
+    heard = open_advert(EID_KEY, data)
+    if heard is not None:
+        assert seal_advert(EID_KEY, heard) == data[:20]
+    plaintext = data[:16].ljust(16, b"\0")
+    encryptor = Cipher(AES256(EID_KEY[:32]), ECB()).encryptor()  # noqa: S305  one block, as the spec has it
+    ciphertext = encryptor.update(plaintext) + encryptor.finalize()
+    sealed = ciphertext + hmac.digest(EID_KEY[32:], ciphertext, "sha256")[:4]
+    opened = open_advert(EID_KEY, sealed + data[16:])
+    assert (opened is not None) == (plaintext[0] == 0)
+    if opened is not None:
+        assert opened.encode() == plaintext
+        assert seal_advert(EID_KEY, opened) == sealed
+
+
+@target
+def eid(data: bytes) -> None:
+    parsed = attempt(lambda: Eid.parse(data))
+    if parsed is not None:
+        assert parsed.encode() == data
+
+
+@target
+def advert_line(data: bytes) -> None:
+    parsed = attempt(lambda: parse_advert_line(data))
+    if parsed is not None:
+        assert data.lower().rstrip(b"\r\n").endswith(parsed.service_data.hex().encode())
+
+
+@target
+def tunnel_path(data: bytes) -> None:
+    path = data.decode("utf-8", "surrogateescape")
+    match parse_path(path):
+        case NewTunnel(tunnel_id=tunnel_id):
+            assert path.upper() == new_url("", tunnel_id).upper()
+        case ConnectTunnel(routing_id=routing_id, tunnel_id=tunnel_id):
+            assert path.upper() == connect_url("", routing_id, tunnel_id).upper()
+
+
+@target
+def routing_id_header(data: bytes) -> None:
+    header = data.decode("utf-8", "surrogateescape")
+    routing_id = attempt(lambda: parse_routing_id(header))
+    if routing_id is not None:
+        assert routing_id.hex() == header.lower()
+
+
+# Handshake. `data` is what the way there changed in a good message: nothing, and it is taken; a bit, and it is not.
+
+
+@target
+def noise_message1(data: bytes) -> None:
+    good = noise.Initiator(psk=PSK, static=QR_KEY, ephemeral=private(13)).message1
+    message = _changed(good, data)
+    answer = attempt(
+        lambda: noise.Responder.respond(
+            message, psk=PSK, client_static=QR_KEY.public_key(), ephemeral=private(17)
+        )
+    )
+    assert (answer is not None) == (message == good)
+    assert attempt(lambda: _respond(data)) is None or data == good
+
+
+@target
+def noise_message2(data: bytes) -> None:
+    initiator = noise.Initiator(psk=PSK, static=QR_KEY, ephemeral=private(13))
+    good = _respond(initiator.message1).message2
+    message = _changed(good, data)
+    finished = attempt(lambda: initiator.finish(message))
+    assert (finished is not None) == (message == good)
+    with suppress(LocalProtocolError):
+        initiator.finish(good)
+        raise AssertionError("a second try was allowed")
+
+
+def _respond(message1: bytes) -> noise.Responder:
+    return noise.Responder.respond(
+        message1, psk=PSK, client_static=QR_KEY.public_key(), ephemeral=private(17)
+    )
+
+
+def _changed(good: bytes, change: bytes) -> bytes:
+    """`good` xor `change`, as long as the longer of them."""
+    size = max(len(good), len(change))
+    return bytes(a ^ b for a, b in zip(good.ljust(size, b"\0"), change.ljust(size, b"\0"), strict=True))
+
+
+# Messages and the channel
+
+
+@target
+def padding(data: bytes) -> None:
+    padded = pad(data)
+    assert len(padded) % 32 == 0
+    assert unpad(padded) == data
+    plaintext = attempt(lambda: unpad(data))
+    if plaintext is not None:
+        assert data.startswith(plaintext)
+        assert 1 <= len(data) - len(plaintext) <= 256
+
+
+@target
+def post_handshake(data: bytes) -> None:
+    said = attempt(lambda: PostHandshake.parse(data))
+    if said is not None:
+        again = PostHandshake.parse(said.encode())
+        assert (again.get_info, again.features) == (said.get_info, said.features)
+
+
+@target
+def message_frame(data: bytes) -> None:
+    match attempt(lambda: parse_frame(data)):
+        case Ctap(code=code, payload=payload):
+            assert frame(MessageType.CTAP, bytes([code]) + payload) == data
+        case Json(text=text):
+            assert frame(MessageType.JSON, text) == data
+
+
+@target
+def channel_to_client(data: bytes) -> None:
+    """Whatever plaintexts a phone may send, in any order: an event each, or the end of the channel."""
+    channel = ClientChannel(sending=CipherState(bytes(32)), receiving=CipherState(PSK))
+    phone = CipherState(PSK)
+    first, *others = _plaintexts(data)
+    if attempt(lambda: channel.receive_post_handshake(phone.encrypt(first))) is None:
+        _assert_spoiled(lambda: channel.receive(phone.encrypt(b"\0")))
+        return
+    for number, plaintext in enumerate(others):
+        if number % 2:
+            with suppress(LocalProtocolError):  # one request at a time
+                channel.send(GetAssertionRequest(rp_id="login.example", client_data_hash=bytes(32)))
+        sealed = phone.encrypt(plaintext)
+        if attempt(lambda sealed=sealed: channel.receive(sealed)) is None:  # type: ignore[misc]
+            _assert_spoiled(lambda: channel.receive(phone.encrypt(b"\0")))
+            return
+
+
+@target
+def channel_to_authenticator(data: bytes) -> None:
+    """Whatever plaintexts a device may send, in any order."""
+    channel = AuthenticatorChannel(sending=CipherState(bytes(32)), receiving=CipherState(PSK))
+    device = CipherState(PSK)
+    channel.post_handshake(GetInfoResponse(versions=("FIDO_2_0",), aaguid=bytes(16)))
+    for number, plaintext in enumerate(_plaintexts(data)):
+        sealed = device.encrypt(plaintext)
+        event = attempt(lambda sealed=sealed: channel.receive(sealed))  # type: ignore[misc]
+        if event is None:
+            _assert_spoiled(lambda: channel.receive(device.encrypt(b"\0")))
+            return
+        if isinstance(event, Ctap) and number % 2:
+            channel.reply(0x2E)
+
+
+@target
+def channel_ciphertext(data: bytes) -> None:
+    """Ciphertext from somebody without the key: refused, and nothing advances but the end of the channel."""
+    channel = AuthenticatorChannel(sending=CipherState(bytes(32)), receiving=CipherState(PSK))
+    assert attempt(lambda: channel.receive(data)) is None
+    _assert_spoiled(lambda: channel.receive(CipherState(PSK).encrypt(pad(b"\0"))))
+
+
+def _plaintexts(data: bytes) -> list[bytes]:
+    """`data` cut into at most 16 pieces: a length byte before each; a length of 255 means all the rest."""
+    pieces: list[bytes] = []
+    while data and len(pieces) < 16:
+        size = len(data) if data[0] == 255 else data[0]
+        pieces.append(data[1 : 1 + size])
+        data = data[1 + size :]
+    return pieces or [b""]
+
+
+def _assert_spoiled(act: Callable[[], object]) -> None:
+    try:
+        act()
+    except LocalProtocolError:
+        return
+    raise AssertionError("a spoiled channel went on")
+
+
+# CTAP2
+
+
+@target
+def get_info_response(data: bytes) -> None:
+    _check_ctap(GetInfoResponse, data)
+
+
+@target
+def get_assertion_request(data: bytes) -> None:
+    _check_ctap(GetAssertionRequest, data)
+
+
+@target
+def get_assertion_response(data: bytes) -> None:
+    _check_ctap(GetAssertionResponse, data)
+
+
+@target
+def make_credential_request(data: bytes) -> None:
+    _check_ctap(MakeCredentialRequest, data)
+
+
+@target
+def make_credential_response(data: bytes) -> None:
+    _check_ctap(MakeCredentialResponse, data)
+
+
+def _check_ctap(kind: Any, data: bytes) -> None:
+    value = attempt(lambda: kind.parse(data))
+    if value is not None:
+        encoded = value.encode()
+        assert kind.parse(encoded) == value
+        assert kind.parse(encoded).encode() == encoded
+
+
+# WebAuthn
+
+
+@target
+def authenticator_data(data: bytes) -> None:
+    attempt(lambda: AuthenticatorData.parse(data))
+
+
+@target
+def authentication_options(data: bytes) -> None:
+    options = attempt(lambda: AuthenticationOptions.parse(data, origin=ORIGIN))
+    if options is not None:
+        GetAssertionRequest.parse(options.ctap_request().encode())
+        json.loads(options.client_data)
+
+
+@target
+def registration_options(data: bytes) -> None:
+    options = attempt(lambda: RegistrationOptions.parse(data, origin=ORIGIN))
+    if options is not None:
+        MakeCredentialRequest.parse(options.ctap_request().encode())
+        json.loads(options.client_data)
+
+
+AUTHENTICATION: Final = AuthenticationOptions.parse(
+    {"challenge": "AAAA", "rpId": "login.example", "userVerification": "required"}, origin=ORIGIN
+)
+REGISTRATION: Final = RegistrationOptions.parse(
+    {
+        "challenge": "AAAA",
+        "rp": {"id": "login.example", "name": "Example"},
+        "user": {"id": "AAAA", "name": "ada", "displayName": "Ada"},
+        "pubKeyCredParams": [{"type": "public-key", "alg": number} for number in (-7, -8, -257)],
+        "attestation": "direct",
+        "extensions": {"credProps": True},
+    },
+    origin=ORIGIN,
+)
+
+
+@target
+def authentication_reply(data: bytes) -> None:
+    credential = attempt(lambda: AUTHENTICATION.accept(data))
+    if credential is not None:
+        json.loads(credential.to_json())
+
+
+@target
+def registration_reply(data: bytes) -> None:
+    credential = attempt(lambda: REGISTRATION.accept(data))
+    if credential is not None:
+        json.loads(credential.to_json())
+
+
+@target
+def registered_key(data: bytes) -> None:
+    """`data` as the COSE key in an otherwise good registration."""
+    auth_data = hashlib.sha256(b"login.example").digest() + b"\x45" + bytes(4 + 16) + b"\x00\x01x" + data
+    reply = _cbor.encode({1: "none", 2: auth_data, 3: {}})
+    credential = attempt(lambda: REGISTRATION.accept(reply))
+    if credential is not None:
+        json.loads(credential.to_json())
+
+
+# Trust
+
+
+@target
+def ring(data: bytes) -> None:
+    """`data` as the body of a ring, signed by a companion that may."""
+    parsed = attempt(lambda: Ring.parse_kept(data + bytes(SIGNATURE_SIZE)))
+    attempt(lambda: Ring.parse_kept(data), REFUSED)
+    if parsed is None:
+        return
+    members = [_ring._encode_member(member) for member in parsed.members]
+    fields = [parsed.account, parsed.version, parsed.previous, parsed.issued, members, parsed.signer]
+    assert _cbor.encode([RING_LABEL, *fields]) == data
+    document = data + COMPANION.sign(data)
+    for open_ring in (
+        lambda: Ring.parse_founding(document),
+        lambda: Ring.parse_vouched(document, inviter=COMPANION_MEMBER.name),
+        lambda: RingChain.start(FOUNDED).extend([document]).head,
+    ):
+        opened = attempt(open_ring, REFUSED)
+        if opened is not None:
+            assert opened.document == document
+            assert opened.signer == COMPANION_MEMBER.name
+
+
+FOUNDED: Final = Ring.found(COMPANION, account=ACCOUNT, member=COMPANION_MEMBER, now=NOW)
+
+
+@target
+def invitation(data: bytes) -> None:
+    _check_line(Invitation, to_line(INVITATION_PREFIX, data))
+
+
+@target
+def account_code(data: bytes) -> None:
+    _check_line(AccountCode, to_line(ACCOUNT_PREFIX, data))
+
+
+@target
+def text_lines(data: bytes) -> None:
+    line = data.decode("utf-8", "surrogateescape")
+    _check_line(Invitation, line)
+    _check_line(AccountCode, line)
+
+
+def _check_line(kind: Any, line: str) -> None:
+    parsed = attempt(lambda: kind.parse(line))
+    if parsed is not None:
+        assert parsed.encode() == line.strip()
+
+
+@target
+def introduction(data: bytes) -> None:
+    signature, mac = bytes(SIGNATURE_SIZE), bytes(32)
+    parsed = attempt(lambda: Introduction.parse(body=data, signature=signature, mac=mac))
+    if parsed is None:
+        return
+    fields = [parsed.kind, parsed.account, parsed.relay_url, parsed.inviter, parsed.signing_key]
+    assert _cbor.encode([INTRODUCTION_LABEL, *fields, encode_hpke_key(parsed.hpke_key), parsed.label]) == data
+    record = InvitationRecord(invitation=INVITATION)
+    mac = hmac.digest(INVITATION.k_new, data, "sha256")
+    attempt(lambda: record.check(body=data, signature=DEVICE.sign(data), mac=mac, now=NOW), REFUSED)
+
+
+INVITATION: Final = Invitation(
+    relay_url="https://relay.example",
+    account=ACCOUNT,
+    kind=Role.DEVICE,
+    inviter=COMPANION_MEMBER.name,
+    secret=bytes(range(16)),
+    expires_at=NOW + 600,
+)
+
+
+@target
+def invitation_record(data: bytes) -> None:
+    record = attempt(
+        lambda: InvitationRecord.from_bytes(data), (RemoteProtocolError, LocalProtocolError)
+    )  # our own disk's: a record that binds a companion to rp ids is our own mistake
+    if record is not None:
+        again = record.to_bytes()
+        assert InvitationRecord.from_bytes(again) == record
+
+
+@target
+def envelope(data: bytes) -> None:
+    """`data` as the content of an envelope that the device signed."""
+    opened = Opened(
+        content=data + DEVICE.sign(data),
+        account=ACCOUNT,
+        request_id=bytes(16),
+        device=DEVICE_MEMBER.name,
+        recipient=COMPANION_MEMBER.name,
+        hpke_key=HPKE.public,
+    )
+    said = attempt(lambda: opened.verified(DEVICE_MEMBER), REFUSED)
+    if said is not None:
+        assert _envelope._encode(said) == data
+
+
+@target
+def envelope_sealed(data: bytes) -> None:
+    opened = attempt(
+        lambda: open_envelope(
+            data,
+            hpke_private=HPKE,
+            account=ACCOUNT,
+            request_id=bytes(16),
+            device=DEVICE_MEMBER.name,
+            recipient=COMPANION_MEMBER.name,
+        ),
+        REFUSED,
+    )
+    if opened is not None:
+        attempt(lambda: opened.verified(DEVICE_MEMBER), REFUSED)
+
+
+@target
+def shown_text(data: bytes) -> None:
+    text = plain(data.decode("utf-8", "surrogatepass"), 64) if _is_utf8(data) else None
+    if text is not None:
+        assert is_plain(text, 64)
+
+
+def _is_utf8(data: bytes) -> bool:
+    with suppress(UnicodeDecodeError):
+        data.decode("utf-8", "surrogatepass")
+        return True
+    return False
+
+
+# Proofs
+
+
+@target
+def relay_proof(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    attempt(lambda: check_proof([text], method="POST", url=PROOF_URL, now=NOW), Problem)
+
+
+@target
+def relay_proof_signed(data: bytes) -> None:
+    proof = attempt(lambda: check_proof([_signed(data)], method="POST", url=PROOF_URL, now=NOW), Problem)
+    if proof is not None:
+        assert proof.name == DEVICE_MEMBER.name
+
+
+@target
+def relying_party_proof(data: bytes) -> None:
+    text = data.decode("utf-8", "surrogateescape")
+    attempt(lambda: _verify(text), (ProofInvalid, ProofClock))
+
+
+@target
+def relying_party_proof_signed(data: bytes) -> None:
+    proof = attempt(lambda: _verify(_signed(data)), (ProofInvalid, ProofClock))
+    if proof is not None:
+        assert proof.key_thumbprint == DEVICE_MEMBER.name
+
+
+def _verify(text: str) -> Any:
+    return verify_proof(text, method="POST", urls=[PROOF_URL], now=NOW, access_token="token")
+
+
+def _signed(data: bytes) -> str:
+    """A proof signed as it should be, whose header and claims are `data`, parted by a zero byte."""
+    header, _, claims = data.partition(b"\0")
+    signed = f"{base64url(header)}.{base64url(claims)}"
+    return f"{signed}.{base64url(DEVICE.sign(signed.encode()))}"

@@ -1,0 +1,62 @@
+"""The fuzz targets hold for where they begin, and one step beside it; no fuzzer needed."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.corpus import seeds
+from tests.fuzz.run import ROOT, main
+from tests.fuzz.targets import TARGETS
+
+SEEDS = seeds()
+FINDINGS = Path(__file__).parent / "findings"
+
+
+def one_step_beside(data: bytes) -> Iterator[bytes]:
+    """`data` cut short, grown, and with single bits and bytes changed."""
+    yield data + b"\0"
+    yield data + data
+    for at in range(len(data)):
+        yield data[:at]
+        yield data[:at] + bytes([data[at] ^ 1 << at % 8]) + data[at + 1 :]
+        yield data[:at] + b"\xff" + data[at + 1 :]
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_holds_for_its_seeds(name: str) -> None:
+    assert len(SEEDS[name]) >= 2  # something, and nothing
+    for data in SEEDS[name]:
+        TARGETS[name](data)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_a_target_holds_one_step_beside_its_seeds(name: str) -> None:
+    for data in SEEDS[name]:
+        for changed in islice(one_step_beside(data), 300):
+            TARGETS[name](changed)
+
+
+@pytest.mark.parametrize(
+    "file", sorted(FINDINGS.glob("*/*")), ids=lambda file: f"{file.parent.name}/{file.name}"
+)
+def test_what_was_found_once_stays_mended(file: Path) -> None:
+    TARGETS[file.parent.name](file.read_bytes())
+
+
+def test_an_input_can_be_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "input"
+    file.write_bytes(b"\xa0")
+    assert main(["--again", "cbor", str(file)]) == 0
+    assert "cbor" in capsys.readouterr().out
+
+
+def test_a_target_can_be_fuzzed_from_the_command_line() -> None:
+    pytest.importorskip("atheris")
+    words = [sys.executable, "-m", "tests.fuzz.run", "--seconds", "1", "eid"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 targets" in done.stdout
