@@ -10,6 +10,7 @@ Cancelling it at any point is a normal exit: the radio stops, tunnels close, the
 
 import asyncio
 import logging
+import math
 import secrets
 import ssl
 import time
@@ -43,8 +44,9 @@ from headless_passkey.webauthn import AuthenticationOptions, Credential, Options
 DEFAULT_TIMEOUT: Final = 300.0  # seconds for the whole ceremony
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended
-RETRY_PAUSE: Final = 1.0  # seconds before the same advert is tried again
-MAX_ATTEMPTS: Final = 32  # tunnels joined in one ceremony, so that adverts cannot keep us busy for ever
+MAX_ATTEMPTS: Final = 8  # tunnels tried at a time, so that adverts cannot keep us as busy as they like
+FIRST_PAUSE: Final = 0.25  # seconds before the same advert is tried again; doubled after each failure
+LAST_PAUSE: Final = 8.0
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +194,14 @@ class _Reached:
     stack: AsyncExitStack
 
 
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """An advert that opened, and when its tunnel may be tried again."""
+
+    not_before: float  # seconds, monotonic; infinite while it is being tried
+    pause: float  # seconds from its next failure
+
+
 class _Corridor:
     """One ceremony: what its tasks share."""
 
@@ -212,8 +222,7 @@ class _Corridor:
         self._began = time.monotonic()
         self._candidates: dict[str, QrTransaction] = {}  # by recipient; the claimer's alone once it is known
         self._attempts: dict[asyncio.Task[None], str] = {}  # by recipient
-        self._last_try: dict[bytes, float] = {}  # when each advert that opened was last tried
-        self._tries = 0
+        self._tried: dict[bytes, _Tried] = {}  # by the advert that opened
         self._reached: asyncio.Future[_Reached] = asyncio.get_running_loop().create_future()
         self._submitted = False
         self.stage: Stage | None = None
@@ -245,6 +254,8 @@ class _Corridor:
     async def _walk(
         self, radio: AdvertSource, lifetime: float, now: int, tasks: asyncio.TaskGroup
     ) -> SignedIn:
+        if not callable(self._options):
+            self._check_options(self._options)
         for recipient in await self._delivery.recipients():
             self._candidates[recipient] = QrTransaction.create(hint=self._ask.kind, time=now)
         watching = None
@@ -297,28 +308,40 @@ class _Corridor:
         async for advert in adverts:
             for recipient, transaction in self._candidates.items():
                 eid = transaction.open_advert(advert.service_data)
-                if eid is not None and self._worth_trying(eid):
+                base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
+                if eid is not None and base is not None and self._worth_trying(eid):
                     self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
-                    task = tasks.create_task(self._attempt(recipient, transaction, eid))
+                    task = tasks.create_task(self._attempt(recipient, transaction, eid, base))
                     self._attempts[task] = recipient
                     task.add_done_callback(self._attempts.pop)
-        if not self._last_try:
+        if not self._tried:
             raise TransportError("the radio's input ended before a phone's advert was heard")
 
+    def _tunnel_service(self, number: int) -> str | None:
+        """The base URL of a tunnel domain; None for one that nobody knows, whose adverts are ignored (§11.5.1)."""
+        try:
+            return self._tunnels.get(number) or f"wss://{tunnel_domain(number)}"
+        except RemoteProtocolError:
+            logger.info("ceremony %s: no tunnel service is known for domain %d", self._name, number)
+            return None
+
     def _worth_trying(self, eid: Eid) -> bool:
-        """Not what was tried a moment ago, nor for ever."""
-        now, advert = time.monotonic(), eid.encode()
-        if self._tries >= MAX_ATTEMPTS or now - self._last_try.get(advert, float("-inf")) < RETRY_PAUSE:
+        """Not what is being tried or failed a moment ago, nor more than a few at a time."""
+        tried = self._tried.get(eid.encode())
+        if len(self._attempts) >= MAX_ATTEMPTS or (tried and time.monotonic() < tried.not_before):
             return False
-        self._last_try[advert] = now
-        self._tries += 1
+        self._tried[eid.encode()] = _Tried(not_before=math.inf, pause=tried.pause if tried else FIRST_PAUSE)
         return True
 
-    async def _attempt(self, recipient: str, transaction: QrTransaction, eid: Eid) -> None:
+    def _tried_in_vain(self, eid: Eid) -> None:
+        pause = self._tried[eid.encode()].pause
+        not_before = time.monotonic() + pause
+        self._tried[eid.encode()] = _Tried(not_before=not_before, pause=min(2 * pause, LAST_PAUSE))
+
+    async def _attempt(self, recipient: str, transaction: QrTransaction, eid: Eid, base: str) -> None:
         """Join the tunnel the advert leads to and prove ourselves to the phone; failing is not the end."""
         async with AsyncExitStack() as stack:
             try:
-                base = self._tunnels.get(eid.tunnel_domain) or f"wss://{tunnel_domain(eid.tunnel_domain)}"
                 url = connect_url(base, eid.routing_id, transaction.url.tunnel_id)
                 tunnel = await stack.enter_async_context(open_tunnel(url, tls=self._tls))
                 self.report(Stage.TUNNEL_JOINED)
@@ -330,7 +353,7 @@ class _Corridor:
                 self.report(Stage.ATTEMPT_FAILED, why=why)
                 return
             finally:
-                self._last_try[eid.encode()] = time.monotonic()  # the pause counts from the end
+                self._tried_in_vain(eid)  # matters only if it was
             if not self._reached.done():
                 self.report(Stage.CHANNEL_OPEN)
                 self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
@@ -363,12 +386,17 @@ class _Corridor:
                 return event
 
     async def _known_options(self) -> Options:
-        """The options, when they ask for what was announced (T4: nobody approves one thing and gets another)."""
+        """The options, when they ask for what was announced."""
         options = self._options
         if callable(options):
             is_get = self._ask.kind is Hint.GET_ASSERTION
             parse = AuthenticationOptions.parse if is_get else RegistrationOptions.parse
             options = parse(await options(), origin=self._ask.origin)
+            self._check_options(options)
+        return options
+
+    def _check_options(self, options: Options) -> None:
+        """That nobody approves one thing and gets another (T4)."""
         if (options.hint, options.rp_id, options.origin) != (
             self._ask.kind,
             self._ask.rp_id,
@@ -381,7 +409,6 @@ class _Corridor:
             raise TrustError(
                 TrustReason.OPTIONS_DIFFER, "the options are for another user than was announced"
             )
-        return options
 
     def _check_user(self, options: Options, credential: Credential) -> bool:
         """Whether the account that answered was the one asked for; False when nobody was expected (T3)."""
