@@ -1,9 +1,9 @@
 """``sign-in`` and ``register`` as commands: options or relying party in, one line of JSON out."""
 
 import argparse
+import asyncio
 import json
 import secrets
-import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -12,10 +12,16 @@ from typing import Final
 import aiohttp
 
 from headless_passkey import enrolment
-from headless_passkey.command_line import UsageError, out, printable, talk
+from headless_passkey.command_line import UsageError, out, printable, read_input, talk
 from headless_passkey.conduit import Conduit
 from headless_passkey.delivery import RelayDelivery, StdoutDelivery
-from headless_passkey.errors import LocalProtocolError, NotEnrolled, RemoteProtocolError
+from headless_passkey.errors import (
+    LocalProtocolError,
+    NotApproved,
+    NotEnrolled,
+    Outcome,
+    RemoteProtocolError,
+)
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.radio.choose import open_radio
@@ -66,10 +72,12 @@ class Ceremony:
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
         self._expected = None if args.expect_user is None else _handle(args.expect_user)
         self._tls = tls_context(args.ca)
+        self._radio = open_radio(args.radio, report=self._on_report)
 
     async def run(self) -> None:
         """The whole ceremony; the response, or with --rp the session, is one line on stdout."""
-        args = self._args
+        args, clock = self._args, asyncio.get_running_loop().time
+        deadline = clock() + args.timeout
         more = {"note": args.note, "digits": self._digits}
         if self._expected is not None:
             more["user_handle"] = self._expected
@@ -77,22 +85,21 @@ class Ceremony:
             http = await stack.enter_async_context(open_session(self._tls))
             conduit = None if args.rp is None else self._conduit(http)
             if conduit is None:
-                known = self._known_options()
+                known = await self._known_options(deadline)
                 options: OptionsSource = known
                 ask = Ask.of(known, **more)
             else:
                 options = conduit.begin
                 ask = Ask(kind=self._kind, origin=conduit.origin, rp_id=args.rp_id or conduit.host, **more)
-            if self._digits is not None:
-                talk(f"number to type on the companion: {self._digits}")
+            self._tell_digits()
             signed_in = await sign_in(
                 ask,
                 options,
                 delivery=self._delivery(http),
-                radio=open_radio(args.radio),
+                radio=self._radio,
                 tunnels=dict(args.tunnel),
                 tls=self._tls,
-                timeout=args.timeout,
+                timeout=max(0.1, round(deadline - clock(), 1)),
                 on_stage=self._on_stage,
                 settle=None if conduit is None else conduit.complete,
             )
@@ -102,14 +109,20 @@ class Ceremony:
         else:
             out(json.dumps(conduit.session.to_json()))
 
-    def _known_options(self) -> Options:
+    async def _known_options(self, deadline: float) -> Options:
         """What --options holds, for the origin that --origin names."""
         try:
             origin = check_origin(self._args.origin)
         except LocalProtocolError as error:
             raise UsageError(str(error)) from error
+        try:
+            async with asyncio.timeout_at(deadline):
+                text = await read_input(self._args.options, limit=MAX_JSON_SIZE + 1)
+        except TimeoutError as error:
+            message = f"the options did not come within {self._args.timeout:g} seconds"
+            raise NotApproved(Outcome.EXPIRED, message) from error
         parse = AuthenticationOptions.parse if self._kind is Hint.GET_ASSERTION else RegistrationOptions.parse
-        return parse(_read(self._args.options), origin=origin)
+        return parse(text, origin=origin)
 
     def _conduit(self, http: aiohttp.ClientSession) -> Conduit:
         args = self._args
@@ -136,6 +149,14 @@ class Ceremony:
         joined = enrolment.load(self._state)
         return RelayDelivery(Relay(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
 
+    def _on_report(self, what: str) -> None:
+        talk(json.dumps({"warning": what}) if self._args.json else what)
+
+    def _tell_digits(self) -> None:
+        if self._digits is not None:
+            what = f"number to type on the companion: {self._digits}"
+            talk(json.dumps({"digits": self._digits}) if self._args.json else what)
+
     def _on_stage(self, event: StageEvent) -> None:
         if self._args.json:
             talk(json.dumps({"stage": event.stage, "elapsed": round(event.elapsed, 4), **event.detail}))
@@ -161,17 +182,9 @@ class Ceremony:
 
 def _handle(text: str) -> bytes:
     try:
-        return from_base64url(text)
-    except RemoteProtocolError as error:
-        raise UsageError("--expect-user takes a user handle in base64url") from error
-
-
-def _read(source: str) -> bytes:
-    """At most as much as options may be long, and a byte more, which the parser then refuses."""
-    try:
-        if source == "-":
-            return sys.stdin.buffer.read(MAX_JSON_SIZE + 1)
-        with Path(source).open("rb") as file:
-            return file.read(MAX_JSON_SIZE + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {source}: {error.strerror}") from error
+        handle = from_base64url(text)
+    except RemoteProtocolError:
+        handle = b""
+    if not 1 <= len(handle) <= 64:
+        raise UsageError("--expect-user takes a user handle of 1 to 64 bytes in base64url")
+    return handle

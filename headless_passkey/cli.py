@@ -5,11 +5,11 @@ stdout is data, stderr is talk, the exit status says which branch of the error t
 
 import argparse
 import json
-import re
-import sys
+import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from headless_passkey.command_line import (
     SettingsParser,
@@ -168,7 +168,7 @@ async def _join(args: argparse.Namespace) -> None:
     from headless_passkey.tls import tls_context  # noqa: PLC0415
     from headless_passkey.trust.invitation import Invitation  # noqa: PLC0415
 
-    invitation = Invitation.parse(read_secret_line(args.invitation))
+    invitation = Invitation.parse(await read_secret_line(args.invitation))
     joined = await enrolment.join(
         _state(args),
         invitation,
@@ -215,11 +215,7 @@ def _state(args: argparse.Namespace) -> Path:
 
 
 async def _inspect(args: argparse.Namespace) -> None:
-    line = sys.stdin.buffer.readline(MAX_LENGTH + 2)
-    try:
-        url = FidoUrl.parse(line.decode("ascii").strip())
-    except UnicodeDecodeError as error:
-        raise RemoteProtocolError("a FIDO URL is ASCII text") from error
+    url = FidoUrl.parse(await read_secret_line("-", limit=MAX_LENGTH))
     shown: dict[str, Any] = {
         "public_key": url.public_key.hex(),
         "assigned_domains": url.assigned_domains,
@@ -238,11 +234,9 @@ async def _inspect(args: argparse.Namespace) -> None:
 
 
 def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
-    text = re.sub(r"\A(fff9|fde2):", "", advert.strip(), flags=re.IGNORECASE)
-    try:
-        service_data = bytes.fromhex(text)
-    except ValueError as error:
-        raise RemoteProtocolError("the advert is not hexadecimal") from error
+    from headless_passkey.radio.pipe import parse_advert_line  # noqa: PLC0415
+
+    service_data = parse_advert_line(os.fsencode(advert)).service_data
     opened = eid.open_advert(eid.eid_key(url.secret), service_data)
     if opened is None:
         raise RemoteProtocolError("the advert was not sealed for this FIDO URL")
@@ -272,18 +266,31 @@ def _number(text: str) -> int:
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
     if not 0 < seconds <= 3600:
         raise argparse.ArgumentTypeError("expected seconds, more than 0 and at most 3600")
     return seconds
 
 
 def _tunnel(text: str) -> tuple[int, str]:
-    number, _, url = text.partition("=")
+    number, _, base = text.partition("=")
+    base = base.removesuffix("/")
     if (
-        not re.fullmatch(r"wss://[^/?#@\s]+", url)
-        or not (number.isascii() and number.isdigit())
-        or int(number) > 0xFFFF
+        not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF)
+        or not base.isprintable()
+        or not _is_tunnel_service(base)
     ):
         raise argparse.ArgumentTypeError("expected N=wss://HOST:PORT with N from 0 to 65535")
-    return int(number), url
+    return int(number), base
+
+
+def _is_tunnel_service(base: str) -> bool:
+    try:
+        parts = urlsplit(base)
+        port = parts.port
+    except ValueError:
+        return False
+    return bool(parts.hostname) and port != 0 and "@" not in base and base == f"wss://{parts.netloc}"

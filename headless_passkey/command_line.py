@@ -18,9 +18,13 @@ import tomllib
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn, TextIO
 
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError, RemoteProtocolError, TransportError
+
+STDIN: Final = 0
+
+logger = logging.getLogger(__name__)
 
 
 class UsageError(Exception):
@@ -34,7 +38,7 @@ class SettingsParser(argparse.ArgumentParser):
     _environment: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # --config is looked for in full
         # what file or environment say for options that may be repeated; as their default, the command line would add to it
         self._repeated: dict[argparse.Action, list[Any]] = {}
 
@@ -115,9 +119,12 @@ def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: 
 
 def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: argparse.Namespace) -> int:
     """Run `main(args)` to its exit status, telling a failure in one line on stderr."""
+    _replace_closed_streams()
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
+    if args.json:
+        logging.getLogger().handlers[0].setFormatter(_JsonLines())
     try:
         asyncio.run(_until_terminated_or_done(main(args)))
     except HeadlessPasskeyError as error:
@@ -144,8 +151,7 @@ def fail(status: ExitStatus, kind: str, reason: str | None, message: str, *, as_
         line = json.dumps({"error": kind, "reason": reason, "status": int(status), "message": message})
     else:
         line = f"{_program()}: {message}" + (f" [{reason}]" if reason else "")
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+    talk(line)
     return status
 
 
@@ -157,8 +163,10 @@ def _program() -> str:
 
 def talk(message: str) -> None:
     """One line for the person at the terminal: stderr, so that stdout stays data."""
-    with contextlib.suppress(OSError):
-        print(message, file=sys.stderr, flush=True)  # noqa: T201
+    stderr: TextIO | None = sys.stderr
+    if stderr is not None:  # closed by whoever started us; print would take stdout instead
+        with contextlib.suppress(OSError):
+            print(message, file=stderr, flush=True)
 
 
 def printable(text: str) -> str:
@@ -212,25 +220,96 @@ def host_port(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def read_secret_line(source: str, *, limit: int = 16384) -> str:
+async def read_secret_line(source: str, *, limit: int = 16384) -> str:
     """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv.
 
     limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII: whatever it is, it is malformed.
+    `TransportError` when there is nothing at all.
     """
-    try:
-        if source == "-":
-            line = sys.stdin.buffer.readline(limit + 2)
-        else:
-            with Path(source).open("rb") as file:
-                line = file.readline(limit + 2)
-    except OSError as error:
-        raise UsageError(f"cannot read {source}: {error.strerror}") from error
-    if len(line.rstrip(b"\r\n")) > limit:
+    text = await read_input(source, limit=limit + 2, first_line=True)
+    if not text:
+        raise TransportError("the input ended before a line came")
+    line = text.split(b"\n", 1)[0].rstrip(b"\r")
+    if len(line) > limit:
         raise RemoteProtocolError(f"the line is too long, {limit} bytes are allowed")
     try:
         return line.decode("ascii").strip()
     except UnicodeDecodeError as error:
         raise RemoteProtocolError("the line is not ASCII") from error
+
+
+async def read_input(source: str, *, limit: int, first_line: bool = False) -> bytes:
+    """From a file, or stdin for ``-``: all there is, or more than enough of it.
+
+    Enough is `limit` bytes, or with `first_line` what holds a line's end. A wait for input can be cancelled.
+    """
+    text = b""
+    try:
+        descriptor = STDIN if source == "-" else os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            logger.debug("reading %s", "stdin" if source == "-" else "a file")
+            while len(text) < limit and not (first_line and b"\n" in text):
+                more = await read_some(descriptor)
+                if not more:
+                    break
+                text += more
+        finally:
+            if source != "-":
+                os.close(descriptor)
+    except OSError as error:
+        raise UsageError(f"cannot read {source}: {error.strerror}") from error
+    return text
+
+
+async def read_some(descriptor: int) -> bytes:
+    """What there is to read, waiting if need be; nothing at the end.
+
+    Neither a thread, which could not be cancelled, nor a read that keeps signals and deadlines waiting, nor
+    non-blocking mode, which the terminal's other users would get too.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        readable = loop.create_future()
+        try:
+            loop.add_reader(descriptor, _set, readable)
+        except PermissionError:  # a file or /dev/null: there is never a wait
+            await asyncio.sleep(0)
+        else:
+            try:
+                await readable
+            finally:
+                loop.remove_reader(descriptor)
+        try:
+            return os.read(descriptor, 4096)
+        except BlockingIOError:  # somebody else was quicker
+            continue
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _replace_closed_streams() -> None:
+    """Give the numbers of standard streams that were closed before the start to nothing else.
+
+    An empty stdin, a stdout that cannot be written to, and a stderr that swallows.
+    """
+    for name, flags, mode in (
+        ("stdin", os.O_RDONLY, "r"),
+        ("stdout", os.O_RDONLY, "w"),
+        ("stderr", os.O_WRONLY, "w"),
+    ):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.open(os.devnull, flags), mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+class _JsonLines(logging.Formatter):
+    """A log line as an object, so that with --json all of stderr is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"log": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
+        return json.dumps(said)
 
 
 async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:

@@ -8,11 +8,9 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import stat
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,7 +41,7 @@ from headless_passkey.command_line import (
     talk,
     until_terminated,
 )
-from headless_passkey.errors import NotApproved, Outcome, TransportError
+from headless_passkey.errors import NotApproved, Outcome
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
 from headless_passkey.tls import tls_context
 from headless_passkey.trust.fields import MAX_LABEL, is_plain
@@ -288,61 +286,18 @@ def _user_verification(how: str, stack: contextlib.ExitStack) -> UserVerificatio
 
 
 async def _line_within(source: str, seconds: float) -> str:
-    """One line, the secret kind. Reading a pipe must neither block SIGTERM nor outlast the deadline."""
-    if source == "-" and sys.stdin is None:
-        raise UsageError("stdin is closed")
-    if source != "-" or not _can_be_awaited():
-        return read_secret_line(source, limit=MAX_LENGTH + 2)
-    line = b""
     try:
-        async with asyncio.timeout(seconds), _readable(sys.stdin.fileno()) as readable:
-            while not line.endswith(b"\n") and len(line) <= MAX_LENGTH:
-                await readable()
-                piece = os.read(sys.stdin.fileno(), MAX_LENGTH + 2)
-                line += piece
-                if not piece:
-                    break
+        async with asyncio.timeout(seconds):
+            return await read_secret_line(source, limit=MAX_LENGTH)
     except TimeoutError as error:
         raise NotApproved(Outcome.EXPIRED, f"no FIDO URL came within {seconds:g} s") from error
-    if not line:
-        raise TransportError("the input ended before a FIDO URL came")
-    # what is not ASCII is no FIDO URL, and is refused as that
-    return line.split(b"\n", 1)[0].decode("ascii", errors="replace").strip()
-
-
-def _can_be_awaited() -> bool:
-    """Whether stdin is a pipe, a socket or a terminal: files are read at once."""
-    return not stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
-
-
-@contextlib.asynccontextmanager
-async def _readable(descriptor: int) -> AsyncIterator[Callable[[], Coroutine[Any, Any, None]]]:
-    loop, event = asyncio.get_running_loop(), asyncio.Event()
-
-    async def readable() -> None:
-        event.clear()
-        await event.wait()
-
-    try:
-        loop.add_reader(descriptor, event.set)
-    except PermissionError:  # such as /dev/null, which is always readable
-
-        async def at_once() -> None:
-            pass
-
-        yield at_once
-        return
-    try:
-        yield readable
-    finally:
-        loop.remove_reader(descriptor)
 
 
 # The companion
 
 
 async def _join(args: argparse.Namespace) -> None:
-    line = read_secret_line(args.code)
+    line = await read_secret_line(args.code)
 
     def show_check_number(number: str) -> None:
         talk(

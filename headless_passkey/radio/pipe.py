@@ -4,19 +4,17 @@ A line is the service data in hexadecimal, optionally after ``fff9:`` or ``fde2:
 such is reported and skipped, because one bad line says nothing about the next.
 """
 
-import asyncio
 import logging
-import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
+from headless_passkey.command_line import STDIN, read_some
 from headless_passkey.errors import RemoteProtocolError, TransportError
 from headless_passkey.radio.source import Advert
 
 MAX_LINE: Final = 1024  # characters, the end of line not counted
 MIN_SIZE: Final = 20  # bytes of service data (CTAP 2.2 §11.5.1)
-STDIN: Final = 0
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +65,7 @@ def parse_advert_line(line: bytes) -> Advert:
 async def _lines(descriptor: int) -> AsyncGenerator[bytes, None]:
     """Lines as they come; of an endless one only so much is kept as shows that it is too long."""
     pending = b""
-    while chunk := await _read(descriptor):
+    while chunk := await _chunk(descriptor):
         *complete, pending = (pending + chunk).split(b"\n")
         for line in complete:
             yield line
@@ -76,33 +74,8 @@ async def _lines(descriptor: int) -> AsyncGenerator[bytes, None]:
         yield pending
 
 
-async def _read(descriptor: int) -> bytes:
-    """What there is to read, waiting if need be; nothing at the end.
-
-    Neither a thread, which could not be cancelled, nor non-blocking mode, which the terminal's other users
-    would get too.
-    """
-    loop = asyncio.get_running_loop()
+async def _chunk(descriptor: int) -> bytes:
     try:
-        while True:
-            readable = loop.create_future()
-            try:
-                loop.add_reader(descriptor, _set, readable)
-            except PermissionError:  # a file or /dev/null: there is never a wait
-                await asyncio.sleep(0)
-            else:
-                try:
-                    await readable
-                finally:
-                    loop.remove_reader(descriptor)
-            try:
-                return os.read(descriptor, 4096)
-            except BlockingIOError:  # somebody else was quicker
-                continue
+        return await read_some(descriptor)
     except OSError as error:
         raise TransportError(f"cannot read adverts: {error.strerror}") from error
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)

@@ -276,37 +276,37 @@ def test_what_is_printed_moves_no_cursor(text: str) -> None:
     assert shown.isprintable()
 
 
-def test_a_secret_is_one_line_of_a_file(tmp_path: Path) -> None:
+async def test_a_secret_is_one_line_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     path.write_bytes(b"  secret\r\nand more\n")
-    assert read_secret_line(str(path)) == "secret"
+    assert await read_secret_line(str(path)) == "secret"
     path.write_bytes(b"without end")
-    assert read_secret_line(str(path)) == "without end"
+    assert await read_secret_line(str(path)) == "without end"
 
 
-def test_a_secret_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
+async def test_a_secret_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UsageError, match="cannot read"):
-            read_secret_line(str(path))
+            await read_secret_line(str(path))
 
 
 @pytest.mark.threat("T12")
-def test_a_line_that_is_not_ascii_is_malformed(tmp_path: Path) -> None:
+async def test_a_line_that_is_not_ascii_is_malformed(tmp_path: Path) -> None:
     path = tmp_path / "binary"
     for line in (b"\xff\n", "FIDO:/\uff11\n".encode()):
         path.write_bytes(line)
         with pytest.raises(RemoteProtocolError, match="ASCII"):
-            read_secret_line(str(path))
+            await read_secret_line(str(path))
 
 
 @pytest.mark.threat("T11")
-def test_a_line_too_long_to_be_a_secret_is_refused_and_not_cut(tmp_path: Path) -> None:
+async def test_a_line_too_long_to_be_a_secret_is_refused_and_not_cut(tmp_path: Path) -> None:
     path = tmp_path / "long"
     path.write_bytes(b"x" * 16384)
-    assert len(read_secret_line(str(path))) == 16384
+    assert len(await read_secret_line(str(path))) == 16384
     path.write_bytes(b"x" * 16385)
     with pytest.raises(RemoteProtocolError, match="too long") as refusal:
-        read_secret_line(str(path))
+        await read_secret_line(str(path))
     assert "xx" not in str(refusal.value)
 
 
@@ -495,8 +495,8 @@ def test_a_full_disk_under_stdout_is_one_line(program: Any) -> None:
 
 
 def test_a_secret_comes_from_stdin(program: Any) -> None:
-    body = "out(str(len(read_secret_line('-'))))"
-    for given_line, told in ((b"secret\nrest", b"6\n"), (b"", b"0\n"), (b"secret", b"6\n")):
+    body = "out(str(len(await read_secret_line('-'))))"
+    for given_line, told in ((b"secret\nrest", b"6\n"), (b"\n", b"0\n"), (b"secret", b"6\n")):
         with start(program, body, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
             stdout, _ = process.communicate(given_line)
         assert (process.returncode, stdout) == (0, told)
