@@ -65,9 +65,10 @@ async def serve(args: argparse.Namespace) -> None:
     except OSError as error:
         raise TransportError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     async with server:
+        ended = until_terminated()
         out(f"tcp-client:{host}:{server.sockets[0].getsockname()[1]}")
         try:
-            await until_terminated()
+            await ended
         finally:
             server.close()
             air.close()

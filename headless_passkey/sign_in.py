@@ -86,7 +86,7 @@ class Ask:
     rp_id: str
     rp_name: str | None = None  # shown on the companion, as the device's word
     note: str | None = None  # shown on the companion
-    digits: str | None = None  # to be typed on the companion, where the device can show or speak them
+    digits: str | None = field(default=None, repr=False)  # to be typed on the companion, where the device can show or speak them
     user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
 
     @classmethod

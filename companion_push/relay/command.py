@@ -84,8 +84,9 @@ async def serve(args: argparse.Namespace) -> None:
             await web.SockSite(runner, listening, ssl_context=tls).start()
             if tls is None:
                 talk("without --cert and --key there is no TLS: this relay is for this machine only")
+            ended = until_terminated()
             out(base_url)
-            await until_terminated()
+            await ended
         finally:
             await runner.cleanup()
 

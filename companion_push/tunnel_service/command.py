@@ -94,8 +94,9 @@ async def serve(args: argparse.Namespace) -> None:
         except OSError as error:
             raise TransportError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         name = f"[{host}]" if ":" in host else host
+        ended = until_terminated()
         out(f"wss://{name}:{runner.addresses[0][1]}")
-        await until_terminated()
+        await ended
     finally:
         await runner.cleanup()
 
