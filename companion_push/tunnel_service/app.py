@@ -24,6 +24,7 @@ from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_SIZE,
     SUBPROTOCOL,
     ConnectTunnel,
+    ContactTunnel,
     NewTunnel,
     parse_path,
 )
@@ -220,7 +221,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     if refusal is not None:
         return _refuse(refusal)
     path = parse_path(request.rel_url.raw_path)
-    if path is None:
+    if path is None or isinstance(path, ContactTunnel):  # there is nobody here to wake
         return web.Response(status=404, text="no such path\n")
     if request.method != hdrs.METH_GET:
         return web.Response(status=405, headers={hdrs.ALLOW: hdrs.METH_GET}, text="GET only\n")

@@ -1,4 +1,4 @@
-"""The Noise handshakes ``Noise_KNpsk0_P256_AESGCM_SHA256`` and ``Noise_NKpsk0_P256_AESGCM_SHA256`` (CTAP 2.2 §11.5.1.2, §11.5.2).
+"""The Noise handshakes KNpsk0 and NKpsk0 with P-256, AES-GCM and SHA-256 (CTAP 2.2 §11.5.1.2, §11.5.2).
 
     KNpsk0:  -> s            before the first message: the client platform's key in the FIDO URL
              ...
@@ -10,8 +10,8 @@
              -> psk, e, es
              <- e, ee
 
-Objects are named as in the Noise text (revision 34, section 5): `HandshakeState` walks through the tokens of a
-pattern, `SymmetricState` mixes, `CipherState` encrypts. The client platform is the initiator and speaks
+Objects are named as in the Noise text (revision 34, section 5): `HandshakeState` walks through the tokens of
+a pattern, `SymmetricState` mixes, `CipherState` encrypts. The client platform is the initiator and speaks
 first, which proves that it heard the advert, because the PSK depends on it. Each handshake key encrypts one
 message only, so there the nonce is always zero.
 """
@@ -141,7 +141,7 @@ class HandshakeState:
         rs: EllipticCurvePublicKey | None,
         e: EllipticCurvePrivateKey | None,
     ) -> None:
-        """psk: 32 bytes. s, rs: our static key or theirs, exactly one of them. e: for tests; fresh otherwise."""
+        """psk: 32 bytes. s, rs: our static key or theirs, exactly one. e: for tests; fresh otherwise."""
         self._initiator, self._psk, self._unread = initiator, psk, list(pattern.messages)
         self._ours, self._theirs = {"e": e or generate()}, dict[str, EllipticCurvePublicKey]()
         if s is not None and rs is None:
@@ -237,8 +237,8 @@ class Initiator:
 class Responder:
     """The authenticator's half: reads message 1 and makes `message2` in one step.
 
-    With `client_static`, the key in the FIDO URL, the pattern is KNpsk0; with `static`, our key in the linking
-    information, it is NKpsk0.
+    With `client_static`, the key in the FIDO URL, the pattern is KNpsk0; with `static`, our key in the
+    linking information, it is NKpsk0.
     """
 
     __slots__ = ("message2", "state")
