@@ -1,14 +1,21 @@
-"""The BLE advert of a phone that has read our FIDO URL (CTAP 2.2 §11.5.1).
+"""The BLE advert of a phone that was asked to be near (CTAP 2.2 §11.5.1, state-assisted: §11.5.2).
 
     plaintext    = 00 || nonce (10) || routing ID (3) || tunnel domain (2, little-endian)
+                   00 || 15 random bytes, when state-assisted: there the tunnel is known already
     ct           = AES-256-ECB(EID key[0:32], plaintext)
     service data = ct (16) || HMAC-SHA256(EID key[32:64], ct)[0:4]   [|| suffix, CTAP 2.3]
 
+    EID key      = derive(QR secret, salt nothing, EID key, 64)
+                   derive(link secret, salt client nonce, EID key, 64), when state-assisted
+    PSK          = derive(QR secret or link secret, salt plaintext, PSK, 32)
+
 Adverts of other people's phones are normal, so `open_advert` answers None for them; the tag is compared
-first and in constant time, which makes refusing a foreign advert cost one HMAC.
+first and in constant time, which makes refusing a foreign advert cost one HMAC for each key at hand.
 """
 
 import hmac
+import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -17,10 +24,12 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.keys import KeyPurpose, derive
-from headless_passkey.hybrid.tunnel_url import ROUTING_ID_SIZE
+from headless_passkey.hybrid.tunnel_url import FIRST_HASHED, ROUTING_ID_SIZE
 
 EID_KEY_SIZE: Final = 64
+PSK_SIZE: Final = 32
 NONCE_SIZE: Final = 10
 ADVERT_SIZE: Final = 20
 _TAG_SIZE: Final = 4
@@ -53,10 +62,53 @@ class Eid:
             tunnel_domain=int.from_bytes(plaintext[14:16], "little"),
         )
 
+    @classmethod
+    def state_assisted(cls) -> "Eid":
+        """A fresh one for a linked client platform, to which routing ID and tunnel domain say nothing.
 
-def eid_key(secret: bytes) -> bytes:
-    """64 bytes: the AES-256 key, then the HMAC key."""
-    return derive(secret, b"", KeyPurpose.EID_KEY, EID_KEY_SIZE)
+        All is random, but that Chromium 120 looks at the domain here too and ignores unassigned numbers,
+        silently and for ever, so it never is one.
+        """
+        return cls(
+            nonce=secrets.token_bytes(NONCE_SIZE),
+            routing_id=secrets.token_bytes(ROUTING_ID_SIZE),
+            tunnel_domain=FIRST_HASHED + secrets.randbelow(0x10000 - FIRST_HASHED),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suffix:
+    """What may follow the seal (CTAP 2.3): other data channels than the tunnel, which the phone has opened.
+
+    Anybody can put it there, so it is a hint; a false one can only make the handshake fail.
+    """
+
+    psm: int | None = None  # the BLE L2CAP channel's 16-bit number
+
+    @classmethod
+    def parse(cls, data: bytes) -> "Suffix":
+        """From a CBOR map {channel: what it takes to use it}; channels we do not know are ignored."""
+        psm = cbor.decode_map(data).get(_BLE_CHANNEL)
+        return cls(psm=psm if type(psm) is int and 0 <= psm <= 0xFFFF else None)
+
+    def encode(self) -> bytes:
+        return cbor.encode({} if self.psm is None else {_BLE_CHANNEL: self.psm})
+
+
+_BLE_CHANNEL: Final = 1  # as in key 6 of the FIDO URL
+
+
+def eid_key(secret: bytes, client_nonce: bytes = b"") -> bytes:
+    """64 bytes: the AES-256 key, then the HMAC key.
+
+    secret: the QR secret; or a link secret, with a client nonce so that nobody recognises the phone again.
+    """
+    return derive(secret, client_nonce, KeyPurpose.EID_KEY, EID_KEY_SIZE)
+
+
+def psk(secret: bytes, eid: Eid) -> bytes:
+    """32 bytes, which only those know who hold the QR secret or link secret and have heard the advert."""
+    return derive(secret, eid.encode(), KeyPurpose.PSK, PSK_SIZE)
 
 
 def seal_advert(key: bytes, eid: Eid) -> bytes:
@@ -69,16 +121,34 @@ def seal_advert(key: bytes, eid: Eid) -> bytes:
 def open_advert(key: bytes, service_data: bytes) -> Eid | None:
     """The EID in an advert, or None when it was sealed for someone else or has unknown flags.
 
-    key: 64 bytes. service_data: 20 bytes, then an optional suffix, which is outside the seal and ignored.
+    key: 64 bytes. service_data: 20 bytes, then an optional suffix, which is outside the seal: `parse_suffix`.
     """
+    opened = open_with_any((key,), service_data)
+    return None if opened is None else opened[1]
+
+
+def open_with_any(keys: Iterable[bytes], service_data: bytes) -> tuple[int, Eid] | None:
+    """As `open_advert`, for one who waits for several phones: which key opened it, and the EID."""
     if len(service_data) < ADVERT_SIZE:
         return None
     ciphertext, tag = service_data[:16], service_data[16:ADVERT_SIZE]
-    if not hmac.compare_digest(hmac.digest(key[32:], ciphertext, "sha256")[:_TAG_SIZE], tag):
-        return None
+    for number, key in enumerate(keys):
+        if hmac.compare_digest(hmac.digest(key[32:], ciphertext, "sha256")[:_TAG_SIZE], tag):
+            try:
+                return number, Eid.parse(_decrypt(key, ciphertext))
+            except RemoteProtocolError:
+                continue  # flags, or the tag of another's advert that fits by chance, once in 2^32
+    return None
+
+
+def _decrypt(key: bytes, ciphertext: bytes) -> bytes:
     decryptor = Cipher(AES256(key[:32]), ECB()).decryptor()  # noqa: S305  one block, as the spec has it
-    plaintext = decryptor.update(ciphertext) + decryptor.finalize()
+    return decryptor.update(ciphertext) + decryptor.finalize()
+
+
+def parse_suffix(service_data: bytes) -> Suffix | None:
+    """What follows the 20 bytes of an advert once these have opened; None for anything malformed."""
     try:
-        return Eid.parse(plaintext)
+        return Suffix.parse(service_data[ADVERT_SIZE:])
     except RemoteProtocolError:
         return None
