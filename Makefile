@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports docs fuzz fuzz-short lock clean
+.PHONY: demo test check lint types imports docs fuzz fuzz-short bench lock clean
 
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 	@$(BIN)/python examples/demo.py $(DEMO)
@@ -20,6 +20,9 @@ fuzz: $(VENV)/fuzz.done  ## every parser under the fuzzer, FUZZ_SECONDS each; FU
 
 fuzz-short: $(VENV)/fuzz.done  ## the same in about a minute
 	@$(BIN)/python -m tests.fuzz.run --total 30 --if-available
+
+bench: $(VENV)/check.done  ## how fast the core is: prints benchmarks/RESULTS.md and writes it
+	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .

@@ -1,0 +1,80 @@
+"""The benchmarks measure what they say."""
+
+import sys
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import core
+import pytest
+import whole_sign_in
+from measure import Row, compare, shown, table
+
+PRIMITIVES = (
+    "AESGCM.decrypt",
+    "AESGCM.encrypt",
+    "ECPrivateKey.exchange",
+    "ECPrivateKey.public_key",
+    "ECPublicKey.public_bytes",
+    "HKDF.derive",
+    "from_public_bytes",
+    "generate_private_key",
+)
+DIGESTS = ("HASH.digest", "Hash.finalize")  # hashlib's, cryptography's
+
+
+def primitives(function: Callable[[], object]) -> dict[str, int]:
+    """The calls of `function` into cryptography, by what the interpreter sees."""
+    calls: Counter[str] = Counter()
+
+    def see(_frame: Any, event: str, called: Any) -> None:
+        if event == "c_call":
+            calls[getattr(called, "__qualname__", "")] += 1
+
+    before = sys.getprofile()
+    sys.setprofile(see)
+    try:
+        function()
+    finally:
+        sys.setprofile(before)
+    return {name: calls[name] for name in PRIMITIVES} | {"SHA-256": sum(calls[name] for name in DIGESTS)}
+
+
+@pytest.mark.parametrize("handshake", [core.kn_handshake(), core.nk_handshake()], ids=["KN", "NK"])
+def test_the_calls_a_handshake_is_compared_with_are_those_it_makes(handshake: Callable[[], object]) -> None:
+    assert primitives(handshake) == primitives(core.in_a_row(core.handshake_calls()))
+
+
+def test_turns_give_medians_and_their_ratio() -> None:
+    row = compare("twice", lambda: sum(range(4000)), "once", lambda: sum(range(2000)), aim=9, rounds=5)
+    assert row.baseline is not None
+    assert row.ratio is not None
+    assert row.seconds > row.baseline
+    assert row.ratio > 1
+
+
+def test_a_missed_aim_shows() -> None:
+    row = Row(what="this", seconds=0.2, against="that", baseline=0.1, ratio=2.0, aim=1.5)
+    assert row.cells == ("this", "200 ms", "that", "100 ms", "2.00", "at most 1.5: **no**")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(12.34, "12.3 s"), (0.00123, "1.23 ms"), (0.0000456, "45.6 µs"), (1e-8, "0.01 µs")]
+)
+def test_times_have_three_digits(seconds: float, text: str) -> None:
+    assert shown(seconds) == text
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_importing_the_client_platform_loads_nothing_unwanted() -> None:
+    _, _, unwanted = core.fresh_import(rounds=1)
+    assert unwanted == []
+
+
+async def test_a_whole_sign_in_is_measured() -> None:
+    times = await whole_sign_in.sign_ins(2)
+    assert len(times) == 2
+    assert all(seconds > 0 for seconds in times)
