@@ -34,7 +34,7 @@ from measure import HEADINGS, Row, compare, shown, table, timed
 from whole_sign_in import sign_ins
 
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.eid import Eid, open_advert, seal_advert
+from headless_passkey.hybrid.eid import Eid, open_with_any, seal_advert
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import MessageType, frame, pad, parse_frame, unpad
 from headless_passkey.hybrid.noise import CipherState, Initiator, Responder
@@ -185,8 +185,7 @@ def foreign_adverts() -> list[Row]:
         keys = [bytes([number]) * 64 for number in range(count)]
 
         def refuse(keys: list[bytes] = keys) -> None:
-            for key in keys:
-                assert open_advert(key, foreign) is None
+            assert open_with_any(keys, foreign) is None
 
         def digest(keys: list[bytes] = keys) -> None:
             for key in keys:

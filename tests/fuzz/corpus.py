@@ -29,12 +29,11 @@ from tests.fuzz.targets import (
     DEVICE_MEMBER,
     FOUNDED,
     INVITATION,
+    KN_INITIATOR,
+    NK_INITIATOR,
     NOW,
     PROOF_URL,
-    PSK,
-    QR_KEY,
     TARGETS,
-    private,
 )
 from tests.vectors_loader import vectors
 
@@ -78,8 +77,12 @@ def _adverts_and_tunnels() -> dict[str, list[bytes]]:
             b"/cable/contact/AQIDBA",
         ],
         "routing-id-header": [b"0aF9ff", b"80BC14"],
-        "noise-message1": [b"\1", noise.Initiator(psk=PSK, static=QR_KEY, ephemeral=private(13)).message1],
-        "noise-message2": [b"\1", bytes(80) + b"\1", bytes(81) + b"\1"],
+        "advert-suffix": [bytes.fromhex(case["suffix"]) for case in vectors("advert_suffixes")],
+        "client-payload-header": [("a1" * 33).encode(), b"A301"],
+        "noise-kn-message1": [b"\1", noise.Initiator(**KN_INITIATOR).message1],
+        "noise-nk-message1": [b"\1", noise.Initiator(**NK_INITIATOR).message1],
+        "noise-kn-message2": [b"\1", bytes(80) + b"\1", bytes(81) + b"\1"],
+        "noise-nk-message2": [b"\1", bytes(80) + b"\1", bytes(81) + b"\1"],
     }
 
 

@@ -32,7 +32,14 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialRequest,
     MakeCredentialResponse,
 )
-from headless_passkey.hybrid.eid import Eid, open_advert, seal_advert
+from headless_passkey.hybrid.eid import (
+    Eid,
+    Suffix,
+    open_advert,
+    open_with_any,
+    parse_suffix,
+    seal_advert,
+)
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, decode_digits, encode_digits
 from headless_passkey.hybrid.keys import CURVE
 from headless_passkey.hybrid.messages import (
@@ -48,9 +55,13 @@ from headless_passkey.hybrid.messages import (
 from headless_passkey.hybrid.noise import CipherState
 from headless_passkey.hybrid.tunnel_url import (
     ConnectTunnel,
+    ContactTunnel,
     NewTunnel,
     connect_url,
+    contact_headers,
+    contact_url,
     new_url,
+    parse_client_payload_header,
     parse_path,
     parse_routing_id,
 )
@@ -105,6 +116,7 @@ DEVICE_MEMBER: Final = Member(
 )
 EID_KEY: Final = bytes(range(64))
 QR_KEY: Final = private(11)
+PHONE_KEY: Final = private(19)
 PSK: Final = bytes(range(32))
 REFUSED: Final = (RemoteProtocolError, TrustError)
 
@@ -184,6 +196,15 @@ def advert(data: bytes) -> None:
     if opened is not None:
         assert opened.encode() == plaintext
         assert seal_advert(EID_KEY, opened) == sealed
+        assert open_with_any((bytes(64), EID_KEY), sealed) == (1, opened)
+
+
+@target
+def advert_suffix(data: bytes) -> None:
+    suffix = attempt(lambda: Suffix.parse(data))
+    assert parse_suffix(bytes(20) + data) == suffix
+    if suffix is not None:
+        assert Suffix.parse(suffix.encode()) == suffix
 
 
 @target
@@ -208,6 +229,8 @@ def tunnel_path(data: bytes) -> None:
             assert path.upper() == new_url("", tunnel_id).upper()
         case ConnectTunnel(routing_id=routing_id, tunnel_id=tunnel_id):
             assert path.upper() == connect_url("", routing_id, tunnel_id).upper()
+        case ContactTunnel(contact_id=contact_id):
+            assert path == contact_url("", contact_id)
 
 
 @target
@@ -218,38 +241,67 @@ def routing_id_header(data: bytes) -> None:
         assert routing_id.hex() == header.lower()
 
 
+@target
+def client_payload_header(data: bytes) -> None:
+    header = data.decode("utf-8", "surrogateescape")
+    payload = attempt(lambda: parse_client_payload_header(header))
+    if payload is not None:
+        assert header.upper() in contact_headers(payload).values()
+
+
 # Handshake. `data` is what the way there changed in a good message: nothing, and it is taken; a bit, and it is not.
 
 
 @target
-def noise_message1(data: bytes) -> None:
-    good = noise.Initiator(psk=PSK, static=QR_KEY, ephemeral=private(13)).message1
-    message = _changed(good, data)
-    answer = attempt(
-        lambda: noise.Responder.respond(
-            message, psk=PSK, client_static=QR_KEY.public_key(), ephemeral=private(17)
-        )
-    )
-    assert (answer is not None) == (message == good)
-    assert attempt(lambda: _respond(data)) is None or data == good
+def noise_kn_message1(data: bytes) -> None:
+    _check_message1(data, KN_INITIATOR, KN_RESPONDER)
 
 
 @target
-def noise_message2(data: bytes) -> None:
-    initiator = noise.Initiator(psk=PSK, static=QR_KEY, ephemeral=private(13))
-    good = _respond(initiator.message1).message2
-    message = _changed(good, data)
-    finished = attempt(lambda: initiator.finish(message))
+def noise_kn_message2(data: bytes) -> None:
+    _check_message2(data, KN_INITIATOR, KN_RESPONDER)
+
+
+@target
+def noise_nk_message1(data: bytes) -> None:
+    _check_message1(data, NK_INITIATOR, NK_RESPONDER)
+
+
+@target
+def noise_nk_message2(data: bytes) -> None:
+    _check_message2(data, NK_INITIATOR, NK_RESPONDER)
+
+
+KN_INITIATOR: Final[dict[str, Any]] = {"psk": PSK, "static": QR_KEY, "ephemeral": private(13)}
+KN_RESPONDER: Final[dict[str, Any]] = {
+    "psk": PSK,
+    "client_static": QR_KEY.public_key(),
+    "ephemeral": private(17),
+}
+NK_INITIATOR: Final[dict[str, Any]] = {
+    "psk": PSK,
+    "authenticator_static": PHONE_KEY.public_key(),
+    "ephemeral": private(13),
+}
+NK_RESPONDER: Final[dict[str, Any]] = {"psk": PSK, "static": PHONE_KEY, "ephemeral": private(17)}
+
+
+def _check_message1(change: bytes, initiator: dict[str, Any], responder: dict[str, Any]) -> None:
+    good = noise.Initiator(**initiator).message1
+    for message in (_changed(good, change), change):
+        answer = attempt(lambda message=message: noise.Responder.respond(message, **responder))  # type: ignore[misc]
+        assert (answer is not None) == (message == good)
+
+
+def _check_message2(change: bytes, initiator: dict[str, Any], responder: dict[str, Any]) -> None:
+    begun = noise.Initiator(**initiator)
+    good = noise.Responder.respond(begun.message1, **responder).message2
+    message = _changed(good, change)
+    finished = attempt(lambda: begun.finish(message))
     assert (finished is not None) == (message == good)
     with suppress(LocalProtocolError):
-        initiator.finish(good)
+        begun.finish(good)
         raise AssertionError("a second try was allowed")
-
-
-def _respond(message1: bytes) -> noise.Responder:
-    return noise.Responder.respond(
-        message1, psk=PSK, client_static=QR_KEY.public_key(), ephemeral=private(17)
-    )
 
 
 def _changed(good: bytes, change: bytes) -> bytes:
