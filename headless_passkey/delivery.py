@@ -101,20 +101,22 @@ class RelayDelivery:
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
         """Until the request has ended. Once it is claimed, a relay that goes away stops nothing."""
-        claimed = False
+        claimed, error = False, None
         try:
             async with aclosing(self._relay.watch(self._request_id)) as states:
                 async for status in states:
                     self._over = status.state.terminal
                     error = status.error()
                     if error is not None:
-                        raise error
+                        break
                     claimed = claimed or status.claimed_by is not None
                     yield Progress(state=status.state, claimed_by=status.claimed_by)
-        except TransportError as error:
+        except TransportError as away:
             if not claimed:
                 raise
-            logger.warning("the relay went away while the phone is on its way: %s", error)
+            logger.warning("the relay went away while the phone is on its way: %s", away)
+        if error is not None:
+            raise error
 
     async def finish(self, outcome: str, reason: str | None = None) -> None:
         if self._over:
