@@ -104,7 +104,8 @@ class World:
 
     async def restart(self, name: str) -> None:
         """Start a server that has ended again, where it was and with what it had stored."""
-        _, command = self.servers[name]
+        ended, command = self.servers[name]
+        self.programs.remove(ended)
         program = await self.run(name, *command)
         await program.line()
         self.servers[name] = program, command

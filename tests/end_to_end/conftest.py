@@ -41,10 +41,11 @@ async def home(world: World, tidy: None) -> Home:
 @pytest_asyncio.fixture(loop_scope="module")
 async def tidy(world: World) -> AsyncIterator[None]:
     """What a test started ends with it, and none of it was at fault."""
-    before = len(world.programs)
+    before = set(map(id, world.programs))
     yield
     servers = [program for program, _ in world.servers.values()]
-    started = [program for program in world.programs[before:] if program not in servers]
+    new = [program for program in world.programs if id(program) not in before]
+    started = [program for program in new if program not in servers]
     for program in started:
         program.kill()
         await program.wait()
