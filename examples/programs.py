@@ -79,14 +79,14 @@ class Program:
             raise ProgramFailed(f"{self.name} ended with status {status}: {self.last_words}")
         return line.decode().rstrip("\n")
 
-    async def stage(self, name: str, *, timeout: float = START_TIMEOUT) -> dict[str, Any]:  # noqa: ASYNC109
-        """The next event of that stage on its stderr; `ProgramFailed` when it ends, or time does, before one."""
+    async def stage(self, *names: str, timeout: float = START_TIMEOUT) -> dict[str, Any]:  # noqa: ASYNC109
+        """The next event of such a stage on its stderr; `ProgramFailed` when it ends, or time does, before one."""
 
         def is_it(line: str) -> bool:
             said = event(line)
-            return said is not None and said.get("stage") == name
+            return said is not None and said.get("stage") in names
 
-        said = event(await self._line(is_it, f"to come to {name!r}", timeout))
+        said = event(await self._line(is_it, f"to come to {' or '.join(names)}", timeout))
         return said or {}
 
     async def says(self, words: str, *, timeout: float = START_TIMEOUT) -> str:  # noqa: ASYNC109

@@ -197,9 +197,9 @@ async def test_companion_ends_while_its_phone_verifies_and_the_device_knows_at_o
 
 async def test_relay_is_away_when_the_device_wants_it_and_comes_back(world: World, home: Home) -> None:
     await end_server(world, "relay", KILL)
-    device = await world.device(home.hub, "sign-in")
+    device = await world.device(home.hub, "sign-in", "--log-level", "debug")
     companion = await world.start_companion(home.phone, "--once")
-    await companion.stage("unreachable")
+    await device.says("cannot be reached")
     await world.restart("relay")
     assert (await ends(device), await ends(companion)) == (0, 0)
 
