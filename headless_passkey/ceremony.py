@@ -23,8 +23,10 @@ from headless_passkey.errors import (
     RemoteProtocolError,
 )
 from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.origins import check_origin, is_within
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.radio.choose import open_radio
+from headless_passkey.related_origins import fetch_related_origins
 from headless_passkey.relay import Relay
 from headless_passkey.sign_in import Ask, Delivery, OptionsSource, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.tls import tls_context
@@ -35,7 +37,7 @@ from headless_passkey.webauthn import (
     Options,
     RegistrationOptions,
     base64url,
-    check_origin,
+    foreign_rp_id,
     from_base64url,
 )
 
@@ -85,12 +87,14 @@ class Ceremony:
             http = await stack.enter_async_context(open_session(self._tls))
             conduit = None if args.rp is None else self._conduit(http)
             if conduit is None:
-                known = await self._known_options(deadline)
+                known = await self._known_options(http, deadline)
                 options: OptionsSource = known
                 ask = Ask.of(known, **more)
             else:
-                options = conduit.begin
-                ask = Ask(kind=self._kind, origin=conduit.origin, rp_id=args.rp_id or conduit.host, **more)
+                options, rp_id = conduit.begin, args.rp_id or conduit.host
+                if not is_within(conduit.host, rp_id):
+                    more["related"] = await fetch_related_origins(http, rp_id)
+                ask = Ask(kind=self._kind, origin=conduit.origin, rp_id=rp_id, **more)
             self._tell_digits()
             signed_in = await sign_in(
                 ask,
@@ -109,7 +113,7 @@ class Ceremony:
         else:
             out(json.dumps(conduit.session.to_json()))
 
-    async def _known_options(self, deadline: float) -> Options:
+    async def _known_options(self, http: aiohttp.ClientSession, deadline: float) -> Options:
         """What --options holds, for the origin that --origin names."""
         try:
             origin = check_origin(self._args.origin)
@@ -121,8 +125,10 @@ class Ceremony:
         except TimeoutError as error:
             message = f"the options did not come within {self._args.timeout:g} seconds"
             raise NotApproved(Outcome.EXPIRED, message) from error
+        foreign = foreign_rp_id(text, origin=origin)
+        related = None if foreign is None else await fetch_related_origins(http, foreign)
         parse = AuthenticationOptions.parse if self._kind is Hint.GET_ASSERTION else RegistrationOptions.parse
-        return parse(text, origin=origin)
+        return parse(text, origin=origin, related=related)
 
     def _conduit(self, http: aiohttp.ClientSession) -> Conduit:
         args = self._args

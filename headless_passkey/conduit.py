@@ -11,8 +11,9 @@ from urllib.parse import urlsplit
 
 from headless_passkey.errors import RemoteProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.origins import check_origin
 from headless_passkey.proven_http import Members, Problem, ProvenHttp
-from headless_passkey.webauthn import Credential, check_origin
+from headless_passkey.webauthn import Credential
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +88,8 @@ class Conduit:
 
     async def complete(self, credential: Credential) -> None:
         """Hand in the response; `session` is there afterwards."""
-        answer = await self._call(
-            "result", {"ceremony": self._ceremony, "response": credential.response}, patience=0
-        )
+        body = {"ceremony": self._ceremony, "response": credential.for_relying_party()}
+        answer = await self._call("result", body, patience=0)
         self.session = Session.parse(answer)
 
     async def _call(self, step: str, body: dict[str, Any], *, patience: float = 10.0) -> Members:

@@ -37,6 +37,7 @@ from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.tunnel import Tunnel, open_tunnel
 from headless_passkey.webauthn import AuthenticationOptions, Credential, Options, RegistrationOptions
@@ -75,6 +76,7 @@ class StageEvent:
     stage: Stage
     elapsed: float  # seconds since the ceremony began
     detail: Mapping[str, str | int] = field(default_factory=dict)  # never a secret
+    phone: GetInfoResponse | None = None  # what the phone says of itself, at CHANNEL_OPEN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,8 +88,10 @@ class Ask:
     rp_id: str
     rp_name: str | None = None  # shown on the companion, as the device's word
     note: str | None = None  # shown on the companion
-    digits: str | None = field(default=None, repr=False)  # to be typed on the companion, where the device can show or speak them
+    # to be typed on the companion, where the device can show or speak them
+    digits: str | None = field(default=None, repr=False)
     user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
+    related: RelatedOrigins | None = None  # what the RP ID's host says, where the origin is of another domain
 
     @classmethod
     def of(cls, options: Options, **more: Any) -> "Ask":
@@ -147,7 +151,7 @@ async def sign_in(
 ) -> SignedIn:
     """One ceremony, from FIDO URL to checked response.
 
-    options: known options, or a callable asked for WebAuthn options JSON once the phone is there.
+    options: known options, or a callable asked for them once the phone is there, as WebAuthn JSON or parsed.
     tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
     tls: whom to believe on the tunnel; None means the system's roots. timeout: seconds for everything.
     settle: takes the response to the relying party; only after it is the request reported as completed.
@@ -235,11 +239,11 @@ class _Corridor:
             raise _first(errors) from None
         return signed_in
 
-    def report(self, stage: Stage, **detail: str | int) -> None:
+    def report(self, stage: Stage, *, phone: GetInfoResponse | None = None, **detail: str | int) -> None:
         self.stage = stage
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
-        self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail))
+        self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone))
 
     async def farewell(self, outcome: str, reason: str | None) -> None:
         """Tell the delivery how it ended; what cannot be told in time expires by itself."""
@@ -355,7 +359,7 @@ class _Corridor:
             finally:
                 self._tried_in_vain(eid)  # matters only if it was
             if not self._reached.done():
-                self.report(Stage.CHANNEL_OPEN)
+                self.report(Stage.CHANNEL_OPEN, phone=get_info)
                 self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
 
     async def _exchange(self, reached: _Reached) -> tuple[Credential, bool]:
@@ -365,7 +369,7 @@ class _Corridor:
             raise TrustError(
                 TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
             )
-        await reached.tunnel.send(reached.channel.send(options.ctap_request()))
+        await reached.tunnel.send(reached.channel.send(options.ctap_request(reached.get_info)))
         self.report(Stage.REQUEST_SENT)
         reply = await self._reply(reached)
         with suppress(TransportError):  # phones often hang up right after the reply
@@ -389,9 +393,13 @@ class _Corridor:
         """The options, when they ask for what was announced."""
         options = self._options
         if callable(options):
-            is_get = self._ask.kind is Hint.GET_ASSERTION
-            parse = AuthenticationOptions.parse if is_get else RegistrationOptions.parse
-            options = parse(await options(), origin=self._ask.origin)
+            given = await options()
+            if isinstance(given, AuthenticationOptions | RegistrationOptions):
+                options = given
+            else:
+                is_get = self._ask.kind is Hint.GET_ASSERTION
+                parse = AuthenticationOptions.parse if is_get else RegistrationOptions.parse
+                options = parse(given, origin=self._ask.origin, related=self._ask.related)
             self._check_options(options)
         return options
 

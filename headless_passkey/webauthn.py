@@ -3,24 +3,29 @@
 `AuthenticationOptions` and `RegistrationOptions` are what a relying party sends. Each knows the CTAP command
 it turns into, and checks and dresses the phone's reply as the JSON the relying party expects. The origin is
 the device's own word, so `parse` insists that the RP ID belongs to it.
+
+Where the options leave something out, or a phone lacks something, this is what happens: no ``rp.name``, the RP ID
+stands for it; no ``user.displayName``, the name does; no ``user.name``, an error, since a passkey without one
+cannot be told from another; a word of a later WebAuthn is as good as none; ``residentKey: preferred`` and
+``userVerification: preferred`` are asked of phones that can do it; ``required`` is an error where the phone
+cannot. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
 """
 
 import hashlib
 import hmac
 import json
-import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
-from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.client_extensions import AuthenticationExtensions, RegistrationExtensions
+from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
     GetAssertionRequest,
@@ -32,17 +37,15 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.keys import parse_uncompressed
+from headless_passkey.origins import RelatedOrigins, check_origin, host_of, is_within
 
 MAX_JSON_SIZE: Final = 64 * 1024
 DEFAULT_ALGORITHMS: Final = (-7, -257)  # what WebAuthn assumes for an empty list: ES256, RS256
 
 _REQUIREMENTS: Final = ("required", "preferred", "discouraged")
 _CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
+_HINTS: Final = ("security-key", "client-device", "hybrid")
 _USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
-_HOST: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
-_ADDRESS: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")  # ends in a number: an IPv4 address to browsers
-_MAX_HOST_SIZE: Final = 253
-_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +58,16 @@ class Credential:
     user_name: str | None = field(repr=False, default=None)
 
     def to_json(self) -> str:
-        """The response on one line."""
+        """The response on one line, as a browser's ``toJSON`` has it."""
         return json.dumps(self.response, separators=(",", ":"))
+
+    def for_relying_party(self) -> dict[str, Any]:
+        """The response without what a prf evaluated to: those are keys for this device, not for a server."""
+        outputs = self.response.get("clientExtensionResults", {})
+        if "prf" not in outputs:
+            return dict(self.response)
+        prf = {name: value for name, value in outputs["prf"].items() if name != "results"}
+        return {**self.response, "clientExtensionResults": {**outputs, "prf": prf}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,29 +81,41 @@ class AuthenticationOptions:
     challenge: bytes = field(repr=False)
     allow_list: tuple[bytes, ...] = ()  # credential IDs; empty: any discoverable credential
     user_verification: str = "preferred"
+    hints: tuple[str, ...] = ()  # where the relying party expects the passkey to be, the likeliest first
+    extensions: AuthenticationExtensions = field(default_factory=AuthenticationExtensions)
 
     @classmethod
-    def parse(cls, options: Any, *, origin: str) -> Self:
-        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``."""
+    def parse(cls, options: Any, *, origin: str, related: RelatedOrigins | None = None) -> Self:
+        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``.
+
+        related: what the RP ID's host says of other origins, where the origin is not within the RP ID.
+        """
         values = _options_object(options)
+        allow_list = _descriptor_ids(values, "allowCredentials")
         return cls(
             origin=origin,
-            rp_id=_rp_id(_text(values, "rpId"), origin),
+            rp_id=_rp_id(_text(values, "rpId"), origin, related),
             challenge=_challenge(values),
-            allow_list=_descriptor_ids(values, "allowCredentials"),
+            allow_list=allow_list,
             user_verification=_user_verification(values),
+            hints=_hints(values),
+            extensions=AuthenticationExtensions.parse(_object(values, "extensions") or {}, allow_list),
         )
 
     @property
     def client_data(self) -> bytes:
         return _client_data("webauthn.get", self.challenge, self.origin)
 
-    def ctap_request(self) -> GetAssertionRequest:
+    def ctap_request(self, phone: GetInfoResponse | None = None) -> GetAssertionRequest:
+        """The command. phone: what it said of itself; without, it is taken to be able to do everything."""
+        _check_can(phone, "uv", self.user_verification)
+        wanted = self.user_verification != "discouraged" or self.extensions.prf is not None
         return GetAssertionRequest(
             rp_id=self.rp_id,
             client_data_hash=hashlib.sha256(self.client_data).digest(),
             allow_list=self.allow_list,
-            user_verification=self.user_verification != "discouraged",
+            extensions=self.extensions.ctap_inputs(phone),
+            user_verification=wanted and _can(phone, "uv"),
         )
 
     def accept(self, payload: bytes, _peer: GetInfoResponse | None = None) -> Credential:
@@ -117,7 +140,11 @@ class AuthenticationOptions:
         if reply.user is not None:
             response["userHandle"] = base64url(reply.user.id)
         return Credential(
-            response=_credential_json(credential_id, response, {}),
+            response=_credential_json(
+                credential_id,
+                response,
+                self.extensions.results(reply.unsigned_extension_outputs, credential_id=credential_id),
+            ),
             credential_id=credential_id,
             user_handle=None if reply.user is None else reply.user.id,
             user_name=None if reply.user is None else reply.user.name,
@@ -140,25 +167,29 @@ class RegistrationOptions:
     resident_key: str = "discouraged"
     user_verification: str = "preferred"
     attestation: str = "none"
-    cred_props: bool = False
+    hints: tuple[str, ...] = ()  # where the relying party expects the passkey to be made, the likeliest first
+    extensions: RegistrationExtensions = field(default_factory=RegistrationExtensions)
 
     @classmethod
-    def parse(cls, options: Any, *, origin: str) -> Self:
-        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``."""
+    def parse(cls, options: Any, *, origin: str, related: RelatedOrigins | None = None) -> Self:
+        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``.
+
+        related: what the RP ID's host says of other origins, where the origin is not within the RP ID.
+        """
         values = _options_object(options)
         rp, user = _object(values, "rp"), _object(values, "user")
         if rp is None or user is None:
             raise RemoteProtocolError("the options have no rp or no user")
         selection = _object(values, "authenticatorSelection") or {}
-        if selection.get("authenticatorAttachment") == "platform":
+        hints = _hints(values)
+        if selection.get("authenticatorAttachment") == "platform" and "hybrid" not in hints:
             raise RemoteProtocolError("the options ask for a platform authenticator, a phone is none")
-        rp_id = _rp_id(_text(rp, "id"), origin)
+        rp_id = _rp_id(_text(rp, "id"), origin, related)
         name = _text(user, "name")
         user_id = _bytes(user, "id")
         if not name or not 1 <= len(user_id) <= 64:
             raise RemoteProtocolError("the options' user has no name, or no id of 1 to 64 bytes")
         resident_key = "required" if selection.get("requireResidentKey") is True else "discouraged"
-        extensions = _object(values, "extensions") or {}
         return cls(
             origin=origin,
             rp_id=rp_id,
@@ -170,14 +201,18 @@ class RegistrationOptions:
             resident_key=_word(selection, "residentKey", _REQUIREMENTS, default=resident_key),
             user_verification=_user_verification(selection),
             attestation=_word(values, "attestation", _CONVEYANCES, default="none"),
-            cred_props=extensions.get("credProps") is True,
+            hints=hints,
+            extensions=RegistrationExtensions.parse(_object(values, "extensions") or {}),
         )
 
     @property
     def client_data(self) -> bytes:
         return _client_data("webauthn.create", self.challenge, self.origin)
 
-    def ctap_request(self) -> MakeCredentialRequest:
+    def ctap_request(self, phone: GetInfoResponse | None = None) -> MakeCredentialRequest:
+        """The command. phone: what it said of itself; without, it is taken to be able to do everything."""
+        _check_can(phone, "uv", self.user_verification)
+        _check_can(phone, "rk", self.resident_key)
         return MakeCredentialRequest(
             client_data_hash=hashlib.sha256(self.client_data).digest(),
             rp_id=self.rp_id,
@@ -185,13 +220,19 @@ class RegistrationOptions:
             user=self.user,
             algorithms=self.algorithms,
             exclude_list=self.exclude_list,
-            resident_key=self._asks_resident_key,
-            user_verification=self.user_verification != "discouraged",
+            extensions=self.extensions.ctap_inputs(phone),
+            resident_key=self._asks_resident_key(phone),
+            user_verification=self._asks_user_verification(phone),
         )
 
-    @property
-    def _asks_resident_key(self) -> bool:
-        return self.resident_key in ("required", "preferred")
+    def _asks_resident_key(self, phone: GetInfoResponse | None) -> bool:
+        return self.resident_key == "required" or (self.resident_key == "preferred" and _can(phone, "rk"))
+
+    def _asks_user_verification(self, phone: GetInfoResponse | None) -> bool:
+        """Also where it is discouraged, when the phone would refuse without (CTAP 2.2 §6.1.2 step 6)."""
+        insists = phone is not None and not phone.options.get("makeCredUvNotRqd", False)
+        wanted = self.user_verification != "discouraged" or self.extensions.prf is not None or insists
+        return wanted and _can(phone, "uv")
 
     def accept(self, payload: bytes, peer: GetInfoResponse | None = None) -> Credential:
         """The phone's reply as RegistrationResponseJSON; `RemoteProtocolError` for one we did not ask for.
@@ -223,7 +264,9 @@ class RegistrationOptions:
             **({} if public_key is None else {"publicKey": base64url(public_key)}),
             "transports": sorted({*(peer.transports if peer else ()), "hybrid"}),
         }
-        outputs = {"credProps": {"rk": self._asks_resident_key}} if self.cred_props else {}
+        outputs = self.extensions.results(
+            reply.unsigned_extension_outputs, resident_key=self._asks_resident_key(peer)
+        )
         return Credential(
             response=_credential_json(data.credential_id, response, outputs),
             credential_id=data.credential_id,
@@ -233,6 +276,14 @@ class RegistrationOptions:
 
 
 Options = AuthenticationOptions | RegistrationOptions
+
+
+def foreign_rp_id(options: Any, *, origin: str) -> str | None:
+    """The RP ID that `options` name, when only its own host can say whether `origin` may use it; else None."""
+    values = _options_object(options)
+    named = values.get("rp", values)
+    rp_id = _text(named, "id" if "rp" in values else "rpId") if isinstance(named, Mapping) else None
+    return None if rp_id is None or is_within(host_of(check_origin(origin)), rp_id) else rp_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,27 +349,6 @@ def _public_key(cose: Mapping[int, Any]) -> bytes | None:
         raise RemoteProtocolError("a credential's public key is not a key of its algorithm") from error
 
 
-def check_origin(origin: str) -> str:
-    """`origin` itself when it is a web origin we can speak for; `LocalProtocolError` otherwise."""
-    try:
-        parts = urlsplit(origin)
-        port = parts.port
-    except ValueError as error:
-        raise LocalProtocolError("the origin is not a URL") from error
-    host = parts.hostname or ""
-    secure = parts.scheme == "https" or (
-        parts.scheme == "http" and (host == "localhost" or host.endswith(".localhost"))
-    )
-    is_name = _HOST.fullmatch(host) and not _ADDRESS.fullmatch(host) and len(host) <= _MAX_HOST_SIZE
-    has_port = port is not None and port != _DEFAULT_PORTS.get(parts.scheme)
-    if not secure or not is_name or origin != f"{parts.scheme}://{host}" + (f":{port}" if has_port else ""):
-        raise LocalProtocolError(
-            "an origin is https://NAME[:PORT], or http://localhost[:PORT], in lower case, as browsers write it:"
-            " no address, no default port"
-        )
-    return origin
-
-
 def base64url(data: bytes) -> str:
     """base64url without padding, as WebAuthn JSON has it."""
     return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
@@ -350,14 +380,31 @@ def _options_object(options: Any) -> dict[str, Any]:
     return dict(options)
 
 
-def _rp_id(rp_id: str | None, origin: str) -> str:
-    """WebAuthn §5.1.3: absent means the origin's host; otherwise a domain the host is within."""
-    host = urlsplit(check_origin(origin)).hostname or ""
-    if rp_id is None:
-        return host
-    if rp_id != host and not (host.endswith("." + rp_id) and "." in rp_id):
-        raise RemoteProtocolError("the options' RP ID does not belong to the origin")
-    return rp_id
+def _rp_id(rp_id: str | None, origin: str, related: RelatedOrigins | None) -> str:
+    """§5.1.3: absent means the origin's host; otherwise the origin must be within it, or related to it."""
+    host = host_of(check_origin(origin))
+    if rp_id is None or is_within(host, rp_id):
+        return rp_id or host
+    if related is not None and related.rp_id == rp_id and related.allow(origin):
+        return rp_id
+    raise RemoteProtocolError("the options' RP ID does not belong to the origin")
+
+
+def _can(phone: GetInfoResponse | None, option: str) -> bool:
+    return phone is None or phone.options.get(option, False)
+
+
+def _check_can(phone: GetInfoResponse | None, option: str, requirement: str) -> None:
+    if requirement == "required" and not _can(phone, option):
+        what = {"uv": "user verification", "rk": "a discoverable credential"}[option]
+        raise RemoteProtocolError(f"the options require {what}, which this phone does not offer")
+
+
+def _hints(values: Mapping[str, Any]) -> tuple[str, ...]:
+    hints = values.get("hints") or []
+    if not isinstance(hints, list) or not all(isinstance(hint, str) for hint in hints):
+        raise RemoteProtocolError("the options' hints are not a list of strings")
+    return tuple(hint for hint in hints if hint in _HINTS)
 
 
 def _algorithms(values: Mapping[str, Any]) -> tuple[int, ...]:

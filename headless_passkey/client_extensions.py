@@ -1,0 +1,279 @@
+"""Client extensions of WebAuthn Level 3, as far as phones serve them over hybrid: credProps, prf, largeBlob (§10.1).
+
+An extension's input goes to the phone as that extension's own CTAP input, and its result comes back among the
+unsigned extension outputs (CTAP 2.2 §6.1.2, §6.2.2: keys 6 and 8). That is Chromium's form of prf and
+largeBlob for phones, which have neither PIN protocols nor large-blob commands; its sources are the reference:
+device/fido/prf_input.cc, ctap_get_assertion_request.cc, ctap_make_credential_request.cc,
+device_response_converter.cc. A phone is sent only what its getInfo names. Extensions not named here are
+ignored.
+
+    prf, create     {"eval": {"first": 32 bytes, "second": 32 bytes}}       {"enabled": bool, "results": …}
+    prf, get        the same, "evalByCredential": {credential ID: {…}}      {"results": {"first": …, "second": …}}
+    largeBlob, create   {"support": "required" or "preferred"}              {"supported": bool}
+    largeBlob, get      {"read": true}                                      {"blob": deflated, "originalSize": n}
+                        {"write": deflated, "originalSize": n}              {"written": bool}
+"""
+
+import hashlib
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid.ctap2 import GetInfoResponse
+from headless_passkey.trust.signing import base64url, from_base64url
+
+MAX_BLOB_SIZE: Final = 64 * 1024  # bytes of a large blob, uncompressed
+MAX_PRF_INPUT_SIZE: Final = 64 * 1024  # bytes; it is hashed here
+
+_PRF_CONTEXT: Final = b"WebAuthn PRF\x00"
+_PRF_OUTPUT_SIZE: Final = 32
+_RAW_DEFLATE: Final = -zlib.MAX_WBITS  # RFC 1951, as large blobs are kept (CTAP 2.2 §6.10.3)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationExtensions:
+    """What a registration asks for beyond the credential."""
+
+    cred_props: bool = False
+    prf: "Prf | None" = None
+    large_blob: str | None = None  # "required" or "preferred"
+
+    @classmethod
+    def parse(cls, extensions: Mapping[str, Any]) -> Self:
+        """From AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn has an error."""
+        prf, large_blob = _object(extensions, "prf"), _object(extensions, "largeBlob")
+        if prf is not None and prf.get("evalByCredential") is not None:
+            raise RemoteProtocolError("prf.evalByCredential is for assertions: there is no credential yet")
+        if large_blob is not None and (_has(large_blob, "read") or _has(large_blob, "write")):
+            raise RemoteProtocolError("largeBlob.read and largeBlob.write are for assertions")
+        support = None
+        if large_blob is not None:
+            support = "required" if large_blob.get("support") == "required" else "preferred"
+        return cls(
+            cred_props=extensions.get("credProps") is True, prf=Prf.parse(extensions, ()), large_blob=support
+        )
+
+    def ctap_inputs(self, phone: GetInfoResponse | None) -> dict[str, Any]:
+        """What of it goes to this phone; None: a phone of which nothing is known, which gets all of it."""
+        inputs: dict[str, Any] = {}
+        if self.prf is not None and _serves(phone, "prf"):
+            inputs["prf"] = self.prf.ctap_input()
+        if self.large_blob is not None and _serves(phone, "largeBlob"):
+            inputs["largeBlob"] = {"support": self.large_blob}
+        if self.large_blob == "required" and not inputs.get("largeBlob"):
+            raise RemoteProtocolError("the options require room for a large blob, which this phone has not")
+        return inputs
+
+    def results(self, outputs: Mapping[str, Any], *, resident_key: bool) -> dict[str, Any]:
+        """The client extension results; nothing in them that was not asked for.
+
+        outputs: the phone's unsigned ones. resident_key: whether a discoverable credential was asked for.
+        """
+        results: dict[str, Any] = {}
+        if self.cred_props:
+            results["credProps"] = {"rk": resident_key}
+        if self.prf is not None:
+            output = _output(outputs, "prf")
+            enabled = _typed(output, "enabled", bool) or False
+            results["prf"] = {"enabled": enabled, **(self.prf.results(output, None) if enabled else {})}
+        if self.large_blob is not None:
+            supported = _typed(_output(outputs, "largeBlob"), "supported", bool) or False
+            if self.large_blob == "required" and not supported:
+                raise RemoteProtocolError("the phone made no room for a large blob, which was required")
+            results["largeBlob"] = {"supported": supported}
+        return results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationExtensions:
+    """What an assertion asks for beyond the signature."""
+
+    prf: "Prf | None" = None
+    read_large_blob: bool = False
+    write_large_blob: bytes | None = field(repr=False, default=None)
+
+    @classmethod
+    def parse(cls, extensions: Mapping[str, Any], allow_list: tuple[bytes, ...]) -> Self:
+        """From AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn has an error."""
+        large_blob = _object(extensions, "largeBlob") or {}
+        if _has(large_blob, "support"):
+            raise RemoteProtocolError("largeBlob.support is for registrations")
+        write = _bytes(large_blob, "write", MAX_BLOB_SIZE) if _has(large_blob, "write") else None
+        if write is not None and (_has(large_blob, "read") or len(allow_list) != 1):
+            raise RemoteProtocolError("a large blob is written for one allowed credential, and not read too")
+        return cls(
+            prf=Prf.parse(extensions, allow_list),
+            read_large_blob=large_blob.get("read") is True,
+            write_large_blob=write,
+        )
+
+    def ctap_inputs(self, phone: GetInfoResponse | None) -> dict[str, Any]:
+        """What of it goes to this phone; None: a phone of which nothing is known, which gets all of it."""
+        inputs: dict[str, Any] = {}
+        if self.prf is not None and self.prf.asks and _serves(phone, "prf"):
+            inputs["prf"] = self.prf.ctap_input()
+        if self.read_large_blob and _serves(phone, "largeBlob"):
+            inputs["largeBlob"] = {"read": True}
+        if self.write_large_blob is not None and _serves(phone, "largeBlob"):
+            inputs["largeBlob"] = {
+                "write": _deflate(self.write_large_blob),
+                "originalSize": len(self.write_large_blob),
+            }
+        return inputs
+
+    def results(self, outputs: Mapping[str, Any], *, credential_id: bytes) -> dict[str, Any]:
+        """The client extension results; nothing in them that was not asked for.
+
+        outputs: the phone's unsigned ones. credential_id: of the credential that answered.
+        """
+        results: dict[str, Any] = {}
+        if self.prf is not None:
+            results["prf"] = self.prf.results(_output(outputs, "prf"), credential_id)
+        if self.read_large_blob:
+            blob = _blob(_output(outputs, "largeBlob"))
+            results["largeBlob"] = {} if blob is None else {"blob": base64url(blob)}
+        if self.write_large_blob is not None:
+            written = _typed(_output(outputs, "largeBlob"), "written", bool) or False
+            results["largeBlob"] = {"written": written}
+        return results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrfSalts:
+    """Where a pseudo-random function is evaluated: one salt, or two."""
+
+    first: bytes = field(repr=False)  # 32 bytes
+    second: bytes | None = field(repr=False, default=None)  # 32 bytes
+
+    @classmethod
+    def parse(cls, values: Any) -> Self:
+        """From AuthenticationExtensionsPRFValuesJSON: the inputs are hashed, so that no site chooses a salt."""
+        if not isinstance(values, Mapping):
+            raise RemoteProtocolError("the inputs of prf are not an object")
+        return cls(
+            first=_salt(_bytes(values, "first", MAX_PRF_INPUT_SIZE)),
+            second=_salt(_bytes(values, "second", MAX_PRF_INPUT_SIZE)) if _has(values, "second") else None,
+        )
+
+    def ctap_values(self) -> dict[str, bytes]:
+        return {"first": self.first} | ({} if self.second is None else {"second": self.second})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prf:
+    """The prf extension (§10.1.4): a pseudo-random function that only this credential can evaluate."""
+
+    eval: PrfSalts | None = None  # for any credential
+    by_credential: Mapping[bytes, PrfSalts] = field(repr=False, default_factory=dict)  # by credential ID
+
+    @classmethod
+    def parse(cls, extensions: Mapping[str, Any], allow_list: tuple[bytes, ...]) -> Self | None:
+        values = _object(extensions, "prf")
+        if values is None:
+            return None
+        by_credential = {
+            _octets(credential_id, "evalByCredential"): PrfSalts.parse(salts)
+            for credential_id, salts in (_object(values, "evalByCredential") or {}).items()
+        }
+        if not by_credential.keys() <= set(allow_list):
+            raise RemoteProtocolError(
+                "prf.evalByCredential names a credential that is not in allowCredentials"
+            )
+        return cls(
+            eval=PrfSalts.parse(values["eval"]) if _has(values, "eval") else None,
+            by_credential=by_credential,
+        )
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to evaluate."""
+        return self.eval is not None or bool(self.by_credential)
+
+    def ctap_input(self) -> dict[str, Any]:
+        inputs: dict[str, Any] = {} if self.eval is None else {"eval": self.eval.ctap_values()}
+        if self.by_credential:
+            inputs["evalByCredential"] = {
+                credential_id: salts.ctap_values() for credential_id, salts in self.by_credential.items()
+            }
+        return inputs
+
+    def results(self, output: Mapping[str, Any], credential_id: bytes | None) -> dict[str, Any]:
+        """``{"results": …}`` as far as the phone evaluated what was asked of this credential, or nothing."""
+        salts = self.eval if credential_id is None else self.by_credential.get(credential_id, self.eval)
+        values = _typed(output, "results", dict)
+        if salts is None or values is None:
+            return {}
+        asked = salts.ctap_values()
+        came = {name: _typed(values, name, bytes) for name in asked}
+        if not all(value is not None and len(value) == _PRF_OUTPUT_SIZE for value in came.values()):
+            raise RemoteProtocolError("the phone's prf results are not 32 bytes for each input")
+        return {"results": {name: base64url(value) for name, value in came.items()}}
+
+
+def _salt(value: bytes) -> bytes:
+    return hashlib.sha256(_PRF_CONTEXT + value).digest()
+
+
+def _deflate(data: bytes) -> bytes:
+    packer = zlib.compressobj(wbits=_RAW_DEFLATE)
+    return packer.compress(data) + packer.flush()
+
+
+def _blob(output: Mapping[str, Any]) -> bytes | None:
+    """The large blob that the phone keeps for the credential, unpacked; None when it keeps none."""
+    packed, size = _typed(output, "blob", bytes), _typed(output, "originalSize", int)
+    if packed is None and size is None:
+        return None
+    if packed is None or size is None or not 0 <= size <= MAX_BLOB_SIZE:
+        raise RemoteProtocolError("a large blob comes with its size, of at most 64 KiB")
+    unpacker = zlib.decompressobj(wbits=_RAW_DEFLATE)
+    try:
+        blob = unpacker.decompress(packed, size + 1)  # what unfolds into more is not unfolded further
+    except zlib.error as error:
+        raise RemoteProtocolError("the phone's large blob is not deflated data") from error
+    if len(blob) != size or not unpacker.eof or unpacker.unused_data:
+        raise RemoteProtocolError("the phone's large blob is not of the size it says")
+    return blob
+
+
+def _serves(phone: GetInfoResponse | None, extension: str) -> bool:
+    return phone is None or extension in phone.extensions
+
+
+def _output(outputs: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """One extension's output, a map; empty when the phone has none."""
+    output: Mapping[str, Any] = _typed(outputs, name, dict) or {}
+    return output
+
+
+def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
+    value = values.get(name)
+    if value is not None and type(value) is not kind:
+        raise RemoteProtocolError(f"the phone's extension output {name} is no {kind.__name__}")
+    return value
+
+
+def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    value = values.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise RemoteProtocolError(f"the options' {name} is not an object")
+    return value
+
+
+def _has(values: Mapping[str, Any], name: str) -> bool:
+    return values.get(name) is not None
+
+
+def _bytes(values: Mapping[str, Any], name: str, longest: int) -> bytes:
+    data = _octets(values.get(name), name)
+    if len(data) > longest:
+        raise RemoteProtocolError(f"the options' {name} is longer than {longest} bytes")
+    return data
+
+
+def _octets(text: Any, name: str) -> bytes:
+    if not isinstance(text, str):
+        raise RemoteProtocolError(f"the options' {name} is not base64url text")
+    return from_base64url(text)

@@ -1,0 +1,147 @@
+"""Which origin may use which RP ID (WebAuthn Level 3 §5.1.3, §5.11).
+
+An origin may use its host as RP ID, a domain that its host is within, unless that is a public suffix, or an
+RP ID whose own ``https://RP_ID/.well-known/webauthn`` names the origin. The public suffix list comes with the
+package publicsuffixlist; nothing is fetched for it. It is read at the first RP ID that is not simply the
+host, once in a process, in about 50 ms on two cores; a sign-in whose RP ID is the host never reads it.
+"""
+
+import functools
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import urlsplit
+
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+
+if TYPE_CHECKING:
+    from publicsuffixlist import PublicSuffixList
+
+MAX_LABELS: Final = (
+    5  # names, whatever their public suffix, that may share an RP ID; WebAuthn asks for 5 at least
+)
+MAX_DOCUMENT_SIZE: Final = 256 * 1024  # bytes of a well-known document, as Chromium has it
+
+_HOST: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
+_ADDRESS: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")  # ends in a number: an IPv4 address to browsers
+_MAX_HOST_SIZE: Final = 253
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+
+
+def check_origin(origin: str) -> str:
+    """`origin` itself when it is a web origin we can speak for; `LocalProtocolError` otherwise."""
+    try:
+        parts = urlsplit(origin)
+        port = parts.port
+    except ValueError as error:
+        raise LocalProtocolError("the origin is not a URL") from error
+    host = parts.hostname or ""
+    secure = parts.scheme == "https" or (
+        parts.scheme == "http" and (host == "localhost" or host.endswith(".localhost"))
+    )
+    if not secure or not is_host(host) or origin != _written(parts.scheme, host, port):
+        raise LocalProtocolError(
+            "an origin is https://NAME[:PORT], or http://localhost[:PORT], in lower case, as browsers write it:"
+            " no address, no default port"
+        )
+    return origin
+
+
+def host_of(origin: str) -> str:
+    """The host of an origin that `check_origin` has passed."""
+    return urlsplit(origin).hostname or ""
+
+
+def is_host(name: str) -> bool:
+    """Whether `name` is a host's name as browsers write it: lower case, letters, digits and hyphens, no address."""
+    return bool(_HOST.fullmatch(name)) and not _ADDRESS.fullmatch(name) and len(name) <= _MAX_HOST_SIZE
+
+
+def is_within(host: str, rp_id: str) -> bool:
+    """Whether `rp_id` is `host`, or a registrable domain suffix of it, as HTML defines that."""
+    if rp_id == host:
+        return True
+    if not is_host(rp_id) or not host.endswith("." + rp_id):
+        return False
+    suffixes = _public_suffixes()
+    public = suffixes.publicsuffix(host) or host
+    return suffixes.publicsuffix(rp_id) != rp_id and not ("." + public).endswith("." + rp_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelatedOrigins:
+    """Which other origins may use an RP ID, as its own host says (§5.11, Related Origin Requests)."""
+
+    rp_id: str
+    origins: tuple[str, ...]  # URLs as the document has them, unchecked
+
+    @classmethod
+    def parse(cls, document: bytes, *, rp_id: str) -> Self:
+        """From the document at `well_known_url`; `RemoteProtocolError` when it is not one."""
+        if len(document) > MAX_DOCUMENT_SIZE:
+            raise RemoteProtocolError("a list of related origins has 256 KiB at most")
+        try:
+            values = json.loads(document)
+        except (ValueError, RecursionError) as error:
+            raise RemoteProtocolError("the list of related origins is not JSON") from error
+        origins = values.get("origins") if isinstance(values, dict) else None
+        if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):
+            raise RemoteProtocolError("the list of related origins has no member origins that lists strings")
+        return cls(rp_id=_check_rp_id(rp_id), origins=tuple(origins))
+
+    def allow(self, origin: str) -> bool:
+        """The related origins validation procedure (§5.11.1), without its fetch.
+
+        The same name under several public suffixes counts as one label. Beyond five labels, origins with a
+        sixth are passed over; entries that are no URLs of a registrable domain are passed over as well.
+        """
+        labels: set[str] = set()
+        for entry in self.origins:
+            entry_origin, label = _read_entry(entry)
+            if label is None or (len(labels) >= MAX_LABELS and label not in labels):
+                continue
+            if entry_origin == origin:
+                return True
+            labels.add(label)
+        return False
+
+
+def well_known_url(rp_id: str) -> str:
+    """Where an RP ID's related origins are listed; `RemoteProtocolError` when it is no host's name."""
+    return f"https://{_check_rp_id(rp_id)}/.well-known/webauthn"
+
+
+def _check_rp_id(rp_id: str) -> str:
+    if not is_host(rp_id):
+        raise RemoteProtocolError("an RP ID is a domain name in lower case")
+    return rp_id
+
+
+def _read_entry(entry: str) -> tuple[str, str] | tuple[None, None]:
+    """The origin of a URL, and the label of its registrable domain: ``example`` for ``https://a.example.co.uk``."""
+    try:
+        parts = urlsplit(entry)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        return None, None
+    registrable = _public_suffixes().privatesuffix(host) if is_host(host) else None
+    if registrable is None:
+        return None, None
+    return _written(parts.scheme, host, port), registrable.partition(".")[0]
+
+
+def _written(scheme: str, host: str, port: int | None) -> str:
+    """An origin as browsers write it."""
+    return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS.get(scheme)) else f":{port}")
+
+
+@functools.cache
+def _public_suffixes() -> "PublicSuffixList":
+    try:
+        from publicsuffixlist import PublicSuffixList  # noqa: PLC0415  most sign-ins do not need it
+    except ImportError as error:
+        raise LocalProtocolError(
+            "to check this RP ID takes publicsuffixlist: pip install 'headless-passkey[device]'"
+        ) from error
+    return PublicSuffixList()
