@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import Command, GetAssertionRequest, GetInfoResponse, MakeCredentialRequest
+from headless_passkey.hybrid.linking import LinkingInformation, OfferedLink, ReadLink, discard_link
 from headless_passkey.hybrid.messages import (
     Ctap,
     Event,
+    Json,
     MessageType,
     PostHandshake,
     Shutdown,
@@ -21,8 +23,11 @@ from headless_passkey.hybrid.messages import (
     pad,
     parse_frame,
     unpad,
+    update_payload,
 )
 from headless_passkey.hybrid.noise import CipherState
+
+SignLink = Callable[[OfferedLink], LinkingInformation]
 
 _Read = TypeVar("_Read")
 
@@ -53,10 +58,14 @@ class _Channel:
 class ClientChannel(_Channel):
     """The client platform's end: learns what the phone is, sends one command at a time."""
 
-    __slots__ = ("_awaiting_reply", "_said_goodbye", "peer")
+    __slots__ = ("_awaiting_reply", "_read_link", "_said_goodbye", "peer")
 
-    def __init__(self, *, sending: CipherState, receiving: CipherState) -> None:
+    def __init__(
+        self, *, sending: CipherState, receiving: CipherState, read_link: ReadLink = discard_link
+    ) -> None:
+        """read_link: how linking information is checked, in a session that may bring some."""
         super().__init__(sending=sending, receiving=receiving)
+        self._read_link = read_link
         self._awaiting_reply = self._said_goodbye = False
         self.peer: PostHandshake | None = None
 
@@ -64,7 +73,7 @@ class ClientChannel(_Channel):
         """The first message after the handshake."""
         if self.peer is not None:
             raise LocalProtocolError("the post-handshake message has already come")
-        self.peer = self._open(message, PostHandshake.parse)
+        self.peer = self._open(message, lambda plaintext: PostHandshake.parse(plaintext, self._read_link))
         return self.peer
 
     def send(self, request: GetAssertionRequest | MakeCredentialRequest) -> bytes:
@@ -81,15 +90,17 @@ class ClientChannel(_Channel):
         return message
 
     def receive(self, message: bytes) -> Event:
-        """The event in the next message: the reply, or an update at any time."""
+        """The event in the next message: the reply, or an update at any time, its link checked."""
         if self.peer is None:
             raise LocalProtocolError("the post-handshake message comes first")
         revision = self.peer.revision
 
         def read(plaintext: bytes) -> Event:
-            event = parse_frame(plaintext if revision else frame(MessageType.CTAP, plaintext))
-            if isinstance(event, Ctap) and not self._awaiting_reply:
-                raise RemoteProtocolError("a CTAP message nobody asked for")
+            event = parse_frame(
+                plaintext if revision else frame(MessageType.CTAP, plaintext), self._read_link
+            )
+            if isinstance(event, Ctap | Json) and not self._awaiting_reply:
+                raise RemoteProtocolError(f"a {type(event).__name__.upper()} message nobody asked for")
             if self._awaiting_reply and not isinstance(event, Ctap | Update):
                 raise RemoteProtocolError(f"a CTAP reply was expected, not {type(event).__name__.lower()}")
             return event
@@ -110,19 +121,41 @@ class ClientChannel(_Channel):
 class AuthenticatorChannel(_Channel):
     """The phone's end: says what it is, then answers."""
 
-    __slots__ = ("_heard_goodbye", "_introduced", "_request_pending")
+    __slots__ = ("_heard_goodbye", "_introduced", "_request_pending", "_sign_link")
 
-    def __init__(self, *, sending: CipherState, receiving: CipherState) -> None:
+    def __init__(
+        self, *, sending: CipherState, receiving: CipherState, sign_link: SignLink | None = None
+    ) -> None:
+        """sign_link: makes linking information, in a session where the device would keep some."""
         super().__init__(sending=sending, receiving=receiving)
+        self._sign_link = sign_link
         self._introduced = self._request_pending = self._heard_goodbye = False
 
-    def post_handshake(self, get_info: GetInfoResponse) -> bytes:
-        """The first message: getInfo, and that we speak CTAP."""
+    @property
+    def may_link(self) -> bool:
+        """Whether a link can be offered: the session has a FIDO URL, which says that one is wanted."""
+        return self._sign_link is not None
+
+    def post_handshake(self, get_info: GetInfoResponse, link: OfferedLink | None = None) -> bytes:
+        """The first message: getInfo, and that we speak CTAP. A link goes better into an update."""
         if self._introduced:
             raise LocalProtocolError("the post-handshake message is sent once")
-        message = self._seal(PostHandshake(get_info=get_info).encode())
+        message = self._seal(PostHandshake(get_info=get_info).encode(self._signed(link)))
         self._introduced = True
         return message
+
+    def update(self, link: OfferedLink | None = None) -> bytes:
+        """An update with a link or without; who ever links sends one always, so that nobody can tell."""
+        if not self._introduced:
+            raise LocalProtocolError("the post-handshake message comes first")
+        return self._seal(frame(MessageType.UPDATE, update_payload(self._signed(link))))
+
+    def _signed(self, link: OfferedLink | None) -> LinkingInformation | None:
+        if link is None:
+            return None
+        if self._sign_link is None:
+            raise LocalProtocolError("this session is no place to offer a link")
+        return self._sign_link(link)
 
     def receive(self, message: bytes) -> Event:
         """The event in the next message; refuses a request before the last is answered or after a shutdown."""

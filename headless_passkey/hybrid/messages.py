@@ -3,6 +3,8 @@
 every message    = plaintext || z zero bytes || z         so that the length is a multiple of 32
 post-handshake   = CBOR map, no type byte                 authenticator → client platform, once, first
 all that follow  = type (1 byte) || payload
+
+An update is padded again, inside, so that its size does not tell whether it brings linking information.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +14,16 @@ from typing import Any, Final
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
+from headless_passkey.hybrid.linking import (
+    LinkedPhone,
+    LinkingInformation,
+    NoLink,
+    ReadLink,
+    discard_link,
+)
 
 _GRANULARITY: Final = 32
+_UPDATE_GRANULARITY: Final = 512
 _PADDING, _GET_INFO, _LINKING, _FEATURES = range(4)
 
 
@@ -41,9 +51,9 @@ class Ctap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """An update message, which may carry linking information."""
+    """An update message: a link that was checked, or why there is none."""
 
-    linking: Any = field(repr=False, default=None)  # a map, unread here
+    link: LinkedPhone | NoLink = NoLink.NOT_OFFERED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +72,11 @@ class PostHandshake:
 
     get_info: GetInfoResponse | None  # None when it does not speak CTAP
     features: tuple[str, ...] = ("ctap",)
-    linking: Any = field(repr=False, default=None)  # a map, unread here
+    link: LinkedPhone | NoLink = NoLink.NOT_OFFERED  # where links came before they came in updates
     revision: int = 1
 
     @classmethod
-    def parse(cls, plaintext: bytes) -> "PostHandshake":
+    def parse(cls, plaintext: bytes, read_link: ReadLink = discard_link) -> "PostHandshake":
         """From the unpadded plaintext; also recognises revision 0, which pads inside the plaintext."""
         revision, values = _parse_revisions(plaintext)
         features = values.get(_FEATURES, ["ctap"])
@@ -81,14 +91,17 @@ class PostHandshake:
         return cls(
             get_info=None if get_info is None else GetInfoResponse.parse(get_info),
             features=known,
-            linking=values.get(_LINKING),
+            link=read_link(values[_LINKING]) if _LINKING in values else NoLink.NOT_OFFERED,
             revision=revision,
         )
 
-    def encode(self) -> bytes:
+    def encode(self, linking: LinkingInformation | None = None) -> bytes:
+        """The plaintext, in revision 1; today the place of linking information is an update."""
         values: dict[int, Any] = {_FEATURES: list(self.features)}
         if self.get_info is not None:
             values[_GET_INFO] = self.get_info.encode()
+        if linking is not None:
+            values[_LINKING] = linking.as_map()
         return cbor.encode(values)
 
 
@@ -97,7 +110,24 @@ def frame(kind: MessageType, payload: bytes = b"") -> bytes:
     return bytes([kind]) + payload
 
 
-def parse_frame(plaintext: bytes) -> Event:
+def update_payload(linking: LinkingInformation | None) -> bytes:
+    """The payload of an update that is 512 bytes long with its type and its padding, link or no link.
+
+    Linking information with a very long contact ID makes it a multiple of that.
+    """
+    values = {} if linking is None else {_UPDATE_LINKING: linking.as_map()}
+    size = len(cbor.encode(values)) if values else 0
+    zeros = -(_UPDATE_OVERHEAD + size) % _UPDATE_GRANULARITY
+    return cbor.encode({_PADDING: bytes(zeros)} | values)
+
+
+_UPDATE_LINKING: Final = 1
+_UPDATE_OVERHEAD: Final = (
+    20  # type and CBOR heads, and 16 bytes which the outer padding fills: as Chromium counts
+)
+
+
+def parse_frame(plaintext: bytes, read_link: ReadLink = discard_link) -> Event:
     """The event in an unpadded plaintext; an unknown type or an empty message breaks the protocol."""
     if not plaintext:
         raise RemoteProtocolError("an empty message has no type")
@@ -108,7 +138,10 @@ def parse_frame(plaintext: bytes) -> Event:
         case MessageType.CTAP if payload:
             return Ctap(code=payload[0], payload=payload[1:])
         case MessageType.UPDATE:
-            return Update(linking=cbor.decode_map(payload).get(1))
+            values = cbor.decode_map(payload)
+            return Update(
+                link=read_link(values[_UPDATE_LINKING]) if _UPDATE_LINKING in values else NoLink.NOT_OFFERED
+            )
         case MessageType.JSON:
             return Json(text=payload)
         case _:

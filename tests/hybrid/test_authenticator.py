@@ -7,15 +7,36 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.hybrid.authenticator import Advertised, PhoneTransaction
-from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.ctap2 import GetInfoResponse
-from headless_passkey.hybrid.eid import Eid
+from headless_passkey.hybrid.authenticator import Advertised, LinkedPhoneTransaction, PhoneTransaction
+from headless_passkey.hybrid.channel import AuthenticatorChannel, ClientChannel
+from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
+from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetInfoResponse
+from headless_passkey.hybrid.eid import Eid, psk
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
-from headless_passkey.hybrid.keys import CURVE, generate
-from headless_passkey.hybrid.messages import Ctap, Shutdown
+from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
+from headless_passkey.hybrid.linking import ClientPayload, LinkedPhone, NoLink, OfferedLink
+from headless_passkey.hybrid.messages import Ctap, Shutdown, Update
+from headless_passkey.hybrid.noise import Initiator
 from tests.strategies import exactly
-from tests.vectors_loader import Vector, name, vectors
+from tests.vectors_loader import Vector, name, vector, vectors
+
+INFO = GetInfoResponse(versions=("FIDO_2_0",), aaguid=bytes(16))
+
+
+def private(scalar: str) -> ec.EllipticCurvePrivateKey:
+    return ec.derive_private_key(int(scalar, 16), CURVE)
+
+
+def offered(session: str) -> OfferedLink:
+    """The link that our phone offered in a recorded session."""
+    case = vector("linking", session)
+    return OfferedLink(
+        contact_id=bytes.fromhex(case["contact_id"]),
+        link_id=bytes.fromhex(case["link_id"]),
+        link_secret=bytes.fromhex(case["link_secret"]),
+        identity=private(case["authenticator_private"]),
+        name=case["device_name"],
+    )
 
 
 @pytest.mark.parametrize("case", vectors("chromium_sessions"), ids=name)
@@ -44,9 +65,143 @@ def test_a_ceremony_with_a_real_browser_is_followed_byte_by_byte(case: Vector) -
             case "message":
                 assert channel.reply(plaintext[1], plaintext[2:]) == ciphertext
             case "update":
-                assert channel._seal(plaintext) == ciphertext
+                assert channel.may_link
+                assert channel.update(offered(case["name"])) == ciphertext
             case "shutdown":
                 assert channel.receive(ciphertext) == Shutdown()
+
+
+@pytest.mark.parametrize("case", vectors("linked_sessions"), ids=name)
+def test_a_state_assisted_ceremony_with_a_real_browser_is_followed_byte_by_byte(case: Vector) -> None:
+    link = offered("chromium120-link")
+    assert uncompressed(link.identity.public_key()).hex() == case["link"]["authenticator_public"]
+    payload = ClientPayload.parse(bytes.fromhex(case["client_payload"]["header"]))
+    eid = Eid.parse(bytes.fromhex(case["advert"]["plaintext"]))
+    advertised = LinkedPhoneTransaction(link, payload).advertise(eid=eid)
+    assert advertised.service_data.hex() == case["advert"]["service_data"]
+    handshake = case["handshake"]
+    message2, channel = advertised.respond(
+        bytes.fromhex(handshake["message1"]), ephemeral=private(handshake["phone_ephemeral_private"])
+    )
+    assert message2.hex() == handshake["message2"]
+    for message in case["messages"]:
+        plaintext, ciphertext = bytes.fromhex(message["plaintext"]), bytes.fromhex(message["ciphertext"])
+        match message["kind"]:
+            case "post-handshake":
+                get_info = GetInfoResponse.parse(cbor.decode_map(plaintext)[1])
+                assert channel.post_handshake(get_info) == ciphertext
+            case "ctap":
+                assert channel.receive(ciphertext) == Ctap(code=plaintext[1], payload=plaintext[2:])
+            case "message":
+                assert channel.reply(plaintext[1], plaintext[2:]) == ciphertext
+            case "shutdown":
+                assert channel.receive(ciphertext) == Shutdown()
+
+
+def session(*, linking: bool) -> tuple[ClientChannel, AuthenticatorChannel]:
+    """Both ends of a QR-initiated session. linking: whether the device would keep a link."""
+    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1, linking=linking)
+    advertised = advertise(transaction)
+    eid = transaction.open_advert(advertised.service_data)
+    assert eid is not None
+    pending = transaction.handshake(eid)
+    message2, authenticator = advertised.respond(pending.message)
+    return pending.finish(message2), authenticator
+
+
+@pytest.mark.parametrize("place", ["update", "post-handshake message"])
+def test_a_link_offered_in_one_session_leads_to_the_next(place: str) -> None:
+    """From FIDO URL to link, and from link to a second session without any FIDO URL."""
+    device, authenticator = session(linking=True)
+    link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="A phone")
+    kept: LinkedPhone | NoLink
+    if place == "update":
+        device.receive_post_handshake(authenticator.post_handshake(INFO))
+        event = device.receive(authenticator.update(link))
+        assert isinstance(event, Update)
+        kept = event.link
+    else:
+        kept = device.receive_post_handshake(authenticator.post_handshake(INFO, link)).link
+    assert isinstance(kept, LinkedPhone)
+    assert (kept.name, kept.tunnel_domain) == ("A phone", 300)
+
+    call = StateAssistedTransaction.create(kept, hint=Hint.GET_ASSERTION)
+    advertised = LinkedPhoneTransaction(link, ClientPayload.parse(call.payload.encode())).advertise()
+    eid = call.open_advert(advertised.service_data)
+    assert eid is not None
+    pending = call.handshake(eid)
+    message2, authenticator = advertised.respond(pending.message)
+    device = pending.finish(message2)
+    device.receive_post_handshake(authenticator.post_handshake(INFO))
+    request = GetAssertionRequest(rp_id="example.com", client_data_hash=bytes(32))
+    assert authenticator.receive(device.send(request)) == Ctap(code=2, payload=request.encode())
+    assert device.receive(authenticator.reply(0, b"\xa0")) == Ctap(code=0, payload=b"\xa0")
+
+
+def test_an_update_has_one_size_with_a_link_and_without() -> None:
+    device, authenticator = session(linking=True)
+    device.receive_post_handshake(authenticator.post_handshake(INFO))
+    link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="A phone")
+    updates = [authenticator.update(), authenticator.update(link)]
+    assert [len(update) for update in updates] == [528, 528]
+    assert device.receive(updates[0]) == Update(link=NoLink.NOT_OFFERED)
+
+
+def test_a_link_is_offered_only_where_one_is_wanted() -> None:
+    """Not to a device whose FIDO URL says that it keeps none, and not in a session that came from a link."""
+    link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="A phone")
+    device, unwanted = session(linking=False)
+    linked = LinkedPhoneTransaction(
+        link, ClientPayload(link_id=link.link_id, client_nonce=bytes(16), hint=Hint.GET_ASSERTION)
+    ).advertise()
+    call = Initiator(psk=linked._psk, authenticator_static=link.identity.public_key())
+    for authenticator in (unwanted, linked.respond(call.message1)[1]):
+        assert not authenticator.may_link
+        with pytest.raises(LocalProtocolError):
+            authenticator.post_handshake(INFO, link)
+        first = authenticator.post_handshake(INFO)
+        with pytest.raises(LocalProtocolError):
+            authenticator.update(link)
+        if authenticator is unwanted:
+            device.receive_post_handshake(first)
+            assert device.receive(authenticator.update()) == Update(link=NoLink.NOT_OFFERED)
+
+
+@pytest.mark.threat("T9")
+def test_a_link_that_nobody_wanted_is_discarded_unread() -> None:
+    device, authenticator = session(linking=False)
+    device.receive_post_handshake(authenticator.post_handshake(INFO))
+    update = authenticator._seal(b"\2" + cbor.encode({1: {5: b"not even a name"}}))
+    assert device.receive(update) == Update(link=NoLink.OUT_OF_PLACE)
+
+
+@pytest.mark.threat("T9")
+def test_a_link_made_for_another_session_is_dropped_and_the_session_goes_on() -> None:
+    sessions = [session(linking=True) for _ in range(2)]
+    link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="A phone")
+    for device, authenticator in sessions:
+        device.receive_post_handshake(authenticator.post_handshake(INFO))
+    (device, authenticator), (_, other) = sessions
+    authenticator._sign_link = other._sign_link
+    assert device.receive(authenticator.update(link)) == Update(link=NoLink.BAD_SIGNATURE)
+    assert device.receive(authenticator.update()) == Update(link=NoLink.NOT_OFFERED)
+
+
+def test_a_client_payload_for_another_link_is_a_bug_of_the_caller() -> None:
+    link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="")
+    payload = ClientPayload(link_id=bytes(8), client_nonce=bytes(16), hint=Hint.GET_ASSERTION)
+    with pytest.raises(LocalProtocolError):
+        LinkedPhoneTransaction(link, payload)
+
+
+@pytest.mark.threat("T9")
+def test_whoever_did_not_hear_the_advert_of_a_linked_phone_is_refused() -> None:
+    link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="")
+    payload = ClientPayload(link_id=link.link_id, client_nonce=bytes(16), hint=Hint.GET_ASSERTION)
+    advertised = LinkedPhoneTransaction(link, payload).advertise()
+    guess = psk(link.link_secret, Eid.state_assisted())
+    with pytest.raises(RemoteProtocolError):
+        advertised.respond(Initiator(psk=guess, authenticator_static=link.identity.public_key()).message1)
 
 
 @given(exactly(3), st.integers(0, 0xFFFF))
@@ -137,6 +292,17 @@ def test_secrets_and_keys_do_not_show_in_a_repr() -> None:
     transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
     phone, advertised = PhoneTransaction(transaction.url), advertise(transaction)
     shown = repr((phone, advertised))
-    for kept in (transaction.url.secret, advertised._psk):
+    link = OfferedLink.create(contact_id=b"CONTACT", identity=generate(), name="")
+    payload = ClientPayload(link_id=link.link_id, client_nonce=b"n" * 16, hint=Hint.GET_ASSERTION)
+    linked = LinkedPhoneTransaction(link, payload)
+    shown += repr((linked, linked.advertise()))
+    for kept in (
+        transaction.url.secret,
+        advertised._psk,
+        link.contact_id,
+        link.link_secret,
+        payload.client_nonce,
+        linked.advertise()._psk,
+    ):
         assert repr(kept) not in shown
         assert kept.hex() not in shown

@@ -16,9 +16,14 @@ from hypothesis.stateful import (
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.hybrid.authenticator import PhoneTransaction
+from headless_passkey.hybrid.authenticator import (
+    Advertised,
+    LinkedAdvertised,
+    LinkedPhoneTransaction,
+    PhoneTransaction,
+)
 from headless_passkey.hybrid.channel import AuthenticatorChannel, ClientChannel
-from headless_passkey.hybrid.client_platform import QrTransaction
+from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import (
     Command,
     GetAssertionRequest,
@@ -26,6 +31,8 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialRequest,
 )
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.keys import generate, uncompressed
+from headless_passkey.hybrid.linking import LinkedPhone, NoLink, OfferedLink
 from headless_passkey.hybrid.messages import (
     Ctap,
     Event,
@@ -120,7 +127,8 @@ def test_a_real_session_from_the_clients_end(case: Vector) -> None:
                 events.append(channel.receive(ciphertext))
     assert isinstance(events[-1], Ctap)
     assert events[-1].code == 0
-    assert all(isinstance(event, Update) and event.linking is not None for event in events[:-1])
+    # nothing to check a link with: the key in the FIDO URL is the browser's own
+    assert all(event == Update(link=NoLink.OUT_OF_PLACE) for event in events[:-1])
 
 
 @given(
@@ -158,16 +166,17 @@ def test_messages_are_a_multiple_of_32_and_a_tag() -> None:
 
 def test_updates_may_come_at_any_moment() -> None:
     device, authenticator = met()
-    update = frame(MessageType.UPDATE, cbor.encode({1: {5: "phone"}}))
-    assert device.receive(authenticator._seal(update)) == Update(linking={5: "phone"})
+    nothing = Update(link=NoLink.NOT_OFFERED)
+    assert device.receive(authenticator.update()) == nothing
     authenticator.receive(device.send(REQUEST))
-    assert device.receive(authenticator._seal(update)) == Update(linking={5: "phone"})
+    assert device.receive(authenticator.update()) == nothing
     assert device.receive(authenticator.reply(0)) == Ctap(code=0, payload=b"")
     goodbye = device.shutdown()
     assert goodbye is not None
     assert authenticator.receive(goodbye) == Shutdown()
-    assert device.receive(authenticator._seal(update)) == Update(linking={5: "phone"})
-    assert authenticator.receive(device._seal(update)) == Update(linking={5: "phone"})
+    assert device.receive(authenticator.update()) == nothing
+    link = frame(MessageType.UPDATE, cbor.encode({1: {5: "phone"}}))
+    assert authenticator.receive(device._seal(link)) == Update(link=NoLink.OUT_OF_PLACE)
 
 
 def test_a_shutdown_from_the_phone_after_its_reply_is_tolerated() -> None:
@@ -203,10 +212,11 @@ def test_the_client_takes_nothing_in_place_of_the_reply(kind: MessageType) -> No
 
 
 @pytest.mark.threat("T10")
-def test_the_client_takes_no_reply_that_nobody_asked_for() -> None:
+@pytest.mark.parametrize(("message", "kind"), [(b"\1\0", "CTAP"), (b"\3{}", "JSON")])
+def test_the_client_takes_no_reply_that_nobody_asked_for(message: bytes, kind: str) -> None:
     device, authenticator = met()
-    with pytest.raises(RemoteProtocolError, match="nobody asked"):
-        device.receive(authenticator._seal(b"\1\0"))
+    with pytest.raises(RemoteProtocolError, match=f"a {kind} message nobody asked for"):
+        device.receive(authenticator._seal(message))
     assert_spoiled(device, authenticator._seal(b"\2\xa0"))
 
 
@@ -293,6 +303,7 @@ def test_what_our_own_caller_may_not_do_yet_or_any_more_is_a_local_error() -> No
         lambda: device.send(REQUEST),
         lambda: device.receive(bytes(48)),
         lambda: authenticator.reply(0),
+        authenticator.update,
     ):
         with pytest.raises(LocalProtocolError):
             too_early()
@@ -343,19 +354,40 @@ def test_any_bytes_spoil_either_end(message: bytes) -> None:
             channel.receive(message)
 
 
+IDENTITY = generate()
+OFFERED = OfferedLink.create(contact_id=b"contact", identity=IDENTITY, name="A phone")
+KEPT = LinkedPhone(
+    contact_id=OFFERED.contact_id,
+    link_id=OFFERED.link_id,
+    link_secret=OFFERED.link_secret,
+    public_key=uncompressed(IDENTITY.public_key()),
+    name=OFFERED.name,
+    tunnel_domain=300,
+)
+OF_ANOTHER_SESSION = OFFERED.sign(client_static=IDENTITY.public_key(), handshake_hash=bytes(32)).as_map()
+
+
 class Sessions(RuleBasedStateMachine):
-    """Both roles from FIDO URL to goodbye, with an attacker who owns the tunnel.
+    """Both roles from FIDO URL or link to goodbye, with an attacker who owns the tunnel.
 
     A model keeps book of what each end must do. Messages wait in `up` and `down` until they are delivered,
     in order, or attacked; an attack must be refused and spoil the channel, and a new session begins.
     """
 
-    @initialize()
-    def begin(self) -> None:
-        transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1_800_000_000)
-        advertised = PhoneTransaction(FidoUrl.parse(transaction.url.encode())).advertise(
-            routing_id=b"abc", tunnel_domain=300
-        )
+    @initialize(state_assisted=st.booleans(), linking=st.booleans())
+    def begin(self, state_assisted: bool, linking: bool) -> None:  # noqa: FBT001
+        self.kind = (state_assisted, linking)
+        self.may_link = linking and not state_assisted
+        transaction: QrTransaction | StateAssistedTransaction
+        advertised: Advertised | LinkedAdvertised
+        if state_assisted:
+            transaction = StateAssistedTransaction.create(KEPT, hint=Hint.GET_ASSERTION)
+            advertised = LinkedPhoneTransaction(OFFERED, transaction.payload).advertise()
+        else:
+            transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1_800_000_000, linking=linking)
+            advertised = PhoneTransaction(FidoUrl.parse(transaction.url.encode())).advertise(
+                routing_id=b"abc", tunnel_domain=KEPT.tunnel_domain
+            )
         eid = transaction.open_advert(advertised.service_data)
         assert eid is not None
         pending = transaction.handshake(eid)
@@ -395,11 +427,21 @@ class Sessions(RuleBasedStateMachine):
             self.asked = False
             self.down.append((self.phone.reply(status, payload), Ctap(code=status, payload=payload)))
 
+    @rule(link=st.none() | st.just(OFFERED))
+    def update(self, link: OfferedLink | None) -> None:
+        if not self.introduced or (link is not None and not self.may_link):
+            with pytest.raises(LocalProtocolError):
+                self.phone.update(link)
+        else:
+            says = Update(link=NoLink.NOT_OFFERED if link is None else KEPT)
+            self.down.append((self.phone.update(link), says))
+
     @precondition(lambda self: self.introduced)
-    @rule(link=st.none() | st.binary(max_size=9))
-    def update(self, link: bytes | None) -> None:
+    @rule(link=st.none() | st.binary(max_size=9) | st.just(OF_ANOTHER_SESSION))
+    def update_badly(self, link: object) -> None:
         message = self.phone._seal(frame(MessageType.UPDATE, cbor.encode({1: link})))
-        self.down.append((message, Update(linking=link)))
+        why = NoLink.BAD_SIGNATURE if isinstance(link, dict) else NoLink.MALFORMED
+        self.down.append((message, Update(link=why if self.may_link else NoLink.OUT_OF_PLACE)))
 
     @precondition(lambda self: self.known and not self.over)
     @rule()
@@ -447,7 +489,7 @@ class Sessions(RuleBasedStateMachine):
                 receive(message)
         with pytest.raises(LocalProtocolError, match="spoiled"):
             (self.phone if upwards else self.client)._seal(b"")
-        self.begin()
+        self.begin(*self.kind)
 
     def _client_receives(self, message: bytes) -> object:
         return self.client.receive(message) if self.known else self.client.receive_post_handshake(message)

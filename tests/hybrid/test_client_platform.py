@@ -1,5 +1,7 @@
 """The device's role: a whole published session, properties, refusals."""
 
+from dataclasses import replace
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
@@ -7,16 +9,22 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import noise
-from headless_passkey.hybrid.authenticator import PhoneTransaction
-from headless_passkey.hybrid.client_platform import PendingHandshake, QrTransaction
-from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetAssertionResponse
+from headless_passkey.hybrid.authenticator import LinkedPhoneTransaction, PhoneTransaction
+from headless_passkey.hybrid.client_platform import (
+    PendingHandshake,
+    QrTransaction,
+    StateAssistedTransaction,
+    open_for_any,
+)
+from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetAssertionResponse, GetInfoResponse
 from headless_passkey.hybrid.eid import eid_key
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
-from headless_passkey.hybrid.keys import CURVE, KeyPurpose, compressed, derive
+from headless_passkey.hybrid.keys import CURVE, KeyPurpose, compressed, derive, uncompressed
+from headless_passkey.hybrid.linking import ClientPayload, LinkedPhone, OfferedLink
 from headless_passkey.hybrid.messages import Ctap
-from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.hybrid.tunnel_url import connect_url, parse_client_payload_header, tunnel_domain
 from tests.strategies import exactly, private_keys
-from tests.vectors_loader import vector
+from tests.vectors_loader import Vector, name, vector, vectors
 
 
 def test_a_sign_in_with_an_iphone_is_followed_byte_by_byte() -> None:
@@ -63,6 +71,11 @@ def test_a_fido_url_says_what_it_was_made_for(
     assert url.public_key == compressed(private.public_key())
     # key 4 is sent although false, key 6 is not sent: some phones read its list as an error
     assert (url.assigned_domains, url.linking, url.channels, url.unknown_keys) == (2, False, None, ())
+
+
+def test_a_fido_url_may_ask_for_a_link() -> None:
+    url = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1, linking=True).url
+    assert FidoUrl.parse(url.encode()).linking is True
 
 
 def test_every_transaction_has_a_key_and_a_secret_of_its_own() -> None:
@@ -117,3 +130,118 @@ def test_secrets_and_keys_do_not_show_in_a_repr() -> None:
         assert repr(kept) not in shown
         assert kept.hex() not in shown
     assert transaction.url.encode() not in shown
+
+
+# State-assisted
+
+IDENTITY = ec.derive_private_key(6, CURVE)
+
+
+def linked() -> tuple[LinkedPhone, OfferedLink]:
+    """Both ends of a link, as if a session had made it."""
+    offered = OfferedLink.create(contact_id=b"contact", identity=IDENTITY, name="A phone")
+    phone = LinkedPhone(
+        contact_id=offered.contact_id,
+        link_id=offered.link_id,
+        link_secret=offered.link_secret,
+        public_key=uncompressed(IDENTITY.public_key()),
+        name=offered.name,
+        tunnel_domain=300,
+    )
+    return phone, offered
+
+
+@pytest.mark.parametrize("case", vectors("linked_sessions"), ids=name)
+def test_what_a_real_browser_did_with_a_link_we_would_do(case: Vector) -> None:
+    """All but the handshake, whose private key the browser kept; it is followed from the phone's end."""
+    link = case["link"]
+    phone = LinkedPhone(
+        contact_id=bytes.fromhex(link["contact_id"]),
+        link_id=bytes.fromhex(link["link_id"]),
+        link_secret=bytes.fromhex(link["link_secret"]),
+        public_key=bytes.fromhex(link["authenticator_public"]),
+        name="",
+        tunnel_domain=link["tunnel_domain"],
+    )
+    sent = case["client_payload"]
+    transaction = StateAssistedTransaction.create(
+        phone, hint=Hint(sent["hint"]), client_nonce=bytes.fromhex(sent["client_nonce"])
+    )
+    base = "wss://" + tunnel_domain(phone.tunnel_domain)
+    assert transaction.contact_url(base) == base + case["tunnel"]["path"]
+    assert transaction.headers.items() <= case["tunnel"]["headers"].items()
+    eid = transaction.open_advert(bytes.fromhex(case["advert"]["service_data"]))
+    assert eid is not None
+    assert eid.encode().hex() == case["advert"]["plaintext"]
+    assert len(transaction.handshake(eid).message) == 81
+
+
+def test_a_linked_phone_is_asked_for_and_found() -> None:
+    phone, offered = linked()
+    transaction = StateAssistedTransaction.create(phone, hint=Hint.MAKE_CREDENTIAL)
+    assert transaction.contact_url("wss://localhost:8443") == "wss://localhost:8443/cable/contact/Y29udGFjdA"
+    header = transaction.headers["X-caBLE-Client-Payload"]
+    payload = ClientPayload.parse(parse_client_payload_header(header))
+    assert payload == transaction.payload
+    assert payload.hint is Hint.MAKE_CREDENTIAL
+    advertised = LinkedPhoneTransaction(offered, payload).advertise()
+    eid = transaction.open_advert(advertised.service_data)
+    assert eid is not None
+    pending = transaction.handshake(eid)
+    message2, authenticator = advertised.respond(pending.message)
+    device = pending.finish(message2)
+    info = GetInfoResponse(versions=("FIDO_2_0",), aaguid=bytes(16))
+    assert device.receive_post_handshake(authenticator.post_handshake(info)).get_info == info
+
+
+def test_every_call_has_a_nonce_of_its_own() -> None:
+    phone, _ = linked()
+    calls = [StateAssistedTransaction.create(phone, hint=Hint.GET_ASSERTION) for _ in range(3)]
+    assert len({call.payload.client_nonce for call in calls}) == 3
+
+
+@pytest.mark.threat("T9")
+def test_the_advert_of_another_link_or_another_call_is_ignored() -> None:
+    (phone, offered), (other, _) = linked(), linked()
+    call, again, for_other = (
+        StateAssistedTransaction.create(whom, hint=Hint.GET_ASSERTION) for whom in (phone, phone, other)
+    )
+    advert = LinkedPhoneTransaction(offered, call.payload).advertise().service_data
+    assert call.open_advert(advert) is not None
+    assert again.open_advert(advert) is None
+    assert for_other.open_advert(advert) is None
+
+
+def test_of_several_transactions_the_one_whose_phone_is_near_hears_it() -> None:
+    calls = [StateAssistedTransaction.create(linked()[0], hint=Hint.GET_ASSERTION) for _ in range(3)]
+    asked = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    advert = PhoneTransaction(asked.url).advertise(routing_id=b"abc", tunnel_domain=300).service_data
+    waiting: list[QrTransaction | StateAssistedTransaction] = [*calls, asked]
+    opened = open_for_any(waiting, advert)
+    assert opened == (asked, asked.open_advert(advert))
+    assert open_for_any(calls, advert) is None
+    assert open_for_any([], advert) is None
+
+
+@pytest.mark.threat("T9")
+def test_a_phone_that_knows_the_link_secret_but_not_the_key_is_refused() -> None:
+    phone, offered = linked()
+    transaction = StateAssistedTransaction.create(phone, hint=Hint.GET_ASSERTION)
+    thief = replace(offered, identity=ec.derive_private_key(7, CURVE))
+    advertised = LinkedPhoneTransaction(thief, transaction.payload).advertise()
+    eid = transaction.open_advert(advertised.service_data)
+    assert eid is not None
+    with pytest.raises(RemoteProtocolError):
+        advertised.respond(transaction.handshake(eid).message)
+
+
+@pytest.mark.threat("T11")
+def test_what_a_link_is_made_of_does_not_show_in_a_repr() -> None:
+    phone, offered = linked()
+    transaction = StateAssistedTransaction.create(phone, hint=Hint.GET_ASSERTION)
+    advertised = LinkedPhoneTransaction(offered, transaction.payload).advertise()
+    eid = transaction.open_advert(advertised.service_data)
+    assert eid is not None
+    shown = repr((transaction, transaction.handshake(eid), eid))
+    secrets = (phone.contact_id, phone.link_secret, transaction.payload.client_nonce, eid.nonce)
+    assert not [secret for secret in secrets if repr(secret) in shown or secret.hex() in shown]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
+from headless_passkey.hybrid.linking import LinkedPhone, LinkingInformation, NoLink
 from headless_passkey.hybrid.messages import (
     Ctap,
     Json,
@@ -21,11 +22,20 @@ from headless_passkey.hybrid.messages import (
     pad,
     parse_frame,
     unpad,
+    update_payload,
 )
 from tests.strategies import cbor_values, get_info_responses
 from tests.vectors_loader import Vector, name, vector, vectors
 
 GET_INFO = GetInfoResponse(versions=("FIDO_2_0",), aaguid=bytes(16), options={"uv": True})
+LINK = LinkedPhone(
+    contact_id=b"SECRET",
+    link_id=bytes(8),
+    link_secret=b"SECRET" * 5,
+    public_key=bytes(65),
+    name="phone",
+    tunnel_domain=1,
+)
 
 
 @pytest.mark.parametrize("case", vectors("padding", op="pad"), ids=name)
@@ -49,6 +59,40 @@ def test_a_known_frame(case: Vector) -> None:
     payload = bytes.fromhex(case["payload"])
     assert frame(MessageType(case["type"]), payload).hex() == case["frame"]
     assert parse_frame(bytes.fromhex(case["frame"])) == Json(text=payload)
+
+
+@pytest.mark.parametrize("case", vectors("linking", op="update-message"), ids=name)
+def test_a_known_update_has_512_bytes_whatever_it_brings(case: Vector) -> None:
+    linking = None
+    if case["linking_cbor"] is not None:
+        linking = LinkingInformation.parse(cbor.decode(bytes.fromhex(case["linking_cbor"])))
+    update = frame(MessageType.UPDATE, update_payload(linking))
+    assert update.hex() == case["plaintext"]
+    assert len(pad(update)) == case["padded_length"]
+
+
+def test_an_update_of_a_real_phone_is_made_again() -> None:
+    session = vector("chromium_sessions", "chromium120-link")
+    (update,) = (message for message in session["messages"] if message["kind"] == "update")
+    plaintext = bytes.fromhex(update["plaintext"])
+    linking = LinkingInformation.parse(cbor.decode_map(plaintext[1:])[1])
+    assert frame(MessageType.UPDATE, update_payload(linking)) == plaintext
+
+
+def test_an_update_is_a_multiple_of_512_bytes_however_long_the_contact_id() -> None:
+    for size in [*range(1, 1200), 4096]:
+        linking = LinkingInformation(
+            contact_id=bytes(size),
+            link_id=bytes(8),
+            link_secret=bytes(32),
+            public_key=bytes(65),
+            name="phone",
+            signature=bytes(32),
+        )
+        update = pad(frame(MessageType.UPDATE, update_payload(linking)))
+        assert len(update) % 512 == 0
+        assert len(update) <= 512 * (2 + size // 512)
+        assert cbor.decode_map(unpad(update)[1:])[1] == linking.as_map()
 
 
 @pytest.mark.parametrize("case", vectors("post_handshake"), ids=name)
@@ -140,10 +184,13 @@ def test_a_phone_without_ctap_is_read_too() -> None:
 
 
 def test_features_we_do_not_know_are_kept_out_of_the_way() -> None:
-    message = cbor.encode({0: bytes(9), 1: GET_INFO.encode(), 2: {1: b"link"}, 3: ["ctap", 7, "new"], 99: []})
+    message = cbor.encode(
+        {0: bytes(9), 1: GET_INFO.encode(), 2: {1: b"malformed"}, 3: ["ctap", 7, "new"], 99: []}
+    )
     parsed = PostHandshake.parse(message)
     assert parsed.features == ("ctap", "new")
-    assert parsed.linking == {1: b"link"}
+    assert parsed.link is NoLink.OUT_OF_PLACE
+    assert PostHandshake.parse(message, lambda value: NoLink(value[1].decode())).link is NoLink.MALFORMED
 
 
 REFUSED: dict[str, Any] = {
@@ -189,8 +236,10 @@ def test_frames_say_what_they_carry(payload: bytes, code: int, link: Any) -> Non
     assert parse_frame(frame(MessageType.JSON, payload)) == Json(text=payload)
     assert parse_frame(frame(MessageType.CTAP, bytes([code]) + payload)) == Ctap(code=code, payload=payload)
     update = frame(MessageType.UPDATE, cbor.encode({0: payload, 1: link, 7: None}))
-    assert parse_frame(update) == Update(linking=link)
-    assert parse_frame(frame(MessageType.UPDATE, b"\xa0")) == Update(linking=None)
+    assert parse_frame(update) == Update(link=NoLink.OUT_OF_PLACE)
+    assert parse_frame(frame(MessageType.UPDATE, b"\xa0")) == Update(link=NoLink.NOT_OFFERED)
+    read = {True: NoLink.MALFORMED}
+    assert parse_frame(update, lambda value: read[value == link]) == Update(link=NoLink.MALFORMED)
 
 
 @pytest.mark.threat("T12")
@@ -215,7 +264,7 @@ def test_what_was_said_does_not_show_in_a_repr() -> None:
     events = (
         Ctap(code=2, payload=b"SECRET"),
         Json(text=b"SECRET"),
-        Update(linking={1: b"SECRET"}),
-        PostHandshake(get_info=GET_INFO, linking={1: b"SECRET"}),
+        Update(link=LINK),
+        PostHandshake(get_info=GET_INFO, link=LINK),
     )
     assert "SECRET" not in repr(events)
