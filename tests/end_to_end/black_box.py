@@ -6,9 +6,10 @@ Nothing here knows how a program works; it knows the contract of its pipes and o
 import asyncio
 import json
 import os
+import secrets
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,6 @@ from programs import PROGRAMS
 from tests.certificates import Certificate
 
 PATIENCE: Final = 30.0  # seconds: far more than anything here takes, so that a hang is a failure
-
-# Becomes a session leader with the terminal as its own, then the program.
-_WITH_TERMINAL: Final = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
 
 
 @dataclass
@@ -113,20 +111,19 @@ async def running(
     *command: object,
     stdout: int = subprocess.PIPE,
     environment: Mapping[str, str] | None = None,
-    terminal: str | None = None,
+    in_front: Sequence[str] = (),
 ) -> AsyncIterator[Running]:
-    """``command`` of this environment as a process without a terminal, or with `terminal` as its own."""
+    """``command`` of this environment as a process. in_front: what gives it a terminal, which it lacks without."""
     name, *words = map(str, command)
     program = [name if "/" in name else str(PROGRAMS / name), *words]
-    if terminal is not None:
-        program = [str(PROGRAMS / "python"), "-c", _WITH_TERMINAL, terminal, *program]
     process = await asyncio.create_subprocess_exec(
+        *in_front,
         *program,
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=subprocess.PIPE,
         env={**os.environ, **(environment or {})},
-        start_new_session=True,
+        start_new_session=not in_front,
         limit=1 << 20,
     )
     one = Running(process)
@@ -211,8 +208,8 @@ def tunnel_service(certificate: Certificate) -> Iterator[str]:
             process.terminate()
 
 
-def write_json(folder: Path, name: str, value: object) -> Path:
-    """A JSON file in `folder`."""
-    path = folder / name
+def write_json(folder: Path, value: object) -> Path:
+    """A new JSON file in `folder`."""
+    path = folder / f"{secrets.token_hex(8)}.json"
     path.write_text(json.dumps(value))
     return path
