@@ -17,7 +17,7 @@ CAN_OPEN = {
     *(f"headless_passkey.hybrid.{module}" for module in ("keys", "noise", "channel", "messages", "ctap2")),
     *(
         f"headless_passkey.hybrid.{module}"
-        for module in ("fido_url", "eid", "client_platform", "authenticator")
+        for module in ("fido_url", "eid", "linking", "client_platform", "authenticator")
     ),
     *(f"headless_passkey.trust.{module}" for module in ("envelope", "invitation", "hpke", "checks")),
     "cryptography.hazmat.primitives.hpke",
