@@ -1,5 +1,6 @@
 """The fuzz targets hold for where they begin, and one step beside it; no fuzzer needed."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -54,9 +55,29 @@ def test_an_input_can_be_run_again(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "cbor" in capsys.readouterr().out
 
 
-def test_a_target_can_be_fuzzed_from_the_command_line() -> None:
+FUZZ = """
+import sys
+from pathlib import Path
+from tests.fuzz import run, targets
+run.WORK = Path(sys.argv[1])
+if sys.argv[2] == "broken":
+    targets.TARGETS["eid"] = lambda data: 1 // (len(data) - 17)
+sys.exit(run.main(["--seconds", "1", "eid"]))
+"""
+
+
+@pytest.mark.parametrize("state", ["whole", "broken"])
+def test_fuzzing_ends_well_or_says_what_it_found_and_how_to_see_it(tmp_path: Path, state: str) -> None:
     pytest.importorskip("atheris")
-    words = [sys.executable, "-m", "tests.fuzz.run", "--seconds", "1", "eid"]
+    words = [sys.executable, "-c", FUZZ, str(tmp_path), state]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 targets" in done.stdout
+    found = list((tmp_path / "crashes" / "eid").iterdir())
+    if state == "whole":
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "1 targets" in done.stdout
+        assert not found
+    else:
+        assert done.returncode == 1
+        assert "ZeroDivisionError" in done.stdout
+        assert f"--again eid {os.path.relpath(found[0], ROOT)}" in done.stdout
+        assert len(found[0].read_bytes()) == 17
