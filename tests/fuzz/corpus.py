@@ -89,7 +89,10 @@ def _adverts_and_tunnels() -> dict[str, list[bytes]]:
 def _messages() -> dict[str, list[bytes]]:
     posts = [bytes.fromhex(case["plaintext"]) for case in vectors("post_handshake") if "plaintext" in case]
     padded = [bytes.fromhex(case["padded"]) for case in vectors("padding") if "padded" in case]
+    links = [bytes.fromhex(case["cbor"]) for case in vectors("linking") if case["op"].startswith("linking-")]
+    updates = [bytes.fromhex(case["plaintext"]) for case in vectors("linking", op="update-message")]
     frames = [
+        *updates,
         b"\0",
         b"\1\0",
         b"\1\2\xa0",
@@ -103,10 +106,12 @@ def _messages() -> dict[str, list[bytes]]:
     opening = bytes([len(pad(info))]) + pad(info)
     return {
         "padding": padded,
+        "linking-information": links,
+        "client-payload": [bytes.fromhex(vectors("linking", op="client-payload")[0]["cbor"])],
         "post-handshake": posts,
         "message-frame": frames,
         "channel-to-client": [b"\xff" + pad(posts[0]), opening, *(opening + piece * 2 for piece in pieces)],
-        "channel-to-authenticator": [pieces[2] * 2 + pieces[0], *pieces],
+        "channel-to-authenticator": [b"".join(pieces[:3]), *pieces],
         "channel-ciphertext": [bytes(16), bytes(48)],
     }
 
@@ -178,7 +183,23 @@ def _webauthn() -> dict[str, list[bytes]]:
         data = page["credential"]["response"].get("authenticatorData")
         if data is not None:
             found["authenticator-data"].append(from_base64url(data))
+    values = {"first": bytes(32), "second": bytes(32)}
+    blob = {"blob": b"\x03\0", "originalSize": 0}
+    documents = [b'{"origins": ["https://other.example", "https://login.example:443"]}', b'{"origins": []}']
+    extensions = {
+        "prf": {"eval": {"first": "AAAA"}, "evalByCredential": {"AAAA": {"first": "BBBB", "second": "AAAA"}}},
+        "largeBlob": {"read": True},
+    }
+    allowed = [{"type": "public-key", "id": "AAAA"}]
+    found["authentication-options"].append(
+        json.dumps({"challenge": "AAAA", "allowCredentials": allowed, "extensions": extensions}).encode()
+    )
     return found | {
+        "related-origins": documents,
+        "extension-outputs": [
+            cbor.encode({"prf": {"results": values}, "largeBlob": blob}),
+            cbor.encode({"prf": {"results": {"first": bytes(32)}}}),
+        ],
         "authentication-reply": [
             cbor.encode({1: {"id": b"id", "type": "public-key"}, 2: _data(0x05), 3: b"0\0", 4: {"id": b"u"}})
         ],

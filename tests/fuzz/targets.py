@@ -31,6 +31,7 @@ from headless_passkey.hybrid.ctap2 import (
     GetInfoResponse,
     MakeCredentialRequest,
     MakeCredentialResponse,
+    User,
 )
 from headless_passkey.hybrid.eid import (
     Eid,
@@ -41,7 +42,15 @@ from headless_passkey.hybrid.eid import (
     seal_advert,
 )
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, decode_digits, encode_digits
-from headless_passkey.hybrid.keys import CURVE
+from headless_passkey.hybrid.keys import CURVE, parse_uncompressed
+from headless_passkey.hybrid.linking import (
+    ClientPayload,
+    LinkedPhone,
+    LinkingInformation,
+    NoLink,
+    link_signature,
+    read_link,
+)
 from headless_passkey.hybrid.messages import (
     Ctap,
     Json,
@@ -65,6 +74,7 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_path,
     parse_routing_id,
 )
+from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.pipe import parse_advert_line
 from headless_passkey.trust import envelope as _envelope
 from headless_passkey.trust import ring as _ring
@@ -344,7 +354,7 @@ def message_frame(data: bytes) -> None:
 @target
 def channel_to_client(data: bytes) -> None:
     """Whatever plaintexts a phone may send, in any order: an event each, or the end of the channel."""
-    channel = ClientChannel(sending=CipherState(bytes(32)), receiving=CipherState(PSK))
+    channel = ClientChannel(sending=CipherState(bytes(32)), receiving=CipherState(PSK), read_link=_read_link)
     phone = CipherState(PSK)
     first, *others = _plaintexts(data)
     if attempt(lambda: channel.receive_post_handshake(phone.encrypt(first))) is None:
@@ -400,6 +410,39 @@ def _assert_spoiled(act: Callable[[], object]) -> None:
     except LocalProtocolError:
         return
     raise AssertionError("a spoiled channel went on")
+
+
+# Links
+
+
+@target
+def linking_information(data: bytes) -> None:
+    """`data` as the map of a link: parsed, read with whatever signature it has, and read with the right one."""
+    value = attempt(lambda: _cbor.decode(data))
+    if value is None:
+        return
+    linking = attempt(lambda: LinkingInformation.parse(value))
+    assert (_read_link(value) is NoLink.MALFORMED) == (linking is None)
+    if linking is None:
+        return
+    assert LinkingInformation.parse(linking.as_map()) == linking
+    assert linking.name.isprintable()
+    signature = link_signature(QR_KEY, parse_uncompressed(linking.public_key), HANDSHAKE_HASH)
+    assert isinstance(_read_link(linking.as_map() | {6: signature}), LinkedPhone)
+
+
+def _read_link(value: Any) -> LinkedPhone | NoLink:
+    return read_link(value, static=QR_KEY, handshake_hash=HANDSHAKE_HASH, tunnel_domain=300)
+
+
+HANDSHAKE_HASH: Final = bytes(32)
+
+
+@target
+def client_payload(data: bytes) -> None:
+    payload = attempt(lambda: ClientPayload.parse(data))
+    if payload is not None:
+        assert ClientPayload.parse(payload.encode()) == payload
 
 
 # CTAP2
@@ -465,6 +508,15 @@ def registration_options(data: bytes) -> None:
 AUTHENTICATION: Final = AuthenticationOptions.parse(
     {"challenge": "AAAA", "rpId": "login.example", "userVerification": "required"}, origin=ORIGIN
 )
+WITH_EXTENSIONS: Final = AuthenticationOptions.parse(
+    {
+        "challenge": "AAAA",
+        "rpId": "login.example",
+        "allowCredentials": [{"type": "public-key", "id": "AAAA"}],
+        "extensions": {"largeBlob": {"read": True}, "prf": {"eval": {"first": "AAAA", "second": "BBBB"}}},
+    },
+    origin=ORIGIN,
+)
 REGISTRATION: Final = RegistrationOptions.parse(
     {
         "challenge": "AAAA",
@@ -472,10 +524,44 @@ REGISTRATION: Final = RegistrationOptions.parse(
         "user": {"id": "AAAA", "name": "ada", "displayName": "Ada"},
         "pubKeyCredParams": [{"type": "public-key", "alg": number} for number in (-7, -8, -257)],
         "attestation": "direct",
-        "extensions": {"credProps": True},
+        "extensions": {
+            "credProps": True,
+            "prf": {"eval": {"first": "AAAA"}},
+            "largeBlob": {"support": "preferred"},
+        },
     },
     origin=ORIGIN,
 )
+
+
+@target
+def related_origins(data: bytes) -> None:
+    related = attempt(lambda: RelatedOrigins.parse(data, rp_id="other.example"))
+    if related is not None and related.allow(ORIGIN):
+        entries = (entry.translate(URL_PARSERS_IGNORE).lower() for entry in related.origins)
+        assert any("https:" in entry and "login.example" in entry for entry in entries)
+
+
+URL_PARSERS_IGNORE: Final = dict.fromkeys(map(ord, "\t\r\n"))
+
+
+@target
+def extension_outputs(data: bytes) -> None:
+    """`data` as the unsigned extension outputs of an otherwise good reply."""
+    outputs = attempt(lambda: _cbor.decode_map(data))
+    if outputs is None:
+        return
+    made = GetAssertionResponse(
+        auth_data=hashlib.sha256(b"login.example").digest() + b"\5" + bytes(4),
+        signature=b"0\0",
+        credential_id=b"\0\0\0",
+        user=User(id=b"ada"),
+        unsigned_extension_outputs=outputs,
+    )
+    payload = made.encode()
+    credential = attempt(lambda: WITH_EXTENSIONS.accept(payload))
+    if credential is not None:
+        json.loads(credential.to_json())
 
 
 @target
