@@ -1,0 +1,98 @@
+"""Somebody at a real browser with a virtual authenticator: Chromium's own WebAuthn, without a finger to touch.
+
+The authenticator is Chromium's (the WebAuthn domain of the DevTools protocol), so client data, signatures
+and refusals of the browser are what people get. It lives as long as its page.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from playwright.async_api import Browser, CDPSession, ConsoleMessage, Page
+
+# What Chromium writes to the console when a page breaks its own policy.
+POLICY: Final = re.compile(r"Content Security Policy|Permissions Policy|TrustedHTML|TrustedScript|Refused to")
+
+
+@dataclass
+class Visitor:
+    page: Page
+    cdp: CDPSession
+    authenticator: str
+    console: list[str] = field(default_factory=list)
+    answers: list[tuple[int, str]] = field(default_factory=list)  # status and path of what was fetched
+
+    @property
+    def complaints(self) -> list[str]:
+        """What broke a policy of the page, and what its script did not catch."""
+        return [line for line in self.console if POLICY.search(line) or line.startswith("uncaught: ")]
+
+    async def presence(self, *, touches: bool) -> None:
+        """Whether somebody touches the authenticator when it asks."""
+        await self._tell("setAutomaticPresenceSimulation", enabled=touches)
+
+    async def verified(self, *, recognises: bool) -> None:
+        """Whether the authenticator recognises its owner."""
+        await self._tell("setUserVerified", isUserVerified=recognises)
+
+    async def faults(self, **bits: bool) -> None:
+        """isBogusSignature, isBadUV, isBadUP: from now on."""
+        await self._tell("setResponseOverrideBits", **bits)
+
+    async def properties(self, **changes: bool) -> None:
+        """backupEligibility, backupState: of the one credential there is."""
+        (credential,) = await self.credentials()
+        await self._tell("setCredentialProperties", credentialId=credential["credentialId"], **changes)
+
+    async def credentials(self) -> list[dict[str, Any]]:
+        found = await self._tell("getCredentials")
+        return list(found["credentials"])
+
+    async def set_counter(self, count: int) -> None:
+        """Put the one credential back with another signature counter."""
+        (credential,) = await self.credentials()
+        await self._tell("removeCredential", credentialId=credential["credentialId"])
+        await self._tell("addCredential", credential={**credential, "signCount": count})
+
+    async def _tell(self, command: str, **parameters: Any) -> dict[str, Any]:
+        answer = await self.cdp.send(
+            f"WebAuthn.{command}", {"authenticatorId": self.authenticator, **parameters}
+        )
+        return dict(answer)
+
+
+async def visit(browser: Browser, url: str, *, transport: str = "internal", **options: Any) -> Visitor:
+    """A browser of one's own at `url`, with an authenticator behind `transport`; options: of its context."""
+    context = await browser.new_context(**options)
+    page = await context.new_page()
+    cdp = await context.new_cdp_session(page)
+    await cdp.send("WebAuthn.enable", {"enableUI": False})
+    added = await cdp.send(
+        "WebAuthn.addVirtualAuthenticator",
+        {
+            "options": {
+                "protocol": "ctap2",
+                "ctap2Version": "ctap2_1",
+                "transport": transport,
+                "hasResidentKey": True,
+                "hasUserVerification": True,
+                "isUserVerified": True,
+                "automaticPresenceSimulation": True,
+                "defaultBackupEligibility": True,
+                "defaultBackupState": True,
+            }
+        },
+    )
+    visitor = Visitor(page=page, cdp=cdp, authenticator=added["authenticatorId"])
+
+    def heard(message: ConsoleMessage) -> None:
+        visitor.console.append(f"{message.type}: {message.text}")
+
+    page.on("console", heard)
+    page.on("pageerror", lambda error: visitor.console.append(f"uncaught: {error}"))
+    page.on(
+        "response",
+        lambda answer: visitor.answers.append((answer.status, answer.url.removeprefix(url).split("?")[0])),
+    )
+    await page.goto(url)
+    return visitor
