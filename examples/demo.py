@@ -15,9 +15,11 @@ Everything is started as a user would start it; nothing of the packages is impor
 import argparse
 import asyncio
 import json
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -225,6 +227,13 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
         return status
 
 
+async def _until_terminated(story: Coroutine[Any, Any, int]) -> int:
+    """The story; SIGTERM ends it as Ctrl-C does, and every program with it."""
+    task = asyncio.ensure_future(story)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -243,14 +252,15 @@ def main() -> int:
     timeline = Timeline(args.json, console)
     try:
         with tempfile.TemporaryDirectory(prefix="headless-passkey-demo-") as folder:
+            telling = _until_terminated(demo(args, timeline, Path(folder)))
             if args.json:
-                return asyncio.run(demo(args, timeline, Path(folder)))
+                return asyncio.run(telling)
             with Live(timeline, console=console, transient=True, refresh_per_second=12):
-                return asyncio.run(demo(args, timeline, Path(folder)))
+                return asyncio.run(telling)
     except ProgramFailed as error:
         print(f"demo: {error}", file=sys.stderr)
         return 70
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         print("demo: interrupted", file=sys.stderr)
         return 130
 
