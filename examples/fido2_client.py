@@ -1,0 +1,151 @@
+"""A program written for python-fido2 uses a phone: it makes a credential, signs in with it, and a server verifies both.
+
+    python examples/fido2_client.py
+
+What a phone needs runs on this machine: a tunnel service, emulated Bluetooth, and a software phone that approves
+everything. With a real phone only `ceremony` is another: `BleakRadio()` in place of `BumbleRadio(...)`, no
+`tunnels` and no `tls`, and a delivery that reaches the phone, such as `RelayDelivery` or a QR code.
+"""
+
+import asyncio
+import sys
+import tempfile
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fido2.client import ClientError, DefaultClientDataCollector, Fido2Client, UserInteraction
+from fido2.server import Fido2Server
+from fido2.webauthn import (
+    PublicKeyCredentialRpEntity,
+    PublicKeyCredentialUserEntity,
+    ResidentKeyRequirement,
+    UserVerificationRequirement,
+)
+from programs import Certificates, Program, running
+
+from headless_passkey.ctap_device import PhoneDevice
+from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.radio.bumble import BumbleRadio
+from headless_passkey.sign_in import Ask, OptionsSource, Progress, SignedIn, StageEvent, sign_in
+from headless_passkey.tls import tls_context
+
+RP_ID, ORIGIN = "login.example", "https://login.example"
+TUNNEL_DOMAIN: Final = 300
+
+
+class Prompts(UserInteraction):
+    """What the program tells its user; python-fido2 calls it when the phone asks."""
+
+    def prompt_up(self) -> None:
+        print("           confirm on your phone")
+
+
+def program(device: PhoneDevice) -> None:
+    """As it would be with a security key: nothing here knows that the device is a phone."""
+    client = Fido2Client(device, DefaultClientDataCollector(ORIGIN), user_interaction=Prompts())
+    server = Fido2Server(PublicKeyCredentialRpEntity(id=RP_ID, name="Example"))
+
+    print("making a credential")
+    options, state = server.register_begin(
+        PublicKeyCredentialUserEntity(id=b"ada", name="ada", display_name="Ada"),
+        resident_key_requirement=ResidentKeyRequirement.REQUIRED,
+        user_verification=UserVerificationRequirement.REQUIRED,
+    )
+    credential = server.register_complete(state, client.make_credential(options.public_key)).credential_data
+    if credential is None:
+        raise SystemExit("no credential was made")
+    print(f"made:      {credential.credential_id.hex()[:16]}…, verified by the server")
+
+    for credentials, how in ((None, "whoever the user is"), ([credential], "of a user who said her name")):
+        print(f"using a credential, {how}")
+        request, state = server.authenticate_begin(credentials, UserVerificationRequirement.REQUIRED)
+        response = client.get_assertion(request.public_key).get_response(0)
+        used = server.authenticate_complete(state, [credential], response)
+        print(f"used:      {used.credential_id.hex()[:16]}…, verified by the server")
+
+
+@dataclass
+class SoftwarePhoneDelivery:
+    """Hands the FIDO URL to a software phone, a program of its own, and waits for that to end."""
+
+    command: Sequence[str | Path]
+    phone: Program | None = None
+
+    async def recipients(self) -> Sequence[str]:
+        return ("phone",)
+
+    async def submit(self, _ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:  # noqa: ARG002
+        self.phone = await Program.start("phone", *self.command)
+        await self.phone.write(urls["phone"].encode() + "\n")
+
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        yield Progress(state="opened")
+
+    async def finish(self, outcome: str, reason: str | None = None) -> None:  # noqa: ARG002
+        if self.phone is not None:
+            await (self.phone.wait() if outcome == "completed" else self.phone.stop())
+
+
+@dataclass
+class Surroundings:
+    """What runs around the program, and where."""
+
+    folder: Path
+    certificates: Certificates
+    tunnel: str  # wss://host:port
+    radio: str  # a bumble transport
+
+    def ceremony(
+        self, ask: Ask, options: OptionsSource, /, *, on_stage: Callable[[StageEvent], None]
+    ) -> Coroutine[Any, Any, SignedIn]:
+        """One ceremony, in the device's own event loop."""
+        phone = (
+            "companion-push", "phone", "--url", "-", "--uv", "accept", "--radio", f"bumble:{self.radio}",
+            "--tunnel", f"{TUNNEL_DOMAIN}={self.tunnel}", "--ca", self.certificates.ca,
+            "--credentials", self.folder / "passkeys.json",
+        )  # fmt: skip
+        return sign_in(
+            ask,
+            options,
+            delivery=SoftwarePhoneDelivery(phone),
+            radio=BumbleRadio(self.radio),
+            tunnels={TUNNEL_DOMAIN: self.tunnel},
+            tls=tls_context(self.certificates.ca),
+            timeout=60,
+            on_stage=on_stage,
+        )
+
+
+def tell(event: StageEvent) -> None:
+    print(f"{event.elapsed:8.3f} s {event.stage}")
+
+
+def use(surroundings: Surroundings) -> None:
+    with closing(PhoneDevice(surroundings.ceremony, on_stage=tell)) as device:
+        program(device)
+
+
+async def main(folder: Path) -> None:
+    certificates = Certificates.make(folder)
+    programs: list[Program] = []
+    async with running(programs):
+        service = await Program.start(
+            "tunnel service", "companion-push", "tunnel-service", "--listen", "localhost:0",
+            "--cert", certificates.cert, "--key", certificates.key,
+        )  # fmt: skip
+        programs.append(service)
+        ether = await Program.start("radio", "companion-push", "ether", "--listen", "127.0.0.1:0")
+        programs.append(ether)
+        surroundings = Surroundings(folder, certificates, await service.line(), await ether.line())
+        await asyncio.to_thread(use, surroundings)  # python-fido2 blocks; the programs are followed meanwhile
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory(prefix="fido2-client-") as work:
+        try:
+            asyncio.run(main(Path(work)))
+        except (ClientError, OSError) as error:
+            sys.exit(f"{error!r}")

@@ -1,0 +1,475 @@
+"""python-fido2's `CtapDevice` over hybrid: programs written for `Fido2Client` or `Ctap2` can use a phone.
+
+A security key is asked many things; a phone over hybrid is asked one, and hangs up. So `PhoneDevice` answers by
+itself whatever is not the one command, and runs one ceremony (`sign_in`) for each makeCredential and each
+getAssertion that needs the user::
+
+    authenticatorGetInfo              answered here: what a phone can be expected to say, or what the last phone said
+    getAssertion with up=False        answered here, NO_CREDENTIALS; its allow list is kept for the command it precedes
+    authenticatorSelection            answered here: whoever approves has selected
+    makeCredential, getAssertion      one ceremony, one command
+    anything else                     CTAP1_ERR_INVALID_COMMAND: no PIN, no management, no reset, no U2F
+
+What that changes for a program is told in docs/how-to/python-fido2.md. Needs the extra ``fido2``.
+"""
+
+import asyncio
+import errno
+import queue
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+from headless_passkey.errors import (
+    CtapError,
+    HeadlessPasskeyError,
+    LocalProtocolError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+)
+from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.ctap2 import (
+    Command,
+    GetAssertionRequest,
+    GetAssertionResponse,
+    GetInfoResponse,
+    MakeCredentialRequest,
+    MakeCredentialResponse,
+    Status,
+)
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.origins import is_host
+from headless_passkey.sign_in import Ask, OptionsSource, SignedIn, Stage, StageEvent
+from headless_passkey.webauthn import AuthenticationOptions, Credential, Options, RegistrationOptions
+
+try:
+    from fido2.ctap import STATUS, CtapDevice
+    from fido2.ctap import CtapError as Fido2Error
+    from fido2.hid import CAPABILITY, CTAPHID
+except ImportError as missing:
+    raise ImportError("this needs python-fido2: pip install 'headless-passkey[device,fido2]'") from missing
+
+MAX_MESSAGE_SIZE: Final = 60_000  # bytes of a command; a tunnel takes messages of somewhat more
+MAX_PROBES: Final = 256  # credentials remembered from an allow or exclude list
+
+_SELECTION: Final = 0x0B
+_POLL: Final = 0.05  # seconds; a threading.Event can only be asked
+_FAREWELL: Final = 10.0  # seconds for a ceremony that is cancelled to take its leave
+# options of getInfo that mean something over hybrid
+_OPTIONS: Final = frozenset({"rk", "up", "uv", "plat", "alwaysUv", "makeCredUvNotRqd"})
+_NEED_OTHER_COMMANDS: Final = frozenset({"hmac-secret", "hmac-secret-mc", "largeBlobKey"})
+_ANY_PHONE: Final = GetInfoResponse(  # what is said before a phone has spoken
+    versions=("FIDO_2_0", "FIDO_2_1"),
+    aaguid=bytes(16),
+    options={"rk": True, "up": True, "uv": True},
+    transports=("hybrid", "internal"),
+)
+
+OnKeepalive = Callable[[STATUS], None]
+
+
+class Ceremony(Protocol):
+    """`sign_in` with all its arguments but these: ``partial(sign_in, delivery=…, radio=…)``, or a function.
+
+    It runs in the device's own event loop: what belongs to a loop, such as an aiohttp session, is to be made in it.
+    """
+
+    def __call__(
+        self, ask: Ask, options: OptionsSource, /, *, on_stage: Callable[[StageEvent], None]
+    ) -> Coroutine[Any, Any, SignedIn]: ...
+
+
+class PhoneDevice(CtapDevice):
+    """A phone that is wherever its user is. One ceremony at a time; close it after use."""
+
+    def __init__(
+        self,
+        ceremony: Ceremony,
+        *,
+        origin: str | None = None,
+        on_stage: Callable[[StageEvent], None] = lambda _event: None,
+    ) -> None:
+        """origin: announced where a delivery wants one; ``https://`` and the RP ID otherwise.
+
+        on_stage: told of every stage, in the thread that waits for the phone.
+        """
+        self._ceremony, self._origin, self._on_stage = ceremony, origin, on_stage
+        self._busy = threading.Lock()
+        self._loop: _Loop | None = None
+        self._run: _Run | None = None
+        self._closed = False
+        self._phone: GetInfoResponse | None = None
+        self._probed: dict[tuple[str, bytes], None] = {}  # RP ID and credential ID, in order
+
+    @property
+    def capabilities(self) -> int:
+        return CAPABILITY.CBOR | CAPABILITY.NMSG
+
+    @classmethod
+    def list_devices(cls) -> Iterator[CtapDevice]:
+        """None: a phone is not found by looking, it comes when it is called."""
+        return iter(())
+
+    def reach(self, kind: Hint, rp_id: str, *, event: threading.Event | None = None) -> None:
+        """Announce what is to come and wait until a phone is there; the next command goes to it.
+
+        Without, a command announces itself. With it, getInfo is that of the very phone the command will go to. A
+        command for something else than was announced is refused, and the ceremony is over.
+        """
+        with _as_fido2_has_it(), _Alone(self._busy):
+            if self._run is not None:
+                raise LocalProtocolError("a phone has been reached already")
+            run = self._start(Ask(kind=kind, origin=self._origin or f"https://{rp_id}", rp_id=rp_id))
+            self._wait(run, event, None, until=Stage.CHANNEL_OPEN)
+            self._run = run
+
+    def call(
+        self,
+        cmd: int,
+        data: bytes = b"",
+        event: threading.Event | None = None,
+        on_keepalive: OnKeepalive | None = None,
+    ) -> bytes:
+        """The answer to one CTAP2 command: a status byte, and CBOR.
+
+        What ends a ceremony otherwise is raised: fido2's `CtapError` where CTAP has a word for it, `OSError` for
+        radio, tunnel and relay, with the error of this project as its cause. event: set it to cancel.
+        """
+        if cmd != CTAPHID.CBOR or not data:
+            raise Fido2Error(Fido2Error.ERR.INVALID_COMMAND)
+        command, payload = data[0], data[1:]
+        with _as_fido2_has_it():
+            match command:
+                case Command.GET_INFO:
+                    self._probed.clear()  # a program that asks this begins anew
+                    return bytes([Status.SUCCESS]) + self._get_info().encode()
+                case Command.GET_ASSERTION:
+                    return self._get_assertion(payload, event, on_keepalive)
+                case Command.MAKE_CREDENTIAL:
+                    return self._make_credential(payload, event, on_keepalive)
+                case _ if command == _SELECTION:
+                    return bytes([Status.SUCCESS])
+        return bytes([Status.INVALID_COMMAND])
+
+    def close(self) -> None:
+        """Take back what is still going on and end the event loop; may be called again, and from any thread."""
+        self._closed = True
+        if self._loop is not None:
+            self._loop.close()
+
+    def _get_info(self) -> GetInfoResponse:
+        """Without what a phone cannot keep over hybrid: no PIN, and no command but the two.
+
+        A PIN protocol is named all the same: python-fido2 (2.2.1) asks no device to verify its user without one.
+        """
+        said = self._phone or _ANY_PHONE
+        return replace(
+            said,
+            extensions=tuple(name for name in said.extensions if name not in _NEED_OTHER_COMMANDS),
+            options={name: value for name, value in said.options.items() if name in _OPTIONS},
+            others={0x05: MAX_MESSAGE_SIZE, 0x06: [2], 0x07: MAX_PROBES},
+        )
+
+    def _get_assertion(
+        self, payload: bytes, event: threading.Event | None, on_keepalive: OnKeepalive | None
+    ) -> bytes:
+        refusal = _refusal(payload, pin_uv_auth_param=6)
+        if refusal is not None:
+            return refusal
+        request = GetAssertionRequest.parse(payload)
+        if not request.user_presence:
+            return self._remember(request)
+        options = _Assertion(
+            origin=self._origin or f"https://{request.rp_id}",
+            rp_id=request.rp_id,
+            challenge=b"",
+            allow_list=self._whole_list(request.rp_id, request.allow_list, only_for=(b"\0",)),
+            user_verification="required" if request.user_verification else "discouraged",
+            request=request,
+        )
+        return self._exchange(options, event, on_keepalive)
+
+    def _make_credential(
+        self, payload: bytes, event: threading.Event | None, on_keepalive: OnKeepalive | None
+    ) -> bytes:
+        refusal = _refusal(payload, pin_uv_auth_param=8)
+        if refusal is not None:
+            return refusal
+        request = MakeCredentialRequest.parse(payload)
+        name = request.user.name or request.user.display_name
+        if not name:
+            return bytes([Status.MISSING_PARAMETER])
+        options = _Registration(
+            origin=self._origin or f"https://{request.rp_id}",
+            rp_id=request.rp_id,
+            rp_name=request.rp_name or request.rp_id,
+            user=replace(request.user, name=name, display_name=request.user.display_name or name),
+            challenge=b"",
+            algorithms=request.algorithms,
+            exclude_list=self._whole_list(request.rp_id, request.exclude_list, only_for=()),
+            resident_key="required" if request.resident_key else "discouraged",
+            user_verification="required" if request.user_verification else "discouraged",
+            request=request,
+        )
+        return self._exchange(options, event, on_keepalive)
+
+    def _remember(self, probe: GetAssertionRequest) -> bytes:
+        """`Fido2Client` asks which of a list the authenticator has, and then names that one; a phone is not asked twice."""
+        for credential_id in probe.allow_list:
+            self._probed[probe.rp_id, credential_id] = None
+        if len(self._probed) > MAX_PROBES:
+            return bytes([Status.LIMIT_EXCEEDED])
+        return bytes([Status.NO_CREDENTIALS])
+
+    def _whole_list(
+        self, rp_id: str, given: tuple[bytes, ...], *, only_for: tuple[bytes, ...]
+    ) -> tuple[bytes, ...]:
+        """What was probed for this command, when the command says that nothing was found (`only_for`)."""
+        probed = tuple(credential_id for rp, credential_id in self._probed if rp == rp_id)
+        self._probed.clear()
+        return probed if probed and given == only_for else given
+
+    def _exchange(
+        self,
+        options: "_Assertion | _Registration",
+        event: threading.Event | None,
+        on_keepalive: OnKeepalive | None,
+    ) -> bytes:
+        if not is_host(options.rp_id):
+            return bytes([Status.INVALID_PARAMETER])
+        with _Alone(self._busy):
+            run, self._run = self._run, None
+            if run is None:
+                run = self._start(Ask.of(options))
+            run.give(options)
+            self._wait(run, event, on_keepalive, until=None)
+        return bytes([Status.SUCCESS]) + options.reply[-1]
+
+    def _start(self, ask: Ask) -> "_Run":
+        if self._closed:
+            raise OSError(errno.EBADF, "the device is closed")
+        if self._loop is None:
+            self._loop = _Loop()
+        return _Run(self._loop, self._ceremony, ask)
+
+    def _wait(
+        self,
+        run: "_Run",
+        event: threading.Event | None,
+        on_keepalive: OnKeepalive | None,
+        *,
+        until: Stage | None,
+    ) -> None:
+        """Until the ceremony has come to that stage, or to its end; raises what ended it."""
+        told: STATUS | None = None
+        try:
+            while (news := _next(run, event)) is not None:
+                self._phone = news.phone or self._phone
+                self._on_stage(news)
+                status = STATUS.UPNEEDED if news.stage is Stage.REQUEST_SENT else STATUS.PROCESSING
+                if on_keepalive is not None and status != told:
+                    on_keepalive(status)
+                    told = status
+                if news.stage is until:
+                    return
+        except BaseException:  # a program that is interrupted must not leave a request behind
+            run.cancel()
+            raise
+
+
+def _next(run: "_Run", event: threading.Event | None) -> StageEvent | None:
+    """The next stage of a ceremony, None at its end; raises what ended it, or that `event` was set."""
+    while event is None or not event.is_set():
+        news = run.news(_POLL)
+        if isinstance(news, StageEvent):
+            return news
+        if isinstance(news, _End):
+            if news.error is not None:
+                raise news.error
+            return None
+    raise Fido2Error(Fido2Error.ERR.KEEPALIVE_CANCEL)
+
+
+@contextmanager
+def _as_fido2_has_it() -> Iterator[None]:
+    """Errors of this project as python-fido2's, or as `OSError`."""
+    try:
+        yield
+    except TransportError as error:
+        raise OSError(errno.EIO, str(error)) from error
+    except HeadlessPasskeyError as error:
+        status = _status(error)
+        if status is None:
+            raise
+        raise Fido2Error(status) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Assertion(AuthenticationOptions):
+    """A getAssertion command as another client made it, with the list it stands for."""
+
+    request: GetAssertionRequest
+    reply: list[bytes] = field(repr=False, default_factory=list)  # what the phone answered, once it has
+
+    def ctap_request(self, _phone: GetInfoResponse | None = None) -> GetAssertionRequest:
+        return replace(self.request, allow_list=self.allow_list)
+
+    def accept(self, payload: bytes, peer: GetInfoResponse | None = None) -> Credential:
+        credential = AuthenticationOptions.accept(self, payload, peer)
+        reply = GetAssertionResponse.parse(payload)
+        # python-fido2 wants the credential named, and would ask for more of them where there are
+        named = replace(reply, credential_id=credential.credential_id, number_of_credentials=None)
+        self.reply.append(named.encode())
+        return credential
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Registration(RegistrationOptions):
+    """A makeCredential command as another client made it, with what phones want besides."""
+
+    request: MakeCredentialRequest
+    reply: list[bytes] = field(repr=False, default_factory=list)  # what the phone answered, once it has
+
+    def ctap_request(self, _phone: GetInfoResponse | None = None) -> MakeCredentialRequest:
+        return replace(self.request, rp_name=self.rp_name, user=self.user, exclude_list=self.exclude_list)
+
+    def accept(self, payload: bytes, peer: GetInfoResponse | None = None) -> Credential:
+        credential = RegistrationOptions.accept(self, payload, peer)
+        self.reply.append(MakeCredentialResponse.parse(payload).encode())
+        return credential
+
+
+def _refusal(payload: bytes, *, pin_uv_auth_param: int) -> bytes | None:
+    """The answer to a command with a proof of a PIN, which there is none of; an empty one asks whether there is."""
+    members = cbor.decode_map(payload)
+    if pin_uv_auth_param not in members:
+        return None
+    return bytes([Status.INVALID_PARAMETER if members[pin_uv_auth_param] else Status.PIN_NOT_SET])
+
+
+def _status(error: HeadlessPasskeyError) -> int | None:
+    """What CTAP says for the end of a ceremony; None where it has no word."""
+    match error:
+        case CtapError(status=status):
+            return status
+        case NotApproved(reason=Outcome.DECLINED):
+            return Status.OPERATION_DENIED
+        case NotApproved(reason=Outcome.EXPIRED):
+            return Status.USER_ACTION_TIMEOUT
+        case NotApproved():
+            return Status.KEEPALIVE_CANCEL
+        case TrustError():
+            return Status.NOT_ALLOWED
+        case RemoteProtocolError():
+            return Status.OTHER
+        case _:
+            return None
+
+
+class _Alone:
+    """One caller at a time; a second one is told that the channel is busy."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise CtapError(Status.CHANNEL_BUSY, "CTAP1_ERR_CHANNEL_BUSY")
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """A ceremony is over, and has taken its leave."""
+
+    error: BaseException | None
+
+
+class _Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self) -> None:
+        self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        # a daemon, because a program that forgets to close its device should still end
+        self._thread = threading.Thread(target=self._serve, name="headless-passkey", daemon=True)
+        self._thread.start()
+        self.loop, self._over = self._begun.result()
+
+    def close(self) -> None:
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self._over.set)
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def _serve(self) -> None:
+        asyncio.run(self._live())  # at its end it cancels what is left, and waits for it
+
+    async def _live(self) -> None:
+        over = asyncio.Event()
+        self._begun.set_result((asyncio.get_running_loop(), over))
+        await over.wait()
+
+
+class _Run:
+    """One ceremony in the loop, as seen from the thread that waits for it."""
+
+    def __init__(self, loop: _Loop, ceremony: Ceremony, ask: Ask) -> None:
+        self._loop, self._ceremony, self._ask = loop, ceremony, ask
+        self._heard: queue.SimpleQueue[StageEvent | _End] = queue.SimpleQueue()
+        self._given: Future[Options] = Future()
+        self._over = False
+        self._task: asyncio.Task[SignedIn] | None = None
+        self._in_loop(self._begin)
+
+    def give(self, options: Options) -> None:
+        """The command, for the phone that is there or will be, unless the ceremony is over already."""
+        with suppress(InvalidStateError):
+            self._given.set_result(options)
+
+    def news(self, timeout: float) -> StageEvent | _End | None:
+        """What has happened, if anything did within `timeout` seconds."""
+        try:
+            news = self._heard.get(timeout=timeout)
+        except queue.Empty:
+            if self._loop.alive:
+                return None
+            news = _End(OSError(errno.EBADF, "the device was closed"))
+        self._over = isinstance(news, _End)
+        return news
+
+    def cancel(self) -> None:
+        """Take it back, and wait until whoever was asked knows."""
+        if not self._over:
+            self._in_loop(lambda: self._task is not None and self._task.cancel())
+        while not self._over and self.news(_FAREWELL) is not None:
+            pass
+
+    def _in_loop(self, do: Callable[[], object]) -> None:
+        with suppress(RuntimeError):  # the loop has ended, which `news` will tell
+            self._loop.loop.call_soon_threadsafe(do)
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._live())
+        self._task.add_done_callback(self._end)
+
+    async def _live(self) -> SignedIn:
+        return await self._ceremony(self._ask, self._options, on_stage=self._heard.put)
+
+    def _end(self, task: "asyncio.Task[SignedIn]") -> None:
+        cancelled = OSError(errno.ECANCELED, "the ceremony was cancelled")
+        self._heard.put(_End(cancelled if task.cancelled() else task.exception()))
+
+    async def _options(self) -> Options:
+        return await asyncio.wrap_future(self._given)
