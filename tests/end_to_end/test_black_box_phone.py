@@ -522,25 +522,27 @@ async def test_the_deadline_is_7_whatever_it_waits_for(outside: Outside) -> None
     assert set(ended) == {7}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["no url", "no device", "no command"])
-async def test_a_signal_ends_it_with_130(outside: Outside, number: signal.Signals, stage: str) -> None:
-    device = outside.device()
-    async with running(*outside.words("--log-level", "debug")) as phone:
-        if stage == "no url":
+async def test_a_signal_ends_it_with_130_whatever_it_waits_for(outside: Outside) -> None:
+    async def no_url(number: signal.Signals) -> int:
+        async with running(*outside.words("--log-level", "debug")) as phone:
             await phone.until_said("reading stdin")
             phone.signal(number)
-            assert await phone.status(within=5) == 130
-            return
-        await phone.give(device.url)
-        advert = await phone.line()
-        if stage == "no device":
+            return await phone.status(within=10)
+
+    async def no_device(number: signal.Signals) -> int:
+        async with outside.phone(outside.device()) as (phone, _):
             phone.signal(number)
-            assert await phone.status(within=5) == 130
-        else:
-            async with device.connected(advert):
-                phone.signal(number)
-                assert await phone.status(within=5) == 130
+            return await phone.status(within=10)
+
+    async def no_command(number: signal.Signals) -> int:
+        device = outside.device()
+        async with outside.phone(device) as (phone, advert), device.connected(advert):
+            phone.signal(number)
+            return await phone.status(within=10)
+
+    waits = (no_url, no_device, no_command)
+    ended = await side_by_side(*(one(number) for one in waits for number in (signal.SIGINT, signal.SIGTERM)))
+    assert ended == [130] * 6
 
 
 async def test_a_reader_of_its_adverts_that_has_gone_is_4(outside: Outside) -> None:
