@@ -13,15 +13,17 @@ its user between them::
     response = asked.approve(account=0)    # an Assertion
 
 Section numbers are CTAP 2.2's. The signature counter is always 0, which says that there is none (WebAuthn L3
-§6.1.1): a counter only means something when every copy of a key shares it, and files are copied. No extension
-is claimed; attestation is ``none``.
+§6.1.1): a counter only means something when every copy of a key shares it, and files are copied. Attestation
+is ``none``. One extension is served, ``prf``, in the form that phones have over hybrid: salts in, and among the
+unsigned extension outputs a MAC of each under a secret that belongs to the credential.
 """
 
 import hashlib
+import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -44,6 +46,7 @@ from headless_passkey.trust.ring import is_rp_id
 
 AAGUID: Final = bytes.fromhex("f314e1c7a9434e95be5ab739b2b90776")  # names this model: the software phone
 ES256: Final = -7
+PRF: Final = "prf"
 MAX_CREDENTIALS: Final = 512
 
 _USER_PRESENT, _USER_VERIFIED = 0x01, 0x04
@@ -87,7 +90,7 @@ class SoftwareKey:
         """What authenticatorGetInfo answers (§6.4)."""
         return GetInfoResponse(
             versions=("FIDO_2_0", "FIDO_2_1"),
-            extensions=(),
+            extensions=(PRF,),
             aaguid=AAGUID,
             options={"rk": True, "up": True, "uv": True},
             transports=("hybrid", "internal"),
@@ -115,7 +118,7 @@ class SoftwareKey:
             refuse(Status.UNSUPPORTED_ALGORITHM)
         if len(self.credentials) >= MAX_CREDENTIALS:
             refuse(Status.KEY_STORE_FULL)
-        return Registration(key=self, request=request)
+        return Registration(key=self, request=request, prf=_Prf.of(request.extensions))
 
     def get_assertion(self, request: GetAssertionRequest) -> "Assertion":
         """The first stage of authenticatorGetAssertion (§6.2)."""
@@ -129,7 +132,7 @@ class SoftwareKey:
         if not of_rp:
             refuse(Status.NO_CREDENTIALS)
         of_rp.sort(key=lambda credential: credential.created, reverse=True)
-        return Assertion(request=request, candidates=tuple(of_rp))
+        return Assertion(request=request, candidates=tuple(of_rp), prf=_Prf.of(request.extensions))
 
     def adding(self, made: Registered) -> "SoftwareKey":
         """The state after a registration."""
@@ -143,6 +146,7 @@ class Registration:
 
     key: SoftwareKey = field(repr=False)
     request: MakeCredentialRequest
+    prf: "_Prf | None" = None
 
     @property
     def rp_id(self) -> str:
@@ -183,6 +187,9 @@ class Registration:
             fmt="none",
             auth_data=_auth_data(credential, _ATTESTED) + attested,
             att_stmt={},
+            unsigned_extension_outputs={}
+            if self.prf is None
+            else {PRF: {"enabled": True} | self.prf.evaluated(credential)},
         )
         return Registered(response=response, credential=credential, replaced=self._replaced(credential))
 
@@ -200,6 +207,7 @@ class Assertion:
 
     request: GetAssertionRequest
     candidates: tuple[Credential, ...]  # at least one, newest first
+    prf: "_Prf | None" = None
 
     @property
     def rp_id(self) -> str:
@@ -221,7 +229,51 @@ class Assertion:
             signature=private.sign(auth_data + self.request.client_data_hash, ec.ECDSA(SHA256())),
             user=credential.user if credential.discoverable else None,
             user_selected=not self.request.allow_list,
+            unsigned_extension_outputs={} if self.prf is None else {PRF: self.prf.evaluated(credential)},
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Prf:
+    """Where to evaluate a credential's pseudo-random function: salts of 32 bytes, ``first`` and perhaps ``second``."""
+
+    salts: Mapping[str, bytes] | None = field(repr=False)  # for any credential
+    by_credential: Mapping[bytes, Mapping[str, bytes]] = field(repr=False)  # by credential ID
+
+    @classmethod
+    def of(cls, extensions: Mapping[str, Any]) -> "_Prf | None":
+        """What a request's extensions ask; `CtapError` when that cannot be read."""
+        if PRF not in extensions:
+            return None
+        members = _mapping(extensions[PRF])
+        by_credential = _mapping(members.get("evalByCredential", {}))
+        return cls(
+            salts=_salts(members["eval"]) if "eval" in members else None,
+            by_credential={key: _salts(values) for key, values in by_credential.items()},
+        )
+
+    def evaluated(self, credential: Credential) -> dict[str, Any]:
+        """The member ``results``, when anything is asked of this credential."""
+        salts = self.by_credential.get(credential.credential_id, self.salts)
+        if salts is None:
+            return {}
+        secret = hmac.digest(credential.private_key, b"software phone, prf", "sha256")
+        return {"results": {name: hmac.digest(secret, salt, "sha256") for name, salt in salts.items()}}
+
+
+def _salts(values: Any) -> dict[str, bytes]:
+    salts = {name: salt for name, salt in _mapping(values).items() if name in ("first", "second")}
+    if "first" not in salts or not all(
+        isinstance(salt, bytes) and len(salt) == 32 for salt in salts.values()
+    ):
+        refuse(Status.INVALID_PARAMETER)
+    return salts
+
+
+def _mapping(value: Any) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        refuse(Status.CBOR_UNEXPECTED_TYPE)
+    return value
 
 
 def refuse(status: Status) -> NoReturn:

@@ -45,6 +45,7 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
     User,
 )
+from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
 
 RP_ID = "example.com"
 ORIGIN = "https://example.com"
@@ -194,10 +195,10 @@ def authentication_json(answer: GetAssertionResponse, data: bytes) -> dict[str, 
     }
 
 
-def test_info_claims_verification_and_discoverable_credentials_but_no_extension() -> None:
+def test_info_claims_verification_discoverable_credentials_and_prf() -> None:
     info = SoftwareKey().info
     assert info.options == {"rk": True, "up": True, "uv": True}
-    assert info.extensions == ()
+    assert info.extensions == ("prf",)
     assert info.aaguid == AAGUID
     assert "hybrid" in info.transports
 
@@ -238,6 +239,83 @@ def test_long_names_are_shortened() -> None:
     assert len(user.name) == 256
 
 
+def prf_of(options: AuthenticationOptions, key: SoftwareKey) -> Any:
+    """What the device passes on of the function, asked through its own WebAuthn client."""
+    answer = key.get_assertion(options.ctap_request(key.info)).approve()
+    return options.accept(answer.encode(), key.info).response["clientExtensionResults"]["prf"]
+
+
+def evaluate(key: SoftwareKey, prf: dict[str, Any], *allowed: bytes) -> Any:
+    options = {
+        "challenge": "AQ",
+        "rpId": RP_ID,
+        "allowCredentials": [{"type": "public-key", "id": b64(each)} for each in allowed],
+        "extensions": {"prf": prf},
+    }
+    return prf_of(AuthenticationOptions.parse(options, origin=ORIGIN), key)
+
+
+def test_a_credentials_prf_is_a_function_of_credential_and_input() -> None:
+    key = having(ALICE, BOB)
+    alice, bob = (each.credential_id for each in key.credentials)
+    first = evaluate(key, {"eval": {"first": "AQ"}}, alice)["results"]["first"]
+    both = evaluate(key, {"eval": {"first": "AQ", "second": "Ag"}}, alice)["results"]
+    assert both["first"] == first
+    assert both["second"] == evaluate(key, {"eval": {"first": "Ag"}}, alice)["results"]["first"]
+    assert (
+        len({first, both["second"], evaluate(key, {"eval": {"first": "AQ"}}, bob)["results"]["first"]}) == 3
+    )
+    by_credential = {"eval": {"first": "AQ"}, "evalByCredential": {b64(bob): {"first": "Ag"}}}
+    assert evaluate(key, by_credential, alice, bob)["results"] == evaluate(
+        key, {"eval": {"first": "Ag"}}, bob
+    ).get("results")
+    assert evaluate(key, {"evalByCredential": {b64(bob): {"first": "Ag"}}}, alice, bob).keys() == {"results"}
+    assert evaluate(key, {}) == {}
+
+
+def test_a_registration_evaluates_the_prf_of_the_new_credential() -> None:
+    values = {
+        "challenge": "AQ",
+        "rp": {"id": RP_ID},
+        "user": {"id": b64(ALICE.id), "name": "alice"},
+        "pubKeyCredParams": [],
+        "authenticatorSelection": {"residentKey": "required"},
+        "extensions": {"prf": {"eval": {"first": "AQ"}}},
+    }
+    options = RegistrationOptions.parse(values, origin=ORIGIN)
+    key = SoftwareKey()
+    registered = made(key, options.ctap_request(key.info))
+    results = options.accept(registered.response.encode(), key.info).response["clientExtensionResults"]
+    assert results["prf"]["enabled"]
+    assert results["prf"]["results"] == evaluate(key.adding(registered), {"eval": {"first": "AQ"}})["results"]
+    plain = made(key, creation(extensions={"prf": {}}))
+    assert plain.response.unsigned_extension_outputs == {"prf": {"enabled": True}}
+    assert not made(key, creation()).response.unsigned_extension_outputs
+
+
+@pytest.mark.parametrize(
+    "prf",
+    [
+        1,
+        {"eval": 1},
+        {"eval": {}},
+        {"eval": {"second": bytes(32)}},
+        {"eval": {"first": bytes(31)}},
+        {"eval": {"first": "x" * 32}},
+        {"eval": {"first": bytes(32), "second": b""}},
+        {"evalByCredential": []},
+        {"evalByCredential": {b"x": {"first": b""}}},
+    ],
+)
+def test_a_prf_that_cannot_be_read_is_refused_before_the_user_is_asked(prf: Any) -> None:
+    for command, request in (
+        (Command.GET_ASSERTION, assertion(extensions={"prf": prf})),
+        (Command.MAKE_CREDENTIAL, creation(extensions={"prf": prf})),
+    ):
+        status = refused(having(ALICE), command, request.encode())
+        assert status in (Status.INVALID_PARAMETER, Status.CBOR_UNEXPECTED_TYPE)
+
+
 # Properties
 
 
@@ -252,7 +330,9 @@ cbor_values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["id", "type", "alg", "name", "rk", "up", "uv", 1, 2]), inner, max_size=4
+            st.sampled_from(["id", "type", "alg", "name", "rk", "up", "uv", "prf", "eval", "first", 1, 2]),
+            inner,
+            max_size=4,
         )
     ),
     max_leaves=12,
