@@ -4,11 +4,33 @@ The authenticator is Chromium's (the WebAuthn domain of the DevTools protocol), 
 and refusals of the browser are what people get. It lives as long as its page.
 """
 
+import base64
+import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Final
 
-from playwright.async_api import Browser, CDPSession, ConsoleMessage, Page
+import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography.x509 import load_pem_x509_certificate
+from playwright.async_api import Browser, CDPSession, ConsoleMessage, Page, async_playwright
+
+from tests.certificates import Certificate
+from tests.programs import running
+
+CHROMIUM: Final = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))
+# it is to talk to localhost and to nobody else
+QUIET: Final = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+)
 
 # What Chromium writes to the console when a page breaks its own policy.
 POLICY: Final = re.compile(r"Content Security Policy|Permissions Policy|TrustedHTML|TrustedScript|Refused to")
@@ -61,7 +83,9 @@ class Visitor:
         return dict(answer)
 
 
-async def visit(browser: Browser, url: str, *, transport: str = "internal", **options: Any) -> Visitor:
+async def visit(
+    browser: Browser, url: str, path: str = "/", *, transport: str = "internal", **options: Any
+) -> Visitor:
     """A browser of one's own at `url`, with an authenticator behind `transport`; options: of its context."""
     context = await browser.new_context(**options)
     page = await context.new_page()
@@ -94,5 +118,35 @@ async def visit(browser: Browser, url: str, *, transport: str = "internal", **op
         "response",
         lambda answer: visitor.answers.append((answer.status, answer.url.removeprefix(url).split("?")[0])),
     )
-    await page.goto(url)
+    await page.goto(url + path)
     return visitor
+
+
+@asynccontextmanager
+async def chromium(certificate: Certificate) -> AsyncIterator[Browser]:
+    """Debian's Chromium, which trusts this server's key and needs nothing else; without it the test fails."""
+    if not CHROMIUM.exists():
+        pytest.fail(f"no browser at {CHROMIUM}; please run: scripts/install-test-packages", pytrace=False)
+    key = load_pem_x509_certificate(certificate.cert.read_bytes()).public_key()
+    pin = base64.b64encode(
+        sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).digest()
+    ).decode()
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=CHROMIUM,
+            chromium_sandbox=False,  # it needs a user other than root; the pages are ours
+            args=[*QUIET, f"--ignore-certificate-errors-spki-list={pin}"],
+        )
+        yield browser
+        await browser.close()
+
+
+@asynccontextmanager
+async def serving(certificate: Certificate, folder: Path) -> AsyncIterator[str]:
+    """Where the program serves over TLS; everybody who visits it keeps to a user name of their own."""
+    options: list[str | Path] = ["--listen", "127.0.0.1:0", "--page", "own"]
+    options += ["--rp-name", "Example", "--store", folder / "store.sqlite"]
+    options += ["--cert", certificate.cert, "--key", certificate.key]
+    async with running("relying_party", "serve", *options) as program:
+        yield await program.line()
+        assert await program.end() == 0
