@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept, decline
+from companion_push.companion.software_key import SoftwareKey
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -24,9 +25,16 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.source import Advert
 from headless_passkey.sign_in import MAX_ATTEMPTS, Ask, Progress, SignedIn, Stage, StageEvent, sign_in
-from headless_passkey.webauthn import AuthenticationOptions, Credential, RegistrationOptions, base64url
+from headless_passkey.webauthn import (
+    AuthenticationOptions,
+    Credential,
+    RegistrationOptions,
+    base64url,
+    from_base64url,
+)
 from tests.certificates import Certificate
 from tests.companion.device import tunnel_service
 
@@ -271,6 +279,33 @@ async def test_options_are_asked_for_when_the_phone_is_there(bench: Bench) -> No
     ask = Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
     signed_in, _ = await asyncio.gather(bench.sign_in(ask, options), bench.answered())
     assert signed_in.credential.user_handle == USER
+
+
+@pytest.mark.threat("T14")
+async def test_an_origin_of_another_domain_needs_the_rp_ids_word(bench: Bench) -> None:
+    await bench.register()
+    document = b'{"origins": ["https://login.other"]}'
+    related = RelatedOrigins.parse(document, rp_id="login.example")
+
+    async def late() -> dict[str, Any]:
+        return REQUEST
+
+    ask = Ask(kind=Hint.GET_ASSERTION, origin="https://login.other", rp_id="login.example", related=related)
+    signed_in, _ = await asyncio.gather(bench.sign_in(ask, late), bench.answered())
+    client_data = from_base64url(signed_in.credential.response["response"]["clientDataJSON"])
+    assert b'"origin":"https://login.other"' in client_data
+    bench.carrier = Carrier(bench.air)
+    with pytest.raises(RemoteProtocolError, match="does not belong"):
+        await asyncio.gather(bench.sign_in(replace(ask, related=None), late), bench.answered())
+
+
+async def test_what_the_phone_says_of_itself_is_told_when_the_channel_is_open(bench: Bench) -> None:
+    await bench.register()
+    events: list[StageEvent] = []
+    await asyncio.gather(bench.sign_in(on_stage=events.append), bench.answered())
+    (said,) = (event for event in events if event.phone is not None)
+    assert said.stage is Stage.CHANNEL_OPEN
+    assert said.phone == SoftwareKey().info
 
 
 @pytest.mark.threat("T4")
