@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import webauthn
+from programs import event
 from webauthn.helpers.structs import (
     AuthenticatorSelectionCriteria,
     ResidentKeyRequirement,
     UserVerificationRequirement,
 )
-from programs import event
 from world import World
 
 from headless_passkey.trust.ring import Role
