@@ -21,7 +21,7 @@ from headless_passkey.origins import (
     is_within,
     well_known_url,
 )
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions, base64url
+from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions, base64url, foreign_rp_id
 
 # --- origins -----------------------------------------------------------------------------------------------
 
@@ -364,6 +364,28 @@ CREATE: dict[str, Any] = {
     "user": {"id": base64url(b"u"), "name": "n"},
     "pubKeyCredParams": [],
 }
+
+
+@pytest.mark.parametrize(
+    ("options", "rp_id"),
+    [
+        (GET, "example.com"),
+        (json.dumps(GET), "example.com"),
+        ({"publicKey": CREATE}, "example.com"),
+        (GET | {"rpId": "a.example.de"}, "a.example.de"),
+        (GET | {"rpId": ""}, ""),
+        (GET | {"rpId": "example.de"}, None),
+        (GET | {"rpId": "login.example.de"}, None),
+        (GET | {"rpId": None}, None),
+        (CREATE | {"rp": {"name": "Example"}}, None),
+        (CREATE | {"rp": "example.com"}, None),
+        ({}, None),
+    ],
+)
+def test_a_host_is_asked_only_about_an_rp_id_that_the_origin_is_not_within(
+    options: Any, rp_id: str | None
+) -> None:
+    assert foreign_rp_id(options, origin="https://login.example.de") == rp_id
 
 
 @pytest.mark.threat("T14")
