@@ -1,15 +1,20 @@
 """The page: who is registered and who is signed in, to whom it may be shown, and with nothing inline."""
 
 import re
+import tomllib
+from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.app import make_app
-from tests.rp.authenticator_double import UP, UV, Faults
+from relying_party.page import provider
+from tests.rp.authenticator_double import BS, SYNCED, UP, UV, Faults, unb64
 from tests.rp.clients import Browser, Clock, Device, Site, make_config
 
 
@@ -49,25 +54,69 @@ async def test_it_shows_who_is_registered_and_who_is_signed_in(everyone: Site) -
     device = Device()
     await everyone.register(device, "ada")
     text = await _page(everyone)
-    for piece in ("ada", "signed in", "on a device since 2027-01-15", "00112233-4455-6677-8899-aabbccddeeff"):
-        assert piece in text
-    for piece in ("never", "yes", "hybrid, internal", "Nobody is signed in in this browser"):
+    for piece in ("Sign in with a passkey", "ada", "signed in", "on a device since 2027-01-15", "Passkey"):
         assert piece in text
     await everyone.send(device, "DELETE", "/session")
     assert "signed out" in await _page(everyone)
 
 
-async def test_it_shows_whether_a_passkey_is_synced_and_when_it_was_used(everyone: Site) -> None:
-    device, flags = Device(), UP | UV
-    passkey, _ = await everyone.register(device, "ada", Faults(flags=flags, transports=None))
-    text = await _page(everyone)
-    assert "never no unknown" in text
-    everyone.clock.now += 86400
-    await everyone.sign_in(device, passkey, Faults(flags=flags, counter=5))
-    await everyone.sign_in(device, passkey, Faults(flags=flags, counter=5))
-    text = await _page(everyone)
-    assert "2027-01-16" in text
-    assert "did not count up: 1" in text
+async def test_the_account_shows_passkeys_and_how_they_were_used(site: Site) -> None:
+    browser = Browser()
+    passkey, _ = await site.register(browser, "ada")
+    text = await _page(site, browser)
+    for piece in (
+        "synced",
+        "Created 2027-01-15 08:00 UTC",
+        "Last used never",
+        "Reached by hybrid, internal",
+        "Model 00112233-4455-6677-8899-aabbccddeeff",
+    ):
+        assert piece in text
+    site.clock.now += 3600
+    await site.sign_in(browser, passkey, Faults(counter=5))
+    await site.sign_in(browser, passkey, Faults(flags=SYNCED & ~BS, counter=5))
+    text = await _page(site, browser)
+    for piece in ("not synced yet", "Last used 2027-01-15 09:00 UTC", "Did not count up once"):
+        assert piece in text
+    await site.sign_in(browser, passkey, Faults(counter=5))
+    assert "Did not count up 2 times" in await _page(site, browser)
+
+
+async def test_a_passkey_on_one_device_says_so_and_may_keep_its_transports_to_itself(site: Site) -> None:
+    browser = Browser()
+    await site.register(browser, "ada", Faults(flags=UP | UV, transports=None))
+    text = await _page(site, browser)
+    assert "Passkey on one device" in text
+    assert "Reached by unknown" in text
+
+
+@pytest.mark.parametrize(
+    ("aaguid", "transports", "name"),
+    [
+        ("fbfc3007-154e-4ecc-8c0b-6e020557d7bd", ("hybrid", "internal"), "Apple Passwords"),
+        ("f314e1c7-a943-4e95-be5a-b739b2b90776", ("hybrid",), "Software phone (for demos)"),
+        ("00000000-0000-0000-0000-000000000000", ("internal",), "Passkey"),
+        ("00000000-0000-0000-0000-000000000000", (), "Passkey"),
+        ("00112233-4455-6677-8899-aabbccddeeff", ("nfc", "usb"), "Security key"),
+        ("00112233-4455-6677-8899-aabbccddeeff", ("hybrid", "usb"), "Passkey"),
+    ],
+)
+async def test_a_passkey_is_named_by_who_made_it(
+    site: Site, aaguid: str, transports: tuple[str, ...], name: str
+) -> None:
+    _, answer = await site.register(Browser(), "ada")
+    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    made = replace(credential, aaguid=UUID(aaguid).bytes, transports=transports)
+    assert provider(made) == name
+
+
+def test_the_providers_table_is_well_formed() -> None:
+    text = resources.files("relying_party").joinpath("pages", "providers.toml").read_text("utf-8")
+    names = tomllib.loads(text)["names"]
+    assert list(names) == sorted(names)
+    for aaguid, name in names.items():
+        assert str(UUID(aaguid)) == aaguid
+        assert name.strip() == name != ""
 
 
 async def test_it_greets_who_is_signed_in_here(everyone: Site) -> None:

@@ -1,4 +1,4 @@
-"""Register and sign in in a real browser, and what the relying party says to one that misbehaves."""
+"""Register and sign in in a real browser, and what the relying party says to an authenticator that misbehaves."""
 
 from uuid import uuid4
 
@@ -10,6 +10,8 @@ from tests.rp.browser.visitor import Visitor
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
+REFUSED = "the response did not verify"
+
 
 @pytest.mark.parametrize(
     ("transport", "shown"), [("internal", "internal"), ("cable", "hybrid"), ("usb", "usb")]
@@ -20,22 +22,180 @@ async def test_a_passkey_is_made_and_signs_in(visiting: Visit, transport: str, s
     await expect(visitor.page.get_by_text(shown)).to_be_visible()
     await sign_out(visitor)
     await sign_in(visitor)
-    await expect(visitor.page.get_by_text(f"Signed in as {name}")).to_be_visible()
+    await signed_in(visitor, name)
+
+
+async def test_a_second_passkey_is_added_and_the_first_authenticator_does_not_make_another(
+    visiting: Visit,
+) -> None:
+    visitor = await visiting()
+    await registered(visitor)
+    add = visitor.page.get_by_role("button", name="Add a passkey")
+    await add.click()
+    await says(visitor, "There is a passkey of yours already.")
+    await visitor.another_authenticator("usb")
+    await add.click()
+    await expect(visitor.page.get_by_role("listitem").filter(has_text="Created")).to_have_count(2)
+    await expect(visitor.page.get_by_role("heading", name="Security key")).to_be_visible()
+
+
+async def test_a_name_that_is_taken_is_refused(visiting: Visit) -> None:
+    first, second = await visiting(), await visiting()
+    name = await registered(first)
+    await second.page.get_by_label("User name").fill(name)
+    await second.page.get_by_role("button", name="Create an account").click()
+    await says(second, "that name is registered")
+    assert await second.credentials() == []
+
+
+async def test_an_owner_who_is_not_recognised_gets_no_passkey(visiting: Visit) -> None:
+    visitor = await visiting()
+    await visitor.verified(recognises=False)
+    await visitor.page.get_by_label("User name").fill("nobody")
+    await visitor.page.get_by_role("button", name="Create an account").click()
+    await says(visitor, "That was cancelled, or took too long.")
+    await expect(visitor.page.get_by_role("button", name="Create an account")).to_be_enabled()
+
+
+# Passkeys in the user name's field
+
+
+async def test_a_passkey_is_offered_in_the_field_and_signs_in(visiting: Visit) -> None:
+    visitor = await visiting()
+    name = await registered(visitor)
+    await sign_out(visitor)
+    await visitor.page.context.add_init_script(REMEMBERS_REQUESTS)
+    await visitor.autofills()
+    await visitor.page.reload()
+    await signed_in(visitor, name)
+
+
+async def test_the_field_says_that_passkeys_go_there(visiting: Visit) -> None:
+    visitor = await visiting()
+    field = visitor.page.get_by_label("User name")
+    await expect(field).to_have_attribute("autocomplete", "username webauthn")
+
+
+async def test_the_offer_is_conditional_and_gives_way_to_a_button(visiting: Visit) -> None:
+    visitor = await visiting()
+    name = await registered(visitor)
+    await sign_out(visitor)
+    await visitor.presence(touches=False)
+    await visitor.page.context.add_init_script(REMEMBERS_REQUESTS)
+    await visitor.autofills()
+    await visitor.page.reload()
+    await visitor.page.wait_for_function("window.requests?.length === 1")
+    assert await visitor.page.evaluate("window.requests") == ["conditional"]
+    await visitor.presence(touches=True)
+    await sign_in(visitor)
+    await signed_in(visitor, name)
+
+
+REMEMBERS_REQUESTS = """
+    window.requests = [];
+    const get = navigator.credentials.get.bind(navigator.credentials);
+    navigator.credentials.get = (options) => {
+        window.requests.push(options.mediation ?? "modal");
+        return get(options);
+    };
+"""
+
+
+# What goes wrong in an authenticator
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize("bit", ["isBogusSignature", "isBadUV", "isBadUP"])
+async def test_a_sign_in_with_a_false_signature_or_flag_is_refused(visiting: Visit, bit: str) -> None:
+    visitor = await visiting()
+    name = await registered(visitor)
+    await sign_out(visitor)
+    await visitor.faults(**{bit: True})
+    await sign_in(visitor)
+    await says(visitor, REFUSED)
+    assert visitor.answers[-1] == (403, "/webauthn/authentication/result")
+    await visitor.faults(**{bit: False})
+    await sign_in(visitor)
+    await signed_in(visitor, name)
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize("bit", ["isBadUV", "isBadUP"])
+async def test_a_registration_with_a_false_flag_is_refused(visiting: Visit, bit: str) -> None:
+    visitor = await visiting()
+    await visitor.faults(**{bit: True})
+    await visitor.page.get_by_label("User name").fill(f"eve-{uuid4().hex[:8]}")
+    await visitor.page.get_by_role("button", name="Create an account").click()
+    await says(visitor, REFUSED)
+    assert visitor.answers[-1] == (403, "/webauthn/registration/result")
+
+
+@pytest.mark.threat("T14")
+async def test_a_counter_that_goes_back_signs_in_and_is_told(visiting: Visit) -> None:
+    visitor = await visiting()
+    name = await registered(visitor)
+    await sign_out(visitor)
+    await visitor.set_counter(0)
+    await sign_in(visitor)
+    await signed_in(visitor, name)
+    await expect(visitor.page.get_by_text("Did not count up once")).to_be_visible()
+
+
+@pytest.mark.threat("T14")
+async def test_whether_a_passkey_can_be_synced_never_changes(visiting: Visit) -> None:
+    visitor = await visiting()
+    await registered(visitor)
+    await sign_out(visitor)
+    await visitor.properties(backupEligibility=False, backupState=False)
+    await sign_in(visitor)
+    await says(visitor, REFUSED)
+
+
+@pytest.mark.threat("T14")
+async def test_a_synced_passkey_that_cannot_be_synced_is_refused(visiting: Visit) -> None:
+    visitor = await visiting()
+    await registered(visitor)
+    await sign_out(visitor)
+    await visitor.properties(backupEligibility=False, backupState=True)
+    await sign_in(visitor)
+    await says(visitor, REFUSED)
+
+
+async def test_whether_a_passkey_is_synced_now_may_change_and_is_shown(visiting: Visit) -> None:
+    visitor = await visiting()
+    name = await registered(visitor)
+    await expect(visitor.page.get_by_text("synced", exact=True)).to_be_visible()
+    await sign_out(visitor)
+    await visitor.properties(backupEligibility=True, backupState=False)
+    await sign_in(visitor)
+    await signed_in(visitor, name)
+    await expect(visitor.page.get_by_text("not synced yet")).to_be_visible()
+
+
+# Steps
 
 
 async def registered(visitor: Visitor) -> str:
     """A new user with a passkey, signed in; the user's name."""
     name = f"ada-{uuid4().hex[:8]}"
     await visitor.page.get_by_label("User name").fill(name)
-    await visitor.page.get_by_role("button", name="Create a passkey").click()
-    await expect(visitor.page.get_by_text(f"Signed in as {name}")).to_be_visible()
+    await visitor.page.get_by_role("button", name="Create an account").click()
+    await signed_in(visitor, name)
     return name
+
+
+async def signed_in(visitor: Visitor, name: str) -> None:
+    await expect(visitor.page.get_by_text(f"Signed in as {name}")).to_be_visible()
 
 
 async def sign_out(visitor: Visitor) -> None:
     await visitor.page.get_by_role("button", name="Sign out").click()
-    await expect(visitor.page.get_by_role("button", name="Sign out")).to_have_count(0)
+    await expect(visitor.page.get_by_role("heading", name="Welcome")).to_be_visible()
 
 
 async def sign_in(visitor: Visitor) -> None:
-    await visitor.page.get_by_role("button", name="Sign in", exact=True).click()
+    await visitor.page.get_by_role("button", name="Sign in with a passkey").click()
+
+
+async def says(visitor: Visitor, text: str) -> None:
+    await expect(visitor.page.get_by_role("status")).to_contain_text(text)

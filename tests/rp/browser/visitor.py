@@ -40,7 +40,7 @@ POLICY: Final = re.compile(r"Content Security Policy|Permissions Policy|TrustedH
 class Visitor:
     page: Page
     cdp: CDPSession
-    authenticator: str
+    authenticator: str = ""  # the one added last
     console: list[str] = field(default_factory=list)
     answers: list[tuple[int, str]] = field(default_factory=list)  # status and path of what was fetched
 
@@ -48,6 +48,28 @@ class Visitor:
     def complaints(self) -> list[str]:
         """What broke a policy of the page, and what its script did not catch."""
         return [line for line in self.console if POLICY.search(line) or line.startswith("uncaught: ")]
+
+    async def another_authenticator(self, transport: str) -> None:
+        """Add one that holds passkeys, recognises its owner and is touched when it asks."""
+        options = {
+            "protocol": "ctap2",
+            "ctap2Version": "ctap2_1",
+            "transport": transport,
+            "hasResidentKey": True,
+            "hasUserVerification": True,
+            "isUserVerified": True,
+            "automaticPresenceSimulation": True,
+            "defaultBackupEligibility": True,
+            "defaultBackupState": True,
+        }
+        added = await self.cdp.send("WebAuthn.addVirtualAuthenticator", {"options": options})
+        self.authenticator = added["authenticatorId"]
+
+    async def autofills(self) -> None:
+        """From the next page on, the browser offers passkeys in form fields."""
+        await self.page.context.add_init_script(
+            "PublicKeyCredential.isConditionalMediationAvailable = async () => true;"
+        )
 
     async def presence(self, *, touches: bool) -> None:
         """Whether somebody touches the authenticator when it asks."""
@@ -84,30 +106,25 @@ class Visitor:
 
 
 async def visit(
-    browser: Browser, url: str, path: str = "/", *, transport: str = "internal", **options: Any
+    browser: Browser,
+    url: str,
+    path: str = "/",
+    *,
+    transport: str = "internal",
+    **options: Any,
 ) -> Visitor:
-    """A browser of one's own at `url`, with an authenticator behind `transport`; options: of its context."""
+    """A browser of one's own at `url`, with an authenticator behind `transport`; options: of its context.
+
+    It does not offer passkeys in form fields until `autofills`: a virtual authenticator answers such an
+    offer at once, without anybody choosing.
+    """
     context = await browser.new_context(**options)
+    await context.add_init_script("PublicKeyCredential.isConditionalMediationAvailable = async () => false;")
     page = await context.new_page()
     cdp = await context.new_cdp_session(page)
     await cdp.send("WebAuthn.enable", {"enableUI": False})
-    added = await cdp.send(
-        "WebAuthn.addVirtualAuthenticator",
-        {
-            "options": {
-                "protocol": "ctap2",
-                "ctap2Version": "ctap2_1",
-                "transport": transport,
-                "hasResidentKey": True,
-                "hasUserVerification": True,
-                "isUserVerified": True,
-                "automaticPresenceSimulation": True,
-                "defaultBackupEligibility": True,
-                "defaultBackupState": True,
-            }
-        },
-    )
-    visitor = Visitor(page=page, cdp=cdp, authenticator=added["authenticatorId"])
+    visitor = Visitor(page=page, cdp=cdp)
+    await visitor.another_authenticator(transport)
 
     def heard(message: ConsoleMessage) -> None:
         visitor.console.append(f"{message.type}: {message.text}")
