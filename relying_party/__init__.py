@@ -5,7 +5,9 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 
 ==============================  ========================================================================
 ``relying_party.ceremonies``    begin and complete registration and authentication: every check, pure
-``relying_party.callers``       a browser, or a device with its key
+``relying_party.callers``       a browser, or somebody with a key: a device, an app
+``relying_party.request``       what a request says: who sends it, which session goes with it, its body
+``relying_party.answers``       what we answer, as JSON: sessions, accounts, signals, problems
 ``relying_party.messages``      request bodies, parsed once and strictly
 ``relying_party.challenges``    what the server remembers between begin and complete: once, not for long
 ``relying_party.proofs``        which device key makes a request (RFC 9449), pure
@@ -13,6 +15,9 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 ``relying_party.credentials``   users, passkeys, sessions: what is stored, and the store's interface
 ``relying_party.sqlite``        that store in one file
 ``relying_party.app``           the aiohttp application: ``make_app(config)``
+``relying_party.account``       a user and their own account
+``relying_party.well_known``    who else uses our passkeys, and where they are managed
+``relying_party.metrics``       what is counted
 ``relying_party.page``          the page that shows who is registered and who is signed in
 ``relying_party.config``        what an operator chooses
 ``relying_party.errors``        everything that can go wrong, as one tree

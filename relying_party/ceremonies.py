@@ -37,7 +37,7 @@ from fido2.webauthn import AuthenticationResponse as LibraryAuthenticationRespon
 from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
 
 from relying_party.callers import Caller, ClientKind
-from relying_party.challenges import AuthenticationRecord, ChallengeRecord, RegistrationRecord
+from relying_party.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
 from relying_party.credentials import Credential, CredentialUse, User
 from relying_party.encoding import base64url
 from relying_party.errors import Check, VerificationFailed
@@ -45,13 +45,17 @@ from relying_party.messages import AuthenticationResponse, RegistrationResponse
 
 # COSE algorithm → key type, in the order we prefer. A library upgrade does not change what we offer.
 ALGORITHMS: Final = {-7: 2, -8: 1, -257: 3}  # ES256, EdDSA (Ed25519), RS256
+ML_DSA: Final = {-48: 7, -49: 7, -50: 7}  # ML-DSA-44, -65 and -87, where an operator wants them
 RSA_BITS: Final = (2048, 4096)
-TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600}  # seconds
+TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600, ClientKind.ANDROID: 300}  # seconds
+CONDITIONAL_TIMEOUT: Final = 900  # a page waits for its user for longer than a prompt does
 CHALLENGE_SIZE: Final = 32
 USER_HANDLE_SIZE: Final = 32
 
 # A browser may ask a security key for this on its own account, and the key then says so in signed data.
 _TOLERATED: Final = frozenset({"credProtect"})
+# Client extension → what it adds to the signed data; credProps and most others add nothing.
+_SIGNED: Final = {"prf": {"hmac-secret", "hmac-secret-mc"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +65,9 @@ class RelyingParty:
     rp_id: str
     name: str
     origins: Mapping[ClientKind, Collection[str]]  # exact, a list for each kind of client
+    top_origins: Collection[str] = ()  # pages of others that may embed ours; none unless configured
+    algorithms: tuple[int, ...] = tuple(ALGORITHMS)  # COSE, in the order we prefer
+    prf: bool = False  # whether to ask for the prf extension
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +97,18 @@ class Begun:
 class Registration:
     """A registration that checked out."""
 
+    caller: Caller  # who began it
     user: User
     adds_to_user: bool  # the user exists: only that user's session may store it
     credential: Credential
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authentication:
+    """A sign-in or step-up that checked out."""
+
+    caller: Caller  # who began it
+    use: CredentialUse
 
 
 class _ClientData(msgspec.Struct, rename="camel"):
@@ -102,7 +118,7 @@ class _ClientData(msgspec.Struct, rename="camel"):
     challenge: str
     origin: str
     cross_origin: bool = False
-    top_origin: Any = msgspec.UNSET
+    top_origin: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class Ceremonies:
@@ -133,19 +149,21 @@ class Ceremonies:
             resident_key_requirement=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
             challenge=challenge,
-            extensions={"credProps": True},
+            extensions={"credProps": True, **({"prf": {}} if self._rp.prf else {})},
         )
         public_key = dict(dict(options)["publicKey"])
         public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
         public_key["excludeCredentials"] = [descriptor.to_json() for descriptor in existing]
         public_key["hints"] = _hints(caller)
         record = RegistrationRecord(
+            purpose=Purpose.REGISTRATION,
             challenge=challenge,
             caller=caller,
+            user_verification=UserVerificationRequirement.REQUIRED,
             user=user,
             adds_to_user=adds_to_user,
-            algorithms=tuple(ALGORITHMS),
-            extensions=frozenset({"credProps"}),
+            algorithms=self._rp.algorithms,
+            extensions=frozenset(public_key["extensions"]),
             expires_at=now + TIMEOUTS[caller.kind],
         )
         return Begun(record=record, public_key=public_key)
@@ -182,8 +200,12 @@ class Ceremonies:
             attestation_object=response.attestation_object,
             client_data_hash=sha256(response.client_data).digest(),
             created_at=int(now),
+            discoverable=response.discoverable,
+            prf=response.prf,
         )
-        return Registration(user=record.user, adds_to_user=record.adds_to_user, credential=stored)
+        return Registration(
+            caller=record.caller, user=record.user, adds_to_user=record.adds_to_user, credential=stored
+        )
 
     def begin_authentication(
         self,
@@ -193,25 +215,37 @@ class Ceremonies:
         allowed: Sequence[Descriptor],
         now: float,
         challenge: bytes,
+        session_id: bytes | None = None,
+        conditional: bool = False,
+        prf_salt: bytes | None = None,
     ) -> Begun:
-        """Options for a sign-in.
+        """Options for a sign-in, or for a step-up of the session `session_id`.
 
         expected: the handle of who is to sign in, None for anyone. allowed: that user's credentials;
-        empty means any discoverable one. challenge: 32 fresh random bytes.
+        empty means any discoverable one. challenge: 32 fresh random bytes. conditional: whether a page
+        waits for its user to choose. prf_salt: 32 bytes, when the prf extension is asked for.
         """
+        extensions = None if prf_salt is None else {"prf": {"eval": {"first": base64url(prf_salt)}}}
         options, _ = self._server(caller.kind).authenticate_begin(
             user_verification=UserVerificationRequirement.REQUIRED, challenge=challenge
         )
+        lifetime = CONDITIONAL_TIMEOUT if conditional else TIMEOUTS[caller.kind]
         public_key = dict(dict(options)["publicKey"])
-        public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
+        public_key["timeout"] = lifetime * 1000
         public_key["allowCredentials"] = [descriptor.to_json() for descriptor in allowed]
         public_key["hints"] = _hints(caller)
+        if extensions is not None:
+            public_key["extensions"] = extensions
         record = AuthenticationRecord(
+            purpose=Purpose.SIGN_IN if session_id is None else Purpose.STEP_UP,
             challenge=challenge,
             caller=caller,
+            user_verification=UserVerificationRequirement.REQUIRED,
+            extensions=frozenset(extensions or ()),
             expected=expected,
             allowed=tuple(descriptor.credential_id for descriptor in allowed),
-            expires_at=now + TIMEOUTS[caller.kind],
+            session_id=session_id,
+            expires_at=now + lifetime,
         )
         return Begun(record=record, public_key=public_key)
 
@@ -223,11 +257,18 @@ class Ceremonies:
         credential: Credential | None,
         *,
         now: float,
-    ) -> CredentialUse:
-        """What the sign-in changes in `credential`, the one stored under the response's credential id."""
-        if not isinstance(record, AuthenticationRecord):
+        session_id: bytes | None = None,
+    ) -> Authentication:
+        """What it changes in `credential`, the one stored under the response's credential id.
+
+        session_id: of the session that steps up, when that is what this is for; it must be the one that
+        the ceremony began with.
+        """
+        if not isinstance(record, AuthenticationRecord) or record.purpose is not _purpose(session_id):
             raise VerificationFailed(Check.PURPOSE)
         _check_caller(record, caller)
+        if record.session_id != session_id:
+            raise VerificationFailed(Check.SESSION)
         self._check_client_data(record, response.client_data)
         data = self._verified_assertion(record, response, credential)
         if credential is None:
@@ -238,14 +279,15 @@ class Ceremonies:
         if data.is_backup_eligible() != credential.backup_eligible:
             raise VerificationFailed(Check.BACKUP_ELIGIBILITY)
         _check_backup_flags(data)
-        _check_extensions(response.extensions, data, asked=frozenset(), tolerated=frozenset())
-        return CredentialUse(
+        _check_extensions(response.extensions, data, asked=record.extensions, tolerated=frozenset())
+        use = CredentialUse(
             credential_id=credential.credential_id,
             sign_count=data.counter,
             backed_up=data.is_backed_up(),
             counter_anomaly=_counter_stands_still(credential.sign_count, data.counter),
             used_at=int(now),
         )
+        return Authentication(caller=record.caller, use=use)
 
     def _check_client_data(self, record: ChallengeRecord, client_data: bytes) -> None:
         """What a client said it was doing: for us, from a page or device of ours, and in nobody's frame."""
@@ -258,15 +300,22 @@ class Ceremonies:
         if parsed.origin not in self._rp.origins[record.caller.kind]:
             raise VerificationFailed(Check.ORIGIN)
         if parsed.cross_origin or parsed.top_origin is not msgspec.UNSET:
+            self._check_embedding(record, parsed)
+
+    def _check_embedding(self, record: ChallengeRecord, parsed: _ClientData) -> None:
+        """A frame in somebody else's page says whose, and that page is one we have agreed to."""
+        embedded = record.caller.kind is ClientKind.WEB and parsed.cross_origin
+        if not embedded or parsed.top_origin not in self._rp.top_origins:
             raise VerificationFailed(Check.CROSS_ORIGIN)
 
     def _verified_attestation(
         self, record: ChallengeRecord, response: RegistrationResponse
     ) -> AttestationObject:
+        state = _library_state(record)
         try:
             attestation = AttestationObject(response.attestation_object)
             self._server(record.caller.kind).register_complete(
-                _library_state(record),
+                state,
                 LibraryRegistrationResponse(
                     raw_id=response.credential_id,
                     response=AuthenticatorAttestationResponse(
@@ -283,6 +332,7 @@ class Ceremonies:
         self, record: ChallengeRecord, response: AuthenticationResponse, credential: Credential | None
     ) -> AuthenticatorData:
         """The data under the signature of exactly one credential, which may be nobody's."""
+        state = _library_state(record)
         try:
             known = (
                 AttestedCredentialData.create(bytes(16), response.credential_id, self._nobodys_key)
@@ -291,7 +341,7 @@ class Ceremonies:
             )
             data = AuthenticatorData(response.authenticator_data)
             self._server(record.caller.kind).authenticate_complete(
-                _library_state(record),
+                state,
                 [known],
                 LibraryAuthenticationResponse(
                     raw_id=response.credential_id,
@@ -315,7 +365,7 @@ class Ceremonies:
         )
         server.allowed_algorithms = [
             PublicKeyCredentialParameters(type=PublicKeyCredentialType.PUBLIC_KEY, alg=algorithm)
-            for algorithm in ALGORITHMS
+            for algorithm in self._rp.algorithms
         ]
         return server
 
@@ -325,8 +375,22 @@ def decoy(secret: bytes, user_name: str) -> Descriptor:
 
     secret: 32 bytes of ours. The answer to a name we do not know looks like one to a name we do.
     """
-    digest = hmac.digest(secret, b"decoy credential\0" + user_name.encode(), "sha256")
-    return Descriptor(credential_id=digest, transports=("hybrid", "internal"))
+    half = hmac.digest(secret, b"decoy credential\0" + user_name.encode(), "sha256")[:16]
+    return Descriptor(credential_id=half + _decoy_mark(secret, half), transports=("hybrid", "internal"))
+
+
+def is_decoy(secret: bytes, credential_id: bytes) -> bool:
+    """Whether we made that id up: it must be answered like a credential that is somebody's."""
+    half, mark = credential_id[:16], credential_id[16:]
+    return hmac.compare_digest(mark, _decoy_mark(secret, half))
+
+
+def _decoy_mark(secret: bytes, half: bytes) -> bytes:
+    return hmac.digest(secret, b"decoy mark\0" + half, "sha256")[:16]
+
+
+def _purpose(session_id: bytes | None) -> Purpose:
+    return Purpose.SIGN_IN if session_id is None else Purpose.STEP_UP
 
 
 def _hints(caller: Caller) -> list[str]:
@@ -337,6 +401,9 @@ def _hints(caller: Caller) -> list[str]:
 
 
 def _library_state(record: ChallengeRecord) -> dict[str, Any]:
+    """What the library verifies against. It looks at user verification only where this says `required`."""
+    if record.user_verification != UserVerificationRequirement.REQUIRED:
+        raise VerificationFailed(Check.USER_VERIFICATION)
     return {
         "challenge": base64url(record.challenge),
         "user_verification": UserVerificationRequirement.REQUIRED,
@@ -345,7 +412,7 @@ def _library_state(record: ChallengeRecord) -> dict[str, Any]:
 
 def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
     """Whoever completes a ceremony is who began it."""
-    if record.caller.kind is not caller.kind:
+    if record.caller.kind.proves_key is not caller.kind.proves_key:
         raise VerificationFailed(Check.CLIENT_KIND)
     if record.caller.key_thumbprint != caller.key_thumbprint:
         raise VerificationFailed(Check.DEVICE_KEY)
@@ -353,7 +420,7 @@ def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
 
 def _check_public_key(key: CoseKey) -> None:
     """Whether sign-ins can be verified with `key` at all: told now, and not when it is too late."""
-    if key.get(1) != ALGORITHMS[key[3]]:
+    if key.get(1) != (ALGORITHMS | ML_DSA)[key[3]]:
         raise VerificationFailed(Check.PUBLIC_KEY)
     try:
         key.verify(b"", bytes(64))
@@ -383,7 +450,8 @@ def _check_extensions(
     if not client_outputs <= asked:
         raise VerificationFailed(Check.EXTENSIONS)
     signed = data.extensions
-    if signed is not None and not (isinstance(signed, Mapping) and set(signed) <= asked | tolerated):
+    expected = tolerated.union(*(_SIGNED.get(name, ()) for name in asked))
+    if signed is not None and not (isinstance(signed, Mapping) and set(signed) <= expected):
         raise VerificationFailed(Check.EXTENSIONS)
 
 

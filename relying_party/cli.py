@@ -75,9 +75,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-    parser = _Parser(
-        prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False
-    )
+    parser = _Parser(prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = commands.add_parser(
         SECTION,

@@ -1,21 +1,32 @@
 """What an operator chooses, checked once: frozen values, made at the edge and passed in."""
 
+import base64
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from fido2.rpid import verify_rp_id
+from fido2.rpid import suffixes, verify_rp_id
 
+from relying_party.encoding import from_base64url
 from relying_party.errors import UsageError
+from relying_party.sessions import Lifetimes
 
 _RP_ID: Final = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
 )
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+_SUFFIXES: Final = frozenset(suffixes)
+_FINGERPRINT: Final = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}")
+ANDROID: Final = "android:apk-key-hash:"
+MOST_LABELS: Final = 5  # of related origins that every browser looks at (WebAuthn Level 3 §5.11)
 
 PageShows = Literal["everyone", "own"]
+
+
+DEFAULT_LIFETIMES: Final = Lifetimes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +35,19 @@ class Config:
 
     rp_id: str
     rp_name: str
+    home: str  # the first of our own web origins
     web_origins: frozenset[str]
     device_origins: frozenset[str]
     urls: tuple[str, ...]  # where clients reach us, scheme://host[:port]; request proofs name one of them
     store: Path
     page_shows: PageShows
-    session_lifetime: int = 12 * 3600  # seconds
+    android_origins: frozenset[str] = frozenset()
+    top_origins: frozenset[str] = frozenset()  # pages of others that may embed ours
+    ml_dsa: bool = False  # whether to offer ML-DSA after the others
+    prf: bool = False  # whether to ask for the prf extension
+    manage: str = "/"  # paths of our pages, for /.well-known/passkey-endpoints
+    enroll: str = "/"
+    lifetimes: Lifetimes = DEFAULT_LIFETIMES
     requests_per_minute: int = 600  # from one address
 
     @classmethod
@@ -44,26 +62,46 @@ class Config:
         store: Path,
         page_shows: PageShows | None = None,
         requests_per_minute: int = 600,
+        related_origins: tuple[str, ...] = (),
+        android_apps: tuple[str, ...] = (),
+        top_origins: tuple[str, ...] = (),
+        ml_dsa: bool = False,
+        prf: bool = False,
+        lifetimes: Lifetimes = DEFAULT_LIFETIMES,
     ) -> "Config":
         """From an operator's words; `UsageError` when they do not fit together.
 
         web_origins, device_origins: none stand for the first of `reached_at`, and for the web's.
         reached_at: where we listen, as origins; the first is the one we tell.
         page_shows: None lets strangers see everyone only where there are no strangers, on localhost.
+        related_origins: of other domains, whose pages use the same RP ID (/.well-known/webauthn).
+        android_apps: certificates, as SHA-256 fingerprint or as `android:apk-key-hash:…`.
+        top_origins: pages of others in whose frames ours may ask for a passkey.
         """
         if not _RP_ID.fullmatch(rp_id) or rp_id.replace(".", "").isdigit():
             raise UsageError(f"{rp_id!r} is not an RP ID: expected a domain name in lower case")
+        related = tuple(_check_https(origin) for origin in related_origins)
         web = tuple(check_origin(origin, rp_id) for origin in web_origins or reached_at[:1])
-        device = tuple(check_origin(origin, rp_id) for origin in device_origins or web)
+        device = tuple(
+            origin if origin in related else check_origin(origin, rp_id) for origin in device_origins or web
+        )
+        web += related
+        _check_labels((*web, *device))
         local = all(is_local(origin) for origin in web)
         return cls(
             rp_id=rp_id,
             rp_name=rp_name or rp_id,
+            home=web[0],
             web_origins=frozenset(web),
             device_origins=frozenset(device),
             urls=tuple(dict.fromkeys((*reached_at, *web, *device))),
             store=store,
             page_shows=page_shows or ("everyone" if local else "own"),
+            android_origins=frozenset(android_origin(app) for app in android_apps),
+            top_origins=frozenset(_check_https(origin) for origin in top_origins),
+            ml_dsa=ml_dsa,
+            prf=prf,
+            lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
         )
 
@@ -78,6 +116,16 @@ class Config:
         return all(is_local(origin) for origin in self.web_origins)
 
 
+def android_origin(app: str) -> str:
+    """The origin that Android writes for an app: of the SHA-256 of its certificate, in either spelling."""
+    if _FINGERPRINT.fullmatch(app):
+        digest = bytes.fromhex(app.replace(":", ""))
+        return ANDROID + base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+    if app.startswith(ANDROID) and len(from_base64url(app.removeprefix(ANDROID)) or b"") == 32:
+        return app
+    raise UsageError(f"{app!r} is neither a SHA-256 fingerprint nor {ANDROID} and a hash in base64url")
+
+
 def origin_of(scheme: str, host: str, port: int) -> str:
     """An origin as a browser writes it: without the port that goes without saying."""
     shown = f"[{host}]" if ":" in host else host
@@ -86,14 +134,7 @@ def origin_of(scheme: str, host: str, port: int) -> str:
 
 def check_origin(origin: str, rp_id: str) -> str:
     """`origin`, when it is written as a browser writes it and may use the RP ID; else `UsageError`."""
-    try:
-        parts = urlsplit(origin)
-        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
-        written = origin_of(parts.scheme, parts.hostname or "", port)
-    except ValueError:
-        written = ""
-    if written != origin:
-        raise UsageError(f"{origin!r} is not an origin: expected https://host or https://host:port")
+    _check_written(origin)
     if not verify_rp_id(rp_id, origin):
         raise UsageError(
             f"{origin} cannot use the RP ID {rp_id}: expected https and that domain or one below it"
@@ -104,3 +145,45 @@ def check_origin(origin: str, rp_id: str) -> str:
 def is_local(origin: str) -> bool:
     host = urlsplit(origin).hostname or ""
     return host == "localhost" or host.endswith(".localhost")
+
+
+def label_of(origin: str) -> str:
+    """What browsers count: the part of a host before its public suffix (`example` of www.example.co.uk)."""
+    labels = (urlsplit(origin).hostname or "").split(".")
+    for start in range(1, len(labels)):
+        if _is_suffix(labels[start:]):
+            return labels[start - 1]
+    return labels[-2] if len(labels) > 1 else labels[0]  # a suffix that nobody has listed is one label long
+
+
+def _is_suffix(labels: list[str]) -> bool:
+    name = ".".join(labels)
+    if f"!{name}" in _SUFFIXES:
+        return False
+    return name in _SUFFIXES or (len(labels) > 1 and f"*.{'.'.join(labels[1:])}" in _SUFFIXES)
+
+
+def _check_written(origin: str) -> None:
+    try:
+        parts = urlsplit(origin)
+        port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        written = origin_of(parts.scheme, parts.hostname or "", port)
+    except ValueError:
+        written = ""
+    if written != origin:
+        raise UsageError(f"{origin!r} is not an origin: expected https://host or https://host:port")
+
+
+def _check_https(origin: str) -> str:
+    _check_written(origin)
+    if not (origin.startswith("https://") or is_local(origin)):
+        raise UsageError(f"{origin} is not reached over TLS")
+    return origin
+
+
+def _check_labels(origins: Iterable[str]) -> None:
+    labels = sorted({label_of(origin) for origin in origins})
+    if len(labels) > MOST_LABELS:
+        raise UsageError(
+            f"browsers look at related origins of {MOST_LABELS} names, and these are more: {', '.join(labels)}"
+        )

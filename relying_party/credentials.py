@@ -38,6 +38,9 @@ class Credential:
     created_at: int  # Unix seconds, as all times here
     last_used_at: int | None = None
     counter_anomalies: int = 0  # sign-ins whose counter did not grow: a risk signal
+    label: str | None = field(default=None, repr=False)  # what its user calls it
+    discoverable: bool | None = None  # credProps.rk, where the client said so
+    prf: bool | None = None  # whether it has the prf extension, where that was asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +85,37 @@ class CredentialStore(Protocol):
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
         """Note the use of a credential and open a session; `VerificationFailed` when it has gone."""
 
-    async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
-        """The live session of a token, and whose it is."""
+    async def step_up(self, use: CredentialUse, session: Session, *, was: bytes) -> User:
+        """Note the use of a credential and `replace_session`; `VerificationFailed` when either has gone."""
 
-    async def end_session(self, token_hash: bytes) -> None: ...
+    async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
+        """The live session of a token that is still good, and whose it is."""
+
+    async def session_of_refresh(self, refresh_hash: bytes, *, now: float) -> tuple[Session, User] | None:
+        """The live session that a refresh token is of, or once was."""
+
+    async def replace_session(self, session: Session, *, was: bytes) -> bool:
+        """Store what became of a session, if its token is still the one whose hash is `was`.
+
+        A refresh token that the new state no longer names is remembered as spent.
+        """
+
+    async def end_session(self, user_handle: bytes, session_id: bytes) -> bool:
+        """Whether that user had that session, which is over now."""
+
+    async def end_other_sessions(self, user_handle: bytes, *, but: bytes) -> int:
+        """End all sessions of a user but the one of that id; how many there were."""
+
+    async def rename_user(self, user_handle: bytes, display_name: str) -> User | None: ...
+
+    async def rename_credential(self, user_handle: bytes, credential_id: bytes, label: str | None) -> bool:
+        """Whether that user had that credential, which is called so now."""
+
+    async def remove_credential(self, user_handle: bytes, credential_id: bytes, *, but: bytes) -> bool:
+        """Whether that user had that credential, which is gone now, with the sessions it was used for.
+
+        but: the id of a session that goes on. `LastCredential` when the user has no other one.
+        """
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
         """The users, newest first, with their live sessions."""

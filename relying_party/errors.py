@@ -11,9 +11,12 @@
         ├── ProofInvalid         401  the request's proof of key is missing or wrong
         ├── ProofClock(now)      401  only the proof's clock is wrong
         ├── NotSignedIn          401  no session, or one that has ended
+        ├── StepUpRequired       401  signed in too long ago for this: use the passkey again
         ├── VerificationFailed   403  a check failed; the check's name stays inside
+        ├── BrowsersOnly         403  a device does not manage its user's account
         ├── NotFound             404
         ├── UserExists           409  that name is taken, and the caller is not its owner
+        ├── LastCredential       409  a user's only passkey is not removed
         ├── CeremonyGone         410  unknown, used or expired: begin again
         ├── PayloadTooLarge      413
         └── RateLimited          429
@@ -92,6 +95,23 @@ class NotSignedIn(Refusal):
     slug, status = "not-signed-in", 401
 
 
+class StepUpRequired(Refusal):
+    """The passkey was used too long ago for what is asked: use it again, then ask again (RFC 9470)."""
+
+    slug, status = "step-up-required", 401
+
+    def __init__(self, max_age: int) -> None:
+        """max_age: seconds."""
+        super().__init__("use your passkey again to do this", max_age=max_age)
+        self.max_age: Final = max_age
+
+
+class BrowsersOnly(Refusal):
+    """A device's session is for signing in on that device, and manages nothing."""
+
+    slug, status = "browsers-only", 403
+
+
 class Check(StrEnum):
     """Each check of a ceremony by name: for logs and tests, never for the caller."""
 
@@ -102,6 +122,7 @@ class Check(StrEnum):
     CHALLENGE = "challenge"
     ORIGIN = "origin"
     CROSS_ORIGIN = "cross-origin"
+    USER_VERIFICATION = "user-verification"
     LIBRARY = "library"  # python-fido2: type, rpIdHash, UP, UV, signature, and every malformed byte
     CREDENTIAL_ID = "credential-id"
     CREDENTIAL_TAKEN = "credential-taken"
@@ -121,8 +142,8 @@ class VerificationFailed(Refusal):
 
     slug, status = "verification-failed", 403
 
-    def __init__(self, check: Check) -> None:
-        super().__init__("the response did not verify")
+    def __init__(self, check: Check, **members: Any) -> None:
+        super().__init__("the response did not verify", **members)
         self.check: Final = check
 
 
@@ -134,6 +155,12 @@ class UserExists(Refusal):
     """The name is registered: only its owner's session adds a passkey to it."""
 
     slug, status = "user-exists", 409
+
+
+class LastCredential(Refusal):
+    """A user's only passkey is not removed: nobody could sign in any more."""
+
+    slug, status = "last-credential", 409
 
 
 class CeremonyGone(Refusal):

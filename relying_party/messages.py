@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 
+from relying_party.callers import ClientKind
 from relying_party.encoding import from_base64url
 from relying_party.errors import InvalidRequest
 
@@ -18,7 +19,7 @@ MOST_USER_HANDLE: Final = 64
 MOST_CLIENT_DATA: Final = 4096
 MOST_AUTHENTICATOR_DATA: Final = 8192
 MOST_ATTESTATION_OBJECT: Final = 32768
-MOST_SIGNATURE: Final = 1024  # RS256 with 4096 bits needs half of it
+MOST_SIGNATURE: Final = 5120  # ML-DSA-87 needs 4627
 MOST_TRANSPORTS: Final = 8
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -26,14 +27,25 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """What a caller with a key says about itself."""
+
+    kind: ClientKind
+    label: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationOptionsRequest:
     user_name: str = field(repr=False)
     display_name: str = field(repr=False)
+    client: Client | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticationOptionsRequest:
     user_name: str | None = field(repr=False)
+    client: Client | None
+    conditional: bool  # the browser offers passkeys while its user types (conditional mediation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +57,8 @@ class RegistrationResponse:
     attestation_object: bytes = field(repr=False)
     transports: tuple[str, ...]
     extensions: frozenset[str]  # names of the client extensions that gave results
+    discoverable: bool | None = None  # credProps.rk
+    prf: bool | None = None  # prf.enabled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,13 +73,37 @@ class AuthenticationResponse:
     extensions: frozenset[str]
 
 
+class _Client(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Literal["device", "android"] = "device"
+    label: _Name | None = None
+
+
 class _RegistrationOptions(msgspec.Struct, forbid_unknown_fields=True):
     user_name: _Name
     display_name: _Name | None = None
+    client: _Client | None = None
 
 
 class _AuthenticationOptions(msgspec.Struct, forbid_unknown_fields=True):
     user_name: _Name | None = None
+    client: _Client | None = None
+    mediation: Literal["conditional"] | None = None
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Refresh(msgspec.Struct, forbid_unknown_fields=True):
+    refresh_token: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class _DisplayName(msgspec.Struct, forbid_unknown_fields=True):
+    display_name: _Name
+
+
+class _Label(msgspec.Struct, forbid_unknown_fields=True):
+    label: _Name | None
 
 
 class _Attestation(msgspec.Struct, rename="camel"):
@@ -110,14 +148,41 @@ def parse_registration_options(body: bytes) -> RegistrationOptionsRequest:
     parsed = _decode(body, _RegistrationOptions)
     user_name = _name(parsed.user_name)
     display_name = user_name if parsed.display_name is None else _name(parsed.display_name)
-    return RegistrationOptionsRequest(user_name=user_name, display_name=display_name)
+    return RegistrationOptionsRequest(
+        user_name=user_name, display_name=display_name, client=_client(parsed.client)
+    )
 
 
 def parse_authentication_options(body: bytes) -> AuthenticationOptionsRequest:
     parsed = _decode(body, _AuthenticationOptions)
+    conditional = parsed.mediation == "conditional"
+    if conditional and (parsed.user_name is not None or parsed.client is not None):
+        raise InvalidRequest("conditional mediation is for browsers, and before anybody is named")
     return AuthenticationOptionsRequest(
-        user_name=None if parsed.user_name is None else _name(parsed.user_name)
+        user_name=None if parsed.user_name is None else _name(parsed.user_name),
+        client=_client(parsed.client),
+        conditional=conditional,
     )
+
+
+def parse_nothing(body: bytes) -> None:
+    """An empty object."""
+    _decode(body, _Nothing)
+
+
+def parse_refresh(body: bytes) -> str:
+    """The refresh token."""
+    return _decode(body, _Refresh).refresh_token
+
+
+def parse_display_name(body: bytes) -> str:
+    return _name(_decode(body, _DisplayName).display_name)
+
+
+def parse_label(body: bytes) -> str | None:
+    """What a passkey is to be called; None for no name of its own."""
+    label = _decode(body, _Label).label
+    return None if label is None else _name(label)
 
 
 def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
@@ -130,6 +195,8 @@ def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
         attestation_object=_bytes(response.attestation_object, "attestationObject", MOST_ATTESTATION_OBJECT),
         transports=_transports(response.transports or []),
         extensions=frozenset(credential.client_extension_results),
+        discoverable=_output(credential, "credProps", "rk"),
+        prf=_output(credential, "prf", "enabled"),
     )
 
 
@@ -162,6 +229,19 @@ def _credential_id(credential: _Credential) -> bytes:
     if credential.id != credential.raw_id:
         raise InvalidRequest("id and rawId differ")
     return _bytes(credential.raw_id, "rawId", MOST_CREDENTIAL_ID)
+
+
+def _client(given: _Client | None) -> Client | None:
+    if given is None:
+        return None
+    return Client(kind=ClientKind(given.kind), label=None if given.label is None else _name(given.label))
+
+
+def _output(credential: _Credential, extension: str, member: str) -> bool | None:
+    """A yes or no that a client extension gave; other outputs are nothing to us and are not looked at."""
+    outputs = credential.client_extension_results.get(extension)
+    value = outputs.get(member) if isinstance(outputs, dict) else None
+    return value if isinstance(value, bool) else None
 
 
 def _bytes(text: str, name: str, most: int) -> bytes:

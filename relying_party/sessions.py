@@ -1,49 +1,144 @@
-"""Sessions: an opaque random token for the client, its hash and what it stands for for us.
+"""Sessions: opaque random tokens for the client, their hashes and what they stand for for us.
 
-A device's session is bound to its key: the token opens nothing without a proof of that key. A browser's
-is a cookie. Reading the database yields no token.
+A browser's session is a cookie. A device's is bound to its key: a token that works for hours and a refresh token
+that gets the next pair, neither of which opens anything without a proof of that key. Reading the database
+yields no token.
+
+A refresh token is for one use. Its answer may get lost on the way, so the one before may be sent again for as
+long as nothing that came after it was used; any older one tells that two hold what only one should, and the
+session ends (`refreshed` returns None).
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 from relying_party.callers import Caller, ClientKind
 from relying_party.encoding import base64url
+
+RandomBytes = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetimes:
+    """How long what we hand out is good for, in seconds."""
+
+    cookie: int = 12 * 3600  # a browser's session
+    token: int = 12 * 3600  # a device's token, before it must be refreshed
+    session: int = 30 * 86400  # a device's session, however often it is refreshed; a step-up begins anew
+    fresh: int = 15 * 60  # how long after a passkey was used its user may change what matters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
     """What a token stands for."""
 
-    token_hash: bytes = field(repr=False)  # SHA-256
+    session_id: bytes = field(repr=False)  # 16 random bytes, the same however often the tokens change
+    token_hash: bytes = field(repr=False)  # SHA-256, as all hashes here
     user_handle: bytes = field(repr=False)
-    credential_id: bytes = field(repr=False)
+    credential_id: bytes = field(repr=False)  # the passkey that was used last
     client_kind: ClientKind
     key_thumbprint: str | None
+    label: str | None = field(default=None, repr=False)
     created_at: int
-    expires_at: int
+    auth_time: int  # when a passkey was used last
+    expires_at: int  # the token's end
+    ends_at: int  # the session's
+    refresh_hash: bytes | None = field(default=None, repr=False)  # the next token to refresh with
+    previous_refresh_hash: bytes | None = field(default=None, repr=False)  # until its answer has arrived
 
     def belongs_to(self, caller: Caller) -> bool:
-        """Whether `caller` may use it: the same kind of client, and the same key where there is one."""
-        return (self.client_kind, self.key_thumbprint) == (caller.kind, caller.key_thumbprint)
+        """Whether `caller` may use it: a browser a browser's, and a key its own."""
+        return (self.client_kind.proves_key, self.key_thumbprint) == (
+            caller.kind.proves_key,
+            caller.key_thumbprint,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A session with the tokens that stand for it, which nobody can read from it."""
+
+    session: Session
+    token: str = field(repr=False)
+    refresh_token: str | None = field(repr=False)  # None for a browser
 
 
 def open_session(
-    *, user_handle: bytes, credential_id: bytes, caller: Caller, now: float, lifetime: int, random: bytes
-) -> tuple[str, Session]:
-    """A token and the session it opens. lifetime: seconds. random: 32 bytes that nobody else has."""
-    token = base64url(random)
-    return token, Session(
-        token_hash=hash_token(token),
+    *,
+    user_handle: bytes,
+    credential_id: bytes,
+    caller: Caller,
+    now: float,
+    lifetimes: Lifetimes,
+    random: RandomBytes,
+) -> Opened:
+    """A new session. random: gives bytes that nobody else has."""
+    started = Session(
+        session_id=random(16),
+        token_hash=b"",
         user_handle=user_handle,
         credential_id=credential_id,
         client_kind=caller.kind,
         key_thumbprint=caller.key_thumbprint,
+        label=caller.label,
         created_at=int(now),
-        expires_at=int(now) + lifetime,
+        auth_time=int(now),
+        expires_at=0,
+        ends_at=_end(caller.kind, now, lifetimes),
     )
+    return _with_new_tokens(started, now=now, lifetimes=lifetimes, random=random)
+
+
+def stepped_up(
+    session: Session, *, credential_id: bytes, now: float, lifetimes: Lifetimes, random: RandomBytes
+) -> Opened:
+    """The same session after its user has used a passkey once more: new tokens, as after any sign-in."""
+    renewed = replace(
+        session,
+        credential_id=credential_id,
+        auth_time=int(now),
+        ends_at=_end(session.client_kind, now, lifetimes),
+        previous_refresh_hash=None,
+    )
+    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random)
+
+
+def refreshed(
+    session: Session, presented: bytes, *, now: float, lifetimes: Lifetimes, random: RandomBytes
+) -> Opened | None:
+    """The same session with new tokens; None when the one presented was spent.
+
+    presented: the hash of a refresh token of this session.
+    """
+    if presented not in (session.refresh_hash, session.previous_refresh_hash):
+        return None
+    renewed = replace(session, previous_refresh_hash=presented)
+    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random)
 
 
 def hash_token(token: str) -> bytes:
     """The 32 bytes under which a token's session is kept."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+
+
+def _end(kind: ClientKind, now: float, lifetimes: Lifetimes) -> int:
+    return int(now) + (lifetimes.session if kind.proves_key else lifetimes.cookie)
+
+
+def _with_new_tokens(session: Session, *, now: float, lifetimes: Lifetimes, random: RandomBytes) -> Opened:
+    token, refresh_token = base64url(random(32)), None
+    expires_at = session.ends_at
+    if session.client_kind.proves_key:
+        refresh_token = base64url(random(32))
+        expires_at = min(expires_at, int(now) + lifetimes.token)
+    return Opened(
+        session=replace(
+            session,
+            token_hash=hash_token(token),
+            expires_at=expires_at,
+            refresh_hash=None if refresh_token is None else hash_token(refresh_token),
+        ),
+        token=token,
+        refresh_token=refresh_token,
+    )

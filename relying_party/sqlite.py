@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from secrets import token_bytes
 from types import TracebackType
@@ -20,7 +21,14 @@ from typing import Any, Final, Self, TypeVar
 
 from relying_party.callers import ClientKind
 from relying_party.credentials import Credential, CredentialUse, Registered, User
-from relying_party.errors import Check, StoreUnavailable, UsageError, UserExists, VerificationFailed
+from relying_party.errors import (
+    Check,
+    LastCredential,
+    StoreUnavailable,
+    UsageError,
+    UserExists,
+    VerificationFailed,
+)
 from relying_party.sessions import Session
 
 _Value = TypeVar("_Value")
@@ -47,6 +55,29 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX sessions_of_user ON sessions (user_handle)",
         "CREATE INDEX sessions_of_key ON sessions (key_thumbprint)",
         "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT",
+    ),
+    (  # sessions have a name of their own and may be refreshed; passkeys have labels
+        "ALTER TABLE credentials ADD COLUMN label TEXT",
+        "ALTER TABLE credentials ADD COLUMN discoverable INTEGER",
+        "ALTER TABLE credentials ADD COLUMN prf INTEGER",
+        """CREATE TABLE sessions_2 (
+            session_id BLOB PRIMARY KEY, token_hash BLOB NOT NULL UNIQUE,
+            user_handle BLOB NOT NULL REFERENCES users (handle), credential_id BLOB NOT NULL,
+            client_kind TEXT NOT NULL, key_thumbprint TEXT, label TEXT,
+            created_at INTEGER NOT NULL, auth_time INTEGER NOT NULL,
+            expires_at INTEGER NOT NULL, ends_at INTEGER NOT NULL,
+            refresh_hash BLOB UNIQUE, previous_refresh_hash BLOB UNIQUE) STRICT""",
+        """INSERT INTO sessions_2 SELECT randomblob(16), token_hash, user_handle, credential_id, client_kind,
+            key_thumbprint, NULL, created_at, created_at, expires_at, expires_at, NULL, NULL FROM sessions""",
+        "DROP TABLE sessions",
+        "ALTER TABLE sessions_2 RENAME TO sessions",
+        "CREATE INDEX sessions_of_user ON sessions (user_handle)",
+        "CREATE INDEX sessions_of_key ON sessions (key_thumbprint)",
+        "CREATE INDEX sessions_by_end ON sessions (ends_at)",
+        """CREATE TABLE spent_refresh_tokens (
+            refresh_hash BLOB PRIMARY KEY,
+            session_id BLOB NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE) STRICT""",
+        "CREATE INDEX spent_of_session ON spent_refresh_tokens (session_id)",
     ),
 )
 
@@ -129,43 +160,94 @@ class SqliteStore:
                     "created_at": credential.created_at,
                     "last_used_at": credential.last_used_at,
                     "counter_anomalies": credential.counter_anomalies,
+                    "label": credential.label,
+                    "discoverable": credential.discoverable,
+                    "prf": credential.prf,
                 },
             )
-            _replace_session(connection, session, ends)
+            _open_session(connection, session, ends)
             return stored
 
         return await self._transaction(work, writes=True)
 
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
         def work(connection: sqlite3.Connection) -> User:
-            changed = connection.execute(
-                """UPDATE credentials SET sign_count = max(sign_count, ?), backed_up = ?, last_used_at = ?,
-                counter_anomalies = counter_anomalies + ? WHERE credential_id = ?""",
-                (use.sign_count, use.backed_up, use.used_at, use.counter_anomaly, use.credential_id),
-            )
-            user = _user_by_handle(connection, session.user_handle)
-            if changed.rowcount != 1 or user is None:
-                raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
-            _replace_session(connection, session, ends)
+            user = _note_use(connection, use, session.user_handle)
+            _open_session(connection, session, ends)
+            return user
+
+        return await self._transaction(work, writes=True)
+
+    async def step_up(self, use: CredentialUse, session: Session, *, was: bytes) -> User:
+        def work(connection: sqlite3.Connection) -> User:
+            user = _note_use(connection, use, session.user_handle)
+            if not _replace_session(connection, session, was):
+                raise VerificationFailed(Check.SESSION)
             return user
 
         return await self._transaction(work, writes=True)
 
     async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
-        def work(connection: sqlite3.Connection) -> tuple[Session, User] | None:
-            row = connection.execute(
-                "SELECT * FROM sessions WHERE token_hash = ? AND expires_at > ?", (token_hash, now)
-            ).fetchone()
-            user = None if row is None else _user_by_handle(connection, row["user_handle"])
-            return None if user is None else (_session(row), user)
+        return await self._session_where("token_hash = :hash AND expires_at > :now", token_hash, now)
 
-        return await self._transaction(work)
+    async def session_of_refresh(self, refresh_hash: bytes, *, now: float) -> tuple[Session, User] | None:
+        return await self._session_where(
+            """ends_at > :now AND session_id IN (
+                SELECT session_id FROM sessions WHERE refresh_hash = :hash OR previous_refresh_hash = :hash
+                UNION SELECT session_id FROM spent_refresh_tokens WHERE refresh_hash = :hash)""",
+            refresh_hash,
+            now,
+        )
 
-    async def end_session(self, token_hash: bytes) -> None:
-        def work(connection: sqlite3.Connection) -> None:
-            connection.execute("DELETE FROM sessions WHERE token_hash = ?", (token_hash,))
+    async def replace_session(self, session: Session, *, was: bytes) -> bool:
+        return await self._transaction(
+            lambda connection: _replace_session(connection, session, was), writes=True
+        )
 
-        await self._transaction(work, writes=True)
+    async def end_session(self, user_handle: bytes, session_id: bytes) -> bool:
+        changed = await self._change(
+            "DELETE FROM sessions WHERE user_handle = ? AND session_id = ?", user_handle, session_id
+        )
+        return changed > 0
+
+    async def end_other_sessions(self, user_handle: bytes, *, but: bytes) -> int:
+        return await self._change(
+            "DELETE FROM sessions WHERE user_handle = ? AND session_id <> ?", user_handle, but
+        )
+
+    async def rename_user(self, user_handle: bytes, display_name: str) -> User | None:
+        def work(connection: sqlite3.Connection) -> User | None:
+            connection.execute(
+                "UPDATE users SET display_name = ? WHERE handle = ?", (display_name, user_handle)
+            )
+            return _user_by_handle(connection, user_handle)
+
+        return await self._transaction(work, writes=True)
+
+    async def rename_credential(self, user_handle: bytes, credential_id: bytes, label: str | None) -> bool:
+        changed = await self._change(
+            "UPDATE credentials SET label = ? WHERE user_handle = ? AND credential_id = ?",
+            label,
+            user_handle,
+            credential_id,
+        )
+        return changed > 0
+
+    async def remove_credential(self, user_handle: bytes, credential_id: bytes, *, but: bytes) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            theirs = [one.credential_id for one in _credentials_of(connection, user_handle)]
+            if credential_id not in theirs:
+                return False
+            if len(theirs) == 1:
+                raise LastCredential("this is the only passkey: without it nobody could sign in")
+            connection.execute("DELETE FROM credentials WHERE credential_id = ?", (credential_id,))
+            connection.execute(
+                "DELETE FROM sessions WHERE user_handle = ? AND credential_id = ? AND session_id <> ?",
+                (user_handle, credential_id, but),
+            )
+            return True
+
+        return await self._transaction(work, writes=True)
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
         def work(connection: sqlite3.Connection) -> list[Registered]:
@@ -190,6 +272,25 @@ class SqliteStore:
             return bytes(row["value"])
 
         return await self._transaction(work, writes=True)
+
+    async def _session_where(
+        self, condition: str, token_hash: bytes, now: float
+    ) -> tuple[Session, User] | None:
+        def work(connection: sqlite3.Connection) -> tuple[Session, User] | None:
+            row = connection.execute(
+                f"SELECT * FROM sessions WHERE {condition}",  # noqa: S608  our words
+                {"hash": token_hash, "now": now},
+            ).fetchone()
+            user = None if row is None else _user_by_handle(connection, row["user_handle"])
+            return None if user is None else (_session(row), user)
+
+        return await self._transaction(work)
+
+    async def _change(self, statement: str, *values: Any) -> int:
+        """How many rows a statement changed."""
+        return await self._transaction(
+            lambda connection: connection.execute(statement, values).rowcount, writes=True
+        )
 
     async def _transaction(
         self, work: Callable[[sqlite3.Connection], _Value], *, writes: bool = False
@@ -263,25 +364,49 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _replace_session(connection: sqlite3.Connection, session: Session, ends: bytes | None) -> None:
+def _note_use(connection: sqlite3.Connection, use: CredentialUse, user_handle: bytes) -> User:
+    changed = connection.execute(
+        """UPDATE credentials SET sign_count = max(sign_count, ?), backed_up = ?, last_used_at = ?,
+        counter_anomalies = counter_anomalies + ? WHERE credential_id = ?""",
+        (use.sign_count, use.backed_up, use.used_at, use.counter_anomaly, use.credential_id),
+    )
+    user = _user_by_handle(connection, user_handle)
+    if changed.rowcount != 1 or user is None:
+        raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
+    return user
+
+
+def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes | None) -> None:
     """Open a session in place of the caller's last one: a key holds one session, and so does a browser."""
     connection.execute(
-        "DELETE FROM sessions WHERE token_hash = ? OR key_thumbprint = ? OR expires_at <= ?",
+        "DELETE FROM sessions WHERE session_id = ? OR key_thumbprint = ? OR ends_at <= ?",
         (ends, session.key_thumbprint, session.created_at),
     )
-    _insert(
-        connection,
-        "sessions",
-        {
-            "token_hash": session.token_hash,
-            "user_handle": session.user_handle,
-            "credential_id": session.credential_id,
-            "client_kind": str(session.client_kind),
-            "key_thumbprint": session.key_thumbprint,
-            "created_at": session.created_at,
-            "expires_at": session.expires_at,
-        },
+    _insert(connection, "sessions", _session_values(session))
+
+
+def _replace_session(connection: sqlite3.Connection, session: Session, was: bytes) -> bool:
+    row = connection.execute(
+        "SELECT * FROM sessions WHERE session_id = ? AND token_hash = ?", (session.session_id, was)
+    ).fetchone()
+    if row is None:
+        return False
+    connection.execute(
+        """UPDATE sessions SET token_hash = :token_hash, credential_id = :credential_id, auth_time = :auth_time,
+        expires_at = :expires_at, ends_at = :ends_at, refresh_hash = :refresh_hash,
+        previous_refresh_hash = :previous_refresh_hash WHERE session_id = :session_id""",
+        _session_values(session),
     )
+    for spent in (row["refresh_hash"], row["previous_refresh_hash"]):
+        if spent not in (None, session.refresh_hash, session.previous_refresh_hash):
+            connection.execute("INSERT INTO spent_refresh_tokens VALUES (?, ?)", (spent, session.session_id))
+    return True
+
+
+def _session_values(session: Session) -> dict[str, Any]:
+    values = {item.name: getattr(session, item.name) for item in fields(session)}
+    values["client_kind"] = str(session.client_kind)
+    return values
 
 
 def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) -> None:
@@ -303,7 +428,7 @@ def _credentials_of(connection: sqlite3.Connection, handle: bytes) -> list[Crede
 
 def _registered(connection: sqlite3.Connection, user: User, now: float) -> Registered:
     rows = connection.execute(
-        "SELECT * FROM sessions WHERE user_handle = ? AND expires_at > ? ORDER BY created_at DESC",
+        "SELECT * FROM sessions WHERE user_handle = ? AND ends_at > ? ORDER BY created_at DESC",
         (user.handle, now),
     ).fetchall()
     return Registered(
@@ -321,6 +446,8 @@ def _credential(row: sqlite3.Row) -> Credential:
     values: dict[str, Any] = dict(row)
     values["backup_eligible"] = bool(values["backup_eligible"])
     values["backed_up"] = bool(values["backed_up"])
+    for name in ("discoverable", "prf"):
+        values[name] = None if values[name] is None else bool(values[name])
     values["transports"] = tuple(json.loads(values["transports"]))
     return Credential(**values)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import webauthn
@@ -11,7 +12,7 @@ from fido2.webauthn import AttestedCredentialData
 
 from relying_party.callers import Caller, ClientKind
 from relying_party.ceremonies import Ceremonies, RelyingParty
-from relying_party.challenges import AuthenticationRecord
+from relying_party.challenges import AuthenticationRecord, Purpose
 from relying_party.credentials import Credential
 from relying_party.errors import Check, VerificationFailed
 from relying_party.messages import AuthenticationResponse, parse_authentication_result
@@ -45,9 +46,13 @@ async def test_a_new_user_registers_and_signs_in(site: Site, who: Who) -> None:
         "token",
         "token_type",
         "expires_at",
+        "refresh_token",
+        "ends_at",
+        "auth_time",
         "user",
         "credential_id",
         "client_kind",
+        "signals",
     }
     assert registered.body["client_kind"] == kind
     assert registered.body["token_type"] == ("DPoP" if kind == "device" else "cookie")
@@ -66,7 +71,8 @@ async def test_a_new_user_registers_and_signs_in(site: Site, who: Who) -> None:
 
     session = await site.send(who, "GET", "/session")
     assert session.status == 200
-    assert session.body == {**signed_in.body, "token": None}
+    tokens = {"token": None, "refresh_token": None}
+    assert {**session.body, "signals": signed_in.body["signals"]} == {**signed_in.body, **tokens}
     assert (await site.send(who, "DELETE", "/session")).status == 204
     assert (await site.send(who, "GET", "/session")).slug == "not-signed-in"
 
@@ -219,7 +225,6 @@ AUTHENTICATION_FAULTS: list[tuple[str, Faults, Check]] = [
     ("no longer eligible for backup", Faults(flags=UP | UV), Check.BACKUP_ELIGIBILITY),
     ("with another signature", Faults(signature=ES256Key().sign(b"")), Check.LIBRARY),
     ("with no signature to speak of", Faults(signature=b"\0"), Check.LIBRARY),
-    ("of an unknown credential", Faults(named_id=bytes(32)), Check.LIBRARY),
     ("with another user's handle", Faults(user_handle=bytes(32)), Check.OWNER),
     ("without a user's handle", Faults(user_handle=None), Check.OWNER),
     ("with short authenticator data", Faults(raw_auth_data=bytes(36)), Check.LIBRARY),
@@ -357,24 +362,73 @@ async def test_a_name_nobody_has_gets_options_like_any_other(site: Site) -> None
     assert len(unb64(asked[0]["allowCredentials"][0]["id"])) == len(passkey.credential_id)
 
 
-async def test_unknown_credential_and_bad_signature_look_and_work_alike(
+class Work:
+    """What the relying party does for a request: signatures verified, transactions of its store."""
+
+    def __init__(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.verified = self.transactions = 0
+        verify, transaction = ES256.verify, site.state.store._transaction
+
+        def counted(key: ES256, message: bytes, signature: bytes) -> None:
+            self.verified += 1
+            verify(key, message, signature)  # type: ignore[no-untyped-call]
+
+        def counted_transaction(*args: Any, **options: Any) -> Any:
+            self.transactions += 1
+            return transaction(*args, **options)
+
+        monkeypatch.setattr(ES256, "verify", counted)
+        monkeypatch.setattr(site.state.store, "_transaction", counted_transaction)
+
+    def done(self) -> tuple[int, int]:
+        done = self.verified, self.transactions
+        self.verified = self.transactions = 0
+        return done
+
+
+async def test_an_unknown_user_and_a_bad_signature_look_and_work_alike(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both are verified against a key: the same number of times, with the same answer."""
-    verifications: list[bytes] = []
-    verify = ES256.verify
-
-    def counted(self: ES256, message: bytes, signature: bytes) -> None:
-        verifications.append(signature)
-        verify(self, message, signature)  # type: ignore[no-untyped-call]
-
+    """From the first request to the last: the same steps, and byte for byte the same answer."""
     passkey, _ = await site.register(Device(), "ada")
-    monkeypatch.setattr(ES256, "verify", counted)
-    unknown = await site.sign_in(Device(), passkey, Faults(named_id=bytes(32)))
-    assert len(verifications) == 1
+    work = Work(site, monkeypatch)
+    forged = Faults(signature=ES256Key().sign(b""))
+    refusals = []
+    for name in ("ada", "nobody"):
+        device = Device()
+        ceremony, options = await site.begin(device, "authentication", user_name=name)
+        assert work.done() == (0, 2)
+        named = Faults(signature=forged.signature, named_id=unb64(options["allowCredentials"][0]["id"]))
+        answer = await site.finish(
+            device, "authentication", ceremony, get(passkey, options, DEVICE_ORIGIN, named)
+        )
+        assert work.done() == (1, 1)
+        refusals.append((answer.status, answer.body))
+    assert refusals[0] == refusals[1]
+    assert "signals" not in refusals[0][1]
+
+
+async def test_an_unknown_credential_takes_the_work_of_any_other_and_may_be_forgotten(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passkey, _ = await site.register(Device(), "ada")
+    work = Work(site, monkeypatch)
     forged = await site.sign_in(Device(), passkey, Faults(signature=ES256Key().sign(b"")))
-    assert len(verifications) == 2
-    assert (unknown.status, unknown.body) == (forged.status, forged.body)
+    expected = work.done()
+    assert expected == (1, 1)
+    unknown = await site.sign_in(Device(), passkey, Faults(named_id=bytes(32)))
+    assert work.done() == expected
+    signal = {"unknownCredential": {"rpId": RP_ID, "credentialId": b64(bytes(32))}}
+    assert (unknown.status, unknown.body) == (forged.status, {**forged.body, "signals": signal})
+
+
+async def test_an_id_we_made_up_is_never_called_unknown(site: Site) -> None:
+    """Otherwise who asks for a name would learn from the signal whether anybody has it."""
+    passkey, _ = await site.register(Device(), "ada")
+    _, options = await site.begin(Device(), "authentication", user_name="nobody")
+    made_up = unb64(options["allowCredentials"][0]["id"])
+    answer = await site.sign_in(Device(), passkey, Faults(named_id=made_up))
+    assert (answer.slug, "signals" in answer.body) == ("verification-failed", False)
 
 
 @pytest.mark.threat("T5")
@@ -547,6 +601,21 @@ def _alone() -> tuple[Ceremonies, Caller, JSON]:
     return Ceremonies(party), Caller(kind=ClientKind.WEB), {"challenge": b64(bytes(32))}
 
 
+def _record(
+    caller: Caller, *, expected: bytes | None = None, allowed: tuple[bytes, ...] = ()
+) -> AuthenticationRecord:
+    return AuthenticationRecord(
+        purpose=Purpose.SIGN_IN,
+        challenge=bytes(32),
+        caller=caller,
+        user_verification="required",
+        extensions=frozenset(),
+        expected=expected,
+        allowed=allowed,
+        expires_at=1,
+    )
+
+
 def _stored(passkey: Passkey) -> Credential:
     attested = AttestedCredentialData.create(bytes(16), passkey.credential_id, CoseKey(passkey.key.cose()))
     return Credential(
@@ -579,13 +648,7 @@ def test_a_credential_that_changed_hands_is_not_the_expected_users(
 ) -> None:
     ceremonies, caller, options = _alone()
     passkey = Passkey(rp_id=RP_ID, user_handle=b"ada", key=ES256Key())
-    record = AuthenticationRecord(
-        challenge=bytes(32),
-        caller=caller,
-        expected=expected,
-        allowed=(passkey.credential_id,),
-        expires_at=1,
-    )
+    record = _record(caller, expected=expected, allowed=(passkey.credential_id,))
     response = _response(passkey, options)
     if check is None:
         assert ceremonies.complete_authentication(record, caller, response, _stored(passkey), now=0)
@@ -600,7 +663,7 @@ def test_nobodys_signature_signs_nobody_in() -> None:
     ceremonies, caller, options = _alone()
     passkey = Passkey(rp_id=RP_ID, user_handle=b"ada", key=ES256Key())
     ceremonies._nobodys_key = CoseKey.parse(passkey.key.cose())
-    record = AuthenticationRecord(challenge=bytes(32), caller=caller, expected=None, allowed=(), expires_at=1)
+    record = _record(caller)
     with pytest.raises(VerificationFailed) as refusal:
         ceremonies.complete_authentication(record, caller, _response(passkey, options), None, now=0)
     assert refusal.value.check == Check.UNKNOWN_CREDENTIAL

@@ -5,13 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relying_party.callers import Caller, ClientKind
-from relying_party.challenges import ChallengeRecord, Challenges, RegistrationRecord
+from relying_party.challenges import ChallengeRecord, Challenges, Purpose, RegistrationRecord
 from relying_party.credentials import User
 from relying_party.errors import CeremonyGone, RateLimited
 
 
 def record(*, expires_at: float = 100.0) -> ChallengeRecord:
     return RegistrationRecord(
+        purpose=Purpose.REGISTRATION,
+        user_verification="required",
         challenge=b"a challenge nobody may read",
         caller=Caller(kind=ClientKind.WEB),
         user=User(handle=b"handle", name="ada", display_name="Ada"),
@@ -23,42 +25,42 @@ def record(*, expires_at: float = 100.0) -> ChallengeRecord:
 
 
 @pytest.mark.threat("T5")
-def test_a_record_is_taken_once() -> None:
+async def test_a_record_is_taken_once() -> None:
     challenges = Challenges()
-    name = challenges.add(record(), name=b"name", now=0)
-    assert challenges.take(name, now=0) == record()
+    name = await challenges.add(record(), name=b"name", now=0)
+    assert await challenges.take(name, now=0) == record()
     with pytest.raises(CeremonyGone):
-        challenges.take(name, now=0)
+        await challenges.take(name, now=0)
 
 
 @pytest.mark.threat("T5")
-def test_an_expired_record_is_gone_and_stays_gone() -> None:
+async def test_an_expired_record_is_gone_and_stays_gone() -> None:
     challenges = Challenges()
-    name = challenges.add(record(expires_at=10), name=b"name", now=0)
+    name = await challenges.add(record(expires_at=10), name=b"name", now=0)
     for now in (10, 0):
         with pytest.raises(CeremonyGone):
-            challenges.take(name, now=now)
+            await challenges.take(name, now=now)
 
 
 @given(st.text())
-def test_any_other_name_is_gone(name: str) -> None:
+async def test_any_other_name_is_gone(name: str) -> None:
     challenges = Challenges()
-    kept = challenges.add(record(), name=b"name", now=0)
+    kept = await challenges.add(record(), name=b"name", now=0)
     if name != kept:
         with pytest.raises(CeremonyGone):
-            challenges.take(name, now=0)
+            await challenges.take(name, now=0)
     assert len(challenges) == 1
 
 
-def test_expired_records_make_room_and_live_ones_do_not() -> None:
+async def test_expired_records_make_room_and_live_ones_do_not() -> None:
     challenges = Challenges(most=2)
-    challenges.add(record(expires_at=10), name=b"1", now=0)
-    kept = challenges.add(record(expires_at=20), name=b"2", now=0)
+    await challenges.add(record(expires_at=10), name=b"1", now=0)
+    kept = await challenges.add(record(expires_at=20), name=b"2", now=0)
     with pytest.raises(RateLimited):
-        challenges.add(record(), name=b"3", now=9)
-    challenges.add(record(), name=b"3", now=10)
+        await challenges.add(record(), name=b"3", now=9)
+    await challenges.add(record(), name=b"3", now=10)
     assert len(challenges) == 2
-    challenges.take(kept, now=10)
+    await challenges.take(kept, now=10)
 
 
 @pytest.mark.threat("T11")

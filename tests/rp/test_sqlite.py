@@ -37,13 +37,16 @@ def credential(user: User = ADA, name: bytes = b"credential") -> Credential:
 
 def session(user: User = ADA, token: bytes = b"token", *, key: str | None = None) -> Session:
     return Session(
+        session_id=b"id of " + token,
         token_hash=token,
         user_handle=user.handle,
         credential_id=b"credential",
         client_kind=ClientKind.WEB if key is None else ClientKind.DEVICE,
         key_thumbprint=key,
         created_at=1,
+        auth_time=1,
         expires_at=100,
+        ends_at=100,
     )
 
 
@@ -97,7 +100,7 @@ async def test_a_refused_registration_leaves_nothing_behind(tmp_path: Path) -> N
     async with SqliteStore(tmp_path / "s") as store:
         await store.register(credential(), ADA, session(), ends=None)
         with pytest.raises(VerificationFailed):
-            await store.register(credential(EVE), EVE, session(EVE, b"other"), ends=b"token")
+            await store.register(credential(EVE), EVE, session(EVE, b"other"), ends=b"id of token")
         namesake = User(handle=b"n" * 32, name="ada", display_name="")
         with pytest.raises(UserExists):
             await store.register(credential(namesake, b"c2"), namesake, session(namesake, b"t2"), ends=None)
@@ -110,7 +113,7 @@ async def test_a_sign_in_with_a_credential_that_has_gone_opens_nothing(tmp_path:
     async with SqliteStore(tmp_path / "s") as store:
         await store.register(credential(), ADA, session(), ends=None)
         with pytest.raises(VerificationFailed):
-            await store.sign_in(use(b"gone"), session(ADA, b"t2"), ends=b"token")
+            await store.sign_in(use(b"gone"), session(ADA, b"t2"), ends=b"id of token")
         assert await store.session(b"t2", now=2) is None
         assert await store.session(b"token", now=2) is not None
 
@@ -118,14 +121,14 @@ async def test_a_sign_in_with_a_credential_that_has_gone_opens_nothing(tmp_path:
 async def test_a_new_session_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s") as store:
         await store.register(credential(), ADA, session(token=b"t1"), ends=None)
-        await store.sign_in(use(), session(token=b"t2"), ends=b"t1")
+        await store.sign_in(use(), session(token=b"t2"), ends=b"id of t1")
         await store.sign_in(use(), session(token=b"d1", key="key"), ends=None)
         await store.sign_in(use(), session(token=b"d2", key="key"), ends=None)
         live = [
             token for token in (b"t1", b"t2", b"d1", b"d2") if await store.session(token, now=2) is not None
         ]
         assert live == [b"t2", b"d2"]
-        await store.end_session(b"t2")
+        assert await store.end_session(ADA.handle, b"id of t2")
         assert await store.session(b"t2", now=2) is None
 
 

@@ -1,0 +1,170 @@
+"""What a request says: who sends it, which session goes with it, and its body."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from aiohttp import web
+
+from relying_party.answers import cookie_name
+from relying_party.callers import Caller, ClientKind
+from relying_party.ceremonies import Ceremonies
+from relying_party.challenges import ChallengeStore
+from relying_party.config import Config
+from relying_party.credentials import CredentialStore, User
+from relying_party.errors import (
+    BrowsersOnly,
+    InvalidRequest,
+    NotSignedIn,
+    PayloadTooLarge,
+    ProofInvalid,
+    StepUpRequired,
+)
+from relying_party.limits import RateLimit
+from relying_party.messages import Client
+from relying_party.metrics import Metrics
+from relying_party.proofs import SeenProofs, verify_proof
+from relying_party.sessions import RandomBytes, Session, hash_token
+
+MOST_BODY: Final = 64 * 1024
+BODY_SECONDS: Final = 20  # how long a client may take to send one
+PROOF_HEADER: Final = "DPoP"
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """What the handlers of one application share."""
+
+    config: Config
+    ceremonies: Ceremonies
+    store: CredentialStore
+    challenges: ChallengeStore
+    clock: Clock
+    random: RandomBytes
+    metrics: Metrics
+    decoy_secret: bytes = field(repr=False)
+    prf_salt: bytes | None = field(repr=False)  # None: prf is not asked for
+    seen_proofs: SeenProofs = field(default_factory=SeenProofs)
+    rate_limit: RateLimit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedIn:
+    """Who is signed in, and how."""
+
+    session: Session
+    user: User
+
+
+STATE: Final = web.AppKey("relying_party_state", State)
+
+
+def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, str | None]:
+    """Who sends this request, and the session token that goes with it, if any.
+
+    A device proves its key. A browser cannot keep from sending its origin when it changes something, so
+    that is how it is known; `reads` waives it where nothing changes.
+    """
+    if not reads:
+        state.rate_limit.take(request.remote or "", now=state.clock())
+    if PROOF_HEADER in request.headers or "Authorization" in request.headers:
+        if "Origin" in request.headers:
+            raise InvalidRequest("a request has either a proof or an Origin")
+        return _device(request, state)
+    if not reads and request.headers.getall("Origin", []) not in [
+        [origin] for origin in state.config.web_origins
+    ]:
+        raise InvalidRequest("expected a proof of key, or an Origin that is one of ours")
+    return Caller(kind=ClientKind.WEB), request.cookies.get(cookie_name(state.config))
+
+
+def described(caller: Caller, client: Client | None) -> Caller:
+    """The caller with what it says about itself, which is for callers with a key."""
+    if client is None:
+        return caller
+    if not caller.kind.proves_key:
+        raise InvalidRequest("a browser does not say what it is")
+    return replace(caller, kind=client.kind, label=client.label)
+
+
+async def session_of(state: State, caller: Caller, token: str | None) -> SignedIn | None:
+    """The live session of a token, when it is the caller's own; who signs in again may still send an old one."""
+    found = None if token is None else await state.store.session(hash_token(token), now=state.clock())
+    if found is None or not found[0].belongs_to(caller):
+        return None
+    session, user = found
+    if session.previous_refresh_hash is not None:
+        # the token came from a refresh whose answer has arrived: the token before it is spent now
+        confirmed = replace(session, previous_refresh_hash=None)
+        if not await state.store.replace_session(confirmed, was=session.token_hash):
+            return None
+        session = confirmed
+    return SignedIn(session=session, user=user)
+
+
+async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, SignedIn]:
+    """The caller and their session; `NotSignedIn` without one."""
+    caller, token = caller_of(request, state, reads=reads)
+    found = await session_of(state, caller, token)
+    if found is None:
+        raise NotSignedIn("no session goes with this request, or it has ended")
+    return caller, found
+
+
+async def account_holder(request: web.Request, state: State, *, reads: bool = False) -> SignedIn:
+    """Somebody who may manage their account: in a browser or an app, and not on a device."""
+    _, found = await signed_in(request, state, reads=reads)
+    if found.session.client_kind is ClientKind.DEVICE:
+        raise BrowsersOnly("accounts are managed in a browser, and not from a device's session")
+    return found
+
+
+def require_fresh(state: State, session: Session) -> None:
+    """What matters needs a passkey that was used just now (`StepUpRequired`)."""
+    fresh = state.config.lifetimes.fresh
+    if session.auth_time + fresh <= state.clock():
+        raise StepUpRequired(fresh)
+
+
+async def json_body(request: web.Request) -> bytes:
+    """The body, which says that it is JSON and has a bound of its own wherever the application is mounted."""
+    if request.content_type != "application/json":
+        raise InvalidRequest("expected application/json")
+    if (request.content_length or 0) > MOST_BODY:
+        raise PayloadTooLarge("the body is too large", limit=MOST_BODY)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > MOST_BODY:
+                    raise PayloadTooLarge("the body is too large", limit=MOST_BODY)
+    except TimeoutError as error:
+        raise InvalidRequest("the body took too long") from error
+    except web.RequestPayloadError as error:
+        raise InvalidRequest("the body cannot be read") from error
+    return bytes(body)
+
+
+def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
+    proofs = request.headers.getall(PROOF_HEADER, [])
+    if len(proofs) != 1:
+        raise ProofInvalid("expected one proof of key")
+    token: str | None = None
+    if "Authorization" in request.headers:
+        scheme, _, token = request.headers["Authorization"].partition(" ")
+        if scheme.lower() != "dpop" or not token:
+            raise NotSignedIn("expected Authorization: DPoP and a token")
+    now = state.clock()
+    proof = verify_proof(
+        proofs[0],
+        method=request.method,
+        urls=[url + request.path for url in state.config.urls],
+        now=now,
+        access_token=token,
+    )
+    state.seen_proofs.take(proof, now=now)
+    return Caller(kind=ClientKind.DEVICE, key_thumbprint=proof.key_thumbprint), token
