@@ -25,9 +25,10 @@ from typing import Any, Final, NoReturn
 
 from aiohttp import web
 
-from relying_party.app import make_app
-from relying_party.config import Config, is_local, origin_of
+from relying_party.app import make_app, make_metrics_app
+from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.errors import ExitStatus, RelyingPartyError, TransportError, UsageError
+from relying_party.sessions import Lifetimes
 
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
@@ -131,6 +132,48 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         default=600,
         help="from one address; default: 600",
     )
+    add(
+        "--related-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="pages of another domain that use the same passkeys; may be given again",
+    )
+    add(
+        "--android-app",
+        metavar="CERTIFICATE",
+        action="append",
+        default=[],
+        help="an app, by its certificate's SHA-256 fingerprint or android:apk-key-hash; may be given again",
+    )
+    add(
+        "--top-origin",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="a page of others that may embed ours; may be given again; default: nobody",
+    )
+    add("--ml-dsa", action="store_true", help="offer the ML-DSA algorithms after the others")
+    add("--prf", action="store_true", help="ask passkeys for the prf extension")
+    for name, seconds, about in (
+        ("cookie", DEFAULT_LIFETIMES.cookie, "a browser's session lasts"),
+        ("token", DEFAULT_LIFETIMES.token, "a device's token lasts before it must be refreshed"),
+        ("session", DEFAULT_LIFETIMES.session, "a device's session lasts, however often it is refreshed"),
+        ("fresh", DEFAULT_LIFETIMES.fresh, "after using a passkey one may add and remove passkeys"),
+    ):
+        add(
+            f"--{name}-seconds",
+            metavar="N",
+            type=_seconds,
+            default=seconds,
+            help=f"how long {about}; default: {seconds}",
+        )
+    add(
+        "--metrics",
+        metavar="HOST:PORT",
+        type=_host_port,
+        help="serve /metrics there, for Prometheus, over plain HTTP; without it nowhere",
+    )
     add("--config", metavar="FILE", help=f"TOML file with these options in table [{SECTION}]")
     add("--json", action="store_true", help="failures as JSON, one object a line")
     add(
@@ -152,15 +195,25 @@ async def _serve(args: argparse.Namespace) -> None:
         if tls is None:
             _only_loopback(sockets, args)
         config = _config(args, port=sockets[0].getsockname()[1], scheme="http" if tls is None else "https")
-        runner = web.AppRunner(make_app(config), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)
+        app = make_app(config)
+        runners = [web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)]
         try:
-            await runner.setup()
+            await runners[0].setup()
+            if args.metrics is not None:
+                inside = [stack.enter_context(one) for one in _listen(*args.metrics)]
+                runners.append(web.AppRunner(make_metrics_app(app), access_log=None))
+                await runners[1].setup()
+                for one in inside:
+                    await web.SockSite(runners[1], one).start()
+                where = origin_of("http", args.metrics[0], inside[0].getsockname()[1])
+                _say(f"metrics at {where}/metrics", args)
             for one in sockets:
-                await web.SockSite(runner, one, ssl_context=tls).start()
+                await web.SockSite(runners[0], one, ssl_context=tls).start()
             print(config.urls[0], flush=True)  # noqa: T201
             await ended.wait()
         finally:
-            await runner.cleanup()
+            for runner in reversed(runners):
+                await runner.cleanup()
 
 
 def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
@@ -178,6 +231,17 @@ def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
         store=args.store,
         page_shows=args.page,
         requests_per_minute=args.requests_per_minute,
+        related_origins=tuple(_with_port(origin, port) for origin in args.related_origin),
+        android_apps=tuple(args.android_app),
+        top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),
+        ml_dsa=args.ml_dsa,
+        prf=args.prf,
+        lifetimes=Lifetimes(
+            cookie=args.cookie_seconds,
+            token=args.token_seconds,
+            session=args.session_seconds,
+            fresh=args.fresh_seconds,
+        ),
     )
 
 
@@ -252,6 +316,12 @@ def _host_port(text: str) -> tuple[str, int]:
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 1_000_000):
         raise argparse.ArgumentTypeError("expected a number from 1 to 1000000")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) <= 400 * 86400):
+        raise argparse.ArgumentTypeError("expected a number of seconds, at most 400 days")
     return int(text)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relying_party.config import Config, origin_of
+from relying_party.config import ANDROID, Config, android_origin, label_of, origin_of
 from relying_party.errors import UsageError
 
 
@@ -91,3 +91,70 @@ def test_an_origin_leaves_out_the_port_that_goes_without_saying(
     parts: tuple[str, str, int], origin: str
 ) -> None:
     assert origin_of(*parts) == origin
+
+
+def test_related_origins_are_for_browsers_and_for_devices_that_name_them() -> None:
+    config = make(
+        related_origins=("https://rp.test", "https://www.other.test:8443"),
+        device_origins=("https://rp.test",),
+    )
+    assert config.web_origins == {"https://rp.example", "https://rp.test", "https://www.other.test:8443"}
+    assert config.device_origins == {"https://rp.test"}
+    assert config.home == "https://rp.example"
+
+
+def test_related_origins_have_at_most_five_names_as_browsers_count_them() -> None:
+    same = tuple(
+        f"https://rp.{suffix}" for suffix in ("de", "fr", "co.uk", "com.au", "github.io", "co.jp", "test")
+    )
+    make(related_origins=same)
+    four = tuple(f"https://www.name{number}.co.uk" for number in range(4))
+    assert len(make(related_origins=(*same, *four)).web_origins) == 12
+    with pytest.raises(UsageError, match="name4"):
+        make(related_origins=(*four, "https://name4.test"))
+
+
+@pytest.mark.parametrize("origin", ["http://rp.test", "https://rp.test/", "rp.test", "wss://rp.test", ""])
+def test_a_related_or_top_origin_is_an_origin_over_tls(origin: str) -> None:
+    for changes in ({"related_origins": (origin,)}, {"top_origins": (origin,)}):
+        with pytest.raises(UsageError):
+            make(**changes)
+
+
+@pytest.mark.parametrize(
+    ("origin", "label"),
+    [
+        ("https://example.com", "example"),
+        ("https://www.example.co.uk:8443", "example"),
+        ("https://a.b.example.github.io", "example"),
+        ("https://www.ck", "www"),  # an exception to *.ck
+        ("https://shop.www.ck", "www"),
+        ("https://example.gov.ck", "example"),
+        ("https://www.example.notlisted", "example"),
+        ("http://localhost:8080", "localhost"),
+    ],
+)
+def test_a_label_is_what_stands_before_the_public_suffix(origin: str, label: str) -> None:
+    assert label_of(origin) == label
+
+
+def test_an_app_is_named_by_its_certificate_in_either_spelling() -> None:
+    fingerprint = ":".join(f"{number:02X}" for number in range(32))
+    written = ANDROID + "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+    assert (
+        android_origin(fingerprint)
+        == android_origin(fingerprint.lower())
+        == android_origin(written)
+        == written
+    )
+    assert make(android_apps=(fingerprint,)).android_origins == {written}
+    assert make().android_origins == frozenset()
+
+
+@pytest.mark.parametrize(
+    "app",
+    ["", "00:11", ANDROID, ANDROID + "AAAA", ANDROID + "A" * 44, "https://rp.example", "com.example.app"],
+)
+def test_what_is_no_certificate_is_refused(app: str) -> None:
+    with pytest.raises(UsageError):
+        make(android_apps=(app,))

@@ -169,6 +169,42 @@ def test_settings_come_from_words_then_environment_then_file(tmp_path: Path) -> 
         assert url.startswith("http://words.localhost:")
 
 
+async def test_metrics_have_an_address_of_their_own(tmp_path: Path) -> None:
+    words = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--json")
+    with started(*words, cwd=tmp_path) as (process, url):
+        assert process.stderr is not None
+        said = [json.loads(process.stderr.readline())["message"] for _ in range(2)]
+        (inside,) = [text.removeprefix("metrics at ") for text in said if text.startswith("metrics at ")]
+        async with ClientSession() as http:
+            await Visitor(url, http).begin("authentication")
+            async with http.get(inside) as response:
+                text = await response.text()
+            async with http.get(f"{url}/metrics") as response:
+                assert response.status == 404
+        assert 'relying_party_ceremonies_total{purpose="sign-in",kind="device",outcome="begun"} 1' in text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+
+
+async def test_what_an_operator_chooses_is_what_clients_are_told(tmp_path: Path) -> None:
+    (tmp_path / "rp.toml").write_text(
+        '[serve]\nml-dsa = true\nprf = true\nrelated-origin = ["https://rp.test"]\ntoken-seconds = 60\n'
+        f'android-app = ["{":".join(["00"] * 32)}"]\n'
+    )
+    words = ("--listen", "127.0.0.1:0", "--config", "rp.toml")
+    with started(*words, cwd=tmp_path) as (_, url):
+        async with ClientSession() as http:
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            assert [item["alg"] for item in options["pubKeyCredParams"]] == [-7, -8, -257, -48, -49, -50]
+            assert options["extensions"] == {"credProps": True, "prf": {}}
+            body = {"ceremony": ceremony, "response": create(options, url)[1]}
+            _, session = await visitor.post("/webauthn/registration/result", body)
+            assert session["expires_at"] - session["auth_time"] == 60
+            async with http.get(f"{url}/.well-known/webauthn") as response:
+                assert "https://rp.test" in (await response.json())["origins"]
+
+
 USAGE_ERRORS: list[list[str]] = [
     [],
     ["serve", "--nonsense"],
@@ -183,6 +219,10 @@ USAGE_ERRORS: list[list[str]] = [
     ["serve", "--listen", "127.0.0.1:0", "--store", "no/such/folder/file"],
     ["serve", "--listen", "127.0.0.1:0", "--requests-per-minute", "0"],
     ["serve", "--listen", "127.0.0.1:0", "--page", "nobody"],
+    ["serve", "--listen", "127.0.0.1:0", "--token-seconds", "0"],
+    ["serve", "--listen", "127.0.0.1:0", "--related-origin", "http://rp.test"],
+    ["serve", "--listen", "127.0.0.1:0", "--android-app", "com.example.app"],
+    ["serve", "--listen", "127.0.0.1:0", "--metrics", "nowhere"],
     ["serve", "--config"],
     ["serve", "--config", "no.toml"],
     ["serve", "--config", "broken.toml"],

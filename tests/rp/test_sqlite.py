@@ -3,6 +3,7 @@
 import asyncio
 import sqlite3
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,3 +231,103 @@ async def test_a_step_that_fails_undoes_the_steps_before(
     connection = sqlite3.connect(tmp_path / "s")
     assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)
     connection.close()
+
+
+# What the first version wrote, as it wrote it: a user, a passkey, a browser's session and a device's.
+VERSION_1 = """
+CREATE TABLE users (
+    handle BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
+    created_at INTEGER NOT NULL) STRICT;
+CREATE TABLE credentials (
+    credential_id BLOB PRIMARY KEY, user_handle BLOB NOT NULL REFERENCES users (handle),
+    attested_data BLOB NOT NULL, aaguid BLOB NOT NULL, algorithm INTEGER NOT NULL,
+    sign_count INTEGER NOT NULL, backup_eligible INTEGER NOT NULL, backed_up INTEGER NOT NULL,
+    transports TEXT NOT NULL, attestation_object BLOB NOT NULL, client_data_hash BLOB NOT NULL,
+    created_at INTEGER NOT NULL, last_used_at INTEGER,
+    counter_anomalies INTEGER NOT NULL DEFAULT 0) STRICT;
+CREATE INDEX credentials_of_user ON credentials (user_handle);
+CREATE TABLE sessions (
+    token_hash BLOB PRIMARY KEY, user_handle BLOB NOT NULL REFERENCES users (handle),
+    credential_id BLOB NOT NULL, client_kind TEXT NOT NULL, key_thumbprint TEXT,
+    created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL) STRICT;
+CREATE INDEX sessions_of_user ON sessions (user_handle);
+CREATE INDEX sessions_of_key ON sessions (key_thumbprint);
+CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT;
+INSERT INTO users VALUES (x'aa', 'ada', 'Ada L.', 1);
+INSERT INTO credentials VALUES (x'cc', x'aa', x'01', zeroblob(16), -7, 5, 1, 0, '["hybrid"]', x'02', zeroblob(32), 2, 3, 4);
+INSERT INTO sessions VALUES (x'01', x'aa', x'cc', 'web', NULL, 5, 100);
+INSERT INTO sessions VALUES (x'02', x'aa', x'cc', 'device', 'key', 6, 200);
+INSERT INTO secrets VALUES ('decoy', x'dd');
+PRAGMA application_id = 1752191568;
+PRAGMA user_version = 1;
+"""
+
+
+async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "s")
+    connection.executescript(VERSION_1)
+    connection.close()
+    ada = User(handle=b"\xaa", name="ada", display_name="Ada L.")
+    async with SqliteStore(tmp_path / "s") as store:
+        assert await store.user_by_name("ada") == ada
+        kept = await store.credential(b"\xcc")
+        assert kept is not None
+        assert (kept.attested_data, kept.sign_count, kept.counter_anomalies) == (b"\x01", 5, 4)
+        assert (kept.transports, kept.last_used_at) == (("hybrid",), 3)
+        assert (kept.label, kept.discoverable, kept.prf) == (None, None, None)
+        for token, kind, key, created, ends in (
+            (b"\x01", ClientKind.WEB, None, 5, 100),
+            (b"\x02", ClientKind.DEVICE, "key", 6, 200),
+        ):
+            assert await store.session(token, now=ends) is None
+            found = await store.session(token, now=ends - 1)
+            assert found is not None
+            one, user = found
+            assert (user, one.client_kind, one.key_thumbprint) == (ada, kind, key)
+            assert (one.created_at, one.auth_time, one.ends_at) == (created, created, ends)
+            assert len(one.session_id) == 16
+        assert await store.secret("decoy") == b"\xdd"
+        assert await store.rename_credential(ada.handle, b"\xcc", "phone")
+        assert await store.end_other_sessions(ada.handle, but=b"") == 2
+    fresh = tmp_path / "fresh"
+    async with SqliteStore(fresh):
+        pass
+    assert _schema(tmp_path / "s") == _schema(fresh)
+
+
+def _schema(path: Path) -> set[tuple[str, ...]]:
+    connection = sqlite3.connect(path)
+    rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
+    connection.close()
+    return {tuple(" ".join((column or "").split()) for column in row) for row in rows}
+
+
+async def test_a_session_changes_only_from_the_state_that_was_seen(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        first = session(token=b"t1", key="key")
+        await store.register(credential(), ADA, first, ends=None)
+        second = replace(first, token_hash=b"t2", refresh_hash=b"r2")
+        assert await store.replace_session(second, was=b"t1")
+        assert not await store.replace_session(replace(second, token_hash=b"t3"), was=b"t1")
+        assert await store.session(b"t2", now=2) == (second, ADA)
+        with pytest.raises(VerificationFailed):
+            await store.step_up(use(), replace(second, token_hash=b"t4"), was=b"t1")
+        kept = await store.credential(b"credential")
+        assert kept is not None
+        assert kept.last_used_at is None  # all of it, or nothing
+
+
+async def test_spent_refresh_tokens_are_remembered_for_as_long_as_their_session(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        first = replace(session(token=b"t1", key="key"), refresh_hash=b"r1")
+        await store.register(credential(), ADA, first, ends=None)
+        second = replace(first, token_hash=b"t2", refresh_hash=b"r2", previous_refresh_hash=b"r1")
+        third = replace(first, token_hash=b"t3", refresh_hash=b"r3", previous_refresh_hash=b"r2")
+        assert await store.replace_session(second, was=b"t1")
+        assert await store.replace_session(third, was=b"t2")
+        for token in (b"r1", b"r2", b"r3"):
+            assert await store.session_of_refresh(token, now=99) == (third, ADA)
+            assert await store.session_of_refresh(token, now=100) is None
+        assert await store.session_of_refresh(b"r4", now=99) is None
+        assert await store.end_session(ADA.handle, third.session_id)
+        assert await store.session_of_refresh(b"r1", now=99) is None

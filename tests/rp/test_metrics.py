@@ -1,0 +1,86 @@
+"""What is counted: where it is told, in which form, and about nobody in particular."""
+
+import re
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from relying_party.app import make_metrics_app
+from relying_party.metrics import HELP, PREFIX, Metrics
+from tests.rp.authenticator_double import Faults, b64
+from tests.rp.clients import Browser, Device, Site
+
+_LINE = re.compile(r'[a-z_]+(\{[a-z_]+="[^"\\]*"(,[a-z_]+="[^"\\]*")*\})? [0-9.]+')
+
+
+async def _told(site: Site) -> str:
+    async with TestClient(TestServer(make_metrics_app(site.app))) as http, http.get("/metrics") as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        return await response.text()
+
+
+async def test_ceremonies_are_counted_by_purpose_kind_and_outcome(site: Site) -> None:
+    device = Device()
+    passkey, _ = await site.register(device, "ada")
+    await site.sign_in(device, passkey, Faults(counter=5))
+    await site.sign_in(device, passkey, Faults(counter=5))
+    await site.sign_in(Browser(), passkey, Faults(signature=b"\0"))
+    lines = (await _told(site)).splitlines()
+    for line in (
+        'ceremonies_total{purpose="registration",kind="device",outcome="begun"} 1',
+        'ceremonies_total{purpose="registration",kind="device",outcome="done"} 1',
+        'ceremonies_total{purpose="sign-in",kind="device",outcome="done"} 2',
+        'ceremonies_total{purpose="sign-in",kind="web",outcome="begun"} 1',
+        'refusals_total{check="library"} 1',
+        "counter_anomalies_total 1",
+        'requests_total{route="/webauthn/authentication/result",status="403"} 1',
+        "request_seconds_count 8",
+    ):
+        assert PREFIX + line in lines
+
+
+async def test_every_line_is_in_the_text_format(site: Site) -> None:
+    await site.register(Device(), "ada")
+    await site.raw("GET", '/nowhere"}\n', {})
+    for line in (await _told(site)).splitlines():
+        assert line.startswith("# ") or _LINE.fullmatch(line), line
+
+
+@pytest.mark.threat("T11")
+async def test_no_metric_names_anybody(site: Site) -> None:
+    passkey, _ = await site.register(Browser(), "ada.lovelace")
+    text = await _told(site)
+    for secret in ("ada.lovelace", b64(passkey.credential_id), b64(passkey.user_handle)):
+        assert secret not in text
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/me/../metrics"])
+async def test_the_public_address_tells_nothing(site: Site, path: str) -> None:
+    assert (await site.raw("GET", path, {})).slug == "not-found"
+
+
+async def test_strangers_cannot_make_time_series(site: Site) -> None:
+    for number in range(20):
+        await site.raw("GET", f"/{number}", {})
+        await site.raw("DELETE", f"/me/sessions/{number}", Browser().headers("DELETE", "", 0))
+    routes = set(re.findall(r'route="([^"]*)"', await _told(site)))
+    assert routes == {"-", "/me/sessions/{id}"}
+
+
+def test_a_histogram_adds_up() -> None:
+    metrics = Metrics()
+    for seconds in (0.0005, 0.004, 0.004, 60.0):
+        metrics.request(route="/", status=200, seconds=seconds)
+    text = metrics.text()
+    for line in ('bucket{le="0.001"} 1', 'bucket{le="0.005"} 3', 'bucket{le="5.0"} 3', 'bucket{le="+Inf"} 4'):
+        assert f"{PREFIX}request_seconds_{line}" in text
+    assert f"{PREFIX}request_seconds_sum 60.008500" in text
+
+
+def test_everything_that_is_counted_is_explained() -> None:
+    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "relying_party").glob("*.py"))
+    counted = set(re.findall(r'\.count\(\s*"([a-z_]+)"', source))
+    assert counted <= set(HELP)
+    assert set(HELP) - counted == {"request_seconds"}
