@@ -7,10 +7,11 @@ device's program. What it asks is put together member by member, so that every m
 import ssl
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from headless_passkey.errors import TransportError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.channel import ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction
@@ -75,9 +76,11 @@ class Line:
         return await self.reply()
 
     async def goodbye(self) -> None:
+        """The shutdown; the phone does not wait for it for ever."""
         message = self.channel.shutdown()
         assert message is not None
-        await self.tunnel.send(message)
+        with suppress(TransportError):
+            await self.tunnel.send(message)
 
 
 class HostileDevice:

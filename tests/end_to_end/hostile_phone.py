@@ -4,7 +4,6 @@ It is a phone of its own: from the product it takes the cryptography of the hybr
 the software phone. What it answers is put together byte by byte, so that every byte can be wrong.
 """
 
-import asyncio
 import hashlib
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -21,9 +20,9 @@ from headless_passkey.hybrid.authenticator import Advertised, PhoneTransaction
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
 from headless_passkey.hybrid.fido_url import FidoUrl
-from headless_passkey.hybrid.messages import Ctap, MessageType, Shutdown, frame
-from headless_passkey.hybrid.tunnel_url import connect_url, new_url
-from headless_passkey.tunnel import Tunnel, open_tunnel
+from headless_passkey.hybrid.messages import Ctap, Shutdown
+from headless_passkey.hybrid.tunnel_url import new_url
+from headless_passkey.tunnel import open_tunnel
 from tests.certificates import Certificate
 
 ROUTING_ID: Final = b"\x01\x02\x03"
@@ -139,9 +138,7 @@ class Call:
 
     async def say(self, kind: int, payload: bytes = b"") -> None:
         """A message of any type, sealed."""
-        await self.say_raw(
-            frame(MessageType(kind), payload) if kind in list(MessageType) else bytes([kind]) + payload
-        )
+        await self.say_raw(bytes([kind]) + payload)
 
     async def say_raw(self, plaintext: bytes) -> None:
         await self.line.send(self.open_channel._seal(plaintext))
@@ -263,14 +260,4 @@ def websocket_of(call: Call) -> web.WebSocketResponse:
 
 async def wait_for_hang_up(call: Call) -> None:
     """Say nothing more, until the device goes."""
-    line = call.line
-    if isinstance(line, Tunnel):
-        await line.receive()
-    else:
-        await asyncio.shield(line.receive())
-
-
-__all__ = [
-    "AT", "ED", "INFO", "UP", "UV", "Behaviour", "Call", "HostilePhone", "HostileTunnel", "Passkey",
-    "connect_url", "raw_map", "wait_for_hang_up", "websocket_of",
-]  # fmt: skip
+    await call.line.receive()

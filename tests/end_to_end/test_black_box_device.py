@@ -11,7 +11,7 @@ import secrets
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from fido2.server import Fido2Server
 from fido2.webauthn import PublicKeyCredentialRpEntity, PublicKeyCredentialUserEntity
 from programs import PROGRAMS
 
+from headless_passkey.errors import TransportError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.channel import AuthenticatorChannel
@@ -120,14 +121,15 @@ class Outside:
         command: str = "sign-in",
         options: object = None,
         passkey: Passkey | None = None,
-        within: float = 10.0,
+        within: float = 20.0,
     ) -> Outcome:
         """One ceremony with a phone on the real tunnel service; the device ends by itself, in bounded time."""
         async with self.device(*more, command=command, options=options) as (device, url):
             phone = self.phone(url, passkey=passkey or Passkey())
             async with phone.advertising() as (advert, call):
                 await device.give(advert)
-                await behaviour(call)
+                with suppress(TransportError):  # the device may go before the phone has said all it wants to
+                    await behaviour(call)
                 status = await device.status(within=within)
             return Outcome(status=status, stdout=await device.rest(), said=device.said)
 
@@ -300,7 +302,7 @@ async def test_input_that_ends_before_an_advert_opened_is_4(outside: Outside) ->
         async with outside.device() as (device, _):
             await device.give(words)
             device.close_stdin()
-            assert await device.status(within=5) == 4
+            assert await device.status(within=20) == 4
             assert "ended" in device.failure()
             assert await device.rest() == ""
 
@@ -311,7 +313,7 @@ async def test_an_advert_that_names_a_domain_nobody_knows_is_ignored(outside: Ou
             advertised = PhoneTransaction(url).advertise(routing_id=bytes(3), tunnel_domain=number)
             await device.give(f"{advertised.service_data.hex()}\n")
         device.close_stdin()
-        assert await device.status(within=5) == 4
+        assert await device.status(within=20) == 4
 
 
 async def test_the_end_of_input_after_an_advert_opened_does_not_matter(outside: Outside) -> None:
@@ -495,7 +497,7 @@ async def test_a_phone_that_never_answers_message_1_does_not_keep_the_device_fro
         await device.give(hostile.advert(url, silent))
         await silence.wait()
         await device.give(hostile.advert(url, honest))
-        assert await device.status(within=5) == 0
+        assert await device.status(within=20) == 0
 
 
 async def test_many_tunnels_that_fail_one_after_the_other_are_no_reason_to_stop_listening(
@@ -592,7 +594,7 @@ async def test_the_deadline_is_7_whatever_it_waits_for(outside: Outside) -> None
 
     async def nothing() -> int:
         async with outside.device("--timeout", "1.5") as (device, _):
-            return await device.status(within=10)
+            return await device.status(within=20)
 
     ended, heard_nothing = await asyncio.gather(outside.ceremony(silent, "--timeout", "1.5"), nothing())
     assert (ended.status, heard_nothing) == (7, 7)
@@ -602,7 +604,7 @@ async def test_the_deadline_holds_for_options_that_never_come(outside: Outside) 
     words = outside.words("sign-in", "-", "--timeout", "0.5")
     words[words.index("stdin")] = "bumble:tcp-client:127.0.0.1:1"
     async with running(*words) as device:
-        assert await device.status(within=5) == 7
+        assert await device.status(within=20) == 7
 
 
 STAGES: Final = ("listening", "handshake", "asked")
@@ -620,7 +622,7 @@ async def test_a_signal_ends_it_with_130_at_every_stage(outside: Outside) -> Non
                 await call.connect()
                 await call.request()
             device.signal(number)
-            assert await device.status(within=10) == 130, (number, stage)
+            assert await device.status(within=20) == 130, (number, stage)
             assert "interrupted" in device.failure()
             assert await device.rest() == ""
 
@@ -638,7 +640,7 @@ async def test_a_signal_ends_it_with_130_while_it_reads_its_input(outside: Outsi
         async with running(*words, "--log-level", "debug") as program:
             await program.until_said("reading stdin")
             program.signal(number)
-            assert await program.status(within=10) == 130, (words, number)
+            assert await program.status(within=20) == 130, (words, number)
 
     await side_by_side(*(one(words, number) for words in commands for number in SIGNALS))
 
@@ -829,7 +831,7 @@ async def test_a_phone_that_hangs_up_is_4(outside: Outside, stage: str) -> None:
             await call.connect()
             if stage == "after the request":
                 await call.request()
-        assert await device.status(within=5) == 4
+        assert await device.status(within=20) == 4
         assert await device.rest() == ""
 
 
@@ -848,7 +850,7 @@ async def test_a_frame_that_no_tunnel_carries_is_3(
 
     async with outside.device(base=hostile.base) as (device, url):
         await device.give(hostile.advert(url, behaviour))
-        assert await device.status(within=5) == 3
+        assert await device.status(within=20) == 3
 
 
 NO: Final = {

@@ -85,7 +85,7 @@ class Outside:
             async with device.connected(advert) as line:
                 reply = await line.ask(request)
                 await line.goodbye()
-            return await phone.status(within=10), reply, phone.said
+            return await phone.status(within=20), reply, phone.said
 
     async def register(self, **changes: Any) -> tuple[bytes, ec.EllipticCurvePublicKey]:
         """A passkey in the file: its credential ID and public key."""
@@ -327,7 +327,7 @@ async def test_a_wrong_first_message_is_3_and_gets_no_answer(outside: Outside) -
             await tunnel.send(change(device.transaction.handshake(device.hear(advert)).message))
             with pytest.raises(TransportError):
                 await tunnel.receive()
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     ended = await side_by_side(*map(one, FIRST_MESSAGES.values()))
     assert dict(zip(FIRST_MESSAGES, ended, strict=True)) == dict.fromkeys(FIRST_MESSAGES, 3)
@@ -340,7 +340,7 @@ async def test_somebody_who_only_knows_the_advert_is_3(outside: Outside) -> None
             await tunnel.send(stranger.transaction.handshake(device.hear(advert)).message)
             with pytest.raises(TransportError):
                 await tunnel.receive()
-        assert await phone.status(within=5) == 3
+        assert await phone.status(within=20) == 3
 
 
 @pytest.mark.parametrize("stage", ["before message 1", "after message 1", "connected"])
@@ -354,7 +354,7 @@ async def test_a_device_that_hangs_up_is_4(outside: Outside, stage: str) -> None
             async with device.joined(advert) as tunnel:
                 if stage == "after message 1":
                     await tunnel.send(device.transaction.handshake(device.hear(advert)).message)
-        assert await phone.status(within=10) == 4
+        assert await phone.status(within=20) == 4
 
 
 WRONG: Final[dict[str, bytes]] = {
@@ -373,7 +373,7 @@ async def test_a_device_that_breaks_the_protocol_is_3(outside: Outside) -> None:
         device = outside.device()
         async with outside.phone(device) as (phone, advert), device.connected(advert) as line:
             await line.say(message)
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     ended = await side_by_side(*map(one, WRONG.values()))
     assert dict(zip(WRONG, ended, strict=True)) == dict.fromkeys(WRONG, 3)
@@ -383,7 +383,7 @@ async def test_garbage_on_the_channel_is_3(outside: Outside) -> None:
     device = outside.device()
     async with outside.phone(device) as (phone, advert), device.connected(advert) as line:
         await line.tunnel.send(os.urandom(64))
-        assert await phone.status(within=5) == 3
+        assert await phone.status(within=20) == 3
 
 
 async def test_updates_mean_nothing_and_a_flood_of_them_is_3(outside: Outside) -> None:
@@ -397,7 +397,7 @@ async def test_updates_mean_nothing_and_a_flood_of_them_is_3(outside: Outside) -
     async with outside.phone(flooded) as (phone, advert), flooded.connected(advert) as line:
         for _ in range(40):
             await line.say(b"\x02" + cbor.encode({}))
-        assert await phone.status(within=5) == 3
+        assert await phone.status(within=20) == 3
 
 
 COMMANDS: Final[dict[str, tuple[bytes, set[int]]]] = {
@@ -482,7 +482,7 @@ async def test_a_second_command_while_the_user_is_asked_takes_the_question_back(
             await line.send(creation())
             await screen.until("y or n:")
             await line.send(creation())
-            assert await phone.status(within=5) == 3
+            assert await phone.status(within=20) == 3
     assert not outside.credentials.exists()
 
 
@@ -493,7 +493,7 @@ async def test_a_user_who_does_not_answer_is_0x2f_and_7(outside: Outside) -> Non
         async with device.connected(await phone.line()) as line:
             assert (await line.ask(creation())).code == Status.USER_ACTION_TIMEOUT
             await line.goodbye()
-        assert await phone.status(within=5) == 7
+        assert await phone.status(within=20) == 7
 
 
 # Deadlines, signals, pipes
@@ -502,21 +502,21 @@ async def test_a_user_who_does_not_answer_is_0x2f_and_7(outside: Outside) -> Non
 async def test_the_deadline_is_7_whatever_it_waits_for(outside: Outside) -> None:
     async def no_url() -> int:
         async with running(*outside.words("--timeout", "2")) as phone:
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     async def no_device() -> int:
         async with outside.phone(outside.device(), "--timeout", "2") as (phone, _):
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     async def no_message() -> int:
         device = outside.device()
         async with outside.phone(device, "--timeout", "2") as (phone, advert), device.joined(advert):
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     async def no_command() -> int:
         device = outside.device()
         async with outside.phone(device, "--timeout", "2") as (phone, advert), device.connected(advert):
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     ended = await asyncio.gather(no_url(), no_device(), no_message(), no_command())
     assert set(ended) == {7}
@@ -527,18 +527,18 @@ async def test_a_signal_ends_it_with_130_whatever_it_waits_for(outside: Outside)
         async with running(*outside.words("--log-level", "debug")) as phone:
             await phone.until_said("reading stdin")
             phone.signal(number)
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     async def no_device(number: signal.Signals) -> int:
         async with outside.phone(outside.device()) as (phone, _):
             phone.signal(number)
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     async def no_command(number: signal.Signals) -> int:
         device = outside.device()
         async with outside.phone(device) as (phone, advert), device.connected(advert):
             phone.signal(number)
-            return await phone.status(within=10)
+            return await phone.status(within=20)
 
     waits = (no_url, no_device, no_command)
     ended = await side_by_side(*(one(number) for one in waits for number in (signal.SIGINT, signal.SIGTERM)))
@@ -551,7 +551,7 @@ async def test_a_reader_of_its_adverts_that_has_gone_is_4(outside: Outside) -> N
     try:
         async with running(*outside.words(), stdout=writer) as phone:
             await phone.give(outside.device().url)
-            assert await phone.status(within=10) == 4
+            assert await phone.status(within=20) == 4
     finally:
         os.close(writer)
 

@@ -326,7 +326,7 @@ async def test_the_tunnel_service_says_where_it_is_serves_and_ends_with_0(
         async with open_tunnel(new_url(base, bytes(16)), tls=loopback_certificate.client_context()) as tunnel:
             assert tunnel.routing_id is not None
             service.signal(signal.SIGTERM)  # while a tunnel is open
-            assert await service.status(within=10) == 0
+            assert await service.status(within=20) == 0
         assert await service.rest() == ""
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
