@@ -12,15 +12,21 @@ from functools import cache
 from html import escape
 from importlib import resources
 from string import Template
+from types import MappingProxyType
 from typing import Final
 
 from relying_party.callers import ClientKind
 from relying_party.config import Config
 from relying_party.credentials import Credential, Registered, User
+from relying_party.encoding import base64url
 from relying_party.sessions import Session
 
 _NO_AAGUID: Final = "00000000-0000-0000-0000-000000000000"
-_KINDS: Final = {ClientKind.WEB: "in a browser", ClientKind.DEVICE: "on a device"}
+_KINDS: Final = {
+    ClientKind.WEB: "in a browser",
+    ClientKind.DEVICE: "on a device",
+    ClientKind.ANDROID: "in an app",
+}
 _SECURITY_KEY: Final = frozenset({"usb", "nfc", "ble", "smart-card"})
 
 
@@ -64,30 +70,42 @@ def _who(me: User) -> str:
 
 
 def _account(own: Registered, current: Session) -> str:
+    others = len(own.sessions) > 1
     return _fill(
         "account.html",
+        display_name=escape(own.user.display_name),
         user_name=escape(own.user.name),
-        passkeys=_join(map(_passkey, own.credentials)),
+        passkeys=_join(_passkey(one, only=len(own.credentials) == 1) for one in own.credentials),
         sessions=_join(_session(session, current) for session in own.sessions),
+        end_others=_button("end-other-sessions", "Sign out everywhere else") if others else "",
     )
 
 
-def _passkey(credential: Credential) -> str:
-    aaguid = _aaguid(credential.aaguid)
-    unknown = aaguid not in _providers() and aaguid != _NO_AAGUID
+def _passkey(credential: Credential, *, only: bool) -> str:
+    """only: the one there is, which is not removed."""
+    aaguid, made_by = _aaguid(credential.aaguid), provider(credential)
+    name = credential.label or made_by
     used = "never" if credential.last_used_at is None else _time(credential.last_used_at)
     facts = {
         "Created": _time(credential.created_at),
         "Last used": used,
         "Reached by": escape(", ".join(credential.transports)) or "unknown",
     }
-    if unknown:
+    if aaguid in _providers() and credential.label:
+        facts["Kept by"] = escape(made_by)
+    if aaguid not in _providers() and aaguid != _NO_AAGUID:
         facts["Model"] = f'<span class="mono">{aaguid}</span>'
+    about = {"id": base64url(credential.credential_id), "name": name}
+    actions = _button("rename-passkey", "Rename", about, spoken=f"Rename {name}")
+    if not only:
+        actions += _button("remove-passkey", "Remove", about, spoken=f"Remove {name}", risky=True)
     return _card(
         "key",
-        f"<h3>{escape(provider(credential))}</h3> {_synced(credential)}",
+        name,
+        _synced(credential),
         facts,
-        warning=_counter(credential),
+        warning=_counter(credential) + _by_name_only(credential),
+        actions=actions,
     )
 
 
@@ -107,23 +125,55 @@ def _counter(credential: Credential) -> str:
     return f'<p class="warning">Did not count up {often}: it may have been copied.</p>'
 
 
+def _by_name_only(credential: Credential) -> str:
+    if credential.discoverable is not False:
+        return ""
+    return '<p class="warning">Signs in only where you give your user name first.</p>'
+
+
 def _session(session: Session, current: Session) -> str:
-    here = current.token_hash == session.token_hash
-    name = "This browser" if here else _KINDS[session.client_kind].capitalize()
-    badge = ' <span class="badge on">here</span>' if here else ""
+    here = current.session_id == session.session_id
+    name = session.label or ("This browser" if here else _KINDS[session.client_kind].capitalize())
+    facts = {"Since": _time(session.created_at), "Until": _time(session.ends_at)}
+    if session.label:
+        facts["Signed in"] = _KINDS[session.client_kind]
     return _card(
         "browser" if session.client_kind is ClientKind.WEB else "device",
-        f"<h3>{name}</h3>{badge}",
-        {"Since": _time(session.created_at), "Until": _time(session.expires_at)},
+        name,
+        '<span class="badge on">here</span>' if here else "",
+        facts,
+        actions="" if here else _sign_out(session, name),
     )
 
 
-def _card(icon: str, heading: str, facts: Mapping[str, str], *, warning: str = "", actions: str = "") -> str:
+def _sign_out(session: Session, name: str) -> str:
+    about = {"id": base64url(session.session_id)}
+    return _button("end-session", "Sign out", about, spoken=f"Sign out: {name}", risky=True)
+
+
+def _card(
+    icon: str, name: str, badge: str, facts: Mapping[str, str], *, warning: str = "", actions: str = ""
+) -> str:
     listed = _join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
     return (
         f'<li><svg aria-hidden="true"><use href="#{icon}"/></svg>'
-        f"<div>{heading}<dl>{listed}</dl>{warning}</div>{actions}</li>\n"
+        f'<div><div class="title"><h3>{escape(name)}</h3>{badge}</div><dl>{listed}</dl>{warning}</div><div class="actions">{actions}</div></li>\n'
     )
+
+
+def _button(
+    deed: str,
+    text: str,
+    about: Mapping[str, str] = MappingProxyType({}),
+    *,
+    spoken: str | None = None,
+    risky: bool = False,
+) -> str:
+    """A button for the script. spoken: its name where several have the same text; about: what it is for."""
+    label = "" if spoken is None else f' aria-label="{escape(spoken)}"'
+    data = _join(f' data-{name}="{escape(value)}"' for name, value in about.items())
+    kind = "plain risky" if risky else "plain"
+    return f'<button type="button" class="{kind}" data-do="{deed}"{data}{label}>{text}</button>'
 
 
 def _everyone(registered: Sequence[Registered], current: Session | None) -> str:
@@ -143,13 +193,13 @@ def _person(one: Registered, current: Session | None) -> str:
     sessions = _join(f"<li>{_since(session, current)}</li>" for session in one.sessions)
     passkeys = ", ".join(escape(provider(credential)) for credential in one.credentials)
     return (
-        f"<li><div><h3>{escape(one.user.display_name)}{_other_name(one.user)}</h3> {badge}"
+        f'<li><div><div class="title"><h3>{escape(one.user.display_name)}{_other_name(one.user)}</h3>{badge}</div>'
         f"<ul>{sessions}<li>{passkeys}</li></ul></div></li>\n"
     )
 
 
 def _since(session: Session, current: Session | None) -> str:
-    here = " (here)" if current is not None and current.token_hash == session.token_hash else ""
+    here = " (here)" if current is not None and current.session_id == session.session_id else ""
     return f"{_KINDS[session.client_kind]}{here} since {_time(session.created_at)}"
 
 

@@ -58,8 +58,8 @@ NO_FAULTS: Final = Faults()
 
 
 class ES256Key:
-    def __init__(self) -> None:
-        self._private = ec.generate_private_key(ec.SECP256R1())
+    def __init__(self, private: ec.EllipticCurvePrivateKey | None = None) -> None:
+        self._private = private or ec.generate_private_key(ec.SECP256R1())
 
     def cose(self) -> dict[int, Any]:
         numbers = self._private.public_key().public_numbers()

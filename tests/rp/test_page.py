@@ -13,7 +13,10 @@ from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.app import make_app
-from relying_party.page import provider
+from relying_party.callers import ClientKind
+from relying_party.credentials import Credential, Registered, User
+from relying_party.page import provider, render
+from relying_party.sessions import Session
 from tests.rp.authenticator_double import BS, SYNCED, UP, UV, Faults, unb64
 from tests.rp.clients import Browser, Clock, Device, Site, make_config
 
@@ -88,6 +91,63 @@ async def test_a_passkey_on_one_device_says_so_and_may_keep_its_transports_to_it
     text = await _page(site, browser)
     assert "Passkey on one device" in text
     assert "Reached by unknown" in text
+
+
+async def test_a_passkey_has_the_name_its_user_gave_it_and_who_keeps_it(site: Site) -> None:
+    browser = Browser()
+    _, answer = await site.register(browser, "ada")
+    name = answer.body["credential_id"]
+    await site.send(browser, "PATCH", f"/me/credentials/{name}", {"label": "Phone"})
+    assert "Phone synced" in await _page(site, browser)
+    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    known = replace(credential, aaguid=UUID("fbfc3007-154e-4ecc-8c0b-6e020557d7bd").bytes)
+    assert "Kept by" in _account_of(site, known)
+    assert "Kept by" not in _account_of(site, replace(known, label=None))
+
+
+async def test_a_passkey_that_needs_a_name_first_says_so(site: Site) -> None:
+    _, answer = await site.register(Browser(), "ada")
+    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    for discoverable, told in ((None, False), (True, False), (False, True)):
+        text = _account_of(site, replace(credential, discoverable=discoverable))
+        assert ("give your user name first" in text) is told
+
+
+async def test_only_a_passkey_that_is_not_the_only_one_can_be_removed(site: Site) -> None:
+    _, answer = await site.register(Browser(), "ada")
+    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    assert "Remove" not in _account_of(site, credential)
+    assert _account_of(site, credential, credential).count(">Remove<") == 2
+
+
+async def test_sessions_are_named_by_their_label_or_their_kind(site: Site) -> None:
+    browser, device, app = Browser(), Device(), Device()
+    passkey, _ = await site.register(browser, "ada")
+    await site.sign_in(device, passkey, client={"label": "<b>Coffee machine</b>"})
+    await site.sign_in(app, passkey)
+    text = await _page(site, browser)
+    for piece in ("&lt;b&gt;Coffee machine&lt;/b&gt;", "Signed in on a device", "This browser here"):
+        assert piece in text
+    assert "On a device Since" in text
+
+
+def _account_of(site: Site, *credentials: Credential) -> str:
+    """The account of a user with these passkeys, as HTML."""
+    user = User(handle=bytes(32), name="ada", display_name="Ada")
+    session = Session(
+        session_id=bytes(16),
+        token_hash=bytes(32),
+        user_handle=user.handle,
+        credential_id=bytes(16),
+        client_kind=ClientKind.WEB,
+        key_thumbprint=None,
+        created_at=0,
+        auth_time=0,
+        expires_at=1,
+        ends_at=1,
+    )
+    own = Registered(user=user, credentials=credentials, sessions=(session,))
+    return render(site.config, [own], me=user, current=session)
 
 
 @pytest.mark.parametrize(

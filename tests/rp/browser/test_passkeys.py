@@ -6,7 +6,7 @@ import pytest
 from playwright.async_api import expect
 
 from tests.rp.browser.conftest import Visit
-from tests.rp.browser.visitor import Visitor
+from tests.rp.browser.steps import has_passkeys, registered, says, sign_in, sign_out, signed_in
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -35,7 +35,7 @@ async def test_a_second_passkey_is_added_and_the_first_authenticator_does_not_ma
     await says(visitor, "There is a passkey of yours already.")
     await visitor.another_authenticator("usb")
     await add.click()
-    await expect(visitor.page.get_by_role("listitem").filter(has_text="Created")).to_have_count(2)
+    await has_passkeys(visitor, 2)
     await expect(visitor.page.get_by_role("heading", name="Security key")).to_be_visible()
 
 
@@ -170,32 +170,3 @@ async def test_whether_a_passkey_is_synced_now_may_change_and_is_shown(visiting:
     await sign_in(visitor)
     await signed_in(visitor, name)
     await expect(visitor.page.get_by_text("not synced yet")).to_be_visible()
-
-
-# Steps
-
-
-async def registered(visitor: Visitor) -> str:
-    """A new user with a passkey, signed in; the user's name."""
-    name = f"ada-{uuid4().hex[:8]}"
-    await visitor.page.get_by_label("User name").fill(name)
-    await visitor.page.get_by_role("button", name="Create an account").click()
-    await signed_in(visitor, name)
-    return name
-
-
-async def signed_in(visitor: Visitor, name: str) -> None:
-    await expect(visitor.page.get_by_text(f"Signed in as {name}")).to_be_visible()
-
-
-async def sign_out(visitor: Visitor) -> None:
-    await visitor.page.get_by_role("button", name="Sign out").click()
-    await expect(visitor.page.get_by_role("heading", name="Welcome")).to_be_visible()
-
-
-async def sign_in(visitor: Visitor) -> None:
-    await visitor.page.get_by_role("button", name="Sign in with a passkey").click()
-
-
-async def says(visitor: Visitor, text: str) -> None:
-    await expect(visitor.page.get_by_role("status")).to_contain_text(text)

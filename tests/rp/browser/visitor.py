@@ -96,7 +96,14 @@ class Visitor:
         """Put the one credential back with another signature counter."""
         (credential,) = await self.credentials()
         await self._tell("removeCredential", credentialId=credential["credentialId"])
-        await self._tell("addCredential", credential={**credential, "signCount": count})
+        await self.put_back({**credential, "signCount": count})
+
+    async def put_back(self, credential: dict[str, Any]) -> None:
+        """Give the authenticator a passkey that `credentials` of one told."""
+        await self._tell("addCredential", credential=credential)
+
+    async def remove_authenticator(self) -> None:
+        await self._tell("removeVirtualAuthenticator")
 
     async def _tell(self, command: str, **parameters: Any) -> dict[str, Any]:
         answer = await self.cdp.send(

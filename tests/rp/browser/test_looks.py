@@ -1,0 +1,171 @@
+"""What everybody needs of the pages: a strict policy that holds, names, contrast, a keyboard, a narrow window."""
+
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from tests.rp.browser.conftest import Visit
+from tests.rp.browser.steps import answer, has_passkeys, registered, sign_in, sign_out, signed_in, welcomed
+from tests.rp.browser.visitor import Visitor
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SCHEMES: list[Any] = ["light", "dark"]
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "const script = document.createElement('script'); script.text = 'window.ran = 1'; document.head.append(script)",
+        "document.body.innerHTML = '<img src=x onerror=\"window.ran = 1\">'",
+        "document.body.setAttribute('style', 'color: red')",
+        "document.body.append(Object.assign(document.createElement('img'), { src: 'https://other.example/x' }))",
+        "fetch('https://other.example/').catch(() => {})",
+        "document.body.append(Object.assign(document.createElement('iframe'), { src: '/' }))",
+    ],
+)
+async def test_the_policy_holds_and_a_breach_would_be_noticed(visiting: Visit, attack: str) -> None:
+    visitor = await visiting()
+    await _attempt(visitor, attack)
+    assert await visitor.page.evaluate("window.ran") is None
+    assert visitor.complaints
+    visitor.console.clear()
+
+
+async def _attempt(visitor: Visitor, attack: str) -> None:
+    """Run it as somebody would who got into the page's script, and wait for the browser's complaint."""
+    async with visitor.page.expect_event("console"):
+        await visitor.page.evaluate(f"() => {{ try {{ {attack} }} catch {{}} }}")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_text_can_be_read_in_light_and_in_dark(visiting: Visit, scheme: str) -> None:
+    visitor = await visiting(color_scheme=scheme)
+    ground = await visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    dark = sum(int(part) for part in ground.removeprefix("rgb(").removesuffix(")").split(",")) < 3 * 128
+    assert dark is (scheme == "dark")
+    assert await visitor.page.evaluate(TOO_FAINT) == []
+    await registered(visitor)
+    await visitor.another_authenticator("usb")
+    await visitor.page.get_by_role("button", name="Add a passkey").click()
+    await has_passkeys(visitor, 2)
+    assert await visitor.page.evaluate(TOO_FAINT) == []
+    await visitor.page.get_by_role("button", name="Remove Passkey").click()
+    await expect(visitor.page.get_by_role("dialog")).to_be_visible()
+    assert await visitor.page.evaluate(TOO_FAINT) == []
+
+
+async def test_everything_has_a_name_and_a_place(visiting: Visit) -> None:
+    visitor = await visiting()
+    assert await visitor.page.evaluate(NAMELESS) == []
+    await registered(visitor)
+    assert await visitor.page.evaluate(NAMELESS) == []
+    await expect(visitor.page.get_by_role("banner")).to_have_count(1)
+    await expect(visitor.page.get_by_role("main")).to_have_count(1)
+    await expect(visitor.page.get_by_role("contentinfo")).to_have_count(1)
+    for region in ("Passkeys", "Where you are signed in"):
+        await expect(visitor.page.get_by_role("region", name=region)).to_be_visible()
+
+
+async def test_a_keyboard_is_enough(visiting: Visit) -> None:
+    visitor = await visiting()
+    keyboard = visitor.page.keyboard
+    await focus(visitor, "user-name")
+    await keyboard.type("ada by keyboard")
+    await keyboard.press("Enter")
+    await signed_in(visitor, "ada by keyboard")
+    await focus(visitor, "rename-passkey")
+    await keyboard.press("Enter")
+    await expect(visitor.page.get_by_role("dialog").get_by_role("textbox")).to_be_focused()
+    await keyboard.press("Control+A")
+    await keyboard.type("mine")
+    await keyboard.press("Enter")
+    await expect(visitor.page.get_by_role("heading", name="mine")).to_be_visible()
+    await focus(visitor, "sign-out")
+    await keyboard.press("Space")
+    await welcomed(visitor)
+    await focus(visitor, "sign-in")
+    await keyboard.press("Enter")
+    await signed_in(visitor, "ada by keyboard")
+
+
+async def focus(visitor: Visitor, what: str) -> None:
+    """Press Tab until the focus, which can be seen, is on the element of that id or deed."""
+    for _ in range(20):
+        await visitor.page.keyboard.press("Tab")
+        found, outline = await visitor.page.evaluate(
+            "[document.activeElement.id || document.activeElement.dataset.do,"
+            " getComputedStyle(document.activeElement).outlineStyle]"
+        )
+        if found == what:
+            assert outline == "solid"
+            return
+    pytest.fail(f"Tab does not lead to {what}")
+
+
+@pytest.mark.parametrize("width", [320, 1280])
+async def test_it_fits_a_narrow_and_a_wide_window(visiting: Visit, width: int) -> None:
+    visitor = await visiting(viewport={"width": width, "height": 640})
+    fits = "document.documentElement.scrollWidth <= window.innerWidth"
+    assert await visitor.page.evaluate(fits)
+    name = await registered(visitor)
+    await visitor.page.get_by_role("button", name="Rename Passkey").click()
+    await answer(visitor, "W" * 64, yes="Save")
+    await expect(visitor.page.get_by_role("heading", name="W" * 64)).to_be_visible()
+    assert await visitor.page.evaluate(fits)
+    await sign_out(visitor)
+    await sign_in(visitor)
+    await signed_in(visitor, name)
+
+
+# Text whose contrast with what is behind it is below 4.5 to 1 (WCAG 2.2, 1.4.3).
+TOO_FAINT = """() => {
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const linear = (part) => (part /= 255) <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+    const behind = (element) => {
+        for (let each = element; each !== null; each = each.parentElement) {
+            const colour = parse(getComputedStyle(each).backgroundColor);
+            if (colour[3] !== 0) return colour;
+        }
+        return [255, 255, 255];
+    };
+    const faint = [];
+    for (const element of document.querySelectorAll("body *")) {
+        const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
+        if (!own || !element.checkVisibility() || element.closest("svg") || element.disabled) continue;
+        const [one, other] = [parse(getComputedStyle(element).color), behind(element)].map(luminance);
+        const contrast = (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05);
+        if (contrast < 4.5) faint.push([element.textContent.trim(), contrast]);
+    }
+    return faint;
+}"""
+
+# What a screen reader could not name or find: no label, no text, two of one id, more than one first heading.
+NAMELESS = """() => {
+    const wrong = [];
+    const ids = [...document.querySelectorAll("[id]")].map((element) => element.id);
+    if (new Set(ids).size !== ids.length) wrong.push("an id is not alone");
+    if (document.querySelectorAll("h1").length !== 1) wrong.push("not one h1");
+    if (document.documentElement.lang === "" || document.title === "") wrong.push("no language or title");
+    for (const input of document.querySelectorAll("input")) {
+        if (input.labels.length !== 1) wrong.push(`input ${input.id}`);
+    }
+    for (const button of document.querySelectorAll("button")) {
+        if (!(button.ariaLabel ?? button.textContent).trim()) wrong.push("a button");
+    }
+    const names = [...document.querySelectorAll("main button")].map((one) => one.ariaLabel ?? one.textContent);
+    if (new Set(names).size !== names.length) wrong.push(`buttons of one name: ${names}`);
+    for (const image of document.querySelectorAll("img")) {
+        if (!image.hasAttribute("alt")) wrong.push("an image");
+    }
+    for (const element of document.querySelectorAll("[aria-labelledby], [aria-describedby]")) {
+        for (const name of ["aria-labelledby", "aria-describedby"]) {
+            const target = element.getAttribute(name);
+            if (target !== null && document.getElementById(target) === null) wrong.push(target);
+        }
+    }
+    return wrong;
+}"""
