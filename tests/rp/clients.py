@@ -102,6 +102,7 @@ class Site:
     app: Application
     clock: Clock
     config: Config
+    prefix: str = ""  # where the application is mounted
 
     @property
     def state(self) -> Any:
@@ -120,13 +121,13 @@ class Site:
             return await _answer(response)
 
     async def begin(self, who: Who, ceremony: str, **body: Any) -> tuple[str, JSON]:
-        answer = await self.send(who, "POST", f"/webauthn/{ceremony}/options", body)
+        answer = await self.send(who, "POST", f"{self.prefix}/webauthn/{ceremony}/options", body)
         assert answer.status == 200, answer.body
         assert set(answer.body) - {"mediation"} == {"ceremony", "publicKey"}
         return answer.body["ceremony"], answer.body["publicKey"]
 
     async def finish(self, who: Who, ceremony: str, name: str, response: JSON) -> Answer:
-        path = f"/webauthn/{ceremony}/result"
+        path = f"{self.prefix}/webauthn/{ceremony}/result"
         return await self.send(who, "POST", path, {"ceremony": name, "response": response})
 
     async def register(
