@@ -12,7 +12,7 @@ from typing import Final
 import aiohttp
 
 from headless_passkey import enrolment
-from headless_passkey.command_line import UsageError, out, printable, read_input, talk
+from headless_passkey.command_line import UsageError, out, printable, read_input, show_progress, talk
 from headless_passkey.conduit import Conduit
 from headless_passkey.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.errors import (
@@ -167,7 +167,7 @@ class Ceremony:
         if self._args.json:
             talk(json.dumps({"stage": event.stage, "elapsed": round(event.elapsed, 4), **event.detail}))
         else:
-            talk(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
+            show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 
     def _tell(self, signed_in: SignedIn) -> None:
         """Who it was: the device announces it, since it cannot show it (T3)."""

@@ -169,6 +169,12 @@ def talk(message: str) -> None:
             print(message, file=stderr, flush=True)
 
 
+def show_progress(message: str) -> None:
+    """As `talk`, but only where somebody watches: in a pipe or a journal a failure is the one line that counts."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        talk(message)
+
+
 def printable(text: str) -> str:
     """`text` for a terminal: what could move the cursor or hide something is shown as a question mark."""
     return "".join(character if character.isprintable() else "?" for character in text)

@@ -38,6 +38,7 @@ from headless_passkey.command_line import (
     add_settings,
     out,
     read_secret_line,
+    show_progress,
     talk,
     until_terminated,
 )
@@ -272,7 +273,9 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
         tunnel_service=args.tunnel[0],
         tls=tls_context(args.ca),
         verify_user=_user_verification(args.uv, stack),
-        on_stage=lambda stage: talk(_line(args, f"phone: {stage}", stage=f"phone-{stage}")),
+        on_stage=lambda stage: (talk if args.json else show_progress)(
+            _line(args, f"phone: {stage}", stage=f"phone-{stage}")
+        ),
     )
 
 
