@@ -15,10 +15,10 @@ test: $(VENV)/check.done system-packages  ## all tests, end to end included
 check: lint types imports test  ## everything, but fuzzing
 
 FUZZ_SECONDS ?= 60
-fuzz: $(VENV)/fuzz.done  ## every parser under the fuzzer, FUZZ_SECONDS each; FUZZ="cbor ring" for some of them
+fuzz: $(VENV)/check.done  ## every parser under the fuzzer, FUZZ_SECONDS each; FUZZ="cbor ring" for some of them
 	@$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ)
 
-fuzz-short: $(VENV)/fuzz.done  ## the same in about a minute
+fuzz-short: $(VENV)/check.done  ## the same in about a minute
 	@$(BIN)/python -m tests.fuzz.run --total 30 --if-available
 
 bench: $(VENV)/check.done  ## how fast the core is: prints benchmarks/RESULTS.md and writes it
@@ -50,10 +50,6 @@ $(VENV)/demo.done: requirements/demo.txt pyproject.toml
 $(VENV)/check.done: requirements/check.txt pyproject.toml
 	@scripts/set-up $(PYTHON) $(VENV) requirements/check.txt
 	@touch $@ $(VENV)/demo.done
-
-$(VENV)/fuzz.done: requirements/fuzz.txt $(VENV)/check.done
-	@scripts/set-up $(PYTHON) $(VENV) requirements/fuzz.txt
-	@touch $@
 
 lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without any index address
 	@scripts/lock $(BIN)/uv

@@ -1,6 +1,7 @@
 """The fuzz targets hold for where they begin, and one step beside it; no fuzzer needed."""
 
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -41,11 +42,9 @@ def test_a_target_holds_one_step_beside_its_seeds(name: str) -> None:
             TARGETS[name](changed)
 
 
-@pytest.mark.parametrize(
-    "file", sorted(FINDINGS.glob("*/*")), ids=lambda file: f"{file.parent.name}/{file.name}"
-)
-def test_what_was_found_once_stays_mended(file: Path) -> None:
-    TARGETS[file.parent.name](file.read_bytes())
+def test_what_was_found_once_stays_mended() -> None:
+    for file in sorted(FINDINGS.glob("*/*")):
+        TARGETS[file.parent.name](file.read_bytes())
 
 
 def test_an_input_can_be_run_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,9 +65,12 @@ sys.exit(run.main(["--seconds", "1", "eid"]))
 """
 
 
-@pytest.mark.parametrize("state", ["whole", "broken"])
+# the fuzzer has packages for x86-64 Linux alone, and is installed there; elsewhere there is nothing to test
+STATES = ["whole", "broken"] if (sys.platform, platform.machine()) == ("linux", "x86_64") else []
+
+
+@pytest.mark.parametrize("state", STATES)
 def test_fuzzing_ends_well_or_says_what_it_found_and_how_to_see_it(tmp_path: Path, state: str) -> None:
-    pytest.importorskip("atheris")
     words = [sys.executable, "-c", FUZZ, str(tmp_path), state]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     found = list((tmp_path / "crashes" / "eid").iterdir())
