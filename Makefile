@@ -21,8 +21,9 @@ fuzz: $(VENV)/check.done  ## every parser under the fuzzer, FUZZ_SECONDS each; F
 fuzz-short: $(VENV)/check.done  ## the same in about a minute
 	@$(BIN)/python -m tests.fuzz.run --total 30 --if-available
 
-bench: $(VENV)/check.done  ## how fast the core is: prints benchmarks/RESULTS.md and writes it
+bench: $(VENV)/check.done  ## how fast core and relying party are: prints benchmarks/RESULTS.md and writes it
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
+	@PYTHONPATH=examples $(BIN)/python benchmarks/rp.py --write
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .

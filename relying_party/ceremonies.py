@@ -126,6 +126,8 @@ class Ceremonies:
 
     def __init__(self, relying_party: RelyingParty) -> None:
         self._rp = relying_party
+        # making one costs more than verifying a signature
+        self._servers = {kind: self._make_server(kind) for kind in relying_party.origins}
         # the private half is never kept: what this key verifies, nobody signed
         nobody = ec.generate_private_key(ec.SECP256R1()).public_key()
         self._nobodys_key: CoseKey = ES256.from_cryptography_key(nobody)  # type: ignore[no-untyped-call]
@@ -144,7 +146,7 @@ class Ceremonies:
 
         adds_to_user: whether the user is registered already. challenge: 32 fresh random bytes.
         """
-        options, _ = self._server(caller.kind).register_begin(
+        options, _ = self._servers[caller.kind].register_begin(
             PublicKeyCredentialUserEntity(id=user.handle, name=user.name, display_name=user.display_name),
             resident_key_requirement=ResidentKeyRequirement.REQUIRED,
             user_verification=UserVerificationRequirement.REQUIRED,
@@ -226,7 +228,7 @@ class Ceremonies:
         waits for its user to choose. prf_salt: 32 bytes, when the prf extension is asked for.
         """
         extensions = None if prf_salt is None else {"prf": {"eval": {"first": base64url(prf_salt)}}}
-        options, _ = self._server(caller.kind).authenticate_begin(
+        options, _ = self._servers[caller.kind].authenticate_begin(
             user_verification=UserVerificationRequirement.REQUIRED, challenge=challenge
         )
         lifetime = CONDITIONAL_TIMEOUT if conditional else TIMEOUTS[caller.kind]
@@ -314,7 +316,7 @@ class Ceremonies:
         state = _library_state(record)
         try:
             attestation = AttestationObject(response.attestation_object)
-            self._server(record.caller.kind).register_complete(
+            self._servers[record.caller.kind].register_complete(
                 state,
                 LibraryRegistrationResponse(
                     raw_id=response.credential_id,
@@ -340,7 +342,7 @@ class Ceremonies:
                 else AttestedCredentialData(credential.attested_data)
             )
             data = AuthenticatorData(response.authenticator_data)
-            self._server(record.caller.kind).authenticate_complete(
+            self._servers[record.caller.kind].authenticate_complete(
                 state,
                 [known],
                 LibraryAuthenticationResponse(
@@ -357,7 +359,7 @@ class Ceremonies:
             raise VerificationFailed(Check.LIBRARY) from error
         return data
 
-    def _server(self, kind: ClientKind) -> Fido2Server:
+    def _make_server(self, kind: ClientKind) -> Fido2Server:
         server = Fido2Server(
             PublicKeyCredentialRpEntity(id=self._rp.rp_id, name=self._rp.name),
             attestation=AttestationConveyancePreference.NONE,

@@ -1,0 +1,292 @@
+"""How many sign-ins the relying party verifies, against the signatures and the store it cannot do without.
+
+    make bench                                       with the other benchmarks
+    PYTHONPATH=examples python benchmarks/rp.py      measure and print
+
+A sign-in is the second request of one, from its headers and body to its answer's body: everything but HTTP. What it
+is held against runs in turns with it: the same signatures, verified with keys that are loaded already, and the same
+calls to the same store on the same disk. (The name is short since `relying_party` is the package.)
+"""
+
+import argparse
+import asyncio
+import datetime as dt
+import gc
+import json
+import os
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from secrets import token_bytes
+from statistics import median
+from typing import Any, Final
+
+import core
+from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.streams import StreamReader
+from aiohttp.test_utils import make_mocked_request
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from fido2.cose import ES256
+from fido2.webauthn import AttestedCredentialData
+from measure import HEADINGS, Row, table
+
+from headless_passkey.proof import make_proof
+from headless_passkey.trust.signing import SoftwareSigningKey
+from relying_party.app import authentication_options, authentication_result, make_app
+from relying_party.callers import Caller, ClientKind
+from relying_party.ceremonies import CHALLENGE_SIZE
+from relying_party.challenges import AuthenticationRecord
+from relying_party.config import Config
+from relying_party.credentials import Credential, CredentialUse, User
+from relying_party.encoding import base64url
+from relying_party.messages import parse_authentication_result
+from relying_party.request import STATE, State
+from relying_party.sessions import Lifetimes, open_session
+
+ORIGIN: Final = "https://rp.example"
+OPTIONS: Final = "/webauthn/authentication/options"
+RESULT: Final = "/webauthn/authentication/result"
+HEADING: Final = "# How many sign-ins the relying party verifies"
+ROUNDS: Final = 61
+BATCH: Final = 6  # sign-ins in one turn
+FLAGS: Final = b"\x1d"  # present, verified, may be and is backed up
+
+Step = Callable[[], Awaitable[object]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the relying party.")
+    parser.add_argument("--write", action="store_true", help="put it into benchmarks/RESULTS.md")
+    parser.add_argument("--store", type=Path, help="folder for the store; default: a temporary one")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.store) as folder:
+        rows = asyncio.run(measured(Path(folder)))
+    page = "\n".join(_page(rows)) + "\n"
+    print(page)
+    if args.write:
+        before, _, after = core.RESULTS.read_text(encoding="utf-8").partition(HEADING + "\n")
+        _, _, others = after.partition("\n# ")
+        text = before.rstrip() + "\n\n" + page + (f"\n# {others}" if others else "")
+        core.RESULTS.write_text(text, encoding="utf-8")
+
+
+def _page(rows: list[Row]) -> list[str]:
+    return [
+        HEADING,
+        "",
+        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.",
+        "",
+        table((*HEADINGS[:-1], "per second"), [(*row.cells[:-1], f"{1 / row.seconds:.0f}") for row in rows]),
+        "",
+        "A sign-in is the second request of one, without HTTP: its proof of key (a device's), its body, the ceremony's record, the credential, the",
+        "verification, the session, the answer. One at a time, so per second is per core and worker of the store. The store is SQLite",
+        "with `synchronous=FULL`: one of its three calls waits for the disk, and what is held against it waits for the same disk in turns.",
+    ]
+
+
+async def measured(folder: Path) -> list[Row]:
+    """The rows of the table."""
+    config = Config.make(
+        rp_id="rp.example",
+        rp_name=None,
+        web_origins=(ORIGIN,),
+        device_origins=(),
+        reached_at=(ORIGIN,),
+        store=folder / "store.sqlite",
+        requests_per_minute=10**9,
+    )
+    app = make_app(config)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    try:
+        bench = await Bench.make(app)
+        return [
+            await compare("a response verified, no store", bench.responses, "ES256", lambda: bench.verify(1)),
+            await compare("sign-in in a browser", bench.browsers, "ES256 + store", lambda: bench.parts(1)),
+            await compare("sign-in of a device", bench.devices, "2 ES256 + store", lambda: bench.parts(2)),
+        ]
+    finally:
+        await runner.cleanup()
+
+
+@dataclass(slots=True, kw_only=True)
+class Bench:
+    """A relying party with one user, whose passkey is here."""
+
+    app: web.Application
+    state: State
+    key: ec.EllipticCurvePrivateKey
+    credential: Credential
+    device: SoftwareSigningKey
+
+    @classmethod
+    async def make(cls, app: web.Application) -> "Bench":
+        state, key = app[STATE], ec.generate_private_key(ec.SECP256R1())
+        user = User(handle=token_bytes(32), name="ada", display_name="Ada")
+        name, cose = token_bytes(32), ES256.from_cryptography_key(key.public_key())  # type: ignore[no-untyped-call]
+        credential = Credential(
+            credential_id=name,
+            user_handle=user.handle,
+            attested_data=bytes(AttestedCredentialData.create(bytes(16), name, cose)),
+            aaguid=bytes(16),
+            algorithm=-7,
+            sign_count=0,
+            backup_eligible=True,
+            backed_up=True,
+            transports=("hybrid", "internal"),
+            attestation_object=bytes(200),
+            client_data_hash=bytes(32),
+            created_at=0,
+        )
+        bench = cls(
+            app=app, state=state, key=key, credential=credential, device=SoftwareSigningKey.generate()
+        )
+        await state.store.register(credential, user, bench.session(), ends=None)
+        return bench
+
+    def session(self) -> Any:
+        return open_session(
+            user_handle=self.credential.user_handle,
+            credential_id=self.credential.credential_id,
+            caller=Caller(kind=ClientKind.DEVICE, key_thumbprint="somebody's"),
+            now=time.time(),
+            lifetimes=Lifetimes(),
+            random=token_bytes,
+        ).session
+
+    # What is measured: each gives steps that are ready to run once
+
+    async def browsers(self) -> Step:
+        return await self._request({"Origin": ORIGIN}, {"Origin": ORIGIN})
+
+    async def devices(self) -> Step:
+        return await self._request(*({"DPoP": self._proof(path)} for path in (OPTIONS, RESULT)))
+
+    async def responses(self) -> Step:
+        """The pure part: a parsed response against its record."""
+        challenge, caller = token_bytes(CHALLENGE_SIZE), Caller(kind=ClientKind.WEB)
+        begun = self.state.ceremonies.begin_authentication(
+            caller, expected=None, allowed=(), now=0, challenge=challenge
+        )
+        assert isinstance(begun.record, AuthenticationRecord)
+        _, response = parse_authentication_result(self._body("", base64url(challenge)))
+
+        async def run() -> None:
+            self.state.ceremonies.complete_authentication(
+                begun.record, caller, response, self.credential, now=1
+            )
+
+        return run
+
+    async def _request(self, beginning: dict[str, str], ending: dict[str, str]) -> Step:
+        answer = await authentication_options(self._post(OPTIONS, beginning, b"{}"))
+        assert isinstance(answer.body, bytes)
+        begun = json.loads(answer.body)
+        request = self._post(RESULT, ending, self._body(begun["ceremony"], begun["publicKey"]["challenge"]))
+
+        async def run() -> None:
+            answer = await authentication_result(request)
+            assert answer.status == 200
+
+        return run
+
+    def _post(self, path: str, headers: dict[str, str], body: bytes) -> web.Request:
+        loop = asyncio.get_running_loop()
+        payload = StreamReader(BaseProtocol(loop), 2**16, loop=loop)
+        payload.feed_data(body)
+        payload.feed_eof()
+        headers = {"Content-Type": "application/json", **headers}
+        return make_mocked_request("POST", path, headers, payload=payload, app=self.app)
+
+    def _proof(self, path: str) -> str:
+        return make_proof(self.device, method="POST", url=ORIGIN + path, now=time.time())
+
+    def _body(self, ceremony: str, challenge: str) -> bytes:
+        client_data = json.dumps(
+            {"type": "webauthn.get", "challenge": challenge, "origin": ORIGIN, "crossOrigin": False}
+        ).encode()
+        data = sha256(b"rp.example").digest() + FLAGS + bytes(4)
+        signature = self.key.sign(data + sha256(client_data).digest(), ec.ECDSA(SHA256()))
+        name = base64url(self.credential.credential_id)
+        response = {
+            "clientDataJSON": base64url(client_data),
+            "authenticatorData": base64url(data),
+            "signature": base64url(signature),
+            "userHandle": base64url(self.credential.user_handle),
+        }
+        credential = {"id": name, "rawId": name, "type": "public-key", "response": response}
+        return json.dumps({"ceremony": ceremony, "response": credential}).encode()
+
+    # What it is held against
+
+    async def verify(self, signatures: int) -> Step:
+        data, public = bytes(69), self.key.public_key()
+        signature = self.key.sign(data, ec.ECDSA(SHA256()))
+
+        async def run() -> None:
+            for _ in range(signatures):
+                public.verify(signature, data, ec.ECDSA(SHA256()))
+
+        return run
+
+    async def parts(self, signatures: int) -> Step:
+        """The signatures, and the calls to the store that a sign-in makes."""
+        verify, store, session = await self.verify(signatures), self.state.store, self.session()
+        name, user = self.credential.credential_id, self.credential.user_handle
+        use = CredentialUse(
+            credential_id=name, sign_count=0, backed_up=True, counter_anomaly=False, used_at=int(time.time())
+        )
+
+        async def run() -> None:
+            await verify()
+            await store.credential(name)
+            await store.sign_in(use, session, ends=None)
+            await store.credentials_of(user)
+
+        return run
+
+
+async def compare(
+    what: str,
+    subject: Callable[[], Awaitable[Step]],
+    against: str,
+    baseline: Callable[[], Awaitable[Step]],
+    *,
+    rounds: int = ROUNDS,
+) -> Row:
+    """`subject` and `baseline` in turns; making what they run takes no part in it."""
+    pairs = []
+    for turn in range(rounds):
+        kinds = [subject, baseline]
+        times = {}
+        for index in (0, 1) if turn % 2 else (1, 0):
+            steps = [await kinds[index]() for _ in range(BATCH)]
+            times[index] = await _timed(steps)
+        pairs.append((times[0], times[1]))
+    return Row(
+        what=what,
+        seconds=median(first for first, _ in pairs),
+        against=against,
+        baseline=median(second for _, second in pairs),
+        ratio=median(first / second for first, second in pairs),
+    )
+
+
+async def _timed(steps: list[Step]) -> float:
+    gc.collect()
+    gc.disable()
+    began = time.perf_counter()
+    for step in steps:
+        await step()
+    seconds = time.perf_counter() - began
+    gc.enable()
+    return seconds / len(steps)
+
+
+if __name__ == "__main__":
+    main()
