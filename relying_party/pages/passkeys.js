@@ -19,7 +19,7 @@ async function call(method, path, body) {
   });
   const text = await answer.text();
   const value = text === "" ? null : JSON.parse(text);
-  await signal(value?.signals);
+  await tell(value?.signals);
   if (!answer.ok) throw new Refused(value, answer.status);
   return value;
 }
@@ -33,7 +33,7 @@ const signals = {
   unknownCredential: "signalUnknownCredential",
 };
 
-async function signal(given) {
+async function tell(given) {
   for (const [name, details] of Object.entries(given ?? {})) {
     await window.PublicKeyCredential?.[signals[name]]?.(details).catch(() => {});
   }
@@ -56,9 +56,9 @@ async function register(name) {
   await finish("registration", begun, await navigator.credentials.create({ publicKey, signal }));
 }
 
-async function assert(ceremony, wanted = {}) {
+async function assert(ceremony) {
   const signal = next();
-  const begun = await call("POST", `/webauthn/${ceremony}/options`, wanted);
+  const begun = await call("POST", `/webauthn/${ceremony}/options`, {});
   const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(begun.publicKey);
   await finish(ceremony, begun, await navigator.credentials.get({ publicKey, signal }));
 }

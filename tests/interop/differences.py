@@ -53,6 +53,7 @@ from tests.rp.authenticator_double import (
 from tests.rp.clients import RP_ID, WEB_ORIGIN, Browser, Clock, Site, make_config
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "interop.md"
+INSTALLED: Final = FOLDER / "node_modules" / "@simplewebauthn" / "server"
 OURS: Final = "ours"
 
 
@@ -239,6 +240,7 @@ class Row:
 @asynccontextmanager
 async def libraries() -> AsyncIterator[tuple[Library, ...]]:
     """The other three; Node.js runs as long as the context."""
+    assert INSTALLED.exists(), "@simplewebauthn/server is not here; please run: scripts/install-test-packages"
     process = await asyncio.create_subprocess_exec(
         "node", FOLDER / "answer.mjs", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
     )

@@ -57,6 +57,11 @@ async def test_text_can_be_read_in_light_and_in_dark(visiting: Visit, scheme: st
     assert await visitor.page.evaluate(TOO_FAINT) == []
 
 
+async def test_without_its_script_the_page_says_what_it_needs(visiting: Visit) -> None:
+    visitor = await visiting(java_script_enabled=False)
+    await expect(visitor.page.locator("noscript p")).to_be_visible()
+
+
 async def test_everything_has_a_name_and_a_place(visiting: Visit) -> None:
     visitor = await visiting()
     assert await visitor.page.evaluate(NAMELESS) == []

@@ -7,6 +7,7 @@ from playwright.async_api import expect
 
 from tests.rp.browser.conftest import Visit
 from tests.rp.browser.steps import has_passkeys, registered, says, sign_in, sign_out, signed_in
+from tests.rp.browser.visitor import Visitor
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -64,7 +65,6 @@ async def test_a_passkey_is_offered_in_the_field_and_signs_in(visiting: Visit) -
     visitor = await visiting()
     name = await registered(visitor)
     await sign_out(visitor)
-    await visitor.page.context.add_init_script(REMEMBERS_REQUESTS)
     await visitor.autofills()
     await visitor.page.reload()
     await signed_in(visitor, name)
@@ -81,24 +81,30 @@ async def test_the_offer_is_conditional_and_gives_way_to_a_button(visiting: Visi
     name = await registered(visitor)
     await sign_out(visitor)
     await visitor.presence(touches=False)
-    await visitor.page.context.add_init_script(REMEMBERS_REQUESTS)
     await visitor.autofills()
     await visitor.page.reload()
-    await visitor.page.wait_for_function("window.requests?.length === 1")
-    assert await visitor.page.evaluate("window.requests") == ["conditional"]
+    await asked_for(visitor, "conditional")
     await visitor.presence(touches=True)
     await sign_in(visitor)
     await signed_in(visitor, name)
 
 
-REMEMBERS_REQUESTS = """
-    window.requests = [];
-    const get = navigator.credentials.get.bind(navigator.credentials);
-    navigator.credentials.get = (options) => {
-        window.requests.push(options.mediation ?? "modal");
-        return get(options);
-    };
-"""
+async def test_the_offer_is_made_again_before_its_challenge_ends(visiting: Visit) -> None:
+    visitor = await visiting()
+    await visitor.presence(touches=False)
+    await visitor.autofills()
+    await visitor.page.clock.install()
+    await visitor.page.reload()
+    await asked_for(visitor, "conditional")
+    await visitor.page.clock.fast_forward("14:00")
+    await asked_for(visitor, "conditional conditional")
+    assert visitor.answers.count((200, "/webauthn/authentication/options")) == 2
+    await expect(visitor.page.locator(".status")).to_be_empty()
+
+
+async def asked_for(visitor: Visitor, mediations: str) -> None:
+    """Until the page has asked the browser for passkeys so often and in these ways."""
+    await expect(visitor.page.locator("html")).to_have_attribute("data-asked", mediations)
 
 
 # What goes wrong in an authenticator

@@ -66,9 +66,16 @@ class Visitor:
         self.authenticator = added["authenticatorId"]
 
     async def autofills(self) -> None:
-        """From the next page on, the browser offers passkeys in form fields."""
+        """From the next page on, the browser offers passkeys in form fields, and notes how it is asked."""
         await self.page.context.add_init_script(
-            "PublicKeyCredential.isConditionalMediationAvailable = async () => true;"
+            """PublicKeyCredential.isConditionalMediationAvailable = async () => true;
+            const get = navigator.credentials.get.bind(navigator.credentials);
+            const asked = [];
+            navigator.credentials.get = (options) => {
+                asked.push(options.mediation ?? "modal");
+                document.documentElement.dataset.asked = asked.join(" ");
+                return get(options);
+            };"""
         )
 
     async def presence(self, *, touches: bool) -> None:
