@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from aiohttp import DummyCookieJar, web
@@ -349,6 +350,46 @@ async def test_any_bytes_get_a_problem(site: Site, path: str, body: bytes) -> No
     answer = await site.raw("POST", path, Browser().headers("POST", path, 0), body)
     if not (answer.status == 200 and path.endswith("options")):
         assert (answer.status, answer.slug) == (400, "invalid-request")
+
+
+SIGNED_IN = [
+    ("POST", "/webauthn/step-up/options"),
+    ("POST", "/webauthn/step-up/result"),
+    ("POST", "/session/refresh"),
+    ("PATCH", "/me"),
+    ("PATCH", "/me/credentials/AAAA"),
+]
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(("method", "path"), SIGNED_IN)
+@ANY_BODY
+@given(body=st.binary(max_size=300) | _json_values().map(lambda value: json.dumps(value).encode()))
+async def test_any_bytes_of_who_is_signed_in_get_an_answer(
+    site: Site, method: str, path: str, body: bytes
+) -> None:
+    browser = Browser()
+    await site.register(browser, secrets.token_hex(16))
+    answer = await site.raw(method, path, browser.headers(method, path, 0), body)
+    if answer.status != 200:
+        assert (answer.status, answer.slug) in (
+            (400, "invalid-request"),
+            (401, "not-signed-in"),
+            (404, "not-found"),
+        )
+
+
+@pytest.mark.threat("T12")
+@given(name=st.text(max_size=60))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_any_name_in_an_address_is_not_there(site: Site, name: str) -> None:
+    browser = Browser()
+    await site.register(browser, secrets.token_hex(16))
+    for kind in ("credentials", "sessions"):
+        path = f"/me/{kind}/{quote(name, safe='', errors='surrogatepass')}"
+        answer = await site.raw("DELETE", path, browser.headers("DELETE", path, 0))
+        assert answer.status in (200, 400, 404, 405)
+        assert answer.status != 200 or name == ""
 
 
 @pytest.mark.threat("T12")

@@ -581,13 +581,28 @@ async def test_transports_are_kept_as_far_as_they_look_like_transports(
 @pytest.mark.threat("T11")
 async def test_the_log_names_nobody(site: Site, who: Who, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.CRITICAL, "aiohttp.access")  # the program keeps no such log
     passkey, registered = await site.register(who, "ada.lovelace")
     signed_in = await site.sign_in(who, passkey)
     await site.sign_in(who, passkey, Faults(signature=b"\0"))
+    await site.sign_in(who, passkey, Faults(named_id=b"an unknown one, told back"))
+    await site.send(who, "PATCH", "/me", {"display_name": "Countess Lovelace"})
+    await site.send(who, "PATCH", f"/me/credentials/{b64(passkey.credential_id)}", {"label": "her phone"})
+    await site.send(
+        who, "POST", "/session/refresh", {"refresh_token": signed_in.body["refresh_token"] or "x"}
+    )
     secrets = [
         "ada.lovelace",
+        "Countess Lovelace",
+        "her phone",
+        b64(b"an unknown one, told back"),
         *(form for data in (passkey.credential_id, passkey.user_handle) for form in (b64(data), data.hex())),
-        *(token for token in (registered.body["token"], signed_in.body["token"]) if token),
+        *(
+            answer.body[name]
+            for answer in (registered, signed_in)
+            for name in ("token", "refresh_token")
+            if answer.body[name]
+        ),
         *(registered.cookies.values()),
     ]
     assert caplog.messages
