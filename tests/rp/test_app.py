@@ -258,6 +258,9 @@ async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:
         answer = await site.send(Device(), "POST", POSTS[2], {})
         assert (answer.status, answer.slug) == (429, "rate-limited")
         assert int(answer.headers["Retry-After"]) == answer.body["retry_after"] == 20
+        assert (await site.send(Device(), "GET", "/session")).slug == "rate-limited"
+        assert (await site.send(Browser(), "DELETE", "/session")).slug == "rate-limited"
+        assert (await site.send(Browser(), "GET", "/session")).slug == "not-signed-in"
         assert (await site.raw("GET", "/livez", {})).status == 200
         clock.now += 20
         await site.begin(Device(), "authentication")

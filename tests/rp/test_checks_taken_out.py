@@ -8,8 +8,10 @@ of its source.
 import inspect
 import json
 import logging
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -19,11 +21,14 @@ from fido2.webauthn import AttestedCredentialData
 
 from relying_party import ceremonies as real
 from relying_party import challenges as real_challenges
+from relying_party import messages as real_messages
+from relying_party import sqlite as real_sqlite
 from relying_party.callers import Caller, ClientKind
 from relying_party.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
 from relying_party.credentials import Credential, User
-from relying_party.errors import CeremonyGone, Check, VerificationFailed
+from relying_party.errors import CeremonyGone, Check, StoreUnavailable, VerificationFailed
 from relying_party.messages import parse_authentication_result, parse_registration_result
+from relying_party.sessions import Lifetimes, Session, open_session
 from tests.rp.authenticator_double import (
     BS,
     JSON,
@@ -357,6 +362,52 @@ def test_hints_come_from_us(cut: tuple[str, str], at: str) -> None:
 
     assert options(real)[at] == ["hybrid"]
     assert not options(without(real, [cut])).get(at)
+
+
+def test_transports_are_kept_by_us_alone() -> None:
+    cut = ("transports=_transports(response.transports or []),", "transports=(),")
+    for module, kept in ((real_messages, ("hybrid", "internal")), (without(real_messages, [cut]), ())):
+        begun = _ceremonies(real).begin_registration(
+            WEB, ADA, existing=(), adds_to_user=False, now=0, challenge=bytes(32)
+        )
+        _, response = create(begun.public_key, WEB_ORIGIN)
+        body = json.dumps({"ceremony": "", "response": response}).encode()
+        assert module.parse_registration_result(body)[1].transports == kept
+
+
+@pytest.mark.threat("T14")
+async def test_a_credential_id_that_is_taken_is_found_by_us_alone(tmp_path: Path) -> None:
+    """Without the check the database itself refuses: that id is its primary key."""
+    cut = (
+        "            ).fetchone():\n                raise VerificationFailed(Check.CREDENTIAL_TAKEN)",
+        "            ):\n                pass",
+    )
+    eve = replace(ADA, handle=b"e" * 32, name="eve")
+    for number, (module, error) in enumerate(
+        ((real_sqlite, VerificationFailed), (without(real_sqlite, [cut]), StoreUnavailable))
+    ):
+        async with module.SqliteStore(tmp_path / str(number)) as store:
+            case = Case(check=Check.CREDENTIAL_TAKEN, cuts=())
+            credential = _stored(Passkey(rp_id=RP_ID, user_handle=ADA.handle, key=ES256Key()), case)
+            for user, refused in ((ADA, False), (eve, True)):
+                theirs = replace(credential, user_handle=user.handle)
+                session = _session(user)
+                if not refused:
+                    await store.register(theirs, user, session, ends=None)
+                    continue
+                with pytest.raises(error):
+                    await store.register(theirs, user, session, ends=None)
+
+
+def _session(user: User) -> Session:
+    return open_session(
+        user_handle=user.handle,
+        credential_id=b"",
+        caller=WEB,
+        now=0,
+        lifetimes=Lifetimes(),
+        random=secrets.token_bytes,
+    ).session
 
 
 @pytest.mark.threat("T5")
