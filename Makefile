@@ -30,8 +30,9 @@ lint: $(VENV)/check.done
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/cli-docs --check
 
-docs: $(VENV)/check.done  ## what is made from the code: docs/cli.md
+docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/interop.md
 	$(BIN)/python scripts/cli-docs
+	$(BIN)/python -m tests.interop.differences
 
 types: $(VENV)/check.done
 	$(BIN)/mypy

@@ -181,7 +181,7 @@ def _everyone(registered: Sequence[Registered], current: Session | None) -> str:
     listed = f'<ul class="cards people">{people}</ul>' if people else "<p>Nobody yet.</p>"
     return (
         '<section aria-labelledby="people"><div class="heading"><h2 id="people">Everyone</h2>'
-        '<p class="quiet">Shown because this is a demonstration on localhost.</p></div>'
+        '<p class="quiet">Shown to all who look, as on localhost by default.</p></div>'
         f"{listed}</section>"
     )
 

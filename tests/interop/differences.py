@@ -337,7 +337,7 @@ Our relying party, py_webauthn {py_webauthn}, @simplewebauthn/server {simple} an
 responses. Each library is told the challenge, the RP ID, our one origin, the stored public key and counter, to require user presence and verification, and
 the algorithms ES256, EdDSA and RS256; it is asked whether the response verifies, and nothing is done around it. *takes* can so mean that its caller has to look.
 
-The tables are made by `python -m tests.interop.differences`, from answers, and a test compares them with answers again. Other tests there have options of
+The tables are made by `make docs`, from answers, and a test compares them with answers again. Other tests there have options of
 each library answered by the device SDK with the software phone, and by Chromium, and each answer verified by all.
 
 ## Registration

@@ -70,7 +70,7 @@ async def url(
 async def test_the_tables_in_the_documentation_are_what_the_libraries_answer(
     answers: tuple[list[Row], list[Row]],
 ) -> None:
-    assert page(*answers) == PAGE.read_text(), "please run: python -m tests.interop.differences"
+    assert page(*answers) == PAGE.read_text(), "please run: make docs"
 
 
 @pytest.mark.threat("T14")
