@@ -144,7 +144,7 @@ class Timeline:
         if session is None:
             text = f"No session: the device ended with status {status}."
         else:
-            until = time.strftime("%Y-%m-%d %H:%M", time.localtime(session["expires_at"]))
+            until = time.strftime("%Y-%m-%d %H:%M", time.localtime(session["ends_at"]))
             text = (
                 f"{name} is signed in on the device until {until}.\n"
                 f"{self.took:.3f} s from sign_in() to the session, which is bound to the device's key."

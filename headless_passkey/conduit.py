@@ -21,7 +21,9 @@ class Session:
     """What the relying party opened: a token that is worth something only with the device's key."""
 
     token: str = field(repr=False)
-    expires_at: int  # Unix seconds
+    expires_at: int  # Unix seconds: of the token
+    refresh_token: str | None = field(repr=False)  # gives the next token, once
+    ends_at: int  # Unix seconds: of the session
     user_name: str
     display_name: str
     user_handle: str  # base64url
@@ -33,6 +35,8 @@ class Session:
         return cls(
             token=members.text("token", 4096),
             expires_at=members.integer("expires_at"),
+            refresh_token=members.optional_text("refresh_token", 4096),
+            ends_at=members.integer("ends_at"),
             user_name=user.text("name"),
             display_name=user.text("display_name"),
             user_handle=user.text("handle"),
@@ -45,6 +49,8 @@ class Session:
             "token": self.token,
             "token_type": "DPoP",
             "expires_at": self.expires_at,
+            "refresh_token": self.refresh_token,
+            "ends_at": self.ends_at,
             "user": {"name": self.user_name, "display_name": self.display_name, "handle": self.user_handle},
             "credential_id": self.credential_id,
         }

@@ -26,6 +26,8 @@ SESSION: dict[str, Any] = {
     "token": "t0ken",
     "token_type": "DPoP",
     "expires_at": 1_800_000_000,
+    "refresh_token": "refre5h",
+    "ends_at": 1_800_100_000,
     "user": {"name": "ada", "display_name": "Ada", "handle": "AAAA"},
     "credential_id": "BBBB",
     "client_kind": "device",
@@ -63,12 +65,13 @@ async def test_a_registration_goes_to_its_own_paths() -> None:
 
 
 @pytest.mark.threat("T11")
-async def test_a_session_does_not_show_its_token() -> None:
+async def test_a_session_does_not_show_its_tokens() -> None:
     async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
         ceremony = conduit(http)
         await ceremony.begin()
         await ceremony.complete(CREDENTIAL)
         assert "t0ken" not in repr(ceremony.session)
+        assert "refre5h" not in repr(ceremony.session)
         assert ceremony.session is not None
         assert ceremony.session.to_json()["token"] == "t0ken"
 
@@ -82,9 +85,10 @@ async def test_a_session_does_not_show_its_token() -> None:
         (problem(400, "invalid-request"), RemoteProtocolError, None),
         (ok(**{**SESSION, "token": 5}), RemoteProtocolError, None),
         (ok(**{**SESSION, "user": "ada"}), RemoteProtocolError, None),
+        (ok(**{**SESSION, "refresh_token": 5}), RemoteProtocolError, None),
         (ok(), RemoteProtocolError, None),
     ],
-    ids=["verification", "taken", "gone", "other", "token", "user", "empty"],
+    ids=["verification", "taken", "gone", "other", "token", "user", "refresh", "empty"],
 )
 async def test_a_refusal_is_an_error_of_its_own_kind(
     refusal: Step, error: type[HeadlessPasskeyError], reason: TrustReason | None
