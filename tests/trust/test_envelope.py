@@ -276,7 +276,7 @@ def test_an_envelope_cannot_be_made_wrong() -> None:
     with pytest.raises(LocalProtocolError):
         HOME.seal(url="FIDO:/" + "1" * 3500, note="\N{FAMILY}" * 140)
     with pytest.raises(LocalProtocolError, match="at most 4096 bytes"):  # what fits unsigned, and not sealed
-        HOME.seal(url="FIDO:/" + "1" * 3620)
+        HOME.seal(url="FIDO:/" + "1" * 3780)
     tablet_key = HOME.tablet.member.hpke_key
     assert tablet_key is not None
     with pytest.raises(LocalProtocolError):
