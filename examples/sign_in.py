@@ -26,7 +26,10 @@ async def main(relying_party: str) -> None:
     device = enrolment.load(STATE)
     async with open_session(tls=None) as http:
         conduit = Conduit(
-            ProvenHttp(http, relying_party, device.key), origin=relying_party, kind=Hint.GET_ASSERTION
+            ProvenHttp(http, relying_party, device.key),
+            origin=relying_party,
+            kind=Hint.GET_ASSERTION,
+            label=device.label,
         )
         delivery = RelayDelivery(Relay(ProvenHttp(http, device.relay_url, device.key)), STATE)
         signed_in = await sign_in(

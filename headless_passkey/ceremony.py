@@ -134,20 +134,26 @@ class Ceremony:
         args = self._args
         origin = args.rp.rstrip("/")
         try:
+            key, label = self._identity()
             return Conduit(
-                ProvenHttp(http, origin, self._key()), origin=origin, kind=self._kind, user_name=args.user
+                ProvenHttp(http, origin, key),
+                origin=origin,
+                kind=self._kind,
+                user_name=args.user,
+                label=label,
             )
         except LocalProtocolError as error:
             raise UsageError(f"--rp: {error}") from error
 
-    def _key(self) -> SigningKey:
-        """This device's key; one for this run alone where the device belongs to no account and needs none."""
+    def _identity(self) -> tuple[SigningKey, str | None]:
+        """This device's key and label; a key for this run alone where it belongs to no account and needs none."""
         try:
-            return enrolment.load(self._state).key
+            joined = enrolment.load(self._state)
         except NotEnrolled:
             if self._args.delivery == "relay":
                 raise
-            return SoftwareSigningKey.generate()
+            return SoftwareSigningKey.generate(), None
+        return joined.key, joined.label
 
     def _delivery(self, http: aiohttp.ClientSession) -> Delivery:
         if self._args.delivery == "stdout":

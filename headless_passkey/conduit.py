@@ -67,14 +67,16 @@ class Conduit:
         kind: Hint,
         user_name: str | None = None,
         display_name: str | None = None,
+        label: str | None = None,
     ) -> None:
-        """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in."""
-        self._http, self.origin, self._user_name, self._display_name = (
-            http,
-            check_origin(origin),
-            user_name,
-            display_name,
-        )
+        """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in.
+
+        label: what the device calls itself, for the user's list of sessions.
+        """
+        self._http, self.origin = http, check_origin(origin)
+        client = None if label is None else {"label": label}
+        asked = {"user_name": user_name, "display_name": display_name, "client": client}
+        self._asked = {name: value for name, value in asked.items() if value is not None}
         self._path = "/webauthn/" + ("authentication" if kind is Hint.GET_ASSERTION else "registration")
         self._ceremony: str | None = None
         self.session: Session | None = None
@@ -86,9 +88,7 @@ class Conduit:
 
     async def begin(self) -> dict[str, Any]:
         """The WebAuthn options, with a fresh challenge."""
-        names = {"user_name": self._user_name, "display_name": self._display_name}
-        body = {name: value for name, value in names.items() if value is not None}
-        answer = await self._call("options", body)
+        answer = await self._call("options", self._asked)
         self._ceremony = answer.text("ceremony", 1024)
         return answer.mapping("publicKey")
 

@@ -57,6 +57,12 @@ async def test_it_begins_and_completes_a_sign_in() -> None:
         ]
 
 
+async def test_a_device_says_what_it_calls_itself() -> None:
+    async with serving(BEGUN) as server, talking_to(server.url) as http:
+        await conduit(http, label="Kitchen hub").begin()
+        assert json.loads(server.seen[0][2]) == {"client": {"label": "Kitchen hub"}}
+
+
 async def test_a_registration_goes_to_its_own_paths() -> None:
     async with serving(BEGUN) as server, talking_to(server.url) as http:
         await conduit(http, Hint.MAKE_CREDENTIAL, user_name="ada", display_name="Ada").begin()
