@@ -1,5 +1,8 @@
 """Fixtures that tests of several rooms share."""
 
+import logging
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import settings
 
@@ -8,6 +11,15 @@ from tests.certificates import Certificate, make_certificate
 # machines are noisy: how long one example took says nothing
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+
+@pytest.fixture(autouse=True)
+def no_handlers_are_left() -> Iterator[None]:
+    """A program run in this process writes its log to a stream that is closed when its test has ended."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
