@@ -167,20 +167,21 @@ async def sign_in(
         on_stage=on_stage,
         settle=settle,
     )
+    limit = asyncio.timeout(timeout)
     try:
-        async with asyncio.timeout(timeout):
+        async with limit:
             signed_in = await corridor.run(radio, timeout, int(clock()))
-    except TimeoutError:
-        await corridor.farewell("cancelled", "deadline")
-        message = (
-            f"not done within {timeout:g} seconds; the last stage was {corridor.stage or 'the beginning'}"
-        )
-        raise NotApproved(Outcome.EXPIRED, message) from None
     except asyncio.CancelledError:
         await corridor.farewell("cancelled", None)
         raise
-    except HeadlessPasskeyError as error:
-        await corridor.farewell("failed", error.reason)
+    except Exception as error:
+        if limit.expired():
+            await corridor.farewell("cancelled", "deadline")
+            stage = corridor.stage or "the beginning"
+            message = f"not done within {timeout:g} seconds; the last stage was {stage}"
+            raise NotApproved(Outcome.EXPIRED, message) from None
+        # what a caller's own options or settle raised is told to the phone's side too, and passed on as it is
+        await corridor.farewell("failed", error.reason if isinstance(error, HeadlessPasskeyError) else None)
         raise
     await corridor.farewell("completed", None)
     corridor.report(Stage.COMPLETED)

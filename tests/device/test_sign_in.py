@@ -465,6 +465,21 @@ async def test_a_relying_party_that_refuses_fails_the_request(bench: Bench) -> N
     assert bench.carrier.finished == [("failed", None)]
 
 
+@pytest.mark.parametrize("error", [TimeoutError("theirs"), ZeroDivisionError()], ids=["timeout", "bug"])
+async def test_what_the_caller_raises_is_passed_on_and_fails_the_request(
+    bench: Bench, error: Exception
+) -> None:
+    await bench.register()
+
+    async def settle(_credential: Credential) -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
+    assert raised.value is error
+    assert bench.carrier.finished == [("failed", None)]
+
+
 async def test_a_farewell_that_cannot_be_told_changes_nothing(bench: Bench) -> None:
     await bench.register()
 
