@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
-from programs import Certificates
+from certificates import make_certificate
 
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
@@ -79,7 +79,7 @@ class Handed:
 async def sign_ins(count: int = 30) -> list[float]:
     """Seconds that each took, from the FIDO URL's birth to both ends having hung up."""
     with tempfile.TemporaryDirectory() as folder:
-        certificates = Certificates.make(Path(folder))
+        certificates = make_certificate(Path(folder))
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         server.load_cert_chain(certificates.cert, certificates.key)
         runner = web.AppRunner(make_app(), access_log=None, shutdown_timeout=1)

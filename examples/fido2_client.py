@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from certificates import Certificate, make_certificate
 from fido2.client import ClientError, DefaultClientDataCollector, Fido2Client, UserInteraction
 from fido2.server import Fido2Server
 from fido2.webauthn import (
@@ -24,7 +25,7 @@ from fido2.webauthn import (
     ResidentKeyRequirement,
     UserVerificationRequirement,
 )
-from programs import Certificates, Program, running
+from programs import Program, running
 
 from headless_passkey.ctap_device import PhoneDevice
 from headless_passkey.hybrid.fido_url import FidoUrl
@@ -94,7 +95,7 @@ class Surroundings:
     """What runs around the program, and where."""
 
     folder: Path
-    certificates: Certificates
+    certificates: Certificate
     tunnel: str  # wss://host:port
     radio: str  # a bumble transport
 
@@ -129,7 +130,7 @@ def use(surroundings: Surroundings) -> None:
 
 
 async def main(folder: Path) -> None:
-    certificates = Certificates.make(folder)
+    certificates = make_certificate(folder)
     programs: list[Program] = []
     async with running(programs):
         service = await Program.start(

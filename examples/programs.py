@@ -4,8 +4,6 @@ Nothing of the packages is imported here: the programs are run as a user runs th
 """
 
 import asyncio
-import datetime as dt
-import ipaddress
 import json
 import os
 import sys
@@ -15,12 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
-
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
 PROGRAMS: Final = Path(sys.executable).parent  # where the environment keeps its commands
 START_TIMEOUT: Final = 30.0  # seconds until a server has said where it listens
@@ -215,76 +207,3 @@ def event(line: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
-
-
-@dataclass(frozen=True)
-class Certificates:
-    """A certificate for localhost and the throw-away authority that signed it."""
-
-    ca: Path
-    cert: Path
-    key: Path
-
-    @classmethod
-    def make(cls, folder: Path) -> "Certificates":
-        """Three PEM files in `folder`, good for a day."""
-        authority_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-        authority_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "throw-away local authority")])
-        authority = _certificate(
-            authority_name, authority_name, authority_key.public_key(), authority_key, None
-        )
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
-        names = x509.SubjectAlternativeName(
-            [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-        )
-        certificate = _certificate(subject, authority_name, key.public_key(), authority_key, names)
-        made = cls(ca=folder / "ca.pem", cert=folder / "cert.pem", key=folder / "key.pem")
-        made.ca.write_bytes(authority.public_bytes(Encoding.PEM))
-        made.cert.write_bytes(certificate.public_bytes(Encoding.PEM))
-        made.key.touch(mode=0o600)
-        made.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        return made
-
-
-def _certificate(
-    subject: x509.Name,
-    issuer: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
-    signing_key: ec.EllipticCurvePrivateKey,
-    names: x509.SubjectAlternativeName | None,
-) -> x509.Certificate:
-    now = dt.datetime.now(dt.UTC)
-    builder = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(public_key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - dt.timedelta(hours=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .add_extension(x509.BasicConstraints(ca=names is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), critical=False
-        )
-    )
-    if names is None:
-        usage = x509.KeyUsage(
-            digital_signature=True,
-            key_cert_sign=True,
-            crl_sign=True,
-            content_commitment=False,
-            key_encipherment=False,
-            data_encipherment=False,
-            key_agreement=False,
-            encipher_only=False,
-            decipher_only=False,
-        )
-        builder = builder.add_extension(usage, critical=True)
-    else:
-        builder = builder.add_extension(names, critical=False)
-    return builder.sign(signing_key, SHA256())
-
-
-if __name__ == "__main__":  # for the tutorial: python examples/programs.py FOLDER
-    Certificates.make(Path(sys.argv[1]))

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from programs import PROGRAMS, Certificates, Program, ProgramFailed, run, running
+from certificates import Certificate, make_certificate
+from programs import PROGRAMS, Program, ProgramFailed, run, running
 
 TUNNEL_DOMAIN: Final = "300"  # a hashed domain number, pointed at our own tunnel service on both sides
 ACCOUNT: Final = "home"
@@ -24,7 +25,7 @@ class World:
 
     folder: Path
     on_line: Callable[[str, str], None]  # told a program's name and each line of its stderr
-    certificates: Certificates
+    certificates: Certificate
     programs: list[Program] = field(default_factory=list)
     radio: str = ""  # for --radio
     tunnel: str = ""  # for --tunnel
@@ -46,7 +47,7 @@ class World:
         environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator["World"]:
         """The four servers: radio, tunnel service, relay, relying party. relay: another program in its place."""
-        world = cls(folder, on_line, Certificates.make(folder), environment=environment or {})
+        world = cls(folder, on_line, make_certificate(folder), environment=environment or {})
         async with running(world.programs):
             ether, tunnel, queue, rp = await asyncio.gather(
                 world.serve("radio", "companion-push", "ether", tls=False),

@@ -4,9 +4,8 @@ import logging
 from collections.abc import Iterator
 
 import pytest
+from certificates import Certificate, make_certificate
 from hypothesis import settings
-
-from tests.certificates import Certificate, make_certificate
 
 # machines are noisy: how long one example took says nothing
 settings.register_profile("patient", deadline=None)

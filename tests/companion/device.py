@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+from certificates import Certificate
 
 from companion_push.companion.software_key import ES256
 from companion_push.tunnel_service.app import make_app
@@ -18,7 +19,6 @@ from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import connect_url
 from headless_passkey.tunnel import Tunnel, open_tunnel
-from tests.certificates import Certificate
 
 RP_ID = "example.com"
 ALICE = User(id=b"alice", name="alice@example.com", display_name="Alice")

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from certificates import Certificate
 
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, MakeCredentialRequest, User
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.messages import Ctap
-from tests.certificates import Certificate
 from tests.companion.device import Air, Device, assertion, creation, ok, transaction, tunnel_service
 from tests.companion.program import Program, at_terminal, outcome, running
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import segno
+from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.openers import (
@@ -28,7 +29,6 @@ from companion_push.companion.phone import Announced, SoftwarePhone, TunnelServi
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import NotApproved, TransportError
 from headless_passkey.hybrid.fido_url import Hint
-from tests.certificates import Certificate
 from tests.companion.device import Air, Device, creation, ok, transaction, tunnel_service
 
 URL = transaction(time=1_800_000_000).url.encode()

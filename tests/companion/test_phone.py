@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from certificates import Certificate
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from hypothesis import given
@@ -48,7 +49,6 @@ from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.messages import Ctap, MessageType
 from headless_passkey.hybrid.tunnel_url import connect_url
 from headless_passkey.tunnel import open_tunnel
-from tests.certificates import Certificate
 from tests.companion.device import (
     ALICE,
     RP_ID,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from certificates import Certificate
 from fido2.client import ClientError, DefaultClientDataCollector, Fido2Client, UserInteraction
 from fido2.ctap import STATUS
 from fido2.ctap import CtapError as Fido2Error
@@ -59,7 +60,6 @@ from headless_passkey.hybrid.ctap2 import (
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.sign_in import Ask, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
-from tests.certificates import Certificate
 from tests.companion.device import tunnel_service
 from tests.device.test_sign_in import Air, Carrier
 from tests.strategies import cbor_values

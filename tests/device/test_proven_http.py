@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from certificates import Certificate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,7 +28,6 @@ from headless_passkey.errors import (
 )
 from headless_passkey.proven_http import MAX_ANSWER, Members, Problem, ProvenHttp, open_session
 from headless_passkey.trust.signing import SoftwareSigningKey
-from tests.certificates import Certificate
 from tests.device.test_proof import claims_of
 
 KEY = SoftwareSigningKey.generate()

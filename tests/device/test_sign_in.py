@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept, decline
@@ -35,7 +36,6 @@ from headless_passkey.webauthn import (
     base64url,
     from_base64url,
 )
-from tests.certificates import Certificate
 from tests.companion.device import tunnel_service
 
 DOMAIN = 300

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import WSMsgType, web
+from certificates import Certificate, make_certificate
 
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError
 from headless_passkey.tls import tls_context
 from headless_passkey.tunnel import TunnelClosed, open_tunnel
-from tests.certificates import Certificate, make_certificate
 
 TUNNEL_ID = "00112233445566778899AABBCCDDEEFF"
 

@@ -15,9 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from certificates import Certificate
 from programs import PROGRAMS
-
-from tests.certificates import Certificate
 
 PATIENCE: Final = 30.0  # seconds: far more than anything here takes, so that a hang is a failure
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from aiohttp import WSMsgType, web
+from certificates import Certificate
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -23,7 +24,6 @@ from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.messages import Ctap, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.tunnel import open_tunnel
-from tests.certificates import Certificate
 
 ROUTING_ID: Final = b"\x01\x02\x03"
 UP, UV, AT, ED = 0x01, 0x04, 0x40, 0x80

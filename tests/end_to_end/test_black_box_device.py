@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 import webauthn
 from aiohttp import web
+from certificates import Certificate, make_certificate
 from cryptography.hazmat.primitives.asymmetric import ec
 from fido2.server import Fido2Server
 from fido2.webauthn import PublicKeyCredentialRpEntity, PublicKeyCredentialUserEntity
@@ -30,7 +31,6 @@ from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.webauthn import base64url, from_base64url
-from tests.certificates import Certificate, make_certificate
 from tests.end_to_end.black_box import (
     Outcome,
     Running,

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import pytest
 from aiohttp import web
+from certificates import Certificate, make_certificate
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -26,7 +27,6 @@ from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import Status
 from headless_passkey.hybrid.fido_url import PREFIX, Hint, encode_digits
 from headless_passkey.hybrid.messages import Ctap
-from tests.certificates import Certificate, make_certificate
 from tests.end_to_end.black_box import Running, outcome, running, side_by_side, tunnel_service
 from tests.end_to_end.hostile_device import (
     HASH,

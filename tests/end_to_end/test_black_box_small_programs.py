@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import pytest
 import webauthn
+from certificates import Certificate
 from programs import PROGRAMS
 
 from headless_passkey.hybrid import cbor, eid
@@ -20,7 +21,6 @@ from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, encode_digits
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.tunnel import open_tunnel
 from headless_passkey.webauthn import base64url
-from tests.certificates import Certificate
 from tests.end_to_end.black_box import (
     Outcome,
     outcome,

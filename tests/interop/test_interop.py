@@ -6,12 +6,12 @@ from typing import Any, Protocol
 
 import pytest
 import pytest_asyncio
+from certificates import Certificate
 from playwright.async_api import Browser as Chromium
 
 from companion_push.companion.software_key import Registration, SoftwareKey
 from headless_passkey.hybrid.ctap2 import Command
 from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
-from tests.certificates import Certificate
 from tests.interop.differences import (
     OURS,
     PAGE,

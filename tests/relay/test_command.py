@@ -12,13 +12,13 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from certificates import Certificate
 
 from companion_push import database
 from companion_push.cli import main
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
-from tests.certificates import Certificate
 from tests.programs import run, running
 from tests.relay.household import Caller, Clock, fresh_id
 from tests.trust.people import Person, companion, device, grow

@@ -14,8 +14,8 @@ from time import time
 
 import pytest
 from aiohttp import ClientSession, TCPConnector
+from certificates import Certificate
 
-from tests.certificates import Certificate
 from tests.rp.authenticator_double import JSON, DeviceKey, create, get
 
 COMMAND = [sys.executable, "-m", "relying_party"]

@@ -13,13 +13,13 @@ import aiohttp
 import pytest
 import yarl
 from aiohttp import web
+from certificates import Certificate
 
 from companion_push.tunnel_service.app import Hall, make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
-from tests.certificates import Certificate
 
 TUNNEL_ID = bytes(range(0xA0, 0xB0))
 PROTOCOL = {"Sec-WebSocket-Protocol": "fido.cable"}

@@ -5,11 +5,11 @@ import socket
 from pathlib import Path
 
 import pytest
+from certificates import Certificate
 from cryptography.hazmat.primitives import serialization
 
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.tunnel import TunnelClosed, open_tunnel
-from tests.certificates import Certificate
 from tests.programs import run, running
 
 TUNNEL_ID = bytes(16)

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from certificates import Certificate
 from playwright.async_api import Browser
 
-from tests.certificates import Certificate
 from tests.rp.browser import visitor
 from tests.rp.browser.visitor import Visitor, visit
 

@@ -6,10 +6,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiohttp import ClientSession, TCPConnector
+from certificates import Certificate
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import load_der_private_key
 
-from tests.certificates import Certificate
 from tests.rp.authenticator_double import JSON, DeviceKey, ES256Key, Faults, Passkey, get
 
 

@@ -8,9 +8,9 @@ import tempfile
 from pathlib import Path
 from typing import Final, Literal
 
+from certificates import Certificate, make_certificate
 from playwright.async_api import Browser, expect
 
-from tests.certificates import Certificate, make_certificate
 from tests.rp.browser.device import BrowserDevice
 from tests.rp.browser.steps import answer, has_passkeys, sessions, signed_in
 from tests.rp.browser.visitor import Visitor, chromium, serving, visit

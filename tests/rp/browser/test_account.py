@@ -3,9 +3,9 @@
 import json
 
 import pytest
+from certificates import Certificate
 from playwright.async_api import Route, expect
 
-from tests.certificates import Certificate
 from tests.rp.browser.conftest import Visit
 from tests.rp.browser.device import BrowserDevice
 from tests.rp.browser.steps import (

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from certificates import Certificate
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
 from playwright.async_api import Browser, CDPSession, ConsoleMessage, Page, async_playwright
 
-from tests.certificates import Certificate
 from tests.programs import running
 
 CHROMIUM: Final = Path(os.environ.get("CHROMIUM", "/usr/bin/chromium"))

@@ -1,16 +1,22 @@
-"""A throw-away certificate authority and a server certificate, for TLS on loopback."""
+"""A throw-away certificate authority and a server certificate, for TLS on loopback.
+
+python examples/certificates.py FOLDER
+"""
 
 import datetime as dt
 import ipaddress
 import ssl
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+LOCALHOST: Final = ("localhost", "127.0.0.1", "::1")
 
 
 class Certificate(NamedTuple):
@@ -29,7 +35,7 @@ class Certificate(NamedTuple):
         return ssl.create_default_context(cafile=self.ca)
 
 
-def make_certificate(folder: Path, *, names: Sequence[str]) -> Certificate:
+def make_certificate(folder: Path, *, names: Sequence[str] = LOCALHOST) -> Certificate:
     """Write ca.pem, cert.pem and key.pem into `folder`: a server with these DNS names or addresses."""
     now = dt.datetime.now(dt.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -95,3 +101,7 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+if __name__ == "__main__":
+    make_certificate(Path(sys.argv[1]))
