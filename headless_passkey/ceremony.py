@@ -23,7 +23,7 @@ from headless_passkey.errors import (
     RemoteProtocolError,
 )
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.origins import check_origin, is_within
+from headless_passkey.origins import RelatedOrigins, check_origin, is_within
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.related_origins import fetch_related_origins
@@ -93,7 +93,7 @@ class Ceremony:
             else:
                 options, rp_id = conduit.begin, args.rp_id or conduit.host
                 if not is_within(conduit.host, rp_id):
-                    more["related"] = await fetch_related_origins(http, rp_id)
+                    more["related"] = await self._related_origins(http, rp_id, deadline)
                 ask = Ask(kind=self._kind, origin=conduit.origin, rp_id=rp_id, **more)
             self._tell_digits()
             signed_in = await sign_in(
@@ -126,9 +126,22 @@ class Ceremony:
             message = f"the options did not come within {self._args.timeout:g} seconds"
             raise NotApproved(Outcome.EXPIRED, message) from error
         foreign = foreign_rp_id(text, origin=origin)
-        related = None if foreign is None else await fetch_related_origins(http, foreign)
+        related = None if foreign is None else await self._related_origins(http, foreign, deadline)
         parse = AuthenticationOptions.parse if self._kind is Hint.GET_ASSERTION else RegistrationOptions.parse
         return parse(text, origin=origin, related=related)
+
+    async def _related_origins(
+        self, http: aiohttp.ClientSession, rp_id: str, deadline: float
+    ) -> RelatedOrigins:
+        """What `rp_id` says of other origins, by the deadline of the whole ceremony."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await fetch_related_origins(http, rp_id)
+        except TimeoutError as error:
+            message = (
+                f"{rp_id} did not say within {self._args.timeout:g} seconds which origins it is related to"
+            )
+            raise NotApproved(Outcome.EXPIRED, message) from error
 
     def _conduit(self, http: aiohttp.ClientSession) -> Conduit:
         args = self._args
