@@ -50,6 +50,23 @@ def test_a_compressed_key_of_a_real_browser_is_read_and_written_back(case: Vecto
     assert compressed(parse_compressed(point)) == point
 
 
+@pytest.mark.parametrize("case", vectors("p256_points", op="ecdh"), ids=name)
+def test_a_known_secret_is_shared(case: Vector) -> None:
+    point = bytes.fromhex(case["public"])
+    public = parse_uncompressed(point) if len(point) == 65 else parse_compressed(point)
+    private = ec.derive_private_key(int(case["private"], 16), ec.SECP256R1())
+    assert ecdh(private, public).hex() == case["shared"]
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("case", vectors("p256_points", op="refused"), ids=name)
+def test_a_point_that_is_none_is_refused(case: Vector) -> None:
+    """Invalid curve attacks, encodings out of range, points of low order on the twist."""
+    for parse in (parse_uncompressed, parse_compressed):
+        with pytest.raises(RemoteProtocolError):
+            parse(bytes.fromhex(case["public"]))
+
+
 @given(exactly(16), st.binary(max_size=32), st.sampled_from(KeyPurpose), st.integers(1, 96))
 def test_derive_is_hkdf_written_out(secret: bytes, salt: bytes, purpose: KeyPurpose, length: int) -> None:
     """RFC 5869 by hand, with a four-byte little-endian info."""
