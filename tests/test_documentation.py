@@ -1,10 +1,17 @@
-"""The documentation's links lead somewhere."""
+"""The documentation's links lead somewhere, and its examples are taken by the programs they name."""
 
+import ast
+import importlib
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from companion_push.cli import make_parser as make_push_parser
+from headless_passkey.cli import make_parser as make_device_parser
+from relying_party.cli import make_parser as make_relying_party_parser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [
@@ -41,3 +48,38 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_there_are_links_to_check() -> None:
     assert sum(1 for page in PAGES for _ in links(page)) > 50
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The fenced blocks of a page in that language."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("README.md", "python"))
+def test_the_readmes_python_is_python_and_its_imports_are_there(code: str) -> None:
+    tree = ast.parse(code)
+    compile(code, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert imports
+    for node in imports:
+        module = importlib.import_module(str(node.module))
+        assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
+def test_the_command_lines_of_a_page_are_taken_by_their_programs(page: str) -> None:
+    lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    commands = [shlex.split(re.split(r" [|>] ", line.split("  #")[0])[0]) for line in lines]
+    parsed = 0
+    for program, *words in filter(None, commands):
+        if program == "headless-passkey":
+            make_device_parser().parse_args(words)
+        elif program == "companion-push":
+            make_push_parser(words[0]).parse_args(words)
+        elif program == "relying-party":
+            make_relying_party_parser().parse_args(words)
+        else:
+            continue
+        parsed += 1
+    assert parsed >= 3
