@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "ether",
         help="emulated Bluetooth controllers on one virtual link, for demo and tests",
         description="Emulated Bluetooth controllers on one virtual link: one for every TCP connection.",
-        epilog="example: companion-push ether --listen 127.0.0.1:0",
+        epilog="Example: companion-push ether --listen 127.0.0.1:0",
     )
     add_settings(parser, section="ether", environment="COMPANION_PUSH_ETHER")
     parser.add_argument(

@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         "tunnel-service",
         help="carry messages between a device and a phone, unread",
         description="The hybrid transport's tunnel service: pairs two websockets and carries what they say, unread.",
-        epilog="example: companion-push tunnel-service --listen 0.0.0.0:443 --cert cert.pem --key key.pem",
+        epilog="Example: companion-push tunnel-service --listen 0.0.0.0:443 --cert cert.pem --key key.pem",
     )
     add_settings(parser, section="tunnel-service", environment="COMPANION_PUSH_TUNNEL_SERVICE")
     parser.add_argument(
