@@ -84,8 +84,24 @@ def _command(
 ) -> SettingsParser:
     parser: SettingsParser = commands.add_parser(name, help=help_text, description=help_text)
     add_settings(parser, section=name, environment=f"{ENVIRONMENT}_{name.replace('-', '_').upper()}")
-    parser.set_defaults(command=act)
+    parser.set_defaults(command=_naming_the_extra(act))
     return parser
+
+
+def _naming_the_extra(
+    act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
+) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
+    """`act`, which says what to install where the bare core is installed and it needs more."""
+
+    async def command(args: argparse.Namespace) -> None:
+        try:
+            await act(args)
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("headless_passkey"):
+                raise
+            raise UsageError(f"this needs {error.name}: install headless-passkey[device]") from error
+
+    return command
 
 
 def _state_option(parser: argparse._ActionsContainer) -> None:
