@@ -6,7 +6,7 @@
     ├── ProtocolError
     │   ├── LocalProtocolError   our caller asked for something not allowed now: a bug
     │   └── RemoteProtocolError  the peer broke the protocol, or input is malformed: do not retry
-    ├── TransportError           radio, tunnel, relay or relying party failed: retrying may help
+    ├── TransportError(reason)   radio, tunnel, relay or relying party failed: retrying may help
     ├── TrustError(reason)       a ring, envelope, invitation or account did not check out
     ├── NotApproved(outcome)     declined, expired, cancelled or superseded
     ├── CtapError(status)        the phone answered, and its answer is no
@@ -61,10 +61,37 @@ class RemoteProtocolError(ProtocolError):
     exit_status = ExitStatus.PROTOCOL
 
 
+class TransportReason(StrEnum):
+    """What failed, where it can be told: a caller can act on it, and `headless-passkey doctor` uses the same words."""
+
+    # Bluetooth
+    NO_DBUS = "no-d-bus"  # the system bus, behind which Bluetooth is on Linux
+    NO_BLUETOOTH_SERVICE = "no-bluetooth-service"  # bluetoothd does not run
+    NO_ADAPTER = "no-adapter"  # none at all, not the one that was named, or it was pulled out
+    ADAPTER_OFF = "adapter-off"
+    ADAPTER_BLOCKED = "adapter-blocked"  # by rfkill or airplane mode: it cannot be turned on
+    ADAPTER_UNABLE = "adapter-unable"  # too old, or its service is, for what is asked
+    BLUETOOTH_FORBIDDEN = "bluetooth-forbidden"  # this user may not use it
+    BLUETOOTH_FAILED = "bluetooth-failed"  # none of the above
+    # the network: relay, tunnel service and relying party alike
+    NAME_NOT_RESOLVED = "name-not-resolved"
+    UNREACHABLE = "unreachable"  # refused, no route, hung up or no answer in time
+    UNTRUSTED_CERTIFICATE = "untrusted-certificate"
+    SERVER_FAILED = "server-failed"  # it answered, and could not serve
+
+
 class TransportError(HeadlessPasskeyError):
     """Radio, tunnel, relay or relying party could not be reached or went away: retrying may help."""
 
     exit_status = ExitStatus.TRANSPORT
+
+    def __init__(self, message: str, *, reason: TransportReason | None = None) -> None:
+        super().__init__(message)
+        self._reason = reason
+
+    @property
+    def reason(self) -> TransportReason | None:
+        return self._reason
 
 
 class TrustReason(StrEnum):

@@ -29,9 +29,11 @@ from headless_passkey.errors import (
     Outcome,
     RemoteProtocolError,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
+from headless_passkey.network import unreachable
 from headless_passkey.proof import PROOF_HEADER, make_proof
 from headless_passkey.trust.signing import SigningKey, from_base64url
 
@@ -189,8 +191,8 @@ class ProvenHttp:
                 pause = self._pause(attempt, passing.retry_after)
                 patience -= time.monotonic() - begun + pause
                 if patience < 0:
-                    raise TransportError(str(passing)) from passing
-                logger.debug("%s %s: %s; again in %.1f s", method, path, passing, pause)
+                    raise passing.failure from passing
+                logger.debug("%s %s: %s; again in %.1f s", method, path, passing.failure, pause)
             attempt += 1
             await self._sleep(pause)
 
@@ -226,10 +228,11 @@ class ProvenHttp:
                 timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT + wait),
             ) as response:
                 content = await _read(response)
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise TransportError(f"the certificate of {self._host} is not one to be trusted") from error
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise _Passing(f"{self._host} cannot be reached ({type(error).__name__})") from error
+            failure = unreachable(error, self._host)
+            if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
+                raise failure from error
+            raise _Passing(failure) from error
         return self._answer(response, content)
 
     def _answer(self, response: aiohttp.ClientResponse, content: bytes) -> Members:
@@ -241,9 +244,10 @@ class ProvenHttp:
             return Members(_parse_json(content, self._host), self._host)
         problem = _parse_problem(response, content, self._host)
         if response.status in _PASSING:
-            raise _Passing(
-                f"{self._host} says: not now ({problem.slug})", _retry_after(response, problem.members)
+            failure = TransportError(
+                f"{self._host} says: not now ({problem.slug})", reason=TransportReason.SERVER_FAILED
             )
+            raise _Passing(failure, _retry_after(response, problem.members))
         raise self._typed(problem)
 
     def _typed(self, problem: Problem) -> Exception:
@@ -269,8 +273,10 @@ class ProvenHttp:
 class _Passing(Exception):  # noqa: N818  a state of affairs
     """Not now; perhaps soon."""
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, failure: TransportError, retry_after: float | None = None) -> None:
+        """failure: what to raise when it goes on for too long. retry_after: seconds the server asks for."""
+        super().__init__(str(failure))
+        self.failure = failure
         self.retry_after = retry_after
 
 

@@ -17,13 +17,14 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSCloseCod
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import (
     MAX_MESSAGE_SIZE,
     ROUTING_ID_HEADER,
     SUBPROTOCOL,
     parse_routing_id,
 )
+from headless_passkey.network import unreachable
 from headless_passkey.tls import tls_context
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
@@ -37,7 +38,7 @@ class TunnelClosed(TransportError):  # noqa: N818  often the normal end
 
     def __init__(self, message: str, *, clean: bool) -> None:
         """clean: the other end said goodbye (1000, or 1001 as browsers do) and nothing broke."""
-        super().__init__(message)
+        super().__init__(message, reason=None if clean else TransportReason.UNREACHABLE)
         self.clean = clean
 
 
@@ -113,7 +114,10 @@ async def open_tunnel(
         response = await handler(request)
         if response.status != 101:  # Switching Protocols
             response.close()
-            raise TransportError(f"the tunnel service {host} answered HTTP status {response.status}")
+            raise TransportError(
+                f"the tunnel service {host} answered HTTP status {response.status}",
+                reason=TransportReason.SERVER_FAILED,
+            )
         answer.append(response.headers)
         return response
 
@@ -133,13 +137,11 @@ async def open_tunnel(
                     max_msg_size=MAX_MESSAGE_SIZE + 1,  # aiohttp refuses the size it is given
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
                 )
-        except TimeoutError as error:
-            raise TransportError(f"the tunnel service {host} did not answer in time") from error
         except aiohttp.WSServerHandshakeError:
             # not "from error": its text holds the whole URL
             raise RemoteProtocolError(f"{host} did not answer as a websocket server does") from None
-        except (aiohttp.ClientError, OSError) as error:
-            raise TransportError(_why(error, host)) from error
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise unreachable(error, f"the tunnel service {host}") from error
         try:
             if websocket.protocol != SUBPROTOCOL:
                 raise RemoteProtocolError(f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}")
@@ -158,18 +160,3 @@ def _routing_id(headers: CIMultiDictProxy[str]) -> bytes | None:
         case [value]:
             return parse_routing_id(value)
     raise RemoteProtocolError("the tunnel service named several routing IDs")
-
-
-def _why(error: Exception, host: str) -> str:
-    """What went wrong while connecting, in a few words and without the URL."""
-    match error:
-        case aiohttp.ClientConnectorCertificateError(certificate_error=ssl.SSLCertVerificationError() as why):
-            return f"the certificate of {host} is not to be trusted: {why.verify_message}"
-        case aiohttp.ClientConnectorSSLError():
-            return f"{host} does not speak TLS as it should"
-        case aiohttp.ClientConnectorDNSError():
-            return f"the host name {host} cannot be resolved"
-        case aiohttp.ClientConnectorError(os_error=OSError(strerror=str() as why)):
-            return f"cannot connect to {host}: {why}"
-        case _:
-            return f"the tunnel service {host} hung up before it answered"

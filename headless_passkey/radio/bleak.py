@@ -1,14 +1,21 @@
-"""The radio of this machine, through bleak: BlueZ on Linux, and what other systems have."""
+"""The radio of this machine, through bleak: BlueZ on Linux, and what other systems have.
+
+On Linux the scan survives its radio: when the adapter is turned off or pulled out, or bluetoothd or the bus is
+restarted, it goes on as soon as they are back, and ends with a typed error when they stay away. Elsewhere
+bleak says nothing of such losses, and the scan merely falls silent.
+"""
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
 
 from bleak import BleakScanner
-from bleak.args.bluez import BlueZScannerArgs
+from bleak.args.bluez import BlueZScannerArgs, OrPattern
+from bleak.assigned_numbers import AdvertisementDataType
 from bleak.backends.device import BLEDevice
 from bleak.backends.scanner import AdvertisementData
 from bleak.exc import (
@@ -18,30 +25,103 @@ from bleak.exc import (
     BleakError,
 )
 
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
 START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
+PATIENCE: Final = 30.0  # seconds a radio that was lost has to come back
+RETRY_PAUSE: Final = 0.5  # seconds between looks for it
 UNKNOWN_RSSI: Final = -127
 
 logger = logging.getLogger(__name__)
 
 _UUIDS: Final = tuple(f"0000{uuid:04x}-0000-1000-8000-00805f9b34fb" for uuid in FIDO_UUIDS)
+_PATTERNS: Final[list[OrPattern | tuple[int, AdvertisementDataType, bytes]]] = [
+    OrPattern(0, AdvertisementDataType.SERVICE_DATA_UUID16, uuid.to_bytes(2, "little")) for uuid in FIDO_UUIDS
+]
 
 
 class BleakRadio:
     """Hears adverts through the system's Bluetooth service."""
 
-    def __init__(self, *, adapter: str | None = None) -> None:
-        """adapter: such as ``hci1`` (BlueZ only); None means the first that is able."""
-        self._adapter = adapter
+    def __init__(
+        self, *, adapter: str | None = None, passive: bool = False, patience: float = PATIENCE
+    ) -> None:
+        """adapter: such as ``hci1`` (BlueZ only); None means the first that is on and able.
+
+        passive: only listen, where an active scan also asks advertisers for more, which no phone needs to be
+        found. It saves power, and BlueZ then hands over FIDO adverts alone; it needs BlueZ with advertisement
+        monitors, or Windows. patience: seconds a radio that is lost on the way has to come back.
+        """
+        self._adapter, self._passive, self._patience = adapter, passive, patience
 
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
         inbox = Inbox()
+        started = asyncio.get_running_loop().create_future()
+        keeping = asyncio.create_task(self._keep_scanning(inbox, started))
+        try:
+            await started
+            yield inbox
+        finally:
+            keeping.cancel()
+            await asyncio.wait([keeping])
 
+    async def _keep_scanning(self, inbox: Inbox, started: "asyncio.Future[None]") -> None:
+        """Scan, and scan again after a loss; a failure goes to `started` the first time, to `inbox` later."""
+        clock = asyncio.get_running_loop().time
+        lost_at = None
+        while True:
+
+            def scanning() -> None:
+                nonlocal lost_at
+                if not started.done():
+                    started.set_result(None)
+                lost_at = None
+                logger.debug("scanning")
+
+            try:
+                await self._scan(inbox, scanning)
+            except Exception as error:  # noqa: BLE001  one that is a bug must not pass for silence on the air
+                if not started.done():
+                    started.set_exception(error)
+                    return
+                if lost_at is None:
+                    lost_at = clock()
+                    logger.warning("stopped listening: %s", error)
+                if not isinstance(error, TransportError) or clock() - lost_at >= self._patience:
+                    inbox.fail(error)
+                    return
+            await asyncio.sleep(RETRY_PAUSE)
+
+    async def _scan(self, inbox: Inbox, scanning: Callable[[], None]) -> None:
+        """Scan until the radio is lost; `TransportError` when it cannot be used."""
+        if sys.platform != "linux":
+            async with self._scanner(inbox, self._adapter):
+                scanning()
+                await asyncio.get_running_loop().create_future()
+            return
+        from headless_passkey.radio import bluez  # noqa: PLC0415  dbus-fast is installed on Linux alone
+
+        async with bluez.open_bluez() as service:
+            adapters = await service.adapters()
+            what_for = "listen for Low Energy adverts"
+            adapter = bluez.choose(adapters, self._adapter, able=lambda one: one.central, what_for=what_for)
+            if self._passive and not adapter.monitors:
+                raise bluez.bluetooth_error(
+                    TransportReason.ADAPTER_UNABLE,
+                    f"BlueZ offers no passive scan on {adapter.name}: scan actively, or start bluetoothd with --experimental",
+                )
+            lost = await service.watch(adapter)
+            async with self._scanner(inbox, adapter.name):
+                scanning()
+                await lost
+                logger.info("the scan on %s has ended: adapter or Bluetooth service went away", adapter.name)
+
+    @asynccontextmanager
+    async def _scanner(self, inbox: Inbox, adapter: str | None) -> AsyncIterator[None]:
         def heard(device: BLEDevice, advertisement: AdvertisementData) -> None:
             for uuid in _UUIDS:
                 service_data = advertisement.service_data.get(uuid)
@@ -51,59 +131,56 @@ class BleakRadio:
 
         # No service_uuids: BlueZ would look for them in the lists of UUIDs alone, and drop adverts that
         # carry service data only.
-        options = BlueZScannerArgs(adapter=self._adapter) if self._adapter else BlueZScannerArgs()
+        options = BlueZScannerArgs(or_patterns=_PATTERNS) if self._passive else BlueZScannerArgs()
+        if adapter is not None:
+            options["adapter"] = adapter
         try:
-            scanner = BleakScanner(heard, bluez=options)
+            scanner = BleakScanner(
+                heard, scanning_mode="passive" if self._passive else "active", bluez=options
+            )
             async with asyncio.timeout(START_TIMEOUT):
                 await scanner.start()
         except TimeoutError as error:
-            raise TransportError("the Bluetooth service did not start scanning in time") from error
+            raise TransportError(
+                "the Bluetooth service did not start scanning in time",
+                reason=TransportReason.BLUETOOTH_FAILED,
+            ) from error
         except Exception as error:  # bleak's, D-Bus's and the system's share no base
-            raise TransportError(_why(error, self._adapter)) from error
-        logger.debug("scanning")
+            raise _translated(error) from error
         try:
-            yield inbox
+            yield
         finally:
             with contextlib.suppress(Exception):  # nothing can be done about it on the way out
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await scanner.stop()
 
 
-def _why(error: Exception, adapter: str | None) -> str:
+def _translated(error: Exception) -> TransportError:
     """What is wrong with Bluetooth here, and what to do about it."""
     reasons = BleakBluetoothNotAvailableReason
     match error:
+        case BleakDBusError() if sys.platform == "linux":
+            from headless_passkey.radio import bluez  # noqa: PLC0415
+
+            reason = bluez.reason_of(error.dbus_error)
+            if reason is not TransportReason.BLUETOOTH_FAILED:
+                return bluez.bluetooth_error(reason)
+            why = f"the Bluetooth service refused to scan ({error.dbus_error}): try again, or restart it"
         case BleakBluetoothNotAvailableError(reason=reasons.NO_BLUETOOTH):
-            return "this machine has no Bluetooth adapter: plug one in, or use another radio"
+            reason, why = TransportReason.NO_ADAPTER, "this machine has no Bluetooth adapter: plug one in"
         case BleakBluetoothNotAvailableError(reason=reasons.NO_BLE_CENTRAL_ROLE):
-            return "the Bluetooth adapter cannot listen for Low Energy adverts: use another one"
-        case (
-            BleakBluetoothNotAvailableError(reason=reasons.POWERED_OFF)
-            | BleakDBusError(dbus_error="org.bluez.Error.NotReady")
+            reason = TransportReason.ADAPTER_UNABLE
+            why = "the Bluetooth adapter cannot listen for Low Energy adverts: use another one"
+        case BleakBluetoothNotAvailableError(reason=reasons.POWERED_OFF):
+            reason, why = TransportReason.ADAPTER_OFF, "Bluetooth is off: turn it on"
+        case BleakBluetoothNotAvailableError(
+            reason=reasons.DENIED_BY_USER | reasons.DENIED_BY_SYSTEM | reasons.DENIED_BY_UNKNOWN
         ):
-            return "Bluetooth is off: turn it on, for example with `bluetoothctl power on`"
-        case (
-            BleakBluetoothNotAvailableError(
-                reason=reasons.DENIED_BY_USER | reasons.DENIED_BY_SYSTEM | reasons.DENIED_BY_UNKNOWN
-            )
-            | BleakDBusError(
-                dbus_error="org.freedesktop.DBus.Error.AccessDenied"
-                | "org.bluez.Error.NotAuthorized"
-                | "org.bluez.Error.NotPermitted"
-            )
-        ):
-            return "this user may not use Bluetooth: allow it, on Debian by adding it to the group bluetooth"
-        case BleakDBusError(
-            dbus_error="org.freedesktop.DBus.Error.ServiceUnknown"
-            | "org.freedesktop.DBus.Error.NameHasNoOwner"
-        ):
-            return (
-                "the Bluetooth service does not run: start it, for example with `systemctl start bluetooth`"
-            )
-        case BleakDBusError():
-            return f"the Bluetooth service refused to scan ({error.dbus_error}): try again, or restart it"
-        case BleakError() if adapter is not None and "not found" in str(error):
-            return f"there is no Bluetooth adapter {adapter}: `bluetoothctl list` shows which there are"
-        case OSError():
-            return "the system's D-Bus cannot be reached, and Bluetooth is behind it: is dbus-daemon running?"
-    return f"Bluetooth cannot be used ({type(error).__name__}): is a Bluetooth service installed and running?"
+            reason = TransportReason.BLUETOOTH_FORBIDDEN
+            why = "this program may not use Bluetooth: allow it in the system's settings"
+        case BleakError() if "not found" in str(error):
+            reason, why = TransportReason.NO_ADAPTER, "the Bluetooth adapter has gone"
+        case _:
+            reason = TransportReason.BLUETOOTH_FAILED
+            why = f"Bluetooth cannot be used ({type(error).__name__}): is a Bluetooth service installed and running?"
+    return TransportError(why, reason=reason)

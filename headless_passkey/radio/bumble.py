@@ -17,7 +17,7 @@ from bumble.transport import open_transport
 from bumble.transport.common import TransportSpecError
 
 from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
@@ -54,7 +54,7 @@ class BumbleRadio:
                     )
 
             device.on(Device.EVENT_ADVERTISEMENT, heard)
-            lost.add_done_callback(lambda _: inbox.fail("the Bluetooth controller has gone"))
+            lost.add_done_callback(lambda _: inbox.fail(controller_lost()))
             try:
                 async with controller_errors():
                     await device.start_scanning(active=True, filter_duplicates=False)
@@ -81,10 +81,14 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
             f"the Bluetooth transport {transport!r} needs the Python package {error.name}"
         ) from error
     except TimeoutError as error:
-        raise TransportError(f"the Bluetooth transport {transport} did not open in time") from error
+        raise TransportError(
+            f"the Bluetooth transport {transport} did not open in time", reason=TransportReason.NO_ADAPTER
+        ) from error
     except Exception as error:  # every transport has its own
         why = getattr(error, "strerror", None) or type(error).__name__
-        raise TransportError(f"cannot open the Bluetooth transport {transport}: {why}") from error
+        raise TransportError(
+            f"cannot open the Bluetooth transport {transport}: {why}", reason=TransportReason.NO_ADAPTER
+        ) from error
     lost = opened.source.terminated
     lost.add_done_callback(lambda _: lost.cancelled() or lost.exception())  # how it was lost is all the same
     async with opened:
@@ -98,6 +102,11 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
             await last_words(lost, device.power_off)
 
 
+def controller_lost() -> TransportError:
+    """The controller went away in the middle."""
+    return TransportError("the Bluetooth controller has gone", reason=TransportReason.NO_ADAPTER)
+
+
 @asynccontextmanager
 async def controller_errors() -> AsyncIterator[None]:
     """Commands to a controller: `TransportError` when one fails or is not answered."""
@@ -105,9 +114,13 @@ async def controller_errors() -> AsyncIterator[None]:
         async with asyncio.timeout(START_TIMEOUT):
             yield
     except TimeoutError as error:
-        raise TransportError("the Bluetooth controller does not answer") from error
+        raise TransportError(
+            "the Bluetooth controller does not answer", reason=TransportReason.BLUETOOTH_FAILED
+        ) from error
     except Exception as error:  # bumble's own errors share no useful base
-        raise TransportError(f"the Bluetooth controller failed: {error}") from error
+        raise TransportError(
+            f"the Bluetooth controller failed: {error}", reason=TransportReason.BLUETOOTH_FAILED
+        ) from error
 
 
 async def last_words(lost: asyncio.Future[None], say: Callable[[], Awaitable[None]]) -> None:

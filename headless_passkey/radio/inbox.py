@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from typing import Final, Self
 
-from headless_passkey.errors import TransportError
 from headless_passkey.radio.source import Advert
 
 SIZE: Final = 64
@@ -24,7 +23,7 @@ class Inbox:
         self._waiting: deque[Advert] = deque()
         self._size = size
         self._changed = asyncio.Event()
-        self._failure: TransportError | None = None
+        self._failure: Exception | None = None
 
     def put(self, advert: Advert) -> None:
         """An advert was heard."""
@@ -36,9 +35,9 @@ class Inbox:
         self._waiting.append(advert)
         self._changed.set()
 
-    def fail(self, message: str) -> None:
-        """The radio has failed: the listener gets what was heard before, then a `TransportError`."""
-        self._failure = TransportError(message)
+    def fail(self, failure: Exception) -> None:
+        """The radio has failed: the listener gets what was heard before, then `failure`."""
+        self._failure = failure
         self._changed.set()
 
     def __aiter__(self) -> Self:

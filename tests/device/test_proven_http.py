@@ -23,6 +23,7 @@ from headless_passkey.errors import (
     Outcome,
     RemoteProtocolError,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
@@ -173,8 +174,9 @@ async def test_a_wait_beyond_our_patience_is_not_begun() -> None:
         serving(problem(429, "too-many-pending", retry_after=240)) as server,
         talking_to(server.url, pauses=pauses) as http,
     ):
-        with pytest.raises(TransportError, match="too-many-pending"):
+        with pytest.raises(TransportError, match="too-many-pending") as caught:
             await http.get("/")
+        assert caught.value.reason is TransportReason.SERVER_FAILED
     assert pauses.slept == []
     assert len(server.seen) == 1
 
@@ -184,8 +186,9 @@ async def test_a_server_that_is_away_is_a_transport_error_when_patience_ends() -
         url = server.url
     pauses = Pauses()
     async with talking_to(url, pauses=pauses) as http:
-        with pytest.raises(TransportError, match="cannot be reached"):
+        with pytest.raises(TransportError, match="cannot be reached") as caught:
             await http.get("/", patience=20)
+    assert caught.value.reason is TransportReason.UNREACHABLE
     assert 3 <= len(pauses.slept) <= 12
     assert pauses.slept == sorted(pauses.slept), "pauses grow"
     assert sum(pauses.slept) <= 20

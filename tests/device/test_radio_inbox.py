@@ -45,7 +45,7 @@ async def test_an_advert_that_was_taken_may_come_again() -> None:
 async def test_a_failure_comes_after_what_was_heard_before_it() -> None:
     inbox = Inbox()
     inbox.put(advert(1))
-    inbox.fail("gone")
+    inbox.fail(TransportError("gone"))
     assert await anext(inbox) == advert(1)
     for _ in range(2):
         with pytest.raises(TransportError, match="gone"):
@@ -56,7 +56,7 @@ async def test_a_failure_wakes_the_listener() -> None:
     inbox = Inbox()
     listening = asyncio.ensure_future(anext(inbox))
     await asyncio.sleep(0)
-    inbox.fail("gone")
+    inbox.fail(TransportError("gone"))
     with pytest.raises(TransportError):
         await listening
 

@@ -13,7 +13,7 @@ from aiohttp import WSMsgType, web
 from certificates import Certificate, make_certificate
 
 from headless_passkey.command_line import UsageError
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError, TransportReason
 from headless_passkey.tls import tls_context
 from headless_passkey.tunnel import TunnelClosed, open_tunnel
 
@@ -311,24 +311,27 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
     other = make_certificate(tmp_path, names=("localhost",))
     async with service(tunnel_service(echo), loopback_certificate) as url:
         for tls in (tls_context(other.ca), None):
-            with pytest.raises(TransportError, match="not to be trusted"):
+            with pytest.raises(TransportError, match="not to be trusted") as caught:
                 async with open_tunnel(url, tls=tls):
                     pass
+            assert caught.value.reason is TransportReason.UNTRUSTED_CERTIFICATE
 
 
 async def test_a_port_where_nobody_listens_is_named_as_such() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
-        with pytest.raises(TransportError, match=r"cannot connect to 127\.0\.0\.1"):
+        with pytest.raises(TransportError, match=r"127\.0\.0\.1 cannot be reached: .*refused") as caught:
             async with open_tunnel(f"wss://127.0.0.1:{port}/cable/new/{TUNNEL_ID}"):
                 pass
+    assert caught.value.reason is TransportReason.UNREACHABLE
 
 
 async def test_a_host_without_an_address_is_named_as_such() -> None:
-    with pytest.raises(TransportError, match=r"nowhere\.invalid cannot be resolved"):
+    with pytest.raises(TransportError, match=r"nowhere\.invalid .* resolved") as caught:
         async with open_tunnel(f"wss://nowhere.invalid/cable/new/{TUNNEL_ID}"):
             pass
+    assert caught.value.reason is TransportReason.NAME_NOT_RESOLVED
 
 
 async def test_a_server_without_tls_is_refused(loopback_certificate: Certificate) -> None:
