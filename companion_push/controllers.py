@@ -18,7 +18,7 @@ from bumble.transport.common import StreamPacketSource
 MAX_LEGACY_DATA: Final = 31
 MAX_REPORT_DATA: Final = 229  # bytes of advertising data in one HCI event
 MAX_UNREAD: Final = 1 << 20  # bytes of events a host may leave unread before it is unplugged
-RSSI: Final = -50  # dBm, for everybody: nobody moves here
+RSSI: Final = -50  # dBm, unless a host is moved away
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +71,7 @@ class Host(StreamPacketSource):
 
     def __init__(self, air: Air) -> None:
         super().__init__()
+        self.rssi = RSSI  # at which everybody hears this host
         self._air = air
         self._number: int | None = None
         self._controller: TruthfulController | None = None
@@ -120,6 +121,7 @@ class Advert(ll.AdvExtInd):
 
     properties: int = 0
     scan_response: bytes = b""
+    rssi: int = RSSI
 
 
 class TruthfulController(Controller):
@@ -130,6 +132,7 @@ class TruthfulController(Controller):
         address = hci.Address(f"00:00:5E:00:53:{number:02X}", hci.Address.PUBLIC_DEVICE_ADDRESS)
         super().__init__(f"C{number}", host_source=host, host_sink=host, link=air, public_address=address)
         self.le_legacy_advertiser = _LegacyAdvertiser(self)
+        self._plugged = host
 
     def unplug(self) -> None:
         """Leave the air: nothing is sent, heard or connected any more."""
@@ -170,6 +173,8 @@ class TruthfulController(Controller):
                         scan_response=bytes(advertising_set.scan_response_data),
                     )
                     break
+        if isinstance(packet, Advert):
+            packet.rssi = self._plugged.rssi
         super().send_advertising_pdu(packet)
 
     def on_advertising_pdu(self, pdu: ll.AdvInd | ll.AdvExtInd) -> None:
@@ -198,7 +203,7 @@ class TruthfulController(Controller):
             secondary_phy=hci.Phy.LE_1M,
             advertising_sid=pdu.sid,
             tx_power=_ReportEvent.TX_POWER_INFORMATION_NOT_AVAILABLE,
-            rssi=RSSI,
+            rssi=pdu.rssi,
             periodic_advertising_interval=0,
             direct_address_type=0,
             direct_address=hci.Address.ANY,
