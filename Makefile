@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports docs fuzz fuzz-short bench lock clean
+.PHONY: demo test check lint types imports docs fuzz fuzz-short ble-test bench lock clean
 
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 	@$(BIN)/python examples/demo.py $(DEMO)
@@ -20,6 +20,9 @@ fuzz: $(VENV)/check.done  ## every parser under the fuzzer, FUZZ_SECONDS each; F
 
 fuzz-short: $(VENV)/check.done  ## the same in about a minute
 	@$(BIN)/python -m tests.fuzz.run --total 30 --if-available
+
+ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
+	@scripts/ble-test $(PYTEST)
 
 bench: $(VENV)/check.done  ## how fast core and relying party are: prints benchmarks/RESULTS.md and writes it
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
