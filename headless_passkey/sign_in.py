@@ -10,7 +10,6 @@ Cancelling it at any point is a normal exit: the radio stops, tunnels close, the
 
 import asyncio
 import logging
-import math
 import secrets
 import ssl
 import time
@@ -46,8 +45,10 @@ DEFAULT_TIMEOUT: Final = 300.0  # seconds for the whole ceremony
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended
 MAX_ATTEMPTS: Final = 8  # tunnels tried at a time, so that adverts cannot keep us as busy as they like
+MAX_ADVERTS: Final = 256  # different ones that open with our key; a phone makes one, or a few
 FIRST_PAUSE: Final = 0.25  # seconds before the same advert is tried again; doubled after each failure
 LAST_PAUSE: Final = 8.0
+FRESHNESS: Final = 30.0  # seconds for which an advert is tried again without being heard again
 
 logger = logging.getLogger(__name__)
 
@@ -147,6 +148,8 @@ async def sign_in(
     timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
     on_stage: Callable[[StageEvent], None] = lambda _event: None,
     settle: Callable[[Credential], Awaitable[None]] | None = None,
+    min_rssi: int | None = None,
+    join_within: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> SignedIn:
     """One ceremony, from FIDO URL to checked response.
@@ -155,6 +158,9 @@ async def sign_in(
     tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
     tls: whom to believe on the tunnel; None means the system's roots. timeout: seconds for everything.
     settle: takes the response to the relying party; only after it is the request reported as completed.
+    min_rssi: adverts weaker than this many dBm, or of unknown strength, are not heard; join_within: seconds
+    from hearing an advert for the first time until its channel must be open. Both make relaying an advert
+    harder, and neither proves that the phone is near (T7).
 
     Raises the branches of `HeadlessPasskeyError`; at the deadline that is `NotApproved` (expired).
     """
@@ -166,6 +172,8 @@ async def sign_in(
         tls=tls,
         on_stage=on_stage,
         settle=settle,
+        min_rssi=min_rssi,
+        join_within=join_within,
     )
     limit = asyncio.timeout(timeout)
     try:
@@ -199,12 +207,13 @@ class _Reached:
     stack: AsyncExitStack
 
 
-@dataclass(frozen=True, slots=True)
-class _Tried:
-    """An advert that opened, and when its tunnel may be tried again."""
+@dataclass(slots=True)
+class _Heard:
+    """When an advert that opened was heard, in seconds of the event loop's clock."""
 
-    not_before: float  # seconds, monotonic; infinite while it is being tried
-    pause: float  # seconds from its next failure
+    first: float
+    last: float
+    pursued: bool = False
 
 
 class _Corridor:
@@ -220,14 +229,19 @@ class _Corridor:
         tls: ssl.SSLContext | None,
         on_stage: Callable[[StageEvent], None],
         settle: Callable[[Credential], Awaitable[None]] | None,
+        min_rssi: int | None,
+        join_within: float | None,
     ) -> None:
         self._ask, self._options, self._delivery = ask, options, delivery
         self._tunnels, self._tls, self._on_stage, self._settle = tunnels, tls, on_stage, settle
+        self._min_rssi, self._join_within = min_rssi, join_within
+        self._now = asyncio.get_running_loop().time
         self._name = secrets.token_hex(4)  # for the log
         self._began = time.monotonic()
         self._candidates: dict[str, QrTransaction] = {}  # by recipient; the claimer's alone once it is known
-        self._attempts: dict[asyncio.Task[None], str] = {}  # by recipient
-        self._tried: dict[bytes, _Tried] = {}  # by the advert that opened
+        self._pursuits: dict[asyncio.Task[None], str] = {}  # whose recipient each is for
+        self._slots = asyncio.Semaphore(MAX_ATTEMPTS)
+        self._heard: dict[bytes, _Heard] = {}  # by the advert that opened
         self._reached: asyncio.Future[_Reached] = asyncio.get_running_loop().create_future()
         self._submitted = False
         self.stage: Stage | None = None
@@ -276,7 +290,7 @@ class _Corridor:
                 try:
                     reached = await asyncio.shield(self._reached)
                 finally:
-                    await _cancel(listening, *self._attempts)
+                    await _cancel(listening, *self._pursuits)
             credential, user_checked = await self._exchange(reached)
         finally:
             if watching is not None:
@@ -305,22 +319,41 @@ class _Corridor:
     def _narrow(self, claimer: str) -> None:
         """Only the claimer may go on: what another recipient's URL leads to is dropped (T5)."""
         self._candidates = {name: one for name, one in self._candidates.items() if name == claimer}
-        for task, recipient in self._attempts.items():
+        for task, recipient in self._pursuits.items():
             if recipient != claimer:
                 task.cancel()
 
     async def _listen(self, adverts: AsyncIterator[Advert], tasks: asyncio.TaskGroup) -> None:
-        async for advert in adverts:
-            for recipient, transaction in self._candidates.items():
-                eid = transaction.open_advert(advert.service_data)
-                base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
-                if eid is not None and base is not None and self._worth_trying(eid):
-                    self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
-                    task = tasks.create_task(self._attempt(recipient, transaction, eid, base))
-                    self._attempts[task] = recipient
-                    task.add_done_callback(self._attempts.pop)
-        if not self._tried:
+        try:
+            async for advert in adverts:
+                if self._is_near(advert):
+                    for recipient, transaction in self._candidates.items():
+                        eid = transaction.open_advert(advert.service_data)
+                        if eid is not None and self._is_news(eid):
+                            pursuit = tasks.create_task(self._pursue(recipient, transaction, eid))
+                            self._pursuits[pursuit] = recipient
+                            pursuit.add_done_callback(self._pursuits.pop)
+        except TransportError:
+            while self._pursuits:  # what was heard before may yet lead to the phone
+                await asyncio.wait(self._pursuits)
+            raise
+        if not self._heard:
             raise TransportError("the radio's input ended before a phone's advert was heard")
+
+    def _is_near(self, advert: Advert) -> bool:
+        return self._min_rssi is None or (advert.rssi is not None and advert.rssi >= self._min_rssi)
+
+    def _is_news(self, eid: Eid) -> bool:
+        """Whether nobody is after this advert's phone yet."""
+        known, now = self._heard.get(eid.encode()), self._now()
+        if known is None:
+            if len(self._heard) == MAX_ADVERTS:
+                logger.info("ceremony %s: too many different adverts, ignored one", self._name)
+                return False
+            known = self._heard[eid.encode()] = _Heard(first=now, last=now)
+        known.last = now
+        pursued, known.pursued = known.pursued, True
+        return not pursued
 
     def _tunnel_service(self, number: int) -> str | None:
         """The base URL of a tunnel domain; None for one that nobody knows, whose adverts are ignored (§11.5.1)."""
@@ -330,38 +363,45 @@ class _Corridor:
             logger.info("ceremony %s: no tunnel service is known for domain %d", self._name, number)
             return None
 
-    def _worth_trying(self, eid: Eid) -> bool:
-        """Not what is being tried or failed a moment ago, nor more than a few at a time."""
-        tried = self._tried.get(eid.encode())
-        if len(self._attempts) >= MAX_ATTEMPTS or (tried and time.monotonic() < tried.not_before):
-            return False
-        self._tried[eid.encode()] = _Tried(not_before=math.inf, pause=tried.pause if tried else FIRST_PAUSE)
-        return True
+    async def _pursue(self, recipient: str, transaction: QrTransaction, eid: Eid) -> None:
+        """Try where an advert leads until it is old: radios and networks fail, and some radios say a thing once."""
+        heard, base, pause = self._heard[eid.encode()], self._tunnel_service(eid.tunnel_domain), FIRST_PAUSE
+        if base is None:
+            return
+        limit = None if self._join_within is None else heard.first + self._join_within
+        self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
+        while self._now() - heard.last < FRESHNESS and (limit is None or self._now() < limit):
+            async with self._slots:
+                if await self._attempt(recipient, transaction, eid, base, limit):
+                    return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+        heard.pursued = limit is not None and self._now() >= limit  # or it is news when it is heard again
 
-    def _tried_in_vain(self, eid: Eid) -> None:
-        pause = self._tried[eid.encode()].pause
-        not_before = time.monotonic() + pause
-        self._tried[eid.encode()] = _Tried(not_before=not_before, pause=min(2 * pause, LAST_PAUSE))
+    async def _attempt(
+        self, recipient: str, transaction: QrTransaction, eid: Eid, base: str, limit: float | None
+    ) -> bool:
+        """Join the tunnel the advert leads to and prove ourselves to the phone; False when that fails.
 
-    async def _attempt(self, recipient: str, transaction: QrTransaction, eid: Eid, base: str) -> None:
-        """Join the tunnel the advert leads to and prove ourselves to the phone; failing is not the end."""
+        limit: by when, on the event loop's clock.
+        """
         async with AsyncExitStack() as stack:
             try:
                 url = connect_url(base, eid.routing_id, transaction.url.tunnel_id)
-                tunnel = await stack.enter_async_context(open_tunnel(url, tls=self._tls))
-                self.report(Stage.TUNNEL_JOINED)
-                async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                    channel, get_info = await _shake_hands(tunnel, transaction, eid)
+                async with asyncio.timeout_at(limit):
+                    tunnel = await stack.enter_async_context(open_tunnel(url, tls=self._tls))
+                    self.report(Stage.TUNNEL_JOINED)
+                    async with asyncio.timeout(HANDSHAKE_TIMEOUT):
+                        channel, get_info = await _shake_hands(tunnel, transaction, eid)
             except (TransportError, RemoteProtocolError, TimeoutError) as error:
                 why = str(error) or "the phone did not finish the handshake in time"
                 logger.info("ceremony %s: attempt failed: %s", self._name, why)
                 self.report(Stage.ATTEMPT_FAILED, why=why)
-                return
-            finally:
-                self._tried_in_vain(eid)  # matters only if it was
+                return False
             if not self._reached.done():
                 self.report(Stage.CHANNEL_OPEN, phone=get_info)
                 self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
+            return True
 
     async def _exchange(self, reached: _Reached) -> tuple[Credential, bool]:
         """Exactly one CTAP command over the open channel; its checked reply, and whether the user was checked."""
