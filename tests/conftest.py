@@ -7,6 +7,8 @@ import pytest
 from certificates import Certificate, make_certificate
 from hypothesis import settings
 
+collect_ignore = ["ble"]  # those run in a guest: make ble-test
+
 # machines are noisy: how long one example took says nothing
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
