@@ -71,6 +71,7 @@ class TransportReason(StrEnum):
     ADAPTER_OFF = "adapter-off"
     ADAPTER_BLOCKED = "adapter-blocked"  # by rfkill or airplane mode: it cannot be turned on
     ADAPTER_UNABLE = "adapter-unable"  # too old, or its service is, for what is asked
+    ADAPTER_BUSY = "adapter-busy"  # others use it, or all that it can do at once
     BLUETOOTH_FORBIDDEN = "bluetooth-forbidden"  # this user may not use it
     BLUETOOTH_FAILED = "bluetooth-failed"  # none of the above
     # the network: relay, tunnel service and relying party alike

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from dbus_fast import BusType, Message, MessageType, unpack_variants
+from dbus_fast import BusType, Message, MessageFlag, MessageType, unpack_variants
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError
 
@@ -37,6 +37,7 @@ _MENDS: Final[Mapping[TransportReason, str]] = {
         "Bluetooth is blocked: unblock it with `rfkill unblock bluetooth`, or with the switch that this machine has for it"
     ),
     TransportReason.ADAPTER_UNABLE: "the Bluetooth adapter cannot listen for Low Energy adverts: use another one",
+    TransportReason.ADAPTER_BUSY: "the Bluetooth adapter is in use: end what uses it, or use another one",
     TransportReason.BLUETOOTH_FORBIDDEN: (
         "this user may not use Bluetooth: allow it, on Debian by adding it to the group bluetooth"
     ),
@@ -71,6 +72,19 @@ def reason_of(error_name: str) -> TransportReason:
     if error_name.startswith(_CANNOT_START):
         return TransportReason.NO_BLUETOOTH_SERVICE
     return _REASONS.get(error_name, TransportReason.BLUETOOTH_FAILED)
+
+
+class RefusedError(TransportError):
+    """A D-Bus error came back."""
+
+    def __init__(self, error_name: str, member: str) -> None:
+        """error_name: such as ``org.bluez.Error.Failed``. member: the method that was called."""
+        reason = reason_of(error_name)
+        message = _MENDS[reason]
+        if reason is TransportReason.BLUETOOTH_FAILED:
+            message = f"the Bluetooth service refused {member} ({error_name}): try again, or restart it"
+        super().__init__(message, reason=reason)
+        self.error_name = error_name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +148,13 @@ class Bluez:
         self._ended = asyncio.ensure_future(_end_of(bus))
 
     async def call(self, path: str, interface: str, member: str, signature: str = "", *body: Any) -> Any:
-        """What a method of bluetoothd returns first, without variants; `TransportError` when it refuses."""
+        """What a method of bluetoothd returns first, without variants; `RefusedError` when it refuses."""
         return await self._call("org.bluez", path, interface, member, signature, *body)
 
-    async def adapters(self) -> Sequence[Adapter]:
-        """All there are, hci0 first."""
-        objects = await self.call("/", _OBJECTS, "GetManagedObjects")
+    async def adapters(self, *, start: bool = True) -> Sequence[Adapter]:
+        """All there are, hci0 first. start: have the bus start bluetoothd where it can."""
+        flags = MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART
+        objects = await self._call("org.bluez", "/", _OBJECTS, "GetManagedObjects", "", flags=flags)
         found = [_adapter(path, interfaces) for path, interfaces in objects.items() if _ADAPTER in interfaces]
         return sorted(found, key=lambda adapter: (len(adapter.name), adapter.name))
 
@@ -179,9 +194,16 @@ class Bluez:
         await self._ended
 
     async def _call(
-        self, name: str, path: str, interface: str, member: str, signature: str, *body: Any
+        self,
+        name: str,
+        path: str,
+        interface: str,
+        member: str,
+        signature: str,
+        *body: Any,
+        flags: MessageFlag = MessageFlag.NONE,
     ) -> Any:
-        message = Message(name, path, interface, member, signature=signature, body=list(body))
+        message = Message(name, path, interface, member, flags=flags, signature=signature, body=list(body))
         try:
             async with asyncio.timeout(CALL_TIMEOUT):
                 reply = await self._bus.call(message)
@@ -192,14 +214,8 @@ class Bluez:
         except (EOFError, OSError) as error:
             raise bluetooth_error(TransportReason.NO_DBUS) from error
         if reply.message_type is MessageType.ERROR:
-            reason = reason_of(reply.error_name or "")
             logger.debug("%s: %s", member, reply.error_name)
-            detail = None
-            if reason is TransportReason.BLUETOOTH_FAILED:
-                detail = (
-                    f"the Bluetooth service refused {member} ({reply.error_name}): try again, or restart it"
-                )
-            raise bluetooth_error(reason, detail)
+            raise RefusedError(reply.error_name or "", member)
         return unpack_variants(reply.body[0]) if reply.body else None
 
 
