@@ -68,13 +68,15 @@ class Ceremony:
             raise UsageError("--options needs --origin")
         if args.options == "-" and args.radio == "stdin":
             raise UsageError("--options - and --radio stdin both want stdin")
+        if args.min_rssi is not None and args.radio == "stdin":
+            raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
         if args.rp is not None and kind is Hint.MAKE_CREDENTIAL and args.user is None:
             raise UsageError("register with --rp needs --user NAME")
         self._args, self._kind, self._state = args, kind, Path(args.state).expanduser()
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
         self._expected = None if args.expect_user is None else _handle(args.expect_user)
         self._tls = tls_context(args.ca)
-        self._radio = open_radio(args.radio, report=self._on_report)
+        self._radio = open_radio(args.radio, passive=args.scan == "passive", report=self._on_report)
 
     async def run(self) -> None:
         """The whole ceremony; the response, or with --rp the session, is one line on stdout."""
@@ -106,6 +108,8 @@ class Ceremony:
                 timeout=max(0.1, round(deadline - clock(), 1)),
                 on_stage=self._on_stage,
                 settle=None if conduit is None else conduit.complete,
+                min_rssi=args.min_rssi,
+                join_within=args.join_within,
             )
         self._tell(signed_in)
         if conduit is None or conduit.session is None:

@@ -142,6 +142,24 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
         help="bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)",
     )
     how.add_argument(
+        "--scan",
+        choices=("active", "passive"),
+        default="active",
+        help="passive only listens: less power, where the Bluetooth service can do it (default: active)",
+    )
+    how.add_argument(
+        "--min-rssi",
+        metavar="DBM",
+        type=_dbm,
+        help="do not hear adverts weaker than this, such as -70; makes relaying harder, proves nothing",
+    )
+    how.add_argument(
+        "--join-within",
+        metavar="S",
+        type=_seconds,
+        help="seconds from a phone's advert until its secure channel must be open; as --min-rssi",
+    )
+    how.add_argument(
         "--tunnel",
         metavar="N=wss://HOST:PORT",
         type=_tunnel,
@@ -279,6 +297,16 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise argparse.ArgumentTypeError("expected a whole number")
     return int(text)
+
+
+def _dbm(text: str) -> int:
+    try:
+        dbm = int(text)
+    except ValueError:
+        dbm = 0
+    if not -127 < dbm < 0:
+        raise argparse.ArgumentTypeError("expected dBm, from -126 to -1")
+    return dbm
 
 
 def _seconds(text: str) -> float:

@@ -30,6 +30,7 @@ from headless_passkey.errors import (
     NotApproved,
     NotEnrolled,
     RemoteProtocolError,
+    SetupReason,
     TrustError,
     TrustReason,
 )
@@ -105,9 +106,13 @@ def load(state: Path) -> Enrolment:
         return kept
     if isinstance(kept, _Joining):
         raise NotEnrolled(
-            "joining was not finished: join again with the same invitation, or with another one"
+            "joining was not finished: join again with the same invitation, or with another one",
+            reason=SetupReason.JOIN_UNFINISHED,
         )
-    raise NotEnrolled(f"this device belongs to no account ({state}): join one with an invitation")
+    raise NotEnrolled(
+        f"this device belongs to no account ({state}): join one with an invitation",
+        reason=SetupReason.NOT_ENROLLED,
+    )
 
 
 async def join(
@@ -239,7 +244,7 @@ def _read(state: Path) -> Enrolment | _Joining | None:
     try:
         members = Members(json.loads(content), FILE_NAME)
     except (ValueError, RecursionError) as error:
-        raise RemoteProtocolError(f"{state / FILE_NAME} is damaged") from error
+        raise _damaged(state) from error
     if members.integer("format") != _FORMAT:
         raise RemoteProtocolError(f"{state / FILE_NAME} was written by another version")
     key = SoftwareSigningKey.from_bytes(members.octets("key", 32))
@@ -254,7 +259,7 @@ def _read(state: Path) -> Enrolment | _Joining | None:
         return _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
     documents = [from_base64url(str(item)) for item in members.items("rings", MAX_KEPT)]
     if not documents:
-        raise RemoteProtocolError(f"{state / FILE_NAME} is damaged")
+        raise _damaged(state)
     return Enrolment(
         key=key,
         relay_url=check_relay_url(members.text("relay_url", MAX_RELAY_URL)),
@@ -262,6 +267,10 @@ def _read(state: Path) -> Enrolment | _Joining | None:
         rp_id=rp_id,
         origin=origin,
     )
+
+
+def _damaged(state: Path) -> RemoteProtocolError:
+    return RemoteProtocolError(f"{state / FILE_NAME} is damaged", reason=SetupReason.STATE_DAMAGED)
 
 
 def _write(state: Path, kept: Enrolment | _Joining) -> None:

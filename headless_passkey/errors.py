@@ -55,14 +55,38 @@ class LocalProtocolError(ProtocolError):
     """Our caller asked for something that is not allowed now: a bug in the calling program."""
 
 
+class SetupReason(StrEnum):
+    """What is wrong with how this machine is set up: trying again does not help, somebody has to mend it."""
+
+    NOT_ENROLLED = "not-enrolled"
+    JOIN_UNFINISHED = "join-unfinished"
+    STATE_EXPOSED = "state-exposed"  # what is for its owner alone is open to others
+    STATE_FOREIGN = "state-foreign"  # it belongs to another user
+    STATE_DAMAGED = "state-damaged"
+    STATE_UNREADABLE = "state-unreadable"
+    WRONG_SERVER = "wrong-server"  # it answers, and is something else than what was looked for
+    MISSING_PACKAGE = "missing-package"
+
+
 class RemoteProtocolError(ProtocolError):
     """The peer broke the protocol, or an input is malformed: hang up, do not retry."""
 
     exit_status = ExitStatus.PROTOCOL
 
+    def __init__(self, message: str, *, reason: SetupReason | None = None) -> None:
+        super().__init__(message)
+        self._reason = reason
+
+    @property
+    def reason(self) -> str | None:
+        return self._reason
+
 
 class TransportReason(StrEnum):
-    """What failed, where it can be told: a caller can act on it, and `headless-passkey doctor` uses the same words."""
+    """What failed, where it can be told: a caller can act on it, and `headless-passkey doctor` uses the same words.
+
+    `headless_passkey.mends.mend` says what to do about each.
+    """
 
     # Bluetooth
     NO_DBUS = "no-d-bus"  # the system bus, behind which Bluetooth is on Linux
@@ -181,3 +205,11 @@ class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
     """This device or companion belongs to no account yet: it must join first."""
 
     exit_status = ExitStatus.NOT_ENROLLED
+
+    def __init__(self, message: str, *, reason: SetupReason | None = None) -> None:
+        super().__init__(message)
+        self._reason = reason
+
+    @property
+    def reason(self) -> SetupReason | None:
+        return self._reason

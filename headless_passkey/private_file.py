@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from headless_passkey.errors import RemoteProtocolError, TransportError
+from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -29,7 +29,7 @@ def private_directory(path: Path) -> None:
         raise _failed("use", path, error) from error
     if not stat.S_ISDIR(status.st_mode):
         raise RemoteProtocolError(f"{path} is not a directory")
-    _refuse_others(status, path, 0o700)
+    refuse_others(status, path, 0o700)
 
 
 def read_private(path: Path, *, limit: int) -> bytes | None:
@@ -44,7 +44,7 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise RemoteProtocolError(f"{path} is not a plain file")
-        _refuse_others(status, path, 0o600)
+        refuse_others(status, path, 0o600)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(limit + 1)
     except OSError as error:
@@ -103,10 +103,17 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _refuse_others(status: os.stat_result, path: Path, mode: int) -> None:
-    if status.st_mode & _OTHERS or status.st_uid != os.geteuid():
+def refuse_others(status: os.stat_result, path: Path, mode: int) -> None:
+    """Refuse what others may use or own; status: of `path`, which should have had `mode`."""
+    if status.st_uid != os.geteuid():
         raise RemoteProtocolError(
-            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); it must be yours alone, mode {mode:04o}"
+            f"{path} belongs to another user; it must be yours alone, mode {mode:04o}",
+            reason=SetupReason.STATE_FOREIGN,
+        )
+    if status.st_mode & _OTHERS:
+        raise RemoteProtocolError(
+            f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); it must be yours alone, mode {mode:04o}",
+            reason=SetupReason.STATE_EXPOSED,
         )
 
 

@@ -131,14 +131,14 @@ class Relay:
     ) -> None:
         self._http, self._sleep, self._chance = http, sleep, chance
 
-    async def bring_up_to_date(self, chain: RingChain) -> RingChain:
+    async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
         """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it.
 
         `TrustError` (not-a-member) when the relay no longer knows this key.
         """
         while True:
             try:
-                answer = await self._http.get("/v1/ring", after=chain.head.version)
+                answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
             except Problem as problem:
                 if problem.slug == "not-found":
                     raise _no_member() from problem

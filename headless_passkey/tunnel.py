@@ -17,7 +17,13 @@ from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSCloseCod
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError, TransportReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+)
 from headless_passkey.hybrid.tunnel_url import (
     MAX_MESSAGE_SIZE,
     ROUTING_ID_HEADER,
@@ -139,12 +145,17 @@ async def open_tunnel(
                 )
         except aiohttp.WSServerHandshakeError:
             # not "from error": its text holds the whole URL
-            raise RemoteProtocolError(f"{host} did not answer as a websocket server does") from None
+            raise RemoteProtocolError(
+                f"{host} did not answer as a websocket server does", reason=SetupReason.WRONG_SERVER
+            ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise unreachable(error, f"the tunnel service {host}") from error
         try:
             if websocket.protocol != SUBPROTOCOL:
-                raise RemoteProtocolError(f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}")
+                raise RemoteProtocolError(
+                    f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}",
+                    reason=SetupReason.WRONG_SERVER,
+                )
             tunnel = Tunnel(websocket, host, _routing_id(answer[0]))
             logger.debug("tunnel open through %s", host)
             yield tunnel

@@ -29,11 +29,11 @@ logger = logging.getLogger(__name__)
 
 
 class BumbleRadio:
-    """Hears adverts by active scanning, duplicates included."""
+    """Hears adverts, duplicates included."""
 
-    def __init__(self, transport: str) -> None:
-        """transport: as bumble names it."""
-        self._transport = transport
+    def __init__(self, transport: str, *, passive: bool = False) -> None:
+        """transport: as bumble names it. passive: do not ask advertisers for a scan response."""
+        self._transport, self._passive = transport, passive
 
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
@@ -57,7 +57,7 @@ class BumbleRadio:
             lost.add_done_callback(lambda _: inbox.fail(controller_lost()))
             try:
                 async with controller_errors():
-                    await device.start_scanning(active=True, filter_duplicates=False)
+                    await device.start_scanning(active=not self._passive, filter_duplicates=False)
                 logger.debug("scanning")
                 yield inbox
             finally:

@@ -6,10 +6,10 @@ from headless_passkey.command_line import UsageError, talk
 from headless_passkey.radio.source import AdvertSource
 
 
-def open_radio(spec: str, *, report: Callable[[str], object] = talk) -> AdvertSource:
+def open_radio(spec: str, *, passive: bool = False, report: Callable[[str], object] = talk) -> AdvertSource:
     """The radio that `spec` names: ``bleak``, ``bleak:hci1``, ``bumble:TRANSPORT`` or ``stdin``.
 
-    report: told of each line of stdin that holds no advert. `UsageError` when it names none, or one whose extra is not installed.
+    passive: scan without asking advertisers for more. report: told of each line of stdin that holds no advert. `UsageError` when it names none, or one whose extra is not installed.
     """
     kind, separator, rest = spec.partition(":")
     if kind == "bleak" and bool(rest) == bool(separator):
@@ -17,13 +17,13 @@ def open_radio(spec: str, *, report: Callable[[str], object] = talk) -> AdvertSo
             from headless_passkey.radio.bleak import BleakRadio  # noqa: PLC0415
         except ImportError as error:
             raise UsageError("this radio needs bleak: pip install 'headless-passkey[device]'") from error
-        return BleakRadio(adapter=rest or None)
+        return BleakRadio(adapter=rest or None, passive=passive)
     if kind == "bumble" and rest:
         try:
             from headless_passkey.radio.bumble import BumbleRadio  # noqa: PLC0415
         except ImportError as error:
             raise UsageError("this radio needs bumble: pip install 'headless-passkey[emulation]'") from error
-        return BumbleRadio(rest)
+        return BumbleRadio(rest, passive=passive)
     if spec == "stdin":
         from headless_passkey.radio.pipe import PipeRadio  # noqa: PLC0415
 

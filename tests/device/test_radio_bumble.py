@@ -88,6 +88,21 @@ async def test_malformed_and_foreign_adverts_do_no_harm(air: tuple[Air, str], da
                     assert len(advert.service_data) < 20
 
 
+@pytest.mark.parametrize("passive", [False, True])
+async def test_a_passive_scan_hears_the_same_and_asks_nobody(air: tuple[Air, str], *, passive: bool) -> None:
+    async with BumbleRadio(air[1], passive=passive).adverts() as adverts, open_device(air[1]) as (phone, _):
+        await phone.start_advertising(
+            advertising_type=AdvertisingType.UNDIRECTED_CONNECTABLE_SCANNABLE,
+            advertising_data=service_data(FFF9, b"a" * 20),
+            scan_response_data=service_data(FFF9, b"b" * 20),
+        )
+        heard = set()
+        async with asyncio.timeout(10):
+            for _ in range(6):
+                heard.add((await anext(adverts)).service_data)
+    assert heard == ({b"a" * 20} if passive else {b"a" * 20, b"b" * 20})
+
+
 async def test_when_the_controller_goes_listening_fails(air: tuple[Air, str]) -> None:
     async with BumbleRadio(air[1]).adverts() as adverts:
         hearing = asyncio.ensure_future(anext(adverts))

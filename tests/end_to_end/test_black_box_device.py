@@ -1117,6 +1117,10 @@ WRONG_WORDS: Final = [
     ["--timeout", "nan"],
     ["--timeout", "soon"],
     ["--radio", "carrier-pigeon"],
+    ["--scan", "lazily"],
+    ["--min-rssi", "-70"],  # the radio here is stdin, which tells no strength
+    ["--min-rssi", "strong"],
+    ["--join-within", "0"],
     ["--delivery", "post"],
     ["--expect-user", "not base64url!"],
     ["--expect-user", ""],
