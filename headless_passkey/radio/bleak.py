@@ -26,6 +26,7 @@ from bleak.exc import (
 )
 
 from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.mends import with_mend
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
@@ -165,22 +166,22 @@ def _translated(error: Exception) -> TransportError:
             reason = bluez.reason_of(error.dbus_error)
             if reason is not TransportReason.BLUETOOTH_FAILED:
                 return bluez.bluetooth_error(reason)
-            why = f"the Bluetooth service refused to scan ({error.dbus_error}): try again, or restart it"
+            why = f"the Bluetooth service refused to scan ({error.dbus_error})"
         case BleakBluetoothNotAvailableError(reason=reasons.NO_BLUETOOTH):
-            reason, why = TransportReason.NO_ADAPTER, "this machine has no Bluetooth adapter: plug one in"
+            reason, why = TransportReason.NO_ADAPTER, "this machine has no Bluetooth adapter"
         case BleakBluetoothNotAvailableError(reason=reasons.NO_BLE_CENTRAL_ROLE):
             reason = TransportReason.ADAPTER_UNABLE
-            why = "the Bluetooth adapter cannot listen for Low Energy adverts: use another one"
+            why = "the Bluetooth adapter cannot listen for Low Energy adverts"
         case BleakBluetoothNotAvailableError(reason=reasons.POWERED_OFF):
-            reason, why = TransportReason.ADAPTER_OFF, "Bluetooth is off: turn it on"
+            reason, why = TransportReason.ADAPTER_OFF, "Bluetooth is off"
         case BleakBluetoothNotAvailableError(
             reason=reasons.DENIED_BY_USER | reasons.DENIED_BY_SYSTEM | reasons.DENIED_BY_UNKNOWN
         ):
             reason = TransportReason.BLUETOOTH_FORBIDDEN
-            why = "this program may not use Bluetooth: allow it in the system's settings"
+            why = "this program may not use Bluetooth"
         case BleakError() if "not found" in str(error):
             reason, why = TransportReason.NO_ADAPTER, "the Bluetooth adapter has gone"
         case _:
             reason = TransportReason.BLUETOOTH_FAILED
-            why = f"Bluetooth cannot be used ({type(error).__name__}): is a Bluetooth service installed and running?"
-    return TransportError(why, reason=reason)
+            why = f"Bluetooth cannot be used ({type(error).__name__})"
+    return TransportError(with_mend(why, reason), reason=reason)

@@ -10,13 +10,14 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from dbus_fast import BusType, Message, MessageFlag, MessageType, unpack_variants
 from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError
 
 from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.mends import with_mend
 
 CALL_TIMEOUT: Final = 15.0  # seconds; the bus may have to start bluetoothd first
 RFKILL: Final = Path("/sys/class/rfkill")
@@ -26,22 +27,16 @@ _OBJECTS: Final = "org.freedesktop.DBus.ObjectManager"
 _PROPERTIES: Final = "org.freedesktop.DBus.Properties"
 _BUS: Final = "org.freedesktop.DBus"
 
-_MENDS: Final[Mapping[TransportReason, str]] = {
-    TransportReason.NO_DBUS: "the system's D-Bus cannot be reached, and Bluetooth is behind it: is dbus-daemon running?",
-    TransportReason.NO_BLUETOOTH_SERVICE: (
-        "the Bluetooth service does not run: start it, for example with `systemctl start bluetooth`"
-    ),
-    TransportReason.NO_ADAPTER: "this machine has no Bluetooth adapter: plug one in, or use another radio",
-    TransportReason.ADAPTER_OFF: "Bluetooth is off: turn it on, for example with `bluetoothctl power on`",
-    TransportReason.ADAPTER_BLOCKED: (
-        "Bluetooth is blocked: unblock it with `rfkill unblock bluetooth`, or with the switch that this machine has for it"
-    ),
-    TransportReason.ADAPTER_UNABLE: "the Bluetooth adapter cannot listen for Low Energy adverts: use another one",
-    TransportReason.ADAPTER_BUSY: "the Bluetooth adapter is in use: end what uses it, or use another one",
-    TransportReason.BLUETOOTH_FORBIDDEN: (
-        "this user may not use Bluetooth: allow it, on Debian by adding it to the group bluetooth"
-    ),
-    TransportReason.BLUETOOTH_FAILED: "the Bluetooth service failed: try again, or restart it",
+_WRONG: Final[Mapping[TransportReason, str]] = {  # what to do about it, `headless_passkey.mends` has
+    TransportReason.NO_DBUS: "the system's D-Bus cannot be reached, and Bluetooth is behind it",
+    TransportReason.NO_BLUETOOTH_SERVICE: "the Bluetooth service does not run",
+    TransportReason.NO_ADAPTER: "this machine has no Bluetooth adapter",
+    TransportReason.ADAPTER_OFF: "Bluetooth is off",
+    TransportReason.ADAPTER_BLOCKED: "Bluetooth is blocked",
+    TransportReason.ADAPTER_UNABLE: "the Bluetooth adapter cannot listen for Low Energy adverts",
+    TransportReason.ADAPTER_BUSY: "the Bluetooth adapter is in use",
+    TransportReason.BLUETOOTH_FORBIDDEN: "this user may not use Bluetooth",
+    TransportReason.BLUETOOTH_FAILED: "the Bluetooth service failed",
 }
 
 _REASONS: Final[Mapping[str, TransportReason]] = {  # by the D-Bus error's name
@@ -64,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 def bluetooth_error(reason: TransportReason, detail: str | None = None) -> TransportError:
     """The error for a reason, with the words for what to do about it. detail: more precise words instead."""
-    return TransportError(detail or _MENDS[reason], reason=reason)
+    return TransportError(detail or with_mend(_WRONG[reason], reason), reason=reason)
 
 
 def reason_of(error_name: str) -> TransportReason:
@@ -80,10 +75,10 @@ class RefusedError(TransportError):
     def __init__(self, error_name: str, member: str) -> None:
         """error_name: such as ``org.bluez.Error.Failed``. member: the method that was called."""
         reason = reason_of(error_name)
-        message = _MENDS[reason]
+        what = _WRONG[reason]
         if reason is TransportReason.BLUETOOTH_FAILED:
-            message = f"the Bluetooth service refused {member} ({error_name}): try again, or restart it"
-        super().__init__(message, reason=reason)
+            what = f"the Bluetooth service refused {member} ({error_name})"
+        super().__init__(with_mend(what, reason), reason=reason)
         self.error_name = error_name
 
 
@@ -112,10 +107,12 @@ def choose(
     if name is not None:
         adapters = [adapter for adapter in adapters if adapter.name == name]
         if not adapters:
-            message = f"there is no Bluetooth adapter {name}: `bluetoothctl list` shows which there are"
+            message = with_mend(f"there is no Bluetooth adapter {name}", TransportReason.NO_ADAPTER, "named")
             raise bluetooth_error(TransportReason.NO_ADAPTER, message)
     if not adapters:
-        raise bluetooth_error(TransportReason.NO_ADAPTER)
+        # a block that the firmware keeps takes the adapter away altogether
+        blocked = blocked_by() is not None
+        raise bluetooth_error(TransportReason.ADAPTER_BLOCKED if blocked else TransportReason.NO_ADAPTER)
     on = [adapter for adapter in adapters if adapter.powered]
     fit = [adapter for adapter in adapters if able(adapter)]
     for adapter in on:
@@ -124,20 +121,27 @@ def choose(
     # one that is off says little of what it could do
     if on and len(on) == len(adapters):
         names = ", ".join(adapter.name for adapter in adapters)
-        message = f"the Bluetooth adapter {names} cannot {what_for}: use another one"
+        message = with_mend(
+            f"the Bluetooth adapter {names} cannot {what_for}", TransportReason.ADAPTER_UNABLE
+        )
         raise bluetooth_error(TransportReason.ADAPTER_UNABLE, message)
-    if all(is_blocked(adapter.name) for adapter in adapters if not adapter.powered):
+    if all(blocked_by(adapter.name) for adapter in adapters if not adapter.powered):
         raise bluetooth_error(TransportReason.ADAPTER_BLOCKED)
     raise bluetooth_error(TransportReason.ADAPTER_OFF)
 
 
-def is_blocked(name: str) -> bool:
-    """Whether rfkill keeps an adapter off, by software or by a switch."""
+def blocked_by(name: str | None = None) -> Literal["soft", "hard"] | None:
+    """How rfkill keeps an adapter off: by software, or by a switch or the firmware, which go before.
+
+    name: such as ``hci0``; None for anything of Bluetooth's.
+    """
+    found = []
     for device in RFKILL.glob("rfkill*"):
         with suppress(OSError):  # it may go while we look
-            if (device / "name").read_text().strip() == name:
-                return "1" in ((device / "soft").read_text().strip(), (device / "hard").read_text().strip())
-    return False
+            which, wanted = ("type", "bluetooth") if name is None else ("name", name)
+            if (device / which).read_text().strip() == wanted:
+                found += [kind for kind in ("soft", "hard") if (device / kind).read_text().strip() == "1"]
+    return "hard" if "hard" in found else "soft" if found else None
 
 
 class Bluez:

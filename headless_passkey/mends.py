@@ -1,0 +1,114 @@
+"""What to do about it, for each reason that an error or a finding of `headless-passkey doctor` may have.
+
+The words are here once: errors end with them, the doctor shows them, and docs/how-to/doctor.md lists them::
+
+    except TransportError as error:
+        if error.reason is not None:
+            print(mend(error.reason))
+
+A mend is for a terminal: one line, commands in backquotes, and names in capitals where the caller gives none.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import Final
+
+from headless_passkey.errors import SetupReason, TransportReason, TrustReason
+
+Reason = TransportReason | TrustReason | SetupReason
+
+SET_CLOCK: Final = "`sudo timedatectl set-ntp true`"
+
+# by reason, and where one word is too coarse for a mend also by case
+MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
+    # Bluetooth
+    (TransportReason.NO_DBUS, None): (
+        "start it with `sudo systemctl start dbus`; in a container, share /run/dbus/system_bus_socket with it"
+    ),
+    (TransportReason.NO_BLUETOOTH_SERVICE, None): (
+        "start it with `sudo systemctl enable --now bluetooth`, after `sudo apt install bluez` where it is missing"
+    ),
+    (TransportReason.NO_ADAPTER, None): "plug one in, or use another radio",
+    (TransportReason.NO_ADAPTER, "named"): "`bluetoothctl list` shows which there are",
+    (TransportReason.ADAPTER_OFF, None): "turn it on with `bluetoothctl power on`",
+    (TransportReason.ADAPTER_BLOCKED, None): (
+        "unblock it with `sudo rfkill unblock bluetooth`, or with the switch that this machine has for it"
+    ),
+    (TransportReason.ADAPTER_BLOCKED, "soft"): "unblock it with `sudo rfkill unblock bluetooth`",
+    (TransportReason.ADAPTER_BLOCKED, "hard"): (
+        "use the switch or key that this machine has for it, or its firmware's settings: no command can"
+    ),
+    (TransportReason.ADAPTER_UNABLE, None): "use another one, of Bluetooth 4.0 or newer",
+    (TransportReason.ADAPTER_BUSY, None): "end what uses it, or use another one",
+    (TransportReason.BLUETOOTH_FORBIDDEN, None): (
+        "allow it, on Debian with `sudo usermod --append --groups bluetooth USER` and a new login"
+    ),
+    (TransportReason.BLUETOOTH_FAILED, None): (
+        "try again, or restart it with `sudo systemctl restart bluetooth`"
+    ),
+    # the network
+    (TransportReason.NAME_NOT_RESOLVED, None): (
+        "check how the name is spelled, and this machine's network: `getent hosts HOST` must print an address"
+    ),
+    (TransportReason.UNREACHABLE, None): (
+        "check that it runs, and that network and firewalls let this machine through: `curl --verbose URL`"
+    ),
+    (TransportReason.UNTRUSTED_CERTIFICATE, None): (
+        "where the server has an authority of its own, name that with `--ca FILE`; elsewhere somebody may be in between"
+    ),
+    (TransportReason.UNTRUSTED_CERTIFICATE, "dates"): (
+        f"if this machine's clock is wrong, set it with {SET_CLOCK}; if it is right, the server needs a new certificate"
+    ),
+    (TransportReason.SERVER_FAILED, None): "try again later; the server's log tells its operator more",
+    # trust
+    (TrustReason.CLOCK_SKEW, None): (
+        f"set this machine's clock with {SET_CLOCK}; if it is right, the server's is wrong"
+    ),
+    (TrustReason.NOT_A_MEMBER, None): (
+        "`headless-passkey leave`, then `headless-passkey join` with a new invitation"
+    ),
+    (TrustReason.FORKED_RING, None): (
+        "if the account was set up anew, `headless-passkey leave` and join with a new invitation; if not, ask its operator"
+    ),
+    # what this device keeps, and with whom it speaks
+    (SetupReason.NOT_ENROLLED, None): (
+        "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"
+    ),
+    (SetupReason.JOIN_UNFINISHED, None): (
+        "`headless-passkey join` again, with the same invitation or with another one"
+    ),
+    (SetupReason.STATE_EXPOSED, None): (
+        "`chmod MODE PATH`; if somebody may have read it, `headless-passkey leave` and join again"
+    ),
+    (SetupReason.STATE_FOREIGN, None): "run as the user it belongs to, or `sudo chown USER PATH`",
+    (SetupReason.STATE_DAMAGED, None): "`rm PATH`, then `headless-passkey join` with a new invitation",
+    (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
+    (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",
+    (SetupReason.MISSING_PACKAGE, None): "`pip install 'headless-passkey[EXTRA]'`",
+}
+
+# no systemctl, rfkill or bluetoothctl there
+_ELSEWHERE: Final[Mapping[TransportReason, str]] = {
+    TransportReason.ADAPTER_OFF: "turn it on in the system's settings",
+    TransportReason.BLUETOOTH_FORBIDDEN: "allow it for this program in the system's settings",
+    TransportReason.BLUETOOTH_FAILED: "try again, or turn Bluetooth off and on in the system's settings",
+}
+
+
+def mend(reason: Reason, case: str | None = None, **names: str) -> str | None:
+    """What to do about `reason`, or None when nothing general can be said.
+
+    case: a finer kind of it, as `MENDS` has them. names: what to put for the names in capitals, lower case
+    here: ``mend(SetupReason.STATE_DAMAGED, path="/var/lib/…")``.
+    """
+    if sys.platform != "linux" and reason in _ELSEWHERE:
+        return _ELSEWHERE[TransportReason(reason)]
+    words = MENDS.get((reason, case)) or MENDS.get((reason, None))
+    return words and re.sub(r"\b[A-Z]+\b", lambda found: names.get(found[0].lower(), found[0]), words)
+
+
+def with_mend(what: str, reason: Reason, case: str | None = None) -> str:
+    """An error's message: what is wrong, and what to do about it."""
+    words = mend(reason, case)
+    return f"{what}: {words}" if words else what
