@@ -329,8 +329,9 @@ class _Corridor:
                 if self._is_near(advert):
                     for recipient, transaction in self._candidates.items():
                         eid = transaction.open_advert(advert.service_data)
-                        if eid is not None and self._is_news(eid):
-                            pursuit = tasks.create_task(self._pursue(recipient, transaction, eid))
+                        base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
+                        if eid is not None and base is not None and self._is_news(eid):
+                            pursuit = tasks.create_task(self._pursue(recipient, transaction, eid, base))
                             self._pursuits[pursuit] = recipient
                             pursuit.add_done_callback(self._pursuits.pop)
         except TransportError:
@@ -363,11 +364,9 @@ class _Corridor:
             logger.info("ceremony %s: no tunnel service is known for domain %d", self._name, number)
             return None
 
-    async def _pursue(self, recipient: str, transaction: QrTransaction, eid: Eid) -> None:
+    async def _pursue(self, recipient: str, transaction: QrTransaction, eid: Eid, base: str) -> None:
         """Try where an advert leads until it is old: radios and networks fail, and some radios say a thing once."""
-        heard, base, pause = self._heard[eid.encode()], self._tunnel_service(eid.tunnel_domain), FIRST_PAUSE
-        if base is None:
-            return
+        heard, pause = self._heard[eid.encode()], FIRST_PAUSE
         limit = None if self._join_within is None else heard.first + self._join_within
         self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
         while self._now() - heard.last < FRESHNESS and (limit is None or self._now() < limit):
