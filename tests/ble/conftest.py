@@ -1,12 +1,17 @@
 """The guest, as a test finds it and leaves it."""
 
+import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 from certificates import Certificate
 
-from tests.ble.lab.guest import Guest
+from headless_passkey.radio.bleak import BleakRadio
+from tests.ble.lab.ceremony import Ceremony
+from tests.ble.lab.guest import Guest, Phone
 from tests.companion.device import tunnel_service
 
 
@@ -19,8 +24,8 @@ def pytest_sessionstart() -> None:
 async def guest() -> AsyncIterator[Guest]:
     """The guest with two adapters on, nobody scanning or advertising, no device known; and so it is left."""
     async with Guest.open() as guest:
-        await guest.forget()
         yield guest
+        await guest.settle()
         if amiss := await guest.amiss():
             await guest.restore()
             pytest.fail(f"left behind: {'; '.join(amiss)}")
@@ -31,3 +36,19 @@ async def tunnels(loopback_certificate: Certificate) -> AsyncIterator[str]:
     """The base URL of a tunnel service with TLS."""
     async with tunnel_service(loopback_certificate) as base:
         yield base
+
+
+@pytest.fixture
+def ceremony(tunnels: str, loopback_certificate: Certificate, tmp_path: Path) -> Callable[..., Ceremony]:
+    """Makes ceremonies whose phones all have the same passkeys."""
+    return partial(Ceremony, tunnels, loopback_certificate, tmp_path)
+
+
+@pytest.fixture
+async def registered(guest: Guest, ceremony: Callable[..., Ceremony]) -> bytes:
+    """The id of a passkey that was made over the air."""
+    made = ceremony()
+    signed_in, _ = await asyncio.gather(
+        made.sign_in(BleakRadio(adapter="hci1"), new=True), made.phone(Phone())
+    )
+    return signed_in.credential.credential_id

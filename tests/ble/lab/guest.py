@@ -47,6 +47,7 @@ class Guest:
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._signalled = asyncio.Event()
+        self._crashed = False
         bus.add_message_handler(self._note)
 
     @classmethod
@@ -159,10 +160,10 @@ class Guest:
             return adapter in await self.adapters()
 
         await self.until(there)
-        await self._turn_on(adapter)
+        await self.turn_on(adapter)
         return adapter
 
-    async def _turn_on(self, adapter: str) -> None:
+    async def turn_on(self, adapter: str) -> None:
         """bluetoothd turns adapters on by itself, and refuses meanwhile."""
         if not await self.powered(adapter):
             with contextlib.suppress(RefusedError):
@@ -208,6 +209,11 @@ class Guest:
         """Whether bluetoothd is on the bus."""
         return bool(await self.call(_BUS, "/org/freedesktop/DBus", _BUS, "NameHasOwner", "s", "org.bluez"))
 
+    async def crash_service(self) -> None:
+        """Kill bluetoothd. The kernel does not notice, and keeps scanning for some ten seconds if it was."""
+        self._crashed = True
+        await self.stop_service(signal.SIGKILL)
+
     async def stop_service(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End bluetoothd; returns when it is off the bus."""
         os.kill(self.bluetoothd, number)
@@ -233,7 +239,7 @@ class Guest:
 
         await self.until(all_there)
         for adapter in plugged:
-            await self._turn_on(adapter)
+            await self.turn_on(adapter)
 
     @asynccontextmanager
     async def experiments(self) -> AsyncIterator[None]:
@@ -266,6 +272,15 @@ class Guest:
         await self.call(_BUS, "/org/freedesktop/DBus", _BUS, "ReloadConfig")
 
     # order in the house
+
+    async def settle(self) -> None:
+        """What goes by itself in a while goes now."""
+        await self.forget()
+        if self._crashed and await self.serving():
+            for adapter in await self.adapters():
+                await self.power(adapter, on=False)
+                await self.turn_on(adapter)
+            self._crashed = False
 
     async def amiss(self) -> Sequence[str]:
         """What is not as every test finds it."""
