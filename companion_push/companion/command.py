@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from companion_push.companion.advertiser.choose import open_advertiser
+from companion_push.companion.advertiser.choose import DEFAULT, open_advertiser
 from companion_push.companion.attend import Outcomes, answer_pending, wait_for_requests
 from companion_push.companion.consent import Answer, AtTerminal, Consent, Policy, describe, summary
 from companion_push.companion.credential_file import CredentialFile
@@ -226,8 +226,8 @@ def _phone_options(parser: Any, *, required: bool) -> None:
     parser.add_argument(
         "--radio",
         metavar="RADIO",
-        required=required,
-        help="stdout, or bumble:TRANSPORT for an emulated radio",
+        default=DEFAULT,
+        help=f"bluez[:ADAPTER], bumble:TRANSPORT or stdout (default: {DEFAULT})",
     )
     parser.add_argument(
         "--tunnel",
@@ -262,7 +262,7 @@ async def _phone(args: argparse.Namespace) -> None:
 
 def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> SoftwarePhone:
     """The phone that the options describe. `UsageError` when they do not do."""
-    for option, value in (("credentials", args.credentials), ("radio", args.radio), ("tunnel", args.tunnel)):
+    for option, value in (("credentials", args.credentials), ("tunnel", args.tunnel)):
         if not value:
             raise UsageError(f"the software phone needs --{option}")
     if not args.credentials.expanduser().resolve().parent.is_dir():

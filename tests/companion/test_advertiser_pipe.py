@@ -109,7 +109,7 @@ async def test_a_broken_stdout_costs_no_second_error_when_the_program_ends() -> 
         assert await process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("spec", ["", "bluez", "bumble", "bumble:", "stdin", "stdout:"])
+@pytest.mark.parametrize("spec", ["", "bumble", "bumble:", "stdin", "stdout:"])
 def test_another_name_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError, match="no such radio"):
         open_advertiser(spec)

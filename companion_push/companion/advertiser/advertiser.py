@@ -1,7 +1,7 @@
 """The phone's radio, as small as it can be: something that advertises."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Protocol
 
@@ -21,11 +21,13 @@ class Advertiser(Protocol):
 
 
 @asynccontextmanager
-async def unless_lost(lost: asyncio.Future[Any], message: str) -> AsyncIterator[None]:
-    """Run what is inside until it ends or `lost` is done; then `TransportError(message)`."""
+async def unless_lost(
+    lost: asyncio.Future[Any], failure: Callable[[], TransportError]
+) -> AsyncIterator[None]:
+    """Run what is inside until it ends or `lost` is done; then the `TransportError` that `failure` makes."""
     task = asyncio.current_task()
     if task is None or lost.done():
-        raise TransportError(message)
+        raise failure()
     inside, cancelling = True, task.cancelling()
 
     def interrupt(_: object) -> None:
@@ -37,7 +39,7 @@ async def unless_lost(lost: asyncio.Future[Any], message: str) -> AsyncIterator[
         yield
     except asyncio.CancelledError:
         if lost.done() and task.uncancel() <= cancelling:
-            raise TransportError(message) from None
+            raise failure() from None
         raise
     finally:
         inside = False

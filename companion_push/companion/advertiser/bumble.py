@@ -10,7 +10,7 @@ from bumble.hci import OwnAddressType
 
 from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import LocalProtocolError, TransportError
-from headless_passkey.radio.bumble import controller_errors, last_words, open_device
+from headless_passkey.radio.bumble import controller_errors, controller_lost, last_words, open_device
 
 INTERVAL: Final = 100.0  # milliseconds
 LEGACY_SIZE: Final = 31  # bytes of advertising data
@@ -34,7 +34,7 @@ class BumbleAdvertiser:
                 stop = await _start(device, data)
             logger.debug("advertising %d bytes", len(data))
             try:
-                async with unless_lost(lost, "the Bluetooth controller has gone"):
+                async with unless_lost(lost, controller_lost):
                     yield
             finally:
                 await last_words(lost, stop)

@@ -1,15 +1,28 @@
 """Which radio the phone advertises with, by name."""
 
+import sys
+from typing import Final
+
 from companion_push.companion.advertiser.advertiser import Advertiser
 from headless_passkey.command_line import UsageError
 
+DEFAULT: Final = "bluez"
 
-def open_advertiser(spec: str) -> Advertiser:
-    """The advertiser that `spec` names: ``bumble:TRANSPORT`` or ``stdout``.
+
+def open_advertiser(spec: str = DEFAULT) -> Advertiser:
+    """The advertiser that `spec` names: ``bluez``, ``bluez:hci1``, ``bumble:TRANSPORT`` or ``stdout``.
 
     `UsageError` when it names none, or one whose extra is not installed.
     """
-    kind, _, rest = spec.partition(":")
+    kind, separator, rest = spec.partition(":")
+    if kind == "bluez" and bool(rest) == bool(separator):
+        if sys.platform != "linux":
+            raise UsageError("bluez is a radio of Linux: --radio bumble:TRANSPORT or stdout does here")
+        try:
+            from companion_push.companion.advertiser.bluez import BluezAdvertiser  # noqa: PLC0415
+        except ImportError as error:
+            raise UsageError("this radio needs dbus-fast: pip install 'headless-passkey[push]'") from error
+        return BluezAdvertiser(rest or None)
     if kind == "bumble" and rest:
         try:
             from companion_push.companion.advertiser.bumble import BumbleAdvertiser  # noqa: PLC0415
@@ -20,4 +33,4 @@ def open_advertiser(spec: str) -> Advertiser:
         from companion_push.companion.advertiser.pipe import PipeAdvertiser  # noqa: PLC0415
 
         return PipeAdvertiser()
-    raise UsageError(f"no such radio: {spec!r}; expected bumble:TRANSPORT or stdout")
+    raise UsageError(f"no such radio: {spec!r}; expected bluez, bluez:ADAPTER, bumble:TRANSPORT or stdout")

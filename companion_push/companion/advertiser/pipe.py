@@ -26,7 +26,7 @@ class PipeAdvertiser:
         self._write(line)
         repeating = asyncio.create_task(self._repeat(line))
         try:
-            async with unless_lost(repeating, "nobody reads the adverts any more"):
+            async with unless_lost(repeating, _unread):
                 yield
         finally:
             repeating.cancel()
@@ -51,3 +51,7 @@ class PipeAdvertiser:
                 os.write(self._descriptor, line)
         except OSError as error:
             raise TransportError(f"cannot print the advert: {error.strerror}") from error
+
+
+def _unread() -> TransportError:
+    return TransportError("nobody reads the adverts any more")

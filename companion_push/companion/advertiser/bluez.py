@@ -1,0 +1,197 @@
+"""Advertising over BlueZ: bluetoothd is asked to send the advert, over D-Bus.
+
+The advert is an object of ours that bluetoothd reads when it is registered. It lives as long as our connection
+to the bus, so it ends with this process, however that ends.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from dbus_fast import PropertyAccess, Variant
+from dbus_fast.annotations import DBusSignature, DBusStr, DBusUInt32
+from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
+
+from companion_push.companion.advertiser.advertiser import unless_lost
+from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
+from headless_passkey.radio.bluez import (
+    Adapter,
+    Bluez,
+    RefusedError,
+    bluetooth_error,
+    choose,
+    open_bluez,
+)
+
+INTERVAL: Final = 100  # milliseconds; BlueZ heeds it with --experimental, and else takes its own, of 1280
+STOP_TIMEOUT: Final = 2.0  # seconds bluetoothd has to take the advert down
+SETTLING: Final = 0.5  # seconds after a loss until it is clear what is lost
+LEGACY_SIZE: Final = 31  # bytes of advertising data
+EXTENDED_SIZE: Final = 251  # in one HCI command
+
+_MANAGER: Final = "org.bluez.LEAdvertisingManager1"
+_UUID: Final = "0000fff9-0000-1000-8000-00805f9b34fb"
+_Strings = Annotated[list[str], DBusSignature("as")]
+_Data = Annotated[dict[str, Variant], DBusSignature("a{sv}")]
+
+logger = logging.getLogger(__name__)
+
+
+class BluezAdvertiser:
+    """Sends a non-connectable advert through the system's Bluetooth service (Linux).
+
+    A legacy one as long as the data fits, else an extended one. While it is sent, the adapter's other uses go on,
+    other programs' adverts among them.
+    """
+
+    def __init__(self, adapter: str | None = None) -> None:
+        """adapter: such as ``hci1``; None means the first that is on and able."""
+        self._adapter = adapter
+
+    @asynccontextmanager
+    async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
+        forms = list(_forms(service_data))
+        async with open_bluez() as service:
+            adapter = _usable(await service.adapters(), self._adapter)
+            gone = await service.watch(adapter)
+            released = asyncio.get_running_loop().create_future()
+            path = await _register(service, adapter, forms, service_data, released)
+            lost = asyncio.create_task(_loss(service, adapter, gone, released))
+            try:
+                async with unless_lost(lost, lost.result):
+                    yield
+            finally:
+                lost.cancel()
+                await asyncio.wait([lost])
+                if not gone.done() and not released.done():
+                    await _unregister(service, adapter, path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Form:
+    """How an advert can be sent."""
+
+    name: str
+    uuids: Sequence[str] = ()  # listed before the service data
+    extended: bool = False
+
+
+def _forms(service_data: bytes) -> Iterator[_Form]:
+    """What to try, best first (CTAP 2.2 §11.5.1): the adapter may need 3 of the 31 bytes for flags."""
+    size = len(service_data) + 4
+    if size > EXTENDED_SIZE:
+        raise LocalProtocolError(f"{len(service_data)} bytes of service data do not fit into an advert")
+    if size + 4 <= LEGACY_SIZE:
+        yield _Form(name="listed", uuids=(_UUID,))
+    if size <= LEGACY_SIZE:
+        yield _Form(name="plain")
+    yield _Form(name="extended", extended=True)
+
+
+def _usable(adapters: Sequence[Adapter], name: str | None) -> Adapter:
+    return choose(adapters, name, able=lambda one: one.advertises, what_for="send Low Energy adverts")
+
+
+async def _register(
+    service: Bluez,
+    adapter: Adapter,
+    forms: Sequence[_Form],
+    service_data: bytes,
+    released: "asyncio.Future[None]",
+) -> str:
+    """Have bluetoothd send the advert in the first form that it takes; the path of our object."""
+    refused = None
+    for form in forms:
+        path = f"/headless_passkey/{form.name}"
+        kind = _ExtendedAdvertisement if form.extended else _Advertisement
+        service.export(path, kind(form.uuids, service_data, released))
+        try:
+            await service.call(adapter.path, _MANAGER, "RegisterAdvertisement", "oa{sv}", path, {})
+        except RefusedError as error:
+            if error.error_name == "org.bluez.Error.NotPermitted":
+                raise bluetooth_error(
+                    TransportReason.ADAPTER_BUSY,
+                    f"the Bluetooth adapter {adapter.name} sends as many adverts as it can:"
+                    " end another program that advertises, or use another adapter",
+                ) from error
+            if error.reason is not TransportReason.BLUETOOTH_FAILED:
+                raise
+            refused = error  # too long in this form, or something else: BlueZ says Failed to both
+        else:
+            logger.debug("advertising %d bytes over %s, %s", len(service_data), adapter.name, form.name)
+            return path
+    _usable(await service.adapters(start=False), adapter.name)  # it may have been turned off meanwhile
+    raise bluetooth_error(
+        TransportReason.ADAPTER_UNABLE if len(forms) == 1 else TransportReason.BLUETOOTH_FAILED,
+        f"the Bluetooth service does not send an advert with {len(service_data)} bytes of service data"
+        f" over {adapter.name}: try again, use another adapter, or update BlueZ",
+    ) from refused
+
+
+async def _unregister(service: Bluez, adapter: Adapter, path: str) -> None:
+    """Have the advert taken down; where that fails, the end of our connection does it."""
+    with contextlib.suppress(TransportError, TimeoutError):
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await service.call(adapter.path, _MANAGER, "UnregisterAdvertisement", "o", path)
+
+
+async def _loss(
+    service: Bluez, adapter: Adapter, gone: "asyncio.Future[None]", released: "asyncio.Future[None]"
+) -> TransportError:
+    """What to say about it, once bluetoothd no longer sends the advert."""
+    await asyncio.wait((gone, released), return_when=asyncio.FIRST_COMPLETED)
+    # an adapter that is pulled out is said to be off first, and a service that ends first parts with its adapters
+    await asyncio.sleep(SETTLING)
+    try:
+        _usable(await service.adapters(start=False), adapter.name)
+    except TransportError as error:
+        return error
+    return bluetooth_error(
+        TransportReason.BLUETOOTH_FAILED,
+        f"the Bluetooth service has stopped sending the advert over {adapter.name}: try again",
+    )
+
+
+class _Advertisement(ServiceInterface):
+    """What bluetoothd asks us about the advert (org.bluez.LEAdvertisement1), and how it says that it is over."""
+
+    def __init__(self, uuids: Sequence[str], service_data: bytes, released: "asyncio.Future[None]") -> None:
+        super().__init__("org.bluez.LEAdvertisement1")
+        self._uuids, self._service_data, self._released = uuids, service_data, released
+
+    @dbus_method()
+    def Release(self) -> None:  # noqa: N802  as D-Bus names it, here and below
+        if not self._released.done():
+            self._released.set_result(None)
+
+    @dbus_property(access=PropertyAccess.READ)
+    def Type(self) -> DBusStr:  # noqa: N802
+        return "broadcast"  # neither connectable nor scannable
+
+    @dbus_property(access=PropertyAccess.READ)
+    def ServiceUUIDs(self) -> _Strings:  # noqa: N802
+        return list(self._uuids)
+
+    @dbus_property(access=PropertyAccess.READ)
+    def ServiceData(self) -> _Data:  # noqa: N802
+        return {_UUID: Variant("ay", self._service_data)}
+
+    @dbus_property(access=PropertyAccess.READ)
+    def MinInterval(self) -> DBusUInt32:  # noqa: N802
+        return INTERVAL
+
+    @dbus_property(access=PropertyAccess.READ)
+    def MaxInterval(self) -> DBusUInt32:  # noqa: N802
+        return INTERVAL
+
+
+class _ExtendedAdvertisement(_Advertisement):
+    """One that needs a controller with extended advertising, and is heard by such alone."""
+
+    @dbus_property(access=PropertyAccess.READ)
+    def SecondaryChannel(self) -> DBusStr:  # noqa: N802
+        return "1M"
