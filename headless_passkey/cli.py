@@ -69,6 +69,17 @@ def make_parser() -> argparse.ArgumentParser:
     ):
         ceremony = _command(commands, name, act, help_text)
         _ceremony_options(ceremony)
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "look for what would keep a sign-in from working, and say what to do about it",
+    )
+    doctor.add_argument("--rp", metavar="URL", help="look at this relying party too")
+    _radio_options(doctor)
+    _tunnel_option(doctor)
+    _state_option(doctor)
+    _ca_option(doctor)
     inspect = _command(
         commands, "inspect", _inspect, "show what the FIDO URL on stdin holds, without its secrets"
     )
@@ -119,6 +130,32 @@ def _ca_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def _radio_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--radio",
+        metavar="RADIO",
+        default="bleak",
+        help="bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)",
+    )
+    parser.add_argument(
+        "--scan",
+        choices=("active", "passive"),
+        default="active",
+        help="passive only listens: less power, where the Bluetooth service can do it (default: active)",
+    )
+
+
+def _tunnel_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--tunnel",
+        metavar="N=wss://HOST:PORT",
+        type=_tunnel,
+        action="append",
+        default=[],
+        help="the tunnel service of domain number N; repeatable",
+    )
+
+
 def _ceremony_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is asked (--rp, or --options with --origin)")
     what.add_argument(
@@ -135,18 +172,7 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
     )
     how = parser.add_argument_group("how it travels")
     how.add_argument("--delivery", choices=("relay", "stdout"), default="relay", help="default: relay")
-    how.add_argument(
-        "--radio",
-        metavar="RADIO",
-        default="bleak",
-        help="bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)",
-    )
-    how.add_argument(
-        "--scan",
-        choices=("active", "passive"),
-        default="active",
-        help="passive only listens: less power, where the Bluetooth service can do it (default: active)",
-    )
+    _radio_options(how)
     how.add_argument(
         "--min-rssi",
         metavar="DBM",
@@ -159,14 +185,7 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
         type=_seconds,
         help="seconds from a phone's advert until its secure channel must be open; as --min-rssi",
     )
-    how.add_argument(
-        "--tunnel",
-        metavar="N=wss://HOST:PORT",
-        type=_tunnel,
-        action="append",
-        default=[],
-        help="the tunnel service of domain number N; repeatable",
-    )
+    _tunnel_option(how)
     how.add_argument(
         "--timeout",
         metavar="S",
@@ -195,6 +214,12 @@ async def _ceremony(args: argparse.Namespace, kind: Hint) -> None:
     from headless_passkey.ceremony import Ceremony  # noqa: PLC0415
 
     await Ceremony(args, kind).run()
+
+
+async def _doctor(args: argparse.Namespace) -> None:
+    from headless_passkey.doctor.command import diagnose  # noqa: PLC0415
+
+    await diagnose(args)
 
 
 async def _join(args: argparse.Namespace) -> None:

@@ -34,6 +34,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.mends import with_mend
 from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
 from headless_passkey.proven_http import Members, ProvenHttp, open_session
 from headless_passkey.relay import Relay
@@ -105,13 +106,11 @@ def load(state: Path) -> Enrolment:
     if isinstance(kept, Enrolment):
         return kept
     if isinstance(kept, _Joining):
-        raise NotEnrolled(
-            "joining was not finished: join again with the same invitation, or with another one",
-            reason=SetupReason.JOIN_UNFINISHED,
-        )
+        unfinished = SetupReason.JOIN_UNFINISHED
+        raise NotEnrolled(with_mend("joining was not finished", unfinished), reason=unfinished)
+    no_account = SetupReason.NOT_ENROLLED
     raise NotEnrolled(
-        f"this device belongs to no account ({state}): join one with an invitation",
-        reason=SetupReason.NOT_ENROLLED,
+        with_mend(f"this device belongs to no account ({state})", no_account), reason=no_account
     )
 
 

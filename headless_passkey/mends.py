@@ -40,6 +40,7 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
         "use the switch or key that this machine has for it, or its firmware's settings: no command can"
     ),
     (TransportReason.ADAPTER_UNABLE, None): "use another one, of Bluetooth 4.0 or newer",
+    (TransportReason.ADAPTER_UNABLE, "passive"): "scan actively, or start bluetoothd with --experimental",
     (TransportReason.ADAPTER_BUSY, None): "end what uses it, or use another one",
     (TransportReason.BLUETOOTH_FORBIDDEN, None): (
         "allow it, on Debian with `sudo usermod --append --groups bluetooth USER` and a new login"

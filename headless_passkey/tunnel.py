@@ -48,6 +48,17 @@ class TunnelClosed(TransportError):  # noqa: N818  often the normal end
         self.clean = clean
 
 
+class TunnelRefused(TransportError):  # noqa: N818  an answer like another
+    """Something answered, in HTTP, and opened no tunnel."""
+
+    def __init__(self, host: str, status: int) -> None:
+        """status: of HTTP; 404 is what a tunnel service says of a tunnel that it does not have."""
+        super().__init__(
+            f"the tunnel service {host} answered HTTP status {status}", reason=TransportReason.SERVER_FAILED
+        )
+        self.status = status
+
+
 class Tunnel:
     """One end of an open tunnel. Messages keep their boundaries and their order."""
 
@@ -120,10 +131,7 @@ async def open_tunnel(
         response = await handler(request)
         if response.status != 101:  # Switching Protocols
             response.close()
-            raise TransportError(
-                f"the tunnel service {host} answered HTTP status {response.status}",
-                reason=TransportReason.SERVER_FAILED,
-            )
+            raise TunnelRefused(host, response.status)
         answer.append(response.headers)
         return response
 

@@ -1,0 +1,15 @@
+"""`headless-passkey doctor`: what would keep a sign-in on this device from working, and what to do about it.
+
+======================================  ====================================================================
+`headless_passkey.doctor.finding`       `Finding`: what one check found, with a reason and a mend
+`headless_passkey.doctor.bluetooth`     the radio: D-Bus, bluetoothd, adapter, a scan
+`headless_passkey.doctor.account`       what this device keeps, the relay, the clocks, its place in the account
+`headless_passkey.doctor.servers`       tunnel services and the relying party
+`headless_passkey.doctor.versions`      what is installed
+`headless_passkey.doctor.examine`       all of it at once: `examine`
+`headless_passkey.doctor.command`       the command line
+======================================  ====================================================================
+
+It only looks: nothing on disk, at the relay or at the relying party is changed. docs/how-to/doctor.md lists
+all that it can find.
+"""

@@ -1,0 +1,216 @@
+"""What this device keeps, and what the relay makes of it: files, enrolment, relay, clocks, membership.
+
+Nothing is changed: newer rings are verified, as before a sign-in, and not taken over.
+"""
+
+import asyncio
+import getpass
+import os
+import shlex
+import ssl
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from yarl import URL
+
+from headless_passkey import enrolment
+from headless_passkey.doctor.finding import Check, Finding, Status
+from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
+from headless_passkey.enrolment import Enrolment
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotEnrolled,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.private_file import refuse_others
+from headless_passkey.proven_http import Problem, ProvenHttp, open_session
+from headless_passkey.relay import Relay
+from headless_passkey.trust.chain import RingChain
+
+TOLERANCE: Final = 60  # seconds by which a relay lets our clock differ (docs/protocol/relay.md)
+NOTEWORTHY: Final = 20  # seconds of it that are worth a word before it is too late
+WRITTEN: Final = 1_767_225_600  # Unix seconds: when this was written (2026), which no right clock is before
+
+_AT_RELAY: Final = (Check.RELAY, Check.CLOCK, Check.MEMBERSHIP)
+
+
+async def examine_account(
+    state: Path, tls: ssl.SSLContext | None, *, clock: Callable[[], float] = time.time
+) -> list[Finding]:
+    """state: the directory. tls: whom to believe, None for the system's roots. clock: ours, in Unix seconds."""
+    findings = examine_state(state)
+    try:
+        enrolled = enrolment.load(state)
+    except NotEnrolled as error:
+        findings.append(Finding.of(Check.ENROLMENT, error, otherwise=SetupReason.NOT_ENROLLED))
+    except HeadlessPasskeyError as error:
+        if any(finding.status is Status.PROBLEM for finding in findings):
+            findings.append(Finding.not_checked(Check.ENROLMENT, f"because of {Check.STATE}"))
+        else:
+            findings.append(_unusable(state, error))
+    else:
+        findings.append(Finding.ok(Check.ENROLMENT, _describe(enrolled)))
+        return findings + await _examine_relay(enrolled, tls, clock)
+    because = f"because of {Check.STATE if findings[-1].status is Status.NOT_CHECKED else Check.ENROLMENT}"
+    rest = [Finding.not_checked(check, because) for check in _AT_RELAY]
+    return findings + _with_impossible_clock(rest, clock())
+
+
+def examine_state(state: Path) -> list[Finding]:
+    """Whether what is for this user alone is so."""
+    try:
+        status = state.stat()
+    except FileNotFoundError:
+        return [Finding.ok(Check.STATE, f"{state} is not there yet; joining makes it")]
+    except OSError as error:
+        return [_unreadable(state, error)]
+    if not stat.S_ISDIR(status.st_mode):
+        names = {"path": shlex.quote(str(state))}
+        message = f"{state} is not a directory"
+        return [Finding.trouble(Check.STATE, message, SetupReason.STATE_DAMAGED, names=names)]
+    findings = []
+    try:
+        files = sorted(state.iterdir())
+        for file in files:
+            kept = file.lstat()
+            if stat.S_ISREG(kept.st_mode):
+                findings += _exposed(file, kept, 0o600, Status.PROBLEM)
+    except OSError as error:
+        findings.append(_unreadable(state, error))
+    # the files are closed all the same; but others may see them, or even put others in their place
+    findings += _exposed(state, status, 0o700, Status.WARNING)
+    return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
+
+
+def _exposed(path: Path, status: os.stat_result, mode: int, severity: Status) -> list[Finding]:
+    try:
+        refuse_others(status, path, mode)
+    except RemoteProtocolError as error:
+        user = "USER"
+        with suppress(OSError, KeyError, ImportError):
+            user = getpass.getuser()
+        names = {"mode": f"{mode:o}", "path": shlex.quote(str(path)), "user": user}
+        return [
+            Finding.of(Check.STATE, error, otherwise=SetupReason.STATE_EXPOSED, names=names, status=severity)
+        ]
+    return []
+
+
+def _unreadable(path: Path, error: OSError) -> Finding:
+    return Finding.trouble(
+        Check.STATE,
+        f"cannot read {path}: {error.strerror}",
+        SetupReason.STATE_UNREADABLE,
+        names={"path": shlex.quote(str(path))},
+    )
+
+
+def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:
+    reason = SetupReason.STATE_DAMAGED
+    if isinstance(error, TransportError):
+        reason = SetupReason.STATE_UNREADABLE
+    names = {"path": shlex.quote(str(state / enrolment.FILE_NAME))}
+    return Finding.trouble(Check.ENROLMENT, str(error), reason, names=names)
+
+
+def _describe(enrolled: Enrolment) -> str:
+    label = ""
+    with suppress(TrustError):  # removed, which membership tells
+        label = f" as '{enrolled.label}'"
+    return f"belongs to account {enrolled.account}{label}, relay {enrolled.relay_url}"
+
+
+async def _examine_relay(
+    enrolled: Enrolment, tls: ssl.SSLContext | None, clock: Callable[[], float]
+) -> list[Finding]:
+    url, host = enrolled.relay_url, URL(enrolled.relay_url).authority
+    async with open_session(tls) as session:
+        try:
+            # first without a proof: what fails here is the network, and is not tried again and again
+            answer = await ask(session, f"{url}/livez")
+            ahead = None if answer.date is None else clock() - answer.date
+            relay = Relay(ProvenHttp(session, url, enrolled.key, clock=clock))
+            async with asyncio.timeout(LIMIT):
+                chain = await relay.bring_up_to_date(enrolled.chain, patience=0)
+        except TrustError as error:
+            return _refused(error, url, ahead)
+        except Problem as problem:
+            what = f"the relay {host} refuses this device's requests ({problem.slug})"
+            return _relay_failed(RemoteProtocolError(what), url, clock())
+        except (TransportError, RemoteProtocolError) as error:
+            return _relay_failed(error, url, clock())
+        except TimeoutError:
+            slow = TransportError(f"{host} does not answer in time", reason=TransportReason.UNREACHABLE)
+            return _relay_failed(slow, url, clock())
+    return [_answers(url), _clock(ahead), _membership(enrolled, chain)]
+
+
+def _refused(error: TrustError, url: str, ahead: float | None) -> list[Finding]:
+    """The relay was reached, and something does not check out: the clock first, for it answers nothing else then."""
+    if error.reason is TrustReason.CLOCK_SKEW:
+        skewed = Finding.of(Check.CLOCK, error, otherwise=error.reason)
+        return [
+            _answers(url),
+            skewed,
+            Finding.not_checked(Check.MEMBERSHIP, f"because of {Check.CLOCK}"),
+        ]
+    return [_answers(url), _clock(ahead), Finding.of(Check.MEMBERSHIP, error, otherwise=error.reason)]
+
+
+def _relay_failed(error: HeadlessPasskeyError, url: str, now: float) -> list[Finding]:
+    failed = server_trouble(Check.RELAY, error, url)
+    rest = [Finding.not_checked(check, f"because of {Check.RELAY}") for check in _AT_RELAY[1:]]
+    return [failed, *_with_impossible_clock(rest, now)]
+
+
+def _with_impossible_clock(findings: Sequence[Finding], now: float) -> list[Finding]:
+    """What a clock says of itself, where there is no relay's to compare it with."""
+    if now >= WRITTEN:
+        return list(findings)
+    said = f"this machine's clock says {datetime.fromtimestamp(now, UTC):%Y-%m-%d}, which is long over"
+    wrong = Finding.trouble(Check.CLOCK, said, TrustReason.CLOCK_SKEW)
+    return [wrong if finding.check is Check.CLOCK else finding for finding in findings]
+
+
+def _answers(url: str) -> Finding:
+    host = URL(url).authority
+    return Finding.ok(Check.RELAY, f"{host} answers", subject=host)
+
+
+def _clock(ahead: float | None) -> Finding:
+    """The relay took our proof, so the clocks are within its tolerance; `ahead`, by its HTTP answer, says how near."""
+    if ahead is None:
+        return Finding.ok(Check.CLOCK, f"within {TOLERANCE} s of the relay's")
+    if abs(ahead) <= NOTEWORTHY:
+        return Finding.ok(Check.CLOCK, f"agrees with the relay's ({ahead:+.0f} s)")
+    direction = "ahead of" if ahead > 0 else "behind"
+    return Finding.trouble(
+        Check.CLOCK,
+        f"this clock is {abs(ahead):.0f} s {direction} the relay's, which refuses more than {TOLERANCE} s",
+        TrustReason.CLOCK_SKEW,
+        status=Status.WARNING,
+    )
+
+
+def _membership(enrolled: Enrolment, chain: RingChain) -> Finding:
+    ring = chain.head
+    if ring.member(enrolled.name) is None:
+        return Finding.trouble(
+            Check.MEMBERSHIP, "this device was removed from the account", TrustReason.NOT_A_MEMBER
+        )
+    companions = len(ring.companions)
+    newer = ""
+    if ring.version > enrolled.chain.head.version:
+        newer = f" (newer than version {enrolled.chain.head.version} here: the next sign-in takes it over)"
+    can = "1 companion can approve" if companions == 1 else f"{companions} companions can approve"
+    return Finding.ok(Check.MEMBERSHIP, f"a member by ring version {ring.version}{newer}; {can}")

@@ -1,0 +1,42 @@
+"""The radio as this device uses it, whichever it is."""
+
+import sys
+from typing import Final
+
+from headless_passkey.command_line import UsageError
+from headless_passkey.doctor.finding import Check, Finding
+from headless_passkey.doctor.scan import examine_by_scanning, not_checked_after
+from headless_passkey.errors import SetupReason
+from headless_passkey.radio.choose import open_radio
+
+LISTEN: Final = 3.0  # seconds
+LIMIT: Final = 25.0  # seconds for everything here; the bus may have to start bluetoothd first
+
+_CHECKS: Final = (Check.ADAPTER, Check.SCAN)
+
+
+async def examine_bluetooth(
+    radio: str, *, passive: bool = False, listen: float = LISTEN, limit: float = LIMIT
+) -> list[Finding]:
+    """What is wrong with `radio`, named as for `headless_passkey.radio.choose.open_radio`.
+
+    passive: whether the sign-ins here are to scan passively. listen: seconds to scan. limit: seconds for all.
+    `UsageError` when there is no such radio.
+    """
+    kind, _, name = radio.partition(":")
+    try:
+        source = open_radio(radio, passive=passive)
+    except UsageError as error:
+        if not isinstance(error.__cause__, ImportError):
+            raise
+        extra = {"extra": "device" if kind == "bleak" else "emulation"}
+        reason = SetupReason.MISSING_PACKAGE
+        missing = Finding.trouble(Check.ADAPTER, f"the radio {kind} is not installed", reason, names=extra)
+        return [missing, *not_checked_after([missing], _CHECKS)]
+    if radio == "stdin":
+        return [Finding.not_checked(check, "adverts come from stdin") for check in _CHECKS]
+    if kind == "bleak" and sys.platform == "linux":
+        from headless_passkey.doctor.bluez import examine_bluez  # noqa: PLC0415  dbus-fast is on Linux alone
+
+        return await examine_bluez(name or None, passive=passive, listen=listen, limit=limit)
+    return await examine_by_scanning(source, listen=listen, limit=limit)

@@ -1,0 +1,67 @@
+"""Bluetooth on Linux: what is between the program and the air, one after the other."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final, Literal
+
+from headless_passkey.doctor.finding import Check, Finding
+from headless_passkey.doctor.scan import count_adverts, not_checked_after, scanned, too_slow
+from headless_passkey.doctor.versions import bluez_version
+from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.radio.bleak import BleakRadio
+from headless_passkey.radio.bluez import Adapter, blocked_by, choose, open_bluez
+
+CHECKS: Final = (Check.D_BUS, Check.BLUETOOTH_SERVICE, Check.ADAPTER, Check.SCAN)
+
+
+async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit: float) -> list[Finding]:
+    """D-Bus, bluetoothd, the adapter called `name` or any, and a scan; what follows a problem is not checked.
+
+    The steps are those of a sign-in, and so are the reasons. passive, listen, limit: see `examine_bluetooth`.
+    """
+    findings: list[Finding] = []
+    adapters: Sequence[Adapter] = ()
+    unoffered = False  # a passive scan that the adapter's service does not offer
+    try:
+        async with asyncio.timeout(limit):
+            async with open_bluez() as service:
+                findings.append(Finding.ok(Check.D_BUS, "the system's D-Bus answers"))
+                adapters = await service.adapters()
+            version = await bluez_version()
+            said = "bluetoothd answers" + (f", BlueZ {version}" if version else "")
+            findings.append(Finding.ok(Check.BLUETOOTH_SERVICE, said))
+            what_for = "listen for Low Energy adverts"
+            adapter = choose(adapters, name, able=lambda one: one.central, what_for=what_for)
+            findings.append(Finding.ok(Check.ADAPTER, _describe(adapter, adapters)))
+            unoffered = passive and not adapter.monitors
+            radio = BleakRadio(adapter=adapter.name, passive=passive, patience=0)
+            findings.append(scanned(f"on {adapter.name} ", listen, await count_adverts(radio, listen)))
+    except TransportError as error:
+        check = CHECKS[len(findings)]
+        if error.reason is TransportReason.ADAPTER_BLOCKED:
+            findings.append(_blocked(check, adapters, name))
+        else:
+            case = "passive" if unoffered else "named" if name else None
+            findings.append(Finding.of(check, error, otherwise=TransportReason.BLUETOOTH_FAILED, case=case))
+    except TimeoutError:
+        findings.append(too_slow(CHECKS[len(findings)], limit))
+    return findings + not_checked_after(findings, CHECKS)
+
+
+def _describe(adapter: Adapter, adapters: Sequence[Adapter]) -> str:
+    passive = "yes" if adapter.monitors else "no (bluetoothd offers them with --experimental)"
+    others = [
+        f"{other.name} ({'on' if other.powered else 'off'})" for other in adapters if other is not adapter
+    ]
+    also = f"; also here: {', '.join(others)}" if others else ""
+    return f"{adapter.name} is on and can listen; passive scans: {passive}{also}"
+
+
+def _blocked(check: Check, adapters: Sequence[Adapter], name: str | None) -> Finding:
+    """With the difference that the user feels: one command helps, or none does."""
+    found = {blocked_by(adapter.name) for adapter in adapters if name in (None, adapter.name)}
+    case: Literal["soft", "hard"] = "hard" if "hard" in (found or {blocked_by()}) else "soft"
+    what = {"soft": "software (rfkill)", "hard": "a switch or the firmware (rfkill)"}[case]
+    return Finding.trouble(
+        check, f"Bluetooth is blocked by {what}", TransportReason.ADAPTER_BLOCKED, case=case
+    )

@@ -1,0 +1,91 @@
+"""The whole examination: every check, at once where they do not build on one another.
+
+::
+
+    for finding in await examine(state=Path("/var/lib/frame"), tunnels={}):
+        if finding.status is Status.PROBLEM:
+            print(finding.check, finding.reason, finding.mend)
+"""
+
+import asyncio
+import logging
+import ssl
+import time
+import traceback
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from headless_passkey.command_line import UsageError
+from headless_passkey.doctor.account import examine_account
+from headless_passkey.doctor.bluetooth import LISTEN, examine_bluetooth
+from headless_passkey.doctor.finding import Check, Finding, Status
+from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
+from headless_passkey.errors import LocalProtocolError
+from headless_passkey.origins import check_origin
+
+LIMIT: Final = 45.0  # seconds for any of the parts: more than the sum of the times that each keeps by itself
+
+logger = logging.getLogger(__name__)
+
+
+async def examine(
+    *,
+    state: Path,
+    radio: str = "bleak",
+    passive: bool = False,
+    tls: ssl.SSLContext | None = None,
+    tunnels: Mapping[int, str] | None = None,
+    rp: str | None = None,
+    listen: float = LISTEN,
+    clock: Callable[[], float] = time.time,
+) -> list[Finding]:
+    """What would keep a sign-in with these settings from working: one finding at least for each check.
+
+    state: the device's directory. radio, passive: as for `headless_passkey.radio.choose.open_radio`. tls: whom
+    to believe, None for the system's roots. tunnels: base URLs of tunnel services by domain number. rp: origin
+    of a relying party. listen: seconds to scan. clock: this machine's, in Unix seconds. It takes as long as the
+    slowest check, which is some seconds, and at most `LIMIT`. `UsageError` where the settings mean nothing.
+    """
+    parts = [
+        (Check.SCAN, examine_bluetooth(radio, passive=passive, listen=listen)),
+        (Check.RELAY, examine_account(state, tls, clock=clock)),
+        (Check.TUNNEL_SERVICE, examine_tunnel_services(tunnels or {}, tls)),
+        (Check.RELYING_PARTY, _examine_relying_party(rp, tls)),
+    ]
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(_guarded(check, part)) for check, part in parts]
+    findings: list[Finding] = []
+    for task in tasks:
+        result = task.result()
+        if isinstance(result, UsageError):
+            raise result
+        findings += result
+    return findings
+
+
+async def _examine_relying_party(rp: str | None, tls: ssl.SSLContext | None) -> list[Finding]:
+    if rp is None:
+        return [Finding.not_checked(Check.RELYING_PARTY, "none was named (--rp)")]
+    try:
+        origin = check_origin(rp.rstrip("/"))
+    except LocalProtocolError as error:
+        raise UsageError(f"--rp: {error}") from error
+    return await examine_relying_party(origin, tls)
+
+
+async def _guarded(check: Check, part: Coroutine[Any, Any, list[Finding]]) -> list[Finding] | UsageError:
+    """What a part found; its own failure is a finding too, so that it hides none of the others.
+
+    A `UsageError` is given back: raised in one task, it would come out of the group in another form.
+    """
+    try:
+        async with asyncio.timeout(LIMIT):
+            return await part
+    except UsageError as error:
+        return error
+    except Exception as error:  # noqa: BLE001  a bug of ours; as everywhere, its message may hold anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"
+        logger.debug("%s", message)
+        return [Finding(check=check, status=Status.PROBLEM, message=message)]

@@ -1,0 +1,63 @@
+"""A scan as a sign-in does it, for a few seconds, and what it says of the radio."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from headless_passkey.doctor.finding import Check, Finding
+from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.radio.source import AdvertSource
+
+_CHECKS: Final = (Check.ADAPTER, Check.SCAN)
+
+
+async def examine_by_scanning(source: AdvertSource, *, listen: float, limit: float) -> list[Finding]:
+    """Adapter and scan, where there is nobody to ask: a scan fails for the reason that the adapter gives.
+
+    listen: seconds to scan. limit: seconds for all.
+    """
+    ready = Finding.ok(Check.ADAPTER, "the adapter can be used")
+    try:
+        async with asyncio.timeout(limit):
+            heard = await count_adverts(source, listen)
+    except TransportError as error:
+        if error.reason is not TransportReason.BLUETOOTH_FAILED:
+            failed = Finding.of(Check.ADAPTER, error, otherwise=TransportReason.BLUETOOTH_FAILED)
+            return [failed, *not_checked_after([failed], _CHECKS)]
+        return [ready, Finding.of(Check.SCAN, error, otherwise=TransportReason.BLUETOOTH_FAILED)]
+    except TimeoutError:
+        return [ready, too_slow(Check.SCAN, limit)]
+    return [ready, scanned("", listen, heard)]
+
+
+async def count_adverts(source: AdvertSource, seconds: float) -> int:
+    """How many adverts are heard within so many seconds, from when the scan has begun."""
+    heard = 0
+    clock = asyncio.get_running_loop().time
+    async with source.adverts() as adverts:
+        until = clock() + seconds
+        try:
+            async with asyncio.timeout_at(until):
+                async for _ in adverts:
+                    heard += 1
+        except TimeoutError:
+            if clock() < until:
+                raise
+    return heard
+
+
+def scanned(where: str, seconds: float, heard: int) -> Finding:
+    """A scan that began and ended. No phone advertises unless it is asked, so silence says nothing."""
+    adverts = {0: "no FIDO advert, as usual while no phone is asked", 1: "1 FIDO advert"}
+    said = adverts.get(heard, f"{heard} FIDO adverts")
+    return Finding.ok(Check.SCAN, f"listened {where}for {seconds:g} s; heard {said}")
+
+
+def too_slow(check: Check, limit: float) -> Finding:
+    return Finding.trouble(check, f"no answer within {limit:g} s", TransportReason.BLUETOOTH_FAILED)
+
+
+def not_checked_after(findings: Sequence[Finding], checks: Sequence[Check]) -> list[Finding]:
+    """For those of `checks` that come after the last of `findings`, which left nothing to look at."""
+    because = f"because of {findings[-1].check}"
+    return [Finding.not_checked(check, because) for check in checks[len(findings) :]]

@@ -1,0 +1,171 @@
+"""Servers as this device sees them: whether they can be reached, and whether they are what they should be."""
+
+import asyncio
+import contextlib
+import secrets
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import aiohttp
+from yarl import URL
+
+from headless_passkey.doctor.finding import Check, Finding, Status
+from headless_passkey.errors import HeadlessPasskeyError, SetupReason, TransportError, TransportReason
+from headless_passkey.hybrid.tunnel_url import (
+    ASSIGNED_DOMAINS,
+    ROUTING_ID_SIZE,
+    TUNNEL_ID_SIZE,
+    connect_url,
+    new_url,
+)
+from headless_passkey.network import unreachable
+from headless_passkey.proven_http import open_session
+from headless_passkey.tunnel import TunnelRefused, open_tunnel
+
+LIMIT: Final = 10.0  # seconds for one request
+
+_NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR codes
+_HAS_EXPIRED: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The head of an HTTP answer."""
+
+    status: int
+    date: float | None  # Unix seconds, by the server's clock or that of its proxy; whole ones
+
+
+async def ask(session: aiohttp.ClientSession, url: str) -> Answer:
+    """How the server behind `url` answers a GET; `TransportError` when it does not, or says that it cannot."""
+    host = URL(url).authority
+    try:
+        async with session.get(
+            url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=LIMIT)
+        ) as response:
+            answer = Answer(status=response.status, date=_date(response.headers.get("Date", "")))
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise unreachable(error, host) from error
+    if answer.status >= 500:
+        raise TransportError(
+            f"{host} answers, and cannot serve (HTTP status {answer.status})",
+            reason=TransportReason.SERVER_FAILED,
+        )
+    return answer
+
+
+def server_trouble(
+    check: Check, error: HeadlessPasskeyError, url: str, status: Status = Status.PROBLEM
+) -> Finding:
+    """What it means that the server behind `url` cannot be used, told apart as finely as the error allows."""
+    where = URL(url)
+    web_url = str(where.with_scheme("https") if where.scheme == "wss" else where)
+    return Finding.of(
+        check,
+        error,
+        otherwise=SetupReason.WRONG_SERVER,
+        case="dates" if _is_about_dates(error) else None,
+        names={"host": where.host or "", "url": web_url},
+        status=status,
+        subject=where.authority,
+    )
+
+
+async def examine_relying_party(origin: str, tls: ssl.SSLContext | None) -> list[Finding]:
+    """Whether a relying party answers at `origin`. Nothing is asked of it that would open a ceremony."""
+    url = f"{origin}/webauthn/authentication/options"
+    host = URL(origin).authority
+    async with open_session(tls) as session:
+        try:
+            answer = await ask(session, url)
+        except TransportError as error:
+            return [server_trouble(Check.RELYING_PARTY, error, origin)]
+    if answer.status == 404 or 200 <= answer.status < 400:
+        # it takes POST only, and so something else should have come, such as 405
+        return [
+            Finding.trouble(
+                Check.RELYING_PARTY,
+                f"{host} answers, but perhaps not as a relying party (HTTP status {answer.status} for {url})",
+                SetupReason.WRONG_SERVER,
+                status=Status.WARNING,
+                subject=host,
+            )
+        ]
+    return [Finding.ok(Check.RELYING_PARTY, f"{host} answers", subject=host)]
+
+
+async def examine_tunnel_services(tunnels: Mapping[int, str], tls: ssl.SSLContext | None) -> list[Finding]:
+    """The assigned tunnel services, which stock phones use, and those of `tunnels`, base URLs by domain number.
+
+    Without one of its own the device depends on the assigned ones; with one, their absence is a warning.
+    """
+    severity = Status.WARNING if tunnels else Status.PROBLEM
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(_examine_assigned(f"wss://{domain}", tls, severity))
+            for number, domain in enumerate(ASSIGNED_DOMAINS)
+            if number not in tunnels
+        ]
+        tasks += [group.create_task(_examine_own(base, tls)) for base in tunnels.values()]
+    return [task.result() for task in tasks]
+
+
+async def _examine_assigned(base: str, tls: ssl.SSLContext | None, severity: Status) -> Finding:
+    """Ask somebody else's service for a tunnel that is not there: that leaves nothing behind."""
+    url = connect_url(base, secrets.token_bytes(ROUTING_ID_SIZE), secrets.token_bytes(TUNNEL_ID_SIZE))
+    host = URL(base).authority
+    try:
+        async with open_tunnel(url, tls=tls, connect_timeout=LIMIT):
+            pass
+    except TunnelRefused as refused:
+        if refused.status >= 500:
+            return server_trouble(Check.TUNNEL_SERVICE, refused, base, severity)
+        if refused.status < 400:
+            return _no_tunnel_service(host, refused.status, severity)
+    except HeadlessPasskeyError as error:
+        return server_trouble(Check.TUNNEL_SERVICE, error, base, severity)
+    return Finding.ok(Check.TUNNEL_SERVICE, f"{host} answers", subject=host)
+
+
+async def _examine_own(base: str, tls: ssl.SSLContext | None) -> Finding:
+    """Open a tunnel as a phone does, and leave it at once: that shows it to be a tunnel service."""
+    host = URL(base).authority
+    try:
+        async with open_tunnel(
+            new_url(base, secrets.token_bytes(TUNNEL_ID_SIZE)), tls=tls, connect_timeout=LIMIT
+        ):
+            return Finding.ok(Check.TUNNEL_SERVICE, f"{host} opens tunnels", subject=host)
+    except TunnelRefused as refused:
+        if refused.status >= 500 or refused.status == 429:
+            return server_trouble(Check.TUNNEL_SERVICE, refused, base)
+        return _no_tunnel_service(host, refused.status, Status.PROBLEM)
+    except HeadlessPasskeyError as error:
+        return server_trouble(Check.TUNNEL_SERVICE, error, base)
+
+
+def _no_tunnel_service(host: str, http_status: int, severity: Status) -> Finding:
+    return Finding.trouble(
+        Check.TUNNEL_SERVICE,
+        f"{host} answers, but not as a tunnel service (HTTP status {http_status})",
+        SetupReason.WRONG_SERVER,
+        status=severity,
+        subject=host,
+    )
+
+
+def _is_about_dates(error: BaseException) -> bool:
+    """Whether a certificate is refused for its dates, which a wrong clock here may be to blame for."""
+    cause = error.__cause__
+    if not isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        return False
+    why = cause.certificate_error
+    return isinstance(why, ssl.SSLCertVerificationError) and why.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED)
+
+
+def _date(header: str) -> float | None:
+    with contextlib.suppress(ValueError, OverflowError):
+        return parsedate_to_datetime(header).timestamp()
+    return None
