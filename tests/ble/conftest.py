@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
+from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from headless_passkey.radio.bleak import BleakRadio
 from tests.ble.lab.ceremony import Ceremony
-from tests.ble.lab.guest import Guest, Phone
+from tests.ble.lab.guest import Guest
 from tests.companion.device import tunnel_service
 
 
@@ -49,6 +50,6 @@ async def registered(guest: Guest, ceremony: Callable[..., Ceremony]) -> bytes:
     """The id of a passkey that was made over the air."""
     made = ceremony()
     signed_in, _ = await asyncio.gather(
-        made.sign_in(BleakRadio(adapter="hci1"), new=True), made.phone(Phone())
+        made.sign_in(BleakRadio(adapter="hci1"), new=True), made.phone(BluezAdvertiser("hci0"))
     )
     return signed_in.credential.credential_id
