@@ -5,6 +5,7 @@
 
 import asyncio
 import contextlib
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,13 +18,21 @@ from bumble.transport import open_transport
 from bumble.transport.common import TransportSpecError
 
 from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.errors import HeadlessPasskeyError, TransportError, TransportReason
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
 START_TIMEOUT: Final = 10.0  # seconds to reach the controller and set it up
 STOP_TIMEOUT: Final = 1.0  # seconds a controller has to do what it is told last
 REMEMBERED_ADVERTISERS: Final = 4096
+
+_USB_ACCESS: Final = -3  # LIBUSB_ERROR_ACCESS
+_USB_BUSY: Final = -6
+_PERMISSIONS: Final = {
+    "hci-socket": "that takes the capability CAP_NET_ADMIN, which root has",
+    "serial": "let this user open the port, on Debian by adding it to the group dialout",
+    "usb": "let this user open the device, with a udev rule",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -74,21 +83,12 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
     try:
         async with asyncio.timeout(START_TIMEOUT):
             opened = await open_transport(transport)
-    except (TransportSpecError, ValueError, AssertionError) as error:
-        raise UsageError(f"{transport!r} is not a Bluetooth transport that bumble knows") from error
-    except ImportError as error:
-        raise UsageError(
-            f"the Bluetooth transport {transport!r} needs the Python package {error.name}"
-        ) from error
     except TimeoutError as error:
         raise TransportError(
             f"the Bluetooth transport {transport} did not open in time", reason=TransportReason.NO_ADAPTER
         ) from error
     except Exception as error:  # every transport has its own
-        why = getattr(error, "strerror", None) or type(error).__name__
-        raise TransportError(
-            f"cannot open the Bluetooth transport {transport}: {why}", reason=TransportReason.NO_ADAPTER
-        ) from error
+        raise _cannot_open(transport, error) from error
     lost = opened.source.terminated
     lost.add_done_callback(lambda _: lost.cancelled() or lost.exception())  # how it was lost is all the same
     async with opened:
@@ -100,6 +100,28 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
             yield device, lost
         finally:
             await last_words(lost, device.power_off)
+
+
+def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError | UsageError:
+    """What to say when a transport does not open: errno tells why, or libusb's own numbers."""
+    usb = type(error).__module__.partition(".")[0] in ("usb", "usb1")
+    if isinstance(error, ImportError):
+        return UsageError(f"the Bluetooth transport {transport!r} needs the Python package {error.name}")
+    if isinstance(error, (TransportSpecError, ValueError, AssertionError)) and not usb:
+        return UsageError(f"{transport!r} is not a Bluetooth transport that bumble knows")
+    number = getattr(error, "value" if usb else "errno", None)
+    reason, mend = TransportReason.NO_ADAPTER, ""
+    if number in ((_USB_ACCESS,) if usb else (errno.EACCES, errno.EPERM)):
+        reason = TransportReason.BLUETOOTH_FORBIDDEN
+        mend = _PERMISSIONS.get(transport.partition(":")[0], "this user may not use it")
+    elif number in ((_USB_BUSY,) if usb else (errno.EBUSY,)):
+        reason = TransportReason.ADAPTER_BUSY
+        mend = "turn the adapter off first, with `bluetoothctl power off`, or end the program that has it"
+    elif number == errno.ERFKILL:
+        reason = TransportReason.ADAPTER_BLOCKED
+        mend = "unblock it with `rfkill unblock bluetooth`"
+    why = mend or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return TransportError(f"cannot open the Bluetooth transport {transport}: {why}", reason=reason)
 
 
 def controller_lost() -> TransportError:
