@@ -2,13 +2,14 @@
 
 ``python -m tests.ble.lab.controllers FOLDER COUNT`` plugs in COUNT adapters and then takes orders on the Unix
 socket FOLDER/controllers. An order is a line and so is its answer: ``plug``, ``unplug hci1``, ``rssi hci1 -90``
-(dBm at which everybody hears that adapter) and ``list``. FOLDER/air holds the name of bumble's transport to one
-more controller.
+(dBm at which everybody hears that adapter), ``adverts hci1`` (see `adverts`) and ``list``. FOLDER/air holds the
+name of bumble's transport to one more controller.
 """
 
 import asyncio
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -86,9 +87,21 @@ class Bench:
             case ["rssi", name, dbm]:
                 self._adapters[name].host.rssi = int(dbm)
                 return name
+            case ["adverts", name]:
+                return " ".join(adverts(self._adapters[name].host))
             case ["list"]:
                 return " ".join(sorted(self._adapters))
         raise ValueError(order)
+
+
+def adverts(host: Host) -> Iterator[str]:
+    """What a controller was told to send: interval (0.625 ms), properties and data, each in hexadecimal."""
+    controller = host._controller
+    for advertising_set in controller.advertising_sets.values() if controller is not None else ():
+        told = advertising_set.parameters
+        if advertising_set.enabled and told is not None:
+            interval = told.primary_advertising_interval_min
+            yield f"{interval:x}:{told.advertising_event_properties:x}:{advertising_set.data.hex()}"
 
 
 async def main(folder: Path, count: int) -> None:
