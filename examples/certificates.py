@@ -35,9 +35,14 @@ class Certificate(NamedTuple):
         return ssl.create_default_context(cafile=self.ca)
 
 
-def make_certificate(folder: Path, *, names: Sequence[str] = LOCALHOST) -> Certificate:
-    """Write ca.pem, cert.pem and key.pem into `folder`: a server with these DNS names or addresses."""
-    now = dt.datetime.now(dt.UTC)
+def make_certificate(
+    folder: Path, *, names: Sequence[str] = LOCALHOST, now: dt.datetime | None = None
+) -> Certificate:
+    """Write ca.pem, cert.pem and key.pem into `folder`: a server with these DNS names or addresses.
+
+    They are good for a day from `now` on, which is the real time unless a test wants another.
+    """
+    now = now or dt.datetime.now(dt.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "Throw-away CA")])
 

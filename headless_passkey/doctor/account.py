@@ -15,8 +15,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-
-from yarl import URL
+from urllib.parse import urlsplit
 
 from headless_passkey import enrolment
 from headless_passkey.doctor.finding import Check, Finding, Status
@@ -133,7 +132,7 @@ def _describe(enrolled: Enrolment) -> str:
 async def _examine_relay(
     enrolled: Enrolment, tls: ssl.SSLContext | None, clock: Callable[[], float]
 ) -> list[Finding]:
-    url, host = enrolled.relay_url, URL(enrolled.relay_url).authority
+    url, host = enrolled.relay_url, urlsplit(enrolled.relay_url).netloc
     async with open_session(tls) as session:
         try:
             # first without a proof: what fails here is the network, and is not tried again and again
@@ -183,7 +182,7 @@ def _with_impossible_clock(findings: Sequence[Finding], now: float) -> list[Find
 
 
 def _answers(url: str) -> Finding:
-    host = URL(url).authority
+    host = urlsplit(url).netloc
     return Finding.ok(Check.RELAY, f"{host} answers", subject=host)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Final
+from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
@@ -41,7 +42,7 @@ class Answer:
 
 async def ask(session: aiohttp.ClientSession, url: str) -> Answer:
     """How the server behind `url` answers a GET; `TransportError` when it does not, or says that it cannot."""
-    host = URL(url).authority
+    host = urlsplit(url).netloc
     try:
         async with session.get(
             url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=LIMIT)
@@ -70,14 +71,14 @@ def server_trouble(
         case="dates" if _is_about_dates(error) else None,
         names={"host": where.host or "", "url": web_url},
         status=status,
-        subject=where.authority,
+        subject=urlsplit(url).netloc,
     )
 
 
 async def examine_relying_party(origin: str, tls: ssl.SSLContext | None) -> list[Finding]:
     """Whether a relying party answers at `origin`. Nothing is asked of it that would open a ceremony."""
     url = f"{origin}/webauthn/authentication/options"
-    host = URL(origin).authority
+    host = urlsplit(origin).netloc
     async with open_session(tls) as session:
         try:
             answer = await ask(session, url)
@@ -116,7 +117,7 @@ async def examine_tunnel_services(tunnels: Mapping[int, str], tls: ssl.SSLContex
 async def _examine_assigned(base: str, tls: ssl.SSLContext | None, severity: Status) -> Finding:
     """Ask somebody else's service for a tunnel that is not there: that leaves nothing behind."""
     url = connect_url(base, secrets.token_bytes(ROUTING_ID_SIZE), secrets.token_bytes(TUNNEL_ID_SIZE))
-    host = URL(base).authority
+    host = urlsplit(base).netloc
     try:
         async with open_tunnel(url, tls=tls, connect_timeout=LIMIT):
             pass
@@ -132,7 +133,7 @@ async def _examine_assigned(base: str, tls: ssl.SSLContext | None, severity: Sta
 
 async def _examine_own(base: str, tls: ssl.SSLContext | None) -> Finding:
     """Open a tunnel as a phone does, and leave it at once: that shows it to be a tunnel service."""
-    host = URL(base).authority
+    host = urlsplit(base).netloc
     try:
         async with open_tunnel(
             new_url(base, secrets.token_bytes(TUNNEL_ID_SIZE)), tls=tls, connect_timeout=LIMIT

@@ -373,7 +373,7 @@ async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inv
     ring = enrolled.chain.head.next(people[0].key, members=[people[0].member, enrolled.member], now=0)
 
     class Leaving(Relay):
-        async def bring_up_to_date(self, chain: RingChain) -> RingChain:
+        async def bring_up_to_date(self, chain: RingChain, *, patience: float = 0) -> RingChain:
             leave(state)
             return chain.extend([ring.document])
 

@@ -1,0 +1,391 @@
+"""The doctor on what the device keeps and on its relay: the real relay, broken in one way at a time."""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from certificates import Certificate
+
+from headless_passkey import enrolment
+from headless_passkey.doctor import account, servers
+from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
+from headless_passkey.doctor.finding import Check, Finding, Status
+from headless_passkey.enrolment import FILE_NAME, Enrolment
+from headless_passkey.errors import (
+    ExitStatus,
+    HeadlessPasskeyError,
+    SetupReason,
+    TransportReason,
+    TrustReason,
+)
+from headless_passkey.private_file import private_directory, write_private
+from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.relay import Relay
+from headless_passkey.tls import tls_context
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.signing import base64url
+from tests.device.inviter import Inviter
+from tests.device.test_doctor_servers import answering, nobody, saying, silent
+from tests.device.test_enrolment import joined
+from tests.relay import household
+from tests.relay.household import Household, running_relay
+from tests.trust.people import NOW, Home, Person, forge
+
+Found = dict[Check, Finding]
+
+
+@pytest_asyncio.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
+    async with running_relay(tmp_path / "relay.sqlite3") as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def home(relay: household.Relay) -> Household:
+    return await relay.household(devices=0)
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "device"
+
+
+@pytest_asyncio.fixture
+async def enrolled(relay: household.Relay, home: Household, state: Path) -> Enrolment:
+    return await joined(state, await Inviter.invite(relay, home), "kitchen frame")
+
+
+def at(state: Path, relay_url: str) -> Enrolment:
+    """A device that has joined at a relay which is not there to be asked."""
+    home = Home()
+    kept = Enrolment(key=home.frame.key, relay_url=relay_url, chain=home.chain)
+    private_directory(state)
+    enrolment._write(state, kept)
+    return kept
+
+
+async def examined(state: Path, ca: Path | None = None, clock: Callable[[], float] | None = None) -> Found:
+    """What is found, by check; every check once and in its order."""
+    findings = await examine_account(state, tls_context(ca), **({} if clock is None else {"clock": clock}))
+    found = {finding.check: finding for finding in findings}
+    assert list(found) == [Check.STATE, Check.ENROLMENT, Check.RELAY, Check.CLOCK, Check.MEMBERSHIP]
+    assert len(found) == len(findings)
+    return found
+
+
+def problems(found: Found) -> dict[Check, str | None]:
+    return {check: one.reason for check, one in found.items() if one.status is Status.PROBLEM}
+
+
+def not_checked(found: Found) -> dict[Check, str]:
+    return {check: one.message for check, one in found.items() if one.status is Status.NOT_CHECKED}
+
+
+async def test_a_device_that_is_well_has_no_problem_and_keeps_its_files(
+    state: Path, enrolled: Enrolment, home: Household
+) -> None:
+    before = (state / FILE_NAME).read_bytes()
+    found = await examined(state)
+    assert {one.status for one in found.values()} == {Status.OK}, found
+    assert enrolled.account in found[Check.ENROLMENT].message
+    assert "kitchen frame" in found[Check.ENROLMENT].message
+    assert "2 companions can approve" in found[Check.MEMBERSHIP].message
+    # a newer ring is told, and left to the next sign-in
+    await home.append(*(caller.person for caller in home.companions), newcomer(enrolled, home))
+    found = await examined(state)
+    assert "newer than version" in found[Check.MEMBERSHIP].message
+    assert (state / FILE_NAME).read_bytes() == before
+
+
+def newcomer(enrolled: Enrolment, home: Household) -> Person:
+    """The device as its household lists it."""
+    member = enrolled.member
+    return Person(member.role, member.label, member.rp_ids, enrolled.key)
+
+
+# What is kept here
+
+
+async def test_a_device_that_never_joined_is_told_how(state: Path) -> None:
+    found = await examined(state)
+    assert problems(found) == {Check.ENROLMENT: SetupReason.NOT_ENROLLED}
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.NOT_ENROLLED
+    assert "headless-passkey join" in str(found[Check.ENROLMENT].mend)
+    assert "headless-passkey join" not in found[Check.ENROLMENT].message
+    assert set(not_checked(found).values()) == {"because of enrolment"}
+    assert "is not there yet" in found[Check.STATE].message
+    assert examine_state(state) == [found[Check.STATE]], "looking makes nothing"
+
+
+async def test_a_join_that_was_interrupted_is_named_as_such(
+    relay: household.Relay, home: Household, state: Path
+) -> None:
+    inviter = await Inviter.invite(relay, home)
+    private_directory(state)
+    enrolment._begin(state, inviter.invitation, label="frame", rp_id=None, origin=None, now=relay.clock())
+    found = await examined(state)
+    assert problems(found) == {Check.ENROLMENT: SetupReason.JOIN_UNFINISHED}
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.NOT_ENROLLED
+
+
+@pytest.mark.usefixtures("enrolled")
+async def test_a_key_file_that_others_may_read_is_a_problem(state: Path) -> None:
+    (state / FILE_NAME).chmod(0o644)
+    found = await examined(state)
+    assert problems(found) == {Check.STATE: SetupReason.STATE_EXPOSED}
+    assert found[Check.STATE].exit_status is ExitStatus.PROTOCOL
+    assert f"chmod 600 {state / FILE_NAME}" in str(found[Check.STATE].mend)
+    assert set(not_checked(found).values()) == {"because of state"}
+    with pytest.raises(HeadlessPasskeyError) as refused:
+        enrolment.load(state)
+    assert refused.value.reason is SetupReason.STATE_EXPOSED
+
+
+@pytest.mark.usefixtures("enrolled")
+async def test_a_state_directory_that_others_may_enter_is_a_warning(state: Path) -> None:
+    (state / FILE_NAME).parent.chmod(0o755)
+    found = await examined(state)
+    assert (found[Check.STATE].status, found[Check.STATE].reason) == (
+        Status.WARNING,
+        SetupReason.STATE_EXPOSED,
+    )
+    assert f"chmod 700 {state}" in str(found[Check.STATE].mend)
+    assert found[Check.MEMBERSHIP].status is Status.OK
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.usefixtures("enrolled")
+async def test_a_key_file_of_another_user_is_a_problem(state: Path) -> None:
+    os.chown(state / FILE_NAME, 65534, 65534)
+    found = await examined(state)
+    assert problems(found) == {Check.STATE: SetupReason.STATE_FOREIGN}
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b'{"format": 2}', b"\xff"])
+@pytest.mark.usefixtures("enrolled")
+async def test_a_damaged_key_file_is_a_problem(state: Path, content: bytes) -> None:
+    (state / FILE_NAME).write_bytes(content)
+    found = await examined(state)
+    assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_DAMAGED}
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.PROTOCOL
+    assert f"rm {state / FILE_NAME}" in str(found[Check.ENROLMENT].mend)
+
+
+@pytest.mark.usefixtures("enrolled")
+async def test_a_ring_that_does_not_verify_any_more_is_damage_too(state: Path) -> None:
+    values = json.loads((state / FILE_NAME).read_bytes())
+    home = Home()
+    values["rings"].append(base64url(forge(home.ring, home.frame, home.phone)))
+    (state / FILE_NAME).write_text(json.dumps(values))
+    assert problems(await examined(state)) == {Check.ENROLMENT: SetupReason.STATE_DAMAGED}
+
+
+@pytest.mark.usefixtures("enrolled")
+async def test_a_key_file_that_cannot_be_read_is_a_problem(state: Path, tmp_path: Path) -> None:
+    (state / FILE_NAME).rename(tmp_path / "elsewhere")
+    (state / FILE_NAME).symlink_to(tmp_path / "elsewhere")
+    found = await examined(state)
+    assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_UNREADABLE}
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.TRANSPORT
+
+
+async def test_a_file_in_the_state_directorys_place_is_a_problem(state: Path) -> None:
+    write_private(state, b"")
+    assert problems(await examined(state))[Check.STATE] is SetupReason.STATE_DAMAGED
+
+
+# The relay
+
+
+async def test_where_no_relay_listens_it_is_unreachable(state: Path) -> None:
+    at(state, f"https://{nobody()}")
+    found = await examined(state)
+    assert problems(found) == {Check.RELAY: TransportReason.UNREACHABLE}
+    assert found[Check.RELAY].exit_status is ExitStatus.TRANSPORT
+    assert not_checked(found) == dict.fromkeys((Check.CLOCK, Check.MEMBERSHIP), "because of relay")
+
+
+async def test_a_relays_name_that_does_not_resolve_is_named_as_such(state: Path) -> None:
+    at(state, "https://relay.invalid")
+    found = await examined(state)
+    assert problems(found) == {Check.RELAY: TransportReason.NAME_NOT_RESOLVED}
+    assert found[Check.RELAY].subject == "relay.invalid"
+
+
+async def test_a_silent_relay_is_given_up(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "LIMIT", 0.2)
+    async with silent() as host:
+        at(state, f"https://{host}")
+        found = await examined(state)
+    assert problems(found) == {Check.RELAY: TransportReason.UNREACHABLE}
+
+
+async def test_a_relay_that_falls_silent_after_its_first_answer_is_given_up(
+    state: Path, monkeypatch: pytest.MonkeyPatch, loopback_certificate: Certificate
+) -> None:
+    async def only_livez(request: web.Request) -> web.StreamResponse:
+        if request.path != "/livez":
+            await asyncio.get_running_loop().create_future()
+        return web.Response()
+
+    monkeypatch.setattr(account, "LIMIT", 0.2)
+    async with answering(only_livez, loopback_certificate) as host:
+        at(state, f"https://{host}")
+        found = await examined(state, loopback_certificate.ca)
+    assert problems(found) == {Check.RELAY: TransportReason.UNREACHABLE}
+
+
+async def test_a_relays_certificate_that_is_not_to_be_trusted_is_named_as_such(
+    state: Path, loopback_certificate: Certificate
+) -> None:
+    async with answering(saying(200), loopback_certificate) as host:
+        at(state, f"https://{host}")
+        found = await examined(state)
+    assert problems(found) == {Check.RELAY: TransportReason.UNTRUSTED_CERTIFICATE}
+
+
+async def test_a_relay_that_cannot_serve_is_named_as_such(
+    state: Path, loopback_certificate: Certificate
+) -> None:
+    async with answering(saying(503), loopback_certificate) as host:
+        at(state, f"https://{host}")
+        found = await examined(state, loopback_certificate.ca)
+    assert problems(found) == {Check.RELAY: TransportReason.SERVER_FAILED}
+
+
+async def test_a_relay_that_drains_is_not_waited_for(
+    state: Path, enrolled: Enrolment, loopback_certificate: Certificate
+) -> None:
+    async def draining(request: web.Request) -> web.StreamResponse:
+        return web.Response(status=200 if request.path == "/livez" else 503)
+
+    async with answering(draining, loopback_certificate) as host:
+        enrolment._write(
+            state, Enrolment(key=enrolled.key, relay_url=f"https://{host}", chain=enrolled.chain)
+        )
+        found = await examined(state, loopback_certificate.ca)
+    assert problems(found) == {Check.RELAY: TransportReason.SERVER_FAILED}
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_another_web_server_is_no_relay(
+    state: Path, loopback_certificate: Certificate, status: int
+) -> None:
+    async with answering(saying(status), loopback_certificate) as host:
+        at(state, f"https://{host}")
+        found = await examined(state, loopback_certificate.ca)
+    assert problems(found) == {Check.RELAY: SetupReason.WRONG_SERVER}
+
+
+async def test_a_relay_under_another_url_than_it_knows_is_the_wrong_one(
+    state: Path, enrolled: Enrolment
+) -> None:
+    other_name = enrolled.relay_url.replace("127.0.0.1", "localhost")
+    enrolment._write(state, Enrolment(key=enrolled.key, relay_url=other_name, chain=enrolled.chain))
+    found = await examined(state)
+    assert problems(found) == {Check.RELAY: SetupReason.WRONG_SERVER}
+    assert "proof-invalid" in found[Check.RELAY].message
+
+
+# Clocks
+
+
+@pytest.mark.usefixtures("enrolled")
+@pytest.mark.parametrize(("ahead", "words"), [(TOLERANCE + 30, "behind"), (-TOLERANCE - 30, "ahead of")])
+async def test_a_clock_that_the_relay_refuses_is_a_problem(
+    state: Path, relay: household.Relay, ahead: float, words: str
+) -> None:
+    relay.clock.ahead = ahead
+    found = await examined(state)
+    assert problems(found) == {Check.CLOCK: TrustReason.CLOCK_SKEW}
+    assert words in found[Check.CLOCK].message
+    assert found[Check.CLOCK].exit_status is ExitStatus.NOT_TRUSTED
+    assert found[Check.RELAY].status is Status.OK
+    assert not_checked(found) == {Check.MEMBERSHIP: "because of clock"}
+
+
+@pytest.mark.usefixtures("enrolled")
+@pytest.mark.parametrize(("ahead", "words"), [(40, "ahead of"), (-40, "behind")])
+async def test_a_clock_that_is_on_its_way_there_is_a_warning(
+    state: Path, relay: household.Relay, ahead: int, words: str
+) -> None:
+    assert NOTEWORTHY < abs(ahead) < TOLERANCE
+    found = await examined(state, clock=lambda: relay.clock() + ahead)
+    assert problems(found) == {}
+    assert (found[Check.CLOCK].status, found[Check.CLOCK].reason) == (Status.WARNING, TrustReason.CLOCK_SKEW)
+    assert words in found[Check.CLOCK].message
+
+
+async def test_without_a_date_in_its_answer_the_relays_taking_the_proof_says_enough(
+    state: Path, loopback_certificate: Certificate
+) -> None:
+    async def dateless(request: web.Request) -> web.StreamResponse:
+        if request.path == "/livez":
+            return web.Response(headers={"Date": "tomorrow"})
+        head = kept.chain.head
+        body = {"version": head.version, "hash": base64url(head.hash), "rings": []}
+        return web.json_response(body)
+
+    async with answering(dateless, loopback_certificate) as host:
+        kept = at(state, f"https://{host}")
+        found = await examined(state, loopback_certificate.ca)
+    assert {one.status for one in found.values()} == {Status.OK}
+    assert found[Check.CLOCK].message == f"within {TOLERANCE} s of the relay's"
+
+
+async def test_a_clock_that_never_was_set_is_a_problem_without_any_relay(state: Path) -> None:
+    found = await examined(state, clock=lambda: 86400.0)
+    assert problems(found)[Check.CLOCK] is TrustReason.CLOCK_SKEW
+    assert "1970-01-02" in found[Check.CLOCK].message
+    at(state, f"https://{nobody()}")
+    found = await examined(state, clock=lambda: 86400.0)
+    assert problems(found)[Check.CLOCK] is TrustReason.CLOCK_SKEW
+
+
+# Membership
+
+
+@pytest.mark.usefixtures("enrolled")
+async def test_a_device_that_was_removed_is_told(state: Path, home: Household) -> None:
+    await home.append(*(caller.person for caller in home.companions))
+    found = await examined(state)
+    assert problems(found) == {Check.MEMBERSHIP: TrustReason.NOT_A_MEMBER}
+    assert found[Check.MEMBERSHIP].exit_status is ExitStatus.NOT_TRUSTED
+    assert "headless-passkey leave" in str(found[Check.MEMBERSHIP].mend)
+    assert found[Check.CLOCK].status is Status.OK
+
+
+async def test_a_device_that_was_removed_and_knows_it_is_told(
+    state: Path, enrolled: Enrolment, home: Household, relay: household.Relay
+) -> None:
+    people = [caller.person for caller in home.companions]
+    ring = await home.append(*people)
+    kept = Enrolment(key=enrolled.key, relay_url=relay.url, chain=enrolled.chain.extend([ring.document]))
+    enrolment._write(state, kept)
+    found = await examined(state)
+    assert problems(found) == {Check.MEMBERSHIP: TrustReason.NOT_A_MEMBER}
+    assert found[Check.ENROLMENT].status is Status.OK
+
+
+async def test_a_relay_that_shows_another_ring_is_told(
+    state: Path, enrolled: Enrolment, home: Household
+) -> None:
+    person = home.companions[0].person
+    other = Home(phone=person, account=home.account)
+    chain = RingChain.start(other.chain.rings[0])
+    while chain.head.version < enrolled.chain.head.version + 1:
+        ring = chain.head.next(person.key, members=[person.member, enrolled.member], now=NOW)
+        chain = chain.extend([ring.document])
+    enrolment._write(state, Enrolment(key=enrolled.key, relay_url=enrolled.relay_url, chain=chain))
+    found = await examined(state)
+    assert problems(found) == {Check.MEMBERSHIP: TrustReason.FORKED_RING}
+    assert found[Check.MEMBERSHIP].mend is not None
+    async with open_session(None) as session:
+        with pytest.raises(HeadlessPasskeyError) as failed:
+            await enrolment.refresh(state, Relay(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
+    assert failed.value.reason is TrustReason.FORKED_RING
