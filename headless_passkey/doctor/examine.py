@@ -21,7 +21,7 @@ from headless_passkey.doctor.account import examine_account
 from headless_passkey.doctor.bluetooth import LISTEN, examine_bluetooth
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import LocalProtocolError, TransportReason
 from headless_passkey.origins import check_origin
 
 LIMIT: Final = 45.0  # seconds for any of the parts: more than the sum of the times that each keeps by itself
@@ -84,6 +84,8 @@ async def _guarded(check: Check, part: Coroutine[Any, Any, list[Finding]]) -> li
             return await part
     except UsageError as error:
         return error
+    except TimeoutError:
+        return [Finding.trouble(check, f"no answer within {LIMIT:g} s", TransportReason.UNREACHABLE)]
     except Exception as error:  # noqa: BLE001  a bug of ours; as everywhere, its message may hold anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"

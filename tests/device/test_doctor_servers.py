@@ -187,7 +187,9 @@ async def test_a_service_that_cannot_serve_is_told_from_one_that_is_none(
 
 
 @pytest.mark.parametrize(
-    "handler", [saying(404), saying(200), saying(302), websocket_of_something_else], ids=str
+    "handler",
+    [saying(404), saying(200), saying(302), websocket_of_something_else],
+    ids=["404", "200", "302", "websocket"],
 )
 @pytest.mark.usefixtures("no_public_services")
 async def test_another_web_server_is_no_tunnel_service(

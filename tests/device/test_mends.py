@@ -1,0 +1,81 @@
+"""One place for the words, and a page that has them all."""
+
+import re
+import sys
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+
+from headless_passkey.doctor.finding import Check
+from headless_passkey.errors import SetupReason, TransportReason, TrustReason
+from headless_passkey.mends import MENDS, mend, with_mend
+
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "doctor.md"
+
+
+def rows(columns: int) -> list[list[str]]:
+    """The cells of the page's tables with so many columns, without their heads."""
+    lines = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+    split = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [cells for cells in split if len(cells) == columns and cells[0] not in ("reason", "check")]
+
+
+def test_every_reason_of_radio_network_and_set_up_has_a_mend() -> None:
+    for reason in (*TransportReason, *SetupReason):
+        assert mend(reason), reason
+
+
+def test_no_two_reasons_are_the_same_word() -> None:
+    words = [str(reason) for reason in (*TransportReason, *TrustReason, *SetupReason)]
+    assert len(words) == len(set(words))
+
+
+def test_the_page_has_each_reason_with_its_mends_and_no_others() -> None:
+    documented: dict[str, list[str]] = {}
+    for reason, _, words in rows(3):
+        if reason:
+            documented[reason.strip("`")] = []
+        documented[list(documented)[-1]].append(words)
+    written = {
+        str(reason): [words for _, words in mends]
+        for reason, mends in groupby(MENDS.items(), key=lambda item: item[0][0])
+    }
+    assert documented == written
+
+
+def test_the_page_has_every_check_in_its_order() -> None:
+    assert [cells[0].strip("`") for cells in rows(2)] == list(Check)
+
+
+def test_names_are_filled_in_at_once_and_only_where_they_are_given() -> None:
+    assert mend(SetupReason.STATE_EXPOSED, mode="600", path="/MODE/USER") == (
+        "`chmod 600 /MODE/USER`; if somebody may have read it, `headless-passkey leave` and join again"
+    )
+    assert "PATH" in str(mend(SetupReason.STATE_DAMAGED))
+
+
+def test_a_case_that_a_reason_does_not_have_is_its_general_mend() -> None:
+    assert mend(TransportReason.UNREACHABLE, "dates") == mend(TransportReason.UNREACHABLE)
+
+
+def test_what_has_no_mend_is_told_all_the_same() -> None:
+    assert mend(TrustReason.BAD_MAC) is None
+    assert with_mend("it is so", TrustReason.BAD_MAC) == "it is so"
+    assert with_mend("it is off", TransportReason.ADAPTER_OFF).startswith("it is off: turn it on")
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_are_not_sent_to_programs_of_linux(
+    monkeypatch: pytest.MonkeyPatch, platform: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    for reason in (
+        TransportReason.NO_ADAPTER,
+        TransportReason.ADAPTER_OFF,
+        TransportReason.ADAPTER_UNABLE,
+        TransportReason.BLUETOOTH_FORBIDDEN,
+        TransportReason.BLUETOOTH_FAILED,
+    ):
+        assert not re.search("systemctl|rfkill|bluetoothctl|usermod", str(mend(reason)))
+    assert mend(SetupReason.NOT_ENROLLED)
