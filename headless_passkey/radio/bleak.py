@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
+from weakref import WeakKeyDictionary
 
 from bleak import BleakScanner
 from bleak.args.bluez import BlueZScannerArgs, OrPattern
@@ -56,22 +57,59 @@ class BleakRadio:
         found. It saves power, and BlueZ then hands over FIDO adverts alone; it needs BlueZ with advertisement
         monitors, or Windows. patience: seconds a radio that is lost on the way has to come back.
         """
-        self._adapter, self._passive, self._patience = adapter, passive, patience
+        self._settings = (adapter, passive, patience)
 
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
+        """As `AdvertSource` says; several may listen at a time, with this radio or one that is set up alike."""
+        scans = _SCANS.setdefault(asyncio.get_running_loop(), {})
+        scan = scans.setdefault(self._settings, _Scan(*self._settings))
         inbox = Inbox()
-        started = asyncio.get_running_loop().create_future()
-        keeping = asyncio.create_task(self._keep_scanning(inbox, started))
+        await scan.join(inbox)
         try:
-            await started
             yield inbox
         finally:
-            keeping.cancel()
-            await asyncio.wait([keeping])
+            await scan.leave(inbox)
 
-    async def _keep_scanning(self, inbox: Inbox, started: "asyncio.Future[None]") -> None:
-        """Scan, and scan again after a loss; a failure goes to `started` the first time, to `inbox` later."""
+
+class _Scan:
+    """A scan, and all who listen to it: BlueZ grants a program one at a time on an adapter."""
+
+    def __init__(self, adapter: str | None, passive: bool, patience: float) -> None:  # noqa: FBT001
+        self._adapter, self._passive, self._patience = adapter, passive, patience
+        self._inboxes: set[Inbox] = set()
+        self._keeping: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[None] | None = None
+        self._turn = asyncio.Lock()  # who comes while the last one leaves waits for the scan's end
+
+    async def join(self, inbox: Inbox) -> None:
+        """Let `inbox` have what is heard from now on; `TransportError` when the radio cannot be used."""
+        self._inboxes.add(inbox)
+        try:
+            async with self._turn:
+                if self._started is None or self._keeping is None or self._keeping.done():
+                    self._started = started = asyncio.get_running_loop().create_future()
+                    started.add_done_callback(lambda _: started.exception())  # even if all have left by then
+                    self._keeping = asyncio.create_task(self._keep_scanning(started))
+                await asyncio.shield(self._started)
+        except BaseException:
+            await self.leave(inbox)
+            raise
+
+    async def leave(self, inbox: Inbox) -> None:
+        """The last one turns the radio off, even if it is cancelled meanwhile."""
+        self._inboxes.discard(inbox)
+        await asyncio.shield(asyncio.ensure_future(self._end_if_deserted()))
+
+    async def _end_if_deserted(self) -> None:
+        async with self._turn:
+            if self._keeping is not None and not self._inboxes:
+                self._keeping.cancel()
+                await asyncio.wait([self._keeping])
+                self._keeping = None
+
+    async def _keep_scanning(self, started: "asyncio.Future[None]") -> None:
+        """Scan, and scan again after a loss; a failure goes to `started` the first time, to all who listen later."""
         clock = asyncio.get_running_loop().time
         lost_at = None
         while True:
@@ -84,7 +122,7 @@ class BleakRadio:
                 logger.debug("scanning")
 
             try:
-                await self._scan(inbox, scanning)
+                await self._scan(scanning)
             except Exception as error:  # noqa: BLE001  one that is a bug must not pass for silence on the air
                 if not started.done():
                     started.set_exception(error)
@@ -93,14 +131,15 @@ class BleakRadio:
                     lost_at = clock()
                     logger.warning("stopped listening: %s", error)
                 if not isinstance(error, TransportError) or clock() - lost_at >= self._patience:
-                    inbox.fail(error)
+                    for inbox in self._inboxes:
+                        inbox.fail(error)
                     return
             await asyncio.sleep(RETRY_PAUSE)
 
-    async def _scan(self, inbox: Inbox, scanning: Callable[[], None]) -> None:
+    async def _scan(self, scanning: Callable[[], None]) -> None:
         """Scan until the radio is lost; `TransportError` when it cannot be used."""
         if sys.platform != "linux":
-            async with self._scanner(inbox, self._adapter):
+            async with self._scanner(self._adapter):
                 scanning()
                 await asyncio.get_running_loop().create_future()
             return
@@ -116,19 +155,21 @@ class BleakRadio:
                     f"BlueZ offers no passive scan on {adapter.name}: scan actively, or start bluetoothd with --experimental",
                 )
             lost = await service.watch(adapter)
-            async with self._scanner(inbox, adapter.name):
+            async with self._scanner(adapter.name):
                 scanning()
                 await lost
                 logger.info("the scan on %s has ended: adapter or Bluetooth service went away", adapter.name)
 
     @asynccontextmanager
-    async def _scanner(self, inbox: Inbox, adapter: str | None) -> AsyncIterator[None]:
+    async def _scanner(self, adapter: str | None) -> AsyncIterator[None]:
         def heard(device: BLEDevice, advertisement: AdvertisementData) -> None:
             for uuid in _UUIDS:
                 service_data = advertisement.service_data.get(uuid)
                 if service_data is not None:
                     rssi = None if advertisement.rssi == UNKNOWN_RSSI else advertisement.rssi
-                    inbox.put(Advert(service_data=service_data, address=device.address, rssi=rssi))
+                    advert = Advert(service_data=service_data, address=device.address, rssi=rssi)
+                    for inbox in self._inboxes:
+                        inbox.put(advert)
 
         # No service_uuids: BlueZ would look for them in the lists of UUIDs alone, and drop adverts that
         # carry service data only.
@@ -139,21 +180,35 @@ class BleakRadio:
             scanner = BleakScanner(
                 heard, scanning_mode="passive" if self._passive else "active", bluez=options
             )
-            async with asyncio.timeout(START_TIMEOUT):
-                await scanner.start()
-        except TimeoutError as error:
-            raise TransportError(
-                "the Bluetooth service did not start scanning in time",
-                reason=TransportReason.BLUETOOTH_FAILED,
-            ) from error
-        except Exception as error:  # bleak's, D-Bus's and the system's share no base
+        except Exception as error:  # one for every way in which a system can lack something
             raise _translated(error) from error
+        starting = asyncio.ensure_future(scanner.start())
         try:
+            await asyncio.wait([starting], timeout=START_TIMEOUT)
+            if not starting.done():
+                raise TransportError(
+                    "the Bluetooth service did not start scanning in time",
+                    reason=TransportReason.BLUETOOTH_FAILED,
+                )
+            try:
+                starting.result()
+            except Exception as error:  # bleak's, D-Bus's and the system's share no base
+                raise _translated(error) from error
             yield
         finally:
-            with contextlib.suppress(Exception):  # nothing can be done about it on the way out
-                async with asyncio.timeout(STOP_TIMEOUT):
-                    await scanner.stop()
+            # cancelled while it starts, it is let start: bluetoothd may have heard of it, and would scan on
+            await asyncio.wait([starting], timeout=STOP_TIMEOUT)
+            if not starting.done():
+                starting.cancel()
+            elif not starting.cancelled() and starting.exception() is None:
+                with contextlib.suppress(Exception):  # nothing can be done about it on the way out
+                    async with asyncio.timeout(STOP_TIMEOUT):
+                        await scanner.stop()
+
+
+_SCANS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str | None, bool, float], _Scan]] = (
+    WeakKeyDictionary()
+)
 
 
 def _translated(error: Exception) -> TransportError:

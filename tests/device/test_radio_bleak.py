@@ -167,6 +167,53 @@ async def test_the_scan_goes_on_when_the_bluetooth_service_is_restarted(bus: Mes
                 assert (await anext(adverts)).service_data == b"a" * 20
 
 
+async def test_several_may_listen_at_a_time_and_the_last_one_ends_the_scan(bluetooth: Bluetooth) -> None:
+    path = await bluetooth.add_adapter()
+    async with BleakRadio().adverts() as first:
+        async with BleakRadio().adverts() as second:
+            await bluetooth.advert({FFF9: b"a" * 20})
+            async with asyncio.timeout(10):
+                heard = [(await anext(adverts)).service_data for adverts in (first, second)]
+        assert heard == [b"a" * 20] * 2
+        assert await bluetooth.discovering(path)
+    assert not await bluetooth.discovering(path)
+    calls = await bluetooth.call(path, MOCK, "GetMethodCalls", "s", "StartDiscovery")
+    assert len(calls) == 1
+
+
+async def test_a_failure_is_told_to_all_who_listen(bluetooth: Bluetooth) -> None:
+    path = await bluetooth.add_adapter()
+    async with BleakRadio(patience=0).adverts() as first, BleakRadio(patience=0).adverts() as second:
+        await bluetooth.power(path, on=False)
+        for adverts in (first, second):
+            async with asyncio.timeout(10):
+                with pytest.raises(TransportError):
+                    await anext(adverts)
+
+
+async def test_cancelling_and_starting_again_at_once_is_safe(bluetooth: Bluetooth) -> None:
+    path = await bluetooth.add_adapter()
+
+    async def listen() -> None:
+        async with BleakRadio().adverts() as adverts:
+            await anext(adverts)
+
+    listeners: list[asyncio.Task[None]] = []
+    for turns in range(30):  # of the event loop, so that they are caught in different places
+        listeners.append(asyncio.create_task(listen()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        listeners[-1].cancel()
+    async with BleakRadio().adverts() as adverts:
+        assert await bluetooth.discovering(path)
+        await bluetooth.advert({FFF9: b"a" * 20})
+        async with asyncio.timeout(10):
+            assert (await anext(adverts)).service_data == b"a" * 20
+    await asyncio.wait(listeners)
+    assert all(listener.cancelled() for listener in listeners)
+    assert not await bluetooth.discovering(path)
+
+
 async def test_a_passive_scan_that_the_service_does_not_offer_is_refused(bluetooth: Bluetooth) -> None:
     await bluetooth.add_adapter()
     assert await failure(BleakRadio(passive=True)) == TransportReason.ADAPTER_UNABLE
