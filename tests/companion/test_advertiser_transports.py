@@ -5,6 +5,8 @@ import errno
 import os
 import pty
 import secrets
+import socket
+import time
 import tty
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 import usb1  # type: ignore[import-untyped]
 from bumble.transport.common import TransportInitError
+from certificates import Certificate
 from usb.core import NoBackendError  # type: ignore[import-untyped]
 
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
@@ -21,6 +24,8 @@ from companion_push.controllers import Air, Host
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.bumble import BumbleRadio
+from tests.companion.device import transaction, tunnel_service
+from tests.companion.program import Program, running
 
 SENT = bytes(range(20))
 
@@ -32,6 +37,7 @@ class Line(asyncio.Transport):
         super().__init__()
         self._loop, self._descriptor, self._open = asyncio.get_running_loop(), descriptor, True
         self._host = Host(air)
+        self.at_once = 0  # the most commands that came before the first of them was answered
         self._loop.add_reader(descriptor, self._read)
         self._host.connection_made(self)
 
@@ -41,6 +47,7 @@ class Line(asyncio.Transport):
         except OSError:  # the other end was closed
             data = b""
         if data:
+            self.at_once = max(self.at_once, len(list(_commands(data))))
             self._host.data_received(data)
         else:
             self.abort()
@@ -62,6 +69,14 @@ class Line(asyncio.Transport):
             self._host.connection_lost(None)
 
 
+def _commands(data: bytes) -> Iterator[bytes]:
+    """HCI commands (H4: 0x01, two bytes of opcode, length, parameters)."""
+    while data:
+        assert data[0] == 1
+        yield data[: 4 + data[3]]
+        data = data[4 + data[3] :]
+
+
 @pytest.fixture
 def air() -> Iterator[Air]:
     air = Air(8)
@@ -74,12 +89,16 @@ Way = Callable[[Air, Path], AbstractAsyncContextManager[tuple[str, Callable[[], 
 
 @asynccontextmanager
 async def serial(air: Air, folder: Path) -> AsyncIterator[tuple[str, Callable[[], None]]]:
-    """A controller at a serial port: the name of bumble's transport to it, and what pulls it out."""
+    """A controller at a serial port: the name of bumble's transport to it, and what pulls it out.
+
+    It insists on what HCI does: a command is answered before the next one comes.
+    """
     outer, inner = pty.openpty()
     tty.setraw(outer)
     line = Line(air, outer)
     try:
         yield f"serial:{os.ttyname(inner)},115200,rtscts", line.abort
+        assert line.at_once <= 1
     finally:
         line.abort()
         os.close(inner)
@@ -149,6 +168,81 @@ async def test_a_controller_may_come_to_us_through_a_terminal(air: Air, tmp_path
     (await coming).abort()
 
 
+def on_the_air(air: Air) -> int:
+    """How many adverts are being sent now."""
+    return sum(
+        advertising_set.enabled
+        for controller in air.link.controllers
+        for advertising_set in controller.advertising_sets.values()
+    )
+
+
+@asynccontextmanager
+async def phone_program(
+    transport: str, air: Air, folder: Path, certificate: Certificate
+) -> AsyncIterator[Program]:
+    """`companion-push phone`, advertising."""
+    url = transaction(time=int(time.time())).url.encode()
+    async with (
+        tunnel_service(certificate) as base,
+        running(
+            *("phone", "--url", "-", "--radio", f"bumble:{transport}", "--tunnel", f"300={base}"),
+            *("--uv", "accept", "--credentials", folder / "passkeys.json", "--ca", certificate.ca),
+            stdin=f"{url}\n",
+        ) as program,
+        asyncio.timeout(20),
+    ):
+        while not on_the_air(air):  # noqa: ASYNC110  the controller tells nobody
+            await asyncio.sleep(0)
+        yield program
+
+
+async def test_a_phone_that_is_told_to_end_silences_a_controller_that_stays(
+    air: Air, tmp_path: Path, loopback_certificate: Certificate
+) -> None:
+    async with (
+        serial(air, tmp_path) as (transport, _),
+        phone_program(transport, air, tmp_path, loopback_certificate) as program,
+    ):
+        program.terminate()
+        await program.ended()
+        assert on_the_air(air) == 0
+
+
+@pytest.mark.parametrize("program", [BumbleAdvertiser, BumbleRadio])
+async def test_cancelling_at_any_point_leaves_a_silent_controller(
+    air: Air, tmp_path: Path, program: type[BumbleAdvertiser | BumbleRadio]
+) -> None:
+    async def use(transport: str) -> None:
+        one = program(transport)
+        async with one.adverts() if isinstance(one, BumbleRadio) else one.advertise(SENT):
+            await asyncio.Event().wait()
+
+    async with serial(air, tmp_path) as (transport, _):
+        for turns in range(0, 400, 3):
+            task = asyncio.create_task(use(transport))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            assert on_the_air(air) == 0
+            assert not any(controller.le_scan_enable for controller in air.link.controllers)
+
+
+async def test_what_a_phone_that_was_killed_left_in_a_controller_the_next_one_clears(
+    air: Air, tmp_path: Path, loopback_certificate: Certificate
+) -> None:
+    async with serial(air, tmp_path) as (transport, _):
+        async with phone_program(transport, air, tmp_path, loopback_certificate) as program:
+            program.process.kill()
+            await program.ended()
+            assert on_the_air(air) == 1  # nobody told it
+        async with BumbleAdvertiser(transport).advertise(SENT):
+            assert on_the_air(air) == 1
+        assert on_the_air(air) == 0
+
+
 async def failure(transport: str) -> TransportError:
     with pytest.raises(TransportError) as failed:
         async with BumbleAdvertiser(transport).advertise(SENT):
@@ -176,7 +270,7 @@ async def test_a_device_that_is_not_there_is_no_adapter(transport: str) -> None:
     ("transport", "error", "reason", "word"),
     [
         ("hci-socket:0", OSError(errno.EPERM, "no"), TransportReason.BLUETOOTH_FORBIDDEN, "CAP_NET_ADMIN"),
-        ("hci-socket:0", OSError(errno.EBUSY, "no"), TransportReason.ADAPTER_BUSY, "power off"),
+        ("hci-socket:0", OSError(errno.EBUSY, "no"), TransportReason.ADAPTER_BUSY, "stop bluetooth"),
         ("hci-socket:0", OSError(errno.ERFKILL, "no"), TransportReason.ADAPTER_BLOCKED, "unblock"),
         (
             "hci-socket:7",
@@ -186,7 +280,7 @@ async def test_a_device_that_is_not_there_is_no_adapter(transport: str) -> None:
         ),
         ("serial:/dev/x", OSError(errno.EACCES, "no"), TransportReason.BLUETOOTH_FORBIDDEN, "dialout"),
         ("usb:0", usb1.USBErrorAccess(), TransportReason.BLUETOOTH_FORBIDDEN, "udev"),
-        ("usb:0", usb1.USBErrorBusy(), TransportReason.ADAPTER_BUSY, "end the program"),
+        ("usb:0", usb1.USBErrorBusy(), TransportReason.ADAPTER_BUSY, "end what has it"),
         ("usb:0", TransportInitError("device not found"), TransportReason.NO_ADAPTER, "device not found"),
         ("pyusb:0", NoBackendError("no backend"), TransportReason.NO_ADAPTER, "no backend"),
     ],
@@ -201,6 +295,13 @@ async def test_what_hinders_is_said_with_its_reason(
     failed = await failure(transport)
     assert failed.reason is reason
     assert word in str(failed)
+
+
+async def test_a_python_without_bluetooth_sockets_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_BLUETOOTH", raising=False)
+    with pytest.raises(UsageError, match="sockets"):
+        async with BumbleAdvertiser("hci-socket:0").advertise(SENT):
+            pass
 
 
 async def test_a_package_that_is_missing_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,13 @@ from bumble.hci import OwnAddressType
 
 from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import LocalProtocolError, TransportError
-from headless_passkey.radio.bumble import controller_errors, controller_lost, last_words, open_device
+from headless_passkey.radio.bumble import (
+    controller_errors,
+    controller_lost,
+    last_words,
+    open_device,
+    undisturbed,
+)
 
 INTERVAL: Final = 100.0  # milliseconds
 LEGACY_SIZE: Final = 31  # bytes of advertising data
@@ -31,7 +37,7 @@ class BumbleAdvertiser:
         data = advertising_data(service_data)
         async with open_device(self._transport) as (device, lost):
             async with controller_errors():
-                stop = await _start(device, data)
+                stop = await undisturbed(_start(device, data))
             logger.debug("advertising %d bytes", len(data))
             try:
                 async with unless_lost(lost, controller_lost):
