@@ -377,3 +377,11 @@ def test_bluez_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "platform", "darwin")
     with pytest.raises(UsageError, match="Linux"):
         open_advertiser("bluez")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("companion_push.companion.advertiser.bluez", "headless_passkey.radio.bluez"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "dbus_fast", None)
+    with pytest.raises(UsageError, match=r"headless-passkey\[push\]"):
+        open_advertiser("bluez")
