@@ -1,6 +1,7 @@
 """The device's radio hears adverts through real BlueZ, from one adapter to the other."""
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.source import Advert
 from tests.ble.lab.guest import PATIENCE, Guest, Phone
+from tests.ble.lab.rubbish import broadcasting, service_data
 
 SENT = bytes(range(20))
 
@@ -43,6 +45,17 @@ async def test_the_signal_strength_is_that_of_the_phone(guest: Guest) -> None:
             assert (await hears(adverts, SENT)).rssi == -93
     finally:
         await guest.heard_at("hci0", -50)
+
+
+# with 28 it takes an extended advert, of which BlueZ 5.66 keeps the service data to itself
+@pytest.mark.parametrize("size", [20, 24, 27])
+async def test_service_data_with_a_suffix_is_heard_whole(guest: Guest, size: int) -> None:
+    sent = secrets.token_bytes(size)
+    async with (
+        BleakRadio(adapter="hci1").adverts() as adverts,
+        broadcasting(guest.air, [service_data(sent)], interval=100),
+    ):
+        await hears(adverts, sent)
 
 
 async def test_a_passive_scan_hears_the_same(guest: Guest) -> None:

@@ -41,12 +41,12 @@ RUBBISH = (
 
 @dataclass(frozen=True)
 class Wordy:
-    """An advertiser with more to say than fits into a legacy advert."""
+    """An advertiser with as much to say as fits into a legacy advert."""
 
     within: Advertiser
 
     def advertise(self, service_data: bytes) -> AbstractAsyncContextManager[None]:
-        return self.within.advertise(service_data + bytes(40))
+        return self.within.advertise(service_data + bytes(7))
 
 
 @pytest.mark.short
@@ -171,7 +171,7 @@ async def test_a_phone_below_the_floor_is_heard_once_it_has_come_near(
     await asyncio.gather(asked.sign_in(RADIO, min_rssi=-70), asked.phone(PHONE), comes_near())
 
 
-async def test_an_extended_advert_with_a_suffix_signs_in(
+async def test_an_advert_with_a_suffix_signs_in(
     guest: Guest, registered: bytes, ceremony: Callable[..., Ceremony]
 ) -> None:
     asked = ceremony()
