@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import signal
+import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +16,14 @@ import pytest
 from certificates import Certificate
 
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
+from companion_push.companion.advertiser.bumble import BumbleAdvertiser
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.radio.bleak import BleakRadio
+from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.radio.source import Advert
-from tests.ble.lab.guest import PATIENCE, Guest, order, running_as
+from tests.ble.lab.guest import PATIENCE, Guest, let_in, order, running_as
 from tests.programs import ROOT
 
 SENT = bytes(range(20))
@@ -332,3 +337,133 @@ async def test_adverts_leave_nothing_behind(guest: Guest, times: int) -> None:
         async with BluezAdvertiser("hci0").advertise(SENT):
             pass
     assert await Held.by(guest) == before
+
+
+# bumble has the adapter to itself
+
+_BUMBLE = """
+import asyncio, sys
+from companion_push.companion.advertiser.bumble import BumbleAdvertiser
+from headless_passkey.errors import TransportError
+from headless_passkey.radio.bumble import BumbleRadio
+
+async def send(transport):
+    async with BumbleAdvertiser(transport).advertise(bytes(20)):
+        print("advertising", flush=True)
+        await asyncio.Event().wait()
+
+async def hear(transport):
+    async with BumbleRadio(transport).adverts() as adverts:
+        print("listening", flush=True)
+        async for advert in adverts:
+            print(advert.service_data.hex(), flush=True)
+
+try:
+    asyncio.run({"send": send, "hear": hear}[sys.argv[1]](sys.argv[2]))
+except TransportError as error:
+    print(error.reason)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.fixture
+def python_with_sockets(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A Python of this version that was built with Bluetooth's sockets, which not all are."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:{sysconfig.get_path('purelib')}")
+    version = ".".join(map(str, sys.version_info[:2]))
+    for python in (sys.executable, "/usr/bin/python3"):
+        probe = "import socket, sys; print(*sys.version_info[:2], sep='.'); socket.AF_BLUETOOTH"
+        done = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=False)
+        if done.returncode == 0 and done.stdout.strip() == version:
+            return python
+    pytest.skip(f"no Python {version} here was built with Bluetooth's sockets")
+
+
+@dataclass(frozen=True)
+class Bumble:
+    """That program, running."""
+
+    process: asyncio.subprocess.Process
+
+    async def line(self) -> str:
+        assert self.process.stdout is not None
+        async with asyncio.timeout(PATIENCE):
+            return (await self.process.stdout.readline()).decode().strip()
+
+
+@asynccontextmanager
+async def bumble(python: str, *words: str, user: str = "root") -> AsyncIterator[Bumble]:
+    let_in()
+    process = await asyncio.create_subprocess_exec(
+        *(python, "-c", _BUMBLE, *words),
+        user=user,
+        cwd=ROOT,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        yield Bumble(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def without_service(guest: Guest) -> AsyncIterator[None]:
+    await guest.stop_service()
+    try:
+        yield
+    finally:
+        await guest.start_service()
+
+
+async def test_bumble_sends_over_an_adapter_that_bluetoothd_does_not_have(
+    guest: Guest, python_with_sockets: str
+) -> None:
+    async with (
+        without_service(guest),
+        BumbleRadio(guest.air).adverts() as adverts,
+        bumble(python_with_sockets, "send", "hci-socket:0") as program,
+    ):
+        assert await program.line() == "advertising"
+        await hears(adverts, bytes(20))
+        (told,) = await Told.by("hci0")
+        assert (told.interval, told.properties) == (100, LEGACY)
+        program.process.send_signal(signal.SIGINT)
+        assert await program.line() == "interrupted"
+        await until_told("hci0", 0)
+
+
+async def test_bumble_hears_over_an_adapter_that_bluetoothd_does_not_have(
+    guest: Guest, python_with_sockets: str
+) -> None:
+    async with (
+        without_service(guest),
+        bumble(python_with_sockets, "hear", "hci-socket:0") as program,
+        BumbleAdvertiser(guest.air).advertise(SENT),
+    ):
+        assert await program.line() == "listening"
+        assert await program.line() == SENT.hex()
+
+
+@pytest.mark.parametrize("what", ["send", "hear"])
+async def test_bumble_misses_an_adapter_that_is_pulled_out(
+    guest: Guest, python_with_sockets: str, what: str
+) -> None:
+    async with without_service(guest):
+        async with bumble(python_with_sockets, what, "hci-socket:0") as program:
+            assert await program.line() in ("advertising", "listening")
+            await order("unplug hci0")
+            assert await program.line() == "no-adapter"
+        await order("plug")
+
+
+async def test_bumble_is_told_why_it_cannot_have_an_adapter(guest: Guest, python_with_sockets: str) -> None:
+    async with bumble(python_with_sockets, "send", "hci-socket:0") as program:
+        assert await program.line() == "adapter-busy"
+    async with bumble(python_with_sockets, "send", "hci-socket:7") as program:
+        assert await program.line() == "no-adapter"
+    async with bumble(python_with_sockets, "send", "hci-socket:0", user="nobody") as program:
+        assert await program.line() == "bluetooth-forbidden"
