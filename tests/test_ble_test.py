@@ -139,3 +139,21 @@ def test_nothing_is_left_behind(machine: Machine) -> None:
 @pytest.mark.parametrize("words", [("--timeout",), ("--",), ("--accel", "steam")])
 def test_words_it_does_not_know_are_refused(machine: Machine, words: tuple[str, ...]) -> None:
     assert machine.run(*words).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        ((), "tests/ble"),
+        (("-m", "short"), "tests/ble -m short"),
+        (("tests/ble/test_scan.py", "-x"), "tests/ble/test_scan.py -x"),
+        (("tests/ble/test_scan.py::test_one",), "tests/ble/test_scan.py::test_one"),
+    ],
+)
+def test_all_bluetooth_tests_are_run_unless_some_are_named(
+    machine: Machine, words: tuple[str, ...], what: str
+) -> None:
+    machine.guest(f'cp "$job/command" {machine.folder}', 'touch "$job/ready"', 'echo 0 >"$job/status"')
+    assert machine.run(*words).returncode == 0
+    command = (machine.folder / "command").read_text().splitlines()[-1]
+    assert command.endswith(f"timeout=600 {what}")
