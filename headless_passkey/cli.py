@@ -73,7 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "doctor",
         _doctor,
-        "look for what would keep a sign-in from working, and say what to do about it",
+        "say what would keep a sign-in from working, and what to do about it; with --json in one object",
     )
     doctor.add_argument("--rp", metavar="URL", help="look at this relying party too")
     _radio_options(doctor)

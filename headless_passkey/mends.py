@@ -56,7 +56,8 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
         "check that it runs, and that network and firewalls let this machine through: `curl --verbose URL`"
     ),
     (TransportReason.UNTRUSTED_CERTIFICATE, None): (
-        "where the server has an authority of its own, name that with `--ca FILE`; elsewhere somebody may be in between"
+        "where the server has an authority of its own, name that with `--ca FILE`, which takes the place of the"
+        " system's; elsewhere somebody may be in between"
     ),
     (TransportReason.UNTRUSTED_CERTIFICATE, "dates"): (
         f"if this machine's clock is wrong, set it with {SET_CLOCK}; if it is right, the server needs a new certificate"

@@ -4,7 +4,6 @@ Nothing is changed: newer rings are verified, as before a sign-in, and not taken
 """
 
 import asyncio
-import getpass
 import os
 import shlex
 import ssl
@@ -18,7 +17,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from headless_passkey import enrolment
-from headless_passkey.doctor.finding import Check, Finding, Status
+from headless_passkey.doctor.finding import Check, Finding, Status, this_user
 from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
 from headless_passkey.enrolment import Enrolment
 from headless_passkey.errors import (
@@ -95,10 +94,7 @@ def _exposed(path: Path, status: os.stat_result, mode: int, severity: Status) ->
     try:
         refuse_others(status, path, mode)
     except RemoteProtocolError as error:
-        user = "USER"
-        with suppress(OSError, KeyError, ImportError):
-            user = getpass.getuser()
-        names = {"mode": f"{mode:o}", "path": shlex.quote(str(path)), "user": user}
+        names = {"mode": f"{mode:o}", "path": shlex.quote(str(path)), "user": this_user()}
         return [
             Finding.of(Check.STATE, error, otherwise=SetupReason.STATE_EXPOSED, names=names, status=severity)
         ]

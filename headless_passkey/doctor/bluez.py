@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from headless_passkey.doctor.finding import Check, Finding
+from headless_passkey.doctor.finding import Check, Finding, this_user
 from headless_passkey.doctor.scan import count_adverts, not_checked_after, scanned, too_slow
 from headless_passkey.doctor.versions import bluez_version
 from headless_passkey.errors import TransportError, TransportReason
@@ -42,7 +42,9 @@ async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit
             findings.append(_blocked(check, adapters, name))
         else:
             case = "passive" if unoffered else "named" if name else None
-            findings.append(Finding.of(check, error, otherwise=TransportReason.BLUETOOTH_FAILED, case=case))
+            names = {"user": this_user()}
+            failed = TransportReason.BLUETOOTH_FAILED
+            findings.append(Finding.of(check, error, otherwise=failed, case=case, names=names))
     except TimeoutError:
         findings.append(too_slow(CHECKS[len(findings)], limit))
     return findings + not_checked_after(findings, CHECKS)

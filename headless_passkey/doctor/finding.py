@@ -1,5 +1,7 @@
 """What one check found: a status, a reason out of the SDK's own words, and a mend."""
 
+import getpass
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -112,6 +114,14 @@ class Finding:
             case SetupReason():
                 return _STATUS[self.reason]
         return ExitStatus.OUR_FAULT
+
+
+def this_user() -> str:
+    """Who runs this, to be put into a mend."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # without a name, as in containers
+        return str(os.geteuid())
 
 
 _STATUS: Final = {

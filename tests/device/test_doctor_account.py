@@ -34,7 +34,7 @@ from tests.device.test_doctor_servers import answering, nobody, saying, silent
 from tests.device.test_enrolment import joined
 from tests.relay import household
 from tests.relay.household import Household, running_relay
-from tests.trust.people import NOW, Home, Person, forge
+from tests.trust.people import NOW, Home, Person, forge, grow
 
 Found = dict[Check, Finding]
 
@@ -197,6 +197,13 @@ async def test_a_key_file_that_cannot_be_read_is_a_problem(state: Path, tmp_path
 async def test_a_file_in_the_state_directorys_place_is_a_problem(state: Path) -> None:
     write_private(state, b"")
     assert problems(await examined(state))[Check.STATE] is SetupReason.STATE_DAMAGED
+
+
+async def test_a_state_directory_that_cannot_be_looked_into_is_a_problem(state: Path) -> None:
+    (state.parent / state.name).symlink_to(state)  # a name for itself
+    found = await examined(state)
+    assert problems(found) == {Check.STATE: SetupReason.STATE_UNREADABLE}
+    assert f"ls -ld {state}" in str(found[Check.STATE].mend)
 
 
 # The relay
@@ -370,6 +377,30 @@ async def test_a_device_that_was_removed_and_knows_it_is_told(
     found = await examined(state)
     assert problems(found) == {Check.MEMBERSHIP: TrustReason.NOT_A_MEMBER}
     assert found[Check.ENROLMENT].status is Status.OK
+
+
+async def test_a_relay_whose_newest_ring_is_without_this_device_is_told(
+    state: Path, loopback_certificate: Certificate
+) -> None:
+    people = Home()
+
+    async def shows_it(request: web.Request) -> web.StreamResponse:
+        if request.path == "/livez":
+            return web.Response()
+        body = {
+            "version": newest.version,
+            "hash": base64url(newest.hash),
+            "rings": [base64url(newest.document)],
+        }
+        return web.json_response(body)
+
+    newest = grow(people.ring, people.phone, people.phone, people.tablet)
+    async with answering(shows_it, loopback_certificate) as host:
+        private_directory(state)
+        kept = Enrolment(key=people.frame.key, relay_url=f"https://{host}", chain=people.chain)
+        enrolment._write(state, kept)
+        found = await examined(state, loopback_certificate.ca)
+    assert problems(found) == {Check.MEMBERSHIP: TrustReason.NOT_A_MEMBER}
 
 
 async def test_a_relay_that_shows_another_ring_is_told(

@@ -5,6 +5,7 @@ Each reason is compared with the one that a scan fails with: doctor and sign-in 
 
 import asyncio
 import contextlib
+import getpass
 import sys
 from pathlib import Path
 
@@ -109,7 +110,7 @@ async def test_a_bus_that_says_no(bluetooth: Bluetooth) -> None:
     await bluetooth.call("/", *add, manager, "GetManagedObjects", "", "a{oa{sa{sv}}}", code)
     found = await trouble()
     assert (found.check, found.reason) == (Check.BLUETOOTH_SERVICE, TransportReason.BLUETOOTH_FORBIDDEN)
-    assert "usermod" in str(found.mend)
+    assert f"usermod --append --groups bluetooth {getpass.getuser()}`" in str(found.mend)
 
 
 async def test_without_an_adapter_and_without_the_one_that_was_named(bluetooth: Bluetooth) -> None:
