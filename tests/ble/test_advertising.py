@@ -23,6 +23,7 @@ from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.radio.source import Advert
+from tests.ble.lab.ceremony import Ceremony
 from tests.ble.lab.guest import PATIENCE, Guest, let_in, order, running_as
 from tests.programs import ROOT
 
@@ -135,6 +136,17 @@ async def test_two_phones_are_heard_over_one_adapter(guest: Guest) -> None:
         await hears(adverts, first, second)
         assert len(await Told.by("hci0")) == 2
     assert await guest.advertising("hci0") == 0
+
+
+async def test_a_user_signs_in_from_one_adapter_to_the_other(
+    guest: Guest, ceremony: Callable[..., Ceremony], registered: bytes
+) -> None:
+    made = ceremony()
+    signed_in, _ = await asyncio.gather(
+        made.sign_in(BleakRadio(adapter="hci1")), made.phone(BluezAdvertiser("hci0"))
+    )
+    assert signed_in.credential.credential_id == registered
+    await until_told("hci0", 0)
 
 
 # How it ends
