@@ -91,8 +91,8 @@ async def test_a_crowd_of_foreign_adverts_keeps_nobody_from_signing_in(
     guest: Guest, registered: bytes, ceremony: Callable[..., Ceremony]
 ) -> None:
     asked = ceremony()
-    crowd = [service_data(secrets.token_bytes(20)) for _ in range(200)]
-    async with broadcasting(guest.air, crowd, interval=100):
+    crowd = [service_data(secrets.token_bytes(20)) for _ in range(60)]
+    async with broadcasting(guest.air, crowd, interval=200):
         signed_in, _ = await asyncio.gather(asked.sign_in(RADIO), asked.phone(PHONE))
     assert signed_in.credential.credential_id == registered
 
