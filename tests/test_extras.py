@@ -31,10 +31,11 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     [
         (("headless_passkey.cli:main", "sign-in", "--rp", "https://rp.example"), "device"),
         (("headless_passkey.cli:main", "status"), "device"),
+        (("headless_passkey.cli:main", "doctor"), "device"),
         (("companion_push.cli:main", "relay"), "push"),
         (("relying_party.__main__:main", "serve"), "rp"),
     ],
-    ids=["sign-in", "status", "relay", "relying-party"],
+    ids=["sign-in", "status", "doctor", "relay", "relying-party"],
 )
 def test_what_is_missing_is_named_with_the_extra_that_brings_it(words: tuple[str, ...], extra: str) -> None:
     done = run(*words)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final
 
 from headless_passkey.doctor.finding import Check, Finding, this_user
 from headless_passkey.doctor.scan import count_adverts, not_checked_after, scanned, too_slow
@@ -20,7 +20,6 @@ async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit
     The steps are those of a sign-in, and so are the reasons. passive, listen, limit: see `examine_bluetooth`.
     """
     findings: list[Finding] = []
-    adapters: Sequence[Adapter] = ()
     unoffered = False  # a passive scan that the adapter's service does not offer
     try:
         async with asyncio.timeout(limit):
@@ -39,7 +38,7 @@ async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit
     except TransportError as error:
         check = CHECKS[len(findings)]
         if error.reason is TransportReason.ADAPTER_BLOCKED:
-            findings.append(_blocked(check, adapters, name))
+            findings.append(_blocked(check, name))
         else:
             case = "passive" if unoffered else "named" if name else None
             names = {"user": this_user()}
@@ -59,10 +58,9 @@ def _describe(adapter: Adapter, adapters: Sequence[Adapter]) -> str:
     return f"{adapter.name} is on and can listen; passive scans: {passive}{also}"
 
 
-def _blocked(check: Check, adapters: Sequence[Adapter], name: str | None) -> Finding:
+def _blocked(check: Check, name: str | None) -> Finding:
     """With the difference that the user feels: one command helps, or none does."""
-    found = {blocked_by(adapter.name) for adapter in adapters if name in (None, adapter.name)}
-    case: Literal["soft", "hard"] = "hard" if "hard" in (found or {blocked_by()}) else "soft"
+    case = "hard" if blocked_by(name) == "hard" else "soft"
     what = {"soft": "software (rfkill)", "hard": "a switch or the firmware (rfkill)"}[case]
     return Finding.trouble(
         check, f"Bluetooth is blocked by {what}", TransportReason.ADAPTER_BLOCKED, case=case

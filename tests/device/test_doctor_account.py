@@ -245,6 +245,7 @@ async def test_a_relay_that_falls_silent_after_its_first_answer_is_given_up(
         at(state, f"https://{host}")
         found = await examined(state, loopback_certificate.ca)
     assert problems(found) == {Check.RELAY: TransportReason.UNREACHABLE}
+    assert found[Check.RELAY].message == f"{host} does not answer in time"
 
 
 async def test_a_relays_certificate_that_is_not_to_be_trusted_is_named_as_such(

@@ -19,6 +19,7 @@ from headless_passkey.doctor.examine import examine as examine_all
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.versions import PACKAGES, bluez_version
 from headless_passkey.errors import ExitStatus, TransportReason
+from headless_passkey.mends import mend, with_mend
 from tests.companion.device import tunnel_service
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import nobody
@@ -164,6 +165,17 @@ def test_on_a_terminal_lines_are_broken_where_words_end() -> None:
     assert all(len(line) <= 80 for line in lines)
     assert all(line.startswith(" " * 32) for line in lines[1:-1])
     assert command._report([finding], {}, None)[0].count("so many words") == 8
+
+
+@pytest.mark.parametrize("case", [None, "named"])
+def test_a_mend_that_ends_a_message_is_taken_off_it(case: str | None) -> None:
+    for message in (
+        with_mend("there is none", TransportReason.NO_ADAPTER),
+        with_mend("there is none", TransportReason.NO_ADAPTER, case),
+        "there is none",
+    ):
+        finding = Finding.trouble(Check.SCAN, message, TransportReason.NO_ADAPTER, case=case)
+        assert (finding.message, finding.mend) == ("there is none", mend(TransportReason.NO_ADAPTER, case))
 
 
 async def test_a_bug_in_one_part_hides_none_of_the_others(

@@ -67,7 +67,8 @@ def nobody() -> str:
 
 def saying(status: int) -> Handler:
     async def handler(_request: web.Request) -> web.StreamResponse:
-        return web.Response(status=status)
+        # where a redirect leads does not matter: it is not followed
+        return web.Response(status=status, headers={"Location": "/"} if status == 302 else None)
 
     return handler
 
