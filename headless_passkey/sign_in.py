@@ -209,11 +209,13 @@ class _Reached:
 
 @dataclass(slots=True)
 class _Heard:
-    """When an advert that opened was heard, in seconds of the event loop's clock."""
+    """An advert that opened: when it was heard, on the event loop's clock, and what came of it."""
 
     first: float
     last: float
     pursued: bool = False
+    attempts: int = 0
+    pause: float = FIRST_PAUSE  # seconds after the next attempt
 
 
 class _Corridor:
@@ -365,22 +367,30 @@ class _Corridor:
             return None
 
     async def _pursue(self, recipient: str, transaction: QrTransaction, eid: Eid, base: str) -> None:
-        """Try where an advert leads until it is old: radios and networks fail, and some radios say a thing once."""
-        heard, pause = self._heard[eid.encode()], FIRST_PAUSE
+        """Try where an advert leads until it is old: networks fail, and some radios say a thing once."""
+        heard = self._heard[eid.encode()]
         limit = None if self._join_within is None else heard.first + self._join_within
         self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
         while self._now() - heard.last < FRESHNESS and (limit is None or self._now() < limit):
             async with self._slots:
-                if await self._attempt(recipient, transaction, eid, base, limit):
-                    return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
-        heard.pursued = limit is not None and self._now() >= limit  # or it is news when it is heard again
+                failed = await self._attempt(recipient, transaction, eid, base, limit)
+            if failed is None:
+                return
+            heard.attempts += 1
+            why = str(failed) or "the phone did not finish the handshake in time"
+            logger.info("ceremony %s: attempt failed: %s", self._name, why)
+            self.report(Stage.ATTEMPT_FAILED, why=why, attempt=heard.attempts)
+            await asyncio.sleep(heard.pause)
+            heard.pause = min(2 * heard.pause, LAST_PAUSE)
+            if isinstance(failed, RemoteProtocolError):
+                break  # it will not be otherwise, unless whoever it was advertises it again
+        # heard again it is news, unless it was too late
+        heard.pursued = limit is not None and self._now() >= limit
 
     async def _attempt(
         self, recipient: str, transaction: QrTransaction, eid: Eid, base: str, limit: float | None
-    ) -> bool:
-        """Join the tunnel the advert leads to and prove ourselves to the phone; False when that fails.
+    ) -> Exception | None:
+        """Join the tunnel the advert leads to and prove ourselves to the phone; why not, when that fails.
 
         limit: by when, on the event loop's clock.
         """
@@ -393,14 +403,11 @@ class _Corridor:
                     async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                         channel, get_info = await _shake_hands(tunnel, transaction, eid)
             except (TransportError, RemoteProtocolError, TimeoutError) as error:
-                why = str(error) or "the phone did not finish the handshake in time"
-                logger.info("ceremony %s: attempt failed: %s", self._name, why)
-                self.report(Stage.ATTEMPT_FAILED, why=why)
-                return False
+                return error
             if not self._reached.done():
                 self.report(Stage.CHANNEL_OPEN, phone=get_info)
                 self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
-            return True
+            return None
 
     async def _exchange(self, reached: _Reached) -> tuple[Credential, bool]:
         """Exactly one CTAP command over the open channel; its checked reply, and whether the user was checked."""

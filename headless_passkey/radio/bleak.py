@@ -35,6 +35,7 @@ START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
 PATIENCE: Final = 30.0  # seconds a radio that was lost has to come back
 RETRY_PAUSE: Final = 0.5  # seconds between looks for it
+BUSY_PATIENCE: Final = 15.0  # seconds; the kernel scans on for ten after a bluetoothd that was killed
 UNKNOWN_RSSI: Final = -127
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class _Scan:
     async def _keep_scanning(self, started: "asyncio.Future[None]") -> None:
         """Scan, and scan again after a loss; a failure goes to `started` the first time, to all who listen later."""
         clock = asyncio.get_running_loop().time
-        lost_at = None
+        began, lost_at = clock(), None
         while True:
 
             def scanning() -> None:
@@ -125,15 +126,18 @@ class _Scan:
                 await self._scan(scanning)
             except Exception as error:  # noqa: BLE001  one that is a bug must not pass for silence on the air
                 if not started.done():
-                    started.set_exception(error)
-                    return
-                if lost_at is None:
-                    lost_at = clock()
-                    logger.warning("stopped listening: %s", error)
-                if not isinstance(error, TransportError) or clock() - lost_at >= self._patience:
-                    for inbox in self._inboxes:
-                        inbox.fail(error)
-                    return
+                    if not _is_busy(error) or clock() - began >= BUSY_PATIENCE:
+                        started.set_exception(error)
+                        return
+                    logger.info("waiting: %s", error)
+                else:
+                    if lost_at is None:
+                        lost_at = clock()
+                        logger.warning("stopped listening: %s", error)
+                    if not isinstance(error, TransportError) or clock() - lost_at >= self._patience:
+                        for inbox in self._inboxes:
+                            inbox.fail(error)
+                        return
             await asyncio.sleep(RETRY_PAUSE)
 
     async def _scan(self, scanning: Callable[[], None]) -> None:
@@ -209,6 +213,10 @@ class _Scan:
 _SCANS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str | None, bool, float], _Scan]] = (
     WeakKeyDictionary()
 )
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, TransportError) and error.reason is TransportReason.ADAPTER_BUSY
 
 
 def _translated(error: Exception) -> TransportError:

@@ -41,6 +41,7 @@ _WRONG: Final[Mapping[TransportReason, str]] = {  # what to do about it, `headle
 
 _REASONS: Final[Mapping[str, TransportReason]] = {  # by the D-Bus error's name
     "org.bluez.Error.Blocked": TransportReason.ADAPTER_BLOCKED,
+    "org.bluez.Error.InProgress": TransportReason.ADAPTER_BUSY,
     "org.bluez.Error.NotAuthorized": TransportReason.BLUETOOTH_FORBIDDEN,
     "org.bluez.Error.NotReady": TransportReason.ADAPTER_OFF,
     "org.bluez.Error.NotSupported": TransportReason.ADAPTER_UNABLE,

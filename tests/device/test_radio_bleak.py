@@ -275,16 +275,38 @@ async def test_an_able_adapter_is_preferred_to_the_first(bluetooth: Bluetooth) -
         ("org.freedesktop.DBus.Error.AccessDenied", TransportReason.BLUETOOTH_FORBIDDEN),
         ("org.bluez.Error.NotAuthorized", TransportReason.BLUETOOTH_FORBIDDEN),
         ("org.bluez.Error.NotReady", TransportReason.ADAPTER_OFF),
-        ("org.bluez.Error.InProgress", TransportReason.BLUETOOTH_FAILED),
+        ("org.bluez.Error.InProgress", TransportReason.ADAPTER_BUSY),
         ("org.bluez.Error.Failed", TransportReason.BLUETOOTH_FAILED),
     ],
 )
 async def test_what_the_service_refuses_is_told(
-    bluetooth: Bluetooth, error: str, reason: TransportReason
+    bluetooth: Bluetooth, monkeypatch: pytest.MonkeyPatch, error: str, reason: TransportReason
 ) -> None:
+    monkeypatch.setattr("headless_passkey.radio.bleak.BUSY_PATIENCE", 0)
     path = await bluetooth.add_adapter()
     await bluetooth.refuse(path, "StartDiscovery", error)
     assert await failure(BleakRadio()) is reason
+
+
+async def test_an_adapter_that_is_busy_at_first_is_waited_for(bluetooth: Bluetooth) -> None:
+    path = await bluetooth.add_adapter()
+    await bluetooth.refuse(path, "StartDiscovery", "org.bluez.Error.InProgress")
+
+    async def asked() -> bool:
+        return bool(await bluetooth.call(path, MOCK, "GetMethodCalls", "s", "StartDiscovery"))
+
+    async def free_it() -> None:
+        await condition(asked)
+        await bluetooth.call(
+            path, MOCK, "AddMethod", "sssss", "org.bluez.Adapter1", "StartDiscovery", "", "", ""
+        )
+
+    freeing = asyncio.create_task(free_it())
+    async with BleakRadio().adverts() as adverts:
+        await freeing
+        await bluetooth.advert({FFF9: b"a" * 20})
+        async with asyncio.timeout(10):
+            assert (await anext(adverts)).service_data == b"a" * 20
 
 
 async def test_without_a_bluetooth_service_it_says_so(bus: MessageBus) -> None:

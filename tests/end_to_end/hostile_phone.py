@@ -200,6 +200,7 @@ class HostileTunnel:
     def __init__(self) -> None:
         self.base = ""
         self.visits = 0
+        self.paths: set[str] = set()  # that were visited
         self._adverts: dict[bytes, tuple[Advertised, Passkey, Behaviour]] = {}
         self._refusals: dict[bytes, Callable[[web.Request], Awaitable[web.StreamResponse]]] = {}
 
@@ -239,6 +240,7 @@ class HostileTunnel:
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         self.visits += 1
+        self.paths.add(request.path)
         routing_id = bytes.fromhex(request.match_info["routing_id"])
         if routing_id in self._refusals:
             return await self._refusals[routing_id](request)
