@@ -6,6 +6,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 import pytest
 
+from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.bleak import BleakRadio
@@ -93,6 +94,17 @@ async def test_what_is_wrong_is_told_in_a_word(
             async with BleakRadio(adapter="hci1").adverts():
                 pass
         assert failed.value.reason is reason
+
+
+async def test_a_scan_starts_after_a_killed_service_whose_scan_the_kernel_goes_on_with(guest: Guest) -> None:
+    async with BleakRadio(adapter="hci1", patience=0).adverts() as adverts:
+        await guest.crash_service()
+        with pytest.raises(TransportError):
+            await anext(adverts)
+    await guest.start_service()
+    async with BleakRadio(adapter="hci1").adverts() as adverts, BluezAdvertiser("hci0").advertise(SENT):
+        async with asyncio.timeout(PATIENCE):
+            assert (await anext(adverts)).service_data == SENT
 
 
 async def test_without_any_adapter_it_says_so(guest: Guest) -> None:
