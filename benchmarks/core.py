@@ -65,6 +65,15 @@ def main() -> None:
         RESULTS.write_text(page, encoding="utf-8")
 
 
+def put_section(heading: str, page: str) -> None:
+    """Put `page`, which begins with `heading`, in the place of that section of the results, or at their end."""
+    before, _, after = RESULTS.read_text(encoding="utf-8").partition(heading + "\n")
+    _, _, others = after.partition("\n# ")
+    RESULTS.write_text(
+        before.rstrip() + "\n\n" + page + (f"\n# {others}" if others else ""), encoding="utf-8"
+    )
+
+
 def _page(note: str) -> list[str]:
     kn, nk = handshake_calls(), handshake_calls()
     rows = [

@@ -69,10 +69,7 @@ def main() -> None:
     page = "\n".join(_page(rows)) + "\n"
     print(page)
     if args.write:
-        before, _, after = core.RESULTS.read_text(encoding="utf-8").partition(HEADING + "\n")
-        _, _, others = after.partition("\n# ")
-        text = before.rstrip() + "\n\n" + page + (f"\n# {others}" if others else "")
-        core.RESULTS.write_text(text, encoding="utf-8")
+        core.put_section(HEADING, page)
 
 
 def _page(rows: list[Row]) -> list[str]:

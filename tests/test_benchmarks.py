@@ -3,10 +3,12 @@
 import sys
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import core
 import pytest
+import radio
 import whole_sign_in
 from measure import Row, compare, shown, table
 
@@ -78,3 +80,24 @@ async def test_a_whole_sign_in_is_measured() -> None:
     times = await whole_sign_in.sign_ins(2)
     assert len(times) == 2
     assert all(seconds > 0 for seconds in times)
+
+
+async def test_every_kind_of_foreign_advert_costs_more_than_its_signal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(radio, "TURNS", 1)
+    monkeypatch.setattr(radio, "SIGNALS", 50)
+    rows = await radio.costs()
+    assert len(rows) == 3
+    assert all(row.seconds > 0 and row.baseline for row in rows)
+
+
+def test_a_section_of_the_results_is_put_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "RESULTS.md"
+    results.write_text("# One\n\nfirst\n\n# Two\n\nsecond\n\n# Three\n\nthird\n")
+    monkeypatch.setattr(core, "RESULTS", results)
+    core.put_section("# Two", "# Two\n\nanew\n")
+    core.put_section("# Four", "# Four\n\nfourth\n")
+    assert results.read_text() == "# One\n\nfirst\n\n# Two\n\nanew\n\n# Three\n\nthird\n\n# Four\n\nfourth\n"
