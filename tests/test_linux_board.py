@@ -1,5 +1,6 @@
 """docs/how-to/linux-board.md: what the page has one type, install and start is taken, and does what the page says."""
 
+import ast
 import os
 import re
 import shlex
@@ -150,13 +151,32 @@ sys.meta_path.insert(0, Hidden())
 """
 
 
+def modules(extra: str | None) -> set[str]:
+    """What an extra brings, or with None the bare package, by the names under which it is imported."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    return {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
+
+
 def hidden() -> set[str]:
     """What other extras bring, and the packages that are not the device's."""
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        extras = tomllib.load(file)["project"]["optional-dependencies"]
-    names = {extra: {re.split(r"[^\w-]", line)[0] for line in lines} for extra, lines in extras.items()}
-    others = set().union(*names.values()) - names["device"]
-    return {name.replace("-", "_") for name in others} | {"companion_push", "relying_party"}
+    others = modules("fido2") | modules("push") | modules("rp") | modules("emulation")
+    return others - modules("device") | {"companion_push", "relying_party"}
+
+
+def test_all_that_the_device_imports_comes_with_its_extra_or_with_one_for_other_radios_and_programs() -> None:
+    imported = set()
+    for path in (ROOT / "headless_passkey").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    foreign = (
+        imported - sys.stdlib_module_names - {"headless_passkey"} - {"yarl", "multidict"}
+    )  # aiohttp's types
+    assert foreign - modules(None) - modules("device") == modules("fido2") | modules("emulation")
 
 
 def run_installed(prefix: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
