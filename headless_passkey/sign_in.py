@@ -213,6 +213,7 @@ class _Heard:
 
     first: float
     last: float
+    rssi: int | None  # dBm, the first time
     pursued: bool = False
     attempts: int = 0
     pause: float = FIRST_PAUSE  # seconds after the next attempt
@@ -256,8 +257,11 @@ class _Corridor:
             raise _first(errors) from None
         return signed_in
 
-    def report(self, stage: Stage, *, phone: GetInfoResponse | None = None, **detail: str | int) -> None:
+    def report(
+        self, stage: Stage, *, phone: GetInfoResponse | None = None, **known: str | int | None
+    ) -> None:
         self.stage = stage
+        detail = {name: value for name, value in known.items() if value is not None}
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
         self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone))
@@ -332,7 +336,7 @@ class _Corridor:
                     for recipient, transaction in self._candidates.items():
                         eid = transaction.open_advert(advert.service_data)
                         base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
-                        if eid is not None and base is not None and self._is_news(eid):
+                        if eid is not None and base is not None and self._is_news(eid, advert.rssi):
                             pursuit = tasks.create_task(self._pursue(recipient, transaction, eid, base))
                             self._pursuits[pursuit] = recipient
                             pursuit.add_done_callback(self._pursuits.pop)
@@ -346,14 +350,14 @@ class _Corridor:
     def _is_near(self, advert: Advert) -> bool:
         return self._min_rssi is None or (advert.rssi is not None and advert.rssi >= self._min_rssi)
 
-    def _is_news(self, eid: Eid) -> bool:
+    def _is_news(self, eid: Eid, rssi: int | None) -> bool:
         """Whether nobody is after this advert's phone yet."""
         known, now = self._heard.get(eid.encode()), self._now()
         if known is None:
             if len(self._heard) == MAX_ADVERTS:
                 logger.info("ceremony %s: too many different adverts, ignored one", self._name)
                 return False
-            known = self._heard[eid.encode()] = _Heard(first=now, last=now)
+            known = self._heard[eid.encode()] = _Heard(first=now, last=now, rssi=rssi)
         known.last = now
         pursued, known.pursued = known.pursued, True
         return not pursued
@@ -370,7 +374,7 @@ class _Corridor:
         """Try where an advert leads until it is old: networks fail, and some radios say a thing once."""
         heard = self._heard[eid.encode()]
         limit = None if self._join_within is None else heard.first + self._join_within
-        self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain)
+        self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain, rssi=heard.rssi)
         while self._now() - heard.last < FRESHNESS and (limit is None or self._now() < limit):
             async with self._slots:
                 failed = await self._attempt(recipient, transaction, eid, base, limit)

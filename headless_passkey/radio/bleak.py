@@ -35,6 +35,7 @@ START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
 PATIENCE: Final = 30.0  # seconds a radio that was lost has to come back
 RETRY_PAUSE: Final = 0.5  # seconds between looks for it
+SILENCE: Final = 15.0  # seconds without any advert, of phones or others, after which the scan is begun anew
 BUSY_PATIENCE: Final = 15.0  # seconds; the kernel scans on for ten after a bluetoothd that was killed
 UNKNOWN_RSSI: Final = -127
 
@@ -79,6 +80,7 @@ class _Scan:
     def __init__(self, adapter: str | None, passive: bool, patience: float) -> None:  # noqa: FBT001
         self._adapter, self._passive, self._patience = adapter, passive, patience
         self._inboxes: set[Inbox] = set()
+        self._sound_at = 0.0  # when an advert was heard last, of anybody, on the event loop's clock
         self._keeping: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._turn = asyncio.Lock()  # who comes while the last one leaves waits for the scan's end
@@ -159,14 +161,32 @@ class _Scan:
                     f"BlueZ offers no passive scan on {adapter.name}: scan actively, or start bluetoothd with --experimental",
                 )
             lost = await service.watch(adapter)
-            async with self._scanner(adapter.name):
-                scanning()
-                await lost
-                logger.info("the scan on %s has ended: adapter or Bluetooth service went away", adapter.name)
+            while not lost.done():
+                async with self._scanner(adapter.name):
+                    scanning()
+                    await self._silence(lost)
+            logger.info("the scan on %s has ended: adapter or Bluetooth service went away", adapter.name)
+
+    async def _silence(self, lost: "asyncio.Future[None]") -> None:
+        """Wait until `lost`, or until the scan is suspiciously silent.
+
+        Before 5.88, bluetoothd can take a scan for running that the kernel has ended, when the last one was
+        stopped at the wrong moment; it says so of every scan from then on, and the next stop cures it. A passive
+        scan is another machinery, and silent where no phone is.
+        """
+        if self._passive:
+            await asyncio.wait([lost])
+        clock = asyncio.get_running_loop().time
+        self._sound_at = clock()
+        while not lost.done() and (left := self._sound_at + SILENCE - clock()) > 0:
+            await asyncio.wait([lost], timeout=left)
 
     @asynccontextmanager
     async def _scanner(self, adapter: str | None) -> AsyncIterator[None]:
+        now = asyncio.get_running_loop().time
+
         def heard(device: BLEDevice, advertisement: AdvertisementData) -> None:
+            self._sound_at = now()
             for uuid in _UUIDS:
                 service_data = advertisement.service_data.get(uuid)
                 if service_data is not None:

@@ -64,3 +64,13 @@ async def test_a_passive_scan_hears_the_same(guest: Guest) -> None:
             phone = Phone(uuid=uuid)
             async with BleakRadio(adapter="hci1", passive=True).adverts() as adverts, phone.advertise(SENT):
                 await hears(adverts, SENT)
+
+
+async def test_a_scan_that_is_begun_anew_hears_on(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headless_passkey.radio.bleak.SILENCE", 0.2)
+    async with BleakRadio(adapter="hci1").adverts() as adverts:
+        for number in range(5):
+            await guest.until(lambda: guest.discovering("hci1"))
+            sent = bytes([number]) * 20
+            async with Phone().advertise(sent):
+                await hears(adverts, sent)

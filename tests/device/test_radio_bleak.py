@@ -167,6 +167,25 @@ async def test_the_scan_goes_on_when_the_bluetooth_service_is_restarted(bus: Mes
                 assert (await anext(adverts)).service_data == b"a" * 20
 
 
+async def test_a_scan_that_hears_nobody_at_all_is_begun_anew(
+    bluetooth: Bluetooth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.radio.bleak.SILENCE", 0.05)
+    path = await bluetooth.add_adapter()
+
+    async def begun_again() -> bool:
+        return len(await bluetooth.call(path, MOCK, "GetMethodCalls", "s", "StartDiscovery")) > 3
+
+    async with BleakRadio().adverts() as adverts:
+        await condition(begun_again)
+        monkeypatch.setattr("headless_passkey.radio.bleak.SILENCE", 60)
+        await condition(lambda: bluetooth.discovering(path))
+        await bluetooth.advert({FFF9: b"a" * 20})
+        async with asyncio.timeout(10):
+            assert (await anext(adverts)).service_data == b"a" * 20
+    assert not await bluetooth.discovering(path)
+
+
 async def test_several_may_listen_at_a_time_and_the_last_one_ends_the_scan(bluetooth: Bluetooth) -> None:
     path = await bluetooth.add_adapter()
     async with BleakRadio().adverts() as first:

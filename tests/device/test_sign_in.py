@@ -353,8 +353,10 @@ async def test_only_what_is_strong_enough_is_heard(bench: Bench) -> None:
         await asyncio.gather(bench.sign_in(timeout=1, min_rssi=-79), bench.answered())
     assert strong
     bench.carrier = Carrier(bench.air)
-    signed_in, _ = await asyncio.gather(bench.sign_in(min_rssi=-80), bench.answered())
+    heard: list[StageEvent] = []
+    signed_in, _ = await asyncio.gather(bench.sign_in(min_rssi=-80, on_stage=heard.append), bench.answered())
     assert signed_in.credential.user_handle == USER
+    assert [event.detail["rssi"] for event in heard if event.stage is Stage.ADVERT_HEARD] == [-80]
 
 
 @pytest.mark.threat("T7")
