@@ -12,7 +12,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from bleak import BleakScanner
 from bleak.args.bluez import BlueZScannerArgs, OrPattern
@@ -64,7 +64,7 @@ class BleakRadio:
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
         """As `AdvertSource` says; several may listen at a time, with this radio or one that is set up alike."""
-        scans = _SCANS.setdefault(asyncio.get_running_loop(), {})
+        scans = _SCANS.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
         scan = scans.setdefault(self._settings, _Scan(*self._settings))
         inbox = Inbox()
         await scan.join(inbox)
@@ -102,7 +102,8 @@ class _Scan:
     async def leave(self, inbox: Inbox) -> None:
         """The last one turns the radio off, even if it is cancelled meanwhile."""
         self._inboxes.discard(inbox)
-        await asyncio.shield(asyncio.ensure_future(self._end_if_deserted()))
+        if not self._inboxes:
+            await asyncio.shield(asyncio.ensure_future(self._end_if_deserted()))
 
     async def _end_if_deserted(self) -> None:
         async with self._turn:
@@ -230,9 +231,10 @@ class _Scan:
                         await scanner.stop()
 
 
-_SCANS: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str | None, bool, float], _Scan]] = (
-    WeakKeyDictionary()
-)
+# a scan knows its event loop, and would keep that for good
+_SCANS: WeakKeyDictionary[
+    asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str | None, bool, float], _Scan]
+] = WeakKeyDictionary()
 
 
 def _is_busy(error: Exception) -> bool:

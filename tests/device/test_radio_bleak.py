@@ -1,6 +1,8 @@
 """The system's radio: bleak's own BlueZ code against a Bluetooth service that is played on a private D-Bus."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -230,6 +232,42 @@ async def test_cancelling_and_starting_again_at_once_is_safe(bluetooth: Bluetoot
             assert (await anext(adverts)).service_data == b"a" * 20
     await asyncio.wait(listeners)
     assert all(listener.cancelled() for listener in listeners)
+    assert not await bluetooth.discovering(path)
+
+
+async def test_who_leaves_does_not_wait_until_others_have_begun_to_listen(bluetooth: Bluetooth) -> None:
+    path = await bluetooth.add_adapter()
+    await bluetooth.refuse(path, "StartDiscovery", "org.bluez.Error.InProgress")
+
+    async def asked() -> bool:
+        return bool(await bluetooth.call(path, MOCK, "GetMethodCalls", "s", "StartDiscovery"))
+
+    async def listen() -> None:
+        async with BleakRadio().adverts() as adverts:
+            await anext(adverts)
+
+    leaving, staying = asyncio.create_task(listen()), asyncio.create_task(listen())
+    await condition(asked)
+    leaving.cancel()
+    ended, _ = await asyncio.wait([leaving, staying], return_when=asyncio.FIRST_COMPLETED)
+    staying.cancel()
+    await asyncio.wait([staying])
+    assert ended == {leaving}
+
+
+async def test_an_event_loop_that_has_ended_is_not_kept_for_its_scans(bluetooth: Bluetooth) -> None:
+    path = await bluetooth.add_adapter()
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+
+    async def listen() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with BleakRadio().adverts():
+            pass
+
+    for _ in range(2):  # bleak keeps the last one, and lets the one before go
+        await asyncio.to_thread(lambda: asyncio.run(listen()))
+    gc.collect()
+    assert loops[0]() is None
     assert not await bluetooth.discovering(path)
 
 
