@@ -175,7 +175,11 @@ class Bluez:
                 lost.set_result(None)
 
         def look(message: Message) -> None:
-            if message.message_type is MessageType.SIGNAL and _is_loss(message, adapter.path):
+            if (
+                message.message_type is MessageType.SIGNAL
+                and not message.destination  # anyone on the bus may send a signal to us alone, under any name
+                and _is_loss(message, adapter.path)
+            ):
                 lose()
 
         self._bus.add_message_handler(look)

@@ -8,13 +8,14 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from dbus_fast import Message, Variant
 from dbus_fast.aio import MessageBus
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio import bluez
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.inbox import SIZE
-from tests.device.bluetooth import MOCK, Bluetooth, bluetooth_service
+from tests.device.bluetooth import ADAPTER, MOCK, Bluetooth, bluetooth_service
 
 FFF9 = "0000fff9-0000-1000-8000-00805f9b34fb"
 FDE2 = "0000fde2-0000-1000-8000-00805f9b34fb"
@@ -112,6 +113,32 @@ async def test_the_scan_goes_on_when_the_adapter_is_turned_on_again(bluetooth: B
         await bluetooth.advert({FFF9: b"a" * 20})
         async with asyncio.timeout(10):
             assert (await anext(adverts)).service_data == b"a" * 20
+
+
+async def test_other_programs_cannot_pretend_that_the_radio_is_lost(
+    bluetooth: Bluetooth, bus: MessageBus, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The bus lets everybody send a signal to one connection, whoever it claims to be about."""
+    path = await bluetooth.add_adapter()
+    dbus, properties = "org.freedesktop.DBus", "org.freedesktop.DBus.Properties"
+    pretences = [
+        Message.new_signal(path, properties, "PropertiesChanged", signature, [ADAPTER, {"Powered": off}, []])
+        for signature, off in (("sa{sv}as", Variant("b", False)), ("sa{ss}as", "no"))
+    ]
+    ended = ["org.bluez", ":1.1", ""]
+    pretences.append(Message.new_signal("/org/freedesktop/DBus", dbus, "NameOwnerChanged", "sss", ended))
+    async with bluez.open_bluez() as service:
+        (adapter,) = await service.adapters()
+        lost = await service.watch(adapter)
+        for pretence in pretences:
+            pretence.destination = service._bus.unique_name
+            await bus.send(pretence)
+        await bus.call(Message(dbus, "/org/freedesktop/DBus", dbus, "GetId"))  # they have been passed on
+        await service.adapters()  # and have arrived
+        assert not lost.done()
+        assert not caplog.records
+        await bluetooth.power(path, on=False)
+        await lost
 
 
 async def test_an_adapter_that_stays_off_ends_the_scan(bluetooth: Bluetooth) -> None:
