@@ -244,7 +244,7 @@ class _Corridor:
         self._candidates: dict[str, QrTransaction] = {}  # by recipient; the claimer's alone once it is known
         self._pursuits: dict[asyncio.Task[None], str] = {}  # whose recipient each is for
         self._slots = asyncio.Semaphore(MAX_ATTEMPTS)
-        self._heard: dict[bytes, _Heard] = {}  # by the advert that opened
+        self._heard: dict[tuple[str, bytes], _Heard] = {}  # by recipient and advert, as `_candidates`
         self._reached: asyncio.Future[_Reached] = asyncio.get_running_loop().create_future()
         self._submitted = False
         self.stage: Stage | None = None
@@ -325,6 +325,7 @@ class _Corridor:
     def _narrow(self, claimer: str) -> None:
         """Only the claimer may go on: what another recipient's URL leads to is dropped (T5)."""
         self._candidates = {name: one for name, one in self._candidates.items() if name == claimer}
+        self._heard = {key: heard for key, heard in self._heard.items() if key[0] == claimer}
         for task, recipient in self._pursuits.items():
             if recipient != claimer:
                 task.cancel()
@@ -336,31 +337,39 @@ class _Corridor:
                     for recipient, transaction in self._candidates.items():
                         eid = transaction.open_advert(advert.service_data)
                         base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
-                        if eid is not None and base is not None and self._is_news(eid, advert.rssi):
-                            pursuit = tasks.create_task(self._pursue(recipient, transaction, eid, base))
+                        if eid is None or base is None:
+                            continue
+                        if heard := self._news(recipient, eid, advert.rssi):
+                            pursuing = self._pursue(recipient, transaction, eid, base, heard)
+                            pursuit = tasks.create_task(pursuing)
                             self._pursuits[pursuit] = recipient
                             pursuit.add_done_callback(self._pursuits.pop)
-        except TransportError:
-            while self._pursuits:  # what was heard before may yet lead to the phone
-                await asyncio.wait(self._pursuits)
-            raise
-        if not self._heard:
-            raise TransportError("the radio's input ended before a phone's advert was heard")
+            in_vain = (
+                "and what was heard led to no phone" if self._heard else "before a phone's advert was heard"
+            )
+            ended = TransportError(f"the radio's input ended {in_vain}")
+        except TransportError as error:
+            ended = error
+        while self._pursuits:  # what was heard before may yet lead to the phone
+            await asyncio.wait(self._pursuits)
+        if not self._reached.done():
+            raise ended
 
     def _is_near(self, advert: Advert) -> bool:
         return self._min_rssi is None or (advert.rssi is not None and advert.rssi >= self._min_rssi)
 
-    def _is_news(self, eid: Eid, rssi: int | None) -> bool:
-        """Whether nobody is after this advert's phone yet."""
-        known, now = self._heard.get(eid.encode()), self._now()
+    def _news(self, recipient: str, eid: Eid, rssi: int | None) -> _Heard | None:
+        """What is known of this advert, when nobody is after its phone yet."""
+        key, now = (recipient, eid.encode()), self._now()
+        known = self._heard.get(key)
         if known is None:
             if len(self._heard) == MAX_ADVERTS:
                 logger.info("ceremony %s: too many different adverts, ignored one", self._name)
-                return False
-            known = self._heard[eid.encode()] = _Heard(first=now, last=now, rssi=rssi)
+                return None
+            known = self._heard[key] = _Heard(first=now, last=now, rssi=rssi)
         known.last = now
         pursued, known.pursued = known.pursued, True
-        return not pursued
+        return None if pursued else known
 
     def _tunnel_service(self, number: int) -> str | None:
         """The base URL of a tunnel domain; None for one that nobody knows, whose adverts are ignored (§11.5.1)."""
@@ -370,9 +379,10 @@ class _Corridor:
             logger.info("ceremony %s: no tunnel service is known for domain %d", self._name, number)
             return None
 
-    async def _pursue(self, recipient: str, transaction: QrTransaction, eid: Eid, base: str) -> None:
+    async def _pursue(
+        self, recipient: str, transaction: QrTransaction, eid: Eid, base: str, heard: _Heard
+    ) -> None:
         """Try where an advert leads until it is old: networks fail, and some radios say a thing once."""
-        heard = self._heard[eid.encode()]
         limit = None if self._join_within is None else heard.first + self._join_within
         self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain, rssi=heard.rssi)
         while self._now() - heard.last < FRESHNESS and (limit is None or self._now() < limit):

@@ -28,7 +28,16 @@ from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.source import Advert
-from headless_passkey.sign_in import MAX_ATTEMPTS, Ask, Progress, SignedIn, Stage, StageEvent, sign_in
+from headless_passkey.sign_in import (
+    MAX_ADVERTS,
+    MAX_ATTEMPTS,
+    Ask,
+    Progress,
+    SignedIn,
+    Stage,
+    StageEvent,
+    sign_in,
+)
 from headless_passkey.webauthn import (
     AuthenticationOptions,
     Credential,
@@ -65,10 +74,15 @@ class Air:
     def put(self, what: bytes | Advert | TransportError | None) -> None:
         self._adverts.put_nowait(Advert(service_data=what) if isinstance(what, bytes) else what)
 
+    async def drained(self) -> None:
+        """All that was put has been heard."""
+        await self._adverts.join()
+
     @contextlib.asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
         async def heard() -> AsyncIterator[Advert]:
             while (what := await self._adverts.get()) is not None:
+                self._adverts.task_done()
                 if isinstance(what, TransportError):
                     raise what
                 yield what
@@ -526,6 +540,25 @@ async def test_only_the_claimer_may_go_on(bench: Bench) -> None:
     assert bench.stages.count(Stage.ADVERT_HEARD) == 1
 
 
+@pytest.mark.threat("T5")
+async def test_adverts_for_others_than_the_claimer_do_not_use_up_what_is_remembered(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("honest", "greedy"))
+
+    async def phones() -> None:
+        greedy = PhoneTransaction((await bench.carrier.urls)["greedy"])
+        for number in range(MAX_ADVERTS):
+            routing_id = number.to_bytes(3, "big")
+            bench.air.put(greedy.advertise(routing_id=routing_id, tunnel_domain=DOMAIN).service_data)
+        await bench.air.drained()
+        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="honest"))
+        await bench.reached(Stage.CLAIMED).wait()
+        await bench.answered(recipient="honest")
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+
+
 async def test_nobody_answering_expires_and_is_said(bench: Bench) -> None:
     with pytest.raises(NotApproved, match="the last stage was submitted") as end:
         await bench.sign_in(timeout=0.05)
@@ -552,6 +585,21 @@ async def test_a_radio_that_ends_after_the_advert_does_not_matter(bench: Bench) 
 
     signed_in, _ = await asyncio.gather(bench.sign_in(), last_advert())
     assert signed_in.credential.user_handle == USER
+
+
+async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transport_error(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.sign_in.FRESHNESS", 0.1)
+
+    async def gone() -> None:
+        phone = PhoneTransaction((await bench.carrier.urls)["phone"])
+        bench.air.put(phone.advertise(routing_id=b"abc", tunnel_domain=DOMAIN).service_data)
+        bench.air.put(None)
+
+    with pytest.raises(TransportError, match="radio's input ended"):
+        await asyncio.gather(bench.sign_in(), gone())
+    assert Stage.ATTEMPT_FAILED in bench.stages
 
 
 WITH_RELAY = (Stage.DELIVERED, Stage.CLAIMED, Stage.OPENED)
