@@ -48,6 +48,9 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TransportReason.BLUETOOTH_FAILED, None): (
         "try again, or restart it with `sudo systemctl restart bluetooth`"
     ),
+    (TransportReason.BLUETOOTH_FAILED, "controller"): (
+        "try again, or unplug the controller and plug it in again"
+    ),
     # the network
     (TransportReason.NAME_NOT_RESOLVED, None): (
         "check how the name is spelled, and this machine's network: `getent hosts HOST` must print an address"
@@ -104,7 +107,7 @@ def mend(reason: Reason, case: str | None = None, **names: str) -> str | None:
     case: a finer kind of it, as `MENDS` has them. names: what to put for the names in capitals, lower case
     here: ``mend(SetupReason.STATE_DAMAGED, path="/var/lib/…")``.
     """
-    if sys.platform != "linux" and reason in _ELSEWHERE:
+    if sys.platform != "linux" and reason in _ELSEWHERE and case != "controller":
         return _ELSEWHERE[TransportReason(reason)]
     words = MENDS.get((reason, case)) or MENDS.get((reason, None))
     return words and re.sub(r"\b[A-Z]+\b", lambda found: names.get(found[0].lower(), found[0]), words)

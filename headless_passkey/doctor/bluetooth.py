@@ -39,4 +39,5 @@ async def examine_bluetooth(
         from headless_passkey.doctor.bluez import examine_bluez  # noqa: PLC0415  dbus-fast is on Linux alone
 
         return await examine_bluez(name or None, passive=passive, listen=listen, limit=limit)
-    return await examine_by_scanning(source, listen=listen, limit=limit)
+    case = "controller" if kind == "bumble" else None
+    return await examine_by_scanning(source, listen=listen, limit=limit, case=case)

@@ -11,20 +11,23 @@ from headless_passkey.radio.source import AdvertSource
 _CHECKS: Final = (Check.ADAPTER, Check.SCAN)
 
 
-async def examine_by_scanning(source: AdvertSource, *, listen: float, limit: float) -> list[Finding]:
+async def examine_by_scanning(
+    source: AdvertSource, *, listen: float, limit: float, case: str | None = None
+) -> list[Finding]:
     """Adapter and scan, where there is nobody to ask: a scan fails for the reason that the adapter gives.
 
-    listen: seconds to scan. limit: seconds for all.
+    listen: seconds to scan. limit: seconds for all. case: of the mends, for the kind of radio it is.
     """
+    failed = TransportReason.BLUETOOTH_FAILED
     ready = Finding.ok(Check.ADAPTER, "the adapter can be used")
     try:
         async with asyncio.timeout(limit):
             heard = await count_adverts(source, listen)
     except TransportError as error:
-        if error.reason is not TransportReason.BLUETOOTH_FAILED:
-            failed = Finding.of(Check.ADAPTER, error, otherwise=TransportReason.BLUETOOTH_FAILED)
-            return [failed, *not_checked_after([failed], _CHECKS)]
-        return [ready, Finding.of(Check.SCAN, error, otherwise=TransportReason.BLUETOOTH_FAILED)]
+        if error.reason is not failed:
+            unfit = Finding.of(Check.ADAPTER, error, otherwise=failed, case=case)
+            return [unfit, *not_checked_after([unfit], _CHECKS)]
+        return [ready, Finding.of(Check.SCAN, error, otherwise=failed, case=case)]
     except TimeoutError:
         return [ready, too_slow(Check.SCAN, limit)]
     return [ready, scanned("", listen, heard)]

@@ -211,10 +211,9 @@ class _Scan:
         try:
             await asyncio.wait([starting], timeout=START_TIMEOUT)
             if not starting.done():
-                raise TransportError(
-                    "the Bluetooth service did not start scanning in time",
-                    reason=TransportReason.BLUETOOTH_FAILED,
-                )
+                failed = TransportReason.BLUETOOTH_FAILED
+                why = "the Bluetooth service did not start scanning in time"
+                raise TransportError(with_mend(why, failed), reason=failed)
             try:
                 starting.result()
             except Exception as error:  # bleak's, D-Bus's and the system's share no base

@@ -217,9 +217,9 @@ class Bluez:
             async with asyncio.timeout(CALL_TIMEOUT):
                 reply = await self._bus.call(message)
         except TimeoutError as error:
-            raise bluetooth_error(
-                TransportReason.BLUETOOTH_FAILED, f"the Bluetooth service does not answer ({member})"
-            ) from error
+            failed = TransportReason.BLUETOOTH_FAILED
+            why = f"the Bluetooth service does not answer ({member})"
+            raise bluetooth_error(failed, with_mend(why, failed)) from error
         except (EOFError, OSError) as error:
             raise bluetooth_error(TransportReason.NO_DBUS) from error
         if reply.message_type is MessageType.ERROR:

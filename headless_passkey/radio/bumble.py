@@ -19,6 +19,7 @@ from bumble.transport.common import TransportSpecError
 
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import HeadlessPasskeyError, TransportError, TransportReason
+from headless_passkey.mends import with_mend
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
@@ -88,9 +89,7 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
         async with asyncio.timeout(START_TIMEOUT):
             opened = await open_transport(transport)
     except TimeoutError as error:
-        raise TransportError(
-            f"the Bluetooth transport {transport} did not open in time", reason=TransportReason.NO_ADAPTER
-        ) from error
+        raise _without_controller(f"the Bluetooth transport {transport} did not open in time") from error
     except Exception as error:  # every transport has its own
         raise _cannot_open(transport, error) from error
     lost = opened.source.terminated
@@ -131,7 +130,7 @@ def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError | Usa
     elif number == errno.ERFKILL:
         reason = TransportReason.ADAPTER_BLOCKED
         mend = "unblock it with `rfkill unblock bluetooth`"
-    why = mend or getattr(error, "strerror", None) or str(error) or type(error).__name__
+    why = mend or with_mend(getattr(error, "strerror", None) or str(error) or type(error).__name__, reason)
     return TransportError(f"cannot open the Bluetooth transport {transport}: {why}", reason=reason)
 
 
@@ -155,7 +154,12 @@ def _miss_hci_socket(source: Any) -> None:
 
 def controller_lost() -> TransportError:
     """The controller went away in the middle."""
-    return TransportError("the Bluetooth controller has gone", reason=TransportReason.NO_ADAPTER)
+    return _without_controller("the Bluetooth controller has gone")
+
+
+def _without_controller(why: str) -> TransportError:
+    reason = TransportReason.NO_ADAPTER
+    return TransportError(with_mend(why, reason), reason=reason)
 
 
 @asynccontextmanager
@@ -165,13 +169,14 @@ async def controller_errors() -> AsyncIterator[None]:
         async with asyncio.timeout(START_TIMEOUT):
             yield
     except TimeoutError as error:
-        raise TransportError(
-            "the Bluetooth controller does not answer", reason=TransportReason.BLUETOOTH_FAILED
-        ) from error
+        raise _controller_failed("the Bluetooth controller does not answer") from error
     except Exception as error:  # bumble's own errors share no useful base
-        raise TransportError(
-            f"the Bluetooth controller failed: {error}", reason=TransportReason.BLUETOOTH_FAILED
-        ) from error
+        raise _controller_failed(f"the Bluetooth controller failed ({error})") from error
+
+
+def _controller_failed(why: str) -> TransportError:
+    reason = TransportReason.BLUETOOTH_FAILED
+    return TransportError(with_mend(why, reason, "controller"), reason=reason)
 
 
 async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:

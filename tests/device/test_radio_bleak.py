@@ -12,6 +12,7 @@ from dbus_fast import Message, Variant
 from dbus_fast.aio import MessageBus
 
 from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.mends import MENDS
 from headless_passkey.radio import bluez
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.inbox import SIZE
@@ -307,7 +308,9 @@ async def failure(radio: BleakRadio) -> TransportReason | None:
     with pytest.raises(TransportError) as failed:
         async with radio.adverts():
             pass
-    return failed.value.reason
+    reason = failed.value.reason
+    assert any(str(failed.value).endswith(f": {words}") for (one, _), words in MENDS.items() if one is reason)
+    return reason
 
 
 async def test_without_an_adapter_it_says_so(bluetooth: Bluetooth) -> None:
@@ -370,6 +373,17 @@ async def test_what_the_service_refuses_is_told(
     path = await bluetooth.add_adapter()
     await bluetooth.refuse(path, "StartDiscovery", error)
     assert await failure(BleakRadio()) is reason
+
+
+async def test_a_service_that_is_too_slow_is_told_to_stop_when_it_has_begun(
+    bluetooth: Bluetooth, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.radio.bleak.START_TIMEOUT", 0.1)
+    path = await bluetooth.add_adapter()
+    slow = "import time; time.sleep(0.5)"
+    await bluetooth.call(path, MOCK, "AddMethod", "sssss", ADAPTER, "StartDiscovery", "", "", slow)
+    assert await failure(BleakRadio()) is TransportReason.BLUETOOTH_FAILED
+    assert len(await bluetooth.call(path, MOCK, "GetMethodCalls", "s", "StopDiscovery")) == 1
 
 
 async def test_an_adapter_that_is_busy_at_first_is_waited_for(bluetooth: Bluetooth) -> None:
