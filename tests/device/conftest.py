@@ -8,6 +8,8 @@ import pytest
 from dbus_fast.aio import MessageBus
 
 from tests.device.bluetooth import Bluetooth, bluetooth_service, program
+from tests.relay import household
+from tests.relay.household import running_relay
 
 
 @pytest.fixture
@@ -32,3 +34,10 @@ async def bluetooth(bus: MessageBus) -> AsyncIterator[Bluetooth]:
     """A Bluetooth service without adapters."""
     async with bluetooth_service(bus) as service:
         yield service
+
+
+@pytest.fixture
+async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
+    """The real relay, without accounts."""
+    async with running_relay(tmp_path / "relay.sqlite3") as running:
+        yield running

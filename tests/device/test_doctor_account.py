@@ -3,7 +3,7 @@
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,16 +33,10 @@ from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import answering, nobody, saying, silent
 from tests.device.test_enrolment import joined
 from tests.relay import household
-from tests.relay.household import Household, running_relay
+from tests.relay.household import Household
 from tests.trust.people import NOW, Home, Person, forge, grow
 
 Found = dict[Check, Finding]
-
-
-@pytest_asyncio.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
-    async with running_relay(tmp_path / "relay.sqlite3") as running:
-        yield running
 
 
 @pytest_asyncio.fixture

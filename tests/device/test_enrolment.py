@@ -35,15 +35,9 @@ from headless_passkey.trust.signing import base64url
 from tests.device.inviter import Inviter
 from tests.device.test_proven_http import answer, ok, serving
 from tests.relay import household
-from tests.relay.household import Household, running_relay
+from tests.relay.household import Household
 from tests.trust.people import device, forge, grow
 from tests.trust.refusal import refused
-
-
-@pytest_asyncio.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
-    async with running_relay(tmp_path / "relay.sqlite3") as running:
-        yield running
 
 
 @pytest_asyncio.fixture

@@ -61,12 +61,6 @@ HOME = Home()
 
 
 @pytest_asyncio.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
-    async with running_relay(tmp_path / "relay.sqlite3") as running:
-        yield running
-
-
-@pytest_asyncio.fixture
 async def home(relay: household.Relay) -> Household:
     return await relay.household()
 
