@@ -245,7 +245,9 @@ def _read(state: Path) -> Enrolment | _Joining | None:
     except (ValueError, RecursionError) as error:
         raise _damaged(state) from error
     if members.integer("format") != _FORMAT:
-        raise RemoteProtocolError(f"{state / FILE_NAME} was written by another version")
+        raise RemoteProtocolError(
+            f"{state / FILE_NAME} was written by another version", reason=SetupReason.STATE_INCOMPATIBLE
+        )
     key = SoftwareSigningKey.from_bytes(members.octets("key", 32))
     rp_id, origin = members.optional_text("rp_id"), members.optional_text("origin")
     if members.text("state") == "joining":

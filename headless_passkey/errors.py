@@ -63,6 +63,7 @@ class SetupReason(StrEnum):
     STATE_EXPOSED = "state-exposed"  # what is for its owner alone is open to others
     STATE_FOREIGN = "state-foreign"  # it belongs to another user
     STATE_DAMAGED = "state-damaged"
+    STATE_INCOMPATIBLE = "state-incompatible"  # another version of the program wrote it
     STATE_UNREADABLE = "state-unreadable"
     WRONG_SERVER = "wrong-server"  # it answers, and is something else than what was looked for
     MISSING_PACKAGE = "missing-package"

@@ -88,6 +88,7 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     ),
     (SetupReason.STATE_FOREIGN, None): "run as the user it belongs to, or `sudo chown USER PATH`",
     (SetupReason.STATE_DAMAGED, None): "`rm PATH`, then `headless-passkey join` with a new invitation",
+    (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",
     (SetupReason.MISSING_PACKAGE, None): "`pip install 'headless-passkey[EXTRA]'`",

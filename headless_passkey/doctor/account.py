@@ -114,6 +114,8 @@ def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:
     reason = SetupReason.STATE_DAMAGED
     if isinstance(error, TransportError):
         reason = SetupReason.STATE_UNREADABLE
+    elif error.reason == SetupReason.STATE_INCOMPATIBLE:
+        reason = SetupReason.STATE_INCOMPATIBLE
     names = {"path": shlex.quote(str(state / enrolment.FILE_NAME))}
     return Finding.trouble(Check.ENROLMENT, str(error), reason, names=names)
 

@@ -130,6 +130,7 @@ _STATUS: Final = {
     SetupReason.STATE_EXPOSED: ExitStatus.PROTOCOL,
     SetupReason.STATE_FOREIGN: ExitStatus.PROTOCOL,
     SetupReason.STATE_DAMAGED: ExitStatus.PROTOCOL,
+    SetupReason.STATE_INCOMPATIBLE: ExitStatus.PROTOCOL,
     SetupReason.STATE_UNREADABLE: ExitStatus.TRANSPORT,
     SetupReason.WRONG_SERVER: ExitStatus.PROTOCOL,
     SetupReason.MISSING_PACKAGE: ExitStatus.USAGE,

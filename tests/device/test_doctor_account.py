@@ -160,7 +160,7 @@ async def test_a_key_file_of_another_user_is_a_problem(state: Path) -> None:
     assert problems(found) == {Check.STATE: SetupReason.STATE_FOREIGN}
 
 
-@pytest.mark.parametrize("content", [b"{", b"{}", b'{"format": 2}', b"\xff"])
+@pytest.mark.parametrize("content", [b"{", b"{}", b"\xff"])
 @pytest.mark.usefixtures("enrolled")
 async def test_a_damaged_key_file_is_a_problem(state: Path, content: bytes) -> None:
     (state / FILE_NAME).write_bytes(content)
@@ -168,6 +168,15 @@ async def test_a_damaged_key_file_is_a_problem(state: Path, content: bytes) -> N
     assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_DAMAGED}
     assert found[Check.ENROLMENT].exit_status is ExitStatus.PROTOCOL
     assert f"rm {state / FILE_NAME}" in str(found[Check.ENROLMENT].mend)
+
+
+@pytest.mark.usefixtures("enrolled")
+async def test_a_key_file_of_another_version_is_not_to_be_thrown_away(state: Path) -> None:
+    (state / FILE_NAME).write_bytes(b'{"format": 2}')
+    found = await examined(state)
+    assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_INCOMPATIBLE}
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.PROTOCOL
+    assert "rm " not in str(found[Check.ENROLMENT].mend)
 
 
 @pytest.mark.usefixtures("enrolled")

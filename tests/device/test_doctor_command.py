@@ -3,12 +3,10 @@
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from certificates import Certificate
 
 from headless_passkey import enrolment
@@ -26,15 +24,8 @@ from tests.device.test_doctor_servers import nobody
 from tests.device.test_enrolment import joined
 from tests.programs import run
 from tests.relay import household
-from tests.relay.household import running_relay
 
 NO_BUS = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nonexistent/bus"}
-
-
-@pytest_asyncio.fixture
-async def relay(tmp_path: Path) -> AsyncIterator[household.Relay]:
-    async with running_relay(tmp_path / "relay.sqlite3") as running:
-        yield running
 
 
 @pytest.fixture
