@@ -322,7 +322,7 @@ class Held:
     files: int
     tasks: int
     connections: frozenset[str]
-    match_rules: int | None
+    match_rules: int
     advertising: int
     told: int
 

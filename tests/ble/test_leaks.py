@@ -20,7 +20,7 @@ class Held:
 
     descriptors: int
     connections: frozenset[str]
-    match_rules: int | None
+    match_rules: int
     discovering: bool
 
     @classmethod
