@@ -78,11 +78,11 @@ def examine_state(state: Path) -> list[Finding]:
         return [Finding.trouble(Check.STATE, message, SetupReason.STATE_DAMAGED, names=names)]
     findings = []
     try:
-        files = sorted(state.iterdir())
-        for file in files:
-            kept = file.lstat()
-            if stat.S_ISREG(kept.st_mode):
-                findings += _exposed(file, kept, 0o600, Status.PROBLEM)
+        for file in sorted(state.iterdir()):
+            with suppress(FileNotFoundError):  # a sign-in writes beside what it replaces
+                kept = file.lstat()
+                if stat.S_ISREG(kept.st_mode):
+                    findings += _exposed(file, kept, 0o600, Status.PROBLEM)
     except OSError as error:
         findings.append(_unreadable(state, error))
     # the files are closed all the same; but others may see them, or even put others in their place

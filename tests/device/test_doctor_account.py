@@ -197,6 +197,15 @@ async def test_a_key_file_that_cannot_be_read_is_a_problem(state: Path, tmp_path
     assert found[Check.ENROLMENT].exit_status is ExitStatus.TRANSPORT
 
 
+@pytest.mark.usefixtures("enrolled")
+async def test_a_file_that_goes_while_it_is_looked_at_is_none(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sign-in that runs meanwhile writes a file beside the one it replaces."""
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([state / FILE_NAME, state / "gone"]))
+    assert not problems(await examined(state))
+
+
 async def test_a_file_in_the_state_directorys_place_is_a_problem(state: Path) -> None:
     write_private(state, b"")
     assert problems(await examined(state))[Check.STATE] is SetupReason.STATE_DAMAGED
