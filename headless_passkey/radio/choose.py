@@ -9,7 +9,8 @@ from headless_passkey.radio.source import AdvertSource
 def open_radio(spec: str, *, passive: bool = False, report: Callable[[str], object] = talk) -> AdvertSource:
     """The radio that `spec` names: ``bleak``, ``bleak:hci1``, ``bumble:TRANSPORT`` or ``stdin``.
 
-    passive: scan without asking advertisers for more. report: told of each line of stdin that holds no advert. `UsageError` when it names none, or one whose extra is not installed.
+    passive: scan without asking advertisers for more. report: told of each line of stdin that holds no advert.
+    `UsageError` when it names none, or one whose extra is not installed.
     """
     kind, separator, rest = spec.partition(":")
     if kind == "bleak" and bool(rest) == bool(separator):
