@@ -597,9 +597,8 @@ async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transpo
         bench.air.put(phone.advertise(routing_id=b"abc", tunnel_domain=DOMAIN).service_data)
         bench.air.put(None)
 
-    with pytest.raises(TransportError, match="radio's input ended"):
+    with pytest.raises(TransportError, match="what was heard led to no phone"):
         await asyncio.gather(bench.sign_in(), gone())
-    assert Stage.ATTEMPT_FAILED in bench.stages
 
 
 WITH_RELAY = (Stage.DELIVERED, Stage.CLAIMED, Stage.OPENED)
