@@ -35,7 +35,7 @@ START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
 PATIENCE: Final = 30.0  # seconds a radio that was lost has to come back
 RETRY_PAUSE: Final = 0.5  # seconds between looks for it
-SILENCE: Final = 15.0  # seconds without any advert, of phones or others, after which the scan is begun anew
+SILENCE: Final = 6.0  # seconds without any advert, of phones or others, after which the scan is begun anew
 BUSY_PATIENCE: Final = 15.0  # seconds; the kernel scans on for ten after a bluetoothd that was killed
 UNKNOWN_RSSI: Final = -127
 
@@ -171,9 +171,9 @@ class _Scan:
     async def _silence(self, lost: "asyncio.Future[None]") -> None:
         """Wait until `lost`, or until the scan is suspiciously silent.
 
-        Before 5.88, bluetoothd can take a scan for running that the kernel has ended, when the last one was
-        stopped at the wrong moment; it says so of every scan from then on, and the next stop cures it. A passive
-        scan is another machinery, and silent where no phone is.
+        Before 5.88, bluetoothd can take a scan for running that the kernel has ended, when another, of any program,
+        was being stopped as it began; until the next stop it hears nothing. A passive scan is another machinery, and
+        silent where no phone is.
         """
         if self._passive:
             await asyncio.wait([lost])
