@@ -36,6 +36,7 @@ from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.radio.bleak import BleakRadio
+from headless_passkey.radio.bluez import open_bluez
 
 HEADING: Final = "# What an advert costs on the device"
 FFF9: Final = "0000fff9-0000-1000-8000-00805f9b34fb"
@@ -126,7 +127,16 @@ async def latencies() -> dict[str, list[list[float]]]:
         for name in sorted(listeners, reverse=bool(turn % 2)):
             async with listeners[name]() as hears:
                 times[name].append([await _latency(hears) for _ in range(ADVERTS)])
+            await _idle()
     return times
+
+
+async def _idle() -> None:
+    """Wait until nobody scans: a scan that begins while another is being stopped may hear nothing."""
+    async with asyncio.timeout(PATIENCE), open_bluez() as service:
+        path, get = f"/org/bluez/{LISTENER}", ("org.freedesktop.DBus.Properties", "Get")
+        while await service.call(path, *get, "ss", "org.bluez.Adapter1", "Discovering"):  # noqa: ASYNC110  another process knows
+            await asyncio.sleep(0.05)
 
 
 Hears = Callable[[bytes], Awaitable[None]]
