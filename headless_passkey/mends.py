@@ -45,6 +45,9 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TransportReason.BLUETOOTH_FORBIDDEN, None): (
         "allow it, on Debian with `sudo usermod --append --groups bluetooth USER` and a new login"
     ),
+    (TransportReason.BLUETOOTH_FORBIDDEN, "controller"): (
+        "let this user open it: USB with a udev rule, a serial port with the group dialout, an HCI socket with CAP_NET_ADMIN"
+    ),
     (TransportReason.BLUETOOTH_FAILED, None): (
         "try again, or restart it with `sudo systemctl restart bluetooth`"
     ),
@@ -108,7 +111,8 @@ def mend(reason: Reason, case: str | None = None, **names: str) -> str | None:
     case: a finer kind of it, as `MENDS` has them. names: what to put for the names in capitals, lower case
     here: ``mend(SetupReason.STATE_DAMAGED, path="/var/lib/…")``.
     """
-    if sys.platform != "linux" and reason in _ELSEWHERE and case != "controller":
+    general = case is None or (reason, case) not in MENDS
+    if general and sys.platform != "linux" and reason in _ELSEWHERE:
         return _ELSEWHERE[TransportReason(reason)]
     words = MENDS.get((reason, case)) or MENDS.get((reason, None))
     return words and re.sub(r"\b[A-Z]+\b", lambda found: names.get(found[0].lower(), found[0]), words)

@@ -5,6 +5,7 @@ Each reason is compared with the one that a scan fails with: doctor and sign-in 
 
 import asyncio
 import contextlib
+import errno
 import getpass
 import sys
 from pathlib import Path
@@ -220,6 +221,18 @@ async def test_a_service_that_does_not_answer_is_given_up(bluetooth: Bluetooth) 
 async def test_adverts_on_stdin_leave_nothing_to_look_at() -> None:
     findings = await examine_bluetooth("stdin")
     assert {finding.status for finding in findings} == {Status.NOT_CHECKED}
+
+
+async def test_a_controller_that_may_not_be_opened_is_not_a_matter_for_bluetoothd(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def closed(_transport: str) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("headless_passkey.radio.bumble.open_transport", closed)
+    adapter, _ = await examine_bluetooth("bumble:serial:/dev/ttyACM0")
+    assert adapter.reason is TransportReason.BLUETOOTH_FORBIDDEN
+    assert "dialout" in str(adapter.mend)
 
 
 async def test_a_controller_that_is_not_there() -> None:

@@ -77,5 +77,6 @@ def test_other_systems_are_not_sent_to_programs_of_linux(
         TransportReason.BLUETOOTH_FORBIDDEN,
         TransportReason.BLUETOOTH_FAILED,
     ):
-        assert not re.search("systemctl|rfkill|bluetoothctl|usermod", str(mend(reason)))
+        for case in (None, "controller"):
+            assert not re.search("systemctl|rfkill|bluetoothctl|usermod", str(mend(reason, case)))
     assert mend(SetupReason.NOT_ENROLLED)
