@@ -30,13 +30,14 @@ import core
 from dbus_fast import BusType, Message, MessageType, PropertyAccess, Variant
 from dbus_fast.aio import MessageBus
 from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
-from measure import HEADINGS, Row, table
+from measure import HEADINGS, Row, shown, table
 
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bluez import open_bluez
+from headless_passkey.radio.source import Advert
 
 HEADING: Final = "# What an advert costs on the device"
 FFF9: Final = "0000fff9-0000-1000-8000-00805f9b34fb"
@@ -49,6 +50,9 @@ ADVERTS: Final = 5  # in one turn, in the guest
 SIGNALS: Final = 1500  # in one turn, on the private bus
 PAUSE: Final = 0.0005  # seconds between signals: they come one by one, as over the air
 PATIENCE: Final = 60.0
+STRANGERS: Final = 20
+STRANGER_INTERVAL: Final = 20.0  # milliseconds
+FLOOD: Final = 10.0  # seconds
 
 _KINDS: Final = {
     "new": "of another service, a device heard for the first time",
@@ -63,28 +67,26 @@ def main() -> None:
     parser.add_argument("--part", choices=("guest", "bluetoothd"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part == "guest":
-        print(json.dumps(asyncio.run(latencies())))
+        print(json.dumps(asyncio.run(latencies()) | {"flood": asyncio.run(flood())}))
         return
     if args.part == "bluetoothd":
         asyncio.run(play_bluetoothd())
         return
-    page = "\n".join(_page(asyncio.run(costs()), in_guest())) + "\n"
+    page = "\n".join(_page(asyncio.run(costs()), *in_guest())) + "\n"
     print(page)
     if args.write:
         core.put_section(HEADING, page)
 
 
-def _page(rows: list[Row], latency: Row | str) -> list[str]:
+def _page(rows: list[Row], latency: Row | None, said: str) -> list[str]:
     return [
         HEADING,
         "",
         f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.",
         "",
-        *([f"From advert to device: {latency}.", ""] if isinstance(latency, str) else []),
-        table(
-            HEADINGS[:-1],
-            [row.cells[:-1] for row in ([latency, *rows] if isinstance(latency, Row) else rows)],
-        ),
+        table(HEADINGS[:-1], [row.cells[:-1] for row in ([latency] if latency else []) + rows]),
+        "",
+        said,
         "",
         "The first row is time from asking bluetoothd for an advert on one adapter until the advert is there, in the guest of `make ble-test`: with",
         "`BleakRadio`, and as a signal on a bare D-Bus connection that scans itself. The others are processor time of the listener for an advert",
@@ -94,28 +96,34 @@ def _page(rows: list[Row], latency: Row | str) -> list[str]:
 
 def _environment() -> dict[str, str]:
     """For this program once more, which finds what this one finds."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(core.ROOT), *sys.path])}
 
 
 # Latency, in the guest
 
 
-def in_guest() -> Row | str:
-    """The row of the guest, or why there is none."""
+def in_guest() -> tuple[Row | None, str]:
+    """The row of the guest and what a stranger does there; or no row, and why."""
     command = [str(core.ROOT / "scripts" / "ble-test"), "--", sys.executable, __file__, "--part", "guest"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=_environment())
     if done.returncode == 77:
-        return done.stdout.strip().splitlines()[-1]
+        return None, f"From advert to device: {done.stdout.strip().splitlines()[-1]}."
     if done.returncode:
         sys.exit(f"the guest ended with {done.returncode}: {done.stderr}")
     times = json.loads(done.stdout.splitlines()[-1])
     turns = list(zip(times["radio"], times["signal"], strict=True))
-    return Row(
+    row = Row(
         what="advert to `BleakRadio`, in the guest",
         seconds=median(one for turn in times["radio"] for one in turn),
         against="advert to D-Bus signal",
         baseline=median(one for turn in times["signal"] for one in turn),
         ratio=median(median(ours) / median(theirs) for ours, theirs in turns),
+    )
+    flooded, offered = times["flood"], STRANGERS * 1000 / STRANGER_INTERVAL
+    return row, (
+        f"A stranger in the guest is set to advertise from {STRANGERS} addresses every {STRANGER_INTERVAL:g} ms, {offered:.0f} times a second, which emulated"
+        f" controllers may not reach;\n{flooded['accepted']:.0f} a second get to the radio. A phone that begins meanwhile is heard after"
+        f" {shown(median(flooded['during']))}, one that begins when the stranger has gone after {shown(median(flooded['after']))}."
     )
 
 
@@ -129,6 +137,39 @@ async def latencies() -> dict[str, list[list[float]]]:
                 times[name].append([await _latency(hears) for _ in range(ADVERTS)])
             await _idle()
     return times
+
+
+async def flood() -> dict[str, float | list[float]]:
+    """A stranger advertises without end: how many of its adverts the radio gets a second, and when a phone is heard."""
+    from tests.ble.lab.guest import STATE  # noqa: PLC0415  of the guest
+    from tests.ble.lab.rubbish import broadcasting, service_data  # noqa: PLC0415
+
+    air = (STATE / "air").read_text().strip()
+    strangers = [service_data(secrets.token_bytes(20)) for _ in range(STRANGERS)]
+    accepted = 0
+    during: list[float] = []
+    wanted: dict[bytes, asyncio.Future[None]] = {}
+
+    async def listen(adverts: AsyncIterator[Advert]) -> None:
+        nonlocal accepted
+        async for advert in adverts:
+            accepted += 1
+            if advert.service_data in wanted:
+                wanted.pop(advert.service_data).set_result(None)
+
+    async def hears(service_data: bytes) -> None:
+        await wanted.setdefault(service_data, asyncio.get_running_loop().create_future())
+
+    async with BleakRadio(adapter=LISTENER).adverts() as adverts:
+        listening = asyncio.create_task(listen(adverts))
+        async with broadcasting(air, strangers, interval=STRANGER_INTERVAL):
+            began, accepted = time.monotonic(), 0
+            while time.monotonic() - began < FLOOD:
+                during.append(await _latency(hears))
+            rate = accepted / (time.monotonic() - began)
+        after = [await _latency(hears) for _ in range(ADVERTS)]
+        listening.cancel()
+    return {"accepted": rate, "during": during, "after": after}
 
 
 async def _idle() -> None:
