@@ -89,7 +89,7 @@ def test_without_a_kernel_it_is_not_run(machine: Machine) -> None:
 
 def test_a_guest_that_does_not_start_is_not_a_run(machine: Machine) -> None:
     machine.guest("echo no such machine >&2", "exit 1")
-    not_run(machine.run(), "no such machine")
+    not_run(machine.run(), f"(no such machine); if it has before, start afresh: rm -r {machine.folder}/cache")
 
 
 def test_a_guest_that_cannot_do_it_is_not_a_run(machine: Machine) -> None:
@@ -136,9 +136,23 @@ def test_nothing_is_left_behind(machine: Machine) -> None:
     assert list(machine.folder.glob("ble-test.*")) == []
 
 
-@pytest.mark.parametrize("words", [("--timeout",), ("--",), ("--accel", "steam")])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--timeout",),
+        ("--timeout", "soon"),
+        ("--boot", "1.5"),
+        ("--adapters", "08"),
+        ("--memory", "lots"),
+        ("--",),
+        ("--accel", "steam"),
+    ],
+)
 def test_words_it_does_not_know_are_refused(machine: Machine, words: tuple[str, ...]) -> None:
-    assert machine.run(*words).returncode == 2
+    done = machine.run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ble-test: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(
