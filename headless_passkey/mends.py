@@ -19,6 +19,7 @@ from headless_passkey.errors import SetupReason, TransportReason, TrustReason
 Reason = TransportReason | TrustReason | SetupReason
 
 SET_CLOCK: Final = "`sudo timedatectl set-ntp true`"
+ELSEWHERE: Final = "name a directory for this device alone with `--state`"
 
 # by reason, and where one word is too coarse for a mend also by case
 MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
@@ -89,8 +90,11 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (SetupReason.STATE_EXPOSED, None): (
         "`chmod MODE PATH`; if somebody may have read it, `headless-passkey leave` and join again"
     ),
+    (SetupReason.STATE_EXPOSED, "directory"): ELSEWHERE,
     (SetupReason.STATE_FOREIGN, None): "run as the user it belongs to, or `sudo chown USER PATH`",
+    (SetupReason.STATE_FOREIGN, "directory"): ELSEWHERE,
     (SetupReason.STATE_DAMAGED, None): "`rm PATH`, then `headless-passkey join` with a new invitation",
+    (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",

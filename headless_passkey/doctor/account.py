@@ -73,12 +73,16 @@ def examine_state(state: Path) -> list[Finding]:
     except OSError as error:
         return [_unreadable(state, error)]
     if not stat.S_ISDIR(status.st_mode):
-        names = {"path": shlex.quote(str(state))}
         message = f"{state} is not a directory"
-        return [Finding.trouble(Check.STATE, message, SetupReason.STATE_DAMAGED, names=names)]
-    findings = []
+        return [Finding.trouble(Check.STATE, message, SetupReason.STATE_DAMAGED, case="directory")]
+    findings: list[Finding] = []
+    case = None
     try:
-        for file in sorted(state.iterdir()):
+        files = sorted(state.iterdir())
+        ours = [file for file in files if enrolment.FILE_NAME in file.name]  # and what is written beside it
+        # how others are to be kept is not ours to say: think of `--state /etc`
+        case = "directory" if files and not ours else None
+        for file in ours:
             with suppress(FileNotFoundError):  # a sign-in writes beside what it replaces
                 kept = file.lstat()
                 if stat.S_ISREG(kept.st_mode):
@@ -86,17 +90,26 @@ def examine_state(state: Path) -> list[Finding]:
     except OSError as error:
         findings.append(_unreadable(state, error))
     # the files are closed all the same; but others may see them, or even put others in their place
-    findings += _exposed(state, status, 0o700, Status.WARNING)
+    findings += _exposed(state, status, 0o700, Status.WARNING, case)
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
 
 
-def _exposed(path: Path, status: os.stat_result, mode: int, severity: Status) -> list[Finding]:
+def _exposed(
+    path: Path, status: os.stat_result, mode: int, severity: Status, case: str | None = None
+) -> list[Finding]:
     try:
         refuse_others(status, path, mode)
     except RemoteProtocolError as error:
         names = {"mode": f"{mode:o}", "path": shlex.quote(str(path)), "user": this_user()}
         return [
-            Finding.of(Check.STATE, error, otherwise=SetupReason.STATE_EXPOSED, names=names, status=severity)
+            Finding.of(
+                Check.STATE,
+                error,
+                otherwise=SetupReason.STATE_EXPOSED,
+                case=case,
+                names=names,
+                status=severity,
+            )
         ]
     return []
 

@@ -23,6 +23,7 @@ from headless_passkey.errors import (
     TransportReason,
     TrustReason,
 )
+from headless_passkey.mends import mend
 from headless_passkey.private_file import private_directory, write_private
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.relay import Relay
@@ -152,6 +153,15 @@ async def test_a_state_directory_that_others_may_enter_is_a_warning(state: Path)
     assert found[Check.MEMBERSHIP].status is Status.OK
 
 
+def test_files_that_are_not_this_devices_are_let_be(state: Path) -> None:
+    state.mkdir(mode=0o755)
+    (state / "passwd").touch(mode=0o644)
+    (finding,) = examine_state(state)
+    assert (finding.status, finding.reason) == (Status.WARNING, SetupReason.STATE_EXPOSED)
+    assert finding.mend == mend(SetupReason.STATE_EXPOSED, "directory")
+    assert "chmod" not in str(finding.mend)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
 @pytest.mark.usefixtures("enrolled")
 async def test_a_key_file_of_another_user_is_a_problem(state: Path) -> None:
@@ -202,13 +212,15 @@ async def test_a_file_that_goes_while_it_is_looked_at_is_none(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sign-in that runs meanwhile writes a file beside the one it replaces."""
-    monkeypatch.setattr(Path, "iterdir", lambda _: iter([state / FILE_NAME, state / "gone"]))
+    monkeypatch.setattr(Path, "iterdir", lambda _: iter([state / FILE_NAME, state / f".{FILE_NAME}.gone"]))
     assert not problems(await examined(state))
 
 
 async def test_a_file_in_the_state_directorys_place_is_a_problem(state: Path) -> None:
     write_private(state, b"")
-    assert problems(await examined(state))[Check.STATE] is SetupReason.STATE_DAMAGED
+    found = await examined(state)
+    assert problems(found)[Check.STATE] is SetupReason.STATE_DAMAGED
+    assert "rm " not in str(found[Check.STATE].mend)
 
 
 async def test_a_state_directory_that_cannot_be_looked_into_is_a_problem(state: Path) -> None:
