@@ -122,8 +122,10 @@ class _Scan:
                 nonlocal lost_at
                 if not started.done():
                     started.set_result(None)
-                lost_at = None
                 logger.debug("scanning")
+                if lost_at is not None:
+                    logger.warning("listening again")  # for those who read of the loss
+                lost_at = None
 
             try:
                 await self._scan(scanning)

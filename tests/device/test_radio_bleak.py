@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import logging
 import weakref
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,7 +13,7 @@ from dbus_fast import Message, Variant
 from dbus_fast.aio import MessageBus
 
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.mends import MENDS
+from headless_passkey.mends import MENDS, with_mend
 from headless_passkey.radio import bluez
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.inbox import SIZE
@@ -114,6 +115,29 @@ async def test_the_scan_goes_on_when_the_adapter_is_turned_on_again(bluetooth: B
         await bluetooth.advert({FFF9: b"a" * 20})
         async with asyncio.timeout(10):
             assert (await anext(adverts)).service_data == b"a" * 20
+
+
+async def test_who_is_told_of_a_loss_is_told_of_its_end(
+    bluetooth: Bluetooth, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = await bluetooth.add_adapter()
+
+    def told() -> list[str]:
+        return [one.message for one in caplog.records if one.levelno >= logging.WARNING]
+
+    async def lost() -> bool:
+        return bool(told())
+
+    async def back() -> bool:
+        return len(told()) > 1
+
+    async with BleakRadio().adverts():
+        await bluetooth.power(path, on=False)
+        await condition(lost)
+        await bluetooth.power(path, on=True)
+        await condition(back)
+    why = with_mend("Bluetooth is off", TransportReason.ADAPTER_OFF)
+    assert told() == [f"stopped listening: {why}", "listening again"]
 
 
 async def test_other_programs_cannot_pretend_that_the_radio_is_lost(
