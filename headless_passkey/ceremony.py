@@ -6,13 +6,20 @@ import json
 import secrets
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Final
 
 import aiohttp
 
 from headless_passkey import enrolment
-from headless_passkey.command_line import UsageError, out, printable, read_input, show_progress, talk
+from headless_passkey.command_line import (
+    UsageError,
+    expand_home,
+    out,
+    printable,
+    read_input,
+    show_progress,
+    talk,
+)
 from headless_passkey.conduit import Conduit
 from headless_passkey.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.errors import (
@@ -72,7 +79,7 @@ class Ceremony:
             raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
         if args.rp is not None and kind is Hint.MAKE_CREDENTIAL and args.user is None:
             raise UsageError("register with --rp needs --user NAME")
-        self._args, self._kind, self._state = args, kind, Path(args.state).expanduser()
+        self._args, self._kind, self._state = args, kind, expand_home(args.state)
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
         self._expected = None if args.expect_user is None else _handle(args.expect_user)
         self._tls = tls_context(args.ca)

@@ -15,6 +15,7 @@ from headless_passkey.command_line import (
     SettingsParser,
     UsageError,
     add_settings,
+    expand_home,
     out,
     printable,
     read_secret_line,
@@ -270,7 +271,7 @@ async def _status(args: argparse.Namespace) -> None:
 
 
 def _state(args: argparse.Namespace) -> Path:
-    return Path(args.state).expanduser()
+    return expand_home(args.state)
 
 
 async def _inspect(args: argparse.Namespace) -> None:

@@ -226,6 +226,16 @@ def host_port(text: str) -> tuple[str, int]:
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
+def expand_home(path: str | Path) -> Path:
+    """`path` with ``~`` replaced; `UsageError` where no home is known, as in bare containers."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path}: no home directory is known for it; set HOME, or name another place"
+        ) from error
+
+
 async def read_secret_line(source: str, *, limit: int = 16384) -> str:
     """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv.
 

@@ -36,6 +36,7 @@ from companion_push.companion.terminal import Terminal, printable
 from headless_passkey.command_line import (
     UsageError,
     add_settings,
+    expand_home,
     out,
     read_secret_line,
     show_progress,
@@ -265,10 +266,11 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
     for option, value in (("credentials", args.credentials), ("tunnel", args.tunnel)):
         if not value:
             raise UsageError(f"the software phone needs --{option}")
-    if not args.credentials.expanduser().resolve().parent.is_dir():
+    credentials = expand_home(args.credentials)
+    if not credentials.resolve().parent.is_dir():
         raise UsageError(f"there is no directory for {args.credentials}")
     return SoftwarePhone(
-        credentials=CredentialFile(path=args.credentials.expanduser()),
+        credentials=CredentialFile(path=credentials),
         advertiser=open_advertiser(args.radio),
         tunnel_service=args.tunnel[0],
         tls=tls_context(args.ca),
@@ -500,7 +502,7 @@ def _line(args: argparse.Namespace, text: str, **details: object) -> str:
 
 
 def _state(args: argparse.Namespace) -> CompanionState:
-    return CompanionState(Path(args.state).expanduser())
+    return CompanionState(expand_home(args.state))
 
 
 def _membership(args: argparse.Namespace) -> Membership:

@@ -4,12 +4,11 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from shutil import get_terminal_size
 from textwrap import wrap
 from typing import Any, Final
 
-from headless_passkey.command_line import out, printable, show_progress, talk
+from headless_passkey.command_line import expand_home, out, printable, show_progress, talk
 from headless_passkey.doctor.examine import examine
 from headless_passkey.doctor.finding import Finding, Status
 from headless_passkey.doctor.versions import find_versions
@@ -46,7 +45,7 @@ async def diagnose(args: argparse.Namespace) -> None:
     """Print the report; `NotWell` when there is a problem in it."""
     show_progress("looking; this takes some seconds")
     findings = await examine(
-        state=Path(args.state).expanduser(),  # noqa: ASYNC240  asks no disk
+        state=expand_home(args.state),
         radio=args.radio,
         passive=args.scan == "passive",
         tls=tls_context(args.ca),

@@ -51,6 +51,13 @@ async def test_nothing_is_well_and_everything_is_told(state: Path) -> None:
     assert said.endswith("problems; the first: d-bus [no-d-bus]")
 
 
+async def test_a_home_that_nobody_knows_is_refused() -> None:
+    status, stdout, stderr = await doctor("--radio", "stdin", "--state", "~nobody-of-this-name/device")
+    assert (status, stdout) == (ExitStatus.USAGE, "")
+    (said,) = stderr.splitlines()
+    assert "no home directory is known" in said
+
+
 async def test_the_report_is_one_object_in_json(state: Path) -> None:
     status, stdout, stderr = await doctor("--json", "--radio", "stdin", "--state", state)
     report = json.loads(stdout)
