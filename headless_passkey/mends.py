@@ -33,6 +33,10 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TransportReason.NO_ADAPTER, None): "plug one in, or use another radio",
     (TransportReason.NO_ADAPTER, "named"): "`bluetoothctl list` shows which there are",
     (TransportReason.ADAPTER_OFF, None): "turn it on with `bluetoothctl power on`",
+    # bluetoothctl means the first that it lists, and knows none by this name
+    (TransportReason.ADAPTER_OFF, "named"): (
+        "turn it on with `busctl set-property org.bluez /org/bluez/NAME org.bluez.Adapter1 Powered b true`"
+    ),
     (TransportReason.ADAPTER_BLOCKED, None): (
         "unblock it with `sudo rfkill unblock bluetooth`, or with the switch that this machine has for it"
     ),
@@ -122,7 +126,7 @@ def mend(reason: Reason, case: str | None = None, **names: str) -> str | None:
     return words and re.sub(r"\b[A-Z]+\b", lambda found: names.get(found[0].lower(), found[0]), words)
 
 
-def with_mend(what: str, reason: Reason, case: str | None = None) -> str:
+def with_mend(what: str, reason: Reason, case: str | None = None, **names: str) -> str:
     """An error's message: what is wrong, and what to do about it."""
-    words = mend(reason, case)
+    words = mend(reason, case, **names)
     return f"{what}: {words}" if words else what

@@ -41,7 +41,7 @@ async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit
             findings.append(_blocked(check, name))
         else:
             case = "passive" if unoffered else "named" if name else None
-            names = {"user": this_user()}
+            names = {"user": this_user()} | ({"name": name} if name else {})
             failed = TransportReason.BLUETOOTH_FAILED
             findings.append(Finding.of(check, error, otherwise=failed, case=case, names=names))
     except TimeoutError:

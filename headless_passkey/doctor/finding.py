@@ -78,7 +78,9 @@ class Finding:
         return cls(
             check=check,
             status=status,
-            message=message.removesuffix(f": {mend(reason, case)}").removesuffix(f": {mend(reason)}"),
+            message=message.removesuffix(f": {mend(reason, case, **names)}")
+            .removesuffix(f": {mend(reason, case)}")
+            .removesuffix(f": {mend(reason)}"),
             reason=reason,
             mend=mend(reason, case, **names),
             subject=subject,

@@ -128,6 +128,9 @@ def choose(
         raise bluetooth_error(TransportReason.ADAPTER_UNABLE, message)
     if all(blocked_by(adapter.name) for adapter in adapters if not adapter.powered):
         raise bluetooth_error(TransportReason.ADAPTER_BLOCKED)
+    if name is not None:
+        off = TransportReason.ADAPTER_OFF
+        raise bluetooth_error(off, with_mend(f"the Bluetooth adapter {name} is off", off, "named", name=name))
     raise bluetooth_error(TransportReason.ADAPTER_OFF)
 
 

@@ -129,7 +129,9 @@ async def test_an_adapter_that_is_off(bluetooth: Bluetooth) -> None:
     await bluetooth.add_adapter(powered=False)
     found = await trouble()
     assert (found.check, found.reason) == (Check.ADAPTER, TransportReason.ADAPTER_OFF)
-    assert (await trouble("bleak:hci0")).reason is TransportReason.ADAPTER_OFF
+    named = await trouble("bleak:hci0")
+    assert (named.reason, named.message) == (TransportReason.ADAPTER_OFF, "the Bluetooth adapter hci0 is off")
+    assert "/org/bluez/hci0 " in str(named.mend)
 
 
 @pytest.mark.parametrize(("how", "mend"), [("soft", "rfkill unblock"), ("hard", "switch")])
