@@ -123,6 +123,9 @@ def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: a
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
+    if args.log_level in ("warning", "error"):
+        # it logs failures with their traceback; what they come to is one line of ours
+        logging.getLogger("bumble").setLevel(logging.CRITICAL)
     if args.json:
         logging.getLogger().handlers[0].setFormatter(_JsonLines())
     try:

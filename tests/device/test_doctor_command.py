@@ -1,5 +1,6 @@
 """``headless-passkey doctor`` as its users run it: one report on stdout, one line on stderr, a status."""
 
+import asyncio
 import json
 import logging
 import re
@@ -49,6 +50,21 @@ async def test_nothing_is_well_and_everything_is_told(state: Path) -> None:
     assert lines[-1].startswith("versions ")
     (said,) = stderr.splitlines()
     assert said.endswith("problems; the first: d-bus [no-d-bus]")
+
+
+async def test_a_controller_that_talks_nonsense_and_hangs_up_is_one_line(state: Path) -> None:
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+        await writer.wait_closed()
+
+    async with await asyncio.start_server(talk, "127.0.0.1") as server:
+        port = server.sockets[0].getsockname()[1]
+        radio = f"bumble:tcp-client:127.0.0.1:{port}"
+        status, stdout, stderr = await doctor("--radio", radio, "--state", state)
+    assert status == ExitStatus.TRANSPORT
+    assert "[bluetooth-failed]" in stdout
+    assert len(stderr.splitlines()) == 1, stderr
 
 
 async def test_a_home_that_nobody_knows_is_refused() -> None:
