@@ -9,7 +9,7 @@ from headless_passkey.doctor.scan import count_adverts, not_checked_after, scann
 from headless_passkey.doctor.versions import bluez_version
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.bleak import BleakRadio
-from headless_passkey.radio.bluez import Adapter, blocked_by, choose, open_bluez
+from headless_passkey.radio.bluez import Adapter, blocked_by, choose_listener, open_bluez
 
 CHECKS: Final = (Check.D_BUS, Check.BLUETOOTH_SERVICE, Check.ADAPTER, Check.SCAN)
 
@@ -29,8 +29,7 @@ async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit
             version = await bluez_version()
             said = "bluetoothd answers" + (f", BlueZ {version}" if version else "")
             findings.append(Finding.ok(Check.BLUETOOTH_SERVICE, said))
-            what_for = "listen for Low Energy adverts"
-            adapter = choose(adapters, name, able=lambda one: one.central, what_for=what_for)
+            adapter = choose_listener(adapters, name)
             findings.append(Finding.ok(Check.ADAPTER, _describe(adapter, adapters)))
             unoffered = passive and not adapter.monitors
             radio = BleakRadio(adapter=adapter.name, passive=passive, patience=0)

@@ -155,14 +155,11 @@ class _Scan:
         from headless_passkey.radio import bluez  # noqa: PLC0415  dbus-fast is installed on Linux alone
 
         async with bluez.open_bluez() as service:
-            adapters = await service.adapters()
-            what_for = "listen for Low Energy adverts"
-            adapter = bluez.choose(adapters, self._adapter, able=lambda one: one.central, what_for=what_for)
+            adapter = bluez.choose_listener(await service.adapters(), self._adapter)
             if self._passive and not adapter.monitors:
-                raise bluez.bluetooth_error(
-                    TransportReason.ADAPTER_UNABLE,
-                    f"BlueZ offers no passive scan on {adapter.name}: scan actively, or start bluetoothd with --experimental",
-                )
+                unable = TransportReason.ADAPTER_UNABLE
+                message = with_mend(f"BlueZ offers no passive scan on {adapter.name}", unable, "passive")
+                raise bluez.bluetooth_error(unable, message)
             lost = await service.watch(adapter)
             while not lost.done():
                 async with self._scanner(adapter.name):

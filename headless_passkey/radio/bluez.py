@@ -134,6 +134,11 @@ def choose(
     raise bluetooth_error(TransportReason.ADAPTER_OFF)
 
 
+def choose_listener(adapters: Sequence[Adapter], name: str | None) -> Adapter:
+    """As `choose`, for a scan."""
+    return choose(adapters, name, able=lambda one: one.central, what_for="listen for Low Energy adverts")
+
+
 def blocked_by(name: str | None = None) -> Literal["soft", "hard"] | None:
     """How rfkill keeps an adapter off: by software, or by a switch or the firmware, which go before.
 
