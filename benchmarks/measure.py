@@ -2,10 +2,10 @@
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Final
+from typing import Final, Self
 
 ROUNDS: Final = 101
 BATCH: Final = 0.004  # seconds that one turn should take, so that the clock's own cost does not count
@@ -21,6 +21,20 @@ class Row:
     baseline: float | None = None
     ratio: float | None = None  # the median of the turns' ratios, not the ratio of the medians
     aim: float | None = None  # the ratio that it should stay below
+
+    @classmethod
+    def of_pairs(
+        cls, what: str, against: str, pairs: Sequence[tuple[float, float]], *, aim: float | None = None
+    ) -> Self:
+        """pairs: what was measured and its baseline, for each turn."""
+        return cls(
+            what=what,
+            seconds=median(first for first, _ in pairs),
+            against=against,
+            baseline=median(second for _, second in pairs),
+            ratio=median(first / second for first, second in pairs),
+            aim=aim,
+        )
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -57,14 +71,7 @@ def compare(
                 first = timed(subject, number)
                 second = timed(baseline, number)
             pairs.append((first, second))
-    return Row(
-        what=what,
-        seconds=median(first for first, _ in pairs),
-        against=against,
-        baseline=median(second for _, second in pairs),
-        ratio=median(first / second for first, second in pairs),
-        aim=aim,
-    )
+    return Row.of_pairs(what, against, pairs, aim=aim)
 
 
 def timed(function: Callable[[], object], number: int = 1) -> float:

@@ -275,13 +275,7 @@ async def _cost(bluetoothd: asyncio.subprocess.Process, kind: str) -> Row:
         first = await (ours if turn % 2 else bare)(bluetoothd, kind)
         second = await (bare if turn % 2 else ours)(bluetoothd, kind)
         pairs.append((first, second) if turn % 2 else (second, first))
-    return Row(
-        what=f"advert {_KINDS[kind]}",
-        seconds=median(first for first, _ in pairs),
-        against="dbus-fast alone",
-        baseline=median(second for _, second in pairs),
-        ratio=median(first / second for first, second in pairs),
-    )
+    return Row.of_pairs(f"advert {_KINDS[kind]}", "dbus-fast alone", pairs)
 
 
 async def ours(bluetoothd: asyncio.subprocess.Process, kind: str) -> float:

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_bytes
-from statistics import median
 from typing import Any, Final
 
 import core
@@ -265,13 +264,7 @@ async def compare(
             steps = [await kinds[index]() for _ in range(BATCH)]
             times[index] = await _timed(steps)
         pairs.append((times[0], times[1]))
-    return Row(
-        what=what,
-        seconds=median(first for first, _ in pairs),
-        against=against,
-        baseline=median(second for _, second in pairs),
-        ratio=median(first / second for first, second in pairs),
-    )
+    return Row.of_pairs(what, against, pairs)
 
 
 async def _timed(steps: list[Step]) -> float:
