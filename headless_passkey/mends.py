@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from headless_passkey.errors import SetupReason, TransportReason, TrustReason
+from headless_passkey.errors import SetupReason, TransportError, TransportReason, TrustReason
 
 Reason = TransportReason | TrustReason | SetupReason
 
@@ -130,3 +130,10 @@ def with_mend(what: str, reason: Reason, case: str | None = None, **names: str) 
     """An error's message: what is wrong, and what to do about it."""
     words = mend(reason, case, **names)
     return f"{what}: {words}" if words else what
+
+
+def transport_error(
+    what: str, reason: TransportReason, case: str | None = None, **names: str
+) -> TransportError:
+    """What is wrong, and what to do about it, as an error. The rest as for `mend`."""
+    return TransportError(with_mend(what, reason, case, **names), reason=reason)

@@ -27,7 +27,7 @@ from bleak.exc import (
 )
 
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import transport_error
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
@@ -158,8 +158,7 @@ class _Scan:
             adapter = bluez.choose_listener(await service.adapters(), self._adapter)
             if self._passive and not adapter.monitors:
                 unable = TransportReason.ADAPTER_UNABLE
-                message = with_mend(f"BlueZ offers no passive scan on {adapter.name}", unable, "passive")
-                raise bluez.bluetooth_error(unable, message)
+                raise transport_error(f"BlueZ offers no passive scan on {adapter.name}", unable, "passive")
             lost = await service.watch(adapter)
             while not lost.done():
                 async with self._scanner(adapter.name):
@@ -210,9 +209,9 @@ class _Scan:
         try:
             await asyncio.wait([starting], timeout=START_TIMEOUT)
             if not starting.done():
-                failed = TransportReason.BLUETOOTH_FAILED
-                why = "the Bluetooth service did not start scanning in time"
-                raise TransportError(with_mend(why, failed), reason=failed)
+                raise transport_error(
+                    "the Bluetooth service did not start scanning in time", TransportReason.BLUETOOTH_FAILED
+                )
             try:
                 starting.result()
             except Exception as error:  # bleak's, D-Bus's and the system's share no base
@@ -267,4 +266,4 @@ def _translated(error: Exception) -> TransportError:
         case _:
             reason = TransportReason.BLUETOOTH_FAILED
             why = f"Bluetooth cannot be used ({type(error).__name__})"
-    return TransportError(with_mend(why, reason), reason=reason)
+    return transport_error(why, reason)

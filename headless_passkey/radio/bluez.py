@@ -17,7 +17,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError
 
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import transport_error, with_mend
 
 CALL_TIMEOUT: Final = 15.0  # seconds; the bus may have to start bluetoothd first
 RFKILL: Final = Path("/sys/class/rfkill")
@@ -58,9 +58,9 @@ _CANNOT_START: Final = (f"{_BUS}.Error.Spawn.", "org.freedesktop.systemd1.")  # 
 logger = logging.getLogger(__name__)
 
 
-def bluetooth_error(reason: TransportReason, detail: str | None = None) -> TransportError:
-    """The error for a reason, with the words for what to do about it. detail: more precise words instead."""
-    return TransportError(detail or with_mend(_WRONG[reason], reason), reason=reason)
+def bluetooth_error(reason: TransportReason) -> TransportError:
+    """The error for a reason, in general words."""
+    return transport_error(_WRONG[reason], reason)
 
 
 def reason_of(error_name: str) -> TransportReason:
@@ -108,8 +108,9 @@ def choose(
     if name is not None:
         adapters = [adapter for adapter in adapters if adapter.name == name]
         if not adapters:
-            message = with_mend(f"there is no Bluetooth adapter {name}", TransportReason.NO_ADAPTER, "named")
-            raise bluetooth_error(TransportReason.NO_ADAPTER, message)
+            raise transport_error(
+                f"there is no Bluetooth adapter {name}", TransportReason.NO_ADAPTER, "named"
+            )
     if not adapters:
         # a block that the firmware keeps takes the adapter away altogether
         blocked = blocked_by() is not None
@@ -122,15 +123,14 @@ def choose(
     # one that is off says little of what it could do
     if on and len(on) == len(adapters):
         names = ", ".join(adapter.name for adapter in adapters)
-        message = with_mend(
+        raise transport_error(
             f"the Bluetooth adapter {names} cannot {what_for}", TransportReason.ADAPTER_UNABLE
         )
-        raise bluetooth_error(TransportReason.ADAPTER_UNABLE, message)
     if all(blocked_by(adapter.name) for adapter in adapters if not adapter.powered):
         raise bluetooth_error(TransportReason.ADAPTER_BLOCKED)
     if name is not None:
-        off = TransportReason.ADAPTER_OFF
-        raise bluetooth_error(off, with_mend(f"the Bluetooth adapter {name} is off", off, "named", name=name))
+        what = f"the Bluetooth adapter {name} is off"
+        raise transport_error(what, TransportReason.ADAPTER_OFF, "named", name=name)
     raise bluetooth_error(TransportReason.ADAPTER_OFF)
 
 
@@ -227,7 +227,7 @@ class Bluez:
         except TimeoutError as error:
             failed = TransportReason.BLUETOOTH_FAILED
             why = f"the Bluetooth service does not answer ({member})"
-            raise bluetooth_error(failed, with_mend(why, failed)) from error
+            raise transport_error(why, failed) from error
         except (EOFError, OSError) as error:
             raise bluetooth_error(TransportReason.NO_DBUS) from error
         if reply.message_type is MessageType.ERROR:

@@ -19,7 +19,7 @@ from bumble.transport.common import TransportSpecError
 
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import HeadlessPasskeyError, TransportError, TransportReason
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import transport_error, with_mend
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
@@ -158,8 +158,7 @@ def controller_lost() -> TransportError:
 
 
 def _without_controller(why: str) -> TransportError:
-    reason = TransportReason.NO_ADAPTER
-    return TransportError(with_mend(why, reason), reason=reason)
+    return transport_error(why, TransportReason.NO_ADAPTER)
 
 
 @asynccontextmanager
@@ -175,8 +174,7 @@ async def controller_errors() -> AsyncIterator[None]:
 
 
 def _controller_failed(why: str) -> TransportError:
-    reason = TransportReason.BLUETOOTH_FAILED
-    return TransportError(with_mend(why, reason, "controller"), reason=reason)
+    return transport_error(why, TransportReason.BLUETOOTH_FAILED, "controller")
 
 
 async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:

@@ -22,7 +22,6 @@ from headless_passkey.radio.bluez import (
     Adapter,
     Bluez,
     RefusedError,
-    bluetooth_error,
     choose,
     open_bluez,
 )
@@ -113,10 +112,10 @@ async def _register(
             await service.call(adapter.path, _MANAGER, "RegisterAdvertisement", "oa{sv}", path, {})
         except RefusedError as error:
             if error.error_name == "org.bluez.Error.NotPermitted":
-                raise bluetooth_error(
-                    TransportReason.ADAPTER_BUSY,
+                raise TransportError(
                     f"the Bluetooth adapter {adapter.name} sends as many adverts as it can:"
                     " end another program that advertises, or use another adapter",
+                    reason=TransportReason.ADAPTER_BUSY,
                 ) from error
             if error.reason is not TransportReason.BLUETOOTH_FAILED:
                 raise
@@ -125,10 +124,10 @@ async def _register(
             logger.debug("advertising %d bytes over %s, %s", len(service_data), adapter.name, form.name)
             return path
     _usable(await service.adapters(start=False), adapter.name)  # it may have been turned off meanwhile
-    raise bluetooth_error(
-        TransportReason.ADAPTER_UNABLE if len(forms) == 1 else TransportReason.BLUETOOTH_FAILED,
+    raise TransportError(
         f"the Bluetooth service does not send an advert with {len(service_data)} bytes of service data"
         f" over {adapter.name}: try again, use another adapter, or update BlueZ",
+        reason=TransportReason.ADAPTER_UNABLE if len(forms) == 1 else TransportReason.BLUETOOTH_FAILED,
     ) from refused
 
 
@@ -150,9 +149,9 @@ async def _loss(
         _usable(await service.adapters(start=False), adapter.name)
     except TransportError as error:
         return error
-    return bluetooth_error(
-        TransportReason.BLUETOOTH_FAILED,
+    return TransportError(
         f"the Bluetooth service has stopped sending the advert over {adapter.name}: try again",
+        reason=TransportReason.BLUETOOTH_FAILED,
     )
 
 
