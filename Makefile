@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports docs fuzz fuzz-short ble-test bench lock clean
+.PHONY: demo test check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
 
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 	@$(BIN)/python examples/demo.py $(DEMO)
@@ -20,6 +20,9 @@ fuzz: $(VENV)/check.done  ## every parser under the fuzzer, FUZZ_SECONDS each; F
 
 fuzz-short: $(VENV)/check.done  ## the same in about a minute
 	@$(BIN)/python -m tests.fuzz.run --total 30 --if-available
+
+test-set-up:  ## the set-up of all of these, in a fresh environment, with the oldest pip that this Python came with
+	@$(PYTHON) scripts/test-set-up
 
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)

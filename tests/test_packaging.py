@@ -1,0 +1,62 @@
+"""What a packager gets: a source distribution with all that is in the repository, and metadata that says whose it is."""
+
+import email
+import shutil
+import subprocess
+import sys
+import tarfile
+from email.message import Message
+from pathlib import Path
+
+import pytest
+
+from tests.programs import ROOT
+
+BUILD = "from setuptools import build_meta; print(build_meta.build_sdist({!r}))"
+
+
+@pytest.fixture(scope="module")
+def tracked() -> list[str]:
+    """What git tracks, as a source distribution names it."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is no git checkout")
+    return [name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory, tracked: list[str]) -> tarfile.TarFile:
+    """Made from a copy of the tracked files, as a fresh clone has them."""
+    clone, made = tmp_path_factory.mktemp("clone"), tmp_path_factory.mktemp("made")
+    for name in tracked:
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, clone / name)
+    built = subprocess.run(
+        [sys.executable, "-c", BUILD.format(str(made))],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    return tarfile.open(made / built.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def metadata(sdist: tarfile.TarFile) -> Message:
+    member = next(name for name in sdist.getnames() if name.endswith("PKG-INFO") and name.count("/") == 1)
+    content = sdist.extractfile(member)
+    assert content is not None
+    return email.message_from_bytes(content.read())
+
+
+def test_the_source_distribution_holds_every_tracked_file(sdist: tarfile.TarFile, tracked: list[str]) -> None:
+    inside = {str(Path(*Path(name).parts[1:])) for name in sdist.getnames()}
+    assert sorted(set(tracked) - inside) == []
+
+
+def test_the_metadata_say_who_made_it_and_where_it_lives(metadata: Message) -> None:
+    assert metadata["Author"] == "the Headless Passkey authors"
+    urls = dict(url.split(", ", 1) for url in metadata.get_all("Project-URL", []))
+    assert set(urls) == {"Source", "Documentation", "Changelog", "Issues", "Security"}
+    assert all(url.startswith("https://") for url in urls.values())
