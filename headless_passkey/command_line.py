@@ -367,7 +367,7 @@ def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: s
     if path is None:
         return {}
     try:
-        table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         _refuse(parser, f"cannot read {path}: {error}")
     for name in section.split("."):

@@ -2,12 +2,13 @@
 
 python-fido2's server verifies the type, the RP ID, user presence and verification, and the signature. What
 it leaves open is checked here, and named: exact origins for each kind of client, no embedding by other
-sites, the algorithm that was offered, whose credential it is, backup flags that keep their word, extensions
-nobody asked for. Time and randomness are passed in. A credential that does not exist is verified all the
+sites, the algorithm that was offered, whose credential it is, backup flags that keep their word. Extension
+outputs that nobody asked for are ignored. Time and randomness are passed in. A credential that does not exist is verified all the
 same, against a key that signs nothing, so that its refusal takes the work of any other.
 """
 
 import hmac
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -39,9 +40,9 @@ from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
 from relying_party.callers import Caller, ClientKind
 from relying_party.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
 from relying_party.credentials import Credential, CredentialUse, User
-from relying_party.encoding import base64url
+from relying_party.encoding import base64url, without_mark
 from relying_party.errors import Check, VerificationFailed
-from relying_party.messages import AuthenticationResponse, RegistrationResponse
+from relying_party.messages import AuthenticationResponse, Nothing, RegistrationResponse
 
 # COSE algorithm → key type, in the order we prefer. A library upgrade does not change what we offer.
 ALGORITHMS: Final = {-7: 2, -8: 1, -257: 3}  # ES256, EdDSA (Ed25519), RS256
@@ -51,11 +52,6 @@ TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600, ClientKind.ANDRO
 CONDITIONAL_TIMEOUT: Final = 900  # a page waits for its user for longer than a prompt does
 CHALLENGE_SIZE: Final = 32
 USER_HANDLE_SIZE: Final = 32
-
-# A browser may ask a security key for this on its own account, and the key then says so in signed data.
-_TOLERATED: Final = frozenset({"credProtect"})
-# Client extension → what it adds to the signed data; credProps and most others add nothing.
-_SIGNED: Final = {"prf": {"hmac-secret", "hmac-secret-mc"}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,8 +113,16 @@ class _ClientData(msgspec.Struct, rename="camel"):
     type: str
     challenge: str
     origin: str
-    cross_origin: bool = False
-    top_origin: str | msgspec.UnsetType = msgspec.UNSET
+    cross_origin: bool | Nothing = False
+    top_origin: str | Nothing = None
+
+
+class _MarkedClientData(CollectedClientData):
+    """Client data that stood behind a byte order mark: read without it, and signed with it."""
+
+    @property
+    def hash(self) -> bytes:
+        return sha256(BOM_UTF8 + self).digest()
 
 
 class Ceremonies:
@@ -188,7 +192,7 @@ class Ceremonies:
             raise VerificationFailed(Check.ALGORITHM)
         _check_public_key(credential.public_key)
         _check_backup_flags(data)
-        _check_extensions(response.extensions, data, asked=record.extensions, tolerated=_TOLERATED)
+        _check_extensions(data)
         stored = Credential(
             credential_id=credential.credential_id,
             user_handle=record.user.handle,
@@ -202,8 +206,8 @@ class Ceremonies:
             attestation_object=response.attestation_object,
             client_data_hash=sha256(response.client_data).digest(),
             created_at=int(now),
-            discoverable=response.discoverable,
-            prf=response.prf,
+            discoverable=response.discoverable if "credProps" in record.extensions else None,
+            prf=response.prf if "prf" in record.extensions else None,
         )
         return Registration(
             caller=record.caller, user=record.user, adds_to_user=record.adds_to_user, credential=stored
@@ -243,7 +247,6 @@ class Ceremonies:
             challenge=challenge,
             caller=caller,
             user_verification=UserVerificationRequirement.REQUIRED,
-            extensions=frozenset(extensions or ()),
             expected=expected,
             allowed=tuple(descriptor.credential_id for descriptor in allowed),
             session_id=session_id,
@@ -281,7 +284,7 @@ class Ceremonies:
         if data.is_backup_eligible() != credential.backup_eligible:
             raise VerificationFailed(Check.BACKUP_ELIGIBILITY)
         _check_backup_flags(data)
-        _check_extensions(response.extensions, data, asked=record.extensions, tolerated=frozenset())
+        _check_extensions(data)
         use = CredentialUse(
             credential_id=credential.credential_id,
             sign_count=data.counter,
@@ -294,19 +297,19 @@ class Ceremonies:
     def _check_client_data(self, record: ChallengeRecord, client_data: bytes) -> None:
         """What a client said it was doing: for us, from a page or device of ours, and in nobody's frame."""
         try:
-            parsed = msgspec.json.decode(client_data, type=_ClientData)
+            parsed = msgspec.json.decode(without_mark(client_data), type=_ClientData)
         except (ValueError, RecursionError) as error:
             raise VerificationFailed(Check.CLIENT_DATA) from error
         if not hmac.compare_digest(parsed.challenge.encode(), base64url(record.challenge).encode()):
             raise VerificationFailed(Check.CHALLENGE)
         if parsed.origin not in self._rp.origins[record.caller.kind]:
             raise VerificationFailed(Check.ORIGIN)
-        if parsed.cross_origin or parsed.top_origin is not msgspec.UNSET:
+        if parsed.cross_origin or parsed.top_origin:
             self._check_embedding(record, parsed)
 
     def _check_embedding(self, record: ChallengeRecord, parsed: _ClientData) -> None:
         """A frame in somebody else's page says whose, and that page is one we have agreed to."""
-        embedded = record.caller.kind is ClientKind.WEB and parsed.cross_origin
+        embedded = record.caller.kind is ClientKind.WEB and parsed.cross_origin and parsed.top_origin
         if not embedded or parsed.top_origin not in self._rp.top_origins:
             raise VerificationFailed(Check.CROSS_ORIGIN)
 
@@ -321,7 +324,7 @@ class Ceremonies:
                 LibraryRegistrationResponse(
                     raw_id=response.credential_id,
                     response=AuthenticatorAttestationResponse(
-                        client_data=CollectedClientData(response.client_data),
+                        client_data=_library_client_data(response.client_data),
                         attestation_object=attestation,
                     ),
                 ),
@@ -348,7 +351,7 @@ class Ceremonies:
                 LibraryAuthenticationResponse(
                     raw_id=response.credential_id,
                     response=AuthenticatorAssertionResponse(
-                        client_data=CollectedClientData(response.client_data),
+                        client_data=_library_client_data(response.client_data),
                         authenticator_data=data,
                         signature=response.signature,
                         user_handle=response.user_handle,
@@ -412,6 +415,11 @@ def _library_state(record: ChallengeRecord) -> dict[str, Any]:
     }
 
 
+def _library_client_data(data: bytes) -> CollectedClientData:
+    read = without_mark(data)
+    return CollectedClientData(data) if read == data else _MarkedClientData(read)
+
+
 def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
     """Whoever completes a ceremony is who began it."""
     if record.caller.kind.proves_key is not caller.kind.proves_key:
@@ -441,19 +449,9 @@ def _check_backup_flags(data: AuthenticatorData) -> None:
         raise VerificationFailed(Check.BACKUP_STATE)
 
 
-def _check_extensions(
-    client_outputs: frozenset[str],
-    data: AuthenticatorData,
-    *,
-    asked: frozenset[str],
-    tolerated: frozenset[str],
-) -> None:
-    """Only what was asked for comes back, from the client and in the signed data."""
-    if not client_outputs <= asked:
-        raise VerificationFailed(Check.EXTENSIONS)
-    signed = data.extensions
-    expected = tolerated.union(*(_SIGNED.get(name, ()) for name in asked))
-    if signed is not None and not (isinstance(signed, Mapping) and set(signed) <= expected):
+def _check_extensions(data: AuthenticatorData) -> None:
+    """Signed extension outputs are a map. What is in it need not have been asked for, and is ignored then (§7.1, §7.2)."""
+    if data.extensions is not None and not isinstance(data.extensions, Mapping):
         raise VerificationFailed(Check.EXTENSIONS)
 
 

@@ -35,7 +35,6 @@ class ChallengeRecord:
     challenge: bytes = field(repr=False)  # 32 bytes
     caller: Caller
     user_verification: str  # as in the options; what is verified is what was asked for
-    extensions: frozenset[str]  # client extensions, as asked for
     expires_at: float
 
 
@@ -44,6 +43,7 @@ class RegistrationRecord(ChallengeRecord):
     user: User
     adds_to_user: bool  # the user exists: this registration needs that user's session
     algorithms: tuple[int, ...]  # COSE, as offered
+    extensions: frozenset[str]  # client extensions, as asked for: no other output is looked at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

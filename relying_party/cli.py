@@ -360,7 +360,7 @@ def _from_file(
     if path is None:
         return {}
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8")).get(SECTION, {})
+        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig")).get(SECTION, {})
     except (OSError, ValueError) as error:
         parser.error(f"cannot read {path}: {error}")
     if not isinstance(table, dict):

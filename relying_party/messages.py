@@ -1,6 +1,7 @@
 """Request bodies: bytes become typed values here, once and strictly, or `InvalidRequest`.
 
-WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; our own objects may not be.
+WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; our own objects may not be. Clients write
+"nothing" in several ways (`Nothing`), and all of them mean the same.
 """
 
 import re
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 import msgspec
 
 from relying_party.callers import ClientKind
-from relying_party.encoding import from_base64url
+from relying_party.encoding import from_base64url, without_mark
 from relying_party.errors import InvalidRequest
 
 MOST_CREDENTIAL_ID: Final = 1023  # bytes, WebAuthn Level 3 §4
@@ -24,6 +25,9 @@ MOST_TRANSPORTS: Final = 8
 
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+# What WebAuthn clients write where they have nothing to say, if they do not leave the member out. Each is false.
+Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)] | Literal[""] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +60,6 @@ class RegistrationResponse:
     client_data: bytes = field(repr=False)  # clientDataJSON
     attestation_object: bytes = field(repr=False)
     transports: tuple[str, ...]
-    extensions: frozenset[str]  # names of the client extensions that gave results
     discoverable: bool | None = None  # credProps.rk
     prf: bool | None = None  # prf.enabled
 
@@ -70,7 +73,6 @@ class AuthenticationResponse:
     authenticator_data: bytes = field(repr=False)
     signature: bytes = field(repr=False)
     user_handle: bytes | None = field(repr=False)
-    extensions: frozenset[str]
 
 
 class _Client(msgspec.Struct, forbid_unknown_fields=True):
@@ -109,21 +111,21 @@ class _Label(msgspec.Struct, forbid_unknown_fields=True):
 class _Attestation(msgspec.Struct, rename="camel"):
     client_data_json: str = msgspec.field(name="clientDataJSON")
     attestation_object: str
-    transports: list[str] | None = None
+    transports: list[Any] | Literal[""] | None = None
 
 
 class _Assertion(msgspec.Struct, rename="camel"):
     client_data_json: str = msgspec.field(name="clientDataJSON")
     authenticator_data: str
     signature: str
-    user_handle: str | None = None
+    user_handle: str | Nothing = None
 
 
 class _Credential(msgspec.Struct, rename="camel"):
     id: str
     raw_id: str
     type: Literal["public-key"]
-    client_extension_results: dict[str, Any] = {}
+    client_extension_results: dict[str, Any] | Nothing = None
 
 
 class _Registration(_Credential, rename="camel", kw_only=True):
@@ -194,7 +196,6 @@ def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
         client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
         attestation_object=_bytes(response.attestation_object, "attestationObject", MOST_ATTESTATION_OBJECT),
         transports=_transports(response.transports or []),
-        extensions=frozenset(credential.client_extension_results),
         discoverable=_output(credential, "credProps", "rk"),
         prf=_output(credential, "prf", "enabled"),
     )
@@ -204,20 +205,18 @@ def parse_authentication_result(body: bytes) -> tuple[str, AuthenticationRespons
     """The ceremony's name and the response."""
     parsed = _decode(body, _AuthenticationResult)
     credential, response = parsed.response, parsed.response.response
-    handle = response.user_handle
     return parsed.ceremony, AuthenticationResponse(
         credential_id=_credential_id(credential),
         client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
         authenticator_data=_bytes(response.authenticator_data, "authenticatorData", MOST_AUTHENTICATOR_DATA),
         signature=_bytes(response.signature, "signature", MOST_SIGNATURE),
-        user_handle=None if handle is None else _bytes(handle, "userHandle", MOST_USER_HANDLE),
-        extensions=frozenset(credential.client_extension_results),
+        user_handle=_user_handle(response.user_handle),
     )
 
 
 def _decode(body: bytes, form: type[_Struct]) -> _Struct:
     try:
-        return msgspec.json.decode(body, type=form)
+        return msgspec.json.decode(without_mark(body), type=form)
     except msgspec.ValidationError as error:
         # names the member and the expected type, never the value
         raise InvalidRequest(str(error)) from error
@@ -231,6 +230,12 @@ def _credential_id(credential: _Credential) -> bytes:
     return _bytes(credential.raw_id, "rawId", MOST_CREDENTIAL_ID)
 
 
+def _user_handle(given: str | Nothing) -> bytes | None:
+    if isinstance(given, str) and given:
+        return _bytes(given, "userHandle", MOST_USER_HANDLE)
+    return None
+
+
 def _client(given: _Client | None) -> Client | None:
     if given is None:
         return None
@@ -239,7 +244,8 @@ def _client(given: _Client | None) -> Client | None:
 
 def _output(credential: _Credential, extension: str, member: str) -> bool | None:
     """A yes or no that a client extension gave; other outputs are nothing to us and are not looked at."""
-    outputs = credential.client_extension_results.get(extension)
+    results = credential.client_extension_results
+    outputs = results.get(extension) if isinstance(results, dict) else None
     value = outputs.get(member) if isinstance(outputs, dict) else None
     return value if isinstance(value, bool) else None
 
@@ -263,7 +269,7 @@ def _name(text: str) -> str:
     return normal
 
 
-def _transports(given: list[str]) -> tuple[str, ...]:
+def _transports(given: list[Any]) -> tuple[str, ...]:
     """The first few that look like transports, also ones we do not know (WebAuthn Level 3 §5.2.1)."""
-    plausible = (text for text in given if re.fullmatch(r"[a-z][a-z0-9-]{0,31}", text))
+    plausible = (one for one in given if isinstance(one, str) and re.fullmatch(r"[a-z][a-z0-9-]{0,31}", one))
     return tuple(dict.fromkeys(plausible))[:MOST_TRANSPORTS]

@@ -101,6 +101,12 @@ def test_the_command_line_wins_over_the_environment_and_that_over_the_file(
     assert args.tunnel == ["4=w", "5=w"]
 
 
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b'\xef\xbb\xbf[sample.serve]\nlisten = "file:1"\n')
+    assert parse("--config", str(path)).listen == ("file", 1)
+
+
 def test_repeated_options_start_afresh_in_every_parse(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAMPLE_LISTEN", "a:1")
     monkeypatch.setenv("SAMPLE_PORT_RANGE", "1 2")

@@ -38,6 +38,7 @@ class Faults:
     challenge: str | None = None
     origin: str | None = None
     client_data: Mapping[str, Any] = field(default_factory=dict)  # members added
+    client_data_mark: bytes = b""  # in front of it
     raw_client_data: bytes | None = None
     rp_id: str | None = None
     flags: int = SYNCED
@@ -159,7 +160,7 @@ def _client_data(kind: str, options: JSON, origin: str, faults: Faults) -> bytes
         "crossOrigin": False,
         **faults.client_data,
     }
-    return json.dumps(members, separators=(",", ":")).encode()
+    return faults.client_data_mark + json.dumps(members, separators=(",", ":")).encode()
 
 
 def _auth_data(passkey: Passkey, faults: Faults, attested: bytes) -> bytes:

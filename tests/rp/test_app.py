@@ -1,7 +1,9 @@
 """The HTTP face: problems, headers, bounds; any bytes get an answer of the right kind."""
 
 import asyncio
+import codecs
 import gzip
+import hashlib
 import json
 import logging
 import secrets
@@ -18,10 +20,10 @@ from hypothesis import strategies as st
 
 from relying_party import request as request_module
 from relying_party.app import make_app
-from relying_party.errors import UsageError
+from relying_party.errors import Check, UsageError
 from relying_party.request import MOST_BODY
-from tests.rp.authenticator_double import b64, create, get, unb64
-from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, make_config
+from tests.rp.authenticator_double import Faults, b64, create, get, unb64
+from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, Who, make_config
 
 POSTS = [
     f"/webauthn/{ceremony}/{step}"
@@ -143,8 +145,9 @@ MALFORMED: list[tuple[tuple[str, ...], Any]] = [
     (("response", "clientDataJSON"), "e31"),  # stray bits
     (("response", "clientDataJSON"), "e30\n"),
     (("response", "clientDataJSON"), b64(bytes(4097))),
-    (("clientExtensionResults",), []),
-    (("clientExtensionResults",), None),
+    (("clientExtensionResults",), "none"),
+    (("clientExtensionResults",), ["appid"]),
+    (("clientExtensionResults",), False),
 ]
 MALFORMED_REGISTRATIONS = [
     *MALFORMED,
@@ -152,7 +155,7 @@ MALFORMED_REGISTRATIONS = [
     (("response", "attestationObject"), "+/+/"),
     (("response", "attestationObject"), b64(bytes(32769))),
     (("response", "transports"), "hybrid"),
-    (("response", "transports"), [1]),
+    (("response", "transports"), {}),
 ]
 MALFORMED_SIGN_INS = [
     *MALFORMED,
@@ -160,7 +163,7 @@ MALFORMED_SIGN_INS = [
     (("response", "authenticatorData"), b64(bytes(8193))),
     (("response", "signature"), ...),
     (("response", "signature"), b64(bytes(5121))),
-    (("response", "userHandle"), ""),
+    (("response", "userHandle"), ["AAAA"]),
     (("response", "userHandle"), b64(bytes(65))),
     (("response", "userHandle"), 7),
 ]
@@ -191,6 +194,124 @@ async def test_a_malformed_sign_in_is_refused_and_uses_nothing_up(
     answer = await site.finish(device, "authentication", ceremony, _changed(response, path, value))
     assert (answer.status, answer.slug) == (400, "invalid-request")
     assert (await site.finish(device, "authentication", ceremony, response)).status == 200
+
+
+NOTHINGS: list[Any] = ["", None, [], ...]
+NOTHING_AS: Any = {"argvalues": NOTHINGS, "ids": ["empty text", "null", "empty list", "absent"]}
+
+
+@pytest.mark.parametrize("nothing", **NOTHING_AS)
+@pytest.mark.parametrize(
+    "path", [("clientExtensionResults",), ("response", "transports"), ("authenticatorAttachment",)], ids=str
+)
+async def test_a_registration_may_say_nothing_in_each_way(
+    site: Site, who: Who, path: tuple[str, ...], nothing: Any
+) -> None:
+    ceremony, options = await site.begin(who, "registration", user_name="ada")
+    passkey, response = create(options, who.client_origin)
+    answer = await site.finish(who, "registration", ceremony, _changed(response, path, nothing))
+    assert answer.status == 201
+    stored = await site.state.store.credential(passkey.credential_id)
+    assert (stored.discoverable, stored.prf) == (None, None)
+    assert stored.transports == (() if "transports" in path else ("hybrid", "internal"))
+
+
+@pytest.mark.parametrize("nothing", **NOTHING_AS)
+@pytest.mark.parametrize("path", [("clientExtensionResults",), ("authenticatorAttachment",)], ids=str)
+async def test_a_sign_in_may_say_nothing_in_each_way(
+    site: Site, who: Who, path: tuple[str, ...], nothing: Any
+) -> None:
+    passkey, _ = await site.register(who, "ada")
+    ceremony, options = await site.begin(who, "authentication")
+    response = _changed(get(passkey, options, who.client_origin), path, nothing)
+    assert (await site.finish(who, "authentication", ceremony, response)).status == 200
+
+
+@pytest.mark.parametrize("nothing", **NOTHING_AS)
+async def test_an_empty_user_handle_is_no_user_handle(
+    site: Site, who: Who, nothing: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    passkey, _ = await site.register(who, "ada")
+    for named, status in (({"user_name": "ada"}, 200), ({}, 403)):
+        ceremony, options = await site.begin(who, "authentication", **named)
+        response = get(passkey, options, who.client_origin)
+        changed = _changed(response, ("response", "userHandle"), nothing)
+        assert (await site.finish(who, "authentication", ceremony, changed)).status == status
+    assert f"a ceremony did not verify: {Check.OWNER}" in caplog.messages  # nobody was named at all
+
+
+@pytest.mark.parametrize("nothing", **NOTHING_AS)
+@pytest.mark.parametrize("member", ["crossOrigin", "topOrigin"])
+async def test_client_data_may_say_nothing_in_each_way(
+    site: Site, who: Who, member: str, nothing: Any
+) -> None:
+    ceremony, options = await site.begin(who, "registration", user_name="ada")
+    members = {
+        "type": "webauthn.create",
+        "challenge": options["challenge"],
+        "origin": who.client_origin,
+        "crossOrigin": False,
+        "topOrigin": nothing if member == "topOrigin" else None,
+    }
+    members[member] = nothing
+    raw = json.dumps({name: value for name, value in members.items() if value is not ...}).encode()
+    _, response = create(options, who.client_origin, Faults(raw_client_data=raw))
+    assert (await site.finish(who, "registration", ceremony, response)).status == 201
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize("nothing", **NOTHING_AS)
+async def test_a_frame_in_a_page_that_is_not_named_is_refused(
+    site: Site, nothing: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    added = {"crossOrigin": True, **({} if nothing is ... else {"topOrigin": nothing})}
+    _, answer = await site.register(Browser(), "ada", Faults(client_data=added))
+    assert answer.slug == "verification-failed"
+    assert f"a ceremony did not verify: {Check.CROSS_ORIGIN}" in caplog.messages
+
+
+BOM = codecs.BOM_UTF8
+
+
+@pytest.mark.parametrize("path", POSTS)
+async def test_a_body_may_begin_with_a_byte_order_mark(site: Site, path: str) -> None:
+    headers = Browser().headers("POST", path, 0)
+    body = {"user_name": "ada"} if path == POSTS[0] else {}
+    plain = await site.raw("POST", path, headers, json.dumps(body).encode())
+    marked = await site.raw("POST", path, headers, BOM + json.dumps(body).encode())
+    assert (marked.status, plain.status) == ((200, 200) if "options" in path else (400, 400))
+    assert (await site.raw("POST", path, headers, BOM + BOM + b"{}")).status == 400
+
+
+async def test_client_data_may_begin_with_a_byte_order_mark_which_is_signed_too(
+    site: Site, who: Who, caplog: pytest.LogCaptureFixture
+) -> None:
+    marked = Faults(client_data_mark=BOM)
+    ceremony, options = await site.begin(who, "registration", user_name="ada")
+    passkey, response = create(options, who.client_origin, marked)
+    assert (await site.finish(who, "registration", ceremony, response)).status == 201
+    stored = await site.state.store.credential(passkey.credential_id)
+    sent = unb64(response["response"]["clientDataJSON"])
+    assert sent.startswith(b'\xef\xbb\xbf{"type":"webauthn.create"')
+    assert stored.client_data_hash == hashlib.sha256(sent).digest()
+    assert (await site.sign_in(who, passkey, marked)).status == 200
+
+    ceremony, options = await site.begin(who, "authentication")
+    response = get(passkey, options, who.client_origin, marked)
+    without = unb64(response["response"]["clientDataJSON"]).removeprefix(BOM)
+    response["response"]["clientDataJSON"] = b64(without)
+    answer = await site.finish(who, "authentication", ceremony, response)
+    assert answer.slug == "verification-failed"
+    assert caplog.messages[-1] == f"a ceremony did not verify: {Check.LIBRARY}"
+
+
+@pytest.mark.parametrize("mark", [BOM + BOM, BOM + b" " + BOM, b"\xfe\xff", b"\xff\xfe"], ids=repr)
+async def test_client_data_begins_with_nothing_else(
+    site: Site, mark: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, answer = await site.register(Browser(), "ada", Faults(client_data_mark=mark))
+    assert answer.slug == "verification-failed"
+    assert caplog.messages == [f"a ceremony did not verify: {Check.CLIENT_DATA}"]
 
 
 async def test_members_that_a_client_adds_to_webauthn_json_do_not_matter(site: Site) -> None:

@@ -123,15 +123,6 @@ async def test_what_a_prf_evaluates_to_is_not_kept(opened: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    "faults", [Faults(client_outputs={"prf": {}}), Faults(signed_outputs={"hmac-secret": True})], ids=str
-)
-async def test_prf_that_nobody_asked_for_is_refused(site: Site, faults: Faults) -> None:
-    assert (await site.register(Browser(), "ada", faults))[1].slug == "verification-failed"
-    passkey, _ = await site.register(Browser(), "ada")
-    assert (await site.sign_in(Browser(), passkey, faults)).slug == "verification-failed"
-
-
-@pytest.mark.parametrize(
     ("value", "kept"),
     [({"rk": True}, True), ({"rk": False}, False), ({"rk": 1}, None), ({}, None), (True, None)],
 )

@@ -189,7 +189,8 @@ async def test_metrics_have_an_address_of_their_own(tmp_path: Path) -> None:
 async def test_what_an_operator_chooses_is_what_clients_are_told(tmp_path: Path) -> None:
     (tmp_path / "rp.toml").write_text(
         '[serve]\nml-dsa = true\nprf = true\nrelated-origin = ["https://rp.test"]\ntoken-seconds = 60\n'
-        f'android-app = ["{":".join(["00"] * 32)}"]\n'
+        f'android-app = ["{":".join(["00"] * 32)}"]\n',
+        encoding="utf-8-sig",  # as an editor on Windows may save it
     )
     words = ("--listen", "127.0.0.1:0", "--config", "rp.toml")
     with started(*words, cwd=tmp_path) as (_, url):
