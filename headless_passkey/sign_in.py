@@ -44,6 +44,7 @@ from headless_passkey.webauthn import AuthenticationOptions, Credential, Options
 DEFAULT_TIMEOUT: Final = 300.0  # seconds for the whole ceremony
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended
+GOODBYE_TIMEOUT: Final = 1.0  # seconds to tell a phone that there will be no more requests
 MAX_ATTEMPTS: Final = 8  # tunnels tried at a time, so that adverts cannot keep us as busy as they like
 MAX_ADVERTS: Final = 256  # different ones that open with our key; a phone makes one, or a few
 FIRST_PAUSE: Final = 0.25  # seconds before the same advert is tried again; doubled after each failure
@@ -430,13 +431,15 @@ class _Corridor:
             raise TrustError(
                 TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
             )
-        await reached.tunnel.send(reached.channel.send(options.ctap_request(reached.get_info)))
-        self.report(Stage.REQUEST_SENT)
-        reply = await self._reply(reached)
-        with suppress(TransportError):  # phones often hang up right after the reply
-            goodbye = reached.channel.shutdown()
-            if goodbye is not None:
-                await reached.tunnel.send(goodbye)
+        request = reached.channel.send(options.ctap_request(reached.get_info))
+        try:
+            await reached.tunnel.send(request)
+            self.report(Stage.REQUEST_SENT)
+            reply = await self._reply(reached)
+        except asyncio.CancelledError:
+            await _say_goodbye(reached)  # so that the phone takes back what it asks its user
+            raise
+        await _say_goodbye(reached)
         if reply.code != Status.SUCCESS:
             raise CtapError(reply.code, status_name(reply.code))
         credential = options.accept(reply.payload, reached.get_info)
@@ -502,6 +505,15 @@ async def _shake_hands(
     if peer.get_info is None:
         raise RemoteProtocolError("the phone does not speak CTAP")
     return channel, peer.get_info
+
+
+async def _say_goodbye(reached: _Reached) -> None:
+    """Tell the phone that there will be no more requests; that it has gone already is no news."""
+    goodbye = reached.channel.shutdown()
+    if goodbye is not None:
+        with suppress(TransportError, TimeoutError):
+            async with asyncio.timeout(GOODBYE_TIMEOUT):
+                await reached.tunnel.send(goodbye)
 
 
 async def _cancel(*tasks: asyncio.Task[None]) -> None:

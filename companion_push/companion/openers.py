@@ -19,13 +19,10 @@ import segno
 
 from companion_push.companion.phone import Announced, SoftwarePhone
 from headless_passkey.command_line import UsageError
-from headless_passkey.errors import NotApproved, Outcome, TransportError
+from headless_passkey.errors import TransportError
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds a launcher has to hand over a URL
 _KILL_TIMEOUT: Final = 3.0  # seconds a child has to end when asked to
-_LAST_WORDS: Final = (
-    5.0  # seconds from the request's end to that of the phone's conversation, when that went well
-)
 
 # white on black whatever the terminal's colours are: cameras want the light parts light
 _ON, _OFF = "\x1b[97;40m", "\x1b[0m"
@@ -145,23 +142,16 @@ class BuiltInPhone:
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:
-        answer = self.make_phone().answer(opening.url, timeout=opening.seconds, announced=opening.announced)
+        answer = self.make_phone().answer(
+            opening.url, timeout=opening.seconds, announced=opening.announced, withdrawn=opening.over
+        )
         answering = asyncio.create_task(answer)
-        over = asyncio.create_task(opening.over.wait())
         try:
             yield
-            await asyncio.wait({answering, over}, return_when=asyncio.FIRST_COMPLETED)
-            if (
-                not answering.done()
-            ):  # the device may have reported the end before it said goodbye to the phone
-                await asyncio.wait({answering}, timeout=_LAST_WORDS)
-            if not answering.done():
-                raise NotApproved(Outcome.CANCELLED, "the request ended before the phone had answered")
-            answering.result()
+            await answering
         finally:
-            over.cancel()
             answering.cancel()
-            await asyncio.gather(answering, over, return_exceptions=True)
+            await asyncio.gather(answering, return_exceptions=True)
 
 
 def qr_lines(url: str) -> list[str]:

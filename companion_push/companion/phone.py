@@ -4,6 +4,16 @@ The mirror of the device's corridor (CTAP 2.2 §11.5.1): the URL is checked, a t
 advert sent until somebody comes through the tunnel, and whoever comes must hold the URL's key. Then exactly
 one command is served, makeCredential or getAssertion, of the kind that was announced; its user is asked, the
 answer goes out, and the phone hangs up. A phone that serves more gives whoever holds the channel more.
+
+What its user is asked is taken back as soon as nobody waits for the answer any more:
+
+=====================================  =====================  ============================================
+the device says goodbye (shutdown)     `NotApproved`          cancelled; nothing is answered
+the request is withdrawn at the relay  `NotApproved`          cancelled; nothing is answered
+the tunnel ends, however it does       `TransportError`
+time is up                             `NotApproved`          expired; CTAP2_ERR_USER_ACTION_TIMEOUT
+a second command comes                 `RemoteProtocolError`
+=====================================  =====================  ============================================
 """
 
 import asyncio
@@ -11,9 +21,9 @@ import contextlib
 import logging
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, NoReturn, Self, TypeVar
 from urllib.parse import urlsplit
 
 from companion_push.companion.advertiser.advertiser import Advertiser
@@ -54,6 +64,8 @@ _KINDS: Final[dict[int, Hint]] = {  # the commands that are served
 _BREACHES: Final = frozenset(  # statuses that say the device broke the protocol
     {Status.INVALID_COMMAND, Status.INVALID_CBOR, Status.MISSING_PARAMETER, Status.CBOR_UNEXPECTED_TYPE}
 )
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -113,19 +125,29 @@ class SoftwarePhone:
     on_stage: Callable[[str], None] = lambda stage: logger.info("%s", stage)
     clock: Callable[[], float] = time.time
 
-    async def answer(self, fido_url: str, *, timeout: float, announced: Announced | None = None) -> None:  # noqa: ASYNC109
+    async def answer(
+        self,
+        fido_url: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+        announced: Announced | None = None,
+        withdrawn: asyncio.Event | None = None,
+    ) -> None:
         """Serve one transaction; returns when its command was answered with success.
 
-        timeout: seconds for everything. Raises `RemoteProtocolError` for a malformed URL or a peer that
-        breaks the protocol, `TrustError` when a check refuses, `NotApproved` when the user declines or time
-        runs out, `CtapError` when the answer is another no, `TransportError`.
+        timeout: seconds for everything. withdrawn: set when the request that brought the URL is over; what is
+        not answered by then is taken back. Raises `RemoteProtocolError` for a malformed URL or a peer that
+        breaks the protocol, `TrustError` when a check refuses, `NotApproved` when the user declines, nobody
+        waits for the answer any more or time runs out, `CtapError` when the answer is another no,
+        `TransportError`.
         """
         url = check_url(fido_url, now=self.clock())
         deadline = asyncio.get_running_loop().time() + timeout
+        withdrawn = withdrawn or asyncio.Event()
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                async with self._connected(PhoneTransaction(url)) as conversation:
-                    command = await conversation.command()
+                async with self._connected(PhoneTransaction(url), withdrawn) as conversation:
+                    command = await _unless(withdrawn, conversation.command())
                     self.on_stage("asked")
                     grace = min(_GRACE, timeout / 10)
                     await self._serve(command, _bound(url, announced), conversation, limit, deadline - grace)
@@ -133,7 +155,9 @@ class SoftwarePhone:
             raise NotApproved(Outcome.EXPIRED, f"there was no answer within {timeout:g} s") from error
 
     @contextlib.asynccontextmanager
-    async def _connected(self, transaction: PhoneTransaction) -> AsyncIterator["_Conversation"]:
+    async def _connected(
+        self, transaction: PhoneTransaction, withdrawn: asyncio.Event
+    ) -> AsyncIterator["_Conversation"]:
         """The encrypted channel to whoever holds the URL and heard the advert."""
         info = self.credentials.load().info
         url = new_url(self.tunnel_service.base, transaction.tunnel_id)
@@ -146,12 +170,12 @@ class SoftwarePhone:
             )
             self.on_stage("advertising")
             async with self.advertiser.advertise(advertised.service_data):
-                message1 = await tunnel.receive()
+                message1 = await _unless(withdrawn, tunnel.receive())
             message2, channel = advertised.respond(message1)
             await tunnel.send(message2)
             await tunnel.send(channel.post_handshake(info))
             self.on_stage("connected")
-            yield _Conversation(tunnel, channel, info.encode())
+            yield _Conversation(tunnel, channel, info.encode(), withdrawn)
 
     async def _serve(
         self,
@@ -173,6 +197,8 @@ class SoftwarePhone:
             status = _status(error)
             if status is not None:
                 await conversation.finish(status)
+            elif isinstance(error, NotApproved):
+                await conversation.goodbye()  # the relay tells the device why; a tunnel that closes would not
             if status in _BREACHES:
                 message = f"the device's command 0x{command.code:02X} was refused: {error}"
                 raise RemoteProtocolError(message) from error
@@ -233,12 +259,14 @@ def check_url(text: str, *, now: float) -> FidoUrl:
 class _Conversation:
     """What goes through the tunnel after the handshake: one command, and what may come around it."""
 
-    def __init__(self, tunnel: Tunnel, channel: AuthenticatorChannel, info: bytes) -> None:
-        self._tunnel, self._channel, self._info = tunnel, channel, info
+    def __init__(
+        self, tunnel: Tunnel, channel: AuthenticatorChannel, info: bytes, withdrawn: asyncio.Event
+    ) -> None:
+        self._tunnel, self._channel, self._info, self._withdrawn = tunnel, channel, info, withdrawn
         self._messages, self._heard_goodbye = 0, False
 
     async def command(self) -> Ctap:
-        """The next request other than getInfo, which is answered on the way."""
+        """The next request other than getInfo, which is answered on the way; a goodbye is `NotApproved`."""
         while True:
             match await self._event():
                 case Ctap(code=Command.GET_INFO):
@@ -246,21 +274,11 @@ class _Conversation:
                 case Ctap() as command:
                     return command
                 case Shutdown():
-                    raise RemoteProtocolError("the device said goodbye without a request")
+                    raise NotApproved(Outcome.CANCELLED, "the device said goodbye without a request")
 
     async def unless_it_ends(self, question: Awaitable[int | None]) -> int | None:
-        """The user's answer; the question is taken back when the device hangs up or sends something else."""
-        asking = asyncio.ensure_future(question)
-        listening = asyncio.ensure_future(self._listen())
-        try:
-            await asyncio.wait({asking, listening}, return_when=asyncio.FIRST_COMPLETED)
-            if listening.done():
-                listening.result()  # raises
-            return asking.result()
-        finally:
-            for task in (asking, listening):
-                task.cancel()
-            await asyncio.gather(asking, listening, return_exceptions=True)
+        """The user's answer, when the device still waits for it: else the question is taken back."""
+        return await _unless(self._withdrawn, _first(self._listen(), question))
 
     async def reply(self, status: Status, payload: bytes = b"") -> None:
         await self._tunnel.send(self._channel.reply(status, payload))
@@ -275,17 +293,22 @@ class _Conversation:
         """Until the device says goodbye, a few seconds at most; another request is refused."""
         if self._heard_goodbye:
             return
-        with contextlib.suppress(TimeoutError, TransportError, RemoteProtocolError):
+        with contextlib.suppress(TimeoutError, TransportError, RemoteProtocolError, NotApproved):
             async with asyncio.timeout(_LINGER):
                 command = await self.command()
                 logger.warning("a second command, 0x%02X, was refused", command.code)
                 await self.reply(Status.NOT_ALLOWED)
 
-    async def _listen(self) -> None:
+    async def _listen(self) -> NoReturn:
         """Take what may come while the user is asked; ends only by raising."""
         while True:
-            if isinstance(await self._event(), Ctap):
-                raise RemoteProtocolError("the device sent a second request before the first was answered")
+            match await self._event():
+                case Ctap():
+                    raise RemoteProtocolError(
+                        "the device sent a second request before the first was answered"
+                    )
+                case Shutdown():
+                    raise NotApproved(Outcome.CANCELLED, "the device said goodbye before it was answered")
 
     async def _event(self) -> Ctap | Shutdown | None:
         """The next event; None for one that means nothing to a phone."""
@@ -308,6 +331,30 @@ class _Conversation:
                 return None
 
 
+async def _unless(withdrawn: asyncio.Event, work: Awaitable[_T]) -> _T:
+    """What `work` gives; `NotApproved` (cancelled) once the request is withdrawn, even when it has given something."""
+
+    async def end() -> NoReturn:
+        await withdrawn.wait()
+        raise NotApproved(Outcome.CANCELLED, "the request ended before it was answered")
+
+    return await _first(end(), work)
+
+
+async def _first(end: Coroutine[Any, Any, NoReturn], work: Awaitable[_T]) -> _T:
+    """What `work` gives, unless `end` has raised by then: whichever is not needed any more is cancelled."""
+    ending, working = asyncio.ensure_future(end), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({ending, working}, return_when=asyncio.FIRST_COMPLETED)
+        if ending.done():
+            ending.result()  # raises
+        return working.result()
+    finally:
+        for task in (ending, working):
+            task.cancel()
+        await asyncio.gather(ending, working, return_exceptions=True)
+
+
 def _bound(url: FidoUrl, announced: Announced | None) -> tuple[Hint | None, str | None]:
     """The kind and the rp id that a command must have, None where nothing binds it.
 
@@ -325,7 +372,7 @@ def _status(error: HeadlessPasskeyError) -> Status | None:
             return Status(status)
         case NotApproved(reason=Outcome.DECLINED):
             return Status.OPERATION_DENIED
-        case NotApproved():
+        case NotApproved(reason=Outcome.EXPIRED):
             return Status.USER_ACTION_TIMEOUT
         case TrustError():
             return Status.NOT_ALLOWED

@@ -72,15 +72,19 @@ class Device:
         async with self.joined() as (tunnel, channel):
             await tunnel.send(channel.send(request))
             reply = await self.reply(tunnel, channel)
-            shutdown = channel.shutdown()
-            assert shutdown is not None
-            await tunnel.send(shutdown)
+            await tunnel.send(self.goodbye(channel))
             return reply
 
     async def reply(self, tunnel: Tunnel, channel: ClientChannel) -> Ctap:
         event = channel.receive(await tunnel.receive())
         assert isinstance(event, Ctap)
         return event
+
+    def goodbye(self, channel: ClientChannel) -> bytes:
+        """The message that says there will be no more requests."""
+        shutdown = channel.shutdown()
+        assert shutdown is not None
+        return shutdown
 
 
 def raw(channel: ClientChannel, command: int, payload: bytes = b"") -> bytes:

@@ -37,6 +37,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.ctap2 import (
     Command,
     GetAssertionRequest,
@@ -46,7 +47,7 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
 )
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.hybrid.messages import Ctap, MessageType
+from headless_passkey.hybrid.messages import Ctap, Event, MessageType, Shutdown
 from headless_passkey.hybrid.tunnel_url import connect_url
 from headless_passkey.tunnel import open_tunnel
 from tests.companion.device import (
@@ -173,20 +174,6 @@ async def test_updates_mean_nothing_to_a_phone(bench: Bench) -> None:
     await answering
 
 
-async def test_a_device_may_say_goodbye_before_the_answer(bench: Bench) -> None:
-    await bench.transact(creation())
-    device = bench.device()
-    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
-    async with device.joined() as (tunnel, channel):
-        await tunnel.send(channel.send(assertion()))
-        shutdown = channel.shutdown()
-        assert shutdown is not None
-        await tunnel.send(shutdown)
-        ok(await device.reply(tunnel, channel))
-        async with asyncio.timeout(2):
-            await answering
-
-
 async def test_a_user_who_declines_is_status_27(bench: Bench) -> None:
     await bench.transact(creation())
     bench.phone = replace(bench.phone, verify_user=decline)
@@ -226,6 +213,166 @@ async def test_the_user_is_shown_who_asks_and_may_choose_an_account(bench: Bench
     assert shown[0].kind is Hint.GET_ASSERTION
     assert shown[0].rp_id == RP_ID
     assert {user.id for user in shown[0].accounts} == {b"alice", b"bob"}
+
+
+# When nobody waits for the answer any more
+
+
+class Asking:
+    """A user who is asked, and answers when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked, self.taken_back = asyncio.Event(), asyncio.Event()
+        self.answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def verify(self, question: Question) -> int:
+        try:
+            self.asked.set()
+            return await self.answer
+        except asyncio.CancelledError:
+            self.taken_back.set()
+            raise
+
+
+async def cancelled(answering: "asyncio.Task[None]") -> None:
+    """The phone ends, and its end is that of a request that was taken back."""
+    with pytest.raises(NotApproved) as caught:
+        await answering
+    assert caught.value.reason is Outcome.CANCELLED
+    assert caught.value.exit_status == ExitStatus.EXPIRED
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("kind", [Hint.GET_ASSERTION, Hint.MAKE_CREDENTIAL], ids=str)
+async def test_a_goodbye_while_the_user_is_asked_takes_the_question_back_though_the_tunnel_stays_open(
+    bench: Bench, kind: Hint
+) -> None:
+    """As Chromium does when a page gives up: a shutdown, and the socket stays open for three minutes."""
+    await bench.transact(creation())
+    before, user = bench.phone.credentials.load(), Asking()
+    bench.phone = replace(bench.phone, verify_user=user.verify)
+    device = bench.device(kind)
+    request = assertion() if kind is Hint.GET_ASSERTION else creation(user=replace(ALICE, id=b"bob"))
+    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(channel.send(request))
+        await user.asked.wait()
+        await tunnel.send(device.goodbye(channel))
+        await user.taken_back.wait()
+        await cancelled(answering)
+        with pytest.raises(TransportError):  # it is not answered, only closed
+            await tunnel.receive()
+    assert bench.phone.credentials.load() == before
+    assert "verified" not in bench.stages[bench.stages.index("answered") + 1 :]
+
+
+async def test_a_yes_that_comes_with_the_goodbye_is_too_late(bench: Bench) -> None:
+    await bench.transact(creation())
+    said = asyncio.Event()
+
+    async def yes_once_it_was_said(question: Question) -> int:
+        await said.wait()
+        return 0
+
+    def on_goodbye(self: AuthenticatorChannel, message: bytes) -> Event:
+        event = receive(self, message)
+        if isinstance(event, Shutdown):
+            said.set()
+        return event
+
+    receive = AuthenticatorChannel.receive
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AuthenticatorChannel, "receive", on_goodbye)
+        bench.phone = replace(bench.phone, verify_user=yes_once_it_was_said)
+        device = bench.device()
+        answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+        async with device.joined() as (tunnel, channel):
+            await tunnel.send(channel.send(assertion()))
+            await tunnel.send(device.goodbye(channel))
+            await cancelled(answering)
+            with pytest.raises(TransportError):
+                await tunnel.receive()
+
+
+@pytest.mark.parametrize("before", ["at once", "after getInfo", "after an update"])
+async def test_a_goodbye_between_handshake_and_request_is_a_cancel(bench: Bench, before: str) -> None:
+    device = bench.device()
+    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        if before == "after getInfo":
+            await tunnel.send(raw(channel, Command.GET_INFO))
+            ok(await device.reply(tunnel, channel))
+        elif before == "after an update":
+            await tunnel.send(framed(channel, MessageType.UPDATE, b"\xa0"))
+        await tunnel.send(device.goodbye(channel))
+        await cancelled(answering)
+
+
+async def test_a_goodbye_after_the_answer_is_how_it_ends(bench: Bench) -> None:
+    reply, error = await bench.transact(creation())
+    ok(reply)
+    assert error is None
+
+
+@pytest.mark.parametrize("stage", ["connecting", "advertising", "connected", "asked"])
+async def test_a_request_that_is_withdrawn_ends_it_at_every_stage(bench: Bench, stage: str) -> None:
+    await bench.transact(creation())
+    withdrawn, user = asyncio.Event(), Asking()
+
+    def note(now: str) -> None:
+        if now == stage and stage != "asked":
+            withdrawn.set()
+
+    phone = replace(bench.phone, verify_user=user.verify, on_stage=note)
+    device = bench.device()
+    answering = asyncio.create_task(phone.answer(device.url, timeout=TIMEOUT, withdrawn=withdrawn))
+    asking = asyncio.create_task(device.ask(assertion()))
+    if stage == "asked":
+        await user.asked.wait()
+        withdrawn.set()
+        await user.taken_back.wait()
+        asking.cancel()  # the device learns of it too, and goes
+    await cancelled(answering)
+    assert bench.air.sending == 0
+    asking.cancel()
+    with contextlib.suppress(asyncio.CancelledError, TransportError):
+        await asking
+
+
+async def test_a_request_that_ends_with_the_answer_was_not_withdrawn(bench: Bench) -> None:
+    await bench.transact(creation())
+    over = asyncio.Event()
+
+    def note(now: str) -> None:
+        if now == "answered":
+            over.set()
+
+    device = bench.device()
+    phone = replace(bench.phone, on_stage=note)
+    reply, _ = await asyncio.gather(
+        device.ask(assertion()), phone.answer(device.url, timeout=TIMEOUT, withdrawn=over)
+    )
+    ok(reply)
+
+
+@pytest.mark.parametrize("how", ["the device hangs up", "the tunnel breaks off"])
+async def test_a_tunnel_that_ends_takes_the_question_back(bench: Bench, how: str) -> None:
+    await bench.transact(creation())
+    user = Asking()
+    bench.phone = replace(bench.phone, verify_user=user.verify)
+    device = bench.device()
+    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(channel.send(assertion()))
+        await user.asked.wait()
+        if how == "the tunnel breaks off":
+            transport = tunnel._websocket._response.connection.transport  # type: ignore[union-attr]
+            assert transport is not None
+            transport.abort()
+    with pytest.raises(TransportError) as caught:
+        await answering
+    assert caught.value.exit_status == ExitStatus.TRANSPORT
+    assert user.taken_back.is_set()
 
 
 # What binds a command
@@ -353,7 +500,6 @@ async def test_a_malformed_command_gets_its_status_and_is_a_protocol_error(bench
     [
         (MessageType.JSON, b"{}"),
         (MessageType.UPDATE, b"\xff"),
-        (MessageType.SHUTDOWN, b""),
         (MessageType.CTAP, b""),
     ],
 )
@@ -397,28 +543,6 @@ async def test_whoever_does_not_hold_the_url_gets_no_channel(bench: Bench, messa
         await tunnel.send(message1)
         with pytest.raises(RemoteProtocolError):
             await answering
-
-
-async def test_a_device_that_hangs_up_takes_the_question_back(bench: Bench) -> None:
-    await bench.transact(creation())
-    asked, taken_back = asyncio.Event(), asyncio.Event()
-
-    async def slow(question: Question) -> int:
-        try:
-            asked.set()
-            return await asyncio.Future()
-        finally:
-            taken_back.set()
-
-    bench.phone = replace(bench.phone, verify_user=slow)
-    device = bench.device()
-    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
-    async with device.joined() as (tunnel, channel):
-        await tunnel.send(channel.send(assertion()))
-        await asked.wait()
-    with pytest.raises(TransportError):
-        await answering
-    assert taken_back.is_set()
 
 
 async def test_a_tunnel_service_that_is_not_there_is_a_transport_error(bench: Bench) -> None:

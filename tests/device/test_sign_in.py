@@ -11,7 +11,7 @@ import pytest
 from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
-from companion_push.companion.phone import SoftwarePhone, TunnelService, accept, decline
+from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
 from headless_passkey.errors import (
     CtapError,
@@ -26,6 +26,8 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.messages import Ctap, MessageType, frame
+from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.source import Advert
 from headless_passkey.sign_in import (
@@ -38,6 +40,7 @@ from headless_passkey.sign_in import (
     StageEvent,
     sign_in,
 )
+from headless_passkey.tunnel import open_tunnel
 from headless_passkey.webauthn import (
     AuthenticationOptions,
     Credential,
@@ -627,6 +630,71 @@ async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage) ->
     assert not bench.air.listening
     leftover = {task for task in asyncio.all_tasks() - before if "sign_in" in str(task.get_coro())}
     assert not leftover
+
+
+@pytest.mark.parametrize("how", ["cancelled", "withdrawn"])
+async def test_a_device_that_waits_no_longer_says_goodbye_to_the_phone_that_asks_its_user(
+    bench: Bench, how: str
+) -> None:
+    await bench.register()
+    asked = asyncio.Event()
+
+    async def never(_question: Question) -> int:
+        asked.set()
+        return await asyncio.Future()
+
+    async def answered() -> None:
+        url = (await bench.carrier.urls)["phone"].encode()
+        await replace(bench.phone(), verify_user=never).answer(url, timeout=20)
+
+    signing_in = asyncio.create_task(bench.sign_in())
+    answering = asyncio.create_task(answered())
+    await asked.wait()
+    if how == "cancelled":
+        signing_in.cancel()
+    else:
+        bench.carrier.states.put_nowait(NotApproved(Outcome.SUPERSEDED, "a newer request took its place"))
+    with pytest.raises(asyncio.CancelledError if how == "cancelled" else NotApproved):
+        await signing_in
+    with pytest.raises(NotApproved, match="said goodbye before it was answered") as caught:
+        await answering
+    assert caught.value.reason is Outcome.CANCELLED
+
+
+@pytest.mark.parametrize("when", ["before the request", "in place of the reply"])
+async def test_a_phone_that_says_goodbye_in_place_of_an_answer_breaks_the_protocol(
+    bench: Bench, when: str
+) -> None:
+    """As Chromium judges it: only a client platform has a shutdown to send."""
+    gate = asyncio.Event()
+
+    async def options() -> dict[str, Any]:
+        await gate.wait()
+        return REQUEST
+
+    async def answered() -> None:
+        transaction = PhoneTransaction((await bench.carrier.urls)["phone"])
+        async with open_tunnel(new_url(bench.base, transaction.tunnel_id), tls=bench.tls) as tunnel:
+            assert tunnel.routing_id is not None
+            advertised = transaction.advertise(routing_id=tunnel.routing_id, tunnel_domain=DOMAIN)
+            bench.air.put(advertised.service_data)
+            message2, channel = advertised.respond(await tunnel.receive())
+            await tunnel.send(message2)
+            await tunnel.send(channel.post_handshake(SoftwareKey().info))
+            if when == "before the request":
+                await tunnel.send(channel._seal(frame(MessageType.SHUTDOWN)))
+            gate.set()
+            assert isinstance(channel.receive(await tunnel.receive()), Ctap)
+            if when == "in place of the reply":
+                await tunnel.send(channel._seal(frame(MessageType.SHUTDOWN)))
+            with contextlib.suppress(TransportError):
+                await tunnel.receive()
+
+    ask = Ask.of(AuthenticationOptions.parse(REQUEST, origin=ORIGIN))
+    phone = asyncio.create_task(answered())
+    with pytest.raises(RemoteProtocolError, match="a CTAP reply was expected, not shutdown"):
+        await bench.sign_in(ask, options)
+    await phone
 
 
 async def test_a_relying_party_that_refuses_fails_the_request(bench: Bench) -> None:

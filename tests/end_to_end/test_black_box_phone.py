@@ -363,7 +363,6 @@ WRONG: Final[dict[str, bytes]] = {
     "an empty message": b"",
     "a CTAP message without command": b"\x01",
     "an update that is no CBOR": b"\x02\xff",
-    "a goodbye without request": b"\x00",
 }
 
 
@@ -377,6 +376,13 @@ async def test_a_device_that_breaks_the_protocol_is_3(outside: Outside) -> None:
 
     ended = await side_by_side(*map(one, WRONG.values()))
     assert dict(zip(WRONG, ended, strict=True)) == dict.fromkeys(WRONG, 3)
+
+
+async def test_a_goodbye_without_a_request_is_7(outside: Outside) -> None:
+    device = outside.device()
+    async with outside.phone(device) as (phone, advert), device.connected(advert) as line:
+        await line.goodbye()
+        assert await phone.status(within=20) == 7
 
 
 async def test_garbage_on_the_channel_is_3(outside: Outside) -> None:
@@ -483,6 +489,21 @@ async def test_a_second_command_while_the_user_is_asked_takes_the_question_back(
             await screen.until("y or n:")
             await line.send(creation())
             assert await phone.status(within=20) == 3
+    assert not outside.credentials.exists()
+
+
+@pytest.mark.threat("T4")
+async def test_a_goodbye_while_the_user_is_asked_takes_the_question_back_and_is_7(outside: Outside) -> None:
+    """As Chromium does when a page gives up; its socket stays open for three minutes."""
+    device = outside.device(MC)
+    async with at_terminal(*outside.words(uv="ask")) as (phone, screen):
+        await phone.give(device.url)
+        async with device.connected(await phone.line()) as line:
+            await line.send(creation())
+            await screen.until("y or n:")
+            await line.goodbye()
+            assert await phone.status(within=20) == 7
+            assert "goodbye" in phone.failure()
     assert not outside.credentials.exists()
 
 
