@@ -58,7 +58,6 @@ except ImportError as missing:
 MAX_MESSAGE_SIZE: Final = 60_000  # bytes of a command; a tunnel takes messages of somewhat more
 MAX_PROBES: Final = 256  # credentials remembered from an allow or exclude list
 
-_SELECTION: Final = 0x0B
 _POLL: Final = 0.05  # seconds; a threading.Event can only be asked
 _FAREWELL: Final = 10.0  # seconds for a ceremony that is cancelled to take its leave
 # options of getInfo that mean something over hybrid
@@ -153,7 +152,7 @@ class PhoneDevice(CtapDevice):
                     return self._get_assertion(payload, event, on_keepalive)
                 case Command.MAKE_CREDENTIAL:
                     return self._make_credential(payload, event, on_keepalive)
-                case _ if command == _SELECTION:
+                case Command.SELECTION:
                     return bytes([Status.SUCCESS])
         return bytes([Status.INVALID_COMMAND])
 

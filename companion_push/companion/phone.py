@@ -3,7 +3,9 @@
 The mirror of the device's corridor (CTAP 2.2 §11.5.1): the URL is checked, a tunnel opened under its ID, the
 advert sent until somebody comes through the tunnel, and whoever comes must hold the URL's key. Then exactly
 one command is served, makeCredential or getAssertion, of the kind that was announced; its user is asked, the
-answer goes out, and the phone hangs up. A phone that serves more gives whoever holds the channel more.
+answer goes out, and the phone hangs up. A phone that serves more gives whoever holds the channel more. In place
+of that one command, and where no envelope announced another, a client may send authenticatorSelection (§6.9): its
+user is asked whether this is the phone to use, and nothing is made or signed.
 
 What its user is asked is taken back as soon as nobody waits for the answer any more:
 
@@ -74,9 +76,11 @@ logger = logging.getLogger(__name__)
 class Question:
     """What the user is shown and asked."""
 
-    kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
-    rp_id: str
-    accounts: tuple[User, ...]  # who can answer, at least one; for a registration the new account
+    kind: Hint | None  # GET_ASSERTION or MAKE_CREDENTIAL; None: only whether this is the phone to use (§6.9)
+    rp_id: str | None  # None with no kind
+    accounts: tuple[
+        User, ...
+    ]  # who can answer, at least one; for a registration the new account; none with no kind
 
 
 # The index of the account that answers, or None when the user declines. Cancelled when the question is moot.
@@ -150,7 +154,8 @@ class SoftwarePhone:
                     command = await _unless(withdrawn, conversation.command())
                     self.on_stage("asked")
                     grace = min(_GRACE, timeout / 10)
-                    await self._serve(command, _bound(url, announced), conversation, limit, deadline - grace)
+                    binding = _Binding.of(url, announced)
+                    await self._serve(command, binding, conversation, limit, deadline - grace)
         except TimeoutError as error:
             raise NotApproved(Outcome.EXPIRED, f"there was no answer within {timeout:g} s") from error
 
@@ -180,7 +185,7 @@ class SoftwarePhone:
     async def _serve(
         self,
         command: Ctap,
-        bound: tuple[Hint | None, str | None],
+        binding: "_Binding",
         conversation: "_Conversation",
         limit: asyncio.Timeout,
         question_deadline: float,
@@ -189,7 +194,7 @@ class SoftwarePhone:
         try:
             try:
                 async with asyncio.timeout_at(question_deadline):
-                    payload = await self._decide(command, bound, conversation)
+                    payload = await self._decide(command, binding, conversation)
             except TimeoutError as error:
                 raise NotApproved(Outcome.EXPIRED, "the user did not answer in time") from error
         except HeadlessPasskeyError as error:
@@ -208,33 +213,33 @@ class SoftwarePhone:
         self.on_stage("answered")
         await conversation.goodbye()
 
-    async def _decide(
-        self, command: Ctap, bound: tuple[Hint | None, str | None], conversation: "_Conversation"
-    ) -> bytes:
+    async def _decide(self, command: Ctap, binding: "_Binding", conversation: "_Conversation") -> bytes:
         """The response's CBOR, or the error that says why not."""
-        bound_kind, bound_rp_id = bound
+        if command.code == Command.SELECTION and not command.payload:
+            binding.check_kind(None)
+            await self._ask(Question(kind=None, rp_id=None, accounts=()), conversation)
+            return b""
         kind = _KINDS.get(command.code)
         if kind is None:
             refuse(Status.INVALID_COMMAND)
-        if bound_kind not in (None, kind):
-            raise TrustError(
-                TrustReason.KIND_MISMATCH, f"{bound_kind} was announced, and the device asks for {kind}"
-            )
+        binding.check_kind(kind)
         asked = self.credentials.load().ask(command.code, command.payload)
-        if bound_rp_id not in (None, asked.rp_id):
-            raise TrustError(
-                TrustReason.OPTIONS_DIFFER, "the device asks for another relying party than it announced"
-            )
+        binding.check_rp_id(asked.rp_id)
         question = Question(kind=kind, rp_id=asked.rp_id, accounts=asked.accounts)
-        account = await conversation.unless_it_ends(self.verify_user(question))
-        if account is None:
-            raise NotApproved(Outcome.DECLINED, "the user declined")
-        self.on_stage("verified")
+        account = await self._ask(question, conversation)
         match asked:
             case Registration():
                 return self.credentials.register(asked, now=int(self.clock())).response.encode()
             case Assertion():
                 return asked.approve(account=account).encode()
+
+    async def _ask(self, question: Question, conversation: "_Conversation") -> int:
+        """The account that the user answers with; `NotApproved` when the user declines."""
+        account = await conversation.unless_it_ends(self.verify_user(question))
+        if account is None:
+            raise NotApproved(Outcome.DECLINED, "the user declined")
+        self.on_stage("verified")
+        return account
 
 
 def check_url(text: str, *, now: float) -> FidoUrl:
@@ -355,14 +360,36 @@ async def _first(end: Coroutine[Any, Any, NoReturn], work: Awaitable[_T]) -> _T:
         await asyncio.gather(ending, working, return_exceptions=True)
 
 
-def _bound(url: FidoUrl, announced: Announced | None) -> tuple[Hint | None, str | None]:
-    """The kind and the rp id that a command must have, None where nothing binds it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Binding:
+    """What was announced, and so binds the command; None where nothing does."""
 
-    Without an envelope only key 5 binds, and only when it says ``ga`` or ``mc``: absent is not a promise.
-    """
-    if announced is not None:
-        return announced.kind, announced.rp_id
-    return next((hint for hint in _KINDS.values() if hint == url.hint_raw), None), None
+    kind: Hint | None
+    rp_id: str | None
+    strict: bool  # an envelope announced it, which leaves no room for a selection
+
+    @classmethod
+    def of(cls, url: FidoUrl, announced: Announced | None) -> Self:
+        """Without an envelope only key 5 binds, and only when it says ``ga`` or ``mc``: absent is not a promise."""
+        if announced is not None:
+            return cls(kind=announced.kind, rp_id=announced.rp_id, strict=True)
+        kind = next((hint for hint in _KINDS.values() if hint == url.hint_raw), None)
+        return cls(kind=kind, rp_id=None, strict=False)
+
+    def check_kind(self, kind: Hint | None) -> None:
+        """kind: of the command; None for a selection, which Chromium sends whatever its URL announced."""
+        refused = self.strict if kind is None else self.kind not in (None, kind)
+        if refused:
+            asks = "which phone to use" if kind is None else kind
+            raise TrustError(
+                TrustReason.KIND_MISMATCH, f"{self.kind} was announced, and the device asks for {asks}"
+            )
+
+    def check_rp_id(self, rp_id: str) -> None:
+        if self.rp_id not in (None, rp_id):
+            raise TrustError(
+                TrustReason.OPTIONS_DIFFER, "the device asks for another relying party than it announced"
+            )
 
 
 def _status(error: HeadlessPasskeyError) -> Status | None:
@@ -395,8 +422,7 @@ def ask(terminal: Terminal) -> UserVerification:
     """A user at the terminal. It proves a person, not which one: no finger, no face."""
 
     async def verify(question: Question) -> int | None:
-        what = "Create a passkey" if question.kind is Hint.MAKE_CREDENTIAL else "Sign in"
-        terminal.show("", f"{what} at {printable(question.rp_id)}?")
+        terminal.show("", _title(question))
         for number, user in enumerate(question.accounts, 1):
             terminal.show(f"  {number}  {_name(user)}")
         several = len(question.accounts) > 1
@@ -407,6 +433,13 @@ def ask(terminal: Terminal) -> UserVerification:
         return numbers.get(answer)
 
     return verify
+
+
+def _title(question: Question) -> str:
+    if question.rp_id is None:
+        return "Use this phone? A client asks; no site is named, and nothing is created or signed."
+    what = "Create a passkey" if question.kind is Hint.MAKE_CREDENTIAL else "Sign in"
+    return f"{what} at {printable(question.rp_id)}?"
 
 
 def _name(user: User) -> str:

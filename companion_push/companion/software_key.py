@@ -87,7 +87,7 @@ class SoftwareKey:
 
     @property
     def info(self) -> GetInfoResponse:
-        """What authenticatorGetInfo answers (§6.4)."""
+        """What authenticatorGetInfo answers (§6.4); docs/adr/0011 holds it against what is served."""
         return GetInfoResponse(
             versions=("FIDO_2_0", "FIDO_2_1"),
             extensions=(PRF,),
@@ -102,9 +102,13 @@ class SoftwareKey:
         try:
             match command:
                 case Command.MAKE_CREDENTIAL:
-                    return self.make_credential(MakeCredentialRequest.parse(payload))
+                    making = MakeCredentialRequest.parse(payload)
+                    _refuse_unoffered(Command.MAKE_CREDENTIAL, payload)
+                    return self.make_credential(making)
                 case Command.GET_ASSERTION:
-                    return self.get_assertion(GetAssertionRequest.parse(payload))
+                    asking = GetAssertionRequest.parse(payload)
+                    _refuse_unoffered(Command.GET_ASSERTION, payload)
+                    return self.get_assertion(asking)
                 case _:
                     refuse(Status.INVALID_COMMAND)
         except RemoteProtocolError:
@@ -274,6 +278,19 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
     if not isinstance(value, Mapping):
         refuse(Status.CBOR_UNEXPECTED_TYPE)
     return value
+
+
+def _refuse_unoffered(command: Command, payload: bytes) -> None:
+    """Refuse what a command may hold only where getInfo offers it, which ours does not (§6.1.2, §6.2.2)."""
+    members = cbor.decode_map(payload)
+    making = command is Command.MAKE_CREDENTIAL
+    options = members.get(0x07 if making else 0x05) or {}
+    if members.keys() & ({0x08, 0x0A} if making else {0x06}):  # pinUvAuthParam, enterpriseAttestation
+        refuse(Status.INVALID_PARAMETER)
+    if making and options.get("up") is False:
+        refuse(Status.INVALID_OPTION)
+    if not making and "rk" in options:
+        refuse(Status.UNSUPPORTED_OPTION)
 
 
 def refuse(status: Status) -> NoReturn:

@@ -1,4 +1,4 @@
-"""The three CTAP2 commands of the hybrid transport, as both ends see them (CTAP 2.2 §6.1, §6.2, §6.4).
+"""The CTAP2 commands of the hybrid transport, as both ends see them (CTAP 2.2 §6.1, §6.2, §6.4).
 
 A request is a command byte and a CBOR map, a response a status byte and, on success, a CBOR map. The
 classes here are those maps: `parse` is strict about the members it knows and ignores the others, `encode`
@@ -23,6 +23,7 @@ class Command(IntEnum):
     MAKE_CREDENTIAL = 0x01
     GET_ASSERTION = 0x02
     GET_INFO = 0x04
+    SELECTION = 0x0B  # §6.9; without parameters, and answered by its status alone
 
 
 class Status(IntEnum):

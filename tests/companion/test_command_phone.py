@@ -12,7 +12,7 @@ from certificates import Certificate
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, MakeCredentialRequest, User
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.messages import Ctap
-from tests.companion.device import Air, Device, assertion, creation, ok, transaction, tunnel_service
+from tests.companion.device import Air, Device, assertion, creation, ok, raw, transaction, tunnel_service
 from tests.companion.program import Program, at_terminal, outcome, running
 
 
@@ -253,6 +253,21 @@ async def test_the_user_is_asked_at_the_terminal(
         screen.type(f"{answer}\n")
         assert (await asking).code == code
         assert await program.ended() == status
+
+
+async def test_whether_this_is_the_phone_to_use_is_asked_without_naming_a_site(outside: Outside) -> None:
+    device = outside.device()
+    async with at_terminal(*outside.words(uv="ask"), stdin=f"{device.url}\n") as (program, screen):
+        device.air.adverts.put_nowait(bytes.fromhex(await program.line()))
+        async with device.joined() as (tunnel, channel):
+            await tunnel.send(raw(channel, 0x0B))
+            seen = await screen.until("y or n:")
+            assert "Use this phone?" in seen
+            assert "None" not in seen
+            screen.type("y\n")
+            assert ok(await device.reply(tunnel, channel)) == b""
+            await tunnel.send(device.goodbye(channel))
+        assert await program.ended() == 0
 
 
 async def test_of_two_accounts_the_user_chooses_one(outside: Outside) -> None:

@@ -215,6 +215,108 @@ async def test_the_user_is_shown_who_asks_and_may_choose_an_account(bench: Bench
     assert {user.id for user in shown[0].accounts} == {b"alice", b"bob"}
 
 
+# authenticatorSelection
+
+
+SELECTION = 0x0B
+
+
+async def select(
+    bench: Bench, device: Device, announced: Announced | None = None
+) -> tuple[Ctap, HeadlessPasskeyError | None]:
+    """What the phone answers to a client that asks whether this is the phone to use, and what became of it."""
+    answer = bench.phone.answer(device.url, timeout=TIMEOUT, announced=announced)
+    answering = asyncio.create_task(bench.ends(answer))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(raw(channel, SELECTION))
+        reply = await device.reply(tunnel, channel)
+        await tunnel.send(device.goodbye(channel))
+    return reply, await answering
+
+
+@pytest.mark.parametrize("hint", ["mc", "ga", None], ids=["mc", "ga", "no hint"])
+async def test_selection_asks_the_user_and_is_answered_with_success_alone(
+    bench: Bench, hint: str | None
+) -> None:
+    """As Chromium asks a FIDO_2_1 phone that has none of the wanted algorithms, whatever its URL announced."""
+    shown: list[Question] = []
+
+    async def yes(question: Question) -> int:
+        shown.append(question)
+        return 0
+
+    bench.phone = replace(bench.phone, verify_user=yes)
+    device = bench.device()
+    device.transaction = replace(device.transaction, url=replace(device.transaction.url, hint_raw=hint))
+    reply, error = await select(bench, device)
+    assert (reply.code, reply.payload, error) == (0x00, b"", None)
+    assert shown == [Question(kind=None, rp_id=None, accounts=())]
+    assert bench.phone.credentials.load().credentials == ()
+    assert bench.stages[-3:] == ["asked", "verified", "answered"]
+
+
+async def test_a_selection_that_the_user_declines_is_status_27(bench: Bench) -> None:
+    bench.phone = replace(bench.phone, verify_user=decline)
+    reply, error = await select(bench, bench.device())
+    assert reply.code == 0x27
+    assert isinstance(error, NotApproved)
+    assert error.exit_status == ExitStatus.DECLINED
+
+
+async def test_a_goodbye_takes_a_selection_back_too(bench: Bench) -> None:
+    user = Asking()
+    phone = replace(bench.phone, verify_user=user.verify)
+    device = bench.device()
+    answering = asyncio.create_task(phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(raw(channel, SELECTION))
+        await user.asked.wait()
+        await tunnel.send(device.goodbye(channel))
+        await user.taken_back.wait()
+        await cancelled(answering)
+
+
+@pytest.mark.threat("T10")
+async def test_a_selection_is_the_one_command(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    await bench.transact(creation())
+    device = bench.device()
+    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(raw(channel, SELECTION))
+        ok(await device.reply(tunnel, channel))
+        await tunnel.send(channel.send(assertion()))
+        assert (await device.reply(tunnel, channel)).code == Status.NOT_ALLOWED
+        with pytest.raises(TransportError):
+            await tunnel.receive()
+    await answering
+    assert "second command" in caplog.text
+
+
+@pytest.mark.threat("T10")
+async def test_a_selection_is_not_what_an_envelope_announced(bench: Bench) -> None:
+    async def nobody_is_asked(question: Question) -> int:
+        raise AssertionError(question)
+
+    bench.phone = replace(bench.phone, verify_user=nobody_is_asked)
+    announced = Announced(kind=Hint.GET_ASSERTION, rp_id=RP_ID)
+    reply, error = await select(bench, bench.device(), announced)
+    assert reply.code == 0x30
+    assert isinstance(error, TrustError)
+    assert error.reason is TrustReason.KIND_MISMATCH
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("payload", [b"\x00", b"\xa0", b"\xff"], ids=bytes.hex)
+async def test_a_selection_with_parameters_is_no_command(bench: Bench, payload: bytes) -> None:
+    device = bench.device()
+    answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
+    async with device.joined() as (tunnel, channel):
+        await tunnel.send(raw(channel, SELECTION, payload))
+        assert (await device.reply(tunnel, channel)).code == Status.INVALID_COMMAND
+    with pytest.raises(RemoteProtocolError):
+        await answering
+
+
 # When nobody waits for the answer any more
 
 
@@ -472,7 +574,7 @@ async def test_a_second_command_while_the_user_is_asked_ends_it_unanswered(bench
 
 
 @pytest.mark.threat("T10")
-@pytest.mark.parametrize("command", [0x00, 0x06, 0x07, 0x08, 0x0B, 0x0C, 0x41, 0xFF])
+@pytest.mark.parametrize("command", [0x00, 0x06, 0x07, 0x08, 0x0A, 0x0C, 0x41, 0xFF])
 async def test_no_other_command_is_served(bench: Bench, command: int) -> None:
     device = bench.device()
     answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))

@@ -197,8 +197,10 @@ def authentication_json(answer: GetAssertionResponse, data: bytes) -> dict[str, 
 
 def test_info_claims_verification_discoverable_credentials_and_prf() -> None:
     info = SoftwareKey().info
+    assert info.versions == ("FIDO_2_0", "FIDO_2_1")
     assert info.options == {"rk": True, "up": True, "uv": True}
     assert info.extensions == ("prf",)
+    assert info.others == {}  # no PIN protocol, for one
     assert info.aaguid == AAGUID
     assert "hybrid" in info.transports
 
@@ -396,6 +398,39 @@ def test_a_credential_of_another_rp_excludes_nothing() -> None:
 def test_an_assertion_behind_the_users_back_is_refused() -> None:
     silent = assertion(user_presence=False)
     assert refused(having(ALICE), Command.GET_ASSERTION, silent.encode()) == Status.UNSUPPORTED_OPTION
+
+
+UNSERVED: dict[str, tuple[Command, dict[int, Any], Status]] = {
+    "a proof of a PIN": (Command.MAKE_CREDENTIAL, {8: b"proof", 9: 1}, Status.INVALID_PARAMETER),
+    "an empty proof of a PIN": (Command.MAKE_CREDENTIAL, {8: b"", 9: 2}, Status.INVALID_PARAMETER),
+    "enterprise attestation": (Command.MAKE_CREDENTIAL, {10: 1}, Status.INVALID_PARAMETER),
+    "a credential behind the user's back": (
+        Command.MAKE_CREDENTIAL,
+        {7: {"up": False}},
+        Status.INVALID_OPTION,
+    ),
+    "an assertion with a proof of a PIN": (
+        Command.GET_ASSERTION,
+        {6: b"proof", 7: 1},
+        Status.INVALID_PARAMETER,
+    ),
+    "an assertion with rk": (Command.GET_ASSERTION, {5: {"rk": True}}, Status.UNSUPPORTED_OPTION),
+}
+
+
+@pytest.mark.parametrize("name", UNSERVED)
+def test_what_getinfo_does_not_offer_is_refused_as_ctap_2_1_says(name: str) -> None:
+    command, more, status = UNSERVED[name]
+    request = creation() if command is Command.MAKE_CREDENTIAL else assertion()
+    members = cbor.decode_map(request.encode()) | more
+    assert refused(having(ALICE), command, cbor.encode(members)) == status
+
+
+def test_what_getinfo_offers_may_be_said_in_so_many_words() -> None:
+    members = cbor.decode_map(creation().encode()) | {7: {"rk": True, "up": True, "uv": True}}
+    assert isinstance(SoftwareKey().ask(Command.MAKE_CREDENTIAL, cbor.encode(members)), Registration)
+    members = cbor.decode_map(assertion().encode()) | {5: {"up": True, "uv": True}}
+    assert isinstance(having(ALICE).ask(Command.GET_ASSERTION, cbor.encode(members)), Assertion)
 
 
 @pytest.mark.parametrize("rp_id", ["", "EXAMPLE.com", "example.com/", "exa mple", "a" * 300])

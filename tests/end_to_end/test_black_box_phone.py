@@ -178,6 +178,13 @@ async def test_what_it_says_of_itself(outside: Outside) -> None:
         assert (await line.ask(creation())).code == 0
 
 
+async def test_a_selection_is_answered_as_its_user_says(outside: Outside) -> None:
+    """CTAP 2.2 §6.9, which getInfo's FIDO_2_1 lets a client ask."""
+    answers = [(await outside.transaction(b"\x0b", hint=MC, uv=uv))[:2] for uv in ("accept", "decline")]
+    assert [(status, reply.code, reply.payload) for status, reply in answers] == [(0, 0, b""), (6, 0x27, b"")]
+    assert not outside.credentials.exists()
+
+
 NO: Final[dict[str, tuple[bytes, Status]]] = {
     "no credential": (assertion(key_1="elsewhere.example"), Status.NO_CREDENTIALS),
     "an unknown credential": (assertion(key_3=[descriptor(b"unknown")]), Status.NO_CREDENTIALS),
@@ -410,7 +417,7 @@ COMMANDS: Final[dict[str, tuple[bytes, set[int]]]] = {
     "a PIN command": (b"\x06\xa0", {Status.INVALID_COMMAND}),
     "getNextAssertion": (b"\x08", {Status.INVALID_COMMAND}),
     "reset": (b"\x07", {Status.INVALID_COMMAND}),
-    "selection": (b"\x0b", {Status.INVALID_COMMAND}),
+    "a selection with parameters": (b"\x0b\xa0", {Status.INVALID_COMMAND}),
     "a command nobody knows": (b"\xff", {Status.INVALID_COMMAND}),
     "no CBOR": (b"\x02\xff\xff", {Status.INVALID_CBOR}),
     "no payload": (b"\x02", {Status.INVALID_CBOR}),
