@@ -4,13 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
+.PHONY: demo test test-fast check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
 
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine
 	@$(BIN)/python examples/demo.py $(DEMO)
 
-test: $(VENV)/check.done system-packages  ## all tests, end to end included
-	$(BIN)/python -m pytest $(PYTEST)
+# on all cores, and not on more than eight; one that is idle takes over what others have still to do
+WORKERS ?= auto
+PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
+
+test: $(VENV)/check.done system-packages  ## all tests, end to end included; PYTEST="-k tunnel" for some, WORKERS=0 in one process
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
+
+SLOW := end_to_end rp/browser interop
+test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other libraries, no whole sign-in
+	@scripts/install-test-packages bluetooth
+	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
 
 check: lint types imports test  ## everything, but fuzzing
 
