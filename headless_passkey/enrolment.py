@@ -39,6 +39,7 @@ from headless_passkey.private_file import lock, private_directory, read_private,
 from headless_passkey.proven_http import Members, ProvenHttp, open_session
 from headless_passkey.relay import Relay
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
+from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.fields import MAX_LABEL, is_plain
 from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation, accept
 from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role, is_rp_id
@@ -220,7 +221,7 @@ def _begin(
             logger.info("going on with a join that was interrupted")
             return kept
         logger.warning("an unfinished join is given up; should its inviter still say yes, remove that member")
-    invitation.check_expiry(now)
+    invitation.check_expiry(now, skew=MAX_SKEW)
     key = SoftwareSigningKey.generate()
     introduction = Introduction.make(invitation, key=key, hpke_key=None, label=label)
     joining = _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)

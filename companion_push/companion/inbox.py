@@ -36,7 +36,7 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.proven_http import MAX_WAIT, Problem
 from headless_passkey.relay import RequestState
-from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck
+from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.signing import base64url
@@ -74,7 +74,7 @@ class CheckedRequest:
 
     def seconds_left(self, now: float) -> float:
         """Until it can no longer be approved by our clock."""
-        return max(0.0, self.announcement.expires + MAX_SKEW - now)
+        return max(0.0, usable_until(self.announcement) - now)
 
 
 class Stage(StrEnum):

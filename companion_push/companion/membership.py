@@ -26,6 +26,7 @@ from headless_passkey.proven_http import MAX_WAIT
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import PREFIX as INVITATION
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord, accept
 from headless_passkey.trust.ring import Member, Ring, Role
@@ -137,7 +138,7 @@ class Membership:
                 ring = Ring.found(keys.signing, account=means.account, member=member, now=self.clock())
                 said: tuple[bytes, ...] = (ring.document,)
             case Invitation():
-                means.check_expiry(self.clock())
+                means.check_expiry(self.clock(), skew=MAX_SKEW)
                 introduction = Introduction.make(
                     means, key=keys.signing, hpke_key=keys.hpke.public, label=label
                 )

@@ -51,7 +51,7 @@ from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
 
 MAX_AGE: Final = 300  # seconds a FIDO URL lives
-MAX_AHEAD: Final = 60  # seconds the device's clock may be ahead of ours
+MAX_AHEAD: Final = 120  # seconds the device's clock may be ahead of ours: each may be 60 s off the relay's
 WARNING: Final = "this is a software phone for demonstrations and tests: it protects no passkey from anybody"
 
 _LINGER: Final = 3.0  # seconds for the device to say goodbye after the answer

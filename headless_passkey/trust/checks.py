@@ -14,7 +14,7 @@ from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.hpke import HpkePrivateKey
 from headless_passkey.trust.ring import Member, Role
 
-MAX_SKEW: Final = 60  # seconds that two clocks may differ
+MAX_SKEW: Final = 120  # seconds that two members' clocks may differ: each may be 60 s off the relay's
 MAX_URL_AGE: Final = 300  # seconds
 MAX_URL_LENGTH: Final = 512  # characters; ours have about 170
 
@@ -60,6 +60,13 @@ def recheck(announcement: Announcement, now: float) -> None:
     """The times again, after the claim and before the URL is opened: consent may have taken a while."""
     _check_times(announcement, now)
     _check_url(announcement, now)
+
+
+def usable_until(announcement: Announcement) -> int:
+    """The last second by our clock at which `recheck` passes. announcement: as `check_envelope` returned it."""
+    made = FidoUrl.parse(announcement.url).time
+    times_end = announcement.expires + MAX_SKEW
+    return times_end if made is None else min(times_end, made + MAX_URL_AGE)
 
 
 def _device_in_ring(chain: RingChain, name: str) -> Member:

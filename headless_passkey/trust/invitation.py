@@ -87,10 +87,13 @@ class Invitation:
     def parse(cls, line: str) -> "Invitation":
         return cls._parse(from_line(PREFIX, line, "invitation"))
 
-    def check_expiry(self, now: float) -> None:
-        """Refuse when it is too late by this clock."""
+    def check_expiry(self, now: float, *, skew: int = 0) -> None:
+        """Refuse when it is too late by this clock.
+
+        skew: seconds by which the clock may differ from the inviter's: `MAX_SKEW` for a newcomer's.
+        """
         late = int(now) - self.expires_at
-        if late >= 0:
+        if late >= skew:
             raise TrustError(
                 TrustReason.INVITATION_EXPIRED, f"by this clock the invitation expired {late} s ago"
             )

@@ -729,14 +729,14 @@ def test_a_url_older_than_300_seconds_is_refused(age: int) -> None:
 
 
 @pytest.mark.threat("T5")
-@pytest.mark.parametrize("ahead", [61, 100_000])
+@pytest.mark.parametrize("ahead", [121, 100_000])
 def test_a_url_from_the_future_is_refused(ahead: int) -> None:
     with pytest.raises(TrustError) as caught:
         check_url(url_at(NOW + ahead), now=NOW)
     assert caught.value.reason is TrustReason.CLOCK_SKEW
 
 
-@pytest.mark.parametrize("age", [300, 0, -60])
+@pytest.mark.parametrize("age", [300, 0, -120])
 def test_a_fresh_url_is_taken(age: int) -> None:
     assert check_url(url_at(NOW - age), now=NOW).time == NOW - age
 

@@ -264,8 +264,8 @@ async def test_the_loser_of_a_stolen_invitation_race_is_told_what_to_do(
 async def test_an_invitation_that_is_over_is_refused_by_our_clock_and_by_the_relays(
     state: Path, relay: household.Relay, inviter: Inviter
 ) -> None:
-    with refused(TrustReason.INVITATION_EXPIRED, saying="100 s ago"):
-        await join(state, inviter.invitation, label="f", clock=lambda: inviter.invitation.expires_at + 100)
+    with refused(TrustReason.INVITATION_EXPIRED, saying="120 s ago"):
+        await join(state, inviter.invitation, label="f", clock=lambda: inviter.invitation.expires_at + 120)
     relay.clock.ahead += 601
     with refused(TrustReason.INVITATION_EXPIRED, saying="relay's clock"):
         await join(state, inviter.invitation, label="f", clock=_skewed(relay, inviter))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import (
     INVITATION_LABEL,
     LIFETIME,
@@ -303,6 +304,13 @@ def test_an_expired_invitation_is_refused_by_the_inviters_clock() -> None:
     check(record, introduce(invitation), now=NOW + LIFETIME - 1)
     with refused(TrustReason.INVITATION_EXPIRED):
         check(record, introduce(invitation), now=NOW + LIFETIME)
+
+
+def test_a_newcomers_clock_may_differ_from_the_inviters_by_two_minutes() -> None:
+    invitation = invite()
+    invitation.check_expiry(NOW + LIFETIME + 119, skew=MAX_SKEW)
+    with refused(TrustReason.INVITATION_EXPIRED, saying="120 s ago"):
+        invitation.check_expiry(NOW + LIFETIME + 120, skew=MAX_SKEW)
 
 
 @pytest.mark.threat("T2")
