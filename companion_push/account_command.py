@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from companion_push.accounts import add_account
 from companion_push.database import open_database
+from headless_passkey.base_url import BaseUrl
 from headless_passkey.command_line import SettingsParser, UsageError, add_settings, out
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.fields import MAX_LABEL, is_plain
 from headless_passkey.trust.text_form import check_relay_url
@@ -51,8 +52,8 @@ async def _add(args: argparse.Namespace) -> None:
     if not is_plain(args.name, MAX_LABEL):
         raise UsageError(f"a name has 1 to {MAX_LABEL} printable characters")
     try:
-        relay_url = check_relay_url(args.relay.rstrip("/"))
-    except RemoteProtocolError as error:
+        relay_url = check_relay_url(str(BaseUrl.parse(args.relay)))
+    except (LocalProtocolError, RemoteProtocolError) as error:
         raise UsageError(str(error)) from error
     now = time.time()
     expires_at = int(now) + args.valid_hours * _HOUR

@@ -31,6 +31,7 @@ def make_service(url: str, store: Path, *, rp_id: str = "localhost") -> web.Appl
         device_origins=(),
         reached_at=(url,),
         store=store,
+        mounted_at=PREFIX,
     )
     service = web.Application(middlewares=[refusals])
     service[PASSKEYS] = make_app(config, with_pages=False)

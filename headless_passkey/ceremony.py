@@ -20,17 +20,16 @@ from headless_passkey.command_line import (
     show_progress,
     talk,
 )
-from headless_passkey.conduit import Conduit
+from headless_passkey.conduit import Conduit, find_relying_party
 from headless_passkey.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.errors import (
-    LocalProtocolError,
     NotApproved,
     NotEnrolled,
     Outcome,
     RemoteProtocolError,
 )
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.origins import RelatedOrigins, check_origin, is_within
+from headless_passkey.origins import RelatedOrigins, is_within
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.related_origins import fetch_related_origins
@@ -94,7 +93,7 @@ class Ceremony:
             more["user_handle"] = self._expected
         async with AsyncExitStack() as stack:
             http = await stack.enter_async_context(open_session(self._tls))
-            conduit = None if args.rp is None else self._conduit(http)
+            conduit = None if args.rp is None else await self._conduit(http, deadline)
             if conduit is None:
                 known = await self._known_options(http, deadline)
                 options: OptionsSource = known
@@ -126,10 +125,7 @@ class Ceremony:
 
     async def _known_options(self, http: aiohttp.ClientSession, deadline: float) -> Options:
         """What --options holds, for the origin that --origin names."""
-        try:
-            origin = check_origin(self._args.origin)
-        except LocalProtocolError as error:
-            raise UsageError(str(error)) from error
+        origin = self._args.origin
         try:
             async with asyncio.timeout_at(deadline):
                 text = await read_input(self._args.options, limit=MAX_JSON_SIZE + 1)
@@ -154,20 +150,23 @@ class Ceremony:
             )
             raise NotApproved(Outcome.EXPIRED, message) from error
 
-    def _conduit(self, http: aiohttp.ClientSession) -> Conduit:
+    async def _conduit(self, http: aiohttp.ClientSession, deadline: float) -> Conduit:
+        """To the relying party, which is looked for before anybody is asked to approve."""
         args = self._args
-        origin = args.rp.rstrip("/")
+        key, label = self._identity()
         try:
-            key, label = self._identity()
-            return Conduit(
-                ProvenHttp(http, origin, key),
-                origin=origin,
-                kind=self._kind,
-                user_name=args.user,
-                label=label,
-            )
-        except LocalProtocolError as error:
-            raise UsageError(f"--rp: {error}") from error
+            async with asyncio.timeout_at(deadline):
+                base = await find_relying_party(http, args.rp, key)
+        except TimeoutError as error:
+            message = f"{args.rp} did not answer within {args.timeout:g} seconds"
+            raise NotApproved(Outcome.EXPIRED, message) from error
+        return Conduit(
+            ProvenHttp(http, str(base), key),
+            origin=base.origin,
+            kind=self._kind,
+            user_name=args.user,
+            label=label,
+        )
 
     def _identity(self) -> tuple[SigningKey, str | None]:
         """This device's key and label; a key for this run alone where it belongs to no account and needs none."""

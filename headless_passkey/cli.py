@@ -9,8 +9,8 @@ import os
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from headless_passkey.base_url import WEB, BaseUrl
 from headless_passkey.command_line import (
     SettingsParser,
     UsageError,
@@ -22,10 +22,11 @@ from headless_passkey.command_line import (
     run,
     talk,
 )
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, Hint
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
 DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
@@ -54,7 +55,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--label", required=True, help="what people will call this device, such as 'Kitchen hub'"
     )
     join.add_argument("--rp-id", metavar="ID", help="let this device ask for this relying party only")
-    join.add_argument("--origin", metavar="ORIGIN", help="let this device speak for this origin only")
+    join.add_argument(
+        "--origin", metavar="ORIGIN", type=_origin, help="let this device speak for this origin only"
+    )
     _state_option(join)
     _ca_option(join)
 
@@ -76,7 +79,7 @@ def make_parser() -> argparse.ArgumentParser:
         _doctor,
         "say what would keep a sign-in from working, and what to do about it; with --json in one object",
     )
-    doctor.add_argument("--rp", metavar="URL", help="look at this relying party too")
+    doctor.add_argument("--rp", metavar="URL", type=_relying_party, help="look at this relying party too")
     _radio_options(doctor)
     _tunnel_option(doctor)
     _state_option(doctor)
@@ -160,14 +163,19 @@ def _tunnel_option(parser: argparse._ActionsContainer) -> None:
 def _ceremony_options(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("what is asked (--rp, or --options with --origin)")
     what.add_argument(
-        "--rp", metavar="URL", help="relying party to begin and complete at; prints the session"
+        "--rp",
+        metavar="URL",
+        type=_relying_party,
+        help="relying party to begin and complete at, with the path it is mounted at; prints the session",
     )
     what.add_argument("--rp-id", metavar="ID", help="with --rp: its RP ID (default: the host of URL)")
     what.add_argument("--user", metavar="NAME", help="with --rp: the user name to register or sign in")
     what.add_argument(
         "--options", metavar="FILE", help="WebAuthn options JSON, or - for stdin; prints the response JSON"
     )
-    what.add_argument("--origin", metavar="ORIGIN", help="with --options: the origin to speak for")
+    what.add_argument(
+        "--origin", metavar="ORIGIN", type=_origin, help="with --options: the origin to speak for"
+    )
     what.add_argument(
         "--expect-user", metavar="HANDLE", help="base64url user handle; refuse any other account"
     )
@@ -347,20 +355,30 @@ def _seconds(text: str) -> float:
 
 def _tunnel(text: str) -> tuple[int, str]:
     number, _, base = text.partition("=")
-    base = base.removesuffix("/")
-    if (
-        not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF)
-        or not base.isprintable()
-        or not _is_tunnel_service(base)
-    ):
+    if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF):
         raise argparse.ArgumentTypeError("expected N=wss://HOST:PORT with N from 0 to 65535")
-    return int(number), base
+    return int(number), str(_url(base, schemes=("wss",)))
 
 
-def _is_tunnel_service(base: str) -> bool:
+def _relying_party(text: str) -> BaseUrl:
+    """A relying party's address: its origin must be one that a device may speak for."""
+    base = _url(text)
     try:
-        parts = urlsplit(base)
-        port = parts.port
-    except ValueError:
-        return False
-    return bool(parts.hostname) and port != 0 and "@" not in base and base == f"wss://{parts.netloc}"
+        check_origin(base.origin)
+    except LocalProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return base
+
+
+def _origin(text: str) -> str:
+    base = _url(text)
+    if base.path:
+        raise argparse.ArgumentTypeError("an origin has no path")
+    return _relying_party(text).origin
+
+
+def _url(text: str, *, schemes: tuple[str, ...] = WEB) -> BaseUrl:
+    try:
+        return BaseUrl.parse(text, schemes=schemes)
+    except LocalProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -5,15 +5,31 @@ only. Begin and complete carry proofs of the device's key: nobody else can finis
 that the relying party opens is bound to that key.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Final, Self
 from urllib.parse import urlsplit
 
-from headless_passkey.errors import RemoteProtocolError, TransportError, TrustError, TrustReason
+import aiohttp
+
+from headless_passkey.base_url import BaseUrl
+from headless_passkey.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.mends import with_mend
 from headless_passkey.origins import check_origin
 from headless_passkey.proven_http import Members, Problem, ProvenHttp
+from headless_passkey.trust.signing import SigningKey
 from headless_passkey.webauthn import Credential
+
+WELL_KNOWN: Final = "/.well-known/headless-passkey"
+_PATIENCE: Final = 10.0  # seconds in which what may pass is tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +114,58 @@ class Conduit:
         answer = await self._call("result", body, patience=0)
         self.session = Session.parse(answer)
 
-    async def _call(self, step: str, body: dict[str, Any], *, patience: float = 10.0) -> Members:
+    async def _call(self, step: str, body: dict[str, Any], *, patience: float = _PATIENCE) -> Members:
         try:
             return await self._http.post(f"{self._path}/{step}", body, patience=patience)
         except Problem as problem:
             raise _refusal(problem) from problem
+
+
+async def find_relying_party(
+    http: aiohttp.ClientSession, base: BaseUrl, key: SigningKey, *, patience: float = _PATIENCE
+) -> BaseUrl:
+    """Where the relying party at `base` is mounted: there, or where ``/.well-known/headless-passkey`` says.
+
+    It is asked for a session, which a relying party refuses in words of its own; nothing is begun. key: the one
+    the ceremony will be proved with, so that a wrong clock shows here, before anybody is asked to approve.
+    `RemoteProtocolError` (wrong-server) when there is none. A place is looked up only where `base` names no path,
+    and only one of the same origin is taken.
+    """
+    strange = await _what_is_there(http, base, key, patience)
+    if strange is None:
+        return base
+    if not base.path:
+        with suppress(RemoteProtocolError, LocalProtocolError):
+            answer = await ProvenHttp(http, base.origin, key).get(WELL_KNOWN, patience=patience)
+            told = BaseUrl.parse(answer.text("relying_party", 1024))
+            if told.origin == base.origin and await _what_is_there(http, told, key, patience) is None:
+                return told
+    raise RemoteProtocolError(
+        with_mend(
+            f"{base} answers, but not as a relying party ({strange})",
+            SetupReason.WRONG_SERVER,
+            "path",
+            host=base.authority,
+        ),
+        reason=SetupReason.WRONG_SERVER,
+    )
+
+
+async def _what_is_there(
+    http: aiohttp.ClientSession, base: BaseUrl, key: SigningKey, patience: float
+) -> str | None:
+    """None for a relying party; else what answered in its place."""
+    try:
+        await ProvenHttp(http, str(base), key).get("/session", patience=patience)
+    except Problem as problem:
+        if problem.slug == "not-signed-in":
+            return None
+        if problem.status in (404, 405) or problem.slug.startswith("http-"):
+            return f"HTTP status {problem.status}"
+        raise _refusal(problem) from problem
+    except RemoteProtocolError:
+        return "not in its words"
+    return "it knows a session nobody named"
 
 
 def _refusal(problem: Problem) -> Exception:
@@ -113,6 +176,10 @@ def _refusal(problem: Problem) -> Exception:
         case "user-exists":
             return TrustError(
                 TrustReason.RP_REFUSED, "this user name is taken; sign in with it, or choose another one"
+            )
+        case "proof-invalid":
+            return RemoteProtocolError(
+                "the relying party does not take our proof: perhaps it does not know itself by this address"
             )
         case "ceremony-gone":
             return TransportError("the relying party no longer knows the ceremony; try again")

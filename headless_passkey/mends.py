@@ -102,6 +102,9 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",
+    (SetupReason.WRONG_SERVER, "path"): (
+        "check the address, and name the path that the relying party is mounted at, as in https://HOST/passkeys"
+    ),
     (SetupReason.MISSING_PACKAGE, None): "`pip install 'headless-passkey[EXTRA]'`",
 }
 

@@ -86,7 +86,7 @@ from relying_party.request import (
 )
 from relying_party.sessions import Opened, RandomBytes, hash_token, open_session, refreshed, stepped_up
 from relying_party.sqlite import SqliteStore
-from relying_party.well_known import passkey_endpoints, related_origins
+from relying_party.well_known import device_endpoint, passkey_endpoints, related_origins
 
 logger = logging.getLogger(__name__)
 http_logger = logging.getLogger(f"{__name__}.http")  # what aiohttp says about requests it cannot read
@@ -171,7 +171,7 @@ def make_app(
 
 
 def well_known_routes(config: Config) -> list[web.RouteDef]:
-    """Routes for the root of an address: who else uses our passkeys, and where they are managed."""
+    """Routes for the root of an address: who else uses our passkeys, and where pages and devices find us."""
 
     async def get_related_origins(_: web.Request) -> web.Response:
         return json_answer(related_origins(config))
@@ -179,7 +179,11 @@ def well_known_routes(config: Config) -> list[web.RouteDef]:
     async def get_passkey_endpoints(_: web.Request) -> web.Response:
         return json_answer(passkey_endpoints(config))
 
+    async def get_device_endpoint(_: web.Request) -> web.Response:
+        return json_answer(device_endpoint(config))
+
     return [
+        web.get("/.well-known/headless-passkey", get_device_endpoint),
         web.get("/.well-known/webauthn", get_related_origins),
         web.get("/.well-known/passkey-endpoints", get_passkey_endpoints),
     ]

@@ -19,6 +19,7 @@ _RP_ID: Final = re.compile(
 )
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _SUFFIXES: Final = frozenset(suffixes)
+_PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
 _FINGERPRINT: Final = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}")
 ANDROID: Final = "android:apk-key-hash:"
 MOST_LABELS: Final = 5  # of related origins that every browser looks at (WebAuthn Level 3 §5.11)
@@ -45,6 +46,7 @@ class Config:
     top_origins: frozenset[str] = frozenset()  # pages of others that may embed ours
     ml_dsa: bool = False  # whether to offer ML-DSA after the others
     prf: bool = False  # whether to ask for the prf extension
+    mounted_at: str = ""  # the path below `home` where a service has mounted us; no slash at its end
     manage: str = "/"  # paths of our pages, for /.well-known/passkey-endpoints
     enroll: str = "/"
     lifetimes: Lifetimes = DEFAULT_LIFETIMES
@@ -68,6 +70,7 @@ class Config:
         ml_dsa: bool = False,
         prf: bool = False,
         lifetimes: Lifetimes = DEFAULT_LIFETIMES,
+        mounted_at: str = "",
     ) -> "Config":
         """From an operator's words; `UsageError` when they do not fit together.
 
@@ -77,9 +80,12 @@ class Config:
         related_origins: of other domains, whose pages use the same RP ID (/.well-known/webauthn).
         android_apps: certificates, as SHA-256 fingerprint or as `android:apk-key-hash:…`.
         top_origins: pages of others in whose frames ours may ask for a passkey.
+        mounted_at: the path where a service mounts us, such as ``/passkeys``; devices that name the service find it.
         """
         if not _RP_ID.fullmatch(rp_id) or rp_id.replace(".", "").isdigit():
             raise UsageError(f"{rp_id!r} is not an RP ID: expected a domain name in lower case")
+        if not _PATH.fullmatch(mounted_at):
+            raise UsageError(f"{mounted_at!r} is not a path to be mounted at: expected one such as /passkeys")
         related = tuple(_check_https(origin) for origin in related_origins)
         web = tuple(check_origin(origin, rp_id) for origin in web_origins or reached_at[:1])
         device = tuple(
@@ -103,7 +109,13 @@ class Config:
             prf=prf,
             lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
+            mounted_at=mounted_at,
         )
+
+    @property
+    def base_url(self) -> str:
+        """Where devices find us: the first of our web origins, and the path we are mounted at."""
+        return self.home + self.mounted_at
 
     @property
     def uses_tls(self) -> bool:

@@ -1,4 +1,4 @@
-"""The two well-known documents, made from what verification uses (docs/protocol/relying-party.md)."""
+"""The well-known documents, made from what verification uses (docs/protocol/relying-party.md)."""
 
 from typing import Any
 
@@ -13,3 +13,8 @@ def related_origins(config: Config) -> dict[str, Any]:
 def passkey_endpoints(config: Config) -> dict[str, Any]:
     """``/.well-known/passkey-endpoints``: where people make passkeys and manage them."""
     return {"enroll": config.home + config.enroll, "manage": config.home + config.manage}
+
+
+def device_endpoint(config: Config) -> dict[str, Any]:
+    """``/.well-known/headless-passkey``: where devices that were told the origin alone find us."""
+    return {"relying_party": config.base_url}

@@ -26,15 +26,16 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeVar
-from urllib.parse import urlsplit
 
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import Assertion, Registration, refuse
 from companion_push.companion.terminal import Terminal, printable
+from headless_passkey.base_url import BaseUrl
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
+    LocalProtocolError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -100,7 +101,7 @@ class TunnelService:
     """A tunnel service and the number that names it in adverts; the number stands for nothing else here."""
 
     number: int
-    base: str  # wss://host or wss://host:port
+    base: str  # wss://host[:port][/path]
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -108,13 +109,10 @@ class TunnelService:
         number, _, base = text.partition("=")
         if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF):
             raise ValueError("expected N=wss://HOST:PORT with N from 0 to 65535")
-        base = base.removesuffix("/")
-        parts = urlsplit(base)
-        if parts.scheme != "wss" or not parts.hostname or base != f"wss://{parts.netloc}" or "@" in base:
-            raise ValueError("expected N=wss://HOST:PORT")
-        if parts.port == 0:
-            raise ValueError("port 0 is no port")
-        return cls(number=int(number), base=base)
+        try:
+            return cls(number=int(number), base=str(BaseUrl.parse(base, schemes=("wss",))))
+        except LocalProtocolError as error:
+            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from companion_push.relay.mailbox import CEILING, Quota
+from headless_passkey.base_url import BaseUrl
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.trust.text_form import check_relay_url
 
@@ -34,9 +35,9 @@ class RelayConfig:
 
 
 def check_public_url(url: str) -> str:
-    """`url` without a slash at its end; refuses what invitations could not hold, such as plain http elsewhere."""
+    """`url` as invitations hold it; refuses what they could not, such as plain http elsewhere."""
     try:
-        return check_relay_url(url.rstrip("/"))
+        return check_relay_url(str(BaseUrl.parse(url)))
     except RemoteProtocolError as error:
         raise LocalProtocolError(str(error)) from error
 

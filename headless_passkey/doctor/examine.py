@@ -16,13 +16,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from headless_passkey.base_url import BaseUrl
 from headless_passkey.command_line import UsageError
 from headless_passkey.doctor.account import examine_account
 from headless_passkey.doctor.bluetooth import LISTEN, examine_bluetooth
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
-from headless_passkey.errors import LocalProtocolError, TransportReason
-from headless_passkey.origins import check_origin
+from headless_passkey.errors import TransportReason
 
 LIMIT: Final = 45.0  # seconds for any of the parts: more than the sum of the times that each keeps by itself
 
@@ -36,15 +36,15 @@ async def examine(
     passive: bool = False,
     tls: ssl.SSLContext | None = None,
     tunnels: Mapping[int, str] | None = None,
-    rp: str | None = None,
+    rp: BaseUrl | None = None,
     listen: float = LISTEN,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
     """What would keep a sign-in with these settings from working: one finding at least for each check.
 
     state: the device's directory. radio, passive: as for `headless_passkey.radio.choose.open_radio`. tls: whom
-    to believe, None for the system's roots. tunnels: base URLs of tunnel services by domain number. rp: origin
-    of a relying party. listen: seconds to scan. clock: this machine's, in Unix seconds. It takes as long as the
+    to believe, None for the system's roots. tunnels: base URLs of tunnel services by domain number. rp: a
+    relying party. listen: seconds to scan. clock: this machine's, in Unix seconds. It takes as long as the
     slowest check, which is some seconds, and at most `LIMIT`. `UsageError` where the settings mean nothing.
     """
     parts = [
@@ -64,14 +64,10 @@ async def examine(
     return findings
 
 
-async def _examine_relying_party(rp: str | None, tls: ssl.SSLContext | None) -> list[Finding]:
+async def _examine_relying_party(rp: BaseUrl | None, tls: ssl.SSLContext | None) -> list[Finding]:
     if rp is None:
         return [Finding.not_checked(Check.RELYING_PARTY, "none was named (--rp)")]
-    try:
-        origin = check_origin(rp.rstrip("/"))
-    except LocalProtocolError as error:
-        raise UsageError(f"--rp: {error}") from error
-    return await examine_relying_party(origin, tls)
+    return await examine_relying_party(rp, tls)
 
 
 async def _guarded(check: Check, part: Coroutine[Any, Any, list[Finding]]) -> list[Finding] | UsageError:

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
+from headless_passkey.base_url import BaseUrl
+from headless_passkey.conduit import find_relying_party
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.errors import HeadlessPasskeyError, SetupReason, TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import (
@@ -24,6 +26,7 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 from headless_passkey.network import unreachable
 from headless_passkey.proven_http import open_session
+from headless_passkey.trust.signing import SoftwareSigningKey
 from headless_passkey.tunnel import TunnelRefused, open_tunnel
 
 LIMIT: Final = 10.0  # seconds for one request
@@ -59,43 +62,45 @@ async def ask(session: aiohttp.ClientSession, url: str) -> Answer:
 
 
 def server_trouble(
-    check: Check, error: HeadlessPasskeyError, url: str, status: Status = Status.PROBLEM
+    check: Check,
+    error: HeadlessPasskeyError,
+    url: str,
+    status: Status = Status.PROBLEM,
+    *,
+    case: str | None = None,
 ) -> Finding:
-    """What it means that the server behind `url` cannot be used, told apart as finely as the error allows."""
+    """What it means that the server behind `url` cannot be used, told apart as finely as the error allows.
+
+    case: as for `headless_passkey.mends.mend`, where the error itself tells none.
+    """
     where = URL(url)
     web_url = str(where.with_scheme("https") if where.scheme == "wss" else where)
     return Finding.of(
         check,
         error,
         otherwise=SetupReason.WRONG_SERVER,
-        case="dates" if _is_about_dates(error) else None,
-        names={"host": where.host or "", "url": web_url},
+        case="dates" if _is_about_dates(error) else case,
+        names={"host": urlsplit(url).netloc if case == "path" else where.host or "", "url": web_url},
         status=status,
         subject=urlsplit(url).netloc,
     )
 
 
-async def examine_relying_party(origin: str, tls: ssl.SSLContext | None) -> list[Finding]:
-    """Whether a relying party answers at `origin`. Nothing is asked of it that would open a ceremony."""
-    url = f"{origin}/webauthn/authentication/options"
-    host = urlsplit(origin).netloc
+async def examine_relying_party(base: BaseUrl, tls: ssl.SSLContext | None) -> list[Finding]:
+    """Whether a relying party answers at `base`, or where that says. Nothing is asked of it that would open a ceremony.
+
+    The question is proved with a key of its own, so that the relying party learns nothing of this device.
+    """
     async with open_session(tls) as session:
         try:
-            answer = await ask(session, url)
-        except TransportError as error:
-            return [server_trouble(Check.RELYING_PARTY, error, origin)]
-    if answer.status == 404 or 200 <= answer.status < 400:
-        # it takes POST only, and so something else should have come, such as 405
-        return [
-            Finding.trouble(
-                Check.RELYING_PARTY,
-                f"{host} answers, but perhaps not as a relying party (HTTP status {answer.status} for {url})",
-                SetupReason.WRONG_SERVER,
-                status=Status.WARNING,
-                subject=host,
-            )
-        ]
-    return [Finding.ok(Check.RELYING_PARTY, f"{host} answers", subject=host)]
+            async with asyncio.timeout(LIMIT):
+                found = await find_relying_party(session, base, SoftwareSigningKey.generate(), patience=0)
+        except TimeoutError as error:
+            return [server_trouble(Check.RELYING_PARTY, unreachable(error, base.authority), str(base))]
+        except HeadlessPasskeyError as error:
+            return [server_trouble(Check.RELYING_PARTY, error, str(base), case="path")]
+    where = "" if found == base else f", mounted at {found.path}"
+    return [Finding.ok(Check.RELYING_PARTY, f"{base.authority} answers{where}", subject=base.authority)]
 
 
 async def examine_tunnel_services(tunnels: Mapping[int, str], tls: ssl.SSLContext | None) -> list[Finding]:

@@ -5,19 +5,21 @@ from typing import Any
 
 import pytest
 
-from headless_passkey.conduit import Conduit
+from headless_passkey.base_url import BaseUrl
+from headless_passkey.conduit import Conduit, find_relying_party
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,
     RemoteProtocolError,
+    SetupReason,
     TransportError,
     TrustError,
     TrustReason,
 )
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.proven_http import ProvenHttp
+from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.webauthn import Credential
-from tests.device.test_proven_http import Step, ok, problem, serving, talking_to
+from tests.device.test_proven_http import KEY, Server, Step, answer, ok, problem, serving, talking_to
 
 ORIGIN = "https://login.example"
 OPTIONS = {"challenge": "AAAA", "rpId": "login.example"}
@@ -129,3 +131,86 @@ async def test_an_origin_that_is_none_is_refused() -> None:
         with pytest.raises(LocalProtocolError):
             Conduit(http, origin="https://login.example/path", kind=Hint.GET_ASSERTION)
         assert conduit(http).host == "login.example"
+
+
+# Where it is mounted
+
+HERE = problem(401, "not-signed-in")
+NOT_HERE = answer(b"nothing", kind="text/plain", status=404)
+
+
+async def found(server: Server, told: str = "") -> BaseUrl:
+    async with open_session(None) as http:
+        return await find_relying_party(http, BaseUrl.parse(server.url + told), KEY, patience=0)
+
+
+async def test_a_relying_party_is_known_by_its_words_and_nothing_is_begun() -> None:
+    async with serving(HERE) as server:
+        assert str(await found(server, "/passkeys/")) == f"{server.url}/passkeys"
+        assert [(method, path) for method, path, *_ in server.seen] == [("GET", "/passkeys/session")]
+
+
+async def test_an_origin_says_where_its_relying_party_is_mounted() -> None:
+    async with serving(NOT_HERE) as server:
+        server.script[1:] = [ok(relying_party=f"{server.url}/passkeys"), HERE]
+        assert str(await found(server)) == f"{server.url}/passkeys"
+        assert [path for _, path, *_ in server.seen] == [
+            "/session",
+            "/.well-known/headless-passkey",
+            "/passkeys/session",
+        ]
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize(
+    "said",
+    [
+        ok(relying_party="https://evil.example/passkeys"),
+        ok(relying_party="http://127.0.0.1:1/passkeys"),
+        ok(relying_party="passkeys"),
+        ok(relying_party=5),
+        ok(),
+        answer(b"[]"),
+        NOT_HERE,
+    ],
+    ids=["host", "port", "relative", "number", "nothing", "list", "absent"],
+)
+async def test_no_other_place_is_taken_than_one_of_the_same_origin(said: Step) -> None:
+    async with serving(NOT_HERE, said, HERE) as server:
+        with pytest.raises(RemoteProtocolError) as refused:
+            await found(server)
+        assert refused.value.reason is SetupReason.WRONG_SERVER
+        assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        NOT_HERE,
+        ok(),
+        answer(b"<html>", kind="text/html"),
+        problem(404, "not-found"),
+        problem(405, "method-not-allowed"),
+    ],
+    ids=["absent", "another-session", "page", "not-found", "method"],
+)
+async def test_a_path_that_was_named_is_not_looked_for_elsewhere(said: Step) -> None:
+    async with serving(said) as server:
+        with pytest.raises(RemoteProtocolError) as refused:
+            await found(server, "/passkeys")
+        assert refused.value.reason is SetupReason.WRONG_SERVER
+        assert "name the path that the relying party is mounted at" in str(refused.value)
+        assert len(server.seen) == 1
+
+
+async def test_a_relying_party_that_takes_no_proof_of_this_address_says_so_before_anybody_is_asked() -> None:
+    async with serving(problem(401, "proof-invalid")) as server:
+        with pytest.raises(RemoteProtocolError, match="does not know itself by this address"):
+            await found(server)
+
+
+async def test_a_wrong_clock_shows_before_anybody_is_asked() -> None:
+    async with serving(problem(401, "proof-clock", now=1_000_000_000)) as server:
+        with pytest.raises(TrustError) as refused:
+            await found(server)
+        assert refused.value.reason is TrustReason.CLOCK_SKEW

@@ -9,15 +9,18 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer
+from aiohttp.test_utils import TestServer, unused_port
 from certificates import Certificate, make_certificate
+from yarl import URL
 
+from headless_passkey.base_url import BaseUrl
 from headless_passkey.doctor import servers
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
 from headless_passkey.errors import ExitStatus, SetupReason, TransportReason
 from headless_passkey.tls import tls_context
 from relying_party.app import make_app as make_relying_party
+from relying_party.app import well_known_routes
 from tests.companion.device import tunnel_service
 from tests.rp.clients import make_config
 
@@ -133,7 +136,9 @@ async def test_a_silent_server_is_given_up(
     monkeypatch.setattr(servers, "LIMIT", 0.2)
     async with silent() as host:
         finding = await own(host, loopback_certificate.ca)
-        (party,) = await examine_relying_party(f"https://{host}", tls_context(loopback_certificate.ca))
+        (party,) = await examine_relying_party(
+            BaseUrl.parse(f"https://{host}"), tls_context(loopback_certificate.ca)
+        )
     assert finding.reason is party.reason is TransportReason.UNREACHABLE
     assert "did not answer in time" in finding.message
     assert "did not answer in time" in party.message
@@ -270,20 +275,60 @@ async def test_an_assigned_number_with_a_service_of_ones_own_is_not_looked_for(
 # The relying party
 
 
-async def test_a_relying_party_answers(tmp_path: Path) -> None:
-    async with TestServer(make_relying_party(make_config(tmp_path / "rp.sqlite"))) as server:
-        origin = str(server.make_url("/")).rstrip("/")
-        (finding,) = await examine_relying_party(origin, None)
-    assert finding.status is Status.OK
+async def relying_party(folder: Path, path: str, told: str) -> Finding:
+    """What the doctor finds at `told`, where a relying party is mounted at `path` of an otherwise empty service."""
+    origin = f"http://localhost:{unused_port()}"
+    config = make_config(
+        folder / "rp.sqlite",
+        rp_id="localhost",
+        web_origins=(origin,),
+        device_origins=(),
+        reached_at=(origin,),
+        mounted_at=path,
+    )
+    app = make_relying_party(config, with_pages=not path)
+    if path:
+        mounted, app = app, web.Application()
+        app.add_subapp(path, mounted)
+        app.add_routes(well_known_routes(config))
+    async with TestServer(app, host="localhost", port=URL(origin).port):
+        (finding,) = await examine_relying_party(BaseUrl.parse(origin + told), None)
+    return finding
+
+
+@pytest.mark.parametrize(
+    ("path", "told", "message"),
+    [
+        ("", "", "answers"),
+        ("", "/", "answers"),
+        ("/passkeys", "/passkeys", "answers"),
+        ("/passkeys", "/passkeys/", "answers"),
+        ("/passkeys", "", "answers, mounted at /passkeys"),
+        ("/a/b", "", "answers, mounted at /a/b"),
+    ],
+    ids=["root", "slash", "prefix", "prefix-slash", "found", "found-deep"],
+)
+async def test_a_relying_party_answers(tmp_path: Path, path: str, told: str, message: str) -> None:
+    finding = await relying_party(tmp_path, path, told)
+    assert finding.status is Status.OK, finding
+    assert finding.message.endswith(message)
+
+
+async def test_a_path_at_which_none_is_mounted_is_named(tmp_path: Path) -> None:
+    finding = await relying_party(tmp_path, "/passkeys", "/elsewhere")
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.WRONG_SERVER)
+    assert "/elsewhere answers, but not as a relying party (HTTP status 404)" in finding.message
+    assert finding.mend is not None
+    assert "as in https://localhost:" in finding.mend
 
 
 @pytest.mark.parametrize("status", [200, 302, 404])
-async def test_another_web_server_is_perhaps_no_relying_party(
-    loopback_certificate: Certificate, status: int
-) -> None:
+async def test_another_web_server_is_no_relying_party(loopback_certificate: Certificate, status: int) -> None:
     async with answering(saying(status), loopback_certificate) as host:
-        (finding,) = await examine_relying_party(f"https://{host}", tls_context(loopback_certificate.ca))
-    assert (finding.status, finding.reason) == (Status.WARNING, SetupReason.WRONG_SERVER)
+        (finding,) = await examine_relying_party(
+            BaseUrl.parse(f"https://{host}"), tls_context(loopback_certificate.ca)
+        )
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.WRONG_SERVER)
 
 
 @pytest.mark.parametrize(
@@ -301,12 +346,12 @@ async def test_a_relying_party_that_cannot_serve_or_be_believed_is_a_problem(
 ) -> None:
     async with answering(handler, loopback_certificate) as host:
         tls = tls_context(loopback_certificate.ca if ca else None)
-        (finding,) = await examine_relying_party(f"https://{host}", tls)
+        (finding,) = await examine_relying_party(BaseUrl.parse(f"https://{host}"), tls)
     assert (finding.status, finding.reason) == (Status.PROBLEM, reason)
 
 
 async def test_a_relying_party_that_is_away_or_has_no_address_is_a_problem() -> None:
-    (away,) = await examine_relying_party(f"https://{nobody()}", None)
-    (nameless,) = await examine_relying_party("https://nowhere.invalid", None)
+    (away,) = await examine_relying_party(BaseUrl.parse(f"https://{nobody()}"), None)
+    (nameless,) = await examine_relying_party(BaseUrl.parse("https://nowhere.invalid"), None)
     assert away.reason is TransportReason.UNREACHABLE
     assert nameless.reason is TransportReason.NAME_NOT_RESOLVED

@@ -314,11 +314,21 @@ async def test_radio_is_not_needed_once_the_channel_is_open(
 # The relying party
 
 
-async def test_relying_party_is_away_when_the_challenge_is_wanted(world: World, home: Home) -> None:
+async def test_relying_party_is_away_before_anybody_is_asked_and_nobody_is(world: World, home: Home) -> None:
     await end_server(world, "relying party", KILL)
-    companion = await world.companion(home.phone, "--once")
     device = await world.device(home.hub, "sign-in")
-    assert (await ends(device, timeout=30), await ends(companion)) == (4, 4)
+    assert await ends(device, timeout=30) == 4
+    assert device.stages == []
+    assert await home.inbox(home.phone) == []
+
+
+async def test_relying_party_is_away_when_the_challenge_is_wanted(
+    world: World, home: Home, terminal: Terminal
+) -> None:
+    scene = await at_consent(world, home, terminal)
+    await end_server(world, "relying party", KILL)
+    await terminal.answer(APPROVE, "y")
+    assert (await ends(scene.device, timeout=30), await ends(scene.companion)) == (4, 4)
 
 
 @either_way

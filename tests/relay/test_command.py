@@ -243,7 +243,14 @@ async def test_the_log_at_debug_tells_stages_and_nothing_that_was_sent(path: Pat
 async def test_an_account_code_is_one_line(path: Path) -> None:
     relay = "https://relay.example/push"
     status, stdout, stderr = await run(
-        "companion_push", "account", "add", "alice", "--store", path, "--relay", relay
+        "companion_push",
+        "account",
+        "add",
+        "alice",
+        "--store",
+        path,
+        "--relay",
+        "HTTPS://Relay.example:443/push/",
     )
     assert (status, stderr) == (0, "")
     (line,) = stdout.splitlines()

@@ -38,6 +38,12 @@ async def test_a_browser_and_a_device_are_known_to_the_host(host: Site) -> None:
         assert (await host.send(who, "GET", "/notes")).body == ['"from the browser"', '"from the device"']
 
 
+async def test_devices_that_know_the_host_alone_are_told_where_passkeys_are_mounted(host: Site) -> None:
+    answer = await host.raw("GET", "/.well-known/headless-passkey", {})
+    assert (answer.status, answer.body) == (200, {"relying_party": f"{WEB_ORIGIN}/passkeys"})
+    assert (await host.raw("GET", "/passkeys/session", {})).slug == "not-signed-in"
+
+
 async def test_a_stranger_is_not(host: Site) -> None:
     for who in (Browser(), Device()):
         for method in ("GET", "POST"):
