@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aiohttp import web
 
+from companion_push.http_server import http_logger
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 
@@ -19,7 +20,7 @@ PREFIX = "/push"
 
 def make_service(public_url: str, store: Path) -> web.Application:
     """A host service at `public_url`, whose relay keeps its data in `store`."""
-    service = web.Application()
+    service = web.Application(handler_args={"logger": http_logger})
     service.router.add_get("/", home)
     relay = make_app(RelayConfig(public_url=public_url + PREFIX, store=store))
     service.add_subapp(PREFIX, relay)

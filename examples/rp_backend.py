@@ -16,6 +16,7 @@ from aiohttp import web
 from relying_party.app import make_app, problem_of, well_known_routes, who
 from relying_party.config import Config
 from relying_party.errors import NotSignedIn, Refusal
+from relying_party.http_server import http_logger
 
 PREFIX = "/passkeys"
 PASSKEYS = web.AppKey("passkeys", web.Application)
@@ -33,7 +34,7 @@ def make_service(url: str, store: Path, *, rp_id: str = "localhost") -> web.Appl
         store=store,
         mounted_at=PREFIX,
     )
-    service = web.Application(middlewares=[refusals])
+    service = web.Application(middlewares=[refusals], handler_args={"logger": http_logger})
     service[PASSKEYS] = make_app(config, with_pages=False)
     service[NOTES] = {}
     service.add_subapp(PREFIX, service[PASSKEYS])

@@ -1,6 +1,7 @@
 """What we answer, as JSON (docs/protocol/relying-party.md): sessions, passkeys, signals, problems. Pure."""
 
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
@@ -115,6 +116,14 @@ def problem(
         content_type="application/problem+json",
         headers=headers,
     )
+
+
+def http_problem(status: int) -> web.Response:
+    """The problem document for what HTTP itself refuses: slug and title are the status's own words."""
+    title = HTTPStatus(status).phrase
+    slug = "invalid-request" if status == HTTPStatus.BAD_REQUEST else title.lower().replace(" ", "-")
+    headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    return problem(slug, status, title, headers=headers)
 
 
 def refused(refusal: Refusal) -> web.Response:

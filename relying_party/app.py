@@ -22,6 +22,7 @@ from aiohttp import web
 
 from relying_party import account
 from relying_party.answers import (
+    http_problem,
     json_answer,
     problem,
     refused,
@@ -59,6 +60,7 @@ from relying_party.errors import (
     UserExists,
     VerificationFailed,
 )
+from relying_party.http_server import http_logger
 from relying_party.limits import RateLimit
 from relying_party.messages import (
     AuthenticationResponse,
@@ -89,7 +91,6 @@ from relying_party.sqlite import SqliteStore
 from relying_party.well_known import device_endpoint, passkey_endpoints, related_origins
 
 logger = logging.getLogger(__name__)
-http_logger = logging.getLogger(f"{__name__}.http")  # what aiohttp says about requests it cannot read
 
 MOST_SHOWN: Final = 200  # users on the page
 REFRESH_ATTEMPTS: Final = 3
@@ -128,7 +129,6 @@ def make_app(
     mounts this, and the well-known documents (`well_known_routes`).
     """
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
-    http_logger.addFilter(_without_bytes)
     app = web.Application(
         client_max_size=MOST_BODY, middlewares=[_finish, _explain], handler_args={"logger": http_logger}
     )
@@ -195,7 +195,7 @@ def make_metrics_app(app: web.Application) -> web.Application:
     async def get_metrics(_: web.Request) -> web.Response:
         return web.Response(body=app[METRICS].text().encode(), headers={"Content-Type": CONTENT_TYPE})
 
-    metrics = web.Application()
+    metrics = web.Application(handler_args={"logger": http_logger})
     metrics.router.add_get("/metrics", get_metrics)
     return metrics
 
@@ -510,15 +510,6 @@ async def _session_answer(state: State, opened: Opened, user: User, *, status: i
     return response
 
 
-def _without_bytes(record: logging.LogRecord) -> bool:
-    """Let aiohttp name what went wrong with a request, but not show the request."""
-    if record.exc_info:
-        kind = record.exc_info[0]
-        record.msg, record.args = "a request could not be read: %s", (kind.__name__ if kind else "unknown",)
-        record.exc_info = record.exc_text = None
-    return True
-
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -570,10 +561,10 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
     except web.HTTPNotFound:
         return refused(NotFound("no such thing"))
     except web.HTTPException as error:
-        allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-        return problem(
-            (error.reason or "error").lower().replace(" ", "-"), error.status, error.reason, headers=allow
-        )
+        response = http_problem(error.status)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
     except Exception as error:  # noqa: BLE001  the edge of the program
         # its message may hold anything, so only type and place are told
         place = traceback.extract_tb(error.__traceback__)[-1]

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 import tomllib
 import traceback
@@ -28,11 +27,11 @@ from aiohttp import web
 from relying_party.app import make_app, make_metrics_app
 from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.errors import ExitStatus, RelyingPartyError, TransportError, UsageError
+from relying_party.http_server import Runner, tls_context
 from relying_party.sessions import Lifetimes
 
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
-SHUTDOWN_SECONDS: Final = 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -189,19 +188,21 @@ async def _serve(args: argparse.Namespace) -> None:
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    tls = _tls(args.cert, args.key)
+    if (args.cert is None) != (args.key is None):
+        raise UsageError("--cert and --key go together")
+    tls = None if args.cert is None else tls_context(args.cert, args.key)
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(one) for one in _listen(*args.listen)]
         if tls is None:
             _only_loopback(sockets, args)
         config = _config(args, port=sockets[0].getsockname()[1], scheme="http" if tls is None else "https")
         app = make_app(config)
-        runners = [web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_SECONDS)]
+        runners = [Runner(app)]
         try:
             await runners[0].setup()
             if args.metrics is not None:
                 inside = [stack.enter_context(one) for one in _listen(*args.metrics)]
-                runners.append(web.AppRunner(make_metrics_app(app), access_log=None))
+                runners.append(Runner(make_metrics_app(app)))
                 await runners[1].setup()
                 for one in inside:
                     await web.SockSite(runners[1], one).start()
@@ -250,19 +251,6 @@ def _with_port(origin: str, port: int) -> str:
     if separator and rest.endswith(":0"):
         return origin_of(scheme, rest.removesuffix(":0").strip("[]"), port)
     return origin
-
-
-def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise UsageError("--cert and --key go together")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(cert, key, password=lambda: "")  # never ask at the terminal
-    except (OSError, ValueError) as error:  # SSLError is an OSError
-        raise UsageError(f"cannot use {cert} with {key}: {error}") from error
-    return context
 
 
 def _listen(host: str, port: int) -> Iterator[socket.socket]:

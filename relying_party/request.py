@@ -130,7 +130,12 @@ def require_fresh(state: State, session: Session) -> None:
 
 
 async def json_body(request: web.Request) -> bytes:
-    """The body, which says that it is JSON and has a bound of its own wherever the application is mounted."""
+    """The body, which says that it is JSON and has a bound of its own wherever the application is mounted.
+
+    A compressed one is not unpacked.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise web.HTTPUnsupportedMediaType
     if request.content_type != "application/json":
         raise InvalidRequest("expected application/json")
     if (request.content_length or 0) > MOST_BODY:
@@ -144,8 +149,8 @@ async def json_body(request: web.Request) -> bytes:
                     raise PayloadTooLarge("the body is too large", limit=MOST_BODY)
     except TimeoutError as error:
         raise InvalidRequest("the body took too long") from error
-    except web.RequestPayloadError as error:
-        raise InvalidRequest("the body cannot be read") from error
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise InvalidRequest("the body cannot be read to its end") from error
     return bytes(body)
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -20,7 +21,8 @@ class Program:
         assert process.stderr is not None
         self.process = process
         self._stdout = process.stdout
-        self._stderr = asyncio.ensure_future(process.stderr.read())
+        self._stderr = asyncio.ensure_future(self._listen(process.stderr))
+        self._heard, self._more = bytearray(), asyncio.Event()
 
     async def line(self) -> str:
         """The next line of stdout; fails with what stderr says when there is none."""
@@ -30,7 +32,22 @@ class Program:
 
     async def stderr(self) -> str:
         """All of stderr, once the program has ended."""
-        return (await asyncio.shield(self._stderr)).decode()
+        await asyncio.shield(self._stderr)
+        return self._heard.decode()
+
+    async def heard(self, pattern: str) -> re.Match[str]:
+        """What `pattern` finds in stderr, as soon as it does."""
+        while (found := re.search(pattern, self._heard.decode())) is None:
+            assert not self._stderr.done(), f"{pattern} was not said, but: {self._heard.decode()}"
+            self._more.clear()
+            await self._more.wait()
+        return found
+
+    async def _listen(self, stderr: asyncio.StreamReader) -> None:
+        while data := await stderr.read(1 << 16):
+            self._heard += data
+            self._more.set()
+        self._more.set()
 
     async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ask the program to end; its exit status."""

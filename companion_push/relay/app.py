@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from companion_push.database import Database, open_database, sole_user
+from companion_push.http_server import http_logger
+from companion_push.http_server import problem as untyped
 from companion_push.relay import operations, store
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.messages import (
@@ -60,7 +62,9 @@ def make_app(config: RelayConfig) -> web.Application:
 
     Starting raises `StoreUnusable` or `StoreBusy`.
     """
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_answer_problems])
+    app = web.Application(
+        client_max_size=MAX_BODY, middlewares=[_answer_problems], handler_args={"logger": http_logger}
+    )
     app[RELAY] = relay = Relay(config)
     app.cleanup_ctx.append(_opened_store)
     app.on_shutdown.append(_let_go)
@@ -315,22 +319,22 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except (
         web.HTTPException
     ) as error:  # another method, a broken header: RFC 9457's problem without a type of its own
-        response = _untyped(error.status, error.reason)
+        response = untyped(error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
-    except (web.RequestPayloadError, HttpProcessingError) as error:
+    except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
         logger.debug("a body could not be read: %s", type(error).__name__)
         problem = Problem(Slug.INVALID_REQUEST, "the body does not come as its headers say")
         response = _problem(problem)
-    except sqlite3.Error:
-        logger.exception("the store failed")
+    except sqlite3.Error as error:
+        logger.error("the store does not answer: %s", error)  # noqa: TRY400  SQLite's words say it all
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
         response = _problem(problem)
     except Exception as error:  # noqa: BLE001  the edge of the application
         # a foreign exception's message may hold anything, so only its type and place are told
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.error("unexpected %s at %s:%d", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
-        response = _untyped(500, "Internal Server Error")
+        response = untyped(500)
     milliseconds = math.ceil((loop.time() - start) * 1000)
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "elsewhere"
@@ -346,7 +350,9 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
-    """The body, parsed; a slow one is not waited for."""
+    """The body, parsed; a slow one is not waited for, and a compressed one is not unpacked."""
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+        raise web.HTTPUnsupportedMediaType
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             data = await request.read()
@@ -370,11 +376,6 @@ def _problem(problem: Problem) -> web.Response:
     if problem.status == 401:
         response.headers["WWW-Authenticate"] = 'DPoP algs="ES256"'
     return response
-
-
-def _untyped(status: int, title: str) -> web.Response:
-    body = {"type": "about:blank", "title": title, "status": status}
-    return _json(body, status, content_type="application/problem+json")
 
 
 def _json(body: object, status: int, content_type: str = "application/json") -> web.Response:

@@ -2,12 +2,12 @@
 
 import argparse
 import socket
-import ssl
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
+from companion_push.http_server import Runner, tls_context
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig, check_public_url, is_loopback
 from companion_push.relay.mailbox import CEILING, Quota, Rate
@@ -39,8 +39,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--store", type=Path, default=Path(DEFAULT_STORE), metavar="FILE", help=f"default: {DEFAULT_STORE}"
     )
-    parser.add_argument("--cert", metavar="FILE", help="TLS certificate chain, PEM")
-    parser.add_argument("--key", metavar="FILE", help="its private key, PEM")
+    parser.add_argument("--cert", metavar="FILE", type=Path, help="TLS certificate chain, PEM")
+    parser.add_argument("--key", metavar="FILE", type=Path, help="its private key, PEM")
     parser.add_argument(
         "--ceiling", type=_ceiling, default=CEILING, metavar="S",
         help=f"seconds a request may wait for a claim, {CEILING} at the most (default)",
@@ -65,18 +65,19 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the relay until the process is asked to end."""
-    tls = _tls(args.cert, args.key)
+    if (args.cert is None) != (args.key is None):
+        raise UsageError("--cert and --key go together")
+    tls = None if args.cert is None else tls_context(args.cert, args.key)
     host, port = args.listen
     if tls is None and not is_loopback(host):
         raise UsageError("without --cert and --key the relay listens on this machine only, such as 127.0.0.1")
     with _listening_socket(host, port) as listening:
         base_url = _base_url(host, listening.getsockname()[1], secure=tls is not None)
         config = _config(args, base_url)
-        runner = web.AppRunner(
+        runner = Runner(
             make_app(config),
-            access_log=None,  # it would tell paths and addresses; the application logs its own stages
             handler_cancellation=True,
-            keepalive_timeout=_IDLE_SECONDS,
+            idle_timeout=_IDLE_SECONDS,
             shutdown_timeout=_LAST_ANSWERS_SECONDS,
         )
         try:
@@ -109,20 +110,6 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         quota=Quota(pending=args.pending_per_account, rates=rates),
         held_per_address=args.held_per_address,
     )
-
-
-def _tls(cert: str | None, key: str | None) -> ssl.SSLContext | None:
-    if cert is None and key is None:
-        return None
-    if cert is None or key is None:
-        raise UsageError("--cert and --key go together")
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(cert, key)
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise UsageError(f"cannot use {cert} and {key} as certificate and key") from error
-    return context
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:

@@ -18,6 +18,7 @@ from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
+from companion_push.http_server import http_logger, problem
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Refusal, Rendezvous, Tunnel
 from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_HEADER,
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 def make_app(limits: Limits | None = None) -> web.Application:
     """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs."""
-    app = web.Application()
+    app = web.Application(handler_args={"logger": http_logger})
     app[_HALL] = Hall(limits if limits is not None else Limits())
     app.router.add_get("/livez", _livez)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
@@ -222,19 +223,28 @@ async def _cable(request: web.Request) -> web.StreamResponse:
         return _refuse(refusal)
     path = parse_path(request.rel_url.raw_path)
     if path is None or isinstance(path, ContactTunnel):  # there is nobody here to wake
-        return web.Response(status=404, text="no such path\n")
+        return problem(404, "no such path")
     if request.method != hdrs.METH_GET:
-        return web.Response(status=405, headers={hdrs.ALLOW: hdrs.METH_GET}, text="GET only\n")
+        refused = problem(405, "GET only")
+        refused.headers[hdrs.ALLOW] = hdrs.METH_GET
+        return refused
     offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
     if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
-        return web.Response(status=400, text=f"expected the websocket subprotocol {SUBPROTOCOL}\n")
-    if not _websocket(hall.limits).can_prepare(request):
-        return web.Response(status=400, text="expected a websocket upgrade\n")
+        return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
+    if not _upgrades(request, hall.limits):
+        return problem(400, "expected a websocket upgrade")
     match path:
         case NewTunnel():
             return await hall.open(request, path)
         case ConnectTunnel():
             return await hall.join(request, path)
+
+
+def _upgrades(request: web.Request, limits: Limits) -> bool:
+    try:
+        return bool(_websocket(limits).can_prepare(request))
+    except ValueError:  # aiohttp 3.14: a Sec-WebSocket-Key that is not ASCII
+        return False
 
 
 async def _close_the_hall(app: web.Application) -> None:
@@ -254,7 +264,7 @@ def _websocket(limits: Limits) -> web.WebSocketResponse:
 def _refuse(refusal: Refusal) -> web.Response:
     status = {Refusal.TOO_OFTEN: 429, Refusal.FULL: 503, Refusal.TAKEN: 409, Refusal.UNKNOWN: 404}[refusal]
     logger.info("refused with %d: %s", status, refusal.value)
-    return web.Response(status=status, text=f"{refusal.value}\n")
+    return problem(status, refusal.value)
 
 
 def _left() -> Ending:

@@ -2,15 +2,15 @@
 
 import argparse
 import logging
-import ssl
 from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
 
+from companion_push.http_server import Runner, tls_context
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.command_line import UsageError, add_settings, host_port, out, until_terminated
+from headless_passkey.command_line import add_settings, host_port, out, until_terminated
 from headless_passkey.errors import TransportError
 
 SHUTDOWN_TIMEOUT: Final = 3.0  # seconds the tunnels have to close when the program is asked to end
@@ -77,7 +77,7 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the tunnel service until the process is asked to end."""
-    tls = _server_context(args.cert, args.key)
+    tls = tls_context(args.cert, args.key)
     limits = Limits(
         waiting=args.waiting,
         life=args.life,
@@ -86,7 +86,7 @@ async def serve(args: argparse.Namespace) -> None:
         rate=args.rate,
     )
     host, port = args.listen
-    runner = web.AppRunner(make_app(limits), access_log=None, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    runner = Runner(make_app(limits), shutdown_timeout=SHUTDOWN_TIMEOUT)
     await runner.setup()
     try:
         try:
@@ -99,23 +99,6 @@ async def serve(args: argparse.Namespace) -> None:
         await ended
     finally:
         await runner.cleanup()
-
-
-def _server_context(cert: Path, key: Path) -> ssl.SSLContext:
-    for path in (cert, key):
-        try:
-            path.open("rb").close()
-        except OSError as error:
-            raise UsageError(f"cannot read {path}: {error.strerror}") from error
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        # a key with a passphrase is refused: there is nobody here to ask for one
-        context.load_cert_chain(cert, key, password=b"")
-    except (ssl.SSLError, ValueError) as error:
-        raise UsageError(
-            f"{cert} and {key} are not a certificate and its unencrypted key in PEM form"
-        ) from error
-    return context
 
 
 def _positive(text: str) -> float:

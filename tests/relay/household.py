@@ -14,6 +14,7 @@ from aiohttp import web
 
 from companion_push.accounts import add_account
 from companion_push.database import open_database
+from companion_push.http_server import Runner
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.mailbox import Quota, Rate
@@ -187,8 +188,9 @@ async def running_relay(
     held_per_member: int = 4,
     held_per_address: int = 256,
     idle: float = 30,
+    cancels: bool = True,
 ) -> AsyncIterator[Relay]:
-    """A relay on loopback. Its clock may be moved."""
+    """A relay on loopback. Its clock may be moved. cancels: whether who hangs up ends its handler."""
     clock = Clock()
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -202,9 +204,7 @@ async def running_relay(
         clock=clock,
     )
     app = make_app(config)
-    runner = web.AppRunner(
-        app, access_log=None, handler_cancellation=True, keepalive_timeout=idle, shutdown_timeout=1
-    )
+    runner = Runner(app, handler_cancellation=cancels, idle_timeout=idle, shutdown_timeout=1)
     try:
         await runner.setup()
         await web.SockSite(runner, listening).start()

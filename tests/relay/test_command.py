@@ -162,7 +162,10 @@ async def test_a_store_that_another_relay_uses_is_a_transport_error(path: Path) 
         (["--listen", "192.0.2.1:0"], "on this machine only"),
         (["--listen", "nowhere"], "HOST:PORT"),
         (["--cert", "cert.pem"], "--cert and --key go together"),
-        (["--cert", "absent.pem", "--key", "absent.pem"], "as certificate and key"),
+        (
+            ["--cert", "absent.pem", "--key", "absent.pem"],
+            "--cert: cannot read absent.pem: No such file or directory",
+        ),
         (["--ceiling", "301"], "at most 300 seconds"),
         (["--ceiling", "0"], "1 or more"),
         (["--requests-per-minute", "many"], "whole number"),

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 from certificates import Certificate
-from cryptography.hazmat.primitives import serialization
 
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.tunnel import TunnelClosed, open_tunnel
@@ -75,40 +74,6 @@ async def test_a_taken_port_is_a_transport_error(loopback_certificate: Certifica
     assert (status, stdout) == (4, "")
     assert f"cannot listen on {listen}" in stderr
     assert stderr.count("\n") == 1
-
-
-async def test_an_unusable_certificate_is_a_usage_error(
-    loopback_certificate: Certificate, tmp_path: Path
-) -> None:
-    cert, key = loopback_certificate.cert, loopback_certificate.key
-    locked = tmp_path / "locked.pem"
-    private_key = serialization.load_pem_private_key(key.read_bytes(), None)
-    locked.write_bytes(
-        private_key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.BestAvailableEncryption(b"secret"),
-        )
-    )
-    for cert_file, key_file in [
-        (tmp_path / "missing.pem", key),
-        (cert, tmp_path / "missing.pem"),
-        (key, key),
-        (cert, cert),
-        (cert, locked),
-        (tmp_path, key),
-    ]:
-        status, stdout, stderr = await run(
-            "companion_push",
-            "tunnel-service",
-            "--listen",
-            "127.0.0.1:0",
-            "--cert",
-            cert_file,
-            "--key",
-            key_file,
-        )
-        assert (status, stdout, stderr.count("\n")) == (2, "", 1), stderr
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,428 @@
+"""What the server programs have in common: certificates, requests that are not HTTP, and a disk that is full."""
+
+import asyncio
+import contextlib
+import json
+import re
+import resource
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import companion_backend
+import pytest
+import rp_backend
+from aiohttp import ClientSession, web
+from aiohttp.test_utils import TestServer
+from certificates import Certificate, make_certificate
+from cryptography.hazmat.primitives import serialization
+
+from companion_push.cli import main as push_main
+from relying_party.cli import main as party_main
+from tests.programs import Program, running
+from tests.relay.household import Caller, Clock
+from tests.rp.authenticator_double import create
+from tests.rp.test_program import Visitor
+from tests.trust.people import companion
+
+PATIENCE = 30.0  # seconds: far more than anything here takes, so that a hang is a failure
+SECRET = b"00112233445566778899AABBCCDDEEFF"  # stands for a tunnel ID, a proof, a cookie
+
+PROGRAMS: dict[str, list[str]] = {
+    "relay": ["companion_push", "relay"],
+    "tunnel-service": ["companion_push", "tunnel-service"],
+    "relying-party": ["relying_party", "serve"],
+}
+
+
+# Certificates
+
+
+def locked(key: Path, folder: Path) -> Path:
+    """The same key, behind a passphrase."""
+    private_key = serialization.load_pem_private_key(key.read_bytes(), None)
+    path = folder / "locked.pem"
+    path.write_bytes(
+        private_key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"secret"),
+        )
+    )
+    return path
+
+
+def written(path: Path, text: bytes) -> Path:
+    path.write_bytes(text)
+    return path
+
+
+# what is given as certificate and as key, and the one sentence about it
+Files = Callable[[Certificate, Path], tuple[Path, Path, str]]
+TROUBLE: dict[str, Files] = {
+    "no-certificate-file": lambda good, folder: (
+        folder / "absent.pem", good.key, f"--cert: cannot read {folder}/absent.pem: No such file or directory"
+    ),
+    "no-key-file": lambda good, folder: (
+        good.cert, folder / "absent.pem", f"--key: cannot read {folder}/absent.pem: No such file or directory"
+    ),
+    "a-folder-for-a-certificate": lambda good, folder: (
+        folder, good.key, f"--cert: cannot read {folder}: Is a directory"
+    ),
+    "a-key-for-a-certificate": lambda good, _folder: (
+        good.key, good.key, f"--cert: {good.key} holds no certificate in PEM form"
+    ),
+    "a-certificate-for-a-key": lambda good, _folder: (
+        good.cert, good.cert, f"--key: {good.cert} holds no private key in PEM form"
+    ),
+    "an-empty-certificate-file": lambda good, folder: (
+        written(folder / "empty.pem", b""), good.key, f"--cert: {folder}/empty.pem holds no certificate in PEM form"
+    ),
+    "an-empty-key-file": lambda good, folder: (
+        good.cert, written(folder / "empty.pem", b""), f"--key: {folder}/empty.pem holds no private key in PEM form"
+    ),
+    "a-broken-certificate": lambda good, folder: (
+        written(folder / "broken.pem", good.cert.read_bytes()[:300]),
+        good.key,
+        f"--cert: {folder}/broken.pem holds no certificate in PEM form",
+    ),
+    "a-key-with-a-passphrase": lambda good, folder: (
+        good.cert,
+        locked(good.key, folder),
+        f"--key: the private key in {folder}/locked.pem has a passphrase; expected one without",
+    ),
+    "the-key-of-another-certificate": lambda good, folder: (
+        good.cert,
+        make_certificate(folder).key,
+        f"--key: the private key in {folder}/key.pem is not that of the first certificate in {good.cert}",
+    ),
+    "a-chain-in-the-wrong-order": lambda good, folder: (
+        written(folder / "chain.pem", good.ca.read_bytes() + good.cert.read_bytes()),
+        good.key,
+        f"--key: the private key in {good.key} is not that of the first certificate in {folder}/chain.pem",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_each_thing_that_is_wrong_with_a_certificate_or_key_has_a_true_sentence(
+    program: str,
+    trouble: str,
+    loopback_certificate: Certificate,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cert, key, sentence = TROUBLE[trouble](loopback_certificate, tmp_path)
+    package, command = PROGRAMS[program]
+    main = {"companion_push": push_main, "relying_party": party_main}[package]
+    assert main([command, "--listen", "127.0.0.1:0", "--cert", str(cert), "--key", str(key)]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    (line,) = stderr.splitlines()
+    assert line.partition(": ")[2] == sentence
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+async def test_one_file_may_hold_certificate_and_key(
+    program: str, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    both = tmp_path / "both.pem"
+    both.write_bytes(loopback_certificate.key.read_bytes() + loopback_certificate.cert.read_bytes())
+    words = ("--listen", "127.0.0.1:0", "--cert", both, "--key", both)
+    store = () if program == "tunnel-service" else ("--store", tmp_path / "store")
+    async with running(*PROGRAMS[program], *words, *store) as serving:
+        assert "s://" in await serving.line()
+
+
+# Requests that are not HTTP
+
+
+HEAD = b" HTTP/1.1\r\nHost: localhost\r\n"
+JSON = b"Content-Type: application/json\r\n"
+
+# each leaves one line in the log
+MALFORMED: dict[str, bytes] = {
+    "a word too many in the request line": b"GET /cable/new/" + SECRET + b" HTTP/1.1 x\r\nHost: localhost\r\n\r\n",
+    "an unknown version": b"GET /" + SECRET + b" HTTP/9\r\nHost: localhost\r\n\r\n",
+    "no method": b"G\x01T /" + SECRET + HEAD + b"\r\n",
+    "no host": b"GET /" + SECRET + b" HTTP/1.1\r\n\r\n",
+    "two hosts": b"GET /" + HEAD + b"Host: " + SECRET + b"\r\n\r\n",
+    "a path that is not UTF-8": b"GET /\xff\xfe" + SECRET + HEAD + b"\r\n",
+    "an address that is none": b"GET http://[::" + SECRET + b"/" + HEAD + b"\r\n",
+    "a path too long": b"GET /" + SECRET * 400 + HEAD + b"\r\n",
+    "a header without a colon": b"GET /" + HEAD + b"DPoP " + SECRET + b"\r\n\r\n",
+    "a header with a zero byte": b"GET /" + HEAD + b"DPoP: " + SECRET + b"\x00\r\n\r\n",
+    "a header too long": b"GET /" + HEAD + b"Cookie: a=" + SECRET * 400 + b"\r\n\r\n",
+    "headers too many": b"GET /" + HEAD + b"".join(b"X%d: 1\r\n" % n for n in range(300)) + b"\r\n",
+    "a length that is no number": b"POST /" + HEAD + JSON + b"Content-Length: 4x" + SECRET + b"\r\n\r\n",
+    "a length below zero": b"POST /" + HEAD + JSON + b"Content-Length: -4\r\n\r\n" + SECRET,
+    "two lengths": b"POST /" + HEAD + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n" + SECRET,
+    "a chunk without a size": b"POST /" + HEAD + b"Transfer-Encoding: chunked\r\n\r\nZZ" + SECRET + b"\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "a TLS client": bytes.fromhex("16030100a5010000a10303") + SECRET * 4,
+    "garbage after a request": b"GET /nowhere" + HEAD + b"\r\nG\x01T /" + SECRET + b"\r\n\r\n",
+}  # fmt: skip
+
+# these are refused, or nothing but an end, and leave none
+REFUSED: dict[str, bytes] = {
+    "an unknown encoding": b"POST /" + HEAD + JSON + b"Content-Encoding: " + SECRET + b"\r\nContent-Length: 2\r\n\r\n{}",
+    "an encoding nobody unpacks": b"POST /" + HEAD + JSON + b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
+    "gzip that is none": b"POST /" + HEAD + JSON + b"Content-Encoding: gzip\r\nContent-Length: 32\r\n\r\n" + SECRET,
+    "an unknown expectation": b"POST /" + HEAD + b"Expect: " + SECRET + b"\r\nContent-Length: 2\r\n\r\n{}",
+    "a websocket key that is not ASCII": (
+        b"GET /cable/new/" + SECRET + HEAD + b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13"
+        b"\r\nSec-WebSocket-Key: \xff" + SECRET + b"\r\nSec-WebSocket-Protocol: fido.cable\r\n\r\n"
+    ),
+}  # fmt: skip
+CUT_OFF: dict[str, bytes] = {
+    "half a head": b"GET /" + SECRET,
+    "half a body": b"POST /" + HEAD + JSON + b"Content-Length: 200\r\n\r\n" + SECRET,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Server:
+    """A program that listens, with its log at the default level."""
+
+    program: Program
+    port: int
+    tls: ssl.SSLContext | None
+
+    async def ask(self, request: bytes, *, until_it_closes: bool) -> bytes:
+        """The last answer to these bytes."""
+        reader, writer = await self.connect(self.tls)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                writer.write(request)
+                answer = await whole_answer(reader)
+                while until_it_closes and (more := await reader.read(1)):
+                    answer = more + await whole_answer(reader)
+                return answer
+        finally:
+            writer.transport.abort()
+
+    async def cut_off(self, request: bytes) -> None:
+        """Send these bytes, and no more."""
+        _, writer = await self.connect(self.tls)
+        writer.write(request)
+        await writer.drain()
+        writer.transport.abort()
+
+    async def connect(self, tls: ssl.SSLContext | None) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        name = None if tls is None else "localhost"
+        return await asyncio.open_connection("127.0.0.1", self.port, ssl=tls, server_hostname=name)
+
+
+async def whole_answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"^Content-Length: (\d+)\r$", head, re.MULTILINE)
+    return head + await reader.readexactly(int(length[1]) if length else 0)
+
+
+@contextlib.asynccontextmanager
+async def serving(name: str, certificate: Certificate, folder: Path) -> AsyncIterator[Server]:
+    """One of the programs; "metrics" is the other address of the relying party."""
+    words = PROGRAMS.get(name) or [*PROGRAMS["relying-party"], "--json", "--metrics", "127.0.0.1:0"]
+    tls = None
+    if name == "tunnel-service":
+        words = [*words, "--cert", str(certificate.cert), "--key", str(certificate.key)]
+        tls = certificate.client_context()
+    else:
+        words = [*words, "--store", str(folder / "store")]
+    async with running(*words, "--listen", "127.0.0.1:0") as program:
+        base = await program.line()
+        if name == "metrics":
+            base = (await program.heard(r"metrics at (http://\S+)/metrics"))[1]
+        yield Server(program=program, port=int(base.rpartition(":")[2]), tls=tls)
+
+
+def check_problem(answer: bytes, what: str) -> None:
+    """That it is a problem document, and tells nothing back."""
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert b"\r\nContent-Type: application/problem+json" in head, (what, answer)
+    assert SECRET not in answer, what
+    document = json.loads(body)
+    assert {"type", "title", "status"} <= set(document), what
+    assert document["status"] == int(head.split()[1]) >= 400, what
+
+
+async def lines_left(server: Server) -> list[str]:
+    """What the program wrote to its log, once it has been asked to end."""
+    assert await server.program.end() == 0
+    return [line for line in (await server.program.stderr()).splitlines() if not NOTE.search(line)]
+
+
+NOTE = re.compile("there is no TLS|no certificate|metrics at")  # what a program says when it starts
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])
+async def test_a_request_that_is_not_http_is_answered_with_a_problem_and_leaves_one_line_without_its_bytes(
+    name: str, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    async with serving(name, loopback_certificate, tmp_path) as server:
+        for what, request in MALFORMED.items():
+            answer = await server.ask(request, until_it_closes=True)
+            assert answer.split()[1] == b"400", what
+            check_problem(answer, what)
+        lines = await lines_left(server)
+    assert len(lines) == len(MALFORMED), lines
+    for line in lines:
+        assert re.fullmatch(r"\S+ \S+ WARNING \S+ a request could not be read: [A-Za-z]+", line)
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])
+async def test_a_request_that_is_refused_or_cut_off_leaves_nothing_in_the_log(
+    name: str, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    async with serving(name, loopback_certificate, tmp_path) as server:
+        for what, request in REFUSED.items():
+            check_problem(await server.ask(request, until_it_closes=False), what)
+        for request in CUT_OFF.values():
+            await server.cut_off(request)
+        # it goes on, and has dealt with the others when it answers this
+        check_problem(await server.ask(b"GET /nowhere" + HEAD + b"\r\n", until_it_closes=False), "after all")
+        assert await lines_left(server) == []
+
+
+async def test_plain_http_on_a_tls_port_leaves_nothing_in_the_log(
+    loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    async with serving("tunnel-service", loopback_certificate, tmp_path) as server:
+        reader, writer = await server.connect(None)
+        writer.write(b"GET /" + SECRET + HEAD + b"\r\n")
+        async with asyncio.timeout(PATIENCE):
+            with contextlib.suppress(ConnectionError):
+                assert SECRET not in await reader.read()
+        writer.transport.abort()
+        assert await lines_left(server) == []
+
+
+def mounted_relay(folder: Path) -> web.Application:
+    return companion_backend.make_service("http://127.0.0.1", folder / "store")
+
+
+def mounted_relying_party(folder: Path) -> web.Application:
+    return rp_backend.make_service("http://localhost", folder / "store")
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("mounted", [mounted_relay, mounted_relying_party])
+async def test_a_service_that_mounts_one_can_keep_such_bytes_out_of_its_log_too(
+    mounted: Callable[[Path], web.Application], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with TestServer(mounted(tmp_path)) as server:
+        assert server.port is not None
+        for request in MALFORMED.values():
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(request)
+            async with asyncio.timeout(PATIENCE):
+                await reader.read()
+            writer.transport.abort()
+    messages = [record.getMessage() for record in caplog.records]
+    assert all(message.startswith("a request could not be read: ") for message in messages), messages
+    assert not any(record.exc_info for record in caplog.records)
+    assert SECRET.decode() not in caplog.text
+
+
+# A disk that is full
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """Where a store is, and how to let no byte be added to it."""
+
+    folder: Path
+    fill: Callable[[Program], None]
+    free: Callable[[Program], None]
+
+
+@pytest.fixture(params=["quota", "tmpfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    if request.param == "quota":
+        # no file of the process may grow: EFBIG where a full disk says ENOSPC
+        limits: list[tuple[int, int]] = []
+
+        def limit(program: Program) -> None:
+            limits.append(resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE))
+            resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, (1, limits[0][1]))
+
+        def lift(program: Program) -> None:
+            resource.prlimit(program.process.pid, resource.RLIMIT_FSIZE, limits[0])
+
+        yield Disk(folder=tmp_path, fill=limit, free=lift)
+        return
+    folder, filler = tmp_path / "small", tmp_path / "small" / "filler"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a small disk")
+
+    def fill(_program: Program) -> None:
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+
+    try:
+        yield Disk(folder=folder, fill=fill, free=lambda _program: filler.unlink())
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+ONE_LINE = re.compile(
+    r"\S+ \S+ ERROR \S+ the store does not answer: (database or disk is full|disk I/O error)"
+)
+
+
+async def test_a_full_disk_is_one_line_a_request_at_the_relay_and_it_goes_on_when_there_is_room(
+    disk: Disk,
+) -> None:
+    async with (
+        running(
+            "companion_push", "relay", "--listen", "127.0.0.1:0", "--store", disk.folder / "store"
+        ) as relay,
+        ClientSession() as session,
+    ):
+        anna = Caller(companion(), session, await relay.line(), Clock())
+        assert (await anna.get("/v1/ring")).problem == "not-found"
+        disk.fill(relay)
+        for _ in range(3):
+            reply = await anna.get("/v1/ring")
+            assert (reply.status, reply.problem) == (503, "store-unavailable")
+        disk.free(relay)
+        assert (await anna.get("/v1/ring")).problem == "not-found"
+        assert await relay.end() == 0
+        lines = [line for line in (await relay.stderr()).splitlines() if not NOTE.search(line)]
+    assert len(lines) == 3, lines
+    assert all(ONE_LINE.fullmatch(line) for line in lines), lines
+
+
+async def test_a_full_disk_is_one_line_a_request_at_the_relying_party_and_it_goes_on_when_there_is_room(
+    disk: Disk,
+) -> None:
+    words = ("serve", "--listen", "127.0.0.1:0", "--store", disk.folder / "store")
+    async with running("relying_party", *words) as party, ClientSession() as http:
+        url = await party.line()
+        visitor = Visitor(url, http)
+
+        async def register() -> tuple[int, str]:
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            body = {"ceremony": ceremony, "response": create(options, url)[1]}
+            status, answer = await visitor.post("/webauthn/registration/result", body)
+            return status, str(answer.get("type")).rpartition(":")[2]
+
+        disk.fill(party)
+        for _ in range(3):
+            assert await register() == (503, "store-unavailable")
+        disk.free(party)
+        assert (await register())[0] == 201
+        assert await party.end() == 0
+        lines = [line for line in (await party.stderr()).splitlines() if not NOTE.search(line)]
+    assert len(lines) == 3, lines
+    assert all(ONE_LINE.fullmatch(line) for line in lines), lines
