@@ -8,10 +8,9 @@ from typing import Any, Final
 from companion_push.accounts import add_account
 from companion_push.database import open_database
 from headless_passkey.base_url import BaseUrl
-from headless_passkey.command_line import SettingsParser, UsageError, add_settings, out
+from headless_passkey.command_line import SettingsParser, UsageError, add_settings, label_or_name, out
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.fields import MAX_LABEL, is_plain
 from headless_passkey.trust.text_form import check_relay_url
 
 DEFAULT_STORE: Final = "companion-push.sqlite3"
@@ -32,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         epilog="Example: companion-push account add alice --relay https://push.example | "
         "companion-push companion join --code - --label 'My phone'",
     )
-    parser.add_argument("name", metavar="NAME", help="what the account is called in the store")
+    parser.add_argument("name", metavar="NAME", type=label_or_name, help="what the account is called")
     parser.add_argument(
         "--store", type=Path, default=Path(DEFAULT_STORE), metavar="FILE", help=f"default: {DEFAULT_STORE}"
     )
@@ -49,8 +48,6 @@ def add_parser(subparsers: Any) -> None:
 
 
 async def _add(args: argparse.Namespace) -> None:
-    if not is_plain(args.name, MAX_LABEL):
-        raise UsageError(f"a name has 1 to {MAX_LABEL} printable characters")
     try:
         relay_url = check_relay_url(str(BaseUrl.parse(args.relay)))
     except (LocalProtocolError, RemoteProtocolError) as error:

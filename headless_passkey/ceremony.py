@@ -15,7 +15,6 @@ from headless_passkey.command_line import (
     UsageError,
     expand_home,
     out,
-    printable,
     read_input,
     show_progress,
     talk,
@@ -29,6 +28,7 @@ from headless_passkey.errors import (
     RemoteProtocolError,
 )
 from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.names import printable
 from headless_passkey.origins import RelatedOrigins, is_within
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.radio.choose import open_radio

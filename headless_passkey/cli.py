@@ -16,8 +16,8 @@ from headless_passkey.command_line import (
     UsageError,
     add_settings,
     expand_home,
+    label_or_name,
     out,
-    printable,
     read_secret_line,
     run,
     talk,
@@ -26,6 +26,7 @@ from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, Hint
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.names import printable
 from headless_passkey.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
@@ -52,7 +53,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--invitation", required=True, metavar="FILE", help="file with the invitation, or - for stdin"
     )
     join.add_argument(
-        "--label", required=True, help="what people will call this device, such as 'Kitchen hub'"
+        "--label",
+        type=label_or_name,
+        required=True,
+        help="what people will call this device, such as 'Kitchen hub'",
     )
     join.add_argument("--rp-id", metavar="ID", help="let this device ask for this relying party only")
     join.add_argument(
@@ -169,7 +173,12 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
         help="relying party to begin and complete at, with the path it is mounted at; prints the session",
     )
     what.add_argument("--rp-id", metavar="ID", help="with --rp: its RP ID (default: the host of URL)")
-    what.add_argument("--user", metavar="NAME", help="with --rp: the user name to register or sign in")
+    what.add_argument(
+        "--user",
+        metavar="NAME",
+        type=label_or_name,
+        help="with --rp: the user name to register or sign in",
+    )
     what.add_argument(
         "--options", metavar="FILE", help="WebAuthn options JSON, or - for stdin; prints the response JSON"
     )
@@ -246,7 +255,7 @@ async def _join(args: argparse.Namespace) -> None:
         origin=args.origin,
         on_check_number=lambda number: talk(f"check number, which the inviter sees too: {number}"),
     )
-    talk(f"joined account {joined.account} as {printable(joined.label)}")
+    talk(f"joined account {printable(joined.account)} as {printable(joined.label)}")
 
 
 async def _leave(args: argparse.Namespace) -> None:

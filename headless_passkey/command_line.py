@@ -9,6 +9,7 @@ traceback.
 import argparse
 import asyncio
 import contextlib
+import io
 import json
 import logging
 import os
@@ -20,9 +21,17 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
 
-from headless_passkey.errors import ExitStatus, HeadlessPasskeyError, RemoteProtocolError, TransportError
+from headless_passkey.errors import (
+    ExitStatus,
+    HeadlessPasskeyError,
+    LocalProtocolError,
+    RemoteProtocolError,
+    TransportError,
+)
+from headless_passkey.names import name_of, printable
 
 STDIN: Final = 0
+_LONGEST_MESSAGE: Final = 2000  # characters of a failure
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +129,8 @@ def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: 
 def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: argparse.Namespace) -> int:
     """Run `main(args)` to its exit status, telling a failure in one line on stderr."""
     _replace_closed_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the locale cannot write; as on stderr
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
@@ -149,7 +160,8 @@ def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: a
 
 def fail(status: ExitStatus, kind: str, reason: str | None, message: str, *, as_json: bool) -> ExitStatus:
     """Say on stderr, in one line, what went wrong; returns `status`."""
-    message = " ".join(message.split())
+    # what others wrote may be in it
+    message = printable(" ".join(message.split()), _LONGEST_MESSAGE)
     if as_json:
         line = json.dumps({"error": kind, "reason": reason, "status": int(status), "message": message})
     else:
@@ -176,11 +188,6 @@ def show_progress(message: str) -> None:
     """As `talk`, but only where somebody watches: in a pipe or a journal a failure is the one line that counts."""
     if sys.stderr is not None and sys.stderr.isatty():
         talk(message)
-
-
-def printable(text: str) -> str:
-    """`text` for a terminal: what could move the cursor or hide something is shown as a question mark."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def out(line: str) -> None:
@@ -227,6 +234,14 @@ def host_port(text: str) -> tuple[str, int]:
     if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
         raise argparse.ArgumentTypeError("expected HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def label_or_name(text: str) -> str:
+    """An argparse type: what people call something (`name_of`)."""
+    try:
+        return name_of(text)
+    except LocalProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def expand_home(path: str | Path) -> Path:

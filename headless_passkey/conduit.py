@@ -23,6 +23,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.mends import with_mend
+from headless_passkey.names import plain
 from headless_passkey.origins import check_origin
 from headless_passkey.proven_http import Members, Problem, ProvenHttp
 from headless_passkey.trust.signing import SigningKey
@@ -87,10 +88,11 @@ class Conduit:
     ) -> None:
         """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in.
 
-        label: what the device calls itself, for the user's list of sessions.
+        label: what the device calls itself, for the user's list of sessions; it is made to fit.
         """
         self._http, self.origin = http, check_origin(origin)
-        client = None if label is None else {"label": label}
+        name = None if label is None else plain(label)
+        client = None if name is None else {"label": name}
         asked = {"user_name": user_name, "display_name": display_name, "client": client}
         self._asked = {name: value for name, value in asked.items() if value is not None}
         self._path = "/webauthn/" + ("authentication" if kind is Hint.GET_ASSERTION else "registration")

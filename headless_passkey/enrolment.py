@@ -35,12 +35,12 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.mends import with_mend
+from headless_passkey.names import name_of
 from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
 from headless_passkey.proven_http import Members, ProvenHttp, open_session
 from headless_passkey.relay import Relay
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.checks import MAX_SKEW
-from headless_passkey.trust.fields import MAX_LABEL, is_plain
 from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation, accept
 from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role, is_rp_id
 from headless_passkey.trust.signing import (
@@ -128,7 +128,7 @@ async def join(
 ) -> Enrolment:
     """Become a member of the invitation's account, once the inviter has said yes.
 
-    label: what people will call this device. rp_id, origin: pin this device to one relying party.
+    label: what people will call this device; its normal form C is kept. rp_id, origin: pin this device to one relying party.
     on_check_number: is given the six digits that the inviter sees too, before the wait. Waits as long as the
     inviter takes; cancelling is fine, the same invitation goes on later.
     """
@@ -136,8 +136,7 @@ async def join(
         raise TrustError(
             TrustReason.KIND_MISMATCH, f"the invitation is for a {invitation.kind}, not for a device"
         )
-    if not is_plain(label, MAX_LABEL):
-        raise RemoteProtocolError(f"a label has 1 to {MAX_LABEL} characters that show")
+    label = name_of(label)
     if rp_id is not None and not is_rp_id(rp_id):
         raise RemoteProtocolError("an rp id is a domain name in lower case")
     private_directory(state)

@@ -28,10 +28,12 @@ from relying_party.app import make_app, make_metrics_app
 from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.errors import ExitStatus, RelyingPartyError, TransportError, UsageError
 from relying_party.http_server import Runner, tls_context
+from relying_party.names import printable
 from relying_party.sessions import Lifetimes
 
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
+LONGEST_MESSAGE: Final = 2000  # characters of a failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -382,7 +384,7 @@ def _say(message: str, args: argparse.Namespace) -> None:
 
 
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:
-    message = " ".join(message.split())
+    message = printable(" ".join(message.split()), LONGEST_MESSAGE)
     if as_json:
         line = json.dumps({"error": kind, "reason": None, "status": int(status), "message": message})
     else:

@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from fido2.rpid import suffixes, verify_rp_id
 
 from relying_party.encoding import from_base64url
-from relying_party.errors import UsageError
+from relying_party.errors import InvalidRequest, UsageError
+from relying_party.names import name_of
 from relying_party.sessions import Lifetimes
 
 _RP_ID: Final = re.compile(
@@ -96,7 +97,7 @@ class Config:
         local = all(is_local(origin) for origin in web)
         return cls(
             rp_id=rp_id,
-            rp_name=rp_name or rp_id,
+            rp_name=_shown_name(rp_name) if rp_name else rp_id,
             home=web[0],
             web_origins=frozenset(web),
             device_origins=frozenset(device),
@@ -126,6 +127,13 @@ class Config:
     def is_local(self) -> bool:
         """Whether we are only reached on this machine."""
         return all(is_local(origin) for origin in self.web_origins)
+
+
+def _shown_name(rp_name: str) -> str:
+    try:
+        return name_of(rp_name)
+    except InvalidRequest as error:
+        raise UsageError(f"the relying party's name: {error}") from error
 
 
 def android_origin(app: str) -> str:

@@ -5,7 +5,6 @@ WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; ou
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeVar
 
@@ -14,6 +13,7 @@ import msgspec
 from relying_party.callers import ClientKind
 from relying_party.encoding import from_base64url, without_mark
 from relying_party.errors import InvalidRequest
+from relying_party.names import name_of
 
 MOST_CREDENTIAL_ID: Final = 1023  # bytes, WebAuthn Level 3 §4
 MOST_USER_HANDLE: Final = 64
@@ -23,7 +23,6 @@ MOST_ATTESTATION_OBJECT: Final = 32768
 MOST_SIGNATURE: Final = 5120  # ML-DSA-87 needs 4627
 MOST_TRANSPORTS: Final = 8
 
-_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 # What WebAuthn clients write where they have nothing to say, if they do not leave the member out. Each is false.
@@ -77,17 +76,17 @@ class AuthenticationResponse:
 
 class _Client(msgspec.Struct, forbid_unknown_fields=True):
     kind: Literal["device", "android"] = "device"
-    label: _Name | None = None
+    label: str | None = None
 
 
 class _RegistrationOptions(msgspec.Struct, forbid_unknown_fields=True):
-    user_name: _Name
-    display_name: _Name | None = None
+    user_name: str
+    display_name: str | None = None
     client: _Client | None = None
 
 
 class _AuthenticationOptions(msgspec.Struct, forbid_unknown_fields=True):
-    user_name: _Name | None = None
+    user_name: str | None = None
     client: _Client | None = None
     mediation: Literal["conditional"] | None = None
 
@@ -101,11 +100,11 @@ class _Refresh(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _DisplayName(msgspec.Struct, forbid_unknown_fields=True):
-    display_name: _Name
+    display_name: str
 
 
 class _Label(msgspec.Struct, forbid_unknown_fields=True):
-    label: _Name | None
+    label: str | None
 
 
 class _Attestation(msgspec.Struct, rename="camel"):
@@ -148,8 +147,8 @@ class _AuthenticationResult(msgspec.Struct, forbid_unknown_fields=True):
 
 def parse_registration_options(body: bytes) -> RegistrationOptionsRequest:
     parsed = _decode(body, _RegistrationOptions)
-    user_name = _name(parsed.user_name)
-    display_name = user_name if parsed.display_name is None else _name(parsed.display_name)
+    user_name = name_of(parsed.user_name)
+    display_name = user_name if parsed.display_name is None else name_of(parsed.display_name)
     return RegistrationOptionsRequest(
         user_name=user_name, display_name=display_name, client=_client(parsed.client)
     )
@@ -161,7 +160,7 @@ def parse_authentication_options(body: bytes) -> AuthenticationOptionsRequest:
     if conditional and (parsed.user_name is not None or parsed.client is not None):
         raise InvalidRequest("conditional mediation is for browsers, and before anybody is named")
     return AuthenticationOptionsRequest(
-        user_name=None if parsed.user_name is None else _name(parsed.user_name),
+        user_name=None if parsed.user_name is None else name_of(parsed.user_name),
         client=_client(parsed.client),
         conditional=conditional,
     )
@@ -178,13 +177,13 @@ def parse_refresh(body: bytes) -> str:
 
 
 def parse_display_name(body: bytes) -> str:
-    return _name(_decode(body, _DisplayName).display_name)
+    return name_of(_decode(body, _DisplayName).display_name)
 
 
 def parse_label(body: bytes) -> str | None:
     """What a passkey is to be called; None for no name of its own."""
     label = _decode(body, _Label).label
-    return None if label is None else _name(label)
+    return None if label is None else name_of(label)
 
 
 def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
@@ -239,7 +238,7 @@ def _user_handle(given: str | Nothing) -> bytes | None:
 def _client(given: _Client | None) -> Client | None:
     if given is None:
         return None
-    return Client(kind=ClientKind(given.kind), label=None if given.label is None else _name(given.label))
+    return Client(kind=ClientKind(given.kind), label=None if given.label is None else name_of(given.label))
 
 
 def _output(credential: _Credential, extension: str, member: str) -> bool | None:
@@ -257,16 +256,6 @@ def _bytes(text: str, name: str, most: int) -> bytes:
     if not 0 < len(data) <= most:
         raise InvalidRequest(f"{name} is empty or longer than {most} bytes")
     return data
-
-
-def _name(text: str) -> str:
-    """A user's name in normal form; letters, marks, digits, punctuation, symbols and inner spaces."""
-    normal = unicodedata.normalize("NFC", text)
-    if normal != normal.strip() or not normal or len(normal) > 64:
-        raise InvalidRequest("a name is empty, too long, or has spaces around it")
-    if any(unicodedata.category(character)[0] in "CZ" and character != " " for character in normal):
-        raise InvalidRequest("a name has control characters")
-    return normal
 
 
 def _transports(given: list[Any]) -> tuple[str, ...]:

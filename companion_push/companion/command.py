@@ -32,11 +32,12 @@ from companion_push.companion.phone import (
     decline,
 )
 from companion_push.companion.relay_client import CompanionRelay
-from companion_push.companion.terminal import Terminal, printable
+from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import (
     UsageError,
     add_settings,
     expand_home,
+    label_or_name,
     out,
     read_secret_line,
     show_progress,
@@ -45,8 +46,8 @@ from headless_passkey.command_line import (
 )
 from headless_passkey.errors import NotApproved, Outcome
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
+from headless_passkey.names import printable
 from headless_passkey.tls import tls_context
-from headless_passkey.trust.fields import MAX_LABEL, is_plain
 from headless_passkey.trust.invitation import LIFETIME, Introduction
 from headless_passkey.trust.ring import MAX_RP_IDS, Role, is_rp_id
 
@@ -113,7 +114,10 @@ def _add_join(commands: Any) -> None:
         help="file with the account code or invitation, or - for stdin",
     )
     join.add_argument(
-        "--label", type=_label, required=True, help="what people will call this companion, such as 'My phone'"
+        "--label",
+        type=label_or_name,
+        required=True,
+        help="what people will call this companion, such as 'My phone'",
     )
 
 
@@ -524,12 +528,6 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise argparse.ArgumentTypeError("expected a number of seconds, at most a day")
     return seconds
-
-
-def _label(text: str) -> str:
-    if not is_plain(text, MAX_LABEL):
-        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_LABEL} printable characters")
-    return text
 
 
 def _rp_id(text: str) -> str:

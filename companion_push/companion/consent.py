@@ -13,7 +13,8 @@ from enum import Enum
 from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
-from companion_push.companion.terminal import Terminal, printable
+from companion_push.companion.terminal import Terminal
+from headless_passkey.names import printable
 from headless_passkey.trust.envelope import Kind
 
 _YES: Final = ("y", "yes")

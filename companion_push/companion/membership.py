@@ -22,6 +22,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.names import name_of
 from headless_passkey.proven_http import MAX_WAIT
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
@@ -47,10 +48,10 @@ class Membership:
     ) -> Identity:
         """Found an account (`line` is an account code) or join one (`line` is an invitation).
 
-        label: what people will call this companion. on_check_number: is given the six digits that the
+        label: what people will call this companion; its normal form C is kept. on_check_number: is given the six digits that the
         inviter sees too, before the wait.
         """
-        means = _parse(line)
+        means, label = _parse(line), name_of(label)
         self.state.create()
         with self.state.sole_joiner():
             if self.state.is_enrolled():

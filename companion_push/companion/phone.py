@@ -30,7 +30,7 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import Assertion, Registration, refuse
-from companion_push.companion.terminal import Terminal, printable
+from companion_push.companion.terminal import Terminal
 from headless_passkey.base_url import BaseUrl
 from headless_passkey.errors import (
     CtapError,
@@ -49,6 +49,7 @@ from headless_passkey.hybrid.ctap2 import Command, Status, User
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
+from headless_passkey.names import printable
 from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
 
 MAX_AGE: Final = 300  # seconds a FIDO URL lives

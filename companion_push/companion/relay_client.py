@@ -20,12 +20,12 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.names import MAX_LABEL
 from headless_passkey.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp, open_session
 from headless_passkey.relay import Admission, Relay, RequestState
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
-from headless_passkey.trust.fields import MAX_LABEL
 from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, SigningKey, base64url, from_base64url

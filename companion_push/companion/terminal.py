@@ -1,15 +1,15 @@
 """The controlling terminal: where a person is asked, whatever stdin and stdout are connected to.
 
-What others wrote (labels, names, notes) goes through `printable` first, so that it can neither move the
+What others wrote (labels, names, notes) goes through `names.printable` first, so that it can neither move the
 cursor nor reverse the reading order nor fake a second line. What was typed before the question was asked
 does not answer it.
 """
 
 import asyncio
 import contextlib
+import locale
 import os
 import termios
-import unicodedata
 from collections.abc import Iterator
 from typing import Final, Self
 
@@ -17,14 +17,14 @@ from headless_passkey.command_line import UsageError
 from headless_passkey.errors import TransportError
 
 _MAX_ANSWER: Final = 256  # bytes
-_MAX_SHOWN: Final = 128  # characters
 
 
 class Terminal:
     """An open terminal."""
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
+        """encoding: of what is shown and typed; what it cannot write is spelled out."""
+        self._descriptor, self._encoding = descriptor, encoding
         self._turn = asyncio.Lock()
 
     @classmethod
@@ -36,7 +36,7 @@ class Terminal:
         except OSError as error:
             raise UsageError("there is no terminal to ask at: choose a policy instead of ask") from error
         try:
-            yield cls(descriptor)
+            yield cls(descriptor, locale.getpreferredencoding(do_setlocale=False))
         finally:
             os.close(descriptor)
 
@@ -53,7 +53,7 @@ class Terminal:
             termios.tcflush(self._descriptor, termios.TCIFLUSH)  # typed before it was asked
             self._write(f"{question} ")
             try:
-                return (await self._line()).decode(errors="replace").strip()
+                return (await self._line()).decode(self._encoding, errors="replace").strip()
             except asyncio.CancelledError:
                 self._write("\n")
                 termios.tcflush(self._descriptor, termios.TCIFLUSH)
@@ -85,19 +85,4 @@ class Terminal:
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._descriptor, text.encode(errors="replace"))
-
-
-def printable(text: str, limit: int = _MAX_SHOWN) -> str:
-    """`text` as it may be shown: one line, at most `limit` characters, nothing that a terminal obeys.
-
-    Control and format characters (escape sequences, line ends, direction overrides) are spelled out as
-    ``<U+001B>``; marks that would pile up on one character are dropped after the second.
-    """
-    shown, marks = [], 0
-    for character in text[:limit]:
-        marks = marks + 1 if unicodedata.combining(character) else 0
-        if marks > 2:
-            continue
-        shown.append(character if character.isprintable() else f"<U+{ord(character):04X}>")
-    return "".join(shown) + ("…" if len(text) > limit else "")
+            os.write(self._descriptor, text.encode(self._encoding, errors="backslashreplace"))

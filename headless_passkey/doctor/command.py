@@ -8,12 +8,15 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import Any, Final
 
-from headless_passkey.command_line import expand_home, out, printable, show_progress, talk
+from headless_passkey.command_line import expand_home, out, show_progress, talk
 from headless_passkey.doctor.examine import examine
 from headless_passkey.doctor.finding import Finding, Status
 from headless_passkey.doctor.versions import find_versions
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
+from headless_passkey.names import printable
 from headless_passkey.tls import tls_context
+
+_LONGEST_LINE: Final = 4000  # characters, where it is not wrapped
 
 _LABELS: Final[Mapping[Status, str]] = {
     Status.OK: "ok",
@@ -64,7 +67,7 @@ async def diagnose(args: argparse.Namespace) -> None:
     else:
         width = get_terminal_size().columns if sys.stdout.isatty() else None
         for line in _report(findings, versions, width):
-            out(printable(line))
+            out(printable(line, _LONGEST_LINE))
     if problems:
         raise NotWell(problems)
     if not args.json:

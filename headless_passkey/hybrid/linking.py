@@ -25,11 +25,11 @@ from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.keys import ecdh, parse_uncompressed, uncompressed
 from headless_passkey.hybrid.tunnel_url import MAX_CONTACT_ID_SIZE
+from headless_passkey.names import plain
 
 LINK_ID_SIZE: Final = 8
 LINK_SECRET_SIZE: Final = 32
 CLIENT_NONCE_SIZE: Final = 16
-MAX_NAME_LENGTH: Final = 64  # characters
 
 _CONTACT_ID, _LINK_ID, _LINK_SECRET, _PUBLIC_KEY, _NAME, _SIGNATURE = range(1, 7)
 
@@ -62,7 +62,7 @@ class LinkingInformation:
             link_id=_sized(value, _LINK_ID, LINK_ID_SIZE),
             link_secret=_sized(value, _LINK_SECRET, LINK_SECRET_SIZE),
             public_key=public_key,
-            name=_displayable(name),
+            name=plain(name) or "",
             signature=_sized(value, _SIGNATURE, 32),
         )
 
@@ -88,7 +88,7 @@ class LinkedPhone:
     link_id: bytes  # 8 bytes
     link_secret: bytes = field(repr=False)  # 32 bytes
     public_key: bytes  # 65 bytes
-    name: str  # printable, at most 64 characters, perhaps empty
+    name: str  # a valid name, or empty
     tunnel_domain: int  # whose tunnel service can wake it: the number in the advert of the session
 
 
@@ -219,10 +219,3 @@ def _sized(values: dict[Any, Any], key: int, size: int) -> bytes:
     if not isinstance(value, bytes) or len(value) != size:
         raise RemoteProtocolError(f"key {key} of a link is not a byte string of {size}")
     return value
-
-
-def _displayable(name: str) -> str:
-    """One short line without control or format characters."""
-    kept = (" " if character.isspace() else character for character in name[:1024])
-    line = " ".join("".join(character for character in kept if character.isprintable()).split())
-    return line[:MAX_NAME_LENGTH].rstrip()

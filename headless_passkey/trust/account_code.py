@@ -11,7 +11,8 @@ from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields, is_plain
+from headless_passkey.names import MAX_LABEL, why_not_plain
+from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url, from_line, to_line
 
 PREFIX: Final = "hpk-account:"
@@ -29,8 +30,8 @@ class AccountCode:
 
     def __post_init__(self) -> None:
         check_relay_url(self.relay_url)
-        if not is_plain(self.account, MAX_LABEL):
-            raise RemoteProtocolError(f"an account is called by 1 to {MAX_LABEL} characters that show")
+        if wrong := why_not_plain(self.account):
+            raise RemoteProtocolError(f"an account's name {wrong}")
         if len(self.code) != CODE_SIZE:
             raise RemoteProtocolError(f"an account code holds {CODE_SIZE} bytes")
 

@@ -21,7 +21,8 @@ from typing import Final
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields, plain
+from headless_passkey.names import MAX_LABEL, plain
+from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
 from headless_passkey.trust.ring import HpkeKey, Member, Ring, is_rp_id
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
@@ -99,7 +100,7 @@ class Announcement:
             kind=kind,
             url=url,
             rp_id=rp_id,
-            rp_name=None if rp_name is None else plain(rp_name, MAX_LABEL),
+            rp_name=None if rp_name is None else plain(rp_name),
             note=None if note is None else plain(note, MAX_NOTE),
             digits=digits,
         )

@@ -4,25 +4,16 @@ The label says what the bytes are, so that no byte string of one kind can pass f
 the items in their order, each with its type and bound: what it gives back needs no second look.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
+from headless_passkey.names import why_not_plain
 from headless_passkey.trust.signing import NAME_SIZE, from_base64url
 
 PROJECT: Final = "headless-passkey"
 MAX_TIME: Final = 1 << 48  # seconds; far beyond any clock, small enough for every language's integers
-MAX_LABEL: Final = 64  # characters of a label or an account's name
-
-# What could rewrite or hide the line it is shown in: controls, separators, spaces other than U+0020, characters
-# that set the direction of text, invisible ones, tags, surrogates. A fixed list and no Unicode category, so that
-# every implementation, of whatever Unicode version, agrees on what a valid ring is.
-_HIDDEN: Final = re.compile(
-    "[\u0000-\u001f\u007f-\u00a0\u00ad\u061c\u1680\u180e\u2000-\u200b\u200e\u200f\u2028-\u202f\u205f-\u206f"
-    "\u3000\u3164\ud800-\udfff\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e0fff]"
-)
 
 T = TypeVar("T")
 
@@ -73,10 +64,12 @@ class Fields:
         return value
 
     def text(self, longest: int) -> str:
-        """Text a person may be shown: `is_plain`, at most `longest` characters."""
+        """Text a person may be shown: a valid name as it stands, of at most `longest` characters."""
         value = self.take()
-        if not isinstance(value, str) or not is_plain(value, longest):
-            raise RemoteProtocolError(f"{self._what}: expected 1 to {longest} characters that show")
+        if not isinstance(value, str):
+            raise RemoteProtocolError(f"{self._what}: expected text, got {type(value).__name__}")
+        if wrong := why_not_plain(value, longest):
+            raise RemoteProtocolError(f"{self._what}: a text {wrong}")
         return value
 
     def name(self) -> str:
@@ -95,19 +88,6 @@ class Fields:
         rest = self._items
         self._items = _prepend(item, rest)
         return take()
-
-
-def is_plain(text: str, longest: int) -> bool:
-    """Whether `text` may be shown: 1 to `longest` code points, none of `_HIDDEN`, no space at the ends."""
-    return 0 < len(text) <= longest and not _HIDDEN.search(text) and text.strip(" ") == text
-
-
-def plain(text: str, longest: int) -> str | None:
-    """`text` made fit to be shown, cut where it is too long; None when nothing is left of it."""
-    text = re.sub(" +", " ", _HIDDEN.sub(" ", text)).strip(" ")
-    if len(text) > longest:
-        text = text[: longest - 1].rstrip(" ") + "\N{HORIZONTAL ELLIPSIS}"
-    return text or None
 
 
 def _prepend(item: Any, rest: Any) -> Any:

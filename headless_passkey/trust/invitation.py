@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields
+from headless_passkey.names import MAX_LABEL
+from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.ring import (
     HpkeKey,
     Member,

@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import MAX_LABEL, PROJECT, Fields, is_plain
+from headless_passkey.names import MAX_LABEL, why_not_plain
+from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.signing import (
     POINT_SIZE,
     SIGNATURE_SIZE,
@@ -82,8 +83,8 @@ class Member:
     def __post_init__(self) -> None:
         parse_public_key(self.signing_key)
         object.__setattr__(self, "name", thumbprint(self.signing_key))
-        if not is_plain(self.label, MAX_LABEL):
-            raise RemoteProtocolError(f"a label has 1 to {MAX_LABEL} characters that show")
+        if wrong := why_not_plain(self.label):
+            raise RemoteProtocolError(f"a label {wrong}")
         if (self.role is Role.COMPANION) != (self.hpke_key is not None):
             raise RemoteProtocolError("companions have an HPKE key, devices have none")
         if self.rp_ids is not None:

@@ -103,10 +103,25 @@ async def test_a_join_that_was_interrupted_goes_on_with_the_same_keys(relay: Rel
         assert await inviter.ended() == 0
 
 
-@pytest.mark.parametrize("label", ["", " x", "x" * 65, "a\nb", "\x1b[31m"])
-async def test_a_label_that_cannot_be_shown_is_2(tmp_path: Path, label: str) -> None:
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("", "has 0 characters; 1 to 64 are expected"),
+        (" x", "has a space at an end"),
+        ("x" * 65, "has 65 characters; 1 to 64 are expected"),
+        ("a\nb", "has U+000A as character 2, which does not show as itself"),
+        ("\x1b[31m", "has U+001B as character 1, which does not show as itself"),
+        ("x\u200d", "has U+200D as character 2, where it joins nothing"),
+    ],
+    ids=["nothing", "space", "too long", "line end", "escape", "joiner"],
+)
+async def test_a_label_that_is_none_is_2_and_says_why(tmp_path: Path, label: str, reason: str) -> None:
     words = ["companion", "join", "--code", "-", "--label", label, "--state", state_of(tmp_path, "x")]
-    assert (await outcome(*words))[0] == 2
+    status, _, said = await outcome(*words)
+    assert (status, said) == (
+        2,
+        [f"companion-push: argument --label: a name {reason} (see --help)"],
+    )
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from companion_push.companion.attend import Outcomes, put_pending
 from companion_push.companion.consent import Answer, Policy, describe, summary
 from companion_push.companion.inbox import CheckedRequest, Notice, Stage
-from companion_push.companion.terminal import printable
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
 from tests.companion.family import Companion, Frame, Hands
 from tests.relay.household import Household, Relay
@@ -70,22 +67,18 @@ def test_nothing_that_others_wrote_moves_the_cursor_or_the_reading_order(text: s
         object.__setattr__(hostile.device, "label", "frame")
 
 
-@pytest.mark.threat("T4")
-@given(st.text())
-def test_any_text_becomes_one_bounded_printable_line(text: str) -> None:
-    shown = printable(text, 20)
-    assert shown.isprintable()
-    assert len(shown) <= 20 * len("<U+10FFFF>") + 1
-
-
-@given(st.text(alphabet=st.characters(categories=["L", "N"]), max_size=20))
-def test_plain_text_is_shown_as_it_is(text: str) -> None:
-    assert printable(text, 20) == text
-
-
-@pytest.mark.threat("T4")
-def test_marks_do_not_pile_up() -> None:
-    assert len(printable("a" + "\u0301" * 50)) == 3
+def test_names_are_shown_as_people_write_them() -> None:
+    label, note, rp_name = (
+        "Ada \U0001f469\u200d\U0001f4bb",
+        "\u0639\u0644\u06cc\u200c\u0631\u0636\u0627",
+        "\u2764\ufe0f \U0001fae9",
+    )
+    asked = request(rp_name=rp_name, note=note)
+    named = CheckedRequest(announcement=asked.announcement, device=replace(asked.device, label=label))
+    shown = "\n".join(describe(named, NOW))
+    assert f"{label} asks to sign in" in shown
+    assert f'"{note}"' in shown
+    assert f'"{rp_name}"' in shown
 
 
 # One act per request

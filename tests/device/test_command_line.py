@@ -21,7 +21,6 @@ from headless_passkey.command_line import (
     add_settings,
     fail,
     host_port,
-    printable,
     read_secret_line,
 )
 from headless_passkey.errors import (
@@ -273,13 +272,6 @@ def test_any_text_is_a_host_and_port_or_refused(text: str) -> None:
     except argparse.ArgumentTypeError:
         return
     assert 0 <= port <= 0xFFFF
-
-
-@given(st.text(max_size=30))
-def test_what_is_printed_moves_no_cursor(text: str) -> None:
-    shown = printable(text)
-    assert len(shown) == len(text)
-    assert shown.isprintable()
 
 
 async def test_a_secret_is_one_line_of_a_file(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_what_could_move_the_cursor_is_not_printed(
     well.append(Finding.ok(Check.ENROLMENT, "as '\x1b[2Jkitchen\n'"))
     assert main(["doctor"]) == ExitStatus.DONE
     out = capsys.readouterr().out
-    assert "as '?[2Jkitchen?'" in out
+    assert "as '<U+001B>[2Jkitchen<U+000A>'" in out
     assert "\x1b" not in out
 
 

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from headless_passkey import enrolment, private_file
 from headless_passkey.enrolment import FILE_NAME, Enrolment, join, leave, load, refresh
 from headless_passkey.errors import (
+    LocalProtocolError,
     NotApproved,
     NotEnrolled,
     Outcome,
@@ -294,8 +295,8 @@ async def test_an_invitation_for_a_companion_and_a_label_that_makes_no_sense_are
 ) -> None:
     with refused(TrustReason.KIND_MISMATCH):
         await join(state, (await Inviter.invite(relay, home, Role.COMPANION)).invitation, label="frame")
-    for label in ("", "two\nlines", "a" * 65):
-        with pytest.raises(RemoteProtocolError):
+    for label in ("", "two\nlines", "a" * 65, "\u200djoins nothing"):
+        with pytest.raises(LocalProtocolError, match="a name has"):
             await join(state, inviter.invitation, label=label)
     with pytest.raises(RemoteProtocolError):
         await join(state, inviter.invitation, label="frame", rp_id="https://example.com")

@@ -74,6 +74,7 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_path,
     parse_routing_id,
 )
+from headless_passkey.names import is_plain, name_of, plain, printable, why_not_plain
 from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.pipe import parse_advert_line
 from headless_passkey.trust import envelope as _envelope
@@ -82,7 +83,6 @@ from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Opened, open_envelope
-from headless_passkey.trust.fields import is_plain, plain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import (
     INTRODUCTION_LABEL,
@@ -95,6 +95,7 @@ from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_h
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, base64url
 from headless_passkey.trust.text_form import to_line
 from headless_passkey.webauthn import AuthenticationOptions, AuthenticatorData, RegistrationOptions
+from relying_party import names as rp_names
 from relying_party.errors import ProofClock, ProofInvalid
 from relying_party.proofs import verify_proof
 
@@ -426,7 +427,7 @@ def linking_information(data: bytes) -> None:
     if linking is None:
         return
     assert LinkingInformation.parse(linking.as_map()) == linking
-    assert linking.name.isprintable()
+    assert not linking.name or is_plain(linking.name)
     signature = link_signature(QR_KEY, parse_uncompressed(linking.public_key), HANDSHAKE_HASH)
     assert isinstance(_read_link(linking.as_map() | {6: signature}), LinkedPhone)
 
@@ -707,9 +708,14 @@ def envelope_sealed(data: bytes) -> None:
 
 @target
 def shown_text(data: bytes) -> None:
-    text = plain(data.decode("utf-8", "surrogatepass"), 64) if _is_utf8(data) else None
-    if text is not None:
-        assert is_plain(text, 64)
+    if not _is_utf8(data):
+        return
+    text = data.decode("utf-8", "surrogatepass")
+    assert rp_names.printable(text) == printable(text)
+    assert rp_names.why_not_plain(text) == why_not_plain(text)
+    fitted = plain(text)
+    if fitted is not None:
+        assert name_of(fitted) == plain(fitted) == fitted
 
 
 def _is_utf8(data: bytes) -> bool:

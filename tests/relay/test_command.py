@@ -267,6 +267,17 @@ async def test_an_account_code_is_one_line(path: Path) -> None:
     assert AccountCode.parse(again).code != code.code
 
 
+async def test_a_name_in_two_spellings_is_one_account(path: Path) -> None:
+    accounts = set()
+    for name in ("Zo\u00eb \U0001f469\u200d\U0001f4bb", "Zoe\u0308 \U0001f469\u200d\U0001f4bb"):
+        status, stdout, _ = await run(
+            "companion_push", "account", "add", name, "--store", path, "--relay", "https://relay.example"
+        )
+        assert status == 0
+        accounts.add(AccountCode.parse(stdout.strip()).account)
+    assert len(accounts) == 1
+
+
 async def test_a_name_whose_account_is_founded_is_taken(path: Path) -> None:
     async with (
         running("companion_push", *words(path)) as program,

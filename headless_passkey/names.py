@@ -1,0 +1,114 @@
+"""What people call things: which names are valid, and how text that others wrote is shown on a terminal.
+
+One rule holds for labels, account names, user names, relying party names and notes, at every door of every
+package (docs/protocol/trust.md, "Names"). A door takes the normal form C of what came and judges that, so that
+whatever one program lets in every other one takes. What is signed is judged as it stands. Which code points a
+name may hold is a fixed list and no Unicode category: what one implementation refuses, no other one accepts,
+whatever version of Unicode it knows.
+"""
+
+import re
+import unicodedata
+from typing import Final
+
+from headless_passkey.errors import LocalProtocolError
+
+MAX_LABEL: Final = 64  # code points of a label or a name
+MAX_SHOWN: Final = 128  # code points of others' text in one line, unless the caller says otherwise
+
+# What could rewrite or hide the line it is shown in: controls, separators, spaces other than U+0020, characters
+# that set the direction of text, invisible and blank ones, most variation selectors, tags, surrogates.
+_HIDDEN: Final = (
+    "\u0000-\u001f\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200b"
+    "\u200e\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff"
+)
+# Valid in a name, because the rule is fixed, and invisible all the same.
+_INVISIBLE: Final = "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+
+# Scripts and emoji need these between characters: the joiners, and the selectors of text and emoji style.
+_JOINERS: Final = "\u200c\u200d"
+_ATTACHED: Final = _JOINERS + "\ufe0e\ufe0f"
+
+_NOT_IN_A_NAME: Final = re.compile(f"[{_HIDDEN}]")
+_NOT_SHOWN: Final = re.compile(f"[{_HIDDEN}{_INVISIBLE}]")
+_MISPLACED: Final = re.compile(rf"(?:\A|(?<= ))[{_ATTACHED}]|[{_JOINERS}](?=[{_JOINERS}]|\Z)")
+
+# Normalising takes time that grows with the square of a long run of marks. Four code points at the most become
+# one, so beyond this many nothing can be a valid name.
+_COMPOSED: Final = 4
+_MAX_LOOKED_AT: Final = 1024  # code points of a text that is made to fit
+_MAX_MARKS: Final = 4  # nonspacing marks on one character, as UTS #39 §5.4 advises
+
+
+def why_not_plain(text: str, longest: int = MAX_LABEL) -> str | None:
+    """What keeps `text` from being a name, as it stands; None for a valid one. Never holds the text.
+
+    longest: code points.
+    """
+    if not 0 < len(text) <= longest:
+        return f"has {len(text)} characters; 1 to {longest} are expected"
+    if text.strip(" ") != text:
+        return "has a space at an end"
+    if found := _NOT_IN_A_NAME.search(text):
+        return f"has U+{ord(found[0]):04X} as character {found.start() + 1}, which does not show as itself"
+    if found := _MISPLACED.search(text):
+        return f"has U+{ord(found[0]):04X} as character {found.start() + 1}, where it joins nothing"
+    return None
+
+
+def is_plain(text: str, longest: int = MAX_LABEL) -> bool:
+    """Whether `text` is a valid name, as it stands: `why_not_plain` finds nothing."""
+    return why_not_plain(text, longest) is None
+
+
+def name_of(text: str, longest: int = MAX_LABEL) -> str:
+    """The name that `text` is: its normal form C. `LocalProtocolError`, without the text, when that is none."""
+    if len(text) <= _COMPOSED * longest:
+        text = unicodedata.normalize("NFC", text)
+    wrong = why_not_plain(text, longest)
+    if wrong is not None:
+        raise LocalProtocolError(f"a name {wrong}")
+    return text
+
+
+def plain(text: str, longest: int = MAX_LABEL) -> str | None:
+    """A valid name made from `text`, cut where it is too long; None when nothing is left of it."""
+    kept: list[str] = []
+    for character in _NOT_IN_A_NAME.sub(" ", unicodedata.normalize("NFC", text[:_MAX_LOOKED_AT])):
+        last = kept[-1] if kept else " "
+        if last == " " and character in f" {_ATTACHED}":
+            continue
+        if last in _JOINERS and character in _JOINERS:
+            continue
+        kept.append(character)
+    name = "".join(kept).rstrip(f" {_JOINERS}")
+    if len(name) > longest:
+        name = name[: longest - 1].rstrip(f" {_JOINERS}") + "\N{HORIZONTAL ELLIPSIS}"
+    return name or None
+
+
+def printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """`text` as a terminal may show it: one line, nothing that the terminal obeys, and nothing hidden.
+
+    Controls, line ends, direction overrides and invisible characters are spelled out as ``<U+001B>``. So are
+    joiners that join nothing, and marks that would pile up or be drawn on what is not part of `text`; otherwise
+    a valid name is shown as it is. limit: code points of `text`; an ellipsis stands for what is beyond.
+    """
+    cut = text[:limit]
+    misplaced = {found.start() for found in _MISPLACED.finditer(cut)}
+    shown: list[str] = []
+    base, marks = False, 0  # whether there is something to attach to; the marks on it
+    for place, character in enumerate(cut):
+        attached = character in _ATTACHED
+        mark = not attached and unicodedata.category(character) in ("Mn", "Me")
+        marks = marks + mark if mark or attached else 0
+        spelled = (
+            place in misplaced
+            or _NOT_SHOWN.match(character) is not None
+            or (not base and (mark or attached))
+            or marks > _MAX_MARKS
+        )
+        shown.append(f"<U+{ord(character):04X}>" if spelled else character)
+        base = not spelled and (base if mark or attached else character != " ")
+    return "".join(shown) + ("\N{HORIZONTAL ELLIPSIS}" if len(text) > limit else "")

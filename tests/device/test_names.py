@@ -1,0 +1,135 @@
+"""Names: one rule, the same as the relying party's, and a terminal that shows them and obeys nothing."""
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import relying_party.names
+from headless_passkey.errors import LocalProtocolError
+from headless_passkey.names import MAX_LABEL, is_plain, name_of, plain, printable, why_not_plain
+from relying_party.errors import InvalidRequest
+from tests.vectors_loader import Vector, name, vectors
+
+# what people write, what hides in it, and what is between the two
+TEXTS = st.text(
+    st.one_of(
+        st.sampled_from(
+            "aé \u200b\u200c\u200d\ufe0e\ufe0f\u0301\u0338\u1112\u1161\u0958\U0001f469\u202e\x1b"
+        ),
+        st.characters(categories=["C", "Z", "L", "M", "S"]),
+    ),
+    max_size=100,
+)
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("case", vectors("names"), ids=name)
+def test_a_name_is_judged_as_it_stands(case: Vector) -> None:
+    assert is_plain(case["text"]) is case["valid"]
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("case", vectors("names"), ids=name)
+def test_a_name_that_comes_in_is_its_normal_form_and_then_judged(case: Vector) -> None:
+    if case["name_of"] is not None:
+        assert name_of(case["text"]) == case["name_of"]
+    else:
+        with pytest.raises(LocalProtocolError) as caught:
+            name_of(case["text"])
+        assert str(caught.value).isascii()  # says what is wrong without the text itself
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("case", vectors("names"), ids=name)
+def test_any_text_is_made_to_fit(case: Vector) -> None:
+    assert plain(case["text"]) == case["plain"]
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("case", vectors("names"), ids=name)
+def test_a_terminal_shows_what_is_there_and_obeys_nothing(case: Vector) -> None:
+    assert printable(case["text"]) == case["shown"]
+
+
+@given(TEXTS)
+def test_what_one_door_lets_in_every_door_takes_unchanged(text: str) -> None:
+    try:
+        come_in = name_of(text)
+    except LocalProtocolError:
+        with pytest.raises(InvalidRequest):
+            relying_party.names.name_of(text)
+        return
+    assert is_plain(come_in)
+    assert name_of(come_in) == come_in
+    assert relying_party.names.name_of(text) == relying_party.names.name_of(come_in) == come_in
+
+
+@given(TEXTS)
+def test_device_and_relying_party_judge_and_show_alike(text: str) -> None:
+    assert relying_party.names.why_not_plain(text) == why_not_plain(text)
+    assert relying_party.names.printable(text, 30) == printable(text, 30)
+
+
+@given(TEXTS, st.integers(1, 80))
+def test_what_is_made_to_fit_is_a_name_and_stays_so(text: str, longest: int) -> None:
+    fitted = plain(text, longest)
+    if fitted is not None:
+        assert is_plain(fitted, longest)
+        assert plain(fitted, longest) == fitted
+
+
+@pytest.mark.threat("T4")
+@given(TEXTS)
+def test_nothing_that_is_shown_moves_the_cursor_or_the_reading_order(text: str) -> None:
+    for character in printable(text, 40):
+        assert unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")
+        assert unicodedata.bidirectional(character) not in (
+            "LRE",
+            "LRO",
+            "RLE",
+            "RLO",
+            "PDF",
+            "LRI",
+            "RLI",
+            "FSI",
+            "PDI",
+        )
+        assert not character.isspace() or character == " "
+
+
+def test_what_is_shown_is_bounded() -> None:
+    assert printable("\U000e0001" * 200, 20) == "<U+E0001>" * 20 + "\N{HORIZONTAL ELLIPSIS}"
+    assert printable("a" * 20, 20) == "a" * 20
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "has 0 characters; 1 to 64 are expected"),
+        ("a" * 65, "has 65 characters; 1 to 64 are expected"),
+        ("hub ", "has a space at an end"),
+        ("hub\u202e", "has U+202E as character 4, which does not show as itself"),
+        ("hub\u200d", "has U+200D as character 4, where it joins nothing"),
+    ],
+    ids=["nothing", "too long", "space", "hidden", "joiner"],
+)
+def test_a_refusal_says_what_to_change(text: str, reason: str) -> None:
+    assert why_not_plain(text) == reason
+
+
+@pytest.mark.threat("T12")
+def test_a_long_run_of_marks_is_refused_before_it_is_put_in_order() -> None:
+    """Normalising takes time that grows with the square of such a run."""
+    marks = "a" + "\u0301\u0323" * 5_000_000
+    with pytest.raises(LocalProtocolError, match="has 10000001 characters"):
+        name_of(marks)
+    assert plain(marks) is not None
+
+
+def test_nothing_grows_beyond_what_is_looked_at() -> None:
+    """Four code points become one at the most, so nothing that is longer than that could be a name."""
+    decompositions = (unicodedata.normalize("NFD", chr(code)) for code in range(0x110000))
+    assert max(map(len, decompositions)) == 4
+    assert name_of("\u03b1\u0313\u0300\u0345" * MAX_LABEL) == "\u1f82" * MAX_LABEL
