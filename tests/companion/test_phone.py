@@ -781,7 +781,7 @@ def test_a_tunnel_service_is_a_number_and_a_url(number: int) -> None:
         "1=ws://host",
         "1=https://host",
         "1=wss://",
-        "1=wss://host/path",
+        "1=wss://host/../path",
         "1=wss://host?query",
         "1=wss://user@host",
         "1=wss://host:0",
