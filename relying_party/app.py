@@ -17,6 +17,7 @@ from contextlib import AbstractAsyncContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 from aiohttp import web
 
@@ -424,6 +425,7 @@ def _party(config: Config) -> CeremonyParty:
         top_origins=config.top_origins,
         algorithms=(*ALGORITHMS, *(ML_DSA if config.ml_dsa else ())),
         prf=config.prf,
+        backup_eligibility=config.backup_eligibility,
     )
 
 
@@ -464,14 +466,31 @@ async def _authenticated(
     except VerificationFailed as refusal:
         if refusal.check is Check.LIBRARY and credential is None:
             raise _refused_unknown(state, response.credential_id) from refusal
+        if refusal.check is Check.BACKUP_ELIGIBILITY and credential is not None:
+            _tell_eligibility(state, credential, outcome="refused")
         raise
     if credential is None:  # the ceremony has refused that already
         raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
     if done.use.counter_anomaly:
         state.metrics.count("counter_anomalies_total")
         logger.warning("a passkey's signature counter did not grow: it may have been copied")
+    if done.use.backup_eligible is not None:
+        _tell_eligibility(state, credential, outcome="accepted")
     _count_done(state, record.purpose, done.caller)
     return credential, done
+
+
+def _tell_eligibility(state: State, credential: Credential, *, outcome: str) -> None:
+    """An operator who hears that people are locked out needs the reason, and which provider it was."""
+    change = "lost" if credential.backup_eligible else "gained"
+    state.metrics.count("backup_eligibility_changes_total", change=change, outcome=outcome)
+    logger.warning(
+        "a passkey of provider %s %s its backup eligibility: %s (the policy is %s)",
+        UUID(bytes=credential.aaguid),
+        change,
+        outcome,
+        state.config.backup_eligibility,
+    )
 
 
 def _refused_unknown(state: State, credential_id: bytes) -> VerificationFailed:

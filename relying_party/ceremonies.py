@@ -39,7 +39,7 @@ from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
 
 from relying_party.callers import Caller, ClientKind
 from relying_party.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
-from relying_party.credentials import Credential, CredentialUse, User
+from relying_party.credentials import BackupEligibility, Credential, CredentialUse, User
 from relying_party.encoding import base64url, without_mark
 from relying_party.errors import Check, VerificationFailed
 from relying_party.messages import AuthenticationResponse, Nothing, RegistrationResponse
@@ -64,6 +64,7 @@ class RelyingParty:
     top_origins: Collection[str] = ()  # pages of others that may embed ours; none unless configured
     algorithms: tuple[int, ...] = tuple(ALGORITHMS)  # COSE, in the order we prefer
     prf: bool = False  # whether to ask for the prf extension
+    backup_eligibility: BackupEligibility = BackupEligibility.FIXED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -281,7 +282,8 @@ class Ceremonies:
         if record.allowed and credential.credential_id not in record.allowed:
             raise VerificationFailed(Check.NOT_ALLOWED)
         _check_owner(record, response, credential)
-        if data.is_backup_eligible() != credential.backup_eligible:
+        was, eligible = credential.backup_eligible, data.is_backup_eligible()
+        if not self._rp.backup_eligibility.allows(was=was, now=eligible):
             raise VerificationFailed(Check.BACKUP_ELIGIBILITY)
         _check_backup_flags(data)
         _check_extensions(data)
@@ -291,6 +293,7 @@ class Ceremonies:
             backed_up=data.is_backed_up(),
             counter_anomaly=_counter_stands_still(credential.sign_count, data.counter),
             used_at=int(now),
+            backup_eligible=None if eligible == was else eligible,
         )
         return Authentication(caller=record.caller, use=use)
 

@@ -26,6 +26,7 @@ from aiohttp import web
 
 from relying_party.app import make_app, make_metrics_app
 from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
+from relying_party.credentials import BackupEligibility
 from relying_party.errors import ExitStatus, RelyingPartyError, TransportError, UsageError
 from relying_party.http_server import Runner, tls_context
 from relying_party.names import printable
@@ -156,6 +157,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     )
     add("--ml-dsa", action="store_true", help="offer the ML-DSA algorithms after the others")
     add("--prf", action="store_true", help="ask passkeys for the prf extension")
+    add(
+        "--backup-eligibility",
+        choices=[str(one) for one in BackupEligibility],
+        default=BackupEligibility.FIXED,
+        help="whether a passkey that could not be synced may say later that it can (may-begin), or the "
+        "reverse too (may-change); default: fixed, the specification's rule",
+    )
     for name, seconds, about in (
         ("cookie", DEFAULT_LIFETIMES.cookie, "a browser's session lasts"),
         ("token", DEFAULT_LIFETIMES.token, "a device's token lasts before it must be refreshed"),
@@ -239,6 +247,7 @@ def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
         top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),
         ml_dsa=args.ml_dsa,
         prf=args.prf,
+        backup_eligibility=BackupEligibility(args.backup_eligibility),
         lifetimes=Lifetimes(
             cookie=args.cookie_seconds,
             token=args.token_seconds,

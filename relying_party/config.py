@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from fido2.rpid import suffixes, verify_rp_id
 
+from relying_party.credentials import BackupEligibility
 from relying_party.encoding import from_base64url
 from relying_party.errors import InvalidRequest, UsageError
 from relying_party.names import name_of
@@ -48,6 +49,7 @@ class Config:
     ml_dsa: bool = False  # whether to offer ML-DSA after the others
     prf: bool = False  # whether to ask for the prf extension
     mounted_at: str = ""  # the path below `home` where a service has mounted us; no slash at its end
+    backup_eligibility: BackupEligibility = BackupEligibility.FIXED
     manage: str = "/"  # paths of our pages, for /.well-known/passkey-endpoints
     enroll: str = "/"
     lifetimes: Lifetimes = DEFAULT_LIFETIMES
@@ -70,6 +72,7 @@ class Config:
         top_origins: tuple[str, ...] = (),
         ml_dsa: bool = False,
         prf: bool = False,
+        backup_eligibility: BackupEligibility = BackupEligibility.FIXED,
         lifetimes: Lifetimes = DEFAULT_LIFETIMES,
         mounted_at: str = "",
     ) -> "Config":
@@ -108,6 +111,7 @@ class Config:
             top_origins=frozenset(_check_https(origin) for origin in top_origins),
             ml_dsa=ml_dsa,
             prf=prf,
+            backup_eligibility=backup_eligibility,
             lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
             mounted_at=mounted_at,

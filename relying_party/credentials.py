@@ -6,6 +6,7 @@ returns, or none of it does.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Protocol
 
 from relying_party.sessions import Session
@@ -20,6 +21,17 @@ class User:
     display_name: str = field(repr=False)
 
 
+class BackupEligibility(StrEnum):
+    """Whether a passkey may say something else about its backup eligibility (BE) than at registration."""
+
+    FIXED = "fixed"  # the specification's rule (WebAuthn Level 3 §6.1.3, §7.2)
+    MAY_BEGIN = "may-begin"  # a provider that did not say at first that it syncs may say so later
+    MAY_CHANGE = "may-change"  # either way
+
+    def allows(self, *, was: bool, now: bool) -> bool:
+        return was == now or self is self.MAY_CHANGE or (self is self.MAY_BEGIN and now)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
     """A passkey as the relying party knows it (WebAuthn Level 3 §4, credential record)."""
@@ -30,7 +42,7 @@ class Credential:
     aaguid: bytes  # 16 bytes
     algorithm: int  # COSE
     sign_count: int
-    backup_eligible: bool  # never changes
+    backup_eligible: bool  # changes only where `BackupEligibility` lets it
     backed_up: bool
     transports: tuple[str, ...]
     attestation_object: bytes = field(repr=False)  # kept so that an audit can verify it later
@@ -52,6 +64,7 @@ class CredentialUse:
     backed_up: bool
     counter_anomaly: bool
     used_at: int
+    backup_eligible: bool | None = None  # what it became; None: what it was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

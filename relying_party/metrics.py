@@ -14,6 +14,10 @@ HELP: Final = {
     "request_seconds": ("histogram", "Time from a request's head to its answer."),
     "ceremonies_total": ("counter", "Ceremonies by purpose, kind of client and outcome."),
     "refusals_total": ("counter", "Ceremonies that did not verify, by the check that failed."),
+    "backup_eligibility_changes_total": (
+        "counter",
+        "Passkeys whose backup eligibility was gained or lost, and whether that was accepted or refused.",
+    ),
     "counter_anomalies_total": ("counter", "Signature counters that did not grow."),
     "refresh_reuse_total": ("counter", "Sessions ended since a spent refresh token came back."),
     "rate_limited_total": ("counter", "Requests that came too soon."),

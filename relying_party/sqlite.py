@@ -367,8 +367,16 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
 def _note_use(connection: sqlite3.Connection, use: CredentialUse, user_handle: bytes) -> User:
     changed = connection.execute(
         """UPDATE credentials SET sign_count = max(sign_count, ?), backed_up = ?, last_used_at = ?,
-        counter_anomalies = counter_anomalies + ? WHERE credential_id = ?""",
-        (use.sign_count, use.backed_up, use.used_at, use.counter_anomaly, use.credential_id),
+        counter_anomalies = counter_anomalies + ?, backup_eligible = coalesce(?, backup_eligible)
+        WHERE credential_id = ?""",
+        (
+            use.sign_count,
+            use.backed_up,
+            use.used_at,
+            use.counter_anomaly,
+            use.backup_eligible,
+            use.credential_id,
+        ),
     )
     user = _user_by_handle(connection, user_handle)
     if changed.rowcount != 1 or user is None:

@@ -278,7 +278,12 @@ AT_SIGN_IN: dict[str, Case] = {
     ),
     "eligible for backup all of a sudden": Case(
         check=Check.BACKUP_ELIGIBILITY,
-        cuts=(("if data.is_backup_eligible() != credential.backup_eligible:", "if False:"),),
+        cuts=(
+            (
+                "if not self._rp.backup_eligibility.allows(was=was, now=eligible):",
+                "if False:",
+            ),
+        ),
         backup_eligible=False,
     ),
     "a step-up that ends as a sign-in": Case(

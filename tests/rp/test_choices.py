@@ -13,8 +13,9 @@ from fido2.cose import CoseKey
 
 from relying_party.app import make_app
 from relying_party.config import ANDROID
+from relying_party.credentials import BackupEligibility
 from relying_party.errors import Check
-from tests.rp.authenticator_double import NO_FAULTS, Faults, b64, create, get, unb64
+from tests.rp.authenticator_double import BS, NO_FAULTS, SYNCED, UP, UV, Faults, b64, create, get, unb64
 from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 
 EMBEDDER = "https://shop.test"
@@ -246,3 +247,81 @@ async def test_conditional_mediation_is_for_browsers_and_names_nobody(site: Site
         (Browser(), {"mediation": "required"}),
     ):
         assert (await site.send(who, "POST", path, body)).slug == "invalid-request"
+
+
+GAINED, LOST = (UP | UV, SYNCED), (SYNCED, UP | UV)
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize(
+    ("policy", "flags", "taken"),
+    [
+        ("fixed", GAINED, False),
+        ("fixed", LOST, False),
+        ("may-begin", GAINED, True),
+        ("may-begin", LOST, False),
+        ("may-change", GAINED, True),
+        ("may-change", LOST, True),
+    ],
+    ids=["fixed-gained", "fixed-lost", "begin-gained", "begin-lost", "change-gained", "change-lost"],
+)
+async def test_a_changed_backup_eligibility_is_for_the_operator_to_judge_and_to_hear_of(
+    opened: Open, caplog: pytest.LogCaptureFixture, policy: str, flags: tuple[int, int], *, taken: bool
+) -> None:
+    async with opened(backup_eligibility=BackupEligibility(policy)) as site:
+        device = Device()
+        passkey, _ = await site.register(device, "ada", Faults(flags=flags[0]))
+        before = await site.state.store.credential(passkey.credential_id)
+        answer = await site.sign_in(device, passkey, Faults(flags=flags[1]))
+        stored = await site.state.store.credential(passkey.credential_id)
+        change, outcome = "gained" if flags is GAINED else "lost", "accepted" if taken else "refused"
+        assert (
+            "a passkey of provider 00112233-4455-6677-8899-aabbccddeeff"
+            f" {change} its backup eligibility: {outcome} (the policy is {policy})"
+        ) in caplog.messages
+        labels = f'change="{change}",outcome="{outcome}"'
+        counted = f"relying_party_backup_eligibility_changes_total{{{labels}}} 1"
+        assert counted in site.state.metrics.text().splitlines()
+        for secret in (b64(passkey.credential_id), passkey.credential_id.hex(), "ada"):
+            assert secret not in caplog.text
+        if not taken:
+            assert (answer.status, answer.slug) == (403, "verification-failed")
+            assert set(answer.body) == {"type", "title", "status"}  # the caller is not told which check
+            assert stored == before
+            return
+        assert answer.status == 200
+        assert (stored.backup_eligible, stored.backed_up) == (flags is GAINED, flags is GAINED)
+
+
+async def test_what_a_passkey_became_is_what_it_is_held_to(
+    opened: Open, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(backup_eligibility=BackupEligibility.MAY_BEGIN) as site:
+        device = Device()
+        passkey, _ = await site.register(device, "ada", Faults(flags=UP | UV))
+        assert (await site.sign_in(device, passkey, Faults(flags=SYNCED))).status == 200
+        caplog.clear()
+        assert (await site.sign_in(device, passkey, Faults(flags=SYNCED))).status == 200
+        assert caplog.messages == []
+        assert (await site.sign_in(device, passkey, Faults(flags=UP | UV))).slug == "verification-failed"
+
+
+async def test_a_step_up_follows_the_same_policy(opened: Open) -> None:
+    async with opened(backup_eligibility=BackupEligibility.MAY_BEGIN) as site:
+        browser = Browser()
+        passkey, _ = await site.register(browser, "ada", Faults(flags=UP | UV))
+        for flags, status in ((SYNCED, 200), (UP | UV, 403)):
+            ceremony, options = await site.begin(browser, "step-up")
+            response = get(passkey, options, WEB_ORIGIN, Faults(flags=flags))
+            assert (await site.finish(browser, "step-up", ceremony, response)).status == status
+
+
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize("policy", BackupEligibility, ids=str)
+async def test_no_policy_lets_a_passkey_be_synced_that_cannot_be(
+    opened: Open, policy: BackupEligibility
+) -> None:
+    async with opened(backup_eligibility=policy) as site:
+        passkey, _ = await site.register(Device(), "ada", Faults(flags=UP | UV))
+        answer = await site.sign_in(Device(), passkey, Faults(flags=UP | UV | BS))
+        assert answer.slug == "verification-failed"

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import ClientSession, TCPConnector
 from certificates import Certificate
 
-from tests.rp.authenticator_double import JSON, DeviceKey, create, get
+from tests.rp.authenticator_double import JSON, SYNCED, UP, UV, DeviceKey, Faults, create, get
 
 COMMAND = [sys.executable, "-m", "relying_party"]
 
@@ -188,7 +188,8 @@ async def test_metrics_have_an_address_of_their_own(tmp_path: Path) -> None:
 
 async def test_what_an_operator_chooses_is_what_clients_are_told(tmp_path: Path) -> None:
     (tmp_path / "rp.toml").write_text(
-        '[serve]\nml-dsa = true\nprf = true\nrelated-origin = ["https://rp.test"]\ntoken-seconds = 60\n'
+        '[serve]\nml-dsa = true\nprf = true\nbackup-eligibility = "may-begin"\n'
+        'related-origin = ["https://rp.test"]\ntoken-seconds = 60\n'
         f'android-app = ["{":".join(["00"] * 32)}"]\n',
         encoding="utf-8-sig",  # as an editor on Windows may save it
     )
@@ -199,11 +200,16 @@ async def test_what_an_operator_chooses_is_what_clients_are_told(tmp_path: Path)
             ceremony, options = await visitor.begin("registration", user_name="ada")
             assert [item["alg"] for item in options["pubKeyCredParams"]] == [-7, -8, -257, -48, -49, -50]
             assert options["extensions"] == {"credProps": True, "prf": {}}
-            body = {"ceremony": ceremony, "response": create(options, url)[1]}
+            passkey, response = create(options, url, Faults(flags=UP | UV))
+            body = {"ceremony": ceremony, "response": response}
             _, session = await visitor.post("/webauthn/registration/result", body)
             assert session["expires_at"] - session["auth_time"] == 60
-            async with http.get(f"{url}/.well-known/webauthn") as response:
-                assert "https://rp.test" in (await response.json())["origins"]
+            ceremony, options = await visitor.begin("authentication")
+            response = get(passkey, options, url, Faults(flags=SYNCED))
+            body = {"ceremony": ceremony, "response": response}
+            assert (await visitor.post("/webauthn/authentication/result", body))[0] == 200
+            async with http.get(f"{url}/.well-known/webauthn") as answer:
+                assert "https://rp.test" in (await answer.json())["origins"]
 
 
 USAGE_ERRORS: list[list[str]] = [
@@ -224,6 +230,7 @@ USAGE_ERRORS: list[list[str]] = [
     ["serve", "--listen", "127.0.0.1:0", "--related-origin", "http://rp.test"],
     ["serve", "--listen", "127.0.0.1:0", "--android-app", "com.example.app"],
     ["serve", "--listen", "127.0.0.1:0", "--metrics", "nowhere"],
+    ["serve", "--backup-eligibility", "sometimes"],
     ["serve", "--config"],
     ["serve", "--config", "no.toml"],
     ["serve", "--config", "broken.toml"],
