@@ -85,12 +85,12 @@ ROUTES: Final = [
 def _named(request: web.Request) -> bytes:
     data = from_base64url(request.match_info["id"])
     if not data:
-        raise NotFound("no such thing")
+        raise NotFound
     return data
 
 
 async def _account(state: State, user: User, session: Session) -> web.Response:
     registered = await state.store.registered(user.handle, now=state.clock())
     if registered is None:
-        raise NotSignedIn("no session goes with this request, or it has ended")
+        raise NotSignedIn("there is none, or it has ended")
     return json_answer(account_json(state.config, registered, session))

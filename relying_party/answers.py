@@ -136,7 +136,10 @@ def refused(refusal: Refusal) -> web.Response:
         )
     elif refusal.status == 401:
         headers["WWW-Authenticate"] = CHALLENGE_HEADER
-    return problem(refusal.slug, refusal.status, str(refusal), members=refusal.members, headers=headers)
+    detail = {} if refusal.detail is None else {"detail": refusal.detail}
+    return problem(
+        refusal.slug, refusal.status, refusal.title, members={**detail, **refusal.members}, headers=headers
+    )
 
 
 def cookie_name(config: Config) -> str:

@@ -231,7 +231,7 @@ async def registration_options(request: web.Request) -> web.Response:
     else:
         found = await session_of(state, caller, token)
         if found is None or found.user.handle != user.handle:
-            raise UserExists("that name is registered: sign in as that user to add a passkey")
+            raise UserExists("sign in as that user to add a passkey")
         require_fresh(state, found.session)
         existing = _descriptors(await state.store.credentials_of(user.handle))
         adds_to_user = True
@@ -573,12 +573,16 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
         logger.error("%s", error)  # noqa: TRY400  the message says it all
         headers = {"Retry-After": "5"}
         return problem(
-            "store-unavailable", 503, "the store does not answer", members={"retry_after": 5}, headers=headers
+            "store-unavailable",
+            503,
+            "The store cannot be used at the moment",
+            members={"retry_after": 5},
+            headers=headers,
         )
     except web.HTTPRequestEntityTooLarge:
-        return refused(PayloadTooLarge("the body is too large", limit=MOST_BODY))
+        return refused(PayloadTooLarge(limit=MOST_BODY))
     except web.HTTPNotFound:
-        return refused(NotFound("no such thing"))
+        return refused(NotFound("there is nothing at this address"))
     except web.HTTPException as error:
         response = http_problem(error.status)
         if "Allow" in error.headers:
@@ -588,4 +592,4 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
         # its message may hold anything, so only type and place are told
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.error("unexpected %s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
-        return problem("internal-error", 500, "this is our fault")
+        return problem("internal-error", 500, "Something failed on our side")

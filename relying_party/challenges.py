@@ -90,5 +90,5 @@ class Challenges:
         """The record, which is gone afterwards; `CeremonyGone` when it already was."""
         record = self._records.pop(name, None)
         if record is None or record.expires_at <= now:
-            raise CeremonyGone("the ceremony is unknown, was used, or has expired")
+            raise CeremonyGone("begin again")
         return record

@@ -61,13 +61,16 @@ class StoreUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
 
 
 class Refusal(RelyingPartyError):  # noqa: N818  an answer, not a fault
-    """A request is refused; `members` go into its problem document beside type, title and status."""
+    """A request is refused. Its problem document has these words and no others: none of a library, none of the request."""
 
     slug: ClassVar[str]
     status: ClassVar[int]
+    title: ClassVar[str]  # the same for each refusal of a kind
 
-    def __init__(self, message: str, **members: Any) -> None:
-        super().__init__(message)
+    def __init__(self, detail: str | None = None, **members: Any) -> None:
+        """detail: what was expected in this case, never what came. members: for programs, beside the others."""
+        super().__init__(detail or self.title)
+        self.detail: Final = detail
         self.members: Final = members
 
 
@@ -75,34 +78,39 @@ class InvalidRequest(Refusal):
     """The request is malformed: nothing was looked up and nothing changed."""
 
     slug, status = "invalid-request", 400
+    title = "The request is malformed"
 
 
 class ProofInvalid(Refusal):
     """The proof of key is missing, malformed, for another request, or was seen before."""
 
     slug, status = "proof-invalid", 401
+    title = "The proof of the caller's key does not hold"
 
 
 class ProofClock(Refusal):
     """A good proof, made at another time than now."""
 
     slug, status = "proof-clock", 401
+    title = "The caller's clock differs too much from the relying party's"
 
 
 class NotSignedIn(Refusal):
     """No session goes with the request, or it has ended."""
 
     slug, status = "not-signed-in", 401
+    title = "No session goes with this request"
 
 
 class StepUpRequired(Refusal):
     """The passkey was used too long ago for what is asked: use it again, then ask again (RFC 9470)."""
 
     slug, status = "step-up-required", 401
+    title = "The passkey was used too long ago for this"
 
     def __init__(self, max_age: int) -> None:
         """max_age: seconds."""
-        super().__init__("use your passkey again to do this", max_age=max_age)
+        super().__init__(max_age=max_age)
         self.max_age: Final = max_age
 
 
@@ -110,6 +118,7 @@ class BrowsersOnly(Refusal):
     """A device's session is for signing in on that device, and manages nothing."""
 
     slug, status = "browsers-only", 403
+    title = "Accounts are managed in a browser"
 
 
 class Check(StrEnum):
@@ -141,44 +150,51 @@ class VerificationFailed(Refusal):
     """A ceremony did not check out: the one answer for every reason (`check` stays inside)."""
 
     slug, status = "verification-failed", 403
+    title = "The response did not verify"
 
     def __init__(self, check: Check, **members: Any) -> None:
-        super().__init__("the response did not verify", **members)
+        super().__init__(**members)
         self.check: Final = check
 
 
 class NotFound(Refusal):
     slug, status = "not-found", 404
+    title = "There is no such thing, or it is not yours"
 
 
 class UserExists(Refusal):
     """The name is registered: only its owner's session adds a passkey to it."""
 
     slug, status = "user-exists", 409
+    title = "The user name is taken"
 
 
 class LastCredential(Refusal):
     """A user's only passkey is not removed: nobody could sign in any more."""
 
     slug, status = "last-credential", 409
+    title = "A user's only passkey is not removed"
 
 
 class CeremonyGone(Refusal):
     """The ceremony is unknown, was used, or has expired: begin again."""
 
     slug, status = "ceremony-gone", 410
+    title = "The ceremony is unknown, was used, or has expired"
 
 
 class PayloadTooLarge(Refusal):
     slug, status = "payload-too-large", 413
+    title = "The body is too large"
 
 
 class RateLimited(Refusal):
     """Too many requests, or too many at once: `retry_after` says when to come back."""
 
     slug, status = "rate-limited", 429
+    title = "There are too many requests"
 
     def __init__(self, retry_after: int) -> None:
         """retry_after: seconds."""
-        super().__init__("too many requests", retry_after=retry_after)
+        super().__init__(retry_after=retry_after)
         self.retry_after: Final = retry_after

@@ -217,10 +217,51 @@ def _decode(body: bytes, form: type[_Struct]) -> _Struct:
     try:
         return msgspec.json.decode(without_mark(body), type=form)
     except msgspec.ValidationError as error:
-        # names the member and the expected type, never the value
-        raise InvalidRequest(str(error)) from error
+        raise InvalidRequest(_what_is_wrong(str(error))) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("the body is not JSON") from error
+
+
+# What each member holds, for those who sent something else.
+_EXPECTED: Final = {
+    "user_name": "text",
+    "display_name": "text",
+    "label": "text or null",
+    "client": "an object",
+    "kind": '"device" or "android"',
+    "mediation": '"conditional"',
+    "refresh_token": "a refresh token",
+    "ceremony": "the name that came with the options",
+    "response": "an object",
+    "id": "text",
+    "rawId": "text",
+    "type": '"public-key"',
+    "clientExtensionResults": "an object",
+    "clientDataJSON": "text",
+    "attestationObject": "text",
+    "authenticatorData": "text",
+    "signature": "text",
+    "userHandle": "text",
+    "transports": "a list",
+}
+_PLACE: Final = re.compile(r"`\$((?:\.\w+)*)[^`]*`\Z")  # of our own members: others are not looked at
+_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+
+
+def _what_is_wrong(found: str) -> str:
+    """Which member is wrong, in our own words; msgspec's may change with its next version, and may repeat what came.
+
+    found: msgspec's message.
+    """
+    place = _PLACE.search(found)
+    path = place[1].removeprefix(".") if place else ""
+    missing = _MISSING.search(found)
+    if missing:
+        return f"{f'{path}.' if path else ''}{missing[1]} is missing"
+    if "unknown field" in found:
+        return f"{path or 'the body'} has a member that does not belong there"
+    expected = _EXPECTED.get(path.rpartition(".")[2], "as expected")
+    return f"{path} is not {expected}" if path else "the body is not a JSON object"
 
 
 def _credential_id(credential: _Credential) -> bytes:

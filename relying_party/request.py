@@ -110,7 +110,7 @@ async def signed_in(request: web.Request, state: State, *, reads: bool = False) 
     caller, token = caller_of(request, state, reads=reads)
     found = await session_of(state, caller, token)
     if found is None:
-        raise NotSignedIn("no session goes with this request, or it has ended")
+        raise NotSignedIn("there is none, or it has ended")
     return caller, found
 
 
@@ -118,7 +118,7 @@ async def account_holder(request: web.Request, state: State, *, reads: bool = Fa
     """Somebody who may manage their account: in a browser or an app, and not on a device."""
     _, found = await signed_in(request, state, reads=reads)
     if found.session.client_kind is ClientKind.DEVICE:
-        raise BrowsersOnly("accounts are managed in a browser, and not from a device's session")
+        raise BrowsersOnly("this is a device's session")
     return found
 
 
@@ -139,14 +139,14 @@ async def json_body(request: web.Request) -> bytes:
     if request.content_type != "application/json":
         raise InvalidRequest("expected application/json")
     if (request.content_length or 0) > MOST_BODY:
-        raise PayloadTooLarge("the body is too large", limit=MOST_BODY)
+        raise PayloadTooLarge(limit=MOST_BODY)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while chunk := await request.content.readany():
                 body += chunk
                 if len(body) > MOST_BODY:
-                    raise PayloadTooLarge("the body is too large", limit=MOST_BODY)
+                    raise PayloadTooLarge(limit=MOST_BODY)
     except TimeoutError as error:
         raise InvalidRequest("the body took too long") from error
     except (web.RequestPayloadError, ConnectionError) as error:

@@ -132,7 +132,7 @@ class SqliteStore:
             stored = _user_by_handle(connection, user.handle)
             if stored is None:
                 if connection.execute("SELECT 1 FROM users WHERE name = ?", (user.name,)).fetchone():
-                    raise UserExists("that name is registered")
+                    raise UserExists
                 connection.execute(
                     "INSERT INTO users VALUES (?, ?, ?, ?)",
                     (user.handle, user.name, user.display_name, credential.created_at),
@@ -239,7 +239,7 @@ class SqliteStore:
             if credential_id not in theirs:
                 return False
             if len(theirs) == 1:
-                raise LastCredential("this is the only passkey: without it nobody could sign in")
+                raise LastCredential("add another one before")
             connection.execute("DELETE FROM credentials WHERE credential_id = ?", (credential_id,))
             connection.execute(
                 "DELETE FROM sessions WHERE user_handle = ? AND credential_id = ? AND session_id <> ?",

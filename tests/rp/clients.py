@@ -55,6 +55,7 @@ class Answer:
         assert self.headers["Content-Type"].startswith("application/problem+json")
         assert self.body["status"] == self.status
         assert self.body["title"]
+        assert self.body.get("detail") != ""
         return str(self.body["type"]).removeprefix(PROBLEM)
 
 

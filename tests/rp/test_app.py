@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import logging
+import re
 import secrets
 import sqlite3
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from relying_party import app as app_module
 from relying_party import request as request_module
 from relying_party.app import make_app
-from relying_party.errors import Check, UsageError
+from relying_party.errors import Check, Refusal, UsageError
 from relying_party.http_server import Runner
 from relying_party.request import MOST_BODY
 from tests.rp.authenticator_double import Faults, b64, create, get, unb64
@@ -325,6 +326,69 @@ async def test_members_that_a_client_adds_to_webauthn_json_do_not_matter(site: S
     assert (await site.finish(device, "registration", ceremony, response)).status == 201
 
 
+OPTIONS, RESULT = POSTS[:2]
+SAID: list[tuple[str, Any, str]] = [
+    (OPTIONS, [], "the body is not a JSON object"),
+    (OPTIONS, "ada", "the body is not a JSON object"),
+    (OPTIONS, {}, "user_name is missing"),
+    (OPTIONS, {"user_name": 5}, "user_name is not text"),
+    (OPTIONS, {"user_name": ""}, "a name has 0 characters; 1 to 64 are expected"),
+    (OPTIONS, {"user_name": "ada", "s3cret": 1}, "the body has a member that does not belong there"),
+    (OPTIONS, {"user_name": "ada", "`$.x`": 1}, "the body has a member that does not belong there"),
+    (OPTIONS, {"user_name": "a", "client": 1}, "client is not an object"),
+    (OPTIONS, {"user_name": "a", "client": {"s3cret": 1}}, "client has a member that does not belong there"),
+    (OPTIONS, {"user_name": "a", "client": {"kind": "s3cret"}}, 'client.kind is not "device" or "android"'),
+    (POSTS[2], {"mediation": "s3cret"}, 'mediation is not "conditional"'),
+    (RESULT, {"ceremony": "x"}, "response is missing"),
+    (RESULT, {"ceremony": 1, "response": {}}, "ceremony is not the name that came with the options"),
+    (RESULT, {"ceremony": "x", "response": 5}, "response is not an object"),
+    (RESULT, {"ceremony": "x", "response": {"id": "a"}}, "response.rawId is missing"),
+    (RESULT, {"ceremony": "x", "response": {"id": "a", "rawId": 5}}, "response.rawId is not text"),
+    (
+        RESULT,
+        {"ceremony": "x", "response": {"id": "a", "rawId": "a", "type": "s3cret"}},
+        'response.type is not "public-key"',
+    ),
+    (
+        RESULT,
+        {"ceremony": "x", "response": {"id": "a", "rawId": "a", "type": "public-key", "response": {}}},
+        "response.response.clientDataJSON is missing",
+    ),
+]
+
+
+@pytest.mark.parametrize(("path", "body", "said"), SAID, ids=[said for _, _, said in SAID])
+async def test_what_is_wrong_with_a_body_is_said_in_our_own_words(
+    site: Site, path: str, body: Any, said: str
+) -> None:
+    answer = await site.send(Device(), "POST", path, body)
+    assert answer.body == {
+        "type": "urn:headless-passkey:problem:invalid-request",
+        "title": "The request is malformed",
+        "status": 400,
+        "detail": said,
+    }
+
+
+async def test_a_body_that_is_not_json_says_so(site: Site) -> None:
+    for body in (b"", b"{", b'{"user_name":"ada"} x', b'{"user_name":"\xff"}', b"\xef\xbb\xbf"):
+        answer = await site.raw("POST", OPTIONS, Browser().headers("POST", OPTIONS, 0), body)
+        assert (answer.slug, answer.body["detail"]) == ("invalid-request", "the body is not JSON")
+
+
+def test_each_refusal_has_a_title_of_its_own() -> None:
+    titles = {kind.title for kind in _refusals(Refusal)}
+    assert len(titles) == len(_refusals(Refusal)) > 10
+    for title in titles:
+        assert title == title.strip(".")
+        assert title[0].isupper()
+        assert not re.search(r"`|msgspec|aiohttp|fido2", title)
+
+
+def _refusals(kind: type[Refusal]) -> list[type[Refusal]]:
+    return [each for child in kind.__subclasses__() for each in (child, *_refusals(child))]
+
+
 async def test_members_that_a_client_adds_around_it_do(site: Site) -> None:
     for path in (POSTS[1], POSTS[3]):
         body = {"ceremony": "x", "response": {}, "more": 1}
@@ -512,6 +576,7 @@ async def test_any_bytes_get_a_problem(site: Site, path: str, body: bytes) -> No
     answer = await site.raw("POST", path, Browser().headers("POST", path, 0), body)
     if not (answer.status == 200 and path.endswith("options")):
         assert (answer.status, answer.slug) == (400, "invalid-request")
+        assert not re.search(r"`|Expected|Invalid|Object|malformed:|codec", answer.body["detail"])
 
 
 SIGNED_IN = [

@@ -89,7 +89,7 @@ async def test_a_provider_learns_that_its_passkey_is_unknown_here(visiting: Visi
     visitor.authenticator = first
     await visitor.put_back(removed)  # as from a provider that was not there to hear of it
     await sign_in(visitor)
-    await says(visitor, "the response did not verify")
+    await says(visitor, "The response did not verify")
     assert await visitor.credentials() == [], name  # signalUnknownCredential
 
 

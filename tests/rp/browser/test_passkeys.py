@@ -11,7 +11,7 @@ from tests.rp.browser.visitor import Visitor
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-REFUSED = "the response did not verify"
+REFUSED = "The response did not verify"
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ async def test_a_name_that_is_taken_is_refused(visiting: Visit) -> None:
     name = await registered(first)
     await second.page.get_by_label("User name").fill(name)
     await second.page.get_by_role("button", name="Create an account").click()
-    await says(second, "that name is registered")
+    await says(second, "The user name is taken")
     assert await second.credentials() == []
 
 
