@@ -78,6 +78,7 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TrustReason.CLOCK_SKEW, None): (
         f"set this machine's clock with {SET_CLOCK}; if it is right, the server's is wrong"
     ),
+    (TrustReason.CLOCK_SKEW, "members"): f"set both clocks, here with {SET_CLOCK}",
     (TrustReason.NOT_A_MEMBER, None): (
         "`headless-passkey leave`, then `headless-passkey join` with a new invitation"
     ),

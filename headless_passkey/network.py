@@ -2,14 +2,19 @@
 
 import os
 import ssl
+from typing import Final
 
 import aiohttp
 
 from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.mends import transport_error
+
+_NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR codes
+_HAS_EXPIRED: Final = 10
 
 
 def unreachable(error: Exception, host: str) -> TransportError:
-    """What went wrong between here and `host`, in a few words and without the URL.
+    """What went wrong between here and `host`, in a few words and without the URL; with a mend, where the certificate is to blame.
 
     error: what aiohttp or the system raised; host: how to call the server, with its name or address.
     """
@@ -31,4 +36,15 @@ def unreachable(error: Exception, host: str) -> TransportError:
             why = "it did not answer in time"
         case _:
             why = "it hung up before it answered"
-    return TransportError(f"{host} cannot be reached: {why}", reason=reason)
+    what = f"{host} cannot be reached: {why}"
+    if reason is TransportReason.UNTRUSTED_CERTIFICATE:
+        return transport_error(what, reason, "dates" if is_about_dates(error) else None)
+    return TransportError(what, reason=reason)
+
+
+def is_about_dates(error: BaseException | None) -> bool:
+    """Whether a certificate is refused for its dates, which a wrong clock here may be to blame for."""
+    if not isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return False
+    why = error.certificate_error
+    return isinstance(why, ssl.SSLCertVerificationError) and why.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED)

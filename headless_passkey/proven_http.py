@@ -33,6 +33,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.mends import with_mend
 from headless_passkey.network import unreachable
 from headless_passkey.proof import PROOF_HEADER, make_proof
 from headless_passkey.trust.signing import SigningKey, from_base64url
@@ -262,10 +263,8 @@ class ProvenHttp:
                 )
             case "proof-clock":
                 ahead = int(self._clock()) - problem.members.integer("now")
-                return TrustError(
-                    TrustReason.CLOCK_SKEW,
-                    f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {self._host}",
-                )
+                what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {self._host}"
+                return TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW))
             case _:
                 return problem
 

@@ -21,6 +21,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.mends import with_mend
 from headless_passkey.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
@@ -105,7 +106,12 @@ class RequestStatus:
             case RequestState.FAILED:
                 reason = self.reason or next((failure.reason for failure in self.failures), "unknown")
                 if reason in tuple(TrustReason):
-                    return TrustError(TrustReason(reason), f"the companion refused the request: {reason}")
+                    what = f"the companion refused the request: {reason}"
+                    if (
+                        reason == TrustReason.CLOCK_SKEW
+                    ):  # of another reason's mend we do not know whose it is
+                        what = with_mend(what, TrustReason.CLOCK_SKEW, "members")
+                    return TrustError(TrustReason(reason), what)
                 return TransportError(f"the companion could not hand the request to the phone: {reason}")
             case _:
                 return None

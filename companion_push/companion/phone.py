@@ -49,6 +49,7 @@ from headless_passkey.hybrid.ctap2 import Command, Status, User
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
+from headless_passkey.mends import with_mend
 from headless_passkey.names import printable
 from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
 
@@ -253,10 +254,8 @@ def check_url(text: str, *, now: float) -> FidoUrl:
             TrustReason.EXPIRED, f"the FIDO URL is {int(now - url.time)} s old, {MAX_AGE} s are allowed"
         )
     elif url.time - now > MAX_AHEAD:
-        raise TrustError(
-            TrustReason.CLOCK_SKEW,
-            f"the FIDO URL is from {int(url.time - now)} s ahead of our clock, {MAX_AHEAD} s are allowed",
-        )
+        what = f"the FIDO URL is from {int(url.time - now)} s ahead of our clock, {MAX_AHEAD} s are allowed"
+        raise TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW, "members"))
     return url
 
 

@@ -24,15 +24,12 @@ from headless_passkey.hybrid.tunnel_url import (
     connect_url,
     new_url,
 )
-from headless_passkey.network import unreachable
+from headless_passkey.network import is_about_dates, unreachable
 from headless_passkey.proven_http import open_session
 from headless_passkey.trust.signing import SoftwareSigningKey
 from headless_passkey.tunnel import TunnelRefused, open_tunnel
 
 LIMIT: Final = 10.0  # seconds for one request
-
-_NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR codes
-_HAS_EXPIRED: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +76,7 @@ def server_trouble(
         check,
         error,
         otherwise=SetupReason.WRONG_SERVER,
-        case="dates" if _is_about_dates(error) else case,
+        case="dates" if is_about_dates(error.__cause__) else case,
         names={"host": urlsplit(url).netloc if case == "path" else where.host or "", "url": web_url},
         status=status,
         subject=urlsplit(url).netloc,
@@ -160,15 +157,6 @@ def _no_tunnel_service(host: str, http_status: int, severity: Status) -> Finding
         status=severity,
         subject=host,
     )
-
-
-def _is_about_dates(error: BaseException) -> bool:
-    """Whether a certificate is refused for its dates, which a wrong clock here may be to blame for."""
-    cause = error.__cause__
-    if not isinstance(cause, aiohttp.ClientConnectorCertificateError):
-        return False
-    why = cause.certificate_error
-    return isinstance(why, ssl.SSLCertVerificationError) and why.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED)
 
 
 def _date(header: str) -> float | None:

@@ -9,6 +9,7 @@ from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
+from headless_passkey.mends import with_mend
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.hpke import HpkePrivateKey
@@ -79,9 +80,7 @@ def _device_in_ring(chain: RingChain, name: str) -> Member:
 def _check_times(announcement: Announcement, now: float) -> None:
     ahead = announcement.issued - int(now)
     if ahead > MAX_SKEW:
-        raise TrustError(
-            TrustReason.CLOCK_SKEW, f"the device's clock is {ahead} s ahead of this one; {MAX_SKEW} s may be"
-        )
+        raise _clock_skew(f"the device's clock is {ahead} s ahead of this one; {MAX_SKEW} s may be")
     late = int(now) - announcement.expires
     if late > MAX_SKEW:
         raise TrustError(
@@ -89,6 +88,10 @@ def _check_times(announcement: Announcement, now: float) -> None:
             f"by this clock the request was made {-ahead} s ago and expired {late} s ago; if it is new, the "
             f"clocks differ by {-ahead} s and {MAX_SKEW} s may be",
         )
+
+
+def _clock_skew(what: str) -> TrustError:
+    return TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW, "members"))
 
 
 def _check_ring(announcement: Announcement, chain: RingChain) -> None:
@@ -133,8 +136,6 @@ def _check_url(announcement: Announcement, now: float) -> None:
             TrustReason.EXPIRED, f"by this clock the FIDO URL is {age} s old; {MAX_URL_AGE} s may be"
         )
     if -age > MAX_SKEW:
-        raise TrustError(
-            TrustReason.CLOCK_SKEW, f"the FIDO URL is {-age} s ahead of this clock; {MAX_SKEW} s may be"
-        )
+        raise _clock_skew(f"the FIDO URL is {-age} s ahead of this clock; {MAX_SKEW} s may be")
     if url.hint_raw != announcement.kind:
         raise TrustError(TrustReason.KIND_MISMATCH, "the FIDO URL asks for something else than the envelope")

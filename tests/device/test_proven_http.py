@@ -273,6 +273,9 @@ async def test_a_clock_that_is_wrong_is_told_by_how_much(relays: int, saying: st
         with pytest.raises(TrustError, match=saying) as caught:
             await http.get("/")
     assert caught.value.reason is TrustReason.CLOCK_SKEW
+    assert str(caught.value).endswith(
+        ": set this machine's clock with `sudo timedatectl set-ntp true`; if it is right, the server's is wrong"
+    )
     assert len(server.seen) == 1
 
 

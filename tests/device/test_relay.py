@@ -338,6 +338,13 @@ def test_each_end_is_a_branch_of_the_error_tree(
     assert error.reason == reason
 
 
+def test_a_companion_that_refuses_for_the_clocks_says_what_to_do() -> None:
+    error = status(state="failed", reason="clock-skew").error()
+    assert str(error) == (
+        "the companion refused the request: clock-skew: set both clocks, here with `sudo timedatectl set-ntp true`"
+    )
+
+
 @pytest.mark.parametrize("state", ["pending", "delivered", "claimed", "opened", "completed"])
 def test_what_lives_or_went_well_is_no_error(state: str) -> None:
     assert status(state=state).error() is None

@@ -1,6 +1,7 @@
 """The websocket client against real servers on loopback: what it accepts, and what it refuses."""
 
 import asyncio
+import datetime as dt
 import logging
 import socket
 import ssl
@@ -315,6 +316,25 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
                 async with open_tunnel(url, tls=tls):
                     pass
             assert caught.value.reason is TransportReason.UNTRUSTED_CERTIFICATE
+            assert str(caught.value).endswith(
+                ": where the server has an authority of its own, name that with `--ca FILE`, which takes the"
+                " place of the system's; elsewhere somebody may be in between"
+            )
+
+
+@pytest.mark.parametrize(("days", "words"), [(-30, "has expired"), (30, "not yet valid")])
+async def test_a_certificate_out_of_its_dates_may_be_the_fault_of_this_clock(
+    tmp_path: Path, days: int, words: str
+) -> None:
+    certificate = make_certificate(tmp_path, now=dt.datetime.now(dt.UTC) + dt.timedelta(days=days))
+    async with service(tunnel_service(echo), certificate) as url:
+        with pytest.raises(TransportError, match=words) as caught:
+            async with open_tunnel(url, tls=tls_context(certificate.ca)):
+                pass
+    assert str(caught.value).endswith(
+        ": if this machine's clock is wrong, set it with `sudo timedatectl set-ntp true`; if it is right, the"
+        " server needs a new certificate"
+    )
 
 
 async def test_a_port_where_nobody_listens_is_named_as_such() -> None:
