@@ -8,7 +8,14 @@ from typing import Any, Final
 from companion_push.accounts import add_account
 from companion_push.database import open_database
 from headless_passkey.base_url import BaseUrl
-from headless_passkey.command_line import SettingsParser, UsageError, add_settings, label_or_name, out
+from headless_passkey.command_line import (
+    SettingsParser,
+    UsageError,
+    add_settings,
+    example,
+    label_or_name,
+    out,
+)
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
@@ -28,8 +35,10 @@ def add_parser(subparsers: Any) -> None:
         help="add an account and print its one-time code",
         description="Add an account and print its one-time code, with which the first companion joins. "
         "A name that nobody has joined yet gets a new code. The relay may be running.",
-        epilog="Example: companion-push account add alice --relay https://push.example | "
-        "companion-push companion join --code - --label 'My phone'",
+        epilog=example(
+            "companion-push account add alice --relay https://push.example |",
+            "    companion-push companion join --code - --label 'My phone'",
+        ),
     )
     parser.add_argument("name", metavar="NAME", type=label_or_name, help="what the account is called")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """``companion-push``: every program of this package under one command.
 
 Each program brings its own options (`add_parser` in its module). Only the module of the program that is asked
-for is imported, so that one program does not wait for, or need, what another is built on.
+for is imported, and what the program is built on only when it runs, so that one program does not wait for, or
+need, what another is built on, and ``--help`` needs nothing.
 """
 
 import argparse
@@ -11,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from headless_passkey.command_line import SettingsParser, fail, run
+from headless_passkey.command_line import SettingsParser, add_version, fail, missing, run
 from headless_passkey.errors import ExitStatus
-
-_OURS: Final = ("companion_push", "headless_passkey")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +40,12 @@ PROGRAMS: Final = {
         help="carry messages between a device and a phone, unread",
     ),
     "companion": Program(
-        module="companion_push.companion.command",
+        module="companion_push.companion.options",
         extra="push",
         help="the companion app: join, invite, run, members",
     ),
     "phone": Program(
-        module="companion_push.companion.command", extra="push", help="a software phone, for demos and tests"
+        module="companion_push.companion.options", extra="push", help="a software phone, for demos and tests"
     ),
     "ether": Program(
         module="companion_push.ether", extra="emulation", help="emulated Bluetooth controllers on one link"
@@ -59,26 +58,23 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     name = words[0] if words and words[0] in PROGRAMS else None
     try:
-        parser = make_parser(name)
+        args = make_parser(name).parse_args(words)
     except ModuleNotFoundError as error:
-        if name is None or (error.name or "").split(".")[0] in _OURS:
+        what = None if name is None else missing(error, PROGRAMS[name].extra)
+        if what is None:
             raise
-        message = f"{name} needs {error.name}: install headless-passkey[{PROGRAMS[name].extra}]"
-        return fail(ExitStatus.USAGE, "MissingDependency", None, message, as_json="--json" in words)
-    args = parser.parse_args(words)
-    return run(args.main, args)
+        return fail(ExitStatus.USAGE, "UsageError", None, what, as_json="--json" in words)
+    return run(args.main, args, extra=PROGRAMS[words[0]].extra)
 
 
 def make_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of one program; without `only`, of the bare list of programs.
-
-    Raises ModuleNotFoundError when the program is built on something that is not installed.
-    """
+    """The parser of one program; without `only`, of the bare list of programs."""
     parser = SettingsParser(
         prog="companion-push",
         description="Push relay, tunnel service, companion, software phone and emulated radio.",
         epilog="companion-push PROGRAM --help tells a program's options.",
     )
+    add_version(parser)
     subparsers = parser.add_subparsers(title="programs", metavar="PROGRAM", required=True)
     if only is None:
         for name, program in PROGRAMS.items():

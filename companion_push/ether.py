@@ -10,7 +10,7 @@ import ipaddress
 import logging
 from typing import Any, Final
 
-from headless_passkey.command_line import UsageError, add_settings, host_port, out, until_terminated
+from headless_passkey.command_line import UsageError, add_settings, example, host_port, out, until_terminated
 from headless_passkey.errors import TransportError
 
 CONTROLLERS: Final = 32
@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         "ether",
         help="emulated Bluetooth controllers on one virtual link, for demo and tests",
         description="Emulated Bluetooth controllers on one virtual link: one for every TCP connection.",
-        epilog="Example: companion-push ether --listen 127.0.0.1:0",
+        epilog=example("companion-push ether --listen 127.0.0.1:0"),
     )
     add_settings(parser, section="ether", environment="COMPANION_PUSH_ETHER")
     parser.add_argument(
@@ -51,10 +51,8 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the ether until the process is asked to end."""
-    try:
-        from companion_push.controllers import Air, Host  # noqa: PLC0415  bumble is an extra
-    except ImportError as error:
-        raise UsageError("the ether needs bumble: pip install 'headless-passkey[emulation]'") from error
+    from companion_push.controllers import Air, Host  # noqa: PLC0415  bumble is an extra
+
     host, port = args.listen
     if not (args.allow_remote or _is_loopback(host)):
         raise UsageError(f"{host} is not a loopback address; --allow-remote listens there all the same")

@@ -211,7 +211,7 @@ def main() -> int:
         app.middlewares.append(cheat)
         return app
 
-    with patch("companion_push.relay.command.make_app", make_rogue_app):
+    with patch("companion_push.relay.app.make_app", make_rogue_app):
         return companion_push(["relay", *words])
 
 

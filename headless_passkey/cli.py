@@ -15,6 +15,8 @@ from headless_passkey.command_line import (
     SettingsParser,
     UsageError,
     add_settings,
+    add_version,
+    example,
     expand_home,
     label_or_name,
     out,
@@ -44,11 +46,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser = SettingsParser(
         prog="headless-passkey",
         description="Sign in with a passkey on a device that has no screen.",
-        epilog="Example: headless-passkey sign-in --rp https://login.example",
+        epilog=example("headless-passkey sign-in --rp https://login.example"),
     )
+    add_version(parser)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    join = _command(commands, "join", _join, "join an account with an invitation")
+    join = _command(
+        commands,
+        "join",
+        _join,
+        "join an account with an invitation",
+        "headless-passkey join --invitation invitation.txt --label 'Kitchen hub'",
+    )
     join.add_argument(
         "--invitation", required=True, metavar="FILE", help="file with the invitation, or - for stdin"
     )
@@ -65,23 +74,34 @@ def make_parser() -> argparse.ArgumentParser:
     _state_option(join)
     _ca_option(join)
 
-    leave = _command(commands, "leave", _leave, "forget the account and this device's key")
+    leave = _command(
+        commands, "leave", _leave, "forget the account and this device's key", "headless-passkey leave"
+    )
     _state_option(leave)
 
-    status = _command(commands, "status", _status, "show what account this device belongs to, as JSON")
+    status = _command(
+        commands,
+        "status",
+        _status,
+        "show what account this device belongs to, as JSON",
+        "headless-passkey status | python3 -m json.tool",
+    )
     _state_option(status)
 
-    for name, act, help_text in (
-        ("sign-in", _sign_in, "sign in with a passkey on a phone"),
-        ("register", _register, "make a passkey on a phone"),
+    for name, act, help_text, user in (
+        ("sign-in", _sign_in, "sign in with a passkey on a phone", ""),
+        ("register", _register, "make a passkey on a phone", " --user ada"),
     ):
-        ceremony = _command(commands, name, act, help_text)
+        ceremony = _command(
+            commands, name, act, help_text, f"headless-passkey {name} --rp https://login.example{user}"
+        )
         _ceremony_options(ceremony)
     doctor = _command(
         commands,
         "doctor",
         _doctor,
         "say what would keep a sign-in from working, and what to do about it; with --json in one object",
+        "headless-passkey doctor --rp https://login.example",
     )
     doctor.add_argument("--rp", metavar="URL", type=_relying_party, help="look at this relying party too")
     _radio_options(doctor)
@@ -89,38 +109,38 @@ def make_parser() -> argparse.ArgumentParser:
     _state_option(doctor)
     _ca_option(doctor)
     inspect = _command(
-        commands, "inspect", _inspect, "show what the FIDO URL on stdin holds, without its secrets"
+        commands,
+        "inspect",
+        _inspect,
+        "show what the FIDO URL on stdin holds, without its secrets",
+        "headless-passkey inspect < url.txt",
     )
     inspect.add_argument("--advert", metavar="HEX", help="service data of an advert to open with it")
 
-    domain = _command(commands, "tunnel-domain", _tunnel_domain, "print the host of a tunnel domain number")
+    domain = _command(
+        commands,
+        "tunnel-domain",
+        _tunnel_domain,
+        "print the host of a tunnel domain number",
+        "headless-passkey tunnel-domain 0",
+    )
     domain.add_argument("number", metavar="N", type=_number)
     return parser
 
 
 def _command(
-    commands: Any, name: str, act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], help_text: str
-) -> SettingsParser:
-    parser: SettingsParser = commands.add_parser(name, help=help_text, description=help_text)
-    add_settings(parser, section=name, environment=f"{ENVIRONMENT}_{name.replace('-', '_').upper()}")
-    parser.set_defaults(command=_naming_the_extra(act))
-    return parser
-
-
-def _naming_the_extra(
+    commands: Any,
+    name: str,
     act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
-) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
-    """`act`, which says what to install where the bare core is installed and it needs more."""
-
-    async def command(args: argparse.Namespace) -> None:
-        try:
-            await act(args)
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("headless_passkey"):
-                raise
-            raise UsageError(f"this needs {error.name}: install headless-passkey[device]") from error
-
-    return command
+    help_text: str,
+    called: str,
+) -> SettingsParser:
+    parser: SettingsParser = commands.add_parser(
+        name, help=help_text, description=help_text, epilog=example(called)
+    )
+    add_settings(parser, section=name, environment=f"{ENVIRONMENT}_{name.replace('-', '_').upper()}")
+    parser.set_defaults(command=act)
+    return parser
 
 
 def _state_option(parser: argparse._ActionsContainer) -> None:

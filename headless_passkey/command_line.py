@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import textwrap
 import tomllib
 import traceback
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -30,7 +31,9 @@ from headless_passkey.errors import (
 )
 from headless_passkey.names import name_of, printable
 
+DISTRIBUTION: Final = "headless-passkey"
 STDIN: Final = 0
+_OURS: Final = ("headless_passkey", "companion_push")
 _LONGEST_MESSAGE: Final = 2000  # characters of a failure
 
 logger = logging.getLogger(__name__)
@@ -40,6 +43,16 @@ class UsageError(Exception):
     """The words of the call are wrong in a way argparse cannot see."""
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps each line of a description or epilog by itself, and leaves indented ones, such as examples, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = []
+        for line in text.splitlines():
+            lines += textwrap.wrap(line, width) if line.strip() and not line.startswith(" ") else [line]
+        return "\n".join(indent + line for line in lines)
+
+
 class SettingsParser(argparse.ArgumentParser):
     """An argument parser whose defaults may come from a TOML file and the environment."""
 
@@ -47,7 +60,9 @@ class SettingsParser(argparse.ArgumentParser):
     _environment: str | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"allow_abbrev": False, **kwargs})  # --config is looked for in full
+        super().__init__(
+            *args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs}
+        )  # --config is looked for in full
         # what file or environment say for options that may be repeated; as their default, the command line would add to it
         self._repeated: dict[argparse.Action, list[Any]] = {}
 
@@ -122,12 +137,51 @@ def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: 
         help="default: warning",
     )
     parser.epilog = (
-        (parser.epilog or "") + f"\nEvery option can be set as {environment}_OPTION too."
+        (parser.epilog or "") + f"\n\nEvery option can be set as {environment}_OPTION too."
     ).strip()
 
 
-def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: argparse.Namespace) -> int:
-    """Run `main(args)` to its exit status, telling a failure in one line on stderr."""
+def example(*lines: str) -> str:
+    """The part of an epilog that shows how a command is called."""
+    return "\n  ".join(("Example:", *lines))
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version: the distribution's, behind the program's name."""
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for, and not at every start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata  # noqa: PLC0415
+
+        try:
+            version = metadata.version(DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            version = "of a version that is not installed"
+        with contextlib.suppress(OSError):  # as --help, which nobody may be reading either
+            print(f"{parser.prog} {version}", flush=True)  # noqa: T201
+        parser.exit()
+
+
+def missing(error: ModuleNotFoundError, extra: str) -> str | None:
+    """What to install where `error` says that something of `extra` is not here; None when it is our own module."""
+    name = (error.name or "").partition(".")[0]
+    return None if name in _OURS else f"this needs {name}: install {DISTRIBUTION}[{extra}]"
+
+
+def run(
+    main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
+    args: argparse.Namespace,
+    *,
+    extra: str = "device",
+) -> int:
+    """Run `main(args)` to its exit status, telling a failure in one line on stderr.
+
+    extra: of the distribution, which brings what `main` is built on.
+    """
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the locale cannot write; as on stderr
@@ -151,6 +205,8 @@ def run(main: Callable[[argparse.Namespace], Coroutine[Any, Any, None]], args: a
         _forget_stdout()  # whoever read our output has gone: say nothing more
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
+        if isinstance(error, ModuleNotFoundError) and (what := missing(error, extra)):
+            return fail(ExitStatus.USAGE, "UsageError", None, what, as_json=args.json)
         # a foreign exception's message may hold anything, so only its type and place are shown
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"

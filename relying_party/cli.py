@@ -8,30 +8,23 @@ stderr and an exit status, never a traceback.
 import argparse
 import asyncio
 import contextlib
-import errno
-import ipaddress
 import json
 import logging
 import os
-import signal
-import socket
 import sys
+import textwrap
 import tomllib
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from aiohttp import web
-
-from relying_party.app import make_app, make_metrics_app
-from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.credentials import BackupEligibility
-from relying_party.errors import ExitStatus, RelyingPartyError, TransportError, UsageError
-from relying_party.http_server import Runner, tls_context
+from relying_party.errors import ExitStatus, RelyingPartyError
 from relying_party.names import printable
 from relying_party.sessions import Lifetimes
 
+DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
 LONGEST_MESSAGE: Final = 2000  # characters of a failure
@@ -48,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
     try:
-        asyncio.run(_serve(args))
+        asyncio.run(_run(args))
     except RelyingPartyError as error:
         return _fail(error.exit_status, type(error).__name__, str(error), as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -58,6 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
+        if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("relying_party"):
+            message = f"this needs {error.name}: install {DISTRIBUTION}[rp]"
+            return _fail(ExitStatus.USAGE, "UsageError", message, as_json=args.json)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         message = f"unexpected {type(error).__name__} at {where}; please report it"
@@ -65,12 +61,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     return ExitStatus.DONE
 
 
+async def _run(args: argparse.Namespace) -> None:
+    from relying_party.serving import serve  # noqa: PLC0415  --help needs nothing that it is built on
+
+    await serve(args, lambda line: _say(line, args))
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line; also what docs/cli.md is made from."""
     return _parsers()[0]
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps each line of a description or epilog by itself, and leaves indented ones, such as examples, as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        lines = []
+        for line in text.splitlines():
+            lines += textwrap.wrap(line, width) if line.strip() and not line.startswith(" ") else [line]
+        return "\n".join(indent + line for line in lines)
+
+
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for, and not at every start."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib import metadata  # noqa: PLC0415
+
+        try:
+            version = metadata.version(DISTRIBUTION)
+        except metadata.PackageNotFoundError:
+            version = "of a version that is not installed"
+        with contextlib.suppress(OSError):  # as --help, which nobody may be reading either
+            print(f"{parser.prog} {version}", flush=True)  # noqa: T201
+        parser.exit()
+
+
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+
     def error(self, message: str) -> NoReturn:
         """One line and status 2; argparse would print the whole usage first."""
         as_json = "--json" in sys.argv[1:]
@@ -79,17 +109,19 @@ class _Parser(argparse.ArgumentParser):
 
 def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     parser = _Parser(prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve = commands.add_parser(
         SECTION,
         help="serve registration, sign-in and a page that shows both",
         description="Serve registration and sign-in with passkeys, and a page that shows who is there. "
         "The first line on stdout is the base URL.",
-        epilog="Example: relying-party serve --listen 127.0.0.1:8443 --rp-id localhost --cert cert.pem "
-        f"--key key.pem. Every option can be set as {ENVIRONMENT}OPTION too.",
+        epilog="Example:\n  relying-party serve --listen 127.0.0.1:8443 --rp-id localhost \\\n"
+        "      --cert cert.pem --key key.pem\n\n"
+        f"Every option can be set as {ENVIRONMENT}OPTION too.",
         allow_abbrev=False,
     )
-    add = serve.add_argument
+    add, defaults = serve.add_argument, Lifetimes()
     add(
         "--listen",
         metavar="HOST:PORT",
@@ -165,10 +197,10 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         "reverse too (may-change); default: fixed, the specification's rule",
     )
     for name, seconds, about in (
-        ("cookie", DEFAULT_LIFETIMES.cookie, "a browser's session lasts"),
-        ("token", DEFAULT_LIFETIMES.token, "a device's token lasts before it must be refreshed"),
-        ("session", DEFAULT_LIFETIMES.session, "a device's session lasts, however often it is refreshed"),
-        ("fresh", DEFAULT_LIFETIMES.fresh, "after using a passkey one may add and remove passkeys"),
+        ("cookie", defaults.cookie, "a browser's session lasts"),
+        ("token", defaults.token, "a device's token lasts before it must be refreshed"),
+        ("session", defaults.session, "a device's session lasts, however often it is refreshed"),
+        ("fresh", defaults.fresh, "after using a passkey one may add and remove passkeys"),
     ):
         add(
             f"--{name}-seconds",
@@ -192,117 +224,6 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="default: warning",
     )
     return parser, serve
-
-
-async def _serve(args: argparse.Namespace) -> None:
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    if (args.cert is None) != (args.key is None):
-        raise UsageError("--cert and --key go together")
-    tls = None if args.cert is None else tls_context(args.cert, args.key)
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(one) for one in _listen(*args.listen)]
-        if tls is None:
-            _only_loopback(sockets, args)
-        config = _config(args, port=sockets[0].getsockname()[1], scheme="http" if tls is None else "https")
-        app = make_app(config)
-        runners = [Runner(app)]
-        try:
-            await runners[0].setup()
-            if args.metrics is not None:
-                inside = [stack.enter_context(one) for one in _listen(*args.metrics)]
-                runners.append(Runner(make_metrics_app(app)))
-                await runners[1].setup()
-                for one in inside:
-                    await web.SockSite(runners[1], one).start()
-                where = origin_of("http", args.metrics[0], inside[0].getsockname()[1])
-                _say(f"metrics at {where}/metrics", args)
-            for one in sockets:
-                await web.SockSite(runners[0], one, ssl_context=tls).start()
-            print(config.urls[0], flush=True)  # noqa: T201
-            await ended.wait()
-        finally:
-            for runner in reversed(runners):
-                await runner.cleanup()
-
-
-def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
-    host = args.listen[0]
-    listening = origin_of(scheme, host, port)
-    reached_at: tuple[str, ...] = (listening,)
-    if _is_loopback(host) and is_local(f"{scheme}://{args.rp_id}"):
-        reached_at = (origin_of(scheme, args.rp_id, port), listening)
-    return Config.make(
-        rp_id=args.rp_id,
-        rp_name=args.rp_name,
-        web_origins=tuple(_with_port(origin, port) for origin in args.origin),
-        device_origins=tuple(_with_port(origin, port) for origin in args.device_origin),
-        reached_at=reached_at,
-        store=args.store,
-        page_shows=args.page,
-        requests_per_minute=args.requests_per_minute,
-        related_origins=tuple(_with_port(origin, port) for origin in args.related_origin),
-        android_apps=tuple(args.android_app),
-        top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),
-        ml_dsa=args.ml_dsa,
-        prf=args.prf,
-        backup_eligibility=BackupEligibility(args.backup_eligibility),
-        lifetimes=Lifetimes(
-            cookie=args.cookie_seconds,
-            token=args.token_seconds,
-            session=args.session_seconds,
-            fresh=args.fresh_seconds,
-        ),
-    )
-
-
-def _with_port(origin: str, port: int) -> str:
-    scheme, separator, rest = origin.partition("://")
-    if separator and rest.endswith(":0"):
-        return origin_of(scheme, rest.removesuffix(":0").strip("[]"), port)
-    return origin
-
-
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A listening socket for each address of `host`, all on one port, also when that is any free one."""
-    listening = False
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            if family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            one = socket.socket(family, kind, protocol)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                one.bind((address[0], port, *address[2:]))
-                one.listen(128)
-            except OSError as error:
-                one.close()
-                if error.errno == errno.EADDRNOTAVAIL:
-                    continue  # such as ::1 where there is no IPv6
-                raise
-            port, listening = one.getsockname()[1], True
-            yield one
-    except OSError as error:
-        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    if not listening:
-        raise TransportError(f"cannot listen on {host}:{port}: not an address of this machine")
-
-
-def _only_loopback(sockets: Sequence[socket.socket], args: argparse.Namespace) -> None:
-    if not all(_is_loopback(one.getsockname()[0]) for one in sockets):
-        raise UsageError("without --cert and --key only loopback addresses are listened on")
-    _say("no certificate: plain HTTP, on loopback only", args)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return is_local(f"http://{host}")
 
 
 def _host_port(text: str) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 """The documentation's links lead somewhere, and its examples are taken by the programs they name."""
 
+import argparse
 import ast
 import importlib
 import re
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from companion_push.cli import PROGRAMS
 from companion_push.cli import make_parser as make_push_parser
 from headless_passkey.cli import make_parser as make_device_parser
 from relying_party.cli import make_parser as make_relying_party_parser
@@ -65,6 +67,44 @@ def test_the_readmes_python_is_python_and_its_imports_are_there(code: str) -> No
     for node in imports:
         module = importlib.import_module(str(node.module))
         assert all(hasattr(module, alias.name) for alias in node.names)
+
+
+def leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """The parsers of the commands that do something."""
+    children = [
+        child
+        for action in parser._actions
+        if isinstance(action, argparse._SubParsersAction)
+        for child in action.choices.values()
+    ]
+    yield from (leaf for child in children for leaf in leaves(child)) if children else (parser,)
+
+
+COMMANDS = {
+    leaf.prog: leaf
+    for parser in (make_device_parser(), *map(make_push_parser, PROGRAMS), make_relying_party_parser())
+    for leaf in leaves(parser)
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_command_shows_how_it_is_called(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example stands apart, on lines that no terminal breaks, and is taken by the program."""
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = COMMANDS[command].format_help().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    start = lines.index("Example:") + 1
+    assert lines[start - 2] == ""
+    example = lines[start : lines.index("", start)]
+    assert all(line.startswith("  ") for line in example)
+    words = shlex.split(re.split(r" [|<>]", "\n".join(example).replace("\\\n", " "))[0])
+    assert words[: len(command.split())] == command.split()
+    COMMANDS[command].parse_args(words[len(command.split()) :])
+
+
+def test_the_help_of_every_program_tells_of_its_settings() -> None:
+    for name, parser in COMMANDS.items():
+        assert "\n\nEvery option can be set as " in parser.format_help(), name
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])

@@ -1,16 +1,29 @@
 """What the programs say where an extra is not installed: one line with what to install, and status 2."""
 
+import argparse
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib.metadata import version
 
 import pytest
+
+from companion_push.cli import PROGRAMS
+from companion_push.cli import make_parser as make_push_parser
+from headless_passkey.cli import make_parser as make_device_parser
+from relying_party.cli import make_parser as make_relying_party_parser
+
+# what the extras bring; the distribution alone brings cryptography
+EXTRAS = (
+    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "joserfc", "msgspec", "publicsuffixlist", "rich", "segno", "yarl",
+)  # fmt: skip
 
 WITHOUT = """
 import sys
 
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("aiohttp", "fido2", "bleak", "bumble"):
+        if name.split(".")[0] in ABSENT:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Missing())
@@ -22,7 +35,7 @@ sys.exit(getattr(import_module(module), function)())
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT, *words]
+    command = [sys.executable, "-c", f"ABSENT = {EXTRAS!r}{WITHOUT}", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
@@ -33,15 +46,87 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
         (("headless_passkey.cli:main", "status"), "device"),
         (("headless_passkey.cli:main", "doctor"), "device"),
         (("companion_push.cli:main", "relay"), "push"),
+        (
+            ("companion_push.cli:main", "tunnel-service", "--listen", ":::0", "--cert", "c", "--key", "k"),
+            "push",
+        ),
+        (("companion_push.cli:main", "companion", "members"), "push"),
+        (
+            ("companion_push.cli:main", "phone", "--url", "-", "--credentials", "c", "--tunnel", "0=wss://x"),
+            "push",
+        ),
+        (("companion_push.cli:main", "ether", "--listen", "127.0.0.1:0"), "emulation"),
         (("relying_party.__main__:main", "serve"), "rp"),
     ],
-    ids=["sign-in", "status", "doctor", "relay", "relying-party"],
+    ids=[
+        "sign-in",
+        "status",
+        "doctor",
+        "relay",
+        "tunnel-service",
+        "companion",
+        "phone",
+        "ether",
+        "relying-party",
+    ],
 )
 def test_what_is_missing_is_named_with_the_extra_that_brings_it(words: tuple[str, ...], extra: str) -> None:
     done = run(*words)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
     assert f"install headless-passkey[{extra}]" in line
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
+    """The words after a program's name that lead to each of its parsers."""
+    yield ()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                for words in commands(child):
+                    yield name, *words
+
+
+HELPED = [
+    *(("headless_passkey.cli:main", *words) for words in commands(make_device_parser())),
+    *(
+        ("companion_push.cli:main", *words)
+        for name in PROGRAMS
+        for words in commands(make_push_parser(name))
+        if words
+    ),
+    ("companion_push.cli:main",),
+    *(("relying_party.__main__:main", *words) for words in commands(make_relying_party_parser())),
+]
+
+
+@pytest.mark.parametrize("words", HELPED, ids=" ".join)
+def test_help_needs_no_extra(words: tuple[str, ...]) -> None:
+    done = run(*words, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: ")
+
+
+def test_every_program_is_asked_for_help() -> None:
+    assert len(HELPED) > 20
+
+
+@pytest.mark.parametrize(
+    ("main", "program"),
+    [
+        ("headless_passkey.cli:main", "headless-passkey"),
+        ("companion_push.cli:main", "companion-push"),
+        ("relying_party.__main__:main", "relying-party"),
+    ],
+    ids=["headless-passkey", "companion-push", "relying-party"],
+)
+def test_a_program_says_its_version_and_needs_no_extra(main: str, program: str) -> None:
+    done = run(main, "--version")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        0,
+        f"{program} {version('headless-passkey')}\n",
+        "",
+    )
 
 
 def test_the_bare_core_needs_no_extra() -> None:

@@ -5,13 +5,17 @@ import socket
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
-
-from companion_push.http_server import Runner, tls_context
-from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig, check_public_url, is_loopback
 from companion_push.relay.mailbox import CEILING, Quota, Rate
-from headless_passkey.command_line import UsageError, add_settings, host_port, out, talk, until_terminated
+from headless_passkey.command_line import (
+    UsageError,
+    add_settings,
+    example,
+    host_port,
+    out,
+    talk,
+    until_terminated,
+)
 from headless_passkey.errors import LocalProtocolError, TransportError
 
 DEFAULT_STORE: Final = "companion-push.sqlite3"
@@ -26,8 +30,10 @@ def add_parser(subparsers: Any) -> None:
         help="carry sealed requests from devices to companions",
         description="Carry sealed requests from devices to companions, and open none. "
         "The first line on stdout is the base URL it listens on.",
-        epilog="Example: companion-push relay --listen 0.0.0.0:443 --public-url https://push.example"
-        " --cert cert.pem --key key.pem",
+        epilog=example(
+            "companion-push relay --listen 0.0.0.0:443 --public-url https://push.example \\",
+            "    --cert cert.pem --key key.pem",
+        ),
     )
     parser.add_argument(
         "--listen", type=host_port, default=("127.0.0.1", 8470), metavar="HOST:PORT",
@@ -65,6 +71,11 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the relay until the process is asked to end."""
+    from aiohttp import web  # noqa: PLC0415  --help needs none of this
+
+    from companion_push.http_server import Runner, tls_context  # noqa: PLC0415
+    from companion_push.relay.app import make_app  # noqa: PLC0415
+
     if (args.cert is None) != (args.key is None):
         raise UsageError("--cert and --key go together")
     tls = None if args.cert is None else tls_context(args.cert, args.key)

@@ -5,12 +5,8 @@ import logging
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
-
-from companion_push.http_server import Runner, tls_context
-from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.command_line import add_settings, host_port, out, until_terminated
+from headless_passkey.command_line import add_settings, example, host_port, out, until_terminated
 from headless_passkey.errors import TransportError
 
 SHUTDOWN_TIMEOUT: Final = 3.0  # seconds the tunnels have to close when the program is asked to end
@@ -25,7 +21,10 @@ def add_parser(subparsers: Any) -> None:
         "tunnel-service",
         help="carry messages between a device and a phone, unread",
         description="The hybrid transport's tunnel service: pairs two websockets and carries what they say, unread.",
-        epilog="Example: companion-push tunnel-service --listen 0.0.0.0:443 --cert cert.pem --key key.pem",
+        epilog=example(
+            "companion-push tunnel-service --listen 0.0.0.0:443 \\",
+            "    --cert cert.pem --key key.pem",
+        ),
     )
     add_settings(parser, section="tunnel-service", environment="COMPANION_PUSH_TUNNEL_SERVICE")
     parser.add_argument(
@@ -77,6 +76,11 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the tunnel service until the process is asked to end."""
+    from aiohttp import web  # noqa: PLC0415  --help needs none of this
+
+    from companion_push.http_server import Runner, tls_context  # noqa: PLC0415
+    from companion_push.tunnel_service.app import make_app  # noqa: PLC0415
+
     tls = tls_context(args.cert, args.key)
     limits = Limits(
         waiting=args.waiting,

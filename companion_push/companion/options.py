@@ -1,0 +1,248 @@
+"""The options of ``companion-push phone`` and ``companion-push companion``.
+
+What these programs do is in `command`, which is imported when one of them runs: their ``--help`` needs nothing
+that the bare core does not have.
+"""
+
+import argparse
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from companion_push.companion.advertiser.choose import DEFAULT
+from headless_passkey.command_line import add_settings, example, label_or_name
+from headless_passkey.trust.invitation import LIFETIME
+from headless_passkey.trust.ring import Role, is_rp_id
+
+if TYPE_CHECKING:
+    from companion_push.companion.phone import TunnelService
+
+DEFAULT_STATE: Final = "~/.local/state/companion-push"
+DEFAULT_TIMEOUT: Final = 120.0  # seconds for the phone: what tunnel services allow a transaction
+
+_ONCE: Final = """Exit status with --once or --pending:
+  0  the request was opened (and, with --opener phone, answered), or another
+     companion has it, or nothing was pending; --json tells these apart by
+     their stages
+  5  the phone said no        7  withdrawn or expired
+  6  declined                 8  refused by a check
+Without either it waits until SIGTERM or SIGINT, and ends with 0.
+"""
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``phone`` and ``companion`` to the programs of ``companion-push``."""
+    phone = subparsers.add_parser(
+        "phone",
+        help="a software phone, for demos and tests",
+        description="A phone in software, for demonstrations and tests: serves one FIDO URL, with passkeys in a file. "
+        "With --radio stdout it prints its advert, one line every half second.",
+        epilog=example(
+            "companion-push phone --url - --radio stdout --credentials passkeys.json \\",
+            "    --tunnel 300=wss://localhost:8443 --ca ca.pem --uv accept",
+        ),
+    )
+    add_settings(phone, section="phone", environment="COMPANION_PUSH_PHONE")
+    phone.add_argument("--url", metavar="FILE", required=True, help="file with the FIDO URL, or - for stdin")
+    _phone_options(phone, required=True)
+    phone.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT,
+        help=f"seconds for everything (default: {DEFAULT_TIMEOUT:g})",
+    )
+    _ca_option(phone, "tunnel service")
+    phone.set_defaults(main=_act("phone"))
+
+    companion = subparsers.add_parser(
+        "companion",
+        help="the companion app: join, invite, run, members",
+        description="The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.",
+        epilog="companion-push companion COMMAND --help tells a command's options.",
+    )
+    commands = companion.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_join(commands)
+    _add_invite(commands)
+    _add_run(commands)
+    _add_members(commands)
+
+
+def _add_join(commands: Any) -> None:
+    join = _command(
+        commands,
+        "join",
+        "found an account with its code, or join one with an invitation",
+        "companion-push companion join --code code.txt --label 'My phone'",
+    )
+    join.add_argument(
+        "--code",
+        metavar="FILE",
+        required=True,
+        help="file with the account code or invitation, or - for stdin",
+    )
+    join.add_argument(
+        "--label",
+        type=label_or_name,
+        required=True,
+        help="what people will call this companion, such as 'My phone'",
+    )
+
+
+def _add_invite(commands: Any) -> None:
+    invite = _command(
+        commands,
+        "invite",
+        "let a device or another companion in; the first line on stdout is the invitation, a secret",
+        "companion-push companion invite --kind device --rp-id login.example",
+    )
+    invite.add_argument("--kind", choices=[str(role) for role in Role], required=True)
+    invite.add_argument(
+        "--rp-id",
+        metavar="ID",
+        action="append",
+        type=_rp_id,
+        help="a relying party that the device may ask for; repeatable (default: any)",
+    )
+    invite.add_argument(
+        "--yes", action="store_true", help="let the newcomer in without asking: for automation"
+    )
+    invite.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=float(LIFETIME),
+        help=f"seconds to wait for the newcomer (default: {LIFETIME})",
+    )
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(
+        commands,
+        "run",
+        "wait for requests, ask, and bring what is approved to a phone",
+        "companion-push companion run --opener qr",
+    )
+    run.epilog = f"{run.epilog}\n\n{_ONCE}"
+    run.add_argument(
+        "--opener",
+        choices=("qr", "system", "command", "phone"),
+        default="qr",
+        help="how the FIDO URL gets to a phone: a QR code on the terminal (default), the system's URL launcher "
+        "(which sees the URL in its arguments), a command with the URL on stdin, or the software phone",
+    )
+    run.add_argument("--opener-command", metavar="CMD", help="for --opener command: what to start")
+    run.add_argument(
+        "--consent",
+        choices=("ask", "accept", "decline"),
+        default="ask",
+        help="ask at the terminal (default), or answer every request alike: for tests",
+    )
+    run.add_argument("--once", action="store_true", help="end when one request has ended")
+    run.add_argument(
+        "--pending", action="store_true", help="ask once what is pending, deal with that, and end"
+    )
+    phone = run.add_argument_group("for --opener phone, which is for demonstrations and tests")
+    _phone_options(phone, required=False)
+
+
+def _add_members(commands: Any) -> None:
+    _command(
+        commands,
+        "members",
+        "list who belongs to the account; with --json as one object",
+        "companion-push companion members",
+    )
+
+
+def _command(
+    commands: Any,
+    name: str,
+    summary_text: str,
+    called: str,
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary_text,
+        description=f"{summary_text[0].upper()}{summary_text[1:]}.",
+        epilog=example(called),
+    )
+    add_settings(parser, section=f"companion.{name}", environment=f"COMPANION_PUSH_COMPANION_{name.upper()}")
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        default=DEFAULT_STATE,
+        help=f"where this companion keeps its keys (default: {DEFAULT_STATE})",
+    )
+    _ca_option(parser, "relay")
+    parser.set_defaults(main=_act(name))
+    return parser
+
+
+def _ca_option(parser: argparse.ArgumentParser, whose: str) -> None:
+    parser.add_argument(
+        "--ca",
+        metavar="FILE",
+        type=Path,
+        help=f"PEM file of roots to believe for the {whose}, instead of the system's",
+    )
+
+
+def _phone_options(parser: Any, *, required: bool) -> None:
+    parser.add_argument(
+        "--credentials", metavar="FILE", type=Path, required=required, help="file of software passkeys"
+    )
+    parser.add_argument(
+        "--radio",
+        metavar="RADIO",
+        default=DEFAULT,
+        help=f"bluez[:ADAPTER], bumble:TRANSPORT or stdout (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--tunnel",
+        metavar="N=wss://HOST:PORT",
+        type=_tunnel_service,
+        action="append",
+        required=required,
+        help="tunnel service to use, and the number to name it by; the first counts",
+    )
+    parser.add_argument(
+        "--uv",
+        choices=("ask", "accept", "decline"),
+        default="ask",
+        help="user verification: ask at the terminal (default), or a policy for tests",
+    )
+
+
+def _act(name: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
+    async def act(args: argparse.Namespace) -> None:
+        from companion_push.companion.command import ACTS  # noqa: PLC0415
+
+        await ACTS[name](args)
+
+    return act
+
+
+def _tunnel_service(text: str) -> "TunnelService":
+    from companion_push.companion.phone import TunnelService  # noqa: PLC0415
+
+    try:
+        return TunnelService.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("expected a number of seconds") from error
+    if not 0 < seconds <= 86_400:
+        raise argparse.ArgumentTypeError("expected a number of seconds, at most a day")
+    return seconds
+
+
+def _rp_id(text: str) -> str:
+    if not is_rp_id(text):
+        raise argparse.ArgumentTypeError("expected a domain name in lower case")
+    return text

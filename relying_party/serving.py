@@ -1,0 +1,131 @@
+"""What ``relying-party serve`` does: listen where the settings say, and serve until told to end."""
+
+import argparse
+import asyncio
+import contextlib
+import errno
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+from aiohttp import web
+
+from relying_party.app import make_app, make_metrics_app
+from relying_party.config import Config, is_local, origin_of
+from relying_party.credentials import BackupEligibility
+from relying_party.errors import TransportError, UsageError
+from relying_party.http_server import Runner, tls_context
+from relying_party.sessions import Lifetimes
+
+
+async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
+    """Listen, and serve until the process is asked to end. say: tells the operator a line."""
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    if (args.cert is None) != (args.key is None):
+        raise UsageError("--cert and --key go together")
+    tls = None if args.cert is None else tls_context(args.cert, args.key)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(one) for one in _listen(*args.listen)]
+        if tls is None:
+            _only_loopback(sockets, say)
+        config = _config(args, port=sockets[0].getsockname()[1], scheme="http" if tls is None else "https")
+        app = make_app(config)
+        runners = [Runner(app)]
+        try:
+            await runners[0].setup()
+            if args.metrics is not None:
+                inside = [stack.enter_context(one) for one in _listen(*args.metrics)]
+                runners.append(Runner(make_metrics_app(app)))
+                await runners[1].setup()
+                for one in inside:
+                    await web.SockSite(runners[1], one).start()
+                where = origin_of("http", args.metrics[0], inside[0].getsockname()[1])
+                say(f"metrics at {where}/metrics")
+            for one in sockets:
+                await web.SockSite(runners[0], one, ssl_context=tls).start()
+            print(config.urls[0], flush=True)  # noqa: T201
+            await ended.wait()
+        finally:
+            for runner in reversed(runners):
+                await runner.cleanup()
+
+
+def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
+    host = args.listen[0]
+    listening = origin_of(scheme, host, port)
+    reached_at: tuple[str, ...] = (listening,)
+    if _is_loopback(host) and is_local(f"{scheme}://{args.rp_id}"):
+        reached_at = (origin_of(scheme, args.rp_id, port), listening)
+    return Config.make(
+        rp_id=args.rp_id,
+        rp_name=args.rp_name,
+        web_origins=tuple(_with_port(origin, port) for origin in args.origin),
+        device_origins=tuple(_with_port(origin, port) for origin in args.device_origin),
+        reached_at=reached_at,
+        store=args.store,
+        page_shows=args.page,
+        requests_per_minute=args.requests_per_minute,
+        related_origins=tuple(_with_port(origin, port) for origin in args.related_origin),
+        android_apps=tuple(args.android_app),
+        top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),
+        ml_dsa=args.ml_dsa,
+        prf=args.prf,
+        backup_eligibility=BackupEligibility(args.backup_eligibility),
+        lifetimes=Lifetimes(
+            cookie=args.cookie_seconds,
+            token=args.token_seconds,
+            session=args.session_seconds,
+            fresh=args.fresh_seconds,
+        ),
+    )
+
+
+def _with_port(origin: str, port: int) -> str:
+    scheme, separator, rest = origin.partition("://")
+    if separator and rest.endswith(":0"):
+        return origin_of(scheme, rest.removesuffix(":0").strip("[]"), port)
+    return origin
+
+
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    """A listening socket for each address of `host`, all on one port, also when that is any free one."""
+    listening = False
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            if family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            one = socket.socket(family, kind, protocol)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                one.bind((address[0], port, *address[2:]))
+                one.listen(128)
+            except OSError as error:
+                one.close()
+                if error.errno == errno.EADDRNOTAVAIL:
+                    continue  # such as ::1 where there is no IPv6
+                raise
+            port, listening = one.getsockname()[1], True
+            yield one
+    except OSError as error:
+        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    if not listening:
+        raise TransportError(f"cannot listen on {host}:{port}: not an address of this machine")
+
+
+def _only_loopback(sockets: Sequence[socket.socket], say: Callable[[str], None]) -> None:
+    if not all(_is_loopback(one.getsockname()[0]) for one in sockets):
+        raise UsageError("without --cert and --key only loopback addresses are listened on")
+    say("no certificate: plain HTTP, on loopback only")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return is_local(f"http://{host}")
