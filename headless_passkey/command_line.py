@@ -18,9 +18,11 @@ import sys
 import textwrap
 import tomllib
 import traceback
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TextIO
+from weakref import WeakKeyDictionary
 
 from headless_passkey.errors import (
     ExitStatus,
@@ -279,9 +281,52 @@ def until_terminated() -> "asyncio.Future[None]":
         if not asked.done():
             asked.set_result(None)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ask)
+    loop.add_signal_handler(signal.SIGTERM, ask)
+    _on_interrupt(ask)
     return asked
+
+
+@contextlib.contextmanager
+def interrupted_by_keyboard(act: Callable[[], object]) -> Iterator[None]:
+    """Ctrl-C (SIGINT) calls `act` while this is open, and does nothing else; the newest that is open counts."""
+    forget = _on_interrupt(act)
+    try:
+        yield
+    finally:
+        forget()
+
+
+def _on_interrupt(act: Callable[[], object]) -> Callable[[], None]:
+    """SIGINT calls `act`, until what this returns is called: then it does again what it did before."""
+    loop = asyncio.get_running_loop()
+    if loop not in _interrupts:
+        _interrupts[loop] = _Interrupts(before=signal.getsignal(signal.SIGINT))
+        loop.add_signal_handler(signal.SIGINT, _interrupts[loop].newest)
+    interrupts = _interrupts[loop]
+    interrupts.acts.append(act)
+
+    def forget() -> None:
+        interrupts.acts.remove(act)
+        if not interrupts.acts:
+            del _interrupts[loop]
+            loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, interrupts.before)
+
+    return forget
+
+
+@dataclass(slots=True, kw_only=True)
+class _Interrupts:
+    """What SIGINT does in one event loop, the newest last, and what it did before."""
+
+    before: Any
+    acts: list[Callable[[], object]] = field(default_factory=list)
+
+    def newest(self) -> None:
+        self.acts[-1]()
+
+
+_interrupts: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Interrupts]] = WeakKeyDictionary()
 
 
 def host_port(text: str) -> tuple[str, int]:

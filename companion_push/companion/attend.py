@@ -7,7 +7,14 @@ from typing import Any
 from companion_push.companion.consent import Answer, Consent
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, Stage
 from companion_push.companion.openers import Opener
-from headless_passkey.errors import HeadlessPasskeyError, NotApproved, Outcome, TrustError, TrustReason
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
 
 
 class Outcomes:
@@ -63,7 +70,8 @@ async def put_pending(
     """Put what is pending to the person, one act per request, until nothing is pending, or one is answered.
 
     When something arrives or goes while the person thinks, the question is taken back and asked anew, so that
-    nobody answers a question other than the one on the screen.
+    nobody answers a question other than the one on the screen. When nobody can be asked any more, that is reported,
+    so that the request is left to other companions, and raised.
     """
     while pending := inbox.pending:
         asking = asyncio.ensure_future(consent.ask(pending))
@@ -71,14 +79,18 @@ async def put_pending(
             await _first(asyncio.wait({asking}), _differs(inbox, pending))
             if not asking.done():
                 continue
-            request, answer = asking.result()
+            requests, answer = asking.result()
+        except TransportError as error:  # nobody can be asked here any more
+            for request in pending:
+                await inbox.reject(request, error)
+            raise
         finally:
             asking.cancel()
             await asyncio.wait({asking})
-        if request not in inbox.pending:
-            continue
-        outcomes.answered(await _carry_out(inbox, request, answer, opener))
-        if once:
+        answered = [request for request in requests if request in inbox.pending]
+        for request in answered:
+            outcomes.answered(await _carry_out(inbox, request, answer, opener))
+        if once and answered:
             return
 
 

@@ -153,7 +153,7 @@ async def invite(args: argparse.Namespace) -> None:
                     check_number=number,
                 )
             )
-            return terminal is None or await _yes(terminal, f"Let {label} in? y or n:")
+            return terminal is None or await terminal.yes(f"Let {label} in? y or n:")
 
         member = await _membership(args).invite(
             kind,
@@ -172,13 +172,6 @@ async def invite(args: argparse.Namespace) -> None:
             label=member.label,
         )
     )
-
-
-async def _yes(terminal: Terminal, question: str) -> bool:
-    while True:
-        answer = (await terminal.ask(question)).lower()
-        if answer in ("y", "yes", "n", "no"):
-            return answer in ("y", "yes")
 
 
 async def members(args: argparse.Namespace) -> None:

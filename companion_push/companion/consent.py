@@ -2,8 +2,9 @@
 
 Everything shown comes from the part that the device signed, and the device's name from the ring, where it got
 it when it joined. What names and notes hold is made harmless for the terminal first. Consent is one act per
-request: several that wait are listed, and the person says which one is meant. Where the device shows digits,
-typing them is the consent, once: a wrong number is an answer too.
+request: several that wait are listed, and the person says which one is meant, or that none is. Where the device
+shows digits, typing them is the consent, once: a wrong number is an answer too, and what is no number of so many
+digits is a slip. At the terminal, Ctrl-D and Ctrl-C mean no.
 """
 
 import time
@@ -15,9 +16,8 @@ from typing import Final, Protocol
 from companion_push.companion.inbox import CheckedRequest
 from companion_push.companion.terminal import Terminal
 from headless_passkey.names import printable
-from headless_passkey.trust.envelope import Kind
+from headless_passkey.trust.envelope import Announcement, Kind
 
-_YES: Final = ("y", "yes")
 _NO: Final = ("n", "no")
 _ASKS: Final = {Kind.GET_ASSERTION: "sign in", Kind.MAKE_CREDENTIAL: "create a passkey"}
 
@@ -30,11 +30,17 @@ class Answer(Enum):
     WRONG_DIGITS = "wrong digits"
 
 
+Answered = tuple[Sequence[CheckedRequest], Answer]
+
+
 class Consent(Protocol):
     """Somebody, or some policy, that answers requests."""
 
-    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[CheckedRequest, Answer]:
-        """Which of `pending` (at least one) is answered, and how. Cancelled when `pending` has changed."""
+    async def ask(self, pending: Sequence[CheckedRequest]) -> Answered:
+        """Which of `pending` (at least one) are answered, and how: one, or several with the same no.
+
+        Cancelled when `pending` has changed. `TransportError` when nobody can be asked any more.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,8 @@ class Policy:
 
     answer: Answer
 
-    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[CheckedRequest, Answer]:
-        return pending[0], self.answer
+    async def ask(self, pending: Sequence[CheckedRequest]) -> Answered:
+        return pending[:1], self.answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,36 +60,40 @@ class AtTerminal:
     terminal: Terminal
     clock: Callable[[], float] = time.time
 
-    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[CheckedRequest, Answer]:
+    async def ask(self, pending: Sequence[CheckedRequest]) -> Answered:
         request = pending[0] if len(pending) == 1 else await self._choose(pending)
+        if request is None:
+            return pending, Answer.NO
         self.terminal.show("", *describe(request, self.clock()))
         if request.announcement.digits is not None:
-            return request, await self._digits(request)
-        while True:
-            answer = (await self.terminal.ask("Approve? y or n:")).lower()
-            if answer in _YES:
-                return request, Answer.YES
-            if answer in _NO:
-                return request, Answer.NO
+            return [request], await self._digits(request.announcement)
+        return [request], Answer.YES if await self.terminal.yes("Approve? y or n:") else Answer.NO
 
-    async def _choose(self, pending: Sequence[CheckedRequest]) -> CheckedRequest:
+    async def _choose(self, pending: Sequence[CheckedRequest]) -> CheckedRequest | None:
+        """Which one the person means; None for none of them."""
         now = self.clock()
         self.terminal.show("", f"{len(pending)} requests are waiting:")
         for number, request in enumerate(pending, 1):
             self.terminal.show(f"  {number}  {summary(request)}, {_left(request, now)}")
-        by_number = {str(number): request for number, request in enumerate(pending, 1)}
-        while True:
-            answer = await self.terminal.ask("Which one? Number:")
-            if answer in by_number:
-                return by_number[answer]
+        meanings = {str(number): number for number in range(1, len(pending) + 1)} | dict.fromkeys(_NO, 0)
+        question = "Which one? Number, or n to decline them all:"
+        which = await self.terminal.ask(question, lambda line: meanings.get(line.lower()))
+        return pending[which - 1] if which else None
 
-    async def _digits(self, request: CheckedRequest) -> Answer:
-        typed = ""
-        while not typed:
-            typed = await self.terminal.ask("Type the digits that the device shows, or n to decline:")
-        if typed.lower() in _NO:
-            return Answer.NO
-        return Answer.YES if request.announcement.digits_match(typed) else Answer.WRONG_DIGITS
+    async def _digits(self, said: Announcement) -> Answer:
+        count = len(said.digits or "")
+
+        def meaning(line: str) -> Answer | None:
+            typed = "".join(line.split())
+            if typed.lower() in _NO:
+                return Answer.NO
+            if not (typed.isascii() and typed.isdigit() and len(typed) == count):
+                return None
+            return Answer.YES if said.digits_match(typed) else Answer.WRONG_DIGITS
+
+        question = "Type the digits that the device shows, or n to decline:"
+        answer = await self.terminal.ask(question, meaning, slip=f"That is no number of {count} digits.")
+        return answer or Answer.NO
 
 
 def summary(request: CheckedRequest) -> str:

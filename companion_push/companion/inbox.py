@@ -338,12 +338,13 @@ class Inbox:
             self._settle(request.key)
             self._tell(Stage.DECLINED, "declined", request)
 
-    async def reject(self, request: CheckedRequest, error: TrustError) -> None:
-        """A check that involves the user failed: this companion is out, the others are not."""
+    async def reject(self, request: CheckedRequest, error: TrustError | TransportError) -> None:
+        """A check that involves the user failed, or there is no user: this companion is out, the others are not."""
+        reason = _word(error)
         with self._in_hands(request):
-            self._tell(Stage.REFUSED, str(error), request, reason=error.reason)
-            self._settle(request.key, error.reason)
-            await self._relay.report(*request.key, Event.FAILED, error.reason)
+            self._tell(Stage.REFUSED, str(error), request, reason=reason)
+            self._settle(request.key, reason)
+            await self._relay.report(*request.key, Event.FAILED, reason)
             self._settle(request.key)
 
     async def approve(self, request: CheckedRequest, opener: Opener) -> bool:

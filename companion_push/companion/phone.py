@@ -423,12 +423,14 @@ def ask(terminal: Terminal) -> UserVerification:
         terminal.show("", _title(question))
         for number, user in enumerate(question.accounts, 1):
             terminal.show(f"  {number}  {_name(user)}")
-        several = len(question.accounts) > 1
-        answer = await terminal.ask("Number, or n to decline:" if several else "y or n:")
-        if not several:
-            return 0 if answer.lower() in ("y", "yes") else None
-        numbers = {str(number): number - 1 for number in range(1, len(question.accounts) + 1)}
-        return numbers.get(answer)
+        if len(question.accounts) < 2:
+            return 0 if await terminal.yes("y or n:") else None
+        meanings = {str(number): number for number in range(1, len(question.accounts) + 1)} | {
+            "n": 0,
+            "no": 0,
+        }
+        which = await terminal.ask("Number, or n to decline:", lambda line: meanings.get(line.lower()))
+        return which - 1 if which else None
 
     return verify
 

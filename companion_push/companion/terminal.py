@@ -2,21 +2,25 @@
 
 What others wrote (labels, names, notes) goes through `names.printable` first, so that it can neither move the
 cursor nor reverse the reading order nor fake a second line. What was typed before the question was asked
-does not answer it.
+does not answer it. What is no answer is asked again; Ctrl-D and Ctrl-C at a question mean no.
 """
 
 import asyncio
 import contextlib
 import locale
 import os
+import select
 import termios
-from collections.abc import Iterator
-from typing import Final, Self
+from collections.abc import Callable, Iterator
+from typing import Final, Self, TypeVar
 
-from headless_passkey.command_line import UsageError
+from headless_passkey.command_line import UsageError, interrupted_by_keyboard
 from headless_passkey.errors import TransportError
 
 _MAX_ANSWER: Final = 256  # bytes
+_YES_OR_NO: Final = {"y": True, "yes": True, "n": False, "no": False}
+
+T = TypeVar("T")
 
 
 class Terminal:
@@ -44,22 +48,61 @@ class Terminal:
         """Write lines; the caller has made what others wrote `printable`."""
         self._write("".join(f"{line}\n" for line in lines))
 
-    async def ask(self, question: str) -> str:
-        """One line of answer, without the spaces around it; `TransportError` when the terminal has gone.
+    async def ask(
+        self, question: str, answer: Callable[[str], T | None], *, slip: str | None = None
+    ) -> T | None:
+        """What the person answers; None when that is nothing more: Ctrl-D, or Ctrl-C.
 
-        Cancelling takes the question back: the line is ended, and a late answer goes nowhere.
+        answer: makes of a line what it means, or None when it is no answer, and then the question is asked
+        again. slip: what is said before that. `TransportError` when the terminal has gone. Cancelling takes the
+        question back: the line is ended, and a late answer goes nowhere.
         """
         async with self._turn:
-            termios.tcflush(self._descriptor, termios.TCIFLUSH)  # typed before it was asked
-            self._write(f"{question} ")
+            asking = asyncio.ensure_future(self._until_answered(question, answer, slip))
             try:
-                return (await self._line()).decode(self._encoding, errors="replace").strip()
-            except asyncio.CancelledError:
-                self._write("\n")
-                termios.tcflush(self._descriptor, termios.TCIFLUSH)
-                raise
+                with interrupted_by_keyboard(asking.cancel):  # from before the question is seen
+                    await asyncio.wait({asking})
+            finally:
+                asking.cancel()
+                await asyncio.wait({asking})
+                if asking.cancelled() or asking.exception() is not None:
+                    self._end_line()
+            return None if asking.cancelled() else asking.result()
 
-    async def _line(self) -> bytes:
+    async def yes(self, question: str) -> bool:
+        """Whether the person agrees: y or n, and nothing else."""
+        return await self.ask(question, lambda line: _YES_OR_NO.get(line.lower())) or False
+
+    async def _until_answered(
+        self, question: str, answer: Callable[[str], T | None], slip: str | None
+    ) -> T | None:
+        while True:
+            self._forget_keys()  # typed before it was asked
+            self._write(f"{question} ")
+            line = await self._line()
+            if line is None:
+                self._write("\n")
+                return None
+            meaning = answer(line.decode(self._encoding, errors="replace").strip())
+            if meaning is not None:
+                return meaning
+            if slip is not None:
+                self.show(slip)
+
+    def _end_line(self) -> None:
+        """A question that is not answered any more: what was typed of an answer goes nowhere."""
+        self._write("\n")
+        with contextlib.suppress(TransportError):
+            self._forget_keys()
+
+    def _forget_keys(self) -> None:
+        try:
+            termios.tcflush(self._descriptor, termios.TCIFLUSH)
+        except termios.error as error:
+            raise TransportError("the terminal has gone") from error
+
+    async def _line(self) -> bytes | None:
+        """None at the end of the input, which is Ctrl-D on an empty line."""
         typed = bytearray()
         while b"\n" not in typed and len(typed) < _MAX_ANSWER:
             await self._readable()
@@ -67,12 +110,21 @@ class Terminal:
                 piece = os.read(self._descriptor, _MAX_ANSWER)
             except BlockingIOError:
                 continue
-            except OSError:
-                piece = b""
+            except OSError as error:
+                raise TransportError("the terminal has gone") from error
             if not piece:
-                raise TransportError("the terminal has gone")
+                if self._has_hung_up():
+                    raise TransportError("the terminal has gone")
+                if not typed:
+                    return None
+                break  # Ctrl-D twice after something: the line, without its end
             typed += piece
         return bytes(typed).split(b"\n", 1)[0]
+
+    def _has_hung_up(self) -> bool:
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return any(events & (select.POLLHUP | select.POLLERR) for _, events in poll.poll(0))
 
     async def _readable(self) -> None:
         loop = asyncio.get_running_loop()

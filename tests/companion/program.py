@@ -115,6 +115,7 @@ class Screen:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._changed = asyncio.Event()
+        self._closed = False
         self.seen = ""
         asyncio.get_running_loop().add_reader(descriptor, self._read)
 
@@ -131,8 +132,11 @@ class Screen:
         return before + text
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
+        """The window is closed; once is enough."""
+        if not self._closed:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+        self._closed = True
 
     def _read(self) -> None:
         try:
@@ -146,10 +150,16 @@ class Screen:
 
 
 @contextlib.asynccontextmanager
-async def at_terminal(*words: object, stdin: str | None = None) -> AsyncIterator[tuple[Program, Screen]]:
-    """`companion-push words…` with a terminal to ask at; stdin, stdout and stderr are pipes all the same."""
+async def at_terminal(
+    *words: object, stdin: str | None = None, raw: bool = True
+) -> AsyncIterator[tuple[Program, Screen]]:
+    """`companion-push words…` with a terminal to ask at; stdin, stdout and stderr are pipes all the same.
+
+    raw: keys are bytes and not shown; otherwise Ctrl-C and Ctrl-D do what they do at any terminal.
+    """
     outer, inner = pty.openpty()
-    tty.setraw(outer)
+    if raw:
+        tty.setraw(outer)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",

@@ -175,13 +175,17 @@ async def test_a_device_is_invited_shown_and_let_in(relay: Relay, tmp_path: Path
     assert "only example.com" in stdout
 
 
-@pytest.mark.parametrize(("answer", "status"), [("y", 0), ("n", 6)])
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("y\n", 0), ("n\n", 6), ("\x03", 6), ("\x04", 6)],
+    ids=["y", "n", "Ctrl-C", "Ctrl-D"],
+)
 async def test_a_companion_is_let_in_by_a_person_who_saw_its_number(
     relay: Relay, tmp_path: Path, answer: str, status: int
 ) -> None:
     state = await founded(relay, tmp_path)
     invite = ["companion", "invite", "--kind", "companion", "--state", state]
-    async with at_terminal(*invite) as (inviter, screen):
+    async with at_terminal(*invite, raw=False) as (inviter, screen):
         join = [
             "companion",
             "join",
@@ -199,7 +203,7 @@ async def test_a_companion_is_let_in_by_a_person_who_saw_its_number(
             await screen.until("Let Tablet in? y or n:")
             screen.type("perhaps\n")
             await screen.until("y or n:")
-            screen.type(f"{answer}\n")
+            screen.type(answer)
             assert await inviter.ended() == status
             assert await newcomer.ended() == status
 
@@ -415,16 +419,60 @@ async def test_a_person_is_shown_the_request_and_asked(
 
 
 @pytest.mark.threat("T4")
-@pytest.mark.parametrize(("typed", "status"), [("31415926", 0), ("3141 5926", 0), ("31415927", 8), ("n", 6)])
-async def test_digits_are_typed_once(anna_outside: Someone, frame: Frame, typed: str, status: int) -> None:
-    await frame.ask(anna_outside.caller, digits="31415926")
+@pytest.mark.parametrize(
+    ("digits", "typed", "status"),
+    [
+        ("42", "42", 0),
+        ("42", "4 2", 0),
+        ("42", "43", 8),
+        ("42", "24", 8),
+        ("07", "07", 0),
+        ("31415926", "3141 5926", 0),
+        ("31415926", "31415927", 8),
+        ("42", "n", 6),
+        ("42", "No", 6),
+    ],
+)
+async def test_digits_are_typed_once_and_a_slip_is_asked_again(
+    anna_outside: Someone, frame: Frame, digits: str, typed: str, status: int
+) -> None:
+    await frame.ask(anna_outside.caller, digits=digits)
     async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
-        seen = await screen.until("Type the digits")
-        assert "31415926" not in seen
-        screen.type("\n")
-        await screen.until("Type the digits")
+        assert digits not in await screen.until("Type the digits")
+        for slip in ("", "y", "yes", digits[1:], f"{digits}0", "4x", "\u0664\u0662", "-4"):
+            screen.type(f"{slip}\n")
+            assert f"no number of {len(digits)} digits" in await screen.until("Type the digits")
         screen.type(f"{typed}\n")
         assert await program.ended() == status
+
+
+@pytest.mark.parametrize("key", ["\x03", "\x04"], ids=["Ctrl-C", "Ctrl-D"])
+@pytest.mark.parametrize("digits", [None, "42"], ids=["yes or no", "digits"])
+async def test_ctrl_c_and_ctrl_d_at_the_question_decline(
+    anna_outside: Someone, frame: Frame, key: str, digits: str | None
+) -> None:
+    name = await frame.ask(anna_outside.caller, digits=digits)
+    question = "Approve? y or n:" if digits is None else "Type the digits"
+    async with at_terminal(*anna_outside.words("--once", consent="ask"), raw=False) as (program, screen):
+        await screen.until(question)
+        screen.type("perhaps\n")
+        await screen.until(question)
+        screen.type(key)
+        assert await program.ended() == 6
+    assert await frame.state_of(name) == "declined"
+
+
+async def test_ctrl_c_at_the_question_declines_and_the_next_one_ends_a_companion_that_waits(
+    anna_outside: Someone, frame: Frame
+) -> None:
+    name = await frame.ask(anna_outside.caller)
+    async with at_terminal(*anna_outside.words(consent="ask"), raw=False) as (program, screen):
+        await screen.until("Approve? y or n:")
+        screen.type("\x03")
+        await program.until_stage("declined")
+        screen.type("\x03")
+        assert await program.ended() == 0
+    assert await frame.state_of(name) == "declined"
 
 
 @pytest.mark.threat("T4")
@@ -436,8 +484,11 @@ async def test_several_requests_are_listed_and_answered_one_by_one(
     first = await frame.ask(anna_outside.caller)
     second = await Frame(caller=newcomer, home=home).ask(anna_outside.caller)
     async with at_terminal(*anna_outside.words("--pending", consent="ask")) as (program, screen):
-        seen = await screen.until("Which one? Number:")
+        seen = await screen.until("Which one? Number")
         assert "2 requests are waiting" in seen
+        for slip in ("", "0", "3", "y", "first"):
+            screen.type(f"{slip}\n")
+            await screen.until("Which one? Number")
         number = next(line.split()[0] for line in seen.splitlines() if "second frame" in line)
         screen.type(f"{number}\n")
         await screen.until("Approve? y or n:")
@@ -449,6 +500,22 @@ async def test_several_requests_are_listed_and_answered_one_by_one(
         assert await program.ended() == 6
     assert await frame.state_of(first) == "declined"
     assert (await newcomer.status(second))["state"] == "opened"
+
+
+@pytest.mark.parametrize("keys", ["n\n", "\x03", "\x04"], ids=["n", "Ctrl-C", "Ctrl-D"])
+async def test_none_of_several_declines_them_all(
+    anna_outside: Someone, frame: Frame, home: Household, relay: Relay, keys: str
+) -> None:
+    newcomer = relay.caller(device("second frame"))
+    await home.append(*(each.person for each in (*home.companions, *home.devices, newcomer)))
+    first = await frame.ask(anna_outside.caller)
+    second = await Frame(caller=newcomer, home=home).ask(anna_outside.caller)
+    async with at_terminal(*anna_outside.words("--pending", consent="ask"), raw=False) as (program, screen):
+        await screen.until("Which one? Number, or n to decline them all:")
+        screen.type(keys)
+        assert await program.ended() == 6
+    assert await frame.state_of(first) == "declined"
+    assert (await newcomer.status(second))["state"] == "declined"
 
 
 async def test_a_request_that_is_withdrawn_takes_its_question_away(

@@ -85,20 +85,20 @@ def test_names_are_shown_as_people_write_them() -> None:
 
 
 class Scripted:
-    """A person who takes the given requests in turn, by the device's name."""
+    """A person who takes the given requests in turn, by the device's name; an empty one means all of them."""
 
     def __init__(self, *answers: tuple[str, Answer]) -> None:
         self.answers = list(answers)
         self.shown: list[list[str]] = []
         self.asked = asyncio.Event()
 
-    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[CheckedRequest, Answer]:
+    async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[Sequence[CheckedRequest], Answer]:
         self.shown.append([each.device.label for each in pending])
         self.asked.set()
         if not self.answers:
             await asyncio.Future()
         label, answer = self.answers.pop(0)
-        return next(each for each in pending if each.device.label == label), answer
+        return [each for each in pending if label in ("", each.device.label)], answer
 
 
 @pytest.fixture
@@ -117,6 +117,32 @@ async def test_several_requests_take_an_act_each(anna: Companion, frame: Frame, 
     await put_pending(anna.inbox, person, hands, Outcomes(), once=False)
     assert [sorted(each) for each in person.shown] == [["frame 0", "frame 1"], ["frame 0"]]
     assert len(hands.opened) == 1
+
+
+@pytest.mark.parametrize("once", [True, False])
+async def test_a_no_to_all_that_wait_declines_each(
+    anna: Companion, frame: Frame, second_frame: Frame, *, once: bool
+) -> None:
+    names = [(each, await each.ask(anna.caller)) for each in (frame, second_frame)]
+    await anna.inbox.poll()
+    await put_pending(anna.inbox, Scripted(("", Answer.NO)), Hands(), Outcomes(), once=once)
+    assert [await each.state_of(name) for each, name in names] == ["declined", "declined"]
+
+
+async def test_when_nobody_can_be_asked_the_request_is_left_to_others_with_the_reason(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    class Gone:
+        async def ask(self, pending: Sequence[CheckedRequest]) -> tuple[Sequence[CheckedRequest], Answer]:
+            raise TransportError("the terminal has gone")
+
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    with pytest.raises(TransportError, match="terminal"):
+        await put_pending(anna.inbox, Gone(), Hands(), Outcomes(), once=False)
+    status = await frame.caller.status(name)
+    assert status["state"] == "delivered"
+    assert status["failures"] == [{"by": anna.caller.name, "reason": "unreachable"}]
 
 
 @pytest.mark.threat("T4")

@@ -471,7 +471,7 @@ async def at_terminal(*words: object) -> AsyncIterator[tuple[Running, Terminal]]
         yield phone, terminal
 
 
-@pytest.mark.parametrize(("keys", "status", "code"), [("y\n", 0, 0), ("n\n", 6, 0x27), ("\n", 6, 0x27)])
+@pytest.mark.parametrize(("keys", "status", "code"), [("y\n", 0, 0), ("n\n", 6, 0x27), ("\nn\n", 6, 0x27)])
 async def test_the_user_is_asked_at_the_terminal(outside: Outside, keys: str, status: int, code: int) -> None:
     device = outside.device(MC)
     async with at_terminal(*outside.words(uv="ask")) as (phone, screen):
@@ -480,7 +480,11 @@ async def test_the_user_is_asked_at_the_terminal(outside: Outside, keys: str, st
             await line.send(creation())
             shown = await screen.until("y or n:")
             assert RP_ID in shown
-            screen.type(keys)
+            *slips, answer = keys.splitlines(keepends=True)
+            for slip in slips:
+                screen.type(slip)
+                await screen.until("y or n:")
+            screen.type(answer)
             assert (await line.reply()).code == code
             await line.goodbye()
         assert await phone.status() == status

@@ -275,7 +275,7 @@ async def test_several_requests_are_listed_and_answered_one_by_one(
     hub_asks, den_asks = await asyncio.gather(world.device(home.hub, "sign-in"), world.device(den, "sign-in"))
     await asyncio.gather(hub_asks.stage("submitted"), den_asks.stage("submitted"))
     companion = await world.companion(home.phone, "--pending", "--consent", "ask", in_front=terminal.in_front)
-    listed = await terminal.until("Which one? Number:")
+    listed = await terminal.until("Which one? Number, or n to decline them all:")
     (line,) = [line for line in listed.splitlines() if den in line]
     terminal.type(f"{line.split()[0]}\n")
     shown = await terminal.answer(APPROVE, "n")
