@@ -3,6 +3,10 @@
 `transact` runs a function on the open connection inside ``BEGIN IMMEDIATE`` and returns once the commit is on
 the disk (WAL with synchronous=FULL): what was acknowledged survives a kill or a power cut. `note` is for
 records that must survive a kill and may be lost with the power: it does not wait for the disk.
+
+While another process holds the write lock, a transaction waits `_BUSY_SECONDS` from when it was asked for, however
+many others wait with it. When the file is moved away, deleted or replaced, nothing is acknowledged any more: it
+would be in no file that anybody finds again.
 """
 
 import asyncio
@@ -13,9 +17,10 @@ import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 from typing import Final, TypeVar
 
-from companion_push.errors import StoreBusy, StoreUnusable
+from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 
 _APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header says that it is ours
 _BUSY_SECONDS: Final = 5.0  # an `account add` beside a running relay waits its turn
@@ -27,18 +32,45 @@ class Database:
     """An open store. Made by `open_database`."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path = path.absolute()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._durable: sqlite3.Connection
         self._quick: sqlite3.Connection
+        self._files: dict[Path, tuple[int, int] | None] = {}  # ours, by device and inode
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` as one transaction, durable when this returns; rolled back when it raises."""
-        return await self._in_worker(lambda: _transaction(self._durable, work))
+        """`work` as one transaction, durable when this returns; rolled back when it raises.
+
+        `StoreUnavailable`, of which `StoreBusy` is one, when the store does not answer.
+        """
+        asked = monotonic()
+        return await self._in_worker(lambda: self._checked(self._durable, work, asked))
 
     async def note(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """As `transact`, without waiting for the disk."""
-        return await self._in_worker(lambda: _transaction(self._quick, work))
+        asked = monotonic()
+        return await self._in_worker(lambda: self._checked(self._quick, work, asked))
+
+    def _checked(
+        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], asked: float
+    ) -> T:
+        left = max(0.0, asked + _BUSY_SECONDS - monotonic())
+        self._check()
+        try:
+            connection.execute(f"PRAGMA busy_timeout={int(left * 1000)}")
+            result = _transaction(connection, work)
+        except sqlite3.Error as error:
+            if _is_locked(error):
+                raise StoreBusy(f"another process keeps the store {self._path} locked") from error
+            raise StoreUnavailable(f"the store does not answer: {error}") from error
+        self._check()  # what was committed counts only if it is still there for others
+        return result
+
+    def _check(self) -> None:
+        if any(_identity(path) != known for path, known in self._files.items()):
+            raise StoreUnavailable(
+                f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
+            )
 
     async def _in_worker(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
@@ -49,6 +81,9 @@ class Database:
             self._durable = _connect(self._path, synchronous="FULL")
             _migrate(self._durable)
             self._quick = _connect(self._path, synchronous="NORMAL")
+            # the log and its index last as long as a connection is open
+            companions = (self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))
+            self._files = {path: _identity(path) for path in (self._path, *companions)}
 
     def _close(self) -> None:
         for connection in ("_quick", "_durable"):
@@ -113,16 +148,34 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as error:
         raise StoreUnusable(f"cannot use the store {path}: {error.strerror}") from error
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        if _is_locked(error):
             raise StoreBusy(f"another process keeps the store {path} locked") from error
         raise StoreUnusable(f"cannot use the store {path}: {error}") from error
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(f"{path} is not a store of this program") from error
 
 
+def _is_locked(error: sqlite3.Error) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0)  # the module's own errors have none
+    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
 def _make_private_file(path: Path) -> None:
-    """The file is its owner's alone from its first moment; SQLite gives its companions the same mode."""
-    os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    """The file is its owner's alone from its first moment; SQLite gives its companions the same mode.
+
+    One that is there is not touched: a process that closes a file lets go of all its locks on it, SQLite's too.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at `path`: device and inode; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _connect(path: Path, *, synchronous: str) -> sqlite3.Connection:

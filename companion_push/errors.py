@@ -4,14 +4,19 @@
 
     HeadlessPasskeyError
     ├── TransportError
-    │   └── StoreBusy      another process holds the store: trying again may help
-    └── StoreUnusable      the store's file cannot be opened, or is not one of ours
+    │   └── StoreUnavailable   the store does not answer: trying again may help
+    │       └── StoreBusy      another process holds it
+    └── StoreUnusable          the store's file cannot be opened, or is not one of ours
 """
 
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError, TransportError
 
 
-class StoreBusy(TransportError):  # noqa: N818  a state, not a fault
+class StoreUnavailable(TransportError):  # noqa: N818  a state, not a fault
+    """The store does not answer: locked, full, gone, or no longer the file at its path. Trying again may help."""
+
+
+class StoreBusy(StoreUnavailable):
     """Another process holds the store: trying again may help."""
 
 

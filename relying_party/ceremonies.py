@@ -118,8 +118,11 @@ class _ClientData(msgspec.Struct, rename="camel"):
     top_origin: str | Nothing = None
 
 
+@dataclass(init=False, frozen=True)
 class _MarkedClientData(CollectedClientData):
     """Client data that stood behind a byte order mark: read without it, and signed with it."""
+
+    challenge: bytes = field(repr=False)
 
     @property
     def hash(self) -> bytes:

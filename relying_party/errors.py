@@ -57,7 +57,9 @@ class TransportError(RelyingPartyError):
 
 
 class StoreUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
-    """The database does not answer: locked, full or gone. Retrying may help."""
+    """The database does not answer: locked, full, gone, or not the file at its path. Retrying may help."""
+
+    exit_status = ExitStatus.TRANSPORT
 
 
 class Refusal(RelyingPartyError):  # noqa: N818  an answer, not a fault

@@ -1,9 +1,14 @@
 """The store in one SQLite file.
 
-One worker thread owns the connection and runs whole transactions, one after the other, so that no two can
-interleave on it. With a write-ahead log and ``synchronous=FULL`` what a method acknowledged is still there
-after the process, or the machine, has died. The schema has a version; older files are brought up to date
-when they are opened, newer ones are refused.
+One thread writes and one reads, each with a connection of its own and one whole transaction after the other, so
+that no two interleave on a connection. With a write-ahead log and ``synchronous=FULL`` what a method acknowledged
+is still there after the process, or the machine, has died. The schema has a version; older files are brought up
+to date when they are opened, newer ones are refused.
+
+Others may use the file too, such as a backup or a shell. While one of them holds the write lock, reads go on, and
+a write waits `BUSY_TIMEOUT` seconds from when it was asked for, however many others wait with it. When the file is
+moved away, deleted or replaced, the store says so, and acknowledges nothing: what it wrote is in no file that
+anybody would find again.
 """
 
 import asyncio
@@ -12,10 +17,11 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from secrets import token_bytes
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
@@ -82,29 +88,72 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 
 
+class _Worker:
+    """A connection, and the one thread that uses it."""
+
+    def __init__(self, path: Path, name: str, *, check: Callable[[], None]) -> None:
+        """check: raises `StoreUnavailable` when the file is not there any more."""
+        self._path, self._check = path, check
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"relying-party-{name}")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self, prepare: Callable[[sqlite3.Connection, Path], None]) -> None:
+        """Open the connection and prepare it; `UsageError` when the file cannot be a store."""
+        self._connection = await self._run(lambda: _open(self._path, prepare))
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._run(connection.close)
+        self._thread.shutdown(wait=False)
+
+    async def transaction(self, kind: str, work: Callable[[sqlite3.Connection], _Value]) -> _Value:
+        """`work` as one transaction: ``DEFERRED`` or ``IMMEDIATE``. `StoreUnavailable` when that does not work now."""
+        connection, asked = self._connection, monotonic()
+        if connection is None:
+            raise StoreUnavailable("the store is closed")
+
+        def transaction() -> _Value:
+            left = max(0.0, asked + BUSY_TIMEOUT - monotonic())
+            try:
+                self._check()
+                connection.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
+                with _all_or_nothing(connection, kind):
+                    value = work(connection)
+                self._check()  # what was committed counts only if it is still there for others
+            except sqlite3.Error as error:
+                raise StoreUnavailable(f"the store does not answer: {error}") from error
+            return value
+
+        return await self._run(transaction)
+
+    async def _run(self, work: Callable[[], _Value]) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
 class SqliteStore:
     """A `CredentialStore` in a file; an async context manager that opens and closes it."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="relying-party-store")
-        self._connection: sqlite3.Connection | None = None
+        self._path = path.absolute()
+        self._writer = _Worker(self._path, "writer", check=self._check)
+        self._reader = _Worker(self._path, "reader", check=self._check)
+        self._files: dict[Path, tuple[int, int] | None] = {}  # ours, by device and inode
 
     async def __aenter__(self) -> Self:
         try:
-            self._connection = await self._in_worker(lambda: _open(self._path))
+            await self._writer.open(_prepare)
+            await self._reader.open(_only_read)
+            self._files = {path: _identity(path) for path in map(Path, _files_of(self._path))}
         except BaseException:
-            self._worker.shutdown(wait=False)
+            await self._close()
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._in_worker(connection.close)
-        self._worker.shutdown(wait=False)
+        await self._close()
 
     async def user_by_name(self, name: str) -> User | None:
         def work(connection: sqlite3.Connection) -> User | None:
@@ -266,12 +315,18 @@ class SqliteStore:
         return await self._transaction(work)
 
     async def secret(self, name: str) -> bytes:
-        def work(connection: sqlite3.Connection) -> bytes:
-            connection.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, token_bytes(32)))
+        def known(connection: sqlite3.Connection) -> bytes | None:
             row = connection.execute("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()
-            return bytes(row["value"])
+            return None if row is None else bytes(row["value"])
 
-        return await self._transaction(work, writes=True)
+        def made(connection: sqlite3.Connection) -> bytes | None:
+            connection.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, token_bytes(32)))
+            return known(connection)
+
+        found = await self._transaction(known) or await self._transaction(made, writes=True)
+        if found is None:
+            raise StoreUnavailable("the store does not keep its secrets")
+        return found
 
     async def _session_where(
         self, condition: str, token_hash: bytes, now: float
@@ -295,57 +350,97 @@ class SqliteStore:
     async def _transaction(
         self, work: Callable[[sqlite3.Connection], _Value], *, writes: bool = False
     ) -> _Value:
-        connection = self._connection
-        if connection is None:
-            raise StoreUnavailable("the store is closed")
+        worker, kind = (self._writer, "IMMEDIATE") if writes else (self._reader, "DEFERRED")
+        return await worker.transaction(kind, work)
 
-        def transaction() -> _Value:
-            try:
-                with _all_or_nothing(connection, "IMMEDIATE" if writes else "DEFERRED"):
-                    return work(connection)
-            except sqlite3.Error as error:
-                raise StoreUnavailable(f"the store does not answer: {error}") from error
+    def _check(self) -> None:
+        if any(_identity(path) != known for path, known in self._files.items()):
+            raise StoreUnavailable(
+                f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
+            )
 
-        return await self._in_worker(transaction)
-
-    async def _in_worker(self, work: Callable[[], _Value]) -> _Value:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+    async def _close(self) -> None:
+        await self._reader.close()
+        await self._writer.close()
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """A connection to a file of ours, made or brought up to date as needed; else `UsageError`."""
+def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:
+    """A connection to a file of ours, made when it is absent; `UsageError` when it cannot be one."""
     try:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # nobody else's to read
+        _make_private(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT)
         try:
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA foreign_keys = ON")
-            _migrate(connection, path)
+            prepare(connection, path)
         except BaseException:
             connection.close()
             raise
     except OSError as error:
         raise UsageError(f"cannot open the store {path}: {error.strerror}") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreUnavailable(f"another program keeps the store {path} locked") from error
+        raise UsageError(f"cannot open the store {path}: {error}") from error
     except sqlite3.Error as error:
         raise UsageError(f"cannot open the store {path}: {error}") from error
     return connection
 
 
+def _make_private(path: Path) -> None:
+    """Make the file nobody else's to read; SQLite gives its companions the same mode.
+
+    A file that is there is not touched: a process that closes one lets go of all its locks on it, SQLite's too.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if not _is_up_to_date(connection):
+        with _all_or_nothing(connection, "IMMEDIATE"):
+            _migrate(connection, path)
+
+
+def _only_read(connection: sqlite3.Connection, _: Path) -> None:
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("SELECT count(*) FROM users").fetchone()  # the file is there, and open, from now on
+
+
+def _is_up_to_date(connection: sqlite3.Connection) -> bool:
+    """Whether nothing has to be written first, so that the program starts although somebody holds the write lock."""
+    version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
+    return (version, application) == (len(MIGRATIONS), APPLICATION_ID)
+
+
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
-    with _all_or_nothing(connection, "IMMEDIATE"):
-        version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
-        tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        if application != APPLICATION_ID and (tables or version):
-            raise UsageError(f"{path} is a database of another program")
-        if version > len(MIGRATIONS):
-            raise UsageError(f"{path} was written by a newer version of this program")
-        for statements in MIGRATIONS[version:]:
-            for statement in statements:
-                connection.execute(statement)
-        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+    version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application != APPLICATION_ID and (tables or version):
+        raise UsageError(f"{path} is a database of another program")
+    if version > len(MIGRATIONS):
+        raise UsageError(f"{path} was written by a newer version of this program")
+    for statements in MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _files_of(path: Path) -> tuple[str, str, str]:
+    """The database, its write-ahead log and its index of that, which last as long as a connection is open."""
+    return f"{path}", f"{path}-wal", f"{path}-shm"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at `path`: device and inode; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import sqlite3
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -22,6 +21,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from companion_push.database import Database, open_database, sole_user
+from companion_push.errors import StoreUnavailable
 from companion_push.http_server import http_logger
 from companion_push.http_server import problem as untyped
 from companion_push.relay import operations, store
@@ -275,8 +275,8 @@ class Relay:
             try:
                 answer = await self._run("", operations.sweep)
                 logger.debug("swept: %d requests expired, %d held", answer.body["expired"], len(self.room))
-            except sqlite3.Error as error:
-                logger.warning("the store could not be swept: %s", type(error).__name__)
+            except StoreUnavailable as error:
+                logger.warning("the store could not be swept: %s", error)
             await asyncio.sleep(_SWEEP_SECONDS)
 
 
@@ -326,8 +326,8 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         logger.debug("a body could not be read: %s", type(error).__name__)
         problem = Problem(Slug.INVALID_REQUEST, "the body does not come as its headers say")
         response = _problem(problem)
-    except sqlite3.Error as error:
-        logger.error("the store does not answer: %s", error)  # noqa: TRY400  SQLite's words say it all
+    except StoreUnavailable as error:
+        logger.error("%s", error)  # noqa: TRY400  the message says it all
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
         response = _problem(problem)
     except Exception as error:  # noqa: BLE001  the edge of the application

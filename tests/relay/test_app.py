@@ -762,6 +762,18 @@ async def test_a_store_that_cannot_be_used_is_told_as_such_and_nothing_is_lost(
         assert (await frame.submit(anna, name=name)).status == 201
 
 
+async def test_a_store_whose_file_was_deleted_acknowledges_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_relay(tmp_path / "s") as relay:
+        home = await relay.household()
+        (frame,) = home.devices
+        relay.store.unlink()
+        refused = await frame.submit(home.companions[0])
+        assert (refused.status, refused.problem) == (503, "store-unavailable")
+        assert f"the store is no longer the file at {relay.store}" in caplog.text
+
+
 @pytest.mark.threat("T11")
 async def test_a_fault_of_ours_is_a_500_that_tells_nothing(
     home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -3,7 +3,8 @@
 import asyncio
 import sqlite3
 import stat
-from collections.abc import AsyncIterator
+import sys
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest_asyncio
 from companion_push import database as database_module
 from companion_push.accounts import add_account
 from companion_push.database import Database, open_database, sole_user
-from companion_push.errors import StoreBusy, StoreUnusable
+from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay import store
 from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request, State
 from companion_push.relay.operations import Call, sweep
@@ -175,6 +176,88 @@ async def test_a_store_that_is_locked_by_another_program_is_busy(
     assert "locked" in await refused_to_open(path, StoreBusy)
     connection.execute("ROLLBACK")
     connection.close()
+
+
+def the_file(db: sqlite3.Connection) -> str:
+    return str(db.execute("PRAGMA database_list").fetchone()[2])
+
+
+async def test_a_transaction_waits_from_when_it_was_asked_for_and_not_from_its_turn(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    await database.transact(lambda db: db.set_trace_callback(said.append))
+    for waited in (0, 3, 5, 60):  # in a queue, until it is this one's turn
+        monkeypatch.setattr(database_module, "monotonic", iter((100, 100 + waited)).__next__)
+        await database.transact(the_file)
+    timeouts = [line.rpartition("=")[2] for line in said if "busy_timeout" in line]
+    assert timeouts == ["5000", "2000", "0", "0"]
+
+
+async def test_all_who_wait_for_one_lock_are_told_that_the_store_is_busy(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.01)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    calls = [use(the_file) for use in (database.transact, database.note) for _ in range(10)]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    other.execute("ROLLBACK")
+    other.close()
+    assert {type(result) for result in results} == {StoreBusy}
+    assert await database.transact(the_file) == str(path)
+
+
+def _replace(path: Path) -> None:
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+@pytest.mark.parametrize("change", [Path.unlink, _replace], ids=["deleted", "replaced"])
+async def test_a_store_that_is_no_longer_the_file_at_its_path_acknowledges_nothing(
+    path: Path, database: Database, change: Callable[[Path], None], end: str
+) -> None:
+    await a_request(database)
+    change(Path(f"{path}{end}"))
+    for use in (database.transact, database.note):
+        with pytest.raises(StoreUnavailable, match="no longer the file at"):
+            await use(the_file)
+
+
+async def test_a_store_that_is_put_back_goes_on(path: Path, database: Database) -> None:
+    request = await a_request(database)
+    away = path.with_name("away")
+    (away.parent / path.name).rename(away)
+    with pytest.raises(StoreUnavailable):
+        await database.transact(lambda db: store.save(db, request.superseded()))
+    (away.parent / away.name).rename(path)
+    assert await database.transact(lambda db: store.request(db, "frame", "r1")) == request
+
+
+async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(
+    path: Path, database: Database
+) -> None:
+    with pytest.raises(StoreUnavailable, match="no longer"):
+        await database.transact(lambda _: path.unlink())
+
+
+async def test_another_program_that_opens_and_closes_the_file_changes_nothing(
+    path: Path, database: Database
+) -> None:
+    """A process that closes a file of its own lets go of all its locks on it: SQLite's too, which keep the log there."""
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('DELETE FROM spent'); c.commit(); c.close()"
+    async with open_database(path) as second:
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, path)
+        assert await other.wait() == 0
+        for each in (database, second):
+            assert await each.transact(the_file) == str(path)
+
+
+async def test_a_fault_of_ours_is_no_state_of_the_file(database: Database) -> None:
+    with pytest.raises(StoreUnavailable, match="no such table: nowhere"):
+        await database.transact(lambda db: db.execute("SELECT * FROM nowhere"))
 
 
 def test_a_store_has_one_relay_at_a_time(path: Path) -> None:

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from relying_party import app as app_module
 from relying_party import request as request_module
+from relying_party import sqlite as sqlite_module
 from relying_party.app import make_app
 from relying_party.errors import Check, Refusal, UsageError
 from relying_party.http_server import Runner
@@ -496,17 +497,35 @@ async def test_a_store_that_does_not_answer_is_a_problem_and_loses_nothing(
     passkey, _ = await site.register(device, "ada")
     ceremony, options = await site.begin(device, "authentication")
     response = get(passkey, options, device.client_origin)
+    browser = Browser()
+    await site.sign_in(browser, passkey)
     other = sqlite3.connect(site.config.store)
-    connection = site.state.store._connection
-    await site.state.store._in_worker(lambda: connection.execute("PRAGMA busy_timeout = 1"))
+    monkeypatch.setattr(sqlite_module, "BUSY_TIMEOUT", 0.001)
     try:
         other.execute("BEGIN IMMEDIATE")  # holds the write lock
         answer = await site.finish(device, "authentication", ceremony, response)
+        for path in ("/", "/me", "/session"):  # reads go on
+            assert (await site.send(browser, "GET", path)).status == 200
+        await site.begin(device, "authentication", user_name="ada")
     finally:
         other.close()
+    monkeypatch.undo()
     assert (answer.status, answer.slug) == (503, "store-unavailable")
     assert answer.headers["Retry-After"] == "5"
     assert (await site.sign_in(device, passkey)).status == 200
+
+
+async def test_a_store_whose_file_was_deleted_acknowledges_nothing(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    browser = Browser()
+    ceremony, options = await site.begin(browser, "registration", user_name="ada")
+    site.config.store.unlink()
+    response = create(options, WEB_ORIGIN)[1]
+    answer = await site.finish(browser, "registration", ceremony, response)
+    assert (answer.status, answer.slug) == (503, "store-unavailable")
+    assert (await site.send(Device(), "POST", POSTS[0], {"user_name": "eve"})).slug == "store-unavailable"
+    assert f"the store is no longer the file at {site.config.store}" in caplog.text
 
 
 async def test_a_fault_of_ours_is_a_problem_that_tells_nothing(

@@ -3,6 +3,9 @@
 import asyncio
 import sqlite3
 import stat
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,15 +89,20 @@ def _modes(folder: Path) -> dict[str, int]:
 
 async def test_nothing_is_acknowledged_before_it_is_on_disk(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s") as store:
-        connection = store._connection
-        assert connection is not None
-        values = await store._in_worker(
-            lambda: [
+        values = await store._transaction(
+            lambda connection: [
                 connection.execute(f"PRAGMA {name}").fetchone()[0]
                 for name in ("journal_mode", "synchronous", "foreign_keys")
-            ]
+            ],
+            writes=True,
         )
     assert values == ["wal", 2, 1]
+
+
+async def test_who_reads_cannot_write(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        with pytest.raises(StoreUnavailable, match="readonly"):
+            await store._transaction(lambda connection: connection.execute("DELETE FROM users"))
 
 
 async def test_a_refused_registration_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -169,6 +177,165 @@ async def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
         assert await two.user_by_name("ada") == ADA
         await two.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
         assert await one.user_by_name("eve") == EVE
+
+
+# Others who use the file
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Another program, such as a backup, holds the write lock."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.execute("ROLLBACK")
+        other.close()
+
+
+async def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 600.0)
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        with held(tmp_path / "s"):
+            writes = [asyncio.create_task(store.rename_user(ADA.handle, f"Ada {n}")) for n in range(5)]
+            for _ in range(5):
+                assert await store.user_by_name("ada") == ADA
+                assert await store.session(b"token", now=2) == (session(), ADA)
+                assert await store.credentials_of(ADA.handle) == [credential()]
+                assert len(await store.everyone(now=2, most=9)) == 1
+            assert not any(write.done() for write in writes)
+        for write in writes:
+            assert await write is not None
+        assert await store.user_by_name("ada") == replace(ADA, display_name="Ada 4")
+
+
+async def test_a_write_waits_from_when_it_was_asked_for_and_not_from_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        await store._transaction(lambda connection: connection.set_trace_callback(said.append), writes=True)
+        for waited in (0, 3, 5, 60):  # in a queue, until it is this one's turn
+            monkeypatch.setattr(sqlite, "monotonic", iter((100, 100 + waited)).__next__)
+            await store.rename_user(ADA.handle, "Ada")
+    timeouts = [line.rpartition("= ")[2] for line in said if "busy_timeout" in line]
+    assert timeouts == ["5000", "2000", "0", "0"]
+
+
+async def test_many_who_wait_for_one_lock_are_all_told_and_lose_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.01)
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        with held(tmp_path / "s"):
+            results = await asyncio.gather(
+                *(store.rename_user(ADA.handle, "Eve") for _ in range(20)), return_exceptions=True
+            )
+        assert {type(result) for result in results} == {StoreUnavailable}
+        assert await store.user_by_name("ada") == ADA
+        assert await store.rename_user(ADA.handle, "Ada") is not None
+
+
+async def test_another_program_that_opens_and_closes_the_file_changes_nothing(tmp_path: Path) -> None:
+    """A process that closes a file of its own lets go of all its locks on it: SQLite's too, which keep the log there."""
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('UPDATE users SET name = name'); c.commit(); c.close()"
+    async with SqliteStore(tmp_path / "s") as one, SqliteStore(tmp_path / "s") as two:
+        await one.register(credential(), ADA, session(), ends=None)
+        other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, tmp_path / "s")
+        assert await other.wait() == 0
+        for store in (one, two):
+            assert await store.user_by_name("ada") == ADA
+            assert await store.rename_user(ADA.handle, ADA.display_name) == ADA
+
+
+async def test_a_store_opens_although_another_program_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.01)
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        secret = await store.secret("decoy")
+    with held(tmp_path / "s"):
+        async with SqliteStore(tmp_path / "s") as store:
+            assert await store.user_by_name("ada") == ADA
+            assert await store.secret("decoy") == secret
+            with pytest.raises(StoreUnavailable):
+                await store.secret("a new one")
+
+
+async def test_an_older_file_that_is_held_is_not_brought_up_to_date_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with SqliteStore(tmp_path / "s"):
+        pass
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.01)
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",)))
+    with held(tmp_path / "s"), pytest.raises(StoreUnavailable, match="another program keeps") as error:
+        async with SqliteStore(tmp_path / "s"):
+            pytest.fail("opened")
+    assert error.value.exit_status == 4
+    async with SqliteStore(tmp_path / "s"):
+        pass
+
+
+def _replace(path: Path) -> None:
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    copy.replace(path)
+
+
+FILES = ["s", "s-wal", "s-shm"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("change", [Path.unlink, _replace], ids=["deleted", "replaced"])
+async def test_a_store_that_is_no_longer_the_file_at_its_path_acknowledges_nothing(
+    tmp_path: Path, change: Callable[[Path], None], name: str
+) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        change(tmp_path / name)
+        for work in (
+            store.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None),
+            store.rename_user(ADA.handle, "Eve"),
+            store.user_by_name("ada"),
+            store.session(b"token", now=2),
+        ):
+            with pytest.raises(StoreUnavailable, match="no longer the file at"):
+                await work
+
+
+@pytest.mark.parametrize("name", FILES)
+async def test_a_store_that_is_put_back_goes_on(tmp_path: Path, name: str) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        await store.register(credential(), ADA, session(), ends=None)
+        (tmp_path / name).rename(tmp_path / "away")
+        with pytest.raises(StoreUnavailable):
+            await store.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
+        (tmp_path / "away").rename(tmp_path / name)
+        assert await store.user_by_name("ada") == ADA
+        assert await store.user_by_name("eve") is None  # what was refused has not happened
+        await store.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
+
+
+async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as store:
+        with pytest.raises(StoreUnavailable, match="no longer"):
+            await store._transaction(lambda _: (tmp_path / "s").unlink(), writes=True)
+
+
+async def test_a_store_is_found_from_every_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with SqliteStore(Path("s")) as store:
+        monkeypatch.chdir("/")
+        await store.register(credential(), ADA, session(), ends=None)
+        assert await store.user_by_name("ada") == ADA
 
 
 async def test_a_closed_store_says_so(tmp_path: Path) -> None:
