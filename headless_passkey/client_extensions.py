@@ -203,7 +203,7 @@ class Prf:
         """``{"results": …}`` as far as the phone evaluated what was asked of this credential, or nothing."""
         salts = self.eval if credential_id is None else self.by_credential.get(credential_id, self.eval)
         values = _typed(output, "results", dict)
-        if salts is None or values is None:
+        if salts is None or not values:
             return {}
         asked = salts.ctap_values()
         came = {name: _typed(values, name, bytes) for name in asked}
@@ -224,7 +224,7 @@ def _deflate(data: bytes) -> bytes:
 def _blob(output: Mapping[str, Any]) -> bytes | None:
     """The large blob that the phone keeps for the credential, unpacked; None when it keeps none."""
     packed, size = _typed(output, "blob", bytes), _typed(output, "originalSize", int)
-    if packed is None and size is None:
+    if not packed and not size:
         return None
     if packed is None or size is None or not 0 <= size <= MAX_BLOB_SIZE:
         raise RemoteProtocolError("a large blob comes with its size, of at most 64 KiB")

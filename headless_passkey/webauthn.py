@@ -147,7 +147,7 @@ class AuthenticationOptions:
             ),
             credential_id=credential_id,
             user_handle=None if reply.user is None else reply.user.id,
-            user_name=None if reply.user is None else reply.user.name,
+            user_name=None if reply.user is None else reply.user.name or None,
         )
 
 

@@ -99,7 +99,7 @@ def get_assertion_requests() -> st.SearchStrategy[GetAssertionRequest]:
 
 
 def get_assertion_responses() -> st.SearchStrategy[GetAssertionResponse]:
-    """The user chose, or there may be more, or neither."""
+    """The user chose the one, or there may be more, or neither is said."""
     parts: dict[str, st.SearchStrategy[Any]] = {
         "auth_data": st.binary(max_size=200),
         "signature": st.binary(max_size=80),
@@ -108,9 +108,12 @@ def get_assertion_responses() -> st.SearchStrategy[GetAssertionResponse]:
         "large_blob_key": st.none() | exactly(32),
         "unsigned_extension_outputs": _extensions,
     }
-    return st.builds(GetAssertionResponse, **parts, user_selected=st.booleans()) | st.builds(
-        GetAssertionResponse, **parts, number_of_credentials=st.none() | st.integers(0, 1 << 32)
-    )
+    return st.builds(
+        GetAssertionResponse,
+        **parts,
+        number_of_credentials=st.none() | st.integers(0, 1),
+        user_selected=st.booleans(),
+    ) | st.builds(GetAssertionResponse, **parts, number_of_credentials=st.integers(0, 1 << 32))
 
 
 def make_credential_requests() -> st.SearchStrategy[MakeCredentialRequest]:

@@ -167,16 +167,16 @@ class GetAssertionResponse:
         credential = _get(values, 1, dict)
         user = _get(values, 4, dict)
         number_of_credentials = _unsigned(values, 5)
-        user_selected: bool | None = _get(values, 6, bool)
-        if number_of_credentials is not None and user_selected is not None:
+        user_selected = _option(values, 6, default=False)
+        if user_selected and (number_of_credentials or 1) > 1:
             raise RemoteProtocolError("the user chose a credential, and yet there are more to choose from")
         return cls(
             credential_id=None if credential is None else _descriptor_id(credential),
             auth_data=_required(values, 2, bytes),
             signature=_required(values, 3, bytes),
-            user=None if user is None else User.of(user),
+            user=None if user is None or user.get("id") == b"" else User.of(user),
             number_of_credentials=number_of_credentials,
-            user_selected=user_selected or False,
+            user_selected=user_selected,
             large_blob_key=_large_blob_key(values, 7),
             unsigned_extension_outputs=_extensions(values, 8),
         )

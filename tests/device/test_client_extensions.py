@@ -245,12 +245,15 @@ TWO_RESULTS = {"prf": {"results": {"first": FIRST, "second": SECOND}}}
         (EVAL, ONE_RESULT, {"prf": {"results": {"first": base64url(FIRST)}}}),
         (EVAL, TWO_RESULTS, {"prf": {"results": {"first": base64url(FIRST)}}}),
         (EVAL, {"prf": {"enabled": True}}, {"prf": {}}),
+        (EVAL, {"prf": {"results": {}}}, {"prf": {}}),
+        (EVAL, {"prf": {"results": None}}, {"prf": {}}),
         (
             EVAL_TWO,
             TWO_RESULTS,
             {"prf": {"results": {"first": base64url(FIRST), "second": base64url(SECOND)}}},
         ),
         ({"largeBlob": {"read": True}}, {}, {"largeBlob": {}}),
+        ({"largeBlob": {"read": True}}, {"largeBlob": {"blob": b"", "originalSize": 0}}, {"largeBlob": {}}),
         (
             {"largeBlob": {"read": True}},
             {"largeBlob": {"blob": deflated(b"blob"), "originalSize": 4}},

@@ -535,6 +535,32 @@ def test_an_answer_may_leave_out_what_the_allow_list_of_one_says() -> None:
     assert "userHandle" not in credential.response["response"]
 
 
+@pytest.mark.parametrize("user", [{"id": b""}, {"id": b"", "name": "", "displayName": ""}], ids=str)
+def test_a_user_without_a_handle_is_not_passed_on(user: dict[str, Any]) -> None:
+    phone = Phone()
+    options = authentication(allowCredentials=[{"type": "public-key", "id": base64url(phone.credential_id)}])
+    reply = cbor.decode_map(phone.asserts(options.ctap_request())) | {4: user}
+    credential = options.accept(cbor.encode(reply))
+    assert (credential.user_handle, credential.user_name) == (None, None)
+    assert "userHandle" not in credential.response["response"]
+    with pytest.raises(RemoteProtocolError, match="did not name the user"):
+        authentication().accept(cbor.encode(reply))
+
+
+def test_empty_names_are_no_names() -> None:
+    """As an iPhone sends them (2026)."""
+    options = authentication()
+    user = User(id=b"user-1", name="", display_name="")
+    credential = options.accept(Phone().asserts(options.ctap_request(), user=user))
+    assert (credential.user_handle, credential.user_name) == (b"user-1", None)
+
+
+def test_a_user_who_chose_the_one_credential_there_is_has_chosen() -> None:
+    options = authentication()
+    reply = Phone().asserts(options.ctap_request(), number_of_credentials=1, user_selected=True)
+    assert options.accept(reply).user_handle == b"user-1"
+
+
 def test_verification_that_was_not_required_may_be_missing() -> None:
     for word in ("preferred", "discouraged"):
         options = authentication(userVerification=word)

@@ -209,7 +209,7 @@ REFUSED: dict[str, tuple[type[Message], dict[Any, Any]]] = {
     "asserted: a credential without id": (GetAssertionResponse, ASSERTED | {1: {"type": KEY_TYPE}}),
     "asserted: a user of text": (GetAssertionResponse, ASSERTED | {4: "u"}),
     "asserted: a user without id": (GetAssertionResponse, ASSERTED | {4: {"name": "n"}}),
-    "asserted: a user with an empty id": (GetAssertionResponse, ASSERTED | {4: {"id": b""}}),
+    "asserted: a user with an empty text for an id": (GetAssertionResponse, ASSERTED | {4: {"id": ""}}),
     "asserted: a user with an id of 65 bytes": (GetAssertionResponse, ASSERTED | {4: {"id": bytes(65)}}),
     "asserted: a user with a name of bytes": (
         GetAssertionResponse,
@@ -263,6 +263,35 @@ def test_it_refuses(why: str) -> None:
     message, values = REFUSED[why]
     with pytest.raises(RemoteProtocolError):
         message.parse(cbor.encode(values))
+
+
+@pytest.mark.parametrize(
+    ("members", "selected"),
+    [
+        ({5: 1, 6: True}, True),
+        ({5: 0, 6: True}, True),
+        ({6: True}, True),
+        ({5: 1, 6: False}, False),
+        ({5: 2, 6: False}, False),
+        ({5: 2}, False),
+        ({5: None, 6: None}, False),
+    ],
+    ids=str,
+)
+def test_a_user_may_have_chosen_where_there_is_one_credential_to_choose(
+    members: dict[int, Any],
+    selected: bool,  # noqa: FBT001
+) -> None:
+    """CTAP 2.2 §6.2: userSelected is not for replies of which there are more, as numberOfCredentials says."""
+    reply = GetAssertionResponse.parse(cbor.encode(ASSERTED | members))
+    assert (reply.number_of_credentials, reply.user_selected) == (members.get(5), selected)
+
+
+def test_a_user_with_an_empty_handle_is_no_user() -> None:
+    reply = GetAssertionResponse.parse(
+        cbor.encode(ASSERTED | {4: {"id": b"", "name": "", "displayName": ""}})
+    )
+    assert reply.user is None
 
 
 @pytest.mark.threat("T12")
