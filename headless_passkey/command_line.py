@@ -18,6 +18,7 @@ import sys
 import textwrap
 import tomllib
 import traceback
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,7 @@ from headless_passkey.errors import (
     RemoteProtocolError,
     TransportError,
 )
+from headless_passkey.json_text import without_mark
 from headless_passkey.names import name_of, printable
 
 DISTRIBUTION: Final = "headless-passkey"
@@ -361,7 +363,7 @@ async def read_secret_line(source: str, *, limit: int = 16384) -> str:
     limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII: whatever it is, it is malformed.
     `TransportError` when there is nothing at all.
     """
-    text = await read_input(source, limit=limit + 2, first_line=True)
+    text = without_mark(await read_input(source, limit=limit + 2 + len(BOM_UTF8), first_line=True))
     if not text:
         raise TransportError("the input ended before a line came")
     line = text.split(b"\n", 1)[0].rstrip(b"\r")

@@ -34,6 +34,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
 from headless_passkey.names import name_of
 from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
@@ -241,8 +242,8 @@ def _read(state: Path) -> Enrolment | _Joining | None:
     if content is None:
         return None
     try:
-        members = Members(json.loads(content), FILE_NAME)
-    except (ValueError, RecursionError) as error:
+        members = Members(decode_json(content), FILE_NAME)
+    except ValueError as error:
         raise _damaged(state) from error
     if members.integer("format") != _FORMAT:
         raise RemoteProtocolError(

@@ -7,13 +7,13 @@ host, once in a process, in about 50 ms on two cores; a sign-in whose RP ID is t
 """
 
 import functools
-import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.json_text import decode_json
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
@@ -82,8 +82,8 @@ class RelatedOrigins:
         if len(document) > MAX_DOCUMENT_SIZE:
             raise RemoteProtocolError("a list of related origins has 256 KiB at most")
         try:
-            values = json.loads(document)
-        except (ValueError, RecursionError) as error:
+            values = decode_json(document)
+        except ValueError as error:
             raise RemoteProtocolError("the list of related origins is not JSON") from error
         origins = values.get("origins") if isinstance(values, dict) else None
         if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):

@@ -33,6 +33,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
 from headless_passkey.network import unreachable
 from headless_passkey.proof import PROOF_HEADER, make_proof
@@ -291,13 +292,9 @@ async def _read(response: aiohttp.ClientResponse) -> bytes:
 
 def _parse_json(content: bytes, host: str) -> Any:
     try:
-        return json.loads(content, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        return decode_json(content)
+    except ValueError as error:
         raise RemoteProtocolError(f"the answer of {host} is not JSON") from error
-
-
-def _refuse_constant(_name: str) -> None:
-    raise ValueError("not JSON")
 
 
 def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> Problem:

@@ -37,6 +37,7 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.keys import parse_uncompressed
+from headless_passkey.json_text import decode_json
 from headless_passkey.origins import RelatedOrigins, check_origin, host_of, is_within
 
 MAX_JSON_SIZE: Final = 64 * 1024
@@ -370,8 +371,8 @@ def _options_object(options: Any) -> dict[str, Any]:
         if len(options) > MAX_JSON_SIZE:
             raise RemoteProtocolError("the options are longer than 64 KiB")
         try:
-            options = json.loads(options)
-        except (ValueError, RecursionError) as error:
+            options = decode_json(options)
+        except ValueError as error:
             raise RemoteProtocolError("the options are not JSON") from error
     if isinstance(options, Mapping) and isinstance(options.get("publicKey"), Mapping):
         options = options["publicKey"]

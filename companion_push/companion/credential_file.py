@@ -20,6 +20,7 @@ from companion_push.companion.software_key import (
 )
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import User
+from headless_passkey.json_text import without_mark
 from headless_passkey.private_file import lock, read_private, write_private
 
 _VERSION: Final = 1
@@ -66,7 +67,7 @@ class CredentialFile:
         if content is None:
             return SoftwareKey(synced=self.synced)
         try:
-            file = msgspec.json.decode(content, type=_File)
+            file = msgspec.json.decode(without_mark(content), type=_File)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # the decoder's message may quote what it read, and that may be a key
             raise RemoteProtocolError(f"{self.path} is not a file of software passkeys") from error

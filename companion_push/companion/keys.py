@@ -21,6 +21,7 @@ from typing import Annotated, Final, Self, TypeVar
 import msgspec
 
 from headless_passkey.errors import LocalProtocolError, NotEnrolled, RemoteProtocolError, TransportError
+from headless_passkey.json_text import without_mark
 from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
@@ -268,7 +269,7 @@ class CompanionState:
         if content is None:
             return None
         with self._strict(name):
-            return msgspec.json.decode(content, type=kind)
+            return msgspec.json.decode(without_mark(content), type=kind)
 
     def _write(self, name: str, content: _File) -> None:
         write_private(self._directory / name, msgspec.json.encode(content) + b"\n")

@@ -13,6 +13,7 @@ from companion_push.accounts import CODE_SIZE, Introduction
 from companion_push.relay.mailbox import CompanionEvent, DeviceEvent
 from companion_push.relay.problems import invalid
 from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.json_text import without_mark
 from headless_passkey.trust.ring import MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, from_base64url
 
@@ -122,7 +123,7 @@ class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def parse_body(data: bytes, kind: type[Body]) -> Body:
     """The one JSON value of `kind` that `data` is."""
     try:
-        return msgspec.json.decode(data, type=kind)
+        return msgspec.json.decode(without_mark(data), type=kind)
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -42,6 +42,12 @@ def test_a_registered_credential_is_read_back(file: CredentialFile) -> None:
     assert file.load().credentials == (made.credential,)
 
 
+def test_an_editors_byte_order_mark_is_read_over(file: CredentialFile) -> None:
+    made = file.register(asked(file), now=1)
+    file.path.write_bytes(b"\xef\xbb\xbf" + file.path.read_bytes())
+    assert file.load().credentials == (made.credential,)
+
+
 @given(st.text(max_size=40), st.text(max_size=40))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 def test_any_names_are_read_back(file: CredentialFile, name: str, display_name: str) -> None:

@@ -168,6 +168,20 @@ def test_a_damaged_file_is_refused(state: CompanionState, tmp_path: Path, name: 
     assert name in str(caught.value)
 
 
+def test_an_editors_byte_order_mark_is_read_over(state: CompanionState, tmp_path: Path) -> None:
+    invited = record()
+    state.remember_invitation(invited, NOW)
+    assert state.record_opened("device", b"request", until=NOW + 300, now=NOW)
+    files = [file for file in (tmp_path / "state").iterdir() if file.suffix == ".json"]
+    assert len(files) == 4
+    for file in files:
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert state.identity().keys.name == PHONE.name
+    assert state.chain().head.document == RING.document
+    assert state.invitations(NOW) == (invited,)
+    assert state.opened_before() == {("device", b"request")}
+
+
 @pytest.mark.threat("T11")
 def test_what_is_wrong_with_a_file_is_said_without_its_content(state: CompanionState, tmp_path: Path) -> None:
     file = tmp_path / "state" / "companion.json"

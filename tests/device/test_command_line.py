@@ -282,6 +282,17 @@ async def test_a_secret_is_one_line_of_a_file(tmp_path: Path) -> None:
     assert await read_secret_line(str(path)) == "without end"
 
 
+async def test_a_secrets_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(b"\xef\xbb\xbfsecret\r\n")
+    assert await read_secret_line(str(path)) == "secret"
+    path.write_bytes(b"\xef\xbb\xbf" + b"x" * 16384 + b"\r\n")
+    assert len(await read_secret_line(str(path))) == 16384
+    path.write_bytes(b"\xef\xbb\xbf" + b"x" * 16385)
+    with pytest.raises(RemoteProtocolError, match="too long"):
+        await read_secret_line(str(path))
+
+
 async def test_a_secret_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(UsageError, match="cannot read"):

@@ -446,6 +446,12 @@ async def test_a_damaged_file_is_refused(state: Path, inviter: Inviter, changes:
         load(state)
 
 
+async def test_an_editors_byte_order_mark_is_read_over(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    kept(state, b"\xef\xbb\xbf" + (state / FILE_NAME).read_bytes())
+    assert load(state).name == enrolled.name
+
+
 @given(
     st.binary(max_size=200)
     | st.text(max_size=100).map(lambda text: json.dumps({"format": 1, "key": text}).encode())

@@ -301,6 +301,11 @@ def test_an_entry_means_its_origin_and_no_other(entry: str, allowed: bool) -> No
     assert related(entry).allow("https://foo.com") is allowed
 
 
+def test_the_list_may_begin_with_a_byte_order_mark() -> None:
+    document = b'\xef\xbb\xbf{"origins": ["https://foo.com"]}'
+    assert RelatedOrigins.parse(document, rp_id="example.com").allow("https://foo.com")
+
+
 def test_a_port_of_the_entry_counts() -> None:
     assert related("https://foo.com:8443/x").allow("https://foo.com:8443")
 

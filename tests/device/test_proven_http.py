@@ -280,6 +280,11 @@ async def test_a_clock_that_is_wrong_is_told_by_how_much(relays: int, saying: st
 
 
 @pytest.mark.threat("T9")
+async def test_an_answer_may_begin_with_a_byte_order_mark() -> None:
+    async with serving(answer(b'\xef\xbb\xbf{"answer": 42}')) as server, talking_to(server.url) as http:
+        assert (await http.get("/")).integer("answer") == 42
+
+
 async def test_a_redirect_is_not_followed() -> None:
     for status in (301, 302, 303, 307, 308):
         moved = answer(status=status, headers={"Location": "https://evil.example/"})
@@ -298,6 +303,7 @@ async def test_a_redirect_is_not_followed() -> None:
         answer(b"null"),
         answer(b"{"),
         answer(b'{"a": NaN}'),
+        answer('{"a": 1}'.encode("utf-16")),
         answer(b'{"a": Infinity}'),
         answer(b"\xff\xfe"),
         answer(b"[" * 100_000),
@@ -315,7 +321,7 @@ async def test_a_redirect_is_not_followed() -> None:
         answer(b"<h1>not here</h1>", kind="text/html", status=404),
         answer(status=418),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 async def test_an_answer_out_of_shape_is_a_protocol_error(response: Step) -> None:
     async with serving(response) as server, talking_to(server.url) as http:

@@ -46,6 +46,7 @@ from headless_passkey.webauthn import (
     AuthenticatorData,
     RegistrationOptions,
     base64url,
+    foreign_rp_id,
     from_base64url,
 )
 from tests.strategies import cbor_values
@@ -234,6 +235,14 @@ def test_options_come_bare_or_wrapped_as_object_text_or_bytes(form: Any, wrapped
     assert (options.user_verification, options.hint) == ("preferred", Hint.GET_ASSERTION)
 
 
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in publicKey"])
+@pytest.mark.parametrize("form", [str, str.encode], ids=["text", "bytes"])
+def test_options_may_begin_with_a_byte_order_mark(form: Any, wrapped: bool) -> None:  # noqa: FBT001
+    marked = form("\ufeff" + json.dumps({"publicKey": GET} if wrapped else GET))
+    assert AuthenticationOptions.parse(marked, origin=ORIGIN) == authentication()
+    assert foreign_rp_id(marked, origin=ORIGIN) is None
+
+
 def test_all_that_registration_options_say_is_read() -> None:
     options = registration(
         pubKeyCredParams=[
@@ -419,7 +428,9 @@ def test_registration_options_are_refused_that_have(why: str) -> None:
         '"text"',
         "1",
         '{"publicKey": []}',
-        "\ufeff{}",
+        "\ufeff\ufeff" + json.dumps(GET | CREATE),
+        json.dumps(GET | CREATE).encode("utf-16"),
+        "NaN",
         b"\xff{}",
         "[" * 100_000,
         '{"challenge": ' + "1" * 5000 + "}",

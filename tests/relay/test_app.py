@@ -617,6 +617,15 @@ async def test_a_device_tells_only_device_events(home: Household, event: Any) ->
     assert (await frame.tell(fresh_id(), event)).problem == "invalid-request"
 
 
+async def test_a_body_may_begin_with_a_byte_order_mark(home: Household) -> None:
+    (frame,) = home.devices
+    (anna, _), name = home.companions, fresh_id()
+    submission = {"expires_in": 60, "envelopes": [{"to": anna.name, "sealed": SEALED}]}
+    body = json.dumps(submission).encode()
+    assert (await frame.put(f"/v1/requests/{name}", b"\xef\xbb\xbf" + body)).status == 201
+    assert (await frame.put(f"/v1/requests/{name}", body)).status == 200  # the same again
+
+
 @pytest.mark.threat("T13")
 async def test_a_body_beyond_the_limit_is_refused(home: Household) -> None:
     body = json.dumps(submission()).encode()
