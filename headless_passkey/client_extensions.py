@@ -98,7 +98,7 @@ class AuthenticationExtensions:
     def parse(cls, extensions: Mapping[str, Any], allow_list: tuple[bytes, ...]) -> Self:
         """From AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn has an error."""
         large_blob = _object(extensions, "largeBlob") or {}
-        if _has(large_blob, "support"):
+        if large_blob.get("support"):
             raise RemoteProtocolError("largeBlob.support is for registrations")
         write = _bytes(large_blob, "write", MAX_BLOB_SIZE) if _has(large_blob, "write") else None
         if write is not None and (_has(large_blob, "read") or len(allow_list) != 1):
@@ -257,7 +257,9 @@ def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
 
 def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     value = values.get(name)
-    if value is not None and not isinstance(value, Mapping):
+    if value is None or value == "":
+        return None
+    if not isinstance(value, Mapping):
         raise RemoteProtocolError(f"the options' {name} is not an object")
     return value
 

@@ -8,12 +8,15 @@ Where the options leave something out, or a phone lacks something, this is what 
 stands for it; no ``user.displayName``, the name does; no ``user.name``, an error, since a passkey without one
 cannot be told from another; a word of a later WebAuthn is as good as none; ``residentKey: preferred`` and
 ``userVerification: preferred`` are asked of phones that can do it; ``required`` is an error where the phone
-cannot. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
+cannot. null and empty text are as good as nothing, but for what has to be there. One odd entry does not spoil
+a list: an algorithm is read as browsers read a number, and what cannot be read is skipped. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
 """
 
 import hashlib
 import hmac
 import json
+import math
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,6 +49,7 @@ DEFAULT_ALGORITHMS: Final = (-7, -257)  # what WebAuthn assumes for an empty lis
 _REQUIREMENTS: Final = ("required", "preferred", "discouraged")
 _CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
 _HINTS: Final = ("security-key", "client-device", "hybrid")
+_NUMBER: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 _USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
 
 
@@ -93,6 +97,10 @@ class AuthenticationOptions:
         """
         values = _options_object(options)
         allow_list = _descriptor_ids(values, "allowCredentials")
+        if values.get("allowCredentials") and not allow_list:  # which must not come to mean any passkey
+            raise RemoteProtocolError(
+                "the options' allowCredentials names no public-key credential by an id in base64url"
+            )
         return cls(
             origin=origin,
             rp_id=_rp_id(_text(values, "rpId"), origin, related),
@@ -402,24 +410,37 @@ def _check_can(phone: GetInfoResponse | None, option: str, requirement: str) -> 
 
 
 def _hints(values: Mapping[str, Any]) -> tuple[str, ...]:
-    hints = values.get("hints") or []
-    if not isinstance(hints, list) or not all(isinstance(hint, str) for hint in hints):
-        raise RemoteProtocolError("the options' hints are not a list of strings")
-    return tuple(hint for hint in hints if hint in _HINTS)
+    return tuple(hint for hint in _list(values, "hints") if hint in _HINTS)
 
 
 def _algorithms(values: Mapping[str, Any]) -> tuple[int, ...]:
     items = values.get("pubKeyCredParams")
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    if not isinstance(items, list):
         raise RemoteProtocolError("the options have no list pubKeyCredParams")
     if not items:
         return DEFAULT_ALGORITHMS
-    algorithms = [item.get("alg") for item in items if item.get("type") == "public-key"]
-    if not algorithms or not all(
-        type(algorithm) is int and abs(algorithm) < 1 << 31 for algorithm in algorithms
-    ):
+    algorithms = tuple(_long(item.get("alg")) for item in items if _is_public_key(item))
+    if not any(algorithms):
         raise RemoteProtocolError("pubKeyCredParams names no public-key algorithm")
-    return tuple(algorithm for algorithm in algorithms if algorithm is not None)
+    return tuple(algorithm for algorithm in algorithms if algorithm)
+
+
+def _long(value: Any) -> int:
+    """A number as WebIDL converts it to a ``long``: from text too, towards zero, modulo 2**32.
+
+    0, which is no COSE algorithm, for everything else.
+    """
+    if isinstance(value, str):
+        value = float(value) if len(value) < 64 and _NUMBER.fullmatch(value) else 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0
+    number = (int(value) + (1 << 31)) % (1 << 32) - (1 << 31)
+    return number if number > -(1 << 31) else 0
+
+
+def _is_public_key(item: Any) -> bool:
+    """Whether an entry of a list is of the one type that there is; others are skipped (§5.1.3, §5.1.4)."""
+    return isinstance(item, Mapping) and item.get("type") == "public-key"
 
 
 def _challenge(values: Mapping[str, Any]) -> bytes:
@@ -441,20 +462,32 @@ def _word(values: Mapping[str, Any], key: str, known: tuple[str, ...], *, defaul
 
 def _descriptor_ids(values: Mapping[str, Any], key: str) -> tuple[bytes, ...]:
     """Credential IDs of type public-key; transports stay here, since phones refuse some of them."""
+    ids = (_credential_id(item) for item in _list(values, key))
+    return tuple(credential_id for credential_id in ids if credential_id)
+
+
+def _credential_id(item: Any) -> bytes | None:
+    """The ID in a credential descriptor, None where there is none to be read."""
+    try:
+        return _bytes(item, "id") if _is_public_key(item) else None
+    except RemoteProtocolError:
+        return None
+
+
+def _list(values: Mapping[str, Any], key: str) -> list[Any]:
     items = values.get(key)
-    if items is None:
-        return ()
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise RemoteProtocolError(f"the options' {key} is not a list of descriptors")
-    ids = tuple(_bytes(item, "id") for item in items if item.get("type") == "public-key")
-    if items and not ids:
-        raise RemoteProtocolError(f"the options' {key} names no public-key credential")
-    return ids
+    if items is None or items == "":
+        return []
+    if not isinstance(items, list):
+        raise RemoteProtocolError(f"the options' {key} is not a list")
+    return items
 
 
 def _object(values: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     value = values.get(key)
-    if value is not None and not isinstance(value, dict):
+    if value is None or value == "":
+        return None
+    if not isinstance(value, dict):
         raise RemoteProtocolError(f"the options' {key} is not an object")
     return value
 

@@ -472,6 +472,30 @@ def test_a_malformed_request_gets_the_status_that_says_why(payload: bytes, statu
     assert refused(SoftwareKey(), Command.GET_ASSERTION, payload) == status
 
 
+ODD_ALGORITHMS: dict[str, tuple[Any, Status | None]] = {
+    "another type": ({"type": "password"}, None),
+    "an algorithm of another protocol": ({"type": "public-key", "alg": -(1 << 40)}, None),
+    "members that nobody knows": ({"type": "public-key", "alg": -8, "x": [None]}, None),
+    "text for a number": ({"type": "public-key", "alg": "-7"}, Status.CBOR_UNEXPECTED_TYPE),
+    "true for a number": ({"type": "public-key", "alg": True}, Status.CBOR_UNEXPECTED_TYPE),
+    "null for a number": ({"type": "public-key", "alg": None}, Status.CBOR_UNEXPECTED_TYPE),
+    "a type that is a number": ({"type": 1, "alg": -8}, Status.CBOR_UNEXPECTED_TYPE),
+    "no map": (-8, Status.CBOR_UNEXPECTED_TYPE),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ALGORITHMS)
+def test_an_odd_algorithm_is_passed_over_or_refused_as_ctap_says(name: str) -> None:
+    """§6.1.2 step 3: unknown ones do not matter, wrong types do, even behind one that will do."""
+    odd, status = ODD_ALGORITHMS[name]
+    members = cbor.decode_map(creation().encode())
+    members[4] = [{"type": "public-key", "alg": ES256}, odd]
+    if status is None:
+        assert isinstance(SoftwareKey().ask(Command.MAKE_CREDENTIAL, cbor.encode(members)), Registration)
+    else:
+        assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, cbor.encode(members)) == status
+
+
 @pytest.mark.threat("T11")
 def test_private_keys_stay_out_of_every_repr() -> None:
     key = having(ALICE)

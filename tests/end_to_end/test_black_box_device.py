@@ -1092,6 +1092,48 @@ async def test_options_of_every_wrong_kind_are_3_and_no_url_is_made(outside: Out
         assert (ended.status, ended.stdout, len(ended.said)) == (3, "", 1), (name, ended)
 
 
+SERVERS_WRITE: Final[dict[str, Callable[[dict[str, Any]], str]]] = {
+    "algorithms as text": lambda options: json.dumps(
+        options | {"pubKeyCredParams": [{"type": "public-key", "alg": alg} for alg in ("-7", "-257")]}
+    ),
+    "null for what they have not": lambda options: json.dumps(
+        options
+        | dict.fromkeys(
+            ("timeout", "extensions", "hints", "excludeCredentials", "attestation", "authenticatorSelection")
+        )
+    ),
+    "entries that nobody knows": lambda options: json.dumps(
+        options
+        | {
+            "pubKeyCredParams": [None, {"type": "password", "alg": 1}, *options["pubKeyCredParams"]],
+            "excludeCredentials": [{"type": "password", "id": "AAAA"}, {"type": "public-key"}],
+            "hints": ["warp", 7, "hybrid"],
+        }
+    ),
+    "a byte order mark": lambda options: "\ufeff" + json.dumps({"publicKey": options}),
+}
+
+
+async def test_options_are_read_as_servers_write_them(outside: Outside, tmp_path: Path) -> None:
+    asked: dict[str, bytes] = {}
+
+    async def one(name: str) -> Outcome:
+        async def behaviour(call: Call) -> None:
+            await call.connect()
+            request = await call.request()
+            asked[name] = request.payload
+            await call.reply(0, call.passkey.creation(request.payload))
+
+        file = tmp_path / f"{name}.json"
+        file.write_text(SERVERS_WRITE[name](outside.creation_options()), encoding="utf-8")
+        return await outside.ceremony(behaviour, command="register", options=file)
+
+    for name, ended in zip(SERVERS_WRITE, await side_by_side(*map(one, SERVERS_WRITE)), strict=True):
+        assert response_of(ended)["type"] == "public-key", name
+    algorithms = {name: tuple(each["alg"] for each in cbor.decode_map(asked[name])[4]) for name in asked}
+    assert algorithms == dict.fromkeys(SERVERS_WRITE, (-7,)) | {"algorithms as text": (-7, -257)}
+
+
 async def test_options_just_within_the_bound_are_taken(outside: Outside) -> None:
     options = outside.request_options()
     options["x"] = "x" * (64 * 1024 - len(json.dumps(options | {"x": ""})))
