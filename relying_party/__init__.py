@@ -12,6 +12,8 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 ``relying_party.challenges``    what the server remembers between begin and complete: once, not for long
 ``relying_party.proofs``        which device key makes a request (RFC 9449), pure
 ``relying_party.sessions``      tokens, of which only the hash is kept
+``relying_party.access_tokens`` tokens that other services verify (RFC 9068)
+``relying_party.resource``      such a service's guard: token and proof of each request
 ``relying_party.credentials``   users, passkeys, sessions: what is stored, and the store's interface
 ``relying_party.sqlite``        that store in one file
 ``relying_party.app``           the aiohttp application: ``make_app(config)``

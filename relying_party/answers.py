@@ -10,7 +10,16 @@ from aiohttp import web
 from relying_party.config import Config
 from relying_party.credentials import Credential, Registered, User
 from relying_party.encoding import base64url
-from relying_party.errors import RateLimited, Refusal, StepUpRequired
+from relying_party.errors import (
+    ProofClock,
+    ProofInvalid,
+    RateLimited,
+    RefreshTokenSpent,
+    Refusal,
+    StepUpRequired,
+    TokenInvalid,
+    UnknownResource,
+)
 from relying_party.sessions import Session
 
 PROBLEM: Final = "urn:headless-passkey:problem:"
@@ -18,8 +27,14 @@ CHALLENGE_HEADER: Final = 'DPoP algs="ES256"'
 
 
 def session_json(
-    session: Session, user: User, *, token: str | None = None, refresh_token: str | None = None
+    session: Session,
+    user: User,
+    *,
+    audience: Sequence[str] = (),
+    token: str | None = None,
+    refresh_token: str | None = None,
 ) -> dict[str, Any]:
+    """audience: origins of the services that take the token, beside ourselves."""
     return {
         "token": token,
         "token_type": "DPoP" if session.client_kind.proves_key else "cookie",
@@ -30,6 +45,7 @@ def session_json(
         "user": user_json(user),
         "credential_id": base64url(session.credential_id),
         "client_kind": session.client_kind,
+        "audience": list(audience),
     }
 
 
@@ -128,18 +144,29 @@ def http_problem(status: int) -> web.Response:
 
 def refused(refusal: Refusal) -> web.Response:
     headers: dict[str, str] = {}
-    if isinstance(refusal, RateLimited):
+    if isinstance(refusal, RateLimited | RefreshTokenSpent):
         headers["Retry-After"] = str(refusal.retry_after)
-    if isinstance(refusal, StepUpRequired):
-        headers["WWW-Authenticate"] = (
-            f'{CHALLENGE_HEADER}, error="insufficient_user_authentication", max_age={refusal.max_age}'
-        )
+    if isinstance(refusal, UnknownResource):
+        headers["WWW-Authenticate"] = "Bearer"
     elif refusal.status == 401:
-        headers["WWW-Authenticate"] = CHALLENGE_HEADER
+        headers["WWW-Authenticate"] = CHALLENGE_HEADER + _oauth_error(refusal)
     detail = {} if refusal.detail is None else {"detail": refusal.detail}
     return problem(
         refusal.slug, refusal.status, refusal.title, members={**detail, **refusal.members}, headers=headers
     )
+
+
+def _oauth_error(refusal: Refusal) -> str:
+    """What OAuth calls it (RFC 6750 §3.1, RFC 9449 §7.1, RFC 9470 §3)."""
+    match refusal:
+        case StepUpRequired(max_age=seconds):
+            return f', error="insufficient_user_authentication", max_age={seconds}'
+        case TokenInvalid(given=True):
+            return ', error="invalid_token"'
+        case ProofInvalid() | ProofClock():
+            return ', error="invalid_dpop_proof"'
+        case _:
+            return ""
 
 
 def cookie_name(config: Config) -> str:

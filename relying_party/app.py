@@ -22,6 +22,7 @@ from uuid import UUID
 from aiohttp import web
 
 from relying_party import account
+from relying_party.access_tokens import TokenIssuer, claims_of, key_set, secret_hash
 from relying_party.answers import (
     http_problem,
     json_answer,
@@ -56,8 +57,11 @@ from relying_party.errors import (
     NotSignedIn,
     PayloadTooLarge,
     RateLimited,
+    RefreshTokenReused,
+    RefreshTokenSpent,
     Refusal,
     StoreUnavailable,
+    UnknownResource,
     UserExists,
     VerificationFailed,
 )
@@ -67,6 +71,7 @@ from relying_party.messages import (
     AuthenticationResponse,
     parse_authentication_options,
     parse_authentication_result,
+    parse_introspection,
     parse_nothing,
     parse_refresh,
     parse_registration_options,
@@ -82,12 +87,23 @@ from relying_party.request import (
     State,
     caller_of,
     described,
+    form_body,
     json_body,
     require_fresh,
+    session_behind,
     session_of,
     signed_in,
 )
-from relying_party.sessions import Opened, RandomBytes, hash_token, open_session, refreshed, stepped_up
+from relying_party.sessions import (
+    LATE_SECONDS,
+    Opened,
+    RandomBytes,
+    hash_token,
+    is_late,
+    open_session,
+    refreshed,
+    stepped_up,
+)
 from relying_party.sqlite import SqliteStore
 from relying_party.well_known import device_endpoint, passkey_endpoints, related_origins
 
@@ -149,6 +165,12 @@ def make_app(
                 decoy_secret=await store.secret("decoy"),
                 prf_salt=await store.secret("prf") if config.prf else None,
                 rate_limit=RateLimit(per_minute=config.requests_per_minute),
+                issuer=TokenIssuer(
+                    key=config.token_keys[0] if config.token_keys else None,
+                    issuer=config.base_url,
+                    audience=config.resources,
+                    random=random,
+                ),
             )
             yield
 
@@ -162,6 +184,8 @@ def make_app(
     app.router.add_get("/session", get_session)
     app.router.add_delete("/session", delete_session)
     app.router.add_post("/session/refresh", refresh_session)
+    app.router.add_post("/introspect", introspect)
+    app.router.add_get("/jwks.json", get_key_set)
     app.router.add_routes(account.ROUTES)
     app.router.add_get("/livez", get_livez)
     if with_pages:
@@ -333,6 +357,7 @@ async def step_up_result(request: web.Request) -> web.Response:
         now=now,
         lifetimes=state.config.lifetimes,
         random=state.random,
+        issue=state.issue(now),
     )
     user = await state.store.step_up(done.use, opened.session, was=session.token_hash)
     logger.info("stepped up (%s)", session.client_kind)
@@ -341,7 +366,8 @@ async def step_up_result(request: web.Request) -> web.Response:
 
 async def get_session(request: web.Request) -> web.Response:
     _, found = await signed_in(request, request.app[STATE], reads=True)
-    return json_answer(session_json(found.session, found.user))
+    audience = request.app[STATE].config.resources
+    return json_answer(session_json(found.session, found.user, audience=audience))
 
 
 async def delete_session(request: web.Request) -> web.Response:
@@ -365,15 +391,53 @@ async def refresh_session(request: web.Request) -> web.Response:
         if found is None or not found[0].belongs_to(caller):
             break
         session, user = found
-        opened = refreshed(session, presented, now=now, lifetimes=state.config.lifetimes, random=state.random)
+        if is_late(session, presented, now=now):
+            state.metrics.count("refresh_late_total")
+            raise RefreshTokenSpent(retry_after=LATE_SECONDS)
+        opened = refreshed(
+            session,
+            presented,
+            now=now,
+            lifetimes=state.config.lifetimes,
+            random=state.random,
+            issue=state.issue(now),
+        )
         if opened is None:
             await state.store.end_session(user.handle, session.session_id)
             state.metrics.count("refresh_reuse_total")
             logger.warning("a spent refresh token came back: its session is over (%s)", session.client_kind)
-            break
+            raise RefreshTokenReused
         if await state.store.replace_session(opened.session, was=session.token_hash):
             return await _session_answer(state, opened, user, status=200)
     raise NotSignedIn("the refresh token is not good, or its session has ended")
+
+
+async def introspect(request: web.Request) -> web.Response:
+    """What an access token stands for (RFC 7662), for a service that has a secret of ours."""
+    state = request.app[STATE]
+    resource = _resource_of(request, state)
+    token = parse_introspection(await form_body(request))
+    found = await session_behind(state, token)
+    state.metrics.count("introspections_total", active="no" if found is None else "yes")
+    if found is None:
+        return json_answer({"active": False})
+    claims = claims_of(found.session, issuer=state.config.base_url, audience=(resource,))
+    return json_answer({"active": True, "token_type": "DPoP", **claims})
+
+
+def _resource_of(request: web.Request, state: State) -> str:
+    """Which service asks, by the secret it sends as a bearer token (RFC 7662 §2.1)."""
+    values = request.headers.getall("Authorization", [])
+    scheme, _, secret = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    resource = state.config.resource_secrets.get(secret_hash(secret)) if scheme.lower() == "bearer" else None
+    if resource is None:
+        state.rate_limit.take(request.remote or "", now=state.clock())
+        raise UnknownResource("expected Authorization: Bearer and the secret of a resource server")
+    return resource
+
+
+async def get_key_set(request: web.Request) -> web.Response:
+    return json_answer(key_set(request.app[STATE].config.token_keys))
 
 
 async def get_page(request: web.Request) -> web.Response:
@@ -510,6 +574,7 @@ def _open_session(state: State, caller: Caller, credential: Credential, now: flo
         now=now,
         lifetimes=state.config.lifetimes,
         random=state.random,
+        issue=state.issue(now),
     )
 
 
@@ -522,7 +587,13 @@ async def _session_answer(state: State, opened: Opened, user: User, *, status: i
     session, config = opened.session, state.config
     theirs = signals(config, user, await state.store.credentials_of(user.handle))
     if session.client_kind.proves_key:
-        body = session_json(session, user, token=opened.token, refresh_token=opened.refresh_token)
+        body = session_json(
+            session,
+            user,
+            audience=config.resources,
+            token=opened.token,
+            refresh_token=opened.refresh_token,
+        )
         return json_answer({**body, "signals": theirs}, status=status)
     response = json_answer({**session_json(session, user), "signals": theirs}, status=status)
     set_cookie(config, response, opened.token, lifetime=config.lifetimes.cookie)

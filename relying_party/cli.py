@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 from relying_party.credentials import BackupEligibility
 from relying_party.errors import ExitStatus, RelyingPartyError
 from relying_party.names import printable
-from relying_party.sessions import Lifetimes
+from relying_party.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
@@ -196,9 +196,29 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
         help="whether a passkey that could not be synced may say later that it can (may-begin), or the "
         "reverse too (may-change); default: fixed, the specification's rule",
     )
+    add(
+        "--resource",
+        metavar="ORIGIN",
+        action="append",
+        default=[],
+        help="a service that takes a device's access tokens; may be given again",
+    )
+    add(
+        "--resource-secrets",
+        metavar="FILE",
+        type=Path,
+        help='services that ask what a token stands for: TOML lines "ORIGIN" = "SECRET", mode 0600',
+    )
+    add(
+        "--token-key",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="make access tokens that services verify with /jwks.json, signed with the P-256 key in this PEM file,"
+        " made where there is none; may be given again: the first signs",
+    )
     for name, seconds, about in (
         ("cookie", defaults.cookie, "a browser's session lasts"),
-        ("token", defaults.token, "a device's token lasts before it must be refreshed"),
         ("session", defaults.session, "a device's session lasts, however often it is refreshed"),
         ("fresh", defaults.fresh, "after using a passkey one may add and remove passkeys"),
     ):
@@ -209,6 +229,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
             default=seconds,
             help=f"how long {about}; default: {seconds}",
         )
+    add(
+        "--token-seconds",
+        metavar="N",
+        type=_seconds,
+        help="how long a device's token lasts before it must be refreshed;"
+        f" default: {defaults.token}, with --token-key {SIGNED_TOKEN_SECONDS}",
+    )
     add(
         "--metrics",
         metavar="HOST:PORT",

@@ -2,14 +2,16 @@
 
 import base64
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from fido2.rpid import suffixes, verify_rp_id
 
+from relying_party.access_tokens import TokenKey, secret_hash
 from relying_party.credentials import BackupEligibility
 from relying_party.encoding import from_base64url
 from relying_party.errors import InvalidRequest, UsageError
@@ -24,6 +26,7 @@ _SUFFIXES: Final = frozenset(suffixes)
 _PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
 _FINGERPRINT: Final = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}")
 ANDROID: Final = "android:apk-key-hash:"
+MOST_RESOURCES: Final = 16
 MOST_LABELS: Final = 5  # of related origins that every browser looks at (WebAuthn Level 3 §5.11)
 
 PageShows = Literal["everyone", "own"]
@@ -48,6 +51,11 @@ class Config:
     top_origins: frozenset[str] = frozenset()  # pages of others that may embed ours
     ml_dsa: bool = False  # whether to offer ML-DSA after the others
     prf: bool = False  # whether to ask for the prf extension
+    resources: tuple[str, ...] = ()  # origins of the services that take our access tokens, beside ourselves
+    resource_secrets: Mapping[bytes, str] = field(
+        default_factory=dict, repr=False
+    )  # whose each is, by its hash
+    token_keys: tuple[TokenKey, ...] = ()  # the first signs; none: tokens are random text
     mounted_at: str = ""  # the path below `home` where a service has mounted us; no slash at its end
     backup_eligibility: BackupEligibility = BackupEligibility.FIXED
     manage: str = "/"  # paths of our pages, for /.well-known/passkey-endpoints
@@ -75,6 +83,9 @@ class Config:
         backup_eligibility: BackupEligibility = BackupEligibility.FIXED,
         lifetimes: Lifetimes = DEFAULT_LIFETIMES,
         mounted_at: str = "",
+        resources: tuple[str, ...] = (),
+        resource_secrets: Mapping[str, str] = MappingProxyType({}),
+        token_keys: tuple[TokenKey, ...] = (),
     ) -> "Config":
         """From an operator's words; `UsageError` when they do not fit together.
 
@@ -84,6 +95,9 @@ class Config:
         related_origins: of other domains, whose pages use the same RP ID (/.well-known/webauthn).
         android_apps: certificates, as SHA-256 fingerprint or as `android:apk-key-hash:…`.
         top_origins: pages of others in whose frames ours may ask for a passkey.
+        resources: services that take our access tokens, as origins. resource_secrets: by which those that ask us
+        about a token are known, by origin; they need not be in `resources` too. token_keys: sign access tokens
+        that services verify by themselves.
         mounted_at: the path where a service mounts us, such as ``/passkeys``; devices that name the service find it.
         """
         if not _RP_ID.fullmatch(rp_id) or rp_id.replace(".", "").isdigit():
@@ -97,6 +111,9 @@ class Config:
         )
         web += related
         _check_labels((*web, *device))
+        services = tuple(_check_https(origin) for origin in dict.fromkeys((*resources, *resource_secrets)))
+        if len(services) > MOST_RESOURCES:
+            raise UsageError(f"at most {MOST_RESOURCES} services take our tokens")
         local = all(is_local(origin) for origin in web)
         return cls(
             rp_id=rp_id,
@@ -115,6 +132,9 @@ class Config:
             lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
             mounted_at=mounted_at,
+            resources=services,
+            resource_secrets={_check_secret(secret): name for name, secret in resource_secrets.items()},
+            token_keys=token_keys,
         )
 
     @property
@@ -203,6 +223,12 @@ def _check_https(origin: str) -> str:
     if not (origin.startswith("https://") or is_local(origin)):
         raise UsageError(f"{origin} is not reached over TLS")
     return origin
+
+
+def _check_secret(secret: str) -> bytes:
+    if not (secret.isascii() and secret.isprintable() and " " not in secret and 32 <= len(secret) <= 256):
+        raise UsageError("a resource server's secret has 32 to 256 characters of ASCII without spaces")
+    return secret_hash(secret)
 
 
 def _check_labels(origins: Iterable[str]) -> None:

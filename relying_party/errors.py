@@ -6,17 +6,22 @@
     ├── UsageError               the operator's words, files or settings are wrong
     ├── TransportError           the address cannot be listened on
     ├── StoreUnavailable         the database does not answer: retrying may help
+    ├── IssuerUnavailable        a resource server cannot ask the relying party now
     └── Refusal                  a request gets a problem document (RFC 9457) for an answer
         ├── InvalidRequest       400  malformed: nothing was looked up
         ├── ProofInvalid         401  the request's proof of key is missing or wrong
         ├── ProofClock(now)      401  only the proof's clock is wrong
         ├── NotSignedIn          401  no session, or one that has ended
+        ├── RefreshTokenReused   401  a spent refresh token came back, and ended its session
+        ├── TokenInvalid         401  at a resource server: no access token, or none that holds
+        ├── UnknownResource      401  who asks about a token is no resource server of ours
         ├── StepUpRequired       401  signed in too long ago for this: use the passkey again
         ├── VerificationFailed   403  a check failed; the check's name stays inside
         ├── BrowsersOnly         403  a device does not manage its user's account
         ├── NotFound             404
         ├── UserExists           409  that name is taken, and the caller is not its owner
         ├── LastCredential       409  a user's only passkey is not removed
+        ├── RefreshTokenSpent    409  an old copy of a refresh that was answered: nothing ends
         ├── CeremonyGone         410  unknown, used or expired: begin again
         ├── PayloadTooLarge      413
         └── RateLimited          429
@@ -62,6 +67,10 @@ class StoreUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
     exit_status = ExitStatus.TRANSPORT
 
 
+class IssuerUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
+    """The relying party does not say whether a token is good: not reached, or not understood. Retrying may help."""
+
+
 class Refusal(RelyingPartyError):  # noqa: N818  an answer, not a fault
     """A request is refused. Its problem document has these words and no others: none of a library, none of the request."""
 
@@ -102,6 +111,44 @@ class NotSignedIn(Refusal):
 
     slug, status = "not-signed-in", 401
     title = "No session goes with this request"
+
+
+class RefreshTokenReused(Refusal):
+    """A spent refresh token came back, so two hold what only one should: its session is over (RFC 9700 §4.14.2)."""
+
+    slug, status = "refresh-token-reused", 401
+    title = "A spent refresh token came back: its session is over"
+
+
+class RefreshTokenSpent(Refusal):
+    """A late copy of a refresh whose answer has been used: it gets nothing, and ends nothing."""
+
+    slug, status = "refresh-token-spent", 409
+    title = "The refresh token was used a moment ago: go on with what it gave"
+
+    def __init__(self, retry_after: int) -> None:
+        """retry_after: seconds after which the same again would count as reuse."""
+        super().__init__(retry_after=retry_after)
+        self.retry_after: Final = retry_after
+
+
+class TokenInvalid(Refusal):
+    """No access token goes with the request, or it is malformed, ended, of another issuer, for others or of another key."""
+
+    slug, status = "token-invalid", 401
+    title = "No access token that holds goes with this request"
+
+    def __init__(self, detail: str, *, given: bool = True) -> None:
+        """given: whether there was one; only then the answer names an error (RFC 6750 §3.1)."""
+        super().__init__(detail)
+        self.given: Final = given
+
+
+class UnknownResource(Refusal):
+    """Who asks what a token stands for has no secret of ours."""
+
+    slug, status = "unknown-resource", 401
+    title = "Who asks about a token is no resource server known here"
 
 
 class StepUpRequired(Refusal):

@@ -7,6 +7,7 @@ WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; ou
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -21,6 +22,7 @@ MOST_CLIENT_DATA: Final = 4096
 MOST_AUTHENTICATOR_DATA: Final = 8192
 MOST_ATTESTATION_OBJECT: Final = 32768
 MOST_SIGNATURE: Final = 5120  # ML-DSA-87 needs 4627
+MOST_TOKEN: Final = 4096  # characters
 MOST_TRANSPORTS: Final = 8
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
@@ -211,6 +213,18 @@ def parse_authentication_result(body: bytes) -> tuple[str, AuthenticationRespons
         signature=_bytes(response.signature, "signature", MOST_SIGNATURE),
         user_handle=_user_handle(response.user_handle),
     )
+
+
+def parse_introspection(body: bytes) -> str:
+    """The token a resource server asks about (RFC 7662 §2.1); other members are hints, and not looked at."""
+    try:
+        members = parse_qsl(body.decode("ascii"), strict_parsing=True, max_num_fields=16)
+    except ValueError as error:
+        raise InvalidRequest("the body is no form") from error
+    tokens = [value for name, value in members if name == "token"]
+    if len(tokens) != 1 or not 0 < len(tokens[0]) <= MOST_TOKEN:
+        raise InvalidRequest(f"expected one token of at most {MOST_TOKEN} characters")
+    return tokens[0]
 
 
 def _decode(body: bytes, form: type[_Struct]) -> _Struct:

@@ -20,6 +20,11 @@ HELP: Final = {
     ),
     "counter_anomalies_total": ("counter", "Signature counters that did not grow."),
     "refresh_reuse_total": ("counter", "Sessions ended since a spent refresh token came back."),
+    "refresh_late_total": ("counter", "Late copies of a refresh that was answered, which end nothing."),
+    "introspections_total": (
+        "counter",
+        "Tokens that resource servers asked about, by whether they are good.",
+    ),
     "rate_limited_total": ("counter", "Requests that came too soon."),
 }
 

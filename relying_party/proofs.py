@@ -5,6 +5,8 @@ Pure: the time is passed in, and the ids seen so far live in a value of the call
 
 import hashlib
 import hmac
+import re
+import string
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
@@ -21,6 +23,7 @@ from relying_party.errors import ProofClock, ProofInvalid, RateLimited
 CLOCK_TOLERANCE: Final = 60  # seconds, either way
 MOST_PROOF_CHARACTERS: Final = 4096
 MOST_IDS: Final = 100_000
+_UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -139,4 +142,14 @@ def _normal(url: str) -> tuple[str, str, int | None, str] | None:
         return None
     if parts.query or parts.fragment or parts.username is not None or parts.hostname is None:
         return None
-    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme), parts.path or "/"
+    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme), _normal_path(parts.path)
+
+
+def _normal_path(path: str) -> str:
+    """A path in the form of RFC 3986 §6.2.2.2: what need not be percent-encoded is not, and the rest in capitals."""
+
+    def decoded(found: re.Match[str]) -> str:
+        character = chr(int(found[1], 16))
+        return character if character in _UNRESERVED else found[0].upper()
+
+    return re.sub("%([0-9A-Fa-f]{2})", decoded, path) or "/"

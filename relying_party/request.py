@@ -7,6 +7,7 @@ from typing import Final
 
 from aiohttp import web
 
+from relying_party.access_tokens import TokenIssuer
 from relying_party.answers import cookie_name
 from relying_party.callers import Caller, ClientKind
 from relying_party.ceremonies import Ceremonies
@@ -25,7 +26,7 @@ from relying_party.limits import RateLimit
 from relying_party.messages import Client
 from relying_party.metrics import Metrics
 from relying_party.proofs import SeenProofs, verify_proof
-from relying_party.sessions import RandomBytes, Session, hash_token
+from relying_party.sessions import IssueToken, RandomBytes, Session, confirmed, hash_token
 
 MOST_BODY: Final = 64 * 1024
 BODY_SECONDS: Final = 20  # how long a client may take to send one
@@ -49,6 +50,11 @@ class State:
     prf_salt: bytes | None = field(repr=False)  # None: prf is not asked for
     seen_proofs: SeenProofs = field(default_factory=SeenProofs)
     rate_limit: RateLimit
+    issuer: TokenIssuer
+
+    def issue(self, now: float) -> IssueToken:
+        """What makes the token of a session that is opened or refreshed `now`."""
+        return lambda session: self.issuer.token(session, now=now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,14 +101,26 @@ async def session_of(state: State, caller: Caller, token: str | None) -> SignedI
     found = None if token is None else await state.store.session(hash_token(token), now=state.clock())
     if found is None or not found[0].belongs_to(caller):
         return None
-    session, user = found
-    if session.previous_refresh_hash is not None:
-        # the token came from a refresh whose answer has arrived: the token before it is spent now
-        confirmed = replace(session, previous_refresh_hash=None)
-        if not await state.store.replace_session(confirmed, was=session.token_hash):
-            return None
-        session = confirmed
-    return SignedIn(session=session, user=user)
+    return await _seen(state, *found)
+
+
+async def session_behind(state: State, token: str) -> SignedIn | None:
+    """The live session that an access token of ours stands for, whoever shows it: a resource server that was sent it.
+
+    Sessions of browsers are not for others, and so they are not found.
+    """
+    found = await state.store.session(hash_token(token), now=state.clock())
+    if found is None or not found[0].client_kind.proves_key:
+        return None
+    return await _seen(state, *found)
+
+
+async def _seen(state: State, session: Session, user: User) -> SignedIn | None:
+    """The session of a token that was used: if it came from a refresh, the answer of that has arrived."""
+    known = confirmed(session, now=state.clock())
+    if known is not None and not await state.store.replace_session(known, was=session.token_hash):
+        return None
+    return SignedIn(session=known or session, user=user)
 
 
 async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, SignedIn]:
@@ -130,14 +148,21 @@ def require_fresh(state: State, session: Session) -> None:
 
 
 async def json_body(request: web.Request) -> bytes:
-    """The body, which says that it is JSON and has a bound of its own wherever the application is mounted.
+    """The body of a request that says that it is JSON."""
+    return await _body(request, "application/json")
 
-    A compressed one is not unpacked.
-    """
+
+async def form_body(request: web.Request) -> bytes:
+    """The body of a request as OAuth has it: a form."""
+    return await _body(request, "application/x-www-form-urlencoded")
+
+
+async def _body(request: web.Request, media_type: str) -> bytes:
+    """The body, which has a bound of its own wherever the application is mounted. A compressed one is not unpacked."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType
-    if request.content_type != "application/json":
-        raise InvalidRequest("expected application/json")
+    if request.content_type != media_type:
+        raise InvalidRequest(f"expected {media_type}")
     if (request.content_length or 0) > MOST_BODY:
         raise PayloadTooLarge(limit=MOST_BODY)
     body = bytearray()
@@ -167,7 +192,7 @@ def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
     proof = verify_proof(
         proofs[0],
         method=request.method,
-        urls=[url + request.path for url in state.config.urls],
+        urls=[url + request.rel_url.raw_path for url in state.config.urls],
         now=now,
         access_token=token,
     )

@@ -5,18 +5,25 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import os
 import signal
 import socket
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
 
 from aiohttp import web
 
+from relying_party.access_tokens import TokenKey
 from relying_party.app import make_app, make_metrics_app
-from relying_party.config import Config, is_local, origin_of
+from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.credentials import BackupEligibility
 from relying_party.errors import TransportError, UsageError
 from relying_party.http_server import Runner, tls_context
-from relying_party.sessions import Lifetimes
+from relying_party.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
+
+MOST_SECRETS: Final = 64 * 1024  # bytes of the file that has them
 
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -71,16 +78,35 @@ def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
         related_origins=tuple(_with_port(origin, port) for origin in args.related_origin),
         android_apps=tuple(args.android_app),
         top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),
+        resources=tuple(_with_port(origin, port) for origin in args.resource),
+        resource_secrets={} if args.resource_secrets is None else _secrets(args.resource_secrets),
+        token_keys=tuple(TokenKey.load(Path(path)) for path in args.token_key),
         ml_dsa=args.ml_dsa,
         prf=args.prf,
         backup_eligibility=BackupEligibility(args.backup_eligibility),
         lifetimes=Lifetimes(
             cookie=args.cookie_seconds,
-            token=args.token_seconds,
+            token=args.token_seconds or (SIGNED_TOKEN_SECONDS if args.token_key else DEFAULT_LIFETIMES.token),
             session=args.session_seconds,
             fresh=args.fresh_seconds,
         ),
     )
+
+
+def _secrets(path: Path) -> dict[str, str]:
+    """Which secret each resource server has, from a file that only its owner may read."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o077:
+                raise UsageError(f"{path} is open to others: chmod 0600 {path}")
+            secrets = tomllib.loads(file.read(MOST_SECRETS).decode())
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f'{path} is not TOML of lines "ORIGIN" = "SECRET"') from error
+    if not all(isinstance(secret, str) for secret in secrets.values()):
+        raise UsageError(f"{path} has something else than a secret for an origin")
+    return secrets
 
 
 def _with_port(origin: str, port: int) -> str:

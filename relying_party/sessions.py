@@ -5,18 +5,25 @@ that gets the next pair, neither of which opens anything without a proof of that
 yields no token.
 
 A refresh token is for one use. Its answer may get lost on the way, so the one before may be sent again for as
-long as nothing that came after it was used; any older one tells that two hold what only one should, and the
-session ends (`refreshed` returns None).
+long as nothing that came after it was used; any older one tells that two hold what only one should (refresh token
+reuse, RFC 9700 §4.14.2), and the session ends (`refreshed` returns None). One exception is made for requests that
+arrive late (`is_late`): the device gave one up and sent it again, the second was answered and its answer used,
+and then the first arrives. It gets nothing, and ends nothing either.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from relying_party.callers import Caller, ClientKind
 from relying_party.encoding import base64url
 
 RandomBytes = Callable[[int], bytes]
+IssueToken = Callable[["Session"], str]  # the token of a session whose end is set
+
+SIGNED_TOKEN_SECONDS: Final = 600  # a token that others verify outlives its session, so it lasts for minutes
+LATE_SECONDS: Final = 60  # a request's proof is good for as long, and so may a copy of the request come
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +53,10 @@ class Session:
     ends_at: int  # the session's
     refresh_hash: bytes | None = field(default=None, repr=False)  # the next token to refresh with
     previous_refresh_hash: bytes | None = field(default=None, repr=False)  # until its answer has arrived
+    confirmed_refresh_hash: bytes | None = field(
+        default=None, repr=False
+    )  # the last whose answer has arrived
+    confirmed_at: int | None = None  # when that was seen
 
     def belongs_to(self, caller: Caller) -> bool:
         """Whether `caller` may use it: a browser a browser's, and a key its own."""
@@ -72,8 +83,9 @@ def open_session(
     now: float,
     lifetimes: Lifetimes,
     random: RandomBytes,
+    issue: IssueToken | None = None,
 ) -> Opened:
-    """A new session. random: gives bytes that nobody else has."""
+    """A new session. random: gives bytes that nobody else has. issue: None makes tokens of random text."""
     started = Session(
         session_id=random(16),
         token_hash=b"",
@@ -87,11 +99,17 @@ def open_session(
         expires_at=0,
         ends_at=_end(caller.kind, now, lifetimes),
     )
-    return _with_new_tokens(started, now=now, lifetimes=lifetimes, random=random)
+    return _with_new_tokens(started, now=now, lifetimes=lifetimes, random=random, issue=issue)
 
 
 def stepped_up(
-    session: Session, *, credential_id: bytes, now: float, lifetimes: Lifetimes, random: RandomBytes
+    session: Session,
+    *,
+    credential_id: bytes,
+    now: float,
+    lifetimes: Lifetimes,
+    random: RandomBytes,
+    issue: IssueToken | None = None,
 ) -> Opened:
     """The same session after its user has used a passkey once more: new tokens, as after any sign-in."""
     renewed = replace(
@@ -101,11 +119,17 @@ def stepped_up(
         ends_at=_end(session.client_kind, now, lifetimes),
         previous_refresh_hash=None,
     )
-    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random)
+    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random, issue=issue)
 
 
 def refreshed(
-    session: Session, presented: bytes, *, now: float, lifetimes: Lifetimes, random: RandomBytes
+    session: Session,
+    presented: bytes,
+    *,
+    now: float,
+    lifetimes: Lifetimes,
+    random: RandomBytes,
+    issue: IssueToken | None = None,
 ) -> Opened | None:
     """The same session with new tokens; None when the one presented was spent.
 
@@ -114,7 +138,32 @@ def refreshed(
     if presented not in (session.refresh_hash, session.previous_refresh_hash):
         return None
     renewed = replace(session, previous_refresh_hash=presented)
-    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random)
+    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random, issue=issue)
+
+
+def confirmed(session: Session, *, now: float) -> Session | None:
+    """The session once its token was used: the answer of its last refresh has arrived. None when that was known."""
+    if session.previous_refresh_hash is None:
+        return None
+    return replace(
+        session,
+        previous_refresh_hash=None,
+        confirmed_refresh_hash=session.previous_refresh_hash,
+        confirmed_at=int(now),
+    )
+
+
+def is_late(session: Session, presented: bytes, *, now: float) -> bool:
+    """Whether a spent refresh token may be in a copy of a request that was made before it was spent.
+
+    Such a copy has no proof that is good after `LATE_SECONDS`. Only the token that was presented last is meant:
+    one that was handed out and never presented has no copies on the way.
+    """
+    return (
+        session.confirmed_at is not None
+        and presented == session.confirmed_refresh_hash
+        and now - session.confirmed_at <= LATE_SECONDS
+    )
 
 
 def hash_token(token: str) -> bytes:
@@ -126,19 +175,19 @@ def _end(kind: ClientKind, now: float, lifetimes: Lifetimes) -> int:
     return int(now) + (lifetimes.session if kind.proves_key else lifetimes.cookie)
 
 
-def _with_new_tokens(session: Session, *, now: float, lifetimes: Lifetimes, random: RandomBytes) -> Opened:
-    token, refresh_token = base64url(random(32)), None
-    expires_at = session.ends_at
+def _with_new_tokens(
+    session: Session, *, now: float, lifetimes: Lifetimes, random: RandomBytes, issue: IssueToken | None
+) -> Opened:
+    refresh_token, expires_at = None, session.ends_at
     if session.client_kind.proves_key:
         refresh_token = base64url(random(32))
         expires_at = min(expires_at, int(now) + lifetimes.token)
+    session = replace(
+        session,
+        expires_at=expires_at,
+        refresh_hash=None if refresh_token is None else hash_token(refresh_token),
+    )
+    token = issue(session) if issue and session.client_kind.proves_key else base64url(random(32))
     return Opened(
-        session=replace(
-            session,
-            token_hash=hash_token(token),
-            expires_at=expires_at,
-            refresh_hash=None if refresh_token is None else hash_token(refresh_token),
-        ),
-        token=token,
-        refresh_token=refresh_token,
+        session=replace(session, token_hash=hash_token(token)), token=token, refresh_token=refresh_token
     )

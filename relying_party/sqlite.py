@@ -85,6 +85,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             session_id BLOB NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE) STRICT""",
         "CREATE INDEX spent_of_session ON spent_refresh_tokens (session_id)",
     ),
+    (  # which refresh token was spent last, and when
+        "ALTER TABLE sessions ADD COLUMN confirmed_refresh_hash BLOB",
+        "ALTER TABLE sessions ADD COLUMN confirmed_at INTEGER",
+    ),
 )
 
 
@@ -497,7 +501,8 @@ def _replace_session(connection: sqlite3.Connection, session: Session, was: byte
     connection.execute(
         """UPDATE sessions SET token_hash = :token_hash, credential_id = :credential_id, auth_time = :auth_time,
         expires_at = :expires_at, ends_at = :ends_at, refresh_hash = :refresh_hash,
-        previous_refresh_hash = :previous_refresh_hash WHERE session_id = :session_id""",
+        previous_refresh_hash = :previous_refresh_hash, confirmed_refresh_hash = :confirmed_refresh_hash,
+        confirmed_at = :confirmed_at WHERE session_id = :session_id""",
         _session_values(session),
     )
     for spent in (row["refresh_hash"], row["previous_refresh_hash"]):

@@ -52,6 +52,7 @@ async def test_a_new_user_registers_and_signs_in(site: Site, who: Who) -> None:
         "user",
         "credential_id",
         "client_kind",
+        "audience",
         "signals",
     }
     assert registered.body["client_kind"] == kind

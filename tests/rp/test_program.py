@@ -324,3 +324,59 @@ async def test_the_log_at_debug_names_nobody(tmp_path: Path) -> None:
     ):
         assert secret not in text
     assert passkey.credential_id.hex() not in text
+
+
+# Services that take our access tokens
+
+
+async def test_services_may_ask_about_tokens_or_verify_them(tmp_path: Path) -> None:
+    secret = "0123456789abcdefghijklmnopqrstuv"
+    (tmp_path / "secrets.toml").write_text(f'"https://api.example" = "{secret}"\n')
+    (tmp_path / "secrets.toml").chmod(0o600)
+    words = (
+        "--listen",
+        "127.0.0.1:0",
+        "--resource",
+        "https://other.example",
+        "--resource-secrets",
+        "secrets.toml",
+    )
+    with started(*words, "--token-key", "token-key.pem", cwd=tmp_path) as (_, url):
+        async with ClientSession() as http:
+            head = {"Authorization": f"Bearer {secret}"}
+            async with http.post(f"{url}/introspect", data={"token": "x"}, headers=head) as response:
+                assert (response.status, await response.json()) == (200, {"active": False})
+            async with http.get(f"{url}/jwks.json") as response:
+                assert len((await response.json())["keys"]) == 1
+            visitor = Visitor(url, http)
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            _, made = create(options, url)
+            _, session = await visitor.post(
+                "/webauthn/registration/result", {"ceremony": ceremony, "response": made}
+            )
+    assert session["audience"] == ["https://other.example", "https://api.example"]
+    assert session["token"].count(".") == 2
+    assert session["expires_at"] - session["auth_time"] == 600
+    assert (tmp_path / "token-key.pem").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    ("content", "mode"),
+    [
+        (None, 0o600),
+        ('"https://api.example" = "0123456789abcdefghijklmnopqrstuv"', 0o644),
+        ('"https://api.example" = "short"', 0o600),
+        ('"https://api.example" = 5', 0o600),
+        ("no toml", 0o600),
+    ],
+    ids=["absent", "open", "short", "number", "text"],
+)
+def test_secrets_that_are_none_are_a_usage_error(tmp_path: Path, content: str | None, mode: int) -> None:
+    if content is not None:
+        (tmp_path / "secrets.toml").write_text(content)
+        (tmp_path / "secrets.toml").chmod(mode)
+    done = run("serve", "--listen", "127.0.0.1:0", "--resource-secrets", "secrets.toml", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "0123456789" not in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,6 +1,7 @@
 """A device's tokens: refreshed by its key alone, once each, and over when a spent one comes back."""
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.app import make_app
-from relying_party.sessions import Lifetimes
+from relying_party.sessions import LATE_SECONDS, Lifetimes
 from tests.rp.authenticator_double import b64
 from tests.rp.clients import Answer, Browser, Clock, Device, Site, Who, make_config
 
@@ -77,7 +78,9 @@ async def test_a_spent_token_that_comes_back_ends_the_session(
     latest = (await _refresh(site, device, first)).body["refresh_token"]
     assert (await site.send(device, "GET", "/session")).status == 200  # the answer has arrived
     device.token, kept = None, device.token
-    assert (await _refresh(site, device, first)).slug == "not-signed-in"
+    site.clock.now += LATE_SECONDS + 1  # before, it may be a late copy of the device's own request
+    answer = await _refresh(site, device, first)
+    assert (answer.status, answer.slug) == (401, "refresh-token-reused")
     assert "a spent refresh token came back" in caplog.text
     assert (await _refresh(site, device, latest)).slug == "not-signed-in"
     device.token = kept
@@ -89,9 +92,60 @@ async def test_any_spent_token_ends_the_session_however_old(site: Site) -> None:
     device, first = await _signed_in(site)
     second = (await _refresh(site, device, first)).body["refresh_token"]
     third = (await _refresh(site, device, second)).body["refresh_token"]
-    assert (await _refresh(site, device, first)).slug == "not-signed-in"
+    assert (await _refresh(site, device, first)).slug == "refresh-token-reused"
     device.token = None
     assert (await _refresh(site, device, third)).slug == "not-signed-in"
+
+
+async def test_a_late_copy_of_a_refresh_that_was_sent_again_ends_nothing(site: Site) -> None:
+    device, first = await _signed_in(site)
+    late = Device(device.key).headers(
+        "POST", PATH, site.clock.now
+    )  # given up by the device, still on its way
+    latest = (await _refresh(site, device, first)).body["refresh_token"]
+    assert (await site.send(device, "GET", "/session")).status == 200
+    site.clock.now += LATE_SECONDS
+    answer = await site.raw("POST", PATH, late, json.dumps({"refresh_token": first}).encode())
+    assert (answer.status, answer.slug) == (409, "refresh-token-spent")
+    assert answer.body["retry_after"] == int(answer.headers["Retry-After"]) == LATE_SECONDS
+    assert "token" not in answer.body
+    assert (await site.send(device, "GET", "/session")).status == 200
+    assert (await _refresh(site, device, latest)).status == 200
+    assert "refresh_late_total 1" in site.state.metrics.text()
+
+
+@pytest.mark.threat("T5")
+async def test_within_that_minute_a_spent_token_gets_nothing_and_after_it_ends_the_session(
+    site: Site,
+) -> None:
+    device, first = await _signed_in(site)
+    await _refresh(site, device, first)
+    assert (await site.send(device, "GET", "/session")).status == 200
+    thief = Device(device.key)
+    for _ in range(3):
+        answer = await _refresh(site, thief, first)
+        assert (answer.status, answer.slug, thief.token) == (409, "refresh-token-spent", None)
+    site.clock.now += LATE_SECONDS + 1
+    assert (await _refresh(site, thief, first)).slug == "refresh-token-reused"
+    assert (await site.send(device, "GET", "/session")).slug == "not-signed-in"
+
+
+@pytest.mark.threat("T5")
+async def test_a_token_that_was_handed_out_and_never_presented_has_no_late_copies(site: Site) -> None:
+    """Two have had the answers to the same token: whoever comes second is noticed at once."""
+    device, first = await _signed_in(site)
+    lost = (await _refresh(site, Device(device.key), first)).body["refresh_token"]
+    await _refresh(site, device, first)
+    assert (await site.send(device, "GET", "/session")).status == 200
+    assert (await _refresh(site, Device(device.key), lost)).slug == "refresh-token-reused"
+
+
+async def test_a_lost_answer_is_asked_for_again_even_days_later(site: Site) -> None:
+    device, first = await _signed_in(site)
+    await _refresh(site, Device(device.key), first)
+    site.clock.now += 5 * 24 * HOUR
+    assert (await _refresh(site, device, first)).status == 200
+    assert (await site.send(device, "GET", "/session")).status == 200
 
 
 async def test_a_lost_answer_is_asked_for_again(site: Site) -> None:
@@ -102,7 +156,7 @@ async def test_a_lost_answer_is_asked_for_again(site: Site) -> None:
     assert answer.body["refresh_token"] not in [one["refresh_token"] for one in lost]
     assert (await site.send(device, "GET", "/session")).status == 200
     late = Device(device.key)
-    assert (await _refresh(site, late, lost[0]["refresh_token"])).slug == "not-signed-in"
+    assert (await _refresh(site, late, lost[0]["refresh_token"])).slug == "refresh-token-reused"
     assert (await site.send(device, "GET", "/session")).slug == "not-signed-in"
 
 

@@ -1,0 +1,638 @@
+"""A service of its own that takes a device's access tokens: what its guard lets through, and what it does not.
+
+Relying party and resource server are two applications that talk over loopback; clocks stand still and are moved.
+"""
+
+import hmac
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+import pytest
+import resource_server
+from aiohttp import DummyCookieJar, web
+from aiohttp.test_utils import TestClient, TestServer, unused_port
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from relying_party.access_tokens import TokenKey
+from relying_party.app import make_app
+from relying_party.errors import UsageError
+from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
+from relying_party.sessions import LATE_SECONDS, Lifetimes
+from tests.rp.authenticator_double import DeviceKey, b64
+from tests.rp.clients import WEB_ORIGIN, Answer, Browser, Clock, Device, Site, make_config
+
+RESOURCE = "https://api.example"
+SECRET = "correct-horse-battery-staple-0123456789"
+ADDRESS = "/notes/%C3%A4/today?all=1"
+HTU = f"{RESOURCE}/notes/%C3%A4/today"
+
+
+@dataclass
+class Services:
+    """A relying party, and a service that takes its tokens."""
+
+    site: Site
+    api: TestClient[web.Request, web.Application]
+    guard: Guard
+    key: TokenKey
+
+    async def ask(
+        self,
+        device: Device,
+        *,
+        token: str | None = None,
+        scheme: str = "DPoP",
+        method: str = "GET",
+        **proof: Any,
+    ) -> Answer:
+        """One request with the device's token and a new proof."""
+        token = device.token if token is None else token
+        made = {"method": method, "url": HTU, "now": self.site.clock.now, "token": token, **proof}
+        return await self.raw(
+            {"Authorization": f"{scheme} {token}", "DPoP": device.key.proof(**made)}, method
+        )
+
+    async def raw(self, headers: Any, method: str = "GET") -> Answer:
+        async with self.api.request(method, ADDRESS, headers=headers) as response:
+            return Answer(
+                status=response.status,
+                headers=response.headers,
+                body=await response.json(content_type=None),
+                cookies={},
+            )
+
+    async def signed_in(self) -> tuple[Device, str]:
+        device = Device()
+        _, answer = await self.site.register(device, "ada")
+        return device, answer.body["refresh_token"]
+
+    def forge(self, device: Device, *, key: ECKey | None = None, header: Any = None, **claims: Any) -> str:
+        """A token like the relying party's, but for what is given."""
+        said = {
+            "iss": WEB_ORIGIN, "sub": "AAAA", "aud": [RESOURCE], "client_id": device.key.thumbprint,
+            "exp": int(self.site.clock.now) + 60, "iat": int(self.site.clock.now), "jti": "x" * 22,
+            "auth_time": int(self.site.clock.now), "cnf": {"jkt": device.key.thumbprint}, **claims,
+        }  # fmt: skip
+        head = {"typ": "at+jwt", "alg": "ES256", "kid": self.key.name, **(header or {})}
+        return jwt.encode(head, {k: v for k, v in said.items() if v is not None}, key or self.key.key)
+
+
+async def me(request: web.Request) -> web.Response:
+    access = request[ACCESS]
+    return web.json_response(
+        {"subject": access.subject, "key": access.key_thumbprint, "auth_time": access.auth_time}
+    )
+
+
+@asynccontextmanager
+async def services(folder: Path, *, signed: bool, **changes: Any) -> AsyncIterator[Services]:
+    clock, key = Clock(), TokenKey.load(folder / "token-key.pem")
+    config = make_config(
+        folder / "rp.sqlite",
+        resources=(RESOURCE,),
+        resource_secrets={RESOURCE: SECRET},
+        token_keys=(key,) if signed else (),
+        **changes,
+    )
+    app = make_app(config, clock=clock)
+    async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
+        verify: Verify = (
+            Keys(jwks_uri=str(http.make_url("/jwks.json")))
+            if signed
+            else Introspection(endpoint=str(http.make_url("/introspect")), secret=SECRET)
+        )
+        guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
+        async with TestClient(TestServer(guarded(guard))) as api:
+            yield Services(
+                site=Site(http=http, app=app, clock=clock, config=config), api=api, guard=guard, key=key
+            )
+
+
+def guarded(guard: Guard) -> web.Application:
+    service = web.Application(middlewares=[guard.middleware])
+    service.cleanup_ctx.append(guard.opened)
+    service.router.add_route("*", "/notes/{name}/today", me)
+    return service
+
+
+@pytest.fixture(params=["introspection", "keys"])
+async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Services]:
+    """Either way of verifying in turn."""
+    async with services(tmp_path, signed=request.param == "keys") as running:
+        yield running
+
+
+@pytest.fixture
+async def keys(tmp_path: Path) -> AsyncIterator[Services]:
+    async with services(tmp_path, signed=True) as running:
+        yield running
+
+
+@pytest.fixture
+async def introspection(tmp_path: Path) -> AsyncIterator[Services]:
+    async with services(tmp_path, signed=False) as running:
+        yield running
+
+
+# Whom it lets through
+
+
+async def test_a_device_is_known_by_its_token_and_its_key(both: Services) -> None:
+    device, _ = await both.signed_in()
+    answer = await both.ask(device)
+    assert answer.status == 200, answer.body
+    session = (await both.site.send(device, "GET", "/session")).body
+    assert answer.body == {
+        "subject": session["user"]["handle"],
+        "key": device.key.thumbprint,
+        "auth_time": session["auth_time"],
+    }
+    assert session["audience"] == [RESOURCE]
+    assert (await both.ask(device, method="POST")).status == 200
+
+
+async def test_the_token_of_a_refresh_is_good_too(both: Services) -> None:
+    device, refresh_token = await both.signed_in()
+    answer = await both.site.send(device, "POST", "/session/refresh", {"refresh_token": refresh_token})
+    assert answer.body["audience"] == [RESOURCE]
+    assert (await both.ask(device)).status == 200
+
+
+async def test_a_proof_may_spell_the_address_in_another_way_that_means_the_same(both: Services) -> None:
+    device, _ = await both.signed_in()
+    for same in ("HTTPS://API.example:443/notes/%c3%a4/today", "https://api.example/note%73/%C3%A4/today"):
+        assert (await both.ask(device, url=same)).status == 200
+
+
+# What it refuses
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"url": "https://api.example/notes/%C3%A4/tomorrow"},
+        {"url": "https://api.example/notes/%C3%A4%2Ftoday"},
+        {"url": "https://evil.example/notes/%C3%A4/today"},
+        {"url": HTU + "?all=1"},
+        {"method": "POST"},
+        {"token": "another"},
+        {"token": None},
+    ],
+    ids=["path", "slash", "host", "query", "method", "another-token", "no-token"],
+)
+async def test_a_proof_for_something_else_is_refused(both: Services, wrong: dict[str, Any]) -> None:
+    device, _ = await both.signed_in()
+    made = {"method": "GET", "url": HTU, "now": both.site.clock.now, "token": device.token, **wrong}
+    answer = await both.raw({"Authorization": f"DPoP {device.token}", "DPoP": device.key.proof(**made)})
+    assert (answer.status, answer.slug) == (401, "proof-invalid")
+    assert answer.headers["WWW-Authenticate"] == 'DPoP algs="ES256", error="invalid_dpop_proof"'
+
+
+@pytest.mark.threat("T5")
+async def test_a_proof_is_taken_once(both: Services) -> None:
+    device, _ = await both.signed_in()
+    proof = device.key.proof("GET", HTU, both.site.clock.now, device.token)
+    headers = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
+    assert (await both.raw(headers)).status == 200
+    assert (await both.raw(headers)).slug == "proof-invalid"
+
+
+@pytest.mark.threat("T5")
+@pytest.mark.parametrize("off", [-61, 61])
+async def test_a_proof_of_another_time_is_refused_with_our_time(both: Services, off: int) -> None:
+    device, _ = await both.signed_in()
+    answer = await both.ask(device, now=both.site.clock.now + off)
+    assert (answer.status, answer.slug) == (401, "proof-clock")
+    assert answer.body["now"] == int(both.site.clock.now)
+
+
+@pytest.mark.threat("T13")
+async def test_a_token_is_worth_nothing_with_another_key(both: Services) -> None:
+    device, _ = await both.signed_in()
+    answer = await both.ask(Device(DeviceKey(), device.token))
+    assert (answer.status, answer.slug) == (401, "token-invalid")
+    assert answer.headers["WWW-Authenticate"] == 'DPoP algs="ES256", error="invalid_token"'
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic", ""])
+async def test_a_token_is_not_taken_as_another_kind(both: Services, scheme: str) -> None:
+    device, _ = await both.signed_in()
+    assert (await both.ask(device, scheme=scheme)).slug == "token-invalid"
+
+
+async def test_who_sends_no_token_is_told_how_without_an_error(both: Services) -> None:
+    answer = await both.raw({})
+    assert (answer.status, answer.slug) == (401, "token-invalid")
+    assert answer.headers["WWW-Authenticate"] == 'DPoP algs="ES256"'
+
+
+@pytest.mark.parametrize("count", [0, 2])
+async def test_there_is_one_proof(both: Services, count: int) -> None:
+    device, _ = await both.signed_in()
+    proofs = [("DPoP", device.key.proof("GET", HTU, both.site.clock.now, device.token)) for _ in range(count)]
+    assert (await both.raw([("Authorization", f"DPoP {device.token}"), *proofs])).slug == "proof-invalid"
+
+
+@pytest.mark.threat("T13")
+async def test_what_is_no_token_of_ours_is_refused(both: Services) -> None:
+    device, refresh_token = await both.signed_in()
+    browser = Browser()
+    await both.site.register(browser, "grace")
+    assert browser.cookie
+    for token in ("x", "a.b.c", "..", "a" * 4097, refresh_token, browser.cookie, b64(bytes(32))):
+        answer = await both.ask(device, token=token)
+        assert (answer.status, answer.slug) == (401, "token-invalid"), token[:20]
+
+
+@pytest.mark.threat("T13")
+async def test_a_token_ends_in_time(tmp_path: Path) -> None:
+    for signed in (True, False):
+        folder = tmp_path / str(signed)
+        folder.mkdir()
+        async with services(folder, signed=signed, lifetimes=Lifetimes(token=100)) as running:
+            device, _ = await running.signed_in()
+            running.site.clock.now += 99
+            assert (await running.ask(device)).status == 200
+            running.site.clock.now += 1
+            assert (await running.ask(device)).slug == "token-invalid"
+
+
+async def test_a_session_that_is_over_is_over_at_once_where_the_relying_party_is_asked(
+    introspection: Services,
+) -> None:
+    device, _ = await introspection.signed_in()
+    assert (await introspection.ask(device)).status == 200
+    assert (await introspection.site.send(device, "DELETE", "/session")).status == 204
+    assert (await introspection.ask(device)).slug == "token-invalid"
+
+
+async def test_a_token_that_others_verify_lasts_to_its_end(keys: Services) -> None:
+    device, _ = await keys.signed_in()
+    assert (await keys.site.send(device, "DELETE", "/session")).status == 204
+    assert (await keys.ask(device)).status == 200
+
+
+# Tokens that are verified with keys (RFC 9068)
+
+
+async def test_a_signed_token_says_what_the_rfc_asks_for(keys: Services) -> None:
+    device, _ = await keys.signed_in()
+    assert device.token is not None
+    token = jwt.decode(device.token, keys.key.key, algorithms=["ES256"])
+    assert token.header == {"typ": "at+jwt", "alg": "ES256", "kid": keys.key.name}
+    now = int(keys.site.clock.now)
+    assert len(token.claims.pop("jti")) == 22
+    assert len(token.claims.pop("sub")) == 43
+    assert token.claims == {
+        "iss": WEB_ORIGIN,
+        "aud": [RESOURCE],
+        "client_id": device.key.thumbprint,
+        "exp": now + 12 * 3600,
+        "iat": now,
+        "auth_time": now,
+        "cnf": {"jkt": device.key.thumbprint},
+    }
+    assert "ada" not in json.dumps(token.claims)
+
+
+def _with_header(token: str, header: dict[str, Any]) -> str:
+    return ".".join((b64(json.dumps(header).encode()), *token.split(".")[1:]))
+
+
+def _hmac(all_: Services, device: Device) -> str:
+    """The public key as an HMAC secret: what a verifier falls for that takes any algorithm."""
+    header, claims, _ = _with_header(
+        all_.forge(device), {"typ": "at+jwt", "alg": "HS256", "kid": all_.key.name}
+    ).split(".")
+    mac = hmac.digest(all_.key.key.as_pem(private=False), f"{header}.{claims}".encode(), "sha256")
+    return f"{header}.{claims}.{b64(mac)}"
+
+
+def _critical(all_: Services, device: Device) -> str:
+    """Well signed, with an extension that whoever verifies must understand."""
+    header: dict[str, Any] = {
+        "typ": "at+jwt",
+        "alg": "ES256",
+        "kid": all_.key.name,
+        "crit": ["exp"],
+        "exp": 1,
+    }
+    signed = _with_header(all_.forge(device), header).rpartition(".")[0]
+    private = all_.key.key.get_op_key("sign")
+    r, s = decode_dss_signature(private.sign(signed.encode(), ec.ECDSA(SHA256())))
+    return f"{signed}.{b64(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+Fault = Callable[[Services, Device], str]
+FAULTS: dict[str, Fault] = {
+    "another-issuer": lambda all_, device: all_.forge(device, iss="https://evil.example"),
+    "issuer-with-a-path": lambda all_, device: all_.forge(device, iss=WEB_ORIGIN + "/x"),
+    "another-audience": lambda all_, device: all_.forge(device, aud=["https://other.example"]),
+    "audience-with-a-path": lambda all_, device: all_.forge(device, aud=RESOURCE + "/x"),
+    "no-audience": lambda all_, device: all_.forge(device, aud=None),
+    "ended": lambda all_, device: all_.forge(device, exp=int(all_.site.clock.now)),
+    "no-end": lambda all_, device: all_.forge(device, exp=None),
+    "end-is-text": lambda all_, device: all_.forge(device, exp="9999999999"),
+    "not-yet": lambda all_, device: all_.forge(device, nbf=int(all_.site.clock.now) + 61),
+    "made-in-the-future": lambda all_, device: all_.forge(device, iat=int(all_.site.clock.now) + 61),
+    "bound-to-no-key": lambda all_, device: all_.forge(device, cnf=None),
+    "bound-to-something-else": lambda all_, device: all_.forge(device, cnf={"x5t#S256": "AAAA"}),
+    "bound-to-another-key": lambda all_, device: all_.forge(device, cnf={"jkt": DeviceKey().thumbprint}),
+    "no-subject": lambda all_, device: all_.forge(device, sub=None),
+    "id-token": lambda all_, device: all_.forge(device, header={"typ": "JWT"}),
+    "no-type": lambda all_, device: all_.forge(device, header={"typ": ""}),
+    "unknown-key": lambda all_, device: all_.forge(device, header={"kid": "who"}),
+    "anothers-key": lambda all_, device: all_.forge(device, key=ECKey.generate_key("P-256")),
+    "critical": _critical,
+    "no-signature": lambda all_, device: all_.forge(device).rpartition(".")[0] + ".",
+    "unsigned": lambda all_, device: _with_header(
+        all_.forge(device), {"typ": "at+jwt", "alg": "none", "kid": all_.key.name}
+    ),
+    "keyed-with-the-public-key": _hmac,
+}
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+async def test_a_signed_token_that_is_not_meant_for_us_is_refused(keys: Services, fault: Fault) -> None:
+    device = Device()
+    answer = await keys.ask(device, token=fault(keys, device))
+    assert (answer.status, answer.slug) == (401, "token-invalid")
+    assert (await keys.ask(device, token=keys.forge(device))).status == 200
+    assert (await keys.ask(device, token=keys.forge(device, aud=RESOURCE))).status == 200
+
+
+async def test_a_new_key_is_fetched_and_a_retired_one_is_good_while_it_is_listed(tmp_path: Path) -> None:
+    async with services(tmp_path, signed=True) as running:
+        device, _ = await running.signed_in()
+        assert (await running.ask(device)).status == 200
+        newer = TokenKey.load(tmp_path / "newer.pem")
+        object.__setattr__(running.site.config, "token_keys", (newer, running.key))
+        made = running.forge(device, key=newer.key, header={"kid": newer.name})
+        assert (await running.ask(device, token=made)).slug == "token-invalid"  # fetched a moment ago
+        running.site.clock.now += 61
+        assert (
+            await running.ask(device, token=running.forge(device, key=newer.key, header={"kid": newer.name}))
+        ).status == 200
+        assert (await running.ask(device)).status == 200
+        object.__setattr__(running.site.config, "token_keys", (newer,))
+        running.site.clock.now += 3601
+        assert (await running.ask(device)).slug == "token-invalid"
+
+
+# The relying party's answers to resource servers
+
+
+async def _introspect(site: Site, body: str, secret: str | None = SECRET, **headers: str) -> Answer:
+    head = {"Content-Type": "application/x-www-form-urlencoded", **headers}
+    if secret is not None:
+        head["Authorization"] = f"Bearer {secret}"
+    return await site.raw("POST", "/introspect", head, body.encode())
+
+
+async def test_introspection_says_what_a_token_stands_for_and_nobodys_name(introspection: Services) -> None:
+    device, _ = await introspection.signed_in()
+    answer = await _introspect(introspection.site, f"token={device.token}&token_type_hint=access_token")
+    now = int(introspection.site.clock.now)
+    assert len(answer.body.pop("sub")) == 43
+    assert answer.body == {
+        "active": True,
+        "token_type": "DPoP",
+        "iss": WEB_ORIGIN,
+        "aud": [RESOURCE],
+        "client_id": device.key.thumbprint,
+        "exp": now + 12 * 3600,
+        "auth_time": now,
+        "cnf": {"jkt": device.key.thumbprint},
+    }
+
+
+async def test_of_anything_else_it_says_that_it_is_not_active(introspection: Services) -> None:
+    _, refresh_token = await introspection.signed_in()
+    browser = Browser()
+    await introspection.site.register(browser, "grace")
+    for token in ("x", refresh_token, browser.cookie, "%FF"):
+        answer = await _introspect(introspection.site, f"token={token}")
+        assert (answer.status, answer.body) == (200, {"active": False})
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("secret", [None, "", "wrong", SECRET + "x", SECRET[:-1], SECRET.upper()])
+async def test_who_has_no_secret_learns_nothing(introspection: Services, secret: str | None) -> None:
+    device, _ = await introspection.signed_in()
+    answer = await _introspect(introspection.site, f"token={device.token}", secret)
+    assert (answer.status, answer.slug) == (401, "unknown-resource")
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    "body", ["", "token=", "token=a&token=b", "tok=a", "token", "token=" + "x" * 4097, "&" * 20]
+)
+async def test_a_malformed_question_is_refused(introspection: Services, body: str) -> None:
+    assert (await _introspect(introspection.site, body)).slug == "invalid-request"
+
+
+async def test_a_token_that_a_resource_server_asks_about_has_arrived(introspection: Services) -> None:
+    """The refresh token before it is spent then, as if the relying party had been shown the token itself."""
+    device, first = await introspection.signed_in()
+    await introspection.site.send(device, "POST", "/session/refresh", {"refresh_token": first})
+    assert (await introspection.ask(device)).status == 200
+    introspection.site.clock.now += LATE_SECONDS + 1
+    stale = await introspection.site.send(
+        Device(device.key), "POST", "/session/refresh", {"refresh_token": first}
+    )
+    assert stale.slug == "refresh-token-reused"
+
+
+async def test_keys_are_public_and_nothing_else_is(keys: Services) -> None:
+    answer = await keys.site.raw("GET", "/jwks.json", {})
+    (key,) = answer.body["keys"]
+    assert set(key) == {"kty", "crv", "x", "y", "kid", "use", "alg"}
+    assert (key["kid"], key["alg"], key["use"]) == (keys.key.name, "ES256", "sig")
+
+
+async def test_without_a_token_key_there_are_none(introspection: Services) -> None:
+    assert (await introspection.site.raw("GET", "/jwks.json", {})).body == {"keys": []}
+
+
+# A relying party that is away, or lies
+
+
+@pytest.mark.parametrize("way", ["keys", "introspection"])
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (500, b"{}"),
+        (302, b"{}"),
+        (401, b"{}"),
+        (200, b"nothing"),
+        (200, b"[]"),
+        (200, b'{"active": 1, "keys": 1}'),
+        (200, b'{"active": true}'),
+        (200, b" " * 70_000),
+        (200, b"\xff"),
+    ],
+    ids=["500", "302", "401", "no-json", "list", "types", "members", "long", "bytes"],
+)
+async def test_what_cannot_be_told_is_503_and_nobody_gets_in(
+    tmp_path: Path, way: str, status: int, body: bytes
+) -> None:
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=status, body=body, headers={"Location": "/elsewhere"})
+
+    liar = web.Application()
+    liar.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(liar) as server:
+        url = str(server.make_url("/"))
+        verify: Verify = Keys(jwks_uri=url) if way == "keys" else Introspection(endpoint=url, secret=SECRET)
+        await _nobody_gets_in(verify, tmp_path)
+
+
+@pytest.mark.parametrize("way", ["keys", "introspection"])
+async def test_a_relying_party_that_is_away_lets_nobody_in(tmp_path: Path, way: str) -> None:
+    url = f"http://127.0.0.1:{unused_port()}/"
+    await _nobody_gets_in(
+        Keys(jwks_uri=url) if way == "keys" else Introspection(endpoint=url, secret=SECRET), tmp_path
+    )
+
+
+async def _nobody_gets_in(verify: Verify, folder: Path) -> None:
+    clock, device, key = Clock(), Device(), TokenKey.load(folder / "key.pem")
+    guard = Guard(resource=RESOURCE, issuer=WEB_ORIGIN, verify=verify, clock=clock)
+    async with TestClient(TestServer(guarded(guard))) as api:
+        config = make_config(folder / "rp.sqlite")
+        site = Site(http=api, app=api.app, clock=clock, config=config)
+        asking = Services(site=site, api=api, guard=guard, key=key)
+        answer = await asking.ask(device, token=asking.forge(device))
+        assert answer.status in (401, 503)
+        if answer.status == 503:
+            assert answer.slug == "issuer-unavailable"
+            assert answer.headers["Retry-After"] == "5"
+
+
+async def test_known_keys_are_used_on_while_the_relying_party_is_away(tmp_path: Path) -> None:
+    async with services(tmp_path, signed=True) as running:
+        device, _ = await running.signed_in()
+        assert (await running.ask(device)).status == 200
+        await running.site.http.close()
+        running.site.clock.now += 3601
+        assert (await running.ask(device, token=running.forge(device))).status == 200
+
+
+# What an operator may choose
+
+
+@pytest.mark.parametrize(
+    "url", ["http://login.example/jwks.json", "login.example", "ftp://login.example", "https:///x"]
+)
+def test_the_relying_party_is_asked_over_https(url: str) -> None:
+    with pytest.raises(UsageError):
+        Keys(jwks_uri=url)
+    with pytest.raises(UsageError):
+        Introspection(endpoint=url, secret=SECRET)
+
+
+def test_a_token_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "key.pem"
+    made = TokenKey.load(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert TokenKey.load(path).name == made.name
+    assert "PRIVATE" not in repr(made)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"nothing",
+        ECKey.generate_key("P-384").as_pem(private=True),
+        ECKey.generate_key("P-256").as_pem(private=False),
+    ],
+    ids=["empty", "text", "another-curve", "public"],
+)
+def test_what_is_no_token_key_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "key.pem"
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"key\.pem"):
+        TokenKey.load(path)
+
+
+@pytest.mark.threat("T11")
+def test_a_token_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    TokenKey.load(tmp_path / "key.pem")
+    os.chmod(tmp_path / "key.pem", 0o640)  # noqa: PTH101
+    with pytest.raises(UsageError, match="open to others"):
+        TokenKey.load(tmp_path / "key.pem")
+    with pytest.raises(UsageError, match="cannot make"):
+        TokenKey.load(tmp_path / "nowhere" / "key.pem")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resources": ("api.example",)},
+        {"resources": ("http://api.example",)},
+        {"resources": ("https://api.example/",)},
+        {"resource_secrets": {"https://api.example": "short"}},
+        {"resource_secrets": {"https://api.example": "x" * 31 + " "}},
+        {"resource_secrets": {"https://api.example": "ä" * 32}},
+        {"resources": tuple(f"https://a{number}.example" for number in range(17))},
+    ],
+    ids=["no-origin", "http", "slash", "short", "space", "unicode", "many"],
+)
+def test_resource_servers_are_origins_with_long_secrets(tmp_path: Path, changes: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        make_config(tmp_path / "rp.sqlite", **changes)
+
+
+# The example of docs/how-to/resource-server.md
+
+
+@pytest.mark.parametrize("signed", [True, False], ids=["keys", "introspection"])
+async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None:  # noqa: FBT001
+    """With clocks that run; tests/end_to_end/test_session.py runs it as a program."""
+    origin = f"http://localhost:{unused_port()}"
+    issuer = f"http://localhost:{unused_port()}"
+    config = make_config(
+        tmp_path / "rp.sqlite", rp_id="localhost", web_origins=(issuer,), device_origins=(), reached_at=(issuer,),
+        resources=(origin,), resource_secrets={origin: SECRET},
+        token_keys=(TokenKey.load(tmp_path / "key.pem"),) if signed else (),
+    )  # fmt: skip
+    app = make_app(config)
+    server = TestServer(app, host="localhost", port=int(issuer.rpartition(":")[2]))
+    async with TestClient(server, cookie_jar=DummyCookieJar()) as http:
+        site = Site(http=http, app=app, clock=Clock(time()), config=config)
+        device = AtAddress(issuer)
+        _, answer = await site.register(device, "ada")
+        service = resource_server.make_service(origin, issuer, secret=None if signed else SECRET)
+        async with TestClient(
+            TestServer(service, host="localhost", port=int(origin.rpartition(":")[2]))
+        ) as api:
+            proof = device.key.proof("GET", f"{origin}/me", time(), device.token)
+            head = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
+            async with api.get("/me", headers=head) as response:
+                said = await response.json()
+    assert said == {"user": answer.body["user"]["handle"], "device": device.key.thumbprint}
+
+
+class AtAddress(Device):
+    """A device at a relying party of another address than the usual one."""
+
+    def __init__(self, origin: str) -> None:
+        super().__init__(client_origin=origin)
+
+    def headers(self, method: str, path: str, now: float) -> dict[str, str]:
+        return {"DPoP": self.key.proof(method, self.client_origin + path, now, self.token)}
