@@ -4,20 +4,21 @@
 
     HeadlessPasskeyError
     ├── ProtocolError
-    │   ├── LocalProtocolError   our caller asked for something not allowed now: a bug
-    │   └── RemoteProtocolError  the peer broke the protocol, or input is malformed: do not retry
-    ├── TransportError(reason)   radio, tunnel, relay or relying party failed: retrying may help
-    ├── TrustError(reason)       a ring, envelope, invitation or account did not check out
-    ├── NotApproved(outcome)     declined, expired, cancelled or superseded
-    ├── CtapError(status)        the phone answered, and its answer is no
-    └── NotEnrolled              this device or companion belongs to no account yet
+    │   ├── LocalProtocolError           our caller asked for something not allowed now: a bug
+    │   └── RemoteProtocolError(reason)  the peer broke the protocol, or input is malformed: do not retry
+    ├── TransportError(reason)           radio, tunnel, relay or relying party failed: retrying may help
+    ├── TrustError(reason)               a ring, envelope, invitation or account did not check out
+    ├── NotApproved(outcome)             declined, expired, cancelled or superseded
+    ├── CtapError(status, name)          the phone answered, and its answer is no
+    └── NotEnrolled(reason)              this device or companion belongs to no account yet
 
-Messages say what was expected and what came, never the bytes. ``exit_status`` is what a program ends
-with when the error reaches its edge.
+What stands in parentheses is a public attribute. Every error has ``reason`` besides, a stable word or None, and
+``exit_status``, what a program ends with when the error reaches its edge. Messages say what was expected and what
+came, never the bytes.
 """
 
 from enum import IntEnum, StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 
 class ExitStatus(IntEnum):
@@ -29,11 +30,34 @@ class ExitStatus(IntEnum):
     TRANSPORT = 4
     PHONE_SAID_NO = 5
     DECLINED = 6
-    EXPIRED = 7
+    EXPIRED = 7  # or ended without an answer in another way
     NOT_TRUSTED = 8
     NOT_ENROLLED = 9
     OUR_FAULT = 70
     INTERRUPTED = 130
+
+    @property
+    def meaning(self) -> str:
+        """In a few words, as docs/cli.md has it."""
+        return _MEANINGS[self]
+
+
+_MEANINGS: Final = {
+    ExitStatus.DONE: "done",
+    ExitStatus.USAGE: "usage",
+    ExitStatus.PROTOCOL: "the peer broke the protocol, or input is malformed",
+    ExitStatus.TRANSPORT: "transport: radio, tunnel, relay, relying party, files, end of input",
+    ExitStatus.PHONE_SAID_NO: "the phone said no; the CTAP status is named on stderr",
+    ExitStatus.DECLINED: "declined by the user",
+    ExitStatus.EXPIRED: (
+        "nobody answered: the deadline came, or the request expired, was cancelled by the other side,"
+        " or superseded by a newer one of the same device; the reason on stderr says which"
+    ),
+    ExitStatus.NOT_TRUSTED: "refused by a trust check",
+    ExitStatus.NOT_ENROLLED: "not enrolled",
+    ExitStatus.OUR_FAULT: "our fault",
+    ExitStatus.INTERRUPTED: "interrupted",
+}
 
 
 class HeadlessPasskeyError(Exception):
@@ -175,15 +199,15 @@ class NotApproved(HeadlessPasskeyError):  # noqa: N818  the outcome is not a fau
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)
-        self._outcome = outcome
+        self.outcome: Final = outcome
 
     @property
     def reason(self) -> Outcome:
-        return self._outcome
+        return self.outcome
 
     @property
     def exit_status(self) -> ExitStatus:  # type: ignore[override]  # finer than its class
-        return ExitStatus.DECLINED if self._outcome is Outcome.DECLINED else ExitStatus.EXPIRED
+        return ExitStatus.DECLINED if self.outcome is Outcome.DECLINED else ExitStatus.EXPIRED
 
 
 class CtapError(HeadlessPasskeyError):
@@ -194,12 +218,12 @@ class CtapError(HeadlessPasskeyError):
     def __init__(self, status: int, name: str) -> None:
         """status: the CTAP2 status byte, 1-255. name: as the specification spells it."""
         super().__init__(f"the phone answered CTAP status 0x{status:02X} ({name})")
-        self.status = status
-        self._name = name
+        self.status: Final = status
+        self.name: Final = name
 
     @property
     def reason(self) -> str:
-        return self._name
+        return self.name
 
 
 class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault

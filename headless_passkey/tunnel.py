@@ -56,7 +56,7 @@ class TunnelRefused(TransportError):  # noqa: N818  an answer like another
         super().__init__(
             f"the tunnel service {host} answered HTTP status {status}", reason=TransportReason.SERVER_FAILED
         )
-        self.status = status
+        self.host, self.status = host, status
 
 
 class Tunnel:

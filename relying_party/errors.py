@@ -105,6 +105,11 @@ class ProofClock(Refusal):
     slug, status = "proof-clock", 401
     title = "The caller's clock differs too much from the relying party's"
 
+    def __init__(self, detail: str, *, now: int) -> None:
+        """now: Unix seconds by this relying party's clock, for the caller to correct its own."""
+        super().__init__(detail, now=now)
+        self.now: Final = now
+
 
 class NotSignedIn(Refusal):
     """No session goes with the request, or it has ended."""

@@ -33,15 +33,15 @@ class NotWell(HeadlessPasskeyError):  # noqa: N818  a diagnosis
         first = problems[0]
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems; the first"
         super().__init__(f"{count}: {first.check}")
-        self._first = first
+        self.problems: Final = problems
 
     @property
     def reason(self) -> str | None:
-        return self._first.reason
+        return self.problems[0].reason
 
     @property
     def exit_status(self) -> ExitStatus:  # type: ignore[override]  # finer than its class
-        return self._first.exit_status
+        return self.problems[0].exit_status
 
 
 async def diagnose(args: argparse.Namespace) -> None:

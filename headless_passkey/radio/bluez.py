@@ -80,7 +80,7 @@ class RefusedError(TransportError):
         if reason is TransportReason.BLUETOOTH_FAILED:
             what = f"the Bluetooth service refused {member} ({error_name})"
         super().__init__(with_mend(what, reason), reason=reason)
-        self.error_name = error_name
+        self.error_name, self.member = error_name, member
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
