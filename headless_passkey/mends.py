@@ -73,6 +73,9 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TransportReason.UNTRUSTED_CERTIFICATE, "dates"): (
         f"if this machine's clock is wrong, set it with {SET_CLOCK}; if it is right, the server needs a new certificate"
     ),
+    (TransportReason.WENT_SILENT, None): (
+        "try again; where it happens each time, look at what is in between: a proxy or firewall may forget connections"
+    ),
     (TransportReason.SERVER_FAILED, None): "try again later; the server's log tells its operator more",
     # trust
     (TrustReason.CLOCK_SKEW, None): (

@@ -40,6 +40,7 @@ from headless_passkey.errors import (
     Outcome,
     RemoteProtocolError,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
@@ -321,6 +322,8 @@ class _Conversation:
         try:
             message = await self._tunnel.receive()
         except TunnelClosed as error:
+            if error.reason is TransportReason.WENT_SILENT:
+                raise
             raise TransportError("the device hung up before it was answered") from error
         match self._channel.receive(message):
             case Ctap() as event:

@@ -7,7 +7,9 @@
 ===============================================  ==========================================================
 
 Messages are carried verbatim, one in, one out, in order. What they say is none of this program's business,
-and it has nothing to open them with. Logs hold counts, sizes and durations, and never an ID.
+and it has nothing to open them with. An end that says nothing is pinged (RFC 6455 §5.5.2), so that what is in
+between does not take the connection for idle, and one that does not answer is given up. Logs hold counts,
+sizes and durations, and never an ID.
 """
 
 import asyncio
@@ -23,6 +25,7 @@ from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Refusa
 from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_HEADER,
     ROUTING_ID_SIZE,
+    SILENT,
     SUBPROTOCOL,
     ConnectTunnel,
     ContactTunnel,
@@ -31,7 +34,9 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 
 CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our goodbye
-SEND_TIMEOUT: Final = 20.0  # seconds an end may refuse to read while the other one writes
+# seconds an end may refuse to read while the other one writes, and never more than `Limits.silence`: meanwhile no
+# pong of the other one may be read either
+SEND_TIMEOUT: Final = 20.0
 CUT_OFF: Final = 1 << 16  # bytes over the limit from which a message is not read to its end
 
 logger = logging.getLogger(__name__)
@@ -70,7 +75,7 @@ class Hall:
             websocket = _websocket(self.limits)
             websocket.headers[ROUTING_ID_HEADER] = tunnel.routing_id.hex().upper()
             await websocket.prepare(request)
-            await meeting.hold(websocket)
+            await meeting.hold(Line(websocket, request))
         finally:
             self.rendezvous.end(tunnel)
             del self._meetings[tunnel]
@@ -83,15 +88,15 @@ class Hall:
         if isinstance(tunnel, Refusal):
             return _refuse(tunnel)
         meeting = self._meetings[tunnel]
-        websocket = _websocket(self.limits)
+        line = Line(_websocket(self.limits), request)
         try:
-            await websocket.prepare(request)
-            meeting.arrive(websocket)
+            await line.websocket.prepare(request)
+            meeting.arrive(line)
             await meeting.over.wait()
-            await websocket.close(code=WSCloseCode.GOING_AWAY)  # when it came just too late
+            await line.close(WSCloseCode.GOING_AWAY)  # when it came just too late
         finally:
             meeting.end(_vanished())  # when it never got as far as arriving
-        return websocket
+        return line.websocket
 
     def close(self) -> None:
         """End every tunnel; the handlers return soon after."""
@@ -107,6 +112,31 @@ class Ending:
     codes: tuple[int, int] = (WSCloseCode.GOING_AWAY, WSCloseCode.GOING_AWAY)  # first end, second end
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The connection to one end."""
+
+    websocket: web.WebSocketResponse
+    request: web.Request
+
+    @property
+    def silent(self) -> bool:
+        """Whether the end has not answered a ping. aiohttp has closed the websocket then."""
+        return isinstance(self.websocket.exception(), TimeoutError)
+
+    async def close(self, code: int) -> None:
+        """Say goodbye and wait for the answer, but not for an end that does not read."""
+        try:
+            if not self.silent:
+                async with asyncio.timeout(2 * CLOSE_TIMEOUT):  # aiohttp's own limit is for the answer alone
+                    await self.websocket.close(code=code)
+                return
+        except TimeoutError:
+            pass
+        if self.request.transport is not None:
+            self.request.transport.abort()
+
+
 class Meeting:
     """One tunnel while it lives: from the first end's arrival until both have gone."""
 
@@ -114,10 +144,10 @@ class Meeting:
         loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
         self._tunnel = tunnel
-        self._second: asyncio.Future[web.WebSocketResponse] = loop.create_future()
+        self._second: asyncio.Future[Line] = loop.create_future()
         self._ending: asyncio.Future[Ending] = loop.create_future()
 
-    def arrive(self, second: web.WebSocketResponse) -> None:
+    def arrive(self, second: Line) -> None:
         """The second end is there."""
         self._second.set_result(second)
 
@@ -126,7 +156,7 @@ class Meeting:
         if not self._ending.done():
             self._ending.set_result(ending)
 
-    async def hold(self, first: web.WebSocketResponse) -> None:
+    async def hold(self, first: Line) -> None:
         """Carry messages until an end leaves, breaks a rule, or time is up; then close both."""
         async with asyncio.TaskGroup() as group:
             exchange = group.create_task(self._exchange(first))
@@ -136,8 +166,8 @@ class Meeting:
         if self._second.done() and not self._second.cancelled():
             ends.append(self._second.result())
         async with asyncio.TaskGroup() as group:
-            for websocket, code in zip(ends, ending.codes, strict=False):
-                group.create_task(websocket.close(code=code))
+            for line, code in zip(ends, ending.codes, strict=False):
+                group.create_task(line.close(code))
         logger.info(
             "tunnel ended after %.1f s, because %s; %d messages of %d bytes one way, %d of %d the other",
             _now() - self._tunnel.opened,
@@ -154,7 +184,7 @@ class Meeting:
                 if _now() >= self._tunnel.deadline:  # joining has not moved it
                     return Ending(why="its time was up")
 
-    async def _exchange(self, first: web.WebSocketResponse) -> None:
+    async def _exchange(self, first: Line) -> None:
         # When a lane is full its sender is not read from. All that may wait for the second end fits in, so
         # that the first end is always read from until then, and missed when it leaves.
         size = self._tunnel.limits.early_messages + 1
@@ -166,12 +196,10 @@ class Meeting:
             group.create_task(self._listen(End.SECOND, second, to_first))
             group.create_task(self._speak(first, to_first))
 
-    async def _listen(
-        self, end: End, websocket: web.WebSocketResponse, lane: asyncio.Queue[bytes | Ending]
-    ) -> None:
+    async def _listen(self, end: End, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
         """From one websocket into the lane to the other, within the tunnel's budget."""
         while True:
-            message = await websocket.receive()
+            message = await line.websocket.receive()
             match message.type:
                 case WSMsgType.BINARY:
                     breach = self._tunnel.carry(end, len(message.data))
@@ -181,31 +209,49 @@ class Meeting:
                             code = WSCloseCode.MESSAGE_TOO_BIG
                         return self.end(_broke(end, code, breach.value))
                     await lane.put(message.data)
+                case WSMsgType.PING | WSMsgType.PONG:
+                    breach = self._tunnel.control(end)
+                    if breach is not None:
+                        return self.end(_broke(end, WSCloseCode.POLICY_VIOLATION, breach.value))
+                    if message.type is WSMsgType.PING and not await self._send(
+                        line, WSMsgType.PONG, message.data
+                    ):
+                        return None
                 case WSMsgType.TEXT:
                     return self.end(_broke(end, WSCloseCode.UNSUPPORTED_DATA, "text message"))
-                case WSMsgType.ERROR:  # aiohttp has closed it: far too long, or not the websocket protocol
-                    return self.end(_vanished())
+                case (
+                    WSMsgType.ERROR
+                ):  # aiohttp has closed it: silent, far too long, or not the websocket protocol
+                    return self.end(_gone(line))
                 case _:
                     # not websocket.close_code: aiohttp replaces it when our own goodbye finds nobody
                     clean = message.type is WSMsgType.CLOSE and message.data in _GOODBYE
-                    ending = _left() if clean else _vanished()
+                    ending = _left() if clean else _gone(line)
                     if not self._second.done():
                         return self.end(ending)
                     return await lane.put(ending)  # after what it said before it left
 
-    async def _speak(self, websocket: web.WebSocketResponse, lane: asyncio.Queue[bytes | Ending]) -> None:
+    async def _speak(self, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
         """From a lane into its websocket."""
         while True:
             message = await lane.get()
             if isinstance(message, Ending):
                 return self.end(message)
-            try:
-                async with asyncio.timeout(SEND_TIMEOUT):
-                    await websocket.send_bytes(message)
-            except TimeoutError:
-                return self.end(Ending(why="an end did not read"))
-            except ConnectionError:
-                return self.end(_vanished())
+            if not await self._send(line, WSMsgType.BINARY, message):
+                return None
+
+    async def _send(self, line: Line, kind: WSMsgType, data: bytes) -> bool:
+        """Whether an end took this; one that cannot take it ends the tunnel."""
+        try:
+            async with asyncio.timeout(min(SEND_TIMEOUT, self._tunnel.limits.silence)):
+                await line.websocket.send_frame(data, kind)
+        except TimeoutError:
+            self.end(_silent("an end did not read"))
+        except ConnectionError:
+            self.end(_gone(line))
+        else:
+            return True
+        return False
 
 
 _GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
@@ -258,6 +304,8 @@ def _websocket(limits: Limits) -> web.WebSocketResponse:
         # our own check tells the end 1009; at its bound aiohttp drops the connection without a word
         max_msg_size=limits.message_size + CUT_OFF,
         timeout=CLOSE_TIMEOUT,
+        heartbeat=limits.silence,
+        autoping=False,  # pings are answered in `_listen`, which counts them
     )
 
 
@@ -273,6 +321,15 @@ def _left() -> Ending:
 
 def _vanished() -> Ending:
     return Ending(why="an end vanished")
+
+
+def _silent(why: str = "an end went silent") -> Ending:
+    return Ending(why=why, codes=(SILENT, SILENT))
+
+
+def _gone(line: Line) -> Ending:
+    """What an end came to that can be neither heard nor spoken to any more."""
+    return _silent() if line.silent else _vanished()
 
 
 def _broke(end: End, code: int, rule: str) -> Ending:

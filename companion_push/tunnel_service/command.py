@@ -51,6 +51,13 @@ def add_parser(subparsers: Any) -> None:
         help="seconds after which a tunnel ends in any case (default: %(default)s)",
     )
     parser.add_argument(
+        "--silence",
+        metavar="S",
+        type=_positive,
+        default=defaults.silence,
+        help="seconds until an end that says nothing is pinged; it has half as many to answer (default: %(default)s)",
+    )
+    parser.add_argument(
         "--tunnels",
         metavar="N",
         type=_count,
@@ -85,6 +92,7 @@ async def serve(args: argparse.Namespace) -> None:
     limits = Limits(
         waiting=args.waiting,
         life=args.life,
+        silence=args.silence,
         tunnels=args.tunnels,
         tunnels_per_address=args.tunnels_per_address,
         rate=args.rate,

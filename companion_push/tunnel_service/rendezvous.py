@@ -27,6 +27,8 @@ class Limits:
     size: int = 4 << 20  # bytes from one end, over the whole life
     early_messages: int = 16  # that wait for the second end
     early_size: int = MAX_MESSAGE_SIZE  # their bytes
+    silence: float = 20  # seconds until an end that says nothing is pinged; it has half as many to answer
+    controls: int = 1024  # pings and unasked pongs from one end, over the whole life
     tunnels: int = 1024
     tunnels_per_address: int = 256
     rate: float = 600  # arrivals a minute from one address, in a burst at the most
@@ -47,6 +49,7 @@ class Breach(Enum):
     TOO_LONG = "message too long"
     TOO_MANY = "too many messages"
     TOO_MUCH = "too many bytes"
+    TOO_BUSY = "too many pings and pongs"
     TOO_EARLY = "too much before the other end has joined"
 
 
@@ -69,6 +72,7 @@ class Tunnel:
     joined: bool = False
     messages: list[int] = field(default_factory=lambda: [0, 0])
     sizes: list[int] = field(default_factory=lambda: [0, 0])
+    controls: list[int] = field(default_factory=lambda: [0, 0])
 
     @property
     def deadline(self) -> float:
@@ -89,6 +93,12 @@ class Tunnel:
             return Breach.TOO_EARLY
         self.messages[sender], self.sizes[sender] = messages, total
         return None
+
+    def control(self, sender: End) -> Breach | None:
+        """Charge the sender for a ping or a pong; a `Breach` when that was one too many."""
+        self.controls[sender] += 1
+        asked = self.limits.life / self.limits.silence  # pongs at the most
+        return Breach.TOO_BUSY if self.controls[sender] > self.limits.controls + asked else None
 
 
 class Rendezvous:

@@ -22,6 +22,7 @@ TUNNEL_ID_SIZE: Final = 16
 ROUTING_ID_SIZE: Final = 3
 MAX_CONTACT_ID_SIZE: Final = 4096  # a push token, or the like; it must fit into a request line
 MAX_CLIENT_PAYLOAD_SIZE: Final = 1024  # today's has 33
+SILENT: Final = 4001  # websocket close code of this project's own service: the other end answers no pings
 MAX_MESSAGE_SIZE: Final = 1 << 20  # what Chromium accepts; senders stay below 64 KiB
 
 ASSIGNED_DOMAINS: Final = ("cable.ua5v.com", "cable.auth.com")

@@ -6,7 +6,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from certificates import Certificate, make_certificate
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError, TransportReason
 from headless_passkey.tls import tls_context
-from headless_passkey.tunnel import TunnelClosed, open_tunnel
+from headless_passkey.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
 
 TUNNEL_ID = "00112233445566778899AABBCCDDEEFF"
 
@@ -38,13 +38,16 @@ async def service(handler: Handler, certificate: Certificate, host: str = "local
 
 
 def tunnel_service(
-    then: Callable[[web.WebSocketResponse], Awaitable[None]], *, headers: dict[str, str] | None = None
+    then: Callable[[web.WebSocketResponse], Awaitable[None]],
+    *,
+    headers: dict[str, str] | None = None,
+    autoping: bool = True,
 ) -> Handler:
     """A handler that shakes hands as a tunnel service does, and then does what the test says."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         websocket = web.WebSocketResponse(
-            protocols=("fido.cable",), max_msg_size=0, compress=False, timeout=0.1
+            protocols=("fido.cable",), max_msg_size=0, compress=False, timeout=0.1, autoping=autoping
         )
         websocket.headers.update(headers or {})
         await websocket.prepare(request)
@@ -233,6 +236,108 @@ async def test_a_message_over_one_mebibyte_is_refused(loopback_certificate: Cert
     ):
         with pytest.raises(RemoteProtocolError, match="1048576"):
             await tunnel.receive()
+
+
+async def test_pings_are_answered_while_nobody_receives(loopback_certificate: Certificate) -> None:
+    answered = asyncio.Event()
+
+    async def ping(websocket: web.WebSocketResponse) -> None:
+        await websocket.ping(b"are you there?")
+        message = await websocket.receive()
+        assert (message.type, message.data) == (WSMsgType.PONG, b"are you there?")
+        answered.set()
+        await websocket.receive()
+
+    async with (
+        service(tunnel_service(ping, autoping=False), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)),
+    ):
+        await asyncio.wait_for(answered.wait(), 30)
+
+
+@pytest.mark.threat("T9")
+async def test_what_nobody_receives_is_not_taken_in_without_end(loopback_certificate: Certificate) -> None:
+    messages = [bytes([number]) * MAX_UNREAD for number in range(20)]
+
+    async def tell(websocket: web.WebSocketResponse) -> None:
+        for message in messages:
+            await websocket.send_bytes(message)
+        await websocket.receive()
+
+    async with (
+        service(tunnel_service(tell), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        async with asyncio.timeout(30):
+            while tunnel._unread <= MAX_UNREAD:  # noqa: ASYNC110  nothing tells of it
+                await asyncio.sleep(0)
+        for message in messages:
+            assert tunnel._unread <= 2 * MAX_UNREAD
+            assert await tunnel.receive() == message
+
+
+@pytest.mark.threat("T9")
+async def test_endless_pings_end_the_tunnel(
+    loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.tunnel.MAX_CONTROLS", 10)
+    codes: list[int | None] = []
+
+    async def nag(websocket: web.WebSocketResponse) -> None:
+        for _ in range(11):
+            await websocket.ping()
+        async for _message in websocket:
+            pass
+        codes.append(websocket.close_code)
+
+    async with (
+        service(tunnel_service(nag), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(RemoteProtocolError, match="nothing but pings"):
+            await tunnel.receive()
+    assert codes == [1008]
+
+
+@pytest.mark.threat("T9")
+async def test_a_service_that_floods_pings_reads_no_pongs_and_vanishes_is_a_typed_error(
+    loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headless_passkey.tunnel.MAX_CONTROLS", 1 << 30)
+
+    async def flood(websocket: web.WebSocketResponse) -> None:
+        transport = websocket._req.transport  # type: ignore[union-attr]
+        assert transport is not None
+        transport.pause_reading()
+        with suppress(TimeoutError):  # until the client can write no more pongs, and so reads no more pings
+            while True:
+                async with asyncio.timeout(1):
+                    await websocket.ping(bytes(125))
+        transport.abort()
+
+    async with (
+        service(tunnel_service(flood), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(TunnelClosed) as closed:
+            await tunnel.receive()
+        assert (closed.value.clean, closed.value.reason) == (False, TransportReason.UNREACHABLE)
+
+
+async def test_an_end_that_the_service_hears_nothing_more_of_has_a_close_code_of_its_own(
+    loopback_certificate: Certificate,
+) -> None:
+    async def give_up(websocket: web.WebSocketResponse) -> None:
+        await websocket.close(code=4001)
+
+    async with (
+        service(tunnel_service(give_up), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        for _ in range(2):  # and again for who asks again
+            with pytest.raises(TunnelClosed) as closed:
+                await tunnel.receive()
+            assert (closed.value.clean, closed.value.reason) == (False, TransportReason.WENT_SILENT)
 
 
 @pytest.mark.threat("T9")

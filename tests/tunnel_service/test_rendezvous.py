@@ -151,6 +151,15 @@ def test_an_end_has_a_budget_of_its_own(limits: Limits, sizes: list[int], breach
 
 
 @pytest.mark.threat("T9")
+def test_an_end_may_ping_so_often_beside_the_pongs_that_it_is_asked_for() -> None:
+    rendezvous = Rendezvous(Limits(controls=3, life=100, silence=20))
+    tunnel = opened(rendezvous)
+    assert [tunnel.control(End.FIRST) for _ in range(9)] == [None] * 8 + [Breach.TOO_BUSY]
+    assert tunnel.control(End.SECOND) is None
+    assert tunnel.messages == [0, 0]
+
+
+@pytest.mark.threat("T9")
 @pytest.mark.parametrize("limits", [Limits(early_messages=2), Limits(early_size=20)])
 def test_only_so_much_waits_for_the_second_end(limits: Limits) -> None:
     rendezvous = Rendezvous(limits)
