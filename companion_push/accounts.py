@@ -9,6 +9,7 @@ import hmac
 import secrets
 import sqlite3
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
@@ -53,9 +54,22 @@ class Invitation:
     expires_at: int
     newcomer: str | None  # the key that used the ticket
     introduction: Introduction | None
-    admitted: bool | None  # None until answered
+    ending: "Ending | None"  # None until the inviter has said something
     ring_version: int | None
     answer_mac: bytes | None
+
+    def refuse_withdrawn(self) -> None:
+        """Refuse whoever asks for it after it was withdrawn."""
+        if self.ending is Ending.WITHDRAWN:
+            raise Problem(Slug.WITHDRAWN)
+
+
+class Ending(StrEnum):
+    """What an inviter says of its invitation in the end."""
+
+    ADMITTED = "admitted"
+    DECLINED = "declined"
+    WITHDRAWN = "withdrawn"  # it waits for nobody any more
 
 
 # Accounts and their codes
@@ -191,11 +205,13 @@ def invite(
         raise invalid(f"expires_at must lie ahead, by {INVITATION_LIFE} seconds at most")
     known = _invitation(db, "account = ? AND id = ?", (inviter.account, invitation_id))
     if known is not None:
+        known.refuse_withdrawn()
         if (known.inviter, known.kind, known.expires_at) == (inviter.name, kind, expires_at):
             return False
         raise Problem(Slug.REQUEST_CONFLICT)
     open_ends = db.execute(
-        "SELECT count(*), min(expires_at) FROM invitations WHERE account = ? AND newcomer IS NULL AND expires_at > ?",
+        "SELECT count(*), min(expires_at) FROM invitations WHERE account = ? AND newcomer IS NULL"
+        " AND answer IS NULL AND expires_at > ?",
         (inviter.account, now),
     ).fetchone()
     if open_ends[0] >= MAX_INVITATIONS:
@@ -221,6 +237,7 @@ def introduce(
     known = _invitation(db, "account = ? AND id = ?", (account, invitation_id))
     if known is None:
         raise not_found()
+    known.refuse_withdrawn()
     if known.newcomer is not None:
         if known.newcomer == newcomer and known.introduction == introduction:
             return invitation_id, False
@@ -256,20 +273,31 @@ def answer(
     db: sqlite3.Connection,
     invitation: Invitation,
     *,
-    admitted: bool,
+    ending: Ending,
     ring_version: int | None,
     mac: bytes | None,
 ) -> None:
-    """Answer an introduction; the same answer again changes nothing."""
+    """Answer an introduction; the same answer again changes nothing. ending: admitted or declined."""
+    invitation.refuse_withdrawn()
     if invitation.newcomer is None:
         raise Problem(Slug.STATE_CONFLICT, state="open")
-    if invitation.admitted is not None:
-        if (invitation.admitted, invitation.answer_mac) == (admitted, mac):
+    if invitation.ending is not None:
+        if (invitation.ending, invitation.answer_mac) == (ending, mac):
             return
         raise Problem(Slug.STATE_CONFLICT, state="answered")
     db.execute(
         "UPDATE invitations SET answer = ?, ring_version = ?, answer_mac = ? WHERE account = ? AND id = ?",
-        ("admitted" if admitted else "declined", ring_version, mac, invitation.account, invitation.id),
+        (ending, ring_version, mac, invitation.account, invitation.id),
+    )
+
+
+def withdraw(db: sqlite3.Connection, invitation: Invitation) -> None:
+    """Take an invitation back that was not answered; the same again changes nothing."""
+    if invitation.ending in (Ending.ADMITTED, Ending.DECLINED):
+        raise Problem(Slug.STATE_CONFLICT, state="answered")
+    db.execute(
+        "UPDATE invitations SET answer = ? WHERE account = ? AND id = ?",
+        (Ending.WITHDRAWN, invitation.account, invitation.id),
     )
 
 
@@ -323,7 +351,7 @@ def _invitation(db: sqlite3.Connection, condition: str, values: tuple[str | byte
         expires_at=expires_at,
         newcomer=newcomer,
         introduction=Introduction(body=body, signature=signature, mac=mac) if introduced else None,
-        admitted=None if said is None else said == "admitted",
+        ending=None if said is None else Ending(said),
         ring_version=version,
         answer_mac=answer_mac,
     )

@@ -255,7 +255,7 @@ _MIGRATIONS: Final = (
         body BLOB,
         signature BLOB,
         mac BLOB,
-        answer TEXT,                      -- null, then 'admitted' or 'declined'
+        answer TEXT,                      -- null, then 'admitted', 'declined' or 'withdrawn'
         ring_version INTEGER,             -- this and the next: null unless admitted
         answer_mac BLOB,
         PRIMARY KEY (account, id)

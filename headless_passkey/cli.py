@@ -4,8 +4,10 @@ stdout is data, stderr is talk, the exit status says which branch of the error t
 """
 
 import argparse
+import asyncio
 import json
 import os
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +26,7 @@ from headless_passkey.command_line import (
     run,
     talk,
 )
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, NotApproved, Outcome, RemoteProtocolError
 from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, Hint
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
@@ -33,6 +35,7 @@ from headless_passkey.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
 DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
+JOIN_TIMEOUT: Final = 600.0  # seconds: as long as an invitation lives
 DEFAULT_TIMEOUT: Final = 420.0  # a request lives 300 s, and one approved at its last second 120 s more
 
 
@@ -70,6 +73,13 @@ def make_parser() -> argparse.ArgumentParser:
     join.add_argument("--rp-id", metavar="ID", help="let this device ask for this relying party only")
     join.add_argument(
         "--origin", metavar="ORIGIN", type=_origin, help="let this device speak for this origin only"
+    )
+    join.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=JOIN_TIMEOUT,
+        help="seconds to wait for the inviter (default: 600); the same command goes on after that",
     )
     _state_option(join)
     _ca_option(join)
@@ -265,17 +275,50 @@ async def _join(args: argparse.Namespace) -> None:
     from headless_passkey.tls import tls_context  # noqa: PLC0415
     from headless_passkey.trust.invitation import Invitation  # noqa: PLC0415
 
-    invitation = Invitation.parse(await read_secret_line(args.invitation))
+    until = time.monotonic() + args.timeout
+    try:
+        async with asyncio.timeout(args.timeout):
+            line = await read_secret_line(args.invitation)
+    except TimeoutError as error:
+        raise NotApproved(Outcome.EXPIRED, f"no invitation came within {args.timeout:g} s") from error
+    seconds = max(0.01, until - time.monotonic())
+
+    def show_check_number(number: str) -> None:
+        _say(
+            args,
+            f"check number, which the inviter sees too: {number}",
+            stage="introduced",
+            check_number=number,
+        )
+        _say(
+            args,
+            f"waiting for the inviter to let this device in, {seconds:.0f} s at most",
+            stage="waiting",
+            seconds=round(seconds),
+        )
+
     joined = await enrolment.join(
         _state(args),
-        invitation,
+        Invitation.parse(line),
         label=args.label,
         tls=tls_context(args.ca),
         rp_id=args.rp_id,
         origin=args.origin,
-        on_check_number=lambda number: talk(f"check number, which the inviter sees too: {number}"),
+        timeout=seconds,
+        on_check_number=show_check_number,
     )
-    talk(f"joined account {printable(joined.account)} as {printable(joined.label)}")
+    _say(
+        args,
+        f"joined account {printable(joined.account)} as {printable(joined.label)}",
+        stage="joined",
+        account=joined.account,
+        name=joined.name,
+    )
+
+
+def _say(args: argparse.Namespace, text: str, **details: object) -> None:
+    """A line of talk: text for people, an object for programs."""
+    talk(json.dumps(details) if args.json else text)
 
 
 async def _leave(args: argparse.Namespace) -> None:

@@ -37,6 +37,7 @@ from headless_passkey.names import name_of, printable
 
 DISTRIBUTION: Final = "headless-passkey"
 STDIN: Final = 0
+MAX_SECRET_LINE: Final = 16384  # bytes, where nothing smaller is known
 _OURS: Final = ("headless_passkey", "companion_push")
 _LONGEST_MESSAGE: Final = 2000  # characters of a failure
 
@@ -357,7 +358,7 @@ def expand_home(path: str | Path) -> Path:
         ) from error
 
 
-async def read_secret_line(source: str, *, limit: int = 16384) -> str:
+async def read_secret_line(source: str, *, limit: int = MAX_SECRET_LINE) -> str:
     """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv.
 
     limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII: whatever it is, it is malformed.

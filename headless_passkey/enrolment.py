@@ -12,23 +12,27 @@ after that, before the answer       `join` with the same invitation goes on wher
 after the ring was kept             the device has joined
 ==================================  ==========================================================================
 
-`join` with another invitation gives an unfinished one up. If its inviter still says yes, the account has a
+With the same invitation goes the same label and the same pins: others are refused, because the inviter has seen, or
+will see, the first ones. `join` with another invitation gives an unfinished one up. If its inviter still says yes, the account has a
 member whose key nobody holds: it shows among the members and can be removed.
 """
 
+import asyncio
 import json
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
+    JoinDiffers,
     NotApproved,
     NotEnrolled,
+    Outcome,
     RemoteProtocolError,
     SetupReason,
     TrustError,
@@ -42,7 +46,14 @@ from headless_passkey.proven_http import Members, ProvenHttp, open_session
 from headless_passkey.relay import Relay
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.checks import MAX_SKEW
-from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation, accept
+from headless_passkey.trust.invitation import (
+    LIFETIME,
+    MAC_SIZE,
+    MAX_INTRODUCTION,
+    Introduction,
+    Invitation,
+    accept,
+)
 from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role, is_rp_id
 from headless_passkey.trust.signing import (
     SIGNATURE_SIZE,
@@ -55,6 +66,7 @@ from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_rela
 
 FILE_NAME: Final = "enrolment.json"
 _FORMAT: Final = 1
+JOIN_TIMEOUT: Final = float(LIFETIME)  # seconds a newcomer waits for its inviter
 _MAX_FILE: Final = 2 * MAX_KEPT * MAX_DOCUMENT
 
 logger = logging.getLogger(__name__)
@@ -124,14 +136,17 @@ async def join(
     tls: ssl.SSLContext | None = None,
     rp_id: str | None = None,
     origin: str | None = None,
+    timeout: float = JOIN_TIMEOUT,  # noqa: ASYNC109  a wait of ten minutes for a person is part of what a join is
     on_check_number: Callable[[str], None] = lambda _number: None,
     clock: Callable[[], float] = time.time,
 ) -> Enrolment:
     """Become a member of the invitation's account, once the inviter has said yes.
 
     label: what people will call this device; its normal form C is kept. rp_id, origin: pin this device to one relying party.
-    on_check_number: is given the six digits that the inviter sees too, before the wait. Waits as long as the
-    inviter takes; cancelling is fine, the same invitation goes on later.
+    on_check_number: is given the six digits that the inviter sees too, once the relay has taken the introduction
+    and the wait for the inviter begins. timeout: seconds for all of it, then `NotApproved` (expired). After that, and
+    after cancelling, the same invitation, label and pins go on; others are `JoinDiffers`. `NotApproved` (declined,
+    withdrawn) when the inviter says no, or waits no longer.
     """
     if invitation.kind is not Role.DEVICE:
         raise TrustError(
@@ -143,12 +158,15 @@ async def join(
     private_directory(state)
     with lock(state / FILE_NAME, wait=False):
         joining = _begin(state, invitation, label=label, rp_id=rp_id, origin=origin, now=clock())
-        on_check_number(joining.introduction.check_number)
         async with open_session(tls) as session:
             relay = Relay(ProvenHttp(session, invitation.relay_url, joining.key, clock=clock))
             try:
-                await relay.introduce(invitation, joining.introduction)
-                admission = await relay.admission(invitation)
+                async with asyncio.timeout(timeout):
+                    await relay.introduce(invitation, joining.introduction)
+                    on_check_number(joining.introduction.check_number)
+                    admission = await relay.admission(invitation)
+            except TimeoutError as error:
+                raise NotApproved(Outcome.EXPIRED, unanswered(timeout)) from error
             except (NotApproved, TrustError) as error:
                 if _is_final(error):
                     remove_private(state / FILE_NAME)
@@ -218,6 +236,10 @@ def _begin(
         )
     if isinstance(kept, _Joining):
         if kept.invitation == invitation:
+            check_same_words(
+                {"label": kept.introduction.label, "rp id": kept.rp_id, "origin": kept.origin},
+                {"label": label, "rp id": rp_id, "origin": origin},
+            )
             logger.info("going on with a join that was interrupted")
             return kept
         logger.warning("an unfinished join is given up; should its inviter still say yes, remove that member")
@@ -227,6 +249,21 @@ def _begin(
     joining = _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
     _write(state, joining)
     return joining
+
+
+def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
+    """Refuse to go on with a join in other words than before. before, now: by what they are, such as ``label``."""
+    for what, was in before.items():
+        if now[what] != was:
+            raise JoinDiffers(
+                f"this join was begun with {f'the {what} {was!r}' if was is not None else f'no {what}'}, and goes on with"
+                " the same only; for another one, ask for a new invitation"
+            )
+
+
+def unanswered(seconds: float) -> str:
+    """What a join says that has waited in vain."""
+    return f"the inviter did not answer within {seconds:g} s; the same command goes on waiting, while the invitation is open"
 
 
 def _is_final(error: HeadlessPasskeyError) -> bool:

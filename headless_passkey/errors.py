@@ -5,10 +5,11 @@
     HeadlessPasskeyError
     ├── ProtocolError
     │   ├── LocalProtocolError           our caller asked for something not allowed now: a bug
+    │   │   └── JoinDiffers              a join that was interrupted goes on in the same words only
     │   └── RemoteProtocolError(reason)  the peer broke the protocol, or input is malformed: do not retry
     ├── TransportError(reason)           radio, tunnel, relay or relying party failed: retrying may help
     ├── TrustError(reason)               a ring, envelope, invitation or account did not check out
-    ├── NotApproved(outcome)             declined, expired, cancelled or superseded
+    ├── NotApproved(outcome)             declined, expired, cancelled, superseded or withdrawn
     ├── CtapError(status, name)          the phone answered, and its answer is no
     └── NotEnrolled(reason)              this device or companion belongs to no account yet
 
@@ -77,6 +78,12 @@ class ProtocolError(HeadlessPasskeyError):
 
 class LocalProtocolError(ProtocolError):
     """Our caller asked for something that is not allowed now: a bug in the calling program."""
+
+
+class JoinDiffers(LocalProtocolError):  # noqa: N818  it says what is to be done
+    """A join that was interrupted is to go on with another label or pin than its inviter was, or will be, shown."""
+
+    exit_status = ExitStatus.USAGE
 
 
 class SetupReason(StrEnum):
@@ -187,16 +194,17 @@ class TrustError(HeadlessPasskeyError):
 
 
 class Outcome(StrEnum):
-    """How a request ended without an answer from the phone."""
+    """How a request or an invitation ended without an answer."""
 
     DECLINED = "declined"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
+    WITHDRAWN = "withdrawn"  # the inviter took the invitation back
 
 
 class NotApproved(HeadlessPasskeyError):  # noqa: N818  the outcome is not a fault
-    """Nobody approved: declined, expired, cancelled or superseded."""
+    """Nobody approved: declined, expired, cancelled, superseded or withdrawn."""
 
     def __init__(self, outcome: Outcome, message: str) -> None:
         super().__init__(message)

@@ -6,7 +6,7 @@ server asks for or a random one; what will not pass is an error of its own kind 
 
     TransportError           not reachable, or not now: it was retried as long as the caller has patience
     TrustError               the clocks differ too much, the invitation has been used
-    NotApproved              it has expired
+    NotApproved              it has expired, or was withdrawn
     Problem                  any other refusal: `slug` and `members` say which (a RemoteProtocolError)
     RemoteProtocolError      the answer is not what the contract says
 """
@@ -164,6 +164,9 @@ class ProvenHttp:
     async def post(self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Members:
         return await self.call("POST", path, body=body, patience=patience)
 
+    async def delete(self, path: str, *, patience: float = PATIENCE) -> Members:
+        return await self.call("DELETE", path, patience=patience)
+
     async def call(
         self,
         method: str,
@@ -257,6 +260,10 @@ class ProvenHttp:
         match problem.slug:
             case "expired":
                 return NotApproved(Outcome.EXPIRED, f"{self._host} says that it has expired")
+            case "withdrawn":
+                return NotApproved(
+                    Outcome.WITHDRAWN, "the inviter took this invitation back: ask for a new one"
+                )
             case "invitation-used":
                 return TrustError(
                     TrustReason.INVITATION_USED,

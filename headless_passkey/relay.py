@@ -217,7 +217,10 @@ class Relay:
             raise
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
-        """Use the invitation: hand in the introduction with the ticket. The same again is fine."""
+        """Use the invitation: hand in the introduction with the ticket. The same again is fine.
+
+        `NotApproved` (withdrawn) when the inviter has taken it back.
+        """
         body = {
             "account": invitation.account,
             "ticket": base64url(invitation.ticket),
@@ -228,6 +231,8 @@ class Relay:
         try:
             await self._http.post("/v1/introductions", body)
         except NotApproved as error:
+            if error.reason is not Outcome.EXPIRED:
+                raise
             raise TrustError(
                 TrustReason.INVITATION_EXPIRED, "by the relay's clock the invitation has expired"
             ) from error
@@ -240,7 +245,10 @@ class Relay:
             ) from problem
 
     async def admission(self, invitation: Invitation, *, patience: float = WATCH_PATIENCE) -> Admission:
-        """Wait for the inviter's answer, as long as it takes; `NotApproved` (declined) when it is a no."""
+        """Wait for the inviter's answer, as long as it takes.
+
+        `NotApproved` when that is a no (declined), or the inviter has taken the invitation back (withdrawn).
+        """
         while True:
             asked = time.monotonic()
             try:

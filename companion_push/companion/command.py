@@ -32,6 +32,7 @@ from companion_push.companion.phone import (
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import (
+    MAX_SECRET_LINE,
     UsageError,
     expand_home,
     out,
@@ -58,7 +59,7 @@ async def phone(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         phone = _software_phone(args, stack)
         phone.credentials.load()  # a file that cannot be used is said before anybody waits
-        url = await _line_within(args.url, args.timeout)
+        url = await _line_within(args.url, args.timeout, "FIDO URL", limit=MAX_LENGTH)
         await phone.answer(url, timeout=max(0.01, until - time.monotonic()))
 
 
@@ -91,19 +92,22 @@ def _user_verification(how: str, stack: contextlib.ExitStack) -> UserVerificatio
     return ask(stack.enter_context(Terminal.open()))
 
 
-async def _line_within(source: str, seconds: float) -> str:
+async def _line_within(source: str, seconds: float, what: str, *, limit: int = MAX_SECRET_LINE) -> str:
+    """A line that holds a secret. what: as in "no … came within 5 s". limit: bytes."""
     try:
         async with asyncio.timeout(seconds):
-            return await read_secret_line(source, limit=MAX_LENGTH)
+            return await read_secret_line(source, limit=limit)
     except TimeoutError as error:
-        raise NotApproved(Outcome.EXPIRED, f"no FIDO URL came within {seconds:g} s") from error
+        raise NotApproved(Outcome.EXPIRED, f"no {what} came within {seconds:g} s") from error
 
 
 # The companion
 
 
 async def join(args: argparse.Namespace) -> None:
-    line = await read_secret_line(args.code)
+    until = time.monotonic() + args.timeout
+    line = await _line_within(args.code, args.timeout, "code or invitation")
+    seconds = max(0.01, until - time.monotonic())
 
     def show_check_number(number: str) -> None:
         talk(
@@ -114,8 +118,18 @@ async def join(args: argparse.Namespace) -> None:
                 check_number=number,
             )
         )
+        talk(
+            _line(
+                args,
+                f"waiting for the inviter to let this companion in, {seconds:.0f} s at most",
+                stage="waiting",
+                seconds=round(seconds),
+            )
+        )
 
-    identity = await _membership(args).join(line, label=args.label, on_check_number=show_check_number)
+    identity = await _membership(args).join(
+        line, label=args.label, seconds=seconds, on_check_number=show_check_number
+    )
     talk(
         _line(
             args,

@@ -25,8 +25,8 @@ from headless_passkey.json_text import without_mark
 from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.invitation import InvitationRecord
-from headless_passkey.trust.ring import MAX_DOCUMENT
+from headless_passkey.trust.invitation import Introduction, InvitationRecord
+from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import check_relay_url
 
@@ -105,6 +105,14 @@ class Joining:
     keys: KeyPair
     said: tuple[bytes, ...] = field(repr=False)  # founding ring, or introduction: body, signature, MAC
 
+    @property
+    def label(self) -> str:
+        """What this companion called itself."""
+        if len(self.said) == 1:
+            return Ring.parse_founding(self.said[0]).members[0].label
+        body, signature, mac = self.said
+        return Introduction.parse(body=body, signature=signature, mac=mac).label
+
 
 class CompanionState:
     """The state directory."""
@@ -139,6 +147,8 @@ class CompanionState:
         if kept is None:
             return None
         with self._strict("joining.json"):
+            if len(kept.said) not in (1, 3):
+                raise ValueError
             return Joining(
                 line=kept.line,
                 keys=KeyPair.from_bytes(kept.signing_key, kept.hpke_key),

@@ -6,14 +6,17 @@ its own record and clock, and shows it to a person before the ring is changed.
 """
 
 import asyncio
+import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, Final
 
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
+from headless_passkey.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -32,7 +35,10 @@ from headless_passkey.trust.invitation import PREFIX as INVITATION
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord, accept
 from headless_passkey.trust.ring import Member, Ring, Role
 
-_QUICK = 1.0  # seconds: an unchanged answer that came sooner was not held
+_QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
+_FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended, when nobody waits any more
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,12 +50,19 @@ class Membership:
     clock: Callable[[], float] = time.time
 
     async def join(
-        self, line: str, *, label: str, on_check_number: Callable[[str], None] = lambda _number: None
+        self,
+        line: str,
+        *,
+        label: str,
+        seconds: float = JOIN_TIMEOUT,
+        on_check_number: Callable[[str], None] = lambda _number: None,
     ) -> Identity:
         """Found an account (`line` is an account code) or join one (`line` is an invitation).
 
-        label: what people will call this companion; its normal form C is kept. on_check_number: is given the six digits that the
-        inviter sees too, before the wait.
+        label: what people will call this companion; its normal form C is kept. on_check_number: is given the six
+        digits that the inviter sees too, once the relay has taken the introduction and the wait for the inviter begins.
+        seconds: for all of it, then `NotApproved` (expired). After that, and after cancelling, the same line and label
+        go on; another label is `JoinDiffers`.
         """
         means, label = _parse(line), name_of(label)
         self.state.create()
@@ -61,7 +74,12 @@ class Membership:
                 )
             joining = self._begin(line.strip(), means, label)
             try:
-                return await self._say(means, joining, on_check_number)
+                async with asyncio.timeout(seconds):
+                    return await self._say(means, joining, on_check_number)
+            except TimeoutError as error:
+                by_relay = f"the relay did not answer within {seconds:g} s; the same command goes on"
+                why = by_relay if isinstance(means, AccountCode) else unanswered(seconds)
+                raise NotApproved(Outcome.EXPIRED, why) from error
             except (NotApproved, TrustError) as error:
                 if _is_spent(error):
                     self.state.give_up_joining()
@@ -79,7 +97,10 @@ class Membership:
         """Let one newcomer in.
 
         rp_ids: what a device is bound to; None for any. show: is given the invitation, a secret. consent: is
-        asked with the newcomer's introduction, once that is known to be its own. seconds: for everything.
+        asked with the newcomer's introduction, once that is known to be its own. seconds: for everything until then.
+
+        However it ends before the person has agreed, the invitation is taken back, so that nobody waits in vain.
+        Once the person has agreed, the newcomer is told in any case: now, or by `finish_answers`.
         """
         me, now = self.state.identity(), self.clock()
         record = InvitationRecord(
@@ -97,13 +118,17 @@ class Membership:
             try:
                 await relay.announce(record.invitation)
                 show(record.invitation.encode())
-                return await self._let_in(relay, record, me.keys, seconds, consent)
-            except (NotApproved, TrustError):
-                with suppress(HeadlessPasskeyError):  # there may be nobody to turn away
-                    await relay.turn_away(record.invitation)
+                introduction, taken = await self._agreed(relay, record, seconds, consent)
+            except BaseException as error:
+                await self._take_back(relay, record, error)
                 raise
-            finally:
-                self.state.forget_invitation(record, self.clock())
+            try:
+                member = await _to_its_end(self._admit(relay, taken, introduction, me.keys))
+            except (NotApproved, TrustError, RemoteProtocolError) as error:
+                await self._take_back(relay, record, error)
+                raise
+            self.state.forget_invitation(record, self.clock())
+            return member
 
     async def finish_answers(self) -> None:
         """Answer the newcomers that are in the ring already and were not told, because the inviter crashed."""
@@ -129,6 +154,7 @@ class Membership:
         """What to say: what was said before with this very line, or something new, kept."""
         joining = self.state.joining()
         if joining is not None and joining.line == line:
+            check_same_words({"label": joining.label}, {"label": label})
             return joining
         keys = KeyPair()
         match means:
@@ -162,22 +188,22 @@ class Membership:
                 case Invitation():
                     body, signature, mac = joining.said
                     introduction = Introduction.parse(body=body, signature=signature, mac=mac)
-                    on_check_number(introduction.check_number)
                     await relay.introduce(means, introduction)
+                    on_check_number(introduction.check_number)
                     admission = await relay.admission(means)
                     ring = accept(means, introduction, ring=admission.ring, mac=admission.mac)
         identity = Identity(relay_url=means.relay_url, account=means.account, keys=keys)
         self.state.finish_joining(identity, RingChain.start(ring))
         return identity
 
-    async def _let_in(
+    async def _agreed(
         self,
         relay: CompanionRelay,
         record: InvitationRecord,
-        keys: KeyPair,
         seconds: float,
         consent: Callable[[Introduction], Awaitable[bool]],
-    ) -> Member:
+    ) -> tuple[Introduction, InvitationRecord]:
+        """The newcomer to whom the person has agreed."""
         try:
             async with asyncio.timeout(seconds):
                 introduction, record = await self._newcomer(relay, record)
@@ -186,7 +212,19 @@ class Membership:
             raise NotApproved(Outcome.EXPIRED, f"nobody was let in within {seconds:g} s") from error
         if not agreed:
             raise NotApproved(Outcome.DECLINED, "the newcomer was not let in")
-        return await self._admit(relay, record, introduction, keys)
+        return introduction, record
+
+    async def _take_back(self, relay: CompanionRelay, record: InvitationRecord, error: BaseException) -> None:
+        """Tell whoever has the invitation that it lets nobody in: the person said no, or nobody waits any more."""
+        declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
+        tell = relay.turn_away if declined else relay.withdraw
+        try:
+            async with asyncio.timeout(_FAREWELL_TIMEOUT):
+                await tell(record.invitation)
+        except (HeadlessPasskeyError, TimeoutError) as failure:  # it expires by itself
+            logger.info("the end of the invitation was not told (%s)", type(failure).__name__)
+        finally:
+            self.state.forget_invitation(record, self.clock())
 
     async def _finish_answers(self, relay: CompanionRelay, keys: KeyPair) -> None:
         for record in self.state.invitations(self.clock()):
@@ -236,6 +274,19 @@ class Membership:
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
         return self.state.adopt(await relay.bring_up_to_date(self.state.chain()))
+
+
+async def _to_its_end(work: Coroutine[Any, Any, Member]) -> Member:
+    """`work`, which is not cancelled half done: whoever cancels this waits a little until it has ended."""
+    working = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.wait({working}, timeout=_FAREWELL_TIMEOUT)
+        raise
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
 
 
 def _parse(line: str) -> AccountCode | Invitation:

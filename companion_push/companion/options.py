@@ -87,6 +87,13 @@ def _add_join(commands: Any) -> None:
         required=True,
         help="what people will call this companion, such as 'My phone'",
     )
+    join.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=float(LIFETIME),
+        help=f"seconds to wait for the inviter (default: {LIFETIME}); the same command goes on after that",
+    )
 
 
 def _add_invite(commands: Any) -> None:
@@ -112,7 +119,8 @@ def _add_invite(commands: Any) -> None:
         metavar="S",
         type=_seconds,
         default=float(LIFETIME),
-        help=f"seconds to wait for the newcomer (default: {LIFETIME})",
+        help=f"seconds to wait for the newcomer and your answer (default: {LIFETIME}); "
+        "then, as after Ctrl-C, the invitation is taken back",
     )
 
 

@@ -185,7 +185,7 @@ class CompanionRelay:
         await self._shared.introduce(invitation, introduction)
 
     async def admission(self, invitation: Invitation) -> Admission:
-        """Wait for the inviter's answer; `NotApproved` (declined) when it is a no."""
+        """Wait for the inviter's answer; `NotApproved` when it is a no, or the invitation was withdrawn."""
         return await self._shared.admission(invitation)
 
     async def announce(self, invitation: Invitation) -> None:
@@ -224,6 +224,10 @@ class CompanionRelay:
     async def turn_away(self, invitation: Invitation) -> None:
         """Do not admit."""
         await self._answer(invitation, {"declined": True})
+
+    async def withdraw(self, invitation: Invitation) -> None:
+        """Take the invitation back: whoever comes or waits with it is told so. The same again is fine."""
+        await self._http.delete(f"/v1/invitations/{invitation.id}")
 
     async def _answer(self, invitation: Invitation, body: dict[str, str | bool]) -> None:
         await self._http.post(f"/v1/invitations/{invitation.id}/answer", body)

@@ -76,6 +76,7 @@ def make_app(config: RelayConfig) -> web.Application:
             web.post("/v1/ring", relay.append_ring),
             web.put("/v1/invitations/{id}", relay.announce_invitation),
             web.get("/v1/invitations/{id}", relay.read_invitation, allow_head=False),
+            web.delete("/v1/invitations/{id}", relay.withdraw_invitation),
             web.post("/v1/invitations/{id}/answer", relay.answer_introduction),
             web.post("/v1/introductions", relay.introduce),
             web.get("/v1/introductions/{id}", relay.read_introduction, allow_head=False),
@@ -129,6 +130,12 @@ class Relay:
             operations.read_invitation(invitation),
             topic=operations.invitation_topic(invitation),
             wait=_query(request, "wait").wait(),
+        )
+
+    async def withdraw_invitation(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(
+            caller, operations.withdraw_invitation(invitation_id(request.match_info["id"]))
         )
 
     async def answer_introduction(self, request: web.Request) -> web.Response:
@@ -340,7 +347,7 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     endpoint = resource.canonical if resource is not None else "elsewhere"
     logger.info(
         "%s %s: %d %s in %d ms",
-        request.method if request.method in ("GET", "PUT", "POST") else "other",
+        request.method if request.method in ("GET", "PUT", "POST", "DELETE") else "other",
         endpoint,
         response.status,
         problem.slug if problem is not None else "ok",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from companion_push import accounts
-from companion_push.accounts import Invitation, Membership
+from companion_push.accounts import Ending, Invitation, Membership
 from companion_push.relay import store
 from companion_push.relay.mailbox import CEILING, Quota, Rate, Request
 from companion_push.relay.messages import (
@@ -182,6 +182,7 @@ def read_invitation(invitation_id: bytes) -> Operation:
     def operation(call: Call) -> Answer:
         inviter = call.member(Role.COMPANION)
         invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
+        invitation.refuse_withdrawn()
         introduction = invitation.introduction
         if introduction is None and call.now >= invitation.expires_at:
             raise Problem(Slug.EXPIRED)
@@ -190,7 +191,7 @@ def read_invitation(invitation_id: bytes) -> Operation:
             return Answer(body=body, news=False, changes_at=invitation.expires_at)
         return Answer(
             body={
-                "state": "introduced" if invitation.admitted is None else "answered",
+                "state": "introduced" if invitation.ending is None else "answered",
                 "introduction": {
                     "body": base64url(introduction.body),
                     "signature": base64url(introduction.signature),
@@ -209,9 +210,20 @@ def answer_introduction(invitation_id: bytes, body: AnswerBody) -> Operation:
         inviter = call.member(Role.COMPANION)
         invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
         if said is None:
-            accounts.answer(call.db, invitation, admitted=False, ring_version=None, mac=None)
+            accounts.answer(call.db, invitation, ending=Ending.DECLINED, ring_version=None, mac=None)
         else:
             _admit(call.db, invitation, *said)
+        return Answer(body={}, topics=frozenset({invitation_topic(invitation_id)}))
+
+    return operation
+
+
+def withdraw_invitation(invitation_id: bytes) -> Operation:
+    def operation(call: Call) -> Answer:
+        inviter = call.member(Role.COMPANION)
+        accounts.withdraw(
+            call.db, accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
+        )
         return Answer(body={}, topics=frozenset({invitation_topic(invitation_id)}))
 
     return operation
@@ -221,15 +233,16 @@ def _admit(db: sqlite3.Connection, invitation: Invitation, document: bytes, mac:
     head = accounts.head(db, invitation.account)
     if head is None:
         raise not_found()
-    if invitation.admitted is None and head.document != document:
+    if invitation.ending is None and head.document != document:
         raise accounts.ring_conflict(head)
-    accounts.answer(db, invitation, admitted=True, ring_version=head.version, mac=mac)
+    accounts.answer(db, invitation, ending=Ending.ADMITTED, ring_version=head.version, mac=mac)
 
 
 def read_introduction(invitation_id: bytes) -> Operation:
     def operation(call: Call) -> Answer:
         invitation = accounts.introduced_by(call.db, newcomer=call.caller, invitation_id=invitation_id)
-        if invitation.admitted is None:
+        invitation.refuse_withdrawn()
+        if invitation.ending is None:
             return Answer(body={"state": "waiting", "ring": None, "mac": None}, news=False)
         if invitation.ring_version is None or invitation.answer_mac is None:
             return Answer(body={"state": "declined", "ring": None, "mac": None})

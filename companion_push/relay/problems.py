@@ -23,6 +23,7 @@ class Slug(StrEnum):
     STORE_UNAVAILABLE = "store-unavailable"
     TOO_MANY_PENDING = "too-many-pending"
     UNKNOWN_RECIPIENT = "unknown-recipient"
+    WITHDRAWN = "withdrawn"
 
 
 class Problem(Exception):  # noqa: N818  a refusal, spelled as RFC 9457 spells it
@@ -80,6 +81,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.RING_CONFLICT: (409, "The ring does not extend the head"),
     Slug.STATE_CONFLICT: (409, "The state does not allow this"),
     Slug.EXPIRED: (410, "It has expired"),
+    Slug.WITHDRAWN: (410, "The inviter has taken the invitation back"),
     Slug.PAYLOAD_TOO_LARGE: (413, "The body is too large"),
     Slug.RATE_LIMITED: (429, "Too many in too short a time"),
     Slug.TOO_MANY_PENDING: (429, "Too many are waiting already"),

@@ -91,10 +91,10 @@ def test_private_keys_stay_out_of_reprs(state: CompanionState) -> None:
 
 def test_an_attempt_to_join_is_kept_until_it_is_over(empty: CompanionState) -> None:
     assert empty.joining() is None
-    empty.begin_joining(Joining(line="hpk-account:x", keys=KEYS, said=(b"one", b"two")))
+    empty.begin_joining(Joining(line="hpk-account:x", keys=KEYS, said=(b"one", b"two", b"three")))
     kept = empty.joining()
     assert kept is not None
-    assert (kept.line, kept.said, kept.keys.name) == ("hpk-account:x", (b"one", b"two"), PHONE.name)
+    assert (kept.line, kept.said, kept.keys.name) == ("hpk-account:x", (b"one", b"two", b"three"), PHONE.name)
     empty.finish_joining(IDENTITY, RingChain.start(RING))
     assert empty.joining() is None
 

@@ -13,6 +13,7 @@ from companion_push.companion.membership import Membership
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.errors import (
     HeadlessPasskeyError,
+    JoinDiffers,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -22,7 +23,7 @@ from headless_passkey.errors import (
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import Introduction, Invitation
-from headless_passkey.trust.ring import Member, Role
+from headless_passkey.trust.ring import Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, base64url
 from tests.relay.household import Relay
 from tests.trust.people import device
@@ -135,6 +136,145 @@ async def test_who_is_not_wanted_is_turned_away(relay: Relay, first: Inviter, tm
         await inviting
     assert first.version == 1
     assert second.state.joining() is None
+
+
+async def joining(relay: Relay, first: Inviter, folder: Path) -> tuple["asyncio.Task[Any]", asyncio.Event]:
+    """A second companion that waits for the first, and when the relay has its introduction."""
+    introduced = asyncio.Event()
+    second = Membership(state=CompanionState(folder / "second"), tls=None, clock=relay.clock)
+    line = (await first.invitation).encode()
+    task = asyncio.create_task(
+        second.join(line, label="Tablet", on_check_number=lambda _number: introduced.set())
+    )
+    return task, introduced
+
+
+async def withdrawn(task: "asyncio.Task[Any]") -> None:
+    with pytest.raises(NotApproved) as caught:
+        await task
+    assert caught.value.reason is Outcome.WITHDRAWN
+
+
+async def test_an_inviter_whose_time_is_over_takes_the_invitation_back(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    over = asyncio.Event()
+
+    async def nobody_answers(_introduction: Introduction) -> bool:
+        await over.wait()
+        raise TimeoutError  # as the deadline does
+
+    inviting = first.invite(Role.COMPANION, consent=nobody_answers)
+    second, introduced = await joining(relay, first, tmp_path)
+    await introduced.wait()
+    over.set()
+    with pytest.raises(NotApproved) as caught:
+        await inviting
+    assert caught.value.reason is Outcome.EXPIRED
+    await withdrawn(second)
+    assert CompanionState(tmp_path / "second").joining() is None
+    assert first.membership.state.invitations(relay.clock()) == ()
+    again, _ = await joining(relay, first, tmp_path)
+    await withdrawn(again)
+
+
+async def test_an_inviter_that_is_cancelled_takes_the_invitation_back(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    asked = asyncio.Event()
+
+    async def nobody_answers(_introduction: Introduction) -> bool:
+        asked.set()
+        await asyncio.Future()
+        return False
+
+    inviting = first.invite(Role.COMPANION, consent=nobody_answers)
+    second, _ = await joining(relay, first, tmp_path)
+    await asked.wait()
+    inviting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await inviting
+    await withdrawn(second)
+    assert first.version == 1
+
+
+async def test_an_inviter_that_cannot_show_its_invitation_takes_it_back(
+    relay: Relay, first: Inviter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    announced: list[Invitation] = []
+    announce = CompanionRelay.announce
+
+    async def remember(self: CompanionRelay, invitation: Invitation) -> None:
+        announced.append(invitation)
+        await announce(self, invitation)
+
+    def gone(_line: str) -> None:
+        raise BrokenPipeError
+
+    async def nobody_is_asked(introduction: Introduction) -> bool:
+        raise AssertionError(introduction)
+
+    monkeypatch.setattr(CompanionRelay, "announce", remember)
+    with pytest.raises(BrokenPipeError):
+        await first.membership.invite(
+            Role.DEVICE, rp_ids=None, seconds=20, show=gone, consent=nobody_is_asked
+        )
+    key = SoftwareSigningKey.generate()
+    introduction = Introduction.make(announced[0], key=key, hpke_key=None, label="Frame")
+    assert (await introduce(relay, announced[0], introduction, key)).problem == "withdrawn"
+
+
+async def test_an_inviter_that_is_cancelled_after_the_yes_still_tells_the_newcomer(
+    relay: Relay, first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    appended, go_on = asyncio.Event(), asyncio.Event()
+    append = CompanionRelay.append_ring
+
+    async def slowly(self: CompanionRelay, ring: Ring) -> bool:
+        done = await append(self, ring)
+        appended.set()
+        await go_on.wait()
+        return done
+
+    monkeypatch.setattr(CompanionRelay, "append_ring", slowly)
+    inviting = first.invite(Role.COMPANION)
+    second, _ = await joining(relay, first, tmp_path)
+    await appended.wait()
+    inviting.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await inviting
+    assert (await second).account == first.membership.state.identity().account
+    assert first.version == 2
+
+
+@pytest.mark.threat("T4")
+async def test_a_join_that_was_interrupted_goes_on_with_the_same_label_only(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    inviting = first.invite(Role.COMPANION)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    line = (await first.invitation).encode()
+    with pytest.raises(NotApproved, match="goes on waiting"):
+        await second.join(line, label="Tablet", seconds=0)
+    with pytest.raises(JoinDiffers, match="'Tablet'"):
+        await second.join(line, label="tablet")
+    await second.join(line, label="Tablet")
+    assert (await inviting).label == "Tablet"
+
+
+@pytest.mark.threat("T4")
+async def test_a_founding_that_was_interrupted_goes_on_with_the_same_label_only(
+    relay: Relay, tmp_path: Path
+) -> None:
+    account, code = await relay.account_code("family")
+    membership = Membership(state=CompanionState(tmp_path / "x"), tls=None, clock=relay.clock)
+    line = AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    with pytest.raises(NotApproved, match="the relay did not answer"):
+        await membership.join(line, label="My phone", seconds=0)
+    with pytest.raises(JoinDiffers, match="'My phone'"):
+        await membership.join(line, label="Your phone")
+    await membership.join(line, label="My phone")
 
 
 @pytest.mark.threat("T2")

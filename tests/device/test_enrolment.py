@@ -5,11 +5,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 import stat
 import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 from headless_passkey import enrolment, private_file
 from headless_passkey.enrolment import FILE_NAME, Enrolment, join, leave, load, refresh
 from headless_passkey.errors import (
+    JoinDiffers,
     LocalProtocolError,
     NotApproved,
     NotEnrolled,
@@ -180,9 +183,85 @@ async def test_an_interrupted_join_goes_on_with_the_same_invitation_and_key(
     with pytest.raises(NotEnrolled, match="same invitation"):
         load(state)
     await inviter.admit(introduction)
-    enrolled = await join(state, inviter.invitation, label="ignored: the inviter saw the first one")
+    enrolled = await join(state, inviter.invitation, label="frame")
     assert enrolled.member.signing_key == introduction.signing_key
     assert enrolled.label == "frame"
+
+
+WORDS: dict[str, Any] = {
+    "label": "frame",
+    "rp_id": "example.com",
+    "origin": "https://login.example.com",
+}
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"label": "Frame"}, "the label 'frame'"),
+        ({"rp_id": "login.example.com"}, "the rp id 'example.com'"),
+        ({"rp_id": None}, "the rp id 'example.com'"),
+        ({"origin": "https://example.com"}, "the origin 'https://login.example.com'"),
+        ({"origin": None}, "the origin 'https://login.example.com'"),
+    ],
+    ids=["label", "rp id", "no rp id", "origin", "no origin"],
+)
+async def test_an_interrupted_join_does_not_go_on_in_other_words(
+    state: Path, inviter: Inviter, changed: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(NotApproved):
+        await join(state, inviter.invitation, **WORDS, timeout=0)
+    before = (state / FILE_NAME).read_bytes()
+    with pytest.raises(JoinDiffers, match=re.escape(said)) as caught:
+        await join(state, inviter.invitation, **(WORDS | changed))
+    assert caught.value.exit_status == 2
+    assert (state / FILE_NAME).read_bytes() == before
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(join(state, inviter.invitation, **WORDS))
+        await inviter.admit(await inviter.introduced())
+    load(state).check_rp(rp_id="example.com", origin="https://login.example.com")
+
+
+@pytest.mark.threat("T4")
+async def test_a_join_that_was_begun_without_a_pin_gets_none_later(state: Path, inviter: Inviter) -> None:
+    with pytest.raises(NotApproved):
+        await join(state, inviter.invitation, label="frame", timeout=0)
+    with pytest.raises(JoinDiffers, match="begun with no rp id"):
+        await join(state, inviter.invitation, label="frame", rp_id="example.com")
+
+
+async def test_a_join_waits_so_long_and_goes_on_later(state: Path, inviter: Inviter) -> None:
+    waiting: set[str] = set()
+    while not waiting:
+        with pytest.raises(NotApproved, match="goes on waiting") as caught:
+            await join(state, inviter.invitation, label="frame", timeout=0.5, on_check_number=waiting.add)
+        assert caught.value.reason is Outcome.EXPIRED
+    introduction = await inviter.introduced()
+    assert waiting == {introduction.check_number}
+    await inviter.admit(introduction)
+    enrolled = await join(state, inviter.invitation, label="frame")
+    assert enrolled.member.signing_key == introduction.signing_key
+
+
+async def test_an_inviter_that_waits_no_longer_ends_the_join_at_once(state: Path, inviter: Inviter) -> None:
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
+    await inviter.introduced()
+    await inviter.phone.call("DELETE", f"/v1/invitations/{inviter.invitation.id}")
+    with pytest.raises(NotApproved, match="ask for a new one") as caught:
+        await joining
+    assert (caught.value.reason, caught.value.exit_status) == (Outcome.WITHDRAWN, 7)
+    with pytest.raises(NotEnrolled, match="no account"):
+        load(state)
+
+
+async def test_no_check_number_is_shown_when_nobody_waits_for_it(state: Path, inviter: Inviter) -> None:
+    await inviter.phone.call("DELETE", f"/v1/invitations/{inviter.invitation.id}")
+    shown: list[str] = []
+    with pytest.raises(NotApproved) as caught:
+        await join(state, inviter.invitation, label="frame", on_check_number=shown.append)
+    assert caught.value.reason is Outcome.WITHDRAWN
+    assert shown == []
 
 
 async def test_a_relay_that_is_away_loses_nothing(

@@ -7,30 +7,31 @@ import time
 from dataclasses import replace
 
 import pytest
-from programs import Program
+from programs import PROGRAMS, Program
 from world import World
 
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Role
 from tests.end_to_end.household import Home, command_lines, ends, make_passkey
+from tests.end_to_end.terminal import Terminal
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("tidy")]
 
 
-async def joining(world: World, who: str, line: str) -> Program:
+async def joining(world: World, who: str, line: str, *options: str) -> Program:
     """A companion that joins with an account code or an invitation."""
     program = await world.run(
         who, "companion-push", "companion", "join", "--code", "-", "--label", who, "--state", world.state(who),
-        *world.trust,
+        *world.trust, *options,
     )  # fmt: skip
     await program.write(line)
     return program
 
 
-async def device_joining(world: World, who: str, line: str) -> Program:
+async def device_joining(world: World, who: str, line: str, *options: str) -> Program:
     program = await world.run(
         who, "headless-passkey", "join", "--invitation", "-", "--label", who, "--state", world.state(who),
-        *world.trust,
+        *world.trust, *options,
     )  # fmt: skip
     await program.write(line)
     return program
@@ -126,7 +127,7 @@ async def test_an_invitation_lets_nobody_in_a_second_time(world: World, home: Ho
 
 async def test_an_invitation_that_has_expired_lets_nobody_in(world: World, home: Home) -> None:
     _, line = await inviting(world, home.phone, "device")
-    late = replace(Invitation.parse(line), expires_at=int(time.time()) - 1).encode()
+    late = replace(Invitation.parse(line), expires_at=int(time.time()) - 121).encode()
     device = await device_joining(world, f"late of {home.account}", late)
     assert await ends(device) == 8
     assert reason(device) == "invitation-expired"
@@ -136,10 +137,74 @@ async def test_an_inviter_that_waits_no_longer_lets_nobody_in(world: World, home
     inviter, line = await inviting(world, home.phone, "device", "--timeout", "0.5")
     assert await ends(inviter) == 7
     device = await device_joining(world, f"late of {home.account}", line)
-    await device.says("check number")
+    assert await ends(device) == 7
+    assert (reason(device), "introduced" in device.stages) == ("withdrawn", False)
     assert len(await members(world, home.phone)) == 2
-    device.process.send_signal(signal.SIGINT)
-    assert await ends(device) == 130
+
+
+both_kinds = pytest.mark.parametrize("kind", ["companion", "device"])
+
+
+async def asking(world: World, who: str, kind: str, terminal: Terminal) -> tuple[Program, str]:
+    """A companion that lets one newcomer in when its person says so at the terminal, and its invitation."""
+    inviter = await world.run(
+        who, *terminal.in_front, PROGRAMS / "companion-push", "companion", "invite", "--kind", kind,
+        "--state", world.state(who), *world.trust,
+    )  # fmt: skip
+    return inviter, await inviter.line()
+
+
+async def joining_as(world: World, kind: str, who: str, invitation: str, *options: str) -> Program:
+    join = joining if kind == "companion" else device_joining
+    return await join(world, who, invitation, *options)
+
+
+@both_kinds
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+async def test_an_inviter_that_is_interrupted_takes_its_invitation_back(
+    world: World, home: Home, terminal: Terminal, kind: str, number: signal.Signals
+) -> None:
+    inviter, line = await asking(world, home.phone, kind, terminal)
+    inviter.process.send_signal(number)
+    assert await ends(inviter) == 130
+    newcomer = await joining_as(world, kind, f"late {kind} of {home.account}", line)
+    assert await ends(newcomer) == 7
+    assert (reason(newcomer), "introduced" in newcomer.stages) == ("withdrawn", False)
+
+
+@both_kinds
+async def test_a_newcomer_that_waits_hears_at_once_that_nobody_will_answer(
+    world: World, home: Home, terminal: Terminal, kind: str
+) -> None:
+    inviter, line = await asking(world, home.phone, kind, terminal)
+    newcomer = await joining_as(world, kind, f"waiting {kind} of {home.account}", line)
+    assert 0 < (await newcomer.stage("waiting"))["seconds"] <= 600
+    await terminal.until("y or n:")
+    inviter.process.send_signal(signal.SIGTERM)
+    assert (await ends(inviter), await ends(newcomer)) == (130, 7)
+    assert reason(newcomer) == "withdrawn"
+    assert len(await members(world, home.phone)) == 2
+
+
+@pytest.mark.threat("T4")
+@both_kinds
+async def test_a_join_ends_by_its_own_time_and_goes_on_in_the_same_words_only(
+    world: World, home: Home, terminal: Terminal, kind: str
+) -> None:
+    inviter, line = await asking(world, home.phone, kind, terminal)
+    who = f"patient {kind} of {home.account}"
+    first = await joining_as(world, kind, who, line, "--timeout", "1")
+    assert await ends(first) == 7
+    assert reason(first) == "expired"
+    others = [["--label", "another"]]
+    if kind == "device":
+        others += [["--rp-id", "example.com"], ["--origin", "https://example.com"]]
+    for other in others:
+        assert await ends(await joining_as(world, kind, who, line, *other)) == 2
+    again = await joining_as(world, kind, who, line)
+    assert who in await terminal.answer("y or n:", "y")
+    assert (await ends(again), await ends(inviter)) == (0, 0)
+    assert (kind, who) in await members(world, home.phone)
 
 
 async def test_an_invitation_is_for_one_kind_of_member(world: World, home: Home) -> None:

@@ -24,6 +24,7 @@ ENDPOINTS: Final = [
     ("POST", "/v1/ring"),
     ("PUT", f"/v1/invitations/{HASH}"),
     ("GET", f"/v1/invitations/{HASH}"),
+    ("DELETE", f"/v1/invitations/{HASH}"),
     ("POST", f"/v1/invitations/{HASH}/answer"),
     ("POST", "/v1/introductions"),
     ("GET", f"/v1/introductions/{HASH}"),

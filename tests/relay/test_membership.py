@@ -228,6 +228,9 @@ class Inviting:
     async def seen(self, wait: int = 0) -> Reply:
         return await self.inviter.get(f"/v1/invitations/{self.id}?wait={wait}")
 
+    async def withdraw(self) -> Reply:
+        return await self.inviter.call("DELETE", f"/v1/invitations/{self.id}")
+
     async def answer(self, body: dict[str, Any]) -> Reply:
         return await self.inviter.post(f"/v1/invitations/{self.id}/answer", body)
 
@@ -285,6 +288,68 @@ async def test_both_sides_are_woken(home: Household, inviting: Inviting, newcome
             newcomer.get(f"/v1/introductions/{inviting.id}?wait=25"), inviting.answer({"declined": True})
         )
         assert waiting.body == {"state": "declined", "ring": None, "mac": None}
+
+
+async def test_a_withdrawn_invitation_lets_nobody_in_and_who_waits_hears_it_at_once(
+    relay: Relay, inviting: Inviting, newcomer: Caller
+) -> None:
+    await inviting.announce()
+    await inviting.introduce(newcomer)
+    async with asyncio.timeout(SOON):
+        waiting, withdrawn = await asyncio.gather(
+            newcomer.get(f"/v1/introductions/{inviting.id}?wait=25"), inviting.withdraw()
+        )
+    assert (withdrawn.status, withdrawn.body) == (200, {})
+    assert (waiting.status, waiting.problem) == (410, "withdrawn")
+    assert (await inviting.withdraw()).status == 200
+    for reply in (
+        await inviting.announce(),
+        await inviting.seen(),
+        await inviting.introduce(newcomer),
+        await inviting.introduce(relay.caller(device("another"))),
+        await inviting.answer({"declined": True}),
+        await newcomer.get(f"/v1/introductions/{inviting.id}"),
+    ):
+        assert (reply.status, reply.problem) == (410, "withdrawn")
+
+
+async def test_a_waiting_inviter_hears_of_its_own_withdrawal(inviting: Inviting) -> None:
+    await inviting.announce()
+    async with asyncio.timeout(SOON):
+        seen, _ = await asyncio.gather(inviting.seen(wait=25), inviting.withdraw())
+    assert (seen.status, seen.problem) == (410, "withdrawn")
+
+
+async def test_what_was_answered_is_not_withdrawn(
+    home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    await inviting.announce()
+    await inviting.introduce(newcomer)
+    await inviting.answer({"declined": True})
+    reply = await inviting.withdraw()
+    assert (reply.status, reply.problem, reply.body["state"]) == (409, "state-conflict", "answered")
+    assert (await newcomer.get(f"/v1/introductions/{inviting.id}")).body["state"] == "declined"
+
+
+@pytest.mark.threat("T13")
+async def test_only_its_inviter_withdraws_an_invitation(
+    relay: Relay, home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    await inviting.announce()
+    await inviting.introduce(newcomer)
+    neighbours = await relay.household("bob")
+    absent = await inviting.inviter.call("DELETE", f"/v1/invitations/{base64url(bytes(32))}")
+    for caller in (home.companions[1], *home.devices, *neighbours.companions, newcomer):
+        reply = await caller.call("DELETE", f"/v1/invitations/{inviting.id}")
+        assert (reply.status, reply.body) == (404, absent.body)
+    assert (await inviting.seen()).body["state"] == "introduced"
+
+
+async def test_a_withdrawn_invitation_makes_room_for_another(home: Household) -> None:
+    many = [Inviting(home) for _ in range(17)]
+    assert [(await each.announce()).status for each in many] == [201] * 16 + [429]
+    assert (await many[0].withdraw()).status == 200
+    assert (await many[16].announce()).status == 201
 
 
 async def test_a_waiting_inviter_is_told_when_its_invitation_ends(
