@@ -52,7 +52,7 @@ _MEANINGS: Final = {
     ExitStatus.DECLINED: "declined by the user",
     ExitStatus.EXPIRED: (
         "nobody answered: the deadline came, or the request expired, was cancelled by the other side,"
-        " or superseded by a newer one of the same device; the reason on stderr says which"
+        " or superseded by a newer one of the same device, or the inviter withdrew its invitation; the reason on stderr says which"
     ),
     ExitStatus.NOT_TRUSTED: "refused by a trust check",
     ExitStatus.NOT_ENROLLED: "not enrolled",
