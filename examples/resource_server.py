@@ -15,6 +15,7 @@ from pathlib import Path
 from aiohttp import web
 
 from relying_party.errors import UsageError
+from relying_party.http_server import http_logger
 from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
 
 
@@ -26,7 +27,7 @@ def make_service(
     if secret is not None:
         verify = Introspection(endpoint=f"{issuer}/introspect", secret=secret)
     guard = Guard(resource=url, issuer=issuer, verify=verify, tls=tls)
-    service = web.Application(middlewares=[guard.middleware])
+    service = web.Application(middlewares=[guard.middleware], handler_args={"logger": http_logger})
     service.cleanup_ctx.append(guard.opened)
     service.router.add_get("/me", me)
     service.router.add_post("/echo", echo)

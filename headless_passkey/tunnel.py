@@ -48,11 +48,9 @@ logger = logging.getLogger(__name__)
 class TunnelClosed(TransportError):  # noqa: N818  often the normal end
     """The tunnel has ended and nothing more will come out of it."""
 
-    def __init__(
-        self, message: str, *, clean: bool, reason: TransportReason = TransportReason.UNREACHABLE
-    ) -> None:
+    def __init__(self, message: str, *, clean: bool, reason: TransportReason | None = None) -> None:
         """clean: the other end said goodbye (1000, or 1001 as browsers do) and nothing broke."""
-        super().__init__(message, reason=None if clean else reason)
+        super().__init__(message, reason=reason)
         self.clean = clean
 
 
@@ -161,7 +159,8 @@ class Tunnel:
     def _gone(self, how: str) -> TunnelClosed:
         if isinstance(self._websocket.exception(), aiohttp.ServerTimeoutError):  # of a ping
             return _went_silent(f"the tunnel service {self._host} does not answer any more")
-        return TunnelClosed(f"the tunnel through {self._host} {how}", clean=False)
+        what = f"the tunnel through {self._host} {how}"
+        return TunnelClosed(what, clean=False, reason=TransportReason.UNREACHABLE)
 
     def _broken(self, error: BaseException) -> Exception:
         if isinstance(error, aiohttp.WebSocketError):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import companion_backend
 import pytest
+import resource_server as resource_server_example
 import rp_backend
 from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
@@ -312,8 +313,12 @@ def mounted_relying_party(folder: Path) -> web.Application:
     return rp_backend.make_service("http://localhost", folder / "store")
 
 
+def resource_server(_folder: Path) -> web.Application:
+    return resource_server_example.make_service("http://localhost", "https://login.example")
+
+
 @pytest.mark.threat("T11")
-@pytest.mark.parametrize("mounted", [mounted_relay, mounted_relying_party])
+@pytest.mark.parametrize("mounted", [mounted_relay, mounted_relying_party, resource_server])
 async def test_a_service_that_mounts_one_can_keep_such_bytes_out_of_its_log_too(
     mounted: Callable[[Path], web.Application], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
