@@ -45,7 +45,7 @@ STAGES: Final[dict[str, tuple[str, str, str]]] = {
     "submitted": ("relay", "queued the request", "relay: sealed envelopes it cannot open"),
     "delivered": ("relay", "told the companion", "companion: its envelope"),
     "claimed": ("relay", "granted the claim, once", "companion: the FIDO URL, checked and approved"),
-    "opened": ("relay", "heard that the phone was asked", "phone: the FIDO URL"),
+    "opened": ("relay", "heard that the phone has the FIDO URL", "phone: the FIDO URL"),
     "advert-heard": (
         "device",
         "heard the phone's advert over Bluetooth",

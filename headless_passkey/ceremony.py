@@ -52,7 +52,7 @@ _TALK: Final[Mapping[Stage, str]] = {
     Stage.SUBMITTED: "request sent, waiting for approval",
     Stage.DELIVERED: "a companion has the request",
     Stage.CLAIMED: "approved on a companion",
-    Stage.OPENED: "the phone was asked",
+    Stage.OPENED: "the companion passes it to the phone",
     Stage.ADVERT_HEARD: "the phone is near",
     Stage.TUNNEL_JOINED: "tunnel joined",
     Stage.CHANNEL_OPEN: "secure channel to the phone is open",

@@ -61,7 +61,7 @@ class Stage(StrEnum):
     SUBMITTED = "submitted"  # handed over for delivery
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
-    OPENED = "opened"  # the URL went to the phone
+    OPENED = "opened"  # a companion passes the URL to a phone: with a QR code it may still be scanned
     ADVERT_HEARD = "advert-heard"  # the phone is near
     TUNNEL_JOINED = "tunnel-joined"
     CHANNEL_OPEN = "channel-open"  # the phone proved that it read our URL

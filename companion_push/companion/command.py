@@ -8,9 +8,11 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from companion_push.companion.advertiser.choose import open_advertiser
@@ -218,12 +220,23 @@ async def run(args: argparse.Namespace) -> None:
     with contextlib.ExitStack() as stack:
         stack.enter_context(state.sole_runner())
         await _membership(args).finish_answers()
-        opener, consent = _opener(args, stack), _consent(args, stack)
+        terminal = stack.enter_context(Terminal.open()) if args.consent == "ask" else None
+        picture = _picture(args, stack, terminal, state)
+        opener, consent = _opener(args, stack) or picture, _consent(args, terminal)
+        later: list[Notice] = []  # what would be written over the picture on the terminal
         async with CompanionRelay.connect(me.relay_url, me.keys.signing, tls=tls_context(args.ca)) as relay:
 
             def on_notice(notice: Notice) -> None:
-                _tell(args, notice)
                 outcomes.note(notice)
+                later.append(notice)
+                if not (picture.showing and sys.stderr.isatty()):
+                    catch_up()
+
+            def catch_up() -> None:
+                while later:
+                    _tell(args, later.pop(0))
+
+            picture.on_end = catch_up
 
             inbox = Inbox(state, relay, on_notice=on_notice)
             if args.pending:
@@ -253,7 +266,27 @@ async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
         await asyncio.wait({working, terminated})
 
 
-def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener:
+def _picture(
+    args: argparse.Namespace, stack: contextlib.ExitStack, terminal: Terminal | None, state: CompanionState
+) -> QrPicture:
+    """A QR code where the person is: at the terminal that asks, or else at the one that stderr is."""
+
+    def on_file(file: Path) -> None:
+        message = (
+            f"the QR code is in {file}, which goes when the request is over: scan it with the phone's camera"
+        )
+        talk(_line(args, message, stage="qr-file", file=str(file)))
+
+    if terminal is None and not args.json:
+        terminal = stack.enter_context(Terminal.of_stderr())
+    draws = os.environ.get("TERM", "dumb") != "dumb"
+    picture = QrPicture(screen=terminal if draws else None, file=state.picture, on_file=on_file)
+    picture.forget()
+    return picture
+
+
+def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | None:
+    """The opener that the options name; None for the QR code."""
     if (args.opener_command is not None) != (args.opener == "command"):
         raise UsageError("--opener command and --opener-command go together")
     match args.opener:
@@ -266,16 +299,18 @@ def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener:
             phone = _software_phone(args, stack)
             phone.credentials.load()
             return BuiltInPhone(make_phone=lambda: phone)
-    return QrPicture(screen=sys.stderr)
+    return None
 
 
-def _consent(args: argparse.Namespace, stack: contextlib.ExitStack) -> Consent:
+def _consent(args: argparse.Namespace, terminal: Terminal | None) -> Consent:
     match args.consent:
         case "accept":
             return Policy(Answer.YES)
         case "decline":
             return Policy(Answer.NO)
-    return AtTerminal(terminal=stack.enter_context(Terminal.open()))
+    if terminal is None:
+        raise UsageError("there is no terminal to ask at: choose a policy instead of ask")
+    return AtTerminal(terminal=terminal)
 
 
 def _tell(args: argparse.Namespace, notice: Notice) -> None:

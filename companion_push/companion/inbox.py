@@ -363,7 +363,7 @@ class Inbox:
             self._tell(Stage.CLAIMED, "the request is ours to open", request)
             try:
                 async with opener.open(self._prepare(request)):
-                    self._tell(Stage.OPENED, "handed to the phone", request)
+                    self._tell(Stage.OPENED, opener.handed_over, request)
                     await self._try_to_report(request, Event.OPENED)
             except HeadlessPasskeyError as error:
                 self._tell(Stage.FAILED, str(error), request, reason=_word(error))
@@ -388,6 +388,7 @@ class Inbox:
             raise TrustError(TrustReason.REPLAYED, "this request was opened before")
         return Opening(
             url=announcement.url,
+            device=request.device.label,
             announced=Announced(kind=Hint(announcement.kind), rp_id=announcement.rp_id),
             seconds=max(1.0, announcement.expires + FINISH - now),
             over=request.over,

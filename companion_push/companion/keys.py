@@ -124,6 +124,11 @@ class CompanionState:
         """Make the directory, or refuse one that others may enter."""
         private_directory(self._directory)
 
+    @property
+    def picture(self) -> Path:
+        """Where a QR code is put that fits no terminal."""
+        return self._directory / "fido-url.png"
+
     # Who we are
 
     def identity(self) -> Identity:

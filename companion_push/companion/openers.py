@@ -7,26 +7,27 @@ process on stdin. The system's launcher is the one exception, since it takes not
 
 import asyncio
 import contextlib
-import io
+import os
 import shlex
 import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol, Self, TextIO
+from pathlib import Path
+from typing import ClassVar, Final, Protocol, Self
 
-import segno
-
+from companion_push.companion import qr
 from companion_push.companion.phone import Announced, SoftwarePhone
+from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import TransportError
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.private_file import remove_private, write_private
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds a launcher has to hand over a URL
 _KILL_TIMEOUT: Final = 3.0  # seconds a child has to end when asked to
 
-# white on black whatever the terminal's colours are: cameras want the light parts light
-_ON, _OFF = "\x1b[97;40m", "\x1b[0m"
-_OTHER_SCREEN, _OWN_SCREEN = "\x1b[?1049h\x1b[2J\x1b[H", "\x1b[?1049l"
+_ASKS: Final = {Hint.GET_ASSERTION: "sign in", Hint.MAKE_CREDENTIAL: "create a passkey"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,7 @@ class Opening:
     """An approved request, as an opener gets it."""
 
     url: str = field(repr=False)
+    device: str  # by its label
     announced: Announced
     seconds: float  # until it is worth nothing
     over: asyncio.Event  # set when the relay lists the request no more: done, cancelled or expired
@@ -41,6 +43,10 @@ class Opening:
 
 class Opener(Protocol):
     """Something that brings a FIDO URL to a phone."""
+
+    @property
+    def handed_over(self) -> str:
+        """What has happened once `open` has been entered, and no more than that, for people."""
 
     def open(self, opening: Opening) -> contextlib.AbstractAsyncContextManager[None]:
         """Hand the URL over, run the body, and wait for the end where that can be seen.
@@ -57,6 +63,7 @@ class SystemLauncher:
     """
 
     command: tuple[str, ...]
+    handed_over: ClassVar[str] = "handed to this system's URL launcher"
 
     @classmethod
     def find(cls, platform: str = sys.platform) -> Self:
@@ -85,6 +92,7 @@ class Command:
     """A program of the user's, with the URL as one line on its stdin."""
 
     words: tuple[str, ...]
+    handed_over: ClassVar[str] = "handed to the opener command"
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -104,34 +112,72 @@ class Command:
             await _ended_well(process, "the opener command", opening.seconds)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class QrPicture:
-    """A QR code on the terminal, for the camera of any phone. Cleared when the request is over."""
+    """A QR code for the camera of any phone, as long as the request lives: on a terminal where it fits, else in a file."""
 
-    screen: TextIO
+    screen: Terminal | None  # None: there is no terminal to draw on
+    file: Path  # in a directory that is the user's own
+    on_file: Callable[[Path], None]  # told where the picture is, when it is on no terminal
+    on_end: Callable[[], None] = lambda: None  # called when the terminal is its owner's again
+    tick: float = 1.0  # seconds between two looks at clock and terminal
+    showing: bool = field(default=False, init=False)  # whether the terminal's other screen is taken
+    handed_over: ClassVar[str] = "the QR code is there to be scanned"
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:
-        lines = [*qr_lines(opening.url), "", "Scan this with the phone's camera.", ""]
-        if not self.screen.isatty():
-            self._write("\n".join(lines))  # somebody else's window: neither cleared nor waited for
-            yield
-            return
-        self._write(_OTHER_SCREEN + "\r\n".join(lines))
+        code, clock = qr.Code(opening.url), asyncio.get_running_loop().time
+        caption = qr.Caption(
+            device=opening.device, asks=_ASKS[opening.announced.kind], rp_id=opening.announced.rp_id
+        )
+        ends, drawn = clock() + opening.seconds, None
         try:
+            if self.screen is None:
+                write_private(self.file, code.png())
+                self.on_file(self.file)
+            else:
+                self.showing = True
+                drawn = await self._draw(self.screen, code, caption, None, opening.seconds)
             yield
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(opening.seconds):
-                    await opening.over.wait()
+            while (left := ends - clock()) > 0 and not opening.over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(min(self.tick, left)):
+                        await opening.over.wait()
+                        break
+                if self.screen is not None:
+                    drawn = await self._draw(self.screen, code, caption, drawn, ends - clock())
         finally:
-            self._write("\x1b[2J" + _OWN_SCREEN)
+            self.showing = False
+            if self.screen is not None:
+                self.screen.restore(qr.LEAVE)
+            self.on_end()
+            self.forget()
 
-    def _write(self, text: str) -> None:
-        try:
-            self.screen.write(text)
-            self.screen.flush()
-        except OSError as error:
-            raise TransportError("the terminal has gone") from error
+    def forget(self) -> None:
+        """Remove the picture's file, also one that a run left behind which was ended by force."""
+        if self.file.exists():
+            remove_private(self.file)
+
+    async def _draw(
+        self,
+        screen: Terminal,
+        code: qr.Code,
+        caption: qr.Caption,
+        drawn: os.terminal_size | None,
+        seconds: float,
+    ) -> os.terminal_size:
+        """Draw for the size that the terminal has now, and give that. drawn: the size before."""
+        size, cells = screen.size(), qr.Cells.of(screen.encoding)
+        layout = code.lay_out(size, cells, caption)
+        if layout is not None:
+            frame = layout.frame(seconds)
+        else:
+            if not self.file.exists():
+                write_private(self.file, code.png())
+            frame = qr.too_small(size, code.least(cells), caption, str(self.file), seconds)
+        start = qr.ENTER if drawn is None else "" if drawn == size else qr.CLEAR
+        await screen.draw(start + frame)
+        return size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +185,7 @@ class BuiltInPhone:
     """The software phone, in this process: for demonstrations and tests."""
 
     make_phone: Callable[[], SoftwarePhone]
+    handed_over: ClassVar[str] = "handed to the phone"
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:
@@ -152,13 +199,6 @@ class BuiltInPhone:
         finally:
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
-
-
-def qr_lines(url: str) -> list[str]:
-    """The QR code of `url`, two rows of modules per line, in a quiet zone."""
-    picture = io.StringIO()
-    segno.make(url, micro=False, error="m", boost_error=False).terminal(picture, border=4, compact=True)
-    return [f"{_ON}{line}{_OFF}" for line in picture.getvalue().splitlines()]
 
 
 @contextlib.asynccontextmanager

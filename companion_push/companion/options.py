@@ -136,7 +136,8 @@ def _add_run(commands: Any) -> None:
         "--opener",
         choices=("qr", "system", "command", "phone"),
         default="qr",
-        help="how the FIDO URL gets to a phone: a QR code on the terminal (default), the system's URL launcher "
+        help="how the FIDO URL gets to a phone: a QR code on the terminal, or in a file where it does not fit "
+        "(default), the system's URL launcher "
         "(which sees the URL in its arguments), a command with the URL on stdin, or the software phone",
     )
     run.add_argument("--opener-command", metavar="CMD", help="for --opener command: what to start")

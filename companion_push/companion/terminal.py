@@ -10,6 +10,7 @@ import contextlib
 import locale
 import os
 import select
+import sys
 import termios
 from collections.abc import Callable, Iterator
 from typing import Final, Self, TypeVar
@@ -18,6 +19,7 @@ from headless_passkey.command_line import UsageError, interrupted_by_keyboard
 from headless_passkey.errors import TransportError
 
 _MAX_ANSWER: Final = 256  # bytes
+_LAST_WORDS: Final = 1000  # milliseconds that a terminal may take no byte on the way out
 _YES_OR_NO: Final = {"y": True, "yes": True, "n": False, "no": False}
 
 T = TypeVar("T")
@@ -28,7 +30,7 @@ class Terminal:
 
     def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
         """encoding: of what is shown and typed; what it cannot write is spelled out."""
-        self._descriptor, self._encoding = descriptor, encoding
+        self._descriptor, self.encoding = descriptor, encoding
         self._turn = asyncio.Lock()
 
     @classmethod
@@ -36,13 +38,61 @@ class Terminal:
     def open(cls) -> Iterator[Self]:
         """The controlling terminal of this process; `UsageError` when there is none."""
         try:
-            descriptor = os.open("/dev/tty", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+            with cls._at("/dev/tty", _encoding()) as terminal:
+                yield terminal
         except OSError as error:
             raise UsageError("there is no terminal to ask at: choose a policy instead of ask") from error
+
+    @classmethod
+    @contextlib.contextmanager
+    def of_stderr(cls) -> Iterator[Self | None]:
+        """The terminal that stderr is; None when it is none."""
+        with contextlib.ExitStack() as stack:
+            terminal = None
+            with contextlib.suppress(OSError, ValueError):
+                if sys.stderr.isatty():
+                    path = os.ttyname(sys.stderr.fileno())
+                    terminal = stack.enter_context(cls._at(path, _encoding()))
+            yield terminal
+
+    @classmethod
+    @contextlib.contextmanager
+    def _at(cls, path: str, encoding: str) -> Iterator[Self]:
+        # opened anew: others that use the terminal go on to wait when they write
+        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            yield cls(descriptor, locale.getpreferredencoding(do_setlocale=False))
+            yield cls(descriptor, encoding)
         finally:
             os.close(descriptor)
+
+    def size(self) -> os.terminal_size:
+        """As it is now; `TransportError` when the terminal has gone."""
+        try:
+            columns, lines = os.get_terminal_size(self._descriptor)
+        except OSError as error:
+            raise TransportError("the terminal has gone") from error
+        return os.terminal_size(
+            (columns or 80, lines or 24)
+        )  # a line that does not say, such as a serial one
+
+    async def draw(self, text: str) -> None:
+        """Write all of `text`, at the terminal's own pace; `TransportError` when it has gone."""
+        data = self._encoded(text)
+        while data:
+            try:
+                data = data[os.write(self._descriptor, data) :]
+            except BlockingIOError:
+                await self._writable()
+            except OSError as error:
+                raise TransportError("the terminal has gone") from error
+
+    def restore(self, text: str) -> None:
+        """Write `text` on the way out; a terminal that takes nothing is not waited for."""
+        data, poll = self._encoded(text), select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        with contextlib.suppress(OSError):
+            while data and poll.poll(_LAST_WORDS):
+                data = data[os.write(self._descriptor, data) :]
 
     def show(self, *lines: str) -> None:
         """Write lines; the caller has made what others wrote `printable`."""
@@ -83,7 +133,7 @@ class Terminal:
             if line is None:
                 self._write("\n")
                 return None
-            meaning = answer(line.decode(self._encoding, errors="replace").strip())
+            meaning = answer(line.decode(self.encoding, errors="replace").strip())
             if meaning is not None:
                 return meaning
             if slip is not None:
@@ -135,6 +185,25 @@ class Terminal:
         finally:
             loop.remove_reader(self._descriptor)
 
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready = asyncio.Event()
+        loop.add_writer(self._descriptor, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_writer(self._descriptor)
+
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):
-            os.write(self._descriptor, text.encode(self._encoding, errors="backslashreplace"))
+            os.write(self._descriptor, self._encoded(text))
+
+    def _encoded(self, text: str) -> bytes:
+        return text.encode(self.encoding, errors="backslashreplace")
+
+
+def _encoding() -> str:
+    """Of the terminal: what stderr writes where that is one, else what the locale says."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        return sys.stderr.encoding
+    return locale.getpreferredencoding(do_setlocale=False)

@@ -117,6 +117,8 @@ async def awake_again(state: CompanionState, caller: Caller) -> AsyncIterator[Co
 class Hands:
     """An opener that takes note of what it was handed."""
 
+    handed_over = "handed to these hands"
+
     def __init__(self, error: Exception | None = None) -> None:
         self.opened: list[Opening] = []
         self.error = error

@@ -130,6 +130,8 @@ async def test_an_approved_request_is_claimed_recorded_opened_and_reported(
     assert 300 < hands.opened[0].seconds <= 420
     assert await frame.state_of(name) == "opened"
     assert request.key in anna.state.opened_before()
+    (opened,) = [notice.message for notice in anna.notices if notice.stage is Stage.OPENED]
+    assert opened == Hands.handed_over  # what the opener knows, and no more
     await anna.inbox.poll()
     assert anna.inbox.pending == ()
 

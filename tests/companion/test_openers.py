@@ -2,17 +2,18 @@
 
 import asyncio
 import contextlib
-import io
 import os
 import pty
+import stat
 import sys
+import termios
 import time
-from collections.abc import AsyncIterator
+import tty
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import segno
 from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
@@ -23,12 +24,13 @@ from companion_push.companion.openers import (
     Opening,
     QrPicture,
     SystemLauncher,
-    qr_lines,
 )
 from companion_push.companion.phone import Announced, SoftwarePhone, TunnelService, accept, decline
+from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import NotApproved, TransportError
 from headless_passkey.hybrid.fido_url import Hint
+from tests.camera import Screen, read_file
 from tests.companion.device import Air, Device, creation, ok, transaction, tunnel_service
 
 URL = transaction(time=1_800_000_000).url.encode()
@@ -36,7 +38,7 @@ URL = transaction(time=1_800_000_000).url.encode()
 
 def opening(url: str = URL, seconds: float = 20.0) -> Opening:
     announced = Announced(kind=Hint.MAKE_CREDENTIAL, rp_id="example.com")
-    return Opening(url=url, announced=announced, seconds=seconds, over=asyncio.Event())
+    return Opening(url=url, device="Kitchen hub", announced=announced, seconds=seconds, over=asyncio.Event())
 
 
 def program(folder: Path, text: str) -> Path:
@@ -146,73 +148,205 @@ def test_a_system_without_launcher_is_told_so(
 # The QR picture
 
 
-def modules(lines: list[str]) -> list[list[bool]]:
-    """Which modules of a picture are dark, as a camera sees white characters on black."""
-    light = {" ": (0, 0), "▀": (1, 0), "▄": (0, 1), "█": (1, 1)}
-    rows: list[list[bool]] = []
-    for line in lines:
-        text = line.removeprefix("\x1b[97;40m").removesuffix("\x1b[0m")
-        rows += ([not light[character][half] for character in text] for half in (0, 1))
-    return rows
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
 
 
-def test_the_picture_is_the_urls_qr_code_with_a_quiet_zone() -> None:
-    code = segno.make(URL, micro=False, error="m", boost_error=False)
-    wanted = [[bool(dark) for dark in row] for row in code.matrix_iter(border=4)]
-    shown = modules(qr_lines(URL))
-    assert shown[: len(wanted)] == wanted
-    assert code.mode == "alphanumeric"  # upper case: a small picture
+class Shown:
+    """A real terminal that a picture is drawn on, what it shows, and where a picture is put that does not fit."""
+
+    def __init__(self, folder: Path, columns: int, rows: int, encoding: str = "utf-8") -> None:
+        self._outer, self._inner = pty.openpty()
+        tty.setraw(self._inner)
+        os.set_blocking(self._inner, False)  # as the companion opens it
+        self.resize(columns, rows)
+        self.screen, self.written, self._changed = (
+            Screen(columns, rows, encoding=encoding),
+            b"",
+            asyncio.Event(),
+        )
+        self.file, self.told = folder / "fido-url.png", list[Path]()
+        self.picture = QrPicture(
+            screen=Terminal(self._inner, encoding), file=self.file, on_file=self.told.append, tick=0.01
+        )
+        asyncio.get_running_loop().add_reader(self._outer, self._read)
+
+    def resize(self, columns: int, rows: int) -> None:
+        termios.tcsetwinsize(self._inner, (rows, columns))
+        if hasattr(self, "screen"):
+            self.screen.resize(columns, rows)
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """What the terminal shows has become so."""
+        async with asyncio.timeout(30):
+            while not what():
+                self._changed.clear()
+                await self._changed.wait()
+
+    async def until_read(self, url: str) -> None:
+        await self.until(lambda: self.screen.read() == url)
+
+    async def until_left(self) -> None:
+        """The terminal is as it was before."""
+        await self.until(lambda: self.written.endswith(b"\x1b[?1049l"))
+
+    def hang_up(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._outer)
+        os.close(self._outer)
+        self._outer = -1
+
+    def close(self) -> None:
+        if self._outer >= 0:
+            self.hang_up()
+        os.close(self._inner)
+
+    def _read(self) -> None:
+        data = os.read(self._outer, 65536)
+        self.written += data
+        self.screen.feed(data)
+        self._changed.set()
 
 
-async def test_without_a_terminal_the_picture_is_printed_and_not_waited_for() -> None:
-    screen = io.StringIO()
-    await through(QrPicture(screen=screen), opening())
-    assert "camera" in screen.getvalue()
-    assert URL not in screen.getvalue()
-
-
-@contextlib.asynccontextmanager
-async def terminal() -> AsyncIterator[tuple[io.TextIOWrapper, int]]:
-    outer, inner = pty.openpty()
-    os.set_blocking(outer, False)
-    with open(inner, "w", encoding="utf-8", closefd=True) as screen:  # noqa: ASYNC230, PTH123
-        yield screen, outer
-    os.close(outer)
-
-
-def seen(outer: int) -> str:
-    """What has come to the terminal."""
-    data = b""
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            data += os.read(outer, 65536)
-    return data.decode()
+@contextlib.contextmanager
+def terminal(folder: Path, columns: int = 80, rows: int = 24, encoding: str = "utf-8") -> Iterator[Shown]:
+    shown = Shown(folder, columns, rows, encoding)
+    try:
+        yield shown
+    finally:
+        shown.close()
 
 
 @pytest.mark.threat("T11")
-async def test_on_a_terminal_the_picture_is_cleared_when_the_request_is_over() -> None:
-    async with terminal() as (screen, outer):
+async def test_on_a_terminal_the_picture_is_cleared_when_the_request_is_over(tmp_path: Path) -> None:
+    with terminal(tmp_path) as shown:
         what = opening()
-        showing = asyncio.create_task(through(QrPicture(screen=screen), what))
-        await asyncio.sleep(0)
-        shown = seen(outer)
-        assert shown.startswith("\x1b[?1049h")  # another screen, which leaves nothing to scroll back to
-        assert not showing.done()
+        showing = asyncio.create_task(through(shown.picture, what))
+        await shown.until_read(URL)
+        assert shown.written.startswith(
+            b"\x1b[?1049h"
+        )  # another screen, which leaves nothing to scroll back to
+        assert "Kitchen hub asks to create a passkey at example.com" in shown.screen.text
+        assert shown.picture.showing
         what.over.set()
         await showing
-        assert seen(outer).endswith("\x1b[2J\x1b[?1049l")
+        await shown.until_left()
+        assert not shown.picture.showing
+        assert b"\x1b[?7h\x1b[?25h" in shown.written[-40:]  # lines are broken again, and there is a cursor
+    assert files(tmp_path) == []
 
 
-async def test_on_a_terminal_the_picture_is_cleared_when_time_is_up_or_the_companion_stops() -> None:
-    async with terminal() as (screen, outer):
-        await through(QrPicture(screen=screen), opening(seconds=0.05))
-        assert seen(outer).endswith("\x1b[?1049l")
-        showing = asyncio.create_task(through(QrPicture(screen=screen), opening()))
-        await asyncio.sleep(0)
+async def test_on_a_terminal_the_picture_is_cleared_when_time_is_up_or_the_companion_stops(
+    tmp_path: Path,
+) -> None:
+    with terminal(tmp_path) as shown:
+        await through(shown.picture, opening(seconds=0.05))
+        await shown.until_left()
+    with terminal(tmp_path) as shown:
+        showing = asyncio.create_task(through(shown.picture, opening()))
+        await shown.until_read(URL)
         showing.cancel()
         with pytest.raises(asyncio.CancelledError):
             await showing
-        assert seen(outer).endswith("\x1b[?1049l")
+        await shown.until_left()
+
+
+async def test_the_time_that_is_left_is_counted_down(tmp_path: Path) -> None:
+    with terminal(tmp_path) as shown:
+        showing = asyncio.create_task(through(shown.picture, opening(seconds=300.5)))
+        await shown.until(lambda: b"5:00 left" in shown.written and b"4:59 left" in shown.written)
+        assert shown.screen.read() == URL
+        showing.cancel()
+        await asyncio.wait([showing])
+
+
+async def test_a_terminal_that_is_not_utf_8_gets_ascii(tmp_path: Path) -> None:
+    with terminal(tmp_path, 100, 50, "ascii") as shown:
+        showing = asyncio.create_task(through(shown.picture, opening()))
+        await shown.until_read(URL)
+        assert shown.written.isascii()
+        assert b"\\u" not in shown.written
+        showing.cancel()
+        await asyncio.wait([showing])
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    ("columns", "rows", "encoding"),
+    [(80, 24, "ascii"), (30, 40, "utf-8"), (80, 10, "utf-8")],
+    ids=["ASCII at 80x24", "narrow", "low"],
+)
+async def test_where_it_does_not_fit_there_is_a_file_until_the_terminal_is_larger(
+    tmp_path: Path, columns: int, rows: int, encoding: str
+) -> None:
+    with terminal(tmp_path, columns, rows, encoding) as shown:
+        what = opening()
+        showing = asyncio.create_task(through(shown.picture, what))
+        await shown.until(lambda: " left" in shown.screen.text)
+        assert "This terminal has" in shown.screen.text
+        assert read_file(shown.file.read_bytes()) == URL
+        assert stat.S_IMODE(shown.file.stat().st_mode) == 0o600
+        assert shown.screen.read() is None
+        shown.resize(120, 50)
+        await shown.until_read(URL)
+        assert "This terminal has" not in shown.screen.text
+        what.over.set()
+        await showing
+    assert files(tmp_path) == []
+
+
+async def test_what_others_write_on_the_terminal_is_drawn_over(tmp_path: Path) -> None:
+    with terminal(tmp_path) as shown:
+        showing = asyncio.create_task(through(shown.picture, opening()))
+        await shown.until_read(URL)
+        shown.screen.feed(b"a warning of some library\r\n" * 5)
+        assert shown.screen.read() is None or "a warning" in shown.screen.text
+        await shown.until(lambda: "a warning" not in shown.screen.text)
+        assert shown.screen.read() == URL
+        showing.cancel()
+        await asyncio.wait([showing])
+
+
+async def test_a_terminal_that_has_gone_is_a_transport_error(tmp_path: Path) -> None:
+    with terminal(tmp_path) as shown:
+        shown.hang_up()
+        with pytest.raises(TransportError, match="the terminal has gone"):
+            await through(shown.picture, opening())
+    with terminal(tmp_path) as shown:
+        showing = asyncio.create_task(through(shown.picture, opening()))
+        await shown.until_read(URL)
+        shown.hang_up()
+        with pytest.raises(TransportError, match="the terminal has gone"):
+            await showing
+    assert files(tmp_path) == []
+
+
+@pytest.mark.threat("T11")
+async def test_without_a_terminal_the_picture_is_in_a_file_of_ones_own_until_the_request_is_over(
+    tmp_path: Path,
+) -> None:
+    told: list[Path] = []
+    picture = QrPicture(screen=None, file=tmp_path / "fido-url.png", on_file=told.append)
+    what = opening()
+    async with picture.open(what):
+        assert told == [tmp_path / "fido-url.png"]
+        assert read_file(told[0].read_bytes()) == URL
+        assert stat.S_IMODE(told[0].stat().st_mode) == 0o600
+        what.over.set()
+    assert files(tmp_path) == []
+
+
+async def test_a_file_that_was_left_behind_is_forgotten(tmp_path: Path) -> None:
+    picture = QrPicture(screen=None, file=tmp_path / "fido-url.png", on_file=lambda _: None)
+    picture.forget()
+    picture.file.write_bytes(b"")
+    picture.forget()
+    assert files(tmp_path) == []
+
+
+async def test_a_file_that_cannot_be_written_is_a_transport_error(tmp_path: Path) -> None:
+    picture = QrPicture(screen=None, file=tmp_path / "nowhere" / "fido-url.png", on_file=lambda _: None)
+    with pytest.raises(TransportError, match="cannot write"):
+        await through(picture, opening())
 
 
 # The software phone

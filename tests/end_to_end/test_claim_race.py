@@ -41,6 +41,8 @@ async def couple(world: World, tidy: None) -> Home:
 class CountingOpener:
     """Opens nothing, and remembers which URLs it was handed."""
 
+    handed_over = "counted"
+
     def __init__(self) -> None:
         self.urls: list[str] = []
 

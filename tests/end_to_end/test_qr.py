@@ -1,0 +1,182 @@
+"""`companion run --opener qr` at a real terminal: a camera reads the code off it, and a phone answers."""
+
+import asyncio
+import os
+import pty
+import stat
+import sys
+import termios
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from programs import PROGRAMS, Program
+from world import World
+
+from tests.camera import Screen, read_file
+from tests.end_to_end.household import Home, ends
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+TIMEOUT = 30.0
+# Leads a session of its own whose controlling terminal is its stdin, and becomes the program.
+_LEAD = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+class Window:
+    """A terminal emulator with one program in it, which has nothing else for stdin, stdout and stderr."""
+
+    def __init__(self, descriptor: int, screen: Screen) -> None:
+        self._descriptor, self.screen, self.written = descriptor, screen, ""
+        self._changed = asyncio.Event()
+        asyncio.get_running_loop().add_reader(descriptor, self._read)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, columns: int, rows: int, *command: str | Path, **environment: str
+    ) -> AsyncIterator[tuple["Window", asyncio.subprocess.Process]]:
+        outer, inner = pty.openpty()
+        termios.tcsetwinsize(inner, (rows, columns))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _LEAD, *command, stdin=inner, stdout=inner, stderr=inner,
+            env={**os.environ, "TERM": "xterm-256color", **environment},
+        )  # fmt: skip
+        os.close(inner)
+        window = cls(outer, Screen(columns, rows))
+        try:
+            yield window, process
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+            asyncio.get_running_loop().remove_reader(outer)
+            os.close(outer)
+
+    def type(self, keys: str) -> None:
+        os.write(self._descriptor, keys.encode())
+
+    async def until(self, what: Callable[[], bool]) -> None:
+        """What the window shows has become so."""
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                while not what():
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            raise AssertionError(self.screen.lines) from None
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._descriptor, 65536)
+        except OSError:  # the program has gone
+            data = b""
+        if not data:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+        self.written += data.decode(errors="replace")
+        self.screen.feed(data)
+        self._changed.set()
+
+
+def companion(world: World, home: Home, *options: str) -> tuple[str | Path, ...]:
+    return (
+        PROGRAMS / "companion-push", "companion", "run", "--state", world.state(home.phone), *world.trust,
+        "--opener", "qr", "--once", *options,
+    )  # fmt: skip
+
+
+async def phone(world: World, home: Home, url: str) -> Program:
+    """A phone whose camera has read `url`."""
+    phone = await world.run(
+        "phone", "companion-push", "phone", "--url", "-", "--uv", "accept", "--credentials", world.passkeys,
+        "--radio", world.radio, "--tunnel", world.tunnel, *world.trust,
+    )  # fmt: skip
+    await phone.write(f"{url}\n")
+    return phone
+
+
+def pictures(world: World, home: Home) -> list[Path]:
+    return sorted(world.state(home.phone).glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "environment"),
+    [
+        (80, 24, {}),
+        (50, 24, {}),
+        (100, 45, {"PYTHONIOENCODING": "ascii"}),
+        (100, 45, {"LC_ALL": "C", "PYTHONUTF8": "0"}),
+    ],
+    ids=["80x24", "50x24", "stderr in ASCII", "C locale"],
+)
+async def test_a_phone_reads_the_code_off_the_terminal_and_signs_in(
+    world: World, home: Home, columns: int, rows: int, environment: dict[str, str]
+) -> None:
+    user = f"ada {columns} {len(environment)}"
+    async with Window.open(columns, rows, *companion(world, home), **environment) as (window, process):
+        device = await world.device(home.hub, "register", "--user", user)
+        await window.until(lambda: "Approve? y or n:" in window.screen.text)
+        window.type("y\n")
+        await window.until(lambda: " left" in window.screen.text and window.screen.read() is not None)
+        assert f"{home.hub} asks to create a passkey" in window.screen.text
+        assert "at localhost" in window.screen.text
+        url = window.screen.read()
+        assert url is not None
+        answering = await phone(world, home, url)
+        assert (await ends(answering), await ends(device)) == (0, 0)
+        async with asyncio.timeout(TIMEOUT):
+            assert await process.wait() == 0
+        await window.until(lambda: window.written.rstrip().endswith("done"))
+    assert "\x1b[?1049l" in window.written
+    assert "handed to the phone" not in window.written
+    _, _, after = window.written.rpartition("\x1b[?1049l")
+    assert "the QR code is there to be scanned" in after  # said when there is a place for it again
+    assert url not in window.written
+    assert pictures(world, home) == []
+
+
+@pytest.mark.threat("T11")
+async def test_where_the_code_does_not_fit_the_picture_is_a_file_that_goes(world: World, home: Home) -> None:
+    async with Window.open(80, 24, *companion(world, home), PYTHONIOENCODING="ascii") as (window, process):
+        device = await world.device(home.hub, "register", "--user", "grace")
+        await window.until(lambda: "Approve? y or n:" in window.screen.text)
+        window.type("y\n")
+        await window.until(lambda: "The QR code needs 74 and 40" in window.screen.text)
+        (file,) = pictures(world, home)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        url = read_file(file.read_bytes())
+        assert url is not None
+        answering = await phone(world, home, url)
+        assert (await ends(answering), await ends(device)) == (0, 0)
+        async with asyncio.timeout(TIMEOUT):
+            assert await process.wait() == 0
+    assert pictures(world, home) == []
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("end", ["interrupted", "killed, and started again"])
+async def test_no_picture_is_left_behind(world: World, home: Home, end: str) -> None:
+    """Without a terminal there is a file, and nothing of the code on stderr."""
+    program = await world.run(home.phone, *companion(world, home, "--consent", "accept"))
+    await program.stage("listening")
+    device = await world.device(home.hub, "register", "--user", "eve")
+    await program.stage("opened")
+    (file,) = pictures(world, home)
+    url = read_file(file.read_bytes())
+    assert url is not None
+    assert url not in "".join(program.said)
+    assert str(file) in "".join(program.said)
+    assert not any(block in "".join(program.said) for block in "█▀▄#")
+    if end == "interrupted":
+        program.process.terminate()
+        assert await ends(program) in (0, 130)
+    else:
+        program.kill()
+        await program.wait()
+        assert pictures(world, home) == [file]
+        again = await world.run(home.phone, *companion(world, home, "--consent", "accept", "--pending"))
+        assert await ends(again) == 0
+    assert pictures(world, home) == []
+    device.kill()
+    await device.wait()
