@@ -324,8 +324,14 @@ def _say(args: argparse.Namespace, text: str, **details: object) -> None:
 async def _leave(args: argparse.Namespace) -> None:
     from headless_passkey import enrolment  # noqa: PLC0415
 
-    enrolment.leave(_state(args))
-    talk("left; the account lists this device until a companion removes it")
+    left = enrolment.leave(_state(args))
+    files = " and ".join(map(str, left.removed))
+    if left.account is None:
+        talk(
+            f"removed {files}, which could not be used any more; an account that lists this device does so until a companion removes it"
+        )
+    else:
+        talk(f"left, and removed {files}; the account lists this device until a companion removes it")
 
 
 async def _status(args: argparse.Namespace) -> None:

@@ -27,6 +27,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from headless_passkey.device_files import (
+    damaged,
+    incompatible,
+    is_ours,
+    lock,
+    private_directory,
+    read_private,
+    remove_private,
+    write_private,
+)
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     JoinDiffers,
@@ -35,13 +45,13 @@ from headless_passkey.errors import (
     Outcome,
     RemoteProtocolError,
     SetupReason,
+    TransportError,
     TrustError,
     TrustReason,
 )
 from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
 from headless_passkey.names import name_of
-from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
 from headless_passkey.proven_http import Members, ProvenHttp, open_session
 from headless_passkey.relay import Relay
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
@@ -205,12 +215,39 @@ async def refresh(state: Path, relay: Relay) -> Enrolment:
     return current
 
 
-def leave(state: Path) -> None:
-    """Forget account and key. The members still list this device until a companion removes it."""
-    if _read(state) is None:
-        raise NotEnrolled(f"this device belongs to no account ({state})")
-    with lock(state / FILE_NAME, wait=False):
-        remove_private(state / FILE_NAME)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What leaving removed."""
+
+    account: str | None  # None: what was kept could not be read any more
+    removed: tuple[Path, ...]
+
+
+def leave(state: Path) -> Left:
+    """Forget account and key. The members still list this device until a companion removes it.
+
+    What is kept goes even where it is damaged or exposed: a plain file of this user's, and what a crash left beside
+    it. What another user or another version of the program wrote is not removed.
+    """
+    kept = state / FILE_NAME
+    try:
+        found = _read(state)
+        if found is None:
+            raise NotEnrolled(f"this device belongs to no account ({state})")
+        account = found.account if isinstance(found, Enrolment) else found.invitation.account
+    except (RemoteProtocolError, TransportError) as error:
+        if error.reason not in _REMOVABLE or not is_ours(kept):
+            raise
+        account = None
+    with lock(kept, wait=False):
+        leftovers = (file for file in sorted(state.glob(f".{FILE_NAME}.*")) if file.suffix != ".lock")
+        removed = tuple(file for file in (kept, *leftovers) if is_ours(file))
+        for file in removed:
+            remove_private(file)
+    return Left(account=account, removed=removed)
+
+
+_REMOVABLE: Final = (SetupReason.STATE_DAMAGED, SetupReason.STATE_EXPOSED, SetupReason.STATE_UNREADABLE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,12 +317,14 @@ def _read(state: Path) -> Enrolment | _Joining | None:
         return None
     try:
         members = Members(decode_json(content), FILE_NAME)
-    except ValueError as error:
-        raise _damaged(state) from error
-    if members.integer("format") != _FORMAT:
-        raise RemoteProtocolError(
-            f"{state / FILE_NAME} was written by another version", reason=SetupReason.STATE_INCOMPATIBLE
-        )
+        if members.integer("format") == _FORMAT:
+            return _parse(members)
+    except (ValueError, RemoteProtocolError, TrustError) as error:
+        raise damaged(state / FILE_NAME) from error
+    raise incompatible(state / FILE_NAME)
+
+
+def _parse(members: Members) -> Enrolment | _Joining:
     key = SoftwareSigningKey.from_bytes(members.octets("key", 32))
     rp_id, origin = members.optional_text("rp_id"), members.optional_text("origin")
     if members.text("state") == "joining":
@@ -298,7 +337,7 @@ def _read(state: Path) -> Enrolment | _Joining | None:
         return _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
     documents = [from_base64url(str(item)) for item in members.items("rings", MAX_KEPT)]
     if not documents:
-        raise _damaged(state)
+        raise RemoteProtocolError(f"{FILE_NAME}: there are no rings")
     return Enrolment(
         key=key,
         relay_url=check_relay_url(members.text("relay_url", MAX_RELAY_URL)),
@@ -306,10 +345,6 @@ def _read(state: Path) -> Enrolment | _Joining | None:
         rp_id=rp_id,
         origin=origin,
     )
-
-
-def _damaged(state: Path) -> RemoteProtocolError:
-    return RemoteProtocolError(f"{state / FILE_NAME} is damaged", reason=SetupReason.STATE_DAMAGED)
 
 
 def _write(state: Path, kept: Enrolment | _Joining) -> None:

@@ -51,8 +51,8 @@ _MEANINGS: Final = {
     ExitStatus.PHONE_SAID_NO: "the phone said no; the CTAP status is named on stderr",
     ExitStatus.DECLINED: "declined by the user",
     ExitStatus.EXPIRED: (
-        "nobody answered: the deadline came, or the request expired, was cancelled by the other side,"
-        " or superseded by a newer one of the same device, or the inviter withdrew its invitation; the reason on stderr says which"
+        "nobody answered: the deadline came, or the request or invitation expired, was cancelled or withdrawn by the"
+        " other side, or superseded by a newer one of the same device; the reason on stderr says which"
     ),
     ExitStatus.NOT_TRUSTED: "refused by a trust check",
     ExitStatus.NOT_ENROLLED: "not enrolled",
@@ -96,6 +96,7 @@ class SetupReason(StrEnum):
     STATE_DAMAGED = "state-damaged"
     STATE_INCOMPATIBLE = "state-incompatible"  # another version of the program wrote it
     STATE_UNREADABLE = "state-unreadable"
+    STATE_UNWRITABLE = "state-unwritable"
     WRONG_SERVER = "wrong-server"  # it answers, and is something else than what was looked for
     MISSING_PACKAGE = "missing-package"
 
@@ -143,12 +144,13 @@ class TransportError(HeadlessPasskeyError):
 
     exit_status = ExitStatus.TRANSPORT
 
-    def __init__(self, message: str, *, reason: TransportReason | None = None) -> None:
+    def __init__(self, message: str, *, reason: TransportReason | SetupReason | None = None) -> None:
+        """reason: a `SetupReason` where a file failed, and not a connection."""
         super().__init__(message)
         self._reason = reason
 
     @property
-    def reason(self) -> TransportReason | None:
+    def reason(self) -> TransportReason | SetupReason | None:
         return self._reason
 
 

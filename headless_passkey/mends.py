@@ -101,10 +101,16 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (SetupReason.STATE_EXPOSED, "directory"): ELSEWHERE,
     (SetupReason.STATE_FOREIGN, None): "run as the user it belongs to, or `sudo chown USER PATH`",
     (SetupReason.STATE_FOREIGN, "directory"): ELSEWHERE,
-    (SetupReason.STATE_DAMAGED, None): "`rm PATH`, then `headless-passkey join` with a new invitation",
+    (SetupReason.STATE_DAMAGED, None): (
+        "`headless-passkey leave`, or `rm PATH`, then `headless-passkey join` with a new invitation"
+    ),
     (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
+    (SetupReason.STATE_UNWRITABLE, None): (
+        "see to it that this user can write there (`ls -ld PATH`) and that there is room (`df -h PATH`),"
+        " or name another directory with `--state`"
+    ),
     (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",
     (SetupReason.WRONG_SERVER, "path"): (
         "check the address, and name the path that the relying party is mounted at, as in https://HOST/passkeys"

@@ -28,7 +28,7 @@ def private_directory(path: Path) -> None:
     except OSError as error:
         raise _failed("use", path, error) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise RemoteProtocolError(f"{path} is not a directory")
+        raise RemoteProtocolError(f"{path} is not a directory", reason=SetupReason.STATE_DAMAGED)
     refuse_others(status, path, 0o700)
 
 
@@ -43,7 +43,7 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RemoteProtocolError(f"{path} is not a plain file")
+            raise RemoteProtocolError(f"{path} is not a plain file", reason=SetupReason.STATE_DAMAGED)
         refuse_others(status, path, 0o600)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(limit + 1)
@@ -52,7 +52,7 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
     finally:
         os.close(descriptor)
     if len(content) > limit:
-        raise RemoteProtocolError(f"{path} is longer than {limit} bytes")
+        raise RemoteProtocolError(f"{path} is longer than {limit} bytes", reason=SetupReason.STATE_DAMAGED)
     return content
 
 
@@ -128,5 +128,25 @@ def _sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def nearest(path: Path) -> Path:
+    """`path`, or of what leads to it the nearest that is there, as far as this user can see."""
+    return next((each for each in (path, *path.parents) if os.access(each, os.F_OK)), path)
+
+
+def why_not_writable(directory: Path) -> TransportError | None:
+    """Why nothing could be written into `directory`, or made where it is to be; None as far as that can be told.
+
+    Nothing is written to find out.
+    """
+    there = nearest(directory)
+    number = None
+    if not there.is_dir():
+        number = errno.ENOTDIR
+    elif not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        number = errno.EROFS if os.statvfs(there).f_flag & os.ST_RDONLY else errno.EACCES
+    return None if number is None else _failed("write", directory, OSError(number, os.strerror(number)))
+
+
 def _failed(what: str, path: Path, error: OSError) -> TransportError:
-    return TransportError(f"cannot {what} {path}: {error.strerror}")
+    reason = SetupReason.STATE_UNREADABLE if what == "read" else SetupReason.STATE_UNWRITABLE
+    return TransportError(f"cannot {what} {path}: {error.strerror}", reason=reason)

@@ -175,7 +175,6 @@ def test_a_request_without_an_answer_ends_with_7_unless_somebody_said_no(
 
 def test_each_exit_status_is_documented_with_each_outcome_that_it_stands_for() -> None:
     """docs/cli.md takes its table from `ExitStatus.meaning`."""
-    assert [int(status) for status in ExitStatus] == [0, 2, 3, 4, 5, 6, 7, 8, 9, 70, 130]
     assert all(status.meaning for status in ExitStatus)
     for outcome in Outcome:
         meaning = NotApproved(outcome, "").exit_status.meaning

@@ -13,6 +13,7 @@ what the files say at that moment.
 """
 
 import contextlib
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,13 @@ from typing import Annotated, Final, Self, TypeVar
 
 import msgspec
 
-from headless_passkey.errors import LocalProtocolError, NotEnrolled, RemoteProtocolError, TransportError
+from headless_passkey.errors import (
+    LocalProtocolError,
+    NotEnrolled,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+)
 from headless_passkey.json_text import without_mark
 from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
@@ -301,4 +308,14 @@ class CompanionState:
             ValueError,
         ) as error:
             # the message may quote what was read, and that may be a key
-            raise RemoteProtocolError(f"{self._directory / name} is not as this program left it") from error
+            what = f"{self._directory / name} is not as this program left it: {self._mend(name)}"
+            raise RemoteProtocolError(what, reason=SetupReason.STATE_DAMAGED) from error
+
+    def _mend(self, name: str) -> str:
+        """What to do about a damaged file: what it holds alone can go, keys and rings only together."""
+        names, then = {
+            "opened.json": ([name], ""),
+            "invitations.json": ([name], ", and invite again"),
+            "joining.json": ([name], ", and join again"),
+        }.get(name, (["companion.json", "ring.json"], ", then `companion-push companion join` anew"))
+        return f"`rm {' '.join(shlex.quote(str(self._directory / each)) for each in names)}`{then}"

@@ -5,7 +5,6 @@ Nothing is changed: newer rings are verified, as before a sign-in, and not taken
 
 import asyncio
 import os
-import shlex
 import ssl
 import stat
 import time
@@ -17,7 +16,8 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from headless_passkey import enrolment
-from headless_passkey.doctor.finding import Check, Finding, Status, this_user
+from headless_passkey.device_files import mend_names
+from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
 from headless_passkey.enrolment import Enrolment
 from headless_passkey.errors import (
@@ -30,7 +30,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.private_file import refuse_others
+from headless_passkey.private_file import nearest, refuse_others, why_not_writable
 from headless_passkey.proven_http import Problem, ProvenHttp, open_session
 from headless_passkey.relay import Relay
 from headless_passkey.trust.chain import RingChain
@@ -69,7 +69,9 @@ def examine_state(state: Path) -> list[Finding]:
     try:
         status = state.stat()
     except FileNotFoundError:
-        return [Finding.ok(Check.STATE, f"{state} is not there yet; joining makes it")]
+        return _unwritable(state, Status.PROBLEM) or [
+            Finding.ok(Check.STATE, f"{state} is not there yet; joining makes it")
+        ]
     except OSError as error:
         return [_unreadable(state, error)]
     if not stat.S_ISDIR(status.st_mode):
@@ -91,6 +93,9 @@ def examine_state(state: Path) -> list[Finding]:
         findings.append(_unreadable(state, error))
     # the files are closed all the same; but others may see them, or even put others in their place
     findings += _exposed(state, status, 0o700, Status.WARNING, case)
+    # a device that has joined needs to write only when the account has a newer ring
+    joined = (state / enrolment.FILE_NAME).exists()
+    findings += _unwritable(state, Status.WARNING if joined else Status.PROBLEM)
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
 
 
@@ -100,14 +105,13 @@ def _exposed(
     try:
         refuse_others(status, path, mode)
     except RemoteProtocolError as error:
-        names = {"mode": f"{mode:o}", "path": shlex.quote(str(path)), "user": this_user()}
         return [
             Finding.of(
                 Check.STATE,
                 error,
                 otherwise=SetupReason.STATE_EXPOSED,
                 case=case,
-                names=names,
+                names=mend_names(path, mode),
                 status=severity,
             )
         ]
@@ -119,18 +123,24 @@ def _unreadable(path: Path, error: OSError) -> Finding:
         Check.STATE,
         f"cannot read {path}: {error.strerror}",
         SetupReason.STATE_UNREADABLE,
-        names={"path": shlex.quote(str(path))},
+        names=mend_names(path),
     )
 
 
+def _unwritable(state: Path, severity: Status) -> list[Finding]:
+    """Whether a join, or a newer ring, could be kept there."""
+    error = why_not_writable(state)
+    if error is None:
+        return []
+    names = mend_names(nearest(state))
+    return [
+        Finding.of(Check.STATE, error, otherwise=SetupReason.STATE_UNWRITABLE, names=names, status=severity)
+    ]
+
+
 def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:
-    reason = SetupReason.STATE_DAMAGED
-    if isinstance(error, TransportError):
-        reason = SetupReason.STATE_UNREADABLE
-    elif error.reason == SetupReason.STATE_INCOMPATIBLE:
-        reason = SetupReason.STATE_INCOMPATIBLE
-    names = {"path": shlex.quote(str(state / enrolment.FILE_NAME))}
-    return Finding.trouble(Check.ENROLMENT, str(error), reason, names=names)
+    names = mend_names(state / enrolment.FILE_NAME)
+    return Finding.of(Check.ENROLMENT, error, otherwise=SetupReason.STATE_DAMAGED, names=names)
 
 
 def _describe(enrolled: Enrolment) -> str:

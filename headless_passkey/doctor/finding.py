@@ -1,7 +1,5 @@
 """What one check found: a status, a reason out of the SDK's own words, and a mend."""
 
-import getpass
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -118,14 +116,6 @@ class Finding:
         return ExitStatus.OUR_FAULT
 
 
-def this_user() -> str:
-    """Who runs this, to be put into a mend."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # without a name, as in containers
-        return str(os.geteuid())
-
-
 _STATUS: Final = {
     SetupReason.NOT_ENROLLED: ExitStatus.NOT_ENROLLED,
     SetupReason.JOIN_UNFINISHED: ExitStatus.NOT_ENROLLED,
@@ -134,6 +124,7 @@ _STATUS: Final = {
     SetupReason.STATE_DAMAGED: ExitStatus.PROTOCOL,
     SetupReason.STATE_INCOMPATIBLE: ExitStatus.PROTOCOL,
     SetupReason.STATE_UNREADABLE: ExitStatus.TRANSPORT,
+    SetupReason.STATE_UNWRITABLE: ExitStatus.TRANSPORT,
     SetupReason.WRONG_SERVER: ExitStatus.PROTOCOL,
     SetupReason.MISSING_PACKAGE: ExitStatus.USAGE,
 }

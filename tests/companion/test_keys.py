@@ -14,6 +14,7 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotEnrolled,
     RemoteProtocolError,
+    SetupReason,
     TransportError,
     TrustError,
     TrustReason,
@@ -166,6 +167,32 @@ def test_a_damaged_file_is_refused(state: CompanionState, tmp_path: Path, name: 
     with pytest.raises(RemoteProtocolError) as caught:
         _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "removed"),
+    [
+        ("companion.json", ["companion.json", "ring.json"]),
+        ("ring.json", ["companion.json", "ring.json"]),
+        ("joining.json", ["joining.json"]),
+        ("opened.json", ["opened.json"]),
+        ("invitations.json", ["invitations.json"]),
+    ],
+)
+def test_a_damaged_file_is_told_with_what_to_do(
+    state: CompanionState, tmp_path: Path, name: str, removed: list[str]
+) -> None:
+    folder = tmp_path / "state"
+    (folder / name).touch(mode=0o600)
+    (folder / name).write_bytes(b"{")
+    with pytest.raises(RemoteProtocolError) as caught:
+        _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
+    assert caught.value.reason is SetupReason.STATE_DAMAGED
+    assert f"`rm {' '.join(str(folder / each) for each in removed)}`" in str(caught.value)
+    for each in removed:
+        (folder / each).unlink()
+    assert state.is_enrolled() == ("companion.json" not in removed)
+    assert (state.opened_before(), state.invitations(NOW), state.joining()) == (frozenset(), (), None)
 
 
 def test_an_editors_byte_order_mark_is_read_over(state: CompanionState, tmp_path: Path) -> None:

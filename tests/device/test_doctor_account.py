@@ -1,9 +1,11 @@
 """The doctor on what the device keeps and on its relay: the real relay, broken in one way at a time."""
 
 import asyncio
+import contextlib
 import json
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import pytest_asyncio
 from aiohttp import web
 from certificates import Certificate
 
-from headless_passkey import enrolment
+from headless_passkey import device_files, enrolment
 from headless_passkey.doctor import account, servers
 from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
 from headless_passkey.doctor.finding import Check, Finding, Status
@@ -221,6 +223,70 @@ async def test_a_file_in_the_state_directorys_place_is_a_problem(state: Path) ->
     found = await examined(state)
     assert problems(found)[Check.STATE] is SetupReason.STATE_DAMAGED
     assert "rm " not in str(found[Check.STATE].mend)
+
+
+@contextlib.contextmanager
+def unwritable_home() -> Iterator[Path]:
+    """A directory that this user can look into and not write into: root becomes somebody else for it."""
+    root = os.geteuid() == 0
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        home.chmod(0o755 if root else 0o555)
+        if root:
+            os.seteuid(65534)
+        try:
+            yield home
+        finally:
+            if root:
+                os.seteuid(0)
+            home.chmod(0o755)
+
+
+@pytest.mark.parametrize("below", ["device", ".local/state/headless-passkey"])
+def test_a_home_that_cannot_be_written_is_a_problem(below: str) -> None:
+    with unwritable_home() as home:
+        (finding,) = examine_state(home / below)
+        with pytest.raises(HeadlessPasskeyError) as refused:
+            device_files.private_directory(home / below)
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_UNWRITABLE)
+    assert finding.message == f"cannot write {home / below}: Permission denied"
+    assert f"`ls -ld {home}`" in str(finding.mend)
+    assert finding.exit_status is ExitStatus.TRANSPORT
+    assert refused.value.reason is SetupReason.STATE_UNWRITABLE
+    assert str(refused.value).endswith(f"Permission denied: {finding.mend}")
+
+
+def test_a_file_on_the_way_to_the_state_is_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (finding,) = examine_state(tmp_path / "file" / "device")
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_UNREADABLE)
+
+
+@pytest.mark.parametrize(("joined", "status"), [(False, Status.PROBLEM), (True, Status.WARNING)])
+def test_a_state_that_cannot_be_written_is_a_warning_once_the_device_has_joined(
+    joined: bool,  # noqa: FBT001
+    status: Status,
+) -> None:
+    """A sign-in reads it, and writes when the account has a newer ring."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "device"
+        state.mkdir(mode=0o700)
+        if joined:
+            write_private(state / FILE_NAME, b"{}")
+        user = 65534 if os.geteuid() == 0 else os.geteuid()
+        if os.geteuid() == 0:
+            Path(folder).chmod(0o755)
+            for each in (state, *state.iterdir()):
+                os.chown(each, user, user)
+            os.seteuid(user)
+        try:
+            state.chmod(0o500)
+            (finding,) = examine_state(state)
+        finally:
+            state.chmod(0o700)
+            if user == 65534:
+                os.seteuid(0)
+    assert (finding.status, finding.reason) == (status, SetupReason.STATE_UNWRITABLE)
 
 
 async def test_a_state_directory_that_cannot_be_looked_into_is_a_problem(state: Path) -> None:

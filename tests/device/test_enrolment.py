@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey import enrolment, private_file
-from headless_passkey.enrolment import FILE_NAME, Enrolment, join, leave, load, refresh
+from headless_passkey.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
 from headless_passkey.errors import (
     JoinDiffers,
     LocalProtocolError,
@@ -27,6 +27,7 @@ from headless_passkey.errors import (
     NotEnrolled,
     Outcome,
     RemoteProtocolError,
+    SetupReason,
     TransportError,
     TrustReason,
 )
@@ -128,6 +129,77 @@ def test_who_has_not_joined_can_neither_be_loaded_nor_leave(state: Path) -> None
     for act in (load, leave):
         with pytest.raises(NotEnrolled, match="no account"):
             act(state)
+
+
+async def test_leaving_says_what_it_removes_and_takes_what_a_crash_left(
+    state: Path, inviter: Inviter
+) -> None:
+    enrolled = await joined(state, inviter)
+    half_written = state / f".{FILE_NAME}.0123456789abcdef"
+    half_written.write_bytes(b"half of a key")
+    (state / "of-somebody-else").touch()
+    left = leave(state)
+    assert left == Left(account=enrolled.account, removed=(state / FILE_NAME, half_written))
+    assert {file.name for file in files(state)} == {f".{FILE_NAME}.lock", "of-somebody-else"}
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "nothing in it": lambda file: file.write_bytes(b""),
+    "half of it": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+    "something else in it": lambda file: file.write_bytes(b'{"format": 1}'),
+    "another key": lambda file: file.write_text(
+        json.dumps(json.loads(file.read_bytes()) | {"key": base64url(bytes(32))})
+    ),
+    "no end": lambda file: os.truncate(file, 1 << 40),
+    "others who may read it": lambda file: file.chmod(0o644),
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+async def test_what_is_damaged_can_be_left_and_joined_anew(
+    state: Path, relay: household.Relay, home: Household, inviter: Inviter, how: str
+) -> None:
+    await joined(state, inviter)
+    DAMAGE[how](state / FILE_NAME)
+    with pytest.raises(RemoteProtocolError):
+        load(state)
+    assert leave(state) == Left(account=None, removed=(state / FILE_NAME,))
+    with pytest.raises(NotEnrolled):
+        load(state)
+    assert (await joined(state, await Inviter.invite(relay, home))).member
+
+
+@pytest.mark.threat("T12")
+async def test_what_is_not_this_devices_to_remove_stays(
+    state: Path, inviter: Inviter, tmp_path: Path
+) -> None:
+    await joined(state, inviter)
+    kept, elsewhere = state / FILE_NAME, tmp_path / "elsewhere"
+    newer = json.dumps(json.loads(kept.read_bytes()) | {"format": 2}).encode()
+    kept.write_bytes(newer)
+    with pytest.raises(RemoteProtocolError, match="another version"):
+        leave(state)
+    assert kept.read_bytes() == newer
+    kept.rename(elsewhere)
+    kept.symlink_to(elsewhere)
+    with pytest.raises(TransportError):
+        leave(state)
+    assert (kept.is_symlink(), elsewhere.read_bytes()) == (True, newer)
+    kept.unlink()
+    kept.mkdir()
+    with pytest.raises(RemoteProtocolError):
+        leave(state)
+    assert kept.is_dir()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+async def test_what_belongs_to_another_user_stays(state: Path, inviter: Inviter) -> None:
+    await joined(state, inviter)
+    os.chown(state / FILE_NAME, 65534, 65534)
+    with pytest.raises(RemoteProtocolError) as refused:
+        leave(state)
+    assert refused.value.reason is SetupReason.STATE_FOREIGN
+    assert (state / FILE_NAME).exists()
 
 
 async def test_a_decline_ends_the_join_and_leaves_nothing(state: Path, inviter: Inviter) -> None:
@@ -541,6 +613,71 @@ def test_any_bytes_on_disk_are_refused_politely(content: bytes) -> None:
         state = kept(Path(folder) / "state", content)
         with pytest.raises(RemoteProtocolError):
             load(state)
+
+
+SPOILT: dict[str, tuple[Callable[[Path], object], SetupReason, str]] = {
+    "damaged": (
+        lambda file: file.write_bytes(b"{"),
+        SetupReason.STATE_DAMAGED,
+        "{file} is damaged: `headless-passkey leave`, or `rm {file}`, then `headless-passkey join` with a new invitation",
+    ),
+    "of another version": (
+        lambda file: file.write_bytes(b'{"format": 2}'),
+        SetupReason.STATE_INCOMPATIBLE,
+        "{file} was written by another version: use the version of this program that wrote it, or a newer one",
+    ),
+    "open to others": (
+        lambda file: file.chmod(0o644),
+        SetupReason.STATE_EXPOSED,
+        (
+            "{file} is open to others (mode 0644); it must be yours alone, mode 0600: `chmod 600 {file}`;"
+            " if somebody may have read it, `headless-passkey leave` and join again"
+        ),
+    ),
+    "not to be read": (
+        lambda file: file.rename(file.with_name("key")).with_name(file.name).symlink_to("key"),
+        SetupReason.STATE_UNREADABLE,
+        "cannot read {file}: Too many levels of symbolic links: see to it that this user can read it: `ls -ld {file}`",
+    ),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+async def test_an_error_about_what_is_kept_ends_with_its_mend(
+    state: Path, inviter: Inviter, how: str
+) -> None:
+    await joined(state, inviter)
+    spoil, reason, message = SPOILT[how]
+    spoil(state / FILE_NAME)
+    with pytest.raises((RemoteProtocolError, TransportError)) as refused:
+        load(state)
+    assert refused.value.reason is reason
+    assert str(refused.value) == message.format(file=state / FILE_NAME)
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o710])
+async def test_a_directory_that_cannot_be_used_is_told_with_its_mend(
+    state: Path, inviter: Inviter, mode: int
+) -> None:
+    private_file.private_directory(state / ".")
+    (state / ".").chmod(mode)
+    with pytest.raises(RemoteProtocolError) as refused:
+        await join(state, inviter.invitation, label="frame")
+    assert refused.value.reason is SetupReason.STATE_EXPOSED
+    assert f"`chmod 700 {state}`" in str(refused.value)
+    (state / "passwd").touch()  # which is not this device's: nobody is told to close /etc
+    with pytest.raises(RemoteProtocolError) as refused:
+        await join(state, inviter.invitation, label="frame")
+    assert str(refused.value).endswith(": name a directory for this device alone with `--state`")
+    with pytest.raises(TransportError) as failed:
+        await join(state / "passwd" / "below", inviter.invitation, label="frame")
+    assert failed.value.reason is SetupReason.STATE_UNWRITABLE
+    assert f"`ls -ld {state / 'passwd'}`" in str(failed.value)
+    with pytest.raises(RemoteProtocolError) as refused:
+        await join(state / "passwd", inviter.invitation, label="frame")
+    assert str(refused.value) == (
+        f"{state / 'passwd'} is not a directory: name a directory for this device alone with `--state`"
+    )
 
 
 def test_an_endless_file_is_not_read(state: Path) -> None:

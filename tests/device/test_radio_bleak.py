@@ -328,7 +328,7 @@ async def test_a_passive_scan_that_the_service_does_not_offer_is_refused(bluetoo
     assert await failure(BleakRadio(passive=True)) == TransportReason.ADAPTER_UNABLE
 
 
-async def failure(radio: BleakRadio) -> TransportReason | None:
+async def failure(radio: BleakRadio) -> str | None:
     with pytest.raises(TransportError) as failed:
         async with radio.adverts():
             pass

@@ -1,0 +1,109 @@
+"""The files of a device's state directory: `private_file`, whose errors end here with what to do about them.
+
+The words are those of `headless_passkey.mends`, as the doctor has them.
+"""
+
+import getpass
+import os
+import shlex
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from headless_passkey import private_file
+from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
+from headless_passkey.mends import with_mend
+
+
+def private_directory(path: Path) -> None:
+    """Make `path` a directory of mode 0700, or refuse one that others may enter."""
+    with _mended(path, 0o700, case="directory" if _holds_files(path) else None):
+        private_file.private_directory(path)
+
+
+def read_private(path: Path, *, limit: int) -> bytes | None:
+    """The content of `path`, at most `limit` bytes; None when there is no such file."""
+    with _mended(path):
+        return private_file.read_private(path, limit=limit)
+
+
+def write_private(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, mode 0600, all or nothing."""
+    with _mended(path):
+        private_file.write_private(path, content)
+
+
+def remove_private(path: Path) -> None:
+    """Remove `path`; fine when it is gone already."""
+    with _mended(path):
+        private_file.remove_private(path)
+
+
+@contextmanager
+def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold the lock of `path`, a file beside it, against other processes. wait: as `private_file.lock` has it."""
+    with ExitStack() as stack:
+        with _mended(path):
+            stack.enter_context(private_file.lock(path, wait=wait))
+        yield
+
+
+def damaged(path: Path) -> RemoteProtocolError:
+    """The error for a file that is not what was written."""
+    return _error(f"{path} is damaged", path, SetupReason.STATE_DAMAGED)
+
+
+def incompatible(path: Path) -> RemoteProtocolError:
+    """The error for a file that another version of the program wrote."""
+    return _error(f"{path} was written by another version", path, SetupReason.STATE_INCOMPATIBLE)
+
+
+def is_ours(path: Path) -> bool:
+    """Whether `path` is a plain file of this user's, whatever is in it and whoever may read it."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def mend_names(path: Path, mode: int = 0o600) -> dict[str, str]:
+    """What a mend puts for its names in capitals. mode: what `path` should have."""
+    return {"path": shlex.quote(str(path)), "mode": f"{mode:o}", "user": this_user()}
+
+
+def this_user() -> str:
+    """Who runs this, to be put into a mend."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # without a name, as in containers
+        return str(os.geteuid())
+
+
+@contextmanager
+def _mended(path: Path, mode: int = 0o600, case: str | None = None) -> Iterator[None]:
+    """Errors about `path` end with their mend. case: as `mends` has it."""
+    try:
+        yield
+    except (RemoteProtocolError, TransportError) as error:
+        reason = error.reason
+        if not isinstance(reason, SetupReason):
+            raise
+        where = private_file.nearest(path) if reason is SetupReason.STATE_UNWRITABLE else path
+        message = with_mend(str(error), reason, case, **mend_names(where, mode))
+        raise type(error)(message, reason=reason) from error
+
+
+def _error(what: str, path: Path, reason: SetupReason) -> RemoteProtocolError:
+    return RemoteProtocolError(with_mend(what, reason, **mend_names(path)), reason=reason)
+
+
+def _holds_files(path: Path) -> bool:
+    """Whether it is not ours to close: think of ``--state /etc``, or of a file's name."""
+    try:
+        return next(path.iterdir(), None) is not None
+    except NotADirectoryError:
+        return True
+    except OSError:
+        return False
