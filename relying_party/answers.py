@@ -22,6 +22,7 @@ from relying_party.errors import (
 )
 from relying_party.sessions import Session
 
+PROBLEM_TYPE: Final = "application/problem+json"
 PROBLEM: Final = "urn:headless-passkey:problem:"
 CHALLENGE_HEADER: Final = 'DPoP algs="ES256"'
 
@@ -129,7 +130,7 @@ def problem(
     return web.Response(
         body=msgspec.json.encode(document),
         status=status,
-        content_type="application/problem+json",
+        content_type=PROBLEM_TYPE,
         headers=headers,
     )
 

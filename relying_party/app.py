@@ -24,6 +24,7 @@ from aiohttp import web
 from relying_party import account
 from relying_party.access_tokens import TokenIssuer, claims_of, key_set, secret_hash
 from relying_party.answers import (
+    PROBLEM_TYPE,
     http_problem,
     json_answer,
     problem,
@@ -78,7 +79,7 @@ from relying_party.messages import (
     parse_registration_result,
 )
 from relying_party.metrics import CONTENT_TYPE, Metrics
-from relying_party.page import render
+from relying_party.page import render, render_problem
 from relying_party.request import (
     MOST_BODY,
     STATE,
@@ -147,7 +148,9 @@ def make_app(
     """
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     app = web.Application(
-        client_max_size=MOST_BODY, middlewares=[_finish, _explain], handler_args={"logger": http_logger}
+        client_max_size=MOST_BODY,
+        middlewares=[_finish, *([_show_problems] if with_pages else []), _explain],
+        handler_args={"logger": http_logger},
     )
     app[METRICS] = Metrics()
     open_it: OpenStore = open_store or (lambda: SqliteStore(config.store))
@@ -623,6 +626,25 @@ async def _finish(request: web.Request, handler: Handler) -> web.StreamResponse:
     method = request.method if resource else "-"
     logger.info("%s %s: %d in %.1f ms", method, route, response.status, seconds * 1000)
     return response
+
+
+@web.middleware
+async def _show_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Somebody who opens an address in a browser gets a page, also when that is a problem."""
+    response = await handler(request)
+    if request.method not in ("GET", "HEAD") or response.content_type != PROBLEM_TYPE:
+        return response
+    response.headers["Vary"] = "Accept"
+    if not request.headers.get("Accept", "").startswith("text/html"):  # as each browser begins it
+        return response
+    kept = {
+        name: response.headers[name] for name in ("Allow", "Retry-After", "Vary") if name in response.headers
+    }
+    retry_after = int(kept["Retry-After"]) if "Retry-After" in kept else None
+    text = render_problem(request.app[STATE].config, response.status, retry_after=retry_after)
+    return web.Response(
+        text=text, status=response.status, content_type="text/html", charset="utf-8", headers=kept
+    )
 
 
 @web.middleware

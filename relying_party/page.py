@@ -21,13 +21,36 @@ from relying_party.credentials import Credential, Registered, User
 from relying_party.encoding import base64url
 from relying_party.sessions import Session
 
-_NO_AAGUID: Final = "00000000-0000-0000-0000-000000000000"
 _KINDS: Final = {
     ClientKind.WEB: "in a browser",
     ClientKind.DEVICE: "on a device",
     ClientKind.ANDROID: "in an app",
 }
+# How a passkey is used, by transport (WebAuthn Level 3 §5.8.4); others are for programs.
+_WAYS: Final = {
+    "internal": "on the device that has it",
+    "hybrid": "from a phone nearby",
+    "usb": "plugged in",
+    "nfc": "held to a reader",
+    "ble": "over Bluetooth",
+    "smart-card": "in a card reader",
+}
 _SECURITY_KEY: Final = frozenset({"usb", "nfc", "ble", "smart-card"})
+
+
+_NO_PAGE: Final = "There is no page here", "The address may be mistyped, or what was here is gone."
+_PROBLEMS: Final = {
+    400: ("This page cannot be shown", "The address is not one for people to open."),
+    401: ("You are not signed in", "What is at this address is for those who are."),
+    404: _NO_PAGE,
+    405: _NO_PAGE,
+    429: ("Too many requests", "Please try again {when}."),
+    500: (
+        "Something went wrong",
+        "It is not your fault. Please try again {when}; if that does not help, tell those who run this site.",
+    ),
+    503: ("The site is not available now", "It cannot look anything up. Please try again {when}."),
+}
 
 
 def render(
@@ -43,14 +66,16 @@ def render(
         content = _fill("sign-in.html")
     if config.page_shows == "everyone":
         content += _everyone(registered, current)
-    return _fill(
-        "index.html",
-        title=escape(f"{title} · {config.rp_name}"),
-        rp_name=escape(config.rp_name),
-        rp_id=escape(config.rp_id),
-        who=who,
-        content=content,
+    return _whole(config, title, content, who=who)
+
+
+def render_problem(config: Config, status: int, *, retry_after: int | None = None) -> str:
+    """The page for what cannot be shown. status: of HTTP. retry_after: seconds, when that may help."""
+    title, text = _PROBLEMS.get(status, _PROBLEMS[500 if status >= 500 else 400])
+    when = (
+        "in a while" if retry_after is None else f"in {retry_after} second{'' if retry_after == 1 else 's'}"
     )
+    return _whole(config, title, _fill("problem.html", title=title, text=text.format(when=when)))
 
 
 def provider(credential: Credential) -> str:
@@ -62,10 +87,22 @@ def provider(credential: Credential) -> str:
     return "Security key" if only_keys else "Passkey"
 
 
+def _whole(config: Config, title: str, content: str, *, who: str = "") -> str:
+    return _fill(
+        "index.html",
+        title=escape(f"{title} · {config.rp_name}"),
+        rp_name=escape(config.rp_name),
+        rp_id=escape(config.rp_id),
+        origins=escape(" ".join((config.home, *sorted(config.web_origins - {config.home})))),
+        who=who,
+        content=content,
+    )
+
+
 def _who(me: User) -> str:
     return (
         f"<p><span>Signed in as <strong>{escape(me.display_name)}</strong>{_other_name(me)}</span> "
-        '<button type="button" class="plain" data-do="sign-out">Sign out</button></p>'
+        '<button type="button" class="plain" data-do="sign-out" disabled>Sign out</button></p>'
     )
 
 
@@ -83,18 +120,18 @@ def _account(own: Registered, current: Session) -> str:
 
 def _passkey(credential: Credential, *, only: bool) -> str:
     """only: the one there is, which is not removed."""
-    aaguid, made_by = _aaguid(credential.aaguid), provider(credential)
+    made_by = provider(credential)
     name = credential.label or made_by
     used = "never" if credential.last_used_at is None else _time(credential.last_used_at)
     facts = {
         "Created": _time(credential.created_at),
         "Last used": used,
-        "Reached by": escape(", ".join(credential.transports)) or "unknown",
     }
-    if aaguid in _providers() and credential.label:
+    ways = [_WAYS[transport] for transport in credential.transports if transport in _WAYS]
+    if ways:
+        facts["Works"] = ", ".join(ways)
+    if _aaguid(credential.aaguid) in _providers() and credential.label:
         facts["Kept by"] = escape(made_by)
-    if aaguid not in _providers() and aaguid != _NO_AAGUID:
-        facts["Model"] = f'<span class="mono">{aaguid}</span>'
     about = {"id": base64url(credential.credential_id), "name": name}
     actions = _button("rename-passkey", "Rename", about, spoken=f"Rename {name}")
     if not only:
@@ -122,7 +159,10 @@ def _counter(credential: Credential) -> str:
     if not times:
         return ""
     often = "once" if times == 1 else f"{times} times"
-    return f'<p class="warning">Did not count up {often}: it may have been copied.</p>'
+    return (
+        f'<p class="warning">May have been copied: its counter stood still {often}. '
+        "Unless you know why, remove it and add a new one.</p>"
+    )
 
 
 def _by_name_only(credential: Credential) -> str:
@@ -147,7 +187,7 @@ def _session(session: Session, current: Session) -> str:
 
 
 def _sign_out(session: Session, name: str) -> str:
-    about = {"id": base64url(session.session_id)}
+    about = {"id": base64url(session.session_id), "name": name}
     return _button("end-session", "Sign out", about, spoken=f"Sign out: {name}", risky=True)
 
 
@@ -169,11 +209,11 @@ def _button(
     spoken: str | None = None,
     risky: bool = False,
 ) -> str:
-    """A button for the script. spoken: its name where several have the same text; about: what it is for."""
+    """A button for the script, which enables it. spoken: its name where several have the same text; about: what it is for."""
     label = "" if spoken is None else f' aria-label="{escape(spoken)}"'
     data = _join(f' data-{name}="{escape(value)}"' for name, value in about.items())
     kind = "plain risky" if risky else "plain"
-    return f'<button type="button" class="{kind}" data-do="{deed}"{data}{label}>{text}</button>'
+    return f'<button type="button" class="{kind}" data-do="{deed}"{data}{label} disabled>{text}</button>'
 
 
 def _everyone(registered: Sequence[Registered], current: Session | None) -> str:

@@ -1,27 +1,49 @@
-// The browser's half of the ceremonies and of the account page. Options and responses are WebAuthn Level 3
-// JSON, so nothing is converted here: the browser reads the one and writes the other.
+// The browser's half of the ceremonies and of the account page.
+
+import {
+  Unreadable,
+  authenticationResponse,
+  creationOptions,
+  registrationResponse,
+  requestOptions,
+} from "./webauthn.js";
+import { Refused, Unreachable, explained, noName, whyNot } from "./words.js";
 
 const status = document.querySelector(".status");
 const userName = document.getElementById("user-name");
-
-class Refused extends Error {
-  constructor(problem, code) {
-    super(problem?.title ?? `the server answered ${code}`);
-    this.slug = problem?.type?.split(":").pop();
-  }
-}
+const why = whyNot(document.body.dataset.origins.split(" "));
+const PATIENCE = 30_000; // milliseconds for one answer of the server
 
 async function call(method, path, body) {
-  const answer = await fetch(path, {
-    method,
-    headers: body === undefined ? {} : { "Content-Type": "application/json" },
-    body: body === undefined ? undefined : JSON.stringify(body),
-  });
-  const text = await answer.text();
-  const value = text === "" ? null : JSON.parse(text);
+  const answer = await fetched(method, path, body);
+  const value = await parsed(answer);
   await tell(value?.signals);
   if (!answer.ok) throw new Refused(value, answer.status);
   return value;
+}
+
+async function fetched(method, path, body) {
+  try {
+    return await fetch(path, {
+      method,
+      headers: body === undefined ? {} : { "Content-Type": "application/json" },
+      body: body === undefined ? undefined : JSON.stringify(body),
+      redirect: "error",
+      signal: AbortSignal.timeout?.(PATIENCE),
+    });
+  } catch {
+    throw new Unreachable();
+  }
+}
+
+// What a proxy answers in the server's place need not be JSON.
+async function parsed(answer) {
+  try {
+    const text = await answer.text();
+    return text === "" ? null : JSON.parse(text);
+  } catch {
+    throw answer.ok ? new Unreachable() : new Refused(null, answer.status);
+  }
 }
 
 // What passkey providers may be told, so that they forget what is gone and show what a user is called now.
@@ -35,7 +57,11 @@ const signals = {
 
 async function tell(given) {
   for (const [name, details] of Object.entries(given ?? {})) {
-    await window.PublicKeyCredential?.[signals[name]]?.(details).catch(() => {});
+    try {
+      await window.PublicKeyCredential?.[signals[name]]?.(details);
+    } catch {
+      // nobody is worse off than without it
+    }
   }
 }
 
@@ -52,15 +78,25 @@ function next() {
 async function register(name) {
   const signal = next();
   const begun = await call("POST", "/webauthn/registration/options", { user_name: name });
-  const publicKey = PublicKeyCredential.parseCreationOptionsFromJSON(begun.publicKey);
-  await finish("registration", begun, await navigator.credentials.create({ publicKey, signal }));
+  const publicKey = creationOptions(begun.publicKey);
+  const credential = await navigator.credentials.create({ publicKey, signal });
+  await finish("registration", begun, registrationResponse(credential));
 }
 
 async function assert(ceremony) {
   const signal = next();
   const begun = await call("POST", `/webauthn/${ceremony}/options`, {});
-  const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(begun.publicKey);
-  await finish(ceremony, begun, await navigator.credentials.get({ publicKey, signal }));
+  const publicKey = requestOptions(begun.publicKey);
+  const credential = await navigator.credentials.get({ publicKey, signal });
+  await finish(ceremony, begun, authenticationResponse(credential));
+}
+
+async function finish(ceremony, begun, response) {
+  try {
+    await call("POST", `/webauthn/${ceremony}/result`, { ceremony: begun.ceremony, response });
+  } catch (error) {
+    throw error.slug === "invalid-request" ? new Unreadable() : error;
+  }
 }
 
 // What matters needs a passkey that was used lately: when it was not, it is asked for, and then it goes on.
@@ -69,51 +105,59 @@ async function freshly(deed) {
   try {
     return await deed();
   } catch (error) {
-    if (error.slug !== "step-up-required") throw error;
+    if (error?.slug !== "step-up-required") throw error;
   }
   say("Please use your passkey once more…");
   await assert("step-up");
   return deed();
 }
 
-async function finish(ceremony, begun, credential) {
-  await call("POST", `/webauthn/${ceremony}/result`, {
-    ceremony: begun.ceremony,
-    response: credential.toJSON(),
-  });
-}
-
 // Passkeys offered in the user name's field, for as long as nobody has asked for anything else. A challenge
 // lasts for some minutes, so the offer is made again before it ends.
 
 async function offer() {
-  if (userName === null || !(await PublicKeyCredential.isConditionalMediationAvailable?.())) return;
+  if (why !== null || userName === null) return;
+  if (!(await PublicKeyCredential.isConditionalMediationAvailable?.())) return;
   const signal = next();
   const begun = await call("POST", "/webauthn/authentication/options", { mediation: "conditional" });
-  const publicKey = PublicKeyCredential.parseRequestOptionsFromJSON(begun.publicKey);
+  const publicKey = requestOptions(begun.publicKey);
   const again = setTimeout(() => signal.aborted || offer().catch(ignore), begun.publicKey.timeout * 0.9);
   signal.addEventListener("abort", () => clearTimeout(again));
   if (signal.aborted) return;
   const credential = await navigator.credentials.get({ publicKey, signal, mediation: "conditional" });
-  await finish("authentication", begun, credential);
-  location.reload();
+  await finish("authentication", begun, authenticationResponse(credential));
+  anew("You are signed in.");
 }
 
 function ignore(error) {
-  if (error instanceof Refused) say(explained(error), true); // the rest nobody asked for, so nobody is told
+  if (error instanceof Refused) say(explained(error), { bad: true }); // the rest nobody asked for, so nobody is told
 }
 
-function explained(error) {
-  if (error.name === "NotAllowedError" || error.name === "AbortError") {
-    return "That was cancelled, or took too long.";
-  }
-  if (error.name === "InvalidStateError") return "There is a passkey of yours already.";
-  return error.message;
-}
+// What was done, or what to do. After a change the page is loaded anew: it says so then, and the focus goes back
+// to where it was, or to what is said when that is gone.
 
-function say(text, bad = false) {
+function say(text, { bad = false, href } = {}) {
+  if (status === null) return; // a page that has nothing to do
   status.classList.toggle("bad", bad);
   status.textContent = text;
+  if (href) status.append(" ", Object.assign(document.createElement("a"), { href, textContent: href }));
+}
+
+function anew(said, { element = null, bad = false } = {}) {
+  const { do: deed = "", id = "" } = element?.dataset ?? {};
+  history.replaceState({ said, bad, deed, id }, "");
+  location.reload();
+}
+
+function goOn() {
+  const { said, bad, deed, id } = history.state ?? {};
+  if (said === undefined) return;
+  history.replaceState(null, "");
+  say(said, { bad });
+  const same = [...document.querySelectorAll("[data-do]")].find(
+    (each) => each.dataset.do === deed && (each.dataset.id ?? "") === id,
+  );
+  (same ?? status)?.focus({ preventScroll: true });
 }
 
 // Questions before some deeds: the answer is the text, or null when it was not confirmed.
@@ -129,6 +173,7 @@ function ask({ title, text = "", field = null, value = "", yes, risky = false })
   form.querySelector(".field").hidden = field === null;
   input.required = field !== null;
   input.value = value;
+  named(input);
   form.elements.yes.textContent = yes;
   form.elements.yes.classList.toggle("risky", risky);
   dialog.returnValue = "";
@@ -139,43 +184,74 @@ function ask({ title, text = "", field = null, value = "", yes, risky = false })
   });
 }
 
-// Everything one can do is a button or a form with data-do. A deed that gives false was not done after all.
+// A name of spaces is none either, and the browser says so at the field.
+
+function named(input) {
+  input.setCustomValidity(input.required && input.value.trim() === "" ? noName : "");
+}
+
+for (const input of document.querySelectorAll("input")) {
+  named(input);
+  input.addEventListener("input", () => named(input));
+}
+
+// Everything one can do is a button or a form with data-do. A deed gives what to say when it is done; one that gives
+// null was not done after all.
 
 const passkey = (element) => `/me/credentials/${element.dataset.id}`;
 const session = (element) => `/me/sessions/${element.dataset.id}`;
 
 const deeds = {
-  "sign-in": () => assert("authentication"),
-  register: () => register(userName.value.trim()),
-  "sign-out": () => call("DELETE", "/session"),
-  "add-passkey": (element) => freshly(() => register(element.dataset.userName)),
-  "end-session": (element) => call("DELETE", session(element)),
-  "end-other-sessions": () => call("DELETE", "/me/sessions"),
+  async "sign-in"() {
+    await assert("authentication");
+    return "You are signed in.";
+  },
+
+  async register() {
+    await register(userName.value.trim());
+    return "Your account is ready, and you are signed in.";
+  },
+
+  async "sign-out"() {
+    await call("DELETE", "/session");
+    return "You are signed out.";
+  },
+
+  async "add-passkey"(element) {
+    await freshly(() => register(element.dataset.userName));
+    return "The new passkey is added. You can sign in with it from now on.";
+  },
 
   async "rename-user"(element) {
-    const name = await ask({
-      title: "Change your name",
-      field: "Name",
-      value: element.dataset.name,
-      yes: "Save",
-    });
-    return name !== null && call("PATCH", "/me", { display_name: name });
+    const name = await ask({ title: "Change your name", field: "Name", value: element.dataset.name, yes: "Save" });
+    if (name === null) return null;
+    await call("PATCH", "/me", { display_name: name });
+    return `Your name is “${name}” now.`;
   },
 
   async "rename-passkey"(element) {
-    const label = await ask({
-      title: "Rename this passkey",
-      field: "Name",
-      value: element.dataset.name,
-      yes: "Save",
-    });
-    return label !== null && call("PATCH", passkey(element), { label });
+    const label = await ask({ title: "Rename this passkey", field: "Name", value: element.dataset.name, yes: "Save" });
+    if (label === null) return null;
+    await call("PATCH", passkey(element), { label });
+    return `The passkey is called “${label}” now.`;
   },
 
   async "remove-passkey"(element) {
+    const { name } = element.dataset;
     const text = "It will not sign in here any more, and what it signed in is signed out.";
-    const sure = await ask({ title: `Remove ${element.dataset.name}?`, text, yes: "Remove", risky: true });
-    return sure !== null && freshly(() => call("DELETE", passkey(element)));
+    if ((await ask({ title: `Remove “${name}”?`, text, yes: "Remove", risky: true })) === null) return null;
+    await freshly(() => call("DELETE", passkey(element)));
+    return `The passkey “${name}” is removed.`;
+  },
+
+  async "end-session"(element) {
+    await call("DELETE", session(element));
+    return `“${element.dataset.name}” is signed out.`;
+  },
+
+  async "end-other-sessions"() {
+    await call("DELETE", "/me/sessions");
+    return "You are signed out everywhere else.";
   },
 };
 
@@ -184,23 +260,43 @@ const waiting = {
   register: "Waiting for your new passkey…",
   "add-passkey": "Waiting for your new passkey…",
 };
+const outdated = new Set(["not-found", "not-signed-in"]); // the page shows what is no longer so
+
+const buttons = document.querySelectorAll("button[data-do], form[data-do] button");
+let busy = false;
 
 async function act(element) {
   const deed = element.dataset.do;
-  const buttons = document.querySelectorAll("button[data-do], form[data-do] button");
-  buttons.forEach((button) => (button.disabled = true));
+  if (busy) return;
+  if (deed in waiting && why !== null) {
+    say(why.text, { bad: true, href: why.href });
+    return;
+  }
+  work(true);
   say(waiting[deed] ?? "");
   try {
-    if ((await deeds[deed](element)) !== false) {
-      location.reload();
+    const done = await deeds[deed](element);
+    if (done !== null) {
+      anew(done, { element });
       return;
     }
   } catch (error) {
-    say(explained(error), true);
+    const text = explained(error, deed);
+    if (outdated.has(error?.slug)) {
+      anew(text, { element, bad: true });
+      return;
+    }
+    say(text, { bad: true });
   }
-  buttons.forEach((button) => (button.disabled = false));
-  element.focus();
+  work(false);
   offer().catch(ignore);
+}
+
+// A button that is disabled would lose the focus, so it only says that it is.
+
+function work(on) {
+  busy = on;
+  for (const button of buttons) button.setAttribute("aria-disabled", String(on));
 }
 
 document.addEventListener("click", (event) => {
@@ -221,8 +317,7 @@ for (const time of document.querySelectorAll("time")) {
   time.textContent = local.format(new Date(time.dateTime));
 }
 
-if (window.PublicKeyCredential?.parseCreationOptionsFromJSON === undefined) {
-  say("This browser is too old for passkeys on this page.", true);
-} else {
-  offer().catch(ignore);
-}
+for (const button of buttons) button.disabled = false; // without this script they do nothing
+if (why !== null) say(why.text, { bad: true, href: why.href });
+goOn();
+offer().catch(ignore);

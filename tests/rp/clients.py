@@ -148,7 +148,7 @@ class Site:
 
 async def _answer(response: ClientResponse) -> Answer:
     data = await response.read()
-    is_json = "json" in response.headers.get("Content-Type", "")
+    is_json = data and "json" in response.headers.get("Content-Type", "")  # HEAD has no body
     return Answer(
         status=response.status,
         headers=response.headers,

@@ -15,10 +15,12 @@ from aiohttp.test_utils import TestClient, TestServer
 from relying_party.app import make_app
 from relying_party.callers import ClientKind
 from relying_party.credentials import Credential, Registered, User
+from relying_party.errors import StoreUnavailable
+from relying_party.limits import RateLimit
 from relying_party.page import provider, render
 from relying_party.sessions import Session
 from tests.rp.authenticator_double import BS, SYNCED, UP, UV, Faults, unb64
-from tests.rp.clients import Browser, Clock, Device, Site, make_config
+from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 
 
 class _Inline(HTMLParser):
@@ -71,18 +73,22 @@ async def test_the_account_shows_passkeys_and_how_they_were_used(site: Site) -> 
         "synced",
         "Created 2027-01-15 08:00 UTC",
         "Last used never",
-        "Reached by hybrid, internal",
-        "Model 00112233-4455-6677-8899-aabbccddeeff",
+        "Works from a phone nearby, on the device that has it",
     ):
         assert piece in text
+    assert "00112233-4455-6677-8899-aabbccddeeff" not in text
     site.clock.now += 3600
     await site.sign_in(browser, passkey, Faults(counter=5))
     await site.sign_in(browser, passkey, Faults(flags=SYNCED & ~BS, counter=5))
     text = await _page(site, browser)
-    for piece in ("not synced yet", "Last used 2027-01-15 09:00 UTC", "Did not count up once"):
+    for piece in (
+        "not synced yet",
+        "Last used 2027-01-15 09:00 UTC",
+        "May have been copied: its counter stood still once",
+    ):
         assert piece in text
     await site.sign_in(browser, passkey, Faults(counter=5))
-    assert "Did not count up 2 times" in await _page(site, browser)
+    assert "its counter stood still 2 times" in await _page(site, browser)
 
 
 async def test_a_passkey_on_one_device_says_so_and_may_keep_its_transports_to_itself(site: Site) -> None:
@@ -90,7 +96,7 @@ async def test_a_passkey_on_one_device_says_so_and_may_keep_its_transports_to_it
     await site.register(browser, "ada", Faults(flags=UP | UV, transports=None))
     text = await _page(site, browser)
     assert "Passkey on one device" in text
-    assert "Reached by unknown" in text
+    assert "Works" not in text
 
 
 async def test_a_passkey_has_the_name_its_user_gave_it_and_who_keeps_it(site: Site) -> None:
@@ -196,6 +202,93 @@ async def test_strangers_see_only_that_there_is_a_relying_party(site: Site) -> N
     own = await _page(site, browser)
     assert "ada" in own
     assert "mallory" not in own
+
+
+HTML = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    ("path", "status", "title"),
+    [
+        ("/nowhere", 404, "There is no page here"),
+        ("/webauthn/registration/options", 405, "There is no page here"),
+        ("/session", 401, "You are not signed in"),
+        ("/me", 401, "You are not signed in"),
+    ],
+)
+async def test_a_browser_gets_a_page_for_a_problem_and_a_program_the_problem(
+    site: Site, method: str, path: str, status: int, title: str
+) -> None:
+    page = await site.raw(method, path, HTML)
+    assert (page.status, page.headers["Content-Type"]) == (status, "text/html; charset=utf-8")
+    assert page.headers["Vary"] == "Accept"
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    if method == "GET":
+        assert f'<h1 id="problem">{title}</h1>' in page.body
+        assert "urn:" not in page.body
+    for accept in ("*/*", "application/json", "application/problem+json, text/html;q=0.1"):
+        answer = await site.raw(method, path, {"Accept": accept})
+        assert (answer.status, answer.headers["Vary"]) == (status, "Accept")
+        assert answer.headers["Content-Type"] == "application/problem+json"
+    assert (await site.raw("POST", path, HTML)).headers["Content-Type"] == "application/problem+json"
+
+
+async def test_a_site_in_trouble_says_when_to_come_back(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unavailable(*_: object, **__: object) -> None:
+        raise StoreUnavailable("locked")
+
+    async def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    cookie = {**HTML, "Cookie": "__Host-session=x"}
+    monkeypatch.setattr(site.state.store, "session", unavailable)
+    page = await site.raw("GET", "/", cookie)
+    assert (page.status, page.headers["Retry-After"]) == (503, "5")
+    assert "It cannot look anything up. Please try again in 5 seconds." in page.body
+    monkeypatch.setattr(site.state.store, "session", broken)
+    page = await site.raw("GET", "/", cookie)
+    assert page.status == 500
+    assert "Something went wrong" in page.body
+    assert "Please try again in a while" in page.body
+    monkeypatch.setattr(site.state, "rate_limit", RateLimit(per_minute=1))
+    await site.raw("GET", "/session", {"DPoP": "x"})
+    page = await site.raw("GET", "/session", {**HTML, "DPoP": "x"})
+    assert page.status == 429
+    assert f"Please try again in {page.headers['Retry-After']} second" in page.body
+
+
+async def test_what_a_browser_cannot_be_shown_has_a_page_too(site: Site) -> None:
+    page = await site.raw("GET", "/session", {**HTML, "Authorization": "DPoP x", "Origin": WEB_ORIGIN})
+    assert page.status == 400
+    assert "This page cannot be shown" in page.body
+
+
+async def test_a_service_that_has_pages_of_its_own_gets_problems(tmp_path: Path) -> None:
+    app = make_app(make_config(tmp_path / "s"), with_pages=False)
+    async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
+        site = Site(http=http, app=app, clock=Clock(), config=make_config(tmp_path / "s"))
+        answer = await site.raw("GET", "/session", HTML)
+        assert (answer.status, answer.slug) == (401, "not-signed-in")
+
+
+async def test_the_page_knows_where_it_belongs(site: Site) -> None:
+    site.state.config = make_config(
+        site.config.store,
+        web_origins=("https://www.rp.example", WEB_ORIGIN),
+        related_origins=("https://rp.test",),
+    )
+    answer = await site.raw("GET", "/", {})
+    assert 'data-origins="https://www.rp.example https://rp.example https://rp.test"' in answer.body
+
+
+@pytest.mark.parametrize("transport", ["internal", "hybrid", "usb", "nfc", "ble", "smart-card"])
+async def test_transports_are_shown_in_peoples_words(site: Site, transport: str) -> None:
+    _, answer = await site.register(Browser(), "ada", Faults(transports=[transport, "teleport"]))
+    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    text = re.sub(r"<[^>]+>", " ", _account_of(site, credential))
+    assert "Works" in text
+    assert not re.search(rf"\b({transport}|teleport)\b", text)
 
 
 @pytest.mark.threat("T12")

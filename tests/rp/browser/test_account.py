@@ -65,7 +65,7 @@ async def test_a_removed_passkey_is_gone_from_the_account_and_from_its_provider(
     visitor.authenticator = first
     assert len(await visitor.credentials()) == 1
     await visitor.page.get_by_role("button", name="Remove Passkey").click()
-    await expect(visitor.page.get_by_role("dialog")).to_contain_text("Remove Passkey?")
+    await expect(visitor.page.get_by_role("dialog")).to_contain_text("Remove “Passkey”?")
     await answer(visitor, None, yes="Remove")
     await has_passkeys(visitor, 1)
     await expect(passkeys(visitor)).to_contain_text("Security key")
@@ -89,7 +89,7 @@ async def test_a_provider_learns_that_its_passkey_is_unknown_here(visiting: Visi
     visitor.authenticator = first
     await visitor.put_back(removed)  # as from a provider that was not there to hear of it
     await sign_in(visitor)
-    await says(visitor, "The response did not verify")
+    await says(visitor, "This passkey was not accepted.")
     assert await visitor.credentials() == [], name  # signalUnknownCredential
 
 

@@ -113,16 +113,51 @@ async def focus(visitor: Visitor, what: str) -> None:
 @pytest.mark.parametrize("width", [320, 1280])
 async def test_it_fits_a_narrow_and_a_wide_window(visiting: Visit, width: int) -> None:
     visitor = await visiting(viewport={"width": width, "height": 640})
-    fits = "document.documentElement.scrollWidth <= window.innerWidth"
-    assert await visitor.page.evaluate(fits)
+    assert await visitor.page.evaluate(FITS)
     name = await registered(visitor)
-    await visitor.page.get_by_role("button", name="Rename Passkey").click()
-    await answer(visitor, "W" * 64, yes="Save")
-    await expect(visitor.page.get_by_role("heading", name="W" * 64)).to_be_visible()
-    assert await visitor.page.evaluate(fits)
+    assert await visitor.page.evaluate(FITS)
     await sign_out(visitor)
     await sign_in(visitor)
     await signed_in(visitor, name)
+
+
+FITS = "document.documentElement.scrollWidth <= window.innerWidth"
+WIDE = {
+    "letters": "W" * 64,
+    "one ligature of many": "\ufdfa" * 64,
+    "ideographs": "\u9f98" * 64,
+    "underscores": "_" * 64,
+}
+
+
+@pytest.mark.parametrize("name", WIDE.values(), ids=WIDE)
+async def test_no_name_makes_the_page_wider_than_a_phone(visiting: Visit, name: str) -> None:
+    visitor = await visiting(viewport={"width": 320, "height": 640})
+    page = visitor.page
+    await page.get_by_label("User name").fill(name)
+    await page.get_by_role("button", name="Create an account").click()
+    await signed_in(visitor, name)
+    assert await page.evaluate(FITS)
+    await page.get_by_role("button", name="Change name").click()
+    await answer(visitor, name[:-1] + "a", yes="Save")
+    await signed_in(visitor, name[:-1] + "a")  # and the user name beside it
+    assert await page.evaluate(FITS)
+    await page.get_by_role("button", name="Rename Passkey").click()
+    await answer(visitor, name, yes="Save")
+    await expect(page.get_by_role("status")).to_contain_text(name)
+    assert await page.evaluate(FITS)
+    await visitor.another_authenticator("usb")
+    await page.get_by_role("button", name="Add a passkey").click()
+    await has_passkeys(visitor, 2)
+    await page.get_by_role("button", name=f"Remove {name}").click()
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    assert await page.evaluate(FITS)
+    assert await page.evaluate(
+        "() => { const dialog = document.querySelector('dialog'); return dialog.scrollWidth <= dialog.clientWidth; }"
+    )
+    await answer(visitor, None, yes="Remove")
+    await has_passkeys(visitor, 1)
+    assert await page.evaluate(FITS)
 
 
 # Text whose contrast with what is behind it is below 4.5 to 1 (WCAG 2.2, 1.4.3).

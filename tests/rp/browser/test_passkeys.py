@@ -11,11 +11,12 @@ from tests.rp.browser.visitor import Visitor
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-REFUSED = "The response did not verify"
+REFUSED = "This passkey was not accepted. Try again, or use another one"
 
 
 @pytest.mark.parametrize(
-    ("transport", "shown"), [("internal", "internal"), ("cable", "hybrid"), ("usb", "usb")]
+    ("transport", "shown"),
+    [("internal", "on the device that has it"), ("cable", "from a phone nearby"), ("usb", "plugged in")],
 )
 async def test_a_passkey_is_made_and_signs_in(visiting: Visit, transport: str, shown: str) -> None:
     visitor = await visiting(transport=transport)
@@ -33,7 +34,8 @@ async def test_a_second_passkey_is_added_and_the_first_authenticator_does_not_ma
     await registered(visitor)
     add = visitor.page.get_by_role("button", name="Add a passkey")
     await add.click()
-    await says(visitor, "There is a passkey of yours already.")
+    await says(visitor, "has a passkey for this account already. To add another one, use another device")
+    await expect(add).to_be_focused()
     await visitor.another_authenticator("usb")
     await add.click()
     await has_passkeys(visitor, 2)
@@ -45,7 +47,7 @@ async def test_a_name_that_is_taken_is_refused(visiting: Visit) -> None:
     name = await registered(first)
     await second.page.get_by_label("User name").fill(name)
     await second.page.get_by_role("button", name="Create an account").click()
-    await says(second, "The user name is taken")
+    await says(second, "That user name is taken. If it is yours, sign in with your passkey")
     assert await second.credentials() == []
 
 
@@ -54,7 +56,7 @@ async def test_an_owner_who_is_not_recognised_gets_no_passkey(visiting: Visit) -
     await visitor.verified(recognises=False)
     await visitor.page.get_by_label("User name").fill("nobody")
     await visitor.page.get_by_role("button", name="Create an account").click()
-    await says(visitor, "That was cancelled, or took too long.")
+    await says(visitor, "That was cancelled, or took too long. Try again when you are ready.")
     await expect(visitor.page.get_by_role("button", name="Create an account")).to_be_enabled()
 
 
@@ -144,7 +146,9 @@ async def test_a_counter_that_goes_back_signs_in_and_is_told(visiting: Visit) ->
     await visitor.set_counter(0)
     await sign_in(visitor)
     await signed_in(visitor, name)
-    await expect(visitor.page.get_by_text("Did not count up once")).to_be_visible()
+    await expect(
+        visitor.page.get_by_text("May have been copied: its counter stood still once.")
+    ).to_be_visible()
 
 
 @pytest.mark.threat("T14")

@@ -7,7 +7,7 @@ and refusals of the browser are what people get. It lives as long as its page.
 import base64
 import os
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -43,6 +43,7 @@ class Visitor:
     authenticator: str = ""  # the one added last
     console: list[str] = field(default_factory=list)
     answers: list[tuple[int, str]] = field(default_factory=list)  # status and path of what was fetched
+    sent: list[str] = field(default_factory=list)  # bodies of its requests
 
     @property
     def complaints(self) -> list[str]:
@@ -57,6 +58,7 @@ class Visitor:
             "transport": transport,
             "hasResidentKey": True,
             "hasUserVerification": True,
+            "hasPrf": True,
             "isUserVerified": True,
             "automaticPresenceSimulation": True,
             "defaultBackupEligibility": True,
@@ -125,15 +127,24 @@ async def visit(
     path: str = "/",
     *,
     transport: str = "internal",
+    scripts: Sequence[str] = (),
+    offers: bool = False,
     **options: Any,
 ) -> Visitor:
     """A browser of one's own at `url`, with an authenticator behind `transport`; options: of its context.
 
-    It does not offer passkeys in form fields until `autofills`: a virtual authenticator answers such an
-    offer at once, without anybody choosing.
+    scripts: run before the page's own, as those of a password manager's extension are.
+
+    offers: whether passkeys are offered in form fields. If not, they are not until `autofills`: a virtual
+    authenticator answers such an offer at once, without anybody choosing.
     """
     context = await browser.new_context(**options)
-    await context.add_init_script("PublicKeyCredential.isConditionalMediationAvailable = async () => false;")
+    if not offers:
+        await context.add_init_script(
+            "PublicKeyCredential.isConditionalMediationAvailable = async () => false;"
+        )
+    for script in scripts:
+        await context.add_init_script(script)
     page = await context.new_page()
     cdp = await context.new_cdp_session(page)
     await cdp.send("WebAuthn.enable", {"enableUI": False})
@@ -149,6 +160,7 @@ async def visit(
         "response",
         lambda answer: visitor.answers.append((answer.status, answer.url.removeprefix(url).split("?")[0])),
     )
+    page.on("request", lambda request: visitor.sent.append(request.post_data or ""))
     await page.goto(url + path)
     return visitor
 
@@ -173,11 +185,14 @@ async def chromium(certificate: Certificate) -> AsyncIterator[Browser]:
 
 
 @asynccontextmanager
-async def serving(certificate: Certificate, folder: Path) -> AsyncIterator[str]:
-    """Where the program serves over TLS; everybody who visits it keeps to a user name of their own."""
+async def serving(certificate: Certificate, folder: Path, *more: str) -> AsyncIterator[str]:
+    """Where the program serves over TLS; everybody who visits it keeps to a user name of their own.
+
+    more: options of the program.
+    """
     options: list[str | Path] = ["--listen", "127.0.0.1:0", "--page", "own"]
     options += ["--rp-name", "Example", "--store", folder / "store.sqlite"]
-    options += ["--cert", certificate.cert, "--key", certificate.key]
+    options += ["--cert", certificate.cert, "--key", certificate.key, *more]
     async with running("relying_party", "serve", *options) as program:
         yield await program.line()
         assert await program.end() == 0
