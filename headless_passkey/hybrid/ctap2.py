@@ -171,7 +171,7 @@ class GetAssertionResponse:
         if user_selected and (number_of_credentials or 1) > 1:
             raise RemoteProtocolError("the user chose a credential, and yet there are more to choose from")
         return cls(
-            credential_id=None if credential is None else _descriptor_id(credential),
+            credential_id=None if credential is None else _descriptor_id(credential) or None,
             auth_data=_required(values, 2, bytes),
             signature=_required(values, 3, bytes),
             user=None if user is None or user.get("id") == b"" else User.of(user),

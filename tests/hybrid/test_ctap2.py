@@ -287,6 +287,13 @@ def test_a_user_may_have_chosen_where_there_is_one_credential_to_choose(
     assert (reply.number_of_credentials, reply.user_selected) == (members.get(5), selected)
 
 
+def test_a_credential_with_an_empty_id_is_not_named() -> None:
+    assert (
+        GetAssertionResponse.parse(cbor.encode(ASSERTED | {1: {"id": b"", "type": KEY_TYPE}})).credential_id
+        is None
+    )
+
+
 def test_a_user_with_an_empty_handle_is_no_user() -> None:
     reply = GetAssertionResponse.parse(
         cbor.encode(ASSERTED | {4: {"id": b"", "name": "", "displayName": ""}})
