@@ -307,4 +307,8 @@ _MIGRATIONS: Final = (
     CREATE INDEX proofs_until ON proofs (until);
     CREATE INDEX proofs_of_strangers ON proofs (member) WHERE member = 0;
     """,
+    """
+    -- whether who opened it said that it goes on calling: 0 or 1
+    ALTER TABLE requests ADD COLUMN stays INTEGER NOT NULL DEFAULT 0
+    """,
 )

@@ -101,6 +101,13 @@ class Members:
     def optional_octets(self, name: str, shortest: int, longest: int | None = None) -> bytes | None:
         return None if self._value.get(name) is None else self.octets(name, shortest, longest)
 
+    def boolean(self, name: str) -> bool:
+        """False where it is absent."""
+        value = self._value.get(name, False)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
     def mapping(self, name: str) -> dict[str, Any]:
         """An object whose members are somebody else's to read."""
         value = self._value.get(name)

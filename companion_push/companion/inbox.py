@@ -14,12 +14,14 @@ import logging
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
+from companion_push.companion import farewell
+from companion_push.companion.farewell import to_its_end
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
@@ -41,6 +43,7 @@ from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.signing import base64url
 
+INTERRUPTED: Final = "interrupted"  # the reason of a companion that was ended while it held the claim
 FINISH: Final = 120  # seconds a claimed request may go on after it expired
 
 _SHORTEST_PAUSE: Final = 0.5  # seconds between answers that bring nothing, and before the first reconnection
@@ -90,8 +93,18 @@ class Stage(StrEnum):
     CLAIM_LOST = "claim-lost"
     OPENED = "opened"  # handed to the opener
     FINISHED = "finished"  # the opener has done its part
+    GIVEN_BACK = "given-back"  # the claim: this companion ends, another one may have it
     DECLINED = "declined"
     FAILED = "failed"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Claim:
+    """A claim that was granted to us, while we deal with it."""
+
+    stays: bool  # as the opener does
+    used: bool = False  # the URL was, or may have been, handed to the opener: that happens once
+    lost: bool = False  # to another companion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +137,10 @@ class Inbox:
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
         self._pending: dict[Key, CheckedRequest] = {}
         self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined here
+        self._claims: dict[Key, _Claim] = {}  # of what is in hand
+        self._elsewhere: dict[
+            Key, int
+        ] = {}  # what another companion holds, and may give back: since which version
         self._settled: OrderedDict[Key, str | None] = OrderedDict()  # with the refusal still to be reported
         self._news = asyncio.Event()
 
@@ -180,15 +197,18 @@ class Inbox:
         listed = {item.key: item for item in page.items}
         news = self._drop_vanished(listed)
         self._pass_over(page.items, first=self._cursor is None)
+        await self._claim_again(listed)
+        await self._give_back_what_ended(page.items)
         if arrivals:
             news |= await self._receive([item for item in page.items if self._is_fresh(item)])
-        await self._report_refused(listed)
+        for item in page.items:
+            await self._report_refused(item)
         self._cursor = page.cursor
         return news or time.monotonic() - asked > _HELD
 
     def _is_fresh(self, item: Item) -> bool:
         known = item.key in self._pending or item.key in self._in_hand or item.key in self._settled
-        return not known and self._may_claim(item)
+        return not known and item.key not in self._elsewhere and self._may_claim(item)
 
     def _may_claim(self, item: Item) -> bool:
         """Nobody has it yet; or we have, and ended before it was opened."""
@@ -199,6 +219,8 @@ class Inbox:
         for key, request in self._in_hand.items():
             if key not in listed:
                 request.over.set()
+            elif key in self._claims and listed[key].claimed_by not in (None, self._me):
+                self._lose(key)
         vanished = [key for key in self._pending if key not in listed or not self._may_claim(listed[key])]
         for key in vanished:
             expired = self._pending[key].announcement.expires <= self._clock()
@@ -206,6 +228,8 @@ class Inbox:
             gone = NotApproved(
                 outcome, "the request has expired" if expired else "the device withdrew the request"
             )
+            if key in listed:
+                self._elsewhere[key] = listed[key].version
             self._drop(key, gone if key not in listed else None)
         return bool(vanished)
 
@@ -213,7 +237,8 @@ class Inbox:
         """A request that was pending has gone. error: None when another companion has it."""
         request = self._pending.pop(key)
         request.over.set()
-        self._settle(key)
+        if error is not None:
+            self._settle(key)
         self._news.set()
         self._on_notice(
             Notice(
@@ -227,19 +252,57 @@ class Inbox:
 
     def _pass_over(self, items: tuple[Item, ...], *, first: bool) -> None:
         """What another companion had claimed before we saw it. first: these may be old, so nothing is said."""
+        elsewhere: dict[Key, int] = {}
         for item in items:
             dealt_with = item.key in self._settled or item.key in self._in_hand
-            if item.claimed_by not in (None, self._me) and not dealt_with:
-                self._settle(item.key)
-                if not first:
-                    self._on_notice(
-                        Notice(
-                            stage=Stage.GONE,
-                            message="another companion has the request",
-                            request=_short(item.request_id),
-                            reason="already-claimed",
-                        )
+            since = self._elsewhere.get(item.key)
+            if item.claimed_by not in (None, self._me):
+                elsewhere[item.key] = item.version
+            elif since is not None and item.version <= since:
+                elsewhere[item.key] = since  # the answer was made before
+            if item.key in elsewhere and since is None and not dealt_with and not first:
+                self._on_notice(
+                    Notice(
+                        stage=Stage.GONE,
+                        message="another companion has the request",
+                        request=_short(item.request_id),
+                        reason="already-claimed",
                     )
+                )
+        self._elsewhere = elsewhere
+
+    async def _claim_again(self, listed: Mapping[Key, Item]) -> None:
+        """Have back what we lost because the relay could not hear us for a while: the person has agreed."""
+        for key, claim in tuple(self._claims.items()):
+            if key in listed and listed[key].claimed_by is None:
+                with suppress(NotApproved, Problem):  # it has ended, or we have failed, meanwhile
+                    if await self._relay.claim(*key) is not None:
+                        self._lose(key)
+                    elif claim.used:
+                        await self._relay.opened(*key, stays=claim.stays)
+
+    def _lose(self, key: Key) -> None:
+        """Another companion has what we had claimed: what we show of it ends."""
+        self._claims[key].lost = True
+        self._in_hand[key].over.set()
+
+    async def _give_back_what_ended(self, items: tuple[Item, ...]) -> None:
+        """What an earlier run of this companion held and took with it: our calls must not make it look alive."""
+        for item in items:
+            ours = item.state is RequestState.OPENED and item.stays and item.claimed_by == self._me
+            if ours and item.key not in self._in_hand and item.key not in self._settled:
+                with suppress(NotApproved, Problem):  # it has ended meanwhile
+                    await self._relay.release(*item.key)
+                    await self._relay.report(*item.key, Event.FAILED, INTERRUPTED)
+                self._settle(item.key)
+                self._on_notice(
+                    Notice(
+                        stage=Stage.GIVEN_BACK,
+                        message="a request that was approved before this companion was restarted is left to others",
+                        request=_short(item.request_id),
+                        reason=INTERRUPTED,
+                    )
+                )
 
     async def _receive(self, items: list[Item]) -> bool:
         """Check what is new; whether any of it may be shown."""
@@ -249,14 +312,14 @@ class Inbox:
             await self.catch_up()
         except TrustError as error:
             for item in items:  # with the ring in doubt nothing can be checked, so nothing is shown
-                self._refuse(item, error)
+                await self._refuse(item, error)
             return False
         before = len(self._pending)
         for item in items:
             try:
                 request = self._check(item)
             except (TrustError, RemoteProtocolError) as error:
-                self._refuse(item, error)
+                await self._refuse(item, error)
             else:
                 self._pending[item.key] = request
                 self._news.set()
@@ -302,9 +365,12 @@ class Inbox:
             raise TrustError(TrustReason.UNKNOWN_DEVICE, "the request is from no device of this account")
         return CheckedRequest(announcement=announcement, device=device)
 
-    def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
+    async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
+        """The device hears of it first: whoever hears of it here may end the program."""
         reason = _word(error)
         self._settle(item.key, reason)
+        with suppress(TransportError):  # once more with the next answer
+            await self._report_refused(item)
         self._on_notice(
             Notice(
                 stage=Stage.REFUSED,
@@ -315,14 +381,15 @@ class Inbox:
             )
         )
 
-    async def _report_refused(self, listed: Mapping[Key, Item]) -> None:
-        """Tell the relay what was refused; what could not be told is told when it is listed again."""
-        for key in listed:
-            reason = self._settled.get(key)
-            if reason is not None:
-                with suppress(NotApproved, Problem):  # it has ended meanwhile
-                    await self._relay.report(*key, Event.FAILED, reason)
-                self._settled[key] = None
+    async def _report_refused(self, item: Item) -> None:
+        """Tell the relay what was refused, where it was not told yet."""
+        reason = self._settled.get(item.key)
+        if reason is not None:
+            with suppress(NotApproved, Problem):  # it has ended meanwhile
+                if item.claimed_by == self._me:  # by an earlier run: what we cannot do, others may
+                    await self._relay.release(*item.key)
+                await self._relay.report(*item.key, Event.FAILED, reason)
+            self._settled[item.key] = None
 
     def _settle(self, key: Key, reason: str | None = None) -> None:
         self._settled[key] = reason
@@ -334,7 +401,7 @@ class Inbox:
     async def decline(self, request: CheckedRequest) -> None:
         """The user says no: this ends the request for everybody."""
         with self._in_hands(request):
-            await self._relay.report(*request.key, Event.DECLINED)
+            await to_its_end(self._relay.report(*request.key, Event.DECLINED))
             self._settle(request.key)
             self._tell(Stage.DECLINED, "declined", request)
 
@@ -344,38 +411,75 @@ class Inbox:
         with self._in_hands(request):
             self._tell(Stage.REFUSED, str(error), request, reason=reason)
             self._settle(request.key, reason)
-            await self._relay.report(*request.key, Event.FAILED, reason)
+            await to_its_end(self._relay.report(*request.key, Event.FAILED, reason))
             self._settle(request.key)
 
     async def approve(self, request: CheckedRequest, opener: Opener) -> bool:
         """The user says yes: claim, check the times again, remember, open. False when the claim is lost.
 
         Raises `NotApproved` when the request has ended meanwhile, `TrustError` when consent took too long, and
-        whatever the opener raises.
+        whatever the opener raises. Whatever it raises, cancelling included, the claim does not stay here.
         """
         with self._in_hands(request):
-            won = await self._relay.claim(*request.key)
-            self._settle(request.key)
-            if not won:
-                message = "another companion was faster and has the request now"
+            claim = await self._claim(request, opener)
+            if claim is None or not await self._open(request, claim, opener):
+                message = "another companion has the request now"
                 self._tell(Stage.CLAIM_LOST, message, request, reason="already-claimed")
                 return False
-            self._tell(Stage.CLAIMED, "the request is ours to open", request)
-            try:
-                async with opener.open(self._prepare(request)):
-                    self._tell(Stage.OPENED, opener.handed_over, request)
-                    await self._try_to_report(request, Event.OPENED)
-            except HeadlessPasskeyError as error:
-                self._tell(Stage.FAILED, str(error), request, reason=_word(error))
-                declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
-                await self._try_to_report(
-                    request,
-                    Event.DECLINED if declined else Event.FAILED,
-                    "on-the-phone" if declined else _word(error),
-                )
-                raise
             self._tell(Stage.FINISHED, "done", request)
             return True
+
+    async def _claim(self, request: CheckedRequest, opener: Opener) -> _Claim | None:
+        """The claim, None when another companion has it."""
+        try:
+            taken = await self._relay.claim(*request.key)
+        except asyncio.CancelledError:
+            await self._give_back(request, INTERRUPTED, used=False)  # it may have been granted
+            raise
+        if taken is not None:
+            self._elsewhere[request.key] = taken
+            return None
+        self._settle(request.key)
+        self._tell(Stage.CLAIMED, "the request is ours to open", request)
+        claim = self._claims[request.key] = _Claim(stays=opener.stays)
+        return claim
+
+    async def _open(self, request: CheckedRequest, claim: _Claim, opener: Opener) -> bool:
+        """Hand the URL to the opener, and wait for what it waits for. False when another companion took over."""
+        try:
+            opening = self._prepare(request)
+            claim.used = True
+            async with opener.open(opening):
+                self._tell(Stage.OPENED, opener.handed_over, request)
+                await self._try_to_tell(request, self._relay.opened(*request.key, stays=claim.stays))
+        except HeadlessPasskeyError as error:
+            if claim.lost:
+                return False
+            self._tell(Stage.FAILED, str(error), request, reason=_word(error))
+            declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
+            event = Event.DECLINED if declined else Event.FAILED
+            reason = "on-the-phone" if declined else _word(error)
+            await self._try_to_tell(request, self._relay.report(*request.key, event, reason))
+            raise
+        except BaseException as error:
+            del self._claims[request.key]
+            why = INTERRUPTED if isinstance(error, asyncio.CancelledError) else "failed"
+            await self._give_back(request, why, used=claim.used)
+            raise
+        finally:
+            self._claims.pop(request.key, None)
+        return not claim.lost
+
+    async def _give_back(self, request: CheckedRequest, why: str, *, used: bool) -> None:
+        """Nothing becomes of the request here: others may have it. used: it was opened, and cannot be here once more."""
+
+        async def tell() -> None:
+            await self._relay.release(*request.key)
+            if used:
+                await self._relay.report(*request.key, Event.FAILED, why)
+
+        self._tell(Stage.GIVEN_BACK, "the request is left to other companions", request, reason=why)
+        await self._try_to_tell(request, tell(), seconds=farewell.TIMEOUT)
 
     def _prepare(self, request: CheckedRequest) -> Opening:
         """Between the claim and the opener: the times again, and the record that makes opening happen once."""
@@ -406,13 +510,15 @@ class Inbox:
         finally:
             del self._in_hand[request.key]
 
-    async def _try_to_report(self, request: CheckedRequest, event: Event, reason: str | None = None) -> None:
+    async def _try_to_tell(
+        self, request: CheckedRequest, what: Coroutine[Any, Any, None], *, seconds: float = _REPORT_TIMEOUT
+    ) -> None:
         """The device learns of it through the tunnel too, so the relay may be out of reach, or know it already."""
         try:
-            async with asyncio.timeout(_REPORT_TIMEOUT):
-                await self._relay.report(*request.key, event, reason)
+            async with asyncio.timeout(seconds):
+                await what
         except (HeadlessPasskeyError, TimeoutError) as error:
-            logger.info("request %s: %s was not reported (%s)", request.short_id, event, type(error).__name__)
+            logger.info("request %s: its state was not reported (%s)", request.short_id, type(error).__name__)
 
     def _tell(
         self, stage: Stage, message: str, request: CheckedRequest | None = None, *, reason: str | None = None

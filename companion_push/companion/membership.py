@@ -9,11 +9,13 @@ import asyncio
 import logging
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
+from companion_push.companion import farewell
+from companion_push.companion.farewell import to_its_end
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
@@ -36,7 +38,6 @@ from headless_passkey.trust.invitation import Introduction, Invitation, Invitati
 from headless_passkey.trust.ring import Member, Ring, Role
 
 _QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
-_FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended, when nobody waits any more
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class Membership:
                 await self._take_back(relay, record, error)
                 raise
             try:
-                member = await _to_its_end(self._admit(relay, taken, introduction, me.keys))
+                member = await to_its_end(self._admit(relay, taken, introduction, me.keys))
             except (NotApproved, TrustError, RemoteProtocolError) as error:
                 await self._take_back(relay, record, error)
                 raise
@@ -219,7 +220,7 @@ class Membership:
         declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
         tell = relay.turn_away if declined else relay.withdraw
         try:
-            async with asyncio.timeout(_FAREWELL_TIMEOUT):
+            async with asyncio.timeout(farewell.TIMEOUT):
                 await tell(record.invitation)
         except (HeadlessPasskeyError, TimeoutError) as failure:  # it expires by itself
             logger.info("the end of the invitation was not told (%s)", type(failure).__name__)
@@ -274,19 +275,6 @@ class Membership:
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
         return self.state.adopt(await relay.bring_up_to_date(self.state.chain()))
-
-
-async def _to_its_end(work: Coroutine[Any, Any, Member]) -> Member:
-    """`work`, which is not cancelled half done: whoever cancels this waits a little until it has ended."""
-    working = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await asyncio.wait({working}, timeout=_FAREWELL_TIMEOUT)
-        raise
-    finally:
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
 
 
 def _parse(line: str) -> AccountCode | Invitation:

@@ -38,7 +38,7 @@ class Opening:
     device: str  # by its label
     announced: Announced
     seconds: float  # until it is worth nothing
-    over: asyncio.Event  # set when the relay lists the request no more: done, cancelled or expired
+    over: asyncio.Event  # set when the request is over, or another companion's
 
 
 class Opener(Protocol):
@@ -47,6 +47,10 @@ class Opener(Protocol):
     @property
     def handed_over(self) -> str:
         """What has happened once `open` has been entered, and no more than that, for people."""
+
+    @property
+    def stays(self) -> bool:
+        """Whether what was handed over ends with this process, and the opener waits for it as long as the request lives."""
 
     def open(self, opening: Opening) -> contextlib.AbstractAsyncContextManager[None]:
         """Hand the URL over, run the body, and wait for the end where that can be seen.
@@ -64,6 +68,7 @@ class SystemLauncher:
 
     command: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to this system's URL launcher"
+    stays: ClassVar[bool] = False  # the phone's system may suspend us meanwhile
 
     @classmethod
     def find(cls, platform: str = sys.platform) -> Self:
@@ -93,6 +98,7 @@ class Command:
 
     words: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to the opener command"
+    stays: ClassVar[bool] = False  # it has the URL, whatever becomes of us
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -123,6 +129,7 @@ class QrPicture:
     tick: float = 1.0  # seconds between two looks at clock and terminal
     showing: bool = field(default=False, init=False)  # whether the terminal's other screen is taken
     handed_over: ClassVar[str] = "the QR code is there to be scanned"
+    stays: ClassVar[bool] = True
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:
@@ -186,6 +193,7 @@ class BuiltInPhone:
 
     make_phone: Callable[[], SoftwarePhone]
     handed_over: ClassVar[str] = "handed to the phone"
+    stays: ClassVar[bool] = True
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:

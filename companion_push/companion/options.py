@@ -26,7 +26,8 @@ _ONCE: Final = """Exit status with --once or --pending:
      their stages
   5  the phone said no        7  withdrawn or expired
   6  declined                 8  refused by a check
-Without either it waits until SIGTERM or SIGINT, and ends with 0.
+Without either it waits until SIGTERM or SIGINT, and ends with 0. What it has claimed
+by then is left to the account's other companions. At a question Ctrl-C is a no.
 """
 
 

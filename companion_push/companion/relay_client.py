@@ -6,7 +6,7 @@ Every answer is taken in strictly, and believed in nothing but what it delivers.
 
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -35,9 +35,8 @@ _MAX_CURSOR: Final = 64  # characters
 
 
 class Event(StrEnum):
-    """What a companion reports of a request, apart from claiming it."""
+    """How a request ended here."""
 
-    OPENED = "opened"
     DECLINED = "declined"
     FAILED = "failed"
 
@@ -49,7 +48,9 @@ class Item:
     device: str
     request_id: bytes  # 16 bytes
     state: RequestState
+    version: int  # grows with every change
     claimed_by: str | None
+    stays: bool  # whether who opened it said that it stays
     sealed: bytes = field(repr=False)
 
     @property
@@ -66,7 +67,9 @@ class Item:
             device=device,
             request_id=members.octets("id", REQUEST_ID_SIZE),
             state=_state(members),
+            version=members.integer("version"),
             claimed_by=members.optional_text("claimed_by", NAME_SIZE),
+            stays=members.boolean("stays"),
             sealed=members.octets("sealed", 0, MAX_SEALED),
         )
 
@@ -113,17 +116,35 @@ class CompanionRelay:
             raise RemoteProtocolError("the relay lists a request twice")
         return Page(cursor=answer.text("cursor", _MAX_CURSOR), items=items)
 
-    async def claim(self, device: str, request_id: bytes) -> bool:
-        """Whether the request is ours to open; `NotApproved` when it has ended."""
+    async def claim(self, device: str, request_id: bytes) -> int | None:
+        """None when the request is ours to open, else its version since another companion has it.
+
+        `NotApproved` when it has ended. The same again is fine.
+        """
         try:
             answer = await self._event(device, request_id, {"event": "claimed"})
         except Problem as problem:
             if problem.slug == "already-claimed":
-                return False
+                return problem.members.integer("version")
             raise
-        if _state(answer) is not RequestState.CLAIMED:
+        if _state(answer) not in (RequestState.CLAIMED, RequestState.OPENED):
             raise RemoteProtocolError("the relay grants a claim and names another state")
-        return True
+        return None
+
+    async def opened(self, device: str, request_id: bytes, *, stays: bool) -> None:
+        """Say that a claimed request went to the phone. stays: whether we go on calling as long as it lives.
+
+        `NotApproved` when the request had ended before, `TransportError` when the claim is not ours any more.
+        """
+        await self._event(device, request_id, {"event": "opened", "stays": stays})
+
+    async def release(self, device: str, request_id: bytes) -> None:
+        """Give a claim back. The same again is fine, and so is giving back what was never granted."""
+        try:
+            await self._event(device, request_id, {"event": "released"})
+        except Problem as problem:
+            if problem.slug != "already-claimed":
+                raise
 
     async def report(self, device: str, request_id: bytes, event: Event, reason: str | None = None) -> None:
         """Say what became of a request here. reason: a word of at most 64 of [a-z0-9-].
@@ -133,7 +154,7 @@ class CompanionRelay:
         body = {"event": str(event)} if reason is None else {"event": str(event), "reason": reason}
         await self._event(device, request_id, body)
 
-    async def _event(self, device: str, request_id: bytes, body: dict[str, str]) -> Members:
+    async def _event(self, device: str, request_id: bytes, body: Mapping[str, str | bool]) -> Members:
         path = f"/v1/inbox/{device}/{base64url(request_id)}/events"
         try:
             return await self._http.post(path, body)

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import sqlite3
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from companion_push.http_server import http_logger
 from companion_push.http_server import problem as untyped
 from companion_push.relay import operations, store
 from companion_push.relay.config import RelayConfig
+from companion_push.relay.mailbox import Leases
 from companion_push.relay.messages import (
     MAX_BODY,
     Announcement,
@@ -96,6 +98,7 @@ class Relay:
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._database: Database | None = None
+        self._leases: Leases  # from when the store is open
         self.room = WaitingRoom(per_member=config.held_per_member, per_address=config.held_per_address)
 
     # Rings and accounts
@@ -241,7 +244,9 @@ class Relay:
                 if answer.news or bell.let_go or left <= 0:
                     return _response(answer)
                 # what changes by itself rings no bell
-                await bell.wait(min(left, max(0.01, answer.changes_at - self._config.clock())))
+                pause = min(left, max(0.01, answer.changes_at - self._config.clock()))
+                with self._leases.held(caller, self._config.clock):
+                    await bell.wait(pause)
 
     async def _run(self, caller: str, operation: Operation) -> Answer:
         """One transaction, and the bells it rings: a caller that goes away in between does not part them."""
@@ -249,7 +254,13 @@ class Relay:
 
     async def _transact(self, caller: str, operation: Operation) -> Answer:
         now = self._config.clock()
-        answer = await self._open_store.transact(lambda db: operation(Call(db=db, caller=caller, now=now)))
+
+        def work(db: sqlite3.Connection) -> Answer:
+            answer = operation(Call(db=db, caller=caller, now=now, leases=self._leases))
+            self._leases.called(caller, now)  # before anybody else looks at what the caller holds
+            return answer
+
+        answer = await self._open_store.transact(work)
         self.room.ring(answer.topics)
         return answer
 
@@ -268,6 +279,7 @@ class Relay:
         with sole_user(path):
             async with open_database(path) as database:
                 self._database = database
+                self._leases = Leases(self._config.lease, began=self._config.clock())
                 sweeper = asyncio.create_task(self._sweep())
                 try:
                     yield
@@ -281,7 +293,8 @@ class Relay:
         while True:
             try:
                 answer = await self._run("", operations.sweep)
-                logger.debug("swept: %d requests expired, %d held", answer.body["expired"], len(self.room))
+                self._leases.forget(self._config.clock())
+                logger.debug("swept: %d requests changed, %d held", answer.body["changed"], len(self.room))
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
             await asyncio.sleep(_SWEEP_SECONDS)

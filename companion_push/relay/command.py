@@ -2,11 +2,12 @@
 
 import argparse
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from companion_push.relay.config import RelayConfig, check_public_url, is_loopback
-from companion_push.relay.mailbox import CEILING, Quota, Rate
+from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
 from headless_passkey.command_line import (
     UsageError,
     add_settings,
@@ -48,8 +49,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--cert", metavar="FILE", type=Path, help="TLS certificate chain, PEM")
     parser.add_argument("--key", metavar="FILE", type=Path, help="its private key, PEM")
     parser.add_argument(
-        "--ceiling", type=_ceiling, default=CEILING, metavar="S",
+        "--ceiling", type=_at_most(CEILING), default=CEILING, metavar="S",
         help=f"seconds a request may wait for a claim, {CEILING} at the most (default)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--lease", type=_at_most(LEASE), default=LEASE, metavar="S",
+        help=f"seconds without a call after which a companion loses its claim, {LEASE} at the most (default)",
     )  # fmt: skip
     parser.add_argument(
         "--pending-per-account", type=_count, default=3, metavar="N",
@@ -118,6 +123,7 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         public_url=public_url,
         store=args.store,
         ceiling=args.ceiling,
+        lease=args.lease,
         quota=Quota(pending=args.pending_per_account, rates=rates),
         held_per_address=args.held_per_address,
     )
@@ -136,10 +142,13 @@ def _base_url(host: str, port: int, *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{name}:{port}"
 
 
-def _ceiling(text: str) -> int:
-    seconds = _count(text)
-    if seconds > CEILING:
-        raise argparse.ArgumentTypeError(f"at most {CEILING} seconds")
+def _at_most(highest: int) -> Callable[[str], int]:
+    def seconds(text: str) -> int:
+        number = _count(text)
+        if number > highest:
+            raise argparse.ArgumentTypeError(f"at most {highest} seconds")
+        return number
+
     return seconds
 
 

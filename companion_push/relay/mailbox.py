@@ -4,11 +4,14 @@ A request is a value that each event turns into the next, or refuses. Nothing he
 anything: `now` is passed in, Unix seconds by the relay's clock (docs/protocol/relay.md, States).
 
     pending → delivered → claimed → opened → completed
+    from claimed or opened back to delivered, when the claim is given back or its lease has run out
     and from any of the first four: declined | failed | cancelled | superseded | expired
 """
 
+import contextlib
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -17,6 +20,10 @@ from companion_push.relay.problems import Problem, Slug
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
 GRACE: Final = 120  # seconds a claimed request may go on after that
+LEASE: Final = (
+    60  # seconds without a call of its holder after which a claim ends; configuration only shortens it
+)
+VANISHED: Final = "vanished"  # the reason of a companion whose lease ran out: it may come back
 UNSPECIFIED: Final = "unspecified"  # the reason of a companion that failed and gave none
 KEPT: Final = 300  # seconds the outcome stays readable after the last moment it could come
 
@@ -54,13 +61,14 @@ class CompanionEvent(StrEnum):
 
     CLAIMED = "claimed"
     OPENED = "opened"
+    RELEASED = "released"  # the claim is given back: any recipient may have it
     DECLINED = "declined"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One companion cannot take this request; the others may."""
+    """One companion cannot take this request, or has vanished; the others may."""
 
     by: str
     reason: str  # a word
@@ -80,6 +88,7 @@ class Request:
     state: State = State.PENDING
     version: int = 1
     claimed_by: str | None = None
+    stays: bool = False  # opened by a holder that goes on calling until the end, so its lease still counts
     reason: str | None = None
     failures: tuple[Failure, ...] = ()
 
@@ -92,12 +101,26 @@ class Request:
         """When it expires if nothing happens: an expiry ends claims, and a claimed request may finish."""
         return self.expires_at + (GRACE if self.state in HELD else 0)
 
+    @property
+    def leased(self) -> bool:
+        """Whether the claim ends when its holder makes no call."""
+        return self.state is State.CLAIMED or (self.state is State.OPENED and self.stays)
+
+    def changes_at(self, lease: float) -> float:
+        """When it changes if nothing happens. lease: as with `at`."""
+        return min(self.ends_at, lease) if self.leased else self.ends_at
+
     def waits_for(self, companion: str) -> bool:
         """Whether it belongs in this companion's inbox."""
         return self.live and companion in self.recipients and not self._has_failed(companion)
 
-    def at(self, now: float) -> "Request":
-        """As it is at `now`: expired, once its time is over."""
+    def at(self, now: float, lease: float) -> "Request":
+        """As it is at `now`: expired, once its time is over; not claimed any more, once the claim's lease has run out.
+
+        lease: when that is, unless its holder makes another call (`Leases.end`).
+        """
+        if self.leased and lease <= now and lease < self.ends_at:
+            return self._vanished().at(now, lease)
         return self._become(State.EXPIRED) if self.live and now >= self.ends_at else self
 
     def fetched(self) -> "Request":
@@ -121,13 +144,20 @@ class Request:
             raise self._conflict()
         return self._become(target, reason=reason)
 
-    def companion_says(self, by: str, event: CompanionEvent, reason: str | None) -> "Request":
-        """After a recipient's event. Telling the same again changes nothing."""
+    def companion_says(
+        self, by: str, event: CompanionEvent, reason: str | None, *, stays: bool = False
+    ) -> "Request":
+        """After a recipient's event. Telling the same again changes nothing.
+
+        stays: with `opened`, whether `by` goes on calling until the end.
+        """
         match event:
             case CompanionEvent.CLAIMED:
                 return self._claimed(by)
             case CompanionEvent.OPENED:
-                return self._opened(by)
+                return self._opened(by, stays=stays)
+            case CompanionEvent.RELEASED:
+                return self._released(by)
             case CompanionEvent.DECLINED:
                 return self._declined(by, reason)
             case CompanionEvent.FAILED:
@@ -140,16 +170,32 @@ class Request:
             raise self._lost()
         if not self.live or self._has_failed(by):
             raise self._conflict()
-        return self._become(State.CLAIMED, claimed_by=by)
+        return self._become(State.CLAIMED, claimed_by=by, failures=self._failures_but(by))
 
-    def _opened(self, by: str) -> "Request":
+    def _opened(self, by: str, *, stays: bool) -> "Request":
         if self.state in HELD and self.claimed_by != by:
             raise self._lost()
         if self.state is State.OPENED:
-            return self
+            return self if stays == self.stays else replace(self, stays=stays)
         if self.state is not State.CLAIMED:
             raise self._conflict()
-        return self._become(State.OPENED)
+        return self._become(State.OPENED, stays=stays)
+
+    def _released(self, by: str) -> "Request":
+        if self.state in HELD:
+            if self.claimed_by != by:
+                raise self._lost()
+            return self._unclaimed()
+        if not self.live:
+            raise self._conflict()
+        return self
+
+    def _vanished(self) -> "Request":
+        holder = self.claimed_by or ""
+        return self._unclaimed(failures=(*self._failures_but(holder), Failure(by=holder, reason=VANISHED)))
+
+    def _unclaimed(self, **changes: Any) -> "Request":
+        return self._become(State.DELIVERED, claimed_by=None, stays=False, **changes)
 
     def _declined(self, by: str, reason: str | None) -> "Request":
         if self.state is State.DECLINED:
@@ -165,8 +211,10 @@ class Request:
             return self
         if not self.live:
             raise self._conflict()
-        failures = (*self.failures, Failure(by=by, reason=reason or UNSPECIFIED))
-        if by == self.claimed_by or len(failures) == len(self.recipients):
+        word = UNSPECIFIED if reason in (None, VANISHED) else reason
+        failures = (*self._failures_but(by), Failure(by=by, reason=word))
+        failed = {failure.by for failure in failures if failure.reason != VANISHED}
+        if by == self.claimed_by or failed.issuperset(self.recipients):
             return self._become(State.FAILED, reason=reason, failures=failures)
         return replace(self, failures=failures, version=self.version + 1)
 
@@ -174,7 +222,10 @@ class Request:
         return replace(self, state=state, version=self.version + 1, **changes)
 
     def _has_failed(self, companion: str) -> bool:
-        return any(failure.by == companion for failure in self.failures)
+        return any(failure.by == companion and failure.reason != VANISHED for failure in self.failures)
+
+    def _failures_but(self, companion: str) -> tuple[Failure, ...]:
+        return tuple(failure for failure in self.failures if failure.by != companion)
 
     def _lost(self) -> Problem:
         return Problem(Slug.ALREADY_CLAIMED, state=self.state, version=self.version)
@@ -182,6 +233,44 @@ class Request:
     def _conflict(self) -> Problem:
         slug = Slug.EXPIRED if self.state is State.EXPIRED else Slug.STATE_CONFLICT
         return Problem(slug, state=self.state, version=self.version)
+
+
+class Leases:
+    """How long each member may hold a claim without another call: every call begins the time anew.
+
+    A call that is held counts as long as it is open. Nobody is blamed for not having called a relay that was not there.
+    """
+
+    def __init__(self, seconds: float, *, began: float) -> None:
+        """began: when the relay began to listen, Unix seconds as all times here."""
+        self._seconds, self._began = seconds, began
+        self._last: dict[str, float] = {}  # by member: when its last call was answered
+        self._open: Counter[str] = Counter()
+
+    def called(self, member: str, now: float) -> None:
+        self._last[member] = now
+
+    @contextlib.contextmanager
+    def held(self, member: str, clock: Callable[[], float]) -> Iterator[None]:
+        """A call of `member` is held while this is open."""
+        self._open[member] += 1
+        try:
+            yield
+        finally:
+            self._open[member] -= 1
+            self.called(member, clock())
+
+    def end(self, member: str | None, now: float) -> float:
+        """When a claim of `member` ends, unless it makes another call."""
+        if member is None or self._open[member]:
+            return now + self._seconds
+        return self._last.get(member, self._began) + self._seconds
+
+    def forget(self, now: float) -> None:
+        """Forget what makes no difference any more."""
+        if self._began + self._seconds <= now:
+            self._last = {member: last for member, last in self._last.items() if last + self._seconds > now}
+        self._open += Counter()  # drops the zeros
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

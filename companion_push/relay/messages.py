@@ -118,6 +118,11 @@ class DeviceReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event: CompanionEvent
     reason: Reason | None = None
+    stays: bool | None = None  # with opened
+
+    def __post_init__(self) -> None:
+        if self.stays is not None and self.event is not CompanionEvent.OPENED:
+            raise ValueError("stays goes with opened")
 
 
 def parse_body(data: bytes, kind: type[Body]) -> Body:

@@ -14,7 +14,7 @@ from typing import Any, Final
 from companion_push import accounts
 from companion_push.accounts import Ending, Invitation, Membership
 from companion_push.relay import store
-from companion_push.relay.mailbox import CEILING, Quota, Rate, Request
+from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request
 from companion_push.relay.messages import (
     Announcement,
     AnswerBody,
@@ -51,6 +51,15 @@ class Call:
     db: sqlite3.Connection
     caller: str  # the name of the key that made the proof
     now: float
+    leases: Leases  # how long claims hold
+
+    def current(self, request: Request) -> Request:
+        """A stored request as it is now."""
+        return request.at(self.now, self.leases.end(request.claimed_by, self.now))
+
+    def changes_at(self, request: Request) -> float:
+        """When it changes although nobody does anything."""
+        return request.changes_at(self.leases.end(request.claimed_by, self.now))
 
     def member(self, role: Role | None = None) -> Membership:
         """What the caller is; `not-found` when it is nobody, or not of this role."""
@@ -125,7 +134,7 @@ def append_ring(body: RingBody) -> Operation:
         store.spend(call.db, account, {"rings": _RING_RATE.take(left, call.now)})
         withdrawn = [
             request.withdrawn("removed")
-            for request in _current(call.db, account, call.now)
+            for request in _current(call, account)
             if request.live and request.device in removed
         ]
         for request in withdrawn:
@@ -267,11 +276,11 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
         if known is not None:
             if known.fingerprint != fingerprint:
                 raise Problem(Slug.REQUEST_CONFLICT)
-            current, topics = _at(call.db, known, call.now)
+            current, topics = _now(call, known)
             return Answer(body=_status(current, call.now), topics=topics)
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
-        kept = _current(call.db, device.account, call.now)
+        kept = _current(call, device.account)
         others = [request for request in kept if request.device != device.name]
         spent = quota.admit(others, store.spent(call.db, device.account), call.now)
         store.spend(call.db, device.account, spent)
@@ -301,7 +310,7 @@ def read_request(request_id: str, version: int | None) -> Operation:
         return Answer(
             body=_status(current, call.now),
             news=current.version != version or not current.live,
-            changes_at=current.ends_at if current.live else math.inf,
+            changes_at=call.changes_at(current) if current.live else math.inf,
             topics=topics,
         )
 
@@ -327,11 +336,11 @@ def read_inbox(cursor: str | None) -> Operation:
         topics: frozenset[str] = frozenset()
         changes_at = math.inf
         for stored, sealed in store.sealed_for(call.db, companion.name):
-            request = stored.at(call.now)
+            request = call.current(stored)
             if request.waits_for(companion.name):
                 request = request.fetched()
                 items.append(_item(request, sealed))
-                changes_at = min(changes_at, request.ends_at)
+                changes_at = min(changes_at, call.changes_at(request))
             if request is not stored:
                 store.save(call.db, request)
                 topics |= concerned([request])
@@ -352,8 +361,9 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
         stored = store.request(call.db, device, request_id)
         if stored is None or stored.account != companion.account or companion.name not in stored.recipients:
             raise not_found()
-        current = stored.at(call.now)
-        after = current.companion_says(companion.name, report.event, report.reason)
+        after = call.current(stored).companion_says(
+            companion.name, report.event, report.reason, stays=bool(report.stays)
+        )
         topics: frozenset[str] = frozenset()
         if after is not stored:
             store.save(call.db, after)
@@ -372,10 +382,10 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
 
 
 def sweep(call: Call) -> Answer:
-    """Write down what has expired, and forget what is over."""
-    expired = store.sweep_requests(call.db, call.now)
+    """Write down what time has changed, and forget what is over."""
+    changed = store.sweep_requests(call.db, call.now, call.current)
     accounts.sweep_accounts(call.db, call.now)
-    return Answer(body={"expired": len(expired)}, topics=concerned(expired))
+    return Answer(body={"changed": len(changed)}, topics=concerned(changed))
 
 
 def _own(call: Call, request_id: str) -> tuple[Request, frozenset[str]]:
@@ -384,20 +394,20 @@ def _own(call: Call, request_id: str) -> tuple[Request, frozenset[str]]:
     stored = store.request(call.db, device.name, request_id)
     if stored is None:
         raise not_found()
-    return _at(call.db, stored, call.now)
+    return _now(call, stored)
 
 
-def _at(db: sqlite3.Connection, stored: Request, now: float) -> tuple[Request, frozenset[str]]:
-    current = stored.at(now)
+def _now(call: Call, stored: Request) -> tuple[Request, frozenset[str]]:
+    current = call.current(stored)
     if current is stored:
         return stored, frozenset()
-    store.save(db, current)
+    store.save(call.db, current)
     return current, concerned([current])
 
 
-def _current(db: sqlite3.Connection, account: str, now: float) -> list[Request]:
-    """The account's requests as they are now; what has expired is left for the sweep to write down."""
-    return [request.at(now) for request in store.requests_of(db, account)]
+def _current(call: Call, account: str) -> list[Request]:
+    """The account's requests as they are now; what time has changed is left for the sweep to write down."""
+    return [call.current(request) for request in store.requests_of(call.db, account)]
 
 
 def _status(request: Request, now: float) -> dict[str, Any]:
@@ -423,6 +433,7 @@ def _item(request: Request, sealed: bytes) -> dict[str, Any]:
         "submitted_at": request.submitted_at,
         "expires_at": request.expires_at,
         "claimed_by": request.claimed_by,
+        "stays": request.stays,
     }
 
 

@@ -5,7 +5,7 @@ forgotten when their request is over; the outcome stays readable for a while (`m
 """
 
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request, State
@@ -16,7 +16,7 @@ _MAX_PROOFS_OF_A_KEY: Final = 10_000  # within the two minutes that a proof is r
 _MAX_PROOFS_OF_STRANGERS: Final = 10_000  # all keys together that are nobody's
 
 _COLUMNS: Final = (
-    "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, reason"
+    "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, stays, reason"
 )
 
 
@@ -45,7 +45,7 @@ def sealed_for(db: sqlite3.Connection, companion: str) -> list[tuple[Request, by
 def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes]) -> None:
     """envelopes: what is sealed, by recipient."""
     db.execute(
-        f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (
             new.account,
             new.device,
@@ -56,6 +56,7 @@ def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes])
             new.state,
             new.version,
             new.claimed_by,
+            new.stays,
             new.reason,
         ),
     )
@@ -69,12 +70,13 @@ def save(db: sqlite3.Connection, changed: Request) -> None:
     """What became of a stored request. Its envelopes go when it is over."""
     key = (changed.device, changed.id)
     db.execute(
-        "UPDATE requests SET state = ?, version = ?, claimed_by = ?, reason = ? WHERE device = ? AND id = ?",
-        (changed.state, changed.version, changed.claimed_by, changed.reason, *key),
+        "UPDATE requests SET state = ?, version = ?, claimed_by = ?, stays = ?, reason = ? WHERE device = ? AND id = ?",
+        (changed.state, changed.version, changed.claimed_by, changed.stays, changed.reason, *key),
     )
+    failed = {failure.by: (order, failure.reason) for order, failure in enumerate(changed.failures)}
     db.executemany(
         "UPDATE envelopes SET failed = ?, reason = ? WHERE device = ? AND id = ? AND recipient = ?",
-        [(order, failure.reason, *key, failure.by) for order, failure in enumerate(changed.failures)],
+        [(*failed.get(recipient, (None, None)), *key, recipient) for recipient in changed.recipients],
     )
     if not changed.live:
         db.execute("UPDATE envelopes SET sealed = NULL WHERE device = ? AND id = ?", key)
@@ -108,22 +110,27 @@ def take_proof(db: sqlite3.Connection, proof: Proof) -> None:
         raise Problem(Slug.PROOF_INVALID, "the proof has been used before")
 
 
-def sweep_requests(db: sqlite3.Connection, now: float) -> list[Request]:
-    """Write down what has expired, and forget what nobody can ask for any more. The ones that expired now."""
+def sweep_requests(
+    db: sqlite3.Connection, now: float, current: Callable[[Request], Request]
+) -> list[Request]:
+    """Write down what time has changed, and forget what nobody can ask for any more. The ones that changed now.
+
+    current: makes of a request what it is at `now`.
+    """
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM requests WHERE expires_at <= ? AND state IN (?, ?, ?, ?)",  # noqa: S608
-        (now, State.PENDING, State.DELIVERED, State.CLAIMED, State.OPENED),
+        f"SELECT {_COLUMNS} FROM requests WHERE state IN (?, ?, ?, ?)",  # noqa: S608
+        (State.PENDING, State.DELIVERED, State.CLAIMED, State.OPENED),
     ).fetchall()
-    expired = []
+    changed = []
     for live in _requests(db, rows):
-        after = live.at(now)
+        after = current(live)
         if after is not live:
             save(db, after)
-            expired.append(after)
+            changed.append(after)
     db.execute("DELETE FROM requests WHERE expires_at <= ?", (now - GRACE - KEPT,))
     db.execute("DELETE FROM proofs WHERE until <= ?", (now,))
     db.execute("DELETE FROM spent WHERE full_at <= ?", (now,))
-    return expired
+    return changed
 
 
 def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterator[Request]:
@@ -137,6 +144,7 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
         state,
         version,
         claimed_by,
+        stays,
         reason,
     ) in rows:
         envelopes = db.execute(
@@ -154,6 +162,7 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
             state=State(state),
             version=version,
             claimed_by=claimed_by,
+            stays=bool(stays),
             reason=reason,
             failures=tuple(Failure(by=by, reason=why) for by, failed, why in envelopes if failed is not None),
         )

@@ -119,9 +119,9 @@ class Hands:
 
     handed_over = "handed to these hands"
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: BaseException | None = None, *, stays: bool = False) -> None:
         self.opened: list[Opening] = []
-        self.error = error
+        self.error, self.stays = error, stays
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:

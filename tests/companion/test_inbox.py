@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 from companion_push.companion.inbox import Stage
+from companion_push.companion.openers import Opening
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -337,7 +338,262 @@ async def test_a_request_that_is_open_already_is_left_alone_after_a_restart(
     assert await frame.state_of(name) == "opened"
 
 
+@pytest.mark.threat("T5")
+async def test_a_claim_that_a_crashed_run_cannot_use_is_left_to_the_others(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    await anna.inbox._relay.claim(*request.key)
+    anna.inbox._prepare(request)
+    async with awake_again(anna.state, anna.caller) as later:
+        await later.inbox.poll()
+        assert later.refusals == ["replayed"]
+    status = await frame.caller.status(name)
+    assert (status["state"], status["failures"]) == ("delivered", failures(anna, "replayed"))
+    await bert.inbox.poll()
+    assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+
+
+async def test_what_a_crashed_run_showed_is_left_to_the_others_as_soon_as_it_is_back(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await anna.inbox.approve(anna.inbox.pending[0], Hands(stays=True))
+    assert await frame.state_of(name) == "opened"
+    async with awake_again(anna.state, anna.caller) as later:
+        await later.inbox.poll()
+        assert (later.inbox.pending, later.stages[-1]) == ((), Stage.GIVEN_BACK)
+        await later.inbox.poll()
+        assert later.stages.count(Stage.GIVEN_BACK) == 1
+    status = await frame.caller.status(name)
+    assert (status["state"], status["failures"]) == ("delivered", failures(anna, "interrupted"))
+
+
+# Claims that are given back, or whose holder has vanished
+
+
+def failures(companion: Companion, reason: str) -> list[dict[str, str]]:
+    return [{"by": companion.caller.name, "reason": reason}]
+
+
+class Waiting(Hands):
+    """An opener that waits for what comes of it."""
+
+    def __init__(self, *, stays: bool = True) -> None:
+        super().__init__(stays=stays)
+        self.waits = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def open(self, opening: Opening) -> AsyncIterator[None]:
+        self.opened.append(opening)
+        yield
+        self.waits.set()
+        await opening.over.wait()
+
+
+async def cancelled(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_companion_that_is_ended_while_the_phone_is_asked_leaves_it_to_the_others(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    await hands.waits.wait()
+    assert await frame.state_of(name) == "opened"
+    await cancelled(approving)
+    assert anna.stages[-1] is Stage.GIVEN_BACK
+    status = await frame.caller.status(name)
+    assert (status["state"], status["claimed_by"]) == ("delivered", None)
+    assert status["failures"] == failures(anna, "interrupted")
+    await bert.inbox.poll()
+    assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+
+
+async def test_the_only_companion_that_is_ended_while_the_phone_is_asked_ends_the_request(
+    anna: Companion, frame: Frame
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    await hands.waits.wait()
+    await cancelled(approving)
+    status = await frame.caller.status(name)
+    assert (status["state"], status["reason"]) == ("failed", "interrupted")
+
+
+async def test_a_companion_that_is_ended_while_it_claims_gives_the_claim_back(
+    anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    claim, granted = anna.inbox._relay.claim, asyncio.Event()
+
+    async def answer_is_on_its_way(*key: Any) -> int | None:
+        await claim(*key)
+        granted.set()
+        await asyncio.Future()
+        return None
+
+    monkeypatch.setattr(anna.inbox._relay, "claim", answer_is_on_its_way)
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], Hands()))
+    await granted.wait()
+    assert await frame.state_of(name) == "claimed"
+    await cancelled(approving)
+    assert await frame.state_of(name) == "delivered"
+    async with awake_again(anna.state, anna.caller) as later:  # it was not opened, so it may be asked again
+        await later.inbox.poll()
+        assert await later.inbox.approve(later.inbox.pending[0], Hands())
+
+
+async def test_a_fault_of_ours_is_told_too(anna: Companion, bert: Companion, frame: Frame) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    with pytest.raises(ZeroDivisionError):
+        await anna.inbox.approve(anna.inbox.pending[0], Hands(ZeroDivisionError()))
+    status = await frame.caller.status(name)
+    assert (status["state"], status["failures"]) == ("delivered", failures(anna, "failed"))
+
+
+async def test_a_no_is_told_to_its_end_although_the_companion_is_ended(
+    anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    report, begun, go_on = anna.inbox._relay.report, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*what: Any) -> None:
+        begun.set()
+        await go_on.wait()
+        await report(*what)
+
+    monkeypatch.setattr(anna.inbox._relay, "report", slowly)
+    declining = asyncio.create_task(anna.inbox.decline(anna.inbox.pending[0]))
+    await begun.wait()
+    declining.cancel()
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await declining
+    assert await frame.state_of(name) == "declined"
+
+
+async def test_a_request_whose_holder_vanished_is_put_to_the_others_again(
+    anna: Companion, bert: Companion, frame: Frame, relay: Relay
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    await anna.inbox._relay.claim(*anna.inbox.pending[0].key)
+    await bert.inbox.poll()
+    assert not bert.inbox.pending
+    relay.clock.ahead += 61
+    await bert.inbox.poll()
+    assert bert.stages == [Stage.LISTENING, Stage.ARRIVED, Stage.GONE, Stage.ARRIVED]
+    assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+
+
+async def test_who_lost_the_claim_is_asked_again_when_it_is_given_back(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    for each in (anna, bert):
+        await each.inbox.poll()
+    (request,) = anna.inbox.pending
+    await anna.inbox._relay.claim(*request.key)
+    assert not await bert.inbox.approve(bert.inbox.pending[0], Hands())
+    await bert.inbox.poll()
+    assert not bert.inbox.pending
+    await anna.inbox._relay.release(*request.key)
+    await bert.inbox.poll()
+    assert bert.stages.count(Stage.ARRIVED) == 2
+    assert Stage.GONE not in bert.stages
+    assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+
+
+async def test_an_answer_from_before_the_lost_claim_puts_nothing_to_the_person_again(
+    bert: Companion, anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await frame.ask(anna.caller, bert.caller)
+    for each in (anna, bert):
+        await each.inbox.poll()
+    stale = await bert.inbox._relay.inbox(cursor=None, wait=0)
+    await anna.inbox._relay.claim(*anna.inbox.pending[0].key)
+    assert not await bert.inbox.approve(bert.inbox.pending[0], Hands())
+
+    async def late(**_: Any) -> Any:
+        return stale
+
+    with monkeypatch.context() as answered:
+        answered.setattr(bert.inbox._relay, "inbox", late)
+        await bert.inbox.poll()
+    await bert.inbox.poll()
+    assert bert.inbox.pending == ()
+    assert bert.stages == [Stage.LISTENING, Stage.ARRIVED, Stage.CLAIM_LOST]
+
+
+async def test_a_holder_that_the_relay_could_not_hear_has_its_claim_back(
+    anna: Companion, bert: Companion, frame: Frame, relay: Relay
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    await hands.waits.wait()
+    relay.clock.ahead += 61
+    assert (await frame.caller.status(name))["failures"] == failures(anna, "vanished")
+    await anna.inbox.poll()
+    status = await frame.caller.status(name)
+    assert (status["state"], status["claimed_by"], status["failures"]) == ("opened", anna.caller.name, [])
+    relay.clock.ahead += 61
+    assert await frame.state_of(name) == "delivered"  # as before, since it stays
+    await cancelled(approving)
+
+
+async def test_a_holder_that_lost_its_claim_meanwhile_shows_nothing_any_more(
+    anna: Companion, bert: Companion, frame: Frame, relay: Relay
+) -> None:
+    name = await frame.ask(anna.caller, bert.caller)
+    await anna.inbox.poll()
+    hands = Waiting()
+    approving = asyncio.create_task(anna.inbox.approve(anna.inbox.pending[0], hands))
+    await hands.waits.wait()
+    relay.clock.ahead += 61
+    await bert.inbox.poll()
+    assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
+    await anna.inbox.poll()
+    assert not await approving
+    assert anna.stages[-1] is Stage.CLAIM_LOST
+    status = await frame.caller.status(name)
+    assert (status["state"], status["claimed_by"]) == ("opened", bert.caller.name)
+
+
 # What is refused, shown with its reason and reported for this companion
+
+
+async def test_the_device_hears_of_a_refusal_before_the_program_that_refused_may_end(
+    anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_id = new_request_id()
+    report, order = anna.inbox._relay.report, []
+
+    async def noted(*what: Any) -> None:
+        await report(*what)
+        order.append("told the relay")
+
+    monkeypatch.setattr(anna.inbox._relay, "report", noted)
+    monkeypatch.setattr(anna.inbox, "_on_notice", lambda notice: order.append(str(notice.stage)))
+    await frame.submit(request_id, {anna.caller.name: b"not sealed to her at all" * 6})
+    await anna.inbox.poll()
+    assert order == ["listening", "told the relay", "refused"]
 
 
 async def test_a_failed_check_on_one_companion_leaves_the_request_to_the_others(

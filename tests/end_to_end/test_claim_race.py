@@ -42,6 +42,7 @@ class CountingOpener:
     """Opens nothing, and remembers which URLs it was handed."""
 
     handed_over = "counted"
+    stays = False
 
     def __init__(self) -> None:
         self.urls: list[str] = []

@@ -31,8 +31,8 @@ SEALED = base64url(b"sealed bytes that only look sealed")
 class Clock:
     """The real time, and as much later as a test wants it."""
 
-    def __init__(self) -> None:
-        self.ahead = 0.0
+    def __init__(self, ahead: float = 0) -> None:
+        self.ahead = ahead
 
     def __call__(self) -> float:
         return time.time() + self.ahead
@@ -100,9 +100,12 @@ class Caller:
         """A device's event."""
         return await self.post(f"/v1/requests/{name}/events", {"event": event, "reason": reason})
 
-    async def act(self, device: "Caller", name: str, event: str, reason: str | None = None) -> Reply:
+    async def act(
+        self, device: "Caller", name: str, event: str, reason: str | None = None, **more: object
+    ) -> Reply:
         """A companion's event."""
-        return await self.post(f"/v1/inbox/{device.name}/{name}/events", {"event": event, "reason": reason})
+        body = {"event": event, "reason": reason} | more
+        return await self.post(f"/v1/inbox/{device.name}/{name}/events", body)
 
     async def inbox(self) -> list[dict[str, Any]]:
         reply = await self.get("/v1/inbox")
@@ -122,10 +125,15 @@ class Relay:
         self, app: web.Application, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock
     ) -> None:
         self.room = app[RELAY].room
+        self._relay = app[RELAY]
         self.url = url
         self.session = session
         self.store = store
         self.clock = clock
+
+    def is_held(self, member: str) -> bool:
+        """Whether a call of `member` counts as held."""
+        return self._relay._leases._open[member] > 0
 
     def caller(self, person: Person) -> Caller:
         return Caller(person, self.session, self.url, self.clock)
@@ -185,13 +193,18 @@ async def running_relay(
     *,
     quota: Quota = NO_LIMITS,
     ceiling: int = 300,
+    lease: int = 60,
     held_per_member: int = 4,
     held_per_address: int = 256,
     idle: float = 30,
     cancels: bool = True,
+    ahead: float = 0,
 ) -> AsyncIterator[Relay]:
-    """A relay on loopback. Its clock may be moved. cancels: whether who hangs up ends its handler."""
-    clock = Clock()
+    """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
+
+    cancels: whether who hangs up ends its handler.
+    """
+    clock = Clock(ahead)
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     config = RelayConfig(
@@ -199,6 +212,7 @@ async def running_relay(
         store=store,
         quota=quota,
         ceiling=ceiling,
+        lease=lease,
         held_per_member=held_per_member,
         held_per_address=held_per_address,
         clock=clock,

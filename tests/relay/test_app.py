@@ -83,6 +83,7 @@ async def test_a_request_goes_from_the_device_to_the_claimer_and_to_its_end(home
         "submitted_at": item["submitted_at"],
         "expires_at": submitted.body["expires_at"],
         "claimed_by": None,
+        "stays": False,
     }
     claimed = await anna.act(frame, name, "claimed")
     assert (claimed.status, claimed.body["state"], claimed.body["version"]) == (200, "claimed", 3)
@@ -193,11 +194,164 @@ async def test_a_claimed_request_may_finish_within_its_grace_and_not_after(
     name = fresh_id()
     await frame.submit(anna, bert, name=name)
     await anna.act(frame, name, "claimed")
-    relay.clock.ahead += 301
+    for _ in range(6):
+        relay.clock.ahead += 50
+        await anna.inbox()
+    relay.clock.ahead += 1
     assert (await bert.act(frame, name, "claimed")).problem == "already-claimed"
     assert (await anna.act(frame, name, "opened")).status == 200
     relay.clock.ahead += 120
     assert (await frame.tell(name, "completed")).problem == "expired"
+
+
+# Claims that are given back, or whose holder has vanished
+
+
+async def test_a_claim_that_is_given_back_goes_to_whoever_wants_it(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.act(frame, name, "claimed")
+    version = (await frame.status(name))["version"]
+    waiting = await eventually_held(relay, f"/v1/requests/{name}?version={version}&wait=25", frame)
+    assert (await bert.act(frame, name, "released")).problem == "already-claimed"
+    released = await anna.act(frame, name, "released")
+    assert (released.status, released.body["state"]) == (200, "delivered")
+    status = (await answer(waiting)).body
+    assert (status["state"], status["claimed_by"], status["failures"]) == ("delivered", None, [])
+    assert [item["claimed_by"] for item in await bert.inbox()] == [None]
+    assert (await bert.act(frame, name, "claimed")).status == 200
+    assert (await anna.act(frame, name, "claimed")).problem == "already-claimed"
+
+
+async def test_a_holder_that_makes_no_call_loses_its_claim_to_whoever_comes(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.act(frame, name, "claimed")
+    relay.clock.ahead += 50
+    await anna.get("/v1/ring")  # any call counts
+    relay.clock.ahead += 50
+    assert (await frame.status(name))["claimed_by"] == anna.name
+    relay.clock.ahead += 11
+    status = await frame.status(name)
+    assert (status["state"], status["claimed_by"]) == ("delivered", None)
+    assert status["failures"] == [{"by": anna.name, "reason": "vanished"}]
+    assert (await bert.act(frame, name, "claimed")).status == 200
+    assert (await frame.status(name))["claimed_by"] == bert.name
+
+
+async def test_a_holder_that_vanished_may_claim_again(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.act(frame, name, "claimed")
+    relay.clock.ahead += 61
+    assert [item["state"] for item in await anna.inbox()] == ["delivered"]
+    assert (await anna.act(frame, name, "opened")).problem == "state-conflict"
+    assert (await anna.act(frame, name, "claimed")).status == 200
+    status = await frame.status(name)
+    assert (status["claimed_by"], status["failures"]) == (anna.name, [])
+
+
+@pytest.mark.parametrize("stays", [True, False])
+async def test_after_it_was_opened_only_who_said_that_it_stays_may_vanish(
+    relay: Relay, home: Household, *, stays: bool
+) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    await anna.act(frame, name, "claimed")
+    assert (await anna.act(frame, name, "opened", stays=stays)).body["state"] == "opened"
+    assert [item["stays"] for item in await anna.inbox()] == [stays]
+    relay.clock.ahead += 61
+    assert (await frame.status(name))["state"] == ("delivered" if stays else "opened")
+
+
+async def test_who_waits_is_woken_when_the_holder_has_vanished(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", lease=1) as relay:
+        home = await relay.household()
+        anna, bert = home.companions
+        (frame,) = home.devices
+        name = fresh_id()
+        await frame.submit(anna, bert, name=name)
+        await anna.act(frame, name, "claimed")
+        seen = await bert.get("/v1/inbox")
+        (item,) = seen.body["requests"]
+        inbox = asyncio.ensure_future(bert.get(f"/v1/inbox?cursor={seen.body['cursor']}&wait=25"))
+        path = f"/v1/requests/{name}?version={item['version']}&wait=25"
+        status = (await asyncio.wait_for(frame.get(path), 20)).body
+        assert (status["state"], status["failures"][0]["reason"]) == ("delivered", "vanished")
+        (item,) = (await asyncio.wait_for(inbox, 20)).body["requests"]
+        assert (item["state"], item["claimed_by"]) == ("delivered", None)
+
+
+async def test_a_call_that_is_held_keeps_the_claim_as_long_as_it_is_open(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.act(frame, name, "claimed")
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
+    while not relay.is_held(anna.name):
+        await held(relay)
+    relay.clock.ahead += 100
+    assert (await frame.status(name))["state"] == "claimed"
+    waiting.cancel()
+    while relay.is_held(anna.name):
+        await held(relay)
+    relay.clock.ahead += 59
+    assert (await frame.status(name))["state"] == "claimed"
+    relay.clock.ahead += 2
+    assert (await frame.status(name))["state"] == "delivered"
+
+
+async def test_a_relay_that_was_away_blames_nobody(tmp_path: Path) -> None:
+    name = fresh_id()
+    async with running_relay(tmp_path / "s") as relay:
+        home = await relay.household()
+        anna, frame = home.companions[0].person, home.devices[0].person
+        await home.devices[0].submit(home.companions[0], name=name)
+        await home.companions[0].act(home.devices[0], name, "claimed")
+    async with running_relay(tmp_path / "s", ahead=100) as relay:
+        assert (await relay.caller(frame).status(name))["claimed_by"] == anna.name
+        relay.clock.ahead += 61
+        assert (await relay.caller(frame).status(name))["state"] == "delivered"
+
+
+@pytest.mark.threat("T5")
+async def test_a_companion_that_was_removed_does_not_keep_its_claim_by_calling(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await bert.act(frame, name, "claimed")
+    await home.append(anna.person, frame.person)
+    relay.clock.ahead += 40
+    assert (await bert.get("/v1/inbox")).problem == "not-found"
+    relay.clock.ahead += 21
+    assert (await frame.status(name))["state"] == "delivered"
+
+
+@pytest.mark.parametrize("event", ["claimed", "released", "declined", "failed"])
+async def test_only_who_opens_says_whether_it_stays(home: Household, event: str) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    for stays in (True, False):
+        assert (await anna.act(frame, name, event, stays=stays)).problem == "invalid-request"
 
 
 async def test_the_ceiling_of_the_relay_shortens_what_a_device_asks_for(tmp_path: Path) -> None:

@@ -1,20 +1,25 @@
 """The mailbox rules: the table of docs/protocol/relay.md, and what no sequence of events may bring about."""
 
 import contextlib
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from companion_push.relay.mailbox import (
     CEILING,
     GRACE,
+    LEASE,
     LIVE,
+    VANISHED,
     CompanionEvent,
     DeviceEvent,
     Failure,
+    Leases,
     Quota,
     Rate,
     Request,
@@ -25,6 +30,7 @@ from companion_push.relay.problems import Problem, Slug
 NOW = 1_800_000_000
 ANNA, BERT = "anna", "bert"
 FRAME = "frame"
+FOR_EVER = float("inf")  # the lease of a holder that always calls
 
 
 def pending(*, device: str = FRAME, name: str = "r1") -> Request:
@@ -69,6 +75,8 @@ ALLOWED = [
     (P, (ANNA, CompanionEvent.CLAIMED), C),
     (D, (ANNA, CompanionEvent.CLAIMED), C),
     (C, (ANNA, CompanionEvent.OPENED), O),
+    (C, (ANNA, CompanionEvent.RELEASED), D),
+    (O, (ANNA, CompanionEvent.RELEASED), D),
     (P, (BERT, CompanionEvent.DECLINED), State.DECLINED),
     (D, (BERT, CompanionEvent.DECLINED), State.DECLINED),
     (C, (ANNA, CompanionEvent.DECLINED), State.DECLINED),
@@ -100,6 +108,8 @@ AGAIN = [
     (C, (ANNA, CompanionEvent.CLAIMED)),
     (O, (ANNA, CompanionEvent.CLAIMED)),
     (O, (ANNA, CompanionEvent.OPENED)),
+    (P, (ANNA, CompanionEvent.RELEASED)),
+    (D, (BERT, CompanionEvent.RELEASED)),
     (State.DECLINED, (ANNA, CompanionEvent.DECLINED)),
     (State.COMPLETED, (DeviceEvent.COMPLETED,)),
     (State.CANCELLED, (DeviceEvent.CANCELLED,)),
@@ -116,7 +126,12 @@ def test_telling_the_same_again_changes_nothing(state: State, event: tuple[objec
 LOST = [
     (state, (BERT, event))
     for state in (C, O)
-    for event in (CompanionEvent.CLAIMED, CompanionEvent.OPENED, CompanionEvent.DECLINED)
+    for event in (
+        CompanionEvent.CLAIMED,
+        CompanionEvent.OPENED,
+        CompanionEvent.RELEASED,
+        CompanionEvent.DECLINED,
+    )
 ]
 
 
@@ -198,14 +213,139 @@ def test_expiry_ends_claims_at_once_and_a_claimed_request_after_its_grace(state:
     request = in_state(state)
     end = request.expires_at + (GRACE if state in (C, O) else 0)
     assert request.ends_at == end
-    assert request.at(end - 0.001) is request
-    assert request.at(end).state is State.EXPIRED
+    assert request.changes_at(FOR_EVER) == end
+    assert request.at(end - 0.001, FOR_EVER) is request
+    assert request.at(end, FOR_EVER).state is State.EXPIRED
 
 
 @pytest.mark.parametrize("state", TERMINAL)
 def test_no_time_changes_a_terminal_state(state: State) -> None:
     request = in_state(state)
-    assert request.at(NOW + 10_000_000) is request
+    assert request.at(NOW + 10_000_000, NOW) is request
+
+
+# Claims that are given back, or whose holder has vanished
+
+
+@pytest.mark.parametrize("state", [C, O])
+def test_a_claim_that_is_given_back_may_be_had_by_any_recipient(state: State) -> None:
+    released = in_state(state).companion_says(ANNA, CompanionEvent.RELEASED, None)
+    assert (released.state, released.claimed_by, released.failures) == (D, None, ())
+    assert released.companion_says(BERT, CompanionEvent.CLAIMED, None).claimed_by == BERT
+    assert released.companion_says(ANNA, CompanionEvent.CLAIMED, None).claimed_by == ANNA
+
+
+def test_a_claim_that_is_given_back_and_then_failed_is_left_to_the_others() -> None:
+    failed = (
+        in_state(O)
+        .companion_says(ANNA, CompanionEvent.RELEASED, None)
+        .companion_says(ANNA, CompanionEvent.FAILED, "interrupted")
+    )
+    assert failed.state is D
+    assert failed.waits_for(BERT)
+    assert not failed.waits_for(ANNA)
+
+
+def test_a_claim_ends_when_its_lease_has_run_out() -> None:
+    request, lease = in_state(C), NOW + LEASE
+    assert request.changes_at(lease) == lease
+    assert request.at(lease - 0.001, lease) is request
+    after = request.at(lease, lease)
+    assert (after.state, after.claimed_by, after.version) == (D, None, request.version + 1)
+    assert after.failures == (Failure(by=ANNA, reason="vanished"),)
+    assert after.at(lease, lease) is after
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_after_it_was_opened_only_who_said_that_it_stays_may_vanish(*, stays: bool) -> None:
+    request = in_state(C).companion_says(ANNA, CompanionEvent.OPENED, None, stays=stays)
+    after = request.at(NOW + LEASE, NOW + LEASE)
+    assert (after.state is D, after is request) == (stays, not stays)
+    assert request.changes_at(NOW + LEASE) == (NOW + LEASE if stays else request.ends_at)
+
+
+def test_a_holder_may_say_later_that_it_does_not_stay() -> None:
+    request = in_state(C).companion_says(ANNA, CompanionEvent.OPENED, None, stays=True)
+    leaving = request.companion_says(ANNA, CompanionEvent.OPENED, None)
+    assert (leaving.state, leaving.version, leaving.leased) == (O, request.version, False)
+
+
+def test_who_has_vanished_may_come_back_or_fail_for_good() -> None:
+    request = in_state(C).at(NOW + LEASE, NOW + LEASE)
+    for by in (ANNA, BERT):
+        assert request.waits_for(by)
+        assert request.companion_says(by, CompanionEvent.CLAIMED, None).claimed_by == by
+    back = request.companion_says(ANNA, CompanionEvent.CLAIMED, None)
+    assert back.failures == ()
+    failed = request.companion_says(ANNA, CompanionEvent.FAILED, "replayed")
+    assert failed.failures == (Failure(by=ANNA, reason="replayed"),)
+    assert failed.state is D
+
+
+def test_a_request_does_not_fail_while_one_that_vanished_may_come_back() -> None:
+    vanished = in_state(C).at(NOW + LEASE, NOW + LEASE)
+    failed = vanished.companion_says(BERT, CompanionEvent.FAILED, "clock-skew")
+    assert failed.state is D
+    assert failed.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew").state is State.FAILED
+
+
+def test_no_companion_says_of_itself_that_it_has_vanished() -> None:
+    request = pending().companion_says(BERT, CompanionEvent.FAILED, VANISHED)
+    assert request.failures == (Failure(by=BERT, reason="unspecified"),)
+    assert not request.waits_for(BERT)
+
+
+def test_what_is_over_before_the_lease_is_expired_and_what_is_over_after_it_too() -> None:
+    request = in_state(C)
+    late = request.ends_at + 1
+    assert request.at(late, late).failures == ()
+    for lease in (request.expires_at, request.expires_at + 1):
+        after = request.at(lease, lease)
+        assert (after.state, after.claimed_by) == (State.EXPIRED, None)
+        assert after.failures == (Failure(by=ANNA, reason="vanished"),)
+
+
+@given(
+    lease=st.integers(NOW, NOW + 600),
+    looks=st.lists(st.integers(NOW, NOW + 700), max_size=6),
+    state=st.sampled_from([P, D, C, O]),
+    stays=st.booleans(),
+)
+def test_what_becomes_of_it_does_not_depend_on_who_looks_meanwhile(
+    *, lease: int, looks: list[int], state: State, stays: bool
+) -> None:
+    request = looked_at = replace(in_state(state), stays=stays and state is O)
+    for now in sorted(looks):
+        looked_at = looked_at.at(now, lease)
+    assert request.at(NOW + 700, lease) == looked_at.at(NOW + 700, lease)
+
+
+def test_every_call_begins_the_lease_anew() -> None:
+    leases = Leases(60, began=NOW)
+    assert leases.end(ANNA, NOW + 5) == NOW + 60
+    leases.called(ANNA, NOW + 30)
+    assert leases.end(ANNA, NOW + 40) == NOW + 90
+    assert leases.end(BERT, NOW + 40) == NOW + 60
+
+
+def test_a_held_call_counts_as_long_as_the_last_of_them_is_open() -> None:
+    leases, times = Leases(60, began=NOW), iter([NOW + 100, NOW + 200])
+    with leases.held(ANNA, lambda: next(times)):
+        with leases.held(ANNA, lambda: next(times)):
+            assert leases.end(ANNA, NOW + 99) == NOW + 159
+        assert leases.end(ANNA, NOW + 199) == NOW + 259
+    assert leases.end(ANNA, NOW + 220) == NOW + 260
+
+
+@pytest.mark.parametrize("now", [NOW, NOW + 59, NOW + 60, NOW + 119, NOW + 500])
+def test_forgetting_makes_no_difference(now: int) -> None:
+    leases = Leases(60, began=NOW)
+    leases.called(ANNA, NOW + 40)
+    with leases.held("carl", lambda: NOW + 50):
+        pass
+    before = [leases.end(by, now) <= now for by in (ANNA, BERT, "carl")]
+    leases.forget(now)
+    assert [leases.end(by, now) <= now for by in (ANNA, BERT, "carl")] == before
 
 
 # Quotas
@@ -292,45 +432,81 @@ def test_who_waits_as_long_as_told_is_admitted(count: int, seconds: float) -> No
 
 
 class AnyEvents(RuleBasedStateMachine):
-    """Two devices' worth of events in any order, at any time, repeated and refused."""
-
-    requests = Bundle("requests")
+    """Everybody's events and calls in any order, at any time, repeated and refused."""
 
     @initialize()
     def begin(self) -> None:
         self.now = float(NOW)
         self.request = pending()
-        self.claimers: set[str] = set()
-        self.openers: set[str] = set()
+        self.leases = Leases(LEASE, began=NOW)
+        self.held = ExitStack()
+        self.holding: set[str] = set()
+        self.calls: dict[str, float] = {}  # by companion: the end of its last call
+        self.opened_by: set[str] = set()
 
-    @rule(seconds=st.sampled_from([0.5, 60, 119, 120, 299, 300]))
+    def teardown(self) -> None:
+        self.held.close()
+
+    @property
+    def current(self) -> Request:
+        return self.request.at(self.now, self.leases.end(self.request.claimed_by, self.now))
+
+    @rule(seconds=st.sampled_from([0.5, 25, 59, 60, 119, 120, 299, 300]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
+    @rule(by=st.sampled_from([ANNA, BERT]))
+    def a_companion_fetches(self, by: str) -> None:
+        self.become(self.current.fetched())
+        self.has_called(by)
+
+    @rule(by=st.sampled_from([ANNA, BERT]))
+    def a_call_is_held(self, by: str) -> None:
+        self.become(self.current)
+        if by not in self.holding:
+            self.held.enter_context(self.leases.held(by, lambda: self.now))
+            self.holding.add(by)
+
     @rule()
-    def somebody_fetches(self) -> None:
-        self.become(self.request.at(self.now).fetched())
+    def the_held_calls_end(self) -> None:
+        self.held.close()
+        for by in self.holding:
+            self.calls[by] = self.now
+        self.holding = set()
+
+    @rule()
+    def the_relay_sweeps(self) -> None:
+        self.become(self.current)
+        self.leases.forget(self.now)
 
     @rule()
     def the_device_submits_another(self) -> None:
-        self.become(self.request.at(self.now).superseded())
+        self.become(self.current.superseded())
 
     @rule(event=st.sampled_from(DeviceEvent))
     def the_device_says(self, event: DeviceEvent) -> None:
-        self.attempt(event)
+        self.attempt(lambda current: current.device_says(event, "because"))
 
-    @rule(by=st.sampled_from([ANNA, BERT]), event=st.sampled_from(CompanionEvent))
-    def a_companion_says(self, by: str, event: CompanionEvent) -> None:
-        if self.attempt(by, event):
-            if event is CompanionEvent.CLAIMED:
-                self.claimers.add(by)
+    @rule(by=st.sampled_from([ANNA, BERT]), event=st.sampled_from(CompanionEvent), stays=st.booleans())
+    def a_companion_says(self, by: str, event: CompanionEvent, *, stays: bool) -> None:
+        before = self.current
+        if self.attempt(lambda current: current.companion_says(by, event, "because", stays=stays)):
+            self.has_called(by)
+            if event in (CompanionEvent.CLAIMED, CompanionEvent.OPENED):
+                assert before.claimed_by in (None, by)
+                assert self.request.claimed_by == by
             if event is CompanionEvent.OPENED:
-                self.openers.add(by)
+                assert before.claimed_by == by
+            if event is CompanionEvent.RELEASED:
+                assert self.request.claimed_by is None
 
-    def attempt(self, *what: object) -> bool:
-        current = self.request.at(self.now)
+    def has_called(self, by: str) -> None:
+        self.leases.called(by, self.now)
+        self.calls[by] = self.now
+
+    def attempt(self, what: Callable[[Request], Request]) -> bool:
         try:
-            self.become(tell(current, *what))
+            self.become(what(self.current))
         except Problem as problem:
             assert problem.slug in (Slug.ALREADY_CLAIMED, Slug.STATE_CONFLICT, Slug.EXPIRED)  # noqa: PT017
             return False
@@ -340,23 +516,42 @@ class AnyEvents(RuleBasedStateMachine):
         before = self.request
         if not before.live:
             assert after is before
-        if before != after:
+        if replace(before, stays=after.stays) != after:
             assert after.version > before.version
-        if before.claimed_by is not None:
-            assert after.claimed_by == before.claimed_by
-        assert len(after.failures) >= len(before.failures)
         self.request = after
 
     @invariant()
-    def one_companion_is_ever_granted_the_claim_and_it_alone_opens(self) -> None:
-        assert len(self.claimers) <= 1
-        assert self.openers <= self.claimers
+    def a_claim_is_one_companions_who_is_there(self) -> None:
+        seen = self.current
+        if seen.state in (C, O):
+            assert seen.claimed_by in (ANNA, BERT)
+            assert not any(failure.by == seen.claimed_by for failure in seen.failures)
+            if seen.state is C or seen.stays:
+                since = self.calls.get(seen.claimed_by or "", NOW)
+                assert seen.claimed_by in self.holding or self.now < since + LEASE
+        if seen.state in (P, D):
+            assert seen.claimed_by is None
+
+    @invariant()
+    def nobody_fails_twice_and_not_all_have_failed_while_it_lives(self) -> None:
+        seen = self.current
+        assert len({failure.by for failure in seen.failures}) == len(seen.failures)
+        if seen.live:
+            assert any(map(seen.waits_for, seen.recipients))
 
     @invariant()
     def nothing_is_live_after_its_end(self) -> None:
-        seen = self.request.at(self.now)
+        seen = self.current
         assert not seen.live or self.now < seen.expires_at + GRACE
         assert seen.state not in (P, D) or self.now < seen.expires_at
+
+    @invariant()
+    def it_says_itself_when_it_changes(self) -> None:
+        seen = self.current
+        if seen.live:
+            lease = self.leases.end(seen.claimed_by, self.now)
+            assert seen.changes_at(lease) > self.now
+            assert seen.at(seen.changes_at(lease), lease) is not seen
 
 
 TestAnyEvents = pytest.mark.threat("T5")(AnyEvents.TestCase)

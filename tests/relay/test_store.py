@@ -15,13 +15,14 @@ from companion_push.accounts import add_account
 from companion_push.database import Database, open_database, sole_user
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay import store
-from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request, State
+from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Leases, Request, State
 from companion_push.relay.operations import Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import Proof
 
 NOW = 1_800_000_000
 SEALED = b"sealed for anna alone"
+LEASES = Leases(1_000_000, began=NOW)  # nobody vanishes
 
 
 @pytest.fixture
@@ -149,6 +150,26 @@ async def test_a_store_of_an_older_version_is_brought_up_step_by_step(
         async with open_database(path) as database:
             assert await database.transact(lambda db: db.execute("SELECT a FROM more").fetchall()) == [(7,)]
             assert await database.transact(lambda db: store.request(db, "frame", "r1")) is not None
+
+
+async def test_a_store_from_before_claims_had_leases_is_brought_up(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(database_module, "_MIGRATIONS", database_module._MIGRATIONS[:1])
+        async with open_database(path) as database:
+            await database.transact(_opened_before)
+    async with open_database(path) as database:
+        kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
+    assert kept is not None
+    assert (kept.state, kept.claimed_by, kept.leased) == (State.OPENED, "anna", False)
+
+
+def _opened_before(db: sqlite3.Connection) -> None:
+    db.execute("INSERT INTO accounts VALUES ('a', 'alice', 0)")
+    db.execute(
+        "INSERT INTO requests VALUES ('frame', 'r1', 'a', zeroblob(32), 0, 300, 'opened', 4, 'anna', NULL)"
+    )
 
 
 async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +313,17 @@ async def test_a_request_comes_back_as_it_was_saved(database: Database) -> None:
     assert await database.transact(lambda db: store.requests_of(db, request.account)) == [changed]
 
 
+async def test_who_vanished_and_comes_back_is_stored_as_well(database: Database) -> None:
+    opened = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None)
+    opened = opened.companion_says("anna", CompanionEvent.OPENED, None, stays=True)
+    vanished = opened.at(NOW + LEASE, NOW + LEASE)
+    back = vanished.companion_says("anna", CompanionEvent.CLAIMED, None)
+    assert (vanished.failures != (), back.failures) == (True, ())
+    for each in (opened, vanished, back):
+        await database.transact(lambda db, each=each: store.save(db, each))  # type: ignore[misc]
+        assert await database.transact(lambda db: store.request(db, "frame", "r1")) == each
+
+
 async def test_failures_keep_their_order(database: Database) -> None:
     request = await a_request(database)
     for by in ("bert", "anna"):
@@ -322,7 +354,7 @@ async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(database: Dat
     await a_request(database)
 
     async def swept(now: float) -> Request | None:
-        await database.transact(lambda db: sweep(Call(db=db, caller="", now=now)))
+        await database.transact(lambda db: sweep(Call(db=db, caller="", now=now, leases=LEASES)))
         return await database.transact(lambda db: store.request(db, "frame", "r1"))
 
     pending = await swept(NOW + 299)
@@ -340,10 +372,25 @@ async def test_the_sweep_leaves_a_claimed_request_its_grace(database: Database) 
     request = await a_request(database)
     claimed = request.companion_says("anna", CompanionEvent.CLAIMED, None)
     await database.transact(lambda db: store.save(db, claimed))
-    answer = await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE - 1)))
+    answer = await database.transact(
+        lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE - 1, leases=LEASES))
+    )
     assert answer.topics == frozenset()
-    answer = await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE)))
+    answer = await database.transact(
+        lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE, leases=LEASES))
+    )
     assert answer.topics == {"request frame r1", "inbox anna", "inbox bert"}
+
+
+async def test_the_sweep_takes_a_claim_from_who_has_vanished(database: Database) -> None:
+    claimed = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None)
+    await database.transact(lambda db: store.save(db, claimed))
+    leases = Leases(60, began=NOW)
+    for now, state in ((NOW + 59, State.CLAIMED), (NOW + 60, State.DELIVERED)):
+        await database.transact(lambda db, now=now: sweep(Call(db=db, caller="", now=now, leases=leases)))  # type: ignore[misc]
+        kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
+        assert kept is not None
+        assert kept.state is state
 
 
 async def test_an_account_nobody_founded_is_forgotten_with_its_code(database: Database) -> None:
@@ -351,9 +398,9 @@ async def test_an_account_nobody_founded_is_forgotten_with_its_code(database: Da
         return db.execute("SELECT name FROM accounts").fetchall()
 
     await database.transact(lambda db: add_account(db, name="alice", now=NOW, expires_at=NOW + 60))
-    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_000)))
+    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_000, leases=LEASES)))
     assert await database.transact(names) == [("alice",)]
-    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_460)))
+    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_460, leases=LEASES)))
     assert await database.transact(names) == []
 
 
@@ -404,5 +451,5 @@ async def test_strangers_cannot_fill_the_store_with_proofs_nor_crowd_members_out
 
     assert [await take(n, f"stranger {n}") for n in range(4)] == [None, None, None, Slug.RATE_LIMITED]
     assert [await take(n, "anna") for n in range(3)] == [None, None, Slug.RATE_LIMITED]
-    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 61)))
+    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 61, leases=LEASES)))
     assert [await take(0, "stranger 0"), await take(0, "anna")] == [None, None]
