@@ -15,7 +15,6 @@ from tests.rp.browser.steps import (
     says,
     sessions,
     sign_in,
-    sign_out,
     signed_in,
     welcomed,
 )
@@ -368,22 +367,30 @@ async def test_the_focus_stays_where_it_is_when_something_fails(visiting: Visit)
     await expect(visitor.page.get_by_role("button", name="Sign in with a passkey")).to_be_focused()
 
 
+HELD = """
+let asked = 0;
+navigator.credentials.get = () => new Promise((_, refuse) => {
+    document.documentElement.dataset.asked = ++asked;
+    window.cancel = () => refuse(new DOMException("", "NotAllowedError"));
+});
+"""
+
+
 async def test_nothing_is_done_twice_at_once(visiting: Visit) -> None:
-    visitor = await visiting()
-    name = await registered(visitor)
-    await sign_out(visitor)
-    await visitor.presence(touches=False)
+    visitor = await visiting(scripts=[HELD])
     button = visitor.page.get_by_role("button", name="Sign in with a passkey")
-    async with visitor.page.expect_response("**/webauthn/authentication/options"):
+    for times in (1, 2):
         await button.click()
-    await says(visitor, "Waiting for your passkey…")
-    await expect(button).to_be_disabled()
-    await expect(button).to_be_focused()
-    await visitor.page.keyboard.press("Enter")
-    await visitor.page.evaluate("document.querySelector('[data-do=sign-in]').click()")
-    await visitor.presence(touches=True)
-    await signed_in(visitor, name)
-    assert visitor.answers.count((200, "/webauthn/authentication/options")) == 1
+        await expect(visitor.page.locator("html")).to_have_attribute("data-asked", str(times))
+        await says(visitor, "Waiting for your passkey…")
+        await expect(button).to_be_disabled()
+        await expect(button).to_be_focused()
+        await visitor.page.keyboard.press("Enter")
+        await visitor.page.evaluate("document.querySelector('[data-do=sign-in]').click()")
+        await visitor.page.evaluate("window.cancel()")
+        await says(visitor, "No passkey was used")
+    await expect(visitor.page.locator("html")).to_have_attribute("data-asked", "2")
+    assert visitor.sent.count("{}") == 2
 
 
 # Addresses that are not pages

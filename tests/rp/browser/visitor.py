@@ -18,7 +18,7 @@ import pytest
 from certificates import Certificate
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import load_pem_x509_certificate
-from playwright.async_api import Browser, CDPSession, ConsoleMessage, Page, async_playwright
+from playwright.async_api import Browser, CDPSession, ConsoleMessage, Page, async_playwright, expect
 
 from tests.programs import running
 
@@ -31,6 +31,8 @@ QUIET: Final = (
     "--disable-sync",
     "--no-first-run",
 )
+
+expect.set_options(timeout=60_000)  # milliseconds: a machine that is busy is waited for
 
 # What Chromium writes to the console when a page breaks its own policy.
 POLICY: Final = re.compile(r"Content Security Policy|Permissions Policy|TrustedHTML|TrustedScript|Refused to")
