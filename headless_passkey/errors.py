@@ -135,6 +135,7 @@ class TransportReason(StrEnum):
     NAME_NOT_RESOLVED = "name-not-resolved"
     UNREACHABLE = "unreachable"  # refused, no route, hung up or no answer in time
     UNTRUSTED_CERTIFICATE = "untrusted-certificate"
+    PROXY_FAILED = "proxy-failed"  # the proxy that HTTPS_PROXY names
     WENT_SILENT = "went-silent"  # it was reached, and does not answer any more
     SERVER_FAILED = "server-failed"  # it answered, and could not serve
 

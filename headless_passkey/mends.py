@@ -73,6 +73,17 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TransportReason.UNTRUSTED_CERTIFICATE, "dates"): (
         f"if this machine's clock is wrong, set it with {SET_CLOCK}; if it is right, the server needs a new certificate"
     ),
+    (TransportReason.PROXY_FAILED, None): (
+        "check HTTPS_PROXY; a host that is reached without a proxy is named in NO_PROXY"
+    ),
+    (
+        TransportReason.PROXY_FAILED,
+        "credentials",
+    ): "put them into HTTPS_PROXY, as in http://NAME:PASSWORD@PROXY:PORT",
+    (
+        TransportReason.PROXY_FAILED,
+        "setting",
+    ): "set it to http://PROXY:PORT, or to http://NAME:PASSWORD@PROXY:PORT",
     (TransportReason.WENT_SILENT, None): (
         "try again; where it happens each time, look at what is in between: a proxy or firewall may forget connections"
     ),

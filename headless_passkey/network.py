@@ -18,28 +18,34 @@ def unreachable(error: Exception, host: str) -> TransportError:
 
     error: what aiohttp or the system raised; host: how to call the server, with its name or address.
     """
-    reason = TransportReason.UNREACHABLE
-    match error:
-        case aiohttp.ClientConnectorCertificateError():
-            reason = TransportReason.UNTRUSTED_CERTIFICATE
-            why = "its certificate is not to be trusted"
-            if isinstance(error.certificate_error, ssl.SSLCertVerificationError):
-                why += f" ({error.certificate_error.verify_message})"
-        case aiohttp.ClientConnectorSSLError():
-            why = "it does not speak TLS as it should"
-        case aiohttp.ClientConnectorDNSError():
-            reason = TransportReason.NAME_NOT_RESOLVED
-            why = "its name cannot be resolved"
-        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))) if number > 0:
-            why = os.strerror(number).lower()  # asyncio puts words of its own into the error
-        case TimeoutError():
-            why = "it did not answer in time"
-        case _:
-            why = "it hung up before it answered"
+    reason, why = what_went_wrong(error)
     what = f"{host} cannot be reached: {why}"
     if reason is TransportReason.UNTRUSTED_CERTIFICATE:
         return transport_error(what, reason, "dates" if is_about_dates(error) else None)
     return TransportError(what, reason=reason)
+
+
+def what_went_wrong(error: Exception) -> tuple[TransportReason, str]:
+    """The word and the few words for what aiohttp or the system raised; "it" is the server."""
+    match error:
+        case aiohttp.ClientConnectorCertificateError():
+            why = "its certificate is not to be trusted"
+            if isinstance(error.certificate_error, ssl.SSLCertVerificationError):
+                why += f" ({error.certificate_error.verify_message})"
+            return TransportReason.UNTRUSTED_CERTIFICATE, why
+        case aiohttp.ClientConnectorSSLError():
+            why = "it does not speak TLS as it should"
+        case aiohttp.ClientConnectorDNSError():
+            return TransportReason.NAME_NOT_RESOLVED, "its name cannot be resolved"
+        case aiohttp.ClientConnectorError(os_error=OSError(errno=int(number))) if number > 0:
+            why = os.strerror(number).lower()  # asyncio puts words of its own into the error
+        case aiohttp.ClientResponseError():
+            why = "it does not speak HTTP as it should"
+        case TimeoutError():
+            why = "it did not answer in time"
+        case _:
+            why = "it hung up before it answered"
+    return TransportReason.UNREACHABLE, why
 
 
 def is_about_dates(error: BaseException | None) -> bool:

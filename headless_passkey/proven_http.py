@@ -35,8 +35,8 @@ from headless_passkey.errors import (
 )
 from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
-from headless_passkey.network import unreachable
 from headless_passkey.proof import PROOF_HEADER, make_proof
+from headless_passkey.proxy import ProxyFailed, sending, tracing
 from headless_passkey.trust.signing import SigningKey, from_base64url
 
 MAX_ANSWER: Final = 2 << 20  # bytes
@@ -138,6 +138,7 @@ def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
         auto_decompress=False,  # nothing small unfolds into something large
+        trace_configs=[tracing()],
     )
 
 
@@ -157,7 +158,7 @@ class ProvenHttp:
         """base_url: without a slash at its end. clock: Unix seconds. chance: 0 to 1, to spread retries."""
         self._session, self._base_url, self._key = session, base_url, key
         self._clock, self._sleep, self._chance = clock, sleep, chance
-        self._host = URL(base_url).authority
+        self._host = URL(base_url).host_port_subcomponent or ""
 
     async def get(
         self, path: str, *, wait: int = 0, patience: float = PATIENCE, **query: str | int
@@ -230,21 +231,22 @@ class ProvenHttp:
         if access_token is not None:
             headers["Authorization"] = f"DPoP {access_token}"
         try:
-            async with self._session.request(
+            async with sending(
+                self._session,
                 method,
                 url,
                 data=data,
                 headers=headers,
-                allow_redirects=False,
                 middlewares=(prove,),
                 timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT + wait),
             ) as response:
                 content = await _read(response)
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            failure = unreachable(error, self._host)
+        except TransportError as failure:
             if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
-                raise failure from error
-            raise _Passing(failure) from error
+                raise
+            if isinstance(failure, ProxyFailed) and not failure.passing:
+                raise
+            raise _Passing(failure) from failure
         return self._answer(response, content)
 
     def _answer(self, response: aiohttp.ClientResponse, content: bytes) -> Members:

@@ -8,8 +8,9 @@ from typing import Final
 
 import aiohttp
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import RemoteProtocolError, TransportError
 from headless_passkey.origins import MAX_DOCUMENT_SIZE, RelatedOrigins, well_known_url
+from headless_passkey.proxy import ProxyFailed, sending
 
 FETCH_TIMEOUT: Final = 10.0  # seconds
 
@@ -18,13 +19,12 @@ async def fetch_related_origins(http: aiohttp.ClientSession, rp_id: str) -> Rela
     """What ``https://RP_ID/.well-known/webauthn`` says; `RemoteProtocolError` when it says nothing of the kind.
 
     http: as `open_session` makes it, without cookies. A host that cannot be reached is no other case: an RP ID
-    of another domain is refused unless that domain vouches for the origin.
+    of another domain is refused unless that domain vouches for the origin. `ProxyFailed` says nothing of the host.
     """
     url = well_known_url(rp_id)
     try:
-        async with http.get(
-            url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=FETCH_TIMEOUT)
-        ) as response:
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT)
+        async with sending(http, "GET", url, timeout=timeout) as response:
             if response.status != 200 or response.content_type != "application/json":
                 raise RemoteProtocolError(
                     f"the RP ID does not belong to the origin, and {rp_id} lists no related origins: {url}"
@@ -35,9 +35,10 @@ async def fetch_related_origins(http: aiohttp.ClientSession, rp_id: str) -> Rela
                 document += chunk
                 if len(document) > MAX_DOCUMENT_SIZE:
                     raise RemoteProtocolError("a list of related origins has 256 KiB at most")
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except ProxyFailed:
+        raise
+    except TransportError as error:
         raise RemoteProtocolError(
-            "the RP ID does not belong to the origin, and whether it is related cannot be asked:"
-            f" {url} cannot be reached ({type(error).__name__})"
+            f"the RP ID does not belong to the origin, and whether it is related cannot be asked: {error}"
         ) from error
     return RelatedOrigins.parse(bytes(document), rp_id=rp_id)

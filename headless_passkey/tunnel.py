@@ -33,7 +33,7 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_routing_id,
 )
 from headless_passkey.mends import with_mend
-from headless_passkey.network import unreachable
+from headless_passkey.proxy import Way, tracing
 from headless_passkey.tls import tls_context
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
@@ -193,6 +193,7 @@ async def open_tunnel(
     if target.scheme != "wss" or not target.host:
         raise LocalProtocolError("a tunnel's URL begins with wss:// and a host")
     host = target.host
+    way = Way(target)
     answer: list[CIMultiDictProxy[str]] = []
 
     async def first_answer_counts(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
@@ -208,6 +209,7 @@ async def open_tunnel(
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=(first_answer_counts,),
         skip_auto_headers=("User-Agent",),
+        trace_configs=[tracing(way)],
         timeout=aiohttp.ClientTimeout(total=None),
     ) as session:
         try:
@@ -220,6 +222,7 @@ async def open_tunnel(
                     max_msg_size=MAX_MESSAGE_SIZE + 1,  # aiohttp refuses the size it is given
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
                     heartbeat=silence,
+                    **way.options,
                     autoping=False,  # pings are answered in `Tunnel.listen`, which counts them
                 )
         except aiohttp.WSServerHandshakeError:
@@ -228,7 +231,7 @@ async def open_tunnel(
                 f"{host} did not answer as a websocket server does", reason=SetupReason.WRONG_SERVER
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise unreachable(error, f"the tunnel service {host}") from error
+            raise way.failure(error, f"the tunnel service {host}") from way.cause(error)
         listening = None
         try:
             if websocket.protocol != SUBPROTOCOL:

@@ -43,6 +43,7 @@ GIVEN: dict[str, Any] = {
     "name": "CTAP2_ERR_OPERATION_DENIED",
     "clean": True,
     "host": "tunnels.example",
+    "proxy": "proxy.example:3128",
     "slug": "not-found",
     "members": {"a": 1},
     "problems": (Finding.trouble(Check.CLOCK, "wrong", TrustReason.CLOCK_SKEW),),

@@ -105,7 +105,9 @@ def test_no_command_of_the_page_has_an_invitation_in_its_words() -> None:
 
 def test_every_file_that_the_page_copies_is_there() -> None:
     copied = re.findall(r"examples/systemd/[\w./-]+\w", PAGE)
-    assert {UNIT.name, SETTINGS.name, "private-authority.conf"} <= {Path(name).name for name in copied}
+    assert {UNIT.name, SETTINGS.name, "private-authority.conf", "proxy.conf"} <= {
+        Path(name).name for name in copied
+    }
     for name in copied:
         assert (ROOT / name).exists(), name
 
@@ -278,6 +280,13 @@ def test_a_sign_in_that_fails_leaves_the_last_session_and_its_own_exit_status(tm
     done = run_shell_line(tmp_path, "echo half; echo complaint >&2; exit 6")
     assert (done.returncode, done.stdout, done.stderr) == (ExitStatus.DECLINED, "", "complaint\n")
     assert (tmp_path / "run/session").read_text() == "first\n"
+
+
+def test_a_proxy_is_given_to_the_sign_in_out_of_a_file_for_root_alone() -> None:
+    (file,) = unit(SYSTEMD / "proxy.conf")["EnvironmentFile"]
+    made = [words for words in commands() if words[:2] == ["sudo", "install"] and words[-1] == file]
+    assert [words[2:] for words in made] == [["--mode=0600", "/dev/null", file]]
+    assert any(words[:2] == ["sudo", "tee"] and words[2] == file for words in commands())
 
 
 def test_a_private_authority_is_given_to_the_sign_in() -> None:

@@ -32,6 +32,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.private_file import nearest, refuse_others, why_not_writable
 from headless_passkey.proven_http import Problem, ProvenHttp, open_session
+from headless_passkey.proxy import Way
 from headless_passkey.relay import Relay
 from headless_passkey.trust.chain import RingChain
 
@@ -170,7 +171,9 @@ async def _examine_relay(
         except (TransportError, RemoteProtocolError) as error:
             return _relay_failed(error, url, clock())
         except TimeoutError:
-            slow = TransportError(f"{host} does not answer in time", reason=TransportReason.UNREACHABLE)
+            slow = TransportError(
+                f"{host}{Way(url).through} does not answer in time", reason=TransportReason.UNREACHABLE
+            )
             return _relay_failed(slow, url, clock())
     return [_answers(url), _clock(ahead), _membership(enrolled, chain)]
 
@@ -204,7 +207,7 @@ def _with_impossible_clock(findings: Sequence[Finding], now: float) -> list[Find
 
 def _answers(url: str) -> Finding:
     host = urlsplit(url).netloc
-    return Finding.ok(Check.RELAY, f"{host} answers", subject=host)
+    return Finding.ok(Check.RELAY, f"{host} answers{Way(url).through}", subject=host)
 
 
 def _clock(ahead: float | None) -> Finding:

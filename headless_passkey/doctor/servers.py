@@ -26,6 +26,7 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 from headless_passkey.network import is_about_dates, unreachable
 from headless_passkey.proven_http import open_session
+from headless_passkey.proxy import ProxyFailed, Way, sending
 from headless_passkey.trust.signing import SoftwareSigningKey
 from headless_passkey.tunnel import TunnelRefused, open_tunnel
 
@@ -43,13 +44,8 @@ class Answer:
 async def ask(session: aiohttp.ClientSession, url: str) -> Answer:
     """How the server behind `url` answers a GET; `TransportError` when it does not, or says that it cannot."""
     host = urlsplit(url).netloc
-    try:
-        async with session.get(
-            url, allow_redirects=False, timeout=aiohttp.ClientTimeout(total=LIMIT)
-        ) as response:
-            answer = Answer(status=response.status, date=_date(response.headers.get("Date", "")))
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise unreachable(error, host) from error
+    async with sending(session, "GET", url, timeout=aiohttp.ClientTimeout(total=LIMIT)) as response:
+        answer = Answer(status=response.status, date=_date(response.headers.get("Date", "")))
     if answer.status >= 500:
         raise TransportError(
             f"{host} answers, and cannot serve (HTTP status {answer.status})",
@@ -71,12 +67,16 @@ def server_trouble(
     case: as for `headless_passkey.mends.mend`, where the error itself tells none.
     """
     where = URL(url)
+    if isinstance(error, ProxyFailed):
+        case = error.case
+    elif is_about_dates(error.__cause__):
+        case = "dates"
     web_url = str(where.with_scheme("https") if where.scheme == "wss" else where)
     return Finding.of(
         check,
         error,
         otherwise=SetupReason.WRONG_SERVER,
-        case="dates" if is_about_dates(error.__cause__) else case,
+        case=case,
         names={"host": urlsplit(url).netloc if case == "path" else where.host or "", "url": web_url},
         status=status,
         subject=urlsplit(url).netloc,
@@ -93,11 +93,15 @@ async def examine_relying_party(base: BaseUrl, tls: ssl.SSLContext | None) -> li
             async with asyncio.timeout(LIMIT):
                 found = await find_relying_party(session, base, SoftwareSigningKey.generate(), patience=0)
         except TimeoutError as error:
-            return [server_trouble(Check.RELYING_PARTY, unreachable(error, base.authority), str(base))]
+            slow = unreachable(error, f"{base.authority}{Way(str(base)).through}")
+            return [server_trouble(Check.RELYING_PARTY, slow, str(base))]
         except HeadlessPasskeyError as error:
             return [server_trouble(Check.RELYING_PARTY, error, str(base), case="path")]
     where = "" if found == base else f", mounted at {found.path}"
-    return [Finding.ok(Check.RELYING_PARTY, f"{base.authority} answers{where}", subject=base.authority)]
+    through = Way(str(base)).through
+    return [
+        Finding.ok(Check.RELYING_PARTY, f"{base.authority} answers{through}{where}", subject=base.authority)
+    ]
 
 
 async def examine_tunnel_services(tunnels: Mapping[int, str], tls: ssl.SSLContext | None) -> list[Finding]:
@@ -130,7 +134,7 @@ async def _examine_assigned(base: str, tls: ssl.SSLContext | None, severity: Sta
             return _no_tunnel_service(host, refused.status, severity)
     except HeadlessPasskeyError as error:
         return server_trouble(Check.TUNNEL_SERVICE, error, base, severity)
-    return Finding.ok(Check.TUNNEL_SERVICE, f"{host} answers", subject=host)
+    return Finding.ok(Check.TUNNEL_SERVICE, f"{host} answers{Way(base).through}", subject=host)
 
 
 async def _examine_own(base: str, tls: ssl.SSLContext | None) -> Finding:
@@ -140,7 +144,7 @@ async def _examine_own(base: str, tls: ssl.SSLContext | None) -> Finding:
         async with open_tunnel(
             new_url(base, secrets.token_bytes(TUNNEL_ID_SIZE)), tls=tls, connect_timeout=LIMIT
         ):
-            return Finding.ok(Check.TUNNEL_SERVICE, f"{host} opens tunnels", subject=host)
+            return Finding.ok(Check.TUNNEL_SERVICE, f"{host} opens tunnels{Way(base).through}", subject=host)
     except TunnelRefused as refused:
         if refused.status >= 500 or refused.status == 429:
             return server_trouble(Check.TUNNEL_SERVICE, refused, base)
