@@ -4,9 +4,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
+.PHONY: help demo test test-fast check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
 
-demo: $(VENV)/demo.done  ## a whole sign-in on this machine
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/demo.done  ## a whole sign-in on this machine; DEMO=--help lists other stories
 	@$(BIN)/python examples/demo.py $(DEMO)
 
 # on all cores, and not on more than eight; one that is idle takes over what others have still to do

@@ -1,25 +1,32 @@
-"""A whole passkey sign-in on this machine: every party a process of its own, real TLS, emulated radio.
+"""A whole passkey sign-in on this machine: every party a process of its own.
 
-    make demo                                a hub joins an account, registers a passkey, signs in
-    make demo DEMO=--decline                 the user says no on the phone
-    make demo DEMO=--expire                  nobody answers (with a deadline of a few seconds)
-    make demo DEMO=--notifications-off       the companion starts later and asks what is pending
-    make demo DEMO=--race                    two companions approve at once, one wins
-    make demo DEMO=--rogue-relay             the relay swaps the FIDO URL for one of its own
-    make demo DEMO=--json                    events as JSON, one a line
+TLS is real, the radio is emulated. There are several stories:
 
-The exit status is the device's: 0 signed in, 5 the phone said no, 7 expired, 8 refused by a trust check.
-Everything is started as a user would start it; nothing of the packages is imported here.
+    make demo                            a hub joins, registers and signs in
+    make demo DEMO=--decline             the user says no on the phone
+    make demo DEMO=--expire              nobody answers (within some seconds)
+    make demo DEMO=--notifications-off   the companion asks what is pending, later
+    make demo DEMO=--race                two companions approve, one wins
+    make demo DEMO=--rogue-relay         the relay swaps the FIDO URL for its own
+    make demo DEMO=--json                events as JSON, one a line
+
+The exit status is 0 when the story ended as it should, with a session or, in
+those that show a defence, without one; 1 when it did not. All times are seconds
+since the demo was started, by one clock, and tell the order of what happened.
+
+Everything is started as a user would start it; nothing of the packages is
+imported here.
 """
 
 import argparse
 import asyncio
+import bisect
 import json
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -39,48 +46,50 @@ PHONE: Final = "Ada's phone"
 TABLET: Final = "Ada's tablet"
 EXPIRE_AFTER: Final = "4"  # seconds, in place of five minutes
 
-# What a stage of the device means to an onlooker: who acts, what happens, and who holds what then.
-STAGES: Final[dict[str, tuple[str, str, str]]] = {
-    "prepared": ("device", "made a FIDO URL for each companion; radio on", "FIDO URL: the device alone"),
-    "submitted": ("relay", "queued the request", "relay: sealed envelopes it cannot open"),
-    "delivered": ("relay", "told the companion", "companion: its envelope"),
-    "claimed": ("relay", "granted the claim, once", "companion: the FIDO URL, checked and approved"),
-    "opened": ("relay", "heard that the phone has the FIDO URL", "phone: the FIDO URL"),
-    "advert-heard": (
-        "device",
-        "heard the phone's advert over Bluetooth",
-        "device and phone: the pre-shared key",
-    ),
-    "tunnel-joined": ("device", "joined the tunnel the advert names", "tunnel service: two ends, no keys"),
-    "channel-open": (
-        "device",
-        "Noise handshake done: the phone read our URL",
-        "tunnel service: ciphertext only",
-    ),
-    "attempt-failed": ("device", "that did not lead to the phone; listening on", "device: still waiting"),
-    "request-sent": ("device", "got a challenge from the relying party, sent it", "phone: the challenge"),
-    "reply-checked": ("device", "checked the phone's response", "device: the signed response"),
-    "completed": (
-        "relying party",
-        "verified the response, opened a session",
-        "device: a session bound to its key",
-    ),
+# What the device tells: what happened, and who holds what then. The phone is the companion's.
+STAGES: Final[dict[str, tuple[str, str]]] = {
+    "prepared": ("made FIDO URLs; listens to Bluetooth", "hub: FIDO URLs"),
+    "submitted": ("sent them sealed; the relay queues", "relay: sealed bytes"),
+    "delivered": ("hears that a companion has it", ""),
+    "claimed": ("hears that one claim is granted", ""),
+    "opened": ("hears that the phone has the URL", ""),
+    "advert-heard": ("heard the phone's Bluetooth advert", "hub: the shared key"),
+    "tunnel-joined": ("joined the tunnel the advert names", "tunnel: two ends"),
+    "channel-open": ("knows by Noise: phone read our URL", "tunnel: ciphertext"),
+    "attempt-failed": ("was led nowhere; listens on", ""),
+    "request-sent": ("fetched a challenge and sent it", "phone: the challenge"),
+    "reply-checked": ("checked the phone's response", "hub: the response"),
+    "completed": ("verified it, opened a session", "hub: a bound session"),
 }
 
-
-# What a companion, and the software phone in it, say of themselves.
+# What a companion, and the software phone in it, tell.
 COMPANION_STAGES: Final[dict[str, tuple[str, str]]] = {
-    "arrived": ("opened its envelope, made every check, asks its user", "companion: the FIDO URL"),
-    "refused": ("REFUSED the request", "nobody: what came was not the device's"),
-    "claimed": ("its user approved; it holds the claim", "companion: the claim"),
-    "claim-lost": ("another companion was faster; nothing was opened", ""),
+    "arrived": ("opened its envelope, checked it all", "phone: the FIDO URL"),
+    "refused": ("REFUSED it", "nobody: anything"),
+    "claimed": ("has the claim, for its user agreed", ""),
+    "claim-lost": ("was slower, and opened nothing", ""),
+    "opened": ("handed the FIDO URL to its phone", ""),
     "gone": ("the request is gone", ""),
-    "phone-advertising": ("phone: tunnel open, advertising over Bluetooth", "phone: the pre-shared key"),
-    "phone-asked": ("phone: verifies its user", "phone: the challenge"),
-    "phone-answered": ("phone: signed the challenge", "device: the signed response"),
-    "declined": ("its user declined", ""),
+    "phone-advertising": ("advertises over Bluetooth", "phone: the shared key"),
+    "phone-asked": ("verifies its user", ""),
+    "phone-verified": ("signs the challenge", ""),
+    "declined": ("its user said no", ""),
     "failed": ("gave up", ""),
 }
+
+HELD_BACK: Final = 0.3  # seconds a JSON event waits for others that happened before it and are told later
+
+
+@dataclass(frozen=True)
+class Step:
+    """Something that happened."""
+
+    elapsed: float  # seconds since the story began
+    who: str
+    what: str
+    holds: str  # who holds what now
+    stage: str | None = None  # as the program calls it
+    reason: str | None = None
 
 
 @dataclass
@@ -89,142 +98,219 @@ class Timeline:
 
     as_json: bool
     console: Console
-    waiting: str = "starting"
+    waiting: str = "the programs start"
     title: str = ""
     took: float = 0.0  # seconds from sign_in() to session
-    rows: list[tuple[float, str, str, str]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)  # of the whole story, in the order in which they happened
+    _told: int = 0  # how many of them are on the screen for good
     _seen: dict[str, asyncio.Event] = field(default_factory=dict)
-    _began: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=time.time)
+    _held: list[dict[str, Any]] = field(default_factory=list)
 
     def chapter(self, title: str) -> None:
-        """A new act: the rows so far stay on the screen."""
+        """A new act: the steps so far stay on the screen."""
         self.flush()
         self.title = title
-        self._began = time.monotonic()
         self._emit(event="chapter", title=title)
 
-    def add(self, who: str, what: str, holds: str = "", **more: Any) -> None:
-        elapsed = max(0.0, time.monotonic() - self._began)
-        self.rows.append((elapsed, who, what, holds))
-        self._emit(event="step", elapsed=round(elapsed, 4), who=who, what=what, holds=holds, **more)
+    def add(self, who: str, what: str, holds: str = "", *, at: float | None = None, **more: Any) -> None:
+        """Something happened. at: when, in Unix seconds; now, where nobody says."""
+        elapsed = max(0.0, (time.time() if at is None else at) - self._began)
+        stage, reason = more.get("stage"), more.get("reason")
+        step = Step(elapsed, who, what, holds, stage, reason)
+        bisect.insort(self.steps, step, lo=self._told, key=lambda each: each.elapsed)
+        self._hold(event="step", elapsed=round(elapsed, 4), who=who, what=what, holds=holds, **more)
 
     def heard(self, program: str, line: str) -> None:
         """A line from a program's stderr."""
         said = event(line)
         if said is None:
             return
-        stage = str(said.get("stage"))
+        stage, at = str(said.get("stage")), said.get("at")
         if program == DEVICE and stage in STAGES:
-            who, what, holds = STAGES[stage]
-            self.waiting = what
-            if stage == "prepared":
-                self._began = time.monotonic() - said["elapsed"]  # from here on time counts from sign_in()
-            self.seen(stage).set()
+            what, holds = STAGES[stage]
+            self.waiting = f"{DEVICE} {what}"
             if stage == "completed":
                 self.took = said["elapsed"]
-            self.add(who, what, holds, stage=stage)
-        elif stage in COMPANION_STAGES:
+            self.add("relying party" if stage == "completed" else DEVICE, what, holds, at=at, stage=stage)
+            self.seen(stage).set()
+        elif program != DEVICE and stage in COMPANION_STAGES:
             what, holds = COMPANION_STAGES[stage]
             reason = said.get("reason")
-            self.add(program, f"{what}: {reason}" if reason else what, holds, stage=stage)
+            if stage == "failed" and reason == "declined":  # on the phone
+                what, reason = COMPANION_STAGES["declined"][0], None
+            what = f"{what}: {reason}" if reason and stage in ("refused", "failed") else what
+            self.add(program, what, holds, at=at, stage=stage, reason=reason)
         elif "error" in said:
-            self.add(program, said["message"], "", reason=said["reason"], status=said["status"])
+            self.add(program, said["message"], reason=said["reason"], status=said["status"])
 
     def seen(self, stage: str) -> asyncio.Event:
-        """Set once a program has told of `stage`."""
+        """Set once the device has told of `stage`."""
         return self._seen.setdefault(stage, asyncio.Event())
 
-    def conclude(self, status: int, session: dict[str, Any] | None) -> None:
-        """The end of the story: the session, or why there is none."""
+    def conclude(self, ending: "Ending", status: int, session: dict[str, Any] | None) -> int:
+        """The end of the story, and whether it is the right one; the exit status."""
+        right = ending.is_right(self, status, session)
         name = None if session is None else session["user"]["name"]
-        self._emit(event="end", status=status, user=name, seconds=self.took if session else None)
-        self.flush()
-        if self.as_json:
-            return
-        if session is None:
-            text = f"No session: the device ended with status {status}."
-        else:
+        text = ending.says if right else f"{ending.otherwise}\nThe device ended with status {status}."
+        if session is not None:
             until = time.strftime("%Y-%m-%d %H:%M", time.localtime(session["ends_at"]))
-            text = (
-                f"{name} is signed in on the device until {until}.\n"
-                f"{self.took:.3f} s from sign_in() to the session, which is bound to the device's key."
+            text += (
+                f"\n{name} is signed in on {DEVICE} until {until}.\n"
+                f"{self.took:.3f} s from sign_in() to the session, bound to the device's key."
             )
-        self.console.print(Panel(Text(text), border_style="green" if session else "red", expand=False))
+        self.flush()
+        seconds = self.took if session else None
+        self._emit(event="end", status=status, right=right, text=text, user=name, seconds=seconds)
+        if not self.as_json:
+            self.console.print(Panel(Text(text), border_style="green" if right else "red", expand=False))
+        return 0 if right else 1
 
     def flush(self) -> None:
-        if self.rows and not self.as_json:
+        """What has happened so far is told for good."""
+        self._release(everything=True)
+        if self._told < len(self.steps) and not self.as_json:
             self.console.print(self._table())
-        self.rows.clear()
+        self._told = len(self.steps)
 
     def __rich__(self) -> Group:
         return Group(self._table(), Spinner("dots", text=Text(f" {self.waiting} …", style="dim")))
 
     def _table(self) -> Table:
-        table = Table(title=self.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        table.add_column("s", justify="right", style="cyan", no_wrap=True)
-        table.add_column("who", no_wrap=True)
-        table.add_column("what happens")
-        table.add_column("who holds what now")
-        for elapsed, who, what, holds in self.rows:
-            table.add_row(f"{elapsed:.3f}", Text(who, "bold"), Text(what), Text(holds, "green"))
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            title_style="bold",
+            box=None,
+            pad_edge=False,
+            padding=(0, 1, 0, 0),
+        )
+        table.add_column("s", justify="right", style="cyan", no_wrap=True, width=6)
+        table.add_column("who", no_wrap=True, width=13)
+        table.add_column("what happens", width=36)
+        table.add_column("who holds what", width=21)
+        for step in self.steps[self._told :]:
+            who, what, holds = Text(step.who, "bold"), Text(step.what), Text(step.holds, "green")
+            table.add_row(f"{step.elapsed:.3f}", who, what, holds)
         return table
+
+    def _hold(self, **values: Any) -> None:
+        """Tell of a step, after those that happened before it."""
+        bisect.insort(self._held, values, key=lambda each: each["elapsed"])
+        asyncio.get_running_loop().call_later(HELD_BACK, self._release)
+
+    def _release(self, *, everything: bool = False) -> None:
+        ripe = time.time() - self._began - HELD_BACK
+        while self._held and (everything or self._held[0]["elapsed"] <= ripe):
+            self._emit(**self._held.pop(0))
 
     def _emit(self, **values: Any) -> None:
         if self.as_json:
             print(json.dumps(values), flush=True)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a story should end."""
+
+    says: str
+    otherwise: str = "This did not end as it should."
+    status: int = 0  # of the device
+    held: Callable[[Timeline], bool] = lambda _timeline: True  # whether a defence did its part
+
+    def is_right(self, timeline: Timeline, status: int, session: dict[str, Any] | None) -> bool:
+        return status == self.status and (session is not None) == (status == 0) and self.held(timeline)
+
+
+def nothing_was_opened(timeline: Timeline) -> bool:
+    """What the relay forged was refused for its signature, and nobody was asked or handed anything."""
+    reasons = [step.reason for step in timeline.steps if step.stage == "refused"]
+    told = {step.stage for step in timeline.steps}
+    return reasons == ["bad-signature"] and not told & {
+        "claimed",
+        "opened",
+        "phone-advertising",
+        "phone-verified",
+    }
+
+
+def one_phone_was_asked(timeline: Timeline) -> bool:
+    """In each of the two ceremonies one companion had the claim, and its phone alone was asked."""
+    told = [(step.stage, step.who) for step in timeline.steps if step.who in (PHONE, TABLET)]
+    claimed = [who for stage, who in told if stage == "claimed"]
+    return len(claimed) == 2 and claimed == [who for stage, who in told if stage == "phone-verified"]
+
+
+ENDINGS: Final = {
+    "plain": Ending("A sign-in as it should be."),
+    "notifications_off": Ending("A sign-in as it should be, although nobody was told of it."),
+    "decline": Ending("As it should be: the user said no, and there is no session.", status=5),
+    "expire": Ending("As it should be: nobody answered, and the request is over.", status=7),
+    "race": Ending(
+        "The defence held: both companions said yes, the relay let one of them claim\n"
+        "it, and that one's phone alone was asked.",
+        "The defence did NOT hold: not exactly one phone was asked.",
+        held=one_phone_was_asked,
+    ),
+    "rogue_relay": Ending(
+        f"The defence held: the relay put a FIDO URL of its own in place of the\n"
+        f"hub's, {PHONE} refused it by its signature, and nobody was asked.",
+        "The defence did NOT hold: the relay's own FIDO URL was not refused.",
+        status=8,
+        held=nothing_was_opened,
+    ),
+}
+
+
 async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> int:
-    """The whole story; the exit status of the device's last ceremony."""
-    relay: tuple[str | Path, ...] = ("companion-push", "relay")
-    if args.rogue_relay:
-        relay = (sys.executable, Path(__file__).with_name("rogue_relay.py"))
-    async with World.start(folder, on_line=timeline.heard, relay=relay) as world:
-        timeline.chapter("Joining an account: keys are handed over outside the relay")
-        timeline.waiting = "the programs start"
-        timeline.add("relay", "waits for requests", "relay: nothing that opens anything")
+    """The whole story; the exit status."""
+    ending = ENDINGS[next((name for name in ENDINGS if getattr(args, name, False)), "plain")]
+    async with World.start(folder, on_line=timeline.heard, relay=_relay(args)) as world:
+        timeline.chapter(f"{DEVICE} joins an account; keys are handed over outside the relay")
+        timeline.add("relay", "waits for requests", "relay: no keys")
         await world.found_account(PHONE)
-        timeline.add(PHONE, "founded the account with a one-time code", f"{PHONE}: the ring, version 1")
+        timeline.add(PHONE, "founded the account with a code", "phone: ring 1")
         await world.invite(PHONE, "device", DEVICE)
-        timeline.add("device", f"joined as {DEVICE!r} by invitation", "device: a ring that the phone signed")
+        timeline.add(DEVICE, "joined by an invitation", "hub: ring 2, signed")
         if args.race:
             await world.invite(PHONE, "companion", TABLET)
-            timeline.add(TABLET, "joined as a second companion", f"{TABLET}: the same ring")
+            timeline.add(TABLET, "joined as a second companion", "tablet: ring 3")
             await world.companion(TABLET, "--uv", "accept")
 
         if not args.rogue_relay:  # a rogue relay lets no registration through either
-            timeline.chapter(
-                "Registering a passkey (seconds from sign_in(); before it, from the start of this part)"
-            )
+            timeline.chapter("It registers a passkey")
             companion = await world.companion(PHONE, "--uv", "accept")
             status, account = await world.ceremony(DEVICE, "register", "--user", USER)
             if status != 0 or account is None:
-                return status
-            timeline.add(
-                "relying party", f"registered {account['user']['name']}", "relying party: a public key"
-            )
+                return timeline.conclude(Ending("", "The registration failed."), status, None)
+            timeline.add("relying party", f"registered {account['user']['name']}", "relying party: a key")
             if not args.race:
                 await companion.stop()
 
-        timeline.chapter("Signing in")
+        timeline.chapter("It signs in")
         if args.expire:
-            timeline.add(PHONE, f"is switched off; the device waits {EXPIRE_AFTER} s", "")
+            timeline.add(PHONE, f"is off; the device waits {EXPIRE_AFTER} s")
             status, session = await world.ceremony(DEVICE, "sign-in", "--timeout", EXPIRE_AFTER)
         elif args.notifications_off:
-            timeline.add(PHONE, "has notifications off: no connection is held", "")
+            timeline.add(PHONE, "has notifications off")
             timeline.seen("submitted").clear()
             signing_in = asyncio.create_task(world.ceremony(DEVICE, "sign-in"))
             await timeline.seen("submitted").wait()
-            timeline.add(PHONE, "is opened only now, and asks what is pending", "relay: the request, queued")
+            timeline.add(PHONE, "is opened now, asks what is pending")
             await world.companion(PHONE, "--uv", "accept", "--pending")
             status, session = await signing_in
         else:
             if not args.race:
                 await world.companion(PHONE, "--uv", "decline" if args.decline else "accept")
-            timeline.add(PHONE, "holds a connection to the relay", "nobody: anything yet")
+            timeline.add(PHONE, "holds a connection to the relay")
             status, session = await world.ceremony(DEVICE, "sign-in")
-        timeline.conclude(status, session)
-        return status
+    return timeline.conclude(ending, status, session)
+
+
+def _relay(args: argparse.Namespace) -> tuple[str | Path, ...]:
+    if args.rogue_relay:
+        return (sys.executable, Path(__file__).with_name("rogue_relay.py"))
+    return ("companion-push", "relay")
 
 
 async def _until_terminated(story: Coroutine[Any, Any, int]) -> int:
@@ -234,7 +320,7 @@ async def _until_terminated(story: Coroutine[Any, Any, int]) -> int:
     return await task
 
 
-def main() -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -247,7 +333,11 @@ def main() -> int:
     story.add_argument("--race", action="store_true", help="two companions approve at once")
     story.add_argument("--rogue-relay", action="store_true", help="the relay swaps the FIDO URL")
     parser.add_argument("--json", action="store_true", help="events as JSON, one a line")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> int:
+    args = make_parser().parse_args()
     console = Console()
     timeline = Timeline(args.json, console)
     try:

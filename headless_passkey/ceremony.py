@@ -15,6 +15,7 @@ from headless_passkey.command_line import (
     UsageError,
     expand_home,
     out,
+    progress,
     read_input,
     show_progress,
     talk,
@@ -185,16 +186,16 @@ class Ceremony:
         return RelayDelivery(Relay(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
 
     def _on_report(self, what: str) -> None:
-        talk(json.dumps({"warning": what}) if self._args.json else what)
+        talk(progress(warning=what) if self._args.json else what)
 
     def _tell_digits(self) -> None:
         if self._digits is not None:
             what = f"number to type on the companion: {self._digits}"
-            talk(json.dumps({"digits": self._digits}) if self._args.json else what)
+            talk(progress(digits=self._digits) if self._args.json else what)
 
     def _on_stage(self, event: StageEvent) -> None:
         if self._args.json:
-            talk(json.dumps({"stage": event.stage, "elapsed": round(event.elapsed, 4), **event.detail}))
+            talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), **event.detail))
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 
@@ -208,7 +209,7 @@ class Ceremony:
                 "user_name": credential.user_name,
                 "user_checked": signed_in.user_checked,
             }
-            talk(json.dumps({"account": account}))
+            talk(progress(account=account))
         else:
             who = printable(credential.user_name or handle or "the owner of an allowed credential")
             checked = "" if signed_in.user_checked else " (nobody was expected, so this was not checked)"

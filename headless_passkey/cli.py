@@ -22,6 +22,7 @@ from headless_passkey.command_line import (
     expand_home,
     label_or_name,
     out,
+    progress,
     read_secret_line,
     run,
     talk,
@@ -318,7 +319,7 @@ async def _join(args: argparse.Namespace) -> None:
 
 def _say(args: argparse.Namespace, text: str, **details: object) -> None:
     """A line of talk: text for people, an object for programs."""
-    talk(json.dumps(details) if args.json else text)
+    talk(progress(**details) if args.json else text)
 
 
 async def _leave(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import textwrap
+import time
 import tomllib
 import traceback
 from codecs import BOM_UTF8
@@ -243,6 +244,11 @@ def talk(message: str) -> None:
     if stderr is not None:  # closed by whoever started us; print would take stdout instead
         with contextlib.suppress(OSError):
             print(message, file=stderr, flush=True)
+
+
+def progress(**details: object) -> str:
+    """What happened, as an object for programs: when it did (`at`, Unix seconds), and `details`."""
+    return json.dumps({"at": round(time.time(), 4), **details})
 
 
 def show_progress(message: str) -> None:

@@ -38,6 +38,7 @@ from headless_passkey.command_line import (
     UsageError,
     expand_home,
     out,
+    progress,
     read_secret_line,
     show_progress,
     talk,
@@ -326,7 +327,7 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
             said = request.announcement
             details |= {"device": request.device.label, "kind": str(said.kind), "rp_id": said.rp_id}
             details |= {"expires": said.expires, "digits": said.digits is not None}
-        talk(json.dumps({"stage": str(notice.stage), **details}))
+        talk(progress(stage=notice.stage, **details))
     elif request is not None and args.consent != "ask":
         talk("\n".join(describe(request, time.time())))
     elif request is not None:
@@ -341,7 +342,7 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
 
 def _line(args: argparse.Namespace, text: str, **details: object) -> str:
     """A line of talk: text for people, an object for programs."""
-    return json.dumps(details) if args.json else text
+    return progress(**details) if args.json else text
 
 
 def _state(args: argparse.Namespace) -> CompanionState:

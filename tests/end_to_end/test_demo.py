@@ -1,8 +1,10 @@
 """The demo, run as `make demo` runs it: each story ends with the status that is true, and leaves nothing behind."""
 
 import asyncio
+import io
 import json
 import os
+import re
 import secrets
 import signal
 import sys
@@ -11,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import demo
 import pytest
+from rich.console import Console
 
 from tests.end_to_end.household import processes
 
@@ -39,9 +43,10 @@ def marker() -> tuple[str, str]:
     return "HEADLESS_PASSKEY_TEST_DEMO", secrets.token_hex(8)
 
 
-async def start(*options: str, mark: tuple[str, str], temporary: Path) -> Process:
+async def start(*options: str, mark: tuple[str, str], temporary: Path, **environment: str) -> Process:
+    more = [f"{name}={value}" for name, value in environment.items()]
     return await asyncio.create_subprocess_exec(
-        "/usr/bin/env", f"{mark[0]}={mark[1]}", f"TMPDIR={temporary}", sys.executable, DEMO, *options,
+        "/usr/bin/env", *more, f"{mark[0]}={mark[1]}", f"TMPDIR={temporary}", sys.executable, DEMO, *options,
         stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True,
     )  # fmt: skip
 
@@ -75,42 +80,147 @@ async def test_the_plain_story_ends_with_a_session(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "status"), [("--decline", 5), ("--expire", 7), ("--notifications-off", 0)]
+    ("option", "status", "user"),
+    [("--decline", 5, None), ("--expire", 7, None), ("--notifications-off", 0, "ada")],
+    ids=["decline", "expire", "notifications off"],
 )
-async def test_a_variant_ends_with_its_true_status(option: str, status: int, tmp_path: Path) -> None:
+async def test_a_variant_ends_well_when_it_ends_as_it_should(
+    option: str, status: int, user: str | None, tmp_path: Path
+) -> None:
     story = await tell(option, temporary=tmp_path)
-    assert story.status == story.end["status"] == status
-    assert story.end["user"] == ("ada" if status == 0 else None)
+    assert (story.status, story.end["status"], story.end["right"]) == (0, status, True)
+    assert story.end["user"] == user
+    assert "as it should be" in story.end["text"].lower()
+    if option == "--notifications-off":
+        check_order(story)
+
+
+def check_order(story: Story) -> None:
+    """One clock, causes before effects, and one name for each who does something."""
+    steps = sorted(
+        (event for event in story.events if event["event"] == "step"), key=lambda step: step["elapsed"]
+    )
+    for before, after in (
+        ("prepared", "submitted"),
+        ("arrived", "phone-advertising"),
+        ("phone-advertising", "advert-heard"),
+        ("advert-heard", "request-sent"),
+        ("phone-asked", "phone-verified"),
+        ("phone-verified", "reply-checked"),
+        ("reply-checked", "completed"),
+    ):
+        order = [step["stage"] for step in steps if step.get("stage") in (before, after)]
+        assert order == [before, after] * 2  # a registration and a sign-in
+    assert {step["who"] for step in steps} == {"Kitchen hub", PHONE, "relay", "relying party"}
 
 
 @pytest.mark.threat("T5")
 async def test_in_the_race_one_companion_opens_each_request(tmp_path: Path) -> None:
     story = await tell("--race", temporary=tmp_path)
-    assert story.status == story.end["status"] == 0
-    answered = [event for event in story.events if event.get("stage") == "phone-answered"]
-    assert len(answered) == 2  # a registration and a sign-in
+    assert (story.status, story.end["status"]) == (0, 0)
+    assert story.end["text"].startswith("The defence held")
+    signing = [event for event in story.events if event.get("stage") == "phone-verified"]
+    assert len(signing) == 2  # a registration and a sign-in
 
 
 @pytest.mark.threat("T2")
 async def test_the_rogue_relay_is_refused_before_everybodys_eyes(tmp_path: Path) -> None:
     story = await tell("--rogue-relay", temporary=tmp_path)
-    assert story.status == story.end["status"] == 8
+    assert (story.status, story.end["status"]) == (0, 8)
+    assert story.end["text"].startswith("The defence held")
     refused = [event for event in story.events if event.get("stage") == "refused"]
-    assert refused
+    assert [event["reason"] for event in refused] == ["bad-signature"]
     assert not any(event.get("stage") in ("claimed", "opened") for event in story.events)
 
 
-async def test_for_people_it_prints_the_timeline_and_the_session(tmp_path: Path) -> None:
+@pytest.mark.threat("T2")
+async def test_a_defence_that_nothing_was_up_against_did_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The story of the rogue relay, with an honest one."""
+    monkeypatch.setattr(demo, "_relay", lambda _args: ("companion-push", "relay"))
+    timeline = demo.Timeline(as_json=False, console=Console(file=io.StringIO(), width=80))
+    async with asyncio.timeout(TIMEOUT):
+        status = await demo.demo(demo.make_parser().parse_args(["--rogue-relay"]), timeline, tmp_path)
+    assert status == 1
+    assert isinstance(timeline.console.file, io.StringIO)
+    assert "The defence did NOT hold" in timeline.console.file.getvalue()
+
+
+PHONE, TABLET = "Ada's phone", "Ada's tablet"
+Told = tuple[str, str, str | None]  # who tells of which stage, and the reason
+
+
+def told(*steps: Told) -> demo.Timeline:
+    """The story in which the programs told of these."""
+    timeline = demo.Timeline(as_json=True, console=Console(file=io.StringIO()))
+    timeline.steps = [demo.Step(0.0, who, "", "", stage, reason) for who, stage, reason in steps]
+    return timeline
+
+
+REFUSED: Told = (PHONE, "refused", "bad-signature")
+SESSION = {"user": {"name": "ada"}}
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "session"),
+    [
+        ([], 8, None),
+        ([(PHONE, "refused", "unknown-device")], 8, None),
+        ([REFUSED, (PHONE, "claimed", None)], 8, None),
+        ([REFUSED, (PHONE, "phone-advertising", None)], 8, None),
+        ([REFUSED], 7, None),
+        ([REFUSED], 0, SESSION),
+    ],
+    ids=["not refused", "another reason", "claimed", "a phone was asked", "another status", "a session"],
+)
+def test_what_else_may_come_of_a_rogue_relay_is_no_defence(
+    steps: list[Told], status: int, session: dict[str, Any] | None
+) -> None:
+    ending = demo.ENDINGS["rogue_relay"]
+    assert ending.is_right(told(REFUSED), 8, None)
+    assert not ending.is_right(told(*steps), status, session)
+
+
+REGISTERED: list[Told] = [(TABLET, "claimed", None), (TABLET, "phone-verified", None)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "right"),
+    [
+        ([*REGISTERED, (PHONE, "claimed", None), (PHONE, "phone-verified", None)], True),
+        ([*REGISTERED, *REGISTERED], True),
+        ([*REGISTERED, *REGISTERED, (PHONE, "claimed", None)], False),
+        ([*REGISTERED, (PHONE, "claimed", None), (TABLET, "phone-verified", None)], False),
+        (REGISTERED, False),
+    ],
+    ids=["each once", "one both times", "two claims", "another phone", "one ceremony"],
+)
+def test_a_race_has_one_claim_and_one_phone_each_time(
+    steps: list[Told],
+    right: bool,  # noqa: FBT001
+) -> None:
+    assert demo.ENDINGS["race"].is_right(told(*steps), 0, SESSION) is right
+
+
+async def test_for_people_it_prints_the_timeline_and_the_session_in_eighty_columns(tmp_path: Path) -> None:
     mark = marker()
-    process = await start(mark=mark, temporary=tmp_path)
+    process = await start(mark=mark, temporary=tmp_path, COLUMNS="80")
     async with asyncio.timeout(TIMEOUT):
         output, complaints = await process.communicate()
     assert process.returncode == 0
     assert complaints == b""
     text = output.decode()
-    assert "is signed in on the device until" in text
+    assert "ada is signed in on Kitchen hub until" in text
     assert "from sign_in() to the session" in text
     assert "Traceback" not in text
+    lines = text.splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    steps = [line for line in lines if re.match(r" *\d+\.\d{3} ", line)]
+    assert len(steps) > 20
+    assert (
+        len(lines) == len(steps) + 3 * 2 + 5
+    )  # titles and headings, and the end in its frame: a step has one line
     left_nothing(mark, tmp_path)
 
 
@@ -118,8 +228,8 @@ async def test_for_people_it_prints_the_timeline_and_the_session(tmp_path: Path)
     ("moment", "number"),
     [
         ("chapter", signal.SIGINT),
-        ("made a FIDO URL", signal.SIGINT),
-        ("made a FIDO URL", signal.SIGTERM),
+        ("made FIDO URLs", signal.SIGINT),
+        ("made FIDO URLs", signal.SIGTERM),
     ],
     ids=["SIGINT at first", "SIGINT in a ceremony", "SIGTERM in a ceremony"],
 )
@@ -145,7 +255,7 @@ async def test_a_terminal_that_interrupts_all_programs_at_once_gets_one_line(tmp
     process = await start("--json", mark=mark, temporary=tmp_path)
     assert process.stdout is not None
     async with asyncio.timeout(TIMEOUT):
-        while b"made a FIDO URL" not in await process.stdout.readline():
+        while b"made FIDO URLs" not in await process.stdout.readline():
             assert not process.stdout.at_eof()
         for each in processes("=".join(mark)):
             os.kill(each, signal.SIGINT)
