@@ -1,51 +1,37 @@
-"""The device SDK as a program of its own: a sign-in at a relying party, with every stage told.
+"""The device SDK as a program of its own: a sign-in at a relying party, with every stage told, and the session used.
 
     python examples/sign_in.py https://login.example
 
 It needs a device that has joined an account (`headless-passkey join`) and a Bluetooth adapter.
 """
 
+import argparse
 import asyncio
 import sys
 from pathlib import Path
 
-from headless_passkey import enrolment
-from headless_passkey.conduit import Conduit
-from headless_passkey.delivery import RelayDelivery
+from headless_passkey.device import Device
 from headless_passkey.errors import HeadlessPasskeyError
-from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.proven_http import ProvenHttp, open_session
-from headless_passkey.radio.bleak import BleakRadio
-from headless_passkey.relay import Relay
-from headless_passkey.sign_in import Ask, sign_in
 
 STATE = Path("~/.local/state/headless-passkey").expanduser()
 
 
 async def main(relying_party: str) -> None:
-    device = enrolment.load(STATE)
-    async with open_session(tls=None) as http:
-        conduit = Conduit(
-            ProvenHttp(http, relying_party, device.key),
-            origin=relying_party,
-            kind=Hint.GET_ASSERTION,
-            label=device.label,
+    async with Device.open(STATE) as device:
+        session = await device.sign_in(
+            relying_party, on_stage=lambda event: print(f"{event.elapsed:6.2f} s  {event.stage}")
         )
-        delivery = RelayDelivery(Relay(ProvenHttp(http, device.relay_url, device.key)), STATE)
-        signed_in = await sign_in(
-            Ask(kind=Hint.GET_ASSERTION, origin=conduit.origin, rp_id=conduit.host),
-            conduit.begin,  # asked for a challenge when the phone is there
-            delivery=delivery,
-            radio=BleakRadio(),
-            on_stage=lambda event: print(f"{event.elapsed:6.2f} s  {event.stage}"),
-            settle=conduit.complete,  # the relying party verifies, and opens a session
-        )
-    checked = "" if signed_in.user_checked else " (nobody was expected)"
-    print(f"signed in as {conduit.session.user_name if conduit.session else '?'}{checked}")
+        print(f"signed in as {session.user_name}; the session is kept in {session.path}")
+        answer = await session.fetch(f"{session.relying_party}/session")
+        print(f"the relying party knows it: status {answer.status}")
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("relying_party", metavar="URL")
     try:
-        asyncio.run(main(sys.argv[1]))
+        asyncio.run(main(parser.parse_args().relying_party))
     except HeadlessPasskeyError as error:
         sys.exit(f"{type(error).__name__}: {error}")

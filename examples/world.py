@@ -44,9 +44,13 @@ class World:
         *,
         on_line: Callable[[str, str], None] = lambda _name, _line: None,
         relay: tuple[str | Path, ...] = ("companion-push", "relay"),
+        relying_party: tuple[str | Path, ...] = (),
         environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator["World"]:
-        """The four servers: radio, tunnel service, relay, relying party. relay: another program in its place."""
+        """The four servers: radio, tunnel service, relay, relying party. relay: another program in its place.
+
+        relying_party: further options of it.
+        """
         world = cls(folder, on_line, make_certificate(folder), environment=environment or {})
         async with running(world.programs):
             ether, tunnel, queue, rp = await asyncio.gather(
@@ -55,7 +59,7 @@ class World:
                 world.serve("relay", *relay, "--store", world.relay_store, *_NO_LIMITS),
                 world.serve(
                     "relying party", "relying-party", "serve", "--store", world.relying_party_store,
-                    "--rp-id", "localhost", "--rp-name", "Demo",
+                    "--rp-id", "localhost", "--rp-name", "Demo", *relying_party,
                 ),
             )  # fmt: skip
             world.radio = f"bumble:{ether}"

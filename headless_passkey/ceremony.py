@@ -5,7 +5,6 @@ import asyncio
 import json
 import secrets
 from collections.abc import Mapping
-from contextlib import AsyncExitStack
 from typing import Final
 
 import aiohttp
@@ -20,24 +19,18 @@ from headless_passkey.command_line import (
     show_progress,
     talk,
 )
-from headless_passkey.conduit import Conduit, find_relying_party
 from headless_passkey.delivery import RelayDelivery, StdoutDelivery
-from headless_passkey.errors import (
-    NotApproved,
-    NotEnrolled,
-    Outcome,
-    RemoteProtocolError,
-)
+from headless_passkey.device import Asked, Device
+from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.names import printable
-from headless_passkey.origins import RelatedOrigins, is_within
+from headless_passkey.origins import RelatedOrigins
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.related_origins import fetch_related_origins
 from headless_passkey.relay import Relay
-from headless_passkey.sign_in import Ask, Delivery, OptionsSource, SignedIn, Stage, StageEvent, sign_in
+from headless_passkey.sign_in import Ask, Delivery, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.tls import tls_context
-from headless_passkey.trust.signing import SigningKey, SoftwareSigningKey
 from headless_passkey.webauthn import (
     MAX_JSON_SIZE,
     AuthenticationOptions,
@@ -77,6 +70,8 @@ class Ceremony:
             raise UsageError("--options - and --radio stdin both want stdin")
         if args.min_rssi is not None and args.radio == "stdin":
             raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
+        if args.rp is None and (args.no_keep or args.audience):
+            raise UsageError("--no-keep and --audience are about the session, which --rp alone opens")
         if args.rp is not None and kind is Hint.MAKE_CREDENTIAL and args.user is None:
             raise UsageError("register with --rp needs --user NAME")
         self._args, self._kind, self._state = args, kind, expand_home(args.state)
@@ -87,42 +82,63 @@ class Ceremony:
 
     async def run(self) -> None:
         """The whole ceremony; the response, or with --rp the session, is one line on stdout."""
+        async with open_session(self._tls) as http:
+            if self._args.rp is None:
+                await self._for_options(http)
+            else:
+                await self._at_relying_party(http)
+
+    async def _for_options(self, http: aiohttp.ClientSession) -> None:
         args, clock = self._args, asyncio.get_running_loop().time
         deadline = clock() + args.timeout
-        more = {"note": args.note, "digits": self._digits}
-        if self._expected is not None:
-            more["user_handle"] = self._expected
-        async with AsyncExitStack() as stack:
-            http = await stack.enter_async_context(open_session(self._tls))
-            conduit = None if args.rp is None else await self._conduit(http, deadline)
-            if conduit is None:
-                known = await self._known_options(http, deadline)
-                options: OptionsSource = known
-                ask = Ask.of(known, **more)
-            else:
-                options, rp_id = conduit.begin, args.rp_id or conduit.host
-                if not is_within(conduit.host, rp_id):
-                    more["related"] = await self._related_origins(http, rp_id, deadline)
-                ask = Ask(kind=self._kind, origin=conduit.origin, rp_id=rp_id, **more)
-            self._tell_digits()
-            signed_in = await sign_in(
-                ask,
-                options,
-                delivery=self._delivery(http),
-                radio=self._radio,
-                tunnels=dict(args.tunnel),
-                tls=self._tls,
-                timeout=max(0.1, round(deadline - clock(), 1)),
-                on_stage=self._on_stage,
-                settle=None if conduit is None else conduit.complete,
-                min_rssi=args.min_rssi,
-                join_within=args.join_within,
-            )
+        options = await self._known_options(http, deadline)
+        expected = {} if self._expected is None else {"user_handle": self._expected}
+        self._tell_digits()
+        signed_in = await sign_in(
+            Ask.of(options, note=args.note, digits=self._digits, **expected),
+            options,
+            delivery=self._stdout_delivery() or self._relay_delivery(http),
+            radio=self._radio,
+            tunnels=dict(args.tunnel),
+            tls=self._tls,
+            timeout=max(0.1, round(deadline - clock(), 1)),
+            on_stage=self._on_stage,
+            min_rssi=args.min_rssi,
+            join_within=args.join_within,
+        )
         self._tell(signed_in)
-        if conduit is None or conduit.session is None:
-            out(signed_in.credential.to_json())
-        else:
-            out(json.dumps(conduit.session.to_json()))
+        out(signed_in.credential.to_json())
+
+    async def _at_relying_party(self, http: aiohttp.ClientSession) -> None:
+        args = self._args
+        device = Device(self._state, http=http, radio=self._radio, tunnels=dict(args.tunnel), tls=self._tls)
+        asked = Asked(
+            kind=self._kind,
+            user_name=args.user,
+            user_handle=self._expected,
+            rp_id=args.rp_id,
+            note=args.note,
+            digits=self._digits,
+            audience=tuple(args.audience),
+        )
+        self._tell_digits()
+        ended = await device.ask(
+            args.rp,
+            asked,
+            on_stage=self._on_stage,
+            timeout=args.timeout,
+            delivery=self._stdout_delivery(),
+            keep=not args.no_keep,
+            min_rssi=args.min_rssi,
+            join_within=args.join_within,
+        )
+        self._tell(ended.signed_in)
+        if ended.session is None:
+            out(json.dumps({**ended.opened.to_json(), "relying_party": ended.relying_party}))
+            return
+        if not args.json:
+            talk(f"the session is kept in {ended.session.path}")
+        out(json.dumps(ended.session.to_json()))
 
     async def _known_options(self, http: aiohttp.ClientSession, deadline: float) -> Options:
         """What --options holds, for the origin that --origin names."""
@@ -151,37 +167,10 @@ class Ceremony:
             )
             raise NotApproved(Outcome.EXPIRED, message) from error
 
-    async def _conduit(self, http: aiohttp.ClientSession, deadline: float) -> Conduit:
-        """To the relying party, which is looked for before anybody is asked to approve."""
-        args = self._args
-        key, label = self._identity()
-        try:
-            async with asyncio.timeout_at(deadline):
-                base = await find_relying_party(http, args.rp, key)
-        except TimeoutError as error:
-            message = f"{args.rp} did not answer within {args.timeout:g} seconds"
-            raise NotApproved(Outcome.EXPIRED, message) from error
-        return Conduit(
-            ProvenHttp(http, str(base), key),
-            origin=base.origin,
-            kind=self._kind,
-            user_name=args.user,
-            label=label,
-        )
+    def _stdout_delivery(self) -> Delivery | None:
+        return StdoutDelivery(out) if self._args.delivery == "stdout" else None
 
-    def _identity(self) -> tuple[SigningKey, str | None]:
-        """This device's key and label; a key for this run alone where it belongs to no account and needs none."""
-        try:
-            joined = enrolment.load(self._state)
-        except NotEnrolled:
-            if self._args.delivery == "relay":
-                raise
-            return SoftwareSigningKey.generate(), None
-        return joined.key, joined.label
-
-    def _delivery(self, http: aiohttp.ClientSession) -> Delivery:
-        if self._args.delivery == "stdout":
-            return StdoutDelivery(out)
+    def _relay_delivery(self, http: aiohttp.ClientSession) -> Delivery:
         joined = enrolment.load(self._state)
         return RelayDelivery(Relay(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
 

@@ -107,6 +107,7 @@ def make_parser() -> argparse.ArgumentParser:
             commands, name, act, help_text, f"headless-passkey {name} --rp https://login.example{user}"
         )
         _ceremony_options(ceremony)
+    _session_commands(commands)
     doctor = _command(
         commands,
         "doctor",
@@ -139,17 +140,120 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _session_commands(commands: Any) -> None:
+    """``session show|refresh|fetch|sign-out``: what a device does with the session of a sign-in."""
+    what = "use the session of a sign-in"
+    session = commands.add_parser("session", help=what, description=what)
+    actions = session.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    show = _command(
+        actions,
+        "show",
+        _session("show"),
+        "show the sessions that are kept, one JSON object a line, without their tokens",
+        "headless-passkey session show",
+        section="session.show",
+    )
+    refresh = _command(
+        actions,
+        "refresh",
+        _session("refresh"),
+        "get new tokens from the relying party, and show the session; fetch does it by itself",
+        "headless-passkey session refresh",
+        section="session.refresh",
+    )
+    fetch = _command(
+        actions,
+        "fetch",
+        _session("fetch"),
+        "send a request with the session's token and print the answer's body; status 11 when the answer is no,"
+        " 10 when there is no session",
+        "headless-passkey session fetch https://api.example/me",
+        section="session.fetch",
+    )
+    sign_out = _command(
+        actions,
+        "sign-out",
+        _session("sign_out"),
+        "end the session at the relying party, and forget it",
+        "headless-passkey session sign-out",
+        section="session.sign-out",
+    )
+    for parser in (show, refresh, fetch, sign_out):
+        parser.add_argument(
+            "--rp",
+            metavar="URL",
+            type=_relying_party,
+            help="the session of this relying party; needed where several are kept"
+            + (" that may be used at the URL" if parser is fetch else ""),
+        )
+        _state_option(parser)
+    for parser in (refresh, fetch, sign_out):
+        _ca_option(parser)
+    fetch.add_argument("url", metavar="URL", help="what to ask for, over https")
+    fetch.add_argument("--method", metavar="METHOD", help="default: GET, and POST with --data")
+    fetch.add_argument(
+        "--data",
+        metavar="DATA",
+        help="what to send: @FILE, @- for stdin, or the text itself where it is no secret",
+    )
+    fetch.add_argument(
+        "--header",
+        metavar="'NAME: VALUE'",
+        action="append",
+        default=[],
+        help="a header to send; repeatable. With --data, Content-Type is application/json unless it is given",
+    )
+    _audience_option(fetch, "may have the token for this request")
+    fetch.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=30.0,
+        help="deadline of the request in seconds (default: 30)",
+    )
+    sign_out.add_argument(
+        "--anyway", action="store_true", help="forget it also when the relying party cannot be told"
+    )
+
+
+def _session(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
+    async def command(args: argparse.Namespace) -> None:
+        from headless_passkey import session_command  # noqa: PLC0415
+
+        await getattr(session_command, action)(args)
+
+    return command
+
+
+def _audience_option(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        "--audience",
+        metavar="ORIGIN",
+        type=_service,
+        action="append",
+        default=[],
+        help=f"a service that {what}, beside those the relying party names; repeatable",
+    )
+
+
 def _command(
     commands: Any,
     name: str,
     act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
     help_text: str,
     called: str,
+    *,
+    section: str | None = None,
 ) -> SettingsParser:
+    """called: an example. section: of settings, where that is another word than `name`."""
     parser: SettingsParser = commands.add_parser(
         name, help=help_text, description=help_text, epilog=example(called)
     )
-    add_settings(parser, section=name, environment=f"{ENVIRONMENT}_{name.replace('-', '_').upper()}")
+    section = section or name
+    environment = section.replace("-", "_").replace(".", "_").upper()
+    add_settings(parser, section=section, environment=f"{ENVIRONMENT}_{environment}")
     parser.set_defaults(command=act)
     return parser
 
@@ -201,7 +305,13 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
         "--rp",
         metavar="URL",
         type=_relying_party,
-        help="relying party to begin and complete at, with the path it is mounted at; prints the session",
+        help="relying party to begin and complete at, with the path it is mounted at; keeps the session, and prints it without its tokens",
+    )
+    _audience_option(what, "may have the session's token")
+    what.add_argument(
+        "--no-keep",
+        action="store_true",
+        help="with --rp: print the session with its tokens, and do not keep it in the state directory",
     )
     what.add_argument("--rp-id", metavar="ID", help="with --rp: its RP ID (default: the host of URL)")
     what.add_argument(
@@ -324,8 +434,13 @@ def _say(args: argparse.Namespace, text: str, **details: object) -> None:
 
 async def _leave(args: argparse.Namespace) -> None:
     from headless_passkey import enrolment  # noqa: PLC0415
+    from headless_passkey.session_store import SessionStore  # noqa: PLC0415
 
     left = enrolment.leave(_state(args))
+    if gone := SessionStore(_state(args)).remove_bound():
+        talk(
+            f"forgot the sessions at {', '.join(gone)}, where they last to their end: sign out before leaving"
+        )
     files = " and ".join(map(str, left.removed))
     if left.account is None:
         talk(
@@ -454,6 +569,14 @@ def _origin(text: str) -> str:
     if base.path:
         raise argparse.ArgumentTypeError("an origin has no path")
     return _relying_party(text).origin
+
+
+def _service(text: str) -> str:
+    """A service that may have a token."""
+    base = _url(text)
+    if base.path or (base.scheme != "https" and not base.is_loopback):
+        raise argparse.ArgumentTypeError("expected an origin: https://HOST[:PORT], or http on this machine")
+    return base.origin
 
 
 def _url(text: str, *, schemes: tuple[str, ...] = WEB) -> BaseUrl:

@@ -268,6 +268,18 @@ def out(line: str) -> None:
         raise TransportError(f"cannot write to stdout: {error.strerror}") from error
 
 
+def out_bytes(data: bytes) -> None:
+    """Data on stdout as it is, which may be anything."""
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise  # `run` knows what it means
+    except OSError as error:
+        _forget_stdout()
+        raise TransportError(f"cannot write to stdout: {error.strerror}") from error
+
+
 def _forget_stdout() -> None:
     """What could not be written is still in its buffer, and must not fail again when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,7 @@ only. Begin and complete carry proofs of the device's key: nobody else can finis
 that the relying party opens is bound to that key.
 """
 
+import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self
@@ -30,38 +31,51 @@ from headless_passkey.trust.signing import SigningKey
 from headless_passkey.webauthn import Credential
 
 WELL_KNOWN: Final = "/.well-known/headless-passkey"
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
 _PATIENCE: Final = 10.0  # seconds in which what may pass is tried again
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """What the relying party opened: a token that is worth something only with the device's key."""
+class OpenedSession:
+    """What the relying party answers when it opens a session or refreshes it: tokens, and what they stand for.
 
-    token: str = field(repr=False)
-    expires_at: int  # Unix seconds: of the token
-    refresh_token: str | None = field(repr=False)  # gives the next token, once
-    ends_at: int  # Unix seconds: of the session
+    The tokens are worth something only with the device's key. Times are Unix seconds by the relying party's clock.
+    """
+
+    token: str = field(repr=False)  # the access token
+    expires_at: int  # of the access token
+    refresh_token: str | None = field(repr=False)  # gives the next tokens, once
+    ends_at: int  # of the session
     user_name: str
     display_name: str
     user_handle: str  # base64url
     credential_id: str  # base64url
+    audience: tuple[str, ...] = ()  # origins of services that take the token, beside the relying party
 
     @classmethod
     def parse(cls, members: Members) -> Self:
         user = Members(members.mapping("user"), "the relying party's user")
+        token, refresh_token = members.text("token", 4096), members.optional_text("refresh_token", 4096)
+        if not _TOKEN.fullmatch(token):
+            raise RemoteProtocolError("the relying party's token cannot stand in a header")
         return cls(
-            token=members.text("token", 4096),
+            token=token,
             expires_at=members.integer("expires_at"),
-            refresh_token=members.optional_text("refresh_token", 4096),
+            refresh_token=refresh_token,
             ends_at=members.integer("ends_at"),
             user_name=user.text("name"),
             display_name=user.text("display_name"),
             user_handle=user.text("handle"),
             credential_id=members.text("credential_id", 2048),
+            audience=tuple(
+                origin
+                for origin in map(_service, members.optional_items("audience", 64))
+                if origin is not None
+            ),
         )
 
     def to_json(self) -> dict[str, Any]:
-        """With the token: for whoever uses the session."""
+        """With the tokens: for whoever uses or keeps the session."""
         return {
             "token": self.token,
             "token_type": "DPoP",
@@ -70,7 +84,28 @@ class Session:
             "ends_at": self.ends_at,
             "user": {"name": self.user_name, "display_name": self.display_name, "handle": self.user_handle},
             "credential_id": self.credential_id,
+            "audience": list(self.audience),
         }
+
+
+def service_origin(text: str) -> str:
+    """The origin of a service that may be sent a token: https, or http on this machine; else `LocalProtocolError`."""
+    base = BaseUrl.parse(text)
+    if base.path:
+        raise LocalProtocolError("an origin has no path")
+    if base.scheme != "https" and not base.is_loopback:
+        raise LocalProtocolError("a token is sent over https only")
+    return base.origin
+
+
+def _service(item: Any) -> str | None:
+    """A service the relying party names; one that we would not send a token to is passed over."""
+    if not isinstance(item, str):
+        return None
+    try:
+        return service_origin(item)
+    except LocalProtocolError:
+        return None
 
 
 class Conduit:
@@ -97,7 +132,7 @@ class Conduit:
         self._asked = {name: value for name, value in asked.items() if value is not None}
         self._path = "/webauthn/" + ("authentication" if kind is Hint.GET_ASSERTION else "registration")
         self._ceremony: str | None = None
-        self.session: Session | None = None
+        self.session: OpenedSession | None = None
 
     @property
     def host(self) -> str:
@@ -114,7 +149,7 @@ class Conduit:
         """Hand in the response; `session` is there afterwards."""
         body = {"ceremony": self._ceremony, "response": credential.for_relying_party()}
         answer = await self._call("result", body, patience=0)
-        self.session = Session.parse(answer)
+        self.session = OpenedSession.parse(answer)
 
     async def _call(self, step: str, body: dict[str, Any], *, patience: float = _PATIENCE) -> Members:
         try:

@@ -11,7 +11,8 @@
     ├── TrustError(reason)               a ring, envelope, invitation or account did not check out
     ├── NotApproved(outcome)             declined, expired, cancelled, superseded or withdrawn
     ├── CtapError(status, name)          the phone answered, and its answer is no
-    └── NotEnrolled(reason)              this device or companion belongs to no account yet
+    ├── NotEnrolled(reason)              this device or companion belongs to no account yet
+    └── NotSignedIn(reason)              there is no session at the relying party, or none any more: sign in again
 
 What stands in parentheses is a public attribute. Every error has ``reason`` besides, a stable word or None, and
 ``exit_status``, what a program ends with when the error reaches its edge. Messages say what was expected and what
@@ -34,6 +35,8 @@ class ExitStatus(IntEnum):
     EXPIRED = 7  # or ended without an answer in another way
     NOT_TRUSTED = 8
     NOT_ENROLLED = 9
+    NOT_SIGNED_IN = 10
+    REFUSED = 11
     OUR_FAULT = 70
     INTERRUPTED = 130
 
@@ -56,6 +59,8 @@ _MEANINGS: Final = {
     ),
     ExitStatus.NOT_TRUSTED: "refused by a trust check",
     ExitStatus.NOT_ENROLLED: "not enrolled",
+    ExitStatus.NOT_SIGNED_IN: "not signed in: no session, or none any more",
+    ExitStatus.REFUSED: "a service answered a request of `session fetch`, and its answer is no",
     ExitStatus.OUR_FAULT: "our fault",
     ExitStatus.INTERRUPTED: "interrupted",
 }
@@ -156,7 +161,7 @@ class TransportError(HeadlessPasskeyError):
 
 
 class TrustReason(StrEnum):
-    """Why something was refused: each check of docs/protocol/trust.md has its own word."""
+    """Why something was refused: each check of docs/protocol/trust.md, and of a session, has its own word."""
 
     ACCOUNT_MISMATCH = "account-mismatch"
     ALREADY_ENROLLED = "already-enrolled"
@@ -171,11 +176,13 @@ class TrustReason(StrEnum):
     INVITATION_USED = "invitation-used"
     KIND_MISMATCH = "kind-mismatch"
     NOT_A_MEMBER = "not-a-member"
+    NOT_ITS_AUDIENCE = "not-its-audience"
     OPTIONS_DIFFER = "options-differ"
     RECIPIENT_MISMATCH = "recipient-mismatch"
     REPLAYED = "replayed"
     RP_NOT_ALLOWED = "rp-not-allowed"
     RP_REFUSED = "rp-refused"
+    SESSION_REUSED = "session-reused"
     STALE_RING = "stale-ring"
     UNEXPECTED_USER = "unexpected-user"
     UNKNOWN_DEVICE = "unknown-device"
@@ -249,4 +256,26 @@ class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
 
     @property
     def reason(self) -> SetupReason | None:
+        return self._reason
+
+
+class SessionReason(StrEnum):
+    """Why there is no session to use."""
+
+    NO_SESSION = "no-session"  # none is kept for this relying party
+    SESSION_OVER = "session-over"  # it has ended, by time, by its user or by a newer sign-in
+    SESSION_KEY_GONE = "session-key-gone"  # it is bound to a key that this device no longer has
+
+
+class NotSignedIn(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
+    """There is no session at the relying party, or none any more: sign in again."""
+
+    exit_status = ExitStatus.NOT_SIGNED_IN
+
+    def __init__(self, message: str, *, reason: SessionReason) -> None:
+        super().__init__(message)
+        self._reason = reason
+
+    @property
+    def reason(self) -> SessionReason:
         return self._reason

@@ -115,6 +115,7 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (SetupReason.STATE_DAMAGED, None): (
         "`headless-passkey leave`, or `rm PATH`, then `headless-passkey join` with a new invitation"
     ),
+    (SetupReason.STATE_DAMAGED, "session"): "`rm PATH`, then sign in again",
     (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",

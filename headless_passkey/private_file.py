@@ -4,18 +4,21 @@ A write replaces the whole file at once and is on disk when it returns, so a cra
 the new one. A read refuses what others may read, for then its secrets must be taken as known to them.
 """
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
 
+_FIRST_PAUSE: Final = 0.01  # seconds until a lock is tried again; doubled each time
+_LONGEST_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -88,19 +91,56 @@ def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
 
     wait: until it is free; otherwise a lock that is held is a `TransportError` at once.
     """
-    beside = path.with_name(f".{path.name}.lock")
-    try:
-        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise _failed("lock", path, error) from error
+    descriptor = _open_lock(path)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
-            raise TransportError(f"{path} is in use by another process") from error
+            raise _in_use(path) from error
         yield
     finally:
         os.close(descriptor)
+
+
+@contextlib.asynccontextmanager
+async def lock_within(path: Path, seconds: float) -> AsyncIterator[None]:
+    """As `lock`, held over an await: waits at most `seconds`, and lets other tasks of this process run meanwhile.
+
+    It is a lock between tasks of one process too. A process that ends, however, gives it back.
+    """
+    descriptor, pause = _open_lock(path), _FIRST_PAUSE
+    try:
+        try:
+            async with asyncio.timeout(seconds):
+                while not _try_lock(descriptor):
+                    await asyncio.sleep(pause)
+                    pause = min(2 * pause, _LONGEST_PAUSE)
+        except TimeoutError as error:
+            raise _in_use(path) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _open_lock(path: Path) -> int:
+    """The file beside `path` that is locked in its place; it stays, since others may hold it open."""
+    beside = path.with_name(f".{path.name}.lock")
+    try:
+        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _failed("lock", path, error) from error
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _in_use(path: Path) -> TransportError:
+    return TransportError(f"{path} is in use by another process")
 
 
 def refuse_others(status: os.stat_result, path: Path, mode: int) -> None:

@@ -47,7 +47,7 @@ _FIRST_PAUSE: Final = 0.2  # seconds, doubled with every attempt, of which a ran
 _LONGEST_PAUSE: Final = 5.0
 _PROBLEM: Final = "urn:headless-passkey:problem:"
 _SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
-_PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may be others soon
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +123,9 @@ class Members:
         if not isinstance(value, list) or len(value) > most:
             raise self._wrong(name, f"a list of at most {most}")
         return value
+
+    def optional_items(self, name: str, most: int = 1024) -> list[Any]:
+        return [] if self._value.get(name) is None else self.items(name, most)
 
     def objects(self, name: str, most: int = 1024) -> list["Members"]:
         return [Members(item, f"{self._what}: {name}") for item in self.items(name, most)]
@@ -218,29 +221,19 @@ class ProvenHttp:
     async def _attempt(
         self, method: str, url: URL, data: bytes | None, wait: int, access_token: str | None
     ) -> Members:
-        async def prove(
-            request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-        ) -> aiohttp.ClientResponse:
-            # aiohttp sends again by itself when a kept connection turns out dead: each time with a new proof
-            request.headers[PROOF_HEADER] = make_proof(
-                self._key, method=method, url=str(url), now=self._clock(), access_token=access_token
-            )
-            return await send(request)
-
         headers = {} if data is None else {"Content-Type": "application/json"}
-        if access_token is not None:
-            headers["Authorization"] = f"DPoP {access_token}"
         try:
-            async with sending(
+            response, content = await send_proven(
                 self._session,
                 method,
                 url,
+                key=self._key,
+                clock=self._clock,
                 data=data,
                 headers=headers,
-                middlewares=(prove,),
-                timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT + wait),
-            ) as response:
-                content = await _read(response)
+                access_token=access_token,
+                timeout=REQUEST_TIMEOUT + wait,
+            )
         except TransportError as failure:
             if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
                 raise
@@ -257,7 +250,7 @@ class ProvenHttp:
                 raise RemoteProtocolError(f"{self._host} answered something else than JSON")
             return Members(_parse_json(content, self._host), self._host)
         problem = _parse_problem(response, content, self._host)
-        if response.status in _PASSING:
+        if response.status in PASSING:
             failure = TransportError(
                 f"{self._host} says: not now ({problem.slug})", reason=TransportReason.SERVER_FAILED
             )
@@ -296,14 +289,50 @@ class _Passing(Exception):  # noqa: N818  a state of affairs
         self.retry_after = retry_after
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
-    """The body, at most `MAX_ANSWER` bytes of it."""
-    content = bytearray()
-    async for chunk in response.content.iter_any():
-        content += chunk
-        if len(content) > MAX_ANSWER:
-            raise RemoteProtocolError(f"an answer of more than {MAX_ANSWER} bytes")
-    return bytes(content)
+async def send_proven(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: URL,
+    *,
+    key: SigningKey,
+    clock: Callable[[], float],
+    data: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    access_token: str | None = None,
+    timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109  aiohttp keeps it
+    limit: int = MAX_ANSWER,
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """One request with a proof of `key`, sent once, and its whole answer, whatever that is. No redirect is followed.
+
+    timeout: seconds for everything. limit: bytes of the answer's body; `RemoteProtocolError` for more. What fails on
+    the way is a `TransportError`.
+    """
+
+    async def prove(
+        request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # aiohttp sends again by itself when a kept connection turns out dead: each time with a new proof
+        request.headers[PROOF_HEADER] = make_proof(
+            key, method=method, url=str(url), now=clock(), access_token=access_token
+        )
+        return await send(request)
+
+    authorization = {} if access_token is None else {"Authorization": f"DPoP {access_token}"}
+    async with sending(
+        session,
+        method,
+        url,
+        data=data,
+        headers={**(headers or {}), **authorization},
+        middlewares=(prove,),
+        timeout=aiohttp.ClientTimeout(total=timeout),
+    ) as response:
+        content = bytearray()
+        async for chunk in response.content.iter_any():
+            content += chunk
+            if len(content) > limit:
+                raise RemoteProtocolError(f"an answer of more than {limit} bytes")
+    return response, bytes(content)
 
 
 def _parse_json(content: bytes, host: str) -> Any:

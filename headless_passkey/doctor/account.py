@@ -34,6 +34,7 @@ from headless_passkey.private_file import nearest, refuse_others, why_not_writab
 from headless_passkey.proven_http import Problem, ProvenHttp, open_session
 from headless_passkey.proxy import Way
 from headless_passkey.relay import Relay
+from headless_passkey.session_store import is_session_file
 from headless_passkey.trust.chain import RingChain
 
 TOLERANCE: Final = 60  # seconds by which a relay lets our clock differ (docs/protocol/relay.md)
@@ -82,7 +83,8 @@ def examine_state(state: Path) -> list[Finding]:
     case = None
     try:
         files = sorted(state.iterdir())
-        ours = [file for file in files if enrolment.FILE_NAME in file.name]  # and what is written beside it
+        # and what is written beside them
+        ours = [file for file in files if enrolment.FILE_NAME in file.name or is_session_file(file)]
         # how others are to be kept is not ours to say: think of `--state /etc`
         case = "directory" if files and not ours else None
         for file in ours:

@@ -10,7 +10,7 @@ import os
 import ssl
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ from headless_passkey.enrolment import Enrolment
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
 from headless_passkey.proven_http import ProvenHttp, open_session
 from headless_passkey.relay import Relay, RequestStatus
+from headless_passkey.session_store import KeptSession, SessionStore
 from headless_passkey.tls import tls_context
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.invitation import Introduction, Invitation
@@ -144,17 +145,27 @@ class Home:
 
 @dataclass
 class Session:
-    """A device's session at the relying party."""
+    """A device's session at the relying party, as the device keeps it."""
 
     world: World
     enrolment: Enrolment
-    token: str = field(repr=False)
+    state: Path
+
+    @classmethod
+    def of(cls, home: Home, device: str) -> "Session":
+        return cls(home.world, home.enrolment(device), home.world.state(device))
+
+    @property
+    def kept(self) -> KeptSession:
+        kept = SessionStore(self.state).read(self.world.relying_party)
+        assert kept is not None
+        return kept
 
     async def get(self) -> Any:
         """What the relying party says of it, asked with a proof of the device's key."""
         async with open_session(trusted(self.world)) as http:
             answer = await ProvenHttp(http, self.world.relying_party, self.enrolment.key).call(
-                "GET", "/session", access_token=self.token
+                "GET", "/session", access_token=self.kept.opened.token
             )
         return answer._value
 

@@ -17,6 +17,7 @@ import pytest
 import pytest_asyncio
 from world import World
 
+from headless_passkey.session_store import SessionStore
 from headless_passkey.trust.invitation import Invitation
 from tests.end_to_end.household import ends, processes
 
@@ -185,14 +186,25 @@ async def _story(world: World, watch: Watch) -> dict[str, str]:
     status, session = await world.ceremony("hub", "sign-in")
     assert status == 0
     assert session is not None
+    kept = SessionStore(world.state("hub")).read(world.relying_party)
+    assert kept is not None
     watch.look()
     assert await companion.stop() == 0
+    for action in (("refresh",), ("fetch", f"{world.relying_party}/session"), ("sign-out",)):
+        using = await world.run(
+            "hub", "headless-passkey", "session", action[0], "--state", world.state("hub"), *world.trust,
+            "--log-level", "debug", *action[1:],
+        )  # fmt: skip
+        assert await ends(using) == 0
+    refreshed = kept.opened.refresh_token
+    assert refreshed is not None
     handle: Any = session["user"]["handle"]
     return {
         "account-code": code.strip(),
         "invitation": invitation,
         "ticket": Invitation.parse(invitation).ticket.hex(),
-        "session-token": session["token"],
+        "session-token": kept.opened.token,
+        "refresh-token": refreshed,
         "handle": base64.urlsafe_b64decode(handle + "==").hex(),
     }
 

@@ -48,7 +48,8 @@ async def test_a_registered_user_signs_in_and_the_session_works_at_the_relying_p
     assert (await ends(device), await ends(companion)) == (0, 0)
 
     assert session["user"] == ada["user"]
-    said = await Session(world, home.enrolment(home.hub), session["token"]).get()
+    assert (session["token"], session["refresh_token"]) == (None, None)  # they are kept, and not shown
+    said = await Session.of(home, home.hub).get()
     assert said["user"] == session["user"]
     assert "token" not in said or said["token"] is None
     shown = await page(world)

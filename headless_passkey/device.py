@@ -1,0 +1,292 @@
+"""A device at work, in one object: what most programs need of this package.
+
+::
+
+    async with Device.open(state) as device:
+        session = await device.sign_in("https://login.example", on_stage=print)
+        answer = await session.fetch("https://login.example/session")
+
+`join` makes a device of a state directory, once (`headless_passkey.enrolment`). Every step can be cancelled, and cancelling
+is a normal exit: the radio stops, the request is withdrawn. Errors are the branches of `HeadlessPasskeyError`. Below
+it are the parts, for programs that bring their own: `sign_in`, `Conduit`, `RelayDelivery`, `Session`.
+"""
+
+import asyncio
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, TypeVar
+
+import aiohttp
+
+from headless_passkey import enrolment
+from headless_passkey.base_url import BaseUrl
+from headless_passkey.conduit import Conduit, OpenedSession, find_relying_party, service_origin
+from headless_passkey.delivery import RelayDelivery
+from headless_passkey.enrolment import Enrolment
+from headless_passkey.errors import LocalProtocolError, NotApproved, NotEnrolled, Outcome
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.origins import RelatedOrigins, check_origin, is_within
+from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.radio.choose import open_radio
+from headless_passkey.radio.source import AdvertSource
+from headless_passkey.related_origins import fetch_related_origins
+from headless_passkey.relay import Relay
+from headless_passkey.session import Session
+from headless_passkey.session_store import KeptSession, SessionStore
+from headless_passkey.sign_in import Ask, Delivery, SignedIn, StageEvent, sign_in
+from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from headless_passkey.webauthn import Credential
+
+TIMEOUT: Final = 420.0  # seconds: a request lives 300 s, and one approved at its last second 120 s more
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a ceremony at a relying party asks for, beside the relying party itself."""
+
+    kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
+    user_name: str | None = None  # whom to register, or to sign in; None: whoever's passkey answers
+    display_name: str | None = None
+    user_handle: bytes | None = None  # whose passkey must answer (T3)
+    rp_id: str | None = None  # None: the relying party's host
+    note: str | None = None  # shown on the companion
+    digits: str | None = None  # to be typed on the companion
+    audience: tuple[
+        str, ...
+    ] = ()  # origins of services that may have the session's token, beside those it names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """How a ceremony at a relying party ended."""
+
+    signed_in: SignedIn
+    relying_party: str  # its base URL
+    opened: OpenedSession
+    session: Session | None  # None: it is not kept
+
+
+class Device:
+    """One state directory, its radio and its connections."""
+
+    def __init__(
+        self,
+        state: Path,
+        *,
+        http: aiohttp.ClientSession,
+        radio: AdvertSource,
+        tunnels: Mapping[int, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.state, self._http, self._radio = state, http, radio
+        self._tunnels, self._tls, self._clock = tunnels, tls, clock
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        state: Path,
+        *,
+        radio: AdvertSource | str = "bleak",
+        tunnels: Mapping[int, str] | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> AsyncIterator[Self]:
+        """state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it.
+
+        tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to believe,
+        None for the system's roots.
+        """
+        source = open_radio(radio) if isinstance(radio, str) else radio
+        async with open_session(tls) as http:
+            yield cls(state, http=http, radio=source, tunnels=tunnels, tls=tls)
+
+    async def sign_in(
+        self,
+        relying_party: str,
+        *,
+        user_name: str | None = None,
+        user_handle: bytes | None = None,
+        on_stage: Callable[[StageEvent], None] = lambda _event: None,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
+        note: str | None = None,
+        digits: str | None = None,
+        audience: Sequence[str] = (),
+    ) -> Session:
+        """Sign in with a passkey on a phone: the session, which is kept in the state directory.
+
+        relying_party: its address, with the path it is mounted at. user_handle: whose passkey must answer; without it
+        the session is of whoever approved. on_stage: told of each stage. timeout: seconds for everything. note: a
+        line to show on the companion. digits: two digits that this device shows, to be typed there. audience: origins
+        of services that may have the session's token, beside those that the relying party names.
+        """
+        asked = Asked(
+            kind=Hint.GET_ASSERTION,
+            user_name=user_name,
+            user_handle=user_handle,
+            note=note,
+            digits=digits,
+            audience=tuple(audience),
+        )
+        return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
+
+    async def register(
+        self,
+        relying_party: str,
+        user_name: str,
+        *,
+        display_name: str | None = None,
+        on_stage: Callable[[StageEvent], None] = lambda _event: None,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109  as above
+        note: str | None = None,
+        digits: str | None = None,
+        audience: Sequence[str] = (),
+    ) -> Session:
+        """Make a passkey on a phone for a new user: the session. The rest as for `sign_in`."""
+        asked = Asked(
+            kind=Hint.MAKE_CREDENTIAL,
+            user_name=user_name,
+            display_name=display_name,
+            note=note,
+            digits=digits,
+            audience=tuple(audience),
+        )
+        return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
+
+    def session(self, relying_party: str | None = None, *, url: str | None = None) -> Session:
+        """A session that was kept before, as `Session.load` finds it."""
+        return Session.load(self.state, relying_party, url=url, http=self._http, clock=self._clock)
+
+    async def ask(
+        self,
+        relying_party: str | BaseUrl,
+        asked: Asked,
+        *,
+        on_stage: Callable[[StageEvent], None] = lambda _event: None,
+        timeout: float = TIMEOUT,  # noqa: ASYNC109  as above
+        delivery: Delivery | None = None,
+        keep: bool = True,
+        min_rssi: int | None = None,
+        join_within: float | None = None,
+    ) -> Opened:
+        """One ceremony at a relying party, with every choice there is; `sign_in` and `register` are this.
+
+        delivery: None for the account's relay. keep: the session. min_rssi, join_within: as
+        `headless_passkey.sign_in.sign_in` takes them.
+        """
+        now = asyncio.get_running_loop().time
+        deadline = now() + timeout
+        named = relying_party if isinstance(relying_party, BaseUrl) else BaseUrl.parse(relying_party)
+        check_origin(named.origin)
+        told = tuple(map(service_origin, asked.audience))
+        joined = self._joined(needed=delivery is None)
+        key = SoftwareSigningKey.generate() if joined is None else joined.key
+        store = SessionStore(self.state)
+        if keep:
+            store.prepare()
+        what = f"{named} did not answer within {timeout:g} seconds"
+        base = await _by(deadline, find_relying_party(self._http, named, key), what)
+        conduit = Conduit(
+            ProvenHttp(self._http, str(base), key, clock=self._clock),
+            origin=base.origin,
+            kind=asked.kind,
+            user_name=asked.user_name,
+            display_name=asked.display_name,
+            label=None if joined is None else joined.label,
+        )
+
+        kept: KeptSession | None = None
+
+        async def settle(credential: Credential) -> None:
+            """Hand in the response, and keep the session while we hold its lock: another process may refresh the old one."""
+            nonlocal kept
+            if not keep:
+                await conduit.complete(credential)
+                return
+            async with store.locked(str(base)):
+                await conduit.complete(credential)
+                kept = KeptSession(
+                    relying_party=str(base),
+                    opened=_opened(conduit),
+                    key_name=thumbprint(key.public_key),
+                    key=key if joined is None else None,  # nobody else keeps it
+                    told=told,
+                    received_at=int(self._clock()),
+                )
+                store.write(kept)
+
+        rp_id = asked.rp_id or conduit.host
+        related: RelatedOrigins | None = None
+        if not is_within(conduit.host, rp_id):
+            what = f"{rp_id} did not say within {timeout:g} seconds which origins it is related to"
+            related = await _by(deadline, fetch_related_origins(self._http, rp_id), what)
+        ask = Ask(
+            kind=asked.kind,
+            origin=conduit.origin,
+            rp_id=rp_id,
+            note=asked.note,
+            digits=asked.digits,
+            user_handle=asked.user_handle,
+            related=related,
+        )
+        signed_in = await sign_in(
+            ask,
+            conduit.begin,
+            delivery=delivery or self._relay_delivery(joined),
+            radio=self._radio,
+            tunnels=self._tunnels,
+            tls=self._tls,
+            timeout=max(0.1, round(deadline - now(), 1)),
+            on_stage=on_stage,
+            settle=settle,
+            min_rssi=min_rssi,
+            join_within=join_within,
+        )
+        return Opened(
+            signed_in=signed_in,
+            relying_party=str(base),
+            opened=_opened(conduit),
+            session=None if kept is None else Session(store, kept, http=self._http, clock=self._clock),
+        )
+
+    def _joined(self, *, needed: bool) -> Enrolment | None:
+        """What this device is; None where it belongs to no account, and needs none."""
+        try:
+            return enrolment.load(self.state)
+        except NotEnrolled:
+            if needed:
+                raise
+            return None
+
+    def _relay_delivery(self, joined: Enrolment | None) -> Delivery:
+        if joined is None:
+            raise LocalProtocolError("a delivery through the relay needs an account")
+        relay = Relay(ProvenHttp(self._http, joined.relay_url, joined.key, clock=self._clock))
+        return RelayDelivery(relay, self.state, clock=self._clock)
+
+    @staticmethod
+    def _kept(opened: Opened) -> Session:
+        if opened.session is None:
+            raise LocalProtocolError("the session was not to be kept")
+        return opened.session
+
+
+def _opened(conduit: Conduit) -> OpenedSession:
+    if conduit.session is None:
+        raise LocalProtocolError("a ceremony ended without a session")
+    return conduit.session
+
+
+async def _by(deadline: float, work: Awaitable[_T], message: str) -> _T:
+    """`work`, by `deadline` on the event loop's clock; `NotApproved` (expired) with `message` after it."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError as error:
+        raise NotApproved(Outcome.EXPIRED, message) from error
