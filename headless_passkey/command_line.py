@@ -140,7 +140,8 @@ def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: 
         "--log-level",
         default="warning",
         choices=("debug", "info", "warning", "error"),
-        help="default: warning",
+        metavar="LEVEL",
+        help="debug, info, warning (default) or error",
     )
     parser.epilog = (
         (parser.epilog or "") + f"\n\nEvery option can be set as {environment}_OPTION too."

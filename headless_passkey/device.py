@@ -16,7 +16,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self, TypeVar
 
@@ -53,10 +53,10 @@ class Asked:
     kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
     user_name: str | None = None  # whom to register, or to sign in; None: whoever's passkey answers
     display_name: str | None = None
-    user_handle: bytes | None = None  # whose passkey must answer (T3)
+    user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
     rp_id: str | None = None  # None: the relying party's host
     note: str | None = None  # shown on the companion
-    digits: str | None = None  # to be typed on the companion
+    digits: str | None = field(default=None, repr=False)  # to be typed on the companion
     audience: tuple[
         str, ...
     ] = ()  # origins of services that may have the session's token, beside those it names

@@ -162,4 +162,6 @@ def test_no_dataclass_shows_a_secret() -> None:
         if name.lstrip("_") in SECRETS
         and any(word in kind for word in ("bytes", "str", "PrivateKey", "SigningKey"))
     ]
-    assert secret == ["headless_passkey.conduit.Session.user_handle"]  # goes to whoever asked for the session
+    assert secret == [
+        "headless_passkey.conduit.OpenedSession.user_handle"
+    ]  # goes to whoever asked for the session
