@@ -3,8 +3,8 @@
 python-fido2's server verifies the type, the RP ID, user presence and verification, and the signature. What
 it leaves open is checked here, and named: exact origins for each kind of client, no embedding by other
 sites, the algorithm that was offered, whose credential it is, backup flags that keep their word. Extension
-outputs that nobody asked for are ignored. Time and randomness are passed in. A credential that does not exist is verified all the
-same, against a key that signs nothing, so that its refusal takes the work of any other.
+outputs that nobody asked for are ignored. Time and randomness are passed in. A credential that does not exist
+is verified all the same, against a key that signs nothing, so that its refusal takes the work of any other.
 """
 
 import hmac

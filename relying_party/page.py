@@ -1,4 +1,4 @@
-"""The pages: sign in or register, and the account of who is signed in. Rendered here, without a template engine.
+"""The pages: sign in or register, the account of who is signed in, and what cannot be shown. Rendered here, without a template engine.
 
 Everything that came from outside goes through `escape`; the pages run under a policy that allows no inline
 script and no inline style, so a slip would still do nothing. Without their script they show what there is;
@@ -36,7 +36,6 @@ _WAYS: Final = {
     "smart-card": "in a card reader",
 }
 _SECURITY_KEY: Final = frozenset({"usb", "nfc", "ble", "smart-card"})
-
 
 _NO_PAGE: Final = "There is no page here", "The address may be mistyped, or what was here is gone."
 _PROBLEMS: Final = {

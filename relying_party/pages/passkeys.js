@@ -47,7 +47,7 @@ async function parsed(answer) {
 }
 
 // What passkey providers may be told, so that they forget what is gone and show what a user is called now.
-// A provider need not listen, and a browser need not know how.
+// A provider need not listen, and a browser need not know how: nobody waits for long.
 
 const signals = {
   allAcceptedCredentials: "signalAllAcceptedCredentials",
@@ -55,14 +55,13 @@ const signals = {
   unknownCredential: "signalUnknownCredential",
 };
 
+const HEARING = 1_000; // milliseconds
+
 async function tell(given) {
-  for (const [name, details] of Object.entries(given ?? {})) {
-    try {
-      await window.PublicKeyCredential?.[signals[name]]?.(details);
-    } catch {
-      // nobody is worse off than without it
-    }
-  }
+  const told = Object.entries(given ?? {}).map(async ([name, details]) =>
+    window.PublicKeyCredential?.[signals[name]]?.(details),
+  );
+  await Promise.race([Promise.allSettled(told), new Promise((go) => setTimeout(go, HEARING))]);
 }
 
 // One request at a time: whoever asks the browser for a passkey ends the request before.

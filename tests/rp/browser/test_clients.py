@@ -92,6 +92,11 @@ PublicKeyCredential.prototype.toJSON = broken;
 PublicKeyCredential.signalAllAcceptedCredentials = PublicKeyCredential.signalCurrentUserDetails = broken;
 """
 
+WITH_SIGNALS_THAT_NEVER_END = """
+PublicKeyCredential.signalAllAcceptedCredentials = () => new Promise(() => {});
+PublicKeyCredential.signalCurrentUserDetails = () => Promise.reject(new Error("nobody is here"));
+"""
+
 CLIENTS = {
     "a credential whose methods throw": WITH_A_REAL_RESPONSE + PRETENDER,
     "a credential and a response whose methods throw": WITH_NO_METHOD_THAT_WORKS + PRETENDER,
@@ -99,6 +104,7 @@ CLIENTS = {
     "results that are null": WITHOUT_HANDLE + PRETENDER,
     "no helpers": WITHOUT_HELPERS,
     "helpers that throw": WITH_HELPERS_THAT_THROW,
+    "signals that never end": WITH_SIGNALS_THAT_NEVER_END,
     "no helpers and a credential whose methods throw": WITHOUT_HELPERS + WITH_A_REAL_RESPONSE + PRETENDER,
 }
 
