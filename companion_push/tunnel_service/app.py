@@ -192,9 +192,9 @@ class Meeting:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(End.FIRST, first, to_second))
             second = await asyncio.shield(self._second)
-            group.create_task(self._speak(second, to_second))
+            group.create_task(self._speak(End.SECOND, second, to_second))
             group.create_task(self._listen(End.SECOND, second, to_first))
-            group.create_task(self._speak(first, to_first))
+            group.create_task(self._speak(End.FIRST, first, to_first))
 
     async def _listen(self, end: End, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
         """From one websocket into the lane to the other, within the tunnel's budget."""
@@ -213,42 +213,41 @@ class Meeting:
                     breach = self._tunnel.control(end)
                     if breach is not None:
                         return self.end(_broke(end, WSCloseCode.POLICY_VIOLATION, breach.value))
-                    if message.type is WSMsgType.PING and not await self._send(
-                        line, WSMsgType.PONG, message.data
-                    ):
-                        return None
+                    if message.type is WSMsgType.PING:
+                        taken = await self._send(end, line, WSMsgType.PONG, message.data)
+                        if not taken:
+                            return None
                 case WSMsgType.TEXT:
                     return self.end(_broke(end, WSCloseCode.UNSUPPORTED_DATA, "text message"))
-                case (
-                    WSMsgType.ERROR
-                ):  # aiohttp has closed it: silent, far too long, or not the websocket protocol
-                    return self.end(_gone(line))
+                case WSMsgType.ERROR:
+                    # aiohttp has closed it: it is silent, said far too much, or not in the websocket protocol
+                    return self.end(_gone(end, line))
                 case _:
                     # not websocket.close_code: aiohttp replaces it when our own goodbye finds nobody
                     clean = message.type is WSMsgType.CLOSE and message.data in _GOODBYE
-                    ending = _left() if clean else _gone(line)
+                    ending = _left() if clean else _gone(end, line)
                     if not self._second.done():
                         return self.end(ending)
                     return await lane.put(ending)  # after what it said before it left
 
-    async def _speak(self, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
+    async def _speak(self, end: End, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
         """From a lane into its websocket."""
         while True:
             message = await lane.get()
             if isinstance(message, Ending):
                 return self.end(message)
-            if not await self._send(line, WSMsgType.BINARY, message):
+            if not await self._send(end, line, WSMsgType.BINARY, message):
                 return None
 
-    async def _send(self, line: Line, kind: WSMsgType, data: bytes) -> bool:
+    async def _send(self, end: End, line: Line, kind: WSMsgType, data: bytes) -> bool:
         """Whether an end took this; one that cannot take it ends the tunnel."""
         try:
             async with asyncio.timeout(min(SEND_TIMEOUT, self._tunnel.limits.silence)):
                 await line.websocket.send_frame(data, kind)
         except TimeoutError:
-            self.end(_silent("an end did not read"))
+            self.end(_silent(end, "an end did not read"))
         except ConnectionError:
-            self.end(_gone(line))
+            self.end(_gone(end, line))
         else:
             return True
         return False
@@ -323,13 +322,15 @@ def _vanished() -> Ending:
     return Ending(why="an end vanished")
 
 
-def _silent(why: str = "an end went silent") -> Ending:
-    return Ending(why=why, codes=(SILENT, SILENT))
+def _silent(end: End, why: str) -> Ending:
+    """The other end is told why; this one, should it read on, that it is over."""
+    away = WSCloseCode.GOING_AWAY
+    return Ending(why=why, codes=(away, SILENT) if end is End.FIRST else (SILENT, away))
 
 
-def _gone(line: Line) -> Ending:
+def _gone(end: End, line: Line) -> Ending:
     """What an end came to that can be neither heard nor spoken to any more."""
-    return _silent() if line.silent else _vanished()
+    return _silent(end, "an end went silent") if line.silent else _vanished()
 
 
 def _broke(end: End, code: int, rule: str) -> Ending:

@@ -17,7 +17,7 @@ from certificates import Certificate
 
 from companion_push.tunnel_service.app import Hall, make_app
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
 
@@ -356,6 +356,7 @@ async def test_an_end_that_never_reads_again_is_given_up(
                 await asyncio.sleep(0)  # a send that need not wait lets nothing else happen, such as the end
             except TransportError:
                 closed = True
+        assert (await ended(first)).reason is TransportReason.WENT_SILENT
 
 
 async def test_when_the_service_stops_both_ends_are_told(start: Start) -> None:
