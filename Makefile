@@ -48,9 +48,11 @@ lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/cli-docs --check
+	$(BIN)/python scripts/api-docs --check
 
-docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/interop.md
+docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/sdk.md, docs/interop.md
 	$(BIN)/python scripts/cli-docs
+	$(BIN)/python scripts/api-docs
 	$(BIN)/python -m tests.interop.differences
 
 types: $(VENV)/check.done

@@ -4,6 +4,7 @@ import argparse
 import ast
 import importlib
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,3 +124,70 @@ def test_the_command_lines_of_a_page_are_taken_by_their_programs(page: str) -> N
             continue
         parsed += 1
     assert parsed >= 3
+
+
+# The reference of the SDK
+
+API_DOCS = runpy.run_path(str(ROOT / "scripts" / "api-docs"), run_name="api_docs")
+PUBLIC = {
+    (f"headless_passkey.{module}", name)
+    for modules in API_DOCS["PUBLIC"].values()
+    for module, names in modules.items()
+    for name in names
+}
+SHOWN = [
+    "README.md",
+    "docs/how-to/device-sdk.md",
+    "docs/how-to/python-fido2.md",
+    "docs/how-to/doctor.md",
+    "examples/sign_in.py",
+    "examples/own_radio.py",
+    "examples/fido2_client.py",
+]
+
+
+def imported(source: str) -> Iterator[tuple[str, str]]:
+    """Module and name of what `source` takes from this package."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("headless_passkey"):
+            yield from ((str(node.module), alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("document", SHOWN)
+def test_what_pages_and_examples_show_of_the_sdk_are_public_names(document: str) -> None:
+    codes = blocks(document, "python") if document.endswith(".md") else [(ROOT / document).read_text("utf-8")]
+    used = {each for code in codes for each in imported(code)}
+    assert used
+    modules = {module for module, _ in PUBLIC}
+    assert {each for each in used - PUBLIC if ".".join(each) not in modules} == set()
+
+
+def test_every_public_name_is_there() -> None:
+    for module, name in PUBLIC:
+        assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+
+
+def test_the_reference_is_made_without_a_warning_and_is_current() -> None:
+    warnings: list[str] = []
+    text = API_DOCS["document"](warnings)
+    assert warnings == []
+    assert (ROOT / "docs/reference/sdk.md").read_text(encoding="utf-8") == text
+
+
+def test_a_name_that_is_gone_or_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = {"A chapter": {"errors": ("NoSuchError",), "session_command": ("refresh",)}}
+    monkeypatch.setitem(API_DOCS["document"].__globals__, "PUBLIC", listed)
+    warnings: list[str] = []
+    API_DOCS["document"](warnings)
+    assert warnings == [
+        "headless_passkey.errors has no NoSuchError",
+        "headless_passkey.session_command.refresh has no docstring",
+    ]
+
+
+def test_the_signature_and_the_fields_of_a_name_are_those_of_the_source() -> None:
+    page = (ROOT / "docs/reference/sdk.md").read_text(encoding="utf-8")
+    assert "class Answer\n    status: int\n    headers: Mapping[str, str]" in page
+    assert "def session(relying_party: str | None = None, *, url: str | None = None) -> Session\n" in page
+    assert '    NO_SESSION = "no-session"  # none is kept for this relying party\n' in page
+    assert "_kept" not in page

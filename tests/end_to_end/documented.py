@@ -1,0 +1,42 @@
+"""Runs Python code of a page as it stands: in the environment of a household, whose addresses stand in for the page's.
+
+    python documented.py SETTINGS  < code
+
+SETTINGS: a JSON file: radio, tunnel domain and URL, and the authority to believe. They become what `Device.open` and
+`enrolment.join` do without an argument, as a machine's radio, the internet and the system's roots do elsewhere. The code may
+use ``await`` outside functions, as pages do.
+"""
+
+import ast
+import asyncio
+import functools
+import inspect
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from headless_passkey import enrolment
+from headless_passkey.device import Device
+from headless_passkey.tls import tls_context
+
+
+def stand_in(settings: dict[str, Any]) -> None:
+    tls = tls_context(settings["ca"])
+    tunnels = {settings["number"]: settings["tunnel"]}
+    opened = functools.partial(Device.open, radio=settings["radio"], tunnels=tunnels, tls=tls)
+    Device.open = opened  # type: ignore[method-assign]
+    enrolment.join = functools.partial(enrolment.join, tls=tls)
+
+
+def main() -> None:
+    stand_in(json.loads(Path(sys.argv[1]).read_text()))
+    code = compile(sys.stdin.read(), "page", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    names = {"__name__": "__main__"}
+    ran = eval(code, names)  # noqa: S307  our own page
+    if inspect.iscoroutine(ran):
+        asyncio.run(ran)
+
+
+if __name__ == "__main__":
+    main()
