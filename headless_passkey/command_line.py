@@ -176,7 +176,11 @@ class _Version(argparse.Action):
 def missing(error: ModuleNotFoundError, extra: str) -> str | None:
     """What to install where `error` says that something of `extra` is not here; None when it is our own module."""
     name = (error.name or "").partition(".")[0]
-    return None if name in _OURS else f"this needs {name}: install {DISTRIBUTION}[{extra}]"
+    return (
+        None
+        if name in _OURS
+        else f"this needs {name}: pip install '.[{extra}]' in the clone of {DISTRIBUTION}"
+    )
 
 
 def run(

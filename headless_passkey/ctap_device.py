@@ -53,7 +53,9 @@ try:
     from fido2.ctap import CtapError as Fido2Error
     from fido2.hid import CAPABILITY, CTAPHID
 except ImportError as missing:
-    raise ImportError("this needs python-fido2: pip install 'headless-passkey[device,fido2]'") from missing
+    raise ImportError(
+        "this needs python-fido2: pip install '.[device,fido2]' in the clone of headless-passkey"
+    ) from missing
 
 MAX_MESSAGE_SIZE: Final = 60_000  # bytes of a command; a tunnel takes messages of somewhat more
 MAX_PROBES: Final = 256  # credentials remembered from an allow or exclude list

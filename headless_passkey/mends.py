@@ -127,7 +127,7 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (SetupReason.WRONG_SERVER, "path"): (
         "check the address, and name the path that the relying party is mounted at, as in https://HOST/passkeys"
     ),
-    (SetupReason.MISSING_PACKAGE, None): "`pip install 'headless-passkey[EXTRA]'`",
+    (SetupReason.MISSING_PACKAGE, None): "`pip install '.[EXTRA]'` in the clone of headless-passkey",
 }
 
 # no systemctl, rfkill or bluetoothctl there

@@ -142,6 +142,6 @@ def _public_suffixes() -> "PublicSuffixList":
         from publicsuffixlist import PublicSuffixList  # noqa: PLC0415  most sign-ins do not need it
     except ImportError as error:
         raise LocalProtocolError(
-            "to check this RP ID takes publicsuffixlist: pip install 'headless-passkey[device]'"
+            "to check this RP ID takes publicsuffixlist: pip install '.[device]' in the clone of headless-passkey"
         ) from error
     return PublicSuffixList()

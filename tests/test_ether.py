@@ -362,5 +362,5 @@ async def test_without_bumble_it_says_what_to_install() -> None:
     )
     _, stderr = await process.communicate()
     assert process.returncode == 2
-    assert b"headless-passkey[emulation]" in stderr
+    assert b"'.[emulation]' in the clone" in stderr
     assert stderr.count(b"\n") == 1

@@ -1,10 +1,14 @@
-"""What the programs say where an extra is not installed: one line with what to install, and status 2."""
+"""The extras: what the programs say where one is not installed, and how the README installs them."""
 
 import argparse
+import shlex
+import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,8 @@ from companion_push.cli import PROGRAMS
 from companion_push.cli import make_parser as make_push_parser
 from headless_passkey.cli import make_parser as make_device_parser
 from relying_party.cli import make_parser as make_relying_party_parser
+
+ROOT = Path(__file__).parent.parent
 
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
@@ -74,7 +80,7 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(words: tuple[str
     done = run(*words)
     assert done.returncode == 2, done.stderr
     (line,) = done.stderr.splitlines()
-    assert f"install headless-passkey[{extra}]" in line
+    assert f"pip install '.[{extra}]' in the clone of headless-passkey" in line
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
@@ -132,3 +138,41 @@ def test_a_program_says_its_version_and_needs_no_extra(main: str, program: str) 
 def test_the_bare_core_needs_no_extra() -> None:
     done = run("headless_passkey.cli:main", "tunnel-domain", "266")
     assert (done.returncode, done.stdout) == (0, "cable.wufkweyy3uaxb.com\n")
+
+
+README_INSTALLS = [
+    line.split("  #")[0].strip()
+    for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("    pip install ")
+]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a build needs of this repository; a build leaves files beside its sources."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    for package in ("headless_passkey", "companion_push", "relying_party"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.mark.parametrize("line", README_INSTALLS)
+def test_the_install_lines_of_the_readme_work_from_a_clone(clone: Path, line: str) -> None:
+    """As pip would do it: nothing is fetched, since what the extras need is here."""
+    words = shlex.split(line)
+    assert words[:2] == ["pip", "install"]
+    offline = ["--dry-run", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    command = [sys.executable, "-m", "pip", "install", *offline, *words[2:]]
+    done = subprocess.run(command, cwd=clone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Would install headless-passkey-" in done.stdout
+    assert "WARNING: headless-passkey" not in done.stderr  # such as one about an extra that does not exist
+
+
+def test_the_readme_installs_every_extra_and_nothing_from_an_index() -> None:
+    named = {line.partition("[")[2].partition("]")[0] for line in README_INSTALLS}
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert named == set(tomllib.load(file)["project"]["optional-dependencies"])
+    assert all(line.startswith("pip install '.[") for line in README_INSTALLS)

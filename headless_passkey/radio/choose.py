@@ -17,13 +17,17 @@ def open_radio(spec: str, *, passive: bool = False, report: Callable[[str], obje
         try:
             from headless_passkey.radio.bleak import BleakRadio  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError("this radio needs bleak: pip install 'headless-passkey[device]'") from error
+            raise UsageError(
+                "this radio needs bleak: pip install '.[device]' in the clone of headless-passkey"
+            ) from error
         return BleakRadio(adapter=rest or None, passive=passive)
     if kind == "bumble" and rest:
         try:
             from headless_passkey.radio.bumble import BumbleRadio  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError("this radio needs bumble: pip install 'headless-passkey[emulation]'") from error
+            raise UsageError(
+                "this radio needs bumble: pip install '.[emulation]' in the clone of headless-passkey"
+            ) from error
         return BumbleRadio(rest, passive=passive)
     if spec == "stdin":
         from headless_passkey.radio.pipe import PipeRadio  # noqa: PLC0415

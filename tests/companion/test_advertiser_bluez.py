@@ -383,5 +383,5 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("companion_push.companion.advertiser.bluez", "headless_passkey.radio.bluez"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "dbus_fast", None)
-    with pytest.raises(UsageError, match=r"headless-passkey\[push\]"):
+    with pytest.raises(UsageError, match=r"'\.\[push\]' in the clone"):
         open_advertiser("bluez")

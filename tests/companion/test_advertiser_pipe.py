@@ -119,5 +119,5 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "companion_push.companion.advertiser.bumble", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "bumble"] or ["bumble"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=r"headless-passkey\[emulation\]"):
+    with pytest.raises(UsageError, match=r"'\.\[emulation\]' in the clone"):
         open_advertiser("bumble:usb:0")

@@ -696,4 +696,4 @@ def test_a_phone_that_has_gone_again_is_told_with_the_command() -> None:
 def test_without_python_fido2_it_says_what_to_install() -> None:
     code = "import sys; sys.modules['fido2'] = None; import headless_passkey.ctap_device"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "pip install 'headless-passkey[device,fido2]'" in done.stderr
+    assert "pip install '.[device,fido2]' in the clone" in done.stderr

@@ -261,7 +261,7 @@ async def test_a_radio_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, ra
     monkeypatch.setitem(sys.modules, f"headless_passkey.radio.{kind}", None)
     findings = await examine_bluetooth(radio)
     assert (findings[0].reason, findings[0].exit_status) == (SetupReason.MISSING_PACKAGE, ExitStatus.USAGE)
-    assert findings[0].mend == f"`pip install 'headless-passkey[{extra}]'`"
+    assert findings[0].mend == f"`pip install '.[{extra}]'` in the clone of headless-passkey"
     assert {finding.status for finding in findings[1:]} == {Status.NOT_CHECKED}
 
 

@@ -216,7 +216,7 @@ is_within("a.example.com", "example.com")
 def test_without_the_list_the_host_itself_still_works() -> None:
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True False"
-    assert "pip install 'headless-passkey[device]'" in done.stderr
+    assert "pip install '.[device]' in the clone" in done.stderr
 
 
 # --- related origins ---------------------------------------------------------------------------------------

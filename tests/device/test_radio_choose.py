@@ -40,5 +40,5 @@ def test_a_missing_extra_is_named(
     monkeypatch.delitem(sys.modules, f"headless_passkey.radio.{module}")
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=rf"headless-passkey\[{extra}\]"):
+    with pytest.raises(UsageError, match=rf"'\.\[{extra}\]' in the clone"):
         open_radio(spec)

@@ -21,13 +21,17 @@ def open_advertiser(spec: str = DEFAULT) -> Advertiser:
         try:
             from companion_push.companion.advertiser.bluez import BluezAdvertiser  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError("this radio needs dbus-fast: pip install 'headless-passkey[push]'") from error
+            raise UsageError(
+                "this radio needs dbus-fast: pip install '.[push]' in the clone of headless-passkey"
+            ) from error
         return BluezAdvertiser(rest or None)
     if kind == "bumble" and rest:
         try:
             from companion_push.companion.advertiser.bumble import BumbleAdvertiser  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError("this radio needs bumble: pip install 'headless-passkey[emulation]'") from error
+            raise UsageError(
+                "this radio needs bumble: pip install '.[emulation]' in the clone of headless-passkey"
+            ) from error
         return BumbleAdvertiser(rest)
     if spec == "stdout":
         from companion_push.companion.advertiser.pipe import PipeAdvertiser  # noqa: PLC0415
