@@ -248,12 +248,13 @@ def talk(message: str) -> None:
     stderr: TextIO | None = sys.stderr
     if stderr is not None:  # closed by whoever started us; print would take stdout instead
         with contextlib.suppress(OSError):
-            print(message, file=stderr, flush=True)
+            # one write: where nothing is buffered, other programs' lines would come between line and end
+            print(f"{message}\n", end="", file=stderr, flush=True)
 
 
 def progress(**details: object) -> str:
     """What happened, as an object for programs: when it did (`at`, Unix seconds), and `details`."""
-    return json.dumps({"at": round(time.time(), 4), **details})
+    return json.dumps({**details, "at": round(time.time(), 4)})
 
 
 def show_progress(message: str) -> None:
@@ -265,7 +266,7 @@ def show_progress(message: str) -> None:
 def out(line: str) -> None:
     """One line of data on stdout, flushed, so that a pipe's reader has it at once."""
     try:
-        print(line, flush=True)  # noqa: T201
+        print(f"{line}\n", end="", flush=True)  # noqa: T201  one write, as in `talk`
     except BrokenPipeError:
         raise  # `run` knows what it means
     except OSError as error:

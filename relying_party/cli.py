@@ -337,7 +337,9 @@ def _repeats(action: argparse.Action) -> bool:
 
 def _say(message: str, args: argparse.Namespace) -> None:
     with contextlib.suppress(OSError):
-        print(json.dumps({"message": message}) if args.json else message, file=sys.stderr, flush=True)  # noqa: T201
+        line = json.dumps({"message": message}) if args.json else message
+        # one write: where nothing is buffered, other programs' lines would come between line and end
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:
@@ -347,5 +349,5 @@ def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> Exit
     else:
         line = f"relying-party: {message}"
     with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)  # noqa: T201
+        print(f"{line}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
     return status

@@ -53,7 +53,7 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 say(f"metrics at {where}/metrics")
             for one in sockets:
                 await web.SockSite(runners[0], one, ssl_context=tls).start()
-            print(config.urls[0], flush=True)  # noqa: T201
+            print(f"{config.urls[0]}\n", end="", flush=True)  # noqa: T201
             await ended.wait()
         finally:
             for runner in reversed(runners):

@@ -1,5 +1,6 @@
 """A terminal that shows what a program draws, and a camera in front of it that reads QR codes."""
 
+import codecs
 import struct
 import zlib
 from typing import Any, Final
@@ -16,13 +17,14 @@ class Screen:
     """A terminal of some size. light: dark text on a light ground, as some like it."""
 
     def __init__(self, columns: int, rows: int, *, encoding: str = "utf-8", light: bool = False) -> None:
-        self._screen, self._encoding = pyte.Screen(columns, rows), encoding
+        self._screen = pyte.Screen(columns, rows)
+        self._decoder = codecs.getincrementaldecoder(encoding)(errors="replace")
         self._stream = pyte.Stream(self._screen)
         self._ground, self._text = (_WHITE, _BLACK) if light else (_BLACK, _GREY)
 
     def feed(self, data: bytes) -> None:
         """What the program has written."""
-        self._stream.feed(data.decode(self._encoding, errors="replace"))
+        self._stream.feed(self._decoder.decode(data))
 
     def resize(self, columns: int, rows: int) -> None:
         self._screen.resize(rows, columns)

@@ -111,7 +111,7 @@ def test_the_help_of_every_program_tells_of_its_settings() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_command_lines_of_a_page_are_taken_by_their_programs(page: str) -> None:
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
-    commands = [shlex.split(re.split(r" [|>] ", line.split("  #")[0])[0]) for line in lines]
+    commands = [shlex.split(re.split(r" [|<>] ", line.split("  #")[0])[0]) for line in lines]
     parsed = 0
     for program, *words in filter(None, commands):
         if program == "headless-passkey":

@@ -1,6 +1,7 @@
 """Settings from three places, one line per failure, signals: as real processes where a process is meant."""
 
 import argparse
+import io
 import json
 import os
 import re
@@ -21,7 +22,9 @@ from headless_passkey.command_line import (
     add_settings,
     fail,
     host_port,
+    out,
     read_secret_line,
+    talk,
 )
 from headless_passkey.errors import (
     ExitStatus,
@@ -272,6 +275,26 @@ def test_any_text_is_a_host_and_port_or_refused(text: str) -> None:
     except argparse.ArgumentTypeError:
         return
     assert 0 <= port <= 0xFFFF
+
+
+class Unbuffered(io.StringIO):
+    """A stream that nothing buffers: each write is one of the system."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.writes += [text] if text else []
+        return len(text)
+
+
+def test_a_line_is_one_write_so_that_nobody_elses_comes_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, tell in (("stderr", talk), ("stdout", out)):
+        stream = Unbuffered()
+        monkeypatch.setattr(sys, name, stream)
+        tell("a line")
+        assert stream.writes == ["a line\n"]
 
 
 async def test_a_secret_is_one_line_of_a_file(tmp_path: Path) -> None:
