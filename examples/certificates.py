@@ -1,8 +1,11 @@
 """A throw-away certificate authority and a server certificate, for TLS on loopback.
 
-python examples/certificates.py FOLDER
+    python examples/certificates.py FOLDER
+
+It writes ca.pem, cert.pem and key.pem, good for a day.
 """
 
+import argparse
 import datetime as dt
 import ipaddress
 import ssl
@@ -109,4 +112,11 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 if __name__ == "__main__":
-    make_certificate(Path(sys.argv[1]))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="where the files are written")
+    try:
+        make_certificate(parser.parse_args().folder)
+    except OSError as error:
+        sys.exit(f"certificates: {error}")

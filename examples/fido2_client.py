@@ -7,6 +7,7 @@ everything. With a real phone only `ceremony` is another: `BleakRadio()` in plac
 `tunnels` and no `tls`, and a delivery that reaches the phone, such as `RelayDelivery` or a QR code.
 """
 
+import argparse
 import asyncio
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from fido2.webauthn import (
     ResidentKeyRequirement,
     UserVerificationRequirement,
 )
-from programs import Program, running
+from programs import Program, ProgramFailed, running
 
 from headless_passkey.ctap_device import PhoneDevice
 from headless_passkey.hybrid.fido_url import FidoUrl
@@ -145,8 +146,13 @@ async def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     with tempfile.TemporaryDirectory(prefix="fido2-client-") as work:
         try:
             asyncio.run(main(Path(work)))
-        except (ClientError, OSError) as error:
+        except (ClientError, ProgramFailed, OSError) as error:
             sys.exit(f"{error!r}")
+        except KeyboardInterrupt:
+            sys.exit(130)

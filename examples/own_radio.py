@@ -204,7 +204,9 @@ class Tunnel:
 
 def main(words: list[str] | None = None) -> int:
     """The program."""
-    parser = argparse.ArgumentParser(description="Hybrid transport with a radio and a socket of one's own.")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=OPTIONS)
     parser.add_argument("--tunnel", metavar="N=wss://HOST:PORT", help="a tunnel service of your own")
     parser.add_argument("--ca", metavar="FILE", help="whom to believe, instead of the system's roots")

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import secrets
+import shutil
 import socket
 import stat
 import sys
@@ -110,6 +111,7 @@ def open_to_others(folder: Path) -> list[str]:
     ]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the tutorial asks the relying party with curl")
 @pytest.mark.timeout(600)
 async def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
     ports = free_ports()
