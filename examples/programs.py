@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Final
 
 PROGRAMS: Final = Path(sys.executable).parent  # where the environment keeps its commands
-START_TIMEOUT: Final = 30.0  # seconds until a server has said where it listens
-STOP_TIMEOUT: Final = 10.0  # seconds a program has to end after SIGTERM
+START_TIMEOUT: Final = 120.0  # seconds until a server has said where it listens, on the busiest machine
+STOP_TIMEOUT: Final = 60.0  # seconds a program has to end after SIGTERM, likewise
 
 
 class ProgramFailed(Exception):  # noqa: N818  it says which and why

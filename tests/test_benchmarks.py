@@ -4,9 +4,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import core
+import measure
 import pytest
 import radio
 import whole_sign_in
@@ -47,12 +49,19 @@ def test_the_calls_a_handshake_is_compared_with_are_those_it_makes(handshake: Ca
     assert primitives(handshake) == primitives(core.in_a_row(core.handshake_calls()))
 
 
-def test_turns_give_medians_and_their_ratio() -> None:
-    row = compare("twice", lambda: sum(range(4000)), "once", lambda: sum(range(2000)), aim=9, rounds=5)
-    assert row.baseline is not None
-    assert row.ratio is not None
-    assert row.seconds > row.baseline
-    assert row.ratio > 1
+def test_turns_give_medians_and_their_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes(seconds: float) -> Callable[[], None]:
+        def function() -> None:
+            nonlocal now
+            now += seconds
+
+        return function
+
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now))
+    row = compare("twice", takes(0.25), "once", takes(0.125), aim=9, rounds=5)
+    assert (row.seconds, row.baseline, row.ratio) == (0.25, 0.125, 2.0)
 
 
 def test_a_missed_aim_shows() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "companion_push")
-TIMEOUT = 30.0
+TIMEOUT = 120.0
 
 
 @dataclass

@@ -184,7 +184,7 @@ async def page(world: World) -> str:
         return await response.text()
 
 
-async def ends(program: Program, *, timeout: float = 25.0) -> int:  # noqa: ASYNC109
+async def ends(program: Program, *, timeout: float = 120.0) -> int:  # noqa: ASYNC109
     """Its exit status, in bounded time."""
     return await program.wait(timeout=timeout)
 

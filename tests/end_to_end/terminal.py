@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
-TIMEOUT: Final = 30.0
+TIMEOUT: Final = 120.0  # a safety net: says nothing about how fast anything is
 
 # Leads a session of its own, whose first opened terminal is the controlling one, and becomes the program.
 _TAKE: Final = (
@@ -41,6 +41,10 @@ class Terminal:
 
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())
+
+    def forget(self) -> None:
+        """Nothing that was shown so far is waited for any more."""
+        self._seen = ""
 
     async def until(self, text: str) -> str:
         """Everything shown since the last call, up to and with `text`."""

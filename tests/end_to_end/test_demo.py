@@ -20,7 +20,7 @@ from rich.console import Console
 from tests.end_to_end.household import processes
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
-TIMEOUT = 60
+TIMEOUT = 240
 
 
 @dataclass
