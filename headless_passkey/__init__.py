@@ -4,6 +4,9 @@ Nothing is imported here: every name has one address, and a server that needs on
 does not load the radio.
 
 ==================================  ===================================================================
+``headless_passkey.device``         all of it in one object: what most programs need (docs/how-to/device-sdk.md)
+``headless_passkey.session``        a session in use: fetch, refresh, sign out
+``headless_passkey.session_store``  the sessions a device keeps, on disk
 ``headless_passkey.sign_in``        the corridor: request options in, assertion out
 ``headless_passkey.conduit``        the same against a relying party, session at the end
 ``headless_passkey.ctap_device``    a phone as python-fido2's CtapDevice

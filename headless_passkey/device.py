@@ -24,6 +24,7 @@ import aiohttp
 
 from headless_passkey import enrolment
 from headless_passkey.base_url import BaseUrl
+from headless_passkey.command_line import UsageError
 from headless_passkey.conduit import Conduit, OpenedSession, find_relying_party, service_origin
 from headless_passkey.delivery import RelayDelivery
 from headless_passkey.enrolment import Enrolment
@@ -98,12 +99,16 @@ class Device:
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
-        """state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it.
+        """The device whose account and sessions are in `state`; its connections close when the context is left.
 
-        tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to believe,
-        None for the system's roots.
+        state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it; it is turned on
+        for a ceremony only. tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to
+        believe, None for the system's roots. `LocalProtocolError` for a radio that there is not.
         """
-        source = open_radio(radio) if isinstance(radio, str) else radio
+        try:
+            source = open_radio(radio) if isinstance(radio, str) else radio
+        except UsageError as error:
+            raise LocalProtocolError(str(error)) from error
         async with open_session(tls) as http:
             yield cls(state, http=http, radio=source, tunnels=tunnels, tls=tls)
 
@@ -186,6 +191,8 @@ class Device:
         check_origin(named.origin)
         told = tuple(map(service_origin, asked.audience))
         joined = self._joined(needed=delivery is None)
+        if joined is not None:
+            joined.check_rp(rp_id=asked.rp_id or named.host, origin=named.origin)
         key = SoftwareSigningKey.generate() if joined is None else joined.key
         store = SessionStore(self.state)
         if keep:

@@ -447,7 +447,7 @@ def _choose(store: SessionStore, relying_party: str | None, url: str | None) -> 
             found = fitting
     if len(found) > 1:
         parties = ", ".join(one.relying_party for one in found)
-        raise LocalProtocolError(f"there are several sessions, and one must be named: {parties}")
+        raise LocalProtocolError(f"there are several sessions, name the relying party of one: {parties}")
     return found[0]
 
 

@@ -10,6 +10,8 @@ import json
 from typing import Final
 from urllib.parse import urlsplit
 
+import aiohttp
+
 from headless_passkey.command_line import UsageError, expand_home, out, out_bytes, read_input, talk
 from headless_passkey.errors import (
     ExitStatus,
@@ -69,10 +71,7 @@ async def show(args: argparse.Namespace) -> None:
 
 async def refresh(args: argparse.Namespace) -> None:
     async with open_session(tls_context(args.ca)) as http:
-        try:
-            session = Session.load(expand_home(args.state), _named(args), http=http)
-        except LocalProtocolError as error:
-            raise UsageError(f"{error}: --rp URL") from error
+        session = _load(args, http)
         await session.refresh()
     out(json.dumps(session.to_json()))
 
@@ -83,9 +82,8 @@ async def fetch(args: argparse.Namespace) -> None:
     if data is not None and "content-type" not in map(str.lower, headers):
         headers["Content-Type"] = "application/json"
     async with open_session(tls_context(args.ca)) as http:
-        state, anywhere = expand_home(args.state), None if args.audience else args.url
+        session = _load(args, http, url=None if args.audience else args.url)
         try:
-            session = Session.load(state, _named(args), url=anywhere, http=http)
             answer = await session.fetch(
                 args.url,
                 method=(args.method or ("GET" if data is None else "POST")).upper(),
@@ -103,17 +101,19 @@ async def fetch(args: argparse.Namespace) -> None:
 
 async def sign_out(args: argparse.Namespace) -> None:
     async with open_session(tls_context(args.ca)) as http:
-        try:
-            session = Session.load(expand_home(args.state), _named(args), http=http)
-        except LocalProtocolError as error:
-            raise UsageError(f"{error}: --rp URL") from error
+        session = _load(args, http)
         await session.sign_out(anyway=args.anyway)
     if not args.json:
         talk(f"signed out at {session.relying_party}")
 
 
-def _named(args: argparse.Namespace) -> str | None:
-    return None if args.rp is None else str(args.rp)
+def _load(args: argparse.Namespace, http: aiohttp.ClientSession, url: str | None = None) -> Session:
+    """The session that --rp names, or the one that may be used at `url`."""
+    named = None if args.rp is None else str(args.rp)
+    try:
+        return Session.load(expand_home(args.state), named, url=url, http=http)
+    except LocalProtocolError as error:
+        raise UsageError(f"{error} (--rp URL)" if args.rp is None else str(error)) from error
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp.test_utils import unused_port
-from programs import Program
+from programs import PROGRAMS, Program
 from world import World
 
 from headless_passkey.session_store import SessionStore
@@ -159,6 +159,24 @@ async def test_scripts_that_refresh_at_once_leave_a_session_that_works(
     state = world.state(hub.hub)
     done = await asyncio.gather(*(run(world, state, "refresh") for _ in range(3)))
     assert [status for status, _, _ in done] == [0, 0, 0]
+    assert (await fetched(world, state, f"{api}/me"))[0] == 0
+
+
+async def test_an_answer_that_cannot_be_written_down_is_asked_for_again(
+    world: World, hub: Home, api: str
+) -> None:
+    """No byte may be written to a file, as on a full disk: the relying party has refreshed, the device has nothing of it."""
+    state, kept = world.state(hub.hub), Session.of(hub, hub.hub).kept
+    program = await world.run(
+        "refresh", "/bin/sh", "-c", 'ulimit -f 0; exec "$@"', "sh", PROGRAMS / "headless-passkey", "session", "refresh",
+        "--state", state, *world.trust,
+    )  # fmt: skip
+    assert await ends(program) == 4
+    assert program.failure is not None
+    assert "cannot write" in program.failure["message"]
+    assert Session.of(hub, hub.hub).kept.opened == kept.opened
+    assert (await fetched(world, state, f"{world.relying_party}/session"))[0] == 0
+    assert Session.of(hub, hub.hub).kept.opened.token != kept.opened.token
     assert (await fetched(world, state, f"{api}/me"))[0] == 0
 
 

@@ -60,6 +60,17 @@ def _urls() -> dict[str, list[bytes]]:
         "fido-url": [url.encode() for url in urls],
         "fido-digits": [text.encode() for text in digits] + [b"16736865", b"00000"],
         "fido-url-map": maps,
+        "base-url": [
+            b"HTTPS://Login.Example:443/passkeys/",
+            "https://bücher.example/x%20y".encode(),
+            b"https://[2001:DB8::1]:8443",
+            b"https://127.0.0.1/a/../b",
+        ],
+        "request-url": [
+            b"https://api.example/a%2fb/\xc3\xa4?q=1 2#f",
+            b"http://[::1]:80/",
+            b"https://u@h.example\\x",
+        ],
     }
 
 

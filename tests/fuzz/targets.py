@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.ciphers import Cipher
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from companion_push.relay.problems import Problem
 from companion_push.relay.proofs import check_proof
+from headless_passkey.base_url import BaseUrl
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError
 from headless_passkey.hybrid import cbor as _cbor
 from headless_passkey.hybrid import noise
@@ -77,6 +79,7 @@ from headless_passkey.hybrid.tunnel_url import (
 from headless_passkey.names import is_plain, name_of, plain, printable, why_not_plain
 from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.pipe import parse_advert_line
+from headless_passkey.session import _target
 from headless_passkey.trust import envelope as _envelope
 from headless_passkey.trust import ring as _ring
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX
@@ -230,6 +233,30 @@ def advert_line(data: bytes) -> None:
     parsed = attempt(lambda: parse_advert_line(data))
     if parsed is not None:
         assert data.lower().rstrip(b"\r\n").endswith(parsed.service_data.hex().encode())
+
+
+@target
+def base_url(data: bytes) -> None:
+    """What a person may write as an address is kept in one form, in which no host is another than was written."""
+    text = data.decode("utf-8", "surrogateescape")
+    parsed = attempt(lambda: BaseUrl.parse(text), LocalProtocolError)
+    if parsed is not None:
+        written = str(parsed)
+        assert written.isascii()
+        assert BaseUrl.parse(written) == parsed
+        assert (urlsplit(written).hostname, urlsplit(written).username) == (parsed.host, None)
+        assert not set(written) & set(" \\?#\t\r\n")
+
+
+@target
+def request_url(data: bytes) -> None:
+    """Where a token would be sent: what is checked against its audience is where the request goes."""
+    text = data.decode("utf-8", "surrogateescape")
+    parsed = attempt(lambda: _target(text), LocalProtocolError)
+    if parsed is not None:
+        assert str(parsed).isascii()
+        assert (parsed.user, parsed.password, parsed.fragment) == (None, None, "")
+        assert BaseUrl.parse(str(parsed.origin())).origin == str(parsed.origin())
 
 
 @target
