@@ -11,6 +11,7 @@ import argparse
 import ssl
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from aiohttp import web
 
@@ -63,8 +64,7 @@ def main() -> None:
         service = make_service(args.url, args.issuer, secret=secret, tls=tls)
     except (OSError, UsageError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
-    port = int(args.url.rpartition(":")[2])
-    web.run_app(service, host="127.0.0.1", port=port, access_log=None)
+    web.run_app(service, host="127.0.0.1", port=urlsplit(args.url).port or 80, access_log=None)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ def _session_commands(commands: Any) -> None:
         metavar="S",
         type=_seconds,
         default=30.0,
-        help="deadline of the request in seconds (default: 30)",
+        help="deadline in seconds, a refresh of the token included (default: 30)",
     )
     sign_out.add_argument(
         "--anyway", action="store_true", help="forget it also when the relying party cannot be told"

@@ -6,6 +6,7 @@ all of these cases but the last.
 """
 
 import argparse
+import asyncio
 import json
 from typing import Final
 from urllib.parse import urlsplit
@@ -19,6 +20,8 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotSignedIn,
     SessionReason,
+    TransportError,
+    TransportReason,
 )
 from headless_passkey.names import printable
 from headless_passkey.proven_http import PASSING, open_session
@@ -84,14 +87,18 @@ async def fetch(args: argparse.Namespace) -> None:
     async with open_session(tls_context(args.ca)) as http:
         session = _load(args, http, url=None if args.audience else args.url)
         try:
-            answer = await session.fetch(
-                args.url,
-                method=(args.method or ("GET" if data is None else "POST")).upper(),
-                data=data,
-                headers=headers,
-                audience=args.audience,
-                timeout=args.timeout,
-            )
+            async with asyncio.timeout(args.timeout):  # a refresh before the request included
+                answer = await session.fetch(
+                    args.url,
+                    method=(args.method or ("GET" if data is None else "POST")).upper(),
+                    data=data,
+                    headers=headers,
+                    audience=args.audience,
+                    timeout=args.timeout,
+                )
+        except TimeoutError as error:
+            message = f"no answer within {args.timeout:g} seconds"
+            raise TransportError(message, reason=TransportReason.UNREACHABLE) from error
         except LocalProtocolError as error:
             raise UsageError(str(error)) from error
     out_bytes(answer.body)

@@ -1,6 +1,8 @@
 """``session …`` as a command: its words, what it prints, and how it ends."""
 
+import asyncio
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,28 @@ def test_a_service_that_is_named_for_one_request_needs_a_session_that_is_named_t
     assert run(state, "fetch", url, "--audience", url) == 2
     assert "(--rp URL)" in capsys.readouterr().err
     assert run(state, "fetch", url, "--audience", url, "--rp", B) == 4
+
+
+async def test_the_deadline_is_one_over_all_of_it(state: Path) -> None:
+    """Also over the wait for another process that holds the session."""
+    async with SessionStore(state).locked(B):
+        words = [
+            "session",
+            "fetch",
+            "--state",
+            str(state),
+            "--rp",
+            B,
+            "--timeout",
+            "0.3",
+            "https://b.example/",
+        ]
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "headless_passkey", *words, stderr=asyncio.subprocess.PIPE
+        )
+        _, said = await program.communicate()
+    assert program.returncode == 4
+    assert b"no answer within 0.3 seconds" in said
 
 
 @pytest.mark.parametrize(

@@ -174,6 +174,22 @@ async def test_a_proof_may_spell_the_address_in_another_way_that_means_the_same(
         assert (await both.ask(device, url=same)).status == 200
 
 
+async def test_a_service_of_several_addresses_takes_a_proof_for_each(tmp_path: Path) -> None:
+    async with services(tmp_path, signed=True) as running:
+        device, _ = await running.signed_in()
+        assert (await running.ask(device, url=HTU.replace("api.", "alias."))).slug == "proof-invalid"
+        verify = Keys(jwks_uri=str(running.site.http.make_url("/jwks.json")))
+        both = Guard(
+            resource=RESOURCE, urls=("https://alias.example",), issuer=WEB_ORIGIN, verify=verify,
+            clock=running.site.clock,
+        )  # fmt: skip
+        async with TestClient(TestServer(guarded(both))) as api:
+            running.api = api
+            for url in (HTU, HTU.replace("api.", "alias.")):
+                assert (await running.ask(device, url=url)).status == 200
+            assert (await running.ask(device, url=HTU.replace("api.", "other."))).slug == "proof-invalid"
+
+
 # What it refuses
 
 
