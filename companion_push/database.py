@@ -309,6 +309,11 @@ _MIGRATIONS: Final = (
     """,
     """
     -- whether who opened it said that it goes on calling: 0 or 1
-    ALTER TABLE requests ADD COLUMN stays INTEGER NOT NULL DEFAULT 0
+    ALTER TABLE requests ADD COLUMN stays INTEGER NOT NULL DEFAULT 0;
+    -- whether the recipient has read its envelope: 0 or 1
+    ALTER TABLE envelopes ADD COLUMN fetched INTEGER NOT NULL DEFAULT 0;
+    -- when it failed; null together with the column failed
+    ALTER TABLE envelopes ADD COLUMN failed_at REAL;
+    UPDATE envelopes SET failed_at = 0 WHERE failed IS NOT NULL
     """,
 )

@@ -172,10 +172,12 @@ class World:
             "--tunnel", self.tunnel, "--consent", "accept", "--uv", "accept", *options,
         )  # fmt: skip
 
-    async def device(self, who: str, ceremony: str, *options: str | Path) -> Program:
-        """A device for one ceremony at our relying party; its stdout is the session."""
+    async def device(
+        self, who: str, ceremony: str, *options: str | Path, in_front: Sequence[str | Path] = ()
+    ) -> Program:
+        """A device for one ceremony at our relying party; its stdout is the session. in_front: as with `companion`."""
         return await self.run(
-            who, "headless-passkey", ceremony, "--rp", self.relying_party, "--state", self.state(who),
+            who, *in_front, PROGRAMS / "headless-passkey", ceremony, "--rp", self.relying_party, "--state", self.state(who),
             "--radio", self.radio, "--tunnel", self.tunnel, *self.trust, *options,
         )  # fmt: skip
 

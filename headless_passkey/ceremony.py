@@ -46,6 +46,7 @@ _TALK: Final[Mapping[Stage, str]] = {
     Stage.SUBMITTED: "request sent, waiting for approval",
     Stage.DELIVERED: "a companion has the request",
     Stage.CLAIMED: "approved on a companion",
+    Stage.REFUSED: "a companion cannot take it",
     Stage.OPENED: "the companion passes it to the phone",
     Stage.ADVERT_HEARD: "the phone is near",
     Stage.TUNNEL_JOINED: "tunnel joined",
@@ -185,6 +186,8 @@ class Ceremony:
     def _on_stage(self, event: StageEvent) -> None:
         if self._args.json:
             talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), **event.detail))
+        elif event.refusal is not None:  # worth a line also where nobody watches the progress
+            talk(f"{event.elapsed:8.3f} s  {event.refusal} [{event.refusal.reason}]")
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 

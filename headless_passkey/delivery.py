@@ -100,23 +100,30 @@ class RelayDelivery:
         await self._relay.submit(self._request_id, envelopes, expires_in=seconds)
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        """Until the request has ended. Once it is claimed, a relay that goes away stops nothing."""
+        """Until the request has ended. While it is claimed, a relay that goes away stops nothing."""
         claimed, error = False, None
         try:
             async with aclosing(self._relay.watch(self._request_id)) as states:
                 async for status in states:
                     self._over = status.state.terminal
-                    error = status.error()
+                    claimed = status.claimed_by is not None
+                    yield Progress(
+                        state=status.state,
+                        claimed_by=status.claimed_by,
+                        refusals=status.refusals(self._label),
+                    )
+                    error = status.error(self._label)
                     if error is not None:
                         break
-                    claimed = claimed or status.claimed_by is not None
-                    yield Progress(state=status.state, claimed_by=status.claimed_by)
         except TransportError as away:
             if not claimed:
                 raise
             logger.warning("the relay went away while the phone is on its way: %s", away)
         if error is not None:
             raise error
+
+    def _label(self, name: str) -> str | None:
+        return self._companions[name].label if name in self._companions else None
 
     async def finish(self, outcome: str, reason: str | None = None) -> None:
         if self._over:

@@ -6,6 +6,7 @@ by link, and what it says of a request only tells the device what to wait for.
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -21,14 +22,15 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.mends import with_mend
 from headless_passkey.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp
+from headless_passkey.refusals import Refusal, refused
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
 from headless_passkey.trust.signing import base64url, from_base64url
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
+_WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 _QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
 
 
@@ -84,35 +86,40 @@ class RequestStatus:
             expires_at=members.integer("expires_at"),
             now=members.integer("now"),
             claimed_by=members.optional_text("claimed_by", 64),
-            reason=members.optional_text("reason", 64),
+            reason=None if members.optional_text("reason") is None else _word(members),
             failures=tuple(
-                Failure(by=failure.text("by", 64), reason=failure.text("reason", 64))
+                Failure(by=failure.text("by", 64), reason=_word(failure))
                 for failure in members.objects("failures", 16)
             ),
         )
 
-    def error(self) -> HeadlessPasskeyError | None:
-        """What a request that ended without an answer ended with; None while it lives and when it completed."""
+    def refusals(self, label: Callable[[str], str | None] = lambda _name: None) -> tuple[Refusal, ...]:
+        """Who could not take the request. label: what people call the companion of that name."""
+        return tuple(
+            Refusal(companion=failure.by, label=label(failure.by), reason=failure.reason)
+            for failure in self.failures
+        )
+
+    def error(self, label: Callable[[str], str | None] = lambda _name: None) -> HeadlessPasskeyError | None:
+        """What a request that ended without an answer ended with; None while it lives and when it completed.
+
+        label: as with `refusals`.
+        """
         match self.state:
             case RequestState.DECLINED:
                 why = f" ({self.reason})" if self.reason else ""
                 return NotApproved(Outcome.DECLINED, f"the request was declined{why}")
             case RequestState.EXPIRED:
-                return NotApproved(Outcome.EXPIRED, "nobody approved in time")
+                said = "; ".join(["nobody approved in time", *map(str, self.refusals(label))])
+                return NotApproved(Outcome.EXPIRED, said)
             case RequestState.CANCELLED:
                 return NotApproved(Outcome.CANCELLED, "the request was cancelled")
             case RequestState.SUPERSEDED:
                 return NotApproved(Outcome.SUPERSEDED, "a newer request of this device took its place")
             case RequestState.FAILED:
-                reason = self.reason or next((failure.reason for failure in self.failures), "unknown")
-                if reason in tuple(TrustReason):
-                    what = f"the companion refused the request: {reason}"
-                    if (
-                        reason == TrustReason.CLOCK_SKEW
-                    ):  # of another reason's mend we do not know whose it is
-                        what = with_mend(what, TrustReason.CLOCK_SKEW, "members")
-                    return TrustError(TrustReason(reason), what)
-                return TransportError(f"the companion could not hand the request to the phone: {reason}")
+                refusals = [each for each in self.refusals(label) if not each.may_change]
+                unnamed = Refusal(companion="", label=None, reason=self.reason or "unspecified")
+                return refused(refusals or [unnamed], holder=self.claimed_by)
             case _:
                 return None
 
@@ -207,13 +214,21 @@ class Relay:
                 await self._sleep(_QUICK * (1 + self._chance()))
 
     async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
-        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters."""
+        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters.
+
+        What was completed although nobody holds the claim (any more) is reported as cancelled.
+        """
         body = {"event": event} if reason is None else {"event": event, "reason": reason}
         try:
             return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
         except Problem as problem:
-            if problem.slug == "state-conflict" and problem.members.optional_text("state") == event:
+            if problem.slug != "state-conflict":
+                raise
+            state = problem.members.optional_text("state")
+            if state == event:
                 return await self.status(request_id)  # an earlier attempt arrived, its answer did not
+            if event is DeviceEvent.COMPLETED and state in (RequestState.PENDING, RequestState.DELIVERED):
+                return await self.report(request_id, DeviceEvent.CANCELLED, "completed")
             raise
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
@@ -273,6 +288,14 @@ class Relay:
                     raise RemoteProtocolError(
                         "the relay names a state of the introduction that does not exist"
                     )
+
+
+def _word(members: Members) -> str:
+    """A reason, which error messages quote: nothing that a terminal would obey."""
+    reason = members.text("reason")
+    if not _WORD.fullmatch(reason):
+        raise RemoteProtocolError("the relay's reason is not a word of [a-z0-9-]")
+    return reason
 
 
 def _no_member() -> TrustError:

@@ -38,6 +38,7 @@ from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.source import Advert, AdvertSource
+from headless_passkey.refusals import Refusal, refused
 from headless_passkey.tunnel import Tunnel, open_tunnel
 from headless_passkey.webauthn import AuthenticationOptions, Credential, Options, RegistrationOptions
 
@@ -61,6 +62,9 @@ class Stage(StrEnum):
     SUBMITTED = "submitted"  # handed over for delivery
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
+    REFUSED = (
+        "refused"  # one companion cannot take it, failed or vanished (detail: which, and why); the others may
+    )
     OPENED = "opened"  # a companion passes the URL to a phone: with a QR code it may still be scanned
     ADVERT_HEARD = "advert-heard"  # the phone is near
     TUNNEL_JOINED = "tunnel-joined"
@@ -79,6 +83,7 @@ class StageEvent:
     elapsed: float  # seconds since the ceremony began
     detail: Mapping[str, str | int] = field(default_factory=dict)  # never a secret
     phone: GetInfoResponse | None = None  # what the phone says of itself, at CHANNEL_OPEN
+    refusal: Refusal | None = None  # which companion cannot take it, and why, at REFUSED; also in detail
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +113,8 @@ class Progress:
     """What a delivery says of its request."""
 
     state: str  # delivered, claimed, opened or a terminal state
-    claimed_by: str | None = None  # the recipient that may complete it
+    claimed_by: str | None = None  # the recipient that may complete it; None: whoever comes first
+    refusals: tuple[Refusal, ...] = ()  # by recipients that cannot take it
 
 
 class Delivery(Protocol):
@@ -188,6 +194,7 @@ async def sign_in(
             await corridor.farewell("cancelled", "deadline")
             stage = corridor.stage or "the beginning"
             message = f"not done within {timeout:g} seconds; the last stage was {stage}"
+            message = "; ".join([message, *map(str, corridor.refusals.values())])
             raise NotApproved(Outcome.EXPIRED, message) from None
         # what a caller's own options or settle raised is told to the phone's side too, and passed on as it is
         await corridor.farewell("failed", error.reason if isinstance(error, HeadlessPasskeyError) else None)
@@ -215,9 +222,25 @@ class _Heard:
     first: float
     last: float
     rssi: int | None  # dBm, the first time
-    pursued: bool = False
+    eid: Eid
+    base: str  # of the tunnel service it leads to
+    is_news: bool = True  # nobody has gone after it in vain since it was heard last
+    pursued: bool = False  # somebody goes after it, or has reached the phone
     attempts: int = 0
     pause: float = FIRST_PAUSE  # seconds after the next attempt
+
+    def is_fresh(self, now: float) -> bool:
+        return now - self.last < FRESHNESS
+
+
+@dataclass(slots=True)
+class _Candidate:
+    """One recipient's URL, and what its phone's adverts have led to. Only `_Corridor._may_go_on` says whether to go on."""
+
+    recipient: str
+    transaction: QrTransaction
+    heard: dict[bytes, _Heard] = field(default_factory=dict)  # by advert
+    pursuits: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class _Corridor:
@@ -242,10 +265,11 @@ class _Corridor:
         self._now = asyncio.get_running_loop().time
         self._name = secrets.token_hex(4)  # for the log
         self._began = time.monotonic()
-        self._candidates: dict[str, QrTransaction] = {}  # by recipient; the claimer's alone once it is known
-        self._pursuits: dict[asyncio.Task[None], str] = {}  # whose recipient each is for
+        self._candidates: dict[str, _Candidate] = {}  # by recipient
+        self._claimer: str | None = None  # the recipient that alone may go on; None: whoever comes first
+        self.refusals: dict[str, Refusal] = {}  # by recipient
+        self._listening = False
         self._slots = asyncio.Semaphore(MAX_ATTEMPTS)
-        self._heard: dict[tuple[str, bytes], _Heard] = {}  # by recipient and advert, as `_candidates`
         self._reached: asyncio.Future[_Reached] = asyncio.get_running_loop().create_future()
         self._submitted = False
         self.stage: Stage | None = None
@@ -259,13 +283,18 @@ class _Corridor:
         return signed_in
 
     def report(
-        self, stage: Stage, *, phone: GetInfoResponse | None = None, **known: str | int | None
+        self,
+        stage: Stage,
+        *,
+        phone: GetInfoResponse | None = None,
+        refusal: Refusal | None = None,
+        **known: str | int | None,
     ) -> None:
         self.stage = stage
         detail = {name: value for name, value in known.items() if value is not None}
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
-        self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone))
+        self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone, refusal=refusal))
 
     async def farewell(self, outcome: str, reason: str | None) -> None:
         """Tell the delivery how it ended; what cannot be told in time expires by itself."""
@@ -283,20 +312,22 @@ class _Corridor:
         if not callable(self._options):
             self._check_options(self._options)
         for recipient in await self._delivery.recipients():
-            self._candidates[recipient] = QrTransaction.create(hint=self._ask.kind, time=now)
+            transaction = QrTransaction.create(hint=self._ask.kind, time=now)
+            self._candidates[recipient] = _Candidate(recipient, transaction)
         watching = None
         try:
             async with radio.adverts() as adverts:
                 self.report(Stage.PREPARED, recipients=len(self._candidates))
                 self._submitted = True  # from here on the other side may know of it
-                urls = {recipient: transaction.url for recipient, transaction in self._candidates.items()}
+                urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
                 await self._delivery.submit(self._ask, urls, lifetime=lifetime)
                 self.report(Stage.SUBMITTED)
-                watching = tasks.create_task(self._watch())
+                watching = tasks.create_task(self._watch(tasks))
                 listening = tasks.create_task(self._listen(adverts, tasks))
                 try:
                     reached = await asyncio.shield(self._reached)
                 finally:
+                    self._listening = False
                     await _cancel(listening, *self._pursuits)
             credential, user_checked = await self._exchange(reached)
         finally:
@@ -308,13 +339,14 @@ class _Corridor:
             await self._settle(credential)
         return SignedIn(credential=credential, user_checked=user_checked)
 
-    async def _watch(self) -> None:
+    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the request; its end, other than completion, ends the ceremony."""
         seen: str | None = None
         async with aclosing(self._delivery.progress()) as states:
             async for progress in states:
-                if progress.claimed_by is not None:
-                    self._narrow(progress.claimed_by)
+                self._note_refusals(progress.refusals)
+                self._claimer = progress.claimed_by
+                self._turn_to_who_may_go_on(tasks)
                 if progress.state != seen and progress.state in (
                     Stage.DELIVERED,
                     Stage.CLAIMED,
@@ -323,54 +355,94 @@ class _Corridor:
                     self.report(Stage(progress.state))
                 seen = progress.state
 
-    def _narrow(self, claimer: str) -> None:
-        """Only the claimer may go on: what another recipient's URL leads to is dropped (T5)."""
-        self._candidates = {name: one for name, one in self._candidates.items() if name == claimer}
-        self._heard = {key: heard for key, heard in self._heard.items() if key[0] == claimer}
-        for task, recipient in self._pursuits.items():
-            if recipient != claimer:
-                task.cancel()
+    def _note_refusals(self, refusals: Sequence[Refusal]) -> None:
+        """Say which are new. When the companion refuses whose phone is connected already, that ends the ceremony."""
+        before, self.refusals = self.refusals, {refusal.companion: refusal for refusal in refusals}
+        for refusal in refusals:
+            if before.get(refusal.companion) != refusal:
+                self.report(
+                    Stage.REFUSED,
+                    refusal=refusal,
+                    companion=refusal.companion,
+                    label=refusal.label,
+                    reason=refusal.reason,
+                )
+        if self._reached.done() and self._has_refused(self._reached.result().recipient):
+            raise refused([self.refusals[self._reached.result().recipient]])
+
+    def _has_refused(self, recipient: str) -> bool:
+        refusal = self.refusals.get(recipient)
+        return refusal is not None and not refusal.may_change
+
+    def _may_go_on(self, recipient: str) -> bool:
+        """Whether what this recipient's URL leads to is pursued: anybody's until there is a claim, then its holder's (T5)."""
+        return self._claimer in (None, recipient) and not self._has_refused(recipient)
+
+    def _turn_to_who_may_go_on(self, tasks: asyncio.TaskGroup) -> None:
+        """Leave the other candidates aside. They come back when the claim is gone, with what was heard meanwhile."""
+        for candidate in self._candidates.values():
+            if not self._may_go_on(candidate.recipient):
+                for task in candidate.pursuits:
+                    task.cancel()
+                for heard in candidate.heard.values():
+                    heard.pursued = False
+            elif self._listening:
+                for heard in candidate.heard.values():
+                    self._begin_pursuit(candidate, heard, tasks)
+
+    @property
+    def _pursuits(self) -> set[asyncio.Task[None]]:
+        return {task for candidate in self._candidates.values() for task in candidate.pursuits}
 
     async def _listen(self, adverts: AsyncIterator[Advert], tasks: asyncio.TaskGroup) -> None:
+        self._listening = True
         try:
             async for advert in adverts:
                 if self._is_near(advert):
-                    for recipient, transaction in self._candidates.items():
-                        eid = transaction.open_advert(advert.service_data)
-                        base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
-                        if eid is None or base is None:
-                            continue
-                        if heard := self._news(recipient, eid, advert.rssi):
-                            pursuing = self._pursue(recipient, transaction, eid, base, heard)
-                            pursuit = tasks.create_task(pursuing)
-                            self._pursuits[pursuit] = recipient
-                            pursuit.add_done_callback(self._pursuits.pop)
+                    for candidate in self._candidates.values():
+                        if (heard := self._hear(candidate, advert)) is not None:
+                            self._begin_pursuit(candidate, heard, tasks)
             in_vain = (
-                "and what was heard led to no phone" if self._heard else "before a phone's advert was heard"
+                "and what was heard led to no phone"
+                if any(candidate.heard for candidate in self._candidates.values())
+                else "before a phone's advert was heard"
             )
             ended = TransportError(f"the radio's input ended {in_vain}")
         except TransportError as error:
             ended = error
-        while self._pursuits:  # what was heard before may yet lead to the phone
-            await asyncio.wait(self._pursuits)
+        while pursuits := self._pursuits:  # what was heard before may yet lead to the phone
+            await asyncio.wait(pursuits)
         if not self._reached.done():
             raise ended
 
     def _is_near(self, advert: Advert) -> bool:
         return self._min_rssi is None or (advert.rssi is not None and advert.rssi >= self._min_rssi)
 
-    def _news(self, recipient: str, eid: Eid, rssi: int | None) -> _Heard | None:
-        """What is known of this advert, when nobody is after its phone yet."""
-        key, now = (recipient, eid.encode()), self._now()
-        known = self._heard.get(key)
-        if known is None:
-            if len(self._heard) == MAX_ADVERTS:
+    def _hear(self, candidate: _Candidate, advert: Advert) -> _Heard | None:
+        """What is known of this advert, when it is of this candidate's phone; some radios say a thing once."""
+        eid = candidate.transaction.open_advert(advert.service_data)
+        base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
+        if eid is None or base is None:
+            return None
+        key, now = eid.encode(), self._now()
+        heard = candidate.heard.get(key)
+        if heard is None:
+            if len(candidate.heard) == MAX_ADVERTS:
                 logger.info("ceremony %s: too many different adverts, ignored one", self._name)
                 return None
-            known = self._heard[key] = _Heard(first=now, last=now, rssi=rssi)
-        known.last = now
-        pursued, known.pursued = known.pursued, True
-        return None if pursued else known
+            heard = candidate.heard[key] = _Heard(first=now, last=now, rssi=advert.rssi, eid=eid, base=base)
+        heard.last, heard.is_news = now, True
+        return heard
+
+    def _begin_pursuit(self, candidate: _Candidate, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
+        """Go after the advert's phone, unless somebody does, or it is too late, or not its turn."""
+        now, limit = self._now(), self._limit(heard)
+        in_time = heard.is_fresh(now) and (limit is None or now < limit)
+        if heard.is_news and not heard.pursued and in_time and self._may_go_on(candidate.recipient):
+            heard.pursued = True
+            pursuit = tasks.create_task(self._pursue(candidate, heard))
+            candidate.pursuits.add(pursuit)
+            pursuit.add_done_callback(candidate.pursuits.discard)
 
     def _tunnel_service(self, number: int) -> str | None:
         """The base URL of a tunnel domain; None for one that nobody knows, whose adverts are ignored (§11.5.1)."""
@@ -380,15 +452,13 @@ class _Corridor:
             logger.info("ceremony %s: no tunnel service is known for domain %d", self._name, number)
             return None
 
-    async def _pursue(
-        self, recipient: str, transaction: QrTransaction, eid: Eid, base: str, heard: _Heard
-    ) -> None:
+    async def _pursue(self, candidate: _Candidate, heard: _Heard) -> None:
         """Try where an advert leads until it is old: networks fail, and some radios say a thing once."""
-        limit = None if self._join_within is None else heard.first + self._join_within
-        self.report(Stage.ADVERT_HEARD, tunnel_domain=eid.tunnel_domain, rssi=heard.rssi)
-        while self._now() - heard.last < FRESHNESS and (limit is None or self._now() < limit):
+        limit = self._limit(heard)
+        self.report(Stage.ADVERT_HEARD, tunnel_domain=heard.eid.tunnel_domain, rssi=heard.rssi)
+        while heard.is_fresh(self._now()) and (limit is None or self._now() < limit):
             async with self._slots:
-                failed = await self._attempt(recipient, transaction, eid, base, limit)
+                failed = await self._attempt(candidate, heard, limit)
             if failed is None:
                 return
             heard.attempts += 1
@@ -399,19 +469,21 @@ class _Corridor:
             heard.pause = min(2 * heard.pause, LAST_PAUSE)
             if isinstance(failed, RemoteProtocolError):
                 break  # it will not be otherwise, unless whoever it was advertises it again
-        # heard again it is news, unless it was too late
-        heard.pursued = limit is not None and self._now() >= limit
+        heard.pursued, heard.is_news = False, False
 
-    async def _attempt(
-        self, recipient: str, transaction: QrTransaction, eid: Eid, base: str, limit: float | None
-    ) -> Exception | None:
+    def _limit(self, heard: _Heard) -> float | None:
+        """By when the advert's phone must have been reached, on the event loop's clock."""
+        return None if self._join_within is None else heard.first + self._join_within
+
+    async def _attempt(self, candidate: _Candidate, heard: _Heard, limit: float | None) -> Exception | None:
         """Join the tunnel the advert leads to and prove ourselves to the phone; why not, when that fails.
 
         limit: by when, on the event loop's clock.
         """
+        transaction, eid = candidate.transaction, heard.eid
         async with AsyncExitStack() as stack:
             try:
-                url = connect_url(base, eid.routing_id, transaction.url.tunnel_id)
+                url = connect_url(heard.base, eid.routing_id, transaction.url.tunnel_id)
                 async with asyncio.timeout_at(limit):
                     tunnel = await stack.enter_async_context(open_tunnel(url, tls=self._tls))
                     self.report(Stage.TUNNEL_JOINED)
@@ -421,13 +493,15 @@ class _Corridor:
                 return error
             if not self._reached.done():
                 self.report(Stage.CHANNEL_OPEN, phone=get_info)
-                self._reached.set_result(_Reached(recipient, tunnel, channel, get_info, stack.pop_all()))
+                self._reached.set_result(
+                    _Reached(candidate.recipient, tunnel, channel, get_info, stack.pop_all())
+                )
             return None
 
     async def _exchange(self, reached: _Reached) -> tuple[Credential, bool]:
         """Exactly one CTAP command over the open channel; its checked reply, and whether the user was checked."""
         options = await self._known_options()
-        if reached.recipient not in self._candidates:
+        if not self._may_go_on(reached.recipient):
             raise TrustError(
                 TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
             )

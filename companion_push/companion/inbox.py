@@ -29,21 +29,24 @@ from companion_push.companion.relay_client import CompanionRelay, Event, Item
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
+    NotEnrolled,
     Outcome,
     RemoteProtocolError,
+    SetupReason,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.proven_http import MAX_WAIT, Problem
+from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.relay import RequestState
 from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.signing import base64url
 
-INTERRUPTED: Final = "interrupted"  # the reason of a companion that was ended while it held the claim
 FINISH: Final = 120  # seconds a claimed request may go on after it expired
 
 _SHORTEST_PAUSE: Final = 0.5  # seconds between answers that bring nothing, and before the first reconnection
@@ -310,15 +313,19 @@ class Inbox:
             return False
         try:
             await self.catch_up()
-        except TrustError as error:
+        except (TrustError, RemoteProtocolError, NotEnrolled, TransportError) as error:
+            if isinstance(error, TransportError) and error.reason is not None:
+                raise  # the relay's, which is asked again; what the disk did has no reason
             for item in items:  # with the ring in doubt nothing can be checked, so nothing is shown
                 await self._refuse(item, error)
+            if isinstance(error, RemoteProtocolError | NotEnrolled):
+                raise  # this relay, or what is kept here, is of no use
             return False
         before = len(self._pending)
         for item in items:
             try:
                 request = self._check(item)
-            except (TrustError, RemoteProtocolError) as error:
+            except (TrustError, RemoteProtocolError, NotEnrolled, TransportError) as error:
                 await self._refuse(item, error)
             else:
                 self._pending[item.key] = request
@@ -367,7 +374,8 @@ class Inbox:
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
         """The device hears of it first: whoever hears of it here may end the program."""
-        reason = _word(error)
+        on_disk = isinstance(error, TransportError)  # a check asks nobody else
+        reason = str(SetupReason.STATE_UNREADABLE) if on_disk else _word(error)
         self._settle(item.key, reason)
         with suppress(TransportError):  # once more with the next answer
             await self._report_refused(item)
@@ -540,10 +548,14 @@ def _short(request_id: bytes) -> str:
 
 def _word(error: HeadlessPasskeyError) -> str:
     """A reason as the relay takes it: a word of at most 64 of [a-z0-9-]."""
+    if isinstance(error, NotApproved) and error.reason is Outcome.EXPIRED:
+        return (
+            UNANSWERED  # by whoever was asked on the phone; a check that finds it expired is a `TrustError`
+        )
     return (error.reason or _WORDS.get(type(error), "failed")).lower().replace("_", "-")[:64]
 
 
 _WORDS: Final[dict[type[HeadlessPasskeyError], str]] = {
-    RemoteProtocolError: "malformed",
-    TransportError: "unreachable",
+    RemoteProtocolError: MALFORMED,
+    TransportError: TransportReason.UNREACHABLE,
 }

@@ -23,6 +23,7 @@ GRACE: Final = 120  # seconds a claimed request may go on after that
 LEASE: Final = (
     60  # seconds without a call of its holder after which a claim ends; configuration only shortens it
 )
+LAST_CHANCE: Final = 8  # seconds others have to fetch what every companion that fetched it has refused
 VANISHED: Final = "vanished"  # the reason of a companion whose lease ran out: it may come back
 UNSPECIFIED: Final = "unspecified"  # the reason of a companion that failed and gave none
 KEPT: Final = 300  # seconds the outcome stays readable after the last moment it could come
@@ -72,6 +73,7 @@ class Failure:
 
     by: str
     reason: str  # a word
+    at: float  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +93,7 @@ class Request:
     stays: bool = False  # opened by a holder that goes on calling until the end, so its lease still counts
     reason: str | None = None
     failures: tuple[Failure, ...] = ()
+    fetched_by: frozenset[str] = frozenset()  # recipients that have read it
 
     @property
     def live(self) -> bool:
@@ -106,26 +109,41 @@ class Request:
         """Whether the claim ends when its holder makes no call."""
         return self.state is State.CLAIMED or (self.state is State.OPENED and self.stays)
 
+    @property
+    def given_up_at(self) -> float:
+        """When it fails, because every companion that fetched it has failed, although others might yet fetch it."""
+        failed = {failure.by: failure.at for failure in self.failures if failure.reason != VANISHED}
+        hopes = self.fetched_by.union(failure.by for failure in self.failures).difference(failed)
+        if self.state not in UNCLAIMED or not failed or hopes:
+            return math.inf
+        return max(failed.values()) + LAST_CHANCE
+
     def changes_at(self, lease: float) -> float:
         """When it changes if nothing happens. lease: as with `at`."""
-        return min(self.ends_at, lease) if self.leased else self.ends_at
+        return min(self.ends_at, lease if self.leased else self.given_up_at)
 
     def waits_for(self, companion: str) -> bool:
         """Whether it belongs in this companion's inbox."""
         return self.live and companion in self.recipients and not self._has_failed(companion)
 
     def at(self, now: float, lease: float) -> "Request":
-        """As it is at `now`: expired, once its time is over; not claimed any more, once the claim's lease has run out.
+        """As it is at `now`: expired, once its time is over; not claimed any more, once the claim's lease has run out;
+        failed, once every companion that fetched it has, and nobody else has come.
 
         lease: when that is, unless its holder makes another call (`Leases.end`).
         """
         if self.leased and lease <= now and lease < self.ends_at:
-            return self._vanished().at(now, lease)
+            return self._vanished(lease).at(now, lease)
+        if self.given_up_at <= now and self.given_up_at < self.ends_at:
+            return self._become(State.FAILED, reason=self.failures[-1].reason)
         return self._become(State.EXPIRED) if self.live and now >= self.ends_at else self
 
-    def fetched(self) -> "Request":
-        """A recipient has read it."""
-        return self._become(State.DELIVERED) if self.state is State.PENDING else self
+    def fetched(self, by: str) -> "Request":
+        """`by`, a recipient, has read it."""
+        readers = self.fetched_by | {by}
+        if self.state is State.PENDING:
+            return self._become(State.DELIVERED, fetched_by=readers)
+        return self if by in self.fetched_by else replace(self, fetched_by=readers)
 
     def superseded(self) -> "Request":
         """Its device has submitted another."""
@@ -145,9 +163,9 @@ class Request:
         return self._become(target, reason=reason)
 
     def companion_says(
-        self, by: str, event: CompanionEvent, reason: str | None, *, stays: bool = False
+        self, by: str, event: CompanionEvent, reason: str | None, *, now: float, stays: bool = False
     ) -> "Request":
-        """After a recipient's event. Telling the same again changes nothing.
+        """After a recipient's event at `now`. Telling the same again changes nothing.
 
         stays: with `opened`, whether `by` goes on calling until the end.
         """
@@ -161,7 +179,7 @@ class Request:
             case CompanionEvent.DECLINED:
                 return self._declined(by, reason)
             case CompanionEvent.FAILED:
-                return self._failed(by, reason)
+                return self._failed(by, reason, now)
 
     def _claimed(self, by: str) -> "Request":
         if self.state in HELD:
@@ -190,9 +208,11 @@ class Request:
             raise self._conflict()
         return self
 
-    def _vanished(self) -> "Request":
+    def _vanished(self, now: float) -> "Request":
         holder = self.claimed_by or ""
-        return self._unclaimed(failures=(*self._failures_but(holder), Failure(by=holder, reason=VANISHED)))
+        return self._unclaimed(
+            failures=(*self._failures_but(holder), Failure(by=holder, reason=VANISHED, at=now))
+        )
 
     def _unclaimed(self, **changes: Any) -> "Request":
         return self._become(State.DELIVERED, claimed_by=None, stays=False, **changes)
@@ -206,13 +226,13 @@ class Request:
             raise self._conflict()
         return self._become(State.DECLINED, reason=reason)
 
-    def _failed(self, by: str, reason: str | None) -> "Request":
+    def _failed(self, by: str, reason: str | None, now: float) -> "Request":
         if self._has_failed(by):
             return self
         if not self.live:
             raise self._conflict()
         word = UNSPECIFIED if reason in (None, VANISHED) else reason
-        failures = (*self._failures_but(by), Failure(by=by, reason=word))
+        failures = (*self._failures_but(by), Failure(by=by, reason=word, at=now))
         failed = {failure.by for failure in failures if failure.reason != VANISHED}
         if by == self.claimed_by or failed.issuperset(self.recipients):
             return self._become(State.FAILED, reason=reason, failures=failures)

@@ -338,11 +338,12 @@ def read_inbox(cursor: str | None) -> Operation:
         for stored, sealed in store.sealed_for(call.db, companion.name):
             request = call.current(stored)
             if request.waits_for(companion.name):
-                request = request.fetched()
+                request = request.fetched(companion.name)
                 items.append(_item(request, sealed))
                 changes_at = min(changes_at, call.changes_at(request))
             if request is not stored:
                 store.save(call.db, request)
+            if request.version != stored.version:
                 topics |= concerned([request])
         new_cursor = _cursor(items)
         return Answer(
@@ -362,7 +363,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
         if stored is None or stored.account != companion.account or companion.name not in stored.recipients:
             raise not_found()
         after = call.current(stored).companion_says(
-            companion.name, report.event, report.reason, stays=bool(report.stays)
+            companion.name, report.event, report.reason, now=call.now, stays=bool(report.stays)
         )
         topics: frozenset[str] = frozenset()
         if after is not stored:

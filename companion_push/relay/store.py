@@ -73,10 +73,16 @@ def save(db: sqlite3.Connection, changed: Request) -> None:
         "UPDATE requests SET state = ?, version = ?, claimed_by = ?, stays = ?, reason = ? WHERE device = ? AND id = ?",
         (changed.state, changed.version, changed.claimed_by, changed.stays, changed.reason, *key),
     )
-    failed = {failure.by: (order, failure.reason) for order, failure in enumerate(changed.failures)}
+    failed = {
+        failure.by: (order, failure.reason, failure.at) for order, failure in enumerate(changed.failures)
+    }
     db.executemany(
-        "UPDATE envelopes SET failed = ?, reason = ? WHERE device = ? AND id = ? AND recipient = ?",
-        [(*failed.get(recipient, (None, None)), *key, recipient) for recipient in changed.recipients],
+        "UPDATE envelopes SET failed = ?, reason = ?, failed_at = ?, fetched = ?"
+        " WHERE device = ? AND id = ? AND recipient = ?",
+        [
+            (*failed.get(recipient, (None, None, None)), recipient in changed.fetched_by, *key, recipient)
+            for recipient in changed.recipients
+        ],
     )
     if not changed.live:
         db.execute("UPDATE envelopes SET sealed = NULL WHERE device = ? AND id = ?", key)
@@ -148,14 +154,15 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
         reason,
     ) in rows:
         envelopes = db.execute(
-            "SELECT recipient, failed, reason FROM envelopes WHERE device = ? AND id = ? ORDER BY failed, recipient",
+            "SELECT recipient, failed, reason, failed_at, fetched FROM envelopes WHERE device = ? AND id = ?"
+            " ORDER BY failed, recipient",
             (device, request_id),
         ).fetchall()
         yield Request(
             account=account,
             device=device,
             id=request_id,
-            recipients=tuple(sorted(recipient for recipient, _, _ in envelopes)),
+            recipients=tuple(sorted(recipient for recipient, *_ in envelopes)),
             fingerprint=fingerprint,
             submitted_at=submitted_at,
             expires_at=expires_at,
@@ -164,5 +171,10 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
             claimed_by=claimed_by,
             stays=bool(stays),
             reason=reason,
-            failures=tuple(Failure(by=by, reason=why) for by, failed, why in envelopes if failed is not None),
+            failures=tuple(
+                Failure(by=by, reason=why, at=at)
+                for by, failed, why, at, _ in envelopes
+                if failed is not None
+            ),
+            fetched_by=frozenset(recipient for recipient, *_, fetched in envelopes if fetched),
         )

@@ -17,11 +17,15 @@ from aiohttp import web
 from companion_push.companion.inbox import Stage
 from companion_push.companion.openers import Opening
 from headless_passkey.errors import (
+    CtapError,
     HeadlessPasskeyError,
     NotApproved,
+    NotEnrolled,
     Outcome,
     RemoteProtocolError,
+    SetupReason,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
@@ -612,6 +616,84 @@ async def test_a_failed_check_on_one_companion_leaves_the_request_to_the_others(
     assert (await frame.caller.status(name))["failures"] == [
         {"by": anna.caller.name, "reason": "cannot-open"}
     ]
+
+
+NO_SPACE = "cannot write: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("broken", "error", "word", "ends"),
+    [
+        ("adopt", TransportError(NO_SPACE), "state-unreadable", False),
+        ("chain", RemoteProtocolError("x", reason=SetupReason.STATE_DAMAGED), "state-damaged", True),
+        ("chain", NotEnrolled("x", reason=SetupReason.NOT_ENROLLED), "not-enrolled", True),
+        ("opened_before", TransportError(NO_SPACE), "state-unreadable", False),
+        ("opened_before", RemoteProtocolError("x"), "malformed", False),
+    ],
+    ids=["disk full", "rings damaged", "state gone", "disk broken", "record damaged"],
+)
+async def test_a_companion_that_cannot_check_says_so_at_once(  # noqa: PLR0917  what varies
+    anna: Companion,
+    frame: Frame,
+    home: Household,
+    monkeypatch: pytest.MonkeyPatch,
+    broken: str,
+    error: HeadlessPasskeyError,
+    word: str,
+    ends: bool,  # noqa: FBT001
+) -> None:
+    # something to adopt
+    await home.append(*(each.person for each in (*home.companions, *home.devices)))
+    name = await frame.ask(anna.caller)
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(anna.state, broken, fails)
+    with contextlib.nullcontext() if not ends else pytest.raises(type(error)):
+        await anna.inbox.poll()
+    assert anna.refusals == [word]
+    status = await frame.caller.status(name)
+    assert (status["state"], status["failures"]) == ("failed", failures(anna, word))
+
+
+async def test_a_relay_that_goes_away_between_is_asked_again_and_nothing_is_refused(
+    anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await frame.ask(anna.caller)
+
+    async def away(*_: Any) -> Any:
+        raise TransportError("gone", reason=TransportReason.UNREACHABLE)
+
+    with monkeypatch.context() as gone:
+        gone.setattr(anna.inbox._relay, "bring_up_to_date", away)
+        with pytest.raises(TransportError):
+            await anna.inbox.poll()
+    assert anna.refusals == []
+    await anna.inbox.poll()
+    assert len(anna.inbox.pending) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (NotApproved(Outcome.EXPIRED, "the user did not answer in time"), "unanswered"),
+        (TransportError("no phone", reason=TransportReason.NO_ADAPTER), "no-adapter"),
+        (CtapError(0x2E, "CTAP2_ERR_NO_CREDENTIALS"), "ctap2-err-no-credentials"),
+        (RemoteProtocolError("x"), "malformed"),
+        (TrustError(TrustReason.OPTIONS_DIFFER, "x"), "options-differ"),
+    ],
+    ids=["no answer", "no adapter", "no passkey", "malformed", "options"],
+)
+async def test_what_an_opener_ends_with_reaches_the_device(
+    anna: Companion, frame: Frame, error: HeadlessPasskeyError, word: str
+) -> None:
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    with pytest.raises(type(error)):
+        await anna.inbox.approve(anna.inbox.pending[0], Hands(error))
+    status = await frame.caller.status(name)
+    assert (status["state"], status["reason"]) == ("failed", word)
 
 
 @pytest.mark.threat("T2")

@@ -14,6 +14,7 @@ from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustE
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.refusals import Refusal
 from headless_passkey.relay import Relay
 from headless_passkey.sign_in import Ask
 from headless_passkey.trust.chain import RingChain
@@ -122,6 +123,43 @@ async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> No
         assert (first.state, first.claimed_by) == ("opened", phone.name)
         await delivery.finish("completed")
         assert (await frame.status(item["id"]))["state"] == "completed"
+
+
+async def test_progress_tells_who_refused_by_label_and_ends_with_the_reason(tmp_path: Path) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        (one, two), frame = home.companions, home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await one.inbox()
+        await two.inbox()
+        await one.act(frame, item["id"], "failed", "clock-skew")
+        states = delivery.progress()
+        told = [await anext(states)]
+        await two.act(frame, item["id"], "failed", "clock-skew")
+        told.append(await anext(states))
+        with pytest.raises(TrustError) as end:
+            await anext(states)
+        assert end.value.reason is TrustReason.CLOCK_SKEW
+        first, second = (
+            Refusal(companion=each.name, label=each.person.label, reason="clock-skew") for each in (one, two)
+        )
+        assert [progress.refusals for progress in told] == [(first,), (first, second)]
+        for each in (one, two):
+            assert f'"{each.person.label}" refuses' in str(end.value)
+
+
+async def test_what_was_completed_after_the_claim_had_ended_is_over_for_the_others_too(
+    tmp_path: Path,
+) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        (one, two), frame = home.companions, home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await one.inbox()
+        await one.act(frame, item["id"], "claimed")
+        await one.act(frame, item["id"], "released")
+        await delivery.finish("completed")
+        status = await frame.status(item["id"])
+        assert (status["state"], status["reason"]) == ("cancelled", "completed")
+        assert await two.inbox() == []
 
 
 async def test_a_decline_ends_the_progress_and_needs_no_farewell(tmp_path: Path) -> None:

@@ -341,7 +341,8 @@ def test_each_end_is_a_branch_of_the_error_tree(
 def test_a_companion_that_refuses_for_the_clocks_says_what_to_do() -> None:
     error = status(state="failed", reason="clock-skew").error()
     assert str(error) == (
-        "the companion refused the request: clock-skew: set both clocks, here with `sudo timedatectl set-ntp true`"
+        "a companion refuses the request: its clock and this device's are too far apart: "
+        "set both clocks, here with `sudo timedatectl set-ntp true`"
     )
 
 

@@ -30,6 +30,7 @@ from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.origins import RelatedOrigins
 from headless_passkey.radio.source import Advert
+from headless_passkey.refusals import Refusal
 from headless_passkey.sign_in import (
     MAX_ADVERTS,
     MAX_ATTEMPTS,
@@ -73,9 +74,11 @@ class Air:
     def __init__(self) -> None:
         self._adverts: asyncio.Queue[Advert | TransportError | None] = asyncio.Queue()
         self.listening = False
+        self.heard = asyncio.Event()  # something was sent
 
     def put(self, what: bytes | Advert | TransportError | None) -> None:
         self._adverts.put_nowait(Advert(service_data=what) if isinstance(what, bytes) else what)
+        self.heard.set()
 
     async def drained(self) -> None:
         """All that was put has been heard."""
@@ -203,6 +206,7 @@ class Gate:
         self.base = ""
         self.came = self.most = 0
         self._inside: set[asyncio.Task[Any]] = set()
+        self.entered, self.left = asyncio.Event(), asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._let_in, "127.0.0.1", 0)
@@ -223,6 +227,7 @@ class Gate:
         assert task is not None
         self._inside.add(task)
         self.most = max(self.most, len(self._inside))
+        self.entered.set()
         try:
             if self._silent:
                 await reader.read()
@@ -237,6 +242,7 @@ class Gate:
             pass
         finally:
             self._inside.discard(task)
+            self.left.set()
             writer.close()
 
 
@@ -562,6 +568,139 @@ async def test_adverts_for_others_than_the_claimer_do_not_use_up_what_is_remembe
     assert signed_in.credential.user_handle == USER
 
 
+def refusal(recipient: str, reason: str) -> Refusal:
+    return Refusal(companion=recipient, label=f"{recipient}'s phone", reason=reason)
+
+
+async def test_the_others_come_back_when_the_claim_is_gone(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("anna", "bert"))
+
+    async def phones() -> None:
+        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="anna"))
+        await bench.reached(Stage.CLAIMED).wait()
+        bench.carrier.states.put_nowait(Progress(state="delivered", refusals=(refusal("anna", "vanished"),)))
+        await bench.reached(Stage.DELIVERED).wait()
+        bench.carrier.states.put_nowait(
+            Progress(state="claimed", claimed_by="bert", refusals=(refusal("anna", "vanished"),))
+        )
+        await bench.answered(recipient="bert")
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages[2:6] == [Stage.CLAIMED, Stage.REFUSED, Stage.DELIVERED, Stage.CLAIMED]
+
+
+async def test_what_was_heard_of_another_while_it_was_aside_is_pursued_when_the_claim_is_gone(
+    bench: Bench,
+) -> None:
+    """BlueZ says an advert once, however often it hears it."""
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("anna", "bert"))
+
+    async def phones() -> None:
+        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="anna"))
+        await bench.reached(Stage.CLAIMED).wait()
+        answering = asyncio.create_task(bench.answered(recipient="bert"))
+        await bench.air.heard.wait()
+        await bench.air.drained()
+        assert Stage.ADVERT_HEARD not in bench.stages
+        bench.carrier.states.put_nowait(Progress(state="delivered"))
+        await answering
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.ADVERT_HEARD) == 1
+
+
+@pytest.mark.threat("T5")
+async def test_a_claim_takes_the_others_out_of_their_tunnels(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("honest", "greedy"))
+
+    async def phones(gate: Gate) -> None:
+        greedy = PhoneTransaction((await bench.carrier.urls)["greedy"])
+        bench.air.put(greedy.advertise(routing_id=b"abc", tunnel_domain=DOMAIN + 1).service_data)
+        await gate.entered.wait()
+        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="honest"))
+        await gate.left.wait()
+        await bench.answered(recipient="honest")
+
+    async with Gate(bench, silent=True) as gate:
+        tunnels = {DOMAIN: bench.base, DOMAIN + 1: gate.base}
+        signed_in, _ = await asyncio.gather(bench.sign_in(tunnels=tunnels), phones(gate))
+    assert signed_in.credential.user_handle == USER
+
+
+async def test_each_refusal_is_told_at_once_with_who_and_why(bench: Bench) -> None:
+    bench.carrier = Carrier(bench.air, ("anna", "bert"))
+    events: list[StageEvent] = []
+    skewed, vanished = refusal("anna", "clock-skew"), refusal("bert", "vanished")
+    for progress in (
+        Progress(state="delivered", refusals=(skewed,)),
+        Progress(state="claimed", claimed_by="bert", refusals=(skewed,)),
+        Progress(state="delivered", refusals=(skewed, vanished)),
+        Progress(state="claimed", claimed_by="bert", refusals=(skewed,)),
+        Progress(state="delivered", refusals=(skewed, vanished)),
+    ):
+        bench.carrier.states.put_nowait(progress)
+    bench.carrier.states.put_nowait(TrustError(TrustReason.CLOCK_SKEW, "over"))
+    with pytest.raises(TrustError):
+        await bench.sign_in(on_stage=events.append)
+    told = [event for event in events if event.stage is Stage.REFUSED]
+    assert [event.refusal for event in told] == [skewed, vanished, vanished]
+    assert told[0].detail == {"companion": "anna", "label": "anna's phone", "reason": "clock-skew"}
+
+
+async def test_a_deadline_says_who_had_refused(bench: Bench) -> None:
+    for seconds in (0.2, 2, 20):  # as long as this machine takes to come that far
+        bench.carrier = Carrier(bench.air)
+        skewed = Progress(state="delivered", refusals=(refusal("phone", "clock-skew"),))
+        bench.carrier.states.put_nowait(skewed)
+        with pytest.raises(NotApproved) as caught:
+            await bench.sign_in(timeout=seconds)
+        if Stage.DELIVERED in bench.stages:
+            break
+    assert 'the last stage was delivered; "phone\'s phone" refuses the request' in str(caught.value)
+
+
+@pytest.mark.threat("T5")
+async def test_a_companion_that_refused_has_no_phone_that_may_answer(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("anna", "bert"))
+    bench.carrier.states.put_nowait(Progress(state="delivered", refusals=(refusal("anna", "clock-skew"),)))
+
+    async def phones() -> None:
+        await bench.reached(Stage.REFUSED).wait()
+        anna = asyncio.create_task(bench.answered(recipient="anna"))
+        await bench.air.heard.wait()
+        await bench.air.drained()
+        await bench.answered(recipient="bert")
+        anna.cancel()
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.ADVERT_HEARD) == 1
+
+
+@pytest.mark.threat("T5")
+async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ceremony(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("anna", "bert"))
+
+    async def never() -> Any:
+        interrupted = Progress(state="delivered", refusals=(refusal("anna", "interrupted"),))
+        bench.carrier.states.put_nowait(interrupted)
+        await asyncio.Future()
+
+    ask = Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    answering = asyncio.create_task(bench.answered(recipient="anna"))
+    with pytest.raises(NotApproved, match="was ended before the phone had answered") as caught:
+        await bench.sign_in(ask, never)
+    assert caught.value.reason is Outcome.CANCELLED
+    await answering
+
+
 async def test_nobody_answering_expires_and_is_said(bench: Bench) -> None:
     with pytest.raises(NotApproved, match="the last stage was submitted") as end:
         await bench.sign_in(timeout=0.05)
@@ -604,7 +743,7 @@ async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transpo
         await asyncio.gather(bench.sign_in(), gone())
 
 
-WITH_RELAY = (Stage.DELIVERED, Stage.CLAIMED, Stage.OPENED)
+WITH_RELAY = (Stage.DELIVERED, Stage.CLAIMED, Stage.REFUSED, Stage.OPENED)
 CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTEMPT_FAILED, Stage.COMPLETED)]
 
 

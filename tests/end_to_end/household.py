@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from programs import Program
+from programs import Program, event
 from world import World
 
 from companion_push.accounts import add_account
@@ -187,6 +187,12 @@ async def page(world: World) -> str:
 async def ends(program: Program, *, timeout: float = 120.0) -> int:  # noqa: ASYNC109
     """Its exit status, in bounded time."""
     return await program.wait(timeout=timeout)
+
+
+def refusals(device: Program) -> list[tuple[str, str]]:
+    """What a device told of companions that could not take its request: label and reason."""
+    said = [each for each in map(event, device.said) if each is not None and each.get("stage") == "refused"]
+    return [(each["label"], each["reason"]) for each in said]
 
 
 async def session_of(program: Program) -> dict[str, Any]:

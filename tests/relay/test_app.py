@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from companion_push import database
-from companion_push.relay import app, operations
+from companion_push.relay import app, mailbox, operations
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
 from headless_passkey.trust.signing import base64url
@@ -202,6 +202,48 @@ async def test_a_claimed_request_may_finish_within_its_grace_and_not_after(
     assert (await anna.act(frame, name, "opened")).status == 200
     relay.clock.ahead += 120
     assert (await frame.tell(name, "completed")).problem == "expired"
+
+
+# What every companion that fetched it has refused
+
+
+async def test_what_all_who_fetched_it_refused_is_over_soon_unless_another_fetches_it(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.inbox()
+    await anna.act(frame, name, "failed", "clock-skew")
+    relay.clock.ahead += 4
+    assert (await frame.status(name))["state"] == "delivered"
+    relay.clock.ahead += 5
+    status = await frame.status(name)
+    assert (status["state"], status["reason"]) == ("failed", "clock-skew")
+    assert await bert.inbox() == []
+
+    await frame.submit(anna, bert, name=(name := fresh_id()))
+    await anna.inbox()
+    await anna.act(frame, name, "failed", "clock-skew")
+    assert len(await bert.inbox()) == 1
+    relay.clock.ahead += 200
+    assert (await frame.status(name))["state"] == "delivered"
+    assert (await bert.act(frame, name, "claimed")).status == 200
+
+
+async def test_a_waiting_device_is_woken_when_its_request_is_given_up(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mailbox, "LAST_CHANCE", 0.5)
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    await anna.inbox()
+    version = (await anna.act(frame, name, "failed", "cannot-open")).body["version"]
+    reply = await asyncio.wait_for(frame.get(f"/v1/requests/{name}?version={version}&wait=25"), 20)
+    assert (reply.body["state"], reply.body["reason"]) == ("failed", "cannot-open")
 
 
 # Claims that are given back, or whose holder has vanished

@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from companion_push.relay.mailbox import (
     CEILING,
     GRACE,
+    LAST_CHANCE,
     LEASE,
     LIVE,
     VANISHED,
@@ -64,7 +65,7 @@ def tell(request: Request, *what: object) -> Request:
         case (DeviceEvent() as event,):
             return request.device_says(event, "because")
         case (str() as by, CompanionEvent() as event):
-            return request.companion_says(by, event, "because")
+            return request.companion_says(by, event, "because", now=NOW)
     raise AssertionError(what)
 
 
@@ -167,10 +168,55 @@ def test_an_event_the_state_does_not_allow_is_refused(state: State, event: tuple
 
 
 def test_fetching_marks_a_pending_request_delivered_and_no_other() -> None:
-    assert pending().fetched().state is State.DELIVERED
-    for state in State:
-        request = in_state(state)
-        assert (request.fetched() is request) == (state is not State.PENDING)
+    assert pending().fetched(ANNA).state is State.DELIVERED
+    for state in sorted({*State} - {State.PENDING}):
+        fetched = in_state(state).fetched(ANNA)
+        assert replace(fetched, fetched_by=frozenset()) == in_state(state)
+        assert fetched.fetched(ANNA) is fetched
+
+
+def test_a_request_that_all_who_fetched_it_refused_fails_soon_unless_another_fetches_it() -> None:
+    request = pending().fetched(ANNA)
+    assert request.given_up_at == FOR_EVER
+    request = request.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew", now=NOW + 3)
+    end = NOW + 3 + LAST_CHANCE
+    assert LAST_CHANCE < 10
+    assert (request.given_up_at, request.changes_at(FOR_EVER)) == (end, end)
+    assert request.at(end - 0.001, FOR_EVER) is request
+    failed = request.at(end, FOR_EVER)
+    assert (failed.state, failed.reason, failed.claimed_by) == (State.FAILED, "clock-skew", None)
+    saved = request.fetched(BERT)
+    assert (saved.version, saved.given_up_at) == (request.version, FOR_EVER)
+    assert saved.companion_says(BERT, CompanionEvent.CLAIMED, None, now=end).state is State.CLAIMED
+
+
+def test_who_failed_without_fetching_counts_as_having_fetched() -> None:
+    request = pending().companion_says(ANNA, CompanionEvent.FAILED, "cannot-open", now=NOW)
+    assert request.at(NOW + LAST_CHANCE, FOR_EVER).state is State.FAILED
+
+
+@pytest.mark.parametrize("state", [C, O])
+def test_a_claimed_request_is_not_given_up_until_its_claim_is(state: State) -> None:
+    request = in_state(state).fetched(ANNA).fetched(BERT)
+    request = request.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW)
+    assert request.given_up_at == FOR_EVER
+    released = request.companion_says(ANNA, CompanionEvent.RELEASED, None, now=NOW + 50)
+    assert released.given_up_at == FOR_EVER
+
+
+def test_a_third_companion_has_its_last_chance_after_the_holder_gave_up() -> None:
+    request = replace(in_state(O), recipients=(ANNA, BERT, "carl")).fetched(ANNA).fetched(BERT)
+    request = request.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW)
+    request = request.companion_says(ANNA, CompanionEvent.RELEASED, None, now=NOW + 50)
+    request = request.companion_says(ANNA, CompanionEvent.FAILED, "interrupted", now=NOW + 50)
+    assert (request.state, request.given_up_at) == (D, NOW + 50 + LAST_CHANCE)
+    assert request.at(NOW + 60, FOR_EVER).reason == "interrupted"
+
+
+def test_a_request_is_not_given_up_while_one_that_vanished_may_come_back() -> None:
+    request = replace(in_state(C), recipients=(ANNA, BERT, "carl")).at(NOW + LEASE, NOW + LEASE)
+    request = request.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW + LEASE)
+    assert request.given_up_at == FOR_EVER
 
 
 def test_another_request_or_a_removal_ends_a_live_request_and_no_other() -> None:
@@ -185,26 +231,26 @@ def test_another_request_or_a_removal_ends_a_live_request_and_no_other() -> None
 
 
 def test_a_companion_that_failed_leaves_the_request_to_the_others() -> None:
-    request = pending().companion_says(BERT, CompanionEvent.FAILED, "stale-ring")
-    assert request.failures == (Failure(by=BERT, reason="stale-ring"),)
+    request = pending().companion_says(BERT, CompanionEvent.FAILED, "stale-ring", now=NOW)
+    assert request.failures == (Failure(by=BERT, reason="stale-ring", at=NOW),)
     assert not request.waits_for(BERT)
     assert request.waits_for(ANNA)
-    assert request.companion_says(BERT, CompanionEvent.FAILED, "again") is request
+    assert request.companion_says(BERT, CompanionEvent.FAILED, "again", now=NOW) is request
     assert refused(request, BERT, CompanionEvent.CLAIMED) is Slug.STATE_CONFLICT
 
 
 def test_a_request_fails_when_every_recipient_has_failed() -> None:
-    request = pending().companion_says(BERT, CompanionEvent.FAILED, "stale-ring")
-    request = request.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew")
+    request = pending().companion_says(BERT, CompanionEvent.FAILED, "stale-ring", now=NOW)
+    request = request.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew", now=NOW)
     assert request.state is State.FAILED
     assert request.reason == "clock-skew"
     assert [failure.by for failure in request.failures] == [BERT, ANNA]
 
 
 def test_a_claimed_request_fails_with_its_claimer_alone() -> None:
-    request = pending().companion_says(ANNA, CompanionEvent.CLAIMED, None)
-    assert request.companion_says(BERT, CompanionEvent.FAILED, "lost").state is State.CLAIMED
-    assert request.companion_says(ANNA, CompanionEvent.FAILED, "no-radio").state is State.FAILED
+    request = pending().companion_says(ANNA, CompanionEvent.CLAIMED, None, now=NOW)
+    assert request.companion_says(BERT, CompanionEvent.FAILED, "lost", now=NOW).state is State.CLAIMED
+    assert request.companion_says(ANNA, CompanionEvent.FAILED, "no-radio", now=NOW).state is State.FAILED
 
 
 @pytest.mark.threat("T5")
@@ -229,17 +275,17 @@ def test_no_time_changes_a_terminal_state(state: State) -> None:
 
 @pytest.mark.parametrize("state", [C, O])
 def test_a_claim_that_is_given_back_may_be_had_by_any_recipient(state: State) -> None:
-    released = in_state(state).companion_says(ANNA, CompanionEvent.RELEASED, None)
+    released = in_state(state).companion_says(ANNA, CompanionEvent.RELEASED, None, now=NOW)
     assert (released.state, released.claimed_by, released.failures) == (D, None, ())
-    assert released.companion_says(BERT, CompanionEvent.CLAIMED, None).claimed_by == BERT
-    assert released.companion_says(ANNA, CompanionEvent.CLAIMED, None).claimed_by == ANNA
+    assert released.companion_says(BERT, CompanionEvent.CLAIMED, None, now=NOW).claimed_by == BERT
+    assert released.companion_says(ANNA, CompanionEvent.CLAIMED, None, now=NOW).claimed_by == ANNA
 
 
 def test_a_claim_that_is_given_back_and_then_failed_is_left_to_the_others() -> None:
     failed = (
         in_state(O)
-        .companion_says(ANNA, CompanionEvent.RELEASED, None)
-        .companion_says(ANNA, CompanionEvent.FAILED, "interrupted")
+        .companion_says(ANNA, CompanionEvent.RELEASED, None, now=NOW)
+        .companion_says(ANNA, CompanionEvent.FAILED, "interrupted", now=NOW)
     )
     assert failed.state is D
     assert failed.waits_for(BERT)
@@ -252,21 +298,21 @@ def test_a_claim_ends_when_its_lease_has_run_out() -> None:
     assert request.at(lease - 0.001, lease) is request
     after = request.at(lease, lease)
     assert (after.state, after.claimed_by, after.version) == (D, None, request.version + 1)
-    assert after.failures == (Failure(by=ANNA, reason="vanished"),)
+    assert after.failures == (Failure(by=ANNA, reason="vanished", at=lease),)
     assert after.at(lease, lease) is after
 
 
 @pytest.mark.parametrize("stays", [True, False])
 def test_after_it_was_opened_only_who_said_that_it_stays_may_vanish(*, stays: bool) -> None:
-    request = in_state(C).companion_says(ANNA, CompanionEvent.OPENED, None, stays=stays)
+    request = in_state(C).companion_says(ANNA, CompanionEvent.OPENED, None, stays=stays, now=NOW)
     after = request.at(NOW + LEASE, NOW + LEASE)
     assert (after.state is D, after is request) == (stays, not stays)
     assert request.changes_at(NOW + LEASE) == (NOW + LEASE if stays else request.ends_at)
 
 
 def test_a_holder_may_say_later_that_it_does_not_stay() -> None:
-    request = in_state(C).companion_says(ANNA, CompanionEvent.OPENED, None, stays=True)
-    leaving = request.companion_says(ANNA, CompanionEvent.OPENED, None)
+    request = in_state(C).companion_says(ANNA, CompanionEvent.OPENED, None, stays=True, now=NOW)
+    leaving = request.companion_says(ANNA, CompanionEvent.OPENED, None, now=NOW)
     assert (leaving.state, leaving.version, leaving.leased) == (O, request.version, False)
 
 
@@ -274,24 +320,24 @@ def test_who_has_vanished_may_come_back_or_fail_for_good() -> None:
     request = in_state(C).at(NOW + LEASE, NOW + LEASE)
     for by in (ANNA, BERT):
         assert request.waits_for(by)
-        assert request.companion_says(by, CompanionEvent.CLAIMED, None).claimed_by == by
-    back = request.companion_says(ANNA, CompanionEvent.CLAIMED, None)
+        assert request.companion_says(by, CompanionEvent.CLAIMED, None, now=NOW).claimed_by == by
+    back = request.companion_says(ANNA, CompanionEvent.CLAIMED, None, now=NOW)
     assert back.failures == ()
-    failed = request.companion_says(ANNA, CompanionEvent.FAILED, "replayed")
-    assert failed.failures == (Failure(by=ANNA, reason="replayed"),)
+    failed = request.companion_says(ANNA, CompanionEvent.FAILED, "replayed", now=NOW)
+    assert failed.failures == (Failure(by=ANNA, reason="replayed", at=NOW),)
     assert failed.state is D
 
 
 def test_a_request_does_not_fail_while_one_that_vanished_may_come_back() -> None:
     vanished = in_state(C).at(NOW + LEASE, NOW + LEASE)
-    failed = vanished.companion_says(BERT, CompanionEvent.FAILED, "clock-skew")
+    failed = vanished.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW)
     assert failed.state is D
-    assert failed.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew").state is State.FAILED
+    assert failed.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew", now=NOW).state is State.FAILED
 
 
 def test_no_companion_says_of_itself_that_it_has_vanished() -> None:
-    request = pending().companion_says(BERT, CompanionEvent.FAILED, VANISHED)
-    assert request.failures == (Failure(by=BERT, reason="unspecified"),)
+    request = pending().companion_says(BERT, CompanionEvent.FAILED, VANISHED, now=NOW)
+    assert request.failures == (Failure(by=BERT, reason="unspecified", at=NOW),)
     assert not request.waits_for(BERT)
 
 
@@ -302,7 +348,7 @@ def test_what_is_over_before_the_lease_is_expired_and_what_is_over_after_it_too(
     for lease in (request.expires_at, request.expires_at + 1):
         after = request.at(lease, lease)
         assert (after.state, after.claimed_by) == (State.EXPIRED, None)
-        assert after.failures == (Failure(by=ANNA, reason="vanished"),)
+        assert after.failures == (Failure(by=ANNA, reason="vanished", at=lease),)
 
 
 @given(
@@ -310,11 +356,15 @@ def test_what_is_over_before_the_lease_is_expired_and_what_is_over_after_it_too(
     looks=st.lists(st.integers(NOW, NOW + 700), max_size=6),
     state=st.sampled_from([P, D, C, O]),
     stays=st.booleans(),
+    failed=st.none() | st.integers(NOW - 5, NOW),
 )
 def test_what_becomes_of_it_does_not_depend_on_who_looks_meanwhile(
-    *, lease: int, looks: list[int], state: State, stays: bool
+    *, lease: int, looks: list[int], state: State, stays: bool, failed: int | None
 ) -> None:
-    request = looked_at = replace(in_state(state), stays=stays and state is O)
+    request = replace(in_state(state), stays=stays and state is O)
+    if failed is not None:
+        request = request.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=failed)
+    looked_at = request
     for now in sorted(looks):
         looked_at = looked_at.at(now, lease)
     assert request.at(NOW + 700, lease) == looked_at.at(NOW + 700, lease)
@@ -457,7 +507,8 @@ class AnyEvents(RuleBasedStateMachine):
 
     @rule(by=st.sampled_from([ANNA, BERT]))
     def a_companion_fetches(self, by: str) -> None:
-        self.become(self.current.fetched())
+        if self.current.waits_for(by):
+            self.become(self.current.fetched(by))
         self.has_called(by)
 
     @rule(by=st.sampled_from([ANNA, BERT]))
@@ -490,7 +541,9 @@ class AnyEvents(RuleBasedStateMachine):
     @rule(by=st.sampled_from([ANNA, BERT]), event=st.sampled_from(CompanionEvent), stays=st.booleans())
     def a_companion_says(self, by: str, event: CompanionEvent, *, stays: bool) -> None:
         before = self.current
-        if self.attempt(lambda current: current.companion_says(by, event, "because", stays=stays)):
+        if self.attempt(
+            lambda current: current.companion_says(by, event, "because", stays=stays, now=self.now)
+        ):
             self.has_called(by)
             if event in (CompanionEvent.CLAIMED, CompanionEvent.OPENED):
                 assert before.claimed_by in (None, by)
@@ -516,7 +569,7 @@ class AnyEvents(RuleBasedStateMachine):
         before = self.request
         if not before.live:
             assert after is before
-        if replace(before, stays=after.stays) != after:
+        if replace(before, stays=after.stays, fetched_by=after.fetched_by) != after:
             assert after.version > before.version
         self.request = after
 
@@ -533,11 +586,13 @@ class AnyEvents(RuleBasedStateMachine):
             assert seen.claimed_by is None
 
     @invariant()
-    def nobody_fails_twice_and_not_all_have_failed_while_it_lives(self) -> None:
+    def nobody_fails_twice_and_somebody_may_take_it_while_it_lives(self) -> None:
         seen = self.current
         assert len({failure.by for failure in seen.failures}) == len(seen.failures)
         if seen.live:
             assert any(map(seen.waits_for, seen.recipients))
+        if seen.state in (P, D) and not any(map(seen.waits_for, seen.fetched_by)):
+            assert all(self.now < failure.at + LAST_CHANCE for failure in seen.failures[-1:])
 
     @invariant()
     def nothing_is_live_after_its_end(self) -> None:

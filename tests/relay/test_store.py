@@ -306,18 +306,18 @@ async def test_an_account_can_be_added_while_another_connection_writes(
 
 async def test_a_request_comes_back_as_it_was_saved(database: Database) -> None:
     request = await a_request(database)
-    changed = request.fetched().companion_says("bert", CompanionEvent.FAILED, "stale-ring")
-    changed = changed.companion_says("anna", CompanionEvent.CLAIMED, None)
+    changed = request.fetched("anna").companion_says("bert", CompanionEvent.FAILED, "stale-ring", now=NOW)
+    changed = changed.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     await database.transact(lambda db: store.save(db, changed))
     assert await database.transact(lambda db: store.request(db, "frame", "r1")) == changed
     assert await database.transact(lambda db: store.requests_of(db, request.account)) == [changed]
 
 
 async def test_who_vanished_and_comes_back_is_stored_as_well(database: Database) -> None:
-    opened = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None)
-    opened = opened.companion_says("anna", CompanionEvent.OPENED, None, stays=True)
+    opened = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
+    opened = opened.companion_says("anna", CompanionEvent.OPENED, None, stays=True, now=NOW)
     vanished = opened.at(NOW + LEASE, NOW + LEASE)
-    back = vanished.companion_says("anna", CompanionEvent.CLAIMED, None)
+    back = vanished.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     assert (vanished.failures != (), back.failures) == (True, ())
     for each in (opened, vanished, back):
         await database.transact(lambda db, each=each: store.save(db, each))  # type: ignore[misc]
@@ -327,7 +327,7 @@ async def test_who_vanished_and_comes_back_is_stored_as_well(database: Database)
 async def test_failures_keep_their_order(database: Database) -> None:
     request = await a_request(database)
     for by in ("bert", "anna"):
-        request = request.companion_says(by, CompanionEvent.FAILED, None)
+        request = request.companion_says(by, CompanionEvent.FAILED, None, now=NOW)
         await database.transact(lambda db, after=request: store.save(db, after))  # type: ignore[misc]
     kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
     assert kept == request
@@ -370,7 +370,7 @@ async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(database: Dat
 
 async def test_the_sweep_leaves_a_claimed_request_its_grace(database: Database) -> None:
     request = await a_request(database)
-    claimed = request.companion_says("anna", CompanionEvent.CLAIMED, None)
+    claimed = request.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     await database.transact(lambda db: store.save(db, claimed))
     answer = await database.transact(
         lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE - 1, leases=LEASES))
@@ -383,7 +383,7 @@ async def test_the_sweep_leaves_a_claimed_request_its_grace(database: Database) 
 
 
 async def test_the_sweep_takes_a_claim_from_who_has_vanished(database: Database) -> None:
-    claimed = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None)
+    claimed = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     await database.transact(lambda db: store.save(db, claimed))
     leases = Leases(60, began=NOW)
     for now, state in ((NOW + 59, State.CLAIMED), (NOW + 60, State.DELIVERED)):

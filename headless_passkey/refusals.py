@@ -1,0 +1,117 @@
+"""Why companions could not take a request: the words of docs/protocol/relay.md as errors, and for people.
+
+A companion that refuses a request, or fails with it, leaves a word at the relay: the reason of one of its checks
+(`TrustReason`), of what it could not reach (`TransportReason`), or one of those here. Where every companion has
+refused, the device ends with the branch of the error tree that the word belongs to.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from headless_passkey.errors import (
+    CtapError,
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.ctap2 import Status, status_name
+from headless_passkey.mends import with_mend
+from headless_passkey.names import printable
+
+INTERRUPTED: Final = "interrupted"  # the companion was ended while it held the claim
+MALFORMED: Final = "malformed"  # by the companion's parsers
+UNANSWERED: Final = "unanswered"  # the phone asked its user, who did not answer in time
+VANISHED: Final = "vanished"  # the relay's word for a holder that makes no call: it may come back
+
+_WHY: Final = {
+    TrustReason.CLOCK_SKEW: "its clock and this device's are too far apart",
+    TrustReason.EXPIRED: "by its clock the request is over",
+    TrustReason.STALE_RING: "a member was removed since the membership that this device knows",
+    TrustReason.FORKED_RING: "the relay shows it another membership than it knows",
+    TrustReason.NOT_A_MEMBER: "it is a member no more",
+    TrustReason.UNKNOWN_DEVICE: "it does not know this device as a member",
+    TrustReason.CANNOT_OPEN: "it cannot open what was sealed to it",
+    TrustReason.BAD_SIGNATURE: "this device's signature does not verify",
+    TrustReason.RP_NOT_ALLOWED: "this device may not ask for this relying party",
+    TrustReason.WRONG_DIGITS: "a wrong number was typed",
+    TrustReason.REPLAYED: "it has opened the request before",
+}
+_WHAT: Final = {
+    INTERRUPTED: "was ended before the phone had answered",
+    MALFORMED: "finds the request malformed",
+    UNANSWERED: "says that nobody answered on the phone in time",
+    VANISHED: "has vanished",
+}
+_CTAP: Final = {status_name(status).lower().replace("_", "-"): status for status in Status}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A companion that cannot take the request; the others may."""
+
+    companion: str  # its name in the ring
+    label: str | None  # what people call it; None where that is not known
+    reason: str  # a word
+
+    @property
+    def may_change(self) -> bool:
+        """Whether this companion may take the request yet."""
+        return self.reason == VANISHED
+
+    def __str__(self) -> str:
+        """A sentence for people, without the reason's word."""
+        who = "a companion" if self.label is None else f'"{printable(self.label)}"'
+        return f"{who} {_what(self.reason)}"
+
+
+def refused(refusals: Sequence[Refusal], *, holder: str | None = None) -> HeadlessPasskeyError:
+    """What a request ended with that these companions, at least one, could not take.
+
+    holder: who had claimed it: its reason counts. Where nobody had and the reasons are of different branches of the
+    error tree, a refused check counts before what may go well the next time.
+    """
+    first = min(refusals, key=lambda each: (each.companion != holder, each.reason not in tuple(TrustReason)))
+    others = [str(refusal) for refusal in refusals if refusal is not first]
+    return _error(first.reason, "; ".join([str(first), *others]))
+
+
+def _error(reason: str, message: str) -> HeadlessPasskeyError:
+    if reason == TrustReason.CLOCK_SKEW:  # of another reason's mend we do not know whose it is
+        return TrustError(TrustReason.CLOCK_SKEW, with_mend(message, TrustReason.CLOCK_SKEW, "members"))
+    if reason in tuple(TrustReason):
+        return TrustError(TrustReason(reason), message)
+    if reason in tuple(TransportReason):
+        return TransportError(message, reason=TransportReason(reason))
+    if reason in _CTAP:
+        return CtapError(_CTAP[reason], status_name(_CTAP[reason]))
+    match reason:
+        case "interrupted":
+            return NotApproved(Outcome.CANCELLED, message)
+        case "unanswered":
+            return NotApproved(Outcome.EXPIRED, message)
+        case "malformed":
+            return RemoteProtocolError(message)
+        case _:
+            return TransportError(message)
+
+
+def _what(reason: str) -> str:
+    if reason in tuple(TrustReason):
+        why = _WHY.get(TrustReason(reason))
+        return f"refuses the request: {why}" if why else "refuses the request"
+    if reason in _WHAT:
+        return _WHAT[reason]
+    if reason in _CTAP:
+        return f"says that the phone answered {status_name(_CTAP[reason])}"
+    if reason in tuple(SetupReason):
+        return "cannot use what it keeps of its account"
+    if reason in tuple(TransportReason):
+        return "could not hand the request to the phone"
+    return f"could not hand the request to the phone ({printable(reason)})"
