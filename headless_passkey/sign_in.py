@@ -62,9 +62,7 @@ class Stage(StrEnum):
     SUBMITTED = "submitted"  # handed over for delivery
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
-    REFUSED = (
-        "refused"  # one companion cannot take it, failed or vanished (detail: which, and why); the others may
-    )
+    REFUSED = "refused"  # a companion cannot take it, failed or vanished; the others may
     OPENED = "opened"  # a companion passes the URL to a phone: with a QR code it may still be scanned
     ADVERT_HEARD = "advert-heard"  # the phone is near
     TUNNEL_JOINED = "tunnel-joined"
