@@ -292,7 +292,7 @@ def _forget_stdout() -> None:
 
 
 def until_terminated() -> "asyncio.Future[None]":
-    """Done when the process is asked to end (SIGTERM or SIGINT): a server's clean stop, status 0.
+    """Done when the process is asked to end (SIGTERM, SIGINT, SIGHUP): a server's clean stop, status 0.
 
     It listens from the call on. A server that prints where it is calls this first, so that whoever reads the
     line may end it at once::
@@ -308,9 +308,17 @@ def until_terminated() -> "asyncio.Future[None]":
         if not asked.done():
             asked.set_result(None)
 
-    loop.add_signal_handler(signal.SIGTERM, ask)
+    _on_termination(ask)
     _on_interrupt(ask)
     return asked
+
+
+def _on_termination(act: Callable[[], object]) -> None:
+    """SIGTERM calls `act`, and so does the end of the terminal (SIGHUP), unless whoever started us, such as nohup, ignores that."""
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, act)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, act)
 
 
 @contextlib.contextmanager
@@ -476,7 +484,7 @@ class _JsonLines(logging.Formatter):
 
 async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(work)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    _on_termination(task.cancel)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -438,7 +438,7 @@ finally:
     talk("tidied")"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_interrupts_a_one_shot_which_tidies_up(number: signal.Signals, program: Any) -> None:
     async with running("program", environment=program(WAITING)) as process:
         assert await process.line() == "ready"
@@ -454,12 +454,28 @@ finally:
     talk("tidied")"""
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_ends_a_server_as_it_should_end(number: signal.Signals, program: Any) -> None:
     async with running("program", environment=program(SERVING)) as process:
         assert await process.line() == "ready"
         assert await process.end(number) == ExitStatus.DONE
         assert await process.stderr() == "tidied\n"
+
+
+HANGING_UP = """import os, signal
+os.kill(os.getpid(), signal.SIGHUP)
+for _ in range(9):
+    await asyncio.sleep(0)
+out("still here")"""
+
+
+async def test_what_is_to_outlive_its_terminal_does(program: Any) -> None:
+    assert (await run("program", environment=program(HANGING_UP)))[0] == ExitStatus.INTERRUPTED
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as nohup does it
+    try:
+        assert await run("program", environment=program(HANGING_UP)) == (0, "still here\n", "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_what_fails_while_a_one_shot_is_interrupted_is_told(program: Any) -> None:

@@ -39,7 +39,9 @@ async def holding(world: World, home: Home, *options: str) -> tuple[Program, Pro
     return device, companion
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name
+)
 @pytest.mark.parametrize("once", [True, False], ids=["once", "until ended"])
 async def test_the_only_companion_is_ended_and_the_device_hears_it_at_once(
     world: World, home: Home, number: signal.Signals, *, once: bool
