@@ -123,6 +123,7 @@ async def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
         joining,
         running,
         ceremonies,
+        session,
         qr,
         pipes,
         options,
@@ -168,7 +169,10 @@ async def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
             hub.begin(line)
             await companion.answer("Approve\\? y or n:", "y")
             await companion.answer("y or n:", "y")
-            assert '"token"' in await hub.until(rf"{PROMPT}$")
+            assert '"token": null' in await hub.until(rf"{PROMPT}$")
+        fetch, sign_out = session
+        assert '"name":"ada"' in (await hub.type(fetch)).replace(" ", "")
+        assert "signed out" in await hub.type(sign_out)
 
         await companion.interrupt()
         companion.begin(*qr)
