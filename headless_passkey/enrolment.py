@@ -300,7 +300,7 @@ def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | N
 
 def unanswered(seconds: float) -> str:
     """What a join says that has waited in vain."""
-    return f"the inviter did not answer within {seconds:g} s; the same command goes on waiting, while the invitation is open"
+    return f"the inviter did not answer within {round(seconds, 1):g} s; the same command goes on waiting, while the invitation is open"
 
 
 def _is_final(error: HeadlessPasskeyError) -> bool:

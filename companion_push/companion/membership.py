@@ -78,7 +78,9 @@ class Membership:
                 async with asyncio.timeout(seconds):
                     return await self._say(means, joining, on_check_number)
             except TimeoutError as error:
-                by_relay = f"the relay did not answer within {seconds:g} s; the same command goes on"
+                by_relay = (
+                    f"the relay did not answer within {round(seconds, 1):g} s; the same command goes on"
+                )
                 why = by_relay if isinstance(means, AccountCode) else unanswered(seconds)
                 raise NotApproved(Outcome.EXPIRED, why) from error
             except (NotApproved, TrustError) as error:
