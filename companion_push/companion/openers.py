@@ -157,8 +157,8 @@ class QrPicture:
             self.showing = False
             if self.screen is not None:
                 self.screen.restore(qr.LEAVE)
-            self.on_end()
             self.forget()
+            self.on_end()
 
     def forget(self) -> None:
         """Remove the picture's file, also one that a run left behind which was ended by force."""

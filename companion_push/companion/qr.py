@@ -59,10 +59,13 @@ class Caption:
     rp_id: str
 
     def lines(self, width: int, seconds: float) -> list[str]:
-        """All of it in lines of `width` cells. seconds: until the code is worth nothing."""
-        who = f"{printable(self.device)} asks to {self.asks} at {printable(self.rp_id, 253)}"
+        """All of it in lines of `width` cells. seconds: until the code is worth nothing.
+
+        The RP ID begins a line: however a terminal draws the device's name, it stays where it is.
+        """
+        who, at = f"{printable(self.device)} asks to {self.asks}", f"at {printable(self.rp_id, 253)}"
         how = "Scan this code with the phone's camera."
-        return [*_wrap(who, width), "", *_wrap(how, width), "", _left(seconds)]
+        return [*_wrap(who, width), *_wrap(at, width), "", *_wrap(how, width), "", _left(seconds)]
 
     def short_lines(self, width: int, seconds: float) -> list[str]:
         """The same in three lines: of an RP ID that is too long its end, which says whose it is, is kept."""

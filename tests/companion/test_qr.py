@@ -142,6 +142,7 @@ def test_no_name_moves_the_code(device: str, columns: int, rows: int) -> None:
     )
     assert screen is not None
     assert screen.read() == URL
+    assert "at home.example" in screen.text
     assert "4:31 left" in screen.text
 
 
