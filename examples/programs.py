@@ -6,6 +6,7 @@ Nothing of the packages is imported here: the programs are run as a user runs th
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -141,8 +142,7 @@ class Program:
 
     async def stop(self) -> int:
         """End it as an operator does, with SIGTERM; its exit status."""
-        with suppress(ProcessLookupError):
-            self.process.terminate()
+        self._signal(signal.SIGTERM)
         try:
             return await self.wait(timeout=STOP_TIMEOUT)
         except ProgramFailed:
@@ -152,8 +152,13 @@ class Program:
 
     def kill(self) -> None:
         """End it as a power cut does."""
-        with suppress(ProcessLookupError):
-            self.process.kill()
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Not by asyncio, which looks first whether it has ended, and then warns that somebody did (CPython 3.11)."""
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)
 
     @property
     def last_words(self) -> str:
