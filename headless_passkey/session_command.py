@@ -41,17 +41,21 @@ class Refused(HeadlessPasskeyError):  # noqa: N818  an answer
             to = printable(answer.headers.get("location", "nowhere"))[:_MAX_SHOWN]
             why += f"; redirects are not followed, this one is to {to}"
         super().__init__(why)
-        self.status = answer.status
+        self.answer, self.host = answer, host
 
     @property
     def reason(self) -> str:
-        return f"http-{self.status}"
+        return f"http-{self.answer.status}"
 
     @property
     def exit_status(self) -> ExitStatus:  # type: ignore[override]  # finer than its class
-        if self.status == 401:
+        if self.answer.status == 401:
             return ExitStatus.NOT_SIGNED_IN
-        return ExitStatus.TRANSPORT if self.status in PASSING or self.status >= 500 else ExitStatus.REFUSED
+        return (
+            ExitStatus.TRANSPORT
+            if self.answer.status in PASSING or self.answer.status >= 500
+            else ExitStatus.REFUSED
+        )
 
 
 async def show(args: argparse.Namespace) -> None:

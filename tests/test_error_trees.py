@@ -29,12 +29,14 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.session import Answer
 
 PACKAGES = (headless_passkey, companion_push, relying_party)
 TREES = (headless_passkey.errors, companion_push.errors, relying_party.errors)
 
 # what each parameter of a constructor is given, by its name
 GIVEN: dict[str, Any] = {
+    "answer": Answer(status=503, headers={}, body=b""),
     "message": "what is wrong",
     "detail": "what is wrong",
     "reason": TrustReason.BAD_MAC,
