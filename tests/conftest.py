@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,12 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
 # machines are noisy: how long one example took says nothing
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
+
+# In the background of a shell, or under nohup, these are ignored, and the programs that tests start would inherit
+# that. What is handled here is at its default again in them.
+for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda _number, _frame: None)
 
 
 @pytest.fixture(autouse=True)
