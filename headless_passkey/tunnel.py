@@ -115,6 +115,9 @@ class Tunnel:
                 message = await self._websocket.receive()
                 if message.type is WSMsgType.PING:
                     await self._websocket.pong(message.data)
+                    # a connection found lost is closed in the loop's next rounds; written to until then,
+                    # asyncio would log a warning for each ping of a heap that has come already
+                    await asyncio.sleep(0)
             except (aiohttp.ClientError, OSError) as error:
                 return self._end(self._gone("broke off"), error)
             match message.type:

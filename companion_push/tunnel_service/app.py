@@ -244,6 +244,9 @@ class Meeting:
         try:
             async with asyncio.timeout(min(SEND_TIMEOUT, self._tunnel.limits.silence)):
                 await line.websocket.send_frame(data, kind)
+                # a connection found lost is closed in the loop's next rounds; written to until then,
+                # asyncio would log a warning for each message of a heap that has come already
+                await asyncio.sleep(0)
         except TimeoutError:
             self.end(_silent(end, "an end did not read"))
         except ConnectionError:

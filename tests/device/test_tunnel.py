@@ -324,6 +324,26 @@ async def test_a_service_that_floods_pings_reads_no_pongs_and_vanishes_is_a_type
         assert (closed.value.clean, closed.value.reason) == (False, TransportReason.UNREACHABLE)
 
 
+@pytest.mark.threat("T9")
+async def test_a_service_that_leaves_many_pings_unanswered_and_hangs_up_fills_no_log(
+    loopback_certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def hang_up(websocket: web.WebSocketResponse) -> None:
+        transport = websocket._req.transport  # type: ignore[union-attr]
+        assert transport is not None
+        for _ in range(200):
+            await websocket.ping()
+        transport.abort()
+
+    async with (
+        service(tunnel_service(hang_up), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        with pytest.raises(TunnelClosed):
+            await tunnel.receive()
+    assert caplog.records == []
+
+
 async def test_an_end_that_the_service_hears_nothing_more_of_has_a_close_code_of_its_own(
     loopback_certificate: Certificate,
 ) -> None:

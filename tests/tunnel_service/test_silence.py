@@ -252,3 +252,19 @@ async def test_an_end_that_floods_pings_reads_no_pongs_and_vanishes_is_one_more_
             await ended(second)
     assert [record for record in caplog.records if record.levelno > logging.INFO] == []
     assert "because an end vanished" in caplog.text
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.threat("T13")
+async def test_an_end_that_leaves_many_pings_unanswered_and_hangs_up_fills_no_log(
+    loopback_certificate: Certificate, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with serving(loopback_certificate, silence=NEVER, controls=1 << 30) as service:
+        end = await RawEnd.open(service)
+        url = connect_url(f"wss://localhost:{service.port}", end.routing_id, TUNNEL_ID)
+        async with open_tunnel(url, tls=service.tls) as second:
+            end.ping(1000, b"")
+            end.writer.transport.abort()
+            await ended(second)
+    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
