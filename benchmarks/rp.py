@@ -34,18 +34,18 @@ from fido2.cose import ES256
 from fido2.webauthn import AttestedCredentialData
 from measure import HEADINGS, Row, table
 
-from headless_passkey.proof import make_proof
+from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey
-from relying_party.app import authentication_options, authentication_result, make_app
-from relying_party.callers import Caller, ClientKind
-from relying_party.ceremonies import CHALLENGE_SIZE
-from relying_party.challenges import AuthenticationRecord
 from relying_party.config import Config
-from relying_party.credentials import Credential, CredentialUse, User
-from relying_party.encoding import base64url
-from relying_party.messages import parse_authentication_result
-from relying_party.request import STATE, State
-from relying_party.sessions import Lifetimes, open_session
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.ceremonies import CHALLENGE_SIZE
+from relying_party.core.challenges import AuthenticationRecord
+from relying_party.core.credentials import Credential, CredentialUse, User
+from relying_party.core.encoding import base64url
+from relying_party.core.messages import parse_authentication_result
+from relying_party.core.sessions import Lifetimes, open_session
+from relying_party.http.app import authentication_options, authentication_result, make_app
+from relying_party.http.request import STATE, State
 
 ORIGIN: Final = "https://rp.example"
 OPTIONS: Final = "/webauthn/authentication/options"

@@ -18,7 +18,7 @@ from companion_push.tunnel_service.app import make_app
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
 from headless_passkey.sign_in import Ask, Progress, sign_in
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 
 NUMBER: Final = 300  # of the tunnel service
 ORIGIN: Final = "https://login.example"

@@ -32,7 +32,7 @@ PROGRAMS: Final = {
         help="carry sealed requests from devices to companions",
     ),
     "account": Program(
-        module="companion_push.account_command", extra="push", help="add accounts to a relay's store"
+        module="companion_push.relay.account_command", extra="push", help="add accounts to a relay's store"
     ),
     "tunnel-service": Program(
         module="companion_push.tunnel_service.command",
@@ -48,7 +48,9 @@ PROGRAMS: Final = {
         module="companion_push.companion.options", extra="push", help="a software phone, for demos and tests"
     ),
     "ether": Program(
-        module="companion_push.ether", extra="emulation", help="emulated Bluetooth controllers on one link"
+        module="companion_push.emulation.ether",
+        extra="emulation",
+        help="emulated Bluetooth controllers on one link",
     ),
 }
 

@@ -30,9 +30,9 @@ from programs import Program, ProgramFailed, running
 
 from headless_passkey.ctap_device import PhoneDevice
 from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.sign_in import Ask, OptionsSource, Progress, SignedIn, StageEvent, sign_in
-from headless_passkey.tls import tls_context
 
 RP_ID, ORIGIN = "login.example", "https://login.example"
 TUNNEL_DOMAIN: Final = 300

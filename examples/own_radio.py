@@ -1,7 +1,7 @@
 """The core with a radio and a socket of one's own: no bleak, no aiohttp, no asyncio.
 
 The radio is whatever writes adverts as lines of hexadecimal to stdin; the socket is one class over `ssl`. All that
-is hybrid transport happens in `headless_passkey.hybrid` and `headless_passkey.webauthn`, which take bytes and
+is hybrid transport happens in `headless_passkey.hybrid` and `headless_passkey.webauthn.options`, which take bytes and
 give bytes. `docs/how-to/own-radio.md` runs this against `companion-push phone` through pipes.
 
     python examples/own_radio.py sign-in --tunnel 300=wss://localhost:8443 --ca ca.pem --url FILE < ADVERTS
@@ -26,7 +26,7 @@ from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import MAX_MESSAGE_SIZE, SUBPROTOCOL, connect_url, tunnel_domain
-from headless_passkey.webauthn import AuthenticationOptions, Credential, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 
 ORIGIN: Final = "https://login.example"
 TIMEOUT: Final = 60.0  # seconds for a message to come: somebody may be looking at a phone

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from relying_party.errors import UsageError
-from relying_party.http_server import http_logger
+from relying_party.http.http_server import http_logger
 from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
 
 

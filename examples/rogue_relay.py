@@ -37,7 +37,7 @@ from aiohttp import web
 from companion_push.cli import main as companion_push
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
-from headless_passkey import enrolment
+from headless_passkey.account import enrolment
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import Hint

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from aiohttp import web
 
-from relying_party.app import make_app, problem_of, well_known_routes, who
 from relying_party.config import Config
 from relying_party.errors import NotSignedIn, Refusal
-from relying_party.http_server import http_logger
+from relying_party.http.app import make_app, problem_of, well_known_routes, who
+from relying_party.http.http_server import http_logger
 
 PREFIX = "/passkeys"
 PASSKEYS = web.AppKey("passkeys", web.Application)

@@ -2,6 +2,6 @@
 
 import sys
 
-from headless_passkey.cli import main
+from headless_passkey.command.cli import main
 
 sys.exit(main())

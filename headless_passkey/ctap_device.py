@@ -44,9 +44,9 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
 )
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.origins import is_host
 from headless_passkey.sign_in import Ask, OptionsSource, SignedIn, Stage, StageEvent
-from headless_passkey.webauthn import AuthenticationOptions, Credential, Options, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
+from headless_passkey.webauthn.origins import is_host
 
 try:
     from fido2.ctap import STATUS, CtapDevice

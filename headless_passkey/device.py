@@ -6,7 +6,7 @@
         session = await device.sign_in("https://login.example", on_stage=print)
         answer = await session.fetch("https://login.example/session")
 
-`join` makes a device of a state directory, once (`headless_passkey.enrolment`). Every step can be cancelled, and cancelling
+`join` makes a device of a state directory, once (`headless_passkey.account.enrolment`). Every step can be cancelled, and cancelling
 is a normal exit: the radio stops, the request is withdrawn. Errors are the branches of `HeadlessPasskeyError`. Below
 it are the parts, for programs that bring their own: `sign_in`, `Conduit`, `RelayDelivery`, `Session`.
 """
@@ -22,25 +22,25 @@ from typing import Final, Self, TypeVar
 
 import aiohttp
 
-from headless_passkey import enrolment
-from headless_passkey.base_url import BaseUrl
+from headless_passkey.account import enrolment
+from headless_passkey.account.delivery import RelayDelivery
+from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.relay import Relay
 from headless_passkey.command_line import UsageError
-from headless_passkey.conduit import Conduit, OpenedSession, find_relying_party, service_origin
-from headless_passkey.delivery import RelayDelivery
-from headless_passkey.enrolment import Enrolment
 from headless_passkey.errors import LocalProtocolError, NotApproved, NotEnrolled, Outcome
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.origins import RelatedOrigins, check_origin, is_within
-from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.radio.source import AdvertSource
-from headless_passkey.related_origins import fetch_related_origins
-from headless_passkey.relay import Relay
-from headless_passkey.session import Session
-from headless_passkey.session_store import KeptSession, SessionStore
+from headless_passkey.rp.conduit import Conduit, OpenedSession, find_relying_party, service_origin
+from headless_passkey.rp.session import Session
+from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.sign_in import Ask, Delivery, SignedIn, StageEvent, sign_in
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
-from headless_passkey.webauthn import Credential
+from headless_passkey.webauthn.options import Credential
+from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within
 
 TIMEOUT: Final = 420.0  # seconds: a request lives 300 s, and one approved at its last second 120 s more
 

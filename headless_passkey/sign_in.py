@@ -36,11 +36,11 @@ from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
-from headless_passkey.origins import RelatedOrigins
+from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
-from headless_passkey.tunnel import Tunnel, open_tunnel
-from headless_passkey.webauthn import AuthenticationOptions, Credential, Options, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
+from headless_passkey.webauthn.origins import RelatedOrigins
 
 DEFAULT_TIMEOUT: Final = 300.0  # seconds for the whole ceremony
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message

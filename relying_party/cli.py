@@ -19,10 +19,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from relying_party.credentials import BackupEligibility
+from relying_party.core.credentials import BackupEligibility
+from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError
 from relying_party.names import printable
-from relying_party.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"

@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 from fido2.rpid import suffixes, verify_rp_id
 
-from relying_party.access_tokens import TokenKey, secret_hash
-from relying_party.credentials import BackupEligibility
-from relying_party.encoding import from_base64url
+from relying_party.core.access_tokens import TokenKey, secret_hash
+from relying_party.core.credentials import BackupEligibility
+from relying_party.core.encoding import from_base64url
+from relying_party.core.sessions import Lifetimes
 from relying_party.errors import InvalidRequest, UsageError
 from relying_party.names import name_of
-from relying_party.sessions import Lifetimes
 
 _RP_ID: Final = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"

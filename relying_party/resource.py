@@ -31,12 +31,12 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from relying_party.access_tokens import ALGORITHM, TYPE
-from relying_party.answers import problem, refused
 from relying_party.config import is_local
+from relying_party.core.access_tokens import ALGORITHM, TYPE
+from relying_party.core.proofs import SeenProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, Refusal, TokenInvalid, UsageError
-from relying_party.proofs import SeenProofs, verify_proof
-from relying_party.request import PROOF_HEADER
+from relying_party.http.answers import problem, refused
+from relying_party.http.request import PROOF_HEADER
 
 MOST_TOKEN: Final = 4096  # characters
 MOST_ANSWER: Final = 64 * 1024  # bytes

@@ -15,13 +15,13 @@ from typing import Final
 
 from aiohttp import web
 
-from relying_party.access_tokens import TokenKey
-from relying_party.app import make_app, make_metrics_app
 from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
-from relying_party.credentials import BackupEligibility
+from relying_party.core.access_tokens import TokenKey
+from relying_party.core.credentials import BackupEligibility
+from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import TransportError, UsageError
-from relying_party.http_server import Runner, tls_context
-from relying_party.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
+from relying_party.http.app import make_app, make_metrics_app
+from relying_party.http.http_server import Runner, tls_context
 
 MOST_SECRETS: Final = 64 * 1024  # bytes of the file that has them
 

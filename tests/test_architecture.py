@@ -45,7 +45,8 @@ def test_the_core_does_no_io(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["headless_passkey.webauthn", "headless_passkey.trust.envelope", "headless_passkey.proof"]
+    "module",
+    ["headless_passkey.webauthn.options", "headless_passkey.trust.envelope", "headless_passkey.net.proof"],
 )
 def test_what_stands_on_the_core_does_none_either(module: str) -> None:
     assert loaded_by(module) & IMPURE == set()
@@ -74,7 +75,7 @@ def test_the_tunnel_service_cannot_open_what_it_carries(server: str) -> None:
 
 
 def test_the_relying_party_loads_nothing_of_the_other_two() -> None:
-    loaded = {module.split(".")[0] for module in loaded_by("relying_party.app")}
+    loaded = {module.split(".")[0] for module in loaded_by("relying_party.http.app")}
     assert loaded & {"headless_passkey", "companion_push"} == set()
 
 
@@ -97,8 +98,14 @@ BREACHES = {
         "headless_passkey.hybrid.channel",
     ),
     "The core does no I/O": ("headless_passkey/hybrid/noise.py", "asyncio"),
-    "The device knows nothing of the push programs": ("headless_passkey/cli.py", "companion_push.errors"),
-    "Device and relying party meet only on the wire": ("relying_party/app.py", "headless_passkey.errors"),
+    "The device knows nothing of the push programs": (
+        "headless_passkey/command/cli.py",
+        "companion_push.errors",
+    ),
+    "Device and relying party meet only on the wire": (
+        "relying_party/http/app.py",
+        "headless_passkey.errors",
+    ),
     "Push programs and relying party meet only on the wire": (
         "relying_party/errors.py",
         "companion_push.errors",
@@ -107,10 +114,11 @@ BREACHES = {
         "companion_push/relay/store.py",
         "headless_passkey.trust.envelope",
     ),
-    "Relay, tunnel service and companion are separate programs": (
+    "Relay, tunnel service, companion and emulation are separate programs": (
         "companion_push/relay/mailbox.py",
         "companion_push.companion.consent",
     ),
+    "The relying party is one staircase": ("relying_party/core/sessions.py", "relying_party.store.sqlite"),
 }
 
 
@@ -163,5 +171,5 @@ def test_no_dataclass_shows_a_secret() -> None:
         and any(word in kind for word in ("bytes", "str", "PrivateKey", "SigningKey"))
     ]
     assert secret == [
-        "headless_passkey.conduit.OpenedSession.user_handle"
+        "headless_passkey.rp.conduit.OpenedSession.user_handle"
     ]  # goes to whoever asked for the session

@@ -13,7 +13,7 @@ import pytest
 
 from companion_push.cli import PROGRAMS
 from companion_push.cli import make_parser as make_push_parser
-from headless_passkey.cli import make_parser as make_device_parser
+from headless_passkey.command.cli import make_parser as make_device_parser
 from relying_party.cli import make_parser as make_relying_party_parser
 
 ROOT = Path(__file__).parent.parent
@@ -175,13 +175,13 @@ def test_the_reference_is_made_without_a_warning_and_is_current() -> None:
 
 
 def test_a_name_that_is_gone_or_says_nothing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = {"A chapter": {"errors": ("NoSuchError",), "session_command": ("refresh",)}}
+    listed = {"A chapter": {"errors": ("NoSuchError",), "command.session": ("refresh",)}}
     monkeypatch.setitem(API_DOCS["document"].__globals__, "PUBLIC", listed)
     warnings: list[str] = []
     API_DOCS["document"](warnings)
     assert warnings == [
         "headless_passkey.errors has no NoSuchError",
-        "headless_passkey.session_command.refresh has no docstring",
+        "headless_passkey.command.session.refresh has no docstring",
     ]
 
 

@@ -29,7 +29,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.session import Answer
+from headless_passkey.rp.session import Answer
 
 PACKAGES = (headless_passkey, companion_push, relying_party)
 TREES = (headless_passkey.errors, companion_push.errors, relying_party.errors)

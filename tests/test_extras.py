@@ -14,7 +14,7 @@ import pytest
 
 from companion_push.cli import PROGRAMS
 from companion_push.cli import make_parser as make_push_parser
-from headless_passkey.cli import make_parser as make_device_parser
+from headless_passkey.command.cli import make_parser as make_device_parser
 from relying_party.cli import make_parser as make_relying_party_parser
 
 ROOT = Path(__file__).parent.parent
@@ -48,9 +48,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "extra"),
     [
-        (("headless_passkey.cli:main", "sign-in", "--rp", "https://rp.example"), "device"),
-        (("headless_passkey.cli:main", "status"), "device"),
-        (("headless_passkey.cli:main", "doctor"), "device"),
+        (("headless_passkey.command.cli:main", "sign-in", "--rp", "https://rp.example"), "device"),
+        (("headless_passkey.command.cli:main", "status"), "device"),
+        (("headless_passkey.command.cli:main", "doctor"), "device"),
         (("companion_push.cli:main", "relay"), "push"),
         (
             ("companion_push.cli:main", "tunnel-service", "--listen", ":::0", "--cert", "c", "--key", "k"),
@@ -94,7 +94,7 @@ def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
 
 
 HELPED = [
-    *(("headless_passkey.cli:main", *words) for words in commands(make_device_parser())),
+    *(("headless_passkey.command.cli:main", *words) for words in commands(make_device_parser())),
     *(
         ("companion_push.cli:main", *words)
         for name in PROGRAMS
@@ -120,7 +120,7 @@ def test_every_program_is_asked_for_help() -> None:
 @pytest.mark.parametrize(
     ("main", "program"),
     [
-        ("headless_passkey.cli:main", "headless-passkey"),
+        ("headless_passkey.command.cli:main", "headless-passkey"),
         ("companion_push.cli:main", "companion-push"),
         ("relying_party.__main__:main", "relying-party"),
     ],
@@ -136,7 +136,7 @@ def test_a_program_says_its_version_and_needs_no_extra(main: str, program: str) 
 
 
 def test_the_bare_core_needs_no_extra() -> None:
-    done = run("headless_passkey.cli:main", "tunnel-domain", "266")
+    done = run("headless_passkey.command.cli:main", "tunnel-domain", "266")
     assert (done.returncode, done.stdout) == (0, "cable.wufkweyy3uaxb.com\n")
 
 

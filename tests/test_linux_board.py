@@ -15,11 +15,11 @@ from typing import Final
 import pytest
 
 from companion_push.cli import make_parser as make_push_parser
-from headless_passkey.base_url import BaseUrl
-from headless_passkey.ceremony import _TALK
-from headless_passkey.cli import make_parser
+from headless_passkey.command.ceremony import _TALK
+from headless_passkey.command.cli import make_parser
 from headless_passkey.doctor.finding import Check
 from headless_passkey.errors import ExitStatus, SetupReason, TransportReason, TrustReason
+from headless_passkey.net.base_url import BaseUrl
 
 ROOT: Final = Path(__file__).parent.parent
 PAGE: Final = (ROOT / "docs/how-to/linux-board.md").read_text(encoding="utf-8")

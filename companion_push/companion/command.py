@@ -47,7 +47,7 @@ from headless_passkey.command_line import (
 from headless_passkey.errors import NotApproved, Outcome
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
 from headless_passkey.names import printable
-from headless_passkey.tls import tls_context
+from headless_passkey.net.tls import tls_context
 from headless_passkey.trust.invitation import Introduction
 from headless_passkey.trust.ring import MAX_RP_IDS, Role
 

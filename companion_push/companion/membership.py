@@ -18,7 +18,7 @@ from companion_push.companion import farewell
 from companion_push.companion.farewell import to_its_end
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
-from headless_passkey.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
+from headless_passkey.account.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -28,7 +28,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.names import name_of
-from headless_passkey.proven_http import MAX_WAIT
+from headless_passkey.net.proven_http import MAX_WAIT
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain

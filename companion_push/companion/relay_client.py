@@ -1,6 +1,6 @@
 """The push relay as a companion sees it (docs/protocol/relay.md).
 
-What a companion and a device ask alike (rings, introductions) is `headless_passkey.relay`'s; here is the rest.
+What a companion and a device ask alike (rings, introductions) is `headless_passkey.account.relay`'s; here is the rest.
 Every answer is taken in strictly, and believed in nothing but what it delivers.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+from headless_passkey.account.relay import Admission, Relay, RequestState
 from headless_passkey.errors import (
     NotApproved,
     Outcome,
@@ -21,8 +22,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.names import MAX_LABEL
-from headless_passkey.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp, open_session
-from headless_passkey.relay import Admission, Relay, RequestState
+from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp, open_session
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE

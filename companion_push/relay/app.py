@@ -21,12 +21,12 @@ import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from companion_push.database import Database, open_database, sole_user
 from companion_push.errors import StoreUnavailable
 from companion_push.http_server import http_logger
 from companion_push.http_server import problem as untyped
 from companion_push.relay import operations, store
 from companion_push.relay.config import RelayConfig
+from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.mailbox import Leases
 from companion_push.relay.messages import (
     MAX_BODY,

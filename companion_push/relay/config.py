@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
-from headless_passkey.base_url import BaseUrl
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.text_form import check_relay_url
 
 _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")

@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from companion_push.accounts import CODE_SIZE, Introduction
+from companion_push.relay.accounts import CODE_SIZE, Introduction
 from companion_push.relay.mailbox import CompanionEvent, DeviceEvent
 from companion_push.relay.problems import invalid
 from headless_passkey.errors import RemoteProtocolError

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from companion_push import accounts
-from companion_push.accounts import Ending, Invitation, Membership
-from companion_push.relay import store
+from companion_push.relay import accounts, store
+from companion_push.relay.accounts import Ending, Invitation, Membership
 from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request
 from companion_push.relay.messages import (
     Announcement,

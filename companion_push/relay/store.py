@@ -1,6 +1,6 @@
 """Requests, their envelopes, rates and taken proofs, as stored.
 
-Each function is a part of one transaction on an open store (`companion_push.database`). Envelopes are
+Each function is a part of one transaction on an open store (`companion_push.relay.database`). Envelopes are
 forgotten when their request is over; the outcome stays readable for a while (`mailbox.KEPT`).
 """
 

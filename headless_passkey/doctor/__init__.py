@@ -7,7 +7,7 @@
 `headless_passkey.doctor.servers`       tunnel services and the relying party
 `headless_passkey.doctor.versions`      what is installed
 `headless_passkey.doctor.examine`       all of it at once: `examine`
-`headless_passkey.doctor.command`       the command line
+`headless_passkey.command.doctor`       the command line
 ======================================  ====================================================================
 
 It only looks: nothing on disk, at the relay or at the relying party is changed. docs/how-to/doctor.md lists

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from headless_passkey import enrolment
-from headless_passkey.device_files import mend_names
+from headless_passkey.account import enrolment
+from headless_passkey.account.device_files import mend_names
+from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.relay import Relay
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
-from headless_passkey.enrolment import Enrolment
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotEnrolled,
@@ -30,11 +31,10 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.net.proven_http import Problem, ProvenHttp, open_session
+from headless_passkey.net.proxy import Way
 from headless_passkey.private_file import nearest, refuse_others, why_not_writable
-from headless_passkey.proven_http import Problem, ProvenHttp, open_session
-from headless_passkey.proxy import Way
-from headless_passkey.relay import Relay
-from headless_passkey.session_store import is_session_file
+from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.trust.chain import RingChain
 
 TOLERANCE: Final = 60  # seconds by which a relay lets our clock differ (docs/protocol/relay.md)

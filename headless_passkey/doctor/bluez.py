@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from headless_passkey.device_files import this_user
+from headless_passkey.account.device_files import this_user
 from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.doctor.scan import count_adverts, not_checked_after, scanned, too_slow
 from headless_passkey.doctor.versions import bluez_version

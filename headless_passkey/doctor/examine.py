@@ -16,13 +16,13 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from headless_passkey.base_url import BaseUrl
 from headless_passkey.command_line import UsageError
 from headless_passkey.doctor.account import examine_account
 from headless_passkey.doctor.bluetooth import LISTEN, examine_bluetooth
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
 from headless_passkey.errors import TransportReason
+from headless_passkey.net.base_url import BaseUrl
 
 LIMIT: Final = 45.0  # seconds for any of the parts: more than the sum of the times that each keeps by itself
 

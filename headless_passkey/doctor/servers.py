@@ -13,8 +13,6 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from headless_passkey.base_url import BaseUrl
-from headless_passkey.conduit import find_relying_party
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.errors import HeadlessPasskeyError, SetupReason, TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import (
@@ -24,11 +22,13 @@ from headless_passkey.hybrid.tunnel_url import (
     connect_url,
     new_url,
 )
-from headless_passkey.network import is_about_dates, unreachable
-from headless_passkey.proven_http import open_session
-from headless_passkey.proxy import ProxyFailed, Way, sending
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import open_session
+from headless_passkey.net.proxy import ProxyFailed, Way, sending
+from headless_passkey.net.tunnel import TunnelRefused, open_tunnel
+from headless_passkey.net.unreachable import is_about_dates, unreachable
+from headless_passkey.rp.conduit import find_relying_party
 from headless_passkey.trust.signing import SoftwareSigningKey
-from headless_passkey.tunnel import TunnelRefused, open_tunnel
 
 LIMIT: Final = 10.0  # seconds for one request
 

@@ -18,7 +18,7 @@ from headless_passkey.hybrid.ctap2 import GetAssertionRequest, MakeCredentialReq
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import connect_url
-from headless_passkey.tunnel import Tunnel, open_tunnel
+from headless_passkey.net.tunnel import Tunnel, open_tunnel
 
 RP_ID = "example.com"
 ALICE = User(id=b"alice", name="alice@example.com", display_name="Alice")

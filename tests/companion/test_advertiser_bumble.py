@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser, advertising_data
-from companion_push.controllers import Air, Host
+from companion_push.emulation.controllers import Air, Host
 from headless_passkey.errors import LocalProtocolError, TransportError
 from headless_passkey.radio.bumble import BumbleRadio, open_device
 

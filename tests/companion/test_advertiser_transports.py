@@ -20,7 +20,7 @@ from certificates import Certificate
 from usb.core import NoBackendError  # type: ignore[import-untyped]
 
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
-from companion_push.controllers import Air, Host
+from companion_push.emulation.controllers import Air, Host
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.bumble import BumbleRadio

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from companion_push.companion.keys import CompanionState
-from headless_passkey import enrolment
+from headless_passkey.account import enrolment
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Invitation

@@ -49,7 +49,7 @@ from headless_passkey.hybrid.ctap2 import (
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.messages import Ctap, Event, MessageType, Shutdown
 from headless_passkey.hybrid.tunnel_url import connect_url
-from headless_passkey.tunnel import open_tunnel
+from headless_passkey.net.tunnel import open_tunnel
 from tests.companion.device import (
     ALICE,
     RP_ID,

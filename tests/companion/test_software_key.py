@@ -45,7 +45,7 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
     User,
 )
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 
 RP_ID = "example.com"
 ORIGIN = "https://example.com"

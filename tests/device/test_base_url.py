@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from companion_push.companion.phone import TunnelService
 from companion_push.relay.config import RelayConfig
-from headless_passkey.base_url import BaseUrl
-from headless_passkey.cli import make_parser
+from headless_passkey.command.cli import make_parser
 from headless_passkey.errors import LocalProtocolError
+from headless_passkey.net.base_url import BaseUrl
 
 WRITTEN = [
     ("https://login.example", "https://login.example"),

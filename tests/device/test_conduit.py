@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 
-from headless_passkey.base_url import BaseUrl
-from headless_passkey.conduit import Conduit, find_relying_party
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,
@@ -17,8 +15,10 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.proven_http import ProvenHttp, open_session
-from headless_passkey.webauthn import Credential
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.rp.conduit import Conduit, find_relying_party
+from headless_passkey.webauthn.options import Credential
 from tests.device.test_proven_http import KEY, Server, Step, answer, ok, problem, serving, talking_to
 
 ORIGIN = "https://login.example"

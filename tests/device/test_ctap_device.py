@@ -59,7 +59,7 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.sign_in import Ask, SignedIn, Stage, StageEvent, sign_in
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.companion.device import tunnel_service
 from tests.device.test_sign_in import Air, Carrier
 from tests.strategies import cbor_values

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from headless_passkey import enrolment
-from headless_passkey.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
-from headless_passkey.enrolment import Enrolment
+from headless_passkey.account import enrolment
+from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
+from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.relay import Relay
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
-from headless_passkey.proven_http import ProvenHttp, open_session
+from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
-from headless_passkey.relay import Relay
 from headless_passkey.sign_in import Ask
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope

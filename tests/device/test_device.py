@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import unused_port
 
-from headless_passkey import enrolment
+from headless_passkey.account import enrolment
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
     LocalProtocolError,

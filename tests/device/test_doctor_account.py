@@ -13,11 +13,12 @@ import pytest_asyncio
 from aiohttp import web
 from certificates import Certificate
 
-from headless_passkey import device_files, enrolment
+from headless_passkey.account import device_files, enrolment
+from headless_passkey.account.enrolment import FILE_NAME, Enrolment
+from headless_passkey.account.relay import Relay
 from headless_passkey.doctor import account, servers
 from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
 from headless_passkey.doctor.finding import Check, Finding, Status
-from headless_passkey.enrolment import FILE_NAME, Enrolment
 from headless_passkey.errors import (
     ExitStatus,
     HeadlessPasskeyError,
@@ -26,10 +27,9 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.mends import mend
+from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.tls import tls_context
 from headless_passkey.private_file import private_directory, write_private
-from headless_passkey.proven_http import ProvenHttp, open_session
-from headless_passkey.relay import Relay
-from headless_passkey.tls import tls_context
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.signing import base64url
 from tests.device.inviter import Inviter

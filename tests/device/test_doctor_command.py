@@ -10,16 +10,17 @@ from typing import Any
 import pytest
 from certificates import Certificate
 
-from headless_passkey import enrolment
-from headless_passkey.base_url import BaseUrl
-from headless_passkey.cli import main
+from headless_passkey.account import enrolment
+from headless_passkey.command import doctor as command
+from headless_passkey.command.cli import main
 from headless_passkey.command_line import UsageError
-from headless_passkey.doctor import command, examine, servers
+from headless_passkey.doctor import examine, servers
 from headless_passkey.doctor.examine import examine as examine_all
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.versions import PACKAGES, bluez_version
 from headless_passkey.errors import ExitStatus, TransportReason
 from headless_passkey.mends import mend, with_mend
+from headless_passkey.net.base_url import BaseUrl
 from tests.companion.device import tunnel_service
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import nobody

@@ -13,14 +13,14 @@ from aiohttp.test_utils import TestServer, unused_port
 from certificates import Certificate, make_certificate
 from yarl import URL
 
-from headless_passkey.base_url import BaseUrl
 from headless_passkey.doctor import servers
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
 from headless_passkey.errors import ExitStatus, SetupReason, TransportReason
-from headless_passkey.tls import tls_context
-from relying_party.app import make_app as make_relying_party
-from relying_party.app import well_known_routes
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.tls import tls_context
+from relying_party.http.app import make_app as make_relying_party
+from relying_party.http.app import well_known_routes
 from tests.companion.device import tunnel_service
 from tests.rp.clients import make_config
 

@@ -18,8 +18,10 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey import enrolment, private_file
-from headless_passkey.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
+from headless_passkey import private_file
+from headless_passkey.account import enrolment
+from headless_passkey.account.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
+from headless_passkey.account.relay import Relay
 from headless_passkey.errors import (
     JoinDiffers,
     LocalProtocolError,
@@ -31,8 +33,7 @@ from headless_passkey.errors import (
     TransportError,
     TrustReason,
 )
-from headless_passkey.proven_http import ProvenHttp, open_session
-from headless_passkey.relay import Relay
+from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import answer_mac
 from headless_passkey.trust.ring import Role

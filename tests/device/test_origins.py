@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
-from headless_passkey.origins import (
+from headless_passkey.webauthn.options import (
+    AuthenticationOptions,
+    RegistrationOptions,
+    base64url,
+    foreign_rp_id,
+)
+from headless_passkey.webauthn.origins import (
     MAX_DOCUMENT_SIZE,
     RelatedOrigins,
     check_origin,
@@ -21,7 +27,6 @@ from headless_passkey.origins import (
     is_within,
     well_known_url,
 )
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions, base64url, foreign_rp_id
 
 # --- origins -----------------------------------------------------------------------------------------------
 
@@ -192,7 +197,7 @@ def test_any_two_texts_are_within_each_other_or_not(host: str, rp_id: str) -> No
 
 LOADED = """
 import sys
-from headless_passkey.webauthn import AuthenticationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions
 AuthenticationOptions.parse({"challenge": "AQ", "rpId": sys.argv[1]}, origin="https://login.example.com")
 print("publicsuffixlist" in sys.modules)
 """
@@ -207,7 +212,7 @@ def test_the_list_is_read_only_when_it_is_needed(rp_id: str, loaded: str) -> Non
 WITHOUT = """
 import sys
 sys.modules["publicsuffixlist"] = None
-from headless_passkey.origins import is_within
+from headless_passkey.webauthn.origins import is_within
 print(is_within("a.example.com", "a.example.com"), is_within("a.example.com", "b.com"))
 is_within("a.example.com", "example.com")
 """

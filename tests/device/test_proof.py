@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from headless_passkey.proof import make_proof
+from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, base64url, from_base64url, thumbprint
 
 KEY = SoftwareSigningKey.generate()

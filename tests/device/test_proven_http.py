@@ -27,7 +27,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.proven_http import MAX_ANSWER, Members, Problem, ProvenHttp, open_session
+from headless_passkey.net.proven_http import MAX_ANSWER, Members, Problem, ProvenHttp, open_session
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.device.test_proof import claims_of
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import pytest
 from bumble.device import AdvertisingType
 
-from companion_push.controllers import Air, Host
+from companion_push.emulation.controllers import Air, Host
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import TransportError
 from headless_passkey.radio.bumble import BumbleRadio, open_device

@@ -11,8 +11,8 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from certificates import Certificate, make_certificate
 
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.origins import MAX_DOCUMENT_SIZE
-from headless_passkey.related_origins import fetch_related_origins
+from headless_passkey.net.related_origins import fetch_related_origins
+from headless_passkey.webauthn.origins import MAX_DOCUMENT_SIZE
 
 RP_ID = "example.com"
 DOCUMENT = {"origins": ["https://example.de"]}

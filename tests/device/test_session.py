@@ -16,8 +16,6 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer, unused_port
 
-from headless_passkey import session, session_store
-from headless_passkey.conduit import OpenedSession
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,
@@ -29,13 +27,15 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.proven_http import Members, ProvenHttp, open_session
-from headless_passkey.session import MAX_BODY, Session
-from headless_passkey.session_store import KeptSession, SessionStore
+from headless_passkey.net.proven_http import Members, ProvenHttp, open_session
+from headless_passkey.rp import session, session_store
+from headless_passkey.rp.conduit import OpenedSession
+from headless_passkey.rp.session import MAX_BODY, Session
+from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
-from relying_party.app import make_app
 from relying_party.config import Config
-from relying_party.sessions import LATE_SECONDS, Lifetimes
+from relying_party.core.sessions import LATE_SECONDS, Lifetimes
+from relying_party.http.app import make_app
 from tests.device.test_proof import claims_of
 from tests.rp.authenticator_double import Passkey, create, get
 from tests.rp.clients import Clock, make_config
@@ -776,8 +776,8 @@ async def test_where_none_is_kept_a_sign_in_is_the_mend(tmp_path: Path) -> None:
 USER = """
 import asyncio, sys, time
 from pathlib import Path
-from headless_passkey.proven_http import open_session
-from headless_passkey.session import Session
+from headless_passkey.net.proven_http import open_session
+from headless_passkey.rp.session import Session
 
 async def use():
     async with open_session(None) as http:

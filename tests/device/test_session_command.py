@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import unused_port
 
-from headless_passkey.cli import main
+from headless_passkey.command.cli import main
+from headless_passkey.command.session import Refused
 from headless_passkey.errors import ExitStatus
-from headless_passkey.session import Answer
-from headless_passkey.session_command import Refused
-from headless_passkey.session_store import SessionStore
+from headless_passkey.rp.session import Answer
+from headless_passkey.rp.session_store import SessionStore
 from tests.device.test_session import keep
 
 A, B = "https://a.example/passkeys", "https://b.example"

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headless_passkey.conduit import OpenedSession
 from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, SetupReason, TransportError
-from headless_passkey.session_store import KeptSession, SessionStore, is_session_file
+from headless_passkey.rp.conduit import OpenedSession
+from headless_passkey.rp.session_store import KeptSession, SessionStore, is_session_file
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 RP = "https://login.example/passkeys"
@@ -249,7 +249,7 @@ async def _hold(store: SessionStore) -> None:
 HOLDER = """
 import asyncio, sys
 from pathlib import Path
-from headless_passkey.session_store import SessionStore
+from headless_passkey.rp.session_store import SessionStore
 
 async def hold():
     async with SessionStore(Path(sys.argv[1])).locked(sys.argv[2]):

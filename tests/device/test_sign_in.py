@@ -28,7 +28,7 @@ from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import new_url
-from headless_passkey.origins import RelatedOrigins
+from headless_passkey.net.tunnel import open_tunnel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.sign_in import (
@@ -41,14 +41,14 @@ from headless_passkey.sign_in import (
     StageEvent,
     sign_in,
 )
-from headless_passkey.tunnel import open_tunnel
-from headless_passkey.webauthn import (
+from headless_passkey.webauthn.options import (
     AuthenticationOptions,
     Credential,
     RegistrationOptions,
     base64url,
     from_base64url,
 )
+from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
 
 DOMAIN = 300

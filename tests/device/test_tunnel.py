@@ -15,8 +15,8 @@ from certificates import Certificate, make_certificate
 
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError, TransportReason
-from headless_passkey.tls import tls_context
-from headless_passkey.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
+from headless_passkey.net.tls import tls_context
+from headless_passkey.net.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
 
 TUNNEL_ID = "00112233445566778899AABBCCDDEEFF"
 
@@ -280,7 +280,7 @@ async def test_what_nobody_receives_is_not_taken_in_without_end(loopback_certifi
 async def test_endless_pings_end_the_tunnel(
     loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headless_passkey.tunnel.MAX_CONTROLS", 10)
+    monkeypatch.setattr("headless_passkey.net.tunnel.MAX_CONTROLS", 10)
     codes: list[int | None] = []
 
     async def nag(websocket: web.WebSocketResponse) -> None:
@@ -303,7 +303,7 @@ async def test_endless_pings_end_the_tunnel(
 async def test_a_service_that_floods_pings_reads_no_pongs_and_vanishes_is_a_typed_error(
     loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headless_passkey.tunnel.MAX_CONTROLS", 1 << 30)
+    monkeypatch.setattr("headless_passkey.net.tunnel.MAX_CONTROLS", 1 << 30)
 
     async def flood(websocket: web.WebSocketResponse) -> None:
         transport = websocket._req.transport  # type: ignore[union-attr]

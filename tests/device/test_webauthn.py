@@ -27,7 +27,6 @@ from webauthn.helpers.structs import (
 )
 from webauthn.helpers.structs import UserVerificationRequirement as PyUserVerification
 
-from headless_passkey.client_extensions import RegistrationExtensions
 from headless_passkey.errors import ExitStatus, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -40,7 +39,8 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.hybrid.keys import CURVE, uncompressed
-from headless_passkey.webauthn import (
+from headless_passkey.webauthn.extensions import RegistrationExtensions
+from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
     AuthenticationOptions,
     AuthenticatorData,

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from headless_passkey import enrolment
+from headless_passkey.account import enrolment
 from headless_passkey.device import Device
-from headless_passkey.tls import tls_context
+from headless_passkey.net.tls import tls_context
 
 
 def stand_in(settings: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.fido_url import FidoUrl, Hint
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url
-from headless_passkey.tunnel import Tunnel, open_tunnel
+from headless_passkey.net.tunnel import Tunnel, open_tunnel
 
 RP_ID: Final = "example.com"
 HASH: Final = bytes(range(32))

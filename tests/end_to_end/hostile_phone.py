@@ -23,7 +23,7 @@ from headless_passkey.hybrid.ctap2 import GetInfoResponse
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.messages import Ctap, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
-from headless_passkey.tunnel import open_tunnel
+from headless_passkey.net.tunnel import open_tunnel
 
 ROUTING_ID: Final = b"\x01\x02\x03"
 UP, UV, AT, ED = 0x01, 0x04, 0x40, 0x80

@@ -17,20 +17,20 @@ from typing import Any, Final
 from programs import Program, event
 from world import World
 
-from companion_push.accounts import add_account
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.keys import CompanionState, Identity
 from companion_push.companion.membership import Membership
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.software_key import ES256, SoftwareKey
-from companion_push.database import open_database
-from headless_passkey import enrolment
-from headless_passkey.enrolment import Enrolment
+from companion_push.relay.accounts import add_account
+from companion_push.relay.database import open_database
+from headless_passkey.account import enrolment
+from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.relay import Relay, RequestStatus
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
-from headless_passkey.proven_http import ProvenHttp, open_session
-from headless_passkey.relay import Relay, RequestStatus
-from headless_passkey.session_store import KeptSession, SessionStore
-from headless_passkey.tls import tls_context
+from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.tls import tls_context
+from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.invitation import Introduction, Invitation
 from headless_passkey.trust.ring import Member, Role

@@ -19,8 +19,8 @@ from headless_passkey.hybrid import cbor, eid
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, encode_digits
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
-from headless_passkey.tunnel import open_tunnel
-from headless_passkey.webauthn import base64url
+from headless_passkey.net.tunnel import open_tunnel
+from headless_passkey.webauthn.options import base64url
 from tests.end_to_end.black_box import (
     Outcome,
     outcome,

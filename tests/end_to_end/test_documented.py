@@ -12,8 +12,8 @@ from aiohttp.test_utils import unused_port
 from programs import Program
 from world import World
 
-from headless_passkey import enrolment
-from headless_passkey.session_store import SessionStore
+from headless_passkey.account import enrolment
+from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.trust.ring import Role
 from tests.end_to_end.conftest import MARKER
 from tests.end_to_end.household import Home, ends

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from world import World
 
-from headless_passkey.session_store import SessionStore
+from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.trust.invitation import Invitation
 from tests.end_to_end.household import ends, processes
 
@@ -34,7 +34,7 @@ PROGRAMS: Final = (
 # Where the random bytes are made that are no secrets: ids that travel in the clear
 NO_SECRETS: Final = (
     "random:bumble.hci",  # addresses
-    "random:headless_passkey.proof",
+    "random:headless_passkey.net.proof",
     "random:headless_passkey.trust.envelope",
     "random:companion_push.tunnel_service.app",
     "random:companion_push.companion.software_key",
@@ -54,10 +54,10 @@ KINDS: Final = frozenset(
         "private-key:headless_passkey.hybrid.keys",
         "private-key:headless_passkey.trust.hpke",
         "private-key:headless_passkey.trust.signing",
-        "random:companion_push.accounts",
+        "random:companion_push.relay.accounts",
         "random:headless_passkey.hybrid.client_platform",
         "random:headless_passkey.trust.invitation",
-        "random:relying_party.app",
+        "random:relying_party.http.app",
         "session-token",
     }
 )
@@ -242,13 +242,15 @@ async def test_no_secret_stands_in_the_servers_stores(evidence: Evidence) -> Non
     """But for the relying party's own, which is there to survive its restart, and the names of its sessions."""
     others = [secret for secret in evidence.secrets if not _is_the_relying_partys(secret)]
     assert set(found(others, evidence.stores)) == set()
-    assert any(secret.kind == "random:relying_party.sessions" for secret in others)  # the tokens themselves
+    assert any(
+        secret.kind == "random:relying_party.core.sessions" for secret in others
+    )  # the tokens themselves
 
 
 def _is_the_relying_partys(secret: Secret) -> bool:
     """A session's name has 16 bytes and opens nothing; its tokens have 32."""
-    names_a_session = secret.kind == "random:relying_party.sessions" and len(secret.value) == 16
-    return names_a_session or secret.kind == "random:relying_party.sqlite"
+    names_a_session = secret.kind == "random:relying_party.core.sessions" and len(secret.value) == 16
+    return names_a_session or secret.kind == "random:relying_party.store.sqlite"
 
 
 @pytest.mark.parametrize("in_front", [b"", b"x", b"xy"], ids=["aligned", "one byte on", "two bytes on"])

@@ -14,7 +14,7 @@ from aiohttp.test_utils import unused_port
 from programs import PROGRAMS, Program
 from world import World
 
-from headless_passkey.session_store import SessionStore
+from headless_passkey.rp.session_store import SessionStore
 from tests.end_to_end.conftest import MARKER
 from tests.end_to_end.household import Home, Session, ends, page
 

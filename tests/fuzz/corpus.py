@@ -15,7 +15,7 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import PREFIX, decode_digits
 from headless_passkey.hybrid.messages import PostHandshake, pad
-from headless_passkey.proof import make_proof
+from headless_passkey.net.proof import make_proof
 from headless_passkey.trust import envelope
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, Kind, seal

@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from companion_push.relay.problems import Problem
 from companion_push.relay.proofs import check_proof
-from headless_passkey.base_url import BaseUrl
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError
 from headless_passkey.hybrid import cbor as _cbor
 from headless_passkey.hybrid import noise
@@ -77,9 +76,9 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_routing_id,
 )
 from headless_passkey.names import is_plain, name_of, plain, printable, why_not_plain
-from headless_passkey.origins import RelatedOrigins
+from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.radio.pipe import parse_advert_line
-from headless_passkey.session import _target
+from headless_passkey.rp.session import _target
 from headless_passkey.trust import envelope as _envelope
 from headless_passkey.trust import ring as _ring
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX
@@ -97,10 +96,11 @@ from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
 from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_hpke_key
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, base64url
 from headless_passkey.trust.text_form import to_line
-from headless_passkey.webauthn import AuthenticationOptions, AuthenticatorData, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, AuthenticatorData, RegistrationOptions
+from headless_passkey.webauthn.origins import RelatedOrigins
 from relying_party import names as rp_names
+from relying_party.core.proofs import verify_proof
 from relying_party.errors import ProofClock, ProofInvalid
-from relying_party.proofs import verify_proof
 
 Target = Callable[[bytes], None]
 Documented = type[Exception] | tuple[type[Exception], ...]

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA384
 from fido2 import cbor
 
-from relying_party.app import make_app
+from relying_party.http.app import make_app
 from tests.interop.libraries import (
     FOLDER,
     Expected,

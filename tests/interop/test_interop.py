@@ -11,7 +11,7 @@ from playwright.async_api import Browser as Chromium
 
 from companion_push.companion.software_key import Registration, SoftwareKey
 from headless_passkey.hybrid.ctap2 import Command
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions
+from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.interop.differences import (
     OURS,
     PAGE,

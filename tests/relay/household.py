@@ -12,13 +12,13 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from companion_push.accounts import add_account
-from companion_push.database import open_database
 from companion_push.http_server import Runner
+from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
+from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Quota, Rate
-from headless_passkey.proof import PROOF_HEADER, make_proof
+from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
 from tests.trust.people import Person, companion, device, grow

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from companion_push import database
-from companion_push.relay import app, mailbox, operations
+from companion_push.relay import app, database, mailbox, operations
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
 from headless_passkey.trust.signing import base64url

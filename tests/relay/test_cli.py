@@ -30,7 +30,7 @@ async def test_other_words_are_usage_errors(words: list[str]) -> None:
 async def test_a_program_that_is_asked_for_imports_no_other() -> None:
     script = (
         "import sys; from companion_push.cli import make_parser; make_parser('account'); "
-        "print('bumble' in sys.modules, 'companion_push.ether' in sys.modules)"
+        "print('bumble' in sys.modules, 'companion_push.emulation.ether' in sys.modules)"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE

@@ -14,8 +14,8 @@ import aiohttp
 import pytest
 from certificates import Certificate
 
-from companion_push import database
 from companion_push.cli import main
+from companion_push.relay import database
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url

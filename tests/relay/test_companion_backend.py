@@ -11,8 +11,8 @@ from pathlib import Path
 
 import aiohttp
 
-from companion_push.accounts import add_account
-from companion_push.database import open_database
+from companion_push.relay.accounts import add_account
+from companion_push.relay.database import open_database
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
 from tests.programs import ROOT

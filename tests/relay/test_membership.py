@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from companion_push.accounts import MAX_INVITATIONS
+from companion_push.relay.accounts import MAX_INVITATIONS
 from companion_push.relay.operations import MAX_RINGS
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import Ring

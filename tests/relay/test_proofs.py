@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import SKEW, Proof, check_proof
-from headless_passkey.proof import make_proof
+from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, base64url, thumbprint
 
 NOW = 1_800_000_000

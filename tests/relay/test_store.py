@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from companion_push import database as database_module
-from companion_push.accounts import add_account
-from companion_push.database import Database, open_database, sole_user
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from companion_push.relay import database as database_module
 from companion_push.relay import store
+from companion_push.relay.accounts import add_account
+from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Leases, Request, State
 from companion_push.relay.operations import Call, sweep
 from companion_push.relay.problems import Problem, Slug

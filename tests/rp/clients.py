@@ -10,7 +10,7 @@ from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
 
 from relying_party.config import Config
-from relying_party.request import STATE
+from relying_party.http.request import STATE
 from tests.rp.authenticator_double import JSON, NO_FAULTS, DeviceKey, Faults, Passkey, create, get
 
 RP_ID: Final = "rp.example"

@@ -19,13 +19,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relying_party import app as app_module
-from relying_party import request as request_module
-from relying_party import sqlite as sqlite_module
-from relying_party.app import make_app
 from relying_party.errors import Check, Refusal, UsageError
-from relying_party.http_server import Runner
-from relying_party.request import MOST_BODY
+from relying_party.http import app as app_module
+from relying_party.http import request as request_module
+from relying_party.http.app import make_app
+from relying_party.http.http_server import Runner
+from relying_party.http.request import MOST_BODY
+from relying_party.store import sqlite as sqlite_module
 from tests.rp.authenticator_double import Faults, b64, create, get, unb64
 from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, Who, make_config
 

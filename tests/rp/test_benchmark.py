@@ -9,9 +9,9 @@ import rp
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from relying_party.app import make_app
 from relying_party.errors import VerificationFailed
-from relying_party.sqlite import SqliteStore
+from relying_party.http.app import make_app
+from relying_party.store.sqlite import SqliteStore
 from tests.rp.clients import RP_ID, WEB_ORIGIN, make_config
 
 

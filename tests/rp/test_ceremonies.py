@@ -10,12 +10,12 @@ import webauthn
 from fido2.cose import ES256, CoseKey
 from fido2.webauthn import AttestedCredentialData
 
-from relying_party.callers import Caller, ClientKind
-from relying_party.ceremonies import Ceremonies, RelyingParty
-from relying_party.challenges import AuthenticationRecord, Purpose
-from relying_party.credentials import Credential
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.ceremonies import Ceremonies, RelyingParty
+from relying_party.core.challenges import AuthenticationRecord, Purpose
+from relying_party.core.credentials import Credential
+from relying_party.core.messages import AuthenticationResponse, parse_authentication_result
 from relying_party.errors import Check, VerificationFailed
-from relying_party.messages import AuthenticationResponse, parse_authentication_result
 from tests.rp.authenticator_double import (
     BE,
     BS,

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relying_party.callers import Caller, ClientKind
-from relying_party.challenges import ChallengeRecord, Challenges, Purpose, RegistrationRecord
-from relying_party.credentials import User
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.challenges import ChallengeRecord, Challenges, Purpose, RegistrationRecord
+from relying_party.core.credentials import User
 from relying_party.errors import CeremonyGone, RateLimited
 
 

@@ -19,16 +19,16 @@ import pytest
 from fido2.cose import CoseKey
 from fido2.webauthn import AttestedCredentialData
 
-from relying_party import ceremonies as real
-from relying_party import challenges as real_challenges
-from relying_party import messages as real_messages
-from relying_party import sqlite as real_sqlite
-from relying_party.callers import Caller, ClientKind
-from relying_party.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
-from relying_party.credentials import Credential, User
+from relying_party.core import ceremonies as real
+from relying_party.core import challenges as real_challenges
+from relying_party.core import messages as real_messages
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
+from relying_party.core.credentials import Credential, User
+from relying_party.core.messages import parse_authentication_result, parse_registration_result
+from relying_party.core.sessions import Lifetimes, Session, open_session
 from relying_party.errors import CeremonyGone, Check, StoreUnavailable, VerificationFailed
-from relying_party.messages import parse_authentication_result, parse_registration_result
-from relying_party.sessions import Lifetimes, Session, open_session
+from relying_party.store import sqlite as real_sqlite
 from tests.rp.authenticator_double import (
     BS,
     JSON,

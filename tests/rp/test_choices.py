@@ -11,10 +11,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from cryptography.hazmat.primitives.asymmetric import mldsa
 from fido2.cose import CoseKey
 
-from relying_party.app import make_app
 from relying_party.config import ANDROID
-from relying_party.credentials import BackupEligibility
+from relying_party.core.credentials import BackupEligibility
 from relying_party.errors import Check
+from relying_party.http.app import make_app
 from tests.rp.authenticator_double import BS, NO_FAULTS, SYNCED, UP, UV, Faults, b64, create, get, unb64
 from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 

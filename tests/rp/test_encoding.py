@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relying_party.encoding import base64url, from_base64url
+from relying_party.core.encoding import base64url, from_base64url
 
 
 @given(st.binary())

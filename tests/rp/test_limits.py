@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relying_party import limits
 from relying_party.errors import RateLimited
-from relying_party.limits import RateLimit
+from relying_party.http import limits
+from relying_party.http.limits import RateLimit
 
 
 def test_an_address_has_its_share_at_once_and_then_waits() -> None:

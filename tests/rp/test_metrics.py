@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from relying_party.app import make_metrics_app
-from relying_party.metrics import HELP, PREFIX, Metrics
+from relying_party.http.app import make_metrics_app
+from relying_party.http.metrics import HELP, PREFIX, Metrics
 from tests.rp.authenticator_double import Faults, b64
 from tests.rp.clients import Browser, Device, Site
 
@@ -80,7 +80,7 @@ def test_a_histogram_adds_up() -> None:
 
 
 def test_everything_that_is_counted_is_explained() -> None:
-    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "relying_party").glob("*.py"))
+    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "relying_party").rglob("*.py"))
     counted = set(re.findall(r'\.count\(\s*"([a-z_]+)"', source))
     assert counted <= set(HELP)
     assert set(HELP) - counted == {"request_seconds"}

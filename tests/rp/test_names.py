@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from relying_party.config import Config
-from relying_party.errors import InvalidRequest, UsageError
-from relying_party.messages import (
+from relying_party.core.messages import (
     parse_authentication_options,
     parse_display_name,
     parse_label,
     parse_registration_options,
 )
+from relying_party.errors import InvalidRequest, UsageError
 from relying_party.names import name_of, printable, why_not_plain
 from tests.vectors_loader import Vector, name, vectors
 

@@ -12,13 +12,13 @@ import pytest
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
-from relying_party.app import make_app
-from relying_party.callers import ClientKind
-from relying_party.credentials import Credential, Registered, User
+from relying_party.core.callers import ClientKind
+from relying_party.core.credentials import Credential, Registered, User
+from relying_party.core.sessions import Session
 from relying_party.errors import StoreUnavailable
-from relying_party.limits import RateLimit
-from relying_party.page import provider, render
-from relying_party.sessions import Session
+from relying_party.http.app import make_app
+from relying_party.http.limits import RateLimit
+from relying_party.http.page import provider, render
 from tests.rp.authenticator_double import BS, SYNCED, UP, UV, Faults, unb64
 from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 
@@ -177,7 +177,7 @@ async def test_a_passkey_is_named_by_who_made_it(
 
 
 def test_the_providers_table_is_well_formed() -> None:
-    text = resources.files("relying_party").joinpath("pages", "providers.toml").read_text("utf-8")
+    text = resources.files("relying_party.http").joinpath("pages", "providers.toml").read_text("utf-8")
     names = tomllib.loads(text)["names"]
     assert list(names) == sorted(names)
     for aaguid, name in names.items():

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from joserfc import jwk
 
-from headless_passkey.proof import make_proof
+from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from relying_party.core.proofs import CLOCK_TOLERANCE, MOST_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
 from relying_party.errors import ProofClock, ProofInvalid, RateLimited, Refusal
-from relying_party.proofs import CLOCK_TOLERANCE, MOST_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
 
 NOW = 1_800_000_000.0

@@ -9,8 +9,8 @@ import pytest
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
-from relying_party.app import make_app
-from relying_party.sessions import LATE_SECONDS, Lifetimes
+from relying_party.core.sessions import LATE_SECONDS, Lifetimes
+from relying_party.http.app import make_app
 from tests.rp.authenticator_double import b64
 from tests.rp.clients import Answer, Browser, Clock, Device, Site, Who, make_config
 

@@ -23,11 +23,11 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from relying_party.access_tokens import TokenKey
-from relying_party.app import make_app
+from relying_party.core.access_tokens import TokenKey
+from relying_party.core.sessions import LATE_SECONDS, Lifetimes
 from relying_party.errors import UsageError
+from relying_party.http.app import make_app
 from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
-from relying_party.sessions import LATE_SECONDS, Lifetimes
 from tests.rp.authenticator_double import DeviceKey, b64
 from tests.rp.clients import WEB_ORIGIN, Answer, Browser, Clock, Device, Site, make_config
 

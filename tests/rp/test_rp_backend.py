@@ -11,9 +11,9 @@ import rp_backend
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
-from relying_party.app import make_app
-from relying_party.challenges import Challenges
-from relying_party.sqlite import SqliteStore
+from relying_party.core.challenges import Challenges
+from relying_party.http.app import make_app
+from relying_party.store.sqlite import SqliteStore
 from tests.rp.authenticator_double import b64, create, get
 from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 
@@ -130,4 +130,4 @@ def test_the_page_shows_what_the_example_does() -> None:
         assert name in example
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     for name in re.findall(r"\b(begin_\w+|complete_\w+)\(", code):
-        assert hasattr(sys.modules["relying_party.ceremonies"].Ceremonies, name)
+        assert hasattr(sys.modules["relying_party.core.ceremonies"].Ceremonies, name)

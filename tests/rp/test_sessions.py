@@ -5,7 +5,7 @@ import hashlib
 import pytest
 from multidict import CIMultiDict
 
-from relying_party.encoding import base64url
+from relying_party.core.encoding import base64url
 from tests.rp.authenticator_double import DeviceKey, unb64
 from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Answer, Browser, Device, Site, Who
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from relying_party import sqlite
-from relying_party.callers import ClientKind
-from relying_party.credentials import Credential, CredentialUse, User
+from relying_party.core.callers import ClientKind
+from relying_party.core.credentials import Credential, CredentialUse, User
+from relying_party.core.sessions import Session
 from relying_party.errors import StoreUnavailable, UsageError, UserExists, VerificationFailed
-from relying_party.sessions import Session
-from relying_party.sqlite import SqliteStore
+from relying_party.store import sqlite
+from relying_party.store.sqlite import SqliteStore
 
 ADA = User(handle=b"a" * 32, name="ada", display_name="Ada L.")
 EVE = User(handle=b"e" * 32, name="eve", display_name="Eve")

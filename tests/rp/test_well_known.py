@@ -6,7 +6,7 @@ import pytest
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
-from relying_party.app import make_app
+from relying_party.http.app import make_app
 from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Browser, Clock, Site, make_config
 
 RELATED = "https://rp.test"

@@ -8,7 +8,7 @@ import pytest
 from certificates import Certificate
 
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
-from headless_passkey.tunnel import TunnelClosed, open_tunnel
+from headless_passkey.net.tunnel import TunnelClosed, open_tunnel
 from tests.programs import run, running
 
 TUNNEL_ID = bytes(16)

@@ -20,7 +20,7 @@ from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
-from headless_passkey.tunnel import Tunnel, TunnelClosed, open_tunnel
+from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 from tests.tunnel_service.between import Between
 
 TUNNEL_ID = bytes(range(0xA0, 0xB0))

@@ -16,7 +16,7 @@ from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.sign_in import Ask, Progress, SignedIn, Stage, StageEvent, sign_in
-from headless_passkey.webauthn import AuthenticationOptions, RegistrationOptions, base64url
+from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions, base64url
 from tests.ble.lab.guest import PATIENCE
 
 DOMAIN: Final = 300

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from companion_push.controllers import Air, Host
+from companion_push.emulation.controllers import Air, Host
 
 CONTROLLERS: Final = 64
 VHCI: Final = "/dev/vhci"

@@ -1,0 +1,86 @@
+"""``companion-push ether``: Bluetooth without a radio, for the demo and the tests.
+
+Every TCP connection is one host and gets an emulated controller of its own; all controllers are within
+earshot of each other. Hosts use the transport name that is printed first: ``tcp-client:HOST:PORT``.
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import logging
+from typing import Any, Final
+
+from headless_passkey.command_line import UsageError, add_settings, example, host_port, out, until_terminated
+from headless_passkey.errors import TransportError
+
+CONTROLLERS: Final = 32
+
+logger = logging.getLogger(__name__)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``ether`` to the program's commands."""
+    parser = subparsers.add_parser(
+        "ether",
+        help="emulated Bluetooth controllers on one virtual link, for demo and tests",
+        description="Emulated Bluetooth controllers on one virtual link: one for every TCP connection.",
+        epilog=example("companion-push ether --listen 127.0.0.1:0"),
+    )
+    add_settings(parser, section="ether", environment="COMPANION_PUSH_ETHER")
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        type=host_port,
+        required=True,
+        help="where to listen; port 0 picks one",
+    )
+    parser.add_argument(
+        "--controllers",
+        metavar="N",
+        type=_count,
+        default=CONTROLLERS,
+        help="hosts at a time, up to 256 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--allow-remote",
+        action="store_true",
+        help="listen on an address that is not loopback: whoever reaches it can advertise and listen",
+    )
+    parser.set_defaults(main=serve)
+
+
+async def serve(args: argparse.Namespace) -> None:
+    """Run the ether until the process is asked to end."""
+    from companion_push.emulation.controllers import Air, Host  # noqa: PLC0415  bumble is an extra
+
+    host, port = args.listen
+    if not (args.allow_remote or _is_loopback(host)):
+        raise UsageError(f"{host} is not a loopback address; --allow-remote listens there all the same")
+    air = Air(args.controllers)
+    loop = asyncio.get_running_loop()
+    try:
+        server = await loop.create_server(lambda: Host(air), host, port)
+    except OSError as error:
+        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+    async with server:
+        ended = until_terminated()
+        out(f"tcp-client:{host}:{server.sockets[0].getsockname()[1]}")
+        try:
+            await ended
+        finally:
+            server.close()
+            air.close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 256:
+        raise argparse.ArgumentTypeError("expected a number from 1 to 256")
+    return value

@@ -1,0 +1,361 @@
+"""Accounts and who belongs to them: one-time codes, rings, invitations and introductions, as stored.
+
+Each function is a part of one transaction on an open store (`companion_push.relay.database`). What could let
+somebody in is kept as a hash only: account codes and tickets. Nothing here can open anything.
+"""
+
+import hashlib
+import hmac
+import secrets
+import sqlite3
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.trust.ring import Ring, Role
+from headless_passkey.trust.signing import base64url
+
+CODE_SIZE: Final = 32  # bytes
+INVITATION_LIFE: Final = 600  # seconds, at most
+MAX_INVITATIONS: Final = 16  # of one account at a time
+_SKEW: Final = 60  # seconds: an invitation ends by its inviter's clock
+_ANSWERABLE: Final = 600  # seconds after an invitation's end in which an introduction may still be answered
+_CODE_KEPT: Final = 86_400  # seconds after its end in which a code is told "expired"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Membership:
+    """What a key may do: it is in the newest ring of one account."""
+
+    name: str
+    account: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Introduction:
+    """What a newcomer handed in for its inviter: opaque to the relay."""
+
+    body: bytes
+    signature: bytes
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """One invitation, from its announcement to its answer."""
+
+    account: str
+    id: bytes  # 32 bytes: SHA-256 of the ticket
+    inviter: str
+    kind: Role
+    expires_at: int
+    newcomer: str | None  # the key that used the ticket
+    introduction: Introduction | None
+    ending: "Ending | None"  # None until the inviter has said something
+    ring_version: int | None
+    answer_mac: bytes | None
+
+    def refuse_withdrawn(self) -> None:
+        """Refuse whoever asks for it after it was withdrawn."""
+        if self.ending is Ending.WITHDRAWN:
+            raise Problem(Slug.WITHDRAWN)
+
+
+class Ending(StrEnum):
+    """What an inviter says of its invitation in the end."""
+
+    ADMITTED = "admitted"
+    DECLINED = "declined"
+    WITHDRAWN = "withdrawn"  # it waits for nobody any more
+
+
+# Accounts and their codes
+
+
+def add_account(
+    db: sqlite3.Connection, *, name: str, now: float, expires_at: int
+) -> tuple[str, bytes] | None:
+    """An account that waits for its first companion: its id and one-time code; None when the name is taken.
+
+    A name whose account nobody has founded yet gets a new code; the one before is void.
+    """
+    row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
+    account = str(row[0]) if row is not None else secrets.token_hex(16)
+    if row is None:
+        db.execute("INSERT INTO accounts VALUES (?, ?, ?)", (account, name, int(now)))
+    elif head(db, account) is not None:
+        return None
+    code = secrets.token_bytes(CODE_SIZE)
+    db.execute("REPLACE INTO account_codes VALUES (?, ?, ?)", (account, _hash(code), expires_at))
+    return account, code
+
+
+def found(
+    db: sqlite3.Connection, *, caller: str, code: bytes, document: bytes, now: float
+) -> tuple[str, bool]:
+    """Start an account's ring; its id, and whether this was news: the same again is not."""
+    try:
+        ring = Ring.parse_founding(document)
+    except (RemoteProtocolError, TrustError) as error:
+        raise invalid(f"ring: {error}") from error
+    if ring.members[0].name != caller:
+        raise invalid("the proof must be made with the key of the ring's only member")
+    row = db.execute(
+        "SELECT hash, expires_at FROM account_codes WHERE account = ?", (ring.account,)
+    ).fetchone()
+    if row is None or not hmac.compare_digest(row[0], _hash(code)):
+        raise not_found()
+    first = head(db, ring.account)
+    if first is not None:
+        if first.document == document:
+            return ring.account, False
+        raise Problem(Slug.INVITATION_USED, "the account has been founded with this code")
+    if now >= row[1]:
+        raise Problem(Slug.EXPIRED)
+    _store_ring(db, ring)
+    return ring.account, True
+
+
+# Rings and members
+
+
+def membership(db: sqlite3.Connection, name: str) -> Membership | None:
+    """What the key of that name may do, by the newest ring of its account."""
+    row = db.execute("SELECT account, role FROM members WHERE name = ?", (name,)).fetchone()
+    return None if row is None else Membership(name=name, account=row[0], role=Role(row[1]))
+
+
+def companions(db: sqlite3.Connection, account: str) -> frozenset[str]:
+    rows = db.execute("SELECT name FROM members WHERE account = ? AND role = ?", (account, Role.COMPANION))
+    return frozenset(name for (name,) in rows)
+
+
+def head(db: sqlite3.Connection, account: str) -> Ring | None:
+    """The newest ring of the account; None while nobody has founded it."""
+    row = db.execute(
+        "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
+    ).fetchone()
+    return None if row is None else Ring.parse_kept(row[0])
+
+
+def rings_after(db: sqlite3.Connection, account: str, version: int, limit: int) -> list[bytes]:
+    """The ring documents after `version`, oldest first, at most `limit`."""
+    rows = db.execute(
+        "SELECT document FROM rings WHERE account = ? AND version > ? ORDER BY version LIMIT ?",
+        (account, version, limit),
+    )
+    return [document for (document,) in rows]
+
+
+def append_ring(db: sqlite3.Connection, account: str, document: bytes) -> tuple[Ring, frozenset[str]]:
+    """Compare and set: make `document` the head if it extends it. The new head, and who is no longer a member.
+
+    The head itself, handed in again, is accepted and changes nothing.
+    """
+    old = head(db, account)
+    if old is None:
+        raise not_found()
+    if old.document == document:
+        return old, frozenset()
+    try:
+        ring = old.extend(document)
+    except TrustError as error:
+        if error.reason is TrustReason.FORKED_RING:
+            raise ring_conflict(old) from error
+        raise invalid(f"ring: {error}") from error
+    except RemoteProtocolError as error:
+        raise invalid(f"ring: {error}") from error
+    _store_ring(db, ring)
+    return ring, frozenset(member.name for member in old.members if ring.member(member.name) is None)
+
+
+def ring_conflict(ring: Ring) -> Problem:
+    """What is handed in does not fit the head, which is `ring`."""
+    return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
+
+
+def _store_ring(db: sqlite3.Connection, ring: Ring) -> None:
+    for member in ring.members:
+        other = membership(db, member.name)
+        if other is not None and other.account != ring.account:
+            raise invalid("ring: a member's key belongs to another account")
+    db.execute("INSERT INTO rings VALUES (?, ?, ?)", (ring.account, ring.version, ring.document))
+    db.execute("DELETE FROM members WHERE account = ?", (ring.account,))
+    rows = [(member.name, ring.account, member.role) for member in ring.members]
+    db.executemany("INSERT INTO members VALUES (?, ?, ?)", rows)
+
+
+# Invitations and introductions
+
+
+def invite(
+    db: sqlite3.Connection,
+    *,
+    inviter: Membership,
+    invitation_id: bytes,
+    kind: Role,
+    expires_at: int,
+    now: float,
+) -> bool:
+    """Announce an invitation; whether it was news."""
+    if not now < expires_at <= now + INVITATION_LIFE + _SKEW:
+        raise invalid(f"expires_at must lie ahead, by {INVITATION_LIFE} seconds at most")
+    known = _invitation(db, "account = ? AND id = ?", (inviter.account, invitation_id))
+    if known is not None:
+        known.refuse_withdrawn()
+        if (known.inviter, known.kind, known.expires_at) == (inviter.name, kind, expires_at):
+            return False
+        raise Problem(Slug.REQUEST_CONFLICT)
+    open_ends = db.execute(
+        "SELECT count(*), min(expires_at) FROM invitations WHERE account = ? AND newcomer IS NULL"
+        " AND answer IS NULL AND expires_at > ?",
+        (inviter.account, now),
+    ).fetchone()
+    if open_ends[0] >= MAX_INVITATIONS:
+        raise Problem(Slug.TOO_MANY_PENDING, retry_after=max(1, int(open_ends[1] - now)))
+    db.execute(
+        "INSERT INTO invitations (account, id, inviter, kind, expires_at) VALUES (?, ?, ?, ?, ?)",
+        (inviter.account, invitation_id, inviter.name, kind, expires_at),
+    )
+    return True
+
+
+def introduce(
+    db: sqlite3.Connection,
+    *,
+    newcomer: str,
+    account: str,
+    ticket: bytes,
+    introduction: Introduction,
+    now: float,
+) -> tuple[bytes, bool]:
+    """Use up a ticket; the invitation's id, and whether this was news."""
+    invitation_id = _hash(ticket)
+    known = _invitation(db, "account = ? AND id = ?", (account, invitation_id))
+    if known is None:
+        raise not_found()
+    known.refuse_withdrawn()
+    if known.newcomer is not None:
+        if known.newcomer == newcomer and known.introduction == introduction:
+            return invitation_id, False
+        raise Problem(Slug.INVITATION_USED)
+    if now >= known.expires_at:
+        raise Problem(Slug.EXPIRED)
+    db.execute(
+        "UPDATE invitations SET newcomer = ?, body = ?, signature = ?, mac = ? WHERE account = ? AND id = ?",
+        (newcomer, introduction.body, introduction.signature, introduction.mac, account, invitation_id),
+    )
+    return invitation_id, True
+
+
+def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id: bytes) -> Invitation:
+    """An invitation, for the one who announced it and for nobody else."""
+    found_one = _invitation(
+        db, "account = ? AND id = ? AND inviter = ?", (inviter.account, invitation_id, inviter.name)
+    )
+    if found_one is None:
+        raise not_found()
+    return found_one
+
+
+def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes) -> Invitation:
+    """The invitation that this key used, for that key and for nobody else."""
+    found_one = _invitation(db, "newcomer = ? AND id = ?", (newcomer, invitation_id))
+    if found_one is None:
+        raise not_found()
+    return found_one
+
+
+def answer(
+    db: sqlite3.Connection,
+    invitation: Invitation,
+    *,
+    ending: Ending,
+    ring_version: int | None,
+    mac: bytes | None,
+) -> None:
+    """Answer an introduction; the same answer again changes nothing. ending: admitted or declined."""
+    invitation.refuse_withdrawn()
+    if invitation.newcomer is None:
+        raise Problem(Slug.STATE_CONFLICT, state="open")
+    if invitation.ending is not None:
+        if (invitation.ending, invitation.answer_mac) == (ending, mac):
+            return
+        raise Problem(Slug.STATE_CONFLICT, state="answered")
+    db.execute(
+        "UPDATE invitations SET answer = ?, ring_version = ?, answer_mac = ? WHERE account = ? AND id = ?",
+        (ending, ring_version, mac, invitation.account, invitation.id),
+    )
+
+
+def withdraw(db: sqlite3.Connection, invitation: Invitation) -> None:
+    """Take an invitation back that was not answered; the same again changes nothing."""
+    if invitation.ending in (Ending.ADMITTED, Ending.DECLINED):
+        raise Problem(Slug.STATE_CONFLICT, state="answered")
+    db.execute(
+        "UPDATE invitations SET answer = ? WHERE account = ? AND id = ?",
+        (Ending.WITHDRAWN, invitation.account, invitation.id),
+    )
+
+
+def ring_document(db: sqlite3.Connection, account: str, version: int) -> bytes:
+    row = db.execute(
+        "SELECT document FROM rings WHERE account = ? AND version = ?", (account, version)
+    ).fetchone()
+    return bytes(row[0])
+
+
+def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
+    """Forget what is over: invitations, codes, and accounts that were never founded."""
+    db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - _ANSWERABLE,))
+    db.execute("DELETE FROM account_codes WHERE expires_at <= ?", (now - _CODE_KEPT,))
+    db.execute(
+        "DELETE FROM accounts WHERE id NOT IN (SELECT account FROM rings)"
+        " AND id NOT IN (SELECT account FROM account_codes)"
+    )
+
+
+_INVITATION_COLUMNS: Final = (
+    "account, id, inviter, kind, expires_at, newcomer, body, signature, mac, answer, ring_version, answer_mac"
+)
+
+
+def _invitation(db: sqlite3.Connection, condition: str, values: tuple[str | bytes, ...]) -> Invitation | None:
+    """condition: SQL of this module, never of a caller."""
+    row = db.execute(f"SELECT {_INVITATION_COLUMNS} FROM invitations WHERE {condition}", values).fetchone()  # noqa: S608
+    if row is None:
+        return None
+    (
+        account,
+        invitation_id,
+        inviter,
+        kind,
+        expires_at,
+        newcomer,
+        body,
+        signature,
+        mac,
+        said,
+        version,
+        answer_mac,
+    ) = row
+    introduced = newcomer is not None
+    return Invitation(
+        account=account,
+        id=invitation_id,
+        inviter=inviter,
+        kind=Role(kind),
+        expires_at=expires_at,
+        newcomer=newcomer,
+        introduction=Introduction(body=body, signature=signature, mac=mac) if introduced else None,
+        ending=None if said is None else Ending(said),
+        ring_version=version,
+        answer_mac=answer_mac,
+    )
+
+
+def _hash(secret: bytes) -> bytes:
+    return hashlib.sha256(secret).digest()

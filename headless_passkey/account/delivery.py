@@ -1,0 +1,132 @@
+"""How a FIDO URL gets to the phone: through the push relay, or on stdout for somebody else to carry."""
+
+import logging
+import math
+import re
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final
+
+from headless_passkey.account import enrolment
+from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.relay import DeviceEvent, Relay
+from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
+from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.sign_in import Ask, Progress
+from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, Kind, new_request_id, seal
+from headless_passkey.trust.hpke import can_seal_to
+from headless_passkey.trust.ring import Member
+
+MAX_RECIPIENTS: Final = 8  # the relay takes no more envelopes in one request
+
+logger = logging.getLogger(__name__)
+
+
+class StdoutDelivery:
+    """One URL, written as a line; what becomes of it is not known until the phone is heard."""
+
+    def __init__(self, write_line: Callable[[str], None]) -> None:
+        self._write_line = write_line
+
+    async def recipients(self) -> Sequence[str]:
+        return ("stdout",)
+
+    async def submit(self, _ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:  # noqa: ARG002
+        for url in urls.values():
+            self._write_line(url.encode())
+
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        nothing: tuple[Progress, ...] = ()
+        for progress in nothing:
+            yield progress
+
+    async def finish(self, outcome: str, reason: str | None = None) -> None:
+        pass
+
+
+class RelayDelivery:
+    """One envelope for each companion of the account, sealed to it and signed by this device."""
+
+    def __init__(self, relay: Relay, state: Path, *, clock: Callable[[], float] = time.time) -> None:
+        """state: the device's state directory; its rings are brought up to date before every request."""
+        self._relay, self._state, self._clock = relay, state, clock
+        self._request_id = new_request_id()
+        self._enrolment: Enrolment | None = None
+        self._companions: dict[str, Member] = {}
+        self._over = False
+
+    async def recipients(self) -> Sequence[str]:
+        """The account's companions, by the newest ring that extends ours."""
+        self._enrolment = await enrolment.refresh(self._state, self._relay)
+        companions = [
+            member
+            for member in self._enrolment.chain.head.companions
+            if member.hpke_key is not None and can_seal_to(member.hpke_key)
+        ]
+        if len(companions) > MAX_RECIPIENTS:
+            logger.warning("%d companions, of which the newest %d are asked", len(companions), MAX_RECIPIENTS)
+        self._companions = {member.name: member for member in companions[-MAX_RECIPIENTS:]}
+        if not self._companions:
+            raise TrustError(TrustReason.NOT_A_MEMBER, "the account has no companion this device can seal to")
+        return tuple(self._companions)
+
+    async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
+        if self._enrolment is None:
+            raise LocalProtocolError("recipients come before the request")
+        self._enrolment.check_rp(rp_id=ask.rp_id, origin=ask.origin)
+        seconds = min(MAX_LIFETIME, math.ceil(lifetime))
+        envelopes = {}
+        for name, url in urls.items():
+            companion = self._companions[name]
+            announcement = Announcement.address(
+                companion,
+                ring=self._enrolment.chain.head,
+                device=self._enrolment.name,
+                request_id=self._request_id,
+                now=self._clock(),
+                lifetime=seconds,
+                kind=Kind(ask.kind.value),
+                url=url.encode(),
+                rp_id=ask.rp_id,
+                rp_name=ask.rp_name,
+                note=ask.note,
+                digits=ask.digits,
+            )
+            if companion.hpke_key is None:
+                raise LocalProtocolError("a recipient has no HPKE key")
+            envelopes[name] = seal(announcement, self._enrolment.key, companion.hpke_key)
+        await self._relay.submit(self._request_id, envelopes, expires_in=seconds)
+
+    async def progress(self) -> AsyncGenerator[Progress, None]:
+        """Until the request has ended. While it is claimed, a relay that goes away stops nothing."""
+        claimed, error = False, None
+        try:
+            async with aclosing(self._relay.watch(self._request_id)) as states:
+                async for status in states:
+                    self._over = status.state.terminal
+                    claimed = status.claimed_by is not None
+                    yield Progress(
+                        state=status.state,
+                        claimed_by=status.claimed_by,
+                        refusals=status.refusals(self._label),
+                    )
+                    error = status.error(self._label)
+                    if error is not None:
+                        break
+        except TransportError as away:
+            if not claimed:
+                raise
+            logger.warning("the relay went away while the phone is on its way: %s", away)
+        if error is not None:
+            raise error
+
+    def _label(self, name: str) -> str | None:
+        return self._companions[name].label if name in self._companions else None
+
+    async def finish(self, outcome: str, reason: str | None = None) -> None:
+        if self._over:
+            return
+        word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
+        await self._relay.report(self._request_id, DeviceEvent(outcome), word or None)

@@ -1,0 +1,371 @@
+"""Joining an account, and what the device keeps of it: one file in its state directory, for its owner alone.
+
+The file holds the device's signing key, the relay's URL and the rings it has verified; docs/protocol/trust.md
+says how they came about. A join writes down what it is about to do before it does it:
+
+==================================  ==========================================================================
+a crash, or a lost connection …     and then
+==================================  ==========================================================================
+before the introduction was kept    the invitation is unused; join again
+after that, before the answer       `join` with the same invitation goes on where it was, with the same key:
+                                    the relay knows the same introduction again
+after the ring was kept             the device has joined
+==================================  ==========================================================================
+
+With the same invitation goes the same label and the same pins: others are refused, because the inviter has seen, or
+will see, the first ones. `join` with another invitation gives an unfinished one up. If its inviter still says yes, the account has a
+member whose key nobody holds: it shows among the members and can be removed.
+"""
+
+import asyncio
+import json
+import logging
+import ssl
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from headless_passkey.account.device_files import (
+    damaged,
+    incompatible,
+    is_ours,
+    lock,
+    private_directory,
+    read_private,
+    remove_private,
+    write_private,
+)
+from headless_passkey.account.relay import Relay
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    JoinDiffers,
+    NotApproved,
+    NotEnrolled,
+    Outcome,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.json_text import decode_json
+from headless_passkey.mends import with_mend
+from headless_passkey.names import name_of
+from headless_passkey.net.proven_http import Members, ProvenHttp, open_session
+from headless_passkey.trust.chain import MAX_KEPT, RingChain
+from headless_passkey.trust.checks import MAX_SKEW
+from headless_passkey.trust.invitation import (
+    LIFETIME,
+    MAC_SIZE,
+    MAX_INTRODUCTION,
+    Introduction,
+    Invitation,
+    accept,
+)
+from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role, is_rp_id
+from headless_passkey.trust.signing import (
+    SIGNATURE_SIZE,
+    SoftwareSigningKey,
+    base64url,
+    from_base64url,
+    thumbprint,
+)
+from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url
+
+FILE_NAME: Final = "enrolment.json"
+_FORMAT: Final = 1
+JOIN_TIMEOUT: Final = float(LIFETIME)  # seconds a newcomer waits for its inviter
+_MAX_FILE: Final = 2 * MAX_KEPT * MAX_DOCUMENT
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolment:
+    """A device's place in an account."""
+
+    key: SoftwareSigningKey = field(repr=False)
+    relay_url: str
+    chain: RingChain = field(repr=False)
+    rp_id: str | None = None  # the one relying party this device is for; None: as the ring says
+    origin: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Our name in the ring."""
+        return thumbprint(self.key.public_key)
+
+    @property
+    def account(self) -> str:
+        return self.chain.head.account
+
+    @property
+    def member(self) -> Member:
+        """Ourselves in the newest ring; `TrustError` (not-a-member) when we were removed."""
+        member = self.chain.head.member(self.name)
+        if member is None:
+            raise TrustError(
+                TrustReason.NOT_A_MEMBER,
+                f"this device was removed from account {self.account}: leave, then join again with a new invitation",
+            )
+        return member
+
+    @property
+    def label(self) -> str:
+        return self.member.label
+
+    def check_rp(self, *, rp_id: str, origin: str) -> None:
+        """Refuse a relying party that this device may not ask for, by its ring or its own pins (T4)."""
+        if not self.member.allows(rp_id) or self.rp_id not in (None, rp_id):
+            raise TrustError(TrustReason.RP_NOT_ALLOWED, f"this device may not ask for {rp_id}")
+        if self.origin not in (None, origin):
+            raise TrustError(TrustReason.RP_NOT_ALLOWED, f"this device may not speak for {origin}")
+
+
+def load(state: Path) -> Enrolment:
+    """What this device is; `NotEnrolled` when it has not joined an account."""
+    kept = _read(state)
+    if isinstance(kept, Enrolment):
+        return kept
+    if isinstance(kept, _Joining):
+        unfinished = SetupReason.JOIN_UNFINISHED
+        raise NotEnrolled(with_mend("joining was not finished", unfinished), reason=unfinished)
+    no_account = SetupReason.NOT_ENROLLED
+    raise NotEnrolled(
+        with_mend(f"this device belongs to no account ({state})", no_account), reason=no_account
+    )
+
+
+async def join(
+    state: Path,
+    invitation: Invitation,
+    *,
+    label: str,
+    tls: ssl.SSLContext | None = None,
+    rp_id: str | None = None,
+    origin: str | None = None,
+    timeout: float = JOIN_TIMEOUT,  # noqa: ASYNC109  a wait of ten minutes for a person is part of what a join is
+    on_check_number: Callable[[str], None] = lambda _number: None,
+    clock: Callable[[], float] = time.time,
+) -> Enrolment:
+    """Become a member of the invitation's account, once the inviter has said yes.
+
+    label: what people will call this device; its normal form C is kept. rp_id, origin: pin this device to one relying party.
+    on_check_number: is given the six digits that the inviter sees too, once the relay has taken the introduction
+    and the wait for the inviter begins. timeout: seconds for all of it, then `NotApproved` (expired). After that, and
+    after cancelling, the same invitation, label and pins go on; others are `JoinDiffers`. `NotApproved` (declined,
+    withdrawn) when the inviter says no, or waits no longer.
+    """
+    if invitation.kind is not Role.DEVICE:
+        raise TrustError(
+            TrustReason.KIND_MISMATCH, f"the invitation is for a {invitation.kind}, not for a device"
+        )
+    label = name_of(label)
+    if rp_id is not None and not is_rp_id(rp_id):
+        raise RemoteProtocolError("an rp id is a domain name in lower case")
+    private_directory(state)
+    with lock(state / FILE_NAME, wait=False):
+        joining = _begin(state, invitation, label=label, rp_id=rp_id, origin=origin, now=clock())
+        async with open_session(tls) as session:
+            relay = Relay(ProvenHttp(session, invitation.relay_url, joining.key, clock=clock))
+            try:
+                async with asyncio.timeout(timeout):
+                    await relay.introduce(invitation, joining.introduction)
+                    on_check_number(joining.introduction.check_number)
+                    admission = await relay.admission(invitation)
+            except TimeoutError as error:
+                raise NotApproved(Outcome.EXPIRED, unanswered(timeout)) from error
+            except (NotApproved, TrustError) as error:
+                if _is_final(error):
+                    remove_private(state / FILE_NAME)
+                raise
+        ring = accept(invitation, joining.introduction, ring=admission.ring, mac=admission.mac)
+        enrolment = Enrolment(
+            key=joining.key,
+            relay_url=invitation.relay_url,
+            chain=RingChain.start(ring),
+            rp_id=joining.rp_id,
+            origin=joining.origin,
+        )
+        _write(state, enrolment)
+    logger.info("joined the account at %s; its ring is version %d", invitation.relay_url, ring.version)
+    return enrolment
+
+
+async def refresh(state: Path, relay: Relay) -> Enrolment:
+    """Take over newer rings from the relay: what we are now.
+
+    `TrustError` (forked-ring) when they do not extend ours; nothing is changed then. The way out of a fork,
+    such as after a reset of the account, is to leave and join again.
+    """
+    enrolment = load(state)
+    chain = await relay.bring_up_to_date(enrolment.chain)
+    if chain == enrolment.chain:
+        return enrolment
+    with lock(state / FILE_NAME):
+        current = load(state)
+        if current.key.public_key != enrolment.key.public_key:
+            raise NotEnrolled("this device left its account meanwhile")
+        if current.chain.head.version < chain.head.version:
+            current = replace(current, chain=chain)
+            _write(state, current)
+    logger.info("the account's ring is version %d now", current.chain.head.version)
+    return current
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What leaving removed."""
+
+    account: str | None  # None: what was kept could not be read any more
+    removed: tuple[Path, ...]
+
+
+def leave(state: Path) -> Left:
+    """Forget account and key. The members still list this device until a companion removes it.
+
+    What is kept goes even where it is damaged or exposed: a plain file of this user's, and what a crash left beside
+    it. What another user or another version of the program wrote is not removed.
+    """
+    kept = state / FILE_NAME
+    try:
+        found = _read(state)
+        if found is None:
+            raise NotEnrolled(f"this device belongs to no account ({state})")
+        account = found.account if isinstance(found, Enrolment) else found.invitation.account
+    except (RemoteProtocolError, TransportError) as error:
+        if error.reason not in _REMOVABLE or not is_ours(kept):
+            raise
+        account = None
+    with lock(kept, wait=False):
+        leftovers = (file for file in sorted(state.glob(f".{FILE_NAME}.*")) if file.suffix != ".lock")
+        removed = tuple(file for file in (kept, *leftovers) if is_ours(file))
+        for file in removed:
+            remove_private(file)
+    return Left(account=account, removed=removed)
+
+
+_REMOVABLE: Final = (SetupReason.STATE_DAMAGED, SetupReason.STATE_EXPOSED, SetupReason.STATE_UNREADABLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Joining:
+    """A join under way: enough to go on with it after a crash."""
+
+    invitation: Invitation
+    key: SoftwareSigningKey = field(repr=False)
+    introduction: Introduction
+    rp_id: str | None
+    origin: str | None
+
+
+def _begin(
+    state: Path, invitation: Invitation, *, label: str, rp_id: str | None, origin: str | None, now: float
+) -> _Joining:
+    """The join under way with this invitation, kept on disk: the one that was interrupted, or a new one."""
+    kept = _read(state)
+    if isinstance(kept, Enrolment):
+        raise TrustError(
+            TrustReason.ALREADY_ENROLLED,
+            f"this device belongs to account {kept.account} already; it takes another invitation after leaving it",
+        )
+    if isinstance(kept, _Joining):
+        if kept.invitation == invitation:
+            check_same_words(
+                {"label": kept.introduction.label, "rp id": kept.rp_id, "origin": kept.origin},
+                {"label": label, "rp id": rp_id, "origin": origin},
+            )
+            logger.info("going on with a join that was interrupted")
+            return kept
+        logger.warning("an unfinished join is given up; should its inviter still say yes, remove that member")
+    invitation.check_expiry(now, skew=MAX_SKEW)
+    key = SoftwareSigningKey.generate()
+    introduction = Introduction.make(invitation, key=key, hpke_key=None, label=label)
+    joining = _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
+    _write(state, joining)
+    return joining
+
+
+def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
+    """Refuse to go on with a join in other words than before. before, now: by what they are, such as ``label``."""
+    for what, was in before.items():
+        if now[what] != was:
+            raise JoinDiffers(
+                f"this join was begun with {f'the {what} {was!r}' if was is not None else f'no {what}'}, and goes on with"
+                " the same only; for another one, ask for a new invitation"
+            )
+
+
+def unanswered(seconds: float) -> str:
+    """What a join says that has waited in vain."""
+    return f"the inviter did not answer within {round(seconds, 1):g} s; the same command goes on waiting, while the invitation is open"
+
+
+def _is_final(error: HeadlessPasskeyError) -> bool:
+    """Whether the invitation is spent: there is nothing to go on with."""
+    return isinstance(error, NotApproved) or error.reason in (
+        TrustReason.INVITATION_USED,
+        TrustReason.INVITATION_EXPIRED,
+    )
+
+
+def _read(state: Path) -> Enrolment | _Joining | None:
+    content = read_private(state / FILE_NAME, limit=_MAX_FILE)
+    if content is None:
+        return None
+    try:
+        members = Members(decode_json(content), FILE_NAME)
+        if members.integer("format") == _FORMAT:
+            return _parse(members)
+    except (ValueError, RemoteProtocolError, TrustError) as error:
+        raise damaged(state / FILE_NAME) from error
+    raise incompatible(state / FILE_NAME)
+
+
+def _parse(members: Members) -> Enrolment | _Joining:
+    key = SoftwareSigningKey.from_bytes(members.octets("key", 32))
+    rp_id, origin = members.optional_text("rp_id"), members.optional_text("origin")
+    if members.text("state") == "joining":
+        introduction = Introduction.parse(
+            body=members.octets("body", 1, MAX_INTRODUCTION),
+            signature=members.octets("signature", SIGNATURE_SIZE),
+            mac=members.octets("mac", MAC_SIZE),
+        )
+        invitation = Invitation.parse(members.text("invitation", MAX_TEXT))
+        return _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
+    documents = [from_base64url(str(item)) for item in members.items("rings", MAX_KEPT)]
+    if not documents:
+        raise RemoteProtocolError(f"{FILE_NAME}: there are no rings")
+    return Enrolment(
+        key=key,
+        relay_url=check_relay_url(members.text("relay_url", MAX_RELAY_URL)),
+        chain=RingChain.restore(documents),
+        rp_id=rp_id,
+        origin=origin,
+    )
+
+
+def _write(state: Path, kept: Enrolment | _Joining) -> None:
+    values: dict[str, Any] = {
+        "format": _FORMAT,
+        "key": base64url(kept.key.to_bytes()),
+        "rp_id": kept.rp_id,
+        "origin": kept.origin,
+    }
+    if isinstance(kept, _Joining):
+        values |= {
+            "state": "joining",
+            "invitation": kept.invitation.encode(),
+            "body": base64url(kept.introduction.body),
+            "signature": base64url(kept.introduction.signature),
+            "mac": base64url(kept.introduction.mac),
+        }
+    else:
+        values |= {
+            "state": "joined",
+            "relay_url": kept.relay_url,
+            "rings": [base64url(document) for document in kept.chain.documents],
+        }
+    write_private(state / FILE_NAME, json.dumps(values, indent=1).encode())

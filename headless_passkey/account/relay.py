@@ -1,0 +1,313 @@
+"""The push relay as the device sees it (docs/protocol/relay.md).
+
+The relay carries what it cannot read, and is believed in nothing but availability: rings are verified link
+by link, and what it says of a request only tells the device what to wait for.
+"""
+
+import asyncio
+import random
+import re
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp
+from headless_passkey.refusals import Refusal, refused
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
+from headless_passkey.trust.ring import MAX_DOCUMENT
+from headless_passkey.trust.signing import base64url, from_base64url
+
+WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
+_WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
+_QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
+
+
+class RequestState(StrEnum):
+    """Where a request is; the second line never changes again."""
+
+    PENDING, DELIVERED, CLAIMED, OPENED = "pending", "delivered", "claimed", "opened"
+    COMPLETED, DECLINED, FAILED = "completed", "declined", "failed"
+    CANCELLED, SUPERSEDED, EXPIRED = "cancelled", "superseded", "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (self.PENDING, self.DELIVERED, self.CLAIMED, self.OPENED)
+
+
+class DeviceEvent(StrEnum):
+    """What the device reports of its request."""
+
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One companion could not do it."""
+
+    by: str  # a companion's name
+    reason: str  # a word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestStatus:
+    """What the relay says of a request."""
+
+    state: RequestState
+    version: int  # grows with every change
+    expires_at: int  # Unix seconds by the relay's clock
+    now: int  # the relay's clock
+    claimed_by: str | None  # a companion's name
+    reason: str | None  # a word
+    failures: tuple[Failure, ...]
+
+    @classmethod
+    def parse(cls, members: Members) -> "RequestStatus":
+        try:
+            state = RequestState(members.text("state"))
+        except ValueError as error:
+            raise RemoteProtocolError("the relay names a state that does not exist") from error
+        return cls(
+            state=state,
+            version=members.integer("version"),
+            expires_at=members.integer("expires_at"),
+            now=members.integer("now"),
+            claimed_by=members.optional_text("claimed_by", 64),
+            reason=None if members.optional_text("reason") is None else _word(members),
+            failures=tuple(
+                Failure(by=failure.text("by", 64), reason=_word(failure))
+                for failure in members.objects("failures", 16)
+            ),
+        )
+
+    def refusals(self, label: Callable[[str], str | None] = lambda _name: None) -> tuple[Refusal, ...]:
+        """Who could not take the request. label: what people call the companion of that name."""
+        return tuple(
+            Refusal(companion=failure.by, label=label(failure.by), reason=failure.reason)
+            for failure in self.failures
+        )
+
+    def error(self, label: Callable[[str], str | None] = lambda _name: None) -> HeadlessPasskeyError | None:
+        """What a request that ended without an answer ended with; None while it lives and when it completed.
+
+        label: as with `refusals`.
+        """
+        match self.state:
+            case RequestState.DECLINED:
+                why = f" ({self.reason})" if self.reason else ""
+                return NotApproved(Outcome.DECLINED, f"the request was declined{why}")
+            case RequestState.EXPIRED:
+                said = "; ".join(["nobody approved in time", *map(str, self.refusals(label))])
+                return NotApproved(Outcome.EXPIRED, said)
+            case RequestState.CANCELLED:
+                return NotApproved(Outcome.CANCELLED, "the request was cancelled")
+            case RequestState.SUPERSEDED:
+                return NotApproved(Outcome.SUPERSEDED, "a newer request of this device took its place")
+            case RequestState.FAILED:
+                refusals = [each for each in self.refusals(label) if not each.may_change]
+                unnamed = Refusal(companion="", label=None, reason=self.reason or "unspecified")
+                return refused(refusals or [unnamed], holder=self.claimed_by)
+            case _:
+                return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admission:
+    """The inviter's answer, as the relay carries it: only `invitation.accept` says whether to believe it."""
+
+    ring: bytes
+    mac: bytes
+
+
+class Relay:
+    """The calls a device makes."""
+
+    def __init__(
+        self,
+        http: ProvenHttp,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self._http, self._sleep, self._chance = http, sleep, chance
+
+    async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
+        """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it.
+
+        `TrustError` (not-a-member) when the relay no longer knows this key.
+        """
+        while True:
+            try:
+                answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
+            except Problem as problem:
+                if problem.slug == "not-found":
+                    raise _no_member() from problem
+                raise
+            longer = chain.extend(map(_ring_document, answer.items("rings")))
+            if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
+                return longer
+            if longer.head is chain.head:
+                raise RemoteProtocolError("the relay names a ring that it does not show")
+            chain = longer
+
+    async def submit(
+        self, request_id: bytes, envelopes: Mapping[str, bytes], *, expires_in: int
+    ) -> RequestStatus:
+        """Hand in one sealed envelope for each companion, by its name. A retry sends the same bytes."""
+        body = {
+            "expires_in": expires_in,
+            "envelopes": [{"to": name, "sealed": base64url(sealed)} for name, sealed in envelopes.items()],
+        }
+        try:
+            return RequestStatus.parse(await self._http.put(_request_path(request_id), body))
+        except Problem as problem:
+            if problem.slug == "not-found":
+                raise _no_member() from problem
+            raise
+
+    async def status(
+        self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
+    ) -> RequestStatus:
+        """The request now, or, with `after`, as soon as its version is another one, or `wait` seconds are over."""
+        query = {} if after is None else {"version": after}
+        return RequestStatus.parse(
+            await self._http.get(_request_path(request_id), wait=wait, patience=patience, **query)
+        )
+
+    async def watch(
+        self, request_id: bytes, *, patience: float = WATCH_PATIENCE
+    ) -> AsyncGenerator[RequestStatus, None]:
+        """Every change of the request from now on; the last one is terminal.
+
+        patience: seconds the relay may be away before that is a `TransportError`.
+        """
+        seen: int | None = None
+        while True:
+            asked = time.monotonic()
+            try:
+                status = await self.status(
+                    request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
+                )
+            except Problem as problem:
+                if problem.slug == "not-found":
+                    raise TransportError("the relay has lost the request") from problem
+                raise
+            if status.version != seen:
+                seen = status.version
+                yield status
+                if status.state.terminal:
+                    return
+            elif time.monotonic() < asked + _QUICK:
+                await self._sleep(_QUICK * (1 + self._chance()))
+
+    async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
+        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters.
+
+        What was completed although nobody holds the claim (any more) is reported as cancelled.
+        """
+        body = {"event": event} if reason is None else {"event": event, "reason": reason}
+        try:
+            return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
+        except Problem as problem:
+            if problem.slug != "state-conflict":
+                raise
+            state = problem.members.optional_text("state")
+            if state == event:
+                return await self.status(request_id)  # an earlier attempt arrived, its answer did not
+            if event is DeviceEvent.COMPLETED and state in (RequestState.PENDING, RequestState.DELIVERED):
+                return await self.report(request_id, DeviceEvent.CANCELLED, "completed")
+            raise
+
+    async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
+        """Use the invitation: hand in the introduction with the ticket. The same again is fine.
+
+        `NotApproved` (withdrawn) when the inviter has taken it back.
+        """
+        body = {
+            "account": invitation.account,
+            "ticket": base64url(invitation.ticket),
+            "body": base64url(introduction.body),
+            "signature": base64url(introduction.signature),
+            "mac": base64url(introduction.mac),
+        }
+        try:
+            await self._http.post("/v1/introductions", body)
+        except NotApproved as error:
+            if error.reason is not Outcome.EXPIRED:
+                raise
+            raise TrustError(
+                TrustReason.INVITATION_EXPIRED, "by the relay's clock the invitation has expired"
+            ) from error
+        except Problem as problem:
+            if problem.slug != "not-found":
+                raise
+            raise TrustError(
+                TrustReason.INVITATION_EXPIRED,
+                "the relay knows no such invitation: it is over, or of another relay",
+            ) from problem
+
+    async def admission(self, invitation: Invitation, *, patience: float = WATCH_PATIENCE) -> Admission:
+        """Wait for the inviter's answer, as long as it takes.
+
+        `NotApproved` when that is a no (declined), or the inviter has taken the invitation back (withdrawn).
+        """
+        while True:
+            asked = time.monotonic()
+            try:
+                answer = await self._http.get(
+                    f"/v1/introductions/{invitation.id}", wait=MAX_WAIT, patience=patience
+                )
+            except Problem as problem:
+                if problem.slug != "not-found":
+                    raise
+                raise NotApproved(Outcome.EXPIRED, "nobody answered the introduction in time") from problem
+            match answer.text("state"):
+                case "admitted":
+                    return Admission(
+                        ring=answer.octets("ring", 1, MAX_DOCUMENT), mac=answer.octets("mac", MAC_SIZE)
+                    )
+                case "declined":
+                    raise NotApproved(Outcome.DECLINED, "the inviter did not admit this device")
+                case "waiting":
+                    if time.monotonic() < asked + _QUICK:
+                        await self._sleep(_QUICK * (1 + self._chance()))
+                case _:
+                    raise RemoteProtocolError(
+                        "the relay names a state of the introduction that does not exist"
+                    )
+
+
+def _word(members: Members) -> str:
+    """A reason, which error messages quote: nothing that a terminal would obey."""
+    reason = members.text("reason")
+    if not _WORD.fullmatch(reason):
+        raise RemoteProtocolError("the relay's reason is not a word of [a-z0-9-]")
+    return reason
+
+
+def _no_member() -> TrustError:
+    """What the relay's one answer for "not there" and "not yours" means where every member has something."""
+    return TrustError(TrustReason.NOT_A_MEMBER, "the relay knows no member with this key: was it removed?")
+
+
+def _request_path(request_id: bytes) -> str:
+    return f"/v1/requests/{base64url(request_id)}"
+
+
+def _ring_document(item: object) -> bytes:
+    if not isinstance(item, str) or len(item) > 2 * MAX_DOCUMENT:
+        raise RemoteProtocolError("the relay's rings are not text")
+    return from_base64url(item)

@@ -1,0 +1,218 @@
+"""``sign-in`` and ``register`` as commands: options or relying party in, one line of JSON out."""
+
+import argparse
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+import aiohttp
+
+from headless_passkey.account import enrolment
+from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
+from headless_passkey.account.relay import Relay
+from headless_passkey.command_line import (
+    UsageError,
+    expand_home,
+    out,
+    progress,
+    read_input,
+    show_progress,
+    talk,
+)
+from headless_passkey.device import Asked, Device
+from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.names import printable
+from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.related_origins import fetch_related_origins
+from headless_passkey.net.tls import tls_context
+from headless_passkey.radio.choose import open_radio
+from headless_passkey.sign_in import Ask, Delivery, SignedIn, Stage, StageEvent, sign_in
+from headless_passkey.webauthn.options import (
+    MAX_JSON_SIZE,
+    AuthenticationOptions,
+    Options,
+    RegistrationOptions,
+    base64url,
+    foreign_rp_id,
+    from_base64url,
+)
+from headless_passkey.webauthn.origins import RelatedOrigins
+
+_TALK: Final[Mapping[Stage, str]] = {
+    Stage.PREPARED: "listening for the phone",
+    Stage.SUBMITTED: "request sent, waiting for approval",
+    Stage.DELIVERED: "a companion has the request",
+    Stage.CLAIMED: "approved on a companion",
+    Stage.REFUSED: "a companion cannot take it",
+    Stage.OPENED: "the companion passes it to the phone",
+    Stage.ADVERT_HEARD: "the phone is near",
+    Stage.TUNNEL_JOINED: "tunnel joined",
+    Stage.CHANNEL_OPEN: "secure channel to the phone is open",
+    Stage.ATTEMPT_FAILED: "that did not lead to the phone, still listening",
+    Stage.REQUEST_SENT: "challenge sent, waiting for the phone",
+    Stage.REPLY_CHECKED: "the phone answered",
+    Stage.COMPLETED: "done",
+}
+
+
+class Ceremony:
+    """What the command line asked for, checked before anything is sent."""
+
+    def __init__(self, args: argparse.Namespace, kind: Hint) -> None:
+        """Raises `UsageError` when the options do not go together."""
+        if (args.rp is None) == (args.options is None):
+            raise UsageError("give either --rp URL, or --options FILE with --origin ORIGIN")
+        if args.options is not None and args.origin is None:
+            raise UsageError("--options needs --origin")
+        if args.options == "-" and args.radio == "stdin":
+            raise UsageError("--options - and --radio stdin both want stdin")
+        if args.min_rssi is not None and args.radio == "stdin":
+            raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
+        if args.rp is None and (args.no_keep or args.audience):
+            raise UsageError("--no-keep and --audience are about the session, which --rp alone opens")
+        if args.rp is not None and kind is Hint.MAKE_CREDENTIAL and args.user is None:
+            raise UsageError("register with --rp needs --user NAME")
+        self._args, self._kind, self._state = args, kind, expand_home(args.state)
+        self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
+        self._expected = None if args.expect_user is None else _handle(args.expect_user)
+        self._tls = tls_context(args.ca)
+        self._radio = open_radio(args.radio, passive=args.scan == "passive", report=self._on_report)
+
+    async def run(self) -> None:
+        """The whole ceremony; the response, or with --rp the session, is one line on stdout."""
+        async with open_session(self._tls) as http:
+            if self._args.rp is None:
+                await self._for_options(http)
+            else:
+                await self._at_relying_party(http)
+
+    async def _for_options(self, http: aiohttp.ClientSession) -> None:
+        args, clock = self._args, asyncio.get_running_loop().time
+        deadline = clock() + args.timeout
+        options = await self._known_options(http, deadline)
+        expected = {} if self._expected is None else {"user_handle": self._expected}
+        self._tell_digits()
+        signed_in = await sign_in(
+            Ask.of(options, note=args.note, digits=self._digits, **expected),
+            options,
+            delivery=self._stdout_delivery() or self._relay_delivery(http),
+            radio=self._radio,
+            tunnels=dict(args.tunnel),
+            tls=self._tls,
+            timeout=max(0.1, round(deadline - clock(), 1)),
+            on_stage=self._on_stage,
+            min_rssi=args.min_rssi,
+            join_within=args.join_within,
+        )
+        self._tell(signed_in)
+        out(signed_in.credential.to_json())
+
+    async def _at_relying_party(self, http: aiohttp.ClientSession) -> None:
+        args = self._args
+        device = Device(self._state, http=http, radio=self._radio, tunnels=dict(args.tunnel), tls=self._tls)
+        asked = Asked(
+            kind=self._kind,
+            user_name=args.user,
+            user_handle=self._expected,
+            rp_id=args.rp_id,
+            note=args.note,
+            digits=self._digits,
+            audience=tuple(args.audience),
+        )
+        self._tell_digits()
+        ended = await device.ask(
+            args.rp,
+            asked,
+            on_stage=self._on_stage,
+            timeout=args.timeout,
+            delivery=self._stdout_delivery(),
+            keep=not args.no_keep,
+            min_rssi=args.min_rssi,
+            join_within=args.join_within,
+        )
+        self._tell(ended.signed_in)
+        if ended.session is None:
+            out(json.dumps({**ended.opened.to_json(), "relying_party": ended.relying_party}))
+            return
+        if not args.json:
+            talk(f"the session is kept in {ended.session.path}")
+        out(json.dumps(ended.session.to_json()))
+
+    async def _known_options(self, http: aiohttp.ClientSession, deadline: float) -> Options:
+        """What --options holds, for the origin that --origin names."""
+        origin = self._args.origin
+        try:
+            async with asyncio.timeout_at(deadline):
+                text = await read_input(self._args.options, limit=MAX_JSON_SIZE + 1)
+        except TimeoutError as error:
+            message = f"the options did not come within {self._args.timeout:g} seconds"
+            raise NotApproved(Outcome.EXPIRED, message) from error
+        foreign = foreign_rp_id(text, origin=origin)
+        related = None if foreign is None else await self._related_origins(http, foreign, deadline)
+        parse = AuthenticationOptions.parse if self._kind is Hint.GET_ASSERTION else RegistrationOptions.parse
+        return parse(text, origin=origin, related=related)
+
+    async def _related_origins(
+        self, http: aiohttp.ClientSession, rp_id: str, deadline: float
+    ) -> RelatedOrigins:
+        """What `rp_id` says of other origins, by the deadline of the whole ceremony."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await fetch_related_origins(http, rp_id)
+        except TimeoutError as error:
+            message = (
+                f"{rp_id} did not say within {self._args.timeout:g} seconds which origins it is related to"
+            )
+            raise NotApproved(Outcome.EXPIRED, message) from error
+
+    def _stdout_delivery(self) -> Delivery | None:
+        return StdoutDelivery(out) if self._args.delivery == "stdout" else None
+
+    def _relay_delivery(self, http: aiohttp.ClientSession) -> Delivery:
+        joined = enrolment.load(self._state)
+        return RelayDelivery(Relay(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
+
+    def _on_report(self, what: str) -> None:
+        talk(progress(warning=what) if self._args.json else what)
+
+    def _tell_digits(self) -> None:
+        if self._digits is not None:
+            what = f"number to type on the companion: {self._digits}"
+            talk(progress(digits=self._digits) if self._args.json else what)
+
+    def _on_stage(self, event: StageEvent) -> None:
+        if self._args.json:
+            talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), **event.detail))
+        elif event.refusal is not None:  # worth a line also where nobody watches the progress
+            talk(f"{event.elapsed:8.3f} s  {event.refusal} [{event.refusal.reason}]")
+        else:
+            show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
+
+    def _tell(self, signed_in: SignedIn) -> None:
+        """Who it was: the device announces it, since it cannot show it (T3)."""
+        credential = signed_in.credential
+        handle = None if credential.user_handle is None else base64url(credential.user_handle)
+        if self._args.json:
+            account = {
+                "user_handle": handle,
+                "user_name": credential.user_name,
+                "user_checked": signed_in.user_checked,
+            }
+            talk(progress(account=account))
+        else:
+            who = printable(credential.user_name or handle or "the owner of an allowed credential")
+            checked = "" if signed_in.user_checked else " (nobody was expected, so this was not checked)"
+            talk(f"the passkey of {who} answered{checked}")
+
+
+def _handle(text: str) -> bytes:
+    try:
+        handle = from_base64url(text)
+    except RemoteProtocolError:
+        handle = b""
+    if not 1 <= len(handle) <= 64:
+        raise UsageError("--expect-user takes a user handle of 1 to 64 bytes in base64url")
+    return handle

@@ -1,0 +1,586 @@
+"""``headless-passkey``: the device from the command line.
+
+stdout is data, stderr is talk, the exit status says which branch of the error tree ended the run.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from headless_passkey.command_line import (
+    SettingsParser,
+    UsageError,
+    add_settings,
+    add_version,
+    example,
+    expand_home,
+    label_or_name,
+    out,
+    progress,
+    read_secret_line,
+    run,
+    talk,
+)
+from headless_passkey.errors import LocalProtocolError, NotApproved, Outcome, RemoteProtocolError
+from headless_passkey.hybrid import eid
+from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, Hint
+from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.names import printable
+from headless_passkey.net.base_url import WEB, BaseUrl
+from headless_passkey.webauthn.origins import check_origin
+
+ENVIRONMENT: Final = "HEADLESS_PASSKEY"
+DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
+JOIN_TIMEOUT: Final = 600.0  # seconds: as long as an invitation lives
+DEFAULT_TIMEOUT: Final = 420.0  # a request lives 300 s, and one approved at its last second 120 s more
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program's entry: its exit status."""
+    args = make_parser().parse_args(argv)
+    return run(args.command, args)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = SettingsParser(
+        prog="headless-passkey",
+        description="Sign in with a passkey on a device that has no screen.",
+        epilog=example("headless-passkey sign-in --rp https://login.example"),
+    )
+    add_version(parser)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    join = _command(
+        commands,
+        "join",
+        _join,
+        "join an account with an invitation",
+        "headless-passkey join --invitation invitation.txt --label 'Kitchen hub'",
+    )
+    join.add_argument(
+        "--invitation", required=True, metavar="FILE", help="file with the invitation, or - for stdin"
+    )
+    join.add_argument(
+        "--label",
+        type=label_or_name,
+        required=True,
+        help="what people will call this device, such as 'Kitchen hub'",
+    )
+    join.add_argument("--rp-id", metavar="ID", help="let this device ask for this relying party only")
+    join.add_argument(
+        "--origin", metavar="ORIGIN", type=_origin, help="let this device speak for this origin only"
+    )
+    join.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=JOIN_TIMEOUT,
+        help="seconds to wait for the inviter (default: 600); the same command goes on after that",
+    )
+    _state_option(join)
+    _ca_option(join)
+
+    leave = _command(
+        commands, "leave", _leave, "forget the account and this device's key", "headless-passkey leave"
+    )
+    _state_option(leave)
+
+    status = _command(
+        commands,
+        "status",
+        _status,
+        "show what account this device belongs to, as JSON",
+        "headless-passkey status | python3 -m json.tool",
+    )
+    _state_option(status)
+
+    for name, act, help_text, user in (
+        ("sign-in", _sign_in, "sign in with a passkey on a phone", ""),
+        ("register", _register, "make a passkey on a phone", " --user ada"),
+    ):
+        ceremony = _command(
+            commands, name, act, help_text, f"headless-passkey {name} --rp https://login.example{user}"
+        )
+        _ceremony_options(ceremony)
+    _session_commands(commands)
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "say what would keep a sign-in from working, and what to do about it; with --json in one object",
+        "headless-passkey doctor --rp https://login.example",
+    )
+    doctor.add_argument("--rp", metavar="URL", type=_relying_party, help="look at this relying party too")
+    _radio_options(doctor)
+    _tunnel_option(doctor)
+    _state_option(doctor)
+    _ca_option(doctor)
+    inspect = _command(
+        commands,
+        "inspect",
+        _inspect,
+        "show what the FIDO URL on stdin holds, without its secrets",
+        "headless-passkey inspect < url.txt",
+    )
+    inspect.add_argument("--advert", metavar="HEX", help="service data of an advert to open with it")
+
+    domain = _command(
+        commands,
+        "tunnel-domain",
+        _tunnel_domain,
+        "print the host of a tunnel domain number",
+        "headless-passkey tunnel-domain 0",
+    )
+    domain.add_argument("number", metavar="N", type=_number)
+    return parser
+
+
+def _session_commands(commands: Any) -> None:
+    """``session show|refresh|fetch|sign-out``: what a device does with the session of a sign-in."""
+    what = "use the session of a sign-in"
+    session = commands.add_parser("session", help=what, description=what)
+    actions = session.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    show = _command(
+        actions,
+        "show",
+        _session("show"),
+        "show the sessions that are kept, one JSON object a line, without their tokens",
+        "headless-passkey session show",
+        section="session.show",
+    )
+    refresh = _command(
+        actions,
+        "refresh",
+        _session("refresh"),
+        "get new tokens from the relying party, and show the session; fetch does it by itself",
+        "headless-passkey session refresh",
+        section="session.refresh",
+    )
+    fetch = _command(
+        actions,
+        "fetch",
+        _session("fetch"),
+        "send a request with the session's token and print the answer's body; status 11 when the answer is no,"
+        " 10 when there is no session",
+        "headless-passkey session fetch https://api.example/me",
+        section="session.fetch",
+    )
+    sign_out = _command(
+        actions,
+        "sign-out",
+        _session("sign_out"),
+        "end the session at the relying party, and forget it",
+        "headless-passkey session sign-out",
+        section="session.sign-out",
+    )
+    for parser in (show, refresh, fetch, sign_out):
+        parser.add_argument(
+            "--rp",
+            metavar="URL",
+            type=_relying_party,
+            help="the session of this relying party; needed where several are kept"
+            + (" that may be used at the URL" if parser is fetch else ""),
+        )
+        _state_option(parser)
+    for parser in (refresh, fetch, sign_out):
+        _ca_option(parser)
+    fetch.add_argument("url", metavar="URL", help="what to ask for, over https")
+    fetch.add_argument("--method", metavar="METHOD", help="default: GET, and POST with --data")
+    fetch.add_argument(
+        "--data",
+        metavar="DATA",
+        help="what to send: @FILE, @- for stdin, or the text itself where it is no secret",
+    )
+    fetch.add_argument(
+        "--header",
+        metavar="'NAME: VALUE'",
+        action="append",
+        default=[],
+        help="a header to send; repeatable. With --data, Content-Type is application/json unless it is given",
+    )
+    _audience_option(fetch, "may have the token for this request")
+    fetch.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=30.0,
+        help="deadline in seconds, a refresh of the token included (default: 30)",
+    )
+    sign_out.add_argument(
+        "--anyway", action="store_true", help="forget it also when the relying party cannot be told"
+    )
+
+
+def _session(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
+    async def command(args: argparse.Namespace) -> None:
+        from headless_passkey.command import session as session_command  # noqa: PLC0415
+
+        await getattr(session_command, action)(args)
+
+    return command
+
+
+def _audience_option(parser: argparse._ActionsContainer, what: str) -> None:
+    parser.add_argument(
+        "--audience",
+        metavar="ORIGIN",
+        type=_service,
+        action="append",
+        default=[],
+        help=f"a service that {what}, beside those the relying party names; repeatable",
+    )
+
+
+def _command(
+    commands: Any,
+    name: str,
+    act: Callable[[argparse.Namespace], Coroutine[Any, Any, None]],
+    help_text: str,
+    called: str,
+    *,
+    section: str | None = None,
+) -> SettingsParser:
+    """called: an example. section: of settings, where that is another word than `name`."""
+    parser: SettingsParser = commands.add_parser(
+        name, help=help_text, description=help_text, epilog=example(called)
+    )
+    section = section or name
+    environment = section.replace("-", "_").replace(".", "_").upper()
+    add_settings(parser, section=section, environment=f"{ENVIRONMENT}_{environment}")
+    parser.set_defaults(command=act)
+    return parser
+
+
+def _state_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--state",
+        metavar="DIR",
+        default=DEFAULT_STATE,
+        help=f"where this device keeps its key (default: {DEFAULT_STATE})",
+    )
+
+
+def _ca_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--ca", metavar="FILE", type=Path, help="PEM file of roots to believe instead of the system's"
+    )
+
+
+def _radio_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--radio",
+        metavar="RADIO",
+        default="bleak",
+        help="bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)",
+    )
+    parser.add_argument(
+        "--scan",
+        choices=("active", "passive"),
+        default="active",
+        help="passive only listens: less power, where the Bluetooth service can do it (default: active)",
+    )
+
+
+def _tunnel_option(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--tunnel",
+        metavar="N=wss://HOST:PORT",
+        type=_tunnel,
+        action="append",
+        default=[],
+        help="the tunnel service of domain number N; repeatable",
+    )
+
+
+def _ceremony_options(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what is asked (--rp, or --options with --origin)")
+    what.add_argument(
+        "--rp",
+        metavar="URL",
+        type=_relying_party,
+        help="relying party to begin and complete at, with the path it is mounted at; keeps the session, and prints it without its tokens",
+    )
+    _audience_option(what, "may have the session's token")
+    what.add_argument(
+        "--no-keep",
+        action="store_true",
+        help="with --rp: print the session with its tokens, and do not keep it in the state directory",
+    )
+    what.add_argument("--rp-id", metavar="ID", help="with --rp: its RP ID (default: the host of URL)")
+    what.add_argument(
+        "--user",
+        metavar="NAME",
+        type=label_or_name,
+        help="with --rp: the user name to register or sign in",
+    )
+    what.add_argument(
+        "--options", metavar="FILE", help="WebAuthn options JSON, or - for stdin; prints the response JSON"
+    )
+    what.add_argument(
+        "--origin", metavar="ORIGIN", type=_origin, help="with --options: the origin to speak for"
+    )
+    what.add_argument(
+        "--expect-user", metavar="HANDLE", help="base64url user handle; refuse any other account"
+    )
+    how = parser.add_argument_group("how it travels")
+    how.add_argument("--delivery", choices=("relay", "stdout"), default="relay", help="default: relay")
+    _radio_options(how)
+    how.add_argument(
+        "--min-rssi",
+        metavar="DBM",
+        type=_dbm,
+        help="do not hear adverts weaker than this, such as -70; makes relaying harder, proves nothing",
+    )
+    how.add_argument(
+        "--join-within",
+        metavar="S",
+        type=_seconds,
+        help="seconds from a phone's advert until its secure channel must be open; as --min-rssi",
+    )
+    _tunnel_option(how)
+    how.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT,
+        help="deadline in seconds (default: 420)",
+    )
+    how.add_argument("--note", help="a line to show on the companion")
+    how.add_argument(
+        "--match-digits", action="store_true", help="show two digits here that must be typed on the companion"
+    )
+    _state_option(how)
+    _ca_option(how)
+
+
+async def _sign_in(args: argparse.Namespace) -> None:
+    await _ceremony(args, Hint.GET_ASSERTION)
+
+
+async def _register(args: argparse.Namespace) -> None:
+    await _ceremony(args, Hint.MAKE_CREDENTIAL)
+
+
+async def _ceremony(args: argparse.Namespace, kind: Hint) -> None:
+    """A sign-in or registration: imports here, so that the small commands load neither radio nor network."""
+    from headless_passkey.command.ceremony import Ceremony  # noqa: PLC0415
+
+    await Ceremony(args, kind).run()
+
+
+async def _doctor(args: argparse.Namespace) -> None:
+    from headless_passkey.command.doctor import diagnose  # noqa: PLC0415
+
+    await diagnose(args)
+
+
+async def _join(args: argparse.Namespace) -> None:
+    from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.net.tls import tls_context  # noqa: PLC0415
+    from headless_passkey.trust.invitation import Invitation  # noqa: PLC0415
+
+    until = time.monotonic() + args.timeout
+    try:
+        async with asyncio.timeout(args.timeout):
+            line = await read_secret_line(args.invitation)
+    except TimeoutError as error:
+        raise NotApproved(Outcome.EXPIRED, f"no invitation came within {args.timeout:g} s") from error
+    seconds = max(0.01, until - time.monotonic())
+
+    def show_check_number(number: str) -> None:
+        _say(
+            args,
+            f"check number, which the inviter sees too: {number}",
+            stage="introduced",
+            check_number=number,
+        )
+        _say(
+            args,
+            f"waiting for the inviter to let this device in, {seconds:.0f} s at most",
+            stage="waiting",
+            seconds=round(seconds),
+        )
+
+    joined = await enrolment.join(
+        _state(args),
+        Invitation.parse(line),
+        label=args.label,
+        tls=tls_context(args.ca),
+        rp_id=args.rp_id,
+        origin=args.origin,
+        timeout=seconds,
+        on_check_number=show_check_number,
+    )
+    _say(
+        args,
+        f"joined account {printable(joined.account)} as {printable(joined.label)}",
+        stage="joined",
+        account=joined.account,
+        name=joined.name,
+    )
+
+
+def _say(args: argparse.Namespace, text: str, **details: object) -> None:
+    """A line of talk: text for people, an object for programs."""
+    talk(progress(**details) if args.json else text)
+
+
+async def _leave(args: argparse.Namespace) -> None:
+    from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.rp.session_store import SessionStore  # noqa: PLC0415
+
+    left = enrolment.leave(_state(args))
+    if gone := SessionStore(_state(args)).remove_bound():
+        talk(
+            f"forgot the sessions at {', '.join(gone)}, where they last to their end: sign out before leaving"
+        )
+    files = " and ".join(map(str, left.removed))
+    if left.account is None:
+        talk(
+            f"removed {files}, which could not be used any more; an account that lists this device does so until a companion removes it"
+        )
+    else:
+        talk(f"left, and removed {files}; the account lists this device until a companion removes it")
+
+
+async def _status(args: argparse.Namespace) -> None:
+    from headless_passkey.account import enrolment  # noqa: PLC0415
+
+    joined = enrolment.load(_state(args))
+    ring = joined.chain.head
+    out(
+        json.dumps(
+            {
+                "account": joined.account,
+                "device": joined.name,
+                "label": joined.label,
+                "relay": joined.relay_url,
+                "ring": {"version": ring.version, "hash": ring.hash.hex()},
+                "members": [
+                    {"name": member.name, "role": member.role, "label": member.label}
+                    for member in ring.members
+                ],
+            }
+        )
+    )
+
+
+def _state(args: argparse.Namespace) -> Path:
+    return expand_home(args.state)
+
+
+async def _inspect(args: argparse.Namespace) -> None:
+    url = FidoUrl.parse(await read_secret_line("-", limit=MAX_LENGTH))
+    shown: dict[str, Any] = {
+        "public_key": url.public_key.hex(),
+        "assigned_domains": url.assigned_domains,
+        "time": url.time,
+        "linking": url.linking,
+        "hint": url.hint.value,
+        "channels": None if url.channels is None else list(url.channels),
+        "unknown_keys": [key.hex() if isinstance(key, bytes) else key for key in url.unknown_keys],
+        "tunnel_id": url.tunnel_id.hex(),
+    }
+    if url.hint_raw != url.hint:
+        shown["hint_raw"] = url.hint_raw
+    if args.advert is not None:
+        shown["advert"] = _opened_advert(url, args.advert)
+    out(json.dumps(shown))
+
+
+def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
+    from headless_passkey.radio.pipe import parse_advert_line  # noqa: PLC0415
+
+    service_data = parse_advert_line(os.fsencode(advert)).service_data
+    opened = eid.open_advert(eid.eid_key(url.secret), service_data)
+    if opened is None:
+        raise RemoteProtocolError("the advert was not sealed for this FIDO URL")
+    try:
+        base = f"wss://{tunnel_domain(opened.tunnel_domain)}"
+    except RemoteProtocolError:
+        base = None  # a number that only a private override gives a meaning
+    return {
+        "nonce": opened.nonce.hex(),
+        "routing_id": opened.routing_id.hex(),
+        "tunnel_domain": opened.tunnel_domain,
+        "tunnel_url": base and connect_url(base, opened.routing_id, url.tunnel_id),
+    }
+
+
+async def _tunnel_domain(args: argparse.Namespace) -> None:
+    try:
+        out(tunnel_domain(args.number))
+    except RemoteProtocolError as error:
+        raise UsageError(str(error)) from error
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 9):
+        raise argparse.ArgumentTypeError("expected a whole number")
+    return int(text)
+
+
+def _dbm(text: str) -> int:
+    try:
+        dbm = int(text)
+    except ValueError:
+        dbm = 0
+    if not -127 < dbm < 0:
+        raise argparse.ArgumentTypeError("expected dBm, from -126 to -1")
+    return dbm
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError("expected seconds, more than 0 and at most 3600")
+    return seconds
+
+
+def _tunnel(text: str) -> tuple[int, str]:
+    number, _, base = text.partition("=")
+    if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF):
+        raise argparse.ArgumentTypeError("expected N=wss://HOST:PORT with N from 0 to 65535")
+    return int(number), str(_url(base, schemes=("wss",)))
+
+
+def _relying_party(text: str) -> BaseUrl:
+    """A relying party's address: its origin must be one that a device may speak for."""
+    base = _url(text)
+    try:
+        check_origin(base.origin)
+    except LocalProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return base
+
+
+def _origin(text: str) -> str:
+    base = _url(text)
+    if base.path:
+        raise argparse.ArgumentTypeError("an origin has no path")
+    return _relying_party(text).origin
+
+
+def _service(text: str) -> str:
+    """A service that may have a token."""
+    base = _url(text)
+    if base.path or (base.scheme != "https" and not base.is_loopback):
+        raise argparse.ArgumentTypeError("expected an origin: https://HOST[:PORT], or http on this machine")
+    return base.origin
+
+
+def _url(text: str, *, schemes: tuple[str, ...] = WEB) -> BaseUrl:
+    try:
+        return BaseUrl.parse(text, schemes=schemes)
+    except LocalProtocolError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error

@@ -1,0 +1,143 @@
+"""``session show|refresh|fetch|sign-out`` as commands: stdout is what came, the exit status says how it went.
+
+``fetch`` ends with 0 for an answer of 2xx, with 11 for another that a repetition does not change, with 4 for one that
+may pass (408, 425, 429 and 5xx), and with 10 when there is no session, or none any more. The body is on stdout in
+all of these cases but the last.
+"""
+
+import argparse
+import asyncio
+import json
+from typing import Final
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from headless_passkey.command_line import UsageError, expand_home, out, out_bytes, read_input, talk
+from headless_passkey.errors import (
+    ExitStatus,
+    HeadlessPasskeyError,
+    LocalProtocolError,
+    NotSignedIn,
+    SessionReason,
+    TransportError,
+    TransportReason,
+)
+from headless_passkey.names import printable
+from headless_passkey.net.proven_http import PASSING, open_session
+from headless_passkey.net.tls import tls_context
+from headless_passkey.rp.session import MAX_BODY, Answer, Session
+from headless_passkey.rp.session_store import SessionStore
+
+_MAX_SHOWN: Final = 200  # characters of a redirect's target
+
+
+class Refused(HeadlessPasskeyError):  # noqa: N818  an answer
+    """The service answered, and its answer is no."""
+
+    def __init__(self, answer: Answer, host: str) -> None:
+        why = f"{host} answered with status {answer.status}"
+        if 300 <= answer.status < 400:
+            to = printable(answer.headers.get("location", "nowhere"))[:_MAX_SHOWN]
+            why += f"; redirects are not followed, this one is to {to}"
+        super().__init__(why)
+        self.answer, self.host = answer, host
+
+    @property
+    def reason(self) -> str:
+        return f"http-{self.answer.status}"
+
+    @property
+    def exit_status(self) -> ExitStatus:  # type: ignore[override]  # finer than its class
+        if self.answer.status == 401:
+            return ExitStatus.NOT_SIGNED_IN
+        return (
+            ExitStatus.TRANSPORT
+            if self.answer.status in PASSING or self.answer.status >= 500
+            else ExitStatus.REFUSED
+        )
+
+
+async def show(args: argparse.Namespace) -> None:
+    """What is kept, without tokens."""
+    store = SessionStore(expand_home(args.state))
+    damaged: list[HeadlessPasskeyError] = []
+    kept = store.all(damaged.append)
+    if args.rp is not None:
+        kept = [one for one in kept if str(args.rp) in (one.relying_party, one.audience[0])]
+    for session in kept:
+        out(json.dumps({**session.public(), "file": str(store.path(session.relying_party))}))
+    for error in damaged:
+        talk(json.dumps({"warning": str(error)}) if args.json else str(error))
+    if not kept:
+        if damaged:
+            raise damaged[0]
+        at = "" if args.rp is None else f" at {args.rp}"
+        raise NotSignedIn(f"no session{at} is kept here", reason=SessionReason.NO_SESSION)
+
+
+async def refresh(args: argparse.Namespace) -> None:
+    async with open_session(tls_context(args.ca)) as http:
+        session = _load(args, http)
+        await session.refresh()
+    out(json.dumps(session.to_json()))
+
+
+async def fetch(args: argparse.Namespace) -> None:
+    headers = dict(map(_header, args.header))
+    data = None if args.data is None else await _data(args.data)
+    if data is not None and "content-type" not in map(str.lower, headers):
+        headers["Content-Type"] = "application/json"
+    async with open_session(tls_context(args.ca)) as http:
+        session = _load(args, http, url=None if args.audience else args.url)
+        try:
+            async with asyncio.timeout(args.timeout):  # a refresh before the request included
+                answer = await session.fetch(
+                    args.url,
+                    method=(args.method or ("GET" if data is None else "POST")).upper(),
+                    data=data,
+                    headers=headers,
+                    audience=args.audience,
+                    timeout=args.timeout,
+                )
+        except TimeoutError as error:
+            message = f"no answer within {args.timeout:g} seconds"
+            raise TransportError(message, reason=TransportReason.UNREACHABLE) from error
+        except LocalProtocolError as error:
+            raise UsageError(str(error)) from error
+    out_bytes(answer.body)
+    if not 200 <= answer.status < 300:
+        raise Refused(answer, printable(urlsplit(args.url).netloc))
+
+
+async def sign_out(args: argparse.Namespace) -> None:
+    async with open_session(tls_context(args.ca)) as http:
+        session = _load(args, http)
+        await session.sign_out(anyway=args.anyway)
+    if not args.json:
+        talk(f"signed out at {session.relying_party}")
+
+
+def _load(args: argparse.Namespace, http: aiohttp.ClientSession, url: str | None = None) -> Session:
+    """The session that --rp names, or the one that may be used at `url`."""
+    named = None if args.rp is None else str(args.rp)
+    try:
+        return Session.load(expand_home(args.state), named, url=url, http=http)
+    except LocalProtocolError as error:
+        raise UsageError(f"{error} (--rp URL)" if args.rp is None else str(error)) from error
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, separator, value = text.partition(":")
+    if not separator:
+        raise UsageError("--header takes 'NAME: VALUE'")
+    return name.strip(), value.strip()
+
+
+async def _data(text: str) -> bytes:
+    if not text.startswith("@"):
+        return text.encode()
+    data = await read_input(text[1:], limit=MAX_BODY + 1)
+    if len(data) > MAX_BODY:
+        raise UsageError(f"at most {MAX_BODY} bytes are sent")
+    return data

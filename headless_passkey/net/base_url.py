@@ -1,0 +1,112 @@
+"""Base URLs as people write them, in the one form in which they are compared, stored and signed.
+
+A server may be mounted below a path (``https://login.example/passkeys``). Scheme and host become lower case, an
+internationalised host its A-labels (as browsers do, UTS #46), the scheme's default port and slashes at the end go::
+
+    BaseUrl.parse("HTTPS://Login.Example:443/passkeys/")  # https://login.example/passkeys
+"""
+
+import ipaddress
+import re
+from dataclasses import dataclass
+from typing import Final, Self
+from urllib.parse import urlsplit
+
+from headless_passkey.errors import LocalProtocolError
+from headless_passkey.webauthn.origins import is_host
+
+MAX_SIZE: Final = 1024  # characters
+WEB: Final = ("https", "http")
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80, "wss": 443, "ws": 80}
+_PATH: Final = re.compile(r"(/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseUrl:
+    """Where a server is reached, with the path it is mounted at."""
+
+    scheme: str
+    host: str  # a name in lower case, or an address; an IPv6 address without brackets
+    port: int | None  # None: the scheme's default
+    path: str  # nothing, or a slash in front and none at the end
+
+    @classmethod
+    def parse(cls, text: str, *, schemes: tuple[str, ...] = WEB) -> Self:
+        """From what a person wrote; `LocalProtocolError` says what is wrong with it."""
+        text = text.strip()
+        if len(text) > MAX_SIZE:
+            raise LocalProtocolError(f"a URL has at most {MAX_SIZE} characters")
+        example = f"{schemes[0]}://HOST[:PORT][/PATH]"
+        try:
+            parts = urlsplit(text)
+            name, port = parts.hostname or "", parts.port
+        except ValueError as error:
+            raise LocalProtocolError(f"expected {example}") from error
+        if parts.scheme not in schemes or not name or not text.isprintable() or "\\" in text:
+            raise LocalProtocolError(f"expected {example}")
+        if "@" in parts.netloc or "?" in text or "#" in text:
+            raise LocalProtocolError(f"expected {example}, without user, query and fragment")
+        if port == 0:
+            raise LocalProtocolError("port 0 is no port")
+        path = parts.path.rstrip("/")
+        dots = {".", ".."} & set(path.replace("%2E", ".").replace("%2e", ".").split("/"))
+        if dots or not _PATH.fullmatch(path):
+            raise LocalProtocolError("the path of a URL is of names between single slashes, percent-encoded")
+        return cls(
+            scheme=parts.scheme,
+            host=_host(name, in_brackets="[" in parts.netloc),
+            port=None if port == _DEFAULT_PORTS[parts.scheme] else port,
+            path=path,
+        )
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port, as browsers write them."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as people know the server."""
+        return self.origin.partition("://")[2]
+
+    def __str__(self) -> str:
+        return self.origin + self.path
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it is this machine, where plain http has no listener in between."""
+        if self.host == "localhost" or self.host.endswith(".localhost"):
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+def _host(name: str, *, in_brackets: bool) -> str:
+    """The host as it is looked up: an address in its usual spelling, or a name of A-labels in lower case."""
+    if in_brackets:
+        try:
+            return str(ipaddress.IPv6Address(name if "%" not in name else ""))
+        except ValueError as error:
+            raise LocalProtocolError("between [ and ] stands an IPv6 address") from error
+    try:
+        return str(ipaddress.IPv4Address(name))
+    except ValueError:
+        pass
+    host = name if name.isascii() else _a_labels(name)
+    if not is_host(host):
+        raise LocalProtocolError("the host of a URL is a name of letters, digits and hyphens, or an address")
+    return host
+
+
+def _a_labels(name: str) -> str:
+    try:
+        from yarl import URL  # noqa: PLC0415  the bare core does without, and most names are ASCII
+    except ImportError as error:
+        raise LocalProtocolError("write the host in ASCII, with xn-- where it needs that") from error
+    try:
+        return URL.build(scheme="https", host=name).raw_host or ""
+    except ValueError as error:  # UnicodeError is one
+        raise LocalProtocolError("the host's name cannot be written in ASCII") from error

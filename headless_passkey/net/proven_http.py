@@ -1,0 +1,363 @@
+"""JSON over HTTPS to one server, every request with a proof of one key (docs/protocol/relay.md).
+
+The server is not trusted: TLS is verified, no redirect is followed, no cookie is kept, answers are bounded
+and parsed strictly. What may pass is retried with a fresh proof and the same bytes, after the pause the
+server asks for or a random one; what will not pass is an error of its own kind at once:
+
+    TransportError           not reachable, or not now: it was retried as long as the caller has patience
+    TrustError               the clocks differ too much, the invitation has been used
+    NotApproved              it has expired, or was withdrawn
+    Problem                  any other refusal: `slug` and `members` say which (a RemoteProtocolError)
+    RemoteProtocolError      the answer is not what the contract says
+"""
+
+import asyncio
+import json
+import logging
+import random
+import re
+import ssl
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import aiohttp
+from yarl import URL
+
+from headless_passkey.errors import (
+    NotApproved,
+    Outcome,
+    RemoteProtocolError,
+    TransportError,
+    TransportReason,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.json_text import decode_json
+from headless_passkey.mends import with_mend
+from headless_passkey.net.proof import PROOF_HEADER, make_proof
+from headless_passkey.net.proxy import ProxyFailed, sending, tracing
+from headless_passkey.trust.signing import SigningKey, from_base64url
+
+MAX_ANSWER: Final = 2 << 20  # bytes
+MAX_WAIT: Final = 25  # seconds a server may hold a request
+REQUEST_TIMEOUT: Final = 10.0  # seconds for one attempt, on top of what the server may hold it
+PATIENCE: Final = 20.0  # seconds in which what may pass is tried again
+_FIRST_PAUSE: Final = 0.2  # seconds, doubled with every attempt, of which a random part is waited
+_LONGEST_PAUSE: Final = 5.0
+_PROBLEM: Final = "urn:headless-passkey:problem:"
+_SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
+PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may be others soon
+
+logger = logging.getLogger(__name__)
+
+
+class Problem(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
+    """The server refused the request, and says why (RFC 9457)."""
+
+    def __init__(self, message: str, *, status: int, slug: str, members: "Members") -> None:
+        super().__init__(message)
+        self.status = status
+        self.slug = slug  # the last word of the problem's type
+        self.members = members  # of the problem, such as the state a request is in
+
+    @property
+    def reason(self) -> str:
+        return self.slug
+
+
+class Members:
+    """The members of a JSON object, taken by name, each with its type; unknown ones do not matter."""
+
+    def __init__(self, value: Any, what: str) -> None:
+        if not isinstance(value, dict):
+            raise RemoteProtocolError(f"{what}: expected a JSON object")
+        self._value = value
+        self._what = what
+
+    def text(self, name: str, longest: int = 256) -> str:
+        value = self._value.get(name)
+        if not isinstance(value, str) or len(value) > longest:
+            raise self._wrong(name, f"text of at most {longest} characters")
+        return value
+
+    def optional_text(self, name: str, longest: int = 256) -> str | None:
+        return None if self._value.get(name) is None else self.text(name, longest)
+
+    def integer(self, name: str, highest: int = 1 << 48) -> int:
+        value = self._value.get(name)
+        if type(value) is not int or not 0 <= value <= highest:
+            raise self._wrong(name, f"a whole number of at most {highest}")
+        return value
+
+    def octets(self, name: str, shortest: int, longest: int | None = None) -> bytes:
+        """Bytes in base64url: exactly `shortest`, or `shortest` to `longest`."""
+        longest = shortest if longest is None else longest
+        data = from_base64url(self.text(name, longest * 2))
+        if not shortest <= len(data) <= longest:
+            raise self._wrong(name, f"{shortest} to {longest} bytes in base64url")
+        return data
+
+    def optional_octets(self, name: str, shortest: int, longest: int | None = None) -> bytes | None:
+        return None if self._value.get(name) is None else self.octets(name, shortest, longest)
+
+    def boolean(self, name: str) -> bool:
+        """False where it is absent."""
+        value = self._value.get(name, False)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object whose members are somebody else's to read."""
+        value = self._value.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return value
+
+    def object(self, name: str) -> "Members":
+        return Members(self._value.get(name), f"{self._what}: {name}")
+
+    def items(self, name: str, most: int = 1024) -> list[Any]:
+        value = self._value.get(name)
+        if not isinstance(value, list) or len(value) > most:
+            raise self._wrong(name, f"a list of at most {most}")
+        return value
+
+    def optional_items(self, name: str, most: int = 1024) -> list[Any]:
+        return [] if self._value.get(name) is None else self.items(name, most)
+
+    def objects(self, name: str, most: int = 1024) -> list["Members"]:
+        return [Members(item, f"{self._what}: {name}") for item in self.items(name, most)]
+
+    def _wrong(self, name: str, expected: str) -> RemoteProtocolError:
+        return RemoteProtocolError(f"{self._what}: {name}: expected {expected}")
+
+
+def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
+    """A client session as this module wants it; close it after use. tls: None for the system's roots."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=True if tls is None else tls),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+        auto_decompress=False,  # nothing small unfolds into something large
+        trace_configs=[tracing()],
+    )
+
+
+class ProvenHttp:
+    """One server as one key holder talks to it. Safe to use from several tasks at once."""
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        base_url: str,
+        key: SigningKey,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """base_url: without a slash at its end. clock: Unix seconds. chance: 0 to 1, to spread retries."""
+        self._session, self._base_url, self._key = session, base_url, key
+        self._clock, self._sleep, self._chance = clock, sleep, chance
+        self._host = URL(base_url).host_port_subcomponent or ""
+
+    async def get(
+        self, path: str, *, wait: int = 0, patience: float = PATIENCE, **query: str | int
+    ) -> Members:
+        """wait: seconds the server may hold the request; it is told so."""
+        return await self.call("GET", path, query=query, wait=wait, patience=patience)
+
+    async def put(self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Members:
+        return await self.call("PUT", path, body=body, patience=patience)
+
+    async def post(self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Members:
+        return await self.call("POST", path, body=body, patience=patience)
+
+    async def delete(self, path: str, *, patience: float = PATIENCE) -> Members:
+        return await self.call("DELETE", path, patience=patience)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, str | int] | None = None,
+        wait: int = 0,
+        patience: float = PATIENCE,
+        access_token: str | None = None,
+    ) -> Members:
+        """One exchange, tried again while that may help and `patience` seconds are not over.
+
+        path: below the base URL, with a slash in front. access_token: goes along as ``Authorization: DPoP``.
+        Every request of the contracts may be repeated: the server knows the same bytes again.
+        """
+        url = URL(self._base_url + path, encoded=True)
+        if query or wait:
+            url = url.with_query({**(query or {}), **({"wait": wait} if wait else {})})
+        data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        attempt = 0
+        while True:
+            begun = time.monotonic()
+            try:
+                return await self._attempt(method, url, data, wait, access_token)
+            except _Passing as passing:
+                pause = self._pause(attempt, passing.retry_after)
+                patience -= time.monotonic() - begun + pause
+                if patience < 0:
+                    raise passing.failure from passing
+                logger.debug("%s %s: %s; again in %.1f s", method, path, passing.failure, pause)
+            attempt += 1
+            await self._sleep(pause)
+
+    def _pause(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds: spread, so that many clients of a server that comes back do not come back together."""
+        if retry_after is not None:
+            return retry_after + self._chance()
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * (0.5 + self._chance() / 2)
+
+    async def _attempt(
+        self, method: str, url: URL, data: bytes | None, wait: int, access_token: str | None
+    ) -> Members:
+        headers = {} if data is None else {"Content-Type": "application/json"}
+        try:
+            response, content = await send_proven(
+                self._session,
+                method,
+                url,
+                key=self._key,
+                clock=self._clock,
+                data=data,
+                headers=headers,
+                access_token=access_token,
+                timeout=REQUEST_TIMEOUT + wait,
+            )
+        except TransportError as failure:
+            if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
+                raise
+            if isinstance(failure, ProxyFailed) and not failure.passing:
+                raise
+            raise _Passing(failure) from failure
+        return self._answer(response, content)
+
+    def _answer(self, response: aiohttp.ClientResponse, content: bytes) -> Members:
+        if response.status == 204:
+            return Members({}, self._host)
+        if 200 <= response.status < 300:
+            if response.content_type != "application/json":
+                raise RemoteProtocolError(f"{self._host} answered something else than JSON")
+            return Members(_parse_json(content, self._host), self._host)
+        problem = _parse_problem(response, content, self._host)
+        if response.status in PASSING:
+            failure = TransportError(
+                f"{self._host} says: not now ({problem.slug})", reason=TransportReason.SERVER_FAILED
+            )
+            raise _Passing(failure, _retry_after(response, problem.members))
+        raise self._typed(problem)
+
+    def _typed(self, problem: Problem) -> Exception:
+        """The branch of the error tree that a refusal belongs to."""
+        match problem.slug:
+            case "expired":
+                return NotApproved(Outcome.EXPIRED, f"{self._host} says that it has expired")
+            case "withdrawn":
+                return NotApproved(
+                    Outcome.WITHDRAWN, "the inviter took this invitation back: ask for a new one"
+                )
+            case "invitation-used":
+                return TrustError(
+                    TrustReason.INVITATION_USED,
+                    "somebody else used this invitation: look at the account's members and remove whom you do not know",
+                )
+            case "proof-clock":
+                ahead = int(self._clock()) - problem.members.integer("now")
+                what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {self._host}"
+                return TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW))
+            case _:
+                return problem
+
+
+class _Passing(Exception):  # noqa: N818  a state of affairs
+    """Not now; perhaps soon."""
+
+    def __init__(self, failure: TransportError, retry_after: float | None = None) -> None:
+        """failure: what to raise when it goes on for too long. retry_after: seconds the server asks for."""
+        super().__init__(str(failure))
+        self.failure = failure
+        self.retry_after = retry_after
+
+
+async def send_proven(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: URL,
+    *,
+    key: SigningKey,
+    clock: Callable[[], float],
+    data: bytes | None = None,
+    headers: Mapping[str, str] | None = None,
+    access_token: str | None = None,
+    timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109  aiohttp keeps it
+    limit: int = MAX_ANSWER,
+) -> tuple[aiohttp.ClientResponse, bytes]:
+    """One request with a proof of `key`, sent once, and its whole answer, whatever that is. No redirect is followed.
+
+    timeout: seconds for everything. limit: bytes of the answer's body; `RemoteProtocolError` for more. What fails on
+    the way is a `TransportError`.
+    """
+
+    async def prove(
+        request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        # aiohttp sends again by itself when a kept connection turns out dead: each time with a new proof
+        request.headers[PROOF_HEADER] = make_proof(
+            key, method=method, url=str(url), now=clock(), access_token=access_token
+        )
+        return await send(request)
+
+    authorization = {} if access_token is None else {"Authorization": f"DPoP {access_token}"}
+    async with sending(
+        session,
+        method,
+        url,
+        data=data,
+        headers={**(headers or {}), **authorization},
+        middlewares=(prove,),
+        timeout=aiohttp.ClientTimeout(total=timeout),
+    ) as response:
+        content = bytearray()
+        async for chunk in response.content.iter_any():
+            content += chunk
+            if len(content) > limit:
+                raise RemoteProtocolError(f"an answer of more than {limit} bytes")
+    return response, bytes(content)
+
+
+def _parse_json(content: bytes, host: str) -> Any:
+    try:
+        return decode_json(content)
+    except ValueError as error:
+        raise RemoteProtocolError(f"the answer of {host} is not JSON") from error
+
+
+def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> Problem:
+    """The refusal; an answer in another form, as proxies give it, is one without a name."""
+    members, slug = Members({}, host), f"http-{response.status}"
+    if response.content_type == "application/problem+json":
+        members = Members(_parse_json(content, host), host)
+        word = (members.optional_text("type") or "").removeprefix(_PROBLEM)
+        slug = word if _SLUG.fullmatch(word) else slug
+    return Problem(f"{host} refused the request ({slug})", status=response.status, slug=slug, members=members)
+
+
+def _retry_after(response: aiohttp.ClientResponse, members: Members) -> float | None:
+    """Seconds the server asks us to wait, by header or problem member."""
+    header = response.headers.get("Retry-After", "")
+    if header.isascii() and header.isdigit() and len(header) < 6:
+        return float(header)
+    try:
+        return float(members.integer("retry_after", 100_000))
+    except RemoteProtocolError:
+        return None

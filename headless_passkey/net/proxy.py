@@ -1,0 +1,209 @@
+"""The way to a server: through the proxy that HTTPS_PROXY names, unless NO_PROXY excepts the host (docs/how-to/proxy.md).
+
+The proxy is asked for a connection to a host and a port (CONNECT, RFC 9110 §9.3.6). It learns these two, and
+sees TLS, which is with the server. Each request is told its way by itself, since aiohttp's own ``trust_env``
+would also send credentials out of a .netrc file. What is on this machine is never asked for through a proxy.
+"""
+
+import ipaddress
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final
+from urllib.request import (  # type: ignore[attr-defined]  # typeshed lacks the second
+    getproxies_environment,
+    proxy_bypass_environment,
+)
+
+import aiohttp
+from aiohttp import hdrs
+from yarl import URL
+
+from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.mends import with_mend
+from headless_passkey.net.unreachable import unreachable, what_went_wrong
+
+_TLS: Final = ("https", "wss")
+_SCHEMES: Final = ("http", "https")  # of proxies
+_HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+", re.ASCII)
+
+
+class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
+    """The proxy, and not the server behind it, cannot be used."""
+
+    def __init__(self, message: str, *, proxy: str | None, status: int | None) -> None:
+        """proxy: its host and port; None when HTTPS_PROXY names none. status: of HTTP, where it answered."""
+        super().__init__(message, reason=TransportReason.PROXY_FAILED)
+        self.proxy, self.status = proxy, status
+
+    @property
+    def case(self) -> str | None:
+        """A finer kind, as `headless_passkey.mends.mend` has them."""
+        if self.proxy is None:
+            return "setting"
+        return "credentials" if self.status == 407 else None
+
+    @property
+    def passing(self) -> bool:
+        """Whether trying again may help: not when it refuses, or is not to be understood."""
+        return self.proxy is not None and (self.status is None or self.status >= 500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """A proxy that is asked for connections."""
+
+    url: URL  # without credentials
+    authorization: str | None = field(repr=False)  # of the header Proxy-Authorization
+
+    @property
+    def place(self) -> tuple[str | None, int | None]:
+        """Host and port, as aiohttp's errors have them."""
+        return self.url.raw_host, self.url.port
+
+    @property
+    def name(self) -> str:
+        """Host and port, for people."""
+        host, port = self.place
+        return f"[{host}]:{port}" if ":" in (host or "") else f"{host}:{port}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Proxy":
+        """As curl takes it: ``http://`` may be left out. `ProxyFailed` for anything else."""
+        try:
+            url = URL(text if "://" in text else f"http://{text}")
+            if (
+                url.scheme not in _SCHEMES
+                or not _HOST.fullmatch(url.raw_host or "")
+                or url.raw_path not in ("", "/")
+                or url.raw_query_string
+            ):
+                raise ValueError  # noqa: TRY301  as yarl does
+            authorization = None
+            if url.raw_user is not None or url.raw_password is not None:
+                authorization = aiohttp.encode_basic_auth(url.user or "", url.password or "", "utf-8")
+        except ValueError:  # its words may hold the password
+            what = "HTTPS_PROXY does not hold the address of a proxy"
+            message = with_mend(what, TransportReason.PROXY_FAILED, "setting")
+            raise ProxyFailed(message, proxy=None, status=None) from None
+        return cls(url=url.origin(), authorization=authorization)
+
+
+def proxy_for(url: URL | str) -> Proxy | None:
+    """The proxy that a connection to `url` goes through, by the environment as it is now; None for a direct one."""
+    url = URL(url)
+    if url.scheme not in _TLS or not url.raw_host or is_this_machine(url.raw_host):
+        return None
+    settings = getproxies_environment()
+    text = settings.get("https")
+    if text is None:
+        return None
+    host = url.raw_host.removesuffix(".")
+    named = f"[{host}]" if ":" in host else host
+    # with the port as well, so that NO_PROXY may name one; an IPv6 address with and without its brackets
+    if any(proxy_bypass_environment(form, settings) for form in (host, named, f"{named}:{url.port}")):
+        return None
+    return Proxy.parse(text.strip())
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host's name or address says that it is this machine."""
+    host = host.removesuffix(".").lower()
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
+class Way:
+    """The way of one request."""
+
+    def __init__(self, url: URL | str) -> None:
+        """Raises `ProxyFailed` when HTTPS_PROXY names no proxy."""
+        self._proxy = proxy_for(url)
+        self._host = URL(url).host or ""
+        self._arrived = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For aiohttp's request functions."""
+        if self._proxy is None:
+            return {}
+        authorization = self._proxy.authorization
+        headers = {} if authorization is None else {hdrs.PROXY_AUTHORIZATION: authorization}
+        return {"proxy": self._proxy.url, "proxy_headers": headers}
+
+    @property
+    def through(self) -> str:
+        """For people, behind the name of the server; nothing for a direct one."""
+        return "" if self._proxy is None else f" through the proxy {self._proxy.name}"
+
+    def arrived(self) -> None:
+        """The connection to the server is there: what goes wrong from now on is not the proxy's."""
+        self._arrived = True
+
+    def failure(self, error: Exception, host: str) -> TransportError:
+        """What went wrong on the way, in a few words and without the URL. Raise it `from` its `cause`.
+
+        error: what aiohttp or the system raised; host: how to call the server, with its name or address.
+        """
+        if self._proxy is None:
+            return unreachable(error, host)
+        match error:
+            case aiohttp.ClientHttpProxyError(status=407):
+                return self._failed("wants a name and a password, or others", 407)
+            case aiohttp.ClientHttpProxyError(status=status):
+                return self._failed(f"does not connect to {self._host} (HTTP status {status})", status)
+            case aiohttp.ClientConnectorError() if (error.host, error.port) == self._proxy.place:
+                return self._failed(f"cannot be reached: {what_went_wrong(error)[1]}")
+            case aiohttp.ClientConnectorError():
+                pass  # TLS with the server
+            case _ if not self._arrived:
+                return self._failed(f"does not connect to {self._host}: {what_went_wrong(error)[1]}")
+        return unreachable(error, f"{host} (through the proxy {self._proxy.name})")
+
+    def cause(self, error: Exception) -> Exception | None:
+        """`error`, unless its text holds the URL: what aiohttp says of CONNECT does."""
+        return None if isinstance(error, aiohttp.ClientResponseError) else error
+
+    def _failed(self, how: str, status: int | None = None) -> ProxyFailed:
+        proxy = "" if self._proxy is None else self._proxy.name
+        case = "credentials" if status == 407 else None
+        message = with_mend(f"the proxy {proxy} {how}", TransportReason.PROXY_FAILED, case)
+        return ProxyFailed(message, proxy=proxy, status=status)
+
+
+@asynccontextmanager
+async def sending(
+    session: aiohttp.ClientSession, method: str, url: URL | str, **options: Any
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """`session.request` on its way, without redirects; what fails, to the end of its body, is a `TransportError`.
+
+    session: with the `tracing` of this module.
+    """
+    way = Way(url)
+    try:
+        async with session.request(
+            method, url, allow_redirects=False, trace_request_ctx=way, **way.options, **options
+        ) as response:
+            yield response
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise way.failure(error, URL(url).host_port_subcomponent or "") from way.cause(error)
+
+
+def tracing(way: Way | None = None) -> aiohttp.TraceConfig:
+    """What a session needs so that the way of each request, or the only one, hears when it is done."""
+
+    async def arrived(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+        of_request = way or context.trace_request_ctx
+        if isinstance(of_request, Way):
+            of_request.arrived()
+
+    config = aiohttp.TraceConfig()
+    config.on_connection_create_end.append(arrived)
+    config.on_connection_reuseconn.append(arrived)
+    return config

@@ -1,0 +1,44 @@
+"""Asks an RP ID's own host which other origins may use it (WebAuthn Level 3 §5.11.1, step 2).
+
+Over https only, whoever the host is: no cookie or other credential goes out, no redirect is followed, which
+is stricter than WebAuthn, and the answer is bounded in size and time.
+"""
+
+from typing import Final
+
+import aiohttp
+
+from headless_passkey.errors import RemoteProtocolError, TransportError
+from headless_passkey.net.proxy import ProxyFailed, sending
+from headless_passkey.webauthn.origins import MAX_DOCUMENT_SIZE, RelatedOrigins, well_known_url
+
+FETCH_TIMEOUT: Final = 10.0  # seconds
+
+
+async def fetch_related_origins(http: aiohttp.ClientSession, rp_id: str) -> RelatedOrigins:
+    """What ``https://RP_ID/.well-known/webauthn`` says; `RemoteProtocolError` when it says nothing of the kind.
+
+    http: as `open_session` makes it, without cookies. A host that cannot be reached is no other case: an RP ID
+    of another domain is refused unless that domain vouches for the origin. `ProxyFailed` says nothing of the host.
+    """
+    url = well_known_url(rp_id)
+    try:
+        timeout = aiohttp.ClientTimeout(total=FETCH_TIMEOUT)
+        async with sending(http, "GET", url, timeout=timeout) as response:
+            if response.status != 200 or response.content_type != "application/json":
+                raise RemoteProtocolError(
+                    f"the RP ID does not belong to the origin, and {rp_id} lists no related origins: {url}"
+                    f" answers {response.status}, {response.content_type}; expected 200, application/json"
+                )
+            document = bytearray()
+            async for chunk in response.content.iter_any():
+                document += chunk
+                if len(document) > MAX_DOCUMENT_SIZE:
+                    raise RemoteProtocolError("a list of related origins has 256 KiB at most")
+    except ProxyFailed:
+        raise
+    except TransportError as error:
+        raise RemoteProtocolError(
+            f"the RP ID does not belong to the origin, and whether it is related cannot be asked: {error}"
+        ) from error
+    return RelatedOrigins.parse(bytes(document), rp_id=rp_id)

@@ -1,0 +1,269 @@
+"""The websocket to a tunnel service (CTAP 2.2 §11.5.1), as either end of the hybrid transport opens it.
+
+A tunnel service is not trusted: it may be anybody's, for whoever holds the FIDO URL picks it. So TLS is
+always verified, no redirect is followed, messages are bounded, and a text message ends the tunnel. A service
+that says nothing is pinged (RFC 6455 §5.5.2), and given up when it does not answer. The URL
+holds the tunnel ID and appears neither in errors nor in logs; the host does.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSCloseCode, WSMsgType
+from multidict import CIMultiDictProxy
+from yarl import URL
+
+from headless_passkey.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+)
+from headless_passkey.hybrid.tunnel_url import (
+    MAX_MESSAGE_SIZE,
+    ROUTING_ID_HEADER,
+    SILENT,
+    SUBPROTOCOL,
+    parse_routing_id,
+)
+from headless_passkey.mends import with_mend
+from headless_passkey.net.proxy import Way, tracing
+from headless_passkey.net.tls import tls_context
+
+CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
+CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our goodbye
+SILENCE: Final = 20.0  # seconds; below the 60 after which many proxies and firewalls forget a connection
+MAX_UNREAD: Final = 1 << 16  # bytes that wait for their reader; then no more is taken in
+MAX_CONTROLS: Final = 1024  # pings and pongs in a tunnel's life, which is some minutes
+
+logger = logging.getLogger(__name__)
+
+
+class TunnelClosed(TransportError):  # noqa: N818  often the normal end
+    """The tunnel has ended and nothing more will come out of it."""
+
+    def __init__(self, message: str, *, clean: bool, reason: TransportReason | None = None) -> None:
+        """clean: the other end said goodbye (1000, or 1001 as browsers do) and nothing broke."""
+        super().__init__(message, reason=reason)
+        self.clean = clean
+
+
+class TunnelRefused(TransportError):  # noqa: N818  an answer like another
+    """Something answered, in HTTP, and opened no tunnel."""
+
+    def __init__(self, host: str, status: int) -> None:
+        """status: of HTTP; 404 is what a tunnel service says of a tunnel that it does not have."""
+        super().__init__(
+            f"the tunnel service {host} answered HTTP status {status}", reason=TransportReason.SERVER_FAILED
+        )
+        self.host, self.status = host, status
+
+
+class Tunnel:
+    """One end of an open tunnel. Messages keep their boundaries and their order.
+
+    It is listened to all the time, so that pings are answered whatever its owner waits for.
+    """
+
+    def __init__(
+        self, websocket: aiohttp.ClientWebSocketResponse, host: str, routing_id: bytes | None
+    ) -> None:
+        self._websocket = websocket
+        self._host = host
+        self._routing_id = routing_id
+        self._arrived: asyncio.Queue[bytes | Exception] = asyncio.Queue()  # at its end, why nothing follows
+        self._unread = 0  # bytes in it
+        self._read = asyncio.Event()
+
+    @property
+    def routing_id(self) -> bytes | None:
+        """The 3 bytes that an authenticator puts into its advert; None when the service named none."""
+        return self._routing_id
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; `TransportError` when the tunnel has gone."""
+        try:
+            await self._websocket.send_bytes(message)
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._gone("has gone") from error
+
+    async def receive(self) -> bytes:
+        """The next message, up to 1 MiB.
+
+        `TunnelClosed`, a `TransportError`, when there is none, whose reason is `WENT_SILENT` when an end answers
+        no pings; `RemoteProtocolError` for a text message, one that is too long, or endless pings.
+        """
+        message = await self._arrived.get()
+        if isinstance(message, Exception):
+            self._arrived.put_nowait(message)
+            raise message
+        self._unread -= len(message)
+        self._read.set()
+        return message
+
+    async def listen(self) -> None:
+        """Take in what comes until nothing more will; `open_tunnel` sees to it."""
+        controls = 0
+        while True:
+            try:
+                message = await self._websocket.receive()
+                if message.type is WSMsgType.PING:
+                    await self._websocket.pong(message.data)
+                    # a connection found lost is closed in the loop's next rounds; written to until then,
+                    # asyncio would log a warning for each ping of a heap that has come already
+                    await asyncio.sleep(0)
+            except (aiohttp.ClientError, OSError) as error:
+                return self._end(self._gone("broke off"), error)
+            match message.type:
+                case WSMsgType.BINARY:
+                    self._arrived.put_nowait(message.data)
+                    self._unread += len(message.data)
+                    while self._unread > MAX_UNREAD:
+                        self._read.clear()
+                        await self._read.wait()
+                case WSMsgType.PING | WSMsgType.PONG if controls < MAX_CONTROLS:
+                    controls += 1
+                case WSMsgType.PING | WSMsgType.PONG:
+                    self._end(RemoteProtocolError(f"the tunnel service {self._host} sends nothing but pings"))
+                    await self._websocket.close(code=WSCloseCode.POLICY_VIOLATION)
+                    return None
+                case WSMsgType.TEXT:
+                    self._end(
+                        RemoteProtocolError(
+                            "a text message came through the tunnel, which carries binary ones"
+                        )
+                    )
+                    await self._websocket.close(code=WSCloseCode.UNSUPPORTED_DATA)
+                    return None
+                case WSMsgType.ERROR:
+                    return self._end(self._broken(message.data), message.data)
+                case _:
+                    # not websocket.close_code alone: aiohttp replaces it when our own goodbye finds nobody
+                    code = message.data if message.type is WSMsgType.CLOSE else self._websocket.close_code
+                    return self._end(self._closed(code))
+
+    def _end(self, error: Exception, cause: BaseException | None = None) -> None:
+        error.__cause__ = cause
+        self._arrived.put_nowait(error)
+
+    def _closed(self, code: int | None) -> TunnelClosed:
+        if code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY):
+            return TunnelClosed("the other end closed the tunnel", clean=True)
+        if code == SILENT:
+            return _went_silent(f"the tunnel service {self._host} hears nothing more of the other end")
+        return self._gone(f"broke off (close code {code})")
+
+    def _gone(self, how: str) -> TunnelClosed:
+        if isinstance(self._websocket.exception(), aiohttp.ServerTimeoutError):  # of a ping
+            return _went_silent(f"the tunnel service {self._host} does not answer any more")
+        what = f"the tunnel through {self._host} {how}"
+        return TunnelClosed(what, clean=False, reason=TransportReason.UNREACHABLE)
+
+    def _broken(self, error: BaseException) -> Exception:
+        if isinstance(error, aiohttp.WebSocketError):
+            if error.code == WSCloseCode.MESSAGE_TOO_BIG:
+                return RemoteProtocolError(f"a message over {MAX_MESSAGE_SIZE} bytes came through the tunnel")
+            return RemoteProtocolError(f"the tunnel service {self._host} broke the websocket protocol")
+        return self._gone("broke off")
+
+
+def _went_silent(what: str) -> TunnelClosed:
+    reason = TransportReason.WENT_SILENT
+    return TunnelClosed(with_mend(what, reason), clean=False, reason=reason)
+
+
+@asynccontextmanager
+async def open_tunnel(
+    url: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    silence: float = SILENCE,
+) -> AsyncIterator[Tunnel]:
+    """An open tunnel at `url` (see `headless_passkey.hybrid.tunnel_url`), closed when the context is left.
+
+    tls: whom to believe; None means the system's roots. silence: seconds until the service is pinged when nothing
+    comes from it; it has half as many to answer. `TransportError` when the service cannot be reached
+    or refuses, `RemoteProtocolError` when it does not speak the protocol.
+    """
+    target = URL(url)
+    if target.scheme != "wss" or not target.host:
+        raise LocalProtocolError("a tunnel's URL begins with wss:// and a host")
+    host = target.host
+    way = Way(target)
+    answer: list[CIMultiDictProxy[str]] = []
+
+    async def first_answer_counts(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        # here, not after ws_connect(), because that would follow redirects first
+        response = await handler(request)
+        if response.status != 101:  # Switching Protocols
+            response.close()
+            raise TunnelRefused(host, response.status)
+        answer.append(response.headers)
+        return response
+
+    async with aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        middlewares=(first_answer_counts,),
+        skip_auto_headers=("User-Agent",),
+        trace_configs=[tracing(way)],
+        timeout=aiohttp.ClientTimeout(total=None),
+    ) as session:
+        try:
+            async with asyncio.timeout(connect_timeout):
+                websocket = await session.ws_connect(
+                    target,
+                    protocols=(SUBPROTOCOL,),
+                    origin=str(target.origin()),
+                    ssl=tls if tls is not None else tls_context(None),
+                    max_msg_size=MAX_MESSAGE_SIZE + 1,  # aiohttp refuses the size it is given
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
+                    heartbeat=silence,
+                    **way.options,
+                    autoping=False,  # pings are answered in `Tunnel.listen`, which counts them
+                )
+        except aiohttp.WSServerHandshakeError:
+            # not "from error": its text holds the whole URL
+            raise RemoteProtocolError(
+                f"{host} did not answer as a websocket server does", reason=SetupReason.WRONG_SERVER
+            ) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise way.failure(error, f"the tunnel service {host}") from way.cause(error)
+        listening = None
+        try:
+            if websocket.protocol != SUBPROTOCOL:
+                raise RemoteProtocolError(
+                    f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}",
+                    reason=SetupReason.WRONG_SERVER,
+                )
+            tunnel = Tunnel(websocket, host, _routing_id(answer[0]))
+            logger.debug("tunnel open through %s", host)
+            listening = asyncio.create_task(tunnel.listen())
+            yield tunnel
+        finally:
+            try:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(
+                        2 * CLOSE_TIMEOUT
+                    ):  # aiohttp's own limit is for the answer alone
+                        await websocket.close()
+            finally:
+                if listening is not None:
+                    listening.cancel()
+                    await asyncio.wait([listening])
+            logger.debug("tunnel through %s closed", host)
+
+
+def _routing_id(headers: CIMultiDictProxy[str]) -> bytes | None:
+    match headers.getall(ROUTING_ID_HEADER, []):
+        case []:
+            return None
+        case [value]:
+            return parse_routing_id(value)
+    raise RemoteProtocolError("the tunnel service named several routing IDs")

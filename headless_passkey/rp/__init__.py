@@ -1,0 +1,1 @@
+"""The relying party as the device sees it: one ceremony, and the session that it opens."""

@@ -1,0 +1,224 @@
+"""The device between phone and relying party (docs/protocol/relying-party.md).
+
+The challenge is asked for when the phone is there, so that it is fresh, and goes out over the secure channel
+only. Begin and complete carry proofs of the device's key: nobody else can finish the ceremony, and the session
+that the relying party opens is bound to that key.
+"""
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from headless_passkey.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.mends import with_mend
+from headless_passkey.names import plain
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import Members, Problem, ProvenHttp
+from headless_passkey.trust.signing import SigningKey
+from headless_passkey.webauthn.options import Credential
+from headless_passkey.webauthn.origins import check_origin
+
+WELL_KNOWN: Final = "/.well-known/headless-passkey"
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
+_PATIENCE: Final = 10.0  # seconds in which what may pass is tried again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedSession:
+    """What the relying party answers when it opens a session or refreshes it: tokens, and what they stand for.
+
+    The tokens are worth something only with the device's key. Times are Unix seconds by the relying party's clock.
+    """
+
+    token: str = field(repr=False)  # the access token
+    expires_at: int  # of the access token
+    refresh_token: str | None = field(repr=False)  # gives the next tokens, once
+    ends_at: int  # of the session
+    user_name: str
+    display_name: str
+    user_handle: str  # base64url
+    credential_id: str  # base64url
+    audience: tuple[str, ...] = ()  # origins of services that take the token, beside the relying party
+
+    @classmethod
+    def parse(cls, members: Members) -> Self:
+        user = Members(members.mapping("user"), "the relying party's user")
+        token, refresh_token = members.text("token", 4096), members.optional_text("refresh_token", 4096)
+        if not _TOKEN.fullmatch(token):
+            raise RemoteProtocolError("the relying party's token cannot stand in a header")
+        return cls(
+            token=token,
+            expires_at=members.integer("expires_at"),
+            refresh_token=refresh_token,
+            ends_at=members.integer("ends_at"),
+            user_name=user.text("name"),
+            display_name=user.text("display_name"),
+            user_handle=user.text("handle"),
+            credential_id=members.text("credential_id", 2048),
+            audience=tuple(
+                origin
+                for origin in map(_service, members.optional_items("audience", 64))
+                if origin is not None
+            ),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """With the tokens: for whoever uses or keeps the session."""
+        return {
+            "token": self.token,
+            "token_type": "DPoP",
+            "expires_at": self.expires_at,
+            "refresh_token": self.refresh_token,
+            "ends_at": self.ends_at,
+            "user": {"name": self.user_name, "display_name": self.display_name, "handle": self.user_handle},
+            "credential_id": self.credential_id,
+            "audience": list(self.audience),
+        }
+
+
+def service_origin(text: str) -> str:
+    """The origin of a service that may be sent a token: https, or http on this machine; else `LocalProtocolError`."""
+    base = BaseUrl.parse(text)
+    if base.path:
+        raise LocalProtocolError("an origin has no path")
+    if base.scheme != "https" and not base.is_loopback:
+        raise LocalProtocolError("a token is sent over https only")
+    return base.origin
+
+
+def _service(item: Any) -> str | None:
+    """A service the relying party names; one that we would not send a token to is passed over."""
+    if not isinstance(item, str):
+        return None
+    try:
+        return service_origin(item)
+    except LocalProtocolError:
+        return None
+
+
+class Conduit:
+    """One ceremony at one relying party: `begin` is asked when the phone is there, `complete` after it answered."""
+
+    def __init__(
+        self,
+        http: ProvenHttp,
+        *,
+        origin: str,
+        kind: Hint,
+        user_name: str | None = None,
+        display_name: str | None = None,
+        label: str | None = None,
+    ) -> None:
+        """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in.
+
+        label: what the device calls itself, for the user's list of sessions; it is made to fit.
+        """
+        self._http, self.origin = http, check_origin(origin)
+        name = None if label is None else plain(label)
+        client = None if name is None else {"label": name}
+        asked = {"user_name": user_name, "display_name": display_name, "client": client}
+        self._asked = {name: value for name, value in asked.items() if value is not None}
+        self._path = "/webauthn/" + ("authentication" if kind is Hint.GET_ASSERTION else "registration")
+        self._ceremony: str | None = None
+        self.session: OpenedSession | None = None
+
+    @property
+    def host(self) -> str:
+        """The RP ID, where the relying party does not use a wider one."""
+        return urlsplit(self.origin).hostname or ""
+
+    async def begin(self) -> dict[str, Any]:
+        """The WebAuthn options, with a fresh challenge."""
+        answer = await self._call("options", self._asked)
+        self._ceremony = answer.text("ceremony", 1024)
+        return answer.mapping("publicKey")
+
+    async def complete(self, credential: Credential) -> None:
+        """Hand in the response; `session` is there afterwards."""
+        body = {"ceremony": self._ceremony, "response": credential.for_relying_party()}
+        answer = await self._call("result", body, patience=0)
+        self.session = OpenedSession.parse(answer)
+
+    async def _call(self, step: str, body: dict[str, Any], *, patience: float = _PATIENCE) -> Members:
+        try:
+            return await self._http.post(f"{self._path}/{step}", body, patience=patience)
+        except Problem as problem:
+            raise _refusal(problem) from problem
+
+
+async def find_relying_party(
+    http: aiohttp.ClientSession, base: BaseUrl, key: SigningKey, *, patience: float = _PATIENCE
+) -> BaseUrl:
+    """Where the relying party at `base` is mounted: there, or where ``/.well-known/headless-passkey`` says.
+
+    It is asked for a session, which a relying party refuses in words of its own; nothing is begun. key: the one
+    the ceremony will be proved with, so that a wrong clock shows here, before anybody is asked to approve.
+    `RemoteProtocolError` (wrong-server) when there is none. A place is looked up only where `base` names no path,
+    and only one of the same origin is taken.
+    """
+    strange = await _what_is_there(http, base, key, patience)
+    if strange is None:
+        return base
+    if not base.path:
+        with suppress(RemoteProtocolError, LocalProtocolError):
+            answer = await ProvenHttp(http, base.origin, key).get(WELL_KNOWN, patience=patience)
+            told = BaseUrl.parse(answer.text("relying_party", 1024))
+            if told.origin == base.origin and await _what_is_there(http, told, key, patience) is None:
+                return told
+    raise RemoteProtocolError(
+        with_mend(
+            f"{base} answers, but not as a relying party ({strange})",
+            SetupReason.WRONG_SERVER,
+            "path",
+            host=base.authority,
+        ),
+        reason=SetupReason.WRONG_SERVER,
+    )
+
+
+async def _what_is_there(
+    http: aiohttp.ClientSession, base: BaseUrl, key: SigningKey, patience: float
+) -> str | None:
+    """None for a relying party; else what answered in its place."""
+    try:
+        await ProvenHttp(http, str(base), key).get("/session", patience=patience)
+    except Problem as problem:
+        if problem.slug == "not-signed-in":
+            return None
+        if problem.status in (404, 405) or problem.slug.startswith("http-"):
+            return f"HTTP status {problem.status}"
+        raise _refusal(problem) from problem
+    except RemoteProtocolError:
+        return "not in its words"
+    return "it knows a session nobody named"
+
+
+def _refusal(problem: Problem) -> Exception:
+    """What a relying party's no means to the device."""
+    match problem.slug:
+        case "verification-failed":
+            return TrustError(TrustReason.RP_REFUSED, "the relying party did not accept the phone's response")
+        case "user-exists":
+            return TrustError(
+                TrustReason.RP_REFUSED, "this user name is taken; sign in with it, or choose another one"
+            )
+        case "proof-invalid":
+            return RemoteProtocolError(
+                "the relying party does not take our proof: perhaps it does not know itself by this address"
+            )
+        case "ceremony-gone":
+            return TransportError("the relying party no longer knows the ceremony; try again")
+        case _:
+            return RemoteProtocolError(f"the relying party refused the request: {problem.slug}")

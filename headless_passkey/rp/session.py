@@ -1,0 +1,459 @@
+"""A session at a relying party, used: requests with its token and a proof of its key, refreshed as needed.
+
+::
+
+    async with open_session(tls=None) as http:
+        session = Session.load(state, "https://login.example", http=http)
+        answer = await session.fetch("https://api.example/me")
+
+The token goes to the relying party that issued it, to the services that it names and to those the device's owner named,
+each by its origin and over TLS, and nowhere else: no redirect is followed. A session may be used by several processes
+and tasks at once. The one that finds the token near its end refreshes it, holding the session's lock, and the others
+go on with what that one kept. When the relying party has ended the session, what is kept of it is removed::
+
+    NotSignedIn                 there is no session, or none any more: sign in again
+    TrustError session-reused   the refresh token has been used by somebody else too: the key may have been copied
+    TrustError not-its-audience the token is not for that address
+"""
+
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self
+from urllib.parse import urlsplit
+
+import aiohttp
+from yarl import URL
+
+from headless_passkey.account import enrolment
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    LocalProtocolError,
+    NotEnrolled,
+    NotSignedIn,
+    RemoteProtocolError,
+    SessionReason,
+    TransportError,
+    TransportReason,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.json_text import decode_json
+from headless_passkey.mends import with_mend
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import Members, Problem, ProvenHttp, send_proven
+from headless_passkey.rp.conduit import OpenedSession, service_origin
+from headless_passkey.rp.session_store import KeptSession, SessionStore
+from headless_passkey.trust.signing import SigningKey
+
+AHEAD: Final = (
+    60.0  # seconds before its end that a token is refreshed, or a tenth of its life where that is less
+)
+PATIENCE: Final = 20.0  # seconds in which a refresh that may yet succeed is tried again
+FETCH_TIMEOUT: Final = 30.0  # seconds for one request of the caller's
+MAX_BODY: Final = 8 << 20  # bytes, of a request and of an answer
+MAX_HEADERS: Final = 64
+_METHOD: Final = re.compile(r"[A-Z]{1,32}", re.ASCII)
+_HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
+_OURS: Final = frozenset(  # what a request is framed and proved with
+    [
+        "authorization",
+        "dpop",
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "te",
+        "trailer",
+        "upgrade",
+        "keep-alive",
+        "expect",
+        "accept-encoding",
+        "cookie",
+        "proxy-authorization",
+    ]
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a service answered, whatever its status."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)  # names in lower case; the last of several
+    body: bytes = field(repr=False)
+
+    def json(self) -> Any:
+        """The body, read as JSON; `RemoteProtocolError` when it is none."""
+        try:
+            return decode_json(self.body)
+        except ValueError as error:
+            raise RemoteProtocolError("the service's answer is not JSON") from error
+
+
+class Session:
+    """A kept session. Safe to use from several tasks at once."""
+
+    def __init__(
+        self,
+        store: SessionStore,
+        kept: KeptSession,
+        *,
+        http: aiohttp.ClientSession,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """http: as `open_session` makes it. clock: Unix seconds."""
+        self._store, self._kept, self._http, self._clock = store, kept, http, clock
+
+    @classmethod
+    def load(
+        cls,
+        state: Path,
+        relying_party: str | None = None,
+        *,
+        url: str | None = None,
+        http: aiohttp.ClientSession,
+        clock: Callable[[], float] = time.time,
+    ) -> Self:
+        """The session kept in `state` for a relying party, or the one that may be used at `url`.
+
+        relying_party: its base URL, or its origin where there is one session of that origin. With neither it is the
+        only session there is. `NotSignedIn` when there is none, `TrustError` (not-its-audience) when there is none
+        for `url`, `LocalProtocolError` when there are several.
+        """
+        store = SessionStore(state)
+        return cls(store, _choose(store, relying_party, url), http=http, clock=clock)
+
+    @property
+    def relying_party(self) -> str:
+        """Its base URL."""
+        return self._kept.relying_party
+
+    @property
+    def user_name(self) -> str:
+        return self._kept.opened.user_name
+
+    @property
+    def user_handle(self) -> str:
+        """base64url: the same for ever, where the name may change."""
+        return self._kept.opened.user_handle
+
+    @property
+    def expires_at(self) -> int:
+        """Unix seconds by the relying party's clock: when the access token ends. It is refreshed before."""
+        return self._kept.opened.expires_at
+
+    @property
+    def ends_at(self) -> int:
+        """Unix seconds by the relying party's clock: when the session ends, and its user has to sign in again."""
+        return self._kept.opened.ends_at
+
+    @property
+    def audience(self) -> tuple[str, ...]:
+        """The origins that the token may be sent to."""
+        return self._kept.audience
+
+    @property
+    def path(self) -> Path:
+        """The file it is kept in."""
+        return self._store.path(self._kept.relying_party)
+
+    def to_json(self) -> dict[str, Any]:
+        """What may be shown of it: no token and no key."""
+        return {**self._kept.public(), "file": str(self.path)}
+
+    async def fetch(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        data: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        audience: Sequence[str] = (),
+        timeout: float = FETCH_TIMEOUT,  # noqa: ASYNC109  one bound over all that is sent is the interface
+        limit: int = MAX_BODY,
+    ) -> Answer:
+        """One request with the session's token and a proof of its key; the answer, whatever its status is.
+
+        audience: origins that may have the token this once. timeout: seconds for the request; a refresh before it
+        has its own. limit: bytes of the answer's body. An answer that refuses the token is asked for once more, with
+        the token of another process or of a refresh; nothing else is repeated, and no redirect followed.
+        """
+        target = _target(url)
+        allowed = {*self.audience, *map(service_origin, audience)}
+        origin = service_origin(str(target.origin()))
+        if origin not in allowed:
+            raise TrustError(
+                TrustReason.NOT_ITS_AUDIENCE,
+                f"the session at {self.relying_party} is not for {origin}; it is for {', '.join(sorted(self.audience))}",
+            )
+        headers = _checked_headers(headers or {})
+        if not _METHOD.fullmatch(method) or method in ("CONNECT", "TRACE"):
+            raise LocalProtocolError("a method is a word in capitals, and neither CONNECT nor TRACE")
+        if data is not None and len(data) > MAX_BODY:
+            raise LocalProtocolError(f"at most {MAX_BODY} bytes are sent")
+        await self._refresh_ahead()
+        request = _Request(
+            method=method, url=target, data=data, headers=headers, timeout=timeout, limit=limit
+        )
+        kept = self._kept
+        answer = await self._send(request, kept)
+        if _refuses_token(answer):
+            await self._replace(kept.opened.token)
+            answer = await self._send(request, self._kept)
+        self._raise_for_clock(answer, target)
+        return answer
+
+    async def refresh(self) -> None:
+        """New tokens from the relying party, unless another process has just got some."""
+        await self._replace(self._kept.opened.token)
+
+    async def sign_out(self, *, anyway: bool = False) -> None:
+        """End the session at the relying party, and forget it here.
+
+        anyway: forget it also when the relying party cannot be told; there it lasts to its end then.
+        """
+        rp = self._kept.relying_party
+        async with self._store.locked(rp):
+            kept = self._store.read(rp)
+            if kept is None:
+                raise _no_session(rp)
+            self._kept = kept
+            try:
+                if self._is_due(kept, ahead=0):
+                    await self._refresh_held(kept)
+                await self._end_held()
+            except NotSignedIn as error:
+                if error.reason is not SessionReason.SESSION_OVER and not anyway:
+                    raise
+                logger.info("there is nothing to end: %s", error)
+            except HeadlessPasskeyError as error:
+                if self._store.read(rp) is None or not anyway:
+                    raise
+                logger.warning("the relying party was not told: %s", error)
+            self._store.remove(rp)
+
+    async def _end_held(self) -> None:
+        """End the session at the relying party, while we hold its lock."""
+        kept = self._kept
+        relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
+        try:
+            await relying_party.call("DELETE", "/session", access_token=kept.opened.token, patience=PATIENCE)
+        except Problem as problem:
+            if problem.slug != "not-signed-in":
+                raise
+
+    async def _refresh_ahead(self) -> None:
+        """Refresh a token that is near its end; when that fails for now and the token is good, go on with it."""
+        if not self._is_due(self._kept):
+            return
+        try:
+            await self.refresh()
+        except TransportError as error:
+            if self._is_due(self._kept, ahead=0):
+                raise
+            logger.info("the token was not refreshed ahead of its end: %s", error)
+
+    def _is_due(self, kept: KeptSession, *, ahead: float = AHEAD) -> bool:
+        life = max(0, kept.opened.expires_at - kept.received_at)
+        return self._clock() >= kept.opened.expires_at - min(ahead, life / 10)
+
+    async def _replace(self, token: str) -> None:
+        """Go on with other tokens than `token`: those that are kept by now, or new ones."""
+        rp = self._kept.relying_party
+        async with self._store.locked(rp):
+            kept = self._store.read(rp)
+            if kept is None:
+                raise _no_session(rp)
+            if kept.opened.user_handle != self._kept.opened.user_handle:
+                raise NotSignedIn(
+                    f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER
+                )
+            self._kept = await self._refresh_held(kept) if kept.opened.token == token else kept
+
+    async def _refresh_held(self, kept: KeptSession) -> KeptSession:
+        """New tokens, on disk before anybody uses them, while we hold the session's lock."""
+        if kept.opened.refresh_token is None:
+            self._over(kept, "its token has ended, and there is none to refresh it with")
+        relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
+        try:
+            answer = await relying_party.post(
+                "/session/refresh", {"refresh_token": kept.opened.refresh_token}, patience=PATIENCE
+            )
+        except Problem as problem:
+            self._refused(kept, problem)
+        opened = OpenedSession.parse(answer)
+        if opened.user_handle != kept.opened.user_handle:
+            raise TrustError(
+                TrustReason.UNEXPECTED_USER, "the relying party gave the session of another user"
+            )
+        kept = replace(kept, opened=opened, received_at=int(self._clock()))
+        self._store.write(kept)
+        self._kept = kept
+        return kept
+
+    def _refused(self, kept: KeptSession, problem: Problem) -> NoReturn:
+        """What the relying party's no to a refresh means; what is dead is removed."""
+        match problem.slug:
+            case "not-signed-in":
+                self._over(kept, "it has ended at the relying party")
+            case "refresh-token-reused":
+                self._store.remove(kept.relying_party)
+                raise TrustError(
+                    TrustReason.SESSION_REUSED,
+                    f"{kept.relying_party} has ended the session, because its refresh token came a second time: unless this"
+                    " device was set back to an older state, somebody has a copy of its key; sign in again after"
+                    " `headless-passkey leave` and a new join",
+                ) from problem
+            case "refresh-token-spent":
+                raise TransportError(
+                    "somebody else has refreshed this session a moment ago; try again in a minute",
+                    reason=TransportReason.SERVER_FAILED,
+                ) from problem
+            case _:
+                raise RemoteProtocolError(
+                    f"the relying party refused to refresh the session: {problem.slug}"
+                ) from problem
+
+    def _over(self, kept: KeptSession, why: str) -> NoReturn:
+        self._store.remove(kept.relying_party)
+        raise NotSignedIn(
+            f"the session at {kept.relying_party} is over: {why}; sign in again",
+            reason=SessionReason.SESSION_OVER,
+        )
+
+    def _key(self, kept: KeptSession) -> SigningKey:
+        """The key the session is bound to: its own, or that of the account this device belongs to."""
+        if kept.key is not None:
+            return kept.key
+        try:
+            joined = enrolment.load(self._store.state)
+        except NotEnrolled:
+            joined = None
+        if joined is None or joined.name != kept.key_name:
+            raise NotSignedIn(
+                f"the session at {kept.relying_party} is bound to a key that this device no longer has; sign in again",
+                reason=SessionReason.SESSION_KEY_GONE,
+            )
+        return joined.key
+
+    async def _send(self, request: "_Request", kept: KeptSession) -> Answer:
+        headers = dict(request.headers)
+        if "accept" not in map(str.lower, headers):
+            headers["Accept"] = "*/*"
+        response, body = await send_proven(
+            self._http,
+            request.method,
+            request.url,
+            key=self._key(kept),
+            clock=self._clock,
+            data=request.data,
+            headers=headers,
+            access_token=kept.opened.token,
+            timeout=request.timeout,
+            limit=request.limit,
+        )
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise RemoteProtocolError("the answer is compressed, which was not asked for")
+        answered = {name.lower(): value for name, value in response.headers.items()}
+        return Answer(status=response.status, headers=answered, body=body)
+
+    def _raise_for_clock(self, answer: Answer, url: URL) -> None:
+        """A refusal because of the clocks is told as everywhere, and not as one of the session."""
+        if answer.status != 401 or "problem+json" not in answer.headers.get("content-type", ""):
+            return
+        try:
+            members = Members(answer.json(), url.authority)
+            if members.text("type") != "urn:headless-passkey:problem:proof-clock":
+                return
+            ahead = int(self._clock()) - members.integer("now")
+        except RemoteProtocolError:
+            return
+        what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {url.authority}"
+        raise TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    """What the caller of `fetch` asked for, checked."""
+
+    method: str
+    url: URL
+    data: bytes | None = field(repr=False)
+    headers: Mapping[str, str] = field(repr=False)
+    timeout: float
+    limit: int
+
+
+def _refuses_token(answer: Answer) -> bool:
+    """Whether a 401 is about the access token, and not about the proof or about how long ago its user signed in."""
+    challenge = answer.headers.get("www-authenticate", "")
+    error = re.search(r'error="?([a-z_]+)', challenge)
+    return answer.status == 401 and (error is None or error[1] == "invalid_token")
+
+
+def _target(url: str) -> URL:
+    """The address of a request as it is sent and proved: an origin as browsers write it, the path as RFC 3986 has it."""
+    if not url.isprintable():  # urlsplit takes tabs and line ends out of the middle
+        raise LocalProtocolError("a URL has no control characters")
+    try:
+        parts = urlsplit(url.strip())
+        base = BaseUrl.parse(f"{parts.scheme}://{parts.netloc}")
+        return URL(base.origin + (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
+    except ValueError as error:
+        raise LocalProtocolError("expected https://HOST[:PORT]/PATH[?QUERY]") from error
+
+
+def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
+    if len(headers) > MAX_HEADERS:
+        raise LocalProtocolError(f"at most {MAX_HEADERS} headers are sent")
+    for name, value in headers.items():
+        if not _HEADER.fullmatch(name) or not (value.isascii() and value.isprintable()) or len(value) > 4096:
+            raise LocalProtocolError("a header is a name, and a value of printable ASCII")
+        if name.lower() in _OURS:
+            raise LocalProtocolError(f"the header {name} is not the caller's to set")
+    return headers
+
+
+def _choose(store: SessionStore, relying_party: str | None, url: str | None) -> KeptSession:
+    """See `Session.load`."""
+    if relying_party is not None:
+        base = BaseUrl.parse(relying_party)
+        kept = store.read(str(base))
+        if kept is not None:
+            return kept
+        found = [] if base.path else [one for one in store.all() if one.audience[0] == base.origin]
+        if not found:
+            raise _no_session(str(base))
+    else:
+        damaged: list[HeadlessPasskeyError] = []
+        found = store.all(damaged.append)
+        if not found:
+            raise damaged[0] if damaged else _no_session(None)
+        if url is not None:
+            origin = service_origin(str(_target(url).origin()))
+            fitting = [one for one in found if origin in one.audience]
+            if not fitting:
+                parties = ", ".join(one.relying_party for one in found)
+                raise TrustError(
+                    TrustReason.NOT_ITS_AUDIENCE,
+                    f"no session here is for {origin}; there are sessions at {parties}",
+                )
+            found = fitting
+    if len(found) > 1:
+        parties = ", ".join(one.relying_party for one in found)
+        raise LocalProtocolError(f"there are several sessions, name the relying party of one: {parties}")
+    return found[0]
+
+
+def _no_session(relying_party: str | None) -> NotSignedIn:
+    at = f" at {relying_party}" if relying_party else ""
+    return NotSignedIn(
+        f"no session{at} is kept here: `headless-passkey sign-in --rp {relying_party or 'URL'}`",
+        reason=SessionReason.NO_SESSION,
+    )

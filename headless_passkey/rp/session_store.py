@@ -1,0 +1,186 @@
+"""The sessions a device keeps: one file for each relying party in its state directory, for its owner alone.
+
+::
+
+    STATE/session-login.example-3f8a61d20c94.json
+
+A file holds the tokens and says to which key they are bound: by its name, where it is the key of an account that the
+device belongs to, or the key itself, where the device had none. Whoever changes a file holds its lock over the whole
+change, the question to the relying party included, so that no two processes use the same refresh token. A write is
+on disk, as a whole, before anything that is in it is used (docs/protocol/relying-party.md, Refreshing).
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, SetupReason
+from headless_passkey.json_text import decode_json
+from headless_passkey.mends import with_mend
+from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proven_http import Members
+from headless_passkey.private_file import (
+    lock_within,
+    private_directory,
+    read_private,
+    remove_private,
+    write_private,
+)
+from headless_passkey.rp.conduit import OpenedSession, service_origin
+from headless_passkey.trust.signing import SoftwareSigningKey, base64url, thumbprint
+
+PREFIX: Final = "session-"
+LOCK_SECONDS: Final = 60.0  # others may hold a session for: more than a refresh takes at its slowest
+MAX_FILE: Final = 64 * 1024  # bytes
+_FORMAT: Final = 1
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptSession:
+    """A session as it is kept."""
+
+    relying_party: str  # its base URL
+    opened: OpenedSession
+    key_name: str  # thumbprint (RFC 7638) of the key the tokens are bound to
+    key: SoftwareSigningKey | None = field(
+        default=None, repr=False
+    )  # that key, where no account of ours has it
+    told: tuple[str, ...] = ()  # origins of services that the device's owner named
+    received_at: int  # Unix seconds by our own clock
+
+    @property
+    def audience(self) -> tuple[str, ...]:
+        """The origins the token may be sent to: the relying party, the services it names, those the owner named."""
+        own = BaseUrl.parse(self.relying_party).origin
+        return tuple(dict.fromkeys((own, *self.opened.audience, *self.told)))
+
+    def public(self) -> dict[str, Any]:
+        """What may be shown: everything but tokens and key."""
+        return {
+            **self.opened.to_json(),
+            "token": None,
+            "refresh_token": None,
+            "relying_party": self.relying_party,
+            "audience": list(self.audience),
+            "key": self.key_name,
+        }
+
+
+class SessionStore:
+    """The sessions in one state directory."""
+
+    def __init__(self, state: Path) -> None:
+        self.state = state
+
+    def path(self, relying_party: str) -> Path:
+        """Where the session of a relying party is kept. relying_party: its base URL."""
+        host = BaseUrl.parse(relying_party).host.replace(":", ".")[:64]
+        return self.state / f"{PREFIX}{host}-{hashlib.sha256(relying_party.encode()).hexdigest()[:12]}.json"
+
+    def read(self, relying_party: str) -> KeptSession | None:
+        """The session of that relying party; None where none is kept."""
+        return _read(self.path(relying_party))
+
+    def all(self, on_damaged: Callable[[HeadlessPasskeyError], None] | None = None) -> list[KeptSession]:
+        """Every session that can be read, by relying party. on_damaged: told of each that cannot."""
+        kept = []
+        for path in self._files():
+            try:
+                session = _read(path)
+            except HeadlessPasskeyError as error:
+                logger.info("a session is passed over: %s", error)
+                if on_damaged is not None:
+                    on_damaged(error)
+            else:
+                if session is not None and self.path(session.relying_party) == path:
+                    kept.append(session)
+        return sorted(kept, key=lambda session: session.relying_party)
+
+    def prepare(self) -> None:
+        """Make the state directory, or refuse one that others may enter: before anybody is asked to approve."""
+        private_directory(self.state)
+
+    def write(self, session: KeptSession) -> Path:
+        """Keep `session` in place of the one before; hold its lock. Where it is kept."""
+        private_directory(self.state)
+        values = {
+            "format": _FORMAT,
+            "relying_party": session.relying_party,
+            "key_name": session.key_name,
+            "key": None if session.key is None else base64url(session.key.to_bytes()),
+            "told": list(session.told),
+            "received_at": session.received_at,
+            "session": session.opened.to_json(),
+        }
+        path = self.path(session.relying_party)
+        write_private(path, json.dumps(values, indent=1).encode())
+        return path
+
+    def remove(self, relying_party: str) -> None:
+        """Forget the session of that relying party; fine when there is none. Hold its lock."""
+        path = self.path(relying_party)
+        if path.parent.is_dir():
+            remove_private(path)
+
+    def remove_bound(self) -> list[str]:
+        """Forget the sessions that are bound to the account's key, which is gone: the relying parties they were at."""
+        gone = [session.relying_party for session in self.all() if session.key is None]
+        for relying_party in gone:
+            self.remove(relying_party)
+        return gone
+
+    @asynccontextmanager
+    async def locked(self, relying_party: str, *, seconds: float = LOCK_SECONDS) -> AsyncIterator[None]:
+        """Hold the session of that relying party against other processes and tasks."""
+        private_directory(self.state)
+        async with lock_within(self.path(relying_party), seconds):
+            yield
+
+    def _files(self) -> Iterator[Path]:
+        try:
+            yield from sorted(self.state.glob(f"{PREFIX}*.json"))
+        except OSError as error:
+            logger.info("the state directory cannot be listed: %s", error.strerror)
+
+
+def is_session_file(path: Path) -> bool:
+    """Whether a file of a state directory is a session, or stands beside one while it is written or locked."""
+    return path.name.removeprefix(".").startswith(PREFIX)
+
+
+def _read(path: Path) -> KeptSession | None:
+    content = read_private(path, limit=MAX_FILE)
+    if content is None:
+        return None
+    try:
+        members = Members(decode_json(content), path.name)
+        if members.integer("format") != _FORMAT:
+            raise RemoteProtocolError(
+                f"{path} was written by another version", reason=SetupReason.STATE_INCOMPATIBLE
+            )
+        key = members.optional_octets("key", 32)
+        session = KeptSession(
+            relying_party=str(BaseUrl.parse(members.text("relying_party", 1024))),
+            opened=OpenedSession.parse(members.object("session")),
+            key_name=members.text("key_name", 64),
+            key=None if key is None else SoftwareSigningKey.from_bytes(key),
+            told=tuple(service_origin(str(origin)) for origin in members.items("told", 64)),
+            received_at=members.integer("received_at"),
+        )
+    except (ValueError, HeadlessPasskeyError) as error:
+        if isinstance(error, HeadlessPasskeyError) and error.reason == SetupReason.STATE_INCOMPATIBLE:
+            raise
+        damaged = SetupReason.STATE_DAMAGED
+        raise RemoteProtocolError(
+            with_mend(f"{path} is damaged", damaged, "session", path=str(path)), reason=damaged
+        ) from error
+    if session.key is not None and thumbprint(session.key.public_key) != session.key_name:
+        raise RemoteProtocolError(f"{path} is damaged: its key is another", reason=SetupReason.STATE_DAMAGED)
+    return session

@@ -1,0 +1,531 @@
+"""The device as WebAuthn client: options JSON and an origin in, response JSON out (WebAuthn Level 3).
+
+`AuthenticationOptions` and `RegistrationOptions` are what a relying party sends. Each knows the CTAP command
+it turns into, and checks and dresses the phone's reply as the JSON the relying party expects. The origin is
+the device's own word, so `parse` insists that the RP ID belongs to it.
+
+Where the options leave something out, or a phone lacks something, this is what happens: no ``rp.name``, the RP ID
+stands for it; no ``user.displayName``, the name does; no ``user.name``, an error, since a passkey without one
+cannot be told from another; a word of a later WebAuthn is as good as none; ``residentKey: preferred`` and
+``userVerification: preferred`` are asked of phones that can do it; ``required`` is an error where the phone
+cannot. null and empty text are as good as nothing, but for what has to be there. One odd entry does not spoil
+a list: an algorithm is read as browsers read a number, and what cannot be read is skipped. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
+"""
+
+import hashlib
+import hmac
+import json
+import math
+import re
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.ctap2 import (
+    GetAssertionRequest,
+    GetAssertionResponse,
+    GetInfoResponse,
+    MakeCredentialRequest,
+    MakeCredentialResponse,
+    User,
+)
+from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.keys import parse_uncompressed
+from headless_passkey.json_text import decode_json
+from headless_passkey.webauthn.extensions import AuthenticationExtensions, RegistrationExtensions
+from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, host_of, is_within
+
+MAX_JSON_SIZE: Final = 64 * 1024
+DEFAULT_ALGORITHMS: Final = (-7, -257)  # what WebAuthn assumes for an empty list: ES256, RS256
+
+_REQUIREMENTS: Final = ("required", "preferred", "discouraged")
+_CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
+_HINTS: Final = ("security-key", "client-device", "hybrid")
+_NUMBER: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
+_USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credential:
+    """What the phone answered, checked, in the form the relying party takes."""
+
+    response: Mapping[str, Any] = field(repr=False)  # AuthenticationResponseJSON or RegistrationResponseJSON
+    credential_id: bytes
+    user_handle: bytes | None = field(repr=False, default=None)  # whose passkey it is, as the phone says
+    user_name: str | None = field(repr=False, default=None)
+
+    def to_json(self) -> str:
+        """The response on one line, as a browser's ``toJSON`` has it."""
+        return json.dumps(self.response, separators=(",", ":"))
+
+    def for_relying_party(self) -> dict[str, Any]:
+        """The response without what a prf evaluated to: those are keys for this device, not for a server."""
+        outputs = self.response.get("clientExtensionResults", {})
+        if "prf" not in outputs:
+            return dict(self.response)
+        prf = {name: value for name, value in outputs["prf"].items() if name != "results"}
+        return {**self.response, "clientExtensionResults": {**outputs, "prf": prf}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationOptions:
+    """PublicKeyCredentialRequestOptionsJSON, as far as a phone over hybrid can serve it."""
+
+    hint: ClassVar[Hint] = Hint.GET_ASSERTION
+
+    origin: str
+    rp_id: str
+    challenge: bytes = field(repr=False)
+    allow_list: tuple[bytes, ...] = ()  # credential IDs; empty: any discoverable credential
+    user_verification: str = "preferred"
+    hints: tuple[str, ...] = ()  # where the relying party expects the passkey to be, the likeliest first
+    extensions: AuthenticationExtensions = field(default_factory=AuthenticationExtensions)
+
+    @classmethod
+    def parse(cls, options: Any, *, origin: str, related: RelatedOrigins | None = None) -> Self:
+        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``.
+
+        related: what the RP ID's host says of other origins, where the origin is not within the RP ID.
+        """
+        values = _options_object(options)
+        allow_list = _descriptor_ids(values, "allowCredentials")
+        if values.get("allowCredentials") and not allow_list:  # which must not come to mean any passkey
+            raise RemoteProtocolError(
+                "the options' allowCredentials names no public-key credential by an id in base64url"
+            )
+        return cls(
+            origin=origin,
+            rp_id=_rp_id(_text(values, "rpId"), origin, related),
+            challenge=_challenge(values),
+            allow_list=allow_list,
+            user_verification=_user_verification(values),
+            hints=_hints(values),
+            extensions=AuthenticationExtensions.parse(_object(values, "extensions") or {}, allow_list),
+        )
+
+    @property
+    def client_data(self) -> bytes:
+        return _client_data("webauthn.get", self.challenge, self.origin)
+
+    def ctap_request(self, phone: GetInfoResponse | None = None) -> GetAssertionRequest:
+        """The command. phone: what it said of itself; without, it is taken to be able to do everything."""
+        _check_can(phone, "uv", self.user_verification)
+        wanted = self.user_verification != "discouraged" or self.extensions.prf is not None
+        return GetAssertionRequest(
+            rp_id=self.rp_id,
+            client_data_hash=hashlib.sha256(self.client_data).digest(),
+            allow_list=self.allow_list,
+            extensions=self.extensions.ctap_inputs(phone),
+            user_verification=wanted and _can(phone, "uv"),
+        )
+
+    def accept(self, payload: bytes, _peer: GetInfoResponse | None = None) -> Credential:
+        """The phone's reply as AuthenticationResponseJSON; `RemoteProtocolError` for one we did not ask for."""
+        reply = GetAssertionResponse.parse(payload)
+        data = AuthenticatorData.parse(reply.auth_data)
+        data.check(self.rp_id, self.user_verification)
+        credential_id = reply.credential_id
+        if credential_id is None and len(self.allow_list) == 1:
+            credential_id = self.allow_list[0]
+        if credential_id is None:
+            raise RemoteProtocolError("the phone did not name the credential it used")
+        if self.allow_list and credential_id not in self.allow_list:
+            raise RemoteProtocolError("the phone used a credential that is not in the allow list")
+        if not self.allow_list and reply.user is None:
+            raise RemoteProtocolError("the phone did not name the user of a discoverable credential")
+        response = {
+            "clientDataJSON": base64url(self.client_data),
+            "authenticatorData": base64url(reply.auth_data),
+            "signature": base64url(reply.signature),
+        }
+        if reply.user is not None:
+            response["userHandle"] = base64url(reply.user.id)
+        return Credential(
+            response=_credential_json(
+                credential_id,
+                response,
+                self.extensions.results(reply.unsigned_extension_outputs, credential_id=credential_id),
+            ),
+            credential_id=credential_id,
+            user_handle=None if reply.user is None else reply.user.id,
+            user_name=None if reply.user is None else reply.user.name or None,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationOptions:
+    """PublicKeyCredentialCreationOptionsJSON, as far as a phone over hybrid can serve it."""
+
+    hint: ClassVar[Hint] = Hint.MAKE_CREDENTIAL
+
+    origin: str
+    rp_id: str
+    rp_name: str  # phones want one, so it falls back to the RP ID
+    user: User  # phones want a display name, so it falls back to the name
+    challenge: bytes = field(repr=False)
+    algorithms: tuple[int, ...] = DEFAULT_ALGORITHMS
+    exclude_list: tuple[bytes, ...] = ()
+    resident_key: str = "discouraged"
+    user_verification: str = "preferred"
+    attestation: str = "none"
+    hints: tuple[str, ...] = ()  # where the relying party expects the passkey to be made, the likeliest first
+    extensions: RegistrationExtensions = field(default_factory=RegistrationExtensions)
+
+    @classmethod
+    def parse(cls, options: Any, *, origin: str, related: RelatedOrigins | None = None) -> Self:
+        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``.
+
+        related: what the RP ID's host says of other origins, where the origin is not within the RP ID.
+        """
+        values = _options_object(options)
+        rp, user = _object(values, "rp"), _object(values, "user")
+        if rp is None or user is None:
+            raise RemoteProtocolError("the options have no rp or no user")
+        selection = _object(values, "authenticatorSelection") or {}
+        hints = _hints(values)
+        if selection.get("authenticatorAttachment") == "platform" and "hybrid" not in hints:
+            raise RemoteProtocolError("the options ask for a platform authenticator, a phone is none")
+        rp_id = _rp_id(_text(rp, "id"), origin, related)
+        name = _text(user, "name")
+        user_id = _bytes(user, "id")
+        if not name or not 1 <= len(user_id) <= 64:
+            raise RemoteProtocolError("the options' user has no name, or no id of 1 to 64 bytes")
+        resident_key = "required" if selection.get("requireResidentKey") is True else "discouraged"
+        return cls(
+            origin=origin,
+            rp_id=rp_id,
+            rp_name=_text(rp, "name") or rp_id,
+            user=User(id=user_id, name=name, display_name=_text(user, "displayName") or name),
+            challenge=_challenge(values),
+            algorithms=_algorithms(values),
+            exclude_list=_descriptor_ids(values, "excludeCredentials"),
+            resident_key=_word(selection, "residentKey", _REQUIREMENTS, default=resident_key),
+            user_verification=_user_verification(selection),
+            attestation=_word(values, "attestation", _CONVEYANCES, default="none"),
+            hints=hints,
+            extensions=RegistrationExtensions.parse(_object(values, "extensions") or {}),
+        )
+
+    @property
+    def client_data(self) -> bytes:
+        return _client_data("webauthn.create", self.challenge, self.origin)
+
+    def ctap_request(self, phone: GetInfoResponse | None = None) -> MakeCredentialRequest:
+        """The command. phone: what it said of itself; without, it is taken to be able to do everything."""
+        _check_can(phone, "uv", self.user_verification)
+        _check_can(phone, "rk", self.resident_key)
+        return MakeCredentialRequest(
+            client_data_hash=hashlib.sha256(self.client_data).digest(),
+            rp_id=self.rp_id,
+            rp_name=self.rp_name,
+            user=self.user,
+            algorithms=self.algorithms,
+            exclude_list=self.exclude_list,
+            extensions=self.extensions.ctap_inputs(phone),
+            resident_key=self._asks_resident_key(phone),
+            user_verification=self._asks_user_verification(phone),
+        )
+
+    def _asks_resident_key(self, phone: GetInfoResponse | None) -> bool:
+        return self.resident_key == "required" or (self.resident_key == "preferred" and _can(phone, "rk"))
+
+    def _asks_user_verification(self, phone: GetInfoResponse | None) -> bool:
+        """Also where it is discouraged, when the phone would refuse without (CTAP 2.2 §6.1.2 step 6)."""
+        insists = phone is not None and not phone.options.get("makeCredUvNotRqd", False)
+        wanted = self.user_verification != "discouraged" or self.extensions.prf is not None or insists
+        return wanted and _can(phone, "uv")
+
+    def accept(self, payload: bytes, peer: GetInfoResponse | None = None) -> Credential:
+        """The phone's reply as RegistrationResponseJSON; `RemoteProtocolError` for one we did not ask for.
+
+        peer: what the phone said of itself; its transports go to the relying party.
+        """
+        reply = MakeCredentialResponse.parse(payload)
+        data = AuthenticatorData.parse(reply.auth_data)
+        data.check(self.rp_id, self.user_verification)
+        if data.credential_id is None or data.public_key is None:
+            raise RemoteProtocolError("the phone's registration holds no credential")
+        algorithm = data.public_key.get(3)
+        if algorithm not in self.algorithms:
+            raise RemoteProtocolError("the phone made a key of an algorithm that was not offered")
+        anonymous = self.attestation == "none"
+        attestation_object = cbor.encode(
+            {
+                "fmt": "none" if anonymous else reply.fmt,
+                "attStmt": {} if anonymous else dict(reply.att_stmt),
+                "authData": reply.auth_data,
+            }
+        )
+        public_key = _public_key(data.public_key)
+        response = {
+            "clientDataJSON": base64url(self.client_data),
+            "attestationObject": base64url(attestation_object),
+            "authenticatorData": base64url(reply.auth_data),
+            "publicKeyAlgorithm": algorithm,
+            **({} if public_key is None else {"publicKey": base64url(public_key)}),
+            "transports": sorted({*(peer.transports if peer else ()), "hybrid"}),
+        }
+        outputs = self.extensions.results(
+            reply.unsigned_extension_outputs, resident_key=self._asks_resident_key(peer)
+        )
+        return Credential(
+            response=_credential_json(data.credential_id, response, outputs),
+            credential_id=data.credential_id,
+            user_handle=self.user.id,
+            user_name=self.user.name,
+        )
+
+
+Options = AuthenticationOptions | RegistrationOptions
+
+
+def foreign_rp_id(options: Any, *, origin: str) -> str | None:
+    """The RP ID that `options` name, when only its own host can say whether `origin` may use it; else None."""
+    values = _options_object(options)
+    named = values.get("rp", values)
+    rp_id = _text(named, "id" if "rp" in values else "rpId") if isinstance(named, Mapping) else None
+    return None if rp_id is None or is_within(host_of(check_origin(origin)), rp_id) else rp_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticatorData:
+    """What the authenticator signs (WebAuthn §6.1), as far as a client reads it."""
+
+    rp_id_hash: bytes  # 32 bytes
+    flags: int
+    credential_id: bytes | None = None
+    public_key: Mapping[int, Any] | None = None  # COSE key
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        if len(data) < 37:
+            raise RemoteProtocolError(f"authenticator data has 37 bytes or more, got {len(data)}")
+        rp_id_hash, flags, rest = data[:32], data[32], data[37:]
+        credential_id, public_key = None, None
+        if flags & _ATTESTED:
+            size = int.from_bytes(rest[16:18], "big")
+            credential_id, rest = rest[18 : 18 + size], rest[18 + size :]
+            if not 1 <= len(credential_id) == size <= 1023:
+                raise RemoteProtocolError("authenticator data ends inside the credential ID")
+            public_key, rest = cbor.decode_first(rest)
+            if not isinstance(public_key, dict):
+                raise RemoteProtocolError("a credential's public key is not a COSE key")
+        if flags & _EXTENSIONS:
+            outputs, rest = cbor.decode_first(rest)
+            if not isinstance(outputs, dict):
+                raise RemoteProtocolError("extension outputs are not a map")
+        if rest:
+            raise RemoteProtocolError(
+                "authenticator data has bytes at its end that its flags do not announce"
+            )
+        return cls(rp_id_hash=rp_id_hash, flags=flags, credential_id=credential_id, public_key=public_key)
+
+    def check(self, rp_id: str, user_verification: str) -> None:
+        """That this is for our relying party, with the user present and, if required, verified."""
+        if not hmac.compare_digest(self.rp_id_hash, hashlib.sha256(rp_id.encode()).digest()):
+            raise RemoteProtocolError("the phone answered for another relying party")
+        if not self.flags & _USER_PRESENT:
+            raise RemoteProtocolError("the phone did not say that the user was present")
+        if user_verification == "required" and not self.flags & _USER_VERIFIED:
+            raise RemoteProtocolError("the phone did not verify the user, which was required")
+
+
+def _public_key(cose: Mapping[int, Any]) -> bytes | None:
+    """The SubjectPublicKeyInfo of a COSE key, for the algorithms that every client knows (§5.2.1.1); else None."""
+    key: PublicKeyTypes
+    try:
+        match cose:
+            case {1: 2, 3: -7, -1: 1, -2: bytes(x), -3: bytes(y)} if len(x) == len(y) == 32:
+                key = parse_uncompressed(b"\4" + x + y)
+            case {1: 1, 3: -8, -1: 6, -2: bytes(x)}:
+                key = Ed25519PublicKey.from_public_bytes(x)
+            case {1: 3, 3: -257, -1: bytes(n), -2: bytes(e)}:
+                key = RSAPublicNumbers(int.from_bytes(e, "big"), int.from_bytes(n, "big")).public_key()
+            case {3: -7 | -8 | -257}:
+                raise RemoteProtocolError("a credential's public key does not fit its algorithm")
+            case _:
+                return None
+        return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    except ValueError as error:
+        raise RemoteProtocolError("a credential's public key is not a key of its algorithm") from error
+
+
+def base64url(data: bytes) -> str:
+    """base64url without padding, as WebAuthn JSON has it."""
+    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def from_base64url(text: str) -> bytes:
+    """The bytes of strict, unpadded base64url."""
+    try:
+        data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    except ValueError as error:
+        raise RemoteProtocolError("not base64url") from error
+    if base64url(data) != text:
+        raise RemoteProtocolError("not canonical base64url without padding")
+    return data
+
+
+def _options_object(options: Any) -> dict[str, Any]:
+    if isinstance(options, str | bytes):
+        if len(options) > MAX_JSON_SIZE:
+            raise RemoteProtocolError("the options are longer than 64 KiB")
+        try:
+            options = decode_json(options)
+        except ValueError as error:
+            raise RemoteProtocolError("the options are not JSON") from error
+    if isinstance(options, Mapping) and isinstance(options.get("publicKey"), Mapping):
+        options = options["publicKey"]
+    if not isinstance(options, Mapping):
+        raise RemoteProtocolError("the options are not a JSON object")
+    return dict(options)
+
+
+def _rp_id(rp_id: str | None, origin: str, related: RelatedOrigins | None) -> str:
+    """§5.1.3: absent means the origin's host; otherwise the origin must be within it, or related to it."""
+    host = host_of(check_origin(origin))
+    if rp_id is None or is_within(host, rp_id):
+        return rp_id or host
+    if related is not None and related.rp_id == rp_id and related.allow(origin):
+        return rp_id
+    raise RemoteProtocolError("the options' RP ID does not belong to the origin")
+
+
+def _can(phone: GetInfoResponse | None, option: str) -> bool:
+    return phone is None or phone.options.get(option, False)
+
+
+def _check_can(phone: GetInfoResponse | None, option: str, requirement: str) -> None:
+    if requirement == "required" and not _can(phone, option):
+        what = {"uv": "user verification", "rk": "a discoverable credential"}[option]
+        raise RemoteProtocolError(f"the options require {what}, which this phone does not offer")
+
+
+def _hints(values: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(hint for hint in _list(values, "hints") if hint in _HINTS)
+
+
+def _algorithms(values: Mapping[str, Any]) -> tuple[int, ...]:
+    items = values.get("pubKeyCredParams")
+    if not isinstance(items, list):
+        raise RemoteProtocolError("the options have no list pubKeyCredParams")
+    if not items:
+        return DEFAULT_ALGORITHMS
+    algorithms = tuple(_long(item.get("alg")) for item in items if _is_public_key(item))
+    if not any(algorithms):
+        raise RemoteProtocolError("pubKeyCredParams names no public-key algorithm")
+    return tuple(algorithm for algorithm in algorithms if algorithm)
+
+
+def _long(value: Any) -> int:
+    """A number as WebIDL converts it to a ``long``: from text too, towards zero, modulo 2**32.
+
+    0, which is no COSE algorithm, for everything else.
+    """
+    if isinstance(value, str):
+        value = float(value) if len(value) < 64 and _NUMBER.fullmatch(value) else 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return 0
+    number = (int(value) + (1 << 31)) % (1 << 32) - (1 << 31)
+    return number if number > -(1 << 31) else 0
+
+
+def _is_public_key(item: Any) -> bool:
+    """Whether an entry of a list is of the one type that there is; others are skipped (§5.1.3, §5.1.4)."""
+    return isinstance(item, Mapping) and item.get("type") == "public-key"
+
+
+def _challenge(values: Mapping[str, Any]) -> bytes:
+    challenge = _bytes(values, "challenge")
+    if not challenge:
+        raise RemoteProtocolError("the options' challenge is empty")
+    return challenge
+
+
+def _user_verification(values: Mapping[str, Any]) -> str:
+    return _word(values, "userVerification", _REQUIREMENTS, default="preferred")
+
+
+def _word(values: Mapping[str, Any], key: str, known: tuple[str, ...], *, default: str) -> str:
+    """One of the `known` words; a client that does not know a word acts as if it were absent (§2.1.1)."""
+    word = _text(values, key)
+    return word if word in known else default
+
+
+def _descriptor_ids(values: Mapping[str, Any], key: str) -> tuple[bytes, ...]:
+    """Credential IDs of type public-key; transports stay here, since phones refuse some of them."""
+    ids = (_credential_id(item) for item in _list(values, key))
+    return tuple(credential_id for credential_id in ids if credential_id)
+
+
+def _credential_id(item: Any) -> bytes | None:
+    """The ID in a credential descriptor, None where there is none to be read."""
+    try:
+        return _bytes(item, "id") if _is_public_key(item) else None
+    except RemoteProtocolError:
+        return None
+
+
+def _list(values: Mapping[str, Any], key: str) -> list[Any]:
+    items = values.get(key)
+    if items is None or items == "":
+        return []
+    if not isinstance(items, list):
+        raise RemoteProtocolError(f"the options' {key} is not a list")
+    return items
+
+
+def _object(values: Mapping[str, Any], key: str) -> dict[str, Any] | None:
+    value = values.get(key)
+    if value is None or value == "":
+        return None
+    if not isinstance(value, dict):
+        raise RemoteProtocolError(f"the options' {key} is not an object")
+    return value
+
+
+def _text(values: Mapping[str, Any], key: str) -> str | None:
+    value = values.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise RemoteProtocolError(f"the options' {key} is not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise RemoteProtocolError(f"the options' {key} is not Unicode text") from error
+    return value
+
+
+def _bytes(values: Mapping[str, Any], key: str) -> bytes:
+    text = _text(values, key)
+    if text is None:
+        raise RemoteProtocolError(f"the options lack {key}")
+    return from_base64url(text)
+
+
+def _client_data(kind: str, challenge: bytes, origin: str) -> bytes:
+    """CollectedClientData in the serialisation of WebAuthn §5.8.1.1."""
+    values = {"type": kind, "challenge": base64url(challenge), "origin": origin, "crossOrigin": False}
+    return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _credential_json(
+    credential_id: bytes, response: dict[str, Any], outputs: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "id": base64url(credential_id),
+        "rawId": base64url(credential_id),
+        "type": "public-key",
+        "authenticatorAttachment": "cross-platform",
+        "clientExtensionResults": outputs,
+        "response": response,
+    }

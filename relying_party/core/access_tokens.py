@@ -1,0 +1,119 @@
+"""Access tokens that other services verify by themselves: JWTs bound to the device's key (RFC 9068, RFC 9449 §6.1).
+
+By default a token is random text, and only we know what it stands for. With a token key it is a signed statement
+of the same session, so that a resource server needs our public keys and no question to us. Then a session that
+has ended here is believed elsewhere until its token ends, which is why such tokens are for minutes.
+
+The keys are in files of the operator's and never in the store: who reads the store can make no token.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from joserfc import jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
+
+from relying_party.core.encoding import base64url
+from relying_party.core.sessions import RandomBytes, Session
+from relying_party.errors import UsageError
+
+TYPE: Final = "at+jwt"
+ALGORITHM: Final = "ES256"
+MOST_KEY_FILE: Final = 16 * 1024  # bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TokenKey:
+    """A P-256 key that signs access tokens; its name is its thumbprint (RFC 7638)."""
+
+    key: ECKey = field(repr=False)
+
+    @classmethod
+    def load(cls, path: Path) -> "TokenKey":
+        """From a PEM file that only its owner may read; a new key is put there when there is no file."""
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except FileExistsError:
+            return cls._read(path)
+        except OSError as error:
+            raise UsageError(f"cannot make the token key {path}: {error.strerror}") from error
+        with os.fdopen(descriptor, "wb") as file:
+            made = ECKey.generate_key("P-256", private=True)
+            file.write(made.as_pem(private=True))
+        return cls(made)
+
+    @classmethod
+    def _read(cls, path: Path) -> "TokenKey":
+        try:
+            with path.open("rb") as file:
+                if os.fstat(file.fileno()).st_mode & 0o077:
+                    raise UsageError(f"the token key {path} is open to others: chmod 0600 {path}")
+                pem = file.read(MOST_KEY_FILE)
+            key = ECKey.import_key(pem)
+        except OSError as error:
+            raise UsageError(f"cannot read the token key {path}: {error.strerror}") from error
+        except (JoseError, ValueError, TypeError) as error:
+            raise UsageError(f"{path} does not hold a private key in PEM form") from error
+        if key.curve_name != "P-256" or not key.is_private:
+            raise UsageError(f"{path} does not hold a private P-256 key")
+        return cls(key)
+
+    @property
+    def name(self) -> str:
+        return str(self.key.thumbprint())
+
+    def public(self) -> dict[str, Any]:
+        """The public key as a JWK."""
+        return {**self.key.as_dict(private=False), "kid": self.name, "use": "sig", "alg": ALGORITHM}
+
+
+def key_set(keys: Iterable[TokenKey]) -> dict[str, Any]:
+    """Our public keys (RFC 7517 §5): a retired key stays in it for as long as its last token lasts."""
+    return {"keys": [key.public() for key in keys]}
+
+
+def claims_of(session: Session, *, issuer: str, audience: Sequence[str]) -> dict[str, Any]:
+    """What an access token says, and introspection of it (RFC 9068 §2.2, RFC 7662 §2.2).
+
+    The subject is the user's handle: random, the same for ever, and nobody's name.
+    """
+    return {
+        "iss": issuer,
+        "sub": base64url(session.user_handle),
+        "aud": list(audience),
+        "client_id": session.key_thumbprint,
+        "exp": session.expires_at,
+        "auth_time": session.auth_time,
+        "cnf": {"jkt": session.key_thumbprint},
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenIssuer:
+    """Makes the token of a session whose end is set."""
+
+    key: TokenKey | None  # None: random text
+    issuer: str
+    audience: tuple[str, ...]
+    random: RandomBytes = field(repr=False)
+
+    def token(self, session: Session, *, now: float) -> str:
+        if self.key is None or not session.client_kind.proves_key:
+            return base64url(self.random(32))
+        claims = {
+            **claims_of(session, issuer=self.issuer, audience=self.audience or (self.issuer,)),
+            "iat": int(now),
+            "jti": base64url(self.random(16)),
+        }
+        header = {"typ": TYPE, "alg": ALGORITHM, "kid": self.key.name}
+        return jwt.encode(header, claims, self.key.key, algorithms=[ALGORITHM])
+
+
+def secret_hash(secret: str) -> bytes:
+    """The 32 bytes under which a resource server's secret is known."""
+    return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

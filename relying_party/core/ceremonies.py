@@ -1,0 +1,481 @@
+"""Begin and complete registration and authentication (WebAuthn Level 3 §7), pure.
+
+python-fido2's server verifies the type, the RP ID, user presence and verification, and the signature. What
+it leaves open is checked here, and named: exact origins for each kind of client, no embedding by other
+sites, the algorithm that was offered, whose credential it is, backup flags that keep their word. Extension
+outputs that nobody asked for are ignored. Time and randomness are passed in. A credential that does not exist
+is verified all the same, against a key that signs nothing, so that its refusal takes the work of any other.
+"""
+
+import hmac
+from codecs import BOM_UTF8
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ec
+from fido2.cose import ES256, RS256, CoseKey
+from fido2.server import Fido2Server
+from fido2.webauthn import (
+    AttestationConveyancePreference,
+    AttestationObject,
+    AttestedCredentialData,
+    AuthenticatorAssertionResponse,
+    AuthenticatorAttestationResponse,
+    AuthenticatorData,
+    CollectedClientData,
+    PublicKeyCredentialParameters,
+    PublicKeyCredentialRpEntity,
+    PublicKeyCredentialType,
+    PublicKeyCredentialUserEntity,
+    ResidentKeyRequirement,
+    UserVerificationRequirement,
+)
+from fido2.webauthn import AuthenticationResponse as LibraryAuthenticationResponse
+from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
+
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
+from relying_party.core.credentials import BackupEligibility, Credential, CredentialUse, User
+from relying_party.core.encoding import base64url, without_mark
+from relying_party.core.messages import AuthenticationResponse, Nothing, RegistrationResponse
+from relying_party.errors import Check, VerificationFailed
+
+# COSE algorithm → key type, in the order we prefer. A library upgrade does not change what we offer.
+ALGORITHMS: Final = {-7: 2, -8: 1, -257: 3}  # ES256, EdDSA (Ed25519), RS256
+ML_DSA: Final = {-48: 7, -49: 7, -50: 7}  # ML-DSA-44, -65 and -87, where an operator wants them
+RSA_BITS: Final = (2048, 4096)
+TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600, ClientKind.ANDROID: 300}  # seconds
+CONDITIONAL_TIMEOUT: Final = 900  # a page waits for its user for longer than a prompt does
+CHALLENGE_SIZE: Final = 32
+USER_HANDLE_SIZE: Final = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelyingParty:
+    """Who asks for the credentials, and from where clients may speak."""
+
+    rp_id: str
+    name: str
+    origins: Mapping[ClientKind, Collection[str]]  # exact, a list for each kind of client
+    top_origins: Collection[str] = ()  # pages of others that may embed ours; none unless configured
+    algorithms: tuple[int, ...] = tuple(ALGORITHMS)  # COSE, in the order we prefer
+    prf: bool = False  # whether to ask for the prf extension
+    backup_eligibility: BackupEligibility = BackupEligibility.FIXED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Descriptor:
+    """A credential as options name it (PublicKeyCredentialDescriptorJSON)."""
+
+    credential_id: bytes = field(repr=False)
+    transports: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "type": "public-key",
+            "id": base64url(self.credential_id),
+            "transports": list(self.transports),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Begun:
+    """A ceremony that has begun: what we remember, and what the client gets."""
+
+    record: ChallengeRecord
+    public_key: dict[str, Any] = field(repr=False)  # …OptionsJSON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registration:
+    """A registration that checked out."""
+
+    caller: Caller  # who began it
+    user: User
+    adds_to_user: bool  # the user exists: only that user's session may store it
+    credential: Credential
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Authentication:
+    """A sign-in or step-up that checked out."""
+
+    caller: Caller  # who began it
+    use: CredentialUse
+
+
+class _ClientData(msgspec.Struct, rename="camel"):
+    """CollectedClientData, without the rest that a client may add."""
+
+    type: str
+    challenge: str
+    origin: str
+    cross_origin: bool | Nothing = False
+    top_origin: str | Nothing = None
+
+
+@dataclass(init=False, frozen=True)
+class _MarkedClientData(CollectedClientData):
+    """Client data that stood behind a byte order mark: read without it, and signed with it."""
+
+    challenge: bytes = field(repr=False)
+
+    @property
+    def hash(self) -> bytes:
+        return sha256(BOM_UTF8 + self).digest()
+
+
+class Ceremonies:
+    """The four steps. Those that complete raise `VerificationFailed` with the name of the check."""
+
+    def __init__(self, relying_party: RelyingParty) -> None:
+        self._rp = relying_party
+        # making one costs more than verifying a signature
+        self._servers = {kind: self._make_server(kind) for kind in relying_party.origins}
+        # the private half is never kept: what this key verifies, nobody signed
+        nobody = ec.generate_private_key(ec.SECP256R1()).public_key()
+        self._nobodys_key: CoseKey = ES256.from_cryptography_key(nobody)  # type: ignore[no-untyped-call]
+
+    def begin_registration(
+        self,
+        caller: Caller,
+        user: User,
+        *,
+        existing: Sequence[Descriptor],
+        adds_to_user: bool,
+        now: float,
+        challenge: bytes,
+    ) -> Begun:
+        """Options for a new passkey of `user`, who has the `existing` ones.
+
+        adds_to_user: whether the user is registered already. challenge: 32 fresh random bytes.
+        """
+        options, _ = self._servers[caller.kind].register_begin(
+            PublicKeyCredentialUserEntity(id=user.handle, name=user.name, display_name=user.display_name),
+            resident_key_requirement=ResidentKeyRequirement.REQUIRED,
+            user_verification=UserVerificationRequirement.REQUIRED,
+            challenge=challenge,
+            extensions={"credProps": True, **({"prf": {}} if self._rp.prf else {})},
+        )
+        public_key = dict(dict(options)["publicKey"])
+        public_key["timeout"] = TIMEOUTS[caller.kind] * 1000
+        public_key["excludeCredentials"] = [descriptor.to_json() for descriptor in existing]
+        public_key["hints"] = _hints(caller)
+        record = RegistrationRecord(
+            purpose=Purpose.REGISTRATION,
+            challenge=challenge,
+            caller=caller,
+            user_verification=UserVerificationRequirement.REQUIRED,
+            user=user,
+            adds_to_user=adds_to_user,
+            algorithms=self._rp.algorithms,
+            extensions=frozenset(public_key["extensions"]),
+            expires_at=now + TIMEOUTS[caller.kind],
+        )
+        return Begun(record=record, public_key=public_key)
+
+    def complete_registration(
+        self, record: ChallengeRecord, caller: Caller, response: RegistrationResponse, *, now: float
+    ) -> Registration:
+        """Who registered what, not yet stored: whether name and id are free is for the store to say."""
+        if not isinstance(record, RegistrationRecord):
+            raise VerificationFailed(Check.PURPOSE)
+        _check_caller(record, caller)
+        self._check_client_data(record, response.client_data)
+        attested = self._verified_attestation(record, response)
+        data = attested.auth_data
+        credential = data.credential_data
+        if credential is None or credential.credential_id != response.credential_id:
+            raise VerificationFailed(Check.CREDENTIAL_ID)
+        algorithm = credential.public_key.get(3)
+        if algorithm not in record.algorithms:
+            raise VerificationFailed(Check.ALGORITHM)
+        _check_public_key(credential.public_key)
+        _check_backup_flags(data)
+        _check_extensions(data)
+        stored = Credential(
+            credential_id=credential.credential_id,
+            user_handle=record.user.handle,
+            attested_data=bytes(credential),
+            aaguid=bytes(credential.aaguid),
+            algorithm=algorithm,
+            sign_count=data.counter,
+            backup_eligible=data.is_backup_eligible(),
+            backed_up=data.is_backed_up(),
+            transports=response.transports,
+            attestation_object=response.attestation_object,
+            client_data_hash=sha256(response.client_data).digest(),
+            created_at=int(now),
+            discoverable=response.discoverable if "credProps" in record.extensions else None,
+            prf=response.prf if "prf" in record.extensions else None,
+        )
+        return Registration(
+            caller=record.caller, user=record.user, adds_to_user=record.adds_to_user, credential=stored
+        )
+
+    def begin_authentication(
+        self,
+        caller: Caller,
+        *,
+        expected: bytes | None,
+        allowed: Sequence[Descriptor],
+        now: float,
+        challenge: bytes,
+        session_id: bytes | None = None,
+        conditional: bool = False,
+        prf_salt: bytes | None = None,
+    ) -> Begun:
+        """Options for a sign-in, or for a step-up of the session `session_id`.
+
+        expected: the handle of who is to sign in, None for anyone. allowed: that user's credentials;
+        empty means any discoverable one. challenge: 32 fresh random bytes. conditional: whether a page
+        waits for its user to choose. prf_salt: 32 bytes, when the prf extension is asked for.
+        """
+        extensions = None if prf_salt is None else {"prf": {"eval": {"first": base64url(prf_salt)}}}
+        options, _ = self._servers[caller.kind].authenticate_begin(
+            user_verification=UserVerificationRequirement.REQUIRED, challenge=challenge
+        )
+        lifetime = CONDITIONAL_TIMEOUT if conditional else TIMEOUTS[caller.kind]
+        public_key = dict(dict(options)["publicKey"])
+        public_key["timeout"] = lifetime * 1000
+        public_key["allowCredentials"] = [descriptor.to_json() for descriptor in allowed]
+        public_key["hints"] = _hints(caller)
+        if extensions is not None:
+            public_key["extensions"] = extensions
+        record = AuthenticationRecord(
+            purpose=Purpose.SIGN_IN if session_id is None else Purpose.STEP_UP,
+            challenge=challenge,
+            caller=caller,
+            user_verification=UserVerificationRequirement.REQUIRED,
+            expected=expected,
+            allowed=tuple(descriptor.credential_id for descriptor in allowed),
+            session_id=session_id,
+            expires_at=now + lifetime,
+        )
+        return Begun(record=record, public_key=public_key)
+
+    def complete_authentication(
+        self,
+        record: ChallengeRecord,
+        caller: Caller,
+        response: AuthenticationResponse,
+        credential: Credential | None,
+        *,
+        now: float,
+        session_id: bytes | None = None,
+    ) -> Authentication:
+        """What it changes in `credential`, the one stored under the response's credential id.
+
+        session_id: of the session that steps up, when that is what this is for; it must be the one that
+        the ceremony began with.
+        """
+        if not isinstance(record, AuthenticationRecord) or record.purpose is not _purpose(session_id):
+            raise VerificationFailed(Check.PURPOSE)
+        _check_caller(record, caller)
+        if record.session_id != session_id:
+            raise VerificationFailed(Check.SESSION)
+        self._check_client_data(record, response.client_data)
+        data = self._verified_assertion(record, response, credential)
+        if credential is None:
+            raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
+        if record.allowed and credential.credential_id not in record.allowed:
+            raise VerificationFailed(Check.NOT_ALLOWED)
+        _check_owner(record, response, credential)
+        was, eligible = credential.backup_eligible, data.is_backup_eligible()
+        if not self._rp.backup_eligibility.allows(was=was, now=eligible):
+            raise VerificationFailed(Check.BACKUP_ELIGIBILITY)
+        _check_backup_flags(data)
+        _check_extensions(data)
+        use = CredentialUse(
+            credential_id=credential.credential_id,
+            sign_count=data.counter,
+            backed_up=data.is_backed_up(),
+            counter_anomaly=_counter_stands_still(credential.sign_count, data.counter),
+            used_at=int(now),
+            backup_eligible=None if eligible == was else eligible,
+        )
+        return Authentication(caller=record.caller, use=use)
+
+    def _check_client_data(self, record: ChallengeRecord, client_data: bytes) -> None:
+        """What a client said it was doing: for us, from a page or device of ours, and in nobody's frame."""
+        try:
+            parsed = msgspec.json.decode(without_mark(client_data), type=_ClientData)
+        except (ValueError, RecursionError) as error:
+            raise VerificationFailed(Check.CLIENT_DATA) from error
+        if not hmac.compare_digest(parsed.challenge.encode(), base64url(record.challenge).encode()):
+            raise VerificationFailed(Check.CHALLENGE)
+        if parsed.origin not in self._rp.origins[record.caller.kind]:
+            raise VerificationFailed(Check.ORIGIN)
+        if parsed.cross_origin or parsed.top_origin:
+            self._check_embedding(record, parsed)
+
+    def _check_embedding(self, record: ChallengeRecord, parsed: _ClientData) -> None:
+        """A frame in somebody else's page says whose, and that page is one we have agreed to."""
+        embedded = record.caller.kind is ClientKind.WEB and parsed.cross_origin and parsed.top_origin
+        if not embedded or parsed.top_origin not in self._rp.top_origins:
+            raise VerificationFailed(Check.CROSS_ORIGIN)
+
+    def _verified_attestation(
+        self, record: ChallengeRecord, response: RegistrationResponse
+    ) -> AttestationObject:
+        state = _library_state(record)
+        try:
+            attestation = AttestationObject(response.attestation_object)
+            self._servers[record.caller.kind].register_complete(
+                state,
+                LibraryRegistrationResponse(
+                    raw_id=response.credential_id,
+                    response=AuthenticatorAttestationResponse(
+                        client_data=_library_client_data(response.client_data),
+                        attestation_object=attestation,
+                    ),
+                ),
+            )
+        except Exception as error:  # on malformed bytes the library raises whatever broke
+            raise VerificationFailed(Check.LIBRARY) from error
+        return attestation
+
+    def _verified_assertion(
+        self, record: ChallengeRecord, response: AuthenticationResponse, credential: Credential | None
+    ) -> AuthenticatorData:
+        """The data under the signature of exactly one credential, which may be nobody's."""
+        state = _library_state(record)
+        try:
+            known = (
+                AttestedCredentialData.create(bytes(16), response.credential_id, self._nobodys_key)
+                if credential is None
+                else AttestedCredentialData(credential.attested_data)
+            )
+            data = AuthenticatorData(response.authenticator_data)
+            self._servers[record.caller.kind].authenticate_complete(
+                state,
+                [known],
+                LibraryAuthenticationResponse(
+                    raw_id=response.credential_id,
+                    response=AuthenticatorAssertionResponse(
+                        client_data=_library_client_data(response.client_data),
+                        authenticator_data=data,
+                        signature=response.signature,
+                        user_handle=response.user_handle,
+                    ),
+                ),
+            )
+        except Exception as error:
+            raise VerificationFailed(Check.LIBRARY) from error
+        return data
+
+    def _make_server(self, kind: ClientKind) -> Fido2Server:
+        server = Fido2Server(
+            PublicKeyCredentialRpEntity(id=self._rp.rp_id, name=self._rp.name),
+            attestation=AttestationConveyancePreference.NONE,
+            verify_origin=self._rp.origins[kind].__contains__,
+        )
+        server.allowed_algorithms = [
+            PublicKeyCredentialParameters(type=PublicKeyCredentialType.PUBLIC_KEY, alg=algorithm)
+            for algorithm in self._rp.algorithms
+        ]
+        return server
+
+
+def decoy(secret: bytes, user_name: str) -> Descriptor:
+    """What an unknown user is allowed: always the same credential, and nobody's.
+
+    secret: 32 bytes of ours. The answer to a name we do not know looks like one to a name we do.
+    """
+    half = hmac.digest(secret, b"decoy credential\0" + user_name.encode(), "sha256")[:16]
+    return Descriptor(credential_id=half + _decoy_mark(secret, half), transports=("hybrid", "internal"))
+
+
+def is_decoy(secret: bytes, credential_id: bytes) -> bool:
+    """Whether we made that id up: it must be answered like a credential that is somebody's."""
+    half, mark = credential_id[:16], credential_id[16:]
+    return hmac.compare_digest(mark, _decoy_mark(secret, half))
+
+
+def _decoy_mark(secret: bytes, half: bytes) -> bytes:
+    return hmac.digest(secret, b"decoy mark\0" + half, "sha256")[:16]
+
+
+def _purpose(session_id: bytes | None) -> Purpose:
+    return Purpose.SIGN_IN if session_id is None else Purpose.STEP_UP
+
+
+def _hints(caller: Caller) -> list[str]:
+    """A device has nothing of its own to ask: the phone comes first."""
+    if caller.kind is ClientKind.DEVICE:
+        return ["hybrid"]
+    return []
+
+
+def _library_state(record: ChallengeRecord) -> dict[str, Any]:
+    """What the library verifies against. It looks at user verification only where this says `required`."""
+    if record.user_verification != UserVerificationRequirement.REQUIRED:
+        raise VerificationFailed(Check.USER_VERIFICATION)
+    return {
+        "challenge": base64url(record.challenge),
+        "user_verification": UserVerificationRequirement.REQUIRED,
+    }
+
+
+def _library_client_data(data: bytes) -> CollectedClientData:
+    read = without_mark(data)
+    return CollectedClientData(data) if read == data else _MarkedClientData(read)
+
+
+def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
+    """Whoever completes a ceremony is who began it."""
+    if record.caller.kind.proves_key is not caller.kind.proves_key:
+        raise VerificationFailed(Check.CLIENT_KIND)
+    if record.caller.key_thumbprint != caller.key_thumbprint:
+        raise VerificationFailed(Check.DEVICE_KEY)
+
+
+def _check_public_key(key: CoseKey) -> None:
+    """Whether sign-ins can be verified with `key` at all: told now, and not when it is too late."""
+    if key.get(1) != (ALGORITHMS | ML_DSA)[key[3]]:
+        raise VerificationFailed(Check.PUBLIC_KEY)
+    try:
+        key.verify(b"", bytes(64))
+    except InvalidSignature:
+        pass  # as it should be
+    except Exception as error:  # not on its curve, too short, or not there
+        raise VerificationFailed(Check.PUBLIC_KEY) from error
+    if key[3] == RS256.ALGORITHM:
+        bits = int.from_bytes(key[-1], "big").bit_length()
+        if not RSA_BITS[0] <= bits <= RSA_BITS[1]:
+            raise VerificationFailed(Check.PUBLIC_KEY)
+
+
+def _check_backup_flags(data: AuthenticatorData) -> None:
+    if data.is_backed_up() and not data.is_backup_eligible():
+        raise VerificationFailed(Check.BACKUP_STATE)
+
+
+def _check_extensions(data: AuthenticatorData) -> None:
+    """Signed extension outputs are a map. What is in it need not have been asked for, and is ignored then (§7.1, §7.2)."""
+    if data.extensions is not None and not isinstance(data.extensions, Mapping):
+        raise VerificationFailed(Check.EXTENSIONS)
+
+
+def _check_owner(
+    record: AuthenticationRecord, response: AuthenticationResponse, credential: Credential
+) -> None:
+    """The credential belongs to whom the phone named, and to whom we expect, if anyone."""
+    if response.user_handle is None and not record.allowed:
+        raise VerificationFailed(Check.OWNER)  # a discoverable credential names its user
+    if response.user_handle is not None and response.user_handle != credential.user_handle:
+        raise VerificationFailed(Check.OWNER)
+    if record.expected is not None and record.expected != credential.user_handle:
+        raise VerificationFailed(Check.OWNER)
+
+
+def _counter_stands_still(stored: int, seen: int) -> bool:
+    """Whether the signature counter did not grow, where there is one (WebAuthn Level 3 §6.1.1).
+
+    Synced passkeys keep it at zero. It is a sign of risk and never a reason to lock somebody out.
+    """
+    return (stored, seen) != (0, 0) and seen <= stored

@@ -1,0 +1,319 @@
+"""Request bodies: bytes become typed values here, once and strictly, or `InvalidRequest`.
+
+WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; our own objects may not be. Clients write
+"nothing" in several ways (`Nothing`), and all of them mean the same.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+
+from relying_party.core.callers import ClientKind
+from relying_party.core.encoding import from_base64url, without_mark
+from relying_party.errors import InvalidRequest
+from relying_party.names import name_of
+
+MOST_CREDENTIAL_ID: Final = 1023  # bytes, WebAuthn Level 3 §4
+MOST_USER_HANDLE: Final = 64
+MOST_CLIENT_DATA: Final = 4096
+MOST_AUTHENTICATOR_DATA: Final = 8192
+MOST_ATTESTATION_OBJECT: Final = 32768
+MOST_SIGNATURE: Final = 5120  # ML-DSA-87 needs 4627
+MOST_TOKEN: Final = 4096  # characters
+MOST_TRANSPORTS: Final = 8
+
+_Struct = TypeVar("_Struct", bound=msgspec.Struct)
+
+# What WebAuthn clients write where they have nothing to say, if they do not leave the member out. Each is false.
+Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)] | Literal[""] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Client:
+    """What a caller with a key says about itself."""
+
+    kind: ClientKind
+    label: str | None = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationOptionsRequest:
+    user_name: str = field(repr=False)
+    display_name: str = field(repr=False)
+    client: Client | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationOptionsRequest:
+    user_name: str | None = field(repr=False)
+    client: Client | None
+    conditional: bool  # the browser offers passkeys while its user types (conditional mediation)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistrationResponse:
+    """What a client sends back from ``navigator.credentials.create()``: the parts that are verified."""
+
+    credential_id: bytes = field(repr=False)
+    client_data: bytes = field(repr=False)  # clientDataJSON
+    attestation_object: bytes = field(repr=False)
+    transports: tuple[str, ...]
+    discoverable: bool | None = None  # credProps.rk
+    prf: bool | None = None  # prf.enabled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthenticationResponse:
+    """What a client sends back from ``navigator.credentials.get()``: the parts that are verified."""
+
+    credential_id: bytes = field(repr=False)
+    client_data: bytes = field(repr=False)
+    authenticator_data: bytes = field(repr=False)
+    signature: bytes = field(repr=False)
+    user_handle: bytes | None = field(repr=False)
+
+
+class _Client(msgspec.Struct, forbid_unknown_fields=True):
+    kind: Literal["device", "android"] = "device"
+    label: str | None = None
+
+
+class _RegistrationOptions(msgspec.Struct, forbid_unknown_fields=True):
+    user_name: str
+    display_name: str | None = None
+    client: _Client | None = None
+
+
+class _AuthenticationOptions(msgspec.Struct, forbid_unknown_fields=True):
+    user_name: str | None = None
+    client: _Client | None = None
+    mediation: Literal["conditional"] | None = None
+
+
+class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    pass
+
+
+class _Refresh(msgspec.Struct, forbid_unknown_fields=True):
+    refresh_token: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+
+
+class _DisplayName(msgspec.Struct, forbid_unknown_fields=True):
+    display_name: str
+
+
+class _Label(msgspec.Struct, forbid_unknown_fields=True):
+    label: str | None
+
+
+class _Attestation(msgspec.Struct, rename="camel"):
+    client_data_json: str = msgspec.field(name="clientDataJSON")
+    attestation_object: str
+    transports: list[Any] | Literal[""] | None = None
+
+
+class _Assertion(msgspec.Struct, rename="camel"):
+    client_data_json: str = msgspec.field(name="clientDataJSON")
+    authenticator_data: str
+    signature: str
+    user_handle: str | Nothing = None
+
+
+class _Credential(msgspec.Struct, rename="camel"):
+    id: str
+    raw_id: str
+    type: Literal["public-key"]
+    client_extension_results: dict[str, Any] | Nothing = None
+
+
+class _Registration(_Credential, rename="camel", kw_only=True):
+    response: _Attestation
+
+
+class _Authentication(_Credential, rename="camel", kw_only=True):
+    response: _Assertion
+
+
+class _RegistrationResult(msgspec.Struct, forbid_unknown_fields=True):
+    ceremony: Annotated[str, msgspec.Meta(max_length=64)]
+    response: _Registration
+
+
+class _AuthenticationResult(msgspec.Struct, forbid_unknown_fields=True):
+    ceremony: Annotated[str, msgspec.Meta(max_length=64)]
+    response: _Authentication
+
+
+def parse_registration_options(body: bytes) -> RegistrationOptionsRequest:
+    parsed = _decode(body, _RegistrationOptions)
+    user_name = name_of(parsed.user_name)
+    display_name = user_name if parsed.display_name is None else name_of(parsed.display_name)
+    return RegistrationOptionsRequest(
+        user_name=user_name, display_name=display_name, client=_client(parsed.client)
+    )
+
+
+def parse_authentication_options(body: bytes) -> AuthenticationOptionsRequest:
+    parsed = _decode(body, _AuthenticationOptions)
+    conditional = parsed.mediation == "conditional"
+    if conditional and (parsed.user_name is not None or parsed.client is not None):
+        raise InvalidRequest("conditional mediation is for browsers, and before anybody is named")
+    return AuthenticationOptionsRequest(
+        user_name=None if parsed.user_name is None else name_of(parsed.user_name),
+        client=_client(parsed.client),
+        conditional=conditional,
+    )
+
+
+def parse_nothing(body: bytes) -> None:
+    """An empty object."""
+    _decode(body, _Nothing)
+
+
+def parse_refresh(body: bytes) -> str:
+    """The refresh token."""
+    return _decode(body, _Refresh).refresh_token
+
+
+def parse_display_name(body: bytes) -> str:
+    return name_of(_decode(body, _DisplayName).display_name)
+
+
+def parse_label(body: bytes) -> str | None:
+    """What a passkey is to be called; None for no name of its own."""
+    label = _decode(body, _Label).label
+    return None if label is None else name_of(label)
+
+
+def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
+    """The ceremony's name and the response."""
+    parsed = _decode(body, _RegistrationResult)
+    credential, response = parsed.response, parsed.response.response
+    return parsed.ceremony, RegistrationResponse(
+        credential_id=_credential_id(credential),
+        client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
+        attestation_object=_bytes(response.attestation_object, "attestationObject", MOST_ATTESTATION_OBJECT),
+        transports=_transports(response.transports or []),
+        discoverable=_output(credential, "credProps", "rk"),
+        prf=_output(credential, "prf", "enabled"),
+    )
+
+
+def parse_authentication_result(body: bytes) -> tuple[str, AuthenticationResponse]:
+    """The ceremony's name and the response."""
+    parsed = _decode(body, _AuthenticationResult)
+    credential, response = parsed.response, parsed.response.response
+    return parsed.ceremony, AuthenticationResponse(
+        credential_id=_credential_id(credential),
+        client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
+        authenticator_data=_bytes(response.authenticator_data, "authenticatorData", MOST_AUTHENTICATOR_DATA),
+        signature=_bytes(response.signature, "signature", MOST_SIGNATURE),
+        user_handle=_user_handle(response.user_handle),
+    )
+
+
+def parse_introspection(body: bytes) -> str:
+    """The token a resource server asks about (RFC 7662 §2.1); other members are hints, and not looked at."""
+    try:
+        members = parse_qsl(body.decode("ascii"), strict_parsing=True, max_num_fields=16)
+    except ValueError as error:
+        raise InvalidRequest("the body is no form") from error
+    tokens = [value for name, value in members if name == "token"]
+    if len(tokens) != 1 or not 0 < len(tokens[0]) <= MOST_TOKEN:
+        raise InvalidRequest(f"expected one token of at most {MOST_TOKEN} characters")
+    return tokens[0]
+
+
+def _decode(body: bytes, form: type[_Struct]) -> _Struct:
+    try:
+        return msgspec.json.decode(without_mark(body), type=form)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(_what_is_wrong(str(error))) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest("the body is not JSON") from error
+
+
+# What each member holds, for those who sent something else.
+_EXPECTED: Final = {
+    "user_name": "text",
+    "display_name": "text",
+    "label": "text or null",
+    "client": "an object",
+    "kind": '"device" or "android"',
+    "mediation": '"conditional"',
+    "refresh_token": "a refresh token",
+    "ceremony": "the name that came with the options",
+    "response": "an object",
+    "id": "text",
+    "rawId": "text",
+    "type": '"public-key"',
+    "clientExtensionResults": "an object",
+    "clientDataJSON": "text",
+    "attestationObject": "text",
+    "authenticatorData": "text",
+    "signature": "text",
+    "userHandle": "text",
+    "transports": "a list",
+}
+_PLACE: Final = re.compile(r"`\$((?:\.\w+)*)[^`]*`\Z")  # of our own members: others are not looked at
+_MISSING: Final = re.compile(r"missing required field `(\w+)`")
+
+
+def _what_is_wrong(found: str) -> str:
+    """Which member is wrong, in our own words; msgspec's may change with its next version, and may repeat what came.
+
+    found: msgspec's message.
+    """
+    place = _PLACE.search(found)
+    path = place[1].removeprefix(".") if place else ""
+    missing = _MISSING.search(found)
+    if missing:
+        return f"{f'{path}.' if path else ''}{missing[1]} is missing"
+    if "unknown field" in found:
+        return f"{path or 'the body'} has a member that does not belong there"
+    expected = _EXPECTED.get(path.rpartition(".")[2], "as expected")
+    return f"{path} is not {expected}" if path else "the body is not a JSON object"
+
+
+def _credential_id(credential: _Credential) -> bytes:
+    if credential.id != credential.raw_id:
+        raise InvalidRequest("id and rawId differ")
+    return _bytes(credential.raw_id, "rawId", MOST_CREDENTIAL_ID)
+
+
+def _user_handle(given: str | Nothing) -> bytes | None:
+    if isinstance(given, str) and given:
+        return _bytes(given, "userHandle", MOST_USER_HANDLE)
+    return None
+
+
+def _client(given: _Client | None) -> Client | None:
+    if given is None:
+        return None
+    return Client(kind=ClientKind(given.kind), label=None if given.label is None else name_of(given.label))
+
+
+def _output(credential: _Credential, extension: str, member: str) -> bool | None:
+    """A yes or no that a client extension gave; other outputs are nothing to us and are not looked at."""
+    results = credential.client_extension_results
+    outputs = results.get(extension) if isinstance(results, dict) else None
+    value = outputs.get(member) if isinstance(outputs, dict) else None
+    return value if isinstance(value, bool) else None
+
+
+def _bytes(text: str, name: str, most: int) -> bytes:
+    data = from_base64url(text)
+    if data is None:
+        raise InvalidRequest(f"{name} is not base64url without padding")
+    if not 0 < len(data) <= most:
+        raise InvalidRequest(f"{name} is empty or longer than {most} bytes")
+    return data
+
+
+def _transports(given: list[Any]) -> tuple[str, ...]:
+    """The first few that look like transports, also ones we do not know (WebAuthn Level 3 §5.2.1)."""
+    plausible = (one for one in given if isinstance(one, str) and re.fullmatch(r"[a-z][a-z0-9-]{0,31}", one))
+    return tuple(dict.fromkeys(plausible))[:MOST_TRANSPORTS]

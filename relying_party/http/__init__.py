@@ -1,0 +1,1 @@
+"""The aiohttp application: requests in, JSON and pages out."""

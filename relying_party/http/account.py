@@ -1,0 +1,96 @@
+"""A user and their own account: what is registered, what is signed in, and how to change it.
+
+Each change answers with the account as it is afterwards and with the signals that keep passkey providers in
+step with it. A browser is known by its cookie and, when it changes something, by its origin.
+"""
+
+from typing import Final
+
+from aiohttp import web
+
+from relying_party.core.callers import ClientKind
+from relying_party.core.credentials import User
+from relying_party.core.encoding import from_base64url
+from relying_party.core.messages import parse_display_name, parse_label
+from relying_party.core.sessions import Session
+from relying_party.errors import NotFound, NotSignedIn
+from relying_party.http.answers import account_json, json_answer, set_cookie
+from relying_party.http.request import STATE, State, account_holder, json_body, require_fresh
+
+
+async def get_account(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    found = await account_holder(request, state, reads=True)
+    return await _account(state, found.user, found.session)
+
+
+async def rename_user(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    found = await account_holder(request, state)
+    await state.store.rename_user(found.user.handle, parse_display_name(await json_body(request)))
+    return await _account(state, found.user, found.session)
+
+
+async def rename_credential(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    found = await account_holder(request, state)
+    label = parse_label(await json_body(request))
+    if not await state.store.rename_credential(found.user.handle, _named(request), label):
+        raise NotFound("no such passkey")
+    return await _account(state, found.user, found.session)
+
+
+async def remove_credential(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    found = await account_holder(request, state)
+    require_fresh(state, found.session)
+    if not await state.store.remove_credential(
+        found.user.handle, _named(request), but=found.session.session_id
+    ):
+        raise NotFound("no such passkey")
+    return await _account(state, found.user, found.session)
+
+
+async def end_session(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    found = await account_holder(request, state)
+    session_id = _named(request)
+    if not await state.store.end_session(found.user.handle, session_id):
+        raise NotFound("no such session")
+    if session_id != found.session.session_id:
+        return await _account(state, found.user, found.session)
+    response = web.Response(status=204)
+    if found.session.client_kind is ClientKind.WEB:
+        set_cookie(state.config, response, "", lifetime=0)
+    return response
+
+
+async def end_other_sessions(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    found = await account_holder(request, state)
+    await state.store.end_other_sessions(found.user.handle, but=found.session.session_id)
+    return await _account(state, found.user, found.session)
+
+
+ROUTES: Final = [
+    web.get("/me", get_account),
+    web.patch("/me", rename_user),
+    web.patch("/me/credentials/{id}", rename_credential),
+    web.delete("/me/credentials/{id}", remove_credential),
+    web.delete("/me/sessions/{id}", end_session),
+    web.delete("/me/sessions", end_other_sessions),
+]
+
+
+def _named(request: web.Request) -> bytes:
+    data = from_base64url(request.match_info["id"])
+    if not data:
+        raise NotFound
+    return data
+
+
+async def _account(state: State, user: User, session: Session) -> web.Response:
+    registered = await state.store.registered(user.handle, now=state.clock())
+    if registered is None:
+        raise NotSignedIn("there is none, or it has ended")
+    return json_answer(account_json(state.config, registered, session))

@@ -1,0 +1,688 @@
+"""The HTTP face of the relying party (docs/protocol/relying-party.md): ``make_app(config)``.
+
+It moves values between requests, the pure ceremonies and the store, and decides nothing about WebAuthn.
+Every answer that is not a success is a problem document (RFC 9457). The log tells what happened to which
+kind of client, and never who it was.
+
+It can be mounted in a service (docs/how-to/relying-party.md): ``who(request, app)`` tells the service's own
+handlers who is signed in, ``well_known_routes`` are for the root of its address.
+"""
+
+import logging
+import secrets
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from importlib import resources
+from pathlib import Path
+from typing import Final
+from uuid import UUID
+
+from aiohttp import web
+
+from relying_party.config import Config
+from relying_party.core.access_tokens import TokenIssuer, claims_of, key_set, secret_hash
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.ceremonies import (
+    ALGORITHMS,
+    CHALLENGE_SIZE,
+    ML_DSA,
+    USER_HANDLE_SIZE,
+    Authentication,
+    Begun,
+    Ceremonies,
+    Descriptor,
+    decoy,
+    is_decoy,
+)
+from relying_party.core.ceremonies import RelyingParty as CeremonyParty
+from relying_party.core.challenges import NAME_SIZE, Challenges, ChallengeStore
+from relying_party.core.credentials import Credential, CredentialStore, User
+from relying_party.core.messages import (
+    AuthenticationResponse,
+    parse_authentication_options,
+    parse_authentication_result,
+    parse_introspection,
+    parse_nothing,
+    parse_refresh,
+    parse_registration_options,
+    parse_registration_result,
+)
+from relying_party.core.sessions import (
+    LATE_SECONDS,
+    Opened,
+    RandomBytes,
+    hash_token,
+    is_late,
+    open_session,
+    refreshed,
+    stepped_up,
+)
+from relying_party.errors import (
+    Check,
+    InvalidRequest,
+    NotFound,
+    NotSignedIn,
+    PayloadTooLarge,
+    RateLimited,
+    RefreshTokenReused,
+    RefreshTokenSpent,
+    Refusal,
+    StoreUnavailable,
+    UnknownResource,
+    UserExists,
+    VerificationFailed,
+)
+from relying_party.http import account
+from relying_party.http.answers import (
+    PROBLEM_TYPE,
+    http_problem,
+    json_answer,
+    problem,
+    refused,
+    session_json,
+    set_cookie,
+    signals,
+    unknown_credential,
+)
+from relying_party.http.http_server import http_logger
+from relying_party.http.limits import RateLimit
+from relying_party.http.metrics import CONTENT_TYPE, Metrics
+from relying_party.http.page import render, render_problem
+from relying_party.http.request import (
+    MOST_BODY,
+    STATE,
+    Clock,
+    SignedIn,
+    State,
+    caller_of,
+    described,
+    form_body,
+    json_body,
+    require_fresh,
+    session_behind,
+    session_of,
+    signed_in,
+)
+from relying_party.http.well_known import device_endpoint, passkey_endpoints, related_origins
+from relying_party.store.sqlite import SqliteStore
+
+logger = logging.getLogger(__name__)
+
+MOST_SHOWN: Final = 200  # users on the page
+REFRESH_ATTEMPTS: Final = 3
+CONTENT_SECURITY_POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; frame-ancestors "
+)
+SECURITY_HEADERS: Final = {
+    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "publickey-credentials-create=(self), publickey-credentials-get=(self)",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+
+OpenStore = Callable[[], AbstractAsyncContextManager[CredentialStore]]
+
+METRICS: Final = web.AppKey("relying_party_metrics", Metrics)
+
+
+def make_app(
+    config: Config,
+    *,
+    open_store: OpenStore | None = None,
+    challenges: ChallengeStore | None = None,
+    with_pages: bool = True,
+    clock: Clock = time.time,
+    random: RandomBytes = secrets.token_bytes,
+) -> web.Application:
+    """The application; its store opens when it starts and closes when it ends.
+
+    open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
+    place for ceremonies under way than this process. with_pages: False leaves the pages to a service that
+    mounts this, and the well-known documents (`well_known_routes`).
+    """
+    logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
+    app = web.Application(
+        client_max_size=MOST_BODY,
+        middlewares=[_finish, *([_show_problems] if with_pages else []), _explain],
+        handler_args={"logger": http_logger},
+    )
+    app[METRICS] = Metrics()
+    open_it: OpenStore = open_store or (lambda: SqliteStore(config.store))
+
+    async def opened_store(app: web.Application) -> AsyncIterator[None]:
+        async with open_it() as store:
+            app[STATE] = State(
+                config=config,
+                ceremonies=Ceremonies(_party(config)),
+                store=store,
+                challenges=Challenges() if challenges is None else challenges,
+                clock=clock,
+                random=random,
+                metrics=app[METRICS],
+                decoy_secret=await store.secret("decoy"),
+                prf_salt=await store.secret("prf") if config.prf else None,
+                rate_limit=RateLimit(per_minute=config.requests_per_minute),
+                issuer=TokenIssuer(
+                    key=config.token_keys[0] if config.token_keys else None,
+                    issuer=config.base_url,
+                    audience=config.resources,
+                    random=random,
+                ),
+            )
+            yield
+
+    app.cleanup_ctx.append(opened_store)
+    app.router.add_post("/webauthn/registration/options", registration_options)
+    app.router.add_post("/webauthn/registration/result", registration_result)
+    app.router.add_post("/webauthn/authentication/options", authentication_options)
+    app.router.add_post("/webauthn/authentication/result", authentication_result)
+    app.router.add_post("/webauthn/step-up/options", step_up_options)
+    app.router.add_post("/webauthn/step-up/result", step_up_result)
+    app.router.add_get("/session", get_session)
+    app.router.add_delete("/session", delete_session)
+    app.router.add_post("/session/refresh", refresh_session)
+    app.router.add_post("/introspect", introspect)
+    app.router.add_get("/jwks.json", get_key_set)
+    app.router.add_routes(account.ROUTES)
+    app.router.add_get("/livez", get_livez)
+    if with_pages:
+        app.router.add_get("/", get_page)
+        app.router.add_get("/static/{name}", get_static)
+        app.router.add_routes(well_known_routes(config))
+    return app
+
+
+def well_known_routes(config: Config) -> list[web.RouteDef]:
+    """Routes for the root of an address: who else uses our passkeys, and where pages and devices find us."""
+
+    async def get_related_origins(_: web.Request) -> web.Response:
+        return json_answer(related_origins(config))
+
+    async def get_passkey_endpoints(_: web.Request) -> web.Response:
+        return json_answer(passkey_endpoints(config))
+
+    async def get_device_endpoint(_: web.Request) -> web.Response:
+        return json_answer(device_endpoint(config))
+
+    return [
+        web.get("/.well-known/headless-passkey", get_device_endpoint),
+        web.get("/.well-known/webauthn", get_related_origins),
+        web.get("/.well-known/passkey-endpoints", get_passkey_endpoints),
+    ]
+
+
+def make_metrics_app(app: web.Application) -> web.Application:
+    """What `app` counts, for an address of its own that only the operator reaches."""
+
+    async def get_metrics(_: web.Request) -> web.Response:
+        return web.Response(body=app[METRICS].text().encode(), headers={"Content-Type": CONTENT_TYPE})
+
+    metrics = web.Application(handler_args={"logger": http_logger})
+    metrics.router.add_get("/metrics", get_metrics)
+    return metrics
+
+
+async def who(request: web.Request, app: web.Application) -> SignedIn | None:
+    """Who sends a request to a service in which `app` is mounted; None for a stranger.
+
+    A request that changes something must come from one of our pages or with a proof of key; otherwise, and
+    for a bad proof, a `Refusal` is raised, which `problem_of` answers.
+    """
+    state = app[STATE]
+    caller, token = caller_of(request, state, reads=request.method in ("GET", "HEAD"))
+    return await session_of(state, caller, token)
+
+
+def problem_of(refusal: Refusal) -> web.Response:
+    """The problem document for a refusal, for a service that calls `who`."""
+    return refused(refusal)
+
+
+async def registration_options(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    caller, token = caller_of(request, state)
+    wanted = parse_registration_options(await json_body(request))
+    caller = described(caller, wanted.client)
+    user = await state.store.user_by_name(wanted.user_name)
+    existing: tuple[Descriptor, ...] = ()
+    if user is None:
+        handle = state.random(USER_HANDLE_SIZE)
+        user = User(handle=handle, name=wanted.user_name, display_name=wanted.display_name)
+        adds_to_user = False
+    else:
+        found = await session_of(state, caller, token)
+        if found is None or found.user.handle != user.handle:
+            raise UserExists("sign in as that user to add a passkey")
+        require_fresh(state, found.session)
+        existing = _descriptors(await state.store.credentials_of(user.handle))
+        adds_to_user = True
+    begun = state.ceremonies.begin_registration(
+        caller,
+        user,
+        existing=existing,
+        adds_to_user=adds_to_user,
+        now=state.clock(),
+        challenge=state.random(CHALLENGE_SIZE),
+    )
+    return await _begun(state, begun)
+
+
+async def registration_result(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    caller, token = caller_of(request, state)
+    ceremony, response = parse_registration_result(await json_body(request))
+    found = await session_of(state, caller, token)
+    now = state.clock()
+    record = await state.challenges.take(ceremony, now=now)
+    done = state.ceremonies.complete_registration(record, caller, response, now=now)
+    if done.adds_to_user and (found is None or found.user.handle != done.user.handle):
+        raise VerificationFailed(Check.SESSION)
+    opened = _open_session(state, done.caller, done.credential, now)
+    user = await state.store.register(done.credential, done.user, opened.session, ends=_id_of(found))
+    _count_done(state, record.purpose, done.caller)
+    logger.info("registered a passkey (%s)", done.caller.kind)
+    return await _session_answer(state, opened, user, status=201)
+
+
+async def authentication_options(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    caller, _ = caller_of(request, state)
+    wanted = parse_authentication_options(await json_body(request))
+    caller = described(caller, wanted.client)
+    if wanted.conditional and caller.kind is not ClientKind.WEB:
+        raise InvalidRequest("conditional mediation is for browsers")
+    handle: bytes | None = None
+    allowed: tuple[Descriptor, ...] = ()
+    if wanted.user_name is not None:
+        user = await state.store.user_by_name(wanted.user_name)
+        handle = state.random(USER_HANDLE_SIZE) if user is None else user.handle
+        allowed = _descriptors(await state.store.credentials_of(handle))
+        allowed = allowed or (decoy(state.decoy_secret, wanted.user_name),)
+    begun = state.ceremonies.begin_authentication(
+        caller,
+        expected=handle,
+        allowed=allowed,
+        now=state.clock(),
+        challenge=state.random(CHALLENGE_SIZE),
+        conditional=wanted.conditional,
+        prf_salt=state.prf_salt,
+    )
+    return await _begun(state, begun, **({"mediation": "conditional"} if wanted.conditional else {}))
+
+
+async def authentication_result(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    caller, token = caller_of(request, state)
+    ceremony, response = parse_authentication_result(await json_body(request))
+    found = await session_of(state, caller, token)
+    now = state.clock()
+    credential, done = await _authenticated(state, caller, ceremony, response, now=now)
+    opened = _open_session(state, done.caller, credential, now)
+    user = await state.store.sign_in(done.use, opened.session, ends=_id_of(found))
+    logger.info("signed in (%s)", done.caller.kind)
+    return await _session_answer(state, opened, user, status=200)
+
+
+async def step_up_options(request: web.Request) -> web.Response:
+    """Who is signed in is asked for a passkey once more: any of theirs, and nobody else's."""
+    state = request.app[STATE]
+    caller, found = await signed_in(request, state)
+    parse_nothing(await json_body(request))
+    begun = state.ceremonies.begin_authentication(
+        caller,
+        expected=found.user.handle,
+        allowed=_descriptors(await state.store.credentials_of(found.user.handle)),
+        now=state.clock(),
+        challenge=state.random(CHALLENGE_SIZE),
+        session_id=found.session.session_id,
+        prf_salt=state.prf_salt,
+    )
+    return await _begun(state, begun)
+
+
+async def step_up_result(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    caller, found = await signed_in(request, state)
+    ceremony, response = parse_authentication_result(await json_body(request))
+    now, session = state.clock(), found.session
+    credential, done = await _authenticated(
+        state, caller, ceremony, response, now=now, session_id=session.session_id
+    )
+    opened = stepped_up(
+        session,
+        credential_id=credential.credential_id,
+        now=now,
+        lifetimes=state.config.lifetimes,
+        random=state.random,
+        issue=state.issue(now),
+    )
+    user = await state.store.step_up(done.use, opened.session, was=session.token_hash)
+    logger.info("stepped up (%s)", session.client_kind)
+    return await _session_answer(state, opened, user, status=200)
+
+
+async def get_session(request: web.Request) -> web.Response:
+    _, found = await signed_in(request, request.app[STATE], reads=True)
+    audience = request.app[STATE].config.resources
+    return json_answer(session_json(found.session, found.user, audience=audience))
+
+
+async def delete_session(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    caller, found = await signed_in(request, state)
+    await state.store.end_session(found.user.handle, found.session.session_id)
+    response = web.Response(status=204)
+    if caller.kind is ClientKind.WEB:
+        set_cookie(state.config, response, "", lifetime=0)
+    return response
+
+
+async def refresh_session(request: web.Request) -> web.Response:
+    """New tokens for old: once for each refresh token (`sessions.refreshed`)."""
+    state = request.app[STATE]
+    caller, _ = caller_of(request, state)
+    presented = hash_token(parse_refresh(await json_body(request)))
+    for _ in range(REFRESH_ATTEMPTS):
+        now = state.clock()
+        found = await state.store.session_of_refresh(presented, now=now)
+        if found is None or not found[0].belongs_to(caller):
+            break
+        session, user = found
+        if is_late(session, presented, now=now):
+            state.metrics.count("refresh_late_total")
+            raise RefreshTokenSpent(retry_after=LATE_SECONDS)
+        opened = refreshed(
+            session,
+            presented,
+            now=now,
+            lifetimes=state.config.lifetimes,
+            random=state.random,
+            issue=state.issue(now),
+        )
+        if opened is None:
+            await state.store.end_session(user.handle, session.session_id)
+            state.metrics.count("refresh_reuse_total")
+            logger.warning("a spent refresh token came back: its session is over (%s)", session.client_kind)
+            raise RefreshTokenReused
+        if await state.store.replace_session(opened.session, was=session.token_hash):
+            return await _session_answer(state, opened, user, status=200)
+    raise NotSignedIn("the refresh token is not good, or its session has ended")
+
+
+async def introspect(request: web.Request) -> web.Response:
+    """What an access token stands for (RFC 7662), for a service that has a secret of ours."""
+    state = request.app[STATE]
+    resource = _resource_of(request, state)
+    token = parse_introspection(await form_body(request))
+    found = await session_behind(state, token)
+    state.metrics.count("introspections_total", active="no" if found is None else "yes")
+    if found is None:
+        return json_answer({"active": False})
+    claims = claims_of(found.session, issuer=state.config.base_url, audience=(resource,))
+    return json_answer({"active": True, "token_type": "DPoP", **claims})
+
+
+def _resource_of(request: web.Request, state: State) -> str:
+    """Which service asks, by the secret it sends as a bearer token (RFC 7662 §2.1)."""
+    values = request.headers.getall("Authorization", [])
+    scheme, _, secret = values[0].partition(" ") if len(values) == 1 else ("", "", "")
+    resource = state.config.resource_secrets.get(secret_hash(secret)) if scheme.lower() == "bearer" else None
+    if resource is None:
+        state.rate_limit.take(request.remote or "", now=state.clock())
+        raise UnknownResource("expected Authorization: Bearer and the secret of a resource server")
+    return resource
+
+
+async def get_key_set(request: web.Request) -> web.Response:
+    return json_answer(key_set(request.app[STATE].config.token_keys))
+
+
+async def get_page(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    now = state.clock()
+    _, token = caller_of(request, state, reads=True)
+    found = await session_of(state, Caller(kind=ClientKind.WEB), token)
+    if state.config.page_shows == "everyone":
+        registered = await state.store.everyone(now=now, most=MOST_SHOWN)
+    else:
+        own = found and await state.store.registered(found.user.handle, now=now)
+        registered = [own] if own else []
+    text = render(
+        state.config,
+        registered,
+        me=found.user if found else None,
+        current=found.session if found else None,
+    )
+    return web.Response(text=text, content_type="text/html", charset="utf-8")
+
+
+async def get_static(request: web.Request) -> web.Response:
+    name = request.match_info["name"]
+    content_type = STATIC_TYPES.get(Path(name).suffix)
+    known = {file.name: file for file in resources.files("relying_party.http").joinpath("pages").iterdir()}
+    if content_type is None or name not in known:
+        raise NotFound("no such file")
+    return web.Response(
+        body=known[name].read_bytes(),
+        content_type=content_type,
+        charset="utf-8",
+        headers={"Cache-Control": "no-cache"},
+    )
+
+
+async def get_livez(_: web.Request) -> web.Response:
+    return web.json_response({"status": "ok"})
+
+
+def _party(config: Config) -> CeremonyParty:
+    return CeremonyParty(
+        rp_id=config.rp_id,
+        name=config.rp_name,
+        origins={
+            ClientKind.WEB: config.web_origins,
+            ClientKind.DEVICE: config.device_origins,
+            ClientKind.ANDROID: config.android_origins,
+        },
+        top_origins=config.top_origins,
+        algorithms=(*ALGORITHMS, *(ML_DSA if config.ml_dsa else ())),
+        prf=config.prf,
+        backup_eligibility=config.backup_eligibility,
+    )
+
+
+def _descriptors(credentials: Sequence[Credential]) -> tuple[Descriptor, ...]:
+    return tuple(
+        Descriptor(credential_id=credential.credential_id, transports=credential.transports)
+        for credential in credentials
+    )
+
+
+async def _begun(state: State, begun: Begun, **members: str) -> web.Response:
+    name = await state.challenges.add(begun.record, name=state.random(NAME_SIZE), now=state.clock())
+    record = begun.record
+    state.metrics.count("ceremonies_total", purpose=record.purpose, kind=record.caller.kind, outcome="begun")
+    return json_answer({"ceremony": name, **members, "publicKey": begun.public_key})
+
+
+def _count_done(state: State, purpose: str, caller: Caller) -> None:
+    state.metrics.count("ceremonies_total", purpose=purpose, kind=caller.kind, outcome="done")
+
+
+async def _authenticated(
+    state: State,
+    caller: Caller,
+    ceremony: str,
+    response: AuthenticationResponse,
+    *,
+    now: float,
+    session_id: bytes | None = None,
+) -> tuple[Credential, Authentication]:
+    """The credential that answered, and what its use changes; the ceremony is used up whatever happens."""
+    record = await state.challenges.take(ceremony, now=now)
+    credential = await state.store.credential(response.credential_id)
+    try:
+        done = state.ceremonies.complete_authentication(
+            record, caller, response, credential, now=now, session_id=session_id
+        )
+    except VerificationFailed as refusal:
+        if refusal.check is Check.LIBRARY and credential is None:
+            raise _refused_unknown(state, response.credential_id) from refusal
+        if refusal.check is Check.BACKUP_ELIGIBILITY and credential is not None:
+            _tell_eligibility(state, credential, outcome="refused")
+        raise
+    if credential is None:  # the ceremony has refused that already
+        raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
+    if done.use.counter_anomaly:
+        state.metrics.count("counter_anomalies_total")
+        logger.warning("a passkey's signature counter did not grow: it may have been copied")
+    if done.use.backup_eligible is not None:
+        _tell_eligibility(state, credential, outcome="accepted")
+    _count_done(state, record.purpose, done.caller)
+    return credential, done
+
+
+def _tell_eligibility(state: State, credential: Credential, *, outcome: str) -> None:
+    """An operator who hears that people are locked out needs the reason, and which provider it was."""
+    change = "lost" if credential.backup_eligible else "gained"
+    state.metrics.count("backup_eligibility_changes_total", change=change, outcome=outcome)
+    logger.warning(
+        "a passkey of provider %s %s its backup eligibility: %s (the policy is %s)",
+        UUID(bytes=credential.aaguid),
+        change,
+        outcome,
+        state.config.backup_eligibility,
+    )
+
+
+def _refused_unknown(state: State, credential_id: bytes) -> VerificationFailed:
+    """A provider may be told to forget a passkey we do not know; an unknown user's is one we made up ourselves."""
+    if is_decoy(state.decoy_secret, credential_id):
+        return VerificationFailed(Check.LIBRARY)
+    return VerificationFailed(
+        Check.UNKNOWN_CREDENTIAL, signals=unknown_credential(state.config, credential_id)
+    )
+
+
+def _open_session(state: State, caller: Caller, credential: Credential, now: float) -> Opened:
+    return open_session(
+        user_handle=credential.user_handle,
+        credential_id=credential.credential_id,
+        caller=caller,
+        now=now,
+        lifetimes=state.config.lifetimes,
+        random=state.random,
+        issue=state.issue(now),
+    )
+
+
+def _id_of(found: SignedIn | None) -> bytes | None:
+    return None if found is None else found.session.session_id
+
+
+async def _session_answer(state: State, opened: Opened, user: User, *, status: int) -> web.Response:
+    """The new tokens: in the body for a device, in a cookie for a browser; and what its passkeys should be."""
+    session, config = opened.session, state.config
+    theirs = signals(config, user, await state.store.credentials_of(user.handle))
+    if session.client_kind.proves_key:
+        body = session_json(
+            session,
+            user,
+            audience=config.resources,
+            token=opened.token,
+            refresh_token=opened.refresh_token,
+        )
+        return json_answer({**body, "signals": theirs}, status=status)
+    response = json_answer({**session_json(session, user), "signals": theirs}, status=status)
+    set_cookie(config, response, opened.token, lifetime=config.lifetimes.cookie)
+    return response
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def _finish(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Security headers on every answer, one line of log, and one count."""
+    started = time.perf_counter()
+    response = await handler(request)
+    state = request.app[STATE]
+    config = state.config
+    for name, value in SECURITY_HEADERS.items():
+        response.headers.setdefault(name, value)
+    embedders = " ".join(sorted(config.top_origins)) or "'none'"
+    response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY + embedders)
+    if config.uses_tls and not config.is_local:
+        response.headers["Strict-Transport-Security"] = "max-age=31536000"
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource else "-"
+    seconds = time.perf_counter() - started
+    state.metrics.request(route=route, status=response.status, seconds=seconds)
+    method = request.method if resource else "-"
+    logger.info("%s %s: %d in %.1f ms", method, route, response.status, seconds * 1000)
+    return response
+
+
+@web.middleware
+async def _show_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Somebody who opens an address in a browser gets a page, also when that is a problem."""
+    response = await handler(request)
+    if request.method not in ("GET", "HEAD") or response.content_type != PROBLEM_TYPE:
+        return response
+    response.headers["Vary"] = "Accept"
+    if not request.headers.get("Accept", "").startswith("text/html"):  # as each browser begins it
+        return response
+    kept = {
+        name: response.headers[name] for name in ("Allow", "Retry-After", "Vary") if name in response.headers
+    }
+    retry_after = int(kept["Retry-After"]) if "Retry-After" in kept else None
+    text = render_problem(request.app[STATE].config, response.status, retry_after=retry_after)
+    return web.Response(
+        text=text, status=response.status, content_type="text/html", charset="utf-8", headers=kept
+    )
+
+
+@web.middleware
+async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever goes wrong becomes a problem document."""
+    metrics = request.app[STATE].metrics
+    try:
+        return await handler(request)
+    except VerificationFailed as refusal:
+        metrics.count("refusals_total", check=refusal.check)
+        logger.warning("a ceremony did not verify: %s", refusal.check)
+        return refused(refusal)
+    except RateLimited as refusal:
+        metrics.count("rate_limited_total")
+        return refused(refusal)
+    except Refusal as refusal:
+        return refused(refusal)
+    except StoreUnavailable as error:
+        logger.error("%s", error)  # noqa: TRY400  the message says it all
+        headers = {"Retry-After": "5"}
+        return problem(
+            "store-unavailable",
+            503,
+            "The store cannot be used at the moment",
+            members={"retry_after": 5},
+            headers=headers,
+        )
+    except web.HTTPRequestEntityTooLarge:
+        return refused(PayloadTooLarge(limit=MOST_BODY))
+    except web.HTTPNotFound:
+        return refused(NotFound("there is nothing at this address"))
+    except web.HTTPException as error:
+        response = http_problem(error.status)
+        if "Allow" in error.headers:
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+    except Exception as error:  # noqa: BLE001  the edge of the program
+        # its message may hold anything, so only type and place are told
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        logger.error("unexpected %s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
+        return problem("internal-error", 500, "Something failed on our side")

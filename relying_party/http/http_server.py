@@ -1,0 +1,151 @@
+"""How the program listens: its certificate, and what becomes of requests that are not HTTP.
+
+aiohttp answers a request that it cannot parse before an application sees it: in plain text that repeats the
+request, and with a traceback in the log that repeats it too, cookie or proof included. `Runner` answers
+problem documents (RFC 9457) instead. `http_logger` lets one line through for each, without a byte of the
+request; a service that mounts the application gives it to its own::
+
+    service = web.Application(handler_args={"logger": http_logger})
+"""
+
+import asyncio
+import logging
+import ssl
+import traceback
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+
+from relying_party.errors import UsageError
+from relying_party.http.answers import http_problem
+
+IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
+SHUTDOWN_TIMEOUT: Final = 5.0  # seconds for requests under way when the program is asked to end
+
+
+class Runner(web.AppRunner):
+    """Serves one application, and answers in its place what never reaches it.
+
+    Bodies come as they were sent: the application refuses a Content-Encoding, and nothing is unpacked for it.
+    """
+
+    def __init__(self, app: web.Application) -> None:
+        super().__init__(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
+
+    async def _make_server(self) -> web.Server:
+        return _Server(await super()._make_server())
+
+
+class _Server(web.Server):
+    def __init__(self, of_app: web.Server) -> None:
+        super().__init__(self._explained, request_factory=of_app.request_factory)
+        self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
+
+    def __call__(self) -> web.RequestHandler:
+        return _Connection(
+            self,
+            loop=asyncio.get_running_loop(),
+            logger=http_logger,
+            access_log=None,  # type: ignore[arg-type]  # None is none: paths hold ids of passkeys
+            keepalive_timeout=IDLE_TIMEOUT,
+            auto_decompress=False,
+        )
+
+    async def _explained(self, request: web.BaseRequest) -> web.StreamResponse:
+        """What the application answers; a problem document where aiohttp refuses in its place, such as Expect."""
+        try:
+            return await self._handle(request)
+        except web.HTTPException as error:
+            if error.status < 400:
+                raise
+            return http_problem(error.status)
+
+
+class _Connection(web.RequestHandler):
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002  it repeats the request
+    ) -> web.StreamResponse:
+        if isinstance(exc, ConnectionError):
+            raise exc  # who has hung up is told nothing, and is no news
+        self.log_exception("", exc_info=exc)
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun: there is no other one")
+        response = http_problem(status)
+        response.force_close()
+        return response
+
+
+def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """A server's TLS settings. `UsageError` says which of the two files is wrong, and how.
+
+    cert: the chain, its own certificate first; key: that one's private key, without a passphrase; both PEM.
+    """
+    for option, path in (("--cert", cert), ("--key", key)):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise UsageError(f"{option}: cannot read {path}: {error.strerror}") from error
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(cert, key, password=b"")  # there is nobody here to ask for a passphrase
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        raise UsageError(_why_not(cert, key, error)) from error
+    return context
+
+
+def _why_not(cert: Path, key: Path, error: Exception) -> str:
+    """Which of two files is wrong that OpenSSL does not take together; it says the same for most of it."""
+    try:
+        own = x509.load_pem_x509_certificates(cert.read_bytes())[0].public_key()
+    except ValueError:
+        return f"--cert: {cert} holds no certificate in PEM form"
+    except (OSError, UnsupportedAlgorithm):
+        own = None
+    try:
+        private = load_pem_private_key(key.read_bytes(), None)
+    except TypeError:
+        return f"--key: the private key in {key} has a passphrase; expected one without"
+    except ValueError:
+        return f"--key: {key} holds no private key in PEM form"
+    except (OSError, UnsupportedAlgorithm):
+        private = None
+    if own is not None and private is not None:
+        form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
+        if own.public_bytes(*form) != private.public_key().public_bytes(*form):
+            return f"--key: the private key in {key} is not that of the first certificate in {cert}"
+    why = getattr(error, "reason", None) or type(error).__name__
+    return f"--cert: OpenSSL does not take {cert} with {key} ({why})"
+
+
+def _without_bytes(record: logging.LogRecord) -> bool:
+    """Let aiohttp say in one line what went wrong, but not show the request."""
+    kind, error, trace = record.exc_info or (None, None, None)
+    record.exc_info = record.exc_text = None
+    if kind is None or error is None:
+        return True
+    arguments: tuple[Any, ...]
+    if issubclass(kind, HttpProcessingError | web.RequestPayloadError):
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+        record.msg, arguments = "a request could not be read: %s", (kind.__name__,)
+    else:  # its message may hold anything, so only type and place are told
+        place = traceback.extract_tb(trace)[-1:]
+        where = f"{Path(place[0].filename).name}:{place[0].lineno}" if place else "an unknown place"
+        record.msg, arguments = "unexpected %s at %s", (kind.__name__, where)
+    record.args = arguments
+    return True
+
+
+http_logger: Final = logging.getLogger(f"{__name__}.http")
+http_logger.addFilter(_without_bytes)

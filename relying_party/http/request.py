@@ -1,0 +1,200 @@
+"""What a request says: who sends it, which session goes with it, and its body."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from aiohttp import web
+
+from relying_party.config import Config
+from relying_party.core.access_tokens import TokenIssuer
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.ceremonies import Ceremonies
+from relying_party.core.challenges import ChallengeStore
+from relying_party.core.credentials import CredentialStore, User
+from relying_party.core.messages import Client
+from relying_party.core.proofs import SeenProofs, verify_proof
+from relying_party.core.sessions import IssueToken, RandomBytes, Session, confirmed, hash_token
+from relying_party.errors import (
+    BrowsersOnly,
+    InvalidRequest,
+    NotSignedIn,
+    PayloadTooLarge,
+    ProofInvalid,
+    StepUpRequired,
+)
+from relying_party.http.answers import cookie_name
+from relying_party.http.limits import RateLimit
+from relying_party.http.metrics import Metrics
+
+MOST_BODY: Final = 64 * 1024
+BODY_SECONDS: Final = 20  # how long a client may take to send one
+PROOF_HEADER: Final = "DPoP"
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """What the handlers of one application share."""
+
+    config: Config
+    ceremonies: Ceremonies
+    store: CredentialStore
+    challenges: ChallengeStore
+    clock: Clock
+    random: RandomBytes
+    metrics: Metrics
+    decoy_secret: bytes = field(repr=False)
+    prf_salt: bytes | None = field(repr=False)  # None: prf is not asked for
+    seen_proofs: SeenProofs = field(default_factory=SeenProofs)
+    rate_limit: RateLimit
+    issuer: TokenIssuer
+
+    def issue(self, now: float) -> IssueToken:
+        """What makes the token of a session that is opened or refreshed `now`."""
+        return lambda session: self.issuer.token(session, now=now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedIn:
+    """Who is signed in, and how."""
+
+    session: Session
+    user: User
+
+
+STATE: Final = web.AppKey("relying_party_state", State)
+
+
+def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, str | None]:
+    """Who sends this request, and the session token that goes with it, if any.
+
+    A device proves its key. A browser cannot keep from sending its origin when it changes something, so
+    that is how it is known; `reads` waives it where nothing changes.
+    """
+    if not reads or PROOF_HEADER in request.headers:  # a signature to verify is work, whatever it is for
+        state.rate_limit.take(request.remote or "", now=state.clock())
+    if PROOF_HEADER in request.headers or "Authorization" in request.headers:
+        if "Origin" in request.headers:
+            raise InvalidRequest("a request has either a proof or an Origin")
+        return _device(request, state)
+    if not reads and request.headers.getall("Origin", []) not in [
+        [origin] for origin in state.config.web_origins
+    ]:
+        raise InvalidRequest("expected a proof of key, or an Origin that is one of ours")
+    return Caller(kind=ClientKind.WEB), request.cookies.get(cookie_name(state.config))
+
+
+def described(caller: Caller, client: Client | None) -> Caller:
+    """The caller with what it says about itself, which is for callers with a key."""
+    if client is None:
+        return caller
+    if not caller.kind.proves_key:
+        raise InvalidRequest("a browser does not say what it is")
+    return replace(caller, kind=client.kind, label=client.label)
+
+
+async def session_of(state: State, caller: Caller, token: str | None) -> SignedIn | None:
+    """The live session of a token, when it is the caller's own; who signs in again may still send an old one."""
+    found = None if token is None else await state.store.session(hash_token(token), now=state.clock())
+    if found is None or not found[0].belongs_to(caller):
+        return None
+    return await _seen(state, *found)
+
+
+async def session_behind(state: State, token: str) -> SignedIn | None:
+    """The live session that an access token of ours stands for, whoever shows it: a resource server that was sent it.
+
+    Sessions of browsers are not for others, and so they are not found.
+    """
+    found = await state.store.session(hash_token(token), now=state.clock())
+    if found is None or not found[0].client_kind.proves_key:
+        return None
+    return await _seen(state, *found)
+
+
+async def _seen(state: State, session: Session, user: User) -> SignedIn | None:
+    """The session of a token that was used: if it came from a refresh, the answer of that has arrived."""
+    known = confirmed(session, now=state.clock())
+    if known is not None and not await state.store.replace_session(known, was=session.token_hash):
+        return None
+    return SignedIn(session=known or session, user=user)
+
+
+async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, SignedIn]:
+    """The caller and their session; `NotSignedIn` without one."""
+    caller, token = caller_of(request, state, reads=reads)
+    found = await session_of(state, caller, token)
+    if found is None:
+        raise NotSignedIn("there is none, or it has ended")
+    return caller, found
+
+
+async def account_holder(request: web.Request, state: State, *, reads: bool = False) -> SignedIn:
+    """Somebody who may manage their account: in a browser or an app, and not on a device."""
+    _, found = await signed_in(request, state, reads=reads)
+    if found.session.client_kind is ClientKind.DEVICE:
+        raise BrowsersOnly("this is a device's session")
+    return found
+
+
+def require_fresh(state: State, session: Session) -> None:
+    """What matters needs a passkey that was used just now (`StepUpRequired`)."""
+    fresh = state.config.lifetimes.fresh
+    if session.auth_time + fresh <= state.clock():
+        raise StepUpRequired(fresh)
+
+
+async def json_body(request: web.Request) -> bytes:
+    """The body of a request that says that it is JSON."""
+    return await _body(request, "application/json")
+
+
+async def form_body(request: web.Request) -> bytes:
+    """The body of a request as OAuth has it: a form."""
+    return await _body(request, "application/x-www-form-urlencoded")
+
+
+async def _body(request: web.Request, media_type: str) -> bytes:
+    """The body, which has a bound of its own wherever the application is mounted. A compressed one is not unpacked."""
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise web.HTTPUnsupportedMediaType
+    if request.content_type != media_type:
+        raise InvalidRequest(f"expected {media_type}")
+    if (request.content_length or 0) > MOST_BODY:
+        raise PayloadTooLarge(limit=MOST_BODY)
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            while chunk := await request.content.readany():
+                body += chunk
+                if len(body) > MOST_BODY:
+                    raise PayloadTooLarge(limit=MOST_BODY)
+    except TimeoutError as error:
+        raise InvalidRequest("the body took too long") from error
+    except (web.RequestPayloadError, ConnectionError) as error:
+        raise InvalidRequest("the body cannot be read to its end") from error
+    return bytes(body)
+
+
+def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
+    proofs = request.headers.getall(PROOF_HEADER, [])
+    if len(proofs) != 1:
+        raise ProofInvalid("expected one proof of key")
+    token: str | None = None
+    if "Authorization" in request.headers:
+        scheme, _, token = request.headers["Authorization"].partition(" ")
+        if scheme.lower() != "dpop" or not token:
+            raise NotSignedIn("expected Authorization: DPoP and a token")
+    now = state.clock()
+    proof = verify_proof(
+        proofs[0],
+        method=request.method,
+        urls=[url + request.rel_url.raw_path for url in state.config.urls],
+        now=now,
+        access_token=token,
+    )
+    state.seen_proofs.take(proof, now=now)
+    return Caller(kind=ClientKind.DEVICE, key_thumbprint=proof.key_thumbprint), token

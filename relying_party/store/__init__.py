@@ -1,0 +1,1 @@
+"""Where users, passkeys and sessions are kept."""

@@ -1,0 +1,566 @@
+"""The store in one SQLite file.
+
+One thread writes and one reads, each with a connection of its own and one whole transaction after the other, so
+that no two interleave on a connection. With a write-ahead log and ``synchronous=FULL`` what a method acknowledged
+is still there after the process, or the machine, has died. The schema has a version; older files are brought up
+to date when they are opened, newer ones are refused.
+
+Others may use the file too, such as a backup or a shell. While one of them holds the write lock, reads go on, and
+a write waits `BUSY_TIMEOUT` seconds from when it was asked for, however many others wait with it. When the file is
+moved away, deleted or replaced, the store says so, and acknowledges nothing: what it wrote is in no file that
+anybody would find again.
+"""
+
+import asyncio
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from secrets import token_bytes
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from relying_party.core.callers import ClientKind
+from relying_party.core.credentials import Credential, CredentialUse, Registered, User
+from relying_party.core.sessions import Session
+from relying_party.errors import (
+    Check,
+    LastCredential,
+    StoreUnavailable,
+    UsageError,
+    UserExists,
+    VerificationFailed,
+)
+
+_Value = TypeVar("_Value")
+
+APPLICATION_ID: Final = 0x68705250  # "hpRP", in the header of the file
+BUSY_TIMEOUT: Final = 5.0  # seconds
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE users (
+            handle BLOB PRIMARY KEY, name TEXT NOT NULL UNIQUE, display_name TEXT NOT NULL,
+            created_at INTEGER NOT NULL) STRICT""",
+        """CREATE TABLE credentials (
+            credential_id BLOB PRIMARY KEY, user_handle BLOB NOT NULL REFERENCES users (handle),
+            attested_data BLOB NOT NULL, aaguid BLOB NOT NULL, algorithm INTEGER NOT NULL,
+            sign_count INTEGER NOT NULL, backup_eligible INTEGER NOT NULL, backed_up INTEGER NOT NULL,
+            transports TEXT NOT NULL, attestation_object BLOB NOT NULL, client_data_hash BLOB NOT NULL,
+            created_at INTEGER NOT NULL, last_used_at INTEGER,
+            counter_anomalies INTEGER NOT NULL DEFAULT 0) STRICT""",
+        "CREATE INDEX credentials_of_user ON credentials (user_handle)",
+        """CREATE TABLE sessions (
+            token_hash BLOB PRIMARY KEY, user_handle BLOB NOT NULL REFERENCES users (handle),
+            credential_id BLOB NOT NULL, client_kind TEXT NOT NULL, key_thumbprint TEXT,
+            created_at INTEGER NOT NULL, expires_at INTEGER NOT NULL) STRICT""",
+        "CREATE INDEX sessions_of_user ON sessions (user_handle)",
+        "CREATE INDEX sessions_of_key ON sessions (key_thumbprint)",
+        "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT",
+    ),
+    (  # sessions have a name of their own and may be refreshed; passkeys have labels
+        "ALTER TABLE credentials ADD COLUMN label TEXT",
+        "ALTER TABLE credentials ADD COLUMN discoverable INTEGER",
+        "ALTER TABLE credentials ADD COLUMN prf INTEGER",
+        """CREATE TABLE sessions_2 (
+            session_id BLOB PRIMARY KEY, token_hash BLOB NOT NULL UNIQUE,
+            user_handle BLOB NOT NULL REFERENCES users (handle), credential_id BLOB NOT NULL,
+            client_kind TEXT NOT NULL, key_thumbprint TEXT, label TEXT,
+            created_at INTEGER NOT NULL, auth_time INTEGER NOT NULL,
+            expires_at INTEGER NOT NULL, ends_at INTEGER NOT NULL,
+            refresh_hash BLOB UNIQUE, previous_refresh_hash BLOB UNIQUE) STRICT""",
+        """INSERT INTO sessions_2 SELECT randomblob(16), token_hash, user_handle, credential_id, client_kind,
+            key_thumbprint, NULL, created_at, created_at, expires_at, expires_at, NULL, NULL FROM sessions""",
+        "DROP TABLE sessions",
+        "ALTER TABLE sessions_2 RENAME TO sessions",
+        "CREATE INDEX sessions_of_user ON sessions (user_handle)",
+        "CREATE INDEX sessions_of_key ON sessions (key_thumbprint)",
+        "CREATE INDEX sessions_by_end ON sessions (ends_at)",
+        """CREATE TABLE spent_refresh_tokens (
+            refresh_hash BLOB PRIMARY KEY,
+            session_id BLOB NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE) STRICT""",
+        "CREATE INDEX spent_of_session ON spent_refresh_tokens (session_id)",
+    ),
+    (  # which refresh token was spent last, and when
+        "ALTER TABLE sessions ADD COLUMN confirmed_refresh_hash BLOB",
+        "ALTER TABLE sessions ADD COLUMN confirmed_at INTEGER",
+    ),
+)
+
+
+class _Worker:
+    """A connection, and the one thread that uses it."""
+
+    def __init__(self, path: Path, name: str, *, check: Callable[[], None]) -> None:
+        """check: raises `StoreUnavailable` when the file is not there any more."""
+        self._path, self._check = path, check
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"relying-party-{name}")
+        self._connection: sqlite3.Connection | None = None
+
+    async def open(self, prepare: Callable[[sqlite3.Connection, Path], None]) -> None:
+        """Open the connection and prepare it; `UsageError` when the file cannot be a store."""
+        self._connection = await self._run(lambda: _open(self._path, prepare))
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._run(connection.close)
+        self._thread.shutdown(wait=False)
+
+    async def transaction(self, kind: str, work: Callable[[sqlite3.Connection], _Value]) -> _Value:
+        """`work` as one transaction: ``DEFERRED`` or ``IMMEDIATE``. `StoreUnavailable` when that does not work now."""
+        connection, asked = self._connection, monotonic()
+        if connection is None:
+            raise StoreUnavailable("the store is closed")
+
+        def transaction() -> _Value:
+            left = max(0.0, asked + BUSY_TIMEOUT - monotonic())
+            try:
+                self._check()
+                connection.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
+                with _all_or_nothing(connection, kind):
+                    value = work(connection)
+                self._check()  # what was committed counts only if it is still there for others
+            except sqlite3.Error as error:
+                raise StoreUnavailable(f"the store does not answer: {error}") from error
+            return value
+
+        return await self._run(transaction)
+
+    async def _run(self, work: Callable[[], _Value]) -> _Value:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class SqliteStore:
+    """A `CredentialStore` in a file; an async context manager that opens and closes it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path.absolute()
+        self._writer = _Worker(self._path, "writer", check=self._check)
+        self._reader = _Worker(self._path, "reader", check=self._check)
+        self._files: dict[Path, tuple[int, int] | None] = {}  # ours, by device and inode
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._writer.open(_prepare)
+            await self._reader.open(_only_read)
+            self._files = {path: _identity(path) for path in map(Path, _files_of(self._path))}
+        except BaseException:
+            await self._close()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._close()
+
+    async def user_by_name(self, name: str) -> User | None:
+        def work(connection: sqlite3.Connection) -> User | None:
+            row = connection.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
+            return None if row is None else _user(row)
+
+        return await self._transaction(work)
+
+    async def credentials_of(self, user_handle: bytes) -> Sequence[Credential]:
+        return await self._transaction(lambda connection: _credentials_of(connection, user_handle))
+
+    async def credential(self, credential_id: bytes) -> Credential | None:
+        def work(connection: sqlite3.Connection) -> Credential | None:
+            row = connection.execute(
+                "SELECT * FROM credentials WHERE credential_id = ?", (credential_id,)
+            ).fetchone()
+            return None if row is None else _credential(row)
+
+        return await self._transaction(work)
+
+    async def register(
+        self, credential: Credential, user: User, session: Session, *, ends: bytes | None
+    ) -> User:
+        def work(connection: sqlite3.Connection) -> User:
+            stored = _user_by_handle(connection, user.handle)
+            if stored is None:
+                if connection.execute("SELECT 1 FROM users WHERE name = ?", (user.name,)).fetchone():
+                    raise UserExists
+                connection.execute(
+                    "INSERT INTO users VALUES (?, ?, ?, ?)",
+                    (user.handle, user.name, user.display_name, credential.created_at),
+                )
+                stored = user
+            if connection.execute(
+                "SELECT 1 FROM credentials WHERE credential_id = ?", (credential.credential_id,)
+            ).fetchone():
+                raise VerificationFailed(Check.CREDENTIAL_TAKEN)
+            _insert(
+                connection,
+                "credentials",
+                {
+                    "credential_id": credential.credential_id,
+                    "user_handle": credential.user_handle,
+                    "attested_data": credential.attested_data,
+                    "aaguid": credential.aaguid,
+                    "algorithm": credential.algorithm,
+                    "sign_count": credential.sign_count,
+                    "backup_eligible": credential.backup_eligible,
+                    "backed_up": credential.backed_up,
+                    "transports": json.dumps(credential.transports),
+                    "attestation_object": credential.attestation_object,
+                    "client_data_hash": credential.client_data_hash,
+                    "created_at": credential.created_at,
+                    "last_used_at": credential.last_used_at,
+                    "counter_anomalies": credential.counter_anomalies,
+                    "label": credential.label,
+                    "discoverable": credential.discoverable,
+                    "prf": credential.prf,
+                },
+            )
+            _open_session(connection, session, ends)
+            return stored
+
+        return await self._transaction(work, writes=True)
+
+    async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
+        def work(connection: sqlite3.Connection) -> User:
+            user = _note_use(connection, use, session.user_handle)
+            _open_session(connection, session, ends)
+            return user
+
+        return await self._transaction(work, writes=True)
+
+    async def step_up(self, use: CredentialUse, session: Session, *, was: bytes) -> User:
+        def work(connection: sqlite3.Connection) -> User:
+            user = _note_use(connection, use, session.user_handle)
+            if not _replace_session(connection, session, was):
+                raise VerificationFailed(Check.SESSION)
+            return user
+
+        return await self._transaction(work, writes=True)
+
+    async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
+        return await self._session_where("token_hash = :hash AND expires_at > :now", token_hash, now)
+
+    async def session_of_refresh(self, refresh_hash: bytes, *, now: float) -> tuple[Session, User] | None:
+        return await self._session_where(
+            """ends_at > :now AND session_id IN (
+                SELECT session_id FROM sessions WHERE refresh_hash = :hash OR previous_refresh_hash = :hash
+                UNION SELECT session_id FROM spent_refresh_tokens WHERE refresh_hash = :hash)""",
+            refresh_hash,
+            now,
+        )
+
+    async def replace_session(self, session: Session, *, was: bytes) -> bool:
+        return await self._transaction(
+            lambda connection: _replace_session(connection, session, was), writes=True
+        )
+
+    async def end_session(self, user_handle: bytes, session_id: bytes) -> bool:
+        changed = await self._change(
+            "DELETE FROM sessions WHERE user_handle = ? AND session_id = ?", user_handle, session_id
+        )
+        return changed > 0
+
+    async def end_other_sessions(self, user_handle: bytes, *, but: bytes) -> int:
+        return await self._change(
+            "DELETE FROM sessions WHERE user_handle = ? AND session_id <> ?", user_handle, but
+        )
+
+    async def rename_user(self, user_handle: bytes, display_name: str) -> User | None:
+        def work(connection: sqlite3.Connection) -> User | None:
+            connection.execute(
+                "UPDATE users SET display_name = ? WHERE handle = ?", (display_name, user_handle)
+            )
+            return _user_by_handle(connection, user_handle)
+
+        return await self._transaction(work, writes=True)
+
+    async def rename_credential(self, user_handle: bytes, credential_id: bytes, label: str | None) -> bool:
+        changed = await self._change(
+            "UPDATE credentials SET label = ? WHERE user_handle = ? AND credential_id = ?",
+            label,
+            user_handle,
+            credential_id,
+        )
+        return changed > 0
+
+    async def remove_credential(self, user_handle: bytes, credential_id: bytes, *, but: bytes) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            theirs = [one.credential_id for one in _credentials_of(connection, user_handle)]
+            if credential_id not in theirs:
+                return False
+            if len(theirs) == 1:
+                raise LastCredential("add another one before")
+            connection.execute("DELETE FROM credentials WHERE credential_id = ?", (credential_id,))
+            connection.execute(
+                "DELETE FROM sessions WHERE user_handle = ? AND credential_id = ? AND session_id <> ?",
+                (user_handle, credential_id, but),
+            )
+            return True
+
+        return await self._transaction(work, writes=True)
+
+    async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
+        def work(connection: sqlite3.Connection) -> list[Registered]:
+            rows = connection.execute(
+                "SELECT * FROM users ORDER BY created_at DESC, name LIMIT ?", (most,)
+            ).fetchall()
+            return [_registered(connection, _user(row), now) for row in rows]
+
+        return await self._transaction(work)
+
+    async def registered(self, user_handle: bytes, *, now: float) -> Registered | None:
+        def work(connection: sqlite3.Connection) -> Registered | None:
+            user = _user_by_handle(connection, user_handle)
+            return None if user is None else _registered(connection, user, now)
+
+        return await self._transaction(work)
+
+    async def secret(self, name: str) -> bytes:
+        def known(connection: sqlite3.Connection) -> bytes | None:
+            row = connection.execute("SELECT value FROM secrets WHERE name = ?", (name,)).fetchone()
+            return None if row is None else bytes(row["value"])
+
+        def made(connection: sqlite3.Connection) -> bytes | None:
+            connection.execute("INSERT OR IGNORE INTO secrets VALUES (?, ?)", (name, token_bytes(32)))
+            return known(connection)
+
+        found = await self._transaction(known) or await self._transaction(made, writes=True)
+        if found is None:
+            raise StoreUnavailable("the store does not keep its secrets")
+        return found
+
+    async def _session_where(
+        self, condition: str, token_hash: bytes, now: float
+    ) -> tuple[Session, User] | None:
+        def work(connection: sqlite3.Connection) -> tuple[Session, User] | None:
+            row = connection.execute(
+                f"SELECT * FROM sessions WHERE {condition}",  # noqa: S608  our words
+                {"hash": token_hash, "now": now},
+            ).fetchone()
+            user = None if row is None else _user_by_handle(connection, row["user_handle"])
+            return None if user is None else (_session(row), user)
+
+        return await self._transaction(work)
+
+    async def _change(self, statement: str, *values: Any) -> int:
+        """How many rows a statement changed."""
+        return await self._transaction(
+            lambda connection: connection.execute(statement, values).rowcount, writes=True
+        )
+
+    async def _transaction(
+        self, work: Callable[[sqlite3.Connection], _Value], *, writes: bool = False
+    ) -> _Value:
+        worker, kind = (self._writer, "IMMEDIATE") if writes else (self._reader, "DEFERRED")
+        return await worker.transaction(kind, work)
+
+    def _check(self) -> None:
+        if any(_identity(path) != known for path, known in self._files.items()):
+            raise StoreUnavailable(
+                f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
+            )
+
+    async def _close(self) -> None:
+        await self._reader.close()
+        await self._writer.close()
+
+
+def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:
+    """A connection to a file of ours, made when it is absent; `UsageError` when it cannot be one."""
+    try:
+        _make_private(path)
+        connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT)
+        try:
+            connection.row_factory = sqlite3.Row
+            prepare(connection, path)
+        except BaseException:
+            connection.close()
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot open the store {path}: {error.strerror}") from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise StoreUnavailable(f"another program keeps the store {path} locked") from error
+        raise UsageError(f"cannot open the store {path}: {error}") from error
+    except sqlite3.Error as error:
+        raise UsageError(f"cannot open the store {path}: {error}") from error
+    return connection
+
+
+def _make_private(path: Path) -> None:
+    """Make the file nobody else's to read; SQLite gives its companions the same mode.
+
+    A file that is there is not touched: a process that closes one lets go of all its locks on it, SQLite's too.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+    if not _is_up_to_date(connection):
+        with _all_or_nothing(connection, "IMMEDIATE"):
+            _migrate(connection, path)
+
+
+def _only_read(connection: sqlite3.Connection, _: Path) -> None:
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("SELECT count(*) FROM users").fetchone()  # the file is there, and open, from now on
+
+
+def _is_up_to_date(connection: sqlite3.Connection) -> bool:
+    """Whether nothing has to be written first, so that the program starts although somebody holds the write lock."""
+    version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
+    return (version, application) == (len(MIGRATIONS), APPLICATION_ID)
+
+
+def _migrate(connection: sqlite3.Connection, path: Path) -> None:
+    version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
+    tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if application != APPLICATION_ID and (tables or version):
+        raise UsageError(f"{path} is a database of another program")
+    if version > len(MIGRATIONS):
+        raise UsageError(f"{path} was written by a newer version of this program")
+    for statements in MIGRATIONS[version:]:
+        for statement in statements:
+            connection.execute(statement)
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+
+def _files_of(path: Path) -> tuple[str, str, str]:
+    """The database, its write-ahead log and its index of that, which last as long as a connection is open."""
+    return f"{path}", f"{path}-wal", f"{path}-shm"
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file is at `path`: device and inode; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+@contextmanager
+def _all_or_nothing(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
+    connection.execute(f"BEGIN {kind}")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _note_use(connection: sqlite3.Connection, use: CredentialUse, user_handle: bytes) -> User:
+    changed = connection.execute(
+        """UPDATE credentials SET sign_count = max(sign_count, ?), backed_up = ?, last_used_at = ?,
+        counter_anomalies = counter_anomalies + ?, backup_eligible = coalesce(?, backup_eligible)
+        WHERE credential_id = ?""",
+        (
+            use.sign_count,
+            use.backed_up,
+            use.used_at,
+            use.counter_anomaly,
+            use.backup_eligible,
+            use.credential_id,
+        ),
+    )
+    user = _user_by_handle(connection, user_handle)
+    if changed.rowcount != 1 or user is None:
+        raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
+    return user
+
+
+def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes | None) -> None:
+    """Open a session in place of the caller's last one: a key holds one session, and so does a browser."""
+    connection.execute(
+        "DELETE FROM sessions WHERE session_id = ? OR key_thumbprint = ? OR ends_at <= ?",
+        (ends, session.key_thumbprint, session.created_at),
+    )
+    _insert(connection, "sessions", _session_values(session))
+
+
+def _replace_session(connection: sqlite3.Connection, session: Session, was: bytes) -> bool:
+    row = connection.execute(
+        "SELECT * FROM sessions WHERE session_id = ? AND token_hash = ?", (session.session_id, was)
+    ).fetchone()
+    if row is None:
+        return False
+    connection.execute(
+        """UPDATE sessions SET token_hash = :token_hash, credential_id = :credential_id, auth_time = :auth_time,
+        expires_at = :expires_at, ends_at = :ends_at, refresh_hash = :refresh_hash,
+        previous_refresh_hash = :previous_refresh_hash, confirmed_refresh_hash = :confirmed_refresh_hash,
+        confirmed_at = :confirmed_at WHERE session_id = :session_id""",
+        _session_values(session),
+    )
+    for spent in (row["refresh_hash"], row["previous_refresh_hash"]):
+        if spent not in (None, session.refresh_hash, session.previous_refresh_hash):
+            connection.execute("INSERT INTO spent_refresh_tokens VALUES (?, ?)", (spent, session.session_id))
+    return True
+
+
+def _session_values(session: Session) -> dict[str, Any]:
+    values = {item.name: getattr(session, item.name) for item in fields(session)}
+    values["client_kind"] = str(session.client_kind)
+    return values
+
+
+def _insert(connection: sqlite3.Connection, table: str, values: dict[str, Any]) -> None:
+    names, marks = ", ".join(values), ", ".join(f":{name}" for name in values)
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", values)  # noqa: S608  our names
+
+
+def _user_by_handle(connection: sqlite3.Connection, handle: bytes) -> User | None:
+    row = connection.execute("SELECT * FROM users WHERE handle = ?", (handle,)).fetchone()
+    return None if row is None else _user(row)
+
+
+def _credentials_of(connection: sqlite3.Connection, handle: bytes) -> list[Credential]:
+    rows = connection.execute(
+        "SELECT * FROM credentials WHERE user_handle = ? ORDER BY created_at, credential_id", (handle,)
+    ).fetchall()
+    return [_credential(row) for row in rows]
+
+
+def _registered(connection: sqlite3.Connection, user: User, now: float) -> Registered:
+    rows = connection.execute(
+        "SELECT * FROM sessions WHERE user_handle = ? AND ends_at > ? ORDER BY created_at DESC",
+        (user.handle, now),
+    ).fetchall()
+    return Registered(
+        user=user,
+        credentials=tuple(_credentials_of(connection, user.handle)),
+        sessions=tuple(_session(row) for row in rows),
+    )
+
+
+def _user(row: sqlite3.Row) -> User:
+    return User(handle=row["handle"], name=row["name"], display_name=row["display_name"])
+
+
+def _credential(row: sqlite3.Row) -> Credential:
+    values: dict[str, Any] = dict(row)
+    values["backup_eligible"] = bool(values["backup_eligible"])
+    values["backed_up"] = bool(values["backed_up"])
+    for name in ("discoverable", "prf"):
+        values[name] = None if values[name] is None else bool(values[name])
+    values["transports"] = tuple(json.loads(values["transports"]))
+    return Credential(**values)
+
+
+def _session(row: sqlite3.Row) -> Session:
+    values: dict[str, Any] = dict(row)
+    values["client_kind"] = ClientKind(values["client_kind"])
+    return Session(**values)
