@@ -53,7 +53,8 @@ class WaitingRoom:
     def enter(self, *, topic: str, member: str, address: str) -> Iterator[Bell]:
         """A bell that rings for `topic`. A member's oldest held request makes room for its newest.
 
-        Refuses with `rate-limited` when too many are held for one address.
+        Refuses with `rate-limited` when too many are held for one address. A request that is let go makes room
+        at once, and counts for its address until it is answered.
         """
         if self._per_address and self._by_address[address] >= self._per_address:
             raise Problem(Slug.RATE_LIMITED, retry_after=5)
@@ -61,7 +62,9 @@ class WaitingRoom:
         bell.let_go = self.closing
         mine = self._by_member[member]
         if len(mine) >= self._per_member:
-            self._release(next(iter(mine)))
+            oldest = next(iter(mine))
+            del mine[oldest]
+            self._release(oldest)
         mine[bell] = None
         self._by_topic[topic].add(bell)
         self._by_address[address] += 1
@@ -90,11 +93,12 @@ class WaitingRoom:
 
     def _leave(self, bell: Bell, *, topic: str, member: str, address: str) -> None:
         self._by_topic[topic].discard(bell)
-        self._by_member[member].pop(bell, None)
         self._by_address[address] -= 1
         if not self._by_topic[topic]:
             del self._by_topic[topic]
-        if not self._by_member[member]:
-            del self._by_member[member]
+        mine = self._by_member.get(member, {})  # without it, when it was let go
+        mine.pop(bell, None)
+        if not mine:
+            self._by_member.pop(member, None)
         if not self._by_address[address]:
             del self._by_address[address]
