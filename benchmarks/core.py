@@ -35,7 +35,7 @@ from whole_sign_in import sign_ins
 
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.eid import Eid, open_with_any, seal_advert
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import MessageType, frame, pad, parse_frame, unpad
 from headless_passkey.hybrid.noise import CipherState, Initiator, Responder
 
@@ -236,7 +236,7 @@ def one_kibibyte() -> list[Row]:
 
 def fido_urls() -> list[Row]:
     def make() -> str:
-        return QrTransaction.create(hint=Hint.GET_ASSERTION, time=NOW).url.encode()
+        return QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=NOW).url.encode()
 
     text = make()
     point = FidoUrl.parse(text).public_key

@@ -34,7 +34,7 @@ from measure import HEADINGS, Row, shown, table
 
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bluez import open_bluez
 from headless_passkey.radio.source import Advert
@@ -280,7 +280,7 @@ async def _cost(bluetoothd: asyncio.subprocess.Process, kind: str) -> Row:
 
 async def ours(bluetoothd: asyncio.subprocess.Process, kind: str) -> float:
     """Seconds of this process for one signal, with the radio and a key it does not open."""
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=NOW)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=NOW)
     async with BleakRadio().adverts() as adverts:
         last = send(bluetoothd, kind)
         began = time.process_time()

@@ -40,8 +40,8 @@ from companion_push.relay.config import RelayConfig
 from headless_passkey.account import enrolment
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import Hint
-from headless_passkey.trust.envelope import Announcement, Kind, new_request_id, seal
+from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from headless_passkey.trust.ring import Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, base64url, from_base64url, thumbprint
 
@@ -150,8 +150,8 @@ class RogueRelay:
             request_id=from_base64url(item["id"]),
             now=time.time(),
             lifetime=300,
-            kind=Kind.GET_ASSERTION,
-            url=QrTransaction.create(hint=Hint.GET_ASSERTION, time=int(time.time())).url.encode(),
+            kind=RequestKind.GET_ASSERTION,
+            url=QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=int(time.time())).url.encode(),
             rp_id="localhost",
         )
         signer = key or (self._own if sender is None else Liar(sender.signing_key, self._own))

@@ -43,7 +43,7 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     Status,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.sign_in import Ask, OptionsSource, SignedIn, Stage, StageEvent
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import is_host
@@ -117,7 +117,7 @@ class PhoneDevice(CtapDevice):
         """None: a phone is not found by looking, it comes when it is called."""
         return iter(())
 
-    def reach(self, kind: Hint, rp_id: str, *, event: threading.Event | None = None) -> None:
+    def reach(self, kind: RequestKind, rp_id: str, *, event: threading.Event | None = None) -> None:
         """Announce what is to come and wait until a phone is there; the next command goes to it.
 
         Without, a command announces itself. With it, getInfo is that of the very phone the command will go to. A

@@ -28,7 +28,7 @@ from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import Relay
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import LocalProtocolError, NotApproved, NotEnrolled, Outcome
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
@@ -51,7 +51,7 @@ _T = TypeVar("_T")
 class Asked:
     """What a ceremony at a relying party asks for, beside the relying party itself."""
 
-    kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
+    kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
     user_name: str | None = None  # whom to register, or to sign in; None: whoever's passkey answers
     display_name: str | None = None
     user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
@@ -132,7 +132,7 @@ class Device:
         of services that may have the session's token, beside those that the relying party names.
         """
         asked = Asked(
-            kind=Hint.GET_ASSERTION,
+            kind=RequestKind.GET_ASSERTION,
             user_name=user_name,
             user_handle=user_handle,
             note=note,
@@ -155,7 +155,7 @@ class Device:
     ) -> Session:
         """Make a passkey on a phone for a new user: the session. The rest as for `sign_in`."""
         asked = Asked(
-            kind=Hint.MAKE_CREDENTIAL,
+            kind=RequestKind.MAKE_CREDENTIAL,
             user_name=user_name,
             display_name=display_name,
             note=note,

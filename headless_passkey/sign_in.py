@@ -33,7 +33,7 @@ from headless_passkey.hybrid.channel import ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
 from headless_passkey.hybrid.eid import Eid
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
@@ -88,7 +88,7 @@ class StageEvent:
 class Ask:
     """What the ceremony is for, stated before delivery; options that come later must not differ."""
 
-    kind: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
+    kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
     origin: str
     rp_id: str
     rp_name: str | None = None  # shown on the companion, as the device's word
@@ -533,7 +533,7 @@ class _Corridor:
             if isinstance(given, AuthenticationOptions | RegistrationOptions):
                 options = given
             else:
-                is_get = self._ask.kind is Hint.GET_ASSERTION
+                is_get = self._ask.kind is RequestKind.GET_ASSERTION
                 parse = AuthenticationOptions.parse if is_get else RegistrationOptions.parse
                 options = parse(given, origin=self._ask.origin, related=self._ask.related)
             self._check_options(options)

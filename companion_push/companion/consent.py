@@ -15,11 +15,12 @@ from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
 from companion_push.companion.terminal import Terminal
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import printable
-from headless_passkey.trust.envelope import Announcement, Kind
+from headless_passkey.trust.envelope import Announcement
 
 _NO: Final = ("n", "no")
-_ASKS: Final = {Kind.GET_ASSERTION: "sign in", Kind.MAKE_CREDENTIAL: "create a passkey"}
+_ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 
 
 class Answer(Enum):

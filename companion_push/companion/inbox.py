@@ -39,7 +39,6 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.hybrid.fido_url import Hint
 from headless_passkey.net.proven_http import MAX_WAIT, Problem
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
@@ -501,7 +500,7 @@ class Inbox:
         return Opening(
             url=announcement.url,
             device=request.device.label,
-            announced=Announced(kind=Hint(announcement.kind), rp_id=announcement.rp_id),
+            announced=Announced(kind=announcement.kind, rp_id=announcement.rp_id),
             seconds=max(1.0, announcement.expires + FINISH - now),
             over=request.over,
         )

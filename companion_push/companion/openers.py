@@ -21,13 +21,13 @@ from companion_push.companion.phone import Announced, SoftwarePhone
 from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import TransportError
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.private_file import remove_private, write_private
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds a launcher has to hand over a URL
 _KILL_TIMEOUT: Final = 3.0  # seconds a child has to end when asked to
 
-_ASKS: Final = {Hint.GET_ASSERTION: "sign in", Hint.MAKE_CREDENTIAL: "create a passkey"}
+_ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

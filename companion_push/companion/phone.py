@@ -46,7 +46,7 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.ctap2 import Command, Status, User
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.mends import with_mend
@@ -63,9 +63,9 @@ _GRACE: Final = 1.0  # seconds kept at the end to tell the device that the user 
 _MAX_MESSAGES: Final = 16  # besides the one command: updates, getInfo
 _WEBSOCKET: Final = 0  # key 6 of the URL
 
-_KINDS: Final[dict[int, Hint]] = {  # the commands that are served
-    Command.GET_ASSERTION: Hint.GET_ASSERTION,
-    Command.MAKE_CREDENTIAL: Hint.MAKE_CREDENTIAL,
+_KINDS: Final[dict[int, RequestKind]] = {  # the commands that are served
+    Command.GET_ASSERTION: RequestKind.GET_ASSERTION,
+    Command.MAKE_CREDENTIAL: RequestKind.MAKE_CREDENTIAL,
 }
 _BREACHES: Final = frozenset(  # statuses that say the device broke the protocol
     {Status.INVALID_COMMAND, Status.INVALID_CBOR, Status.MISSING_PARAMETER, Status.CBOR_UNEXPECTED_TYPE}
@@ -80,7 +80,9 @@ logger = logging.getLogger(__name__)
 class Question:
     """What the user is shown and asked."""
 
-    kind: Hint | None  # GET_ASSERTION or MAKE_CREDENTIAL; None: only whether this is the phone to use (§6.9)
+    kind: (
+        RequestKind | None
+    )  # GET_ASSERTION or MAKE_CREDENTIAL; None: only whether this is the phone to use (§6.9)
     rp_id: str | None  # None with no kind
     accounts: tuple[
         User, ...
@@ -95,7 +97,7 @@ UserVerification = Callable[[Question], Awaitable[int | None]]
 class Announced:
     """What a signed envelope said before the phone was opened; the command must agree."""
 
-    kind: Hint
+    kind: RequestKind
     rp_id: str
 
 
@@ -365,7 +367,7 @@ async def _first(end: Coroutine[Any, Any, NoReturn], work: Awaitable[_T]) -> _T:
 class _Binding:
     """What was announced, and so binds the command; None where nothing does."""
 
-    kind: Hint | None
+    kind: RequestKind | None
     rp_id: str | None
     strict: bool  # an envelope announced it, which leaves no room for a selection
 
@@ -377,7 +379,7 @@ class _Binding:
         kind = next((hint for hint in _KINDS.values() if hint == url.hint_raw), None)
         return cls(kind=kind, rp_id=None, strict=False)
 
-    def check_kind(self, kind: Hint | None) -> None:
+    def check_kind(self, kind: RequestKind | None) -> None:
         """kind: of the command; None for a selection, which Chromium sends whatever its URL announced."""
         refused = self.strict if kind is None else self.kind not in (None, kind)
         if refused:
@@ -441,7 +443,7 @@ def ask(terminal: Terminal) -> UserVerification:
 def _title(question: Question) -> str:
     if question.rp_id is None:
         return "Use this phone? A client asks; no site is named, and nothing is created or signed."
-    what = "Create a passkey" if question.kind is Hint.MAKE_CREDENTIAL else "Sign in"
+    what = "Create a passkey" if question.kind is RequestKind.MAKE_CREDENTIAL else "Sign in"
     return f"{what} at {printable(question.rp_id)}?"
 
 

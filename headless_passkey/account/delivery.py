@@ -15,7 +15,7 @@ from headless_passkey.account.relay import DeviceEvent, Relay
 from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.sign_in import Ask, Progress
-from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, Kind, new_request_id, seal
+from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 
@@ -87,7 +87,7 @@ class RelayDelivery:
                 request_id=self._request_id,
                 now=self._clock(),
                 lifetime=seconds,
-                kind=Kind(ask.kind.value),
+                kind=ask.kind,
                 url=url.encode(),
                 rp_id=ask.rp_id,
                 rp_name=ask.rp_name,

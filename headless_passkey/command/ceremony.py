@@ -23,7 +23,7 @@ from headless_passkey.command_line import (
 )
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import printable
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
@@ -61,7 +61,7 @@ _TALK: Final[Mapping[Stage, str]] = {
 class Ceremony:
     """What the command line asked for, checked before anything is sent."""
 
-    def __init__(self, args: argparse.Namespace, kind: Hint) -> None:
+    def __init__(self, args: argparse.Namespace, kind: RequestKind) -> None:
         """Raises `UsageError` when the options do not go together."""
         if (args.rp is None) == (args.options is None):
             raise UsageError("give either --rp URL, or --options FILE with --origin ORIGIN")
@@ -73,7 +73,7 @@ class Ceremony:
             raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
         if args.rp is None and (args.no_keep or args.audience):
             raise UsageError("--no-keep and --audience are about the session, which --rp alone opens")
-        if args.rp is not None and kind is Hint.MAKE_CREDENTIAL and args.user is None:
+        if args.rp is not None and kind is RequestKind.MAKE_CREDENTIAL and args.user is None:
             raise UsageError("register with --rp needs --user NAME")
         self._args, self._kind, self._state = args, kind, expand_home(args.state)
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
@@ -152,7 +152,11 @@ class Ceremony:
             raise NotApproved(Outcome.EXPIRED, message) from error
         foreign = foreign_rp_id(text, origin=origin)
         related = None if foreign is None else await self._related_origins(http, foreign, deadline)
-        parse = AuthenticationOptions.parse if self._kind is Hint.GET_ASSERTION else RegistrationOptions.parse
+        parse = (
+            AuthenticationOptions.parse
+            if self._kind is RequestKind.GET_ASSERTION
+            else RegistrationOptions.parse
+        )
         return parse(text, origin=origin, related=related)
 
     async def _related_origins(

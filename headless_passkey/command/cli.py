@@ -28,7 +28,7 @@ from headless_passkey.command_line import (
 )
 from headless_passkey.errors import LocalProtocolError, NotApproved, Outcome, RemoteProtocolError
 from headless_passkey.hybrid import eid
-from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.names import printable
 from headless_passkey.net.base_url import WEB, BaseUrl
@@ -361,14 +361,14 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
 
 
 async def _sign_in(args: argparse.Namespace) -> None:
-    await _ceremony(args, Hint.GET_ASSERTION)
+    await _ceremony(args, RequestKind.GET_ASSERTION)
 
 
 async def _register(args: argparse.Namespace) -> None:
-    await _ceremony(args, Hint.MAKE_CREDENTIAL)
+    await _ceremony(args, RequestKind.MAKE_CREDENTIAL)
 
 
-async def _ceremony(args: argparse.Namespace, kind: Hint) -> None:
+async def _ceremony(args: argparse.Namespace, kind: RequestKind) -> None:
     """A sign-in or registration: imports here, so that the small commands load neither radio nor network."""
     from headless_passkey.command.ceremony import Ceremony  # noqa: PLC0415
 

@@ -2,7 +2,7 @@
 
 Each stage returns the next, so a wrong order cannot be written down::
 
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=now)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=now)
     transaction.url.encode()                       # hand this to the phone
     eid = transaction.open_advert(service_data)    # None: another device's phone, keep listening
     pending = transaction.handshake(eid)           # pending.message goes into the tunnel
@@ -11,7 +11,7 @@ Each stage returns the next, so a wrong order cannot be written down::
     message = channel.send(GetAssertionRequest(...))
     event = channel.receive(message)               # Update(link=LinkedPhone(...)): worth keeping
 
-    transaction = StateAssistedTransaction.create(linked_phone, hint=Hint.GET_ASSERTION)
+    transaction = StateAssistedTransaction.create(linked_phone, hint=RequestKind.GET_ASSERTION)
     transaction.contact_url(base), transaction.headers     # have the phone woken
     eid = transaction.open_advert(service_data)    # and on as above
 """
@@ -28,7 +28,7 @@ from headless_passkey.hybrid import eid as _eid
 from headless_passkey.hybrid import noise
 from headless_passkey.hybrid.channel import ClientChannel
 from headless_passkey.hybrid.eid import Eid
-from headless_passkey.hybrid.fido_url import SECRET_SIZE, FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import SECRET_SIZE, FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import compressed, generate, parse_uncompressed
 from headless_passkey.hybrid.linking import (
     CLIENT_NONCE_SIZE,
@@ -52,7 +52,7 @@ class QrTransaction:
     def create(
         cls,
         *,
-        hint: Hint,
+        hint: RequestKind,
         time: int,
         linking: bool = False,
         private: EllipticCurvePrivateKey | None = None,
@@ -98,7 +98,7 @@ class StateAssistedTransaction:
     _eid_key: bytes = field(repr=False)  # 64 bytes
 
     @classmethod
-    def create(cls, phone: LinkedPhone, *, hint: Hint, client_nonce: bytes | None = None) -> Self:
+    def create(cls, phone: LinkedPhone, *, hint: RequestKind, client_nonce: bytes | None = None) -> Self:
         """A fresh transaction. hint: ``ga`` or ``mc``. client_nonce: for tests; fresh otherwise."""
         nonce = client_nonce or token_bytes(CLIENT_NONCE_SIZE)
         payload = ClientPayload(link_id=phone.link_id, client_nonce=nonce, hint=hint)

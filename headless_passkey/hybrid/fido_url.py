@@ -25,8 +25,12 @@ _BYTES: Final = {digits: size for size, digits in _DIGITS.items()}
 _PUBLIC_KEY, _SECRET, _ASSIGNED_DOMAINS, _TIME, _LINKING, _HINT, _CHANNELS = range(7)
 
 
-class Hint(StrEnum):
-    """What the phone should expect to be asked (key 5); only a hint, it binds nobody."""
+class RequestKind(StrEnum):
+    """What a device asks the phone for, in the strings of key 5 (§11.5.1).
+
+    In a FIDO URL it is a hint: the CTAP2 command that follows decides. An envelope signs it, and the companion checks
+    that URL and envelope ask for the same.
+    """
 
     GET_ASSERTION = "ga"
     MAKE_CREDENTIAL = "mc"
@@ -48,12 +52,12 @@ class FidoUrl:
     unknown_keys: tuple[Any, ...] = ()  # keys we do not know, ignored
 
     @property
-    def hint(self) -> Hint:
+    def hint(self) -> RequestKind:
         """The hint as resolved: absent and unknown ones mean ``ga``."""
         try:
-            return Hint(self.hint_raw or "")
+            return RequestKind(self.hint_raw or "")
         except ValueError:
-            return Hint.GET_ASSERTION
+            return RequestKind.GET_ASSERTION
 
     @property
     def tunnel_id(self) -> bytes:

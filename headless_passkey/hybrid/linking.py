@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import ecdh, parse_uncompressed, uncompressed
 from headless_passkey.hybrid.tunnel_url import MAX_CONTACT_ID_SIZE
 from headless_passkey.names import plain
@@ -187,7 +187,7 @@ class ClientPayload:
 
     link_id: bytes  # 8 bytes
     client_nonce: bytes = field(repr=False)  # 16 bytes, salts the EID key
-    hint: Hint  # GET_ASSERTION or MAKE_CREDENTIAL
+    hint: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
 
     def __post_init__(self) -> None:
         if (len(self.link_id), len(self.client_nonce)) != (LINK_ID_SIZE, CLIENT_NONCE_SIZE):
@@ -211,7 +211,7 @@ class ClientPayload:
         return cbor.encode({1: self.link_id, 2: self.client_nonce, 3: self.hint.value})
 
 
-_HINTS: Final = (Hint.GET_ASSERTION, Hint.MAKE_CREDENTIAL)
+_HINTS: Final = (RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)
 
 
 def _sized(values: dict[Any, Any], key: int, size: int) -> bytes:

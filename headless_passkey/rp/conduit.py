@@ -21,7 +21,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import with_mend
 from headless_passkey.names import plain
 from headless_passkey.net.base_url import BaseUrl
@@ -116,7 +116,7 @@ class Conduit:
         http: ProvenHttp,
         *,
         origin: str,
-        kind: Hint,
+        kind: RequestKind,
         user_name: str | None = None,
         display_name: str | None = None,
         label: str | None = None,
@@ -130,7 +130,9 @@ class Conduit:
         client = None if name is None else {"label": name}
         asked = {"user_name": user_name, "display_name": display_name, "client": client}
         self._asked = {name: value for name, value in asked.items() if value is not None}
-        self._path = "/webauthn/" + ("authentication" if kind is Hint.GET_ASSERTION else "registration")
+        self._path = "/webauthn/" + (
+            "authentication" if kind is RequestKind.GET_ASSERTION else "registration"
+        )
         self._ceremony: str | None = None
         self.session: OpenedSession | None = None
 

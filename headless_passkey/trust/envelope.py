@@ -16,11 +16,11 @@ nothing is parsed before its signature has been checked:
 import hmac
 import secrets
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import MAX_LABEL, plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
@@ -33,13 +33,7 @@ MAX_LIFETIME: Final = 300  # seconds; a ceiling, not a setting
 MAX_SEALED: Final = 4096  # bytes; the relay takes no more
 MAX_NOTE: Final = 140  # characters
 _MAX_VERSION: Final = 1 << 32
-
-
-class Kind(StrEnum):
-    """What the device asks the phone for, in the words of the FIDO URL's key 5."""
-
-    GET_ASSERTION = "ga"
-    MAKE_CREDENTIAL = "mc"
+_KINDS: Final = (RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +50,7 @@ class Announcement:
     ring_hash: bytes  # 32 bytes
     issued: int  # Unix seconds by the device's clock
     expires: int  # at most 300 s after issued
-    kind: Kind
+    kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
     url: str = field(repr=False)  # the FIDO URL, fresh for this recipient
     rp_id: str
     rp_name: str | None = None  # the device's word
@@ -73,7 +67,7 @@ class Announcement:
         request_id: bytes,
         now: float,
         lifetime: int,
-        kind: Kind,
+        kind: RequestKind,
         url: str,
         rp_id: str,
         rp_name: str | None = None,
@@ -86,6 +80,8 @@ class Announcement:
         """
         if recipient.hpke_key is None:
             raise LocalProtocolError("an envelope is sealed to a companion")
+        if kind not in _KINDS:
+            raise LocalProtocolError("an envelope asks for an assertion (ga) or a new credential (mc)")
         return cls(
             account=ring.account,
             request_id=request_id,
@@ -249,7 +245,7 @@ def _parse(body: bytes) -> Announcement:
     if not 0 < expires - issued <= MAX_LIFETIME:
         raise RemoteProtocolError(f"an envelope lives 1 to {MAX_LIFETIME} s, not {expires - issued}")
     kind = fields.take()
-    if kind not in tuple(Kind):
+    if kind not in _KINDS:
         raise TrustError(TrustReason.KIND_MISMATCH, "the device asks for something that is neither ga nor mc")
     url = fields.take()
     if not isinstance(url, str):
@@ -273,7 +269,7 @@ def _parse(body: bytes) -> Announcement:
         ring_hash=ring_hash,
         issued=issued,
         expires=expires,
-        kind=Kind(kind),
+        kind=RequestKind(kind),
         url=url,
         rp_id=rp_id,
         rp_name=rp_name,

@@ -37,7 +37,7 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import parse_uncompressed
 from headless_passkey.json_text import decode_json
 from headless_passkey.webauthn.extensions import AuthenticationExtensions, RegistrationExtensions
@@ -79,7 +79,7 @@ class Credential:
 class AuthenticationOptions:
     """PublicKeyCredentialRequestOptionsJSON, as far as a phone over hybrid can serve it."""
 
-    hint: ClassVar[Hint] = Hint.GET_ASSERTION
+    hint: ClassVar[RequestKind] = RequestKind.GET_ASSERTION
 
     origin: str
     rp_id: str
@@ -164,7 +164,7 @@ class AuthenticationOptions:
 class RegistrationOptions:
     """PublicKeyCredentialCreationOptionsJSON, as far as a phone over hybrid can serve it."""
 
-    hint: ClassVar[Hint] = Hint.MAKE_CREDENTIAL
+    hint: ClassVar[RequestKind] = RequestKind.MAKE_CREDENTIAL
 
     origin: str
     rp_id: str

@@ -19,7 +19,7 @@ from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.radio.source import Advert
@@ -193,7 +193,7 @@ async def sends(guest: Guest) -> bool:
 async def test_the_advert_ends_with_the_program_that_sends_it(
     guest: Guest, tunnels: str, loopback_certificate: Certificate, tmp_path: Path, number: signal.Signals
 ) -> None:
-    url = QrTransaction.create(hint=Hint.GET_ASSERTION, time=int(time.time())).url.encode()
+    url = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=int(time.time())).url.encode()
     words = (
         *("phone", "--url", "-", "--radio", "bluez:hci0", "--tunnel", f"300={tunnels}", "--uv", "accept"),
         *("--ca", loopback_certificate.ca, "--credentials", tmp_path / "passkeys.json"),

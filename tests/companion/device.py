@@ -15,7 +15,7 @@ from companion_push.tunnel_service.app import make_app
 from headless_passkey.hybrid.channel import ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, MakeCredentialRequest, Status, User
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import connect_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
@@ -114,7 +114,7 @@ def assertion(**changes: Any) -> GetAssertionRequest:
     return GetAssertionRequest(**(values | changes))
 
 
-def transaction(kind: Hint = Hint.GET_ASSERTION, *, time: int) -> QrTransaction:
+def transaction(kind: RequestKind = RequestKind.GET_ASSERTION, *, time: int) -> QrTransaction:
     return QrTransaction.create(hint=kind, time=time)
 
 

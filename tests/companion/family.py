@@ -12,9 +12,9 @@ from companion_push.companion.keys import CompanionState, Identity, KeyPair
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.envelope import Announcement, Kind, new_request_id, seal
+from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from headless_passkey.trust.signing import base64url
 from tests.relay.household import Caller, Household, Reply
 from tests.trust.people import Person
@@ -29,7 +29,7 @@ class Frame:
 
     def say(self, to: Person, request_id: bytes, **changes: Any) -> Announcement:
         now = int(changes.pop("now", time.time()))
-        kind = Kind(changes.pop("kind", Kind.GET_ASSERTION))
+        kind = RequestKind(changes.pop("kind", RequestKind.GET_ASSERTION))
         values: dict[str, Any] = {
             "ring": self.home.ring,
             "device": self.caller.name,
@@ -37,7 +37,7 @@ class Frame:
             "now": now,
             "lifetime": 300,
             "kind": kind,
-            "url": QrTransaction.create(hint=Hint(kind), time=now).url.encode(),
+            "url": QrTransaction.create(hint=kind, time=now).url.encode(),
             "rp_id": "example.com",
         }
         return Announcement.address(to.member, **(values | changes))

@@ -10,7 +10,7 @@ import pytest
 from certificates import Certificate
 
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, MakeCredentialRequest, User
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.messages import Ctap
 from tests.companion.device import Air, Device, assertion, creation, ok, raw, transaction, tunnel_service
 from tests.companion.program import Program, at_terminal, outcome, running
@@ -29,7 +29,7 @@ class Outside:
             *("--credentials", self.credentials, "--ca", self.certificate.ca, *more),
         ]
 
-    def device(self, kind: Hint = Hint.GET_ASSERTION) -> Device:
+    def device(self, kind: RequestKind = RequestKind.GET_ASSERTION) -> Device:
         return Device(
             Air(), self.base, self.certificate.client_context(), transaction(kind, time=int(time.time()))
         )
@@ -42,7 +42,7 @@ class Outside:
         return await device.ask(request)
 
     async def register(self) -> None:
-        device = self.device(Hint.MAKE_CREDENTIAL)
+        device = self.device(RequestKind.MAKE_CREDENTIAL)
         async with running(*self.words(), stdin=f"{device.url}\n") as program:
             ok(await self.ask(program, device, creation()))
             assert await program.ended() == 0
@@ -64,7 +64,7 @@ async def test_it_registers_and_signs_in_and_says_what_it_is(outside: Outside) -
 
 
 async def test_stdout_is_adverts_and_they_are_repeated_until_somebody_comes(outside: Outside) -> None:
-    device = outside.device(Hint.MAKE_CREDENTIAL)
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
     async with running(*outside.words()) as program:
         await program.write(f"{device.url}\n")  # the pipe stays open
         first, second = await program.line(), await program.line()
@@ -76,7 +76,7 @@ async def test_stdout_is_adverts_and_they_are_repeated_until_somebody_comes(outs
 
 @pytest.mark.threat("T11")
 async def test_neither_stderr_nor_json_holds_the_url_or_a_key(outside: Outside) -> None:
-    device = outside.device(Hint.MAKE_CREDENTIAL)
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
     words = outside.words("--json", "--log-level", "debug")
     async with running(*words, stdin=f"{device.url}\n") as program:
         ok(await outside.ask(program, device, creation()))
@@ -93,7 +93,7 @@ async def test_neither_stderr_nor_json_holds_the_url_or_a_key(outside: Outside) 
 
 
 async def test_declined_is_6(outside: Outside) -> None:
-    device = outside.device(Hint.MAKE_CREDENTIAL)
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
     async with running(*outside.words(uv="decline"), stdin=f"{device.url}\n") as program:
         assert (await outside.ask(program, device, creation())).code == 0x27
         assert await program.ended() == 6
@@ -109,7 +109,7 @@ async def test_a_no_of_the_phone_is_5_and_names_the_status(outside: Outside) -> 
 
 @pytest.mark.threat("T10")
 async def test_the_other_kind_is_8(outside: Outside) -> None:
-    device = outside.device(Hint.GET_ASSERTION)
+    device = outside.device(RequestKind.GET_ASSERTION)
     async with running(*outside.words(), stdin=f"{device.url}\n") as program:
         assert (await outside.ask(program, device, creation())).code == 0x30
         assert await program.ended() == 8
@@ -227,7 +227,7 @@ async def test_credentials_that_others_may_read_are_3(outside: Outside) -> None:
 
 
 async def test_the_url_may_come_from_a_file(outside: Outside) -> None:
-    device = outside.device(Hint.MAKE_CREDENTIAL)
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
     file = outside.folder / "url"
     file.write_text(f"{device.url}\n")
     words = ["phone", "--url", file, *outside.words()[3:]]
@@ -279,7 +279,7 @@ async def test_whether_this_is_the_phone_to_use_is_asked_without_naming_a_site(o
 
 async def test_of_two_accounts_the_user_chooses_one(outside: Outside) -> None:
     await outside.register()
-    second = outside.device(Hint.MAKE_CREDENTIAL)
+    second = outside.device(RequestKind.MAKE_CREDENTIAL)
     async with running(*outside.words(), stdin=f"{second.url}\n") as program:
         ok(await outside.ask(program, second, creation(user=User(id=b"bob", name="bob"))))
         await program.ended()

@@ -29,7 +29,7 @@ from companion_push.companion.phone import Announced, SoftwarePhone, TunnelServi
 from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import NotApproved, TransportError
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from tests.camera import Screen, read_file
 from tests.companion.device import Air, Device, creation, ok, transaction, tunnel_service
 
@@ -37,7 +37,7 @@ URL = transaction(time=1_800_000_000).url.encode()
 
 
 def opening(url: str = URL, seconds: float = 20.0) -> Opening:
-    announced = Announced(kind=Hint.MAKE_CREDENTIAL, rp_id="example.com")
+    announced = Announced(kind=RequestKind.MAKE_CREDENTIAL, rp_id="example.com")
     return Opening(url=url, device="Kitchen hub", announced=announced, seconds=seconds, over=asyncio.Event())
 
 
@@ -371,7 +371,7 @@ async def test_the_built_in_phone_answers_what_was_announced(phone: SoftwarePhon
         phone.advertiser,
         phone.tunnel_service.base,
         phone.tls,
-        transaction(Hint.MAKE_CREDENTIAL, time=int(time.time())),
+        transaction(RequestKind.MAKE_CREDENTIAL, time=int(time.time())),
     )
     reply, _ = await asyncio.gather(
         device.ask(creation()), through(BuiltInPhone(make_phone=lambda: phone), opening(device.url))
@@ -387,7 +387,7 @@ async def test_what_the_built_in_phone_refuses_is_raised(phone: SoftwarePhone) -
         refusing.advertiser,
         refusing.tunnel_service.base,
         refusing.tls,
-        transaction(Hint.MAKE_CREDENTIAL, time=int(time.time())),
+        transaction(RequestKind.MAKE_CREDENTIAL, time=int(time.time())),
     )
     asking = asyncio.create_task(device.ask(creation()))
     with pytest.raises(NotApproved):
@@ -397,7 +397,7 @@ async def test_what_the_built_in_phone_refuses_is_raised(phone: SoftwarePhone) -
 
 async def test_the_built_in_phone_stops_with_the_companion(phone: SoftwarePhone) -> None:
     assert isinstance(phone.advertiser, Air)
-    url = transaction(Hint.MAKE_CREDENTIAL, time=int(time.time())).url.encode()
+    url = transaction(RequestKind.MAKE_CREDENTIAL, time=int(time.time())).url.encode()
     running = asyncio.create_task(through(BuiltInPhone(make_phone=lambda: phone), opening(url)))
     await phone.advertiser.adverts.get()
     running.cancel()

@@ -46,7 +46,7 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialRequest,
     Status,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.messages import Ctap, Event, MessageType, Shutdown
 from headless_passkey.hybrid.tunnel_url import connect_url
 from headless_passkey.net.tunnel import open_tunnel
@@ -84,7 +84,7 @@ class Bench:
             on_stage=self.stages.append,
         )
 
-    def device(self, kind: Hint = Hint.GET_ASSERTION) -> Device:
+    def device(self, kind: RequestKind = RequestKind.GET_ASSERTION) -> Device:
         return Device(self.air, self.base, self.tls, transaction(kind, time=int(time.time())))
 
     async def transact(
@@ -97,7 +97,7 @@ class Bench:
         """The device's reply and what became of the phone."""
         if device is None:
             asks = isinstance(request, GetAssertionRequest)
-            device = self.device(Hint.GET_ASSERTION if asks else Hint.MAKE_CREDENTIAL)
+            device = self.device(RequestKind.GET_ASSERTION if asks else RequestKind.MAKE_CREDENTIAL)
         reply, error = await asyncio.gather(
             device.ask(request),
             self.ends(self.phone.answer(device.url, timeout=TIMEOUT, announced=announced)),
@@ -210,7 +210,7 @@ async def test_the_user_is_shown_who_asks_and_may_choose_an_account(bench: Bench
     bench.phone = replace(bench.phone, verify_user=choose_the_second)
     reply, _ = await bench.transact(assertion())
     assert GetAssertionResponse.parse(ok(reply)).user == ALICE
-    assert shown[0].kind is Hint.GET_ASSERTION
+    assert shown[0].kind is RequestKind.GET_ASSERTION
     assert shown[0].rp_id == RP_ID
     assert {user.id for user in shown[0].accounts} == {b"alice", b"bob"}
 
@@ -298,7 +298,7 @@ async def test_a_selection_is_not_what_an_envelope_announced(bench: Bench) -> No
         raise AssertionError(question)
 
     bench.phone = replace(bench.phone, verify_user=nobody_is_asked)
-    announced = Announced(kind=Hint.GET_ASSERTION, rp_id=RP_ID)
+    announced = Announced(kind=RequestKind.GET_ASSERTION, rp_id=RP_ID)
     reply, error = await select(bench, bench.device(), announced)
     assert reply.code == 0x30
     assert isinstance(error, TrustError)
@@ -345,16 +345,16 @@ async def cancelled(answering: "asyncio.Task[None]") -> None:
 
 
 @pytest.mark.threat("T4")
-@pytest.mark.parametrize("kind", [Hint.GET_ASSERTION, Hint.MAKE_CREDENTIAL], ids=str)
+@pytest.mark.parametrize("kind", [RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL], ids=str)
 async def test_a_goodbye_while_the_user_is_asked_takes_the_question_back_though_the_tunnel_stays_open(
-    bench: Bench, kind: Hint
+    bench: Bench, kind: RequestKind
 ) -> None:
     """As Chromium does when a page gives up: a shutdown, and the socket stays open for three minutes."""
     await bench.transact(creation())
     before, user = bench.phone.credentials.load(), Asking()
     bench.phone = replace(bench.phone, verify_user=user.verify)
     device = bench.device(kind)
-    request = assertion() if kind is Hint.GET_ASSERTION else creation(user=replace(ALICE, id=b"bob"))
+    request = assertion() if kind is RequestKind.GET_ASSERTION else creation(user=replace(ALICE, id=b"bob"))
     answering = asyncio.create_task(bench.phone.answer(device.url, timeout=TIMEOUT))
     async with device.joined() as (tunnel, channel):
         await tunnel.send(channel.send(request))
@@ -482,10 +482,11 @@ async def test_a_tunnel_that_ends_takes_the_question_back(bench: Bench, how: str
 
 @pytest.mark.threat("T10")
 @pytest.mark.parametrize(
-    ("hint", "request_"), [(Hint.MAKE_CREDENTIAL, assertion()), (Hint.GET_ASSERTION, creation())]
+    ("hint", "request_"),
+    [(RequestKind.MAKE_CREDENTIAL, assertion()), (RequestKind.GET_ASSERTION, creation())],
 )
 async def test_a_command_of_the_other_kind_is_status_30(
-    bench: Bench, hint: Hint, request_: GetAssertionRequest | MakeCredentialRequest
+    bench: Bench, hint: RequestKind, request_: GetAssertionRequest | MakeCredentialRequest
 ) -> None:
     reply, error = await bench.transact(request_, bench.device(hint))
     assert reply.code == 0x30
@@ -506,7 +507,7 @@ async def test_a_hint_that_promises_nothing_binds_nothing(bench: Bench, hint_raw
 
 @pytest.mark.threat("T10")
 async def test_what_the_envelope_announced_binds_the_kind_whatever_the_url_says(bench: Bench) -> None:
-    announced = Announced(kind=Hint.GET_ASSERTION, rp_id=RP_ID)
+    announced = Announced(kind=RequestKind.GET_ASSERTION, rp_id=RP_ID)
     reply, error = await bench.transact(creation(), announced=announced)
     assert reply.code == 0x30
     assert isinstance(error, TrustError)
@@ -515,7 +516,7 @@ async def test_what_the_envelope_announced_binds_the_kind_whatever_the_url_says(
 @pytest.mark.threat("T4")
 async def test_another_relying_party_than_announced_is_refused_before_the_user_is_asked(bench: Bench) -> None:
     await bench.transact(creation())
-    announced = Announced(kind=Hint.GET_ASSERTION, rp_id="bank.example")
+    announced = Announced(kind=RequestKind.GET_ASSERTION, rp_id="bank.example")
 
     async def nobody_is_asked(question: Question) -> int:
         raise AssertionError(question)
@@ -797,7 +798,7 @@ def test_anything_else_is_no_tunnel_service(text: str) -> None:
 @pytest.mark.threat("T11")
 async def test_nothing_secret_is_logged_or_shown(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    device = bench.device(Hint.MAKE_CREDENTIAL)
+    device = bench.device(RequestKind.MAKE_CREDENTIAL)
     await bench.transact(creation(), device)
     (credential,) = bench.phone.credentials.load().credentials
     said = caplog.text + repr(bench.phone)

@@ -14,7 +14,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.rp.conduit import Conduit, find_relying_party
@@ -37,7 +37,7 @@ SESSION: dict[str, Any] = {
 CREDENTIAL = Credential(response={"id": "BBBB"}, credential_id=b"\x04\x10\x41")
 
 
-def conduit(http: ProvenHttp, kind: Hint = Hint.GET_ASSERTION, **names: str) -> Conduit:
+def conduit(http: ProvenHttp, kind: RequestKind = RequestKind.GET_ASSERTION, **names: str) -> Conduit:
     return Conduit(http, origin=ORIGIN, kind=kind, **names)
 
 
@@ -67,7 +67,7 @@ async def test_a_device_says_what_it_calls_itself() -> None:
 
 async def test_a_registration_goes_to_its_own_paths() -> None:
     async with serving(BEGUN) as server, talking_to(server.url) as http:
-        await conduit(http, Hint.MAKE_CREDENTIAL, user_name="ada", display_name="Ada").begin()
+        await conduit(http, RequestKind.MAKE_CREDENTIAL, user_name="ada", display_name="Ada").begin()
         assert server.seen[0][1] == "/webauthn/registration/options"
         assert json.loads(server.seen[0][2]) == {"user_name": "ada", "display_name": "Ada"}
 
@@ -129,7 +129,7 @@ async def test_options_without_a_ceremony_are_refused() -> None:
 async def test_an_origin_that_is_none_is_refused() -> None:
     async with talking_to("https://login.example") as http:
         with pytest.raises(LocalProtocolError):
-            Conduit(http, origin="https://login.example/path", kind=Hint.GET_ASSERTION)
+            Conduit(http, origin="https://login.example/path", kind=RequestKind.GET_ASSERTION)
         assert conduit(http).host == "login.example"
 
 

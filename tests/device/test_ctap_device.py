@@ -57,7 +57,7 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
     User,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.sign_in import Ask, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.companion.device import tunnel_service
@@ -211,9 +211,9 @@ def test_fido2_client_registers_and_signs_in() -> None:
     with device_of(phone) as device:
         register_and_sign_in(device)
     assert [ask.kind for ask in phone.asks] == [
-        Hint.MAKE_CREDENTIAL,
-        Hint.GET_ASSERTION,
-        Hint.GET_ASSERTION,
+        RequestKind.MAKE_CREDENTIAL,
+        RequestKind.GET_ASSERTION,
+        RequestKind.GET_ASSERTION,
     ]
     assert len(phone.requests) == phone.ended == 3
 
@@ -636,16 +636,16 @@ def test_the_user_is_said_to_be_needed_once_the_phone_asks() -> None:
 def test_a_phone_can_be_reached_before_the_command_and_is_then_the_one_that_getinfo_describes() -> None:
     phone = having("ada")
     with device_of(phone, origin="https://www.login.example") as device:
-        device.reach(Hint.GET_ASSERTION, RP_ID)
+        device.reach(RequestKind.GET_ASSERTION, RP_ID)
         ctap = Ctap2(device)
         assert bytes(ctap.info.aaguid) == phone.key.info.aaguid
         with pytest.raises(LocalProtocolError):
-            device.reach(Hint.GET_ASSERTION, RP_ID)
+            device.reach(RequestKind.GET_ASSERTION, RP_ID)
         ctap.get_assertion(RP_ID, HASH)
         assert len(phone.asks) == len(phone.requests) == 1
         ctap.get_assertion(RP_ID, HASH)
     assert {(ask.kind, ask.rp_id, ask.origin) for ask in phone.asks} == {
-        (Hint.GET_ASSERTION, RP_ID, "https://www.login.example")
+        (RequestKind.GET_ASSERTION, RP_ID, "https://www.login.example")
     }
     assert len(phone.asks) == 2
 
@@ -654,7 +654,10 @@ def test_a_phone_can_be_reached_before_the_command_and_is_then_the_one_that_geti
 def test_a_command_for_something_else_than_was_announced_is_refused() -> None:
     phone = having("ada")
     with device_of(phone) as device:
-        for kind, rp_id in ((Hint.MAKE_CREDENTIAL, RP_ID), (Hint.GET_ASSERTION, "other.example")):
+        for kind, rp_id in (
+            (RequestKind.MAKE_CREDENTIAL, RP_ID),
+            (RequestKind.GET_ASSERTION, "other.example"),
+        ):
             device.reach(kind, rp_id)
             with pytest.raises(Fido2Error, match="NOT_ALLOWED"):
                 Ctap2(device).get_assertion(RP_ID, HASH)
@@ -666,18 +669,18 @@ def test_reaching_nobody_fails_as_a_command_does() -> None:
     event = threading.Event()
     with device_of(Phone(error=NotApproved(Outcome.EXPIRED, ""))) as device:
         with pytest.raises(Fido2Error, match="USER_ACTION_TIMEOUT"):
-            device.reach(Hint.GET_ASSERTION, RP_ID)
+            device.reach(RequestKind.GET_ASSERTION, RP_ID)
         event.set()
         with pytest.raises(Fido2Error, match="KEEPALIVE_CANCEL"):
-            device.reach(Hint.GET_ASSERTION, RP_ID, event=event)
+            device.reach(RequestKind.GET_ASSERTION, RP_ID, event=event)
     with device_of(Phone(error=TransportError("gone"))) as device, pytest.raises(OSError, match="gone"):
-        device.reach(Hint.GET_ASSERTION, RP_ID)
+        device.reach(RequestKind.GET_ASSERTION, RP_ID)
 
 
 def test_a_phone_that_is_reached_and_not_used_is_let_go_at_the_end() -> None:
     phone = having("ada")
     with device_of(phone) as device:
-        device.reach(Hint.GET_ASSERTION, RP_ID)
+        device.reach(RequestKind.GET_ASSERTION, RP_ID)
     assert phone.ended == 1
     assert not phone.requests
 
@@ -688,7 +691,7 @@ def test_a_phone_that_has_gone_again_is_told_with_the_command() -> None:
         raise TransportError(f"the phone for {ask.rp_id} has gone")
 
     with device_of(leaves) as device:
-        device.reach(Hint.GET_ASSERTION, RP_ID)
+        device.reach(RequestKind.GET_ASSERTION, RP_ID)
         with pytest.raises(OSError, match="has gone"):
             Ctap2(device).get_assertion(RP_ID, HASH)
 

@@ -13,7 +13,7 @@ from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import Relay
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
 from headless_passkey.sign_in import Ask
@@ -23,7 +23,7 @@ from headless_passkey.trust.signing import from_base64url
 from tests.relay.household import Household, running_relay
 
 ASK = Ask(
-    kind=Hint.GET_ASSERTION,
+    kind=RequestKind.GET_ASSERTION,
     origin="https://login.example",
     rp_id="login.example",
     note="by the window",
@@ -33,7 +33,8 @@ ASK = Ask(
 
 def fresh_urls(*recipients: str) -> dict[str, FidoUrl]:
     return {
-        name: QrTransaction.create(hint=Hint.GET_ASSERTION, time=int(time.time())).url for name in recipients
+        name: QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=int(time.time())).url
+        for name in recipients
     }
 
 

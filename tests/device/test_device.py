@@ -18,7 +18,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.source import Advert
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import silent
@@ -69,7 +69,7 @@ async def test_a_relying_party_that_the_device_may_not_ask_for_is_not_even_calle
 ) -> None:
     await join(relay, tmp_path / "state", rp_id="login.example", origin="https://login.example")
     elsewhere = f"http://localhost:{unused_port()}"
-    asked = Asked(kind=Hint.GET_ASSERTION, rp_id="login.example")
+    asked = Asked(kind=RequestKind.GET_ASSERTION, rp_id="login.example")
     async with device(tmp_path / "state") as hub:
         for attempt in (
             hub.sign_in(elsewhere),

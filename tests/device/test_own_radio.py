@@ -15,7 +15,7 @@ import pytest
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from tests.programs import ROOT
 
 PAGE = ROOT / "docs" / "how-to" / "own-radio.md"
@@ -54,8 +54,8 @@ def test_it_loads_neither_aiohttp_nor_bleak_nor_asyncio() -> None:
 
 
 def test_the_radio_skips_noise_and_other_peoples_phones() -> None:
-    ours = QrTransaction.create(hint=Hint.GET_ASSERTION, time=0)
-    theirs = QrTransaction.create(hint=Hint.GET_ASSERTION, time=0)
+    ours = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=0)
+    theirs = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=0)
 
     def lines() -> Iterator[bytes]:
         yield b"not hexadecimal\n"
@@ -67,6 +67,6 @@ def test_the_radio_skips_noise_and_other_peoples_phones() -> None:
 
 
 def test_a_radio_that_ends_is_an_error() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=0)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=0)
     with pytest.raises(TransportError, match="radio"):
         own_radio.hear(transaction, own_radio.adverts_from([]))

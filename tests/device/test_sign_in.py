@@ -25,7 +25,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid.authenticator import PhoneTransaction
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.net.tunnel import open_tunnel
@@ -427,7 +427,7 @@ async def test_options_are_asked_for_when_the_phone_is_there(bench: Bench) -> No
         assert bench.stages[-1] is Stage.CHANNEL_OPEN
         return {"publicKey": REQUEST}
 
-    ask = Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
     signed_in, _ = await asyncio.gather(bench.sign_in(ask, options), bench.answered())
     assert signed_in.credential.user_handle == USER
 
@@ -441,7 +441,9 @@ async def test_an_origin_of_another_domain_needs_the_rp_ids_word(bench: Bench) -
     async def late() -> dict[str, Any]:
         return REQUEST
 
-    ask = Ask(kind=Hint.GET_ASSERTION, origin="https://login.other", rp_id="login.example", related=related)
+    ask = Ask(
+        kind=RequestKind.GET_ASSERTION, origin="https://login.other", rp_id="login.example", related=related
+    )
     signed_in, _ = await asyncio.gather(bench.sign_in(ask, late), bench.answered())
     client_data = from_base64url(signed_in.credential.response["response"]["clientDataJSON"])
     assert b'"origin":"https://login.other"' in client_data
@@ -463,9 +465,12 @@ async def test_what_the_phone_says_of_itself_is_told_when_the_channel_is_open(be
 @pytest.mark.parametrize(
     ("ask", "options"),
     [
-        (Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example"), {**REQUEST, "rpId": None}),
         (
-            Ask(kind=Hint.MAKE_CREDENTIAL, origin=ORIGIN, rp_id="login.example", user_handle=b"eve"),
+            Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example"),
+            {**REQUEST, "rpId": None},
+        ),
+        (
+            Ask(kind=RequestKind.MAKE_CREDENTIAL, origin=ORIGIN, rp_id="login.example", user_handle=b"eve"),
             CREATION,
         ),
     ],
@@ -693,7 +698,7 @@ async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ce
         bench.carrier.states.put_nowait(interrupted)
         await asyncio.Future()
 
-    ask = Ask(kind=Hint.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
     answering = asyncio.create_task(bench.answered(recipient="anna"))
     with pytest.raises(NotApproved, match="was ended before the phone had answered") as caught:
         await bench.sign_in(ask, never)

@@ -37,7 +37,7 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import CURVE, uncompressed
 from headless_passkey.webauthn.extensions import RegistrationExtensions
 from headless_passkey.webauthn.options import (
@@ -232,7 +232,7 @@ def test_options_come_bare_or_wrapped_as_object_text_or_bytes(form: Any, wrapped
     options = AuthenticationOptions.parse(form({"publicKey": GET} if wrapped else GET), origin=ORIGIN)
     assert options == authentication()
     assert (options.rp_id, options.challenge, options.allow_list) == (RP_ID, CHALLENGE, ())
-    assert (options.user_verification, options.hint) == ("preferred", Hint.GET_ASSERTION)
+    assert (options.user_verification, options.hint) == ("preferred", RequestKind.GET_ASSERTION)
 
 
 @pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "in publicKey"])
@@ -270,7 +270,7 @@ def test_all_that_registration_options_say_is_read() -> None:
         hints=("hybrid",),
         extensions=RegistrationExtensions(cred_props=True),
     )
-    assert options.hint is Hint.MAKE_CREDENTIAL
+    assert options.hint is RequestKind.MAKE_CREDENTIAL
     request = options.ctap_request()
     assert (request.resident_key, request.user_verification) == (True, False)
 

@@ -16,7 +16,7 @@ from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.channel import ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.eid import Eid
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
@@ -87,7 +87,7 @@ class HostileDevice:
     """A device that has made a FIDO URL."""
 
     def __init__(
-        self, base: str, tls: ssl.SSLContext, hint: Hint = Hint.GET_ASSERTION, **changes: Any
+        self, base: str, tls: ssl.SSLContext, hint: RequestKind = RequestKind.GET_ASSERTION, **changes: Any
     ) -> None:
         """changes: what else the URL should say."""
         self.transaction = QrTransaction.create(hint=hint, time=int(time.time()))

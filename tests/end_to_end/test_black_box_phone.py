@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from headless_passkey.errors import RemoteProtocolError, TransportError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import Status
-from headless_passkey.hybrid.fido_url import PREFIX, Hint, encode_digits
+from headless_passkey.hybrid.fido_url import PREFIX, RequestKind, encode_digits
 from headless_passkey.hybrid.messages import Ctap
 from tests.end_to_end.black_box import Running, outcome, running, side_by_side, tunnel_service
 from tests.end_to_end.hostile_device import (
@@ -38,7 +38,7 @@ from tests.end_to_end.hostile_device import (
 )
 from tests.end_to_end.terminal import Terminal
 
-MC, GA = Hint.MAKE_CREDENTIAL, Hint.GET_ASSERTION
+MC, GA = RequestKind.MAKE_CREDENTIAL, RequestKind.GET_ASSERTION
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ class Outside:
             *("--ca", self.certificate.ca, "--uv", uv, "--timeout", "25", *more),
         ]
 
-    def device(self, hint: Hint = GA, **changes: Any) -> HostileDevice:
+    def device(self, hint: RequestKind = GA, **changes: Any) -> HostileDevice:
         return HostileDevice(self.base, self.certificate.client_context(), hint, **changes)
 
     @asynccontextmanager
@@ -77,7 +77,12 @@ class Outside:
             yield phone, await phone.line()
 
     async def transaction(
-        self, request: bytes, *more: object, hint: Hint | None = None, uv: str = "accept", **changes: Any
+        self,
+        request: bytes,
+        *more: object,
+        hint: RequestKind | None = None,
+        uv: str = "accept",
+        **changes: Any,
     ) -> tuple[int, Ctap, list[str]]:
         """One command as a device should send it: exit status, reply, stderr."""
         device = self.device(hint or (MC if request[0] == 1 else GA), **changes)
@@ -256,7 +261,7 @@ async def test_a_url_without_a_time_is_served_with_a_warning(outside: Outside) -
 @pytest.mark.threat("T10")
 @pytest.mark.parametrize(("hint", "request_"), [(GA, creation()), (MC, assertion())], ids=["ga", "mc"])
 async def test_a_command_of_the_other_kind_is_0x30_and_then_it_closes(
-    outside: Outside, hint: Hint, request_: bytes
+    outside: Outside, hint: RequestKind, request_: bytes
 ) -> None:
     await outside.register()
     device = outside.device(hint)

@@ -19,9 +19,9 @@ from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.account.relay import DeviceEvent, Relay
 from headless_passkey.hybrid.client_platform import QrTransaction
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
-from headless_passkey.trust.envelope import Announcement, Kind, new_request_id, seal
+from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from tests.end_to_end.household import Home, ends, trusted
 from tests.end_to_end.terminal import Terminal
 
@@ -75,7 +75,7 @@ async def submit(home: Home, relay: Relay) -> tuple[bytes, dict[str, str]]:
     sealed, urls = {}, {}
     for companion in ring.companions:
         urls[companion.name] = QrTransaction.create(
-            hint=Hint.GET_ASSERTION, time=int(time.time())
+            hint=RequestKind.GET_ASSERTION, time=int(time.time())
         ).url.encode()
         announcement = Announcement.address(
             companion,
@@ -84,7 +84,7 @@ async def submit(home: Home, relay: Relay) -> tuple[bytes, dict[str, str]]:
             request_id=request_id,
             now=time.time(),
             lifetime=60,
-            kind=Kind.GET_ASSERTION,
+            kind=RequestKind.GET_ASSERTION,
             url=urls[companion.name],
             rp_id="localhost",
         )

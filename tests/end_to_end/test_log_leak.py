@@ -94,7 +94,7 @@ class Place:
 
 
 def found(born: Iterable[Secret], places: Iterable[Place]) -> list[tuple[str, str, str]]:
-    """Kind of secret, how it was spelt, and where."""
+    """RequestKind of secret, how it was spelt, and where."""
     places = tuple(places)
     return [
         (secret.kind, spelling, place.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.webauthn.options import base64url
 from tests.end_to_end.black_box import Running, running, write_json
 from tests.end_to_end.hostile_device import HostileDevice
@@ -94,7 +94,7 @@ async def test_a_device_that_joins_a_phone_that_was_stopped_says_why_it_listens_
 @pytest.mark.threat("T9")
 async def test_a_phone_hears_of_a_device_that_vanished(service: Service) -> None:
     vanishing = HostileDevice(
-        service.through_the_hole, service.certificate.client_context(), Hint.GET_ASSERTION
+        service.through_the_hole, service.certificate.client_context(), RequestKind.GET_ASSERTION
     )
     async with running(*service.phone("--json")) as phone:
         await phone.give(vanishing.url)
@@ -106,7 +106,7 @@ async def test_a_phone_hears_of_a_device_that_vanished(service: Service) -> None
 
 async def test_a_phone_hears_of_a_service_that_was_stopped(service: Service) -> None:
     """By its own pings, which come after 20 s and are waited for 10 s."""
-    device = HostileDevice(service.base, service.certificate.client_context(), Hint.GET_ASSERTION)
+    device = HostileDevice(service.base, service.certificate.client_context(), RequestKind.GET_ASSERTION)
     async with running(*service.phone("--json", "--timeout", "290")) as phone:
         await phone.give(device.url)
         await phone.line()  # it advertises, and so its tunnel is open

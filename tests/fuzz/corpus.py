@@ -13,12 +13,12 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
-from headless_passkey.hybrid.fido_url import PREFIX, decode_digits
+from headless_passkey.hybrid.fido_url import PREFIX, RequestKind, decode_digits
 from headless_passkey.hybrid.messages import PostHandshake, pad
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust import envelope
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.envelope import Announcement, Kind, seal
+from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, InvitationRecord
 from headless_passkey.trust.signing import SIGNATURE_SIZE, from_base64url
 from tests.fuzz.targets import (
@@ -250,7 +250,7 @@ def _trust() -> dict[str, list[bytes]]:
         request_id=bytes(16),
         now=NOW,
         lifetime=120,
-        kind=Kind.GET_ASSERTION,
+        kind=RequestKind.GET_ASSERTION,
         url=vectors("fido_urls")[0]["url"],
         rp_id="login.example",
         rp_name="Example",

@@ -12,7 +12,7 @@ from headless_passkey.hybrid.channel import AuthenticatorChannel, ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetInfoResponse
 from headless_passkey.hybrid.eid import Eid, psk
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
 from headless_passkey.hybrid.linking import ClientPayload, LinkedPhone, NoLink, OfferedLink
 from headless_passkey.hybrid.messages import Ctap, Shutdown, Update
@@ -100,7 +100,7 @@ def test_a_state_assisted_ceremony_with_a_real_browser_is_followed_byte_by_byte(
 
 def session(*, linking: bool) -> tuple[ClientChannel, AuthenticatorChannel]:
     """Both ends of a QR-initiated session. linking: whether the device would keep a link."""
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1, linking=linking)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1, linking=linking)
     advertised = advertise(transaction)
     eid = transaction.open_advert(advertised.service_data)
     assert eid is not None
@@ -125,7 +125,7 @@ def test_a_link_offered_in_one_session_leads_to_the_next(place: str) -> None:
     assert isinstance(kept, LinkedPhone)
     assert (kept.name, kept.tunnel_domain) == ("A phone", 300)
 
-    call = StateAssistedTransaction.create(kept, hint=Hint.GET_ASSERTION)
+    call = StateAssistedTransaction.create(kept, hint=RequestKind.GET_ASSERTION)
     advertised = LinkedPhoneTransaction(link, ClientPayload.parse(call.payload.encode())).advertise()
     eid = call.open_advert(advertised.service_data)
     assert eid is not None
@@ -152,7 +152,7 @@ def test_a_link_is_offered_only_where_one_is_wanted() -> None:
     link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="A phone")
     device, unwanted = session(linking=False)
     linked = LinkedPhoneTransaction(
-        link, ClientPayload(link_id=link.link_id, client_nonce=bytes(16), hint=Hint.GET_ASSERTION)
+        link, ClientPayload(link_id=link.link_id, client_nonce=bytes(16), hint=RequestKind.GET_ASSERTION)
     ).advertise()
     call = Initiator(psk=linked._psk, authenticator_static=link.identity.public_key())
     for authenticator in (unwanted, linked.respond(call.message1)[1]):
@@ -189,7 +189,7 @@ def test_a_link_made_for_another_session_is_dropped_and_the_session_goes_on() ->
 
 def test_a_client_payload_for_another_link_is_a_bug_of_the_caller() -> None:
     link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="")
-    payload = ClientPayload(link_id=bytes(8), client_nonce=bytes(16), hint=Hint.GET_ASSERTION)
+    payload = ClientPayload(link_id=bytes(8), client_nonce=bytes(16), hint=RequestKind.GET_ASSERTION)
     with pytest.raises(LocalProtocolError):
         LinkedPhoneTransaction(link, payload)
 
@@ -197,7 +197,7 @@ def test_a_client_payload_for_another_link_is_a_bug_of_the_caller() -> None:
 @pytest.mark.threat("T9")
 def test_whoever_did_not_hear_the_advert_of_a_linked_phone_is_refused() -> None:
     link = OfferedLink.create(contact_id=b"contact", identity=generate(), name="")
-    payload = ClientPayload(link_id=link.link_id, client_nonce=bytes(16), hint=Hint.GET_ASSERTION)
+    payload = ClientPayload(link_id=link.link_id, client_nonce=bytes(16), hint=RequestKind.GET_ASSERTION)
     advertised = LinkedPhoneTransaction(link, payload).advertise()
     guess = psk(link.link_secret, Eid.state_assisted())
     with pytest.raises(RemoteProtocolError):
@@ -206,7 +206,7 @@ def test_whoever_did_not_hear_the_advert_of_a_linked_phone_is_refused() -> None:
 
 @given(exactly(3), st.integers(0, 0xFFFF))
 def test_an_advert_says_where_the_tunnel_is(routing_id: bytes, domain: int) -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     phone = PhoneTransaction(FidoUrl.parse(transaction.url.encode()))
     eid = transaction.open_advert(phone.advertise(routing_id=routing_id, tunnel_domain=domain).service_data)
     assert eid is not None
@@ -218,13 +218,13 @@ def advertise(transaction: QrTransaction) -> Advertised:
 
 
 def test_every_advert_has_a_nonce_of_its_own() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     assert len({advertise(transaction).service_data for _ in range(5)}) == 5
 
 
 @pytest.mark.threat("T9")
 def test_whoever_did_not_hear_the_advert_is_refused() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     advertised = advertise(transaction)
     guess = transaction.handshake(Eid(nonce=bytes(10), routing_id=b"abc", tunnel_domain=300))
     with pytest.raises(RemoteProtocolError):
@@ -234,12 +234,12 @@ def test_whoever_did_not_hear_the_advert_is_refused() -> None:
 @pytest.mark.threat("T3")
 def test_whoever_heard_the_advert_but_does_not_hold_the_urls_key_is_refused() -> None:
     """The secret alone does not make a client platform: its key is in the URL."""
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     advertised = advertise(transaction)
     eid = transaction.open_advert(advertised.service_data)
     assert eid is not None
     thief = QrTransaction.create(
-        hint=Hint.GET_ASSERTION, time=1, private=generate(), secret=transaction.url.secret
+        hint=RequestKind.GET_ASSERTION, time=1, private=generate(), secret=transaction.url.secret
     )
     assert thief.open_advert(advertised.service_data) == eid
     with pytest.raises(RemoteProtocolError):
@@ -248,7 +248,7 @@ def test_whoever_heard_the_advert_but_does_not_hold_the_urls_key_is_refused() ->
 
 @pytest.mark.threat("T5")
 def test_a_session_that_was_recorded_does_not_open_the_next_one() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     first, second = advertise(transaction), advertise(transaction)
     eid = transaction.open_advert(first.service_data)
     assert eid is not None
@@ -260,7 +260,7 @@ def test_a_session_that_was_recorded_does_not_open_the_next_one() -> None:
 
 @pytest.mark.threat("T5")
 def test_a_replayed_first_message_gives_a_channel_that_only_its_maker_could_use() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     advertised = advertise(transaction)
     eid = transaction.open_advert(advertised.service_data)
     assert eid is not None
@@ -277,23 +277,23 @@ def test_a_replayed_first_message_gives_a_channel_that_only_its_maker_could_use(
 @given(st.binary(max_size=120) | exactly(80).map(b"\4".__add__))
 def test_any_bytes_are_refused_as_a_first_message(message: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
-        advertise(QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)).respond(message)
+        advertise(QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)).respond(message)
 
 
 @pytest.mark.parametrize(("routing_id", "domain"), [(b"ab", 300), (b"abcd", 300), (b"abc", 65536)])
 def test_an_advert_that_cannot_be_is_a_bug_of_the_caller(routing_id: bytes, domain: int) -> None:
-    transaction = PhoneTransaction(QrTransaction.create(hint=Hint.GET_ASSERTION, time=1).url)
+    transaction = PhoneTransaction(QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1).url)
     with pytest.raises(LocalProtocolError):
         transaction.advertise(routing_id=routing_id, tunnel_domain=domain)
 
 
 @pytest.mark.threat("T11")
 def test_secrets_and_keys_do_not_show_in_a_repr() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     phone, advertised = PhoneTransaction(transaction.url), advertise(transaction)
     shown = repr((phone, advertised))
     link = OfferedLink.create(contact_id=b"CONTACT", identity=generate(), name="")
-    payload = ClientPayload(link_id=link.link_id, client_nonce=b"n" * 16, hint=Hint.GET_ASSERTION)
+    payload = ClientPayload(link_id=link.link_id, client_nonce=b"n" * 16, hint=RequestKind.GET_ASSERTION)
     linked = LinkedPhoneTransaction(link, payload)
     shown += repr((linked, linked.advertise()))
     for kept in (

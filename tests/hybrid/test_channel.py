@@ -30,7 +30,7 @@ from headless_passkey.hybrid.ctap2 import (
     GetInfoResponse,
     MakeCredentialRequest,
 )
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import generate, uncompressed
 from headless_passkey.hybrid.linking import LinkedPhone, NoLink, OfferedLink
 from headless_passkey.hybrid.messages import (
@@ -381,10 +381,12 @@ class Sessions(RuleBasedStateMachine):
         transaction: QrTransaction | StateAssistedTransaction
         advertised: Advertised | LinkedAdvertised
         if state_assisted:
-            transaction = StateAssistedTransaction.create(KEPT, hint=Hint.GET_ASSERTION)
+            transaction = StateAssistedTransaction.create(KEPT, hint=RequestKind.GET_ASSERTION)
             advertised = LinkedPhoneTransaction(OFFERED, transaction.payload).advertise()
         else:
-            transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1_800_000_000, linking=linking)
+            transaction = QrTransaction.create(
+                hint=RequestKind.GET_ASSERTION, time=1_800_000_000, linking=linking
+            )
             advertised = PhoneTransaction(FidoUrl.parse(transaction.url.encode())).advertise(
                 routing_id=b"abc", tunnel_domain=KEPT.tunnel_domain
             )

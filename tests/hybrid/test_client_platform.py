@@ -18,7 +18,7 @@ from headless_passkey.hybrid.client_platform import (
 )
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetAssertionResponse, GetInfoResponse
 from headless_passkey.hybrid.eid import eid_key
-from headless_passkey.hybrid.fido_url import FidoUrl, Hint
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import CURVE, KeyPurpose, compressed, derive, uncompressed
 from headless_passkey.hybrid.linking import ClientPayload, LinkedPhone, OfferedLink
 from headless_passkey.hybrid.messages import Ctap
@@ -61,9 +61,9 @@ def test_a_sign_in_with_an_iphone_is_followed_byte_by_byte() -> None:
     assert len(GetAssertionResponse.parse(reply.payload).signature) == 72
 
 
-@given(st.sampled_from(Hint), st.integers(0, 1 << 40), private_keys(), exactly(16))
+@given(st.sampled_from(RequestKind), st.integers(0, 1 << 40), private_keys(), exactly(16))
 def test_a_fido_url_says_what_it_was_made_for(
-    hint: Hint, time: int, private: ec.EllipticCurvePrivateKey, secret: bytes
+    hint: RequestKind, time: int, private: ec.EllipticCurvePrivateKey, secret: bytes
 ) -> None:
     url = QrTransaction.create(hint=hint, time=time, private=private, secret=secret).url
     assert FidoUrl.parse(url.encode()) == url
@@ -74,18 +74,18 @@ def test_a_fido_url_says_what_it_was_made_for(
 
 
 def test_a_fido_url_may_ask_for_a_link() -> None:
-    url = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1, linking=True).url
+    url = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1, linking=True).url
     assert FidoUrl.parse(url.encode()).linking is True
 
 
 def test_every_transaction_has_a_key_and_a_secret_of_its_own() -> None:
-    urls = [QrTransaction.create(hint=Hint.GET_ASSERTION, time=1).url for _ in range(3)]
+    urls = [QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1).url for _ in range(3)]
     assert len({url.public_key for url in urls}) == len({url.secret for url in urls}) == 3
     assert all(len(url.secret) == 16 for url in urls)
 
 
 def test_the_advert_of_the_phone_that_read_the_url_opens() -> None:
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     advertised = PhoneTransaction(transaction.url).advertise(routing_id=b"abc", tunnel_domain=300)
     opened = transaction.open_advert(advertised.service_data)
     assert opened is not None
@@ -94,7 +94,7 @@ def test_the_advert_of_the_phone_that_read_the_url_opens() -> None:
 
 @pytest.mark.threat("T9")
 def test_the_advert_of_a_phone_that_read_another_url_is_ignored() -> None:
-    ours, theirs = (QrTransaction.create(hint=Hint.GET_ASSERTION, time=1) for _ in range(2))
+    ours, theirs = (QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1) for _ in range(2))
     advertised = PhoneTransaction(theirs.url).advertise(routing_id=b"abc", tunnel_domain=300)
     assert ours.open_advert(advertised.service_data) is None
     assert theirs.open_advert(advertised.service_data) is not None
@@ -103,7 +103,7 @@ def test_the_advert_of_a_phone_that_read_another_url_is_ignored() -> None:
 @pytest.mark.threat("T9")
 def test_a_phone_that_knows_the_secret_but_sent_another_advert_is_refused() -> None:
     """The PSK takes in every bit of the advert: what one phone sent does not lead another one in."""
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     phone = PhoneTransaction(transaction.url)
     heard = phone.advertise(routing_id=b"abc", tunnel_domain=300, nonce=bytes(10))
     for other in (
@@ -121,7 +121,7 @@ def test_a_phone_that_knows_the_secret_but_sent_another_advert_is_refused() -> N
 @pytest.mark.threat("T11")
 def test_secrets_and_keys_do_not_show_in_a_repr() -> None:
     secret = bytes(range(16))
-    transaction = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1, secret=secret)
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1, secret=secret)
     advertised = PhoneTransaction(transaction.url).advertise(routing_id=b"abc", tunnel_domain=300)
     eid = transaction.open_advert(advertised.service_data)
     assert eid is not None
@@ -165,7 +165,7 @@ def test_what_a_real_browser_did_with_a_link_we_would_do(case: Vector) -> None:
     )
     sent = case["client_payload"]
     transaction = StateAssistedTransaction.create(
-        phone, hint=Hint(sent["hint"]), client_nonce=bytes.fromhex(sent["client_nonce"])
+        phone, hint=RequestKind(sent["hint"]), client_nonce=bytes.fromhex(sent["client_nonce"])
     )
     base = "wss://" + tunnel_domain(phone.tunnel_domain)
     assert transaction.contact_url(base) == base + case["tunnel"]["path"]
@@ -178,12 +178,12 @@ def test_what_a_real_browser_did_with_a_link_we_would_do(case: Vector) -> None:
 
 def test_a_linked_phone_is_asked_for_and_found() -> None:
     phone, offered = linked()
-    transaction = StateAssistedTransaction.create(phone, hint=Hint.MAKE_CREDENTIAL)
+    transaction = StateAssistedTransaction.create(phone, hint=RequestKind.MAKE_CREDENTIAL)
     assert transaction.contact_url("wss://localhost:8443") == "wss://localhost:8443/cable/contact/Y29udGFjdA"
     header = transaction.headers["X-caBLE-Client-Payload"]
     payload = ClientPayload.parse(parse_client_payload_header(header))
     assert payload == transaction.payload
-    assert payload.hint is Hint.MAKE_CREDENTIAL
+    assert payload.hint is RequestKind.MAKE_CREDENTIAL
     advertised = LinkedPhoneTransaction(offered, payload).advertise()
     eid = transaction.open_advert(advertised.service_data)
     assert eid is not None
@@ -196,7 +196,7 @@ def test_a_linked_phone_is_asked_for_and_found() -> None:
 
 def test_every_call_has_a_nonce_of_its_own() -> None:
     phone, _ = linked()
-    calls = [StateAssistedTransaction.create(phone, hint=Hint.GET_ASSERTION) for _ in range(3)]
+    calls = [StateAssistedTransaction.create(phone, hint=RequestKind.GET_ASSERTION) for _ in range(3)]
     assert len({call.payload.client_nonce for call in calls}) == 3
 
 
@@ -204,7 +204,8 @@ def test_every_call_has_a_nonce_of_its_own() -> None:
 def test_the_advert_of_another_link_or_another_call_is_ignored() -> None:
     (phone, offered), (other, _) = linked(), linked()
     call, again, for_other = (
-        StateAssistedTransaction.create(whom, hint=Hint.GET_ASSERTION) for whom in (phone, phone, other)
+        StateAssistedTransaction.create(whom, hint=RequestKind.GET_ASSERTION)
+        for whom in (phone, phone, other)
     )
     advert = LinkedPhoneTransaction(offered, call.payload).advertise().service_data
     assert call.open_advert(advert) is not None
@@ -213,8 +214,8 @@ def test_the_advert_of_another_link_or_another_call_is_ignored() -> None:
 
 
 def test_of_several_transactions_the_one_whose_phone_is_near_hears_it() -> None:
-    calls = [StateAssistedTransaction.create(linked()[0], hint=Hint.GET_ASSERTION) for _ in range(3)]
-    asked = QrTransaction.create(hint=Hint.GET_ASSERTION, time=1)
+    calls = [StateAssistedTransaction.create(linked()[0], hint=RequestKind.GET_ASSERTION) for _ in range(3)]
+    asked = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1)
     advert = PhoneTransaction(asked.url).advertise(routing_id=b"abc", tunnel_domain=300).service_data
     waiting: list[QrTransaction | StateAssistedTransaction] = [*calls, asked]
     opened = open_for_any(waiting, advert)
@@ -226,7 +227,7 @@ def test_of_several_transactions_the_one_whose_phone_is_near_hears_it() -> None:
 @pytest.mark.threat("T9")
 def test_a_phone_that_knows_the_link_secret_but_not_the_key_is_refused() -> None:
     phone, offered = linked()
-    transaction = StateAssistedTransaction.create(phone, hint=Hint.GET_ASSERTION)
+    transaction = StateAssistedTransaction.create(phone, hint=RequestKind.GET_ASSERTION)
     thief = replace(offered, identity=ec.derive_private_key(7, CURVE))
     advertised = LinkedPhoneTransaction(thief, transaction.payload).advertise()
     eid = transaction.open_advert(advertised.service_data)
@@ -238,7 +239,7 @@ def test_a_phone_that_knows_the_link_secret_but_not_the_key_is_refused() -> None
 @pytest.mark.threat("T11")
 def test_what_a_link_is_made_of_does_not_show_in_a_repr() -> None:
     phone, offered = linked()
-    transaction = StateAssistedTransaction.create(phone, hint=Hint.GET_ASSERTION)
+    transaction = StateAssistedTransaction.create(phone, hint=RequestKind.GET_ASSERTION)
     advertised = LinkedPhoneTransaction(offered, transaction.payload).advertise()
     eid = transaction.open_advert(advertised.service_data)
     assert eid is not None

@@ -12,7 +12,7 @@ from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import (
     MAX_LENGTH,
     FidoUrl,
-    Hint,
+    RequestKind,
     decode_digits,
     encode_digits,
 )
@@ -211,7 +211,7 @@ def test_what_is_absent_has_its_meaning() -> None:
         0,
         None,
         None,
-        Hint.GET_ASSERTION,
+        RequestKind.GET_ASSERTION,
         None,
         None,
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.hybrid.fido_url import Hint
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import CURVE, parse_uncompressed, uncompressed
 from headless_passkey.hybrid.linking import (
     ClientPayload,
@@ -119,7 +119,7 @@ def test_a_known_client_payload(case: Vector) -> None:
     payload = ClientPayload(
         link_id=bytes.fromhex(case["link_id"]),
         client_nonce=bytes.fromhex(case["client_nonce"]),
-        hint=Hint(case["hint"]),
+        hint=RequestKind(case["hint"]),
     )
     assert payload.encode().hex() == case["cbor"]
     assert payload.encode().hex().upper() == case["header_value"]
@@ -274,8 +274,8 @@ def test_a_link_with_one_value_replaced_is_checked_all_the_same(key: int, value:
     assert isinstance(link, LinkedPhone | NoLink)
 
 
-@given(exactly(8), exactly(16), st.sampled_from([Hint.GET_ASSERTION, Hint.MAKE_CREDENTIAL]))
-def test_a_client_payload_is_read_back(link_id: bytes, nonce: bytes, hint: Hint) -> None:
+@given(exactly(8), exactly(16), st.sampled_from([RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL]))
+def test_a_client_payload_is_read_back(link_id: bytes, nonce: bytes, hint: RequestKind) -> None:
     payload = ClientPayload(link_id=link_id, client_nonce=nonce, hint=hint)
     assert ClientPayload.parse(payload.encode()) == payload
     with_more = cbor.decode_map(payload.encode()) | {4: "new", 999: True}
@@ -328,9 +328,9 @@ def test_what_cannot_be_sent_is_a_bug_of_the_caller() -> None:
         with pytest.raises(LocalProtocolError):
             OfferedLink(**parts, identity=IDENTITY, name="")
     for size, nonce, hint in (
-        (7, 16, Hint.GET_ASSERTION),
-        (8, 15, Hint.GET_ASSERTION),
-        (8, 16, Hint.DIGITAL_PRESENTATION),
+        (7, 16, RequestKind.GET_ASSERTION),
+        (8, 15, RequestKind.GET_ASSERTION),
+        (8, 16, RequestKind.DIGITAL_PRESENTATION),
     ):
         with pytest.raises(LocalProtocolError):
             ClientPayload(link_id=bytes(size), client_nonce=bytes(nonce), hint=hint)
@@ -342,7 +342,7 @@ def test_what_is_a_credential_does_not_show_in_a_repr() -> None:
         contact_id=b"CONTACT", link_id=bytes(8), link_secret=b"S" * 32, identity=IDENTITY, name=""
     )
     linking = offered.sign(client_static=CLIENT.public_key(), handshake_hash=HASH)
-    payload = ClientPayload(link_id=bytes(8), client_nonce=b"N" * 16, hint=Hint.GET_ASSERTION)
+    payload = ClientPayload(link_id=bytes(8), client_nonce=b"N" * 16, hint=RequestKind.GET_ASSERTION)
     shown = repr((offered, linking, read(linking.as_map()), payload))
     assert "LinkedPhone" in shown
     assert not [secret for secret in ("CONTACT", "SSSS", "NNNN", repr(linking.signature)) if secret in shown]

@@ -14,10 +14,10 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.envelope import Announcement, Kind, seal
+from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
 from headless_passkey.trust.signing import CURVE, SoftwareSigningKey
 from tests.trust.people import ACCOUNT, NOW, REQUEST_ID, Person, companion, device, found, grow
@@ -85,7 +85,7 @@ def envelopes() -> dict[str, Any]:
             request_id=REQUEST_ID,
             now=NOW,
             lifetime=300,
-            kind=Kind.GET_ASSERTION,
+            kind=RequestKind.GET_ASSERTION,
             url=url,
             rp_id="example.com",
             **more,

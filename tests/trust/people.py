@@ -7,10 +7,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from headless_passkey.hybrid import cbor
-from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.envelope import ENVELOPE_LABEL, Announcement, Kind, seal
+from headless_passkey.trust.envelope import ENVELOPE_LABEL, Announcement, seal
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import RING_LABEL, HpkeKey, Member, Ring, Role
 from headless_passkey.trust.signing import CURVE, SoftwareSigningKey, uncompressed
@@ -128,7 +128,7 @@ class Home:
             "request_id": REQUEST_ID,
             "now": NOW,
             "lifetime": 300,
-            "kind": Kind.GET_ASSERTION,
+            "kind": RequestKind.GET_ASSERTION,
             "url": fido_url(),
             "rp_id": "example.com",
         }

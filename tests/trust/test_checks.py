@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from headless_passkey.errors import TrustReason
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.trust.checks import MAX_URL_LENGTH, check_envelope, recheck, usable_until
-from headless_passkey.trust.envelope import Announcement, Kind
+from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import HpkeKey, Member, Role
 from tests.trust.people import NOW, REQUEST_ID, Home, Person, device, fido_url, grow, reseal
@@ -241,11 +242,11 @@ def test_a_url_is_at_most_300_s_old_and_120_s_ahead() -> None:
 
 @pytest.mark.threat("T10")
 def test_a_url_that_asks_for_something_else_than_the_envelope_is_refused() -> None:
-    checked(HOME.seal(kind=Kind.MAKE_CREDENTIAL, url=fido_url(kind="mc")))
+    checked(HOME.seal(kind=RequestKind.MAKE_CREDENTIAL, url=fido_url(kind="mc")))
     for announced, in_url in (
-        (Kind.GET_ASSERTION, "mc"),
-        (Kind.MAKE_CREDENTIAL, "ga"),
-        (Kind.GET_ASSERTION, None),
+        (RequestKind.GET_ASSERTION, "mc"),
+        (RequestKind.MAKE_CREDENTIAL, "ga"),
+        (RequestKind.GET_ASSERTION, None),
     ):
         with refused(TrustReason.KIND_MISMATCH):
             checked(HOME.seal(kind=announced, url=fido_url(kind=in_url)))

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.errors import HeadlessPasskeyError, LocalProtocolError, RemoteProtocolError, TrustReason
+from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.trust.envelope import (
     MAX_SEALED,
     Announcement,
-    Kind,
     Opened,
     new_request_id,
     open_envelope,
@@ -66,7 +66,7 @@ def test_a_known_envelope_opens_to_what_was_said(case: dict[str, Any]) -> None:
 
 
 @given(
-    kind=st.sampled_from(Kind),
+    kind=st.sampled_from((RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)),
     lifetime=st.integers(1, 300),
     rp_name=st.none() | PLAIN.map(lambda text: text[:64]),
     note=st.none() | PLAIN.map(lambda text: text[:140]),
@@ -207,6 +207,12 @@ def test_an_announcement_for_another_account_is_refused() -> None:
 
 
 @pytest.mark.threat("T10")
+@pytest.mark.parametrize("kind", [RequestKind.DIGITAL_PRESENTATION, RequestKind.DIGITAL_ISSUANCE])
+def test_an_envelope_is_not_made_for_what_companions_do_not_serve(kind: RequestKind) -> None:
+    with pytest.raises(LocalProtocolError, match="an assertion"):
+        HOME.say(kind=kind)
+
+
 def test_a_kind_that_does_not_exist_is_refused() -> None:
     for kind in ("dcp", "", None, 1, b"ga"):
         sealed = reseal(HOME.say(), by=HOME.frame, to=HOME.phone, kind=kind)
