@@ -40,7 +40,7 @@ DISTRIBUTION: Final = "headless-passkey"
 STDIN: Final = 0
 MAX_SECRET_LINE: Final = 16384  # bytes, where nothing smaller is known
 _OURS: Final = ("headless_passkey", "companion_push")
-_LONGEST_MESSAGE: Final = 2000  # characters of a failure
+_MAX_MESSAGE: Final = 2000  # characters of a failure
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def run(
 def fail(status: ExitStatus, kind: str, reason: str | None, message: str, *, as_json: bool) -> ExitStatus:
     """Say on stderr, in one line, what went wrong; returns `status`."""
     # what others wrote may be in it
-    message = printable(" ".join(message.split()), _LONGEST_MESSAGE)
+    message = printable(" ".join(message.split()), _MAX_MESSAGE)
     if as_json:
         line = json.dumps({"error": kind, "reason": reason, "status": int(status), "message": message})
     else:

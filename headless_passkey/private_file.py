@@ -18,7 +18,7 @@ from typing import Final
 from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
 
 _FIRST_PAUSE: Final = 0.01  # seconds until a lock is tried again; doubled each time
-_LONGEST_PAUSE: Final = 0.25
+_MAX_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -114,7 +114,7 @@ async def lock_within(path: Path, seconds: float) -> AsyncIterator[None]:
             async with asyncio.timeout(seconds):
                 while not _try_lock(descriptor):
                     await asyncio.sleep(pause)
-                    pause = min(2 * pause, _LONGEST_PAUSE)
+                    pause = min(2 * pause, _MAX_PAUSE)
         except TimeoutError as error:
             raise _in_use(path) from error
         yield

@@ -27,7 +27,7 @@ from relying_party.names import printable
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
-LONGEST_MESSAGE: Final = 2000  # characters of a failure
+MAX_MESSAGE: Final = 2000  # characters of a failure
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -343,7 +343,7 @@ def _say(message: str, args: argparse.Namespace) -> None:
 
 
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:
-    message = printable(" ".join(message.split()), LONGEST_MESSAGE)
+    message = printable(" ".join(message.split()), MAX_MESSAGE)
     if as_json:
         line = json.dumps({"error": kind, "reason": None, "status": int(status), "message": message})
     else:

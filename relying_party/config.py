@@ -26,8 +26,8 @@ _SUFFIXES: Final = frozenset(suffixes)
 _PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
 _FINGERPRINT: Final = re.compile(r"[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){31}")
 ANDROID: Final = "android:apk-key-hash:"
-MOST_RESOURCES: Final = 16
-MOST_LABELS: Final = 5  # of related origins that every browser looks at (WebAuthn Level 3 §5.11)
+MAX_RESOURCES: Final = 16
+MAX_LABELS: Final = 5  # of related origins that every browser looks at (WebAuthn Level 3 §5.11)
 
 PageShows = Literal["everyone", "own"]
 
@@ -112,8 +112,8 @@ class Config:
         web += related
         _check_labels((*web, *device))
         services = tuple(_check_https(origin) for origin in dict.fromkeys((*resources, *resource_secrets)))
-        if len(services) > MOST_RESOURCES:
-            raise UsageError(f"at most {MOST_RESOURCES} services take our tokens")
+        if len(services) > MAX_RESOURCES:
+            raise UsageError(f"at most {MAX_RESOURCES} services take our tokens")
         local = all(is_local(origin) for origin in web)
         return cls(
             rp_id=rp_id,
@@ -233,7 +233,7 @@ def _check_secret(secret: str) -> bytes:
 
 def _check_labels(origins: Iterable[str]) -> None:
     labels = sorted({label_of(origin) for origin in origins})
-    if len(labels) > MOST_LABELS:
+    if len(labels) > MAX_LABELS:
         raise UsageError(
-            f"browsers look at related origins of {MOST_LABELS} names, and these are more: {', '.join(labels)}"
+            f"browsers look at related origins of {MAX_LABELS} names, and these are more: {', '.join(labels)}"
         )

@@ -38,8 +38,8 @@ from relying_party.errors import IssuerUnavailable, ProofInvalid, Refusal, Token
 from relying_party.http.answers import problem, refused
 from relying_party.http.request import PROOF_HEADER
 
-MOST_TOKEN: Final = 4096  # characters
-MOST_ANSWER: Final = 64 * 1024  # bytes
+MAX_TOKEN: Final = 4096  # characters
+MAX_ANSWER: Final = 64 * 1024  # bytes
 ANSWER_SECONDS: Final = 5.0  # the relying party has for one answer
 CLOCK_TOLERANCE: Final = 60  # seconds by which its clock may be ahead of ours
 KEYS_SECONDS: Final = 3600.0  # after which keys are fetched again, so that a retired one goes
@@ -182,9 +182,9 @@ class Guard:
                 body = bytearray()
                 async for chunk in response.content.iter_any():
                     body += chunk
-                    if len(body) > MOST_ANSWER:
+                    if len(body) > MAX_ANSWER:
                         raise IssuerUnavailable(
-                            f"the relying party answers with more than {MOST_ANSWER} bytes"
+                            f"the relying party answers with more than {MAX_ANSWER} bytes"
                         )
                 if response.status != 200:
                     raise IssuerUnavailable(f"the relying party answers with status {response.status}")
@@ -303,7 +303,7 @@ def _token(request: web.Request) -> str:
     if not values:
         raise TokenInvalid("no token goes with this request", given=False)
     scheme, _, token = values[0].partition(" ")
-    if len(values) != 1 or scheme.lower() != "dpop" or len(token) > MOST_TOKEN or not _TOKEN.fullmatch(token):
+    if len(values) != 1 or scheme.lower() != "dpop" or len(token) > MAX_TOKEN or not _TOKEN.fullmatch(token):
         raise TokenInvalid("expected Authorization: DPoP and a token")
     return token
 

@@ -23,7 +23,7 @@ from relying_party.errors import TransportError, UsageError
 from relying_party.http.app import make_app, make_metrics_app
 from relying_party.http.http_server import Runner, tls_context
 
-MOST_SECRETS: Final = 64 * 1024  # bytes of the file that has them
+MAX_SECRETS: Final = 64 * 1024  # bytes of the file that has them
 
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -99,7 +99,7 @@ def _secrets(path: Path) -> dict[str, str]:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
                 raise UsageError(f"{path} is open to others: chmod 0600 {path}")
-            secrets = tomllib.loads(file.read(MOST_SECRETS).decode())
+            secrets = tomllib.loads(file.read(MAX_SECRETS).decode())
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:

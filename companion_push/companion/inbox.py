@@ -48,8 +48,8 @@ from headless_passkey.trust.signing import base64url
 
 FINISH: Final = 120  # seconds a claimed request may go on after it expired
 
-_SHORTEST_PAUSE: Final = 0.5  # seconds between answers that bring nothing, and before the first reconnection
-_LONGEST_PAUSE: Final = 30.0
+_MIN_PAUSE: Final = 0.5  # seconds between answers that bring nothing, and before the first reconnection
+_MAX_PAUSE: Final = 30.0
 _HELD: Final = 1.0  # seconds after which an answer counts as held
 _REPORT_TIMEOUT: Final = 10.0  # seconds to tell the relay what it need not know
 _MAX_SETTLED: Final = 1024  # requests that are dealt with here and may still be listed
@@ -172,18 +172,18 @@ class Inbox:
         Raises what trying again cannot help: `TrustError` when this companion is no member any more,
         `RemoteProtocolError` when the relay does not speak the protocol.
         """
-        pause = _SHORTEST_PAUSE
+        pause = _MIN_PAUSE
         while True:
             try:
                 if await self.poll(wait=MAX_WAIT, arrivals=arrivals):
-                    pause = _SHORTEST_PAUSE
+                    pause = _MIN_PAUSE
                     continue
-                delay = _SHORTEST_PAUSE
+                delay = _MIN_PAUSE
             except TransportError as error:
                 if self._heard_of is not False:
                     self._tell(Stage.UNREACHABLE, f"{error}; trying again")
                 self._heard_of, self._cursor = False, None
-                delay, pause = pause, min(2 * pause, _LONGEST_PAUSE)
+                delay, pause = pause, min(2 * pause, _MAX_PAUSE)
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  spreads load, keeps no secret
 
     async def poll(self, *, wait: int = 0, arrivals: bool = True) -> bool:

@@ -21,7 +21,7 @@ from headless_passkey.hybrid.fido_url import PREFIX
 from headless_passkey.names import printable
 
 _QUIET: Final = 4  # light modules around a code, by ISO/IEC 18004
-_LEAST_QUIET: Final = 2
+_MIN_QUIET: Final = 2
 _ERRORS: Final = ("m", "l")  # of the error corrections, best first
 _GAP: Final = 2  # columns between code and caption
 _NARROWEST: Final = 24  # columns of a caption beside the code
@@ -116,7 +116,7 @@ class Code:
 
     def pictures(self, cells: Cells) -> Iterator[Picture]:
         """From the best to the smallest."""
-        for quiet in range(_QUIET, _LEAST_QUIET - 1, -1):
+        for quiet in range(_QUIET, _MIN_QUIET - 1, -1):
             for error in _ERRORS:
                 yield _draw(_encode(self.url, error), quiet, cells)
 

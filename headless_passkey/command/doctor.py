@@ -16,7 +16,7 @@ from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
 from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context
 
-_LONGEST_LINE: Final = 4000  # characters, where it is not wrapped
+_MAX_LINE: Final = 4000  # characters, where it is not wrapped
 
 _LABELS: Final[Mapping[Status, str]] = {
     Status.OK: "ok",
@@ -67,7 +67,7 @@ async def diagnose(args: argparse.Namespace) -> None:
     else:
         width = get_terminal_size().columns if sys.stdout.isatty() else None
         for line in _report(findings, versions, width):
-            out(printable(line, _LONGEST_LINE))
+            out(printable(line, _MAX_LINE))
     if problems:
         raise NotWell(problems)
     if not args.json:

@@ -24,7 +24,7 @@ from headless_passkey.errors import (
     TransportReason,
 )
 from headless_passkey.names import printable
-from headless_passkey.net.proven_http import PASSING, open_session
+from headless_passkey.net.proven_http import TRANSIENT, open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.rp.session import MAX_BODY, Answer, Session
 from headless_passkey.rp.session_store import SessionStore
@@ -53,7 +53,7 @@ class Refused(HeadlessPasskeyError):  # noqa: N818  an answer
             return ExitStatus.NOT_SIGNED_IN
         return (
             ExitStatus.TRANSPORT
-            if self.answer.status in PASSING or self.answer.status >= 500
+            if self.answer.status in TRANSIENT or self.answer.status >= 500
             else ExitStatus.REFUSED
         )
 

@@ -44,10 +44,10 @@ MAX_WAIT: Final = 25  # seconds a server may hold a request
 REQUEST_TIMEOUT: Final = 10.0  # seconds for one attempt, on top of what the server may hold it
 PATIENCE: Final = 20.0  # seconds in which what may pass is tried again
 _FIRST_PAUSE: Final = 0.2  # seconds, doubled with every attempt, of which a random part is waited
-_LONGEST_PAUSE: Final = 5.0
+_MAX_PAUSE: Final = 5.0
 _PROBLEM: Final = "urn:headless-passkey:problem:"
 _SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
-PASSING: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses that may be others soon
+TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses of transient failures
 
 logger = logging.getLogger(__name__)
 
@@ -203,12 +203,12 @@ class ProvenHttp:
             begun = time.monotonic()
             try:
                 return await self._attempt(method, url, data, wait, access_token)
-            except _Passing as passing:
-                pause = self._pause(attempt, passing.retry_after)
+            except _Transient as transient:
+                pause = self._pause(attempt, transient.retry_after)
                 patience -= time.monotonic() - begun + pause
                 if patience < 0:
-                    raise passing.failure from passing
-                logger.debug("%s %s: %s; again in %.1f s", method, path, passing.failure, pause)
+                    raise transient.failure from transient
+                logger.debug("%s %s: %s; again in %.1f s", method, path, transient.failure, pause)
             attempt += 1
             await self._sleep(pause)
 
@@ -216,7 +216,7 @@ class ProvenHttp:
         """Seconds: spread, so that many clients of a server that comes back do not come back together."""
         if retry_after is not None:
             return retry_after + self._chance()
-        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * (0.5 + self._chance() / 2)
+        return min(_MAX_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * (0.5 + self._chance() / 2)
 
     async def _attempt(
         self, method: str, url: URL, data: bytes | None, wait: int, access_token: str | None
@@ -237,9 +237,9 @@ class ProvenHttp:
         except TransportError as failure:
             if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
                 raise
-            if isinstance(failure, ProxyFailed) and not failure.passing:
+            if isinstance(failure, ProxyFailed) and not failure.transient:
                 raise
-            raise _Passing(failure) from failure
+            raise _Transient(failure) from failure
         return self._answer(response, content)
 
     def _answer(self, response: aiohttp.ClientResponse, content: bytes) -> Members:
@@ -250,11 +250,11 @@ class ProvenHttp:
                 raise RemoteProtocolError(f"{self._host} answered something else than JSON")
             return Members(_parse_json(content, self._host), self._host)
         problem = _parse_problem(response, content, self._host)
-        if response.status in PASSING:
+        if response.status in TRANSIENT:
             failure = TransportError(
                 f"{self._host} says: not now ({problem.slug})", reason=TransportReason.SERVER_FAILED
             )
-            raise _Passing(failure, _retry_after(response, problem.members))
+            raise _Transient(failure, _retry_after(response, problem.members))
         raise self._typed(problem)
 
     def _typed(self, problem: Problem) -> Exception:
@@ -279,8 +279,8 @@ class ProvenHttp:
                 return problem
 
 
-class _Passing(Exception):  # noqa: N818  a state of affairs
-    """Not now; perhaps soon."""
+class _Transient(Exception):  # noqa: N818  it never leaves this module
+    """A failure that is transient: the exchange is tried again."""
 
     def __init__(self, failure: TransportError, retry_after: float | None = None) -> None:
         """failure: what to raise when it goes on for too long. retry_after: seconds the server asks for."""

@@ -46,7 +46,7 @@ class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
         return "credentials" if self.status == 407 else None
 
     @property
-    def passing(self) -> bool:
+    def transient(self) -> bool:
         """Whether trying again may help: not when it refuses, or is not to be understood."""
         return self.proxy is not None and (self.status is None or self.status >= 500)
 

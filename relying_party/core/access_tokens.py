@@ -24,7 +24,7 @@ from relying_party.errors import UsageError
 
 TYPE: Final = "at+jwt"
 ALGORITHM: Final = "ES256"
-MOST_KEY_FILE: Final = 16 * 1024  # bytes
+MAX_KEY_FILE: Final = 16 * 1024  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class TokenKey:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_mode & 0o077:
                     raise UsageError(f"the token key {path} is open to others: chmod 0600 {path}")
-                pem = file.read(MOST_KEY_FILE)
+                pem = file.read(MAX_KEY_FILE)
             key = ECKey.import_key(pem)
         except OSError as error:
             raise UsageError(f"cannot read the token key {path}: {error.strerror}") from error

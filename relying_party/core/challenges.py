@@ -16,7 +16,7 @@ from relying_party.core.encoding import base64url
 from relying_party.errors import CeremonyGone, RateLimited
 
 NAME_SIZE: Final = 24
-MOST_RECORDS: Final = 20_000
+MAX_RECORDS: Final = 20_000
 
 
 class Purpose(StrEnum):
@@ -69,7 +69,7 @@ class ChallengeStore(Protocol):
 class Challenges:
     """The ceremonies under way, by name, in this process."""
 
-    def __init__(self, *, most: int = MOST_RECORDS) -> None:
+    def __init__(self, *, most: int = MAX_RECORDS) -> None:
         self._records: dict[str, ChallengeRecord] = {}
         self._most = most
 

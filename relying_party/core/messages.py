@@ -16,14 +16,14 @@ from relying_party.core.encoding import from_base64url, without_mark
 from relying_party.errors import InvalidRequest
 from relying_party.names import name_of
 
-MOST_CREDENTIAL_ID: Final = 1023  # bytes, WebAuthn Level 3 §4
-MOST_USER_HANDLE: Final = 64
-MOST_CLIENT_DATA: Final = 4096
-MOST_AUTHENTICATOR_DATA: Final = 8192
-MOST_ATTESTATION_OBJECT: Final = 32768
-MOST_SIGNATURE: Final = 5120  # ML-DSA-87 needs 4627
-MOST_TOKEN: Final = 4096  # characters
-MOST_TRANSPORTS: Final = 8
+MAX_CREDENTIAL_ID: Final = 1023  # bytes, WebAuthn Level 3 §4
+MAX_USER_HANDLE: Final = 64
+MAX_CLIENT_DATA: Final = 4096
+MAX_AUTHENTICATOR_DATA: Final = 8192
+MAX_ATTESTATION_OBJECT: Final = 32768
+MAX_SIGNATURE: Final = 5120  # ML-DSA-87 needs 4627
+MAX_TOKEN: Final = 4096  # characters
+MAX_TRANSPORTS: Final = 8
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
@@ -194,8 +194,8 @@ def parse_registration_result(body: bytes) -> tuple[str, RegistrationResponse]:
     credential, response = parsed.response, parsed.response.response
     return parsed.ceremony, RegistrationResponse(
         credential_id=_credential_id(credential),
-        client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
-        attestation_object=_bytes(response.attestation_object, "attestationObject", MOST_ATTESTATION_OBJECT),
+        client_data=_bytes(response.client_data_json, "clientDataJSON", MAX_CLIENT_DATA),
+        attestation_object=_bytes(response.attestation_object, "attestationObject", MAX_ATTESTATION_OBJECT),
         transports=_transports(response.transports or []),
         discoverable=_output(credential, "credProps", "rk"),
         prf=_output(credential, "prf", "enabled"),
@@ -208,9 +208,9 @@ def parse_authentication_result(body: bytes) -> tuple[str, AuthenticationRespons
     credential, response = parsed.response, parsed.response.response
     return parsed.ceremony, AuthenticationResponse(
         credential_id=_credential_id(credential),
-        client_data=_bytes(response.client_data_json, "clientDataJSON", MOST_CLIENT_DATA),
-        authenticator_data=_bytes(response.authenticator_data, "authenticatorData", MOST_AUTHENTICATOR_DATA),
-        signature=_bytes(response.signature, "signature", MOST_SIGNATURE),
+        client_data=_bytes(response.client_data_json, "clientDataJSON", MAX_CLIENT_DATA),
+        authenticator_data=_bytes(response.authenticator_data, "authenticatorData", MAX_AUTHENTICATOR_DATA),
+        signature=_bytes(response.signature, "signature", MAX_SIGNATURE),
         user_handle=_user_handle(response.user_handle),
     )
 
@@ -222,8 +222,8 @@ def parse_introspection(body: bytes) -> str:
     except ValueError as error:
         raise InvalidRequest("the body is no form") from error
     tokens = [value for name, value in members if name == "token"]
-    if len(tokens) != 1 or not 0 < len(tokens[0]) <= MOST_TOKEN:
-        raise InvalidRequest(f"expected one token of at most {MOST_TOKEN} characters")
+    if len(tokens) != 1 or not 0 < len(tokens[0]) <= MAX_TOKEN:
+        raise InvalidRequest(f"expected one token of at most {MAX_TOKEN} characters")
     return tokens[0]
 
 
@@ -281,12 +281,12 @@ def _what_is_wrong(found: str) -> str:
 def _credential_id(credential: _Credential) -> bytes:
     if credential.id != credential.raw_id:
         raise InvalidRequest("id and rawId differ")
-    return _bytes(credential.raw_id, "rawId", MOST_CREDENTIAL_ID)
+    return _bytes(credential.raw_id, "rawId", MAX_CREDENTIAL_ID)
 
 
 def _user_handle(given: str | Nothing) -> bytes | None:
     if isinstance(given, str) and given:
-        return _bytes(given, "userHandle", MOST_USER_HANDLE)
+        return _bytes(given, "userHandle", MAX_USER_HANDLE)
     return None
 
 
@@ -316,4 +316,4 @@ def _bytes(text: str, name: str, most: int) -> bytes:
 def _transports(given: list[Any]) -> tuple[str, ...]:
     """The first few that look like transports, also ones we do not know (WebAuthn Level 3 §5.2.1)."""
     plausible = (one for one in given if isinstance(one, str) and re.fullmatch(r"[a-z][a-z0-9-]{0,31}", one))
-    return tuple(dict.fromkeys(plausible))[:MOST_TRANSPORTS]
+    return tuple(dict.fromkeys(plausible))[:MAX_TRANSPORTS]

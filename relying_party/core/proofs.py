@@ -21,8 +21,8 @@ from relying_party.core.encoding import base64url, from_base64url
 from relying_party.errors import ProofClock, ProofInvalid, RateLimited
 
 CLOCK_TOLERANCE: Final = 60  # seconds, either way
-MOST_PROOF_CHARACTERS: Final = 4096
-MOST_IDS: Final = 100_000
+MAX_PROOF_CHARACTERS: Final = 4096
+MAX_IDS: Final = 100_000
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
@@ -62,7 +62,7 @@ class Proof:
 class SeenProofs:
     """The ids of proofs taken so far, each kept for as long as its proof could be sent again."""
 
-    most: int = MOST_IDS
+    most: int = MAX_IDS
     _until: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
 
     def take(self, proof: Proof, *, now: float) -> None:
@@ -85,7 +85,7 @@ def verify_proof(
     urls: the addresses under which this request may have been sent, without query and fragment.
     access_token: the session token that goes with the request, if any.
     """
-    if len(text) > MOST_PROOF_CHARACTERS:
+    if len(text) > MAX_PROOF_CHARACTERS:
         raise ProofInvalid("the proof is too long")
     header, claims = _verified_parts(text)
     if claims.htm != method:

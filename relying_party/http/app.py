@@ -91,7 +91,7 @@ from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import CONTENT_TYPE, Metrics
 from relying_party.http.page import render, render_problem
 from relying_party.http.request import (
-    MOST_BODY,
+    MAX_BODY,
     STATE,
     Clock,
     SignedIn,
@@ -110,7 +110,7 @@ from relying_party.store.sqlite import SqliteStore
 
 logger = logging.getLogger(__name__)
 
-MOST_SHOWN: Final = 200  # users on the page
+MAX_USERS_SHOWN: Final = 200  # users on the page
 REFRESH_ATTEMPTS: Final = 3
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -148,7 +148,7 @@ def make_app(
     """
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     app = web.Application(
-        client_max_size=MOST_BODY,
+        client_max_size=MAX_BODY,
         middlewares=[_finish, *([_show_problems] if with_pages else []), _explain],
         handler_args={"logger": http_logger},
     )
@@ -449,7 +449,7 @@ async def get_page(request: web.Request) -> web.Response:
     _, token = caller_of(request, state, reads=True)
     found = await session_of(state, Caller(kind=ClientKind.WEB), token)
     if state.config.page_shows == "everyone":
-        registered = await state.store.everyone(now=now, most=MOST_SHOWN)
+        registered = await state.store.everyone(now=now, most=MAX_USERS_SHOWN)
     else:
         own = found and await state.store.registered(found.user.handle, now=now)
         registered = [own] if own else []
@@ -673,7 +673,7 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
             headers=headers,
         )
     except web.HTTPRequestEntityTooLarge:
-        return refused(PayloadTooLarge(limit=MOST_BODY))
+        return refused(PayloadTooLarge(limit=MAX_BODY))
     except web.HTTPNotFound:
         return refused(NotFound("there is nothing at this address"))
     except web.HTTPException as error:

@@ -5,7 +5,7 @@ from typing import Final
 
 from relying_party.errors import RateLimited
 
-MOST_ADDRESSES: Final = 50_000
+MAX_ADDRESSES: Final = 50_000
 
 
 @dataclass(slots=True)
@@ -22,7 +22,7 @@ class RateLimit:
         spent = max(0.0, spent - max(0.0, now - before) * rate)
         if spent + 1 > self.per_minute:
             raise RateLimited(retry_after=max(1, round((spent + 1 - self.per_minute) / rate)))
-        if len(self._spent) >= MOST_ADDRESSES and address not in self._spent:
+        if len(self._spent) >= MAX_ADDRESSES and address not in self._spent:
             self._forget_the_idle(now)
         self._spent[address] = (spent + 1, now)
 
@@ -30,5 +30,5 @@ class RateLimit:
         self._spent = {
             address: (spent, before) for address, (spent, before) in self._spent.items() if now - before < 60
         }
-        if len(self._spent) >= MOST_ADDRESSES:
+        if len(self._spent) >= MAX_ADDRESSES:
             raise RateLimited(retry_after=60)

@@ -28,7 +28,7 @@ from relying_party.http.answers import cookie_name
 from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import Metrics
 
-MOST_BODY: Final = 64 * 1024
+MAX_BODY: Final = 64 * 1024
 BODY_SECONDS: Final = 20  # how long a client may take to send one
 PROOF_HEADER: Final = "DPoP"
 
@@ -163,15 +163,15 @@ async def _body(request: web.Request, media_type: str) -> bytes:
         raise web.HTTPUnsupportedMediaType
     if request.content_type != media_type:
         raise InvalidRequest(f"expected {media_type}")
-    if (request.content_length or 0) > MOST_BODY:
-        raise PayloadTooLarge(limit=MOST_BODY)
+    if (request.content_length or 0) > MAX_BODY:
+        raise PayloadTooLarge(limit=MAX_BODY)
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
             while chunk := await request.content.readany():
                 body += chunk
-                if len(body) > MOST_BODY:
-                    raise PayloadTooLarge(limit=MOST_BODY)
+                if len(body) > MAX_BODY:
+                    raise PayloadTooLarge(limit=MAX_BODY)
     except TimeoutError as error:
         raise InvalidRequest("the body took too long") from error
     except (web.RequestPayloadError, ConnectionError) as error:

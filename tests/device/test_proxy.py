@@ -146,7 +146,7 @@ def test_what_is_no_proxys_address_is_told_without_showing_it(
         "HTTPS_PROXY does not hold the address of a proxy: set it to http://PROXY:PORT, or to"
         " http://NAME:PASSWORD@PROXY:PORT"
     )
-    assert (failed.value.proxy, failed.value.passing) == (None, False)
+    assert (failed.value.proxy, failed.value.transient) == (None, False)
     assert IN_URL not in "".join(traceback.format_exception(failed.value))
 
 

@@ -24,7 +24,7 @@ from relying_party.http import app as app_module
 from relying_party.http import request as request_module
 from relying_party.http.app import make_app
 from relying_party.http.http_server import Runner
-from relying_party.http.request import MOST_BODY
+from relying_party.http.request import MAX_BODY
 from relying_party.store import sqlite as sqlite_module
 from tests.rp.authenticator_double import Faults, b64, create, get, unb64
 from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, Who, make_config
@@ -81,10 +81,10 @@ async def test_the_pages_files_are_there(site: Site, name: str) -> None:
 
 @pytest.mark.parametrize("path", POSTS)
 async def test_a_body_has_a_bound(site: Site, path: str) -> None:
-    body = b'{"user_name": "' + b"x" * MOST_BODY + b'"}'
+    body = b'{"user_name": "' + b"x" * MAX_BODY + b'"}'
     answer = await site.raw("POST", path, Browser().headers("POST", path, 0), body)
     assert (answer.status, answer.slug) == (413, "payload-too-large")
-    assert answer.body["limit"] == MOST_BODY
+    assert answer.body["limit"] == MAX_BODY
 
 
 @pytest.mark.parametrize("path", POSTS)

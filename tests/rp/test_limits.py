@@ -42,7 +42,7 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
 
 
 def test_addresses_are_not_remembered_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MOST_ADDRESSES", 2)
+    monkeypatch.setattr(limits, "MAX_ADDRESSES", 2)
     limit = RateLimit(per_minute=6)
     limit.take("a", now=0)
     limit.take("b", now=30)

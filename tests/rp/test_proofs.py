@@ -12,7 +12,7 @@ from joserfc import jwk
 
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
-from relying_party.core.proofs import CLOCK_TOLERANCE, MOST_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
+from relying_party.core.proofs import CLOCK_TOLERANCE, MAX_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
 from relying_party.errors import ProofClock, ProofInvalid, RateLimited, Refusal
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
 
@@ -145,7 +145,7 @@ def test_what_is_no_jws_is_refused(text: str) -> None:
 
 def test_a_long_proof_is_refused_before_it_is_read() -> None:
     with pytest.raises(ProofInvalid, match="too long"):
-        verify(proof(claims={"more": "x" * MOST_PROOF_CHARACTERS}))
+        verify(proof(claims={"more": "x" * MAX_PROOF_CHARACTERS}))
 
 
 def test_a_proof_and_its_token_go_together() -> None:
