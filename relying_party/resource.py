@@ -37,6 +37,7 @@ from relying_party.core.proofs import SeenProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, Refusal, TokenInvalid, UsageError
 from relying_party.http.answers import problem, refused
 from relying_party.http.request import PROOF_HEADER
+from relying_party.proxy import proxy_for
 
 MAX_TOKEN: Final = 4096  # characters
 MAX_ANSWER: Final = 64 * 1024  # bytes
@@ -174,10 +175,17 @@ class Guard:
         )
 
     async def ask(self, method: str, url: str, **what: Any) -> bytes:
-        """What the relying party answers; `IssuerUnavailable` when that is not 200, too long or too late."""
+        """What the relying party answers; `IssuerUnavailable` when that is not 200, too long or too late.
+
+        It is asked through the proxy that HTTPS_PROXY names, if any (docs/how-to/proxy.md).
+        """
         if self._http is None:
             raise IssuerUnavailable("the guard is not open: add guard.opened to app.cleanup_ctx")
+        through = ""
         try:
+            if proxy := proxy_for(url):
+                what |= {"proxy": proxy.url, "proxy_headers": proxy.headers}
+                through = f" through the proxy {proxy.name}"
             async with self._http.request(method, url, allow_redirects=False, **what) as response:
                 body = bytearray()
                 async for chunk in response.content.iter_any():
@@ -188,8 +196,16 @@ class Guard:
                         )
                 if response.status != 200:
                     raise IssuerUnavailable(f"the relying party answers with status {response.status}")
+        except UsageError as error:
+            raise IssuerUnavailable(str(error)) from error
+        except aiohttp.ClientHttpProxyError as error:
+            raise IssuerUnavailable(
+                f"the proxy {proxy.name if proxy else ''} does not connect to the relying party (HTTP status {error.status})"
+            ) from None  # its text holds the URL
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise IssuerUnavailable(f"the relying party does not answer: {type(error).__name__}") from error
+            raise IssuerUnavailable(
+                f"the relying party does not answer{through}: {type(error).__name__}"
+            ) from error
         return bytes(body)
 
 

@@ -25,6 +25,7 @@ from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tunnel import open_tunnel
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.device.connect_proxy import ConnectProxy
+from tests.vectors_loader import Vector, name, vectors
 
 # names of this machine that nobody but the proxy knows (RFC 6761 §6.2)
 LOGIN, TUNNELS = "login.test", "tunnels.test"
@@ -50,98 +51,24 @@ def set_proxy(monkeypatch: pytest.MonkeyPatch, address: str, *, no_proxy: str | 
 # Which proxy
 
 
-P = {"HTTPS_PROXY": "http://proxy.test:3128"}
-VIA = "proxy.test:3128"
-
-
-def excepting(text: str) -> dict[str, str]:
-    return {**P, "NO_PROXY": text}
-
-
-@pytest.mark.parametrize(
-    ("environment", "url", "expected"),
-    [
-        ({}, "https://login.test/session", None),
-        (P, "https://login.test/session", VIA),
-        (P, "wss://tunnels.test:8443/cable/new/00", VIA),
-        (P, "https://192.0.2.7", VIA),
-        (P, "https://[2001:db8::7]:8443", VIA),
-        ({"https_proxy": "http://proxy.test:3128"}, "https://login.test", VIA),
-        ({**P, "https_proxy": "http://other.test:80"}, "https://login.test", "other.test:80"),
-        ({**P, "https_proxy": ""}, "https://login.test", None),
-        ({"HTTPS_PROXY": "proxy.test:3128"}, "https://login.test", VIA),
-        ({"HTTPS_PROXY": " http://proxy.test:3128/ "}, "https://login.test", VIA),
-        ({"HTTPS_PROXY": "http://proxy.test"}, "https://login.test", "proxy.test:80"),
-        ({"HTTPS_PROXY": "https://proxy.test"}, "https://login.test", "proxy.test:443"),
-        ({"HTTPS_PROXY": "http://ada:secret@[2001:db8::1]:3128"}, "https://login.test", "[2001:db8::1]:3128"),
-        # others' variables
-        ({"HTTP_PROXY": "http://proxy.test:3128"}, "https://login.test", None),
-        ({"ALL_PROXY": "http://proxy.test:3128"}, "https://login.test", None),
-        # what is on this machine, and what goes there without TLS
-        (P, "http://localhost:8470/v1/ring", None),
-        (P, "https://localhost", None),
-        (P, "https://LOCALHOST.:8443", None),
-        (P, "https://rp.localhost:8443", None),
-        (P, "wss://127.0.0.1:8443", None),
-        (P, "https://127.8.9.10", None),
-        (P, "https://[::1]:8443", None),
-        (P, "https://[::ffff:127.0.0.1]", None),
-        # NO_PROXY
-        (excepting("login.test"), "https://login.test", None),
-        (excepting("login.test"), "https://a.login.test", None),
-        (excepting("login.test"), "https://notlogin.test", VIA),
-        (excepting(".login.test"), "https://a.login.test", None),
-        (excepting("test"), "https://login.test", None),
-        (excepting("other.test, LOGIN.test"), "https://login.test", None),
-        (excepting("login.test"), "wss://login.test", None),
-        (excepting("login.test:443"), "https://login.test", None),
-        (excepting("login.test:443"), "wss://login.test", None),
-        (excepting("login.test:8443"), "https://login.test", VIA),
-        (excepting("login.test:8443"), "https://login.test:8443", None),
-        (excepting("login.test"), "https://login.test.:8443", None),
-        (excepting("*"), "https://login.test", None),
-        (excepting(""), "https://login.test", VIA),
-        (excepting("192.0.2.7"), "https://192.0.2.7", None),
-        (excepting("2001:db8::7"), "https://[2001:db8::7]", None),
-        (excepting("[2001:db8::7]"), "https://[2001:db8::7]", None),
-        (excepting("[2001:db8::7]:8443"), "https://[2001:db8::7]:8443", None),
-        (excepting("[2001:db8::7]:8443"), "https://[2001:db8::7]", VIA),
-        ({**P, "no_proxy": "login.test"}, "https://login.test", None),
-        ({**excepting("login.test"), "no_proxy": "other.test"}, "https://login.test", VIA),
-    ],
-    ids=lambda value: str(value) if isinstance(value, str) else None,
-)
+@pytest.mark.parametrize("case", [one for one in vectors("proxies") if "proxy" in one], ids=name)
 def test_the_environment_says_which_proxy_a_server_is_reached_through(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], url: str, expected: str | None
+    monkeypatch: pytest.MonkeyPatch, case: Vector
 ) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    proxy = proxy_for(url)
-    assert (None if proxy is None else proxy.name) == expected
+    for variable, value in case["environment"].items():
+        monkeypatch.setenv(variable, value)
+    proxy = proxy_for(case["url"])
+    assert (None if proxy is None else proxy.name) == case["proxy"]
 
 
 @pytest.mark.threat("T11")
-@pytest.mark.parametrize(
-    "text",
-    [
-        f"socks5://ada:{IN_URL}@proxy.test:1080",
-        f"http://ada:{IN_URL}@",
-        f"http://ada:{IN_URL}@proxy.test:99999",
-        f"http://ada:{IN_URL}@proxy.test:3128/path",
-        f"http://ada:{IN_URL}@proxy.test:3128?query",
-        f"http://a%3Ada:{IN_URL}@proxy.test:3128",
-        f"http://ada:{IN_URL}@pro xy.test:3128",
-        f"http://ada:{IN_URL}@[2001:db8:3128",
-        "http://",
-        "://",
-    ],
-)
+@pytest.mark.parametrize("case", [one for one in vectors("proxies") if "refused" in one], ids=name)
 def test_what_is_no_proxys_address_is_told_without_showing_it(
-    monkeypatch: pytest.MonkeyPatch, text: str
+    monkeypatch: pytest.MonkeyPatch, case: Vector
 ) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", text)
+    monkeypatch.setenv("HTTPS_PROXY", case["environment"]["HTTPS_PROXY"])
     with pytest.raises(ProxyFailed) as failed:
-        Way("https://login.test")
+        Way(case["url"])
     assert str(failed.value) == (
         "HTTPS_PROXY does not hold the address of a proxy: set it to http://PROXY:PORT, or to"
         " http://NAME:PASSWORD@PROXY:PORT"
