@@ -25,7 +25,7 @@ import aiohttp
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.command_line import UsageError
 from headless_passkey.errors import LocalProtocolError, NotApproved, NotEnrolled, Outcome
 from headless_passkey.hybrid.fido_url import RequestKind
@@ -274,7 +274,7 @@ class Device:
     def _relay_delivery(self, joined: Enrolment | None) -> Delivery:
         if joined is None:
             raise LocalProtocolError("a delivery through the relay needs an account")
-        relay = Relay(ProvenHttp(self._http, joined.relay_url, joined.key, clock=self._clock))
+        relay = RelayClient(ProvenHttp(self._http, joined.relay_url, joined.key, clock=self._clock))
         return RelayDelivery(relay, self.state, clock=self._clock)
 
     @staticmethod

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
-from headless_passkey.account.relay import Admission, Relay, RequestState
+from headless_passkey.account.relay import Admission, RelayClient, RequestState
 from headless_passkey.errors import (
     NotApproved,
     Outcome,
@@ -86,7 +86,7 @@ class CompanionRelay:
     """The calls a companion makes."""
 
     def __init__(self, http: ProvenHttp) -> None:
-        self._http, self._shared = http, Relay(http)
+        self._http, self._shared = http, RelayClient(http)
 
     @classmethod
     @asynccontextmanager

@@ -67,7 +67,7 @@ def make_app(config: RelayConfig) -> web.Application:
     app = web.Application(
         client_max_size=MAX_BODY, middlewares=[_answer_problems], handler_args={"logger": http_logger}
     )
-    app[RELAY] = relay = Relay(config)
+    app[RELAY] = relay = RelayEndpoints(config)
     app.cleanup_ctx.append(_opened_store)
     app.on_shutdown.append(_let_go)
     app.add_routes(
@@ -92,7 +92,7 @@ def make_app(config: RelayConfig) -> web.Application:
     return app
 
 
-class Relay:
+class RelayEndpoints:
     """The endpoints: each takes in what came, and hands it to its operation."""
 
     def __init__(self, config: RelayConfig) -> None:
@@ -300,7 +300,7 @@ class Relay:
             await asyncio.sleep(_SWEEP_SECONDS)
 
 
-RELAY: Final = web.AppKey("relay", Relay)
+RELAY: Final = web.AppKey("relay", RelayEndpoints)
 
 
 async def _opened_store(app: web.Application) -> AsyncIterator[None]:

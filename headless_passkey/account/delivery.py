@@ -11,7 +11,7 @@ from typing import Final
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import DeviceEvent, Relay
+from headless_passkey.account.relay import DeviceEvent, RelayClient
 from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.sign_in import Ask, Progress
@@ -49,7 +49,7 @@ class StdoutDelivery:
 class RelayDelivery:
     """One envelope for each companion of the account, sealed to it and signed by this device."""
 
-    def __init__(self, relay: Relay, state: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, relay: RelayClient, state: Path, *, clock: Callable[[], float] = time.time) -> None:
         """state: the device's state directory; its rings are brought up to date before every request."""
         self._relay, self._state, self._clock = relay, state, clock
         self._request_id = new_request_id()

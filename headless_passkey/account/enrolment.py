@@ -37,7 +37,7 @@ from headless_passkey.account.device_files import (
     remove_private,
     write_private,
 )
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     JoinDiffers,
@@ -169,7 +169,7 @@ async def join(
     with lock(state / FILE_NAME, wait=False):
         joining = _begin(state, invitation, label=label, rp_id=rp_id, origin=origin, now=clock())
         async with open_session(tls) as session:
-            relay = Relay(ProvenHttp(session, invitation.relay_url, joining.key, clock=clock))
+            relay = RelayClient(ProvenHttp(session, invitation.relay_url, joining.key, clock=clock))
             try:
                 async with asyncio.timeout(timeout):
                     await relay.introduce(invitation, joining.introduction)
@@ -194,7 +194,7 @@ async def join(
     return enrolment
 
 
-async def refresh(state: Path, relay: Relay) -> Enrolment:
+async def refresh(state: Path, relay: RelayClient) -> Enrolment:
     """Take over newer rings from the relay: what we are now.
 
     `TrustError` (forked-ring) when they do not extend ours; nothing is changed then. The way out of a fork,

@@ -132,8 +132,8 @@ class Admission:
     mac: bytes
 
 
-class Relay:
-    """The calls a device makes."""
+class RelayClient:
+    """Makes a device's calls to the relay."""
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ import aiohttp
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.command_line import (
     UsageError,
     expand_home,
@@ -177,7 +177,7 @@ class Ceremony:
 
     def _relay_delivery(self, http: aiohttp.ClientSession) -> Delivery:
         joined = enrolment.load(self._state)
-        return RelayDelivery(Relay(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
+        return RelayDelivery(RelayClient(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
 
     def _on_report(self, what: str) -> None:
         talk(progress(warning=what) if self._args.json else what)

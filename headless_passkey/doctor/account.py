@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from headless_passkey.account import enrolment
 from headless_passkey.account.device_files import mend_names
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
 from headless_passkey.errors import (
@@ -162,7 +162,7 @@ async def _examine_relay(
             # first without a proof: what fails here is the network, and is not tried again and again
             answer = await ask(session, f"{url}/livez")
             ahead = None if answer.date is None else clock() - answer.date
-            relay = Relay(ProvenHttp(session, url, enrolled.key, clock=clock))
+            relay = RelayClient(ProvenHttp(session, url, enrolled.key, clock=clock))
             async with asyncio.timeout(LIMIT):
                 chain = await relay.bring_up_to_date(enrolled.chain, patience=0)
         except TrustError as error:

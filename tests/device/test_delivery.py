@@ -10,7 +10,7 @@ import pytest
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
@@ -52,7 +52,7 @@ async def delivering(
         state = folder / "state"
         state.mkdir(mode=0o700)
         enrolment._write(state, joined)
-        yield RelayDelivery(Relay(ProvenHttp(session, server.url, frame.person.key)), state), home
+        yield RelayDelivery(RelayClient(ProvenHttp(session, server.url, frame.person.key)), state), home
 
 
 async def test_stdout_gets_one_url_and_nothing_else() -> None:
@@ -189,7 +189,7 @@ async def test_a_relay_that_is_not_there_is_a_transport_error(tmp_path: Path) ->
         pass
     async with open_session(None) as session:
         joined = enrolment.load(tmp_path / "state")
-        relay = Relay(ProvenHttp(session, joined.relay_url, joined.key, sleep=_no_pause))
+        relay = RelayClient(ProvenHttp(session, joined.relay_url, joined.key, sleep=_no_pause))
         with pytest.raises(TransportError):
             await RelayDelivery(relay, tmp_path / "state").recipients()
 

@@ -15,7 +15,7 @@ from certificates import Certificate
 
 from headless_passkey.account import device_files, enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.doctor import account, servers
 from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
 from headless_passkey.doctor.finding import Check, Finding, Status
@@ -509,5 +509,5 @@ async def test_a_relay_that_shows_another_ring_is_told(
     assert found[Check.MEMBERSHIP].mend is not None
     async with open_session(None) as session:
         with pytest.raises(HeadlessPasskeyError) as failed:
-            await enrolment.refresh(state, Relay(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
+            await enrolment.refresh(state, RelayClient(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
     assert failed.value.reason is TrustReason.FORKED_RING

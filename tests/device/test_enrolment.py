@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from headless_passkey import private_file
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
-from headless_passkey.account.relay import Relay
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import (
     JoinDiffers,
     LocalProtocolError,
@@ -70,9 +70,9 @@ async def joined(state: Path, inviter: Inviter, label: str = "frame") -> Enrolme
 
 
 @contextlib.asynccontextmanager
-async def speaking(enrolled: Enrolment) -> AsyncIterator[Relay]:
+async def speaking(enrolled: Enrolment) -> AsyncIterator[RelayClient]:
     async with open_session(None) as session:
-        yield Relay(ProvenHttp(session, enrolled.relay_url, enrolled.key))
+        yield RelayClient(ProvenHttp(session, enrolled.relay_url, enrolled.key))
 
 
 def mode(path: Path) -> int:
@@ -496,7 +496,7 @@ async def test_a_forked_ring_changes_nothing(state: Path, inviter: Inviter) -> N
     lie = ok(version=enrolled.chain.head.version + 1, hash=base64url(bytes(32)), rings=[base64url(fork)])
     async with serving(lie) as server, open_session(None) as session:
         with refused(TrustReason.FORKED_RING):
-            await refresh(state, Relay(ProvenHttp(session, server.url, enrolled.key)))
+            await refresh(state, RelayClient(ProvenHttp(session, server.url, enrolled.key)))
     assert load(state).chain == enrolled.chain
 
 
@@ -519,7 +519,7 @@ async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inv
     people = [caller.person for caller in inviter.home.companions]
     ring = enrolled.chain.head.next(people[0].key, members=[people[0].member, enrolled.member], now=0)
 
-    class Leaving(Relay):
+    class Leaving(RelayClient):
         async def bring_up_to_date(self, chain: RingChain, *, patience: float = 0) -> RingChain:
             leave(state)
             return chain.extend([ring.document])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
-from headless_passkey.account.relay import DeviceEvent, Relay, RequestState, RequestStatus
+from headless_passkey.account.relay import DeviceEvent, RelayClient, RequestState, RequestStatus
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -42,19 +42,19 @@ SEALED = b"sealed"
 
 
 @contextlib.asynccontextmanager
-async def speaking(person: Person, relay: household.Relay) -> AsyncIterator[Relay]:
+async def speaking(person: Person, relay: household.Relay) -> AsyncIterator[RelayClient]:
     """The relay, as `person` calls it."""
     async with open_session(None) as session:
-        yield Relay(ProvenHttp(session, relay.url, person.key, clock=relay.clock))
+        yield RelayClient(ProvenHttp(session, relay.url, person.key, clock=relay.clock))
 
 
 @contextlib.asynccontextmanager
-async def lied_to(*script: Step, pauses: Pauses | None = None) -> AsyncIterator[Relay]:
+async def lied_to(*script: Step, pauses: Pauses | None = None) -> AsyncIterator[RelayClient]:
     """A relay that answers what the script says."""
     pauses = pauses or Pauses()
     async with serving(*script) as server, open_session(None) as session:
         http = ProvenHttp(session, server.url, HOME.frame.key, sleep=pauses)
-        yield Relay(http, sleep=pauses, chance=lambda: 0.5)
+        yield RelayClient(http, sleep=pauses, chance=lambda: 0.5)
 
 
 HOME = Home()
@@ -66,7 +66,7 @@ async def home(relay: household.Relay) -> Household:
 
 
 @pytest_asyncio.fixture
-async def frame(relay: household.Relay, home: Household) -> AsyncIterator[Relay]:
+async def frame(relay: household.Relay, home: Household) -> AsyncIterator[RelayClient]:
     """The real relay, as the household's device calls it."""
     async with speaking(home.devices[0].person, relay) as speaks:
         yield speaks
@@ -79,7 +79,7 @@ def sealed_to(*companions: Caller) -> dict[str, bytes]:
 # Requests
 
 
-async def test_the_device_follows_its_request_to_the_end(home: Household, frame: Relay) -> None:
+async def test_the_device_follows_its_request_to_the_end(home: Household, frame: RelayClient) -> None:
     request_id = new_request_id()
     name, (phone, tablet), device_ = base64url(request_id), home.companions, home.devices[0]
     submitted = await frame.submit(request_id, sealed_to(phone, tablet), expires_in=300)
@@ -106,7 +106,7 @@ async def test_the_device_follows_its_request_to_the_end(home: Household, frame:
 
 
 async def test_the_same_submission_again_is_fine_and_another_is_a_conflict(
-    home: Household, frame: Relay
+    home: Household, frame: RelayClient
 ) -> None:
     request_id = new_request_id()
     first = await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
@@ -117,13 +117,13 @@ async def test_the_same_submission_again_is_fine_and_another_is_a_conflict(
     assert caught.value.slug == "request-conflict"
 
 
-async def test_an_envelope_to_nobody_is_a_problem(home: Household, frame: Relay) -> None:
+async def test_an_envelope_to_nobody_is_a_problem(home: Household, frame: RelayClient) -> None:
     with pytest.raises(Problem) as caught:
         await frame.submit(new_request_id(), {home.devices[0].name: SEALED}, expires_in=300)
     assert caught.value.slug == "unknown-recipient"
 
 
-async def test_a_decline_is_seen_with_its_reason(home: Household, frame: Relay) -> None:
+async def test_a_decline_is_seen_with_its_reason(home: Household, frame: RelayClient) -> None:
     request_id = new_request_id()
     phone = home.companions[0]
     await frame.submit(request_id, sealed_to(phone), expires_in=300)
@@ -137,7 +137,7 @@ async def test_a_decline_is_seen_with_its_reason(home: Household, frame: Relay) 
     assert "not-me" in str(error)
 
 
-async def test_a_companions_refusal_comes_back_as_its_own_reason(home: Household, frame: Relay) -> None:
+async def test_a_companions_refusal_comes_back_as_its_own_reason(home: Household, frame: RelayClient) -> None:
     request_id = new_request_id()
     phone = home.companions[0]
     await frame.submit(request_id, sealed_to(phone), expires_in=300)
@@ -150,7 +150,9 @@ async def test_a_companions_refusal_comes_back_as_its_own_reason(home: Household
     assert error.reason is TrustReason.STALE_RING
 
 
-async def test_an_expired_request_says_so(relay: household.Relay, home: Household, frame: Relay) -> None:
+async def test_an_expired_request_says_so(
+    relay: household.Relay, home: Household, frame: RelayClient
+) -> None:
     request_id = new_request_id()
     await frame.submit(request_id, sealed_to(*home.companions), expires_in=5)
     relay.clock.ahead += 6
@@ -158,7 +160,7 @@ async def test_an_expired_request_says_so(relay: household.Relay, home: Househol
     assert states == [RequestState.EXPIRED]
 
 
-async def test_reporting_twice_is_fine_and_too_late_is_a_problem(home: Household, frame: Relay) -> None:
+async def test_reporting_twice_is_fine_and_too_late_is_a_problem(home: Household, frame: RelayClient) -> None:
     request_id = new_request_id()
     await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
     for _ in range(2):
@@ -169,7 +171,7 @@ async def test_reporting_twice_is_fine_and_too_late_is_a_problem(home: Household
     assert caught.value.slug == "state-conflict"
 
 
-async def test_a_request_nobody_knows_is_lost(home: Household, frame: Relay) -> None:
+async def test_a_request_nobody_knows_is_lost(home: Household, frame: RelayClient) -> None:
     with pytest.raises(TransportError, match="lost"):
         async for _ in frame.watch(new_request_id()):
             pass
@@ -177,7 +179,7 @@ async def test_a_request_nobody_knows_is_lost(home: Household, frame: Relay) -> 
 
 @pytest.mark.threat("T13")
 async def test_a_stranger_and_a_removed_device_are_no_members(
-    relay: household.Relay, home: Household, frame: Relay
+    relay: household.Relay, home: Household, frame: RelayClient
 ) -> None:
     chain = RingChain.start(home.ring)
     await home.append(*(caller.person for caller in home.companions))
@@ -225,7 +227,7 @@ async def _serving_at(url: str, store: Path) -> AsyncIterator[None]:
 # Rings
 
 
-async def test_newer_rings_are_taken_over_however_many(home: Household, frame: Relay) -> None:
+async def test_newer_rings_are_taken_over_however_many(home: Household, frame: RelayClient) -> None:
     chain = RingChain.start(home.ring)
     people = [caller.person for caller in (*home.companions, *home.devices)]
     assert await frame.bring_up_to_date(chain) == chain
@@ -378,7 +380,7 @@ async def test_a_relay_that_does_not_hold_us_is_not_asked_in_a_hurry() -> None:
 async def test_a_held_request_says_how_long_it_may_be_held_and_what_we_know() -> None:
     done = ok(**{**STATUS, "state": "expired", "version": 2})
     async with serving(ok(**STATUS), done) as server, open_session(None) as session:
-        relay = Relay(ProvenHttp(session, server.url, HOME.frame.key))
+        relay = RelayClient(ProvenHttp(session, server.url, HOME.frame.key))
         async for _ in relay.watch(bytes(16)):
             pass
     assert [seen[1] for seen in server.seen] == [

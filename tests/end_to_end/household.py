@@ -26,7 +26,7 @@ from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import Relay, RequestStatus
+from headless_passkey.account.relay import RelayClient, RequestStatus
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.tls import tls_context
@@ -131,13 +131,13 @@ class Home:
         """What became of a request, by the relay."""
         joined = self.enrolment(device)
         async with open_session(trusted(self.world)) as session:
-            return await Relay(ProvenHttp(session, self.world.relay, joined.key)).status(request_id)
+            return await RelayClient(ProvenHttp(session, self.world.relay, joined.key)).status(request_id)
 
     async def final_state(self, device: str, request_id: bytes) -> str:
         """The state a request ends in."""
         joined = self.enrolment(device)
         async with open_session(trusted(self.world)) as session:
-            relay = Relay(ProvenHttp(session, self.world.relay, joined.key))
+            relay = RelayClient(ProvenHttp(session, self.world.relay, joined.key))
             async for status in relay.watch(request_id):
                 last = status
         return str(last.state)

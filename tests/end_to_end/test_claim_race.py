@@ -17,7 +17,7 @@ from companion_push.companion.inbox import CheckedRequest, Inbox
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
-from headless_passkey.account.relay import DeviceEvent, Relay
+from headless_passkey.account.relay import DeviceEvent, RelayClient
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
@@ -68,7 +68,7 @@ class Racer:
         return request
 
 
-async def submit(home: Home, relay: Relay) -> tuple[bytes, dict[str, str]]:
+async def submit(home: Home, relay: RelayClient) -> tuple[bytes, dict[str, str]]:
     """A request as the device makes it, an envelope with a URL of its own for each companion."""
     joined = home.enrolment(home.hub)
     ring, request_id = joined.chain.head, new_request_id()
@@ -99,7 +99,7 @@ async def test_of_two_companions_exactly_one_opens_two_hundred_times(world: Worl
     won: list[str] = []
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(open_session(trusted(world)))
-        device = Relay(ProvenHttp(session, world.relay, joined.key))
+        device = RelayClient(ProvenHttp(session, world.relay, joined.key))
         racers: dict[str, Racer] = {}
         for who in couple.companions:
             me = couple.identity(who)
