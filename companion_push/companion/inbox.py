@@ -39,7 +39,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_WAIT, Problem
+from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
@@ -277,7 +277,7 @@ class Inbox:
         """Have back what we lost because the relay could not hear us for a while: the person has agreed."""
         for key, claim in tuple(self._claims.items()):
             if key in listed and listed[key].claimed_by is None:
-                with suppress(NotApproved, Problem):  # it has ended, or we have failed, meanwhile
+                with suppress(NotApproved, ProblemAnswer):  # it has ended, or we have failed, meanwhile
                     if await self._relay.claim(*key) is not None:
                         self._lose(key)
                     elif claim.used:
@@ -293,7 +293,7 @@ class Inbox:
         for item in items:
             ours = item.state is RequestState.OPENED and item.stays and item.claimed_by == self._me
             if ours and item.key not in self._in_hand and item.key not in self._settled:
-                with suppress(NotApproved, Problem):  # it has ended meanwhile
+                with suppress(NotApproved, ProblemAnswer):  # it has ended meanwhile
                     await self._relay.release(*item.key)
                     await self._relay.report(*item.key, Event.FAILED, INTERRUPTED)
                 self._settle(item.key)
@@ -392,7 +392,7 @@ class Inbox:
         """Tell the relay what was refused, where it was not told yet."""
         reason = self._settled.get(item.key)
         if reason is not None:
-            with suppress(NotApproved, Problem):  # it has ended meanwhile
+            with suppress(NotApproved, ProblemAnswer):  # it has ended meanwhile
                 if item.claimed_by == self._me:  # by an earlier run: what we cannot do, others may
                     await self._relay.release(*item.key)
                 await self._relay.report(*item.key, Event.FAILED, reason)

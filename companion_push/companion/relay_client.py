@@ -22,7 +22,14 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.names import MAX_LABEL
-from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp, open_session
+from headless_passkey.net.proven_http import (
+    MAX_WAIT,
+    PATIENCE,
+    Members,
+    ProblemAnswer,
+    ProvenHttp,
+    open_session,
+)
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
@@ -109,7 +116,7 @@ class CompanionRelay:
         query = {} if cursor is None else {"cursor": cursor}
         try:
             answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             raise _not_a_member(problem) from None
         items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
         if len({item.key for item in items}) != len(items):
@@ -123,7 +130,7 @@ class CompanionRelay:
         """
         try:
             answer = await self._event(device, request_id, {"event": "claimed"})
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug == "already-claimed":
                 return problem.members.integer("version")
             raise
@@ -142,7 +149,7 @@ class CompanionRelay:
         """Give a claim back. The same again is fine, and so is giving back what was never granted."""
         try:
             await self._event(device, request_id, {"event": "released"})
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug != "already-claimed":
                 raise
 
@@ -158,7 +165,7 @@ class CompanionRelay:
         path = f"/v1/inbox/{device}/{base64url(request_id)}/events"
         try:
             return await self._http.post(path, body)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug == "state-conflict":
                 state = _state(problem.members)
                 if state == body["event"]:
@@ -178,7 +185,7 @@ class CompanionRelay:
         """Make `ring` the head; False when the head has moved meanwhile."""
         try:
             await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug == "ring-conflict":
                 return False
             raise _not_a_member(problem) from None
@@ -191,7 +198,7 @@ class CompanionRelay:
         body = {"code": base64url(code.code), "ring": base64url(ring.document)}
         try:
             answer = await self._http.post("/v1/accounts", body)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug == "not-found":
                 raise TrustError(
                     TrustReason.INVITATION_USED,
@@ -214,7 +221,7 @@ class CompanionRelay:
         body = {"kind": str(invitation.kind), "expires_at": invitation.expires_at}
         try:
             await self._http.put(f"/v1/invitations/{invitation.id}", body)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             raise _not_a_member(problem) from None
 
     async def introduction(self, invitation: Invitation, *, wait: int) -> tuple[bytes, bytes, bytes] | None:
@@ -236,7 +243,7 @@ class CompanionRelay:
         """Admit: `ring` is the head and holds the newcomer. False when the head has moved meanwhile."""
         try:
             await self._answer(invitation, {"ring": base64url(ring.document), "mac": base64url(mac)})
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug == "ring-conflict":
                 return False
             raise
@@ -278,7 +285,7 @@ def _ended(state: RequestState) -> NotApproved | TransportError:
             return TransportError(f"the relay does not allow this in state {state}")
 
 
-def _not_a_member(problem: Problem) -> Problem | TrustError:
+def _not_a_member(problem: ProblemAnswer) -> ProblemAnswer | TrustError:
     """What the relay's one answer for "not there" and "not yours" means where every companion has something."""
     if problem.slug != "not-found":
         return problem

@@ -22,7 +22,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, Problem, ProvenHttp
+from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, ProblemAnswer, ProvenHttp
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
@@ -152,7 +152,7 @@ class RelayClient:
         while True:
             try:
                 answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
-            except Problem as problem:
+            except ProblemAnswer as problem:
                 if problem.slug == "not-found":
                     raise _no_member() from problem
                 raise
@@ -173,7 +173,7 @@ class RelayClient:
         }
         try:
             return RequestStatus.parse(await self._http.put(_request_path(request_id), body))
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug == "not-found":
                 raise _no_member() from problem
             raise
@@ -201,7 +201,7 @@ class RelayClient:
                 status = await self.status(
                     request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
                 )
-            except Problem as problem:
+            except ProblemAnswer as problem:
                 if problem.slug == "not-found":
                     raise TransportError("the relay has lost the request") from problem
                 raise
@@ -221,7 +221,7 @@ class RelayClient:
         body = {"event": event} if reason is None else {"event": event, "reason": reason}
         try:
             return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug != "state-conflict":
                 raise
             state = problem.members.optional_text("state")
@@ -251,7 +251,7 @@ class RelayClient:
             raise TrustError(
                 TrustReason.INVITATION_EXPIRED, "by the relay's clock the invitation has expired"
             ) from error
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug != "not-found":
                 raise
             raise TrustError(
@@ -270,7 +270,7 @@ class RelayClient:
                 answer = await self._http.get(
                     f"/v1/introductions/{invitation.id}", wait=MAX_WAIT, patience=patience
                 )
-            except Problem as problem:
+            except ProblemAnswer as problem:
                 if problem.slug != "not-found":
                     raise
                 raise NotApproved(Outcome.EXPIRED, "nobody answered the introduction in time") from problem

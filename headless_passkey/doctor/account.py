@@ -31,7 +31,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import Problem, ProvenHttp, open_session
+from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.net.proxy import Way
 from headless_passkey.private_file import nearest, refuse_others, why_not_writable
 from headless_passkey.rp.session_store import is_session_file
@@ -167,7 +167,7 @@ async def _examine_relay(
                 chain = await relay.bring_up_to_date(enrolled.chain, patience=0)
         except TrustError as error:
             return _refused(error, url, ahead)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             what = f"the relay {host} refuses this device's requests ({problem.slug})"
             return _relay_failed(RemoteProtocolError(what), url, clock())
         except (TransportError, RemoteProtocolError) as error:

@@ -7,7 +7,7 @@ server asks for or a random one; what will not pass is an error of its own kind 
     TransportError           not reachable, or not now: it was retried as long as the caller has patience
     TrustError               the clocks differ too much, the invitation has been used
     NotApproved              it has expired, or was withdrawn
-    Problem                  any other refusal: `slug` and `members` say which (a RemoteProtocolError)
+    ProblemAnswer            any other refusal: `slug` and `members` say which (a RemoteProtocolError)
     RemoteProtocolError      the answer is not what the contract says
 """
 
@@ -52,7 +52,7 @@ TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP status
 logger = logging.getLogger(__name__)
 
 
-class Problem(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
+class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
     """The server refused the request, and says why (RFC 9457)."""
 
     def __init__(self, message: str, *, status: int, slug: str, members: "Members") -> None:
@@ -257,7 +257,7 @@ class ProvenHttp:
             raise _Transient(failure, _retry_after(response, problem.members))
         raise self._typed(problem)
 
-    def _typed(self, problem: Problem) -> Exception:
+    def _typed(self, problem: ProblemAnswer) -> Exception:
         """The branch of the error tree that a refusal belongs to."""
         match problem.slug:
             case "expired":
@@ -342,14 +342,16 @@ def _parse_json(content: bytes, host: str) -> Any:
         raise RemoteProtocolError(f"the answer of {host} is not JSON") from error
 
 
-def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> Problem:
+def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> ProblemAnswer:
     """The refusal; an answer in another form, as proxies give it, is one without a name."""
     members, slug = Members({}, host), f"http-{response.status}"
     if response.content_type == "application/problem+json":
         members = Members(_parse_json(content, host), host)
         word = (members.optional_text("type") or "").removeprefix(_PROBLEM)
         slug = word if _SLUG.fullmatch(word) else slug
-    return Problem(f"{host} refused the request ({slug})", status=response.status, slug=slug, members=members)
+    return ProblemAnswer(
+        f"{host} refused the request ({slug})", status=response.status, slug=slug, members=members
+    )
 
 
 def _retry_after(response: aiohttp.ClientResponse, members: Members) -> float | None:

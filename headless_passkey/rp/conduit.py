@@ -25,7 +25,7 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import with_mend
 from headless_passkey.names import plain
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import Members, Problem, ProvenHttp
+from headless_passkey.net.proven_http import Members, ProblemAnswer, ProvenHttp
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import check_origin
@@ -156,7 +156,7 @@ class Conduit:
     async def _call(self, step: str, body: dict[str, Any], *, patience: float = _PATIENCE) -> Members:
         try:
             return await self._http.post(f"{self._path}/{step}", body, patience=patience)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             raise _refusal(problem) from problem
 
 
@@ -196,7 +196,7 @@ async def _what_is_there(
     """None for a relying party; else what answered in its place."""
     try:
         await ProvenHttp(http, str(base), key).get("/session", patience=patience)
-    except Problem as problem:
+    except ProblemAnswer as problem:
         if problem.slug == "not-signed-in":
             return None
         if problem.status in (404, 405) or problem.slug.startswith("http-"):
@@ -207,7 +207,7 @@ async def _what_is_there(
     return "it knows a session nobody named"
 
 
-def _refusal(problem: Problem) -> Exception:
+def _refusal(problem: ProblemAnswer) -> Exception:
     """What a relying party's no means to the device."""
     match problem.slug:
         case "verification-failed":

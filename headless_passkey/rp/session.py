@@ -44,7 +44,7 @@ from headless_passkey.errors import (
 from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import Members, Problem, ProvenHttp, send_proven
+from headless_passkey.net.proven_http import Members, ProblemAnswer, ProvenHttp, send_proven
 from headless_passkey.rp.conduit import OpenedSession, service_origin
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.trust.signing import SigningKey
@@ -244,7 +244,7 @@ class Session:
         relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
         try:
             await relying_party.call("DELETE", "/session", access_token=kept.opened.token, patience=PATIENCE)
-        except Problem as problem:
+        except ProblemAnswer as problem:
             if problem.slug != "not-signed-in":
                 raise
 
@@ -285,7 +285,7 @@ class Session:
             answer = await relying_party.post(
                 "/session/refresh", {"refresh_token": kept.opened.refresh_token}, patience=PATIENCE
             )
-        except Problem as problem:
+        except ProblemAnswer as problem:
             self._refused(kept, problem)
         opened = OpenedSession.parse(answer)
         if opened.user_handle != kept.opened.user_handle:
@@ -297,7 +297,7 @@ class Session:
         self._kept = kept
         return kept
 
-    def _refused(self, kept: KeptSession, problem: Problem) -> NoReturn:
+    def _refused(self, kept: KeptSession, problem: ProblemAnswer) -> NoReturn:
         """What the relying party's no to a refresh means; what is dead is removed."""
         match problem.slug:
             case "not-signed-in":

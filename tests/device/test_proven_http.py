@@ -27,7 +27,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_ANSWER, Members, Problem, ProvenHttp, open_session
+from headless_passkey.net.proven_http import MAX_ANSWER, Members, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.device.test_proof import claims_of
 
@@ -236,17 +236,17 @@ async def test_cancelling_is_prompt_and_leaves_nothing_behind() -> None:
 @pytest.mark.parametrize(
     ("status", "slug", "expected"),
     [
-        (400, "invalid-request", Problem),
-        (400, "unknown-recipient", Problem),
-        (401, "proof-invalid", Problem),
-        (404, "not-found", Problem),
-        (409, "ring-conflict", Problem),
-        (409, "request-conflict", Problem),
-        (409, "already-claimed", Problem),
-        (409, "state-conflict", Problem),
+        (400, "invalid-request", ProblemAnswer),
+        (400, "unknown-recipient", ProblemAnswer),
+        (401, "proof-invalid", ProblemAnswer),
+        (404, "not-found", ProblemAnswer),
+        (409, "ring-conflict", ProblemAnswer),
+        (409, "request-conflict", ProblemAnswer),
+        (409, "already-claimed", ProblemAnswer),
+        (409, "state-conflict", ProblemAnswer),
         (409, "invitation-used", TrustError),
         (410, "expired", NotApproved),
-        (413, "payload-too-large", Problem),
+        (413, "payload-too-large", ProblemAnswer),
         (503, "draining", TransportError),
         (503, "store-unavailable", TransportError),
     ],
@@ -257,7 +257,7 @@ async def test_each_refusal_is_a_branch_of_the_error_tree(
     async with serving(problem(status, slug, state="claimed")) as server, talking_to(server.url) as http:
         with pytest.raises(expected) as caught:
             await http.get("/", patience=0)
-    if isinstance(caught.value, Problem):
+    if isinstance(caught.value, ProblemAnswer):
         assert (caught.value.slug, caught.value.reason, caught.value.status) == (slug, slug, status)
         assert caught.value.members.text("state") == "claimed"
     if isinstance(caught.value, NotApproved):
@@ -383,7 +383,7 @@ async def test_the_log_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None
     caplog.set_level(logging.DEBUG)
     script = (answer(status=503), problem(404, "not-found"))
     async with serving(*script) as server, talking_to(server.url) as http:
-        with pytest.raises(Problem) as caught:
+        with pytest.raises(ProblemAnswer) as caught:
             await http.call("POST", "/v1/x", body={"ticket": "s3cret"}, access_token="sesame")
     said = caplog.text + str(caught.value) + repr(caught.value)
     assert "/v1/x" in caplog.text

@@ -26,7 +26,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_WAIT, Members, Problem, ProvenHttp, open_session
+from headless_passkey.net.proven_http import MAX_WAIT, Members, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Introduction, Invitation
@@ -112,13 +112,13 @@ async def test_the_same_submission_again_is_fine_and_another_is_a_conflict(
     first = await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
     again = await frame.submit(request_id, sealed_to(*home.companions), expires_in=300)
     assert (first.state, first.version) == (again.state, again.version)
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ProblemAnswer) as caught:
         await frame.submit(request_id, {home.companions[0].name: b"other"}, expires_in=300)
     assert caught.value.slug == "request-conflict"
 
 
 async def test_an_envelope_to_nobody_is_a_problem(home: Household, frame: RelayClient) -> None:
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ProblemAnswer) as caught:
         await frame.submit(new_request_id(), {home.devices[0].name: SEALED}, expires_in=300)
     assert caught.value.slug == "unknown-recipient"
 
@@ -166,7 +166,7 @@ async def test_reporting_twice_is_fine_and_too_late_is_a_problem(home: Household
     for _ in range(2):
         status = await frame.report(request_id, DeviceEvent.CANCELLED, "deadline")
         assert (status.state, status.reason) == (RequestState.CANCELLED, "deadline")
-    with pytest.raises(Problem) as caught:
+    with pytest.raises(ProblemAnswer) as caught:
         await frame.report(request_id, DeviceEvent.COMPLETED)
     assert caught.value.slug == "state-conflict"
 
@@ -429,7 +429,7 @@ async def test_what_a_relay_may_say_of_an_introduction() -> None:
             with pytest.raises(RemoteProtocolError):
                 await relay.admission(invitation)
     async with lied_to(problem(400, "invalid-request")) as relay:
-        with pytest.raises(Problem):
+        with pytest.raises(ProblemAnswer):
             await relay.introduce(invitation, introduction)
-        with pytest.raises(Problem):
+        with pytest.raises(ProblemAnswer):
             await anext(relay.watch(bytes(16)))
