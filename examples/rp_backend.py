@@ -14,7 +14,7 @@ from pathlib import Path
 from aiohttp import web
 
 from relying_party.config import Config
-from relying_party.errors import NotSignedIn, Refusal
+from relying_party.errors import NotSignedIn, RequestRefused
 from relying_party.http.app import make_app, problem_of, well_known_routes, who
 from relying_party.http.http_server import http_logger
 
@@ -69,7 +69,7 @@ async def refusals(
     """A refusal of the relying party is answered as it would answer itself."""
     try:
         return await handler(request)
-    except Refusal as refusal:
+    except RequestRefused as refusal:
         return problem_of(refusal)
 
 

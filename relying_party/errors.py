@@ -7,7 +7,7 @@
     ├── TransportError           the address cannot be listened on
     ├── StoreUnavailable         the database does not answer: retrying may help
     ├── IssuerUnavailable        a resource server cannot ask the relying party now
-    └── Refusal                  a request gets a problem document (RFC 9457) for an answer
+    └── RequestRefused                  a request gets a problem document (RFC 9457) for an answer
         ├── InvalidRequest       400  malformed: nothing was looked up
         ├── ProofInvalid         401  the request's proof of key is missing or wrong
         ├── ProofClock(now)      401  only the proof's clock is wrong
@@ -71,7 +71,7 @@ class IssuerUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
     """The relying party does not say whether a token is good: not reached, or not understood. Retrying may help."""
 
 
-class Refusal(RelyingPartyError):  # noqa: N818  an answer, not a fault
+class RequestRefused(RelyingPartyError):  # noqa: N818  an answer, not a fault
     """A request is refused. Its problem document has these words and no others: none of a library, none of the request."""
 
     slug: ClassVar[str]
@@ -85,21 +85,21 @@ class Refusal(RelyingPartyError):  # noqa: N818  an answer, not a fault
         self.members: Final = members
 
 
-class InvalidRequest(Refusal):
+class InvalidRequest(RequestRefused):
     """The request is malformed: nothing was looked up and nothing changed."""
 
     slug, status = "invalid-request", 400
     title = "The request is malformed"
 
 
-class ProofInvalid(Refusal):
+class ProofInvalid(RequestRefused):
     """The proof of key is missing, malformed, for another request, or was seen before."""
 
     slug, status = "proof-invalid", 401
     title = "The proof of the caller's key does not hold"
 
 
-class ProofClock(Refusal):
+class ProofClock(RequestRefused):
     """A good proof, made at another time than now."""
 
     slug, status = "proof-clock", 401
@@ -111,21 +111,21 @@ class ProofClock(Refusal):
         self.now: Final = now
 
 
-class NotSignedIn(Refusal):
+class NotSignedIn(RequestRefused):
     """No session goes with the request, or it has ended."""
 
     slug, status = "not-signed-in", 401
     title = "No session goes with this request"
 
 
-class RefreshTokenReused(Refusal):
+class RefreshTokenReused(RequestRefused):
     """A spent refresh token came back, so two hold what only one should: its session is over (RFC 9700 §4.14.2)."""
 
     slug, status = "refresh-token-reused", 401
     title = "A spent refresh token came back: its session is over"
 
 
-class RefreshTokenSpent(Refusal):
+class RefreshTokenSpent(RequestRefused):
     """A late copy of a refresh whose answer has been used: it gets nothing, and ends nothing."""
 
     slug, status = "refresh-token-spent", 409
@@ -137,7 +137,7 @@ class RefreshTokenSpent(Refusal):
         self.retry_after: Final = retry_after
 
 
-class TokenInvalid(Refusal):
+class TokenInvalid(RequestRefused):
     """No access token goes with the request, or it is malformed, ended, of another issuer, for others or of another key."""
 
     slug, status = "token-invalid", 401
@@ -149,14 +149,14 @@ class TokenInvalid(Refusal):
         self.given: Final = given
 
 
-class UnknownResource(Refusal):
+class UnknownResource(RequestRefused):
     """Who asks what a token stands for has no secret of ours."""
 
     slug, status = "unknown-resource", 401
     title = "Who asks about a token is no resource server known here"
 
 
-class StepUpRequired(Refusal):
+class StepUpRequired(RequestRefused):
     """The passkey was used too long ago for what is asked: use it again, then ask again (RFC 9470)."""
 
     slug, status = "step-up-required", 401
@@ -168,7 +168,7 @@ class StepUpRequired(Refusal):
         self.max_age: Final = max_age
 
 
-class BrowsersOnly(Refusal):
+class BrowsersOnly(RequestRefused):
     """A device's session is for signing in on that device, and manages nothing."""
 
     slug, status = "browsers-only", 403
@@ -200,7 +200,7 @@ class Check(StrEnum):
     SESSION = "session"
 
 
-class VerificationFailed(Refusal):
+class VerificationFailed(RequestRefused):
     """A ceremony did not check out: the one answer for every reason (`check` stays inside)."""
 
     slug, status = "verification-failed", 403
@@ -211,38 +211,38 @@ class VerificationFailed(Refusal):
         self.check: Final = check
 
 
-class NotFound(Refusal):
+class NotFound(RequestRefused):
     slug, status = "not-found", 404
     title = "There is no such thing, or it is not yours"
 
 
-class UserExists(Refusal):
+class UserExists(RequestRefused):
     """The name is registered: only its owner's session adds a passkey to it."""
 
     slug, status = "user-exists", 409
     title = "The user name is taken"
 
 
-class LastCredential(Refusal):
+class LastCredential(RequestRefused):
     """A user's only passkey is not removed: nobody could sign in any more."""
 
     slug, status = "last-credential", 409
     title = "A user's only passkey is not removed"
 
 
-class CeremonyGone(Refusal):
+class CeremonyGone(RequestRefused):
     """The ceremony is unknown, was used, or has expired: begin again."""
 
     slug, status = "ceremony-gone", 410
     title = "The ceremony is unknown, was used, or has expired"
 
 
-class PayloadTooLarge(Refusal):
+class PayloadTooLarge(RequestRefused):
     slug, status = "payload-too-large", 413
     title = "The body is too large"
 
 
-class RateLimited(Refusal):
+class RateLimited(RequestRefused):
     """Too many requests, or too many at once: `retry_after` says when to come back."""
 
     slug, status = "rate-limited", 429

@@ -34,7 +34,7 @@ from joserfc.jwk import ECKey
 from relying_party.config import is_local
 from relying_party.core.access_tokens import ALGORITHM, TYPE
 from relying_party.core.proofs import SeenProofs, verify_proof
-from relying_party.errors import IssuerUnavailable, ProofInvalid, Refusal, TokenInvalid, UsageError
+from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused, TokenInvalid, UsageError
 from relying_party.http.answers import problem, refused
 from relying_party.http.request import PROOF_HEADER
 from relying_party.proxy import proxy_for
@@ -130,7 +130,7 @@ class Guard:
         """Guards every address of an application; ``request[ACCESS]`` says who calls."""
         try:
             request[ACCESS] = await self.check(request)
-        except Refusal as refusal:
+        except RequestRefused as refusal:
             return refused(refusal)
         except IssuerUnavailable as error:
             logger.warning("%s", error)
@@ -144,7 +144,7 @@ class Guard:
         return await handler(request)
 
     async def check(self, request: web.Request) -> AccessToken:
-        """Who sends this request; a `Refusal` that says what is wrong with token or proof, or `IssuerUnavailable`."""
+        """Who sends this request; a `RequestRefused` that says what is wrong with token or proof, or `IssuerUnavailable`."""
         token = _token(request)
         proofs = request.headers.getall(PROOF_HEADER, [])
         if len(proofs) != 1:

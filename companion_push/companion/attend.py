@@ -5,7 +5,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from companion_push.companion.consent import Answer, Consent
-from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, Stage
+from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.openers import Opener
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -27,7 +27,7 @@ class Outcomes:
 
     def note(self, notice: Notice) -> None:
         """A request that was refused by a check, or went away before it was answered."""
-        if notice.stage in (Stage.REFUSED, Stage.GONE) and not self._answered:
+        if notice.kind in (NoticeKind.REFUSED, NoticeKind.GONE) and not self._answered:
             self.error = self.error or notice.error
             self.ended.set()
 

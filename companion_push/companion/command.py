@@ -19,7 +19,7 @@ from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.attend import Outcomes, answer_pending, wait_for_requests
 from companion_push.companion.consent import Answer, AtTerminal, Consent, Policy, describe, summary
 from companion_push.companion.credential_file import CredentialFile
-from companion_push.companion.inbox import Inbox, Notice, Stage
+from companion_push.companion.inbox import Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.membership import Membership
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
@@ -327,14 +327,14 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
             said = request.announcement
             details |= {"device": request.device.label, "kind": str(said.kind), "rp_id": said.rp_id}
             details |= {"expires": said.expires, "digits": said.digits is not None}
-        talk(progress(stage=notice.stage, **details))
+        talk(progress(stage=notice.kind, **details))
     elif request is not None and args.consent != "ask":
         talk("\n".join(describe(request, time.time())))
     elif request is not None:
         talk(summary(request))
-    elif notice.stage is Stage.REFUSED:
+    elif notice.kind is NoticeKind.REFUSED:
         talk(f"refused a request: {printable(notice.message, 400)} [{notice.reason}]")
-    elif notice.stage is not Stage.FAILED:  # which the program ends with, or tells below
+    elif notice.kind is not NoticeKind.FAILED:  # which the program ends with, or tells below
         talk(printable(notice.message, 400))
     else:
         talk(f"failed: {printable(notice.message, 400)}")

@@ -82,8 +82,8 @@ class CheckedRequest:
         return max(0.0, usable_until(self.announcement) - now)
 
 
-class Stage(StrEnum):
-    """What happened, for a user interface."""
+class NoticeKind(StrEnum):
+    """What a `Notice` tells a user interface."""
 
     LISTENING = "listening"  # the relay has answered
     UNREACHABLE = "unreachable"  # it has not; trying again
@@ -113,12 +113,12 @@ class _Claim:
 class Notice:
     """Something happened. Never holds a secret."""
 
-    stage: Stage
+    kind: NoticeKind
     message: str  # plain words; what others wrote is not in it
     request: str | None = None  # short id
     reason: str | None = None
     error: HeadlessPasskeyError | None = None  # what the request ended with, where it ended without an answer
-    arrived: CheckedRequest | None = None  # what is asked, with `Stage.ARRIVED`
+    arrived: CheckedRequest | None = None  # what is asked, with `NoticeKind.ARRIVED`
 
 
 class Inbox:
@@ -181,7 +181,7 @@ class Inbox:
                 delay = _MIN_PAUSE
             except TransportError as error:
                 if self._heard_of is not False:
-                    self._tell(Stage.UNREACHABLE, f"{error}; trying again")
+                    self._tell(NoticeKind.UNREACHABLE, f"{error}; trying again")
                 self._heard_of, self._cursor = False, None
                 delay, pause = pause, min(2 * pause, _MAX_PAUSE)
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  spreads load, keeps no secret
@@ -195,7 +195,7 @@ class Inbox:
         page = await self._relay.inbox(cursor=self._cursor, wait=wait)
         if not self._heard_of:
             self._heard_of = True
-            self._tell(Stage.LISTENING, "connected to the relay")
+            self._tell(NoticeKind.LISTENING, "connected to the relay")
         listed = {item.key: item for item in page.items}
         news = self._drop_vanished(listed)
         self._pass_over(page.items, first=self._cursor is None)
@@ -244,7 +244,7 @@ class Inbox:
         self._news.set()
         self._on_notice(
             Notice(
-                stage=Stage.GONE,
+                kind=NoticeKind.GONE,
                 message="another companion has the request" if error is None else str(error),
                 request=request.short_id,
                 reason="already-claimed" if error is None else error.reason,
@@ -265,7 +265,7 @@ class Inbox:
             if item.key in elsewhere and since is None and not dealt_with and not first:
                 self._on_notice(
                     Notice(
-                        stage=Stage.GONE,
+                        kind=NoticeKind.GONE,
                         message="another companion has the request",
                         request=_short(item.request_id),
                         reason="already-claimed",
@@ -299,7 +299,7 @@ class Inbox:
                 self._settle(item.key)
                 self._on_notice(
                     Notice(
-                        stage=Stage.GIVEN_BACK,
+                        kind=NoticeKind.GIVEN_BACK,
                         message="a request that was approved before this companion was restarted is left to others",
                         request=_short(item.request_id),
                         reason=INTERRUPTED,
@@ -331,7 +331,7 @@ class Inbox:
                 self._news.set()
                 self._on_notice(
                     Notice(
-                        stage=Stage.ARRIVED,
+                        kind=NoticeKind.ARRIVED,
                         message="a request has arrived",
                         request=request.short_id,
                         arrived=request,
@@ -348,7 +348,7 @@ class Inbox:
         newer = await self._relay.bring_up_to_date(chain)
         if newer.head.version != chain.head.version:
             chain = self._state.adopt(newer)
-            self._tell(Stage.RING_CHANGED, f"the membership is now version {chain.head.version}")
+            self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
         if chain.head.member(self._me) is None:
             raise TrustError(
                 TrustReason.NOT_A_MEMBER, "this companion was removed from the account: it must join again"
@@ -380,7 +380,7 @@ class Inbox:
             await self._report_refused(item)
         self._on_notice(
             Notice(
-                stage=Stage.REFUSED,
+                kind=NoticeKind.REFUSED,
                 message=str(error),
                 request=_short(item.request_id),
                 reason=reason,
@@ -410,13 +410,13 @@ class Inbox:
         with self._in_hands(request):
             await to_its_end(self._relay.report(*request.key, Event.DECLINED))
             self._settle(request.key)
-            self._tell(Stage.DECLINED, "declined", request)
+            self._tell(NoticeKind.DECLINED, "declined", request)
 
     async def reject(self, request: CheckedRequest, error: TrustError | TransportError) -> None:
         """A check that involves the user failed, or there is no user: this companion is out, the others are not."""
         reason = _word(error)
         with self._in_hands(request):
-            self._tell(Stage.REFUSED, str(error), request, reason=reason)
+            self._tell(NoticeKind.REFUSED, str(error), request, reason=reason)
             self._settle(request.key, reason)
             await to_its_end(self._relay.report(*request.key, Event.FAILED, reason))
             self._settle(request.key)
@@ -431,9 +431,9 @@ class Inbox:
             claim = await self._claim(request, opener)
             if claim is None or not await self._open(request, claim, opener):
                 message = "another companion has the request now"
-                self._tell(Stage.CLAIM_LOST, message, request, reason="already-claimed")
+                self._tell(NoticeKind.CLAIM_LOST, message, request, reason="already-claimed")
                 return False
-            self._tell(Stage.FINISHED, "done", request)
+            self._tell(NoticeKind.FINISHED, "done", request)
             return True
 
     async def _claim(self, request: CheckedRequest, opener: Opener) -> _Claim | None:
@@ -447,7 +447,7 @@ class Inbox:
             self._elsewhere[request.key] = taken
             return None
         self._settle(request.key)
-        self._tell(Stage.CLAIMED, "the request is ours to open", request)
+        self._tell(NoticeKind.CLAIMED, "the request is ours to open", request)
         claim = self._claims[request.key] = _Claim(stays=opener.stays)
         return claim
 
@@ -457,12 +457,12 @@ class Inbox:
             opening = self._prepare(request)
             claim.used = True
             async with opener.open(opening):
-                self._tell(Stage.OPENED, opener.handed_over, request)
+                self._tell(NoticeKind.OPENED, opener.handed_over, request)
                 await self._try_to_tell(request, self._relay.opened(*request.key, stays=claim.stays))
         except HeadlessPasskeyError as error:
             if claim.lost:
                 return False
-            self._tell(Stage.FAILED, str(error), request, reason=_word(error))
+            self._tell(NoticeKind.FAILED, str(error), request, reason=_word(error))
             declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
             event = Event.DECLINED if declined else Event.FAILED
             reason = "on-the-phone" if declined else _word(error)
@@ -485,7 +485,7 @@ class Inbox:
             if used:
                 await self._relay.report(*request.key, Event.FAILED, why)
 
-        self._tell(Stage.GIVEN_BACK, "the request is left to other companions", request, reason=why)
+        self._tell(NoticeKind.GIVEN_BACK, "the request is left to other companions", request, reason=why)
         await self._try_to_tell(request, tell(), seconds=farewell.TIMEOUT)
 
     def _prepare(self, request: CheckedRequest) -> Opening:
@@ -528,11 +528,16 @@ class Inbox:
             logger.info("request %s: its state was not reported (%s)", request.short_id, type(error).__name__)
 
     def _tell(
-        self, stage: Stage, message: str, request: CheckedRequest | None = None, *, reason: str | None = None
+        self,
+        kind: NoticeKind,
+        message: str,
+        request: CheckedRequest | None = None,
+        *,
+        reason: str | None = None,
     ) -> None:
         self._on_notice(
             Notice(
-                stage=stage,
+                kind=kind,
                 message=message,
                 request=None if request is None else request.short_id,
                 reason=reason,

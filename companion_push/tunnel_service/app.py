@@ -21,7 +21,7 @@ from typing import Final
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from companion_push.http_server import http_logger, problem
-from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Refusal, Rendezvous, Tunnel
+from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_HEADER,
     ROUTING_ID_SIZE,
@@ -68,7 +68,7 @@ class Hall:
             address=request.remote or "",
             now=_now(),
         )
-        if isinstance(tunnel, Refusal):
+        if isinstance(tunnel, TunnelRefusal):
             return _refuse(tunnel)
         meeting = self._meetings[tunnel] = Meeting(tunnel)
         try:
@@ -85,7 +85,7 @@ class Hall:
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
         """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
-        if isinstance(tunnel, Refusal):
+        if isinstance(tunnel, TunnelRefusal):
             return _refuse(tunnel)
         meeting = self._meetings[tunnel]
         line = Line(_websocket(self.limits), request)
@@ -311,8 +311,13 @@ def _websocket(limits: Limits) -> web.WebSocketResponse:
     )
 
 
-def _refuse(refusal: Refusal) -> web.Response:
-    status = {Refusal.TOO_OFTEN: 429, Refusal.FULL: 503, Refusal.TAKEN: 409, Refusal.UNKNOWN: 404}[refusal]
+def _refuse(refusal: TunnelRefusal) -> web.Response:
+    status = {
+        TunnelRefusal.TOO_OFTEN: 429,
+        TunnelRefusal.FULL: 503,
+        TunnelRefusal.TAKEN: 409,
+        TunnelRefusal.UNKNOWN: 404,
+    }[refusal]
     logger.info("refused with %d: %s", status, refusal.value)
     return problem(status, refusal.value)
 

@@ -34,8 +34,8 @@ class Limits:
     rate: float = 600  # arrivals a minute from one address, in a burst at the most
 
 
-class Refusal(Enum):
-    """Why somebody may not come in."""
+class TunnelRefusal(Enum):
+    """Why the tunnel service lets a connection neither open nor join a tunnel."""
 
     TOO_OFTEN = "too many arrivals from this address"
     FULL = "no room for another tunnel"
@@ -44,7 +44,7 @@ class Refusal(Enum):
 
 
 class Breach(Enum):
-    """Which bound a message broke."""
+    """Which limit a message exceeds."""
 
     TOO_LONG = "message too long"
     TOO_MANY = "too many messages"
@@ -112,7 +112,7 @@ class Rendezvous:
     def __len__(self) -> int:
         return len(self._tunnels)
 
-    def arrive(self, address: str, *, now: float) -> Refusal | None:
+    def arrive(self, address: str, *, now: float) -> TunnelRefusal | None:
         """Count an arrival from `address`."""
         place = neighbourhood(address)
         tokens, before = self._arrivals.pop(place, (self._limits.rate, now))
@@ -121,27 +121,29 @@ class Rendezvous:
         self._arrivals[place] = (tokens - 1 if allowed else tokens, now)
         if len(self._arrivals) > REMEMBERED_ADDRESSES:
             self._arrivals.popitem(last=False)
-        return None if allowed else Refusal.TOO_OFTEN
+        return None if allowed else TunnelRefusal.TOO_OFTEN
 
-    def open(self, tunnel_id: bytes, *, routing_id: bytes, address: str, now: float) -> Tunnel | Refusal:
+    def open(
+        self, tunnel_id: bytes, *, routing_id: bytes, address: str, now: float
+    ) -> Tunnel | TunnelRefusal:
         """A new tunnel for the first end, or why not. The caller must `end` it."""
         if self._alive(tunnel_id, now) is not None:
-            return Refusal.TAKEN
+            return TunnelRefusal.TAKEN
         place = neighbourhood(address)
         neighbours = sum(tunnel.neighbourhood == place for tunnel in self._tunnels.values())
         if len(self._tunnels) >= self._limits.tunnels or neighbours >= self._limits.tunnels_per_address:
-            return Refusal.FULL
+            return TunnelRefusal.FULL
         tunnel = Tunnel(
             tunnel_id=tunnel_id, routing_id=routing_id, neighbourhood=place, opened=now, limits=self._limits
         )
         self._tunnels[tunnel_id] = tunnel
         return tunnel
 
-    def join(self, routing_id: bytes, tunnel_id: bytes, *, now: float) -> Tunnel | Refusal:
+    def join(self, routing_id: bytes, tunnel_id: bytes, *, now: float) -> Tunnel | TunnelRefusal:
         """The tunnel that the second end asked for. Gone, taken and never there look the same."""
         tunnel = self._alive(tunnel_id, now)
         if tunnel is None or tunnel.joined or tunnel.routing_id != routing_id:
-            return Refusal.UNKNOWN
+            return TunnelRefusal.UNKNOWN
         tunnel.joined = True
         return tunnel
 

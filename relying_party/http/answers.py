@@ -16,7 +16,7 @@ from relying_party.errors import (
     ProofInvalid,
     RateLimited,
     RefreshTokenSpent,
-    Refusal,
+    RequestRefused,
     StepUpRequired,
     TokenInvalid,
     UnknownResource,
@@ -143,7 +143,7 @@ def http_problem(status: int) -> web.Response:
     return problem(slug, status, title, headers=headers)
 
 
-def refused(refusal: Refusal) -> web.Response:
+def refused(refusal: RequestRefused) -> web.Response:
     headers: dict[str, str] = {}
     if isinstance(refusal, RateLimited | RefreshTokenSpent):
         headers["Retry-After"] = str(refusal.retry_after)
@@ -157,7 +157,7 @@ def refused(refusal: Refusal) -> web.Response:
     )
 
 
-def _oauth_error(refusal: Refusal) -> str:
+def _oauth_error(refusal: RequestRefused) -> str:
     """What OAuth calls it (RFC 6750 §3.1, RFC 9449 §7.1, RFC 9470 §3)."""
     match refusal:
         case StepUpRequired(max_age=seconds):

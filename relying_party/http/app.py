@@ -68,7 +68,7 @@ from relying_party.errors import (
     RateLimited,
     RefreshTokenReused,
     RefreshTokenSpent,
-    Refusal,
+    RequestRefused,
     StoreUnavailable,
     UnknownResource,
     UserExists,
@@ -232,14 +232,14 @@ async def who(request: web.Request, app: web.Application) -> SignedIn | None:
     """Who sends a request to a service in which `app` is mounted; None for a stranger.
 
     A request that changes something must come from one of our pages or with a proof of key; otherwise, and
-    for a bad proof, a `Refusal` is raised, which `problem_of` answers.
+    for a bad proof, a `RequestRefused` is raised, which `problem_of` answers.
     """
     state = app[STATE]
     caller, token = caller_of(request, state, reads=request.method in ("GET", "HEAD"))
     return await session_of(state, caller, token)
 
 
-def problem_of(refusal: Refusal) -> web.Response:
+def problem_of(refusal: RequestRefused) -> web.Response:
     """The problem document for a refusal, for a service that calls `who`."""
     return refused(refusal)
 
@@ -660,7 +660,7 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
     except RateLimited as refusal:
         metrics.count("rate_limited_total")
         return refused(refusal)
-    except Refusal as refusal:
+    except RequestRefused as refusal:
         return refused(refusal)
     except StoreUnavailable as error:
         logger.error("%s", error)  # noqa: TRY400  the message says it all

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from companion_push.companion.inbox import Inbox, Notice, Stage
+from companion_push.companion.inbox import Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState, Identity, KeyPair
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
@@ -76,12 +76,12 @@ class Companion:
     notices: list[Notice] = field(default_factory=list)
 
     @property
-    def stages(self) -> list[Stage]:
-        return [notice.stage for notice in self.notices]
+    def kinds(self) -> list[NoticeKind]:
+        return [notice.kind for notice in self.notices]
 
     @property
     def refusals(self) -> list[str | None]:
-        return [notice.reason for notice in self.notices if notice.stage is Stage.REFUSED]
+        return [notice.reason for notice in self.notices if notice.kind is NoticeKind.REFUSED]
 
 
 def enrolled(folder: Path, caller: Caller, home: Household, *, url: str | None = None) -> CompanionState:

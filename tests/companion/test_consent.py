@@ -9,7 +9,7 @@ import pytest
 
 from companion_push.companion.attend import Outcomes, put_pending
 from companion_push.companion.consent import Answer, Policy, describe, summary
-from companion_push.companion.inbox import CheckedRequest, Notice, Stage
+from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
 from tests.companion.family import Companion, Frame, Hands
 from tests.relay.household import Household, Relay
@@ -174,7 +174,7 @@ async def test_a_question_does_not_outlive_its_request_by_our_own_clock(
     async with asyncio.timeout(5):
         await put_pending(anna.inbox, Scripted(), Hands(), outcomes, once=False)
     assert anna.inbox.pending == ()
-    assert anna.notices[-1].stage is Stage.GONE
+    assert anna.notices[-1].kind is NoticeKind.GONE
 
 
 async def test_wrong_digits_end_it_here(anna: Companion, frame: Frame) -> None:
@@ -195,11 +195,11 @@ GONE = NotApproved(Outcome.EXPIRED, "x")
 
 def test_an_answer_counts_more_than_what_was_refused_before_it() -> None:
     outcomes = Outcomes()
-    outcomes.note(Notice(stage=Stage.REFUSED, message="x", error=REFUSED))
+    outcomes.note(Notice(kind=NoticeKind.REFUSED, message="x", error=REFUSED))
     assert outcomes.error is REFUSED
     outcomes.answered(None)
     assert outcomes.error is None
-    outcomes.note(Notice(stage=Stage.GONE, message="x", error=GONE))
+    outcomes.note(Notice(kind=NoticeKind.GONE, message="x", error=GONE))
     assert outcomes.error is None
 
 
@@ -213,7 +213,7 @@ def test_of_several_answers_the_first_that_went_wrong_counts() -> None:
 
 def test_notices_that_end_nothing_do_not_end_the_program() -> None:
     outcomes = Outcomes()
-    for stage in Stage:
-        if stage not in (Stage.REFUSED, Stage.GONE):
-            outcomes.note(Notice(stage=stage, message="x"))
+    for kind in NoticeKind:
+        if kind not in (NoticeKind.REFUSED, NoticeKind.GONE):
+            outcomes.note(Notice(kind=kind, message="x"))
     assert not outcomes.ended.is_set()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from companion_push.companion.inbox import Stage
+from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.openers import Opening
 from headless_passkey.errors import (
     CtapError,
@@ -47,7 +47,7 @@ async def test_a_request_arrives_checked_and_with_the_name_the_ring_has(
     assert request.device.label == "frame 0"
     assert request.announcement.note == "by the window"
     assert request.announcement.rp_id == "example.com"
-    assert anna.stages == [Stage.LISTENING, Stage.ARRIVED]
+    assert anna.kinds == [NoticeKind.LISTENING, NoticeKind.ARRIVED]
 
 
 async def test_what_was_sent_before_the_companion_started_is_found(anna: Companion, frame: Frame) -> None:
@@ -76,7 +76,7 @@ async def test_a_withdrawn_request_is_dismissed(anna: Companion, frame: Frame) -
     await anna.inbox.poll()
     assert anna.inbox.pending == ()
     assert request.over.is_set()
-    assert anna.notices[-1].stage is Stage.GONE
+    assert anna.notices[-1].kind is NoticeKind.GONE
     assert isinstance(anna.notices[-1].error, NotApproved)
 
 
@@ -135,7 +135,7 @@ async def test_an_approved_request_is_claimed_recorded_opened_and_reported(
     assert 300 < hands.opened[0].seconds <= 420
     assert await frame.state_of(name) == "opened"
     assert request.key in anna.state.opened_before()
-    (opened,) = [notice.message for notice in anna.notices if notice.stage is Stage.OPENED]
+    (opened,) = [notice.message for notice in anna.notices if notice.kind is NoticeKind.OPENED]
     assert opened == Hands.handed_over  # what the opener knows, and no more
     await anna.inbox.poll()
     assert anna.inbox.pending == ()
@@ -168,7 +168,7 @@ async def test_losing_the_claim_is_said_plainly_and_opens_nothing(
     await anna.inbox.approve(anna.inbox.pending[0], Hands())
     assert not await bert.inbox.approve(late, hands)
     assert hands.opened == []
-    assert bert.notices[-1].stage is Stage.CLAIM_LOST
+    assert bert.notices[-1].kind is NoticeKind.CLAIM_LOST
     assert "another companion" in bert.notices[-1].message
 
 
@@ -182,7 +182,7 @@ async def test_a_claim_that_is_being_lost_is_told_once(
     await anna.inbox.approve(anna.inbox.pending[0], Hands())
     with bert.inbox._in_hands(late):
         await bert.inbox.poll()  # the news of the other's claim comes before the answer to our own
-    assert Stage.GONE not in bert.stages
+    assert NoticeKind.GONE not in bert.kinds
 
 
 async def test_a_request_that_another_claimed_before_we_saw_it_is_told_once(
@@ -194,10 +194,10 @@ async def test_a_request_that_another_claimed_before_we_saw_it_is_told_once(
     await anna.inbox.approve(anna.inbox.pending[0], Hands())
     await bert.inbox.poll()
     await bert.inbox.poll()
-    assert bert.stages == [Stage.LISTENING, Stage.GONE]
+    assert bert.kinds == [NoticeKind.LISTENING, NoticeKind.GONE]
     async with awake_again(bert.state, bert.caller) as later:
         await later.inbox.poll()
-        assert later.stages == [Stage.LISTENING]  # after a restart it is old news
+        assert later.kinds == [NoticeKind.LISTENING]  # after a restart it is old news
 
 
 async def test_of_two_companions_that_approve_at_once_exactly_one_opens(
@@ -369,9 +369,9 @@ async def test_what_a_crashed_run_showed_is_left_to_the_others_as_soon_as_it_is_
     assert await frame.state_of(name) == "opened"
     async with awake_again(anna.state, anna.caller) as later:
         await later.inbox.poll()
-        assert (later.inbox.pending, later.stages[-1]) == ((), Stage.GIVEN_BACK)
+        assert (later.inbox.pending, later.kinds[-1]) == ((), NoticeKind.GIVEN_BACK)
         await later.inbox.poll()
-        assert later.stages.count(Stage.GIVEN_BACK) == 1
+        assert later.kinds.count(NoticeKind.GIVEN_BACK) == 1
     status = await frame.caller.status(name)
     assert (status["state"], status["failures"]) == ("delivered", failures(anna, "interrupted"))
 
@@ -414,7 +414,7 @@ async def test_a_companion_that_is_ended_while_the_phone_is_asked_leaves_it_to_t
     await hands.waits.wait()
     assert await frame.state_of(name) == "opened"
     await cancelled(approving)
-    assert anna.stages[-1] is Stage.GIVEN_BACK
+    assert anna.kinds[-1] is NoticeKind.GIVEN_BACK
     status = await frame.caller.status(name)
     assert (status["state"], status["claimed_by"]) == ("delivered", None)
     assert status["failures"] == failures(anna, "interrupted")
@@ -501,7 +501,7 @@ async def test_a_request_whose_holder_vanished_is_put_to_the_others_again(
     assert not bert.inbox.pending
     relay.clock.ahead += 61
     await bert.inbox.poll()
-    assert bert.stages == [Stage.LISTENING, Stage.ARRIVED, Stage.GONE, Stage.ARRIVED]
+    assert bert.kinds == [NoticeKind.LISTENING, NoticeKind.ARRIVED, NoticeKind.GONE, NoticeKind.ARRIVED]
     assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
 
 
@@ -518,8 +518,8 @@ async def test_who_lost_the_claim_is_asked_again_when_it_is_given_back(
     assert not bert.inbox.pending
     await anna.inbox._relay.release(*request.key)
     await bert.inbox.poll()
-    assert bert.stages.count(Stage.ARRIVED) == 2
-    assert Stage.GONE not in bert.stages
+    assert bert.kinds.count(NoticeKind.ARRIVED) == 2
+    assert NoticeKind.GONE not in bert.kinds
     assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
 
 
@@ -541,7 +541,7 @@ async def test_an_answer_from_before_the_lost_claim_puts_nothing_to_the_person_a
         await bert.inbox.poll()
     await bert.inbox.poll()
     assert bert.inbox.pending == ()
-    assert bert.stages == [Stage.LISTENING, Stage.ARRIVED, Stage.CLAIM_LOST]
+    assert bert.kinds == [NoticeKind.LISTENING, NoticeKind.ARRIVED, NoticeKind.CLAIM_LOST]
 
 
 async def test_a_holder_that_the_relay_could_not_hear_has_its_claim_back(
@@ -575,7 +575,7 @@ async def test_a_holder_that_lost_its_claim_meanwhile_shows_nothing_any_more(
     assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
     await anna.inbox.poll()
     assert not await approving
-    assert anna.stages[-1] is Stage.CLAIM_LOST
+    assert anna.kinds[-1] is NoticeKind.CLAIM_LOST
     status = await frame.caller.status(name)
     assert (status["state"], status["claimed_by"]) == ("opened", bert.caller.name)
 
@@ -594,7 +594,7 @@ async def test_the_device_hears_of_a_refusal_before_the_program_that_refused_may
         order.append("told the relay")
 
     monkeypatch.setattr(anna.inbox._relay, "report", noted)
-    monkeypatch.setattr(anna.inbox, "_on_notice", lambda notice: order.append(str(notice.stage)))
+    monkeypatch.setattr(anna.inbox, "_on_notice", lambda notice: order.append(str(notice.kind)))
     await frame.submit(request_id, {anna.caller.name: b"not sealed to her at all" * 6})
     await anna.inbox.poll()
     assert order == ["listening", "told the relay", "refused"]
@@ -856,7 +856,7 @@ async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(
     await asked.wait()
     listening.cancel()
     await asyncio.wait([listening])
-    assert anna.stages.count(Stage.UNREACHABLE) == 1
+    assert anna.kinds.count(NoticeKind.UNREACHABLE) == 1
 
 
 class RogueRelay:

@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relying_party.errors import Check, Refusal, UsageError
+from relying_party.errors import Check, RequestRefused, UsageError
 from relying_party.http import app as app_module
 from relying_party.http import request as request_module
 from relying_party.http.app import make_app
@@ -378,15 +378,15 @@ async def test_a_body_that_is_not_json_says_so(site: Site) -> None:
 
 
 def test_each_refusal_has_a_title_of_its_own() -> None:
-    titles = {kind.title for kind in _refusals(Refusal)}
-    assert len(titles) == len(_refusals(Refusal)) > 10
+    titles = {kind.title for kind in _refusals(RequestRefused)}
+    assert len(titles) == len(_refusals(RequestRefused)) > 10
     for title in titles:
         assert title == title.strip(".")
         assert title[0].isupper()
         assert not re.search(r"`|msgspec|aiohttp|fido2", title)
 
 
-def _refusals(kind: type[Refusal]) -> list[type[Refusal]]:
+def _refusals(kind: type[RequestRefused]) -> list[type[RequestRefused]]:
     return [each for child in kind.__subclasses__() for each in (child, *_refusals(child))]
 
 

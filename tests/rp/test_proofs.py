@@ -13,7 +13,7 @@ from joserfc import jwk
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from relying_party.core.proofs import CLOCK_TOLERANCE, MAX_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
-from relying_party.errors import ProofClock, ProofInvalid, RateLimited, Refusal
+from relying_party.errors import ProofClock, ProofInvalid, RateLimited, RequestRefused
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
 
 NOW = 1_800_000_000.0
@@ -217,5 +217,5 @@ _JSON = st.recursive(
 def test_any_header_and_claims_are_taken_or_refused_politely(
     header: dict[str, Any], claims: dict[str, Any]
 ) -> None:
-    with suppress(Refusal):
+    with suppress(RequestRefused):
         verify(proof(header=json.loads(json.dumps(header)), claims=json.loads(json.dumps(claims))))

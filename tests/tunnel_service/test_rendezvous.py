@@ -10,9 +10,9 @@ from companion_push.tunnel_service.rendezvous import (
     Breach,
     End,
     Limits,
-    Refusal,
     Rendezvous,
     Tunnel,
+    TunnelRefusal,
     neighbourhood,
 )
 
@@ -37,7 +37,7 @@ def test_an_open_tunnel_id_is_taken() -> None:
     rendezvous = Rendezvous(Limits())
     opened(rendezvous)
     again = rendezvous.open(TUNNEL_ID, routing_id=b"abc", address=HERE, now=1)
-    assert again is Refusal.TAKEN
+    assert again is TunnelRefusal.TAKEN
 
 
 @pytest.mark.threat("T9")
@@ -45,23 +45,23 @@ def test_a_third_party_finds_nothing() -> None:
     rendezvous = Rendezvous(Limits())
     opened(rendezvous)
     rendezvous.join(ROUTING_ID, TUNNEL_ID, now=1)
-    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=2) is Refusal.UNKNOWN
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=2) is TunnelRefusal.UNKNOWN
 
 
 @pytest.mark.threat("T9")
 def test_gone_taken_misrouted_and_never_there_look_the_same() -> None:
     rendezvous = Rendezvous(Limits())
-    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0) is Refusal.UNKNOWN
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0) is TunnelRefusal.UNKNOWN
     tunnel = opened(rendezvous)
-    assert rendezvous.join(b"\x03\x02\x01", TUNNEL_ID, now=0) is Refusal.UNKNOWN
+    assert rendezvous.join(b"\x03\x02\x01", TUNNEL_ID, now=0) is TunnelRefusal.UNKNOWN
     rendezvous.end(tunnel)
-    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0) is Refusal.UNKNOWN
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=0) is TunnelRefusal.UNKNOWN
 
 
 def test_a_tunnel_nobody_joins_expires() -> None:
     rendezvous = Rendezvous(Limits(waiting=10))
     assert opened(rendezvous).deadline == 10
-    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=10) is Refusal.UNKNOWN
+    assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=10) is TunnelRefusal.UNKNOWN
     assert len(rendezvous) == 0
 
 
@@ -88,15 +88,15 @@ def test_an_expired_tunnel_does_not_end_its_successor() -> None:
 def test_the_service_and_each_address_have_room_for_so_many() -> None:
     rendezvous = Rendezvous(Limits(tunnels=3, tunnels_per_address=2))
 
-    def open_from(address: str, number: int) -> Tunnel | Refusal:
+    def open_from(address: str, number: int) -> Tunnel | TunnelRefusal:
         return rendezvous.open(bytes([number] * 16), routing_id=ROUTING_ID, address=address, now=0)
 
     first = open_from(HERE, 1)
     assert isinstance(first, Tunnel)
     assert isinstance(open_from(HERE, 2), Tunnel)
-    assert open_from(HERE, 3) is Refusal.FULL
+    assert open_from(HERE, 3) is TunnelRefusal.FULL
     assert isinstance(open_from("192.0.2.2", 4), Tunnel)
-    assert open_from("192.0.2.3", 5) is Refusal.FULL
+    assert open_from("192.0.2.3", 5) is TunnelRefusal.FULL
     rendezvous.end(first)
     assert isinstance(open_from("192.0.2.3", 6), Tunnel)
 
@@ -104,11 +104,11 @@ def test_the_service_and_each_address_have_room_for_so_many() -> None:
 @pytest.mark.threat("T9")
 def test_an_address_may_arrive_so_often_and_again_after_a_while() -> None:
     rendezvous = Rendezvous(Limits(rate=2))
-    assert [rendezvous.arrive(HERE, now=0) for _ in range(3)] == [None, None, Refusal.TOO_OFTEN]
+    assert [rendezvous.arrive(HERE, now=0) for _ in range(3)] == [None, None, TunnelRefusal.TOO_OFTEN]
     assert rendezvous.arrive("192.0.2.2", now=0) is None
-    assert rendezvous.arrive(HERE, now=29) is Refusal.TOO_OFTEN
+    assert rendezvous.arrive(HERE, now=29) is TunnelRefusal.TOO_OFTEN
     assert rendezvous.arrive(HERE, now=31) is None
-    assert rendezvous.arrive(HERE, now=32) is Refusal.TOO_OFTEN
+    assert rendezvous.arrive(HERE, now=32) is TunnelRefusal.TOO_OFTEN
 
 
 @pytest.mark.threat("T9")
@@ -203,7 +203,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert alive is None or alive.deadline <= self.now
             self.model[tunnel_id] = result
             return result
-        assert result in (Refusal.TAKEN, Refusal.FULL)
+        assert result in (TunnelRefusal.TAKEN, TunnelRefusal.FULL)
         assert len(self.rendezvous) > 0
         return next(iter(self.model.values()))
 
@@ -218,7 +218,7 @@ class AnyOrder(RuleBasedStateMachine):
             and before.routing_id == bytes([routing] * 3)
         )
         result = self.rendezvous.join(bytes([routing] * 3), tunnel_id, now=self.now)
-        assert result is (before if joinable else Refusal.UNKNOWN)
+        assert result is (before if joinable else TunnelRefusal.UNKNOWN)
 
     @rule(tunnel=tunnels)
     def end(self, tunnel: Tunnel) -> None:

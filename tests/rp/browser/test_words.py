@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from relying_party.errors import Refusal
+from relying_party.errors import RequestRefused
 from tests.rp.browser.conftest import Visit
 from tests.rp.browser.steps import (
     answer,
@@ -55,7 +55,7 @@ async def answers(visitor: Visitor, where: str, status: int, body: Any, kind: st
     await visitor.page.route(where, fulfil, times=1)
 
 
-def _refusals(kind: type[Refusal]) -> dict[str, int]:
+def _refusals(kind: type[RequestRefused]) -> dict[str, int]:
     found: dict[str, int] = {}
     for child in kind.__subclasses__():
         found |= {child.slug: child.status, **_refusals(child)}
@@ -81,7 +81,7 @@ STATUSES = {"internal-error": 500, "store-unavailable": 503, "unheard-of": 418, 
 
 async def test_each_refusal_of_the_server_is_a_sentence_of_ours(visiting: Visit) -> None:
     visitor = await visiting()
-    for slug, status in {**_refusals(Refusal), **STATUSES}.items():
+    for slug, status in {**_refusals(RequestRefused), **STATUSES}.items():
         problem = {"type": f"urn:headless-passkey:problem:{slug}", "title": "raw `words`", "detail": "`more`"}
         problem |= {"status": status, "retry_after": 7}  # type: ignore[dict-item]
         await answers(visitor, "**/registration/options", status, problem, "application/problem+json")
