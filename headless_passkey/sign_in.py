@@ -1,11 +1,13 @@
-"""The corridor: a FIDO URL out to the phone, an assertion home (CTAP 2.2 §11.5.1).
+"""One ceremony on the device: a FIDO URL out to the phone, an assertion home (CTAP 2.2 §11.5.1).
 
 `sign_in` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
 the radio on, has the URLs delivered, and races what can happen next: a phone's advert, the end of the
 request, the deadline. The first phone that completes the handshake gets the one CTAP command; its reply is
-checked and handed on. It keeps time and moves bytes; what they mean is decided in the rooms it passes.
+checked and handed on. It keeps time and moves bytes; other modules decide what they mean.
 
-Cancelling it at any point is a normal exit: the radio stops, tunnels close, the request is withdrawn.
+Cancelling it at any point is a normal exit: the radio stops, tunnels close, the request is withdrawn. To see to
+that, whatever is open belongs to one task of the ceremony's task group, which closes it and is waited for, also when
+the ceremony is cancelled a second time.
 """
 
 import asyncio
@@ -22,6 +24,7 @@ from typing import Any, Final, Protocol
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
+    LocalProtocolError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -39,6 +42,7 @@ from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
+from headless_passkey.tasks import end, task_group
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 
@@ -169,7 +173,7 @@ async def sign_in(
 
     Raises the branches of `HeadlessPasskeyError`; at the deadline that is `NotApproved` (expired).
     """
-    corridor = _Corridor(
+    ceremony = _Ceremony(
         ask=ask,
         options=options,
         delivery=delivery,
@@ -183,34 +187,36 @@ async def sign_in(
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            signed_in = await corridor.run(radio, timeout, int(clock()))
+            signed_in = await ceremony.run(radio, timeout, int(clock()))
     except asyncio.CancelledError:
-        await corridor.farewell("cancelled", None)
+        await ceremony.tell_the_end("cancelled", None)
         raise
     except Exception as error:
         if limit.expired():
-            await corridor.farewell("cancelled", "deadline")
-            stage = corridor.stage or "the beginning"
+            await ceremony.tell_the_end("cancelled", "deadline")
+            stage = ceremony.stage or "the beginning"
             message = f"not done within {timeout:g} seconds; the last stage was {stage}"
-            message = "; ".join([message, *map(str, corridor.refusals.values())])
-            raise NotApproved(Outcome.EXPIRED, message) from None
+            message = "; ".join([message, *map(str, ceremony.refusals.values())])
+            raise NotApproved(Outcome.EXPIRED, message) from error
         # what a caller's own options or settle raised is told to the phone's side too, and passed on as it is
-        await corridor.farewell("failed", error.reason if isinstance(error, HeadlessPasskeyError) else None)
+        await ceremony.tell_the_end(
+            "failed", error.reason if isinstance(error, HeadlessPasskeyError) else None
+        )
         raise
-    await corridor.farewell("completed", None)
-    corridor.report(Stage.COMPLETED)
+    await ceremony.tell_the_end("completed", None)
+    ceremony.report(Stage.COMPLETED)
     return signed_in
 
 
-@dataclass(frozen=True, slots=True)
-class _Reached:
-    """The phone at the other end of an open channel, and what has to be closed after it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Phone:
+    """The phone at the other end of an open channel. The pursuit that reached it holds the tunnel until `let_go` is set."""
 
     recipient: str
     tunnel: Tunnel
     channel: ClientChannel
     get_info: GetInfoResponse
-    stack: AsyncExitStack
+    let_go: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -233,7 +239,7 @@ class _Heard:
 
 @dataclass(slots=True)
 class _Candidate:
-    """One recipient's URL, and what its phone's adverts have led to. Only `_Corridor._may_go_on` says whether to go on."""
+    """One recipient's URL, and what its phone's adverts have led to. Only `_Ceremony._may_go_on` says whether to go on."""
 
     recipient: str
     transaction: QrTransaction
@@ -241,44 +247,52 @@ class _Candidate:
     pursuits: set[asyncio.Task[None]] = field(default_factory=set)
 
 
-class _Corridor:
+@dataclass(slots=True, kw_only=True)
+class _Ceremony:
     """One ceremony: what its tasks share."""
 
-    def __init__(
-        self,
-        *,
-        ask: Ask,
-        options: OptionsSource,
-        delivery: Delivery,
-        tunnels: Mapping[int, str],
-        tls: ssl.SSLContext | None,
-        on_stage: Callable[[StageEvent], None],
-        settle: Callable[[Credential], Awaitable[None]] | None,
-        min_rssi: int | None,
-        join_within: float | None,
-    ) -> None:
-        self._ask, self._options, self._delivery = ask, options, delivery
-        self._tunnels, self._tls, self._on_stage, self._settle = tunnels, tls, on_stage, settle
-        self._min_rssi, self._join_within = min_rssi, join_within
-        self._now = asyncio.get_running_loop().time
-        self._name = secrets.token_hex(4)  # for the log
-        self._began = time.monotonic()
-        self._candidates: dict[str, _Candidate] = {}  # by recipient
-        self._claimer: str | None = None  # the recipient that alone may go on; None: whoever comes first
-        self.refusals: dict[str, Refusal] = {}  # by recipient
-        self._listening = False
-        self._slots = asyncio.Semaphore(MAX_ATTEMPTS)
-        self._reached: asyncio.Future[_Reached] = asyncio.get_running_loop().create_future()
-        self._submitted = False
-        self.stage: Stage | None = None
+    ask: Ask
+    options: OptionsSource
+    delivery: Delivery
+    tunnels: Mapping[int, str]
+    tls: ssl.SSLContext | None
+    on_stage: Callable[[StageEvent], None]
+    settle: Callable[[Credential], Awaitable[None]] | None
+    min_rssi: int | None
+    join_within: float | None
+
+    stage: Stage | None = None  # the last one
+    refusals: dict[str, Refusal] = field(default_factory=dict)  # by recipient
+    _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
+    _name: str = field(default_factory=lambda: secrets.token_hex(4))  # for the log
+    _began: float = field(default_factory=time.monotonic)
+    _candidates: dict[str, _Candidate] = field(default_factory=dict)  # by recipient
+    _claimer: str | None = None  # the recipient that alone may go on; None: whoever comes first
+    _listening: bool = False
+    _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ATTEMPTS))
+    _reached: "asyncio.Future[_Phone]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+    _submitted: bool = False  # the other side may know of it
 
     async def run(self, radio: AdvertSource, lifetime: float, now: int) -> SignedIn:
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                signed_in = await self._walk(radio, lifetime, now, tasks)
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from None
-        return signed_in
+        """Find the phone, use it, and settle what it answered."""
+        if not callable(self.options):
+            self._check_options(self.options)
+        for recipient in await self.delivery.recipients():
+            transaction = QrTransaction.create(hint=self.ask.kind, time=now)
+            self._candidates[recipient] = _Candidate(recipient, transaction)
+        async with task_group() as tasks:
+            async with AsyncExitStack() as until_answered:
+                phone = await self._find_phone(radio, lifetime, tasks, until_answered)
+                try:
+                    credential, user_checked = await self._use(phone)
+                finally:
+                    phone.let_go.set()
+            # the tunnel closes meanwhile
+            if self.settle is not None:
+                await self.settle(credential)
+        return SignedIn(credential=credential, user_checked=user_checked)
 
     def report(
         self,
@@ -292,55 +306,50 @@ class _Corridor:
         detail = {name: value for name, value in known.items() if value is not None}
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
-        self._on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone, refusal=refusal))
+        self.on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone, refusal=refusal))
 
-    async def farewell(self, outcome: str, reason: str | None) -> None:
-        """Tell the delivery how it ended; what cannot be told in time expires by itself."""
+    async def tell_the_end(self, outcome: str, reason: str | None) -> None:
+        """Tell the delivery how it ended; what cannot be told in time expires by itself, and changes nothing here."""
         if not self._submitted:
             return
         try:
             async with asyncio.timeout(FAREWELL_TIMEOUT):
-                await self._delivery.finish(outcome, reason)
+                await self.delivery.finish(outcome, reason)
         except (TimeoutError, HeadlessPasskeyError) as error:
             logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
+        except Exception:
+            logger.exception("ceremony %s: %s was not reported: the delivery failed", self._name, outcome)
 
-    async def _walk(
-        self, radio: AdvertSource, lifetime: float, now: int, tasks: asyncio.TaskGroup
-    ) -> SignedIn:
-        if not callable(self._options):
-            self._check_options(self._options)
-        for recipient in await self._delivery.recipients():
-            transaction = QrTransaction.create(hint=self._ask.kind, time=now)
-            self._candidates[recipient] = _Candidate(recipient, transaction)
-        watching = None
-        try:
-            async with radio.adverts() as adverts:
-                self.report(Stage.PREPARED, recipients=len(self._candidates))
-                self._submitted = True  # from here on the other side may know of it
-                urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
-                await self._delivery.submit(self._ask, urls, lifetime=lifetime)
-                self.report(Stage.SUBMITTED)
-                watching = tasks.create_task(self._watch(tasks))
-                listening = tasks.create_task(self._listen(adverts, tasks))
-                try:
-                    reached = await asyncio.shield(self._reached)
-                finally:
-                    self._listening = False
-                    await _cancel(listening, *self._pursuits)
-            credential, user_checked = await self._exchange(reached)
-        finally:
-            if watching is not None:
-                await _cancel(watching)  # the phone has spoken, whatever becomes of the request
-            if self._reached.done():
-                await self._reached.result().stack.aclose()
-        if self._settle is not None:
-            await self._settle(credential)
-        return SignedIn(credential=credential, user_checked=user_checked)
+    async def _find_phone(
+        self,
+        radio: AdvertSource,
+        lifetime: float,
+        tasks: asyncio.TaskGroup,
+        until_answered: AsyncExitStack,
+    ) -> _Phone:
+        """Deliver the URLs, and listen until a phone has opened the channel; then the radio is off.
 
-    async def _watch(self, tasks: asyncio.TaskGroup) -> None:
+        until_answered: as long as it is open the request is followed.
+        """
+        async with radio.adverts() as adverts:
+            self.report(Stage.PREPARED, recipients=len(self._candidates))
+            self._submitted = True  # from here on
+            urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
+            await self.delivery.submit(self.ask, urls, lifetime=lifetime)
+            self.report(Stage.SUBMITTED)
+            following = tasks.create_task(self._follow(tasks))
+            until_answered.push_async_callback(end, following)
+            listening = tasks.create_task(self._listen(adverts, tasks))
+            try:
+                return await asyncio.shield(self._reached)
+            finally:
+                self._listening = False
+                await end(listening, *self._pursuits)
+
+    async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the request; its end, other than completion, ends the ceremony."""
         seen: str | None = None
-        async with aclosing(self._delivery.progress()) as states:
+        async with aclosing(self.delivery.progress()) as states:
             async for progress in states:
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
@@ -414,7 +423,7 @@ class _Corridor:
             raise ended
 
     def _is_near(self, advert: Advert) -> bool:
-        return self._min_rssi is None or (advert.rssi is not None and advert.rssi >= self._min_rssi)
+        return self.min_rssi is None or (advert.rssi is not None and advert.rssi >= self.min_rssi)
 
     def _hear(self, candidate: _Candidate, advert: Advert) -> _Heard | None:
         """What is known of this advert, when it is of this candidate's phone; some radios say a thing once."""
@@ -445,7 +454,7 @@ class _Corridor:
     def _tunnel_service(self, number: int) -> str | None:
         """The base URL of a tunnel domain; None for one that nobody knows, whose adverts are ignored (§11.5.1)."""
         try:
-            return self._tunnels.get(number) or f"wss://{tunnel_domain(number)}"
+            return self.tunnels.get(number) or f"wss://{tunnel_domain(number)}"
         except RemoteProtocolError:
             logger.info("ceremony %s: no tunnel service is known for domain %d", self._name, number)
             return None
@@ -471,7 +480,7 @@ class _Corridor:
 
     def _limit(self, heard: _Heard) -> float | None:
         """By when the advert's phone must have been reached, on the event loop's clock."""
-        return None if self._join_within is None else heard.first + self._join_within
+        return None if self.join_within is None else heard.first + self.join_within
 
     async def _attempt(self, candidate: _Candidate, heard: _Heard, limit: float | None) -> Exception | None:
         """Join the tunnel the advert leads to and prove ourselves to the phone; why not, when that fails.
@@ -483,73 +492,66 @@ class _Corridor:
             try:
                 url = connect_url(heard.base, eid.routing_id, transaction.url.tunnel_id)
                 async with asyncio.timeout_at(limit):
-                    tunnel = await stack.enter_async_context(open_tunnel(url, tls=self._tls))
+                    tunnel = await stack.enter_async_context(open_tunnel(url, tls=self.tls))
                     self.report(Stage.TUNNEL_JOINED)
                     async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                         channel, get_info = await _shake_hands(tunnel, transaction, eid)
             except (TransportError, RemoteProtocolError, TimeoutError) as error:
                 return error
             if not self._reached.done():
-                self.report(Stage.CHANNEL_OPEN, phone=get_info)
-                self._reached.set_result(
-                    _Reached(candidate.recipient, tunnel, channel, get_info, stack.pop_all())
+                phone = _Phone(
+                    recipient=candidate.recipient, tunnel=tunnel, channel=channel, get_info=get_info
                 )
+                candidate.pursuits.remove(
+                    _this_task()
+                )  # it is not to be ended for what its companion does from now on
+                self.report(Stage.CHANNEL_OPEN, phone=get_info)
+                self._reached.set_result(phone)
+                await _hold(phone)
             return None
 
-    async def _exchange(self, reached: _Reached) -> tuple[Credential, bool]:
+    async def _use(self, phone: _Phone) -> tuple[Credential, bool]:
         """Exactly one CTAP command over the open channel; its checked reply, and whether the user was checked."""
         options = await self._known_options()
-        if not self._may_go_on(reached.recipient):
+        if not self._may_go_on(phone.recipient):
             raise TrustError(
                 TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
             )
-        request = reached.channel.send(options.ctap_request(reached.get_info))
-        try:
-            await reached.tunnel.send(request)
-            self.report(Stage.REQUEST_SENT)
-            reply = await self._reply(reached)
-        except asyncio.CancelledError:
-            await _say_goodbye(reached)  # so that the phone takes back what it asks its user
-            raise
-        await _say_goodbye(reached)
+        await phone.tunnel.send(phone.channel.send(options.ctap_request(phone.get_info)))
+        self.report(Stage.REQUEST_SENT)
+        reply = await _reply(phone)
         if reply.code != Status.SUCCESS:
             raise CtapError(reply.code, status_name(reply.code))
-        credential = options.accept(reply.payload, reached.get_info)
+        credential = options.accept(reply.payload, phone.get_info)
         user_checked = self._check_user(options, credential)
         self.report(Stage.REPLY_CHECKED)
         return credential, user_checked
 
-    async def _reply(self, reached: _Reached) -> Ctap:
-        while True:
-            event = reached.channel.receive(await reached.tunnel.receive())
-            if isinstance(event, Ctap):
-                return event
-
     async def _known_options(self) -> Options:
         """The options, when they ask for what was announced."""
-        options = self._options
+        options = self.options
         if callable(options):
             given = await options()
             if isinstance(given, AuthenticationOptions | RegistrationOptions):
                 options = given
             else:
-                is_get = self._ask.kind is RequestKind.GET_ASSERTION
+                is_get = self.ask.kind is RequestKind.GET_ASSERTION
                 parse = AuthenticationOptions.parse if is_get else RegistrationOptions.parse
-                options = parse(given, origin=self._ask.origin, related=self._ask.related)
+                options = parse(given, origin=self.ask.origin, related=self.ask.related)
             self._check_options(options)
         return options
 
     def _check_options(self, options: Options) -> None:
         """That nobody approves one thing and gets another (T4)."""
         if (options.hint, options.rp_id, options.origin) != (
-            self._ask.kind,
-            self._ask.rp_id,
-            self._ask.origin,
+            self.ask.kind,
+            self.ask.rp_id,
+            self.ask.origin,
         ):
             raise TrustError(
                 TrustReason.OPTIONS_DIFFER, "the options ask for something else than was announced"
             )
-        if isinstance(options, RegistrationOptions) and self._ask.user_handle not in (None, options.user.id):
+        if isinstance(options, RegistrationOptions) and self.ask.user_handle not in (None, options.user.id):
             raise TrustError(
                 TrustReason.OPTIONS_DIFFER, "the options are for another user than was announced"
             )
@@ -558,7 +560,7 @@ class _Corridor:
         """Whether the account that answered was the one asked for; False when nobody was expected (T3)."""
         if isinstance(options, RegistrationOptions):
             return True
-        expected, came = self._ask.user_handle, credential.user_handle
+        expected, came = self.ask.user_handle, credential.user_handle
         if expected is not None and came != expected and not (came is None and options.allow_list):
             raise TrustError(
                 TrustReason.UNEXPECTED_USER, "a passkey of another account than expected answered"
@@ -579,24 +581,30 @@ async def _shake_hands(
     return channel, peer.get_info
 
 
-async def _say_goodbye(reached: _Reached) -> None:
-    """Tell the phone that there will be no more requests; that it has gone already is no news."""
-    goodbye = reached.channel.shutdown()
-    if goodbye is not None:
-        with suppress(TransportError, TimeoutError):
-            async with asyncio.timeout(GOODBYE_TIMEOUT):
-                await reached.tunnel.send(goodbye)
+async def _reply(phone: _Phone) -> Ctap:
+    while True:
+        event = phone.channel.receive(await phone.tunnel.receive())
+        if isinstance(event, Ctap):
+            return event
 
 
-async def _cancel(*tasks: asyncio.Task[None]) -> None:
-    """End `tasks` and wait until they have; an error they end with is the task group's to raise."""
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
+async def _hold(phone: _Phone) -> None:
+    """Keep the tunnel open until it is let go, or this task is cancelled; then say that there will be no more requests.
+
+    The phone takes back what it asks its user. That it has gone already, or spoiled the channel, is no news.
+    """
+    try:
+        await phone.let_go.wait()
+    finally:
+        with suppress(HeadlessPasskeyError, TimeoutError):
+            goodbye = phone.channel.shutdown()
+            if goodbye is not None:
+                async with asyncio.timeout(GOODBYE_TIMEOUT):
+                    await phone.tunnel.send(goodbye)
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error that ended the ceremony: a task group wraps it even when it is alone."""
-    error: BaseException = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+def _this_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    if task is None:
+        raise LocalProtocolError("a ceremony runs in a task")
+    return task

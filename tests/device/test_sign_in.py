@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import new_url
-from headless_passkey.net.tunnel import open_tunnel
+from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.sign_in import (
@@ -252,6 +253,36 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
             sink.write(data)
             await sink.drain()
     sink.close()
+
+
+class Tunnels:
+    """The device's tunnels, counted; the last step of closing one can be held up."""
+
+    def __init__(self) -> None:
+        self.opened = self.closed = 0
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+
+    @contextlib.asynccontextmanager
+    async def open(self, url: str, **options: Any) -> AsyncIterator[Tunnel]:
+        async with contextlib.AsyncExitStack() as stack:
+            tunnel = await stack.enter_async_context(open_tunnel(url, **options))
+            self.opened += 1
+            try:
+                yield tunnel
+            finally:
+                try:
+                    await self.may_close.wait()
+                    await stack.aclose()
+                finally:
+                    self.closed += 1
+
+
+@pytest.fixture
+async def tunnels(monkeypatch: pytest.MonkeyPatch) -> Tunnels:
+    counted = Tunnels()
+    monkeypatch.setattr("headless_passkey.sign_in.open_tunnel", counted.open)
+    return counted
 
 
 @pytest.fixture
@@ -753,7 +784,7 @@ CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTE
 
 
 @pytest.mark.parametrize("stage", CANCELLABLE)
-async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage) -> None:
+async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage, tunnels: Tunnels) -> None:
     await bench.register()
     tasks: list[asyncio.Task[SignedIn]] = []
 
@@ -774,6 +805,43 @@ async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage) ->
     assert not bench.air.listening
     leftover = {task for task in asyncio.all_tasks() - before if "sign_in" in str(task.get_coro())}
     assert not leftover
+    assert tunnels.closed == tunnels.opened
+
+
+@pytest.mark.parametrize("stage", [Stage.CHANNEL_OPEN, Stage.REQUEST_SENT, Stage.REPLY_CHECKED])
+async def test_a_deadline_closes_the_tunnel_at_every_stage(
+    bench: Bench, stage: Stage, tunnels: Tunnels
+) -> None:
+    await bench.register()
+    for seconds in (1, 5, 25):  # as long as this machine takes to come that far
+        bench.carrier, tunnels.opened, tunnels.closed = Carrier(bench.air), 0, 0
+        deadline = time.monotonic() + seconds + 0.1
+        reached: list[Stage] = []
+
+        def dawdle(event: StageEvent, reached: list[Stage] = reached, deadline: float = deadline) -> None:
+            if event.stage is stage:
+                reached.append(stage)
+                while time.monotonic() < deadline:
+                    time.sleep(0.01)
+
+        with pytest.raises(NotApproved) as caught:
+            await asyncio.gather(bench.sign_in(on_stage=dawdle, timeout=seconds), bench.answered())
+        if reached:
+            break
+    assert caught.value.outcome is Outcome.EXPIRED
+    assert (tunnels.opened, tunnels.closed) == (1, 1)
+    assert bench.carrier.finished == [("cancelled", "deadline")]
+
+
+async def test_the_response_is_settled_while_the_tunnel_closes(bench: Bench, tunnels: Tunnels) -> None:
+    await bench.register()
+    tunnels.may_close.clear()
+
+    async def settle(_credential: Credential) -> None:
+        tunnels.may_close.set()
+
+    await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
+    assert tunnels.closed == tunnels.opened
 
 
 @pytest.mark.parametrize("how", ["cancelled", "withdrawn"])
@@ -865,6 +933,66 @@ async def test_what_the_caller_raises_is_passed_on_and_fails_the_request(
         await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
     assert raised.value is error
     assert bench.carrier.finished == [("failed", None)]
+
+
+CAUSED = TransportError("lost", reason=TransportReason.NO_ADAPTER)
+CAUSED.__cause__ = OSError(19, "no such device")
+
+
+@pytest.mark.parametrize("of", ["the radio", "the delivery", "the options", "settling"])
+async def test_an_error_keeps_its_cause(bench: Bench, of: str) -> None:
+    await bench.register()
+
+    async def fails(*_: object) -> None:
+        raise CAUSED
+
+    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    phone = asyncio.create_task(bench.answered()) if of in ("the options", "settling") else None
+    if of == "the radio":
+        bench.air.put(CAUSED)
+    elif of == "the delivery":
+        bench.carrier.states.put_nowait(CAUSED)
+    options, settle = fails if of == "the options" else None, fails if of == "settling" else None
+    with pytest.raises(TransportError) as caught:
+        await bench.sign_in(ask, options, settle=settle)
+    assert caught.value is CAUSED
+    assert isinstance(caught.value.__cause__, OSError)
+    assert not isinstance(caught.value.__context__, BaseExceptionGroup)
+    if phone is not None:
+        await phone
+
+
+@pytest.mark.parametrize("end", ["success", "failure", "deadline", "cancellation"])
+async def test_a_bug_in_a_delivery_is_logged_and_replaces_no_end(
+    bench: Bench, end: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await bench.register()
+
+    class Broken(Carrier):
+        async def finish(self, outcome: str, reason: str | None = None) -> None:
+            await super().finish(outcome, reason)
+            raise ZeroDivisionError
+
+    bench.carrier = Broken(bench.air)
+    match end:
+        case "success":
+            signed_in, _ = await asyncio.gather(bench.sign_in(), bench.answered())
+            assert signed_in.credential.user_handle == USER
+        case "failure":
+            bench.air.put(None)
+            with pytest.raises(TransportError):
+                await bench.sign_in()
+        case "deadline":
+            with pytest.raises(NotApproved):
+                await bench.sign_in(timeout=0.05)
+        case "cancellation":
+            signing_in = asyncio.create_task(bench.sign_in())
+            await bench.reached(Stage.SUBMITTED).wait()
+            signing_in.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await signing_in
+    assert len(bench.carrier.finished) == 1
+    assert "ZeroDivisionError" in caplog.text
 
 
 async def test_a_farewell_that_cannot_be_told_changes_nothing(bench: Bench) -> None:

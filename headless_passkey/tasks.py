@@ -1,0 +1,50 @@
+"""Tasks with an owner: ended and waited for, also when the owner is cancelled meanwhile, and once more."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+
+async def end(*tasks: "asyncio.Task[None]") -> None:
+    """Cancel `tasks` and return when all have ended; an error they end with is for whoever awaits them.
+
+    A cancellation that comes meanwhile is raised when they have ended. So a task must end soon after it is cancelled.
+    """
+    for task in tasks:
+        task.cancel()
+    await until_done(*tasks)
+
+
+async def until_done(*tasks: "asyncio.Future[None]") -> None:
+    """Return when all `tasks` have ended. A cancellation that comes meanwhile is raised then, and does not reach them."""
+    cancelled: asyncio.CancelledError | None = None
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """An `asyncio.TaskGroup` that raises the error that ended it as it was raised: not in a group, with its cause."""
+    own: Exception | None = None
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            try:
+                yield tasks
+            except Exception as error:
+                own = error
+                raise
+    except BaseExceptionGroup as errors:
+        ended = own or _first(errors)
+    else:
+        return
+    raise ended  # outside of the handler, which would make the group its context
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error = errors.exceptions[0]
+    return _first(error) if isinstance(error, BaseExceptionGroup) else error
