@@ -64,9 +64,7 @@ def make_app(config: RelayConfig) -> web.Application:
 
     Starting raises `StoreUnusable` or `StoreBusy`.
     """
-    app = web.Application(
-        client_max_size=MAX_BODY, middlewares=[_answer_problems], handler_args={"logger": http_logger}
-    )
+    app = web.Application(middlewares=[_answer_problems], handler_args={"logger": http_logger})
     app[RELAY] = relay = RelayEndpoints(config)
     app.cleanup_ctx.append(_opened_store)
     app.on_shutdown.append(_let_go)
@@ -330,9 +328,6 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except Problem as refusal:
         problem = refusal
         response = _problem(refusal)
-    except web.HTTPRequestEntityTooLarge:
-        problem = Problem(Slug.PAYLOAD_TOO_LARGE, limit=MAX_BODY)
-        response = _problem(problem)
     except web.HTTPNotFound:
         problem = Problem(Slug.NOT_FOUND)
         response = _problem(problem)
@@ -342,10 +337,6 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         response = untyped(error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
-    except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
-        logger.debug("a body could not be read: %s", type(error).__name__)
-        problem = Problem(Slug.INVALID_REQUEST, "the body does not come as its headers say")
-        response = _problem(problem)
     except StoreUnavailable as error:
         logger.error("%s", error)  # noqa: TRY400  the message says it all
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
@@ -370,15 +361,32 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
-    """The body, parsed; a slow one is not waited for, and a compressed one is not unpacked."""
+    """The body, parsed. A slow one is not waited for, and a compressed one is not unpacked."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            data = await request.read()
+            data = await _read(request)
     except TimeoutError as error:
         raise Problem(Slug.INVALID_REQUEST, "the body did not come in time") from error
+    except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
+        logger.debug("a body could not be read: %s", type(error).__name__)
+        raise Problem(Slug.INVALID_REQUEST, "the body does not come as its headers say") from error
     return parse_body(data, kind)
+
+
+async def _read(request: web.Request) -> bytes:
+    """The body's bytes, `MAX_BODY` at the most: aiohttp knows one limit for a host and all that is mounted in it."""
+    if not request.can_read_body:  # there is none, or a middleware of the host has read it
+        data = await request.read()
+    else:
+        body = bytearray()
+        while len(body) <= MAX_BODY and (chunk := await request.content.readany()):
+            body += chunk
+        data = bytes(body)
+    if len(data) > MAX_BODY:
+        raise Problem(Slug.PAYLOAD_TOO_LARGE, limit=MAX_BODY)
+    return data
 
 
 def _query(request: web.Request, *allowed: str) -> Query:

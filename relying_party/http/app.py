@@ -64,7 +64,6 @@ from relying_party.errors import (
     InvalidRequest,
     NotFound,
     NotSignedIn,
-    PayloadTooLarge,
     RateLimited,
     RefreshTokenReused,
     RefreshTokenSpent,
@@ -91,7 +90,6 @@ from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import CONTENT_TYPE, Metrics
 from relying_party.http.page import render, render_problem
 from relying_party.http.request import (
-    MAX_BODY,
     STATE,
     Clock,
     SignedIn,
@@ -148,7 +146,6 @@ def make_app(
     """
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     app = web.Application(
-        client_max_size=MAX_BODY,
         middlewares=[_finish, *([_show_problems] if with_pages else []), _explain],
         handler_args={"logger": http_logger},
     )
@@ -672,8 +669,6 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
             members={"retry_after": 5},
             headers=headers,
         )
-    except web.HTTPRequestEntityTooLarge:
-        return refused(PayloadTooLarge(limit=MAX_BODY))
     except web.HTTPNotFound:
         return refused(NotFound("there is nothing at this address"))
     except web.HTTPException as error:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from relying_party.config import Config
 from relying_party.core.access_tokens import TokenIssuer
@@ -165,18 +166,26 @@ async def _body(request: web.Request, media_type: str) -> bytes:
         raise InvalidRequest(f"expected {media_type}")
     if (request.content_length or 0) > MAX_BODY:
         raise PayloadTooLarge(limit=MAX_BODY)
-    body = bytearray()
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            while chunk := await request.content.readany():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise PayloadTooLarge(limit=MAX_BODY)
+            return await _read(request)
     except TimeoutError as error:
         raise InvalidRequest("the body took too long") from error
-    except (web.RequestPayloadError, ConnectionError) as error:
+    except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
         raise InvalidRequest("the body cannot be read to its end") from error
-    return bytes(body)
+
+
+async def _read(request: web.Request) -> bytes:
+    if not request.can_read_body:  # there is none, or a middleware of the service has read it
+        body = await request.read()
+    else:
+        read = bytearray()
+        while len(read) <= MAX_BODY and (chunk := await request.content.readany()):
+            read += chunk
+        body = bytes(read)
+    if len(body) > MAX_BODY:
+        raise PayloadTooLarge(limit=MAX_BODY)
+    return body
 
 
 def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
