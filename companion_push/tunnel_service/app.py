@@ -43,10 +43,14 @@ logger = logging.getLogger(__name__)
 
 
 def make_app(limits: Limits | None = None) -> web.Application:
-    """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs."""
+    """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs.
+
+    Phones look for it at the root of a tunnel domain. Mounted under a prefix, it is found by clients that were
+    told ``wss://host/prefix``.
+    """
     app = web.Application(handler_args={"logger": http_logger})
     app[_HALL] = Hall(limits if limits is not None else Limits())
-    app.router.add_get("/livez", _livez)
+    app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
     app.on_shutdown.append(_close_the_hall)
     return app
@@ -258,6 +262,7 @@ class Meeting:
 
 _GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
 _HALL: Final = web.AppKey("hall", Hall)
+_LIVEZ: Final = "livez"
 
 
 async def _livez(_request: web.Request) -> web.Response:
@@ -269,7 +274,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     refusal = hall.rendezvous.arrive(request.remote or "", now=_now())
     if refusal is not None:
         return _refuse(refusal)
-    path = parse_path(request.rel_url.raw_path)
+    path = parse_path(request.rel_url.raw_path.removeprefix(_mounted_at(request.app)))
     if path is None or isinstance(path, ContactTunnel):  # there is nobody here to wake
         return problem(404, "no such path")
     if request.method != hdrs.METH_GET:
@@ -286,6 +291,11 @@ async def _cable(request: web.Request) -> web.StreamResponse:
             return await hall.open(request, path)
         case ConnectTunnel():
             return await hall.join(request, path)
+
+
+def _mounted_at(app: web.Application) -> str:
+    """The prefix under which a host has mounted the application; empty when it stands by itself."""
+    return app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
 
 
 def _upgrades(request: web.Request, limits: Limits) -> bool:

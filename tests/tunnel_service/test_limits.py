@@ -1,0 +1,198 @@
+"""Every limit of the tunnel service, at fifty times its size and all at once; and in hosts with limits of their own."""
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from companion_push.tunnel_service.app import make_app
+from companion_push.tunnel_service.rendezvous import Limits
+from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER
+
+PATIENCE = 120.0  # seconds: a safety net, so that a hang is a failure
+TIMES = 50
+PROTOCOLS = ("fido.cable",)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Socket = aiohttp.ClientWebSocketResponse
+
+
+class Service:
+    """A tunnel service on loopback, and the ends that call it."""
+
+    def __init__(self, base: str, session: aiohttp.ClientSession, stack: contextlib.AsyncExitStack) -> None:
+        self.base = base
+        self._session = session
+        self._stack = stack
+
+    async def call(self, path: str) -> tuple[int, Socket | None]:
+        """The status of the answer, and the websocket, where there is one."""
+        try:
+            websocket = await self._session.ws_connect(self.base + path, protocols=PROTOCOLS)
+        except aiohttp.WSServerHandshakeError as error:
+            return error.status, None
+        self._stack.push_async_callback(websocket.close)
+        return 101, websocket
+
+    async def new(self, number: int) -> tuple[int, Socket | None]:
+        return await self.call(f"/cable/new/{number:032X}")
+
+    async def both(self) -> tuple[Socket, Socket]:
+        _, first = await self.new(1)
+        assert first is not None
+        _, second = await self.join(first)
+        assert second is not None
+        return first, second
+
+    async def join(self, first: Socket, number: int = 1) -> tuple[int, Socket | None]:
+        routing_id = first._response.headers[ROUTING_ID_HEADER]
+        return await self.call(f"/cable/connect/{routing_id}/{number:032X}")
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    limits: Limits, *, host: web.Application | None = None, prefix: str = ""
+) -> AsyncIterator[Service]:
+    app = make_app(limits)
+    if host is not None:
+        host.add_subapp(prefix, app)
+    async with (
+        TestServer(host or app) as server,
+        aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session,
+        contextlib.AsyncExitStack() as stack,
+        asyncio.timeout(PATIENCE),
+    ):
+        yield Service(str(server.make_url(prefix)).rstrip("/"), session, stack)
+
+
+async def until_closed(websocket: Socket) -> tuple[int, int | None]:
+    """How many messages come until the end, and its code."""
+    count = 0
+    while (await websocket.receive()).type is aiohttp.WSMsgType.BINARY:
+        count += 1
+    return count, websocket.close_code
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize("limits", [Limits(tunnels=4), Limits(tunnels_per_address=4)], ids=["all", "address"])
+async def test_of_two_hundred_tunnels_at_once_four_open_and_as_many_again_when_they_have_ended(
+    limits: Limits,
+) -> None:
+    async with serving(limits) as service:
+        answers = await asyncio.gather(*(service.new(number) for number in range(4 * TIMES)))
+        assert Counter(status for status, _ in answers) == {101: 4, 503: 196}
+        for _, websocket in answers:
+            if websocket is not None:
+                await websocket.close()
+        answers = await asyncio.gather(*(service.new(number) for number in range(4 * TIMES)))
+        assert Counter(status for status, _ in answers) == {101: 4, 503: 196}
+
+
+@pytest.mark.threat("T9")
+async def test_of_five_hundred_arrivals_from_one_address_at_once_ten_are_let_in() -> None:
+    async with serving(Limits(rate=10)) as service:
+        answers = await asyncio.gather(*(service.call(f"/cable/{number}") for number in range(10 * TIMES)))
+        assert {status for status, _ in answers} == {404, 429}
+        # a bucket of ten fills by one in six seconds: a slow machine may see some more
+        assert 10 <= sum(status == 404 for status, _ in answers) < 50
+
+
+@pytest.mark.threat("T9")
+async def test_of_fifty_who_open_one_tunnel_at_once_one_does_and_of_fifty_who_join_it_one_does() -> None:
+    async with serving(Limits()) as service:
+        answers = await asyncio.gather(*(service.new(1) for _ in range(TIMES)))
+        assert Counter(status for status, _ in answers) == {101: 1, 409: 49}
+        (first,) = (websocket for _, websocket in answers if websocket is not None)
+        answers = await asyncio.gather(*(service.join(first) for _ in range(TIMES)))
+        assert Counter(status for status, _ in answers) == {101: 1, 404: 49}
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize(
+    ("limits", "carried", "code"),
+    [(Limits(messages=4), 4, 1008), (Limits(size=40), 4, 1008), (Limits(message_size=9), 0, 1009)],
+    ids=["messages", "bytes", "message"],
+)
+async def test_an_end_that_says_fifty_times_too_much_from_both_sides_is_carried_to_the_limit(
+    limits: Limits, carried: int, code: int
+) -> None:
+    async with serving(limits) as service:
+        first, second = await service.both()
+
+        async def flood(websocket: Socket) -> None:
+            with contextlib.suppress(ConnectionError):
+                for _ in range(4 * TIMES):
+                    await websocket.send_bytes(bytes(10))
+
+        await flood(second)
+        count, told = await until_closed(first)
+        assert (told, count <= carried) == (1001, True)  # the end comes at once, before what still waits
+        assert await until_closed(second) == (0, code)
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize(
+    "limits", [Limits(early_messages=4), Limits(early_size=40)], ids=["messages", "bytes"]
+)
+async def test_of_two_hundred_early_messages_four_wait_at_the_most(limits: Limits) -> None:
+    async with serving(limits) as service:
+        _, first = await service.new(1)
+        assert first is not None
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4 * TIMES):
+                await first.send_bytes(bytes(10))
+        assert await until_closed(first) == (0, 1008)
+        assert (await service.join(first))[0] == 404
+
+
+@pytest.mark.threat("T9")
+async def test_an_end_that_pings_fifty_times_too_often_is_closed() -> None:
+    async with serving(Limits(controls=4, life=600, silence=600)) as service:
+        first, second = await service.both()
+        with contextlib.suppress(ConnectionError):
+            for _ in range(4 * TIMES):
+                await second.ping()
+        assert await until_closed(second) == (0, 1008)
+        assert await until_closed(first) == (0, 1001)
+
+
+# Mounted
+
+
+@web.middleware
+async def hides_failures(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException:
+        return web.Response(status=418)
+
+
+HOSTS: dict[str, Callable[[], web.Application]] = {
+    "a host with a strict limit": lambda: web.Application(client_max_size=1),
+    "a host that answers what is raised": lambda: web.Application(middlewares=[hides_failures]),
+}
+
+
+@pytest.mark.parametrize("prefix", ["/tunnels", "/a/b", "/cable"])
+@pytest.mark.parametrize("host", HOSTS)
+async def test_a_mounted_tunnel_service_carries_what_it_carries_by_itself(host: str, prefix: str) -> None:
+    async with serving(Limits(), host=HOSTS[host](), prefix=prefix) as service:
+        first, second = await service.both()
+        await first.send_bytes(bytes(1 << 20))
+        assert (await second.receive()).data == bytes(1 << 20)
+        assert (await service.call("/cable/contact/AAAA"))[0] == 404
+
+
+async def test_a_tunnel_service_can_be_mounted_for_a_domain() -> None:
+    host = web.Application()
+    host.add_domain("cable.example", make_app(Limits()))
+    async with TestServer(host) as server, aiohttp.ClientSession() as session:
+        url = server.make_url("/cable/new/" + "A" * 32)
+        for name, status in (("cable.example", 400), ("www.example", 404)):  # 400: it is no upgrade
+            async with session.get(url, headers={"Host": name}) as response:
+                assert response.status == status
