@@ -13,7 +13,7 @@ from aiohttp.web_middlewares import normalize_path_middleware
 from relying_party.http.app import make_app
 from tests.rp.clients import WEB_ORIGIN, Browser, Clock, Device, Site, make_config
 
-MOST_BODY = 65_536
+MAX_BODY = 65_536
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -67,12 +67,12 @@ async def test_its_own_limit_holds_in_every_service(host: web.Application, tmp_p
     async with mounted(host, "/passkeys", tmp_path / "s") as site:
         path = "/passkeys/webauthn/registration/options"
         headers = {"Origin": WEB_ORIGIN}
-        for body in (b" " * MOST_BODY + b"{", b" " * 15 * MOST_BODY):
+        for body in (b" " * MAX_BODY + b"{", b" " * 15 * MAX_BODY):
             answer = await site.raw("POST", path, headers, body)
             assert (answer.status, answer.slug, answer.body["limit"]) == (413, "payload-too-large", 65_536)
         # just as long as allowed
         wanted = json.dumps({"user_name": "ada"}).encode()
-        assert (await site.raw("POST", path, headers, wanted.rjust(MOST_BODY))).status == 200
+        assert (await site.raw("POST", path, headers, wanted.rjust(MAX_BODY))).status == 200
 
 
 async def test_both_kinds_of_clients_sign_in_in_every_service(host: web.Application, tmp_path: Path) -> None:
