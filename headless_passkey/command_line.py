@@ -20,10 +20,10 @@ import time
 import tomllib
 import traceback
 from codecs import BOM_UTF8
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NoReturn, TextIO
+from typing import Any, Final, NoReturn, Protocol, TextIO
 from weakref import WeakKeyDictionary
 
 from headless_passkey.errors import (
@@ -59,24 +59,55 @@ class HelpFormatter(argparse.HelpFormatter):
         return "\n".join(indent + line for line in lines)
 
 
-class SettingsParser(argparse.ArgumentParser):
-    """An argument parser whose defaults may come from a TOML file and the environment."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """A long option, which a TOML file and the environment can set too."""
 
-    _section: str | None = None
-    _environment: str | None = None
+    action: argparse.Action
+    repeated: bool  # whether each occurrence adds a value
+
+
+class Options(Protocol):
+    """What options are added to: a `SettingsParser`, or a titled group of one."""
+
+    def add_argument(self, *names: str, **how: Any) -> argparse.Action: ...
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """An argument parser whose defaults may come from a TOML file and the environment (docs/adr/0014).
+
+    It keeps the actions that `add_argument` returns. argparse has no public list of them.
+    """
+
+    section: str | None = None  # the TOML table, dotted
+    environment: str | None = None  # the prefix of the variables, without the underscore that follows
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.settings: dict[str, _Setting] = {}  # by TOML key; before argparse adds --help
         super().__init__(
             *args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs}
         )  # --config is looked for in full
         # what file or environment say for options that may be repeated; as their default, the command line would add to it
         self._repeated: dict[argparse.Action, list[Any]] = {}
 
+    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+        return self._keep(super().add_argument(*names, **how), how)
+
+    def titled_group(self, title: str) -> Options:
+        """Options with a title of their own in the help, which are settings as the others are."""
+        return _TitledGroup(self, title)
+
+    def _keep(self, action: argparse.Action, how: Mapping[str, Any]) -> argparse.Action:
+        long = [name[2:] for name in action.option_strings if name.startswith("--")]
+        if long and long[0] not in ("help", "config"):
+            self.settings[long[0]] = _Setting(action=action, repeated=how.get("action") == "append")
+        return action
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self._section is not None and self._environment is not None:
+        if self.section is not None and self.environment is not None:
             words = list(sys.argv[1:] if args is None else args)
-            self._apply(_from_file(self, words, self._section), f"[{self._section}]")
-            self._apply(_from_environment(self, self._environment), "the environment")
+            self._apply(_from_file(self, words, self.section), f"[{self.section}]")
+            self._apply(_from_environment(self.settings, self.environment), "the environment")
         namespace, rest = super().parse_known_args(args, namespace)
         for action, values in self._repeated.items():
             if getattr(namespace, action.dest) is action.default:  # not on the command line
@@ -92,36 +123,46 @@ class SettingsParser(argparse.ArgumentParser):
         raise SystemExit(int(status))
 
     def _apply(self, values: dict[str, Any], where: str) -> None:
-        actions = {_key(action): action for action in _options(self)}
         for key, value in values.items():
-            action = actions.get(key)
-            if action is None:
+            setting = self.settings.get(key)
+            if setting is None:
                 self.error(f"unknown setting {key!r} in {where}")
+            action, called = setting.action, f"{key} in {where}"
             action.required = False
-            if isinstance(action, argparse._AppendAction):  # noqa: SLF001  argparse names it nowhere else
+            if setting.repeated:
                 words = (
                     value.split() if isinstance(value, str) else value if isinstance(value, list) else [value]
                 )
-                self._repeated[action] = [self._converted(action, word, where) for word in words]
+                self._repeated[action] = [self._converted(action, word, called) for word in words]
             else:
-                action.default = self._converted(action, value, where)
+                action.default = self._converted(action, value, called)
 
-    def _converted(self, action: argparse.Action, value: Any, where: str) -> Any:
+    def _converted(self, action: argparse.Action, value: Any, called: str) -> Any:
         if action.nargs == 0:  # a switch
             if isinstance(value, bool):
                 return value
             if str(value).lower() in ("1", "true", "yes", "0", "false", "no"):
                 return str(value).lower() in ("1", "true", "yes")
-            self.error(f"{_key(action)} in {where} is neither true nor false")
+            self.error(f"{called} is neither true nor false")
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            self.error(f"{_key(action)} in {where} is neither text nor a number")
+            self.error(f"{called} is neither text nor a number")
         try:
             converted = action.type(str(value)) if callable(action.type) else str(value)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
-            self.error(f"{_key(action)} in {where}: {error}")
+            self.error(f"{called}: {error}")
         if action.choices is not None and converted not in action.choices:
-            self.error(f"{_key(action)} in {where}: choose from {', '.join(map(str, action.choices))}")
+            self.error(f"{called}: choose from {', '.join(map(str, action.choices))}")
         return converted
+
+
+class _TitledGroup:
+    """A titled group of a parser's options."""
+
+    def __init__(self, parser: SettingsParser, title: str) -> None:
+        self._parser, self._group = parser, parser.add_argument_group(title)
+
+    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
+        return self._parser._keep(self._group.add_argument(*names, **how), how)  # noqa: SLF001  both are of this module
 
 
 def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: str) -> None:
@@ -131,7 +172,7 @@ def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: 
     """
     if not isinstance(parser, SettingsParser):
         raise TypeError("settings need a SettingsParser")
-    parser._section, parser._environment = section, environment  # noqa: SLF001
+    parser.section, parser.environment = section, environment
     parser.add_argument("--config", metavar="FILE", help=f"TOML file with these options in table [{section}]")
     parser.add_argument(
         "--json", action="store_true", help="failures and progress as JSON, one object a line"
@@ -493,21 +534,6 @@ async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
         raise
 
 
-def _options(parser: argparse.ArgumentParser) -> Iterable[argparse.Action]:
-    for action in parser._actions:  # noqa: SLF001  argparse names it nowhere else
-        if any(name.startswith("--") for name in action.option_strings) and _key(action) not in (
-            "help",
-            "config",
-        ):
-            yield action
-
-
-def _key(action: argparse.Action) -> str:
-    """An option's name as TOML key: the first long form, without dashes in front."""
-    names = (name[2:] for name in action.option_strings if name.startswith("--"))
-    return next(names, action.dest)
-
-
 def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: str) -> dict[str, Any]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
@@ -528,10 +554,8 @@ def _from_file(parser: argparse.ArgumentParser, words: Sequence[str], section: s
     return {key: value for key, value in table.items() if not isinstance(value, dict)}
 
 
-def _from_environment(parser: argparse.ArgumentParser, prefix: str) -> dict[str, Any]:
-    names = {
-        f"{prefix}_{_key(action).replace('-', '_').upper()}": _key(action) for action in _options(parser)
-    }
+def _from_environment(keys: Iterable[str], prefix: str) -> dict[str, Any]:
+    names = {f"{prefix}_{key.replace('-', '_').upper()}": key for key in keys}
     return {key: os.environ[name] for name, key in names.items() if name in os.environ}
 
 

@@ -16,6 +16,7 @@ import textwrap
 import tomllib
 import traceback
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -97,9 +98,28 @@ class _Version(argparse.Action):
         parser.exit()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """A long option, which a TOML file and the environment can set too."""
+
+    switch: bool  # without a value
+    repeated: bool  # whether each occurrence adds a value
+
+
 class _Parser(argparse.ArgumentParser):
+    """An argument parser that keeps which long options it has: argparse has no public list of them (docs/adr/0014)."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.settings: dict[str, _Setting] = {}  # by TOML key; before argparse adds --help
         super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+
+    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
+        action = super().add_argument(*names, **how)
+        setting = _Setting(switch=action.nargs == 0, repeated=how.get("action") == "append")
+        for name in action.option_strings:
+            if name.startswith("--") and name not in ("--help", "--config"):
+                self.settings[name.removeprefix("--")] = setting
+        return action
 
     def error(self, message: str) -> NoReturn:
         """One line and status 2; argparse would print the whole usage first."""
@@ -107,11 +127,11 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(_fail(ExitStatus.USAGE, "UsageError", f"{message} (see --help)", as_json=as_json))
 
 
-def _parsers() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+def _parsers() -> tuple[_Parser, _Parser]:
     parser = _Parser(prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    serve = commands.add_parser(
+    serve: _Parser = commands.add_parser(
         SECTION,
         help="serve registration, sign-in and a page that shows both",
         description="Serve registration and sign-in with passkeys, and a page that shows who is there. "
@@ -272,32 +292,22 @@ def _seconds(text: str) -> int:
     return int(text)
 
 
-def _settings(
-    parser: argparse.ArgumentParser, words: Sequence[str], environment: Mapping[str, str]
-) -> list[str]:
+def _settings(parser: _Parser, words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
     """What file and environment say, in the words of the command line, less what that says itself."""
-    actions = {
-        name.removeprefix("--"): action
-        for action in parser._actions  # noqa: SLF001  argparse names them nowhere else
-        for name in action.option_strings
-        if name.startswith("--") and name not in ("--help", "--config")
-    }
     said = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
-    found = _from_file(parser, words, actions)
-    for name, action in actions.items():
+    found = _from_file(parser, words)
+    for name, setting in parser.settings.items():
         value = environment.get(ENVIRONMENT + name.replace("-", "_").upper())
         if value is not None:
-            found[name] = value.split() if _repeats(action) else value
+            found[name] = value.split() if setting.repeated else value
     settled: list[str] = []
     for name, value in found.items():
         if name not in said:
-            settled += _words(parser, name, actions[name], value)
+            settled += _words(parser, name, value)
     return settled
 
 
-def _from_file(
-    parser: argparse.ArgumentParser, words: Sequence[str], actions: Mapping[str, argparse.Action]
-) -> dict[str, Any]:
+def _from_file(parser: _Parser, words: Sequence[str]) -> dict[str, Any]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     try:
@@ -313,26 +323,22 @@ def _from_file(
     if not isinstance(table, dict):
         parser.error(f"[{SECTION}] in {path} is not a table")
     for name in table:
-        if name not in actions:
+        if name not in parser.settings:
             parser.error(f"unknown setting {name!r} in {path}")
     return table
 
 
-def _words(parser: argparse.ArgumentParser, name: str, action: argparse.Action, value: Any) -> list[str]:
-    if action.nargs == 0:  # a switch
+def _words(parser: _Parser, name: str, value: Any) -> list[str]:
+    if parser.settings[name].switch:
         known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         on = known.get(str(value).lower())
         if on is None:
             parser.error(f"setting {name!r} is neither true nor false")
         return [f"--{name}"] if on else []
-    values = value if isinstance(value, list) and _repeats(action) else [value]
+    values = value if isinstance(value, list) and parser.settings[name].repeated else [value]
     if not all(isinstance(one, str | int) for one in values):
         parser.error(f"setting {name!r} is not text")
     return [f"--{name}={one}" for one in values]
-
-
-def _repeats(action: argparse.Action) -> bool:
-    return isinstance(action, argparse._AppendAction)  # noqa: SLF001
 
 
 def _say(message: str, args: argparse.Namespace) -> None:

@@ -108,6 +108,14 @@ def test_the_help_of_every_program_tells_of_its_settings() -> None:
         assert "\n\nEvery option can be set as " in parser.format_help(), name
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_long_option_of_every_program_is_a_setting(name: str) -> None:
+    parser = COMMANDS[name]
+    options = {option for action in parser._actions for option in action.option_strings}
+    long = {option.removeprefix("--") for option in options if option.startswith("--")} - {"help", "config"}
+    assert set(vars(parser)["settings"]) == long
+
+
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md"])
 def test_the_command_lines_of_a_page_are_taken_by_their_programs(page: str) -> None:
     lines = "\n".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()

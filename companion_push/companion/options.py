@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.companion.advertiser.choose import DEFAULT
-from headless_passkey.command_line import add_settings, example, label_or_name
+from headless_passkey.command_line import Options, SettingsParser, add_settings, example, label_or_name
 from headless_passkey.trust.invitation import LIFETIME
 from headless_passkey.trust.ring import Role, is_rp_id
 
@@ -152,7 +152,7 @@ def _add_run(commands: Any) -> None:
     run.add_argument(
         "--pending", action="store_true", help="ask once what is pending, deal with that, and end"
     )
-    phone = run.add_argument_group("for --opener phone, which is for demonstrations and tests")
+    phone = run.titled_group("for --opener phone, which is for demonstrations and tests")
     _phone_options(phone, required=False)
 
 
@@ -170,8 +170,8 @@ def _command(
     name: str,
     summary_text: str,
     called: str,
-) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+) -> SettingsParser:
+    parser: SettingsParser = commands.add_parser(
         name,
         help=summary_text,
         description=f"{summary_text[0].upper()}{summary_text[1:]}.",
@@ -198,7 +198,7 @@ def _ca_option(parser: argparse.ArgumentParser, whose: str) -> None:
     )
 
 
-def _phone_options(parser: Any, *, required: bool) -> None:
+def _phone_options(parser: Options, *, required: bool) -> None:
     parser.add_argument(
         "--credentials", metavar="FILE", type=Path, required=required, help="file of software passkeys"
     )

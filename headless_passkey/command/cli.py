@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from headless_passkey.command_line import (
+    Options,
     SettingsParser,
     UsageError,
     add_settings,
@@ -227,8 +228,8 @@ def _session(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, 
     return command
 
 
-def _audience_option(parser: argparse._ActionsContainer, what: str) -> None:
-    parser.add_argument(
+def _audience_option(options: Options, what: str) -> None:
+    options.add_argument(
         "--audience",
         metavar="ORIGIN",
         type=_service,
@@ -258,8 +259,8 @@ def _command(
     return parser
 
 
-def _state_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def _state_option(options: Options) -> None:
+    options.add_argument(
         "--state",
         metavar="DIR",
         default=DEFAULT_STATE,
@@ -267,20 +268,20 @@ def _state_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _ca_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def _ca_option(options: Options) -> None:
+    options.add_argument(
         "--ca", metavar="FILE", type=Path, help="PEM file of roots to believe instead of the system's"
     )
 
 
-def _radio_options(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def _radio_options(options: Options) -> None:
+    options.add_argument(
         "--radio",
         metavar="RADIO",
         default="bleak",
         help="bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)",
     )
-    parser.add_argument(
+    options.add_argument(
         "--scan",
         choices=("active", "passive"),
         default="active",
@@ -288,8 +289,8 @@ def _radio_options(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _tunnel_option(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
+def _tunnel_option(options: Options) -> None:
+    options.add_argument(
         "--tunnel",
         metavar="N=wss://HOST:PORT",
         type=_tunnel,
@@ -299,8 +300,8 @@ def _tunnel_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _ceremony_options(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_argument_group("what is asked (--rp, or --options with --origin)")
+def _ceremony_options(parser: SettingsParser) -> None:
+    what = parser.titled_group("what is asked (--rp, or --options with --origin)")
     what.add_argument(
         "--rp",
         metavar="URL",
@@ -329,7 +330,7 @@ def _ceremony_options(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--expect-user", metavar="HANDLE", help="base64url user handle; refuse any other account"
     )
-    how = parser.add_argument_group("how it travels")
+    how = parser.titled_group("how it travels")
     how.add_argument("--delivery", choices=("relay", "stdout"), default="relay", help="default: relay")
     _radio_options(how)
     how.add_argument(
