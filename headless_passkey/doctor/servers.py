@@ -77,7 +77,7 @@ def server_trouble(
         error,
         otherwise=SetupReason.WRONG_SERVER,
         case=case,
-        names={"host": urlsplit(url).netloc if case == "path" else where.host or "", "url": web_url},
+        names={"host": urlsplit(url).netloc if case == "path" else where.raw_host or "", "url": web_url},
         status=status,
         subject=urlsplit(url).netloc,
     )

@@ -25,6 +25,7 @@ import aiohttp
 from yarl import URL
 
 from headless_passkey.errors import (
+    LocalProtocolError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -161,7 +162,10 @@ class ProvenHttp:
         """base_url: without a slash at its end. clock: Unix seconds. chance: 0 to 1, to spread retries."""
         self._session, self._base_url, self._key = session, base_url, key
         self._clock, self._sleep, self._chance = clock, sleep, chance
-        self._host = URL(base_url).host_port_subcomponent or ""
+        try:
+            self._host = URL(base_url).host_port_subcomponent or ""
+        except ValueError as error:
+            raise LocalProtocolError("a server's base URL is https://HOST[:PORT][/PATH]") from error
 
     async def get(
         self, path: str, *, wait: int = 0, patience: float = PATIENCE, **query: str | int

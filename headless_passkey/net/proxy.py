@@ -23,7 +23,7 @@ from yarl import URL
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import with_mend
-from headless_passkey.net.unreachable import unreachable, what_went_wrong
+from headless_passkey.net.unreachable import check_name, unreachable, what_went_wrong
 
 _TLS: Final = ("https", "wss")
 _SCHEMES: Final = ("http", "https")  # of proxies
@@ -81,6 +81,7 @@ class Proxy:
                 or url.raw_query_string
             ):
                 raise ValueError  # noqa: TRY301  as yarl does
+            (url.raw_host or "").encode("idna")  # as it is looked up; `UnicodeError` is a `ValueError`
             authorization = None
             if url.raw_user is not None or url.raw_password is not None:
                 authorization = aiohttp.encode_basic_auth(url.user or "", url.password or "", "utf-8")
@@ -123,9 +124,10 @@ class Way:
     """The way of one request."""
 
     def __init__(self, url: URL | str) -> None:
-        """Raises `ProxyFailed` when HTTPS_PROXY names no proxy."""
+        """Raises `ProxyFailed` when HTTPS_PROXY names no proxy, `TransportError` for a host that nobody can look up."""
+        self._host = URL(url).raw_host or ""  # as it is looked up: what A-labels stand for need not exist
+        check_name(self._host)
         self._proxy = proxy_for(url)
-        self._host = URL(url).host or ""
         self._arrived = False
 
     @property

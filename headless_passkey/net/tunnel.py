@@ -34,7 +34,6 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 from headless_passkey.mends import with_mend
 from headless_passkey.net.proxy import Way, tracing
-from headless_passkey.net.tls import tls_context
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
 CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our goodbye
@@ -188,14 +187,18 @@ async def open_tunnel(
 ) -> AsyncIterator[Tunnel]:
     """An open tunnel at `url` (see `headless_passkey.hybrid.tunnel_url`), closed when the context is left.
 
-    tls: whom to believe; None means the system's roots. silence: seconds until the service is pinged when nothing
+    tls: whom to believe; None means the system's roots, as aiohttp read them when it was imported. silence: seconds until the service is pinged when nothing
     comes from it; it has half as many to answer. `TransportError` when the service cannot be reached
     or refuses, `RemoteProtocolError` when it does not speak the protocol.
     """
-    target = URL(url)
-    if target.scheme != "wss" or not target.host:
+    try:
+        target = URL(url)
+        host = target.raw_host
+        sound = target.scheme == "wss" and bool(host) and target.port != 0
+    except ValueError:  # its words may hold the tunnel ID
+        host, sound = None, False
+    if not sound or host is None:
         raise LocalProtocolError("a tunnel's URL begins with wss:// and a host")
-    host = target.host
     way = Way(target)
     answer: list[CIMultiDictProxy[str]] = []
 
@@ -221,7 +224,7 @@ async def open_tunnel(
                     target,
                     protocols=(SUBPROTOCOL,),
                     origin=str(target.origin()),
-                    ssl=tls if tls is not None else tls_context(None),
+                    ssl=True if tls is None else tls,
                     max_msg_size=MAX_MESSAGE_SIZE + 1,  # aiohttp refuses the size it is given
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
                     heartbeat=silence,

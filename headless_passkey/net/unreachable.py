@@ -11,6 +11,7 @@ from headless_passkey.mends import transport_error
 
 _NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR codes
 _HAS_EXPIRED: Final = 10
+_LONG: Final = 80  # characters of a name that is no name
 
 
 def unreachable(error: Exception, host: str) -> TransportError:
@@ -23,6 +24,19 @@ def unreachable(error: Exception, host: str) -> TransportError:
     if reason is TransportReason.UNTRUSTED_CERTIFICATE:
         return transport_error(what, reason, "dates" if is_about_dates(error) else None)
     return TransportError(what, reason=reason)
+
+
+def check_name(host: str) -> None:
+    """Refuse a host's name that no resolver takes, for an empty label or one of more than 63 octets (RFC 1035 §2.3.4).
+
+    `TransportError` (name-not-resolved). `socket.getaddrinfo` would raise what its codec does, a bare `UnicodeError`.
+    """
+    try:
+        host.encode("idna")
+    except UnicodeError as error:
+        name = host if len(host) < _LONG else f"{host[:_LONG]}…"
+        what = f"{name!a} cannot be reached: it is no host's name"
+        raise TransportError(what, reason=TransportReason.NAME_NOT_RESOLVED) from error
 
 
 def what_went_wrong(error: Exception) -> tuple[TransportReason, str]:

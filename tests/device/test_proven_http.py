@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
+    LocalProtocolError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -192,6 +193,26 @@ async def test_a_server_that_is_away_is_a_transport_error_when_patience_ends() -
     assert 3 <= len(pauses.slept) <= 12
     assert pauses.slept == sorted(pauses.slept), "pauses grow"
     assert sum(pauses.slept) <= 20
+
+
+@pytest.mark.parametrize(
+    "host", ["a" * 64 + ".example", "a..example", ".example", "xn--a.example", "xn--" + "a" * 60 + ".example"]
+)
+async def test_a_name_that_nobody_can_look_up_is_a_typed_error(host: str) -> None:
+    async with open_session(None) as session:
+        http = ProvenHttp(session, f"https://{host}", SoftwareSigningKey.generate())
+        with pytest.raises(TransportError) as caught:
+            await http.get("/v1/ring", patience=0)
+    assert caught.value.reason is TransportReason.NAME_NOT_RESOLVED
+
+
+@pytest.mark.parametrize(
+    "base", ["https://" + "ü" * 60 + ".example", "https://h:65536", "https://["], ids=ascii
+)
+async def test_a_base_url_that_is_none_is_the_callers_mistake(base: str) -> None:
+    async with open_session(None) as session:
+        with pytest.raises(LocalProtocolError):
+            ProvenHttp(session, base, SoftwareSigningKey.generate())
 
 
 async def test_a_kept_connection_that_died_is_replaced_with_a_new_proof() -> None:

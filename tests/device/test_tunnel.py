@@ -503,11 +503,51 @@ async def test_a_silent_server_is_given_up() -> None:
                 pass
 
 
-@pytest.mark.parametrize("url", ["ws://localhost/", "https://localhost/", "wss:///x", "localhost"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://localhost/",
+        "https://localhost/",
+        "wss:///x",
+        "localhost",
+        "wss://h:65536/",
+        "wss://h:0/",
+        "wss://[/",
+    ],
+)
 async def test_only_wss_is_a_tunnel(url: str) -> None:
     with pytest.raises(LocalProtocolError):
         async with open_tunnel(url):
             pass
+
+
+# of more than 63 octets, or none (RFC 1035 §2.3.4); of A-labels that stand for nothing
+NO_NAMES = ["a" * 64 + ".example", "a..example", ".example", "xn--a.example", "xn--" + "a" * 60 + ".example"]
+
+
+@pytest.mark.parametrize("host", NO_NAMES)
+async def test_a_name_that_nobody_can_look_up_is_a_typed_error(host: str) -> None:
+    with pytest.raises(TransportError) as caught:
+        async with open_tunnel(f"wss://{host}/cable/new/{TUNNEL_ID}"):
+            pass
+    assert caught.value.reason is TransportReason.NAME_NOT_RESOLVED
+    assert TUNNEL_ID not in str(caught.value)
+
+
+async def test_the_systems_roots_are_read_once_and_not_for_each_tunnel(
+    loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading them takes tens of milliseconds, in which the event loop hears no advert."""
+
+    def read(*_: object, **__: object) -> ssl.SSLContext:
+        pytest.fail("the roots are read again")
+
+    async with service(tunnel_service(echo), loopback_certificate) as url:
+        monkeypatch.setattr(ssl, "create_default_context", read)
+        with pytest.raises(TransportError) as caught:
+            async with open_tunnel(url):
+                pass
+    assert caught.value.reason is TransportReason.UNTRUSTED_CERTIFICATE
 
 
 @pytest.mark.threat("T11")
