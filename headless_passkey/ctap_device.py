@@ -102,6 +102,7 @@ class PhoneDevice(CtapDevice):
         """
         self._ceremony, self._origin, self._on_stage = ceremony, origin, on_stage
         self._busy = threading.Lock()
+        self._opening = threading.Lock()  # a loop that is begun while the device is closed would run on
         self._loop: _Loop | None = None
         self._run: _Run | None = None
         self._closed = False
@@ -160,9 +161,11 @@ class PhoneDevice(CtapDevice):
 
     def close(self) -> None:
         """Take back what is still going on and end the event loop; may be called again, and from any thread."""
-        self._closed = True
-        if self._loop is not None:
-            self._loop.close()
+        with self._opening:
+            self._closed = True
+            loop = self._loop
+        if loop is not None:
+            loop.close()
 
     def _get_info(self) -> GetInfoResponse:
         """Without what a phone cannot keep over hybrid: no PIN, and no command but the two.
@@ -253,11 +256,13 @@ class PhoneDevice(CtapDevice):
         return bytes([Status.SUCCESS]) + options.reply[-1]
 
     def _start(self, ask: Ask) -> "_Run":
-        if self._closed:
-            raise OSError(errno.EBADF, "the device is closed")
-        if self._loop is None:
-            self._loop = _Loop()
-        return _Run(self._loop, self._ceremony, ask)
+        with self._opening:
+            if self._closed:
+                raise OSError(errno.EBADF, "the device is closed")
+            if self._loop is None:
+                self._loop = _Loop()
+            loop = self._loop
+        return _Run(loop, self._ceremony, ask)
 
     def _wait(
         self,
@@ -398,14 +403,19 @@ class _Loop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
+        """`OSError` when the system has no thread or descriptor left for it."""
         self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
         # a daemon, because a program that forgets to close its device should still end
         self._thread = threading.Thread(target=self._serve, name="headless-passkey", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, "no thread can be started for the device's event loop") from error
         self.loop, self._over = self._begun.result()
 
     def close(self) -> None:
-        if self._thread.is_alive():
+        """End the loop and wait until it has ended; from any thread, and from several."""
+        with suppress(RuntimeError):  # it has ended already
             self.loop.call_soon_threadsafe(self._over.set)
         if self._thread is not threading.current_thread():
             self._thread.join()
@@ -415,7 +425,14 @@ class _Loop:
         return self._thread.is_alive()
 
     def _serve(self) -> None:
-        asyncio.run(self._live())  # at its end it cancels what is left, and waits for it
+        living = self._live()
+        try:
+            asyncio.run(living)  # at its end it cancels what is left, and waits for it
+        except BaseException as error:
+            living.close()
+            if self._begun.done():
+                raise
+            self._begun.set_exception(error)  # there is no loop: whoever waits for it is told
 
     async def _live(self) -> None:
         over = asyncio.Event()

@@ -2,6 +2,10 @@
 
 import asyncio
 import contextlib
+import errno
+import gc
+import os
+import resource
 import subprocess
 import sys
 import threading
@@ -534,6 +538,15 @@ def test_a_ceremony_that_cannot_even_begin_ends() -> None:
         Ctap2(device).get_assertion(RP_ID, HASH)
 
 
+@pytest.fixture
+def switching_often() -> Iterator[None]:
+    """Threads take turns after each few instructions."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
 def once_asked(phone: Phone, do: Callable[[], None]) -> threading.Thread:
     """Somebody else, who does it while the phone's user thinks."""
 
@@ -601,6 +614,66 @@ def test_closing_ends_what_is_going_on() -> None:
         with pytest.raises(OSError, match="closed"):
             ctap.get_assertion(RP_ID, HASH)
         device.close()
+
+
+def test_any_number_of_threads_may_close_it_at_once(switching_often: None) -> None:
+    """Each finds it closed afterwards; none meets an error, however they interleave."""
+    phone, threads = having("ada"), 16
+    for _ in range(25):
+        together, results = threading.Barrier(threads), list[bool]()
+        with device_of(phone) as device:
+            Ctap2(device).get_assertion(RP_ID, HASH)
+
+            def close(
+                device: PhoneDevice = device,
+                together: threading.Barrier = together,
+                results: list[bool] = results,
+            ) -> None:
+                together.wait(WAIT)
+                device.close()
+                results.append(device._loop is not None and not device._loop.alive)
+
+            closing = [threading.Thread(target=close) for _ in range(threads)]
+            for thread in closing:
+                thread.start()
+            for thread in closing:
+                thread.join(WAIT)
+        assert results == [True] * threads
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the loop that was half made
+def test_without_a_descriptor_for_its_event_loop_it_says_so_and_works_later() -> None:
+    phone = having("ada")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = []
+    with device_of(phone) as device:
+        ctap = Ctap2(device)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.open(os.devnull, os.O_RDONLY))
+            with pytest.raises(OSError, match="Too many open files"):
+                ctap.get_assertion(RP_ID, HASH)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for descriptor in taken:
+                os.close(descriptor)
+        gc.collect()
+        ctap.get_assertion(RP_ID, HASH)
+
+
+def test_without_a_thread_for_its_event_loop_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with device_of(Phone()) as device:
+        ctap = Ctap2(device)
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(OSError, match="no thread") as failed:
+            ctap.get_assertion(RP_ID, HASH)
+        monkeypatch.undo()
+    assert failed.value.errno == errno.EAGAIN
 
 
 def test_a_second_caller_is_told_that_the_channel_is_busy() -> None:
