@@ -17,6 +17,9 @@ from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
 
+MAX_HELD: Final = (
+    10.0  # seconds others may hold a lock for: far more than to read a file and write it anew takes
+)
 _FIRST_PAUSE: Final = 0.01  # seconds until a lock is tried again; doubled each time
 _MAX_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -73,37 +76,40 @@ def write_private(path: Path, content: bytes) -> None:
     except OSError as error:
         raise _failed("write", path, error) from error
     finally:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system refuses even where there is no file
+            fresh.unlink()
 
 
 def remove_private(path: Path) -> None:
     """Remove `path`; fine when it is gone already."""
     try:
-        path.unlink(missing_ok=True)
+        path.unlink()
         _sync_directory(path.parent)
+    except FileNotFoundError:
+        return
     except OSError as error:
+        if not os.path.lexists(path):
+            return  # a read-only file system refuses before it looks
         raise _failed("remove", path, error) from error
 
 
 @contextlib.contextmanager
-def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of `path`, a file beside it, against other processes.
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, a file beside it, against other processes; `TransportError` when another one has it.
 
-    wait: until it is free; otherwise a lock that is held is a `TransportError` at once.
+    It waits for nobody: where that is wanted, `lock_within` does, and lets other tasks run.
     """
     descriptor = _open_lock(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            raise _in_use(path) from error
+        if not _try_lock(descriptor, path):
+            raise _in_use(path)
         yield
     finally:
         os.close(descriptor)
 
 
 @contextlib.asynccontextmanager
-async def lock_within(path: Path, seconds: float) -> AsyncIterator[None]:
+async def lock_within(path: Path, seconds: float = MAX_HELD) -> AsyncIterator[None]:
     """As `lock`, held over an await: waits at most `seconds`, and lets other tasks of this process run meanwhile.
 
     It is a lock between tasks of one process too. A process that ends, however, gives it back.
@@ -112,7 +118,7 @@ async def lock_within(path: Path, seconds: float) -> AsyncIterator[None]:
     try:
         try:
             async with asyncio.timeout(seconds):
-                while not _try_lock(descriptor):
+                while not _try_lock(descriptor, path):
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _MAX_PAUSE)
         except TimeoutError as error:
@@ -131,11 +137,14 @@ def _open_lock(path: Path) -> int:
         raise _failed("lock", path, error) from error
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, path: Path) -> bool:
+    """Whether the lock is ours now; False when another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return False
+    except OSError as error:  # such as ENOLCK of a network file system without locks
+        raise _failed("lock", path, error) from error
     return True
 
 

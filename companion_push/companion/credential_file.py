@@ -21,7 +21,7 @@ from companion_push.companion.software_key import (
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import User
 from headless_passkey.json_text import without_mark
-from headless_passkey.private_file import lock, read_private, write_private
+from headless_passkey.private_file import lock_within, read_private, write_private
 
 _VERSION: Final = 1
 _LIMIT: Final = 4 << 20  # bytes of file
@@ -77,9 +77,9 @@ class CredentialFile:
             )
         return SoftwareKey(tuple(map(self._read, file.credentials)), synced=self.synced)
 
-    def register(self, asked: Registration, *, now: int) -> Registered:
+    async def register(self, asked: Registration, *, now: int) -> Registered:
         """Approve `asked` and keep the credential; it is on disk before anybody hears of it."""
-        with lock(self.path.resolve()):
+        async with lock_within(self.path.resolve()):
             key = self.load()  # another software phone may have added to it since
             made = replace(asked, key=key).approve(now=now)
             file = _File(_VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])

@@ -347,7 +347,7 @@ class Inbox:
         chain = self._state.chain()
         newer = await self._relay.bring_up_to_date(chain)
         if newer.head.version != chain.head.version:
-            chain = self._state.adopt(newer)
+            chain = await self._state.adopt(newer)
             self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
         if chain.head.member(self._me) is None:
             raise TrustError(
@@ -454,7 +454,7 @@ class Inbox:
     async def _open(self, request: CheckedRequest, claim: _Claim, opener: Opener) -> bool:
         """Hand the URL to the opener, and wait for what it waits for. False when another companion took over."""
         try:
-            opening = self._prepare(request)
+            opening = await self._prepare(request)
             claim.used = True
             async with opener.open(opening):
                 self._tell(NoticeKind.OPENED, opener.handed_over, request)
@@ -488,11 +488,11 @@ class Inbox:
         self._tell(NoticeKind.GIVEN_BACK, "the request is left to other companions", request, reason=why)
         await self._try_to_tell(request, tell(), seconds=farewell.TIMEOUT)
 
-    def _prepare(self, request: CheckedRequest) -> Opening:
+    async def _prepare(self, request: CheckedRequest) -> Opening:
         """Between the claim and the opener: the times again, and the record that makes opening happen once."""
         announcement, now = request.announcement, self._clock()
         recheck(announcement, now)
-        first = self._state.record_opened(
+        first = await self._state.record_opened(
             *request.key, until=announcement.expires + MAX_SKEW + _KEEP_OPENED, now=now
         )
         if not first:

@@ -29,7 +29,14 @@ from headless_passkey.errors import (
     TransportError,
 )
 from headless_passkey.json_text import without_mark
-from headless_passkey.private_file import lock, private_directory, read_private, remove_private, write_private
+from headless_passkey.private_file import (
+    lock,
+    lock_within,
+    private_directory,
+    read_private,
+    remove_private,
+    write_private,
+)
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import Introduction, InvitationRecord
@@ -181,8 +188,8 @@ class CompanionState:
         )
 
     def finish_joining(self, identity: Identity, chain: RingChain) -> None:
-        """Enrolled from here on."""
-        with self._locked():
+        """Enrolled from here on. Held by a joiner, the state is nobody else's to write."""
+        with lock(self._directory / "state"):
             if self.is_enrolled():
                 raise LocalProtocolError("another process has joined here meanwhile")
             self._write("ring.json", _Rings(documents=list(chain.documents)))
@@ -211,14 +218,14 @@ class CompanionState:
         with self._strict("ring.json"):
             return RingChain.restore(kept.documents)
 
-    def adopt(self, newer: RingChain) -> RingChain:
+    async def adopt(self, newer: RingChain) -> RingChain:
         """Keep what `newer`, an extension of our chain as it was, has beyond it."""
         version = self.chain().head.version
-        return self.extend(ring.document for ring in newer.rings if ring.version > version)
+        return await self.extend(ring.document for ring in newer.rings if ring.version > version)
 
-    def extend(self, documents: Iterable[bytes]) -> RingChain:
+    async def extend(self, documents: Iterable[bytes]) -> RingChain:
         """Keep what extends the chain; `TrustError` (forked-ring, bad-signature), and nothing changes."""
-        with self._locked():
+        async with self._locked():
             chain = self.chain()
             extended = chain.extend(documents)
             if extended.head is not chain.head:
@@ -231,9 +238,9 @@ class CompanionState:
         """Device and id of every request that was handed to an opener and could still be replayed."""
         return frozenset((device, request_id) for device, request_id, _ in self._opened())
 
-    def record_opened(self, device: str, request_id: bytes, *, until: float, now: float) -> bool:
+    async def record_opened(self, device: str, request_id: bytes, *, until: float, now: float) -> bool:
         """Remember a request before it is opened; False when somebody did already. until, now: Unix seconds."""
-        with self._locked():
+        async with self._locked():
             kept = [each for each in self._opened() if each[2] >= now]
             if any((device, request_id) == each[:2] for each in kept):
                 return False
@@ -252,28 +259,28 @@ class CompanionState:
             records = [InvitationRecord.from_bytes(data) for data in kept.records]
         return tuple(record for record in records if record.invitation.expires_at > now)
 
-    def remember_invitation(self, record: InvitationRecord, now: float) -> None:
+    async def remember_invitation(self, record: InvitationRecord, now: float) -> None:
         """Keep an invitation, in place of what was known of it."""
-        self._change_invitations(now, lambda others: [*others, record], record)
+        await self._change_invitations(now, lambda others: [*others, record], record)
 
-    def forget_invitation(self, record: InvitationRecord, now: float) -> None:
-        self._change_invitations(now, lambda others: others, record)
+    async def forget_invitation(self, record: InvitationRecord, now: float) -> None:
+        await self._change_invitations(now, lambda others: others, record)
 
     def sole_joiner(self) -> contextlib.AbstractContextManager[None]:
         """Hold the state for one process that joins; `TransportError` when another one does."""
-        return lock(self._directory / "joining", wait=False)
+        return lock(self._directory / "joining")
 
     def sole_runner(self) -> contextlib.AbstractContextManager[None]:
         """Hold the state for one process that waits for requests; `TransportError` when another one does."""
-        return lock(self._directory / "running", wait=False)
+        return lock(self._directory / "running")
 
-    def _change_invitations(
+    async def _change_invitations(
         self,
         now: float,
         change: Callable[[list[InvitationRecord]], list[InvitationRecord]],
         record: InvitationRecord,
     ) -> None:
-        with self._locked():
+        async with self._locked():
             others = [each for each in self.invitations(now) if each.invitation.id != record.invitation.id]
             records = change(others)
             if len(records) > _MAX_INVITATIONS:
@@ -283,8 +290,8 @@ class CompanionState:
     def _opened(self) -> list[tuple[str, bytes, int]]:
         return (self._read("opened.json", _Opened) or _Opened()).requests
 
-    def _locked(self) -> contextlib.AbstractContextManager[None]:
-        return lock(self._directory / "state")
+    def _locked(self) -> contextlib.AbstractAsyncContextManager[None]:
+        return lock_within(self._directory / "state")
 
     def _read(self, name: str, kind: type[F]) -> F | None:
         content = read_private(self._directory / name, limit=_LIMIT)

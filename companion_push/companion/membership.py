@@ -117,7 +117,7 @@ class Membership:
         ) as relay:
             await self._finish_answers(relay, me.keys)
             await self._catch_up(relay)
-            self.state.remember_invitation(record, now)
+            await self.state.remember_invitation(record, now)
             try:
                 await relay.announce(record.invitation)
                 show(record.invitation.encode())
@@ -130,7 +130,7 @@ class Membership:
             except (NotApproved, TrustError, RemoteProtocolError) as error:
                 await self._take_back(relay, record, error)
                 raise
-            self.state.forget_invitation(record, self.clock())
+            await self.state.forget_invitation(record, self.clock())
             return member
 
     async def finish_answers(self) -> None:
@@ -227,7 +227,7 @@ class Membership:
         except (HeadlessPasskeyError, TimeoutError) as failure:  # it expires by itself
             logger.info("the end of the invitation was not told (%s)", type(failure).__name__)
         finally:
-            self.state.forget_invitation(record, self.clock())
+            await self.state.forget_invitation(record, self.clock())
 
     async def _finish_answers(self, relay: CompanionRelay, keys: KeyPair) -> None:
         for record in self.state.invitations(self.clock()):
@@ -242,7 +242,7 @@ class Membership:
                 introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
                 if head.member(introduction.member(record.rp_ids).name) is not None:
                     await self._admit(relay, record, introduction, keys)
-                    self.state.forget_invitation(record, self.clock())
+                    await self.state.forget_invitation(record, self.clock())
 
     async def _newcomer(
         self, relay: CompanionRelay, record: InvitationRecord
@@ -256,7 +256,7 @@ class Membership:
                 body, signature, mac = came
                 introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
                 record = record.taken_by(introduction)
-                self.state.remember_invitation(record, self.clock())
+                await self.state.remember_invitation(record, self.clock())
                 return introduction, record
             if time.monotonic() < asked + _QUICK:
                 await asyncio.sleep(_QUICK)
@@ -271,12 +271,12 @@ class Membership:
             if ring is not head:
                 if not await relay.append_ring(ring):
                     continue
-                self.state.extend([ring.document])
+                await self.state.extend([ring.document])
             if await relay.answer(record.invitation, ring, mac):
                 return introduction.member(record.rp_ids)
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
-        return self.state.adopt(await relay.bring_up_to_date(self.state.chain()))
+        return await self.state.adopt(await relay.bring_up_to_date(self.state.chain()))
 
 
 def _parse(line: str) -> AccountCode | Invitation:

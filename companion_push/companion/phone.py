@@ -232,7 +232,8 @@ class SoftwarePhone:
         account = await self._ask(question, conversation)
         match asked:
             case Registration():
-                return self.credentials.register(asked, now=int(self.clock())).response.encode()
+                made = await self.credentials.register(asked, now=int(self.clock()))
+                return made.response.encode()
             case Assertion():
                 return asked.approve(account=account).encode()
 

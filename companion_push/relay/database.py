@@ -122,8 +122,10 @@ def sole_user(path: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise StoreBusy(f"another relay is using the store {path}") from error
+        except OSError as error:  # such as ENOLCK of a network file system without locks
+            raise StoreUnusable(f"cannot lock the store {path}: {error.strerror}") from error
         yield
     finally:
         os.close(descriptor)

@@ -7,8 +7,8 @@ import getpass
 import os
 import shlex
 import stat
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from headless_passkey import private_file
@@ -41,11 +41,20 @@ def remove_private(path: Path) -> None:
 
 
 @contextmanager
-def lock(path: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold the lock of `path`, a file beside it, against other processes. wait: as `private_file.lock` has it."""
+def lock(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, a file beside it, against other processes; it waits for nobody."""
     with ExitStack() as stack:
         with _mended(path):
-            stack.enter_context(private_file.lock(path, wait=wait))
+            stack.enter_context(private_file.lock(path))
+        yield
+
+
+@asynccontextmanager
+async def lock_within(path: Path, seconds: float = private_file.MAX_HELD) -> AsyncIterator[None]:
+    """As `lock`, held over an await: waits at most `seconds`, and lets other tasks run meanwhile."""
+    async with AsyncExitStack() as stack:
+        with _mended(path):
+            await stack.enter_async_context(private_file.lock_within(path, seconds))
         yield
 
 

@@ -32,6 +32,7 @@ from headless_passkey.account.device_files import (
     incompatible,
     is_ours,
     lock,
+    lock_within,
     private_directory,
     read_private,
     remove_private,
@@ -166,7 +167,7 @@ async def join(
     if rp_id is not None and not is_rp_id(rp_id):
         raise RemoteProtocolError("an rp id is a domain name in lower case")
     private_directory(state)
-    with lock(state / FILE_NAME, wait=False):
+    with lock(state / FILE_NAME):
         joining = _begin(state, invitation, label=label, rp_id=rp_id, origin=origin, now=clock())
         async with open_session(tls) as session:
             relay = RelayClient(ProvenHttp(session, invitation.relay_url, joining.key, clock=clock))
@@ -204,7 +205,7 @@ async def refresh(state: Path, relay: RelayClient) -> Enrolment:
     chain = await relay.bring_up_to_date(enrolment.chain)
     if chain == enrolment.chain:
         return enrolment
-    with lock(state / FILE_NAME):
+    async with lock_within(state / FILE_NAME):
         current = load(state)
         if current.key.public_key != enrolment.key.public_key:
             raise NotEnrolled("this device left its account meanwhile")
@@ -239,7 +240,7 @@ def leave(state: Path) -> Left:
         if error.reason not in _REMOVABLE or not is_ours(kept):
             raise
         account = None
-    with lock(kept, wait=False):
+    with lock(kept):
         leftovers = (file for file in sorted(state.glob(f".{FILE_NAME}.*")) if file.suffix != ".lock")
         removed = tuple(file for file in (kept, *leftovers) if is_ours(file))
         for file in removed:

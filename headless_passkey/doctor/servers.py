@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+import re
 import secrets
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
@@ -31,6 +33,7 @@ from headless_passkey.rp.conduit import find_relying_party
 from headless_passkey.trust.signing import SoftwareSigningKey
 
 LIMIT: Final = 10.0  # seconds for one request
+_ASCTIME: Final = re.compile(r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d \d{4}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +167,14 @@ def _no_tunnel_service(host: str, http_status: int, severity: Status) -> Finding
 
 
 def _date(header: str) -> float | None:
+    """The time in a header ``Date``, in one of the three forms of RFC 9110 §5.6.7; None for any other text.
+
+    Python takes a date without a zone that it knows for local time. The form of asctime has none, and means UTC.
+    """
     with contextlib.suppress(ValueError, OverflowError):
-        return parsedate_to_datetime(header).timestamp()
+        date = parsedate_to_datetime(header)
+        if date.tzinfo is not None:
+            return date.timestamp()
+        if _ASCTIME.fullmatch(header):
+            return date.replace(tzinfo=UTC).timestamp()
     return None

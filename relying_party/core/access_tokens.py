@@ -10,6 +10,7 @@ The keys are in files of the operator's and never in the store: who reads the st
 import hashlib
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -36,15 +37,20 @@ class TokenKey:
     @classmethod
     def load(cls, path: Path) -> "TokenKey":
         """From a PEM file that only its owner may read; a new key is put there when there is no file."""
+        made = ECKey.generate_key("P-256", private=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except FileExistsError:
             return cls._read(path)
         except OSError as error:
             raise UsageError(f"cannot make the token key {path}: {error.strerror}") from error
-        with os.fdopen(descriptor, "wb") as file:
-            made = ECKey.generate_key("P-256", private=True)
-            file.write(made.as_pem(private=True))
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(made.as_pem(private=True))
+        except OSError as error:  # a disk that is full would leave a file that holds no key
+            with suppress(OSError):
+                path.unlink()
+            raise UsageError(f"cannot make the token key {path}: {error.strerror}") from error
         return cls(made)
 
     @classmethod

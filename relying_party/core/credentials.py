@@ -90,13 +90,13 @@ class CredentialStore(Protocol):
     ) -> User:
         """Add a credential and open a session; a user who is not there yet is added too.
 
-        ends: the hash of a session this one takes the place of. Returns the user as stored.
+        ends: the id of a session this one takes the place of. Returns the user as stored.
         `UserExists` when the name belongs to another handle; `VerificationFailed` when the credential id
         is taken.
         """
 
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
-        """Note the use of a credential and open a session; `VerificationFailed` when it has gone."""
+        """Note the use of a credential and open a session; `VerificationFailed` when it has gone. ends: as for `register`."""
 
     async def step_up(self, use: CredentialUse, session: Session, *, was: bytes) -> User:
         """Note the use of a credential and `replace_session`; `VerificationFailed` when either has gone."""

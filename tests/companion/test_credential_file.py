@@ -37,51 +37,51 @@ def test_there_is_nothing_in_a_file_that_is_not_there(file: CredentialFile) -> N
     assert file.load().credentials == ()
 
 
-def test_a_registered_credential_is_read_back(file: CredentialFile) -> None:
-    made = file.register(asked(file), now=1)
+async def test_a_registered_credential_is_read_back(file: CredentialFile) -> None:
+    made = await file.register(asked(file), now=1)
     assert file.load().credentials == (made.credential,)
 
 
-def test_an_editors_byte_order_mark_is_read_over(file: CredentialFile) -> None:
-    made = file.register(asked(file), now=1)
+async def test_an_editors_byte_order_mark_is_read_over(file: CredentialFile) -> None:
+    made = await file.register(asked(file), now=1)
     file.path.write_bytes(b"\xef\xbb\xbf" + file.path.read_bytes())
     assert file.load().credentials == (made.credential,)
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-def test_any_names_are_read_back(file: CredentialFile, name: str, display_name: str) -> None:
+async def test_any_names_are_read_back(file: CredentialFile, name: str, display_name: str) -> None:
     user = User(id=b"anybody", name=name, display_name=display_name)
-    made = file.register(asked(file, user=user), now=1)
+    made = await file.register(asked(file, user=user), now=1)
     assert file.load().credentials == (made.credential,)
 
 
-def test_the_file_is_its_owners_alone_and_says_what_it_is(file: CredentialFile) -> None:
-    file.register(asked(file), now=1)
+async def test_the_file_is_its_owners_alone_and_says_what_it_is(file: CredentialFile) -> None:
+    await file.register(asked(file), now=1)
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     assert "demonstrations and tests" in file.path.read_text()
 
 
-def test_two_phones_that_share_a_file_lose_nothing(file: CredentialFile) -> None:
+async def test_two_phones_that_share_a_file_lose_nothing(file: CredentialFile) -> None:
     first, second = asked(file, b"alice"), asked(file, b"bob")  # both read before either writes
-    file.register(first, now=1)
-    file.register(second, now=2)
+    await file.register(first, now=1)
+    await file.register(second, now=2)
     assert {each.user.id for each in file.load().credentials} == {b"alice", b"bob"}
 
 
-def test_an_exclude_list_counts_what_another_phone_added_meanwhile(file: CredentialFile) -> None:
+async def test_an_exclude_list_counts_what_another_phone_added_meanwhile(file: CredentialFile) -> None:
     late = asked(file, b"bob")
-    made = file.register(asked(file, b"alice"), now=1)
+    made = await file.register(asked(file, b"alice"), now=1)
     excluding = asked(file, b"bob", exclude_list=(made.credential.credential_id,))
     with pytest.raises(CtapError):
-        file.register(excluding, now=2)
-    file.register(late, now=3)
+        await file.register(excluding, now=2)
+    await file.register(late, now=3)
 
 
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
-def test_a_file_that_others_may_read_is_refused(file: CredentialFile, mode: int) -> None:
-    file.register(asked(file), now=1)
+async def test_a_file_that_others_may_read_is_refused(file: CredentialFile, mode: int) -> None:
+    await file.register(asked(file), now=1)
     file.path.chmod(mode)
     with pytest.raises(RemoteProtocolError, match="open to others"):
         file.load()
@@ -158,10 +158,10 @@ def test_what_is_not_a_plain_file_is_refused_at_once(file: CredentialFile) -> No
         file.load()
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+async def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     file: CredentialFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.register(asked(file, b"alice"), now=1)
+    await file.register(asked(file, b"alice"), now=1)
     before = file.path.read_bytes()
 
     def full(descriptor: int) -> None:
@@ -170,21 +170,21 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     registration = asked(file, b"bob")
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(TransportError, match="No space left"):
-        file.register(registration, now=2)
+        await file.register(registration, now=2)
     assert file.path.read_bytes() == before
     assert {path.name for path in file.path.parent.iterdir()} == {"passkeys.json", ".passkeys.json.lock"}
 
 
-def test_a_link_is_followed_and_stays_a_link(file: CredentialFile, tmp_path: Path) -> None:
+async def test_a_link_is_followed_and_stays_a_link(file: CredentialFile, tmp_path: Path) -> None:
     link = tmp_path / "link.json"
     link.symlink_to(file.path)
     linked = CredentialFile(path=link)
-    linked.register(asked(linked), now=1)
+    await linked.register(asked(linked), now=1)
     assert link.is_symlink()
     assert len(file.load().credentials) == 1
 
 
-def test_a_directory_that_is_not_there_is_a_clear_failure(tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_there_is_a_clear_failure(tmp_path: Path) -> None:
     file = CredentialFile(path=tmp_path / "missing" / "passkeys.json")
     with pytest.raises(TransportError, match="No such file"):
-        file.register(asked(file), now=1)
+        await file.register(asked(file), now=1)

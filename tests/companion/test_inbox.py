@@ -306,7 +306,7 @@ async def test_after_a_crash_between_record_and_opener_nothing_is_opened_twice(
     await anna.inbox.poll()
     (request,) = anna.inbox.pending
     await anna.inbox._relay.claim(*request.key)
-    anna.inbox._prepare(request)  # and here the power fails
+    await anna.inbox._prepare(request)  # and here the power fails
     async with awake_again(anna.state, anna.caller) as later:
         await later.inbox.poll()
         assert later.inbox.pending == ()
@@ -350,7 +350,7 @@ async def test_a_claim_that_a_crashed_run_cannot_use_is_left_to_the_others(
     await anna.inbox.poll()
     (request,) = anna.inbox.pending
     await anna.inbox._relay.claim(*request.key)
-    anna.inbox._prepare(request)
+    await anna.inbox._prepare(request)
     async with awake_again(anna.state, anna.caller) as later:
         await later.inbox.poll()
         assert later.refusals == ["replayed"]

@@ -73,9 +73,9 @@ def test_keys_and_rings_come_back(state: CompanionState, tmp_path: Path) -> None
     assert again.is_enrolled()
 
 
-def test_everything_is_its_owners_alone(state: CompanionState, tmp_path: Path) -> None:
-    state.record_opened(FRAME.name, bytes(16), until=NOW, now=0)
-    state.remember_invitation(record(), NOW)
+async def test_everything_is_its_owners_alone(state: CompanionState, tmp_path: Path) -> None:
+    await state.record_opened(FRAME.name, bytes(16), until=NOW, now=0)
+    await state.remember_invitation(record(), NOW)
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
     for file in (tmp_path / "state").iterdir():
         assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
@@ -105,51 +105,51 @@ def test_one_state_joins_once(state: CompanionState) -> None:
         state.finish_joining(IDENTITY, RingChain.start(RING))
 
 
-def test_a_ring_that_extends_ours_is_kept(state: CompanionState, tmp_path: Path) -> None:
-    state.extend([NEXT.document])
+async def test_a_ring_that_extends_ours_is_kept(state: CompanionState, tmp_path: Path) -> None:
+    await state.extend([NEXT.document])
     assert CompanionState(tmp_path / "state").chain().head.version == 2
-    state.extend([NEXT.document])  # known already
-    state.adopt(RingChain.start(RING).extend([NEXT.document]))
+    await state.extend([NEXT.document])  # known already
+    await state.adopt(RingChain.start(RING).extend([NEXT.document]))
     assert state.chain().head.version == 2
 
 
 @pytest.mark.threat("T2")
-def test_a_ring_that_does_not_extend_ours_changes_nothing(state: CompanionState) -> None:
+async def test_a_ring_that_does_not_extend_ours_changes_nothing(state: CompanionState) -> None:
     with pytest.raises(TrustError) as caught:
-        state.extend([forge(RING, FRAME, PHONE, FRAME)])
+        await state.extend([forge(RING, FRAME, PHONE, FRAME)])
     assert caught.value.reason in (TrustReason.FORKED_RING, TrustReason.BAD_SIGNATURE)
     assert state.chain().head.document == RING.document
 
 
 @pytest.mark.threat("T5")
-def test_a_request_is_recorded_once_and_forgotten_when_it_is_too_old_to_be_replayed(
+async def test_a_request_is_recorded_once_and_forgotten_when_it_is_too_old_to_be_replayed(
     state: CompanionState,
 ) -> None:
-    assert state.record_opened(FRAME.name, bytes(16), until=NOW + 10, now=NOW)
-    assert not state.record_opened(FRAME.name, bytes(16), until=NOW + 10, now=NOW)
-    assert state.record_opened("another device", bytes(16), until=NOW + 10, now=NOW)
+    assert await state.record_opened(FRAME.name, bytes(16), until=NOW + 10, now=NOW)
+    assert not await state.record_opened(FRAME.name, bytes(16), until=NOW + 10, now=NOW)
+    assert await state.record_opened("another device", bytes(16), until=NOW + 10, now=NOW)
     assert (FRAME.name, bytes(16)) in state.opened_before()
-    assert state.record_opened(FRAME.name, b"\1" * 16, until=NOW + 100, now=NOW + 11)
+    assert await state.record_opened(FRAME.name, b"\1" * 16, until=NOW + 100, now=NOW + 11)
     assert state.opened_before() == {(FRAME.name, b"\1" * 16)}
 
 
-def test_the_record_of_opened_requests_is_bounded(
+async def test_the_record_of_opened_requests_is_bounded(
     state: CompanionState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("companion_push.companion.keys._MAX_OPENED", 2)
     for number in range(2):
-        assert state.record_opened(FRAME.name, bytes([number]), until=NOW, now=NOW)
+        assert await state.record_opened(FRAME.name, bytes([number]), until=NOW, now=NOW)
     with pytest.raises(TransportError, match="wait"):
-        state.record_opened(FRAME.name, b"\2", until=NOW, now=NOW)
+        await state.record_opened(FRAME.name, b"\2", until=NOW, now=NOW)
 
 
-def test_invitations_are_kept_while_they_are_open(state: CompanionState) -> None:
+async def test_invitations_are_kept_while_they_are_open(state: CompanionState) -> None:
     first, second = record(), record(expires_in=10)
     for each in (first, second):
-        state.remember_invitation(each, NOW)
+        await state.remember_invitation(each, NOW)
     assert state.invitations(NOW) == (first, second)
     assert state.invitations(NOW + 20) == (first,)
-    state.forget_invitation(first, NOW + 20)
+    await state.forget_invitation(first, NOW + 20)
     assert state.invitations(NOW) == ()
 
 
@@ -195,10 +195,10 @@ def test_a_damaged_file_is_told_with_what_to_do(
     assert (state.opened_before(), state.invitations(NOW), state.joining()) == (frozenset(), (), None)
 
 
-def test_an_editors_byte_order_mark_is_read_over(state: CompanionState, tmp_path: Path) -> None:
+async def test_an_editors_byte_order_mark_is_read_over(state: CompanionState, tmp_path: Path) -> None:
     invited = record()
-    state.remember_invitation(invited, NOW)
-    assert state.record_opened("device", b"request", until=NOW + 300, now=NOW)
+    await state.remember_invitation(invited, NOW)
+    assert await state.record_opened("device", b"request", until=NOW + 300, now=NOW)
     files = [file for file in (tmp_path / "state").iterdir() if file.suffix == ".json"]
     assert len(files) == 4
     for file in files:
@@ -219,22 +219,28 @@ def test_what_is_wrong_with_a_file_is_said_without_its_content(state: CompanionS
     assert content["signing_key"][:20] not in str(caught.value)
 
 
-def test_only_one_process_runs_on_a_state(state: CompanionState, tmp_path: Path) -> None:
+async def test_only_one_process_runs_on_a_state(state: CompanionState, tmp_path: Path) -> None:
     with state.sole_runner():
         with pytest.raises(TransportError, match="in use"), CompanionState(tmp_path / "state").sole_runner():
             pass
-        state.record_opened(FRAME.name, bytes(16), until=NOW, now=NOW)  # while others may still change it
+        await state.record_opened(
+            FRAME.name, bytes(16), until=NOW, now=NOW
+        )  # while others may still change it
     with state.sole_runner():
         pass
 
 
 RECORD = """
-import sys, time
+import asyncio, sys
 from pathlib import Path
 from companion_push.companion.keys import CompanionState
 state = CompanionState(Path(sys.argv[1]))
 sys.stdin.read(1)
-print(sum(state.record_opened("device", bytes([n]) * 16, until=2e9, now=1e9) for n in range(40)))
+
+async def record():
+    return [await state.record_opened("device", bytes([n]) * 16, until=2e9, now=1e9) for n in range(40)]
+
+print(sum(asyncio.run(record())))
 """
 
 
@@ -259,7 +265,7 @@ def test_of_two_processes_that_record_a_request_exactly_one_may_open_it(
     assert sum(counts) == 40
 
 
-def test_a_crash_while_writing_leaves_the_old_rings(
+async def test_a_crash_while_writing_leaves_the_old_rings(
     state: CompanionState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def power_fails(descriptor: int) -> None:
@@ -267,6 +273,6 @@ def test_a_crash_while_writing_leaves_the_old_rings(
 
     monkeypatch.setattr(os, "fsync", power_fails)
     with pytest.raises(TransportError):
-        state.extend([NEXT.document])
+        await state.extend([NEXT.document])
     monkeypatch.undo()
     assert state.chain().head.version == 1

@@ -357,8 +357,11 @@ async def test_a_newcomer_is_answered_after_the_inviter_crashed_between_ring_and
     async def power_fails(*_: Any) -> bool:
         raise asyncio.CancelledError
 
+    async def is_not_reached(*_: Any) -> None:
+        pass
+
     monkeypatch.setattr(CompanionRelay, "answer", power_fails)
-    monkeypatch.setattr(CompanionState, "forget_invitation", lambda *_: None)
+    monkeypatch.setattr(CompanionState, "forget_invitation", is_not_reached)
     inviting = first.invite(Role.COMPANION)
     second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
     joining = asyncio.create_task(second.join((await first.invitation).encode(), label="Tablet"))

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -419,21 +420,50 @@ async def test_a_clock_that_is_on_its_way_there_is_a_warning(
     assert words in found[Check.CLOCK].message
 
 
-async def test_without_a_date_in_its_answer_the_relays_taking_the_proof_says_enough(
-    state: Path, loopback_certificate: Certificate
+WITHIN = f"within {TOLERANCE} s of the relay's"
+AT = 1_795_736_340  # Thu, 26 Nov 2026 23:39:00 GMT
+
+
+@pytest.mark.parametrize(
+    ("date", "said"),
+    [
+        ("Thu, 26 Nov 2026 23:39:00 GMT", "agrees with the relay's (+0 s)"),
+        ("Thursday, 26-Nov-26 23:39:00 GMT", "agrees with the relay's (+0 s)"),
+        ("Thu Nov 26 23:39:00 2026", "agrees with the relay's (+0 s)"),
+        ("Sat Jun  6 23:39:00 2026", "this clock is 14947200 s ahead of the relay's"),
+        ("Fri, 27 Nov 2026 00:39:00 +0100", "agrees with the relay's (+0 s)"),
+        ("Thu, 26 Nov 2026 23:39:00", WITHIN),
+        ("Thu, 26 Nov 2026 23:39:00 CET", WITHIN),
+        ("Thu, 26 Nov 2026 23:39:00 -0000", WITHIN),
+        ("Thu, 26 Nov 99999 23:39:00 GMT", WITHIN),
+        ("2026-11-26T23:39:00Z", WITHIN),
+        ("tomorrow", WITHIN),
+        ("", WITHIN),
+    ],
+)
+async def test_a_date_counts_in_the_forms_of_http_alone_wherever_the_device_is(
+    state: Path, loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch, date: str, said: str
 ) -> None:
-    async def dateless(request: web.Request) -> web.StreamResponse:
+    """RFC 9110 §5.6.7. Without a date, that the relay takes the proof says enough."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+
+    async def dated(request: web.Request) -> web.StreamResponse:
         if request.path == "/livez":
-            return web.Response(headers={"Date": "tomorrow"})
+            return web.Response(headers={"Date": date})
         head = kept.chain.head
         body = {"version": head.version, "hash": base64url(head.hash), "rings": []}
         return web.json_response(body)
 
-    async with answering(dateless, loopback_certificate) as host:
-        kept = at(state, f"https://{host}")
-        found = await examined(state, loopback_certificate.ca)
-    assert {one.status for one in found.values()} == {Status.OK}
-    assert found[Check.CLOCK].message == f"within {TOLERANCE} s of the relay's"
+    try:
+        async with answering(dated, loopback_certificate) as host:
+            kept = at(state, f"https://{host}")
+            found = await examined(state, loopback_certificate.ca, clock=lambda: AT)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert found[Check.CLOCK].message.startswith(said)
+    assert found[Check.MEMBERSHIP].status is Status.OK
 
 
 async def test_a_clock_that_never_was_set_is_a_problem_without_any_relay(state: Path) -> None:

@@ -203,7 +203,7 @@ async def session_of(program: Program) -> dict[str, Any]:
     return value
 
 
-def make_passkey(file: Path, rp_id: str) -> None:
+async def make_passkey(file: Path, rp_id: str) -> None:
     """A file with one passkey, which no relying party knows of."""
     request = MakeCredentialRequest(
         client_data_hash=bytes(32),
@@ -215,7 +215,7 @@ def make_passkey(file: Path, rp_id: str) -> None:
         user_verification=True,
     )
     asked = SoftwareKey().make_credential(request)
-    CredentialFile(path=file).register(asked, now=int(time.time()))
+    await CredentialFile(path=file).register(asked, now=int(time.time()))
 
 
 def handle_of(session: dict[str, Any]) -> bytes:

@@ -244,7 +244,7 @@ async def test_who_has_not_joined_is_told_so(world: World) -> None:
 
 @pytest.mark.threat("T4")
 async def test_a_device_asks_only_for_the_relying_parties_it_was_let_in_for(world: World, home: Home) -> None:
-    make_passkey(world.passkeys, "localhost")
+    await make_passkey(world.passkeys, "localhost")
     bound = f"bound hub of {home.account}"
     await home.let_in(Role.DEVICE, bound, rp_ids=("login.example",))
     companion = await world.companion(home.phone, "--once")

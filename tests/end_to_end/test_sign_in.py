@@ -309,7 +309,7 @@ async def test_a_user_the_relying_party_does_not_know_has_no_passkey(
 
 async def test_a_response_the_relying_party_refuses_fails_the_request(world: World, home: Home) -> None:
     strangers = world.folder / "strangers-passkeys.json"
-    make_passkey(strangers, "localhost")
+    await make_passkey(strangers, "localhost")
     companion = await world.companion(home.phone, "--once", "--credentials", strangers)
     device = await world.device(home.hub, "sign-in")
     await device.stage("submitted")

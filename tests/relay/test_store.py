@@ -1,6 +1,8 @@
 """The store: one file, private, ours, of a known version; durable, and forgetful of what is over."""
 
 import asyncio
+import errno
+import fcntl
 import sqlite3
 import stat
 import sys
@@ -285,6 +287,20 @@ def test_a_store_has_one_relay_at_a_time(path: Path) -> None:
     with sole_user(path), pytest.raises(StoreBusy, match="another relay"), sole_user(path):
         pass
     with sole_user(path):
+        pass
+
+
+def test_a_file_system_without_locks_is_not_another_relay(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with (
+        pytest.raises(StoreUnusable, match=f"^cannot lock the store {path}: No locks available$"),
+        sole_user(path),
+    ):
         pass
 
 

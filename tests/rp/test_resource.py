@@ -3,7 +3,9 @@
 Relying party and resource server are two applications that talk over loopback; clocks stand still and are moved.
 """
 
+import errno
 import hmac
+import io
 import json
 import os
 from collections.abc import AsyncIterator, Callable
@@ -566,6 +568,25 @@ def test_a_token_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
     assert TokenKey.load(path).name == made.name
     assert "PRIVATE" not in repr(made)
+
+
+def test_a_disk_that_is_full_leaves_no_token_key_without_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, _data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def full(descriptor: int, _mode: str) -> Full:
+        os.close(descriptor)
+        return Full()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdopen", full)
+        with pytest.raises(UsageError, match="No space left on device"):
+            TokenKey.load(tmp_path / "key.pem")
+    assert list(tmp_path.iterdir()) == []
+    TokenKey.load(tmp_path / "key.pem")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,172 @@
+"""Files for their owner alone: what a file system that refuses means, and locks that others hold.
+
+The read-only file system is real; an error of flock is not to be had without a network file system.
+"""
+
+import asyncio
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from headless_passkey.errors import HeadlessPasskeyError, SetupReason
+from headless_passkey.private_file import (
+    lock,
+    lock_within,
+    private_directory,
+    read_private,
+    remove_private,
+    write_private,
+)
+
+HOLD = """
+import fcntl, os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+fcntl.flock(descriptor, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@asynccontextmanager
+async def held_by_another_process(path: Path) -> AsyncIterator[None]:
+    beside = path.with_name(f".{path.name}.lock")
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", HOLD, str(beside)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"held\n"
+    try:
+        yield
+    finally:
+        await process.communicate(b"")
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system that has become read-only, with the file "there"."""
+    folder = tmp_path / "read-only"
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        write_private(folder / "there", b"kept")
+        subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def held(path: Path) -> None:
+    with lock(path):
+        pass
+
+
+WRITES: dict[str, Callable[[Path], None]] = {
+    "write": lambda folder: write_private(folder / "new", b"x"),
+    "replace": lambda folder: write_private(folder / "there", b"x"),
+    "remove": lambda folder: remove_private(folder / "there"),
+    "lock": lambda folder: held(folder / "there"),
+    "use": lambda folder: private_directory(folder / "below"),
+}
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_read_only_file_system_is_a_state_that_cannot_be_written(read_only: Path, what: str) -> None:
+    with pytest.raises(HeadlessPasskeyError, match=r": Read-only file system$") as failed:
+        WRITES[what](read_only)
+    assert failed.value.reason is SetupReason.STATE_UNWRITABLE
+    assert read_private(read_only / "there", limit=10) == b"kept"
+    assert [file.name for file in read_only.iterdir()] == ["there"]
+
+
+def test_what_is_gone_need_not_be_removed_from_a_read_only_file_system(read_only: Path) -> None:
+    remove_private(read_only / "absent")
+
+
+def test_what_is_gone_need_not_be_removed(tmp_path: Path) -> None:
+    remove_private(tmp_path / "absent")
+    remove_private(tmp_path / "no folder" / "absent")
+
+
+@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_a_write_that_fails_on_the_way_leaves_nothing_beside_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_private(tmp_path / "file", b"old")
+    match failing:
+        case "write" | "fsync":
+            monkeypatch.setattr(os, "fsync", no_space)
+        case _:
+            monkeypatch.setattr(Path, "replace", no_space)
+    with pytest.raises(HeadlessPasskeyError, match="No space left on device"):
+        write_private(tmp_path / "file", b"new")
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+    assert read_private(tmp_path / "file", limit=10) == b"old"
+
+
+# Locks
+
+
+async def test_a_lock_that_another_process_holds_is_refused_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    async with held_by_another_process(path):
+        with pytest.raises(HeadlessPasskeyError, match="is in use by another process"), lock(path):
+            pass
+    with lock(path):
+        pass
+
+
+async def test_who_waits_for_a_lock_lets_other_tasks_run(tmp_path: Path) -> None:
+    path, taken = tmp_path / "file", asyncio.Event()
+
+    async def take() -> None:
+        async with lock_within(path):
+            taken.set()
+
+    async with held_by_another_process(path):
+        waiting = asyncio.create_task(take())
+        for _ in range(5):
+            await asyncio.sleep(0)  # would never return behind a lock that blocks
+        assert not taken.is_set()
+    await waiting
+    assert taken.is_set()
+
+
+async def test_a_lock_is_waited_for_no_longer_than_said(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    async with held_by_another_process(path):
+        with pytest.raises(HeadlessPasskeyError, match="is in use by another process"):
+            async with lock_within(path, 0.05):
+                pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO, errno.ENOSYS, errno.EACCES])
+async def test_a_file_system_without_locks_is_not_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = tmp_path / "file"
+    said = f"cannot lock {path}: {os.strerror(number)}"
+    with pytest.raises(HeadlessPasskeyError) as failed, lock(path):
+        pass
+    assert str(failed.value) == said
+    with pytest.raises(HeadlessPasskeyError) as failed:
+        async with lock_within(path):
+            pass
+    assert str(failed.value) == said
