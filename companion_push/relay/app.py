@@ -97,6 +97,7 @@ class RelayEndpoints:
         self._config = config
         self._database: Database | None = None
         self._leases: Leases  # from when the store is open
+        self._transactions: set[asyncio.Future[Answer]] = set()  # under way
         self.room = WaitingRoom(per_member=config.held_per_member, per_address=config.held_per_address)
 
     # Rings and accounts
@@ -247,8 +248,15 @@ class RelayEndpoints:
                     await bell.wait(pause)
 
     async def _run(self, caller: str, operation: Operation) -> Answer:
-        """One transaction, and the bells it rings: a caller that goes away in between does not part them."""
-        return await asyncio.shield(asyncio.ensure_future(self._transact(caller, operation)))
+        """One transaction, and the bells it rings: a client's disconnect stops neither (shielded)."""
+        transaction = asyncio.ensure_future(self._transact(caller, operation))
+        self._transactions.add(transaction)
+        transaction.add_done_callback(self._transactions.discard)
+        try:
+            return await asyncio.shield(transaction)
+        except asyncio.CancelledError:
+            transaction.add_done_callback(_unheard)
+            raise
 
     async def _transact(self, caller: str, operation: Operation) -> Answer:
         now = self._config.clock()
@@ -283,11 +291,13 @@ class RelayEndpoints:
                     yield
                 finally:
                     sweeper.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await sweeper
+                    await asyncio.wait({sweeper})
+                    if self._transactions:
+                        await asyncio.wait(self._transactions)
                     self._database = None
 
     async def _sweep(self) -> None:
+        """Sweep for as long as the store is open, whatever becomes of one time."""
         while True:
             try:
                 answer = await self._run("", operations.sweep)
@@ -295,10 +305,19 @@ class RelayEndpoints:
                 logger.debug("swept: %d requests changed, %d held", answer.body["changed"], len(self.room))
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
+            except Exception as error:  # noqa: BLE001  one that is a bug must not end the sweeping
+                logger.error("the store could not be swept: %s", _place(error))  # noqa: TRY400
             await asyncio.sleep(_SWEEP_SECONDS)
 
 
 RELAY: Final = web.AppKey("relay", RelayEndpoints)
+
+
+def _unheard(transaction: asyncio.Future[Answer]) -> None:
+    """A transaction whose caller has gone: what is wrong with the relay itself is still told."""
+    error = None if transaction.cancelled() else transaction.exception()
+    if isinstance(error, Exception) and not isinstance(error, Problem):
+        logger.error("%s", error if isinstance(error, StoreUnavailable) else _place(error))
 
 
 async def _opened_store(app: web.Application) -> AsyncIterator[None]:
@@ -342,9 +361,7 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
         response = _problem(problem)
     except Exception as error:  # noqa: BLE001  the edge of the application
-        # a foreign exception's message may hold anything, so only its type and place are told
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        logger.error("unexpected %s at %s:%d", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
+        logger.error("%s", _place(error))  # noqa: TRY400
         response = untyped(500)
     milliseconds = math.ceil((loop.time() - start) * 1000)
     resource = request.match_info.route.resource
@@ -358,6 +375,12 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         milliseconds,
     )
     return response
+
+
+def _place(error: Exception) -> str:
+    """Type and place of an error: the message of a foreign one may hold anything."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:

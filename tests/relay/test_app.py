@@ -5,6 +5,7 @@ import gzip
 import json
 import logging
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -932,6 +933,79 @@ async def test_no_answer_may_be_cached(home: Household) -> None:
 
 
 # When the relay itself is in trouble
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("secret"), "the store could not be swept: unexpected ValueError at "),
+        (KeyError("secret"), "the store could not be swept: unexpected KeyError at "),
+        (RecursionError("secret"), "the store could not be swept: unexpected RecursionError at "),
+        (TimeoutError("secret"), "the store could not be swept: unexpected TimeoutError at "),
+        (MemoryError("secret"), "the store could not be swept: unexpected MemoryError at "),
+        (
+            sqlite3.DatabaseError("malformed"),
+            "the store could not be swept: the store does not answer: malformed",
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+async def test_the_sweeper_goes_on_after_any_error(
+    error: Exception,
+    line: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    times, goes_on = 0, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def sweep(call: operations.Call) -> operations.Answer:
+        nonlocal times
+        times += 1
+        if times <= 3:
+            raise error
+        loop.call_soon_threadsafe(goes_on.set)
+        return sweep_in_earnest(call)
+
+    sweep_in_earnest = operations.sweep
+    monkeypatch.setattr(app, "_SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(operations, "sweep", sweep)
+    async with running_relay(tmp_path / "s"), asyncio.timeout(60):
+        await goes_on.wait()
+    told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert len(told) == 3
+    assert all(one.startswith(line) for one in told), told
+    assert "secret" not in caplog.text
+
+
+async def test_what_fails_when_its_caller_has_gone_is_told_in_the_log_and_not_by_the_loop(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def read_ring(_after: int) -> operations.Operation:
+        def operation(_call: operations.Call) -> operations.Answer:
+            began.set()
+            go_on.wait(60)
+            raise ValueError("secret")
+
+        return operation
+
+    complaints: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    monkeypatch.setattr(operations, "read_ring", read_ring)
+    asking = asyncio.ensure_future(home.companions[0].get("/v1/ring"))
+    await asyncio.to_thread(began.wait, 60)
+    asking.cancel()
+    await asyncio.wait({asking})
+    async with relay.session.get(relay.url + "/livez"):  # by now it knows that its client has gone
+        pass
+    go_on.set()
+    await home.companions[0].get("/v1/inbox")  # after it, in the store's one thread
+    assert "unexpected ValueError at test_app.py:" in caplog.text
+    assert "secret" not in caplog.text
+    assert complaints == []
 
 
 async def test_a_relay_that_closes_answers_who_waits_and_takes_nothing_new(
