@@ -147,6 +147,12 @@ class Tunnel:
                     code = message.data if message.type is WSMsgType.CLOSE else self._websocket.close_code
                     return self._end(self._closed(code))
 
+    def listened(self, listening: "asyncio.Task[None]") -> None:
+        """Give an error that `listen` does not know to whoever receives: a bug must not pass for silence."""
+        error = None if listening.cancelled() else listening.exception()
+        if isinstance(error, Exception):
+            self._arrived.put_nowait(error)
+
     def _end(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
         self._arrived.put_nowait(error)
@@ -248,6 +254,7 @@ async def open_tunnel(
             tunnel = Tunnel(websocket, host, _routing_id(answer[0]))
             logger.debug("tunnel open through %s", host)
             listening = asyncio.create_task(tunnel.listen())
+            listening.add_done_callback(tunnel.listened)
             yield tunnel
         finally:
             try:

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
-from aiohttp import WSMsgType, web
+from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from certificates import Certificate, make_certificate
 
 from headless_passkey.command_line import UsageError
@@ -204,6 +204,24 @@ async def test_receiving_can_be_cancelled_and_taken_up_again(loopback_certificat
                 await tunnel.receive()
         await tunnel.send(b"still there")
         assert await tunnel.receive() == b"still there"
+
+
+async def test_an_error_that_nobody_expected_is_raised_where_messages_are_received(
+    loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(ClientWebSocketResponse, "receive", broken)
+
+    async with (
+        service(tunnel_service(echo), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+        asyncio.timeout(60),
+    ):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="a bug"):
+                await tunnel.receive()
 
 
 @pytest.mark.threat("T9")
