@@ -18,7 +18,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
 
 import aiohttp
@@ -237,6 +237,7 @@ class ProvenHttp:
                 headers=headers,
                 access_token=access_token,
                 timeout=REQUEST_TIMEOUT + wait,
+                cut_off=TRANSIENT,  # whatever more they say
             )
         except TransportError as failure:
             if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
@@ -305,11 +306,12 @@ async def send_proven(
     access_token: str | None = None,
     timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109  aiohttp keeps it
     limit: int = MAX_ANSWER,
+    cut_off: Collection[int] = (),
 ) -> tuple[aiohttp.ClientResponse, bytes]:
     """One request with a proof of `key`, sent once, and its whole answer, whatever that is. No redirect is followed.
 
-    timeout: seconds for everything. limit: bytes of the answer's body; `RemoteProtocolError` for more. What fails on
-    the way is a `TransportError`.
+    timeout: seconds for everything. limit: bytes of the answer's body; `RemoteProtocolError` for more, except with a
+    status of `cut_off`. What fails on the way is a `TransportError`.
     """
 
     async def prove(
@@ -335,6 +337,8 @@ async def send_proven(
         async for chunk in response.content.iter_any():
             content += chunk
             if len(content) > limit:
+                if response.status in cut_off:
+                    break
                 raise RemoteProtocolError(f"an answer of more than {limit} bytes")
     return response, bytes(content)
 
@@ -347,11 +351,19 @@ def _parse_json(content: bytes, host: str) -> Any:
 
 
 def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> ProblemAnswer:
-    """The refusal; an answer in another form, as proxies give it, is one without a name."""
+    """The refusal; an answer in another form, as proxies give it, is one without a name.
+
+    A transient failure stays one, however broken its problem document is.
+    """
     members, slug = Members({}, host), f"http-{response.status}"
     if response.content_type == "application/problem+json":
-        members = Members(_parse_json(content, host), host)
-        word = (members.optional_text("type") or "").removeprefix(_PROBLEM)
+        try:
+            members = Members(_parse_json(content, host), host)
+            word = (members.optional_text("type") or "").removeprefix(_PROBLEM)
+        except RemoteProtocolError:
+            if response.status not in TRANSIENT:
+                raise
+            word = ""
         slug = word if _SLUG.fullmatch(word) else slug
     return ProblemAnswer(
         f"{host} refused the request ({slug})", status=response.status, slug=slug, members=members

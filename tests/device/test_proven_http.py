@@ -147,6 +147,51 @@ async def test_no_cookie_is_kept() -> None:
 # What is tried again
 
 
+DOCUMENT = "application/problem+json"
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (DOCUMENT, b""),
+        (DOCUMENT, b'{"type": "urn:headless-passkey:prob'),
+        (DOCUMENT, b"[]"),
+        (DOCUMENT, b'{"type": 503}'),
+        (DOCUMENT, b'{"type": "' + b"x" * 300 + b'"}'),
+        (DOCUMENT, b'{"type": "about:blank", "retry_after": "soon"}'),
+        (DOCUMENT, b"\xff\xfe"),
+        (DOCUMENT, b"[" * 100_000),
+        (DOCUMENT, b" " * (MAX_ANSWER + 1)),
+        ("text/html", b"<h1>Bad Gateway</h1>"),
+        ("application/json", b"{"),
+    ],
+    ids=["empty", "cut", "list", "number", "long", "pause", "utf-16", "deep", "large", "page", "json"],
+)
+async def test_a_transient_failure_is_tried_again_however_broken_its_body_is(
+    status: int, kind: str, body: bytes
+) -> None:
+    broken = answer(body, status=status, kind=kind)
+    pauses = Pauses()
+    async with serving(broken, ok(done=True)) as server, talking_to(server.url, pauses=pauses) as http:
+        assert (await http.get("/x")).boolean("done")
+    assert len(pauses.slept) == 1
+    async with serving(broken) as server, talking_to(server.url) as http:
+        with pytest.raises(TransportError, match="not now") as refused:
+            await http.get("/x", patience=0)
+    assert refused.value.reason is TransportReason.SERVER_FAILED
+
+
+@pytest.mark.parametrize("status", [400, 404, 409, 413])
+async def test_a_refusal_that_cannot_be_read_is_not_tried_again(status: int) -> None:
+    pauses = Pauses()
+    broken = answer(b"{", status=status, kind=DOCUMENT)
+    async with serving(broken) as server, talking_to(server.url, pauses=pauses) as http:
+        with pytest.raises(RemoteProtocolError):
+            await http.get("/x")
+    assert pauses.slept == []
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 async def test_what_may_pass_is_sent_again_in_the_same_bytes_with_a_new_proof(status: int) -> None:
     busy = answer(b"busy", kind="text/plain", status=status)
