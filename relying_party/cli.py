@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
     )
+    logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     try:
         asyncio.run(_run(args))
     except RelyingPartyError as error:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import re
 import resource
 import ssl
@@ -21,6 +22,7 @@ from certificates import Certificate, make_certificate
 from cryptography.hazmat.primitives import serialization
 
 from companion_push.cli import main as push_main
+from companion_push.tunnel_service.app import make_app as make_tunnel_service
 from relying_party.cli import main as party_main
 from tests.programs import Program, running
 from tests.relay.household import Caller, Clock
@@ -313,6 +315,10 @@ def mounted_relying_party(folder: Path) -> web.Application:
     return rp_backend.make_service("http://localhost", folder / "store")
 
 
+def tunnel_service(_folder: Path) -> web.Application:
+    return make_tunnel_service()
+
+
 def resource_server(_folder: Path) -> web.Application:
     return resource_server_example.make_service("http://localhost", "https://login.example")
 
@@ -334,6 +340,27 @@ async def test_a_service_that_mounts_one_can_keep_such_bytes_out_of_its_log_too(
     assert all(message.startswith("a request could not be read: ") for message in messages), messages
     assert not any(record.exc_info for record in caplog.records)
     assert SECRET.decode() not in caplog.text
+
+
+def loggers() -> dict[str, tuple[object, ...]]:
+    """How each logger of this process is set."""
+    known = {"": logging.root} | logging.Logger.manager.loggerDict
+    return {
+        name: (one.level, one.propagate, one.disabled, tuple(one.handlers), tuple(one.filters))
+        for name, one in known.items()
+        if isinstance(one, logging.Logger)
+    }
+
+
+@pytest.mark.parametrize("mounted", [mounted_relay, mounted_relying_party, resource_server, tunnel_service])
+async def test_an_application_changes_no_logger_of_its_host(
+    mounted: Callable[[Path], web.Application], tmp_path: Path
+) -> None:
+    logging.getLogger("fido2.server")
+    before = loggers()
+    async with TestServer(mounted(tmp_path)):
+        after = loggers()
+    assert {name: after[name] for name in before} == before
 
 
 # A disk that is full

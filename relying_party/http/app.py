@@ -144,7 +144,6 @@ def make_app(
     place for ceremonies under way than this process. with_pages: False leaves the pages to a service that
     mounts this, and the well-known documents (`well_known_routes`).
     """
-    logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     app = web.Application(
         middlewares=[_finish, *([_show_problems] if with_pages else []), _explain],
         handler_args={"logger": http_logger},
