@@ -3,7 +3,7 @@
 aiohttp answers a request that it cannot parse before an application sees it: in plain text that repeats the
 request, and with a traceback in the log that repeats it too, tunnel ID or proof included. `Runner` answers
 problem documents (RFC 9457) instead. `http_logger` lets one line through for each, without a byte of the
-request; a service that mounts an application of this package gives it to its own::
+request, and in a flood a few lines a minute and their number; a service that mounts an application of this package gives it to its own::
 
     service = web.Application(handler_args={"logger": http_logger})
 """
@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from companion_push.log_limit import PERIOD, LogLimit
 from headless_passkey.command_line import UsageError
 
 IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
@@ -63,6 +64,10 @@ class Runner(web.AppRunner):
         """shutdown_timeout, idle_timeout: seconds. handler_cancellation: whether who hangs up ends its handler."""
         super().__init__(app, shutdown_timeout=shutdown_timeout, handler_cancellation=handler_cancellation)
         self._idle_timeout = idle_timeout
+
+    async def cleanup(self) -> None:
+        await super().cleanup()
+        _limit.end()
 
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self._idle_timeout)
@@ -170,12 +175,21 @@ def _without_bytes(record: logging.LogRecord) -> bool:
     if issubclass(kind, HttpProcessingError | web.RequestPayloadError):
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, arguments = "a request could not be read: %s", (kind.__name__,)
+        allowed = _limit.allows("requests could not be read")
     else:  # its message may hold anything, so only type and place are told
         place = traceback.extract_tb(trace)[-1:]
         where = f"{Path(place[0].filename).name}:{place[0].lineno}" if place else "an unknown place"
         record.msg, arguments = "unexpected %s at %s", (kind.__name__, where)
+        allowed = _limit.allows("requests met something unexpected")
     record.args = arguments
-    return True
+    return allowed
+
+
+def _left_out(kind: str, count: int) -> None:
+    http_logger.warning("%d more %s within %d s", count, kind, PERIOD)
+
+
+_limit: Final = LogLimit(tell=_left_out)
 
 
 http_logger: Final = logging.getLogger(f"{__name__}.http")

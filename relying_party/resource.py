@@ -202,7 +202,12 @@ class Guard:
             raise IssuerUnavailable(
                 f"the proxy {proxy.name if proxy else ''} does not connect to the relying party (HTTP status {error.status})"
             ) from None  # its text holds the URL
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        except (
+            aiohttp.ClientError,
+            OSError,
+            TimeoutError,
+            UnicodeError,
+        ) as error:  # the last of a name's labels
             raise IssuerUnavailable(
                 f"the relying party does not answer{through}: {type(error).__name__}"
             ) from error

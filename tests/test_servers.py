@@ -278,6 +278,25 @@ async def test_a_request_that_is_not_http_is_answered_with_a_problem_and_leaves_
         assert re.fullmatch(r"\S+ \S+ WARNING \S+ a request could not be read: [A-Za-z]+", line)
 
 
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])
+async def test_a_flood_of_requests_that_are_not_http_is_a_few_lines_and_their_number(
+    name: str, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    flood = list(MALFORMED.values()) * 6
+    async with serving(name, loopback_certificate, tmp_path) as server:
+        for request in flood:
+            await server.ask(request, until_it_closes=True)
+        lines = await lines_left(server)
+    assert len(lines) == 31, lines
+    assert all("a request could not be read: " in line for line in lines[:-1])
+    counted = re.fullmatch(
+        r"\S+ \S+ WARNING \S+ (\d+) more requests could not be read within 60 s", lines[-1]
+    )
+    assert counted is not None, lines[-1]
+    assert int(counted[1]) == len(flood) - 30
+
+
 @pytest.mark.threat("T11")
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])

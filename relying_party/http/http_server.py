@@ -3,7 +3,7 @@
 aiohttp answers a request that it cannot parse before an application sees it: in plain text that repeats the
 request, and with a traceback in the log that repeats it too, cookie or proof included. `Runner` answers
 problem documents (RFC 9457) instead. `http_logger` lets one line through for each, without a byte of the
-request; a service that mounts the application gives it to its own::
+request, and in a flood a few lines a minute and their number; a service that mounts the application gives it to its own::
 
     service = web.Application(handler_args={"logger": http_logger})
 """
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from relying_party.errors import UsageError
 from relying_party.http.answers import http_problem
+from relying_party.http.log_limit import PERIOD, LogLimit
 
 IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
 SHUTDOWN_TIMEOUT: Final = 5.0  # seconds for requests under way when the program is asked to end
@@ -37,6 +38,10 @@ class Runner(web.AppRunner):
 
     def __init__(self, app: web.Application) -> None:
         super().__init__(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
+
+    async def cleanup(self) -> None:
+        await super().cleanup()
+        _limit.end()
 
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server())
@@ -139,12 +144,21 @@ def _without_bytes(record: logging.LogRecord) -> bool:
     if issubclass(kind, HttpProcessingError | web.RequestPayloadError):
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, arguments = "a request could not be read: %s", (kind.__name__,)
+        allowed = _limit.allows("requests could not be read")
     else:  # its message may hold anything, so only type and place are told
         place = traceback.extract_tb(trace)[-1:]
         where = f"{Path(place[0].filename).name}:{place[0].lineno}" if place else "an unknown place"
         record.msg, arguments = "unexpected %s at %s", (kind.__name__, where)
+        allowed = _limit.allows("requests met something unexpected")
     record.args = arguments
-    return True
+    return allowed
+
+
+def _left_out(kind: str, count: int) -> None:
+    http_logger.warning("%d more %s within %d s", count, kind, PERIOD)
+
+
+_limit: Final = LogLimit(tell=_left_out)
 
 
 http_logger: Final = logging.getLogger(f"{__name__}.http")

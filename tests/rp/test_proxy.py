@@ -187,6 +187,15 @@ async def test_a_failing_proxy_is_named_without_its_password(
     assert IN_URL not in told
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".test", "login..test"], ids=["long-label", "empty-label"])
+async def test_a_relying_party_whose_name_nobody_can_look_up_lets_nobody_in(
+    certificate: Certificate, host: str
+) -> None:
+    async with opened(certificate) as guard:
+        with pytest.raises(IssuerUnavailable, match=r"^the relying party does not answer: "):
+            await guard.ask("GET", f"https://{host}/jwks.json")
+
+
 async def test_a_setting_that_names_no_proxy_lets_nobody_in(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
