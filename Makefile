@@ -49,10 +49,12 @@ lint: $(VENV)/check.done
 	$(BIN)/ruff check .
 	$(BIN)/python scripts/cli-docs --check
 	$(BIN)/python scripts/api-docs --check
+	$(BIN)/python scripts/completions --check
 
-docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/sdk.md, docs/interop.md
+docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/sdk.md, docs/interop.md, scripts for completion
 	$(BIN)/python scripts/cli-docs
 	$(BIN)/python scripts/api-docs
+	$(BIN)/python scripts/completions
 	$(BIN)/python -m tests.interop.differences
 
 types: $(VENV)/check.done

@@ -10,7 +10,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from headless_passkey.command_line import SettingsParser, add_version, fail, missing, run
 from headless_passkey.errors import ExitStatus
@@ -52,6 +52,11 @@ PROGRAMS: Final = {
         extra="emulation",
         help="emulated Bluetooth controllers on one link",
     ),
+    "completion": Program(
+        module="companion_push.completion",
+        extra="push",
+        help="print the script that lets a shell complete this command line",
+    ),
 }
 
 
@@ -60,7 +65,7 @@ def main(words: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if words is None else words)
     name = words[0] if words and words[0] in PROGRAMS else None
     try:
-        args = make_parser(name).parse_args(words)
+        args = make_parser(*([] if name is None else [name])).parse_args(words)
     except ModuleNotFoundError as error:
         what = None if name is None else missing(error, PROGRAMS[name].extra)
         if what is None:
@@ -69,8 +74,8 @@ def main(words: Sequence[str] | None = None) -> int:
     return run(args.main, args, extra=PROGRAMS[words[0]].extra)
 
 
-def make_parser(only: str | None = None) -> argparse.ArgumentParser:
-    """The parser of one program; without `only`, of the bare list of programs."""
+def make_parser(*names: str) -> argparse.ArgumentParser:
+    """The parser of these programs, with their options; of none: with the bare list of all."""
     parser = SettingsParser(
         prog="companion-push",
         description="Push relay, tunnel service, companion, software phone and emulated radio.",
@@ -78,13 +83,9 @@ def make_parser(only: str | None = None) -> argparse.ArgumentParser:
     )
     add_version(parser)
     subparsers = parser.add_subparsers(title="programs", metavar="PROGRAM", required=True)
-    if only is None:
+    for module in dict.fromkeys(PROGRAMS[name].module for name in names):  # one may bring several programs
+        importlib.import_module(module).add_parser(subparsers)
+    if not names:
         for name, program in PROGRAMS.items():
             subparsers.add_parser(name, help=program.help)
-    else:
-        _add(subparsers, PROGRAMS[only])
     return parser
-
-
-def _add(subparsers: Any, program: Program) -> None:
-    importlib.import_module(program.module).add_parser(subparsers)

@@ -37,6 +37,7 @@ from headless_passkey.json_text import without_mark
 from headless_passkey.names import name_of, printable
 
 DISTRIBUTION: Final = "headless-passkey"
+SHELLS: Final = ("bash", "zsh", "fish")
 STDIN: Final = 0
 MAX_SECRET_LINE: Final = 16384  # bytes, where nothing smaller is known
 _OURS: Final = ("headless_passkey", "companion_push")
@@ -212,6 +213,31 @@ class _Version(argparse.Action):
         with contextlib.suppress(OSError):  # as --help, which nobody may be reading either
             print(f"{parser.prog} {version}", flush=True)  # noqa: T201
         parser.exit()
+
+
+def add_completion(commands: Any, *, package: str, program: str) -> argparse.ArgumentParser:
+    """Add ``completion SHELL``: it prints the script with which a shell completes the words of `program`.
+
+    commands: what `add_subparsers` returned. package: the one whose folder ``completions`` holds the scripts.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "completion",
+        help="print the script that lets a shell complete this command line",
+        description="Print the script that lets a shell complete this command line.",
+        epilog=example(
+            f"{program} completion bash \\",
+            f"    > ~/.local/share/bash-completion/completions/{program}",
+        ),
+    )
+    parser.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
+
+    async def show(args: argparse.Namespace) -> None:
+        from importlib.resources import files  # noqa: PLC0415  slow, and needed here alone
+
+        out(files(package).joinpath("completions", f"{program}.{args.shell}").read_text("utf-8").rstrip("\n"))
+
+    parser.set_defaults(main=show, command=show, json=False, log_level="warning")
+    return parser
 
 
 def missing(error: ModuleNotFoundError, extra: str) -> str | None:

@@ -28,6 +28,7 @@ from relying_party.names import printable
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
+SHELLS: Final = ("bash", "zsh", "fish")
 MAX_MESSAGE: Final = 2000  # characters of a failure
 
 
@@ -64,9 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _run(args: argparse.Namespace) -> None:
+    if "shell" in args:
+        _show_completion(args.shell)
+        return
     from relying_party.serving import serve  # noqa: PLC0415  --help needs nothing that it is built on
 
     await serve(args, lambda line: _say(line, args))
+
+
+def _show_completion(shell: str) -> None:
+    from importlib.resources import files  # noqa: PLC0415  slow, and needed here alone
+
+    script = files("relying_party").joinpath("completions", f"relying-party.{shell}").read_text("utf-8")
+    print(script, end="", flush=True)  # noqa: T201
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -271,6 +282,16 @@ def _parsers() -> tuple[_Parser, _Parser]:
         choices=("debug", "info", "warning", "error"),
         help="default: warning",
     )
+    completion = commands.add_parser(
+        "completion",
+        help="print the script that lets a shell complete this command line",
+        description="Print the script that lets a shell complete this command line.",
+        epilog="Example:\n  relying-party completion bash \\\n"
+        "      > ~/.local/share/bash-completion/completions/relying-party",
+        allow_abbrev=False,
+    )
+    completion.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
+    completion.set_defaults(json=False, log_level="warning")
     return parser, serve
 
 

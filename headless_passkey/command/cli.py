@@ -16,6 +16,7 @@ from headless_passkey.command_line import (
     Options,
     SettingsParser,
     UsageError,
+    add_completion,
     add_settings,
     add_version,
     example,
@@ -138,6 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
         "headless-passkey tunnel-domain 0",
     )
     domain.add_argument("number", metavar="N", type=_number)
+    add_completion(commands, package="headless_passkey", program="headless-passkey")
     return parser
 
 
