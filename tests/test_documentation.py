@@ -97,7 +97,7 @@ def test_the_help_of_a_command_shows_how_it_is_called(command: str, monkeypatch:
     assert all(len(line) <= 80 for line in lines)
     start = lines.index("Example:") + 1
     assert lines[start - 2] == ""
-    example = lines[start : lines.index("", start)]
+    example = lines[start : lines.index("", start) if "" in lines[start:] else None]
     assert all(line.startswith("  ") for line in example)
     words = shlex.split(re.split(r" [|<>]", "\n".join(example).replace("\\\n", " "))[0])
     assert words[: len(command.split())] == command.split()
