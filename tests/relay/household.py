@@ -1,5 +1,6 @@
 """A relay on real HTTP in this process, and the people who call it with real proofs."""
 
+import asyncio
 import contextlib
 import secrets
 import socket
@@ -24,6 +25,7 @@ from headless_passkey.trust.signing import base64url
 from tests.trust.people import Person, companion, device, grow
 
 PROBLEM = "urn:headless-passkey:problem:"
+HELD_PER_MEMBER = 4  # by default
 NO_LIMITS = Quota(pending=1000, rates=())
 SEALED = base64url(b"sealed bytes that only look sealed")
 
@@ -116,6 +118,18 @@ class Caller:
         reply = await self.get(f"/v1/requests/{name}")
         assert reply.status == 200
         return dict(reply.body)
+
+
+async def all_held(caller: Caller, cursor: str, *, wait: int) -> set[asyncio.Task[Reply]]:
+    """As many waiting calls as a relay with its default limits holds of one member, each of them held by now.
+
+    One more has been sent, and was what let the relay answer one: so they have come, however slow the way is.
+    """
+    path = f"/v1/inbox?cursor={cursor}&wait={wait}"
+    calls = [asyncio.ensure_future(caller.get(path)) for _ in range(HELD_PER_MEMBER + 1)]
+    _, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+    assert len(waiting) == HELD_PER_MEMBER
+    return waiting
 
 
 class Relay:

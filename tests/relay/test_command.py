@@ -20,7 +20,7 @@ from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
 from tests.programs import run, running
-from tests.relay.household import Caller, Clock, fresh_id
+from tests.relay.household import Caller, Clock, all_held, fresh_id
 from tests.trust.people import Person, companion, device, grow
 
 HOLD = 25  # seconds that the relay is asked to hold an answer
@@ -125,8 +125,7 @@ async def test_it_ends_and_answers_at_once_who_is_held(path: Path) -> None:
     ):
         await found(path, anna, frame.person)
         cursor = (await anna.get("/v1/inbox")).body["cursor"]
-        held = [asyncio.ensure_future(anna.get(f"/v1/inbox?cursor={cursor}&wait={HOLD}")) for _ in range(3)]
-        await anna.get("/v1/ring")  # sent after them, and answered
+        held = await all_held(anna, cursor, wait=HOLD)
         start = time.monotonic()
         assert await program.end() == 0
         assert time.monotonic() - start < HOLD  # else it waited until they were answered anyway

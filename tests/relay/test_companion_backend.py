@@ -16,7 +16,7 @@ from companion_push.relay.database import open_database
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
 from tests.programs import ROOT
-from tests.relay.household import Caller, Clock
+from tests.relay.household import Caller, Clock, all_held
 from tests.trust.people import companion
 
 
@@ -65,9 +65,8 @@ async def test_host_and_relay_answer_side_by_side(tmp_path: Path) -> None:
         assert (await anna.call("GET", "/v1/inbox", proofs=[proof])).problem == "proof-invalid"
 
         # the host's end is the relay's: who is held is answered
-        held = asyncio.ensure_future(anna.get(f"/v1/inbox?cursor={inbox.body['cursor']}&wait=25"))
-        await anna.get("/v1/ring")
+        held = await all_held(anna, inbox.body["cursor"], wait=25)
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(5):
-            assert (await held).status == 200
+        async with asyncio.timeout(20):
+            assert [reply.status for reply in await asyncio.gather(*held)] == [200] * len(held)
             await process.wait()

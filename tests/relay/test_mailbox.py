@@ -591,7 +591,8 @@ class AnyEvents(RuleBasedStateMachine):
         assert len({failure.by for failure in seen.failures}) == len(seen.failures)
         if seen.live:
             assert any(map(seen.waits_for, seen.recipients))
-        if seen.state in (P, D) and not any(map(seen.waits_for, seen.fetched_by)):
+        have_seen_it = seen.fetched_by.union(failure.by for failure in seen.failures)
+        if seen.state in (P, D) and not any(map(seen.waits_for, have_seen_it)):
             assert all(self.now < failure.at + LAST_CHANCE for failure in seen.failures[-1:])
 
     @invariant()
