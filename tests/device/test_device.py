@@ -6,7 +6,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohttp.test_utils import unused_port
 
 from headless_passkey.account import enrolment
 from headless_passkey.device import Asked, Device
@@ -22,6 +21,7 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.source import Advert
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import silent
+from tests.ports import reserved_port
 from tests.relay.household import Relay
 
 
@@ -68,7 +68,7 @@ async def test_a_relying_party_that_the_device_may_not_ask_for_is_not_even_calle
     relay: Relay, tmp_path: Path
 ) -> None:
     await join(relay, tmp_path / "state", rp_id="login.example", origin="https://login.example")
-    elsewhere = f"http://localhost:{unused_port()}"
+    elsewhere = f"http://localhost:{reserved_port()}"
     asked = Asked(kind=RequestKind.GET_ASSERTION, rp_id="login.example")
     async with device(tmp_path / "state") as hub:
         for attempt in (

@@ -2,14 +2,13 @@
 
 import asyncio
 import datetime as dt
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import TestServer
 from certificates import Certificate, make_certificate
 from yarl import URL
 
@@ -22,6 +21,7 @@ from headless_passkey.net.tls import tls_context
 from relying_party.http.app import make_app as make_relying_party
 from relying_party.http.app import well_known_routes
 from tests.companion.device import tunnel_service
+from tests.ports import reserved_port
 from tests.rp.clients import make_config
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -64,8 +64,7 @@ async def silent() -> AsyncIterator[str]:
 
 def nobody() -> str:
     """Where nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return f"localhost:{listening.getsockname()[1]}"
+    return f"localhost:{reserved_port()}"
 
 
 def saying(status: int) -> Handler:
@@ -277,7 +276,7 @@ async def test_an_assigned_number_with_a_service_of_ones_own_is_not_looked_for(
 
 async def relying_party(folder: Path, path: str, told: str) -> Finding:
     """What the doctor finds at `told`, where a relying party is mounted at `path` of an otherwise empty service."""
-    origin = f"http://localhost:{unused_port()}"
+    origin = f"http://localhost:{reserved_port()}"
     config = make_config(
         folder / "rp.sqlite",
         rp_id="localhost",

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import socket
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,6 +24,7 @@ from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tunnel import open_tunnel
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.device.connect_proxy import ConnectProxy
+from tests.ports import reserved_port
 from tests.vectors_loader import Vector, name, vectors
 
 # names of this machine that nobody but the proxy knows (RFC 6761 §6.2)
@@ -267,11 +267,6 @@ async def fail(
     return failed.value
 
 
-def closed_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
 MEND = "check HTTPS_PROXY; a host that is reached without a proxy is named in NO_PROXY"
 TROUBLE = {
     "refuses": (ConnectProxy({}, statuses=[403]), f"does not connect to {LOGIN} (HTTP status 403): {MEND}"),
@@ -316,7 +311,7 @@ async def test_a_proxy_that_cannot_be_reached_is_named(
     certificate: Certificate, monkeypatch: pytest.MonkeyPatch, client: str
 ) -> None:
     for address, why in (
-        (f"localhost:{closed_port()}", "connection refused"),
+        (f"localhost:{reserved_port()}", "connection refused"),
         ("proxy.invalid:3128", "its name cannot be resolved"),
     ):
         set_proxy(monkeypatch, f"http://ada:{IN_URL}@{address}")

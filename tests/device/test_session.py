@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestServer, unused_port
+from aiohttp.test_utils import TestServer
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -37,6 +37,7 @@ from relying_party.config import Config
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
 from relying_party.http.app import make_app
 from tests.device.test_proof import claims_of
+from tests.ports import reserved_port
 from tests.rp.authenticator_double import Passkey, create, get
 from tests.rp.clients import Clock, make_config
 
@@ -109,7 +110,7 @@ class Party:
 
 @asynccontextmanager
 async def a_party(folder: Path, **changes: Any) -> AsyncIterator[Party]:
-    url, clock = f"http://localhost:{unused_port()}", Clock()
+    url, clock = f"http://localhost:{reserved_port()}", Clock()
     config = make_config(
         folder / "rp.sqlite",
         rp_id="localhost",
@@ -352,7 +353,7 @@ async def test_what_was_not_asked_for_compressed_is_refused(party: Party) -> Non
 
 
 async def test_a_service_that_is_away_is_a_transport_error(party: Party) -> None:
-    url = f"http://127.0.0.1:{unused_port()}"
+    url = f"http://127.0.0.1:{reserved_port()}"
     await party.sign_in(told=(url,))
     with pytest.raises(TransportError) as failed:
         await party.session().fetch(url)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp.test_utils import unused_port
 
 from headless_passkey.command.cli import main
 from headless_passkey.command.session import Refused
@@ -15,6 +14,7 @@ from headless_passkey.errors import ExitStatus
 from headless_passkey.rp.session import Answer
 from headless_passkey.rp.session_store import SessionStore
 from tests.device.test_session import keep
+from tests.ports import reserved_port
 
 A, B = "https://a.example/passkeys", "https://b.example"
 
@@ -127,7 +127,7 @@ def test_an_address_that_no_session_is_for_is_8(state: Path, capsys: pytest.Capt
 def test_a_service_that_is_named_for_one_request_needs_a_session_that_is_named_too(
     state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = f"http://localhost:{unused_port()}"
+    url = f"http://localhost:{reserved_port()}"
     assert run(state, "fetch", url, "--audience", url) == 2
     assert "(--rp URL)" in capsys.readouterr().err
     assert run(state, "fetch", url, "--audience", url, "--rp", B) == 4

@@ -9,7 +9,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -54,6 +53,7 @@ from tests.end_to_end.hostile_phone import (
     wait_for_hang_up,
     websocket_of,
 )
+from tests.ports import reserved_port
 
 ORIGIN: Final = "https://login.example.com"
 RP_ID: Final = "example.com"
@@ -543,8 +543,7 @@ async def test_the_same_advert_is_tried_again_when_its_tunnel_failed_before(
 
 
 async def test_a_tunnel_that_cannot_be_reached_is_said_and_the_deadline_is_7(outside: Outside) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        nobody = f"wss://localhost:{server.getsockname()[1]}"
+    nobody = f"wss://localhost:{reserved_port()}"
     async with outside.device("--timeout", "1.5", base=nobody) as (device, url):
         advertised = PhoneTransaction(url).advertise(routing_id=bytes(3), tunnel_domain=300)
         await device.give(f"{advertised.service_data.hex()}\n")

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import stat
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -37,6 +36,7 @@ from tests.end_to_end.hostile_device import (
     descriptor,
 )
 from tests.end_to_end.terminal import Terminal
+from tests.ports import reserved_port
 
 MC, GA = RequestKind.MAKE_CREDENTIAL, RequestKind.GET_ASSERTION
 
@@ -600,8 +600,7 @@ async def test_a_reader_of_its_adverts_that_has_gone_is_4(outside: Outside) -> N
 async def test_a_tunnel_service_that_cannot_be_reached_or_believed_is_4(
     outside: Outside, tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        nobody = f"wss://localhost:{server.getsockname()[1]}"
+    nobody = f"wss://localhost:{reserved_port()}"
     (tmp_path / "other").mkdir()
     other = make_certificate(tmp_path / "other", names=["localhost"])
     named = outside.base.replace("localhost", "127.0.0.2")

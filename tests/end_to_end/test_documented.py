@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from aiohttp.test_utils import unused_port
 from programs import Program
 from world import World
 
@@ -17,6 +16,7 @@ from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.trust.ring import Role
 from tests.end_to_end.conftest import MARKER
 from tests.end_to_end.household import Home, ends
+from tests.ports import reserved_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -27,7 +27,7 @@ STATE = ".local/state/headless-passkey"  # below HOME, as the pages have it
 
 @pytest.fixture(scope="module")
 def api() -> str:
-    return f"http://localhost:{unused_port()}"
+    return f"http://localhost:{reserved_port()}"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

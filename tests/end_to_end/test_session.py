@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from aiohttp.test_utils import unused_port
 from programs import PROGRAMS, Program
 from world import World
 
 from headless_passkey.rp.session_store import SessionStore
 from tests.end_to_end.conftest import MARKER
 from tests.end_to_end.household import Home, Session, ends, page
+from tests.ports import reserved_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -27,7 +27,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "resource_server.py"
 @pytest.fixture(scope="module")
 def api() -> str:
     """Where the resource server is."""
-    return f"http://localhost:{unused_port()}"
+    return f"http://localhost:{reserved_port()}"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -108,8 +108,8 @@ async def test_the_exit_status_says_what_the_answer_is(world: World, hub: Home, 
     assert (status, json.loads(body)["status"]) == (11, 404)
     status, body = await fetched(world, state, f"{world.relying_party}/me")  # not from a device
     assert (status, json.loads(body)["status"]) == (11, 403)
-    assert (await fetched(world, state, f"http://localhost:{unused_port()}/", "--audience", api))[0] == 8
-    away = f"http://localhost:{unused_port()}"
+    assert (await fetched(world, state, f"http://localhost:{reserved_port()}/", "--audience", api))[0] == 8
+    away = f"http://localhost:{reserved_port()}"
     assert await fetched(world, state, away, "--audience", away) == (4, "")
     assert await fetched(world, world.folder / "nothing", f"{api}/me") == (10, "")
     for wrong in ("api.example", "http://api.example/", "https://u@api.example/"):

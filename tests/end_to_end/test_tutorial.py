@@ -4,7 +4,6 @@ import asyncio
 import re
 import secrets
 import shutil
-import socket
 import stat
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ import pytest
 
 from tests.end_to_end.household import processes
 from tests.end_to_end.window import Window
+from tests.ports import reserved_port
 
 ROOT: Final = Path(__file__).parents[2]
 PROMPT: Final = "ready> "
@@ -88,11 +88,7 @@ def commands(block: list[str]) -> list[str]:
 
 
 def free_ports() -> dict[str, str]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    ports = {port: str(one.getsockname()[1]) for port, one in zip(PORTS, sockets, strict=True)}
-    for one in sockets:
-        one.close()
-    return ports
+    return {port: str(reserved_port()) for port in PORTS}
 
 
 def repository(folder: Path) -> Path:

@@ -19,6 +19,7 @@ from companion_push.relay import database
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
+from tests.ports import reserved_port
 from tests.programs import run, running
 from tests.relay.household import Caller, Clock, all_held, fresh_id
 from tests.trust.people import Person, companion, device, grow
@@ -58,11 +59,6 @@ async def found(path: Path, anna: Caller, frame: Person) -> None:
     assert (await anna.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
 
 
-async def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        return int(listening.getsockname()[1])
-
-
 async def test_it_prints_its_base_url_says_that_there_is_no_tls_and_ends_with_0(path: Path) -> None:
     async with running("companion_push", *words(path)) as program:
         url = await program.line()
@@ -90,7 +86,7 @@ async def test_it_serves_tls_with_a_certificate(path: Path, loopback_certificate
 
 @pytest.mark.threat("T5")
 async def test_an_acknowledged_request_is_still_pending_after_kill_9(path: Path) -> None:
-    listen = f"127.0.0.1:{await free_port()}"
+    listen = f"127.0.0.1:{reserved_port()}"
     anna_person, frame_person = companion(), device()
     name = fresh_id()
     async with (

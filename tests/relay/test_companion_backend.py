@@ -2,7 +2,6 @@
 
 import asyncio
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import base64url
+from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, all_held
 from tests.trust.people import companion
@@ -22,8 +22,7 @@ from tests.trust.people import companion
 
 @asynccontextmanager
 async def backend(store: Path) -> AsyncIterator[tuple[str, asyncio.subprocess.Process]]:
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        port = listening.getsockname()[1]
+    port = reserved_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-u", "examples/companion_backend.py", "--port", str(port), "--store", str(store),
         cwd=ROOT, stdout=asyncio.subprocess.PIPE, env={"PYTHONPATH": str(ROOT)},

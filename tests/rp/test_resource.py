@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import resource_server
 from aiohttp import DummyCookieJar, web
-from aiohttp.test_utils import TestClient, TestServer, unused_port
+from aiohttp.test_utils import TestClient, TestServer
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -30,6 +30,7 @@ from relying_party.core.sessions import LATE_SECONDS, Lifetimes
 from relying_party.errors import UsageError
 from relying_party.http.app import make_app
 from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
+from tests.ports import reserved_port
 from tests.rp.authenticator_double import DeviceKey, b64
 from tests.rp.clients import WEB_ORIGIN, Answer, Browser, Clock, Device, Site, make_config
 
@@ -520,7 +521,7 @@ async def test_what_cannot_be_told_is_503_and_nobody_gets_in(
 
 @pytest.mark.parametrize("way", ["keys", "introspection"])
 async def test_a_relying_party_that_is_away_lets_nobody_in(tmp_path: Path, way: str) -> None:
-    url = f"http://127.0.0.1:{unused_port()}/"
+    url = f"http://127.0.0.1:{reserved_port()}/"
     await _nobody_gets_in(
         Keys(jwks_uri=url) if way == "keys" else Introspection(endpoint=url, secret=SECRET), tmp_path
     )
@@ -641,8 +642,8 @@ def test_resource_servers_are_origins_with_long_secrets(tmp_path: Path, changes:
 @pytest.mark.parametrize("signed", [True, False], ids=["keys", "introspection"])
 async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None:  # noqa: FBT001
     """With clocks that run; tests/end_to_end/test_session.py runs it as a program."""
-    origin = f"http://localhost:{unused_port()}"
-    issuer = f"http://localhost:{unused_port()}"
+    origin = f"http://localhost:{reserved_port()}"
+    issuer = f"http://localhost:{reserved_port()}"
     config = make_config(
         tmp_path / "rp.sqlite", rp_id="localhost", web_origins=(issuer,), device_origins=(), reached_at=(issuer,),
         resources=(origin,), resource_secrets={origin: SECRET},
