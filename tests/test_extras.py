@@ -1,6 +1,8 @@
 """The extras: what the programs say where one is not installed, and how the README installs them."""
 
 import argparse
+import ast
+import re
 import shlex
 import shutil
 import subprocess
@@ -138,6 +140,92 @@ def test_a_program_says_its_version_and_needs_no_extra(main: str, program: str) 
 def test_the_bare_core_needs_no_extra() -> None:
     done = run("headless_passkey.command.cli:main", "tunnel-domain", "266")
     assert (done.returncode, done.stdout) == (0, "cable.wufkweyy3uaxb.com\n")
+
+
+# What each extra is for: its modules, and those of other extras, by their names' beginnings.
+MODULES = {
+    "device": (("headless_passkey.",), ("headless_passkey.ctap_device", "headless_passkey.radio.bumble")),
+    "fido2": (("headless_passkey.ctap_device",), ()),
+    "push": (
+        ("companion_push.",),
+        ("companion_push.emulation", "companion_push.companion.advertiser.bumble"),
+    ),
+    "rp": (("relying_party.",), ()),
+    "emulation": (
+        ("companion_push.emulation", "companion_push.companion.advertiser.bumble", "headless_passkey.radio.bumble"),
+        (),
+    ),
+}  # fmt: skip
+OURS = ("headless_passkey", "companion_push", "relying_party")
+BROUGHT_BY = {"yarl": "aiohttp", "multidict": "aiohttp"}  # its interface speaks in their types
+
+
+def our_modules() -> dict[str, Path]:
+    found = {}
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(path: Path, *, late: bool) -> Iterator[str]:
+    """What a module imports, as dotted names; with `late`, also what it imports inside functions."""
+    todo: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        elif late or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            todo.extend(ast.iter_child_nodes(node))
+
+
+def packages_behind(extra: str, *, late: bool) -> set[str]:
+    """Which packages of others the modules of an extra import, themselves or through other modules of ours."""
+    wanted, others = MODULES[extra]
+    modules, packages, seen = our_modules(), set(), set()
+    todo = [name for name in modules if f"{name}.".startswith(wanted) and not name.startswith(others or "-")]
+    assert todo
+    while todo:
+        name = todo.pop()
+        while name not in modules and "." in name:  # the name of something in a module
+            name = name.rpartition(".")[0]
+        if name in modules:
+            if name not in seen:
+                seen.add(name)
+                todo.extend(imports_of(modules[name], late=late))
+        elif name not in sys.stdlib_module_names:
+            packages.add(BROUGHT_BY.get(name, name))
+    return packages
+
+
+def brought(extra: str | None) -> set[str]:
+    """The packages of an extra, or without one of the bare distribution, as they are imported."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    lines = project["dependencies"] if extra is None else project["optional-dependencies"][extra]
+    return {re.split(r"[>=<;\[ ]", line)[0].replace("-", "_") for line in lines}
+
+
+@pytest.mark.parametrize("extra", MODULES)
+def test_an_extra_brings_nothing_that_its_modules_do_not_import(extra: str) -> None:
+    assert brought(extra) - packages_behind(extra, late=True) == set()
+
+
+@pytest.mark.parametrize("extra", MODULES)
+def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
+    """But for what they import when it is asked for, and then say what brings it."""
+    also = {"fido2": brought("device"), "emulation": brought("device") | brought("push")}.get(extra, set())
+    assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
+
+
+def test_every_extra_has_modules() -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        assert set(MODULES) == set(tomllib.load(file)["project"]["optional-dependencies"])
 
 
 README_INSTALLS = [

@@ -4,20 +4,26 @@
 """
 
 import re
+import string
 from dataclasses import dataclass, field
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 import msgspec
+from joserfc import jws
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.trust.signing import from_base64url, thumbprint, verify
+from headless_passkey.trust.signing import from_base64url
 
 HEADER: Final = "DPoP"
 SKEW: Final = 60  # seconds by which the caller's clock may differ, either way
-_MAX_SIZE: Final = 2048  # characters; ours have some 500
-_JTI: Final = re.compile(r"[A-Za-z0-9_-]{22,128}", re.ASCII)  # 16 bytes or more
+_MAX_SIZE: Final = 4096  # characters; ours have some 500
+_UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
+_DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+_REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,23 +43,14 @@ def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Pro
     """
     if len(headers) != 1:
         raise _refused(f"expected one header {HEADER}, got {len(headers)}")
-    header, claims, signature, signed = _split(headers[0])
-    key = b"\x04" + _coordinate(header.jwk.x) + _coordinate(header.jwk.y)
-    try:
-        genuine = verify(key, signature, signed)
-    except RemoteProtocolError as error:
-        raise _refused("the key is not a point on P-256") from error
-    if not genuine:
-        raise _refused("the signature does not verify")
+    key, claims = _verified(headers[0])
     if claims.htm != method:
         raise _refused("htm is not the method of this request")
     if _normal(claims.htu) != _normal(url):
         raise _refused("htu is not the URL of this request below the relay's public URL")
-    if not _JTI.fullmatch(claims.jti):
-        raise _refused("jti must be base64url of 16 random bytes or more")
     if abs(now - claims.iat) > SKEW:
         raise Problem(Slug.PROOF_CLOCK, now=int(now))
-    return Proof(name=thumbprint(key), jti=claims.jti, until=claims.iat + SKEW + 1)
+    return Proof(name=key.thumbprint(), jti=claims.jti, until=claims.iat + SKEW + 1)
 
 
 class _Jwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,10 +62,13 @@ class _Jwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     y: str
 
 
-class _Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Header(msgspec.Struct, frozen=True):
+    """Parameters we do not know are ignored, as RFC 7515 has it, unless they are critical."""
+
     typ: Literal["dpop+jwt"]
     alg: Literal["ES256"]
     jwk: _Jwk
+    crit: Any = msgspec.UNSET
 
 
 class _Claims(msgspec.Struct, frozen=True):
@@ -77,47 +77,58 @@ class _Claims(msgspec.Struct, frozen=True):
     htm: str
     htu: str
     iat: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
-    jti: str
+    jti: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{22,128}\Z")]  # 16 random bytes or more
 
 
-def _split(compact: str) -> tuple[_Header, _Claims, bytes, bytes]:
-    """Header, claims, signature, and what was signed."""
+def _verified(compact: str) -> tuple[ECKey, _Claims]:
+    """The key in the header of a compact JWS that it signed, and the claims."""
     if len(compact) > _MAX_SIZE:
         raise _refused(f"a proof has at most {_MAX_SIZE} characters")
     parts = compact.split(".")
     if len(parts) != 3:
         raise _refused("a proof has three parts")
     try:
-        raw_header, raw_claims, signature = map(from_base64url, parts)
+        raw_header, raw_claims, _ = map(from_base64url, parts)
         header = msgspec.json.decode(raw_header, type=_Header)
         claims = msgspec.json.decode(raw_claims, type=_Claims)
+        sizes = {len(from_base64url(coordinate)) for coordinate in (header.jwk.x, header.jwk.y)}
     except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _refused("header or claims are not what a proof has") from error
-    return header, claims, signature, f"{parts[0]}.{parts[1]}".encode("ascii")
-
-
-def _coordinate(text: str) -> bytes:
+    if header.crit is not msgspec.UNSET:
+        raise _refused("no critical header parameter is known here")
+    if sizes != {32}:
+        raise _refused("the coordinates of the key have 32 bytes each")
     try:
-        value = from_base64url(text)
-    except RemoteProtocolError as error:
-        raise _refused("a coordinate of the key is not base64url") from error
-    if len(value) != 32:
-        raise _refused("a coordinate of the key does not have 32 bytes")
-    return value
+        key = ECKey.import_key(msgspec.to_builtins(header.jwk))
+    except (JoseError, ValueError) as error:
+        raise _refused("the key is not a point on P-256") from error
+    try:
+        jws.deserialize_compact(compact, key, registry=_REGISTRY)
+    except (JoseError, ValueError) as error:
+        raise _refused("the signature does not verify") from error
+    return key, claims
 
 
 def _normal(url: str) -> tuple[str, str, int | None, str]:
-    """What is compared of a URL: scheme, host, port and path. A query or fragment is refused."""
+    """What is compared of a URL: scheme, host, port and path (RFC 3986 §6.2.2, §6.2.3). A query or fragment is refused."""
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise _refused("htu is not a URL") from error
-    if parts.query or parts.fragment or "@" in parts.netloc:
-        raise _refused("htu must have no query, no fragment and no user")
-    if port == {"https": 443, "http": 80}.get(parts.scheme):
-        port = None
-    return parts.scheme, parts.hostname or "", port, parts.path
+    if parts.query or parts.fragment or parts.username is not None or parts.hostname is None:
+        raise _refused("htu must have a host, no query, no fragment and no user")
+    return parts.scheme, parts.hostname, port or _DEFAULT_PORTS.get(parts.scheme), _normal_path(parts.path)
+
+
+def _normal_path(path: str) -> str:
+    """A path in which what need not be percent-encoded is not, and the rest is in capitals."""
+
+    def decoded(found: re.Match[str]) -> str:
+        character = chr(int(found[1], 16))
+        return character if character in _UNRESERVED else found[0].upper()
+
+    return re.sub("%([0-9A-Fa-f]{2})", decoded, path) or "/"
 
 
 def _refused(detail: str) -> Problem:

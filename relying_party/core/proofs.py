@@ -25,6 +25,7 @@ MAX_PROOF_CHARACTERS: Final = 4096
 MAX_IDS: Final = 100_000
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
+_REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
 
 
 class _PublicKey(msgspec.Struct, forbid_unknown_fields=True):
@@ -35,6 +36,8 @@ class _PublicKey(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Header(msgspec.Struct):
+    """Parameters we do not know are ignored, as RFC 7515 has it, unless they are critical."""
+
     typ: Literal["dpop+jwt"]
     alg: Literal["ES256"]
     jwk: _PublicKey
@@ -44,8 +47,8 @@ class _Header(msgspec.Struct):
 class _Claims(msgspec.Struct):
     htm: str
     htu: str
-    iat: int
-    jti: Annotated[str, msgspec.Meta(min_length=22, max_length=128)]  # 16 random bytes or more
+    iat: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
+    jti: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{22,128}\Z")]  # 16 random bytes or more
     ath: str | None = None
 
 
@@ -87,7 +90,7 @@ def verify_proof(
     """
     if len(text) > MAX_PROOF_CHARACTERS:
         raise ProofInvalid("the proof is too long")
-    header, claims = _verified_parts(text)
+    key, claims = _verified(text)
     if claims.htm != method:
         raise ProofInvalid("the proof is for another method")
     if _normal(claims.htu) not in set(_each_normal(urls)):
@@ -98,11 +101,11 @@ def verify_proof(
             raise ProofInvalid("the proof is for another token")
     if abs(claims.iat - now) > CLOCK_TOLERANCE:
         raise ProofClock("the proof was made at another time than now", now=int(now))
-    return Proof(key_thumbprint=_thumbprint(header.jwk), id=claims.jti, issued_at=claims.iat)
+    return Proof(key_thumbprint=key.thumbprint(), id=claims.jti, issued_at=claims.iat)
 
 
-def _verified_parts(text: str) -> tuple[_Header, _Claims]:
-    """Header and claims of a JWS whose signature is by the key in its own header."""
+def _verified(text: str) -> tuple[ECKey, _Claims]:
+    """The key in the header of a compact JWS that it signed, and the claims."""
     segments = text.split(".")
     if len(segments) != 3 or not text.isascii():
         raise ProofInvalid("the proof is not a compact JWS")
@@ -117,16 +120,10 @@ def _verified_parts(text: str) -> tuple[_Header, _Claims]:
         if any(len(from_base64url(coordinate) or b"") != 32 for coordinate in (header.jwk.x, header.jwk.y)):
             raise ProofInvalid("the proof's key is not a P-256 key")
         key = ECKey.import_key(msgspec.to_builtins(header.jwk))
-        jws.deserialize_compact(text, key, algorithms=["ES256"])
+        jws.deserialize_compact(text, key, registry=_REGISTRY)
     except (JoseError, ValueError, RecursionError) as error:  # msgspec's and cryptography's are ValueErrors
         raise ProofInvalid("the proof did not verify") from error
-    return header, claims
-
-
-def _thumbprint(key: _PublicKey) -> str:
-    """RFC 7638: SHA-256 over the key's required members in alphabetical order."""
-    text = f'{{"crv":"P-256","kty":"EC","x":"{key.x}","y":"{key.y}"}}'
-    return base64url(hashlib.sha256(text.encode("ascii")).digest())
+    return key, claims
 
 
 def _each_normal(urls: Iterable[str]) -> Iterable[tuple[str, str, int | None, str]]:

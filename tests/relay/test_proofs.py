@@ -13,7 +13,8 @@ from joserfc.jwk import ECKey
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import SKEW, Proof, check_proof
 from headless_passkey.net.proof import make_proof
-from headless_passkey.trust.signing import SoftwareSigningKey, base64url, thumbprint
+from headless_passkey.trust.signing import SoftwareSigningKey, base64url, from_base64url, thumbprint
+from tests.vectors_loader import Vector, name, vectors
 
 NOW = 1_800_000_000
 URL = "https://relay.example/v1/inbox"
@@ -76,20 +77,6 @@ def test_claims_we_do_not_know_are_ignored() -> None:
     assert check(signed(header(), claims(ath="something", nonce="else"))).jti == JTI
 
 
-@pytest.mark.parametrize(
-    ("htu", "url"),
-    [
-        ("https://RELAY.example/v1/inbox", URL),
-        ("HTTPS://relay.example:443/v1/inbox", URL),
-        (URL, "https://relay.example:443/v1/inbox"),
-        ("http://127.0.0.1:80/v1/inbox", "http://127.0.0.1/v1/inbox"),
-        ("https://[::1]:8470/v1/inbox", "https://[::1]:8470/v1/inbox"),
-    ],
-)
-def test_case_of_the_host_and_the_default_port_do_not_matter(htu: str, url: str) -> None:
-    assert check(signed(header(), claims(htu=htu)), url=url).jti == JTI
-
-
 @pytest.mark.parametrize("off", [-SKEW, 0, SKEW])
 def test_a_clock_may_differ_by_a_minute(off: int) -> None:
     assert check(signed(header(), claims(iat=NOW + off))).until == NOW + off + SKEW + 1
@@ -104,62 +91,26 @@ def test_a_wrong_clock_is_told_the_time_when_nothing_else_is_wrong(off: int) -> 
     assert refusal(signed(header(), claims(iat=NOW + off, htm="PUT"))).slug is Slug.PROOF_INVALID
 
 
-PRIVATE = jwk() | {"d": base64url(KEY.to_bytes())}
-OTHER = SoftwareSigningKey.generate()
-OFF_CURVE = jwk() | {"y": base64url(bytes(31) + b"\x01")}
-SHORT = jwk() | {"x": base64url(bytes(31))}
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("case", vectors("proofs"), ids=name)
+def test_every_known_proof_is_taken_or_refused_as_at_the_relying_party(case: Vector) -> None:
+    given = {"method": case["method"], "url": case["url"], "now": case["now"]}
+    if case["result"] == "taken":
+        assert check(case["proof"], **given).until == case["now"] + SKEW + 1 + _off(case)
+    else:
+        assert refusal(case["proof"], **given).slug == case["result"]
 
-REFUSED = {
-    "none at all": (),
-    "two proofs": (signed(header(), claims()), signed(header(), claims(jti="B" * 22))),
-    "empty": ("",),
-    "two parts": ("a.b",),
-    "four parts": (signed(header(), claims()) + ".",),
-    "not base64url": (signed(header(), claims()) + "=",),
-    "not JSON": (f"{base64url(b'x')}.{base64url(b'y')}.{base64url(bytes(64))}",),
-    "deep JSON": (f"{base64url(b'[' * 700)}.{segment({})}.{base64url(bytes(64))}",),
-    "not ASCII": ("é.é.é",),
-    "too long": (signed(header(), claims(padding="x" * 2000)),),
-    "type of another kind": (signed(header(typ="JWT"), claims()),),
-    "no type": (signed(header(typ=None), claims()),),
-    "another algorithm": (signed(header(alg="RS256"), claims()),),
-    "no algorithm": (signed(header(alg="none"), claims()),),
-    "critical extension": (signed(header(crit=["exp"]), claims()),),
-    "a private key": (signed(header(jwk=PRIVATE), claims()),),
-    "another curve": (signed(header(jwk=jwk() | {"crv": "P-384"}), claims()),),
-    "a symmetric key": (signed(header(jwk={"kty": "oct", "k": "AAAA"}), claims()),),
-    "a point off the curve": (signed(header(jwk=OFF_CURVE), claims()),),
-    "the point (0, 0)": (
-        signed(header(jwk=jwk() | {"x": base64url(bytes(32)), "y": base64url(bytes(32))}), claims()),
-    ),
-    "a short coordinate": (signed(header(jwk=SHORT), claims()),),
-    "no key": (signed(header(jwk=None), claims()),),
-    "signed by another key": (signed(header(), claims(), key=OTHER),),
-    "no signature": (signed(header(), claims()).rpartition(".")[0] + ".",),
-    "zeros for a signature": (signed(header(), claims()).rpartition(".")[0] + "." + base64url(bytes(64)),),
-    "another method": (signed(header(), claims(htm="POST")),),
-    "a method in lower case": (signed(header(), claims(htm="get")),),
-    "another path": (signed(header(), claims(htu="https://relay.example/v1/ring")),),
-    "another host": (signed(header(), claims(htu="https://relay.example.evil/v1/inbox")),),
-    "another port": (signed(header(), claims(htu="https://relay.example:444/v1/inbox")),),
-    "another scheme": (signed(header(), claims(htu="http://relay.example/v1/inbox")),),
-    "a query": (signed(header(), claims(htu=URL + "?wait=1")),),
-    "a user": (signed(header(), claims(htu="https://relay.example@evil/v1/inbox")),),
-    "no URL": (signed(header(), claims(htu="https://[relay/v1/inbox")),),
-    "an impossible port": (signed(header(), claims(htu="https://relay.example:x/v1/inbox")),),
-    "a short id": (signed(header(), claims(jti="A" * 21)),),
-    "a long id": (signed(header(), claims(jti="A" * 129)),),
-    "an id of other characters": (signed(header(), claims(jti="A" * 21 + "\n")),),
-    "no id": (signed(header(), claims(jti=None)),),
-    "time as text": (signed(header(), claims(iat=str(NOW))),),
-    "time beyond any clock": (signed(header(), claims(iat=1 << 80)),),
-    "no time": (signed(header(), claims(iat=None)),),
-}
+
+def _off(case: Vector) -> int:
+    """By how many seconds the proof is ahead of the relay's clock."""
+    said = json.loads(from_base64url(case["proof"].split(".")[1]))
+    return int(said["iat"]) - int(case["now"])
 
 
 @pytest.mark.threat("T13")
-@pytest.mark.parametrize("proofs", REFUSED.values(), ids=REFUSED.keys())
-def test_a_proof_that_does_not_hold_is_refused(proofs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("count", [0, 2])
+def test_there_is_one_proof(count: int) -> None:
+    proofs = [signed(header(), claims(jti=f"{number}" * 22)) for number in range(count)]
     assert refusal(*proofs).slug is Slug.PROOF_INVALID
 
 

@@ -15,6 +15,7 @@ from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from relying_party.core.proofs import CLOCK_TOLERANCE, MAX_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
 from relying_party.errors import ProofClock, ProofInvalid, RateLimited, RequestRefused
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
+from tests.vectors_loader import Vector, name, vectors
 
 NOW = 1_800_000_000.0
 URL = "https://rp.example/session"
@@ -59,6 +60,23 @@ def test_a_device_of_ours_makes_good_proofs() -> None:
     key = SoftwareSigningKey.generate()
     text = make_proof(key, method="POST", url=URL + "?a=b#c", now=NOW, access_token="a token")
     assert verify(text, token="a token").key_thumbprint == thumbprint(key.public_key)
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("case", vectors("proofs"), ids=name)
+def test_every_known_proof_is_taken_or_refused_as_at_the_relay(case: Vector) -> None:
+    def taken() -> Proof:
+        return verify_proof(case["proof"], method=case["method"], urls=[case["url"]], now=case["now"])
+
+    match case["result"]:
+        case "taken":
+            assert len(taken().key_thumbprint) == 43
+        case "proof-clock":
+            with pytest.raises(ProofClock):
+                taken()
+        case _:
+            with pytest.raises(ProofInvalid):
+                taken()
 
 
 @pytest.mark.parametrize(
