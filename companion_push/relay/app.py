@@ -27,6 +27,7 @@ from companion_push.http_server import problem as untyped
 from companion_push.relay import operations, store
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
+from companion_push.relay.held_requests import HeldRequests
 from companion_push.relay.mailbox import Leases
 from companion_push.relay.messages import (
     MAX_BODY,
@@ -47,7 +48,6 @@ from companion_push.relay.messages import (
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, check_proof
-from companion_push.relay.waiting import WaitingRoom
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,9 @@ class RelayEndpoints:
         self._database: Database | None = None
         self._leases: Leases  # from when the store is open
         self._transactions: set[asyncio.Future[Answer]] = set()  # under way
-        self.room = WaitingRoom(per_member=config.held_per_member, per_address=config.held_per_address)
+        self.held_requests = HeldRequests(
+            per_member=config.held_per_member, per_address=config.held_per_address
+        )
 
     # Rings and accounts
 
@@ -210,7 +212,7 @@ class RelayEndpoints:
 
     async def _caller(self, request: web.Request) -> str:
         """The name of the key that makes this request; its proof is used up."""
-        if self.room.closing:
+        if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         now = self._config.clock()
         # our own part of the path, wherever a host or a proxy has mounted us
@@ -235,20 +237,20 @@ class RelayEndpoints:
             return await self._act(caller, operation)
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
-        with self.room.enter(topic=topic, member=caller, address=request.remote or "") as bell:
+        with self.held_requests.hold(topic=topic, member=caller, address=request.remote or "") as held:
             while True:
-                bell.silence()
+                held.reset()
                 answer = await self._run(caller, operation)
                 left = end - loop.time()
-                if answer.news or bell.let_go or left <= 0:
+                if answer.news or held.released or left <= 0:
                     return _response(answer)
-                # what changes by itself rings no bell
+                # no call wakes a held request for what changes with time alone
                 pause = min(left, max(0.01, answer.changes_at - self._config.clock()))
                 with self._leases.held(caller, self._config.clock):
-                    await bell.wait(pause)
+                    await held.wait(pause)
 
     async def _run(self, caller: str, operation: Operation) -> Answer:
-        """One transaction, and the bells it rings: a client's disconnect stops neither (shielded)."""
+        """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither."""
         transaction = asyncio.ensure_future(self._transact(caller, operation))
         self._transactions.add(transaction)
         transaction.add_done_callback(self._transactions.discard)
@@ -267,7 +269,7 @@ class RelayEndpoints:
             return answer
 
         answer = await self._open_store.transact(work)
-        self.room.ring(answer.topics)
+        self.held_requests.wake(answer.topics)
         return answer
 
     @property
@@ -302,7 +304,9 @@ class RelayEndpoints:
             try:
                 answer = await self._run("", operations.sweep)
                 self._leases.forget(self._config.clock())
-                logger.debug("swept: %d requests changed, %d held", answer.body["changed"], len(self.room))
+                logger.debug(
+                    "swept: %d requests changed, %d held", answer.body["changed"], len(self.held_requests)
+                )
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
             except Exception as error:  # noqa: BLE001  one that is a bug must not end the sweeping
@@ -327,8 +331,8 @@ async def _opened_store(app: web.Application) -> AsyncIterator[None]:
 
 async def _let_go(app: web.Application) -> None:
     relay = app[RELAY]
-    logger.info("closing: %d held requests are answered now", len(relay.room))
-    relay.room.close()
+    logger.info("closing: %d held requests are answered now", len(relay.held_requests))
+    relay.held_requests.close()
 
 
 async def _livez(_request: web.Request) -> web.Response:

@@ -6,10 +6,9 @@
 ``GET /livez``                                   204 while the process can answer
 ===============================================  ==========================================================
 
-Messages are carried verbatim, one in, one out, in order. What they say is none of this program's business,
-and it has nothing to open them with. An end that says nothing is pinged (RFC 6455 §5.5.2), so that what is in
-between does not take the connection for idle, and one that does not answer is given up. Logs hold counts,
-sizes and durations, and never an ID.
+The service forwards each binary message unchanged and in order. It holds no key that opens one. It pings an end that
+sends nothing (RFC 6455 §5.5.2), so that proxies and NATs do not drop the connection as idle, and closes a tunnel whose end
+does not answer. Logs hold counts, sizes and durations, and never an ID.
 """
 
 import asyncio
@@ -33,9 +32,9 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_path,
 )
 
-CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our goodbye
-# seconds an end may refuse to read while the other one writes, and never more than `Limits.silence`: meanwhile no
-# pong of the other one may be read either
+CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our close frame
+# seconds an end may leave a message unread, and never more than `Limits.silence`: during back-pressure the service reads
+# nothing from the sender, its pongs included
 SEND_TIMEOUT: Final = 20.0
 CUT_OFF: Final = 1 << 16  # bytes over the limit from which a message is not read to its end
 
@@ -49,20 +48,20 @@ def make_app(limits: Limits | None = None) -> web.Application:
     told ``wss://host/prefix``.
     """
     app = web.Application(handler_args={"logger": http_logger})
-    app[_HALL] = Hall(limits if limits is not None else Limits())
+    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits())
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
-    app.on_shutdown.append(_close_the_hall)
+    app.on_shutdown.append(_close_tunnels)
     return app
 
 
-class Hall:
-    """The tunnels that are open now, with a websocket at one end or at both."""
+class TunnelEndpoints:
+    """Serves the two endpoints of tunnels, and keeps the tunnels that are open."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.rendezvous = Rendezvous(limits)
-        self._meetings: dict[Tunnel, Meeting] = {}
+        self._open: dict[Tunnel, OpenTunnel] = {}
 
     async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
         """Serve the first end: its handler owns the tunnel."""
@@ -74,16 +73,16 @@ class Hall:
         )
         if isinstance(tunnel, TunnelRefusal):
             return _refuse(tunnel)
-        meeting = self._meetings[tunnel] = Meeting(tunnel)
+        opened = self._open[tunnel] = OpenTunnel(tunnel)
         try:
             websocket = _websocket(self.limits)
             websocket.headers[ROUTING_ID_HEADER] = tunnel.routing_id.hex().upper()
             await websocket.prepare(request)
-            await meeting.hold(Line(websocket, request))
+            await opened.hold(Connection(websocket, request))
         finally:
             self.rendezvous.end(tunnel)
-            del self._meetings[tunnel]
-            meeting.over.set()
+            del self._open[tunnel]
+            opened.over.set()
         return websocket
 
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
@@ -91,21 +90,21 @@ class Hall:
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
             return _refuse(tunnel)
-        meeting = self._meetings[tunnel]
-        line = Line(_websocket(self.limits), request)
+        opened = self._open[tunnel]
+        connection = Connection(_websocket(self.limits), request)
         try:
-            await line.websocket.prepare(request)
-            meeting.arrive(line)
-            await meeting.over.wait()
-            await line.close(WSCloseCode.GOING_AWAY)  # when it came just too late
+            await connection.websocket.prepare(request)
+            opened.arrive(connection)
+            await opened.over.wait()
+            await connection.close(WSCloseCode.GOING_AWAY)  # when it came just too late
         finally:
-            meeting.end(_vanished())  # when it never got as far as arriving
-        return line.websocket
+            opened.end(_vanished())  # when it never got as far as arriving
+        return connection.websocket
 
     def close(self) -> None:
         """End every tunnel; the handlers return soon after."""
-        for meeting in self._meetings.values():
-            meeting.end(Ending(why="the service stops"))
+        for opened in self._open.values():
+            opened.end(Ending(why="the service stops"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +116,7 @@ class Ending:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class Connection:
     """The connection to one end."""
 
     websocket: web.WebSocketResponse
@@ -129,7 +128,7 @@ class Line:
         return isinstance(self.websocket.exception(), TimeoutError)
 
     async def close(self, code: int) -> None:
-        """Say goodbye and wait for the answer, but not for an end that does not read."""
+        """Close the websocket: send a close frame and wait for the answer; abort the connection of an end that does not read."""
         try:
             if not self.silent:
                 async with asyncio.timeout(2 * CLOSE_TIMEOUT):  # aiohttp's own limit is for the answer alone
@@ -141,18 +140,18 @@ class Line:
             self.request.transport.abort()
 
 
-class Meeting:
-    """One tunnel while it lives: from the first end's arrival until both have gone."""
+class OpenTunnel:
+    """One tunnel with its connections, from the first end's arrival until both are closed."""
 
     def __init__(self, tunnel: Tunnel) -> None:
         loop = asyncio.get_running_loop()
         self.over = asyncio.Event()
         self._tunnel = tunnel
-        self._second: asyncio.Future[Line] = loop.create_future()
+        self._second: asyncio.Future[Connection] = loop.create_future()
         self._ending: asyncio.Future[Ending] = loop.create_future()
 
-    def arrive(self, second: Line) -> None:
-        """The second end is there."""
+    def arrive(self, second: Connection) -> None:
+        """Take the connection of the second end."""
         self._second.set_result(second)
 
     def end(self, ending: Ending) -> None:
@@ -160,7 +159,7 @@ class Meeting:
         if not self._ending.done():
             self._ending.set_result(ending)
 
-    async def hold(self, first: Line) -> None:
+    async def hold(self, first: Connection) -> None:
         """Carry messages until an end leaves, breaks a rule, or time is up; then close both."""
         async with asyncio.TaskGroup() as group:
             exchange = group.create_task(self._exchange(first))
@@ -170,8 +169,8 @@ class Meeting:
         if self._second.done() and not self._second.cancelled():
             ends.append(self._second.result())
         async with asyncio.TaskGroup() as group:
-            for line, code in zip(ends, ending.codes, strict=False):
-                group.create_task(line.close(code))
+            for connection, code in zip(ends, ending.codes, strict=False):
+                group.create_task(connection.close(code))
         logger.info(
             "tunnel ended after %.1f s, because %s; %d messages of %d bytes one way, %d of %d the other",
             _now() - self._tunnel.opened,
@@ -188,9 +187,9 @@ class Meeting:
                 if _now() >= self._tunnel.deadline:  # joining has not moved it
                     return Ending(why="its time was up")
 
-    async def _exchange(self, first: Line) -> None:
-        # When a lane is full its sender is not read from. All that may wait for the second end fits in, so
-        # that the first end is always read from until then, and missed when it leaves.
+    async def _exchange(self, first: Connection) -> None:
+        # Back-pressure: while a queue is full, its sender is not read from. A queue holds all that may wait for the second
+        # end, so that the first end is read from until then, and its leaving is noticed.
         size = self._tunnel.limits.early_messages + 1
         to_first, to_second = (asyncio.Queue[bytes | Ending](size) for _ in End)
         async with asyncio.TaskGroup() as group:
@@ -200,10 +199,10 @@ class Meeting:
             group.create_task(self._listen(End.SECOND, second, to_first))
             group.create_task(self._speak(End.FIRST, first, to_first))
 
-    async def _listen(self, end: End, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
-        """From one websocket into the lane to the other, within the tunnel's budget."""
+    async def _listen(self, end: End, connection: Connection, queue: asyncio.Queue[bytes | Ending]) -> None:
+        """Put one end's messages into the queue to the other end, within the tunnel's budget."""
         while True:
-            message = await line.websocket.receive()
+            message = await connection.websocket.receive()
             match message.type:
                 case WSMsgType.BINARY:
                     breach = self._tunnel.carry(end, len(message.data))
@@ -212,56 +211,56 @@ class Meeting:
                         if breach is Breach.TOO_LONG:
                             code = WSCloseCode.MESSAGE_TOO_BIG
                         return self.end(_broke(end, code, breach.value))
-                    await lane.put(message.data)
+                    await queue.put(message.data)
                 case WSMsgType.PING | WSMsgType.PONG:
                     breach = self._tunnel.control(end)
                     if breach is not None:
                         return self.end(_broke(end, WSCloseCode.POLICY_VIOLATION, breach.value))
                     if message.type is WSMsgType.PING:
-                        taken = await self._send(end, line, WSMsgType.PONG, message.data)
+                        taken = await self._send(end, connection, WSMsgType.PONG, message.data)
                         if not taken:
                             return None
                 case WSMsgType.TEXT:
                     return self.end(_broke(end, WSCloseCode.UNSUPPORTED_DATA, "text message"))
                 case WSMsgType.ERROR:
-                    # aiohttp has closed it: it is silent, said far too much, or not in the websocket protocol
-                    return self.end(_gone(end, line))
+                    # aiohttp has closed it: no pong came, a message was far too long, or a frame was malformed
+                    return self.end(_gone(end, connection))
                 case _:
-                    # not websocket.close_code: aiohttp replaces it when our own goodbye finds nobody
+                    # not websocket.close_code: aiohttp replaces it when our own close frame cannot be sent
                     clean = message.type is WSMsgType.CLOSE and message.data in _GOODBYE
-                    ending = _left() if clean else _gone(end, line)
+                    ending = _left() if clean else _gone(end, connection)
                     if not self._second.done():
                         return self.end(ending)
-                    return await lane.put(ending)  # after what it said before it left
+                    return await queue.put(ending)  # behind the messages that it sent before it left
 
-    async def _speak(self, end: End, line: Line, lane: asyncio.Queue[bytes | Ending]) -> None:
-        """From a lane into its websocket."""
+    async def _speak(self, end: End, connection: Connection, queue: asyncio.Queue[bytes | Ending]) -> None:
+        """Send what is in an end's queue through its websocket."""
         while True:
-            message = await lane.get()
+            message = await queue.get()
             if isinstance(message, Ending):
                 return self.end(message)
-            if not await self._send(end, line, WSMsgType.BINARY, message):
+            if not await self._send(end, connection, WSMsgType.BINARY, message):
                 return None
 
-    async def _send(self, end: End, line: Line, kind: WSMsgType, data: bytes) -> bool:
-        """Whether an end took this; one that cannot take it ends the tunnel."""
+    async def _send(self, end: End, connection: Connection, kind: WSMsgType, data: bytes) -> bool:
+        """Send one frame, and return whether the end took it. An end that does not take it ends the tunnel."""
         try:
             async with asyncio.timeout(min(SEND_TIMEOUT, self._tunnel.limits.silence)):
-                await line.websocket.send_frame(data, kind)
-                # a connection found lost is closed in the loop's next rounds; written to until then,
-                # asyncio would log a warning for each message of a heap that has come already
+                await connection.websocket.send_frame(data, kind)
+                # the event loop closes a lost connection in its next rounds; without this pause, asyncio would log a
+                # warning for each queued message that is written until then
                 await asyncio.sleep(0)
         except TimeoutError:
             self.end(_silent(end, "an end did not read"))
         except ConnectionError:
-            self.end(_gone(end, line))
+            self.end(_gone(end, connection))
         else:
             return True
         return False
 
 
 _GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
-_HALL: Final = web.AppKey("hall", Hall)
+_TUNNELS: Final = web.AppKey("tunnels", TunnelEndpoints)
 _LIVEZ: Final = "livez"
 
 
@@ -270,12 +269,12 @@ async def _livez(_request: web.Request) -> web.Response:
 
 
 async def _cable(request: web.Request) -> web.StreamResponse:
-    hall = request.app[_HALL]
-    refusal = hall.rendezvous.arrive(request.remote or "", now=_now())
+    endpoints = request.app[_TUNNELS]
+    refusal = endpoints.rendezvous.arrive(request.remote or "", now=_now())
     if refusal is not None:
         return _refuse(refusal)
     path = parse_path(request.rel_url.raw_path.removeprefix(_mounted_at(request.app)))
-    if path is None or isinstance(path, ContactTunnel):  # there is nobody here to wake
+    if path is None or isinstance(path, ContactTunnel):  # this service knows no linked authenticators
         return problem(404, "no such path")
     if request.method != hdrs.METH_GET:
         refused = problem(405, "GET only")
@@ -284,13 +283,13 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
     if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
-    if not _upgrades(request, hall.limits):
+    if not _upgrades(request, endpoints.limits):
         return problem(400, "expected a websocket upgrade")
     match path:
         case NewTunnel():
-            return await hall.open(request, path)
+            return await endpoints.open(request, path)
         case ConnectTunnel():
-            return await hall.join(request, path)
+            return await endpoints.join(request, path)
 
 
 def _mounted_at(app: web.Application) -> str:
@@ -305,15 +304,15 @@ def _upgrades(request: web.Request, limits: Limits) -> bool:
         return False
 
 
-async def _close_the_hall(app: web.Application) -> None:
-    app[_HALL].close()
+async def _close_tunnels(app: web.Application) -> None:
+    app[_TUNNELS].close()
 
 
 def _websocket(limits: Limits) -> web.WebSocketResponse:
     return web.WebSocketResponse(
         protocols=(SUBPROTOCOL,),
         compress=False,  # what is carried is ciphertext
-        # our own check tells the end 1009; at its bound aiohttp drops the connection without a word
+        # our own check closes with 1009 (message too big); aiohttp's drops the connection without a close frame
         max_msg_size=limits.message_size + CUT_OFF,
         timeout=CLOSE_TIMEOUT,
         heartbeat=limits.silence,
@@ -341,14 +340,14 @@ def _vanished() -> Ending:
 
 
 def _silent(end: End, why: str) -> Ending:
-    """The other end is told why; this one, should it read on, that it is over."""
+    """Close the silent end with 1001 (going away), and tell the other one with `SILENT`."""
     away = WSCloseCode.GOING_AWAY
     return Ending(why=why, codes=(away, SILENT) if end is End.FIRST else (SILENT, away))
 
 
-def _gone(end: End, line: Line) -> Ending:
-    """What an end came to that can be neither heard nor spoken to any more."""
-    return _silent(end, "an end went silent") if line.silent else _vanished()
+def _gone(end: End, connection: Connection) -> Ending:
+    """Why a connection is lost: its end was silent, or vanished."""
+    return _silent(end, "an end went silent") if connection.silent else _vanished()
 
 
 def _broke(end: End, code: int, rule: str) -> Ending:

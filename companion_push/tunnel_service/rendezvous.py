@@ -1,8 +1,8 @@
-"""Who meets whom in a tunnel, for how long and with how much to say: pure, time is passed in.
+"""The rendezvous of a tunnel's two ends, with its limits. Pure: time is passed in.
 
-An authenticator opens a tunnel under a tunnel ID and is given a routing ID for it; whoever names both joins,
-once. A tunnel has exactly two ends, a deadline, and a budget of messages and bytes. Nothing here sees a
-message: it is told sizes.
+An authenticator opens a tunnel under a tunnel ID and gets a routing ID for it. The client that names both IDs joins
+it, once. A tunnel has exactly two ends, a deadline, and a budget of messages and bytes. This module sees the size of a
+message and never its bytes.
 """
 
 import ipaddress
@@ -23,15 +23,17 @@ class Limits:
     waiting: float = 180  # seconds until the second end has joined
     life: float = 600  # seconds from opening to the end, whatever happens
     message_size: int = MAX_MESSAGE_SIZE
-    messages: int = 256  # from one end, over the whole life
+    messages: int = 256  # from one end, while the tunnel lives
     size: int = 4 << 20  # bytes from one end, over the whole life
     early_messages: int = 16  # that wait for the second end
     early_size: int = MAX_MESSAGE_SIZE  # their bytes
-    silence: float = 20  # seconds until an end that says nothing is pinged; it has half as many to answer
+    silence: float = (
+        20  # seconds without a message after which an end is pinged; it has half as many to answer
+    )
     controls: int = 1024  # pings and unasked pongs from one end, over the whole life
     tunnels: int = 1024
     tunnels_per_address: int = 256
-    rate: float = 600  # arrivals a minute from one address, in a burst at the most
+    rate: float = 600  # token bucket: arrivals a minute from one address, and the size of a burst
 
 
 class TunnelRefusal(Enum):
@@ -76,7 +78,7 @@ class Tunnel:
 
     @property
     def deadline(self) -> float:
-        """When the tunnel ends unless it has ended before; joining moves it."""
+        """When the tunnel ends at the latest, by the caller's clock. Joining moves it."""
         life = self.limits.life if self.joined else min(self.limits.waiting, self.limits.life)
         return self.opened + life
 
@@ -113,7 +115,7 @@ class Rendezvous:
         return len(self._tunnels)
 
     def arrive(self, address: str, *, now: float) -> TunnelRefusal | None:
-        """Count an arrival from `address`."""
+        """Take a token of the address's bucket; refuse where none is left."""
         place = neighbourhood(address)
         tokens, before = self._arrivals.pop(place, (self._limits.rate, now))
         tokens = min(self._limits.rate, tokens + (now - before) * self._limits.rate / 60)
@@ -126,7 +128,7 @@ class Rendezvous:
     def open(
         self, tunnel_id: bytes, *, routing_id: bytes, address: str, now: float
     ) -> Tunnel | TunnelRefusal:
-        """A new tunnel for the first end, or why not. The caller must `end` it."""
+        """Open a tunnel for the first end, or refuse. The caller must `end` it."""
         if self._alive(tunnel_id, now) is not None:
             return TunnelRefusal.TAKEN
         place = neighbourhood(address)
@@ -140,7 +142,7 @@ class Rendezvous:
         return tunnel
 
     def join(self, routing_id: bytes, tunnel_id: bytes, *, now: float) -> Tunnel | TunnelRefusal:
-        """The tunnel that the second end asked for. Gone, taken and never there look the same."""
+        """Join the second end to its tunnel. A tunnel that ended, is taken or never was gives the same refusal."""
         tunnel = self._alive(tunnel_id, now)
         if tunnel is None or tunnel.joined or tunnel.routing_id != routing_id:
             return TunnelRefusal.UNKNOWN
@@ -148,7 +150,7 @@ class Rendezvous:
         return tunnel
 
     def end(self, tunnel: Tunnel) -> None:
-        """Forget a tunnel; its ID is free again."""
+        """Remove a tunnel. Its ID may be used again."""
         if self._tunnels.get(tunnel.tunnel_id) is tunnel:
             del self._tunnels[tunnel.tunnel_id]
 
@@ -161,7 +163,7 @@ class Rendezvous:
 
 
 def neighbourhood(address: str) -> str:
-    """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits."""
+    """The unit that rate limits count: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

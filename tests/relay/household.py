@@ -138,7 +138,7 @@ class Relay:
     def __init__(
         self, app: web.Application, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock
     ) -> None:
-        self.room = app[RELAY].room
+        self.held_requests = app[RELAY].held_requests
         self._relay = app[RELAY]
         self.url = url
         self.session = session

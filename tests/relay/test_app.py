@@ -44,7 +44,7 @@ async def eventually_held(relay: Relay, path: str, caller: Caller) -> asyncio.Ta
 async def held(relay: Relay) -> int:
     """How many requests are held, once what was sent before has reached the relay."""
     assert (await relay.session.get(relay.url + "/livez")).status == 200
-    return len(relay.room)
+    return len(relay.held_requests)
 
 
 async def answer(task: asyncio.Task[Reply]) -> Reply:
@@ -1014,7 +1014,7 @@ async def test_a_relay_that_closes_answers_who_waits_and_takes_nothing_new(
     anna, _ = home.companions
     cursor = (await anna.get("/v1/inbox")).body["cursor"]
     waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
-    relay.room.close()
+    relay.held_requests.close()
     assert (await answer(waiting)).body == {"cursor": cursor, "requests": []}
     refused = await home.devices[0].submit(anna)
     assert (refused.status, refused.problem) == (503, "draining")

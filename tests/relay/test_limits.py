@@ -53,7 +53,7 @@ async def test_of_two_hundred_waits_of_one_companion_four_are_held_and_the_other
         answered, waiting = await all_but(4, [begun(anna.get(path)) for _ in range(4 * TIMES)])
         assert Counter((reply.status, len(reply.body["requests"])) for reply in answered) == {(200, 0): 196}
         await anna.get("/v1/ring")
-        assert len(relay.room) == 5
+        assert len(relay.held_requests) == 5
         assert not any(call.done() for call in (*waiting, beside))  # all these wait for news
         await home.devices[0].submit(anna, bert)
         assert await outcomes(*waiting, beside) == {(200, None): 5}
@@ -67,10 +67,10 @@ async def test_a_wait_that_is_let_go_makes_room_for_one_other_and_not_for_more(t
         path = f"/v1/inbox?cursor={(await anna.get('/v1/inbox')).body['cursor']}&wait=25"
         _, waiting = await all_but(1, [begun(anna.get(path)) for _ in range(TIMES)])
         await anna.get("/v1/ring")
-        assert len(relay.room) == 1
+        assert len(relay.held_requests) == 1
         await home.devices[0].submit(anna)
         assert await outcomes(*waiting) == {(200, None): 1}
-        assert len(relay.room) == 0
+        assert len(relay.held_requests) == 0
 
 
 @pytest.mark.threat("T13")

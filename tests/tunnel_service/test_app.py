@@ -15,7 +15,7 @@ import yarl
 from aiohttp import web
 from certificates import Certificate
 
-from companion_push.tunnel_service.app import Hall, make_app
+from companion_push.tunnel_service.app import TunnelEndpoints, make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
@@ -387,21 +387,21 @@ async def test_logs_hold_counts_and_no_ids_and_no_messages(
 
 
 async def test_nothing_is_kept_of_a_tunnel_that_has_ended(start: Start) -> None:
-    halls: list[Hall] = []
-    keep = Hall.__init__
+    kept: list[TunnelEndpoints] = []
+    keep = TunnelEndpoints.__init__
 
-    def remember(hall: Hall, limits: Limits) -> None:
-        keep(hall, limits)
-        halls.append(hall)
+    def remember(endpoints: TunnelEndpoints, limits: Limits) -> None:
+        keep(endpoints, limits)
+        kept.append(endpoints)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hall, "__init__", remember)
+        patch.setattr(TunnelEndpoints, "__init__", remember)
         async with start() as service:
             async with service.both() as (first, second):
                 await first._websocket.close()
                 await ended(second)
             async with service.open():
                 pass
-    (hall,) = halls
-    assert len(hall.rendezvous) == 0
-    assert not hall._meetings
+    (endpoints,) = kept
+    assert len(endpoints.rendezvous) == 0
+    assert not endpoints._open
