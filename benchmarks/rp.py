@@ -92,7 +92,7 @@ async def measured(folder: Path) -> list[Row]:
         rp_name=None,
         web_origins=(ORIGIN,),
         device_origins=(),
-        reached_at=(ORIGIN,),
+        public_url=ORIGIN,
         store=folder / "store.sqlite",
         requests_per_minute=10**9,
     )

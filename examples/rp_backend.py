@@ -30,9 +30,8 @@ def make_service(url: str, store: Path, *, rp_id: str = "localhost") -> web.Appl
         rp_name="A service with notes",
         web_origins=(url,),
         device_origins=(),
-        reached_at=(url,),
+        public_url=url + PREFIX,
         store=store,
-        mounted_at=PREFIX,
     )
     service = web.Application(middlewares=[refusals], handler_args={"logger": http_logger})
     service[PASSKEYS] = make_app(config, with_pages=False)

@@ -161,6 +161,11 @@ def _parsers() -> tuple[_Parser, _Parser]:
         default=("127.0.0.1", 8443),
         help="default: 127.0.0.1:8443; port 0 takes a free one",
     )
+    add(
+        "--public-url",
+        metavar="URL",
+        help="what clients call it by; default: the first --origin, else the base URL it listens on",
+    )
     add("--rp-id", metavar="ID", default="localhost", help="the domain passkeys are for; default: localhost")
     add("--rp-name", metavar="TEXT", help="shown to people; default: the RP ID")
     add(
@@ -168,7 +173,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
         metavar="ORIGIN",
         action="append",
         default=[],
-        help="where our pages are, exactly; may be given again; port 0 means the one we listen on; default: the base URL",
+        help="where our pages are, exactly; may be given again; port 0 means the one we listen on; default: that of --public-url",
     )
     add(
         "--device-origin",

@@ -1,6 +1,7 @@
 """What an operator chooses, checked once: frozen values, made at the edge and passed in."""
 
 import base64
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Final, Literal
 from urllib.parse import urlsplit
 
 from fido2.rpid import suffixes, verify_rp_id
+from yarl import URL
 
 from relying_party.core.access_tokens import TokenKey, secret_hash
 from relying_party.core.credentials import BackupEligibility
@@ -41,10 +43,11 @@ class Config:
 
     rp_id: str
     rp_name: str
+    public_url: str  # what clients call it by, with the path it is mounted at; no slash at the end
     home: str  # the first of our own web origins
     web_origins: frozenset[str]
     device_origins: frozenset[str]
-    urls: tuple[str, ...]  # where clients reach us, scheme://host[:port]; request proofs name one of them
+    urls: tuple[str, ...]  # origins at which clients reach us; request proofs name one of them
     store: Path
     page_shows: PageShows
     android_origins: frozenset[str] = frozenset()
@@ -56,7 +59,6 @@ class Config:
         default_factory=dict, repr=False
     )  # whose each is, by its hash
     token_keys: tuple[TokenKey, ...] = ()  # the first signs; none: tokens are random text
-    mounted_at: str = ""  # the path below `home` where a service has mounted us; no slash at its end
     backup_eligibility: BackupEligibility = BackupEligibility.FIXED
     manage: str = "/"  # paths of our pages, for /.well-known/passkey-endpoints
     enroll: str = "/"
@@ -71,7 +73,8 @@ class Config:
         rp_name: str | None,
         web_origins: tuple[str, ...],
         device_origins: tuple[str, ...],
-        reached_at: tuple[str, ...],
+        public_url: str,
+        also_reached_at: tuple[str, ...] = (),
         store: Path,
         page_shows: PageShows | None = None,
         requests_per_minute: int = 600,
@@ -82,15 +85,15 @@ class Config:
         prf: bool = False,
         backup_eligibility: BackupEligibility = BackupEligibility.FIXED,
         lifetimes: Lifetimes = DEFAULT_LIFETIMES,
-        mounted_at: str = "",
         resources: tuple[str, ...] = (),
         resource_secrets: Mapping[str, str] = MappingProxyType({}),
         token_keys: tuple[TokenKey, ...] = (),
     ) -> "Config":
         """From an operator's words; `UsageError` when they do not fit together.
 
-        web_origins, device_origins: none stand for the first of `reached_at`, and for the web's.
-        reached_at: where we listen, as origins; the first is the one we tell.
+        public_url: what clients call it by, ``https://HOST[:PORT][/PATH]``, with the path where a service or proxy has
+        it. also_reached_at: other origins of the same.
+        web_origins, device_origins: none stand for the origin of `public_url`, and for the web's.
         page_shows: None lets strangers see everyone only where there are no strangers, on localhost.
         related_origins: of other domains, whose pages use the same RP ID (/.well-known/webauthn).
         android_apps: certificates, as SHA-256 fingerprint or as `android:apk-key-hash:…`.
@@ -98,14 +101,14 @@ class Config:
         resources: services that take our access tokens, as origins. resource_secrets: by which those that ask us
         about a token are known, by origin; they need not be in `resources` too. token_keys: sign access tokens
         that services verify by themselves.
-        mounted_at: the path where a service mounts us, such as ``/passkeys``; devices that name the service find it.
         """
         if not _RP_ID.fullmatch(rp_id) or rp_id.replace(".", "").isdigit():
             raise UsageError(f"{rp_id!r} is not an RP ID: expected a domain name in lower case")
-        if not _PATH.fullmatch(mounted_at):
-            raise UsageError(f"{mounted_at!r} is not a path to be mounted at: expected one such as /passkeys")
         related = tuple(_check_https(origin) for origin in related_origins)
-        web = tuple(check_origin(origin, rp_id) for origin in web_origins or reached_at[:1])
+        web = tuple(check_origin(origin, rp_id) for origin in web_origins)
+        public_url = check_public_url(public_url)
+        own = origin_in(public_url)
+        web = web or (check_origin(own, rp_id),)
         device = tuple(
             origin if origin in related else check_origin(origin, rp_id) for origin in device_origins or web
         )
@@ -118,10 +121,11 @@ class Config:
         return cls(
             rp_id=rp_id,
             rp_name=_shown_name(rp_name) if rp_name else rp_id,
+            public_url=public_url,
             home=web[0],
             web_origins=frozenset(web),
             device_origins=frozenset(device),
-            urls=tuple(dict.fromkeys((*reached_at, *web, *device))),
+            urls=tuple(dict.fromkeys((own, *also_reached_at, *web, *device))),
             store=store,
             page_shows=page_shows or ("everyone" if local else "own"),
             android_origins=frozenset(android_origin(app) for app in android_apps),
@@ -131,16 +135,15 @@ class Config:
             backup_eligibility=backup_eligibility,
             lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
-            mounted_at=mounted_at,
             resources=services,
             resource_secrets={_check_secret(secret): name for name, secret in resource_secrets.items()},
             token_keys=token_keys,
         )
 
     @property
-    def base_url(self) -> str:
-        """Where devices find us: the first of our web origins, and the path we are mounted at."""
-        return self.home + self.mounted_at
+    def path(self) -> str:
+        """The path of the public URL: empty, or a slash in front and none at the end."""
+        return self.public_url.removeprefix(origin_in(self.public_url))
 
     @property
     def uses_tls(self) -> bool:
@@ -174,6 +177,41 @@ def origin_of(scheme: str, host: str, port: int) -> str:
     """An origin as a browser writes it: without the port that goes without saying."""
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}" if _DEFAULT_PORTS.get(scheme) == port else f"{scheme}://{shown}:{port}"
+
+
+def check_public_url(url: str) -> str:
+    """`url` in the one form in which it is compared: lower case, A-labels, no default port, no slash at the end.
+
+    `UsageError` for one that clients could not call safely, such as plain http on another machine.
+    """
+    text = url.strip()
+    wrong = UsageError("public_url: expected https://HOST[:PORT][/PATH], without user, query and fragment")
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+        name = host if host.isascii() else URL.build(scheme="https", host=host).raw_host or ""
+    except ValueError as error:  # UnicodeError is one
+        raise wrong from error
+    path = parts.path.rstrip("/")
+    if (
+        parts.scheme not in _DEFAULT_PORTS
+        or not (_RP_ID.fullmatch(name) or _is_address(name))
+        or not _PATH.fullmatch(path)
+        or any(mark in text for mark in "@?#\\")
+        or not text.isprintable()
+        or parts.port == 0
+    ):
+        raise wrong
+    origin = origin_of(parts.scheme, name, port)
+    if parts.scheme == "http" and not (is_local(origin) or _is_loopback(name)):
+        raise UsageError("public_url: expected https, where it is not this machine alone")
+    return origin + path
+
+
+def origin_in(url: str) -> str:
+    """The origin of a URL that `check_public_url` has seen."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
 
 
 def check_origin(origin: str, rp_id: str) -> str:
@@ -223,6 +261,18 @@ def _check_https(origin: str) -> str:
     if not (origin.startswith("https://") or is_local(origin)):
         raise UsageError(f"{origin} is not reached over TLS")
     return origin
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(host: str) -> bool:
+    return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 def _check_secret(secret: str) -> bytes:

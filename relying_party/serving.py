@@ -38,7 +38,8 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         sockets = [stack.enter_context(one) for one in _listen(*args.listen)]
         if tls is None:
             _only_loopback(sockets, say)
-        config = _config(args, port=sockets[0].getsockname()[1], scheme="http" if tls is None else "https")
+        port, scheme = sockets[0].getsockname()[1], "http" if tls is None else "https"
+        config = _config(args, port=port, scheme=scheme)
         app = make_app(config)
         runners = [Runner(app)]
         try:
@@ -53,7 +54,7 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 say(f"metrics at {where}/metrics")
             for one in sockets:
                 await web.SockSite(runners[0], one, ssl_context=tls).start()
-            print(f"{config.urls[0]}\n", end="", flush=True)  # noqa: T201
+            print(f"{_base_url(args, port=port, scheme=scheme)}\n", end="", flush=True)  # noqa: T201
             await ended.wait()
         finally:
             for runner in reversed(runners):
@@ -61,17 +62,17 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
 
 
 def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
-    host = args.listen[0]
-    listening = origin_of(scheme, host, port)
-    reached_at: tuple[str, ...] = (listening,)
-    if _is_loopback(host) and is_local(f"{scheme}://{args.rp_id}"):
-        reached_at = (origin_of(scheme, args.rp_id, port), listening)
+    if args.public_url is None and not args.origin and args.listen[0] in ("0.0.0.0", "::"):
+        raise UsageError("listening on every address needs --public-url")
+    listening = _base_url(args, port=port, scheme=scheme)
+    origins = tuple(_with_port(origin, port) for origin in args.origin)
     return Config.make(
         rp_id=args.rp_id,
         rp_name=args.rp_name,
-        web_origins=tuple(_with_port(origin, port) for origin in args.origin),
+        public_url=args.public_url or (*origins, listening)[0],
+        also_reached_at=(listening, origin_of(scheme, args.listen[0], port)),
+        web_origins=origins,
         device_origins=tuple(_with_port(origin, port) for origin in args.device_origin),
-        reached_at=reached_at,
         store=args.store,
         page_shows=args.page,
         requests_per_minute=args.requests_per_minute,
@@ -91,6 +92,14 @@ def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
             fresh=args.fresh_seconds,
         ),
     )
+
+
+def _base_url(args: argparse.Namespace, *, port: int, scheme: str) -> str:
+    """Where it listens, with the name under which browsers have passkeys on this machine."""
+    host = args.listen[0]
+    if _is_loopback(host) and is_local(f"{scheme}://{args.rp_id}"):
+        host = args.rp_id
+    return origin_of(scheme, host, port)
 
 
 def _secrets(path: Path) -> dict[str, str]:

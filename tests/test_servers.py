@@ -22,8 +22,12 @@ from certificates import Certificate, make_certificate
 from cryptography.hazmat.primitives import serialization
 
 from companion_push.cli import main as push_main
+from companion_push.relay.config import RelayConfig
 from companion_push.tunnel_service.app import make_app as make_tunnel_service
+from headless_passkey.errors import LocalProtocolError
 from relying_party.cli import main as party_main
+from relying_party.config import Config
+from relying_party.errors import UsageError
 from tests.programs import Program, running
 from tests.relay.household import Caller, Clock
 from tests.rp.authenticator_double import create
@@ -138,6 +142,64 @@ async def test_one_file_may_hold_certificate_and_key(
     store = () if program == "tunnel-service" else ("--store", tmp_path / "store")
     async with running(*PROGRAMS[program], *words, *store) as serving:
         assert "s://" in await serving.line()
+
+
+# The public URL
+
+
+def relays(url: str) -> str:
+    return RelayConfig(public_url=url, store=Path("unused")).public_url
+
+
+def relying_partys(url: str) -> str:
+    config = Config.make(
+        rp_id="rp.example",
+        rp_name=None,
+        public_url=url,
+        web_origins=("https://rp.example",),
+        device_origins=(),
+        store=Path("unused"),
+    )
+    return config.public_url
+
+
+PUBLIC_URLS = {
+    "https://rp.example": "https://rp.example",
+    "https://rp.example/": "https://rp.example",
+    " https://rp.example ": "https://rp.example",
+    "HTTPS://RP.Example:443/Push/": "https://rp.example/Push",
+    "https://rp.example:8443/a/b.c": "https://rp.example:8443/a/b.c",
+    "https://bücher.example": "https://xn--bcher-kva.example",
+    "https://[::1]:8443": "https://[::1]:8443",
+    "https://192.0.2.1/push": "https://192.0.2.1/push",
+    "http://localhost:8470/push": "http://localhost:8470/push",
+    "http://127.0.0.1:80": "http://127.0.0.1",
+    "http://[::1]:8470": "http://[::1]:8470",
+}
+NO_PUBLIC_URLS = [
+    "", "rp.example", "/push", "https://", "https:///push", "ftp://rp.example", "wss://rp.example", "http://rp.example",
+    "http://192.0.2.1", "https://ada@rp.example", "https://rp.example?", "https://rp.example/?a=b",
+    "https://rp.example/#a", "https://rp.example:0", "https://rp.example:65536", "https://rp.example:x",
+    "https://rp.example//a", "https://rp.example/a/../b", "https://rp.example/a b", "https://rp.example\\a",
+    "https://[::1", "https://rp example", "https://-rp.example", "https://rp.example/a\nb",
+]  # fmt: skip
+OF = pytest.mark.parametrize("of", [relays, relying_partys], ids=["relay", "relying-party"])
+
+
+@OF
+@pytest.mark.parametrize("url", PUBLIC_URLS)
+def test_a_public_url_has_one_form_in_both_servers(of: Callable[[str], str], url: str) -> None:
+    assert of(url) == PUBLIC_URLS[url]
+    assert of(of(url)) == of(url)
+
+
+@OF
+@pytest.mark.parametrize("url", NO_PUBLIC_URLS)
+def test_a_public_url_that_clients_could_not_call_safely_is_refused_with_the_settings_name(
+    of: Callable[[str], str], url: str
+) -> None:
+    with pytest.raises((LocalProtocolError, UsageError), match=r"\Apublic_url: "):
+        of(url)
 
 
 # Requests that are not HTTP

@@ -41,8 +41,8 @@ def check_public_url(url: str) -> str:
     """`url` as invitations hold it; refuses what they could not, such as plain http elsewhere."""
     try:
         return check_relay_url(str(BaseUrl.parse(url)))
-    except RemoteProtocolError as error:
-        raise LocalProtocolError(str(error)) from error
+    except (LocalProtocolError, RemoteProtocolError) as error:
+        raise LocalProtocolError(f"public_url: {error}") from error
 
 
 def is_loopback(host: str) -> bool:

@@ -126,6 +126,7 @@ STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "im
 
 OpenStore = Callable[[], AbstractAsyncContextManager[CredentialStore]]
 
+_LIVEZ: Final = "livez"
 METRICS: Final = web.AppKey("relying_party_metrics", Metrics)
 
 
@@ -152,6 +153,13 @@ def make_app(
     open_it: OpenStore = open_store or (lambda: SqliteStore(config.store))
 
     async def opened_store(app: web.Application) -> AsyncIterator[None]:
+        mounted_at = app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
+        if not config.path.endswith(mounted_at):
+            logger.warning(
+                "mounted at %s, and the public URL %s ends otherwise: a proxy has to make one into the other",
+                mounted_at,
+                config.public_url,
+            )
         async with open_it() as store:
             app[STATE] = State(
                 config=config,
@@ -166,10 +174,11 @@ def make_app(
                 rate_limit=RateLimit(per_minute=config.requests_per_minute),
                 issuer=TokenIssuer(
                     key=config.token_keys[0] if config.token_keys else None,
-                    issuer=config.base_url,
+                    issuer=config.public_url,
                     audience=config.resources,
                     random=random,
                 ),
+                mounted_at=mounted_at,
             )
             yield
 
@@ -186,7 +195,7 @@ def make_app(
     app.router.add_post("/introspect", introspect)
     app.router.add_get("/jwks.json", get_key_set)
     app.router.add_routes(account.ROUTES)
-    app.router.add_get("/livez", get_livez)
+    app.router.add_get("/livez", get_livez, name=_LIVEZ)
     if with_pages:
         app.router.add_get("/", get_page)
         app.router.add_get("/static/{name}", get_static)
@@ -420,7 +429,7 @@ async def introspect(request: web.Request) -> web.Response:
     state.metrics.count("introspections_total", active="no" if found is None else "yes")
     if found is None:
         return json_answer({"active": False})
-    claims = claims_of(found.session, issuer=state.config.base_url, audience=(resource,))
+    claims = claims_of(found.session, issuer=state.config.public_url, audience=(resource,))
     return json_answer({"active": True, "token_type": "DPoP", **claims})
 
 

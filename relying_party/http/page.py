@@ -74,7 +74,8 @@ def render_problem(config: Config, status: int, *, retry_after: int | None = Non
     when = (
         "in a while" if retry_after is None else f"in {retry_after} second{'' if retry_after == 1 else 's'}"
     )
-    return _whole(config, title, _fill("problem.html", title=title, text=text.format(when=when)))
+    content = _fill("problem.html", title=title, text=text.format(when=when), root=config.path)
+    return _whole(config, title, content)
 
 
 def provider(credential: Credential) -> str:
@@ -89,6 +90,7 @@ def provider(credential: Credential) -> str:
 def _whole(config: Config, title: str, content: str, *, who: str = "") -> str:
     return _fill(
         "index.html",
+        root=config.path,
         title=escape(f"{title} · {config.rp_name}"),
         rp_name=escape(config.rp_name),
         rp_id=escape(config.rp_id),

@@ -52,6 +52,22 @@ class State:
     seen_proofs: SeenProofs = field(default_factory=SeenProofs)
     rate_limit: RateLimit
     issuer: TokenIssuer
+    mounted_at: str = ""  # the prefix under which a service has mounted the application
+
+    def addresses(self, path: str) -> list[str]:
+        """What a client may have called, to be asked for `path` of the service: an address at each of our origins.
+
+        The prefix of our own paths stands for the path of the public URL, which a proxy may have made into it. Other
+        paths of the service are below the same root.
+        """
+        root = self.config.path.removesuffix(self.mounted_at)
+        if path.startswith(f"{self.mounted_at}/"):
+            public = self.config.path + path.removeprefix(self.mounted_at)
+        elif root + self.mounted_at == self.config.path:  # a handler of the service, which asked `who`
+            public = root + path
+        else:
+            public = path
+        return [origin + public for origin in self.config.urls]
 
     def issue(self, now: float) -> IssueToken:
         """What makes the token of a session that is opened or refreshed `now`."""
@@ -201,7 +217,7 @@ def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
     proof = verify_proof(
         proofs[0],
         method=request.method,
-        urls=[url + request.rel_url.raw_path for url in state.config.urls],
+        urls=state.addresses(request.rel_url.raw_path),
         now=now,
         access_token=token,
     )

@@ -17,4 +17,4 @@ def passkey_endpoints(config: Config) -> dict[str, Any]:
 
 def device_endpoint(config: Config) -> dict[str, Any]:
     """``/.well-known/headless-passkey``: where devices that were told the origin alone find us."""
-    return {"relying_party": config.base_url}
+    return {"relying_party": config.public_url}

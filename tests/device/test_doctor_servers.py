@@ -282,8 +282,7 @@ async def relying_party(folder: Path, path: str, told: str) -> Finding:
         rp_id="localhost",
         web_origins=(origin,),
         device_origins=(),
-        reached_at=(origin,),
-        mounted_at=path,
+        public_url=origin + path,
     )
     app = make_relying_party(config, with_pages=not path)
     if path:

@@ -116,7 +116,7 @@ async def a_party(folder: Path, **changes: Any) -> AsyncIterator[Party]:
         rp_id="localhost",
         web_origins=(url,),
         device_origins=(),
-        reached_at=(url,),
+        public_url=url,
         **changes,
     )
     app = make_app(config, clock=clock)

@@ -25,7 +25,7 @@ def make_config(store: Path, **changes: Any) -> Config:
         "rp_name": "An Example",
         "web_origins": (WEB_ORIGIN,),
         "device_origins": (DEVICE_ORIGIN,),
-        "reached_at": (WEB_ORIGIN,),
+        "public_url": WEB_ORIGIN,
         "store": store,
         "requests_per_minute": 100_000,
         **changes,

@@ -15,7 +15,7 @@ def make(**changes: Any) -> Config:
         "rp_name": None,
         "web_origins": (),
         "device_origins": (),
-        "reached_at": ("https://rp.example",),
+        "public_url": "https://rp.example",
         "store": Path("unused"),
         **changes,
     }
@@ -37,22 +37,8 @@ def test_devices_have_a_list_of_their_own() -> None:
     assert set(config.urls) == {"https://rp.example", "https://www.rp.example", "https://rp.example:8443"}
 
 
-def test_devices_find_us_where_a_service_mounts_us() -> None:
-    assert make().base_url == "https://rp.example"
-    assert make(mounted_at="/passkeys").base_url == "https://rp.example/passkeys"
-    assert make(mounted_at="/v1/passkeys.a").base_url == "https://rp.example/v1/passkeys.a"
-
-
-@pytest.mark.parametrize(
-    "path", ["passkeys", "/", "/passkeys/", "//x", "/a//b", "/a/..", "/.", "/a b", "/a?b", "/ä"]
-)
-def test_what_is_no_path_to_be_mounted_at_is_refused(path: str) -> None:
-    with pytest.raises(UsageError):
-        make(mounted_at=path)
-
-
 def test_on_localhost_everyone_is_shown_and_plain_http_will_do() -> None:
-    config = make(rp_id="localhost", reached_at=("http://localhost:8080",))
+    config = make(rp_id="localhost", public_url="http://localhost:8080")
     assert config.page_shows == "everyone"
     assert not config.uses_tls
 

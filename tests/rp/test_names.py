@@ -27,7 +27,7 @@ def make(rp_name: str) -> Config:
         rp_name=rp_name,
         web_origins=(),
         device_origins=(),
-        reached_at=("https://rp.example",),
+        public_url="https://rp.example",
         store=Path("unused"),
     )
 

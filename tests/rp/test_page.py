@@ -303,7 +303,7 @@ async def test_a_name_is_text_and_not_markup(everyone: Site) -> None:
 async def test_on_localhost_without_tls_the_cookie_has_no_prefix(tmp_path: Path) -> None:
     origin = "http://localhost:8080"
     config = make_config(
-        tmp_path / "s", rp_id="localhost", web_origins=(origin,), device_origins=(), reached_at=(origin,)
+        tmp_path / "s", rp_id="localhost", web_origins=(origin,), device_origins=(), public_url=origin
     )
     app = make_app(config)
     async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:

@@ -645,7 +645,7 @@ async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None
     origin = f"http://localhost:{reserved_port()}"
     issuer = f"http://localhost:{reserved_port()}"
     config = make_config(
-        tmp_path / "rp.sqlite", rp_id="localhost", web_origins=(issuer,), device_origins=(), reached_at=(issuer,),
+        tmp_path / "rp.sqlite", rp_id="localhost", web_origins=(issuer,), device_origins=(), public_url=issuer,
         resources=(origin,), resource_secrets={origin: SECRET},
         token_keys=(TokenKey.load(tmp_path / "key.pem"),) if signed else (),
     )  # fmt: skip

@@ -12,6 +12,7 @@ import { Refused, Unreachable, explained, noName, whyNot } from "./words.js";
 const status = document.querySelector(".status");
 const userName = document.getElementById("user-name");
 const why = whyNot(document.body.dataset.origins.split(" "));
+const root = new URL("..", import.meta.url).pathname.slice(0, -1); // where the relying party is mounted
 const PATIENCE = 30_000; // milliseconds for one answer of the server
 
 async function call(method, path, body) {
@@ -24,7 +25,7 @@ async function call(method, path, body) {
 
 async function fetched(method, path, body) {
   try {
-    return await fetch(path, {
+    return await fetch(root + path, {
       method,
       headers: body === undefined ? {} : { "Content-Type": "application/json" },
       body: body === undefined ? undefined : JSON.stringify(body),
