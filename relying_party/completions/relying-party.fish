@@ -51,7 +51,7 @@ function _shtab_relying_party_using
 end
 
 set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --cookie-seconds --device-origin --fresh-seconds --key --listen --log-level --metrics --origin --page --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --cookie-seconds --device-origin --fresh-seconds --key --listen --log-level --metrics --origin --page --public-url --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -61,9 +61,10 @@ complete -c relying-party -n _shtab_relying_party_using -l version -d 'show the 
 complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a serve -d 'Serve registration and sign-in with passkeys, and a page that shows who is there. The first line on stdout is the base URL.'
 complete -c relying-party -n '_shtab_relying_party_using serve' -s h -l help -d 'show this help message and exit'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l listen -x -d 'default: 127.0.0.1:8443; port 0 takes a free one'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l public-url -x -d 'what clients call it by; default: the first --origin, else the base URL it listens on'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l rp-id -x -d 'the domain passkeys are for; default: localhost'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l rp-name -x -d 'shown to people; default: the RP ID'
-complete -c relying-party -n '_shtab_relying_party_using serve' -l origin -x -d 'where our pages are, exactly; may be given again; port 0 means the one we listen on; default: the base URL'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l origin -x -d 'where our pages are, exactly; may be given again; port 0 means the one we listen on; default: that of --public-url'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l device-origin -x -d 'what devices may name as their origin; may be given again; default: as --origin'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: relying-party.sqlite'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'

@@ -35,9 +35,10 @@ _shtab_relying_party_completion_defaults_added=0
 _shtab_relying_party_serve_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--listen[default\: 127.0.0.1\:8443\; port 0 takes a free one]:HOST:PORT:"
+  "--public-url[what clients call it by\; default\: the first --origin, else the base URL it listens on]:URL:"
   "--rp-id[the domain passkeys are for\; default\: localhost]:ID:"
   "--rp-name[shown to people\; default\: the RP ID]:TEXT:"
-  "*--origin[where our pages are, exactly\; may be given again\; port 0 means the one we listen on\; default\: the base URL]:ORIGIN:"
+  "*--origin[where our pages are, exactly\; may be given again\; port 0 means the one we listen on\; default\: that of --public-url]:ORIGIN:"
   "*--device-origin[what devices may name as their origin\; may be given again\; default\: as --origin]:ORIGIN:"
   "--store[default\: relying-party.sqlite]:FILE:_files"
   "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
