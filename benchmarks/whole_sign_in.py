@@ -17,6 +17,7 @@ from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from companion_push.tunnel_service.app import make_app
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.sign_in import Ask, Progress, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 
@@ -70,9 +71,9 @@ class Handed:
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
         await asyncio.get_running_loop().create_future()  # nothing is ever said
-        yield Progress(state="delivered")
+        yield Progress(state=RequestState.DELIVERED)
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
         pass
 
 

@@ -32,6 +32,7 @@ from headless_passkey.ctap_device import PhoneDevice
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.bumble import BumbleRadio
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.sign_in import Ask, OptionsSource, Progress, SignedIn, StageEvent, sign_in
 
 RP_ID, ORIGIN = "login.example", "https://login.example"
@@ -84,11 +85,11 @@ class SoftwarePhoneDelivery:
         await self.phone.write(urls["phone"].encode() + "\n")
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        yield Progress(state="opened")
+        yield Progress(state=RequestState.OPENED)
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:  # noqa: ARG002
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:  # noqa: ARG002
         if self.phone is not None:
-            await (self.phone.wait() if outcome == "completed" else self.phone.stop())
+            await (self.phone.wait() if outcome is DeviceEvent.COMPLETED else self.phone.stop())
 
 
 @dataclass

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Self, TypeVar
 
 import aiohttp
 
@@ -34,6 +34,7 @@ from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.radio.source import AdvertSource
+from headless_passkey.request import CEREMONY_TIMEOUT
 from headless_passkey.rp.conduit import Conduit, OpenedSession, find_relying_party, service_origin
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
@@ -41,8 +42,6 @@ from headless_passkey.sign_in import Ask, Delivery, SignedIn, StageEvent, sign_i
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within
-
-TIMEOUT: Final = 420.0  # seconds: a request lives 300 s, and one approved at its last second 120 s more
 
 _T = TypeVar("_T")
 
@@ -119,7 +118,7 @@ class Device:
         user_name: str | None = None,
         user_handle: bytes | None = None,
         on_stage: Callable[[StageEvent], None] = lambda _event: None,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
+        timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
         note: str | None = None,
         digits: str | None = None,
         audience: Sequence[str] = (),
@@ -148,7 +147,7 @@ class Device:
         *,
         display_name: str | None = None,
         on_stage: Callable[[StageEvent], None] = lambda _event: None,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109  as above
+        timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  as above
         note: str | None = None,
         digits: str | None = None,
         audience: Sequence[str] = (),
@@ -174,7 +173,7 @@ class Device:
         asked: Asked,
         *,
         on_stage: Callable[[StageEvent], None] = lambda _event: None,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109  as above
+        timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  as above
         delivery: Delivery | None = None,
         keep: bool = True,
         min_rssi: int | None = None,

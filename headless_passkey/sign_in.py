@@ -42,11 +42,11 @@ from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
+from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
 from headless_passkey.tasks import end, task_group
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 
-DEFAULT_TIMEOUT: Final = 300.0  # seconds for the whole ceremony
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended
 GOODBYE_TIMEOUT: Final = 1.0  # seconds to tell a phone that there will be no more requests
@@ -114,7 +114,7 @@ class Ask:
 class Progress:
     """What a delivery says of its request."""
 
-    state: str  # delivered, claimed, opened or a terminal state
+    state: RequestState
     claimed_by: str | None = None  # the recipient that may complete it; None: whoever comes first
     refusals: tuple[Refusal, ...] = ()  # by recipients that cannot take it
 
@@ -131,8 +131,8 @@ class Delivery(Protocol):
     def progress(self) -> AsyncGenerator[Progress, None]:
         """What becomes of the request; raises what ends it (`NotApproved`, `TrustError`, …)."""
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:
-        """Say how it ended: completed, failed or cancelled."""
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
+        """Say how it ended. reason: a word for it, such as an error's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,7 @@ async def sign_in(
     radio: AdvertSource,
     tunnels: Mapping[int, str] | None = None,
     tls: ssl.SSLContext | None = None,
-    timeout: float = DEFAULT_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
+    timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
     on_stage: Callable[[StageEvent], None] = lambda _event: None,
     settle: Callable[[Credential], Awaitable[None]] | None = None,
     min_rssi: int | None = None,
@@ -189,21 +189,21 @@ async def sign_in(
         async with limit:
             signed_in = await ceremony.run(radio, timeout, int(clock()))
     except asyncio.CancelledError:
-        await ceremony.tell_the_end("cancelled", None)
+        await ceremony.tell_the_end(DeviceEvent.CANCELLED, None)
         raise
     except Exception as error:
         if limit.expired():
-            await ceremony.tell_the_end("cancelled", "deadline")
+            await ceremony.tell_the_end(DeviceEvent.CANCELLED, "deadline")
             stage = ceremony.stage or "the beginning"
             message = f"not done within {timeout:g} seconds; the last stage was {stage}"
             message = "; ".join([message, *map(str, ceremony.refusals.values())])
             raise NotApproved(Outcome.EXPIRED, message) from error
         # what a caller's own options or settle raised is told to the phone's side too, and passed on as it is
         await ceremony.tell_the_end(
-            "failed", error.reason if isinstance(error, HeadlessPasskeyError) else None
+            DeviceEvent.FAILED, error.reason if isinstance(error, HeadlessPasskeyError) else None
         )
         raise
-    await ceremony.tell_the_end("completed", None)
+    await ceremony.tell_the_end(DeviceEvent.COMPLETED, None)
     ceremony.report(Stage.COMPLETED)
     return signed_in
 
@@ -279,7 +279,10 @@ class _Ceremony:
         """Find the phone, use it, and settle what it answered."""
         if not callable(self.options):
             self._check_options(self.options)
-        for recipient in await self.delivery.recipients():
+        recipients = await self.delivery.recipients()
+        if not recipients:
+            raise LocalProtocolError("the delivery names nobody who could be asked")
+        for recipient in recipients:
             transaction = QrTransaction.create(hint=self.ask.kind, time=now)
             self._candidates[recipient] = _Candidate(recipient, transaction)
         async with task_group() as tasks:
@@ -308,7 +311,7 @@ class _Ceremony:
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
         self.on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone, refusal=refusal))
 
-    async def tell_the_end(self, outcome: str, reason: str | None) -> None:
+    async def tell_the_end(self, outcome: DeviceEvent, reason: str | None) -> None:
         """Tell the delivery how it ended; what cannot be told in time expires by itself, and changes nothing here."""
         if not self._submitted:
             return
@@ -348,18 +351,15 @@ class _Ceremony:
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the request; its end, other than completion, ends the ceremony."""
-        seen: str | None = None
+        seen: RequestState | None = None
         async with aclosing(self.delivery.progress()) as states:
             async for progress in states:
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
                 self._turn_to_who_may_go_on(tasks)
-                if progress.state != seen and progress.state in (
-                    Stage.DELIVERED,
-                    Stage.CLAIMED,
-                    Stage.OPENED,
-                ):
-                    self.report(Stage(progress.state))
+                stage = _STAGES.get(progress.state)
+                if progress.state != seen and stage is not None:
+                    self.report(stage)
                 seen = progress.state
 
     def _note_refusals(self, refusals: Sequence[Refusal]) -> None:
@@ -579,6 +579,13 @@ async def _shake_hands(
     if peer.get_info is None:
         raise RemoteProtocolError("the phone does not speak CTAP")
     return channel, peer.get_info
+
+
+_STAGES: Final = {
+    RequestState.DELIVERED: Stage.DELIVERED,
+    RequestState.CLAIMED: Stage.CLAIMED,
+    RequestState.OPENED: Stage.OPENED,
+}
 
 
 async def _reply(phone: _Phone) -> Ctap:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
-from headless_passkey.account.relay import Admission, RelayClient, RequestState
+from headless_passkey.account.relay import Admission, RelayClient
 from headless_passkey.errors import (
     NotApproved,
     Outcome,
@@ -30,6 +30,7 @@ from headless_passkey.net.proven_http import (
     ProvenHttp,
     open_session,
 )
+from headless_passkey.request import RequestState
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE

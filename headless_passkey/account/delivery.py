@@ -11,9 +11,10 @@ from typing import Final
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import DeviceEvent, RelayClient
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.request import DeviceEvent
 from headless_passkey.sign_in import Ask, Progress
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
 from headless_passkey.trust.hpke import can_seal_to
@@ -42,7 +43,7 @@ class StdoutDelivery:
         for progress in nothing:
             yield progress
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
         pass
 
 
@@ -125,8 +126,8 @@ class RelayDelivery:
     def _label(self, name: str) -> str | None:
         return self._companions[name].label if name in self._companions else None
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
         if self._over:
             return
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
-        await self._relay.report(self._request_id, DeviceEvent(outcome), word or None)
+        await self._relay.report(self._request_id, outcome, word or None)

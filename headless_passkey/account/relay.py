@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from headless_passkey.errors import (
@@ -24,6 +23,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, ProblemAnswer, ProvenHttp
 from headless_passkey.refusals import Refusal, refused
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
@@ -32,26 +32,6 @@ from headless_passkey.trust.signing import base64url, from_base64url
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
 _WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 _QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
-
-
-class RequestState(StrEnum):
-    """Where a request is; the second line never changes again."""
-
-    PENDING, DELIVERED, CLAIMED, OPENED = "pending", "delivered", "claimed", "opened"
-    COMPLETED, DECLINED, FAILED = "completed", "declined", "failed"
-    CANCELLED, SUPERSEDED, EXPIRED = "cancelled", "superseded", "expired"
-
-    @property
-    def terminal(self) -> bool:
-        return self not in (self.PENDING, self.DELIVERED, self.CLAIMED, self.OPENED)
-
-
-class DeviceEvent(StrEnum):
-    """What the device reports of its request."""
-
-    CANCELLED = "cancelled"
-    COMPLETED = "completed"
-    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

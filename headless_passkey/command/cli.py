@@ -34,12 +34,12 @@ from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.names import printable
 from headless_passkey.net.base_url import WEB, BaseUrl
+from headless_passkey.request import CEREMONY_TIMEOUT
 from headless_passkey.webauthn.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
 DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
 JOIN_TIMEOUT: Final = 600.0  # seconds: as long as an invitation lives
-DEFAULT_TIMEOUT: Final = 420.0  # a request lives 300 s, and one approved at its last second 120 s more
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -352,8 +352,8 @@ def _ceremony_options(parser: SettingsParser) -> None:
         "--timeout",
         metavar="S",
         type=_seconds,
-        default=DEFAULT_TIMEOUT,
-        help="deadline in seconds (default: 420)",
+        default=CEREMONY_TIMEOUT,
+        help=f"deadline in seconds (default: {CEREMONY_TIMEOUT:g})",
     )
     how.add_argument("--note", help="a line to show on the companion")
     how.add_argument(

@@ -16,6 +16,7 @@ from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
+from headless_passkey.request import DeviceEvent
 from headless_passkey.sign_in import Ask
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
@@ -60,7 +61,7 @@ async def test_stdout_gets_one_url_and_nothing_else() -> None:
     delivery = StdoutDelivery(lines.append)
     urls = fresh_urls(*await delivery.recipients())
     await delivery.submit(ASK, urls, lifetime=300)
-    await delivery.finish("completed")
+    await delivery.finish(DeviceEvent.COMPLETED)
     assert lines == [url.encode() for url in urls.values()]
     assert [progress async for progress in delivery.progress()] == []
 
@@ -122,7 +123,7 @@ async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> No
         async with contextlib.aclosing(delivery.progress()) as states:
             first = await anext(states)
         assert (first.state, first.claimed_by) == ("opened", phone.name)
-        await delivery.finish("completed")
+        await delivery.finish(DeviceEvent.COMPLETED)
         assert (await frame.status(item["id"]))["state"] == "completed"
 
 
@@ -157,7 +158,7 @@ async def test_what_was_completed_after_the_claim_had_ended_is_over_for_the_othe
         (item,) = await one.inbox()
         await one.act(frame, item["id"], "claimed")
         await one.act(frame, item["id"], "released")
-        await delivery.finish("completed")
+        await delivery.finish(DeviceEvent.COMPLETED)
         status = await frame.status(item["id"])
         assert (status["state"], status["reason"]) == ("cancelled", "completed")
         assert await two.inbox() == []
@@ -172,14 +173,14 @@ async def test_a_decline_ends_the_progress_and_needs_no_farewell(tmp_path: Path)
             async for _ in delivery.progress():
                 pass
         assert end.value.reason is Outcome.DECLINED
-        await delivery.finish("failed")
+        await delivery.finish(DeviceEvent.FAILED)
 
 
 async def test_a_reason_is_reported_as_a_word(tmp_path: Path) -> None:
     async with delivering(tmp_path, companions=1) as (delivery, home):
         await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
         (item,) = await home.companions[0].inbox()
-        await delivery.finish("failed", "CTAP2_ERR_OPERATION_DENIED")
+        await delivery.finish(DeviceEvent.FAILED, "CTAP2_ERR_OPERATION_DENIED")
         status = await home.devices[0].status(item["id"])
         assert (status["state"], status["reason"]) == ("failed", "ctap2-err-operation-denied")
 

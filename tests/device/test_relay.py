@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
-from headless_passkey.account.relay import DeviceEvent, RelayClient, RequestState, RequestStatus
+from headless_passkey.account.relay import RelayClient, RequestStatus
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -27,6 +27,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.net.proven_http import MAX_WAIT, Members, ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Introduction, Invitation

@@ -17,6 +17,7 @@ from companion_push.companion.software_key import SoftwareKey
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
+    LocalProtocolError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -32,6 +33,7 @@ from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.sign_in import (
     MAX_ADVERTS,
     MAX_ATTEMPTS,
@@ -114,7 +116,7 @@ class Carrier:
         self.urls: asyncio.Future[Mapping[str, FidoUrl]] = asyncio.get_running_loop().create_future()
         self.states: asyncio.Queue[Progress | HeadlessPasskeyError] = asyncio.Queue()
         self.listening_at_submit = False
-        self.finished: list[tuple[str, str | None]] = []
+        self.finished: list[tuple[DeviceEvent, str | None]] = []
         self.gone = False
 
     async def recipients(self) -> Sequence[str]:
@@ -131,7 +133,7 @@ class Carrier:
                 raise state
             yield state
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
         self.finished.append((outcome, reason))
         if self.gone:
             raise TransportError("the relay has gone")
@@ -309,7 +311,7 @@ async def test_a_registration_and_a_sign_in_come_home(bench: Bench) -> None:
         Stage.REPLY_CHECKED,
         Stage.COMPLETED,
     ]
-    assert bench.carrier.finished == [("completed", None)]
+    assert bench.carrier.finished == [(DeviceEvent.COMPLETED, None)]
 
 
 async def test_the_radio_is_on_before_delivery_and_off_once_the_channel_is_open(bench: Bench) -> None:
@@ -521,7 +523,7 @@ async def test_options_that_differ_from_what_was_announced_are_refused(
         await asyncio.gather(bench.sign_in(ask, late), bench.answered())
     assert refusal.value.reason is TrustReason.OPTIONS_DIFFER
     assert Stage.REQUEST_SENT not in bench.stages
-    assert bench.carrier.finished == [("failed", "options-differ")]
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, "options-differ")]
 
 
 @pytest.mark.threat("T3")
@@ -555,12 +557,12 @@ async def test_a_no_of_the_phone_is_a_ctap_error(bench: Bench) -> None:
     await bench.register()
     with pytest.raises(CtapError, match="OPERATION_DENIED"):
         await asyncio.gather(bench.sign_in(), bench.answered(yes=False))
-    assert bench.carrier.finished == [("failed", "CTAP2_ERR_OPERATION_DENIED")]
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, "CTAP2_ERR_OPERATION_DENIED")]
 
 
 @pytest.mark.parametrize("outcome", list(Outcome))
 async def test_the_end_of_the_request_ends_the_ceremony(bench: Bench, outcome: Outcome) -> None:
-    bench.carrier.states.put_nowait(Progress(state="delivered"))
+    bench.carrier.states.put_nowait(Progress(state=RequestState.DELIVERED))
     bench.carrier.states.put_nowait(NotApproved(outcome, "over"))
     with pytest.raises(NotApproved) as end:
         await bench.sign_in()
@@ -572,7 +574,7 @@ async def test_the_end_of_the_request_ends_the_ceremony(bench: Bench, outcome: O
 async def test_only_the_claimer_may_go_on(bench: Bench) -> None:
     await bench.register()
     bench.carrier = Carrier(bench.air, ("honest", "greedy"))
-    bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="honest"))
+    bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="honest"))
 
     async def phones() -> None:
         await bench.reached(Stage.CLAIMED).wait()
@@ -596,7 +598,7 @@ async def test_adverts_for_others_than_the_claimer_do_not_use_up_what_is_remembe
             routing_id = number.to_bytes(3, "big")
             bench.air.put(greedy.advertise(routing_id=routing_id, tunnel_domain=DOMAIN).service_data)
         await bench.air.drained()
-        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="honest"))
+        bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="honest"))
         await bench.reached(Stage.CLAIMED).wait()
         await bench.answered(recipient="honest")
 
@@ -613,12 +615,14 @@ async def test_the_others_come_back_when_the_claim_is_gone(bench: Bench) -> None
     bench.carrier = Carrier(bench.air, ("anna", "bert"))
 
     async def phones() -> None:
-        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="anna"))
+        bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="anna"))
         await bench.reached(Stage.CLAIMED).wait()
-        bench.carrier.states.put_nowait(Progress(state="delivered", refusals=(refusal("anna", "vanished"),)))
+        bench.carrier.states.put_nowait(
+            Progress(state=RequestState.DELIVERED, refusals=(refusal("anna", "vanished"),))
+        )
         await bench.reached(Stage.DELIVERED).wait()
         bench.carrier.states.put_nowait(
-            Progress(state="claimed", claimed_by="bert", refusals=(refusal("anna", "vanished"),))
+            Progress(state=RequestState.CLAIMED, claimed_by="bert", refusals=(refusal("anna", "vanished"),))
         )
         await bench.answered(recipient="bert")
 
@@ -635,13 +639,13 @@ async def test_what_was_heard_of_another_while_it_was_aside_is_pursued_when_the_
     bench.carrier = Carrier(bench.air, ("anna", "bert"))
 
     async def phones() -> None:
-        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="anna"))
+        bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="anna"))
         await bench.reached(Stage.CLAIMED).wait()
         answering = asyncio.create_task(bench.answered(recipient="bert"))
         await bench.air.heard.wait()
         await bench.air.drained()
         assert Stage.ADVERT_HEARD not in bench.stages
-        bench.carrier.states.put_nowait(Progress(state="delivered"))
+        bench.carrier.states.put_nowait(Progress(state=RequestState.DELIVERED))
         await answering
 
     signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
@@ -658,7 +662,7 @@ async def test_a_claim_takes_the_others_out_of_their_tunnels(bench: Bench) -> No
         greedy = PhoneTransaction((await bench.carrier.urls)["greedy"])
         bench.air.put(greedy.advertise(routing_id=b"abc", tunnel_domain=DOMAIN + 1).service_data)
         await gate.entered.wait()
-        bench.carrier.states.put_nowait(Progress(state="claimed", claimed_by="honest"))
+        bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="honest"))
         await gate.left.wait()
         await bench.answered(recipient="honest")
 
@@ -673,11 +677,11 @@ async def test_each_refusal_is_told_at_once_with_who_and_why(bench: Bench) -> No
     events: list[StageEvent] = []
     skewed, vanished = refusal("anna", "clock-skew"), refusal("bert", "vanished")
     for progress in (
-        Progress(state="delivered", refusals=(skewed,)),
-        Progress(state="claimed", claimed_by="bert", refusals=(skewed,)),
-        Progress(state="delivered", refusals=(skewed, vanished)),
-        Progress(state="claimed", claimed_by="bert", refusals=(skewed,)),
-        Progress(state="delivered", refusals=(skewed, vanished)),
+        Progress(state=RequestState.DELIVERED, refusals=(skewed,)),
+        Progress(state=RequestState.CLAIMED, claimed_by="bert", refusals=(skewed,)),
+        Progress(state=RequestState.DELIVERED, refusals=(skewed, vanished)),
+        Progress(state=RequestState.CLAIMED, claimed_by="bert", refusals=(skewed,)),
+        Progress(state=RequestState.DELIVERED, refusals=(skewed, vanished)),
     ):
         bench.carrier.states.put_nowait(progress)
     bench.carrier.states.put_nowait(TrustError(TrustReason.CLOCK_SKEW, "over"))
@@ -691,7 +695,7 @@ async def test_each_refusal_is_told_at_once_with_who_and_why(bench: Bench) -> No
 async def test_a_deadline_says_who_had_refused(bench: Bench) -> None:
     for seconds in (0.2, 2, 20):  # as long as this machine takes to come that far
         bench.carrier = Carrier(bench.air)
-        skewed = Progress(state="delivered", refusals=(refusal("phone", "clock-skew"),))
+        skewed = Progress(state=RequestState.DELIVERED, refusals=(refusal("phone", "clock-skew"),))
         bench.carrier.states.put_nowait(skewed)
         with pytest.raises(NotApproved) as caught:
             await bench.sign_in(timeout=seconds)
@@ -704,7 +708,9 @@ async def test_a_deadline_says_who_had_refused(bench: Bench) -> None:
 async def test_a_companion_that_refused_has_no_phone_that_may_answer(bench: Bench) -> None:
     await bench.register()
     bench.carrier = Carrier(bench.air, ("anna", "bert"))
-    bench.carrier.states.put_nowait(Progress(state="delivered", refusals=(refusal("anna", "clock-skew"),)))
+    bench.carrier.states.put_nowait(
+        Progress(state=RequestState.DELIVERED, refusals=(refusal("anna", "clock-skew"),))
+    )
 
     async def phones() -> None:
         await bench.reached(Stage.REFUSED).wait()
@@ -725,7 +731,7 @@ async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ce
     bench.carrier = Carrier(bench.air, ("anna", "bert"))
 
     async def never() -> Any:
-        interrupted = Progress(state="delivered", refusals=(refusal("anna", "interrupted"),))
+        interrupted = Progress(state=RequestState.DELIVERED, refusals=(refusal("anna", "interrupted"),))
         bench.carrier.states.put_nowait(interrupted)
         await asyncio.Future()
 
@@ -737,11 +743,19 @@ async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ce
     await answering
 
 
+async def test_a_delivery_to_nobody_says_so_at_once(bench: Bench) -> None:
+    bench.carrier = Carrier(bench.air, ())
+    with pytest.raises(LocalProtocolError, match="nobody"):
+        await bench.sign_in()
+    assert bench.stages == []
+    assert bench.carrier.finished == []
+
+
 async def test_nobody_answering_expires_and_is_said(bench: Bench) -> None:
     with pytest.raises(NotApproved, match="the last stage was submitted") as end:
         await bench.sign_in(timeout=0.05)
     assert end.value.reason is Outcome.EXPIRED
-    assert bench.carrier.finished == [("cancelled", "deadline")]
+    assert bench.carrier.finished == [(DeviceEvent.CANCELLED, "deadline")]
     assert not bench.air.listening
 
 
@@ -798,7 +812,7 @@ async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage, tu
     try:
         with pytest.raises(asyncio.CancelledError):
             await tasks[0]
-        assert bench.carrier.finished == [("cancelled", None)]
+        assert bench.carrier.finished == [(DeviceEvent.CANCELLED, None)]
     finally:
         phone.cancel()
         await asyncio.wait({phone})
@@ -824,13 +838,16 @@ async def test_a_deadline_closes_the_tunnel_at_every_stage(
                 while time.monotonic() < deadline:
                     time.sleep(0.01)
 
+        phone = asyncio.create_task(bench.answered())
         with pytest.raises(NotApproved) as caught:
-            await asyncio.gather(bench.sign_in(on_stage=dawdle, timeout=seconds), bench.answered())
+            await bench.sign_in(on_stage=dawdle, timeout=seconds)
+        phone.cancel()
+        await asyncio.wait({phone})
         if reached:
             break
     assert caught.value.outcome is Outcome.EXPIRED
     assert (tunnels.opened, tunnels.closed) == (1, 1)
-    assert bench.carrier.finished == [("cancelled", "deadline")]
+    assert bench.carrier.finished == [(DeviceEvent.CANCELLED, "deadline")]
 
 
 async def test_the_response_is_settled_while_the_tunnel_closes(bench: Bench, tunnels: Tunnels) -> None:
@@ -917,7 +934,7 @@ async def test_a_relying_party_that_refuses_fails_the_request(bench: Bench) -> N
 
     with pytest.raises(RemoteProtocolError):
         await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
-    assert bench.carrier.finished == [("failed", None)]
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, None)]
 
 
 @pytest.mark.parametrize("error", [TimeoutError("theirs"), ZeroDivisionError()], ids=["timeout", "bug"])
@@ -932,7 +949,7 @@ async def test_what_the_caller_raises_is_passed_on_and_fails_the_request(
     with pytest.raises(type(error)) as raised:
         await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
     assert raised.value is error
-    assert bench.carrier.finished == [("failed", None)]
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, None)]
 
 
 CAUSED = TransportError("lost", reason=TransportReason.NO_ADAPTER)
@@ -969,7 +986,7 @@ async def test_a_bug_in_a_delivery_is_logged_and_replaces_no_end(
     await bench.register()
 
     class Broken(Carrier):
-        async def finish(self, outcome: str, reason: str | None = None) -> None:
+        async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
             await super().finish(outcome, reason)
             raise ZeroDivisionError
 

@@ -17,10 +17,11 @@ from companion_push.companion.inbox import CheckedRequest, Inbox
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
-from headless_passkey.account.relay import DeviceEvent, RelayClient
+from headless_passkey.account.relay import RelayClient
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.request import DeviceEvent
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from tests.end_to_end.household import Home, ends, trusted
 from tests.end_to_end.terminal import Terminal

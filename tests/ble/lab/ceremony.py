@@ -15,6 +15,7 @@ from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import AdvertSource
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.sign_in import Ask, Progress, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions, base64url
 from tests.ble.lab.guest import PATIENCE
@@ -51,9 +52,9 @@ class Carrier:
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
         await asyncio.get_running_loop().create_future()
-        yield Progress(state="delivered")
+        yield Progress(state=RequestState.DELIVERED)
 
-    async def finish(self, outcome: str, reason: str | None = None) -> None:
+    async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
         """Nobody is told."""
 
 

@@ -1,0 +1,28 @@
+"""A request, in the words that a device, the relay and companions have for it (docs/protocol/relay.md)."""
+
+from enum import StrEnum
+from typing import Final
+
+CEREMONY_TIMEOUT: Final = (
+    420.0  # seconds: a request lives 300 s, and one approved at its last second 120 s more
+)
+
+
+class RequestState(StrEnum):
+    """Where a request is; the second line never changes again."""
+
+    PENDING, DELIVERED, CLAIMED, OPENED = "pending", "delivered", "claimed", "opened"
+    COMPLETED, DECLINED, FAILED = "completed", "declined", "failed"
+    CANCELLED, SUPERSEDED, EXPIRED = "cancelled", "superseded", "expired"
+
+    @property
+    def terminal(self) -> bool:
+        return self not in (self.PENDING, self.DELIVERED, self.CLAIMED, self.OPENED)
+
+
+class DeviceEvent(StrEnum):
+    """How a request ended, as its device reports it."""
+
+    CANCELLED = "cancelled"
+    COMPLETED = "completed"
+    FAILED = "failed"
