@@ -1,4 +1,4 @@
-"""The authenticator: what a phone does with a FIDO URL, or when a linked device wants it (CTAP 2.2 §11.5).
+"""The authenticator's transactions: from a FIDO URL (CTAP 2.2 §11.5.1), or for a client platform with a link (§11.5.2).
 
 Each stage returns the next::
 
@@ -10,11 +10,11 @@ Each stage returns the next::
     channel.post_handshake(get_info)               # the first message after message 2
     event = channel.receive(message)
     channel.reply(Status.SUCCESS, response.encode())
-    channel.update(offered_link)                   # at any time; with None unless channel.may_link
+    channel.update(offered_link)                   # at any time; None where channel.may_link is False
 
-    payload = ClientPayload.parse(...)             # came with the wake-up, names one of our links
+    payload = ClientPayload.parse(...)             # from the tunnel service; names one of our links
     transaction = LinkedPhoneTransaction(offered_link, payload)
-    advertised = transaction.advertise()           # and on as above
+    advertised = transaction.advertise()           # then as above
 """
 
 from dataclasses import dataclass, field
@@ -35,17 +35,20 @@ from headless_passkey.hybrid.linking import ClientPayload, OfferedLink
 
 @dataclass(frozen=True, slots=True)
 class PhoneTransaction:
-    """A FIDO URL that was read here."""
+    """A QR-initiated transaction: this phone has read a FIDO URL."""
 
     url: FidoUrl
 
     @property
     def tunnel_id(self) -> bytes:
-        """16 bytes: the tunnel to open."""
+        """The ID under which to open the tunnel, 16 bytes."""
         return self.url.tunnel_id
 
     def advertise(self, *, routing_id: bytes, tunnel_domain: int, nonce: bytes | None = None) -> "Advertised":
-        """Once the tunnel is open: the advert that leads the device to it. nonce: for tests."""
+        """Seal the BLE advert that tells the client platform which tunnel to join; the tunnel is open before.
+
+        routing_id: from the tunnel service. nonce: for tests; fresh otherwise.
+        """
         eid = Eid(nonce=nonce or token_bytes(NONCE_SIZE), routing_id=routing_id, tunnel_domain=tunnel_domain)
         return Advertised(
             service_data=_eid.seal_advert(_eid.eid_key(self.url.secret), eid),
@@ -57,17 +60,17 @@ class PhoneTransaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advertised:
-    """The advert is in the air; whoever heard it and holds the URL's key may join."""
+    """A transaction whose advert is sent: it answers the handshake of a peer that received the advert and made the URL."""
 
     service_data: bytes  # 20 bytes
     _psk: bytes = field(repr=False)  # 32 bytes
     _client_static: EllipticCurvePublicKey = field(repr=False)
-    _linking: bool  # whether the device would keep a link
+    _linking: bool  # whether the client platform keeps links
 
     def respond(
         self, message1: bytes, *, ephemeral: EllipticCurvePrivateKey | None = None
     ) -> tuple[bytes, AuthenticatorChannel]:
-        """Message 2 and the channel; `RemoteProtocolError` when the peer does not hold our PSK."""
+        """Answer message 1 with message 2, and open the channel; `RemoteProtocolError` when the peer does not hold our PSK."""
         responder = noise.Responder.respond(
             message1, psk=self._psk, client_static=self._client_static, ephemeral=ephemeral
         )
@@ -80,17 +83,17 @@ class Advertised:
 
 @dataclass(frozen=True, slots=True)
 class LinkedPhoneTransaction:
-    """A client platform that we linked ourselves to has had us woken."""
+    """A state-assisted transaction: a client platform with one of our links has sent a contact request."""
 
     link: OfferedLink
-    payload: ClientPayload  # its `hint` says what we shall be asked
+    payload: ClientPayload  # its `hint`: ``ga`` or ``mc``
 
     def __post_init__(self) -> None:
         if self.payload.link_id != self.link.link_id:
             raise LocalProtocolError("the client payload is for another link")
 
     def advertise(self, *, eid: Eid | None = None) -> "LinkedAdvertised":
-        """The advert that only the client platform with that link recognises. eid: for tests."""
+        """Seal the BLE advert, which only the holder of the link can open. eid: for tests; fresh otherwise."""
         eid = eid or Eid.state_assisted()
         key = _eid.eid_key(self.link.link_secret, self.payload.client_nonce)
         return LinkedAdvertised(
@@ -102,7 +105,7 @@ class LinkedPhoneTransaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkedAdvertised:
-    """The advert is in the air; whoever heard it and holds the link may join."""
+    """A transaction whose advert is sent: it answers the handshake of a peer that received the advert and holds the link."""
 
     service_data: bytes  # 20 bytes
     _psk: bytes = field(repr=False)  # 32 bytes
@@ -111,7 +114,7 @@ class LinkedAdvertised:
     def respond(
         self, message1: bytes, *, ephemeral: EllipticCurvePrivateKey | None = None
     ) -> tuple[bytes, AuthenticatorChannel]:
-        """Message 2 and the channel; `RemoteProtocolError` when the peer does not hold our link."""
+        """Answer message 1 with message 2, and open the channel; `RemoteProtocolError` when the peer does not hold our link."""
         responder = noise.Responder.respond(message1, psk=self._psk, static=self._static, ephemeral=ephemeral)
         to_authenticator, to_client = responder.state.split()
         return responder.message2, AuthenticatorChannel(sending=to_client, receiving=to_authenticator)

@@ -1,8 +1,8 @@
-"""The one door for CBOR: canonical CTAP2 CBOR in and out, or `RemoteProtocolError` (CTAP 2.2 §8).
+"""CTAP2 canonical CBOR (CTAP 2.2 §8), encoded and decoded here and nowhere else.
 
 Canonical means: shortest heads, definite lengths, map keys in order without repetition, no tags, no
-floating point, no bytes left over. The decoder is total: any bytes give a value or that one error, in time
-linear in their number and with bounded depth. Why this is not a library: docs/adr/0004.
+floating point, no bytes left over. The decoder is total: any bytes give a value or `RemoteProtocolError`, in linear
+time and with bounded depth. Why this is not a library: docs/adr/0004.
 
 Values are int, bytes, str, bool, None, list and dict.
 """
@@ -20,12 +20,12 @@ _CONSTANTS: Final[dict[int, bool | None]] = {_FALSE: False, _TRUE: True, _NULL: 
 
 
 def encode(value: Any) -> bytes:
-    """The canonical CBOR of `value`; `LocalProtocolError` when it holds what CTAP2 CBOR cannot say."""
+    """Encode `value` as canonical CBOR; `LocalProtocolError` for a type or size that CTAP2 CBOR has no form for."""
     return _encode_item(value, 0)
 
 
 def decode(data: bytes) -> Any:
-    """The one value that `data` holds, all of it."""
+    """Decode the single value in `data`; bytes behind it are an error."""
     value, end = _decode_item(data, 0, 0)
     if end != len(data):
         raise RemoteProtocolError(f"{len(data) - end} bytes after the CBOR value")
@@ -33,13 +33,13 @@ def decode(data: bytes) -> Any:
 
 
 def decode_first(data: bytes) -> tuple[Any, bytes]:
-    """The first value that `data` holds, and the bytes behind it: authenticator data needs this."""
+    """Decode the first value in `data`, and return the bytes behind it too, as authenticator data needs."""
     value, end = _decode_item(data, 0, 0)
     return value, data[end:]
 
 
 def decode_map(data: bytes) -> dict[Any, Any]:
-    """As `decode`, for the many places where the protocol has a map."""
+    """Decode the single value in `data`, which must be a map."""
     value = decode(data)
     if not isinstance(value, dict):
         raise RemoteProtocolError(f"expected a CBOR map, got {type(value).__name__}")
@@ -93,12 +93,12 @@ def _is_key(value: Any) -> bool:
 
 
 def _sort_key(key: bytes) -> tuple[int, int, bytes]:
-    """CTAP2's order of map keys: by major type, then length, then bytes."""
+    """Order map keys as CTAP2 does: by major type, then length, then bytes."""
     return key[0] >> 5, len(key), key
 
 
 def _decode_item(data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    """The value that starts at offset `at`, and the offset behind it."""
+    """Decode the value that starts at offset `at`, and return the offset behind it too."""
     if depth > MAX_DEPTH:
         raise RemoteProtocolError("CBOR is nested too deeply")
     major, argument, at = _decode_head(data, at)
@@ -148,7 +148,7 @@ def _decode_map_items(data: bytes, at: int, count: int, depth: int) -> tuple[dic
 
 
 def _decode_head(data: bytes, at: int) -> tuple[int, int, int]:
-    """Major type, argument, and the offset behind the head."""
+    """Decode the head at offset `at`: major type, argument, and the offset behind it."""
     if at >= len(data):
         raise RemoteProtocolError("CBOR ends too early")
     major, argument = data[at] >> 5, data[at] & 0x1F

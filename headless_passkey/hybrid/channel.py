@@ -1,8 +1,8 @@
-"""The encrypted channel after the handshake, one end of it (CTAP 2.2 §11.5.1.2).
+"""One end of the encrypted channel after the handshake (CTAP 2.2 §11.5.1.2).
 
-One message in, one event out; one thing to say in, one message out. `ClientChannel` is the device's end,
-`AuthenticatorChannel` the phone's. Anything a peer may not do raises `RemoteProtocolError`, after which the
-channel is spoiled and the tunnel is to be closed.
+A received message gives one event; a request or response gives one message to send. `ClientChannel` is the device's
+end, `AuthenticatorChannel` the phone's. A message that violates the protocol raises `RemoteProtocolError` and spoils the
+channel: every later call fails, and the caller closes the tunnel.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ _Read = TypeVar("_Read")
 
 
 class _Channel:
-    """Sealing and opening, alike at both ends."""
+    """Encrypts and decrypts messages, in the same way at both ends."""
 
     __slots__ = ("_receiving", "_sending", "_spoiled")
 
@@ -46,7 +46,7 @@ class _Channel:
         return self._sending.encrypt(pad(plaintext))
 
     def _open(self, message: bytes, read: Callable[[bytes], _Read]) -> _Read:
-        """What `read` finds in the message; whatever it or the message breaks spoils the channel for good."""
+        """Decrypt and parse a message with `read`. Any failure spoils the channel, for messages that would follow too."""
         if self._spoiled:
             raise LocalProtocolError("the channel is spoiled, close the tunnel")
         self._spoiled = True
@@ -56,28 +56,28 @@ class _Channel:
 
 
 class ClientChannel(_Channel):
-    """The client platform's end: learns what the phone is, sends one command at a time."""
+    """The client platform's end: takes the post-handshake message, then sends one CTAP2 command at a time."""
 
     __slots__ = ("_awaiting_reply", "_read_link", "_said_goodbye", "peer")
 
     def __init__(
         self, *, sending: CipherState, receiving: CipherState, read_link: ReadLink = discard_link
     ) -> None:
-        """read_link: how linking information is checked, in a session that may bring some."""
+        """read_link: verifies linking information, in a session that may bring it."""
         super().__init__(sending=sending, receiving=receiving)
         self._read_link = read_link
         self._awaiting_reply = self._said_goodbye = False
         self.peer: PostHandshake | None = None
 
     def receive_post_handshake(self, message: bytes) -> PostHandshake:
-        """The first message after the handshake."""
+        """Decrypt and parse the first message after the handshake."""
         if self.peer is not None:
             raise LocalProtocolError("the post-handshake message has already come")
         self.peer = self._open(message, lambda plaintext: PostHandshake.parse(plaintext, self._read_link))
         return self.peer
 
     def send(self, request: GetAssertionRequest | MakeCredentialRequest) -> bytes:
-        """The message that carries `request`."""
+        """Encrypt a request; at most one is outstanding."""
         if self.peer is None or self._awaiting_reply or self._said_goodbye:
             raise LocalProtocolError(
                 "one CTAP request at a time, after the post-handshake message and before the shutdown"
@@ -90,7 +90,7 @@ class ClientChannel(_Channel):
         return message
 
     def receive(self, message: bytes) -> Event:
-        """The event in the next message: the reply, or an update at any time, its link checked."""
+        """Decrypt the next message: the reply to the request, or an update, which may come at any time; its link is verified."""
         if self.peer is None:
             raise LocalProtocolError("the post-handshake message comes first")
         revision = self.peer.revision
@@ -110,7 +110,7 @@ class ClientChannel(_Channel):
         return event
 
     def shutdown(self) -> bytes | None:
-        """The message that says there will be no more requests; None where revision 0 has no word for it."""
+        """Encrypt the shutdown message: there will be no more requests. None in revision 0, which has no such message."""
         if self.peer is None or self.peer.revision == 0:
             return None
         message = self._seal(frame(MessageType.SHUTDOWN))
@@ -119,25 +119,25 @@ class ClientChannel(_Channel):
 
 
 class AuthenticatorChannel(_Channel):
-    """The phone's end: says what it is, then answers."""
+    """The phone's end: sends the post-handshake message, then one reply to each request."""
 
     __slots__ = ("_heard_goodbye", "_introduced", "_request_pending", "_sign_link")
 
     def __init__(
         self, *, sending: CipherState, receiving: CipherState, sign_link: SignLink | None = None
     ) -> None:
-        """sign_link: makes linking information, in a session where the device would keep some."""
+        """sign_link: makes linking information, in a session whose client platform keeps links."""
         super().__init__(sending=sending, receiving=receiving)
         self._sign_link = sign_link
         self._introduced = self._request_pending = self._heard_goodbye = False
 
     @property
     def may_link(self) -> bool:
-        """Whether a link can be offered: the session has a FIDO URL, which says that one is wanted."""
+        """Whether a link can be offered: the session is QR-initiated, and key 4 of its FIDO URL is true."""
         return self._sign_link is not None
 
     def post_handshake(self, get_info: GetInfoResponse, link: OfferedLink | None = None) -> bytes:
-        """The first message: getInfo, and that we speak CTAP. A link goes better into an update."""
+        """Encrypt the first message: getInfo and the feature ``ctap``. A link goes better into an update."""
         if self._introduced:
             raise LocalProtocolError("the post-handshake message is sent once")
         message = self._seal(PostHandshake(get_info=get_info).encode(self._signed(link)))
@@ -145,7 +145,7 @@ class AuthenticatorChannel(_Channel):
         return message
 
     def update(self, link: OfferedLink | None = None) -> bytes:
-        """An update with a link or without; who ever links sends one always, so that nobody can tell."""
+        """Encrypt an update, with a link or without. A phone that ever links sends one in each session, so that traffic shows no link."""
         if not self._introduced:
             raise LocalProtocolError("the post-handshake message comes first")
         return self._seal(frame(MessageType.UPDATE, update_payload(self._signed(link))))
@@ -154,11 +154,11 @@ class AuthenticatorChannel(_Channel):
         if link is None:
             return None
         if self._sign_link is None:
-            raise LocalProtocolError("this session is no place to offer a link")
+            raise LocalProtocolError("this session takes no link")
         return self._sign_link(link)
 
     def receive(self, message: bytes) -> Event:
-        """The event in the next message; refuses a request before the last is answered or after a shutdown."""
+        """Decrypt the next message. A request before the last one was answered, or after a shutdown, is refused."""
 
         def read(plaintext: bytes) -> Event:
             event = parse_frame(plaintext)
@@ -174,7 +174,7 @@ class AuthenticatorChannel(_Channel):
         return event
 
     def reply(self, status: int, payload: bytes = b"") -> bytes:
-        """The answer to the request that was received: a CTAP2 status, and CBOR on success."""
+        """Encrypt the response to the outstanding request: a CTAP2 status byte, and CBOR on success."""
         if not self._introduced or not self._request_pending:
             raise LocalProtocolError("there is no request to answer, or no post-handshake message was sent")
         message = self._seal(frame(MessageType.CTAP, bytes([status]) + payload))

@@ -1,4 +1,4 @@
-"""The client platform: what the device does in a transaction (CTAP 2.2 §11.5.1, state-assisted: §11.5.2).
+"""The client platform's transactions: QR-initiated (CTAP 2.2 §11.5.1) and state-assisted (§11.5.2).
 
 Each stage returns the next, so a wrong order cannot be written down::
 
@@ -9,11 +9,11 @@ Each stage returns the next, so a wrong order cannot be written down::
     channel = pending.finish(reply)                # raises: the peer does not hold our PSK
     channel.receive_post_handshake(message)
     message = channel.send(GetAssertionRequest(...))
-    event = channel.receive(message)               # Update(link=LinkedPhone(...)): worth keeping
+    event = channel.receive(message)               # Update(link=LinkedPhone(...)): store it
 
     transaction = StateAssistedTransaction.create(linked_phone, hint=RequestKind.GET_ASSERTION)
-    transaction.contact_url(base), transaction.headers     # have the phone woken
-    eid = transaction.open_advert(service_data)    # and on as above
+    transaction.contact_url(base), transaction.headers     # the contact request
+    eid = transaction.open_advert(service_data)    # then as above
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from headless_passkey.hybrid.tunnel_url import ASSIGNED_DOMAINS, contact_headers
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QrTransaction:
-    """A FIDO URL that was born here, and the keys to hear and answer the phone that reads it."""
+    """A QR-initiated transaction: a fresh FIDO URL, with the keys to open the advert of the phone that reads it."""
 
     url: FidoUrl
     _private: EllipticCurvePrivateKey = field(repr=False)
@@ -58,7 +58,7 @@ class QrTransaction:
         private: EllipticCurvePrivateKey | None = None,
         secret: bytes | None = None,
     ) -> Self:
-        """A fresh transaction. time: Unix seconds. linking: whether the phone may offer a link.
+        """Create a transaction with fresh keys. time: Unix seconds. linking: whether the phone may offer a link.
 
         private, secret: for tests; fresh otherwise.
         """
@@ -68,20 +68,20 @@ class QrTransaction:
             secret=secret or token_bytes(SECRET_SIZE),
             assigned_domains=len(ASSIGNED_DOMAINS),
             time=time,
-            linking=linking,  # sent although false: without it some phones speak the old revision
+            linking=linking,  # sent where false too: some phones take its absence for revision 0
             hint_raw=hint.value,
         )
         return cls(url=url, _private=private, _eid_key=_eid.eid_key(url.secret))
 
     def open_advert(self, service_data: bytes) -> Eid | None:
-        """The EID of the phone that read our URL, or None for any other advert.
+        """Open the advert of the phone that read our URL; None for any other advert.
 
-        It names a tunnel domain; an advert whose domain nobody knows is to be ignored.
+        The EID names a tunnel domain. The caller ignores an advert whose domain is not assigned.
         """
         return _eid.open_advert(self._eid_key, service_data)
 
     def handshake(self, eid: Eid) -> "PendingHandshake":
-        """Begin the handshake with the phone that sent `eid`."""
+        """Start the Noise handshake (KNpsk0) with the phone that sent `eid`."""
         return PendingHandshake(
             _initiator=noise.Initiator(psk=_eid.psk(self.url.secret, eid), static=self._private),
             _link_key=self._private if self.url.linking else None,
@@ -91,7 +91,7 @@ class QrTransaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateAssistedTransaction:
-    """A phone that linked itself earlier is asked to come, without any FIDO URL."""
+    """A state-assisted transaction: it reaches a phone through a stored link, without a FIDO URL."""
 
     phone: LinkedPhone
     payload: ClientPayload
@@ -99,29 +99,29 @@ class StateAssistedTransaction:
 
     @classmethod
     def create(cls, phone: LinkedPhone, *, hint: RequestKind, client_nonce: bytes | None = None) -> Self:
-        """A fresh transaction. hint: ``ga`` or ``mc``. client_nonce: for tests; fresh otherwise."""
+        """Create a transaction. hint: ``ga`` or ``mc``. client_nonce: for tests; fresh otherwise."""
         nonce = client_nonce or token_bytes(CLIENT_NONCE_SIZE)
         payload = ClientPayload(link_id=phone.link_id, client_nonce=nonce, hint=hint)
         return cls(phone=phone, payload=payload, _eid_key=_eid.eid_key(phone.link_secret, nonce))
 
     def contact_url(self, base: str) -> str:
-        """Where to have the phone woken. base: ``wss://host`` of the phone's tunnel domain."""
+        """The URL of the contact request. base: ``wss://host`` of the phone's tunnel domain."""
         return contact_url(base, self.phone.contact_id)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What goes with that request."""
+        """The headers of the contact request."""
         return contact_headers(self.payload.encode())
 
     def open_advert(self, service_data: bytes) -> Eid | None:
-        """The EID of the phone we had woken, or None for any other advert.
+        """Open the advert of the linked phone; None for any other advert.
 
-        Its routing ID and tunnel domain say nothing.
+        The routing ID and tunnel domain of its EID have no meaning.
         """
         return _eid.open_advert(self._eid_key, service_data)
 
     def handshake(self, eid: Eid) -> "PendingHandshake":
-        """Begin the handshake with the phone that sent `eid`; it cannot bring another link."""
+        """Start the Noise handshake (NKpsk0) with the phone that sent `eid`. Such a session carries no new link."""
         return PendingHandshake(
             _initiator=noise.Initiator(
                 psk=_eid.psk(self.phone.link_secret, eid),
@@ -136,7 +136,7 @@ _Transaction = TypeVar("_Transaction", bound=QrTransaction | StateAssistedTransa
 def open_for_any(
     transactions: Sequence[_Transaction], service_data: bytes
 ) -> tuple[_Transaction, Eid] | None:
-    """As `open_advert` of each of several transactions, at the cost of one HMAC for each."""
+    """Open an advert with the keys of several transactions, at the cost of one HMAC for each."""
     keys = (transaction._eid_key for transaction in transactions)  # noqa: SLF001  of this module
     opened = _eid.open_with_any(keys, service_data)
     return None if opened is None else (transactions[opened[0]], opened[1])
@@ -144,21 +144,21 @@ def open_for_any(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PendingHandshake:
-    """Message 1 is on its way, message 2 has not come yet."""
+    """A handshake between message 1, which the caller sends, and message 2."""
 
     _initiator: noise.Initiator = field(repr=False)
     _link_key: EllipticCurvePrivateKey | None = field(
         repr=False, default=None
-    )  # None: links are not for this session
+    )  # None: this session carries no link
     _tunnel_domain: int = 0
 
     @property
     def message(self) -> bytes:
-        """81 bytes, the first message into the tunnel."""
+        """Message 1, 81 bytes: the first message in the tunnel."""
         return self._initiator.message1
 
     def finish(self, reply: bytes) -> ClientChannel:
-        """The channel; `RemoteProtocolError` when the peer is not the phone we asked for."""
+        """Take message 2 and open the channel; `RemoteProtocolError` when the peer does not hold our PSK or its static key."""
         state = self._initiator.finish(reply)
         to_authenticator, to_client = state.split()
         if self._link_key is None:

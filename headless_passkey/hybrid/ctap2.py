@@ -1,8 +1,7 @@
 """The CTAP2 commands of the hybrid transport, as both ends see them (CTAP 2.2 §6.1, §6.2, §6.4).
 
-A request is a command byte and a CBOR map, a response a status byte and, on success, a CBOR map. The
-classes here are those maps: `parse` is strict about the members it knows and ignores the others, `encode`
-leaves out what is absent.
+A request is a command byte and a CBOR map; a response is a status byte and, on success, a CBOR map. The
+classes here are those maps. `parse` checks the members it knows and ignores others; `encode` leaves out absent members.
 """
 
 from collections.abc import Mapping
@@ -78,7 +77,7 @@ class Status(IntEnum):
 
 
 def status_name(status: int) -> str:
-    """As the specification spells it; a status we do not know keeps its number."""
+    """The name of a status in the specification, such as ``CTAP2_ERR_…``; an unknown status as its number."""
     try:
         name = Status(status).name
     except ValueError:
@@ -88,7 +87,7 @@ def status_name(status: int) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A user account of the relying party (WebAuthn's user entity): a person's, so a repr shows none of it."""
+    """WebAuthn's user entity: an account at the relying party. It is personal data, so a repr shows none of it."""
 
     id: bytes = field(repr=False)  # the user handle, 1-64 bytes
     name: str | None = field(repr=False, default=None)
@@ -112,7 +111,7 @@ class GetAssertionRequest:
     rp_id: str
     client_data_hash: bytes  # 32 bytes
     allow_list: tuple[bytes, ...] = ()  # credential IDs; empty: any discoverable credential
-    extensions: Mapping[str, Any] = field(repr=False, default_factory=dict)  # what a prf is asked, for one
+    extensions: Mapping[str, Any] = field(repr=False, default_factory=dict)  # for instance the inputs of prf
     user_presence: bool = True
     user_verification: bool = True
 
@@ -151,10 +150,10 @@ class GetAssertionResponse:
     """What authenticatorGetAssertion answers (§6.2)."""
 
     auth_data: bytes
-    signature: bytes = field(repr=False)  # worth a session, until the challenge is used up
+    signature: bytes = field(repr=False)  # a secret until the challenge is used: with it anybody can sign in
     credential_id: bytes | None = None  # absent only when the allow list had exactly one entry
     user: User | None = None
-    number_of_credentials: int | None = None  # more would come by getNextAssertion, which phones do not serve
+    number_of_credentials: int | None = None  # for getNextAssertion, which phones do not serve
     user_selected: bool = False  # the user chose this credential, on the phone's own screen
     large_blob_key: bytes | None = field(repr=False, default=None)  # 32 bytes
     unsigned_extension_outputs: Mapping[str, Any] = field(
@@ -169,7 +168,9 @@ class GetAssertionResponse:
         number_of_credentials = _unsigned(values, 5)
         user_selected = _option(values, 6, default=False)
         if user_selected and (number_of_credentials or 1) > 1:
-            raise RemoteProtocolError("the user chose a credential, and yet there are more to choose from")
+            raise RemoteProtocolError(
+                "numberOfCredentials is there although the user has selected a credential"
+            )
         return cls(
             credential_id=None if credential is None else _descriptor_id(credential) or None,
             auth_data=_required(values, 2, bytes),
@@ -206,7 +207,7 @@ class MakeCredentialRequest:
     rp_id: str
     rp_name: str | None
     user: User
-    algorithms: tuple[int, ...]  # COSE algorithms, the most wanted first
+    algorithms: tuple[int, ...]  # COSE algorithms, most preferred first
     exclude_list: tuple[bytes, ...] = ()  # credential IDs
     extensions: Mapping[str, Any] = field(repr=False, default_factory=dict)
     resident_key: bool = True
@@ -290,8 +291,8 @@ class MakeCredentialResponse:
         )
 
 
-# Members of getInfo that say nothing over hybrid, where there is no PIN, no key management and one message
-# for one command; they are kept as they came. By key, with the type of each.
+# Members of getInfo without meaning over hybrid, which has no PIN, no key management, and one message for one
+# command. They are kept as received. By key, with the type of each.
 _OTHER_INFO: Final[Mapping[int, type]] = {
     0x05: int,  # maxMsgSize
     0x06: list,  # pinUvAuthProtocols
@@ -331,7 +332,7 @@ class GetInfoResponse:
     options: Mapping[str, bool] = field(default_factory=dict)
     transports: tuple[str, ...] = ()
     algorithms: tuple[int, ...] = ()
-    others: Mapping[int, Any] = field(default_factory=dict)  # what else the specification has, by key
+    others: Mapping[int, Any] = field(default_factory=dict)  # the specification's other members, by key
 
     @classmethod
     def parse(cls, payload: bytes) -> "GetInfoResponse":
@@ -412,7 +413,7 @@ def _large_blob_key(values: Any, key: int) -> bytes | None:
 
 
 def _extensions(values: Any, key: int) -> dict[str, Any]:
-    """Inputs or outputs of extensions, by the extensions' identifiers."""
+    """Parse inputs or outputs of extensions, by extension identifier."""
     extensions: dict[Any, Any] = _get(values, key, dict) or {}
     if not all(isinstance(name, str) for name in extensions):
         raise RemoteProtocolError("an extension is named by text")
@@ -427,7 +428,7 @@ def _client_data_hash(values: Any, key: int) -> bytes:
 
 
 def _descriptor(credential_id: bytes) -> dict[str, Any]:
-    """Without transports: some iPhones refuse descriptors that name ``usb`` (2024)."""
+    """A credential descriptor, without transports: some iPhones refuse one that names ``usb`` (2024)."""
     return {"id": credential_id, "type": "public-key"}
 
 
@@ -439,7 +440,7 @@ def _descriptor_id(descriptor: Any) -> bytes:
 
 
 def _descriptor_ids(values: Any, key: int) -> tuple[bytes, ...]:
-    """Credential IDs of type public-key; other types are skipped, as §6.2 says."""
+    """Parse credential descriptors to the IDs of type public-key; other types are skipped (§6.2)."""
     return tuple(
         _descriptor_id(item)
         for item in _get(values, key, list) or []

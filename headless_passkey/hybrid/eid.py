@@ -1,4 +1,4 @@
-"""The BLE advert of a phone that was asked to be near (CTAP 2.2 §11.5.1, state-assisted: §11.5.2).
+"""The BLE advert with which a phone proves its proximity (CTAP 2.2 §11.5.1, state-assisted: §11.5.2).
 
     plaintext    = 00 || nonce (10) || routing ID (3) || tunnel domain (2, little-endian)
                    00 || 15 random bytes, when state-assisted: there the tunnel is known already
@@ -9,8 +9,8 @@
                    derive(link secret, salt client nonce, EID key, 64), when state-assisted
     PSK          = derive(QR secret or link secret, salt plaintext, PSK, 32)
 
-Adverts of other people's phones are normal, so `open_advert` answers None for them; the tag is compared
-first and in constant time, which makes refusing a foreign advert cost one HMAC for each key at hand.
+Adverts of other people's phones are normal, so `open_advert` returns None for them. It compares the tag first, in
+constant time: a foreign advert costs one HMAC for each key.
 """
 
 import hmac
@@ -37,7 +37,7 @@ _TAG_SIZE: Final = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Eid:
-    """The plaintext of an advert, 16 bytes; it salts the PSK, so it is secret until the tunnel is up."""
+    """The plaintext of an advert, 16 bytes. It salts the PSK, so it is secret until the handshake is done."""
 
     nonce: bytes = field(repr=False)  # 10 bytes
     routing_id: bytes = field(repr=False)  # 3 bytes, from the tunnel service
@@ -64,10 +64,10 @@ class Eid:
 
     @classmethod
     def state_assisted(cls) -> "Eid":
-        """A fresh one for a linked client platform, to which routing ID and tunnel domain say nothing.
+        """A fresh EID for a state-assisted transaction, where routing ID and tunnel domain have no meaning.
 
-        All is random, but that Chromium 120 looks at the domain here too and ignores unassigned numbers,
-        silently and for ever, so it never is one.
+        All bytes are random, except that the tunnel domain is never an unassigned number: Chromium 120 checks it here
+        too, and ignores such an advert.
         """
         return cls(
             nonce=secrets.token_bytes(NONCE_SIZE),
@@ -78,16 +78,16 @@ class Eid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suffix:
-    """What may follow the seal (CTAP 2.3): other data channels than the tunnel, which the phone has opened.
+    """The suffix of an advert (CTAP 2.3): data channels beside the tunnel, which the phone has opened.
 
-    Anybody can put it there, so it is a hint; a false one can only make the handshake fail.
+    It is not authenticated. A forged suffix can only make the handshake fail.
     """
 
     psm: int | None = None  # the BLE L2CAP channel's 16-bit number
 
     @classmethod
     def parse(cls, data: bytes) -> "Suffix":
-        """From a CBOR map {channel: what it takes to use it}; channels we do not know are ignored."""
+        """Parse a CBOR map from channel to its parameters; unknown channels are ignored."""
         psm = cbor.decode_map(data).get(_BLE_CHANNEL)
         return cls(psm=psm if type(psm) is int and 0 <= psm <= 0xFFFF else None)
 
@@ -99,36 +99,37 @@ _BLE_CHANNEL: Final = 1  # as in key 6 of the FIDO URL
 
 
 def eid_key(secret: bytes, client_nonce: bytes = b"") -> bytes:
-    """64 bytes: the AES-256 key, then the HMAC key.
+    """Derive the EID key: 64 bytes, the AES-256 key and then the HMAC key.
 
-    secret: the QR secret; or a link secret, with a client nonce so that nobody recognises the phone again.
+    secret: the QR secret, or a link secret. client_nonce: with a link secret, fresh for each transaction, so that adverts
+    of one phone cannot be linked to each other.
     """
     return derive(secret, client_nonce, KeyPurpose.EID_KEY, EID_KEY_SIZE)
 
 
 def psk(secret: bytes, eid: Eid) -> bytes:
-    """32 bytes, which only those know who hold the QR secret or link secret and have heard the advert."""
+    """Derive the PSK, 32 bytes: it proves possession of the QR secret or link secret, and reception of the advert."""
     return derive(secret, eid.encode(), KeyPurpose.PSK, PSK_SIZE)
 
 
 def seal_advert(key: bytes, eid: Eid) -> bytes:
-    """The 20 bytes of service data for `eid`. key: 64 bytes."""
+    """Encrypt and authenticate `eid`: 20 bytes of service data. key: the EID key, 64 bytes."""
     encryptor = Cipher(AES256(key[:32]), ECB()).encryptor()  # noqa: S305  one block, as the spec has it
     ciphertext = encryptor.update(eid.encode()) + encryptor.finalize()
     return ciphertext + hmac.digest(key[32:], ciphertext, "sha256")[:_TAG_SIZE]
 
 
 def open_advert(key: bytes, service_data: bytes) -> Eid | None:
-    """The EID in an advert, or None when it was sealed for someone else or has unknown flags.
+    """Decrypt an advert; None when it is of another transaction or has unknown flags.
 
-    key: 64 bytes. service_data: 20 bytes, then an optional suffix, which is outside the seal: `parse_suffix`.
+    key: 64 bytes. service_data: 20 bytes, then an optional suffix, which is not authenticated: `parse_suffix`.
     """
     opened = open_with_any((key,), service_data)
     return None if opened is None else opened[1]
 
 
 def open_with_any(keys: Iterable[bytes], service_data: bytes) -> tuple[int, Eid] | None:
-    """As `open_advert`, for one who waits for several phones: which key opened it, and the EID."""
+    """Decrypt an advert with one of several keys: the index of the key that opened it, and the EID."""
     if len(service_data) < ADVERT_SIZE:
         return None
     ciphertext, tag = service_data[:16], service_data[16:ADVERT_SIZE]
@@ -137,7 +138,7 @@ def open_with_any(keys: Iterable[bytes], service_data: bytes) -> tuple[int, Eid]
             try:
                 return number, Eid.parse(_decrypt(key, ciphertext))
             except RemoteProtocolError:
-                continue  # flags, or the tag of another's advert that fits by chance, once in 2^32
+                continue  # unknown flags, or a foreign advert whose tag fits by chance, once in 2^32
     return None
 
 
@@ -147,7 +148,7 @@ def _decrypt(key: bytes, ciphertext: bytes) -> bytes:
 
 
 def parse_suffix(service_data: bytes) -> Suffix | None:
-    """What follows the 20 bytes of an advert once these have opened; None for anything malformed."""
+    """Parse what follows the first 20 bytes of an opened advert; None for anything malformed."""
     try:
         return Suffix.parse(service_data[ADVERT_SIZE:])
     except RemoteProtocolError:

@@ -1,8 +1,8 @@
 """The FIDO URL: what a QR code of the hybrid transport holds (CTAP 2.2 §11.5.1).
 
 ``FIDO:/`` and decimal digits: a CBOR map cut into 7-byte chunks, each chunk a little-endian number in 17
-digits, the last one in fewer. Whoever holds the URL can take part in the transaction, so it is a secret for
-as long as it lives: neither the value nor the text ever shows it in a repr.
+digits, the last one in fewer. Whoever holds the URL can take part in the transaction, so the URL is a secret until it
+expires, and no repr shows it.
 """
 
 from dataclasses import dataclass, field
@@ -46,14 +46,14 @@ class FidoUrl:
     secret: bytes = field(repr=False)  # key 1: the QR secret, 16 bytes, fresh for every URL
     assigned_domains: int = 0  # key 2: how many assigned tunnel domains the client platform knows
     time: int | None = None  # key 3: Unix seconds
-    linking: bool | None = None  # key 4: can keep a link; None when absent, which some phones read as "old"
-    hint_raw: str | None = None  # key 5 as sent
+    linking: bool | None = None  # key 4: keeps links; None when absent, which some phones take for revision 0
+    hint_raw: str | None = None  # key 5 as received
     channels: tuple[int, ...] | None = None  # key 6, CTAP 2.3: 0 websocket, 1 BLE L2CAP; None when absent
-    unknown_keys: tuple[Any, ...] = ()  # keys we do not know, ignored
+    unknown_keys: tuple[Any, ...] = ()  # unknown keys, which are ignored
 
     @property
     def hint(self) -> RequestKind:
-        """The hint as resolved: absent and unknown ones mean ``ga``."""
+        """The kind that the hint means; an absent or unknown hint means ``ga``."""
         try:
             return RequestKind(self.hint_raw or "")
         except ValueError:
@@ -61,12 +61,12 @@ class FidoUrl:
 
     @property
     def tunnel_id(self) -> bytes:
-        """16 bytes; depends on the secret alone, so a tunnel service learns nothing about the advert."""
+        """The tunnel ID, 16 bytes: derived from the QR secret alone, so it tells a tunnel service nothing about the advert."""
         return derive(self.secret, b"", KeyPurpose.TUNNEL_ID, TUNNEL_ID_SIZE)
 
     @classmethod
     def parse(cls, text: str) -> "FidoUrl":
-        """The URL `text` holds; `RemoteProtocolError` for anything else."""
+        """Parse a FIDO URL; `RemoteProtocolError` for anything else."""
         if len(text) > MAX_LENGTH:
             raise RemoteProtocolError(f"a FIDO URL of {len(text)} characters is too long")
         if not text.isascii() or text[: len(PREFIX)].upper() != PREFIX:
@@ -90,7 +90,7 @@ class FidoUrl:
         )
 
     def encode(self) -> str:
-        """The URL as text, upper case, so that a QR code can use its denser segments."""
+        """Encode the URL in upper case and digits, so that a QR code can use its alphanumeric and numeric modes."""
         values: dict[int, Any] = {
             _PUBLIC_KEY: self.public_key,
             _SECRET: self.secret,
@@ -105,13 +105,13 @@ class FidoUrl:
 
 
 def encode_digits(data: bytes) -> str:
-    """`data` as decimal digits, 17 for every 7 bytes."""
+    """Encode `data` as decimal digits, 17 for every 7 bytes."""
     chunks = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
     return "".join(f"{int.from_bytes(chunk, 'little'):0{_DIGITS[len(chunk)]}d}" for chunk in chunks)
 
 
 def decode_digits(digits: str) -> bytes:
-    """The bytes that `digits` stand for; refuses other characters, lengths and values out of range."""
+    """Decode decimal digits; refuses other characters, impossible lengths, and values out of range."""
     if not digits.isascii() or (digits and not digits.isdigit()):
         raise RemoteProtocolError("a FIDO URL holds ASCII digits only")
     step, data = _DIGITS[_CHUNK], bytearray()
@@ -119,7 +119,7 @@ def decode_digits(digits: str) -> bytes:
         chunk = digits[start : start + step]
         size = _BYTES.get(len(chunk))
         if size is None:
-            raise RemoteProtocolError(f"{len(chunk)} digits at the end stand for no number of bytes")
+            raise RemoteProtocolError(f"{len(chunk)} digits at the end encode no whole number of bytes")
         try:
             data += int(chunk).to_bytes(size, "little")
         except OverflowError as error:
@@ -142,7 +142,7 @@ def _unsigned(values: dict[Any, Any], key: int) -> int | None:
 
 
 def _channels(value: Any) -> tuple[int, ...] | None:
-    """Key 6; older drafts had a boolean there, and a client that sends one means websocket only."""
+    """Parse key 6. Older drafts had a boolean there: a client that sends one means the websocket only."""
     if isinstance(value, bool):
         return None
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):

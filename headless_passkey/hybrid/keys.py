@@ -19,7 +19,7 @@ CURVE = ec.SECP256R1()
 
 
 class KeyPurpose(IntEnum):
-    """What a derived key is for; the number goes into HKDF's info. 4 to 6 are local to Chromium's phone."""
+    """The purpose of a derived key, which HKDF takes as info. Chromium's phone uses 4 to 6 for itself."""
 
     EID_KEY = 1
     TUNNEL_ID = 2
@@ -27,38 +27,38 @@ class KeyPurpose(IntEnum):
 
 
 def derive(secret: bytes, salt: bytes, purpose: KeyPurpose, length: int) -> bytes:
-    """`length` bytes for `purpose`. An empty salt is RFC 5869's default of zeros."""
+    """Derive `length` bytes for `purpose`. An empty salt is RFC 5869's default of zeros."""
     info = purpose.to_bytes(4, "little")
     return HKDF(algorithm=SHA256(), length=length, salt=salt or None, info=info).derive(secret)
 
 
 def generate() -> ec.EllipticCurvePrivateKey:
-    """A fresh P-256 key."""
+    """Generate a P-256 key."""
     return ec.generate_private_key(CURVE)
 
 
 def uncompressed(key: ec.EllipticCurvePublicKey) -> bytes:
-    """65 bytes: 0x04, X, Y."""
+    """Encode a public key in 65 bytes: 0x04, X, Y."""
     return key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
 
 def compressed(key: ec.EllipticCurvePublicKey) -> bytes:
-    """33 bytes: 0x02 or 0x03, X."""
+    """Encode a public key in 33 bytes: 0x02 or 0x03, X."""
     return key.public_bytes(Encoding.X962, PublicFormat.CompressedPoint)
 
 
 def parse_uncompressed(point: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a 65-byte point; refuses other forms and points off the curve."""
+    """Parse a point of 65 bytes; refuses other forms and points off the curve."""
     return _parse(point, size=65, first=b"\x04")
 
 
 def parse_compressed(point: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a 33-byte point; refuses other forms and values with no point."""
+    """Parse a point of 33 bytes; refuses other forms, and an X without a point."""
     return _parse(point, size=33, first=b"\x02\x03")
 
 
 def ecdh(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey) -> bytes:
-    """The shared X coordinate, 32 bytes."""
+    """Compute the ECDH shared secret: the X coordinate, 32 bytes."""
     return private.exchange(ec.ECDH(), public)
 
 

@@ -1,14 +1,14 @@
 """Links: how a client platform reaches an authenticator again without a FIDO URL (CTAP 2.2 §11.5.2).
 
-In a QR-initiated session the authenticator may hand over *linking information*: how to have it woken (contact
-ID), which link this is (link ID), a secret for the link, and its long-term key, signed for this session:
+In a QR-initiated session the authenticator may send *linking information*: a contact ID, with which its tunnel service
+wakes it, a link ID, a link secret, and its long-term public key, signed for this session:
 
     signature = HMAC-SHA256(key = ECDH(long-term key, key in the FIDO URL), data = handshake hash)
 
-Both ends can compute that, so it proves possession of the long-term key to the one who made the FIDO URL, and
-to nobody else. Linking information that is malformed or wrongly signed is dropped, and `NoLink` says why; the
-session goes on without it. Later, the client platform sends a *client payload* with its contact request,
-which tells the woken authenticator which link is meant, and with which nonce to seal its advert.
+Both ends can compute this value, so it proves possession of the long-term key to the maker of the FIDO URL and to
+nobody else. Linking information that is malformed or wrongly signed is dropped, and `NoLink` says why; the
+session goes on without a link. Later, the client platform sends a *client payload* with its contact request: it
+names the link, and the nonce that salts the key of the advert.
 """
 
 import hmac
@@ -36,23 +36,23 @@ _CONTACT_ID, _LINK_ID, _LINK_SECRET, _PUBLIC_KEY, _NAME, _SIGNATURE = range(1, 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkingInformation:
-    """What travels, inside an update or the post-handshake message."""
+    """Linking information as it is sent, inside an update or the post-handshake message."""
 
     contact_id: bytes = field(repr=False)  # 1-4096 bytes; opaque to us, meaningful to the tunnel service
     link_id: bytes  # 8 bytes; meaningful to the authenticator
     link_secret: bytes = field(repr=False)  # 32 bytes
     public_key: bytes  # 65 bytes: the authenticator's long-term key
-    name: str  # as the phone calls itself
+    name: str  # the phone's name for itself
     signature: bytes = field(repr=False)  # 32 bytes
 
     @classmethod
     def parse(cls, value: Any) -> Self:
-        """From the CBOR map; `RemoteProtocolError` for anything else. The name is cleaned for display."""
+        """Parse the CBOR map; `RemoteProtocolError` for anything else. The name is made valid for display."""
         if not isinstance(value, dict):
             raise RemoteProtocolError("linking information is not a map")
         contact_id = value.get(_CONTACT_ID)
         if not isinstance(contact_id, bytes) or not 0 < len(contact_id) <= MAX_CONTACT_ID_SIZE:
-            raise RemoteProtocolError("linking information has no contact ID that could be sent")
+            raise RemoteProtocolError("linking information has no contact ID of a possible size")
         public_key, name = _sized(value, _PUBLIC_KEY, 65), value.get(_NAME)
         parse_uncompressed(public_key)
         if not isinstance(name, str):
@@ -79,9 +79,9 @@ class LinkingInformation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinkedPhone:
-    """What a client platform keeps of a link that it has checked: a credential, to be protected like one.
+    """A verified link, as a client platform stores it. It is a credential, and to be protected as one.
 
-    There is one link for each `public_key`: a newer one takes the place of the older.
+    There is one link for each `public_key`: a newer link replaces the older one.
     """
 
     contact_id: bytes = field(repr=False)  # 1-4096 bytes
@@ -89,18 +89,16 @@ class LinkedPhone:
     link_secret: bytes = field(repr=False)  # 32 bytes
     public_key: bytes  # 65 bytes
     name: str  # a valid name, or empty
-    tunnel_domain: int  # whose tunnel service can wake it: the number in the advert of the session
+    tunnel_domain: int  # names the tunnel service that can wake it: the number in the session's advert
 
 
 class NoLink(StrEnum):
     """Why a message brought no link."""
 
-    NOT_OFFERED = "not-offered"  # the normal case: it had no linking information
-    OUT_OF_PLACE = (
-        "out-of-place"  # not QR-initiated, so nothing to check it with; or we never offered to keep links
-    )
+    NOT_OFFERED = "not-offered"  # the normal case: no linking information
+    OUT_OF_PLACE = "out-of-place"  # no QR-initiated session, so no key to verify it with; or key 4 of the FIDO URL is not true
     MALFORMED = "malformed"
-    BAD_SIGNATURE = "bad-signature"  # made for another session, or without the long-term key
+    BAD_SIGNATURE = "bad-signature"  # of another session, or made without the long-term key
 
 
 ReadLink = Callable[[Any], LinkedPhone | NoLink]
@@ -109,7 +107,7 @@ ReadLink = Callable[[Any], LinkedPhone | NoLink]
 def read_link(
     value: Any, *, static: EllipticCurvePrivateKey, handshake_hash: bytes, tunnel_domain: int
 ) -> LinkedPhone | NoLink:
-    """The link in linking information, once its signature was found good for this session.
+    """Parse linking information and verify its signature for this session.
 
     static: our key in the FIDO URL. handshake_hash: 32 bytes. tunnel_domain: of the session.
     """
@@ -131,20 +129,20 @@ def read_link(
 
 
 def discard_link(_value: Any) -> NoLink:
-    """In place of `read_link` where linking information has no business to be."""
+    """Drop linking information: stands for `read_link` in a session that takes no link."""
     return NoLink.OUT_OF_PLACE
 
 
 def link_signature(
     private: EllipticCurvePrivateKey, public: EllipticCurvePublicKey, handshake_hash: bytes
 ) -> bytes:
-    """32 bytes, the same from either end: long-term key and key in the FIDO URL, one of them private."""
+    """Compute the signature, 32 bytes: from one private and one public key of the pair long-term key and key in the FIDO URL."""
     return hmac.digest(ecdh(private, public), handshake_hash, "sha256")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfferedLink:
-    """What an authenticator keeps of a link: enough to offer it, and to recognise who uses it later."""
+    """A link as an authenticator stores it: enough to offer the link, and to recognise it in a contact request."""
 
     contact_id: bytes = field(repr=False)  # 1-4096 bytes, with which its tunnel service can wake it
     link_id: bytes  # 8 bytes
@@ -160,7 +158,7 @@ class OfferedLink:
 
     @classmethod
     def create(cls, *, contact_id: bytes, identity: EllipticCurvePrivateKey, name: str) -> Self:
-        """A fresh link, for one client platform."""
+        """Create a link for one client platform, with fresh ID and secret."""
         return cls(
             contact_id=contact_id,
             link_id=secrets.token_bytes(LINK_ID_SIZE),
@@ -170,7 +168,7 @@ class OfferedLink:
         )
 
     def sign(self, *, client_static: EllipticCurvePublicKey, handshake_hash: bytes) -> LinkingInformation:
-        """Linking information for the session of that hash with the owner of that key."""
+        """Make linking information, signed for one session. client_static: the key in its FIDO URL."""
         return LinkingInformation(
             contact_id=self.contact_id,
             link_id=self.link_id,
@@ -183,7 +181,7 @@ class OfferedLink:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientPayload:
-    """What a client platform has carried to the authenticator that it wants woken."""
+    """The client payload of a contact request, which the tunnel service carries to the authenticator."""
 
     link_id: bytes  # 8 bytes
     client_nonce: bytes = field(repr=False)  # 16 bytes, salts the EID key

@@ -1,10 +1,10 @@
-"""What is inside the encrypted messages: padding, the post-handshake message, and framing (§11.5.1.2).
+"""The plaintext of encrypted messages: padding, the post-handshake message, and framing (CTAP 2.2 §11.5.1.2).
 
 every message    = plaintext || z zero bytes || z         so that the length is a multiple of 32
 post-handshake   = CBOR map, no type byte                 authenticator → client platform, once, first
-all that follow  = type (1 byte) || payload
+others           = type (1 byte) || payload
 
-An update is padded again, inside, so that its size does not tell whether it brings linking information.
+The payload of an update has a padding of its own, so that its size does not show whether there is linking information.
 """
 
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Ctap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """An update message: a link that was checked, or why there is none."""
+    """An update message: a verified link, or the reason for none."""
 
     link: LinkedPhone | NoLink = NoLink.NOT_OFFERED
 
@@ -68,16 +68,16 @@ Event = Shutdown | Ctap | Update | Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PostHandshake:
-    """What the authenticator says of itself right after the handshake."""
+    """The authenticator's first message after the handshake: its getInfo and its features."""
 
     get_info: GetInfoResponse | None  # None when it does not speak CTAP
     features: tuple[str, ...] = ("ctap",)
-    link: LinkedPhone | NoLink = NoLink.NOT_OFFERED  # where links came before they came in updates
+    link: LinkedPhone | NoLink = NoLink.NOT_OFFERED  # older phones put a link here and not into an update
     revision: int = 1
 
     @classmethod
     def parse(cls, plaintext: bytes, read_link: ReadLink = discard_link) -> "PostHandshake":
-        """From the unpadded plaintext; also recognises revision 0, which pads inside the plaintext."""
+        """Parse the unpadded plaintext, also of revision 0, which pads inside the plaintext."""
         revision, values = _parse_revisions(plaintext)
         features = values.get(_FEATURES, ["ctap"])
         if not isinstance(features, list):
@@ -96,7 +96,7 @@ class PostHandshake:
         )
 
     def encode(self, linking: LinkingInformation | None = None) -> bytes:
-        """The plaintext, in revision 1; today the place of linking information is an update."""
+        """Encode the plaintext in revision 1. linking: for older clients; today linking information goes into an update."""
         values: dict[int, Any] = {_FEATURES: list(self.features)}
         if self.get_info is not None:
             values[_GET_INFO] = self.get_info.encode()
@@ -106,14 +106,14 @@ class PostHandshake:
 
 
 def frame(kind: MessageType, payload: bytes = b"") -> bytes:
-    """A type byte and its payload."""
+    """Put the type byte in front of a payload."""
     return bytes([kind]) + payload
 
 
 def update_payload(linking: LinkingInformation | None) -> bytes:
-    """The payload of an update that is 512 bytes long with its type and its padding, link or no link.
+    """Make the payload of an update: with type and padding 512 bytes, with linking information or without.
 
-    Linking information with a very long contact ID makes it a multiple of that.
+    Linking information with a very long contact ID makes it a multiple of 512.
     """
     values = {} if linking is None else {_UPDATE_LINKING: linking.as_map()}
     size = len(cbor.encode(values)) if values else 0
@@ -122,13 +122,11 @@ def update_payload(linking: LinkingInformation | None) -> bytes:
 
 
 _UPDATE_LINKING: Final = 1
-_UPDATE_OVERHEAD: Final = (
-    20  # type and CBOR heads, and 16 bytes which the outer padding fills: as Chromium counts
-)
+_UPDATE_OVERHEAD: Final = 20  # type, CBOR heads, and 16 bytes for the outer padding, as Chromium counts
 
 
 def parse_frame(plaintext: bytes, read_link: ReadLink = discard_link) -> Event:
-    """The event in an unpadded plaintext; an unknown type or an empty message breaks the protocol."""
+    """Parse an unpadded plaintext to its event; an unknown type or an empty message is a protocol error."""
     if not plaintext:
         raise RemoteProtocolError("an empty message has no type")
     kind, payload = plaintext[0], plaintext[1:]
@@ -149,20 +147,20 @@ def parse_frame(plaintext: bytes, read_link: ReadLink = discard_link) -> Event:
 
 
 def pad(plaintext: bytes) -> bytes:
-    """To a multiple of 32 bytes; the last byte counts the zeros before it."""
+    """Pad to a multiple of 32 bytes; the last byte counts the zeros before it."""
     zeros = _GRANULARITY - 1 - len(plaintext) % _GRANULARITY
     return plaintext + bytes(zeros) + bytes([zeros])
 
 
 def unpad(padded: bytes) -> bytes:
-    """Without the padding; peers pad in different places, so any count that fits is taken."""
+    """Remove the padding. Peers pad to different multiples, so every count that fits is accepted."""
     if not padded or padded[-1] + 1 > len(padded):
         raise RemoteProtocolError("a message has no room for its padding")
     return padded[: -1 - padded[-1]]
 
 
 def _parse_revisions(plaintext: bytes) -> tuple[int, dict[Any, Any]]:
-    """Revision 1 is exactly one CBOR map; revision 0 has zeros and their count behind the map."""
+    """Tell revision 1, exactly one CBOR map, from revision 0, a map with zeros and their count behind it."""
     try:
         return 1, cbor.decode_map(plaintext)
     except RemoteProtocolError as error:

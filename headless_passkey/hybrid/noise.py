@@ -10,10 +10,10 @@
              -> psk, e, es
              <- e, ee
 
-Objects are named as in the Noise text (revision 34, section 5): `HandshakeState` walks through the tokens of
-a pattern, `SymmetricState` mixes, `CipherState` encrypts. The client platform is the initiator and speaks
-first, which proves that it heard the advert, because the PSK depends on it. Each handshake key encrypts one
-message only, so there the nonce is always zero.
+Objects are named as in the Noise specification (revision 34, section 5): `HandshakeState` processes the tokens of a
+pattern, `SymmetricState` mixes keys and hashes, `CipherState` encrypts. The client platform is the initiator and sends
+message 1. The PSK depends on the advert, so message 1 proves that the client platform received the advert. Each handshake
+key encrypts one message only, so its nonce is always zero.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ from headless_passkey.hybrid.keys import ecdh, generate, parse_uncompressed, unc
 MESSAGE_SIZE: Final = 81  # 65 bytes of point, 16 of tag
 
 _POINT_SIZE: Final = 65
-_MAX_COUNTER: Final = (1 << 24) - 1  # where Chromium stops, far beyond any session
+_MAX_COUNTER: Final = (1 << 24) - 1  # Chromium's limit; no session comes near it
 
 
 class CipherState:
@@ -51,7 +51,7 @@ class CipherState:
         return ciphertext
 
     def decrypt(self, ciphertext: bytes) -> bytes:
-        """The plaintext; the counter moves only when the tag was right."""
+        """Decrypt a message; the counter advances only after a valid tag."""
         if self._counter > _MAX_COUNTER:
             raise RemoteProtocolError("too many messages on one channel")
         try:
@@ -100,14 +100,14 @@ class SymmetricState:
         return plaintext
 
     def split(self) -> tuple[CipherState, CipherState]:
-        """Client platform to authenticator, and authenticator to client platform."""
+        """Derive the two directions: client platform to authenticator, and authenticator to client platform."""
         derived = _hkdf(self._ck, b"", 64)
         return CipherState(derived[:32]), CipherState(derived[32:])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pattern:
-    """A handshake pattern: whose static key both know beforehand is in its name, the rest in its tokens."""
+    """A handshake pattern: its name says whose static key is known before, its tokens what each message does."""
 
     protocol_name: bytes
     prologue: bytes
@@ -127,7 +127,7 @@ NKPSK0: Final = Pattern(
 
 
 class HandshakeState:
-    """One side of a handshake: writes and reads its messages, token by token."""
+    """One side of a handshake: writes and reads its messages by processing their tokens."""
 
     __slots__ = ("_initiator", "_ours", "_psk", "_symmetric", "_theirs", "_unread")
 
@@ -156,13 +156,13 @@ class HandshakeState:
         self._symmetric.mix_hash(uncompressed(static))  # 65 bytes, although the FIDO URL carries 33
 
     def write_message(self) -> bytes:
-        """81 bytes: our ephemeral key, and the empty payload encrypted."""
+        """Write the next message, 81 bytes: our ephemeral key, and the encrypted empty payload."""
         point = uncompressed(self._ours["e"].public_key())
         self._mix(point)
         return point + self._symmetric.encrypt_and_hash(b"")
 
     def read_message(self, message: bytes) -> None:
-        """`RemoteProtocolError` when it is not what our peer would write."""
+        """Read the peer's next message; `RemoteProtocolError` when it does not authenticate."""
         if len(message) != MESSAGE_SIZE:
             raise RemoteProtocolError(f"a handshake message has {MESSAGE_SIZE} bytes, got {len(message)}")
         point = message[:_POINT_SIZE]
@@ -171,11 +171,11 @@ class HandshakeState:
         self._symmetric.decrypt_and_hash(message[_POINT_SIZE:])
 
     def finished(self) -> SymmetricState:
-        """What is to be split into the channel's two directions."""
+        """The state after the last message, whose `split` gives the channel's two keys."""
         return self._symmetric
 
     def _mix(self, e: bytes) -> None:
-        """The tokens of the next message. e: its ephemeral key, 65 bytes."""
+        """Process the tokens of the next message. e: its ephemeral key, 65 bytes."""
         for token in self._unread.pop(0):
             match token:
                 case "psk":
@@ -187,7 +187,7 @@ class HandshakeState:
                     self._symmetric.mix_key(self._dh(token))
 
     def _dh(self, token: str) -> bytes:
-        """A token such as ``es`` names the initiator's key, then the responder's."""
+        """Compute the ECDH of a token such as ``es``, which names the initiator's key and then the responder's."""
         initiators, responders = token[0], token[1]
         if self._initiator:
             return ecdh(self._ours[initiators], self._theirs[responders])
@@ -195,7 +195,7 @@ class HandshakeState:
 
 
 class Initiator:
-    """The client platform's half: make `message1`, then `finish` with what came back.
+    """The client platform's half of the handshake: it makes `message1`, and `finish` takes message 2.
 
     With `static`, our key in the FIDO URL, the pattern is KNpsk0; with `authenticator_static`, the key in the
     linking information, it is NKpsk0.
@@ -223,9 +223,9 @@ class Initiator:
         self.message1 = self._handshake.write_message()
 
     def finish(self, message2: bytes) -> SymmetricState:
-        """The finished state; `RemoteProtocolError` when the peer is not who we think it is.
+        """Take message 2 and return the final state; `RemoteProtocolError` when the peer lacks the PSK or its static key.
 
-        Whatever came, there is no second try: one tunnel, one handshake.
+        A handshake is finished once, also when it fails: one tunnel, one handshake.
         """
         if self._finished:
             raise LocalProtocolError("a handshake is finished once")
@@ -235,7 +235,7 @@ class Initiator:
 
 
 class Responder:
-    """The authenticator's half: reads message 1 and makes `message2` in one step.
+    """The authenticator's half of the handshake: it reads message 1 and makes `message2` in one step.
 
     With `client_static`, the key in the FIDO URL, the pattern is KNpsk0; with `static`, our key in the
     linking information, it is NKpsk0.
@@ -256,7 +256,7 @@ class Responder:
         static: EllipticCurvePrivateKey | None = None,
         ephemeral: EllipticCurvePrivateKey | None = None,
     ) -> Self:
-        """`RemoteProtocolError` when whoever sent `message1` does not know our secret and our advert."""
+        """Answer message 1; `RemoteProtocolError` when its sender does not hold the PSK, which takes our secret and our advert."""
         handshake = HandshakeState(
             KNPSK0 if static is None else NKPSK0,
             initiator=False,

@@ -1,8 +1,8 @@
 """Tunnel domains and URLs (CTAP 2.2 §11.5.1, §11.5.2): which host a number names, and the paths on it.
 
-An authenticator picks its tunnel service and names it by a 16-bit number: 0 and 1 are assigned, 2-255 are
-not, and 256 and more are hashed into a domain name, so that anybody can run a tunnel service without asking.
-This is the one module of the core that the tunnel service may import: nothing here opens anything.
+An authenticator chooses its tunnel service and names it by a 16-bit number: 0 and 1 are assigned, 2-255 are
+reserved, and 256 and more are hashed into a domain name, so that everybody can run a tunnel service without a registry.
+The tunnel service may import this module and no other of the core: it holds nothing that decrypts.
 """
 
 import base64
@@ -20,8 +20,8 @@ SIGNAL_CONNECTION_HEADER: Final = "X-caBLE-Signal-Connection"
 CONNECT_SIGNAL: Final = b"\0"
 TUNNEL_ID_SIZE: Final = 16
 ROUTING_ID_SIZE: Final = 3
-MAX_CONTACT_ID_SIZE: Final = 4096  # a push token, or the like; it must fit into a request line
-MAX_CLIENT_PAYLOAD_SIZE: Final = 1024  # today's has 33
+MAX_CONTACT_ID_SIZE: Final = 4096  # for instance a push token; it must fit into a request line
+MAX_CLIENT_PAYLOAD_SIZE: Final = 1024  # of protocol revision 1: 33
 SILENT: Final = 4001  # websocket close code of this project's own service: the other end answers no pings
 MAX_MESSAGE_SIZE: Final = 1 << 20  # what Chromium accepts; senders stay below 64 KiB
 
@@ -33,7 +33,7 @@ _TOP_LEVEL: Final = ("com", "org", "net", "info")
 
 
 def tunnel_domain(number: int) -> str:
-    """The host that a 16-bit tunnel domain number names; `RemoteProtocolError` for one that names none."""
+    """The host of a 16-bit tunnel domain number; `RemoteProtocolError` for a reserved number."""
     if 0 <= number < len(ASSIGNED_DOMAINS):
         return ASSIGNED_DOMAINS[number]
     if not FIRST_HASHED <= number <= 0xFFFF:
@@ -48,22 +48,22 @@ def tunnel_domain(number: int) -> str:
 
 
 def new_url(base: str, tunnel_id: bytes) -> str:
-    """Where the authenticator opens a tunnel. base: ``wss://host`` with an optional port."""
+    """The URL at which an authenticator opens a tunnel. base: ``wss://host`` with an optional port."""
     return f"{base}/cable/new/{tunnel_id.hex().upper()}"
 
 
 def connect_url(base: str, routing_id: bytes, tunnel_id: bytes) -> str:
-    """Where the client platform joins it."""
+    """The URL at which the client platform joins a tunnel."""
     return f"{base}/cable/connect/{routing_id.hex().upper()}/{tunnel_id.hex().upper()}"
 
 
 def contact_url(base: str, contact_id: bytes) -> str:
-    """Where a linked client platform asks for its authenticator to be woken."""
+    """The URL of a contact request: a linked client platform asks the service to wake its authenticator."""
     return f"{base}/cable/contact/{base64.urlsafe_b64encode(contact_id).decode().rstrip('=')}"
 
 
 def contact_headers(client_payload: bytes) -> dict[str, str]:
-    """What goes with that request; it asks to be told when the authenticator has joined."""
+    """The headers of a contact request, which ask for the connect signal too."""
     return {CLIENT_PAYLOAD_HEADER: client_payload.hex().upper(), SIGNAL_CONNECTION_HEADER: "true"}
 
 
@@ -71,7 +71,9 @@ def contact_headers(client_payload: bytes) -> dict[str, str]:
 class NewTunnel:
     """``/cable/new/<tunnel ID>``: an authenticator opens a tunnel."""
 
-    tunnel_id: bytes = field(repr=False)  # 16 bytes; whoever knows it can take the place in the tunnel
+    tunnel_id: bytes = field(
+        repr=False
+    )  # 16 bytes; a secret: whoever knows it can take this end of the tunnel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,13 +86,13 @@ class ConnectTunnel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContactTunnel:
-    """``/cable/contact/<contact ID>``: a linked client platform wants its authenticator woken."""
+    """``/cable/contact/<contact ID>``: a linked client platform asks to wake its authenticator."""
 
-    contact_id: bytes = field(repr=False)  # 1-4096 bytes, the vendor's business
+    contact_id: bytes = field(repr=False)  # 1-4096 bytes, opaque: the authenticator's vendor made it
 
 
 def parse_path(path: str) -> NewTunnel | ConnectTunnel | ContactTunnel | None:
-    """What a request path asks of a tunnel service, or None; hexadecimal in either case."""
+    """Parse the path of a request to a tunnel service; None for another path. Hexadecimal is taken in either case."""
     match path.split("/"):
         case ["", "cable", "new", tunnel]:
             if (tunnel_id := _hex(tunnel, TUNNEL_ID_SIZE)) is not None:
@@ -106,7 +108,7 @@ def parse_path(path: str) -> NewTunnel | ConnectTunnel | ContactTunnel | None:
 
 
 def parse_routing_id(header: str) -> bytes:
-    """The 3 bytes of an ``X-caBLE-Routing-ID`` header."""
+    """Parse an ``X-caBLE-Routing-ID`` header: 3 bytes."""
     routing_id = _hex(header, ROUTING_ID_SIZE)
     if routing_id is None:
         raise RemoteProtocolError("the tunnel service's routing ID is not six hexadecimal digits")
@@ -114,27 +116,27 @@ def parse_routing_id(header: str) -> bytes:
 
 
 def parse_client_payload_header(header: str) -> bytes:
-    """The bytes of an ``X-caBLE-Client-Payload`` header, hexadecimal in either case; `linking` reads them."""
+    """Decode an ``X-caBLE-Client-Payload`` header, hexadecimal in either case; `linking` parses the bytes."""
     size = len(header) // 2
     payload = _hex(header, size) if 0 < size <= MAX_CLIENT_PAYLOAD_SIZE else None
     if payload is None:
-        raise RemoteProtocolError("the client payload is not hexadecimal, or of no size it can have")
+        raise RemoteProtocolError("the client payload is not hexadecimal, or of an impossible size")
     return payload
 
 
 def connection_is_signalled(header: str | None) -> bool:
-    """Whether the connect signal will come. header: the tunnel service's ``X-caBLE-Signal-Connection``."""
+    """Whether the tunnel service will send the connect signal. header: its ``X-caBLE-Signal-Connection``."""
     return header is not None and header.lower() == "true"
 
 
 def check_connect_signal(message: bytes) -> None:
-    """Take the connect signal: where one was announced, the message before all of the authenticator's."""
+    """Check the connect signal, the tunnel service's own message in front of all of the authenticator's."""
     if message != CONNECT_SIGNAL:
         raise RemoteProtocolError("the tunnel service announced a connect signal and sent something else")
 
 
 def _base64url(text: str, max_size: int) -> bytes | None:
-    """Without padding, and in the one form that encoding it gives."""
+    """Decode base64url without padding; None for any form that encoding would not give."""
     if len(text) > -(-max_size * 4 // 3) or not text.isascii():
         return None
     try:
