@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -46,7 +47,6 @@ from headless_passkey.hybrid.ctap2 import (
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.sign_in import Ask, OptionsSource, SignedIn, Stage, StageEvent
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
-from headless_passkey.webauthn.origins import is_host
 
 try:
     from fido2.ctap import STATUS, CtapDevice
@@ -245,7 +245,7 @@ class PhoneDevice(CtapDevice):
         event: threading.Event | None,
         on_keepalive: OnKeepalive | None,
     ) -> bytes:
-        if not is_host(options.rp_id):
+        if not is_domain(options.rp_id):
             return bytes([Status.INVALID_PARAMETER])
         with _Alone(self._busy):
             run, self._run = self._run, None

@@ -1,6 +1,5 @@
 """What an operator chooses, checked once: frozen values, made at the edge and passed in."""
 
-import base64
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping
@@ -15,14 +14,12 @@ from yarl import URL
 
 from relying_party.core.access_tokens import TokenKey, secret_hash
 from relying_party.core.credentials import BackupEligibility
-from relying_party.core.encoding import from_base64url
+from relying_party.core.domains import is_domain
+from relying_party.core.encoding import base64url, from_base64url
 from relying_party.core.sessions import Lifetimes
 from relying_party.errors import InvalidRequest, UsageError
 from relying_party.names import name_of
 
-_RP_ID: Final = re.compile(
-    r"(?=.{1,253}\Z)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*"
-)
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _SUFFIXES: Final = frozenset(suffixes)
 _PATH: Final = re.compile(r"(/[A-Za-z0-9._~-]*[A-Za-z0-9_~-])*")
@@ -102,7 +99,7 @@ class Config:
         about a token are known, by origin; they need not be in `resources` too. token_keys: sign access tokens
         that services verify by themselves.
         """
-        if not _RP_ID.fullmatch(rp_id) or rp_id.replace(".", "").isdigit():
+        if not is_domain(rp_id):
             raise UsageError(f"{rp_id!r} is not an RP ID: expected a domain name in lower case")
         related = tuple(_check_https(origin) for origin in related_origins)
         web = tuple(check_origin(origin, rp_id) for origin in web_origins)
@@ -167,7 +164,7 @@ def android_origin(app: str) -> str:
     """The origin that Android writes for an app: of the SHA-256 of its certificate, in either spelling."""
     if _FINGERPRINT.fullmatch(app):
         digest = bytes.fromhex(app.replace(":", ""))
-        return ANDROID + base64.urlsafe_b64encode(digest).rstrip(b"=").decode("ascii")
+        return ANDROID + base64url(digest)
     if app.startswith(ANDROID) and len(from_base64url(app.removeprefix(ANDROID)) or b"") == 32:
         return app
     raise UsageError(f"{app!r} is neither a SHA-256 fingerprint nor {ANDROID} and a hash in base64url")
@@ -195,7 +192,7 @@ def check_public_url(url: str) -> str:
     path = parts.path.rstrip("/")
     if (
         parts.scheme not in _DEFAULT_PORTS
-        or not (_RP_ID.fullmatch(name) or _is_address(name))
+        or not (is_domain(name) or _is_address(name))
         or not _PATH.fullmatch(path)
         or any(mark in text for mark in "@?#\\")
         or not text.isprintable()

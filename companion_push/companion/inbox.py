@@ -26,6 +26,7 @@ from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
 from companion_push.companion.relay_client import CompanionRelay, Event, Item
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -44,7 +45,6 @@ from headless_passkey.request import RequestState
 from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
-from headless_passkey.trust.signing import base64url
 
 FINISH: Final = 120  # seconds a claimed request may go on after it expired
 

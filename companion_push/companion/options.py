@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.companion.advertiser.choose import DEFAULT
 from headless_passkey.command_line import Options, SettingsParser, add_settings, example, label_or_name
+from headless_passkey.domains import is_domain
 from headless_passkey.trust.invitation import LIFETIME
-from headless_passkey.trust.ring import Role, is_rp_id
+from headless_passkey.trust.ring import Role
 
 if TYPE_CHECKING:
     from companion_push.companion.phone import TunnelService
@@ -253,6 +254,6 @@ def _seconds(text: str) -> float:
 
 
 def _rp_id(text: str) -> str:
-    if not is_rp_id(text):
+    if not is_domain(text):
         raise argparse.ArgumentTypeError("expected a domain name in lower case")
     return text

@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from headless_passkey.account.relay import Admission, RelayClient
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     NotApproved,
     Outcome,
@@ -36,7 +37,7 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
 from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation
 from headless_passkey.trust.ring import Ring
-from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, SigningKey, base64url, from_base64url
+from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, SigningKey
 
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay lets three devices wait at a time
 _MAX_CURSOR: Final = 64  # characters

@@ -28,6 +28,7 @@ from typing import Any, Final, NoReturn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import CtapError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -42,7 +43,6 @@ from headless_passkey.hybrid.ctap2 import (
     status_name,
 )
 from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
-from headless_passkey.trust.ring import is_rp_id
 
 AAGUID: Final = bytes.fromhex("f314e1c7a9434e95be5ab739b2b90776")  # names this model: the software phone
 ES256: Final = -7
@@ -116,7 +116,7 @@ class SoftwareKey:
 
     def make_credential(self, request: MakeCredentialRequest) -> "Registration":
         """The first stage of authenticatorMakeCredential (§6.1)."""
-        if not is_rp_id(request.rp_id):
+        if not is_domain(request.rp_id):
             refuse(Status.INVALID_PARAMETER)
         if ES256 not in request.algorithms:
             refuse(Status.UNSUPPORTED_ALGORITHM)

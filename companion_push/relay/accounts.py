@@ -13,9 +13,9 @@ from enum import StrEnum
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.trust.ring import Ring, Role
-from headless_passkey.trust.signing import base64url
 
 CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most

@@ -25,8 +25,8 @@ from companion_push.relay.messages import (
     Submission,
 )
 from companion_push.relay.problems import Problem, Slug, not_found
+from headless_passkey.base64url import base64url
 from headless_passkey.trust.ring import Role
-from headless_passkey.trust.signing import base64url
 
 MAX_RINGS: Final = 32  # ring documents in one answer
 _RING_RATE: Final = Rate(count=120, seconds=3600)  # ring versions of one account

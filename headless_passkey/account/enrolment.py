@@ -39,6 +39,8 @@ from headless_passkey.account.device_files import (
     write_private,
 )
 from headless_passkey.account.relay import RelayClient
+from headless_passkey.base64url import base64url, from_base64url
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     JoinDiffers,
@@ -65,14 +67,8 @@ from headless_passkey.trust.invitation import (
     Invitation,
     accept,
 )
-from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role, is_rp_id
-from headless_passkey.trust.signing import (
-    SIGNATURE_SIZE,
-    SoftwareSigningKey,
-    base64url,
-    from_base64url,
-    thumbprint,
-)
+from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url
 
 FILE_NAME: Final = "enrolment.json"
@@ -164,7 +160,7 @@ async def join(
             TrustReason.KIND_MISMATCH, f"the invitation is for a {invitation.kind}, not for a device"
         )
     label = name_of(label)
-    if rp_id is not None and not is_rp_id(rp_id):
+    if rp_id is not None and not is_domain(rp_id):
         raise RemoteProtocolError("an rp id is a domain name in lower case")
     private_directory(state)
     with lock(state / FILE_NAME):

@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -27,7 +28,6 @@ from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
-from headless_passkey.trust.signing import base64url, from_base64url
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
 _WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)

@@ -12,6 +12,7 @@ import aiohttp
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.relay import RelayClient
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.command_line import (
     UsageError,
     expand_home,
@@ -35,9 +36,7 @@ from headless_passkey.webauthn.options import (
     AuthenticationOptions,
     Options,
     RegistrationOptions,
-    base64url,
     foreign_rp_id,
-    from_base64url,
 )
 from headless_passkey.webauthn.origins import RelatedOrigins
 

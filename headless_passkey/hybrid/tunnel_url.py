@@ -5,12 +5,11 @@ reserved, and 256 and more are hashed into a domain name, so that everybody can 
 The tunnel service may import this module and no other of the core: it holds nothing that decrypts.
 """
 
-import base64
-import binascii
 import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import RemoteProtocolError
 
 SUBPROTOCOL: Final = "fido.cable"
@@ -59,7 +58,7 @@ def connect_url(base: str, routing_id: bytes, tunnel_id: bytes) -> str:
 
 def contact_url(base: str, contact_id: bytes) -> str:
     """The URL of a contact request: a linked client platform asks the service to wake its authenticator."""
-    return f"{base}/cable/contact/{base64.urlsafe_b64encode(contact_id).decode().rstrip('=')}"
+    return f"{base}/cable/contact/{base64url(contact_id)}"
 
 
 def contact_headers(client_payload: bytes) -> dict[str, str]:
@@ -137,13 +136,12 @@ def check_connect_signal(message: bytes) -> None:
 
 def _base64url(text: str, max_size: int) -> bytes | None:
     """Decode base64url without padding; None for any form that encoding would not give."""
-    if len(text) > -(-max_size * 4 // 3) or not text.isascii():
+    if len(text) > -(-max_size * 4 // 3):
         return None
     try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error:
+        return from_base64url(text)
+    except RemoteProtocolError:
         return None
-    return data if base64.urlsafe_b64encode(data).decode().rstrip("=") == text else None
 
 
 def _hex(text: str, size: int) -> bytes | None:

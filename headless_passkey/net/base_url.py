@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import LocalProtocolError
-from headless_passkey.webauthn.origins import is_host
 
 MAX_SIZE: Final = 1024  # characters
 WEB: Final = ("https", "http")
@@ -96,7 +96,7 @@ def _host(name: str, *, in_brackets: bool) -> str:
     except ValueError:
         pass
     host = name if name.isascii() else _a_labels(name)
-    if not is_host(host):
+    if not is_domain(host):
         raise LocalProtocolError("the host of a URL is a name of letters, digits and hyphens, or an address")
     return host
 

@@ -24,6 +24,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
@@ -38,7 +39,7 @@ from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, sending, tracing
-from headless_passkey.trust.signing import SigningKey, from_base64url
+from headless_passkey.trust.signing import SigningKey
 
 MAX_ANSWER: Final = 2 << 20  # bytes
 MAX_WAIT: Final = 25  # seconds a server may hold a request

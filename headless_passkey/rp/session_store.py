@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, SetupReason
 from headless_passkey.json_text import decode_json
 from headless_passkey.mends import with_mend
@@ -32,7 +33,7 @@ from headless_passkey.private_file import (
     write_private,
 )
 from headless_passkey.rp.conduit import OpenedSession, service_origin
-from headless_passkey.trust.signing import SoftwareSigningKey, base64url, thumbprint
+from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 PREFIX: Final = "session-"
 LOCK_SECONDS: Final = 60.0  # others may hold a session for: more than a refresh takes at its slowest

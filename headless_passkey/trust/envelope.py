@@ -18,13 +18,14 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Final
 
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import MAX_LABEL, plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
-from headless_passkey.trust.ring import HpkeKey, Member, Ring, is_rp_id
+from headless_passkey.trust.ring import HpkeKey, Member, Ring
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
 
 ENVELOPE_LABEL: Final = f"{PROJECT} envelope v1"
@@ -251,7 +252,7 @@ def _parse(body: bytes) -> Announcement:
     if not isinstance(url, str):
         raise TrustError(TrustReason.BAD_URL, "the FIDO URL is not text")
     rp_id = fields.text(253)
-    if not is_rp_id(rp_id):
+    if not is_domain(rp_id):
         raise RemoteProtocolError("the envelope's rp id is not a domain name")
     rp_name = fields.optional(lambda: fields.text(MAX_LABEL))
     note = fields.optional(lambda: fields.text(MAX_NOTE))

@@ -7,10 +7,11 @@ the items in their order, each with its type and bound: what it gives back needs
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import why_not_plain
-from headless_passkey.trust.signing import NAME_SIZE, from_base64url
+from headless_passkey.trust.signing import NAME_SIZE
 
 PROJECT: Final = "headless-passkey"
 MAX_TIME: Final = 1 << 48  # seconds; far beyond any clock, small enough for every language's integers

@@ -18,6 +18,7 @@ from typing import Final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import MAX_LABEL
@@ -37,7 +38,6 @@ from headless_passkey.trust.signing import (
     POINT_SIZE,
     SIGNATURE_SIZE,
     SigningKey,
-    base64url,
     parse_public_key,
     thumbprint,
     verify,

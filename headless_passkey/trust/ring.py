@@ -12,12 +12,12 @@ Nothing here opens anything: the relay imports this module to know who may ask i
 """
 
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import MAX_LABEL, why_not_plain
@@ -38,7 +38,6 @@ MAX_RP_IDS: Final = 16
 SUITE_P256: Final = 1  # DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM
 _MAX_VERSION: Final = 1 << 32
 _MAX_PUBLIC_KEY: Final = 2048  # bytes: room for a post-quantum hybrid
-_RP_ID: Final = re.compile(r"(?=.{1,253}\Z)[a-z0-9-]{1,63}(\.[a-z0-9-]{1,63})*", re.ASCII)
 
 
 class Role(StrEnum):
@@ -239,13 +238,8 @@ def check_rp_ids(rp_ids: Sequence[str]) -> None:
     if not 0 < len(rp_ids) <= MAX_RP_IDS or len(set(rp_ids)) != len(rp_ids):
         raise RemoteProtocolError(f"expected 1 to {MAX_RP_IDS} different rp ids")
     for rp_id in rp_ids:
-        if not is_rp_id(rp_id):
+        if not is_domain(rp_id):
             raise RemoteProtocolError("an rp id is a domain name in lower case")
-
-
-def is_rp_id(rp_id: str) -> bool:
-    """Whether `rp_id` is a domain name in lower case, as WebAuthn has it."""
-    return _RP_ID.fullmatch(rp_id) is not None
 
 
 def _parse_members(items: Any) -> tuple[Member, ...]:

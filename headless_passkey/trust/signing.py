@@ -8,9 +8,7 @@ This module stands apart from the transport's key derivation on purpose: the rel
 must not import what opens a FIDO URL.
 """
 
-import base64
 import hashlib
-import re
 from typing import Final, Protocol, Self
 
 from cryptography.exceptions import InvalidSignature
@@ -19,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import RemoteProtocolError
 
 CURVE: Final = ec.SECP256R1()
@@ -26,7 +25,6 @@ POINT_SIZE: Final = 65  # uncompressed: 0x04, X, Y
 SIGNATURE_SIZE: Final = 64
 NAME_SIZE: Final = 43  # characters: base64url of 32 bytes
 _ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-_BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
 class SigningKey(Protocol):
@@ -110,18 +108,3 @@ def private_key(scalar: bytes) -> ec.EllipticCurvePrivateKey:
         return ec.derive_private_key(int.from_bytes(scalar, "big"), CURVE)
     except ValueError as error:
         raise RemoteProtocolError("the scalar is not a P-256 key") from error
-
-
-def base64url(data: bytes) -> str:
-    """base64url without padding, as JOSE writes it."""
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def from_base64url(text: str) -> bytes:
-    """The bytes of unpadded base64url; refuses padding, foreign characters and stray bits at the end."""
-    if not _BASE64URL.fullmatch(text) or len(text) % 4 == 1:
-        raise RemoteProtocolError("expected base64url without padding")
-    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    if base64url(data) != text:
-        raise RemoteProtocolError("base64url with stray bits at its end")
-    return data

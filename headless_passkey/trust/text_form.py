@@ -5,8 +5,8 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.trust.signing import base64url, from_base64url
 
 MAX_TEXT: Final = 2048  # characters
 MAX_RELAY_URL: Final = 256  # characters

@@ -17,7 +17,6 @@ import hmac
 import json
 import math
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Self
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -356,22 +356,6 @@ def _public_key(cose: Mapping[int, Any]) -> bytes | None:
         return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except ValueError as error:
         raise RemoteProtocolError("a credential's public key is not a key of its algorithm") from error
-
-
-def base64url(data: bytes) -> str:
-    """base64url without padding, as WebAuthn JSON has it."""
-    return urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
-
-
-def from_base64url(text: str) -> bytes:
-    """The bytes of strict, unpadded base64url."""
-    try:
-        data = urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError as error:
-        raise RemoteProtocolError("not base64url") from error
-    if base64url(data) != text:
-        raise RemoteProtocolError("not canonical base64url without padding")
-    return data
 
 
 def _options_object(options: Any) -> dict[str, Any]:

@@ -7,11 +7,11 @@ host, once in a process, in about 50 ms on two cores; a sign-in whose RP ID is t
 """
 
 import functools
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.json_text import decode_json
 
@@ -23,9 +23,6 @@ MAX_LABELS: Final = (
 )
 MAX_DOCUMENT_SIZE: Final = 256 * 1024  # bytes of a well-known document, as Chromium has it
 
-_HOST: Final = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*")
-_ADDRESS: Final = re.compile(r"(.*\.)?(\d+|0x[0-9a-f]*)")  # ends in a number: an IPv4 address to browsers
-_MAX_HOST_SIZE: Final = 253
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
@@ -40,7 +37,7 @@ def check_origin(origin: str) -> str:
     secure = parts.scheme == "https" or (
         parts.scheme == "http" and (host == "localhost" or host.endswith(".localhost"))
     )
-    if not secure or not is_host(host) or origin != _written(parts.scheme, host, port):
+    if not secure or not is_domain(host) or origin != _written(parts.scheme, host, port):
         raise LocalProtocolError(
             "an origin is https://NAME[:PORT], or http://localhost[:PORT], in lower case, as browsers write it:"
             " no address, no default port"
@@ -53,16 +50,11 @@ def host_of(origin: str) -> str:
     return urlsplit(origin).hostname or ""
 
 
-def is_host(name: str) -> bool:
-    """Whether `name` is a host's name as browsers write it: lower case, letters, digits and hyphens, no address."""
-    return bool(_HOST.fullmatch(name)) and not _ADDRESS.fullmatch(name) and len(name) <= _MAX_HOST_SIZE
-
-
 def is_within(host: str, rp_id: str) -> bool:
     """Whether `rp_id` is `host`, or a registrable domain suffix of it, as HTML defines that."""
     if rp_id == host:
         return True
-    if not is_host(rp_id) or not host.endswith("." + rp_id):
+    if not is_domain(rp_id) or not host.endswith("." + rp_id):
         return False
     suffixes = _public_suffixes()
     public = suffixes.publicsuffix(host) or host
@@ -113,7 +105,7 @@ def well_known_url(rp_id: str) -> str:
 
 
 def _check_rp_id(rp_id: str) -> str:
-    if not is_host(rp_id):
+    if not is_domain(rp_id):
         raise RemoteProtocolError("an RP ID is a domain name in lower case")
     return rp_id
 
@@ -125,7 +117,7 @@ def _read_entry(entry: str) -> tuple[str, str] | tuple[None, None]:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         return None, None
-    registrable = _public_suffixes().privatesuffix(host) if is_host(host) else None
+    registrable = _public_suffixes().privatesuffix(host) if is_domain(host) else None
     if registrable is None:
         return None, None
     return _written(parts.scheme, host, port), registrable.partition(".")[0]

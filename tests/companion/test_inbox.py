@@ -16,6 +16,7 @@ from aiohttp import web
 
 from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.openers import Opening
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -30,7 +31,6 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.trust.envelope import new_request_id
-from headless_passkey.trust.signing import base64url
 from tests.companion.family import Companion, Frame, Hands, awake_again, enrolled
 from tests.relay.household import Household, Relay
 from tests.trust.people import device, forge, grow, reseal

@@ -11,6 +11,7 @@ import pytest
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.membership import Membership
 from companion_push.companion.relay_client import CompanionRelay
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     JoinDiffers,
@@ -24,7 +25,7 @@ from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import Introduction, Invitation
 from headless_passkey.trust.ring import Member, Ring, Role
-from headless_passkey.trust.signing import SoftwareSigningKey, base64url
+from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.relay.household import Relay
 from tests.trust.people import device
 

@@ -11,6 +11,7 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
+from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
@@ -20,7 +21,6 @@ from headless_passkey.request import DeviceEvent
 from headless_passkey.sign_in import Ask
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
-from headless_passkey.trust.signing import from_base64url
 from tests.relay.household import Household, running_relay
 
 ASK = Ask(

@@ -22,6 +22,7 @@ from headless_passkey import private_file
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
 from headless_passkey.account.relay import RelayClient
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     JoinDiffers,
     LocalProtocolError,
@@ -37,7 +38,6 @@ from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import answer_mac
 from headless_passkey.trust.ring import Role
-from headless_passkey.trust.signing import base64url
 from tests.device.inviter import Inviter
 from tests.device.test_proven_http import answer, ok, serving
 from tests.relay import household

@@ -11,19 +11,15 @@ from fido2.rpid import verify_rp_id
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headless_passkey.base64url import base64url
+from headless_passkey.domains import is_domain
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
-from headless_passkey.webauthn.options import (
-    AuthenticationOptions,
-    RegistrationOptions,
-    base64url,
-    foreign_rp_id,
-)
+from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions, foreign_rp_id
 from headless_passkey.webauthn.origins import (
     MAX_DOCUMENT_SIZE,
     RelatedOrigins,
     check_origin,
     host_of,
-    is_host,
     is_within,
     well_known_url,
 )
@@ -192,7 +188,7 @@ def test_whatever_is_allowed_python_fido2_allows_too(host: str, rp_id: str) -> N
 @given(st.text(max_size=30), st.text(max_size=30))
 def test_any_two_texts_are_within_each_other_or_not(host: str, rp_id: str) -> None:
     assert is_within(host, rp_id) in (True, False)
-    assert is_host(host) in (True, False)
+    assert is_domain(host) in (True, False)
 
 
 LOADED = """

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey
 
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.net.proof import make_proof
-from headless_passkey.trust.signing import SoftwareSigningKey, base64url, from_base64url, thumbprint
+from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 KEY = SoftwareSigningKey.generate()
 URL = "https://relay.example:8443/v1/inbox?cursor=3&wait=25#top"

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from headless_passkey.account.relay import RelayClient, RequestStatus
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -32,7 +33,6 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Introduction, Invitation
 from headless_passkey.trust.ring import Role
-from headless_passkey.trust.signing import base64url
 from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
 from tests.relay import household
 from tests.relay.household import Caller, Household, running_relay

@@ -14,6 +14,7 @@ from certificates import Certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -44,13 +45,7 @@ from headless_passkey.sign_in import (
     StageEvent,
     sign_in,
 )
-from headless_passkey.webauthn.options import (
-    AuthenticationOptions,
-    Credential,
-    RegistrationOptions,
-    base64url,
-    from_base64url,
-)
+from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
 

@@ -27,6 +27,7 @@ from webauthn.helpers.structs import (
 )
 from webauthn.helpers.structs import UserVerificationRequirement as PyUserVerification
 
+from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import ExitStatus, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -45,9 +46,7 @@ from headless_passkey.webauthn.options import (
     AuthenticationOptions,
     AuthenticatorData,
     RegistrationOptions,
-    base64url,
     foreign_rp_id,
-    from_base64url,
 )
 from tests.strategies import cbor_values
 from tests.vectors_loader import Vector, name, vector, vectors

@@ -4,6 +4,7 @@ import hashlib
 import json
 from typing import Any
 
+from headless_passkey.base64url import from_base64url
 from headless_passkey.hybrid import cbor, noise
 from headless_passkey.hybrid.ctap2 import (
     GetAssertionRequest,
@@ -20,7 +21,7 @@ from headless_passkey.trust import envelope
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, InvitationRecord
-from headless_passkey.trust.signing import SIGNATURE_SIZE, from_base64url
+from headless_passkey.trust.signing import SIGNATURE_SIZE
 from tests.fuzz.targets import (
     ACCOUNT,
     COMPANION,

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from companion_push.relay.problems import Problem
 from companion_push.relay.proofs import check_proof
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError
 from headless_passkey.hybrid import cbor as _cbor
 from headless_passkey.hybrid import noise
@@ -94,7 +95,7 @@ from headless_passkey.trust.invitation import (
 )
 from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
 from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_hpke_key
-from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, base64url
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey
 from headless_passkey.trust.text_form import to_line
 from headless_passkey.webauthn.options import AuthenticationOptions, AuthenticatorData, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins

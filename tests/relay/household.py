@@ -19,9 +19,9 @@ from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Quota, Rate
+from headless_passkey.base64url import base64url
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.trust.ring import Ring
-from headless_passkey.trust.signing import base64url
 from tests.trust.people import Person, companion, device, grow
 
 PROBLEM = "urn:headless-passkey:problem:"

@@ -16,9 +16,9 @@ from certificates import Certificate
 
 from companion_push.cli import main
 from companion_push.relay import database
+from headless_passkey.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
-from headless_passkey.trust.signing import base64url
 from tests.ports import reserved_port
 from tests.programs import run, running
 from tests.relay.household import Caller, Clock, all_held, fresh_id

@@ -12,8 +12,8 @@ import aiohttp
 
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
+from headless_passkey.base64url import base64url
 from headless_passkey.trust.ring import Ring
-from headless_passkey.trust.signing import base64url
 from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, all_held

@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from relying_party.config import ANDROID, Config, android_origin, label_of, origin_of
+from relying_party.core.domains import is_domain
 from relying_party.errors import UsageError
+from tests.vectors_loader import Vector, name, vectors
 
 
 def make(**changes: Any) -> Config:
@@ -43,13 +45,16 @@ def test_on_localhost_everyone_is_shown_and_plain_http_will_do() -> None:
     assert not config.uses_tls
 
 
-@pytest.mark.parametrize(
-    "rp_id",
-    ["", "RP.example", "rp.example.", ".example", "rp..example", "-rp.example", "127.0.0.1", "a b", "rp\n"],
-)
-def test_an_rp_id_is_a_domain(rp_id: str) -> None:
-    with pytest.raises(UsageError):
-        make(rp_id=rp_id)
+@pytest.mark.threat("T14")
+@pytest.mark.parametrize("case", vectors("domains"), ids=name)
+def test_an_rp_id_is_a_domain(case: Vector) -> None:
+    rp_id = case["text"]
+    assert is_domain(rp_id) is case["valid"]
+    if case["valid"]:
+        assert make(rp_id=rp_id, public_url=f"https://{rp_id}").rp_id == rp_id
+    else:
+        with pytest.raises(UsageError):
+            make(rp_id=rp_id)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headless_passkey.base64url import base64url
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
 from headless_passkey.trust.account_code import AccountCode
@@ -26,7 +27,6 @@ from headless_passkey.trust.invitation import (
     check_number,
 )
 from headless_passkey.trust.ring import Ring, Role
-from headless_passkey.trust.signing import base64url
 from headless_passkey.trust.text_form import check_relay_url
 from tests.trust.people import ACCOUNT, NOW, Person, companion, device, forge, found, grow
 from tests.trust.refusal import refused

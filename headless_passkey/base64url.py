@@ -1,0 +1,24 @@
+"""base64url without padding (RFC 4648 §5), as JOSE and WebAuthn JSON write bytes. The relying party has the same rule."""
+
+import base64
+import re
+from typing import Final
+
+from headless_passkey.errors import RemoteProtocolError
+
+_ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
+
+
+def base64url(data: bytes) -> str:
+    """The one text that stands for `data`."""
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def from_base64url(text: str) -> bytes:
+    """The bytes that `text` stands for; `RemoteProtocolError` for padding, foreign characters and stray bits at the end."""
+    if not _ALPHABET.fullmatch(text) or len(text) % 4 == 1:
+        raise RemoteProtocolError("expected base64url without padding")
+    data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if base64url(data) != text:
+        raise RemoteProtocolError("base64url with stray bits at its end")
+    return data
