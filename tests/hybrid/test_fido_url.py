@@ -174,7 +174,7 @@ def test_nothing_stands_between_or_behind_the_digits(noise: str) -> None:
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize("length", [1, 2, 4, 6, 7, 9, 11, 12, 14, 16, 18])
 def test_lengths_that_stand_for_no_number_of_bytes_are_refused(length: int) -> None:
-    with pytest.raises(RemoteProtocolError, match="no number of bytes"):
+    with pytest.raises(RemoteProtocolError, match="no whole number of bytes"):
         decode_digits("0" * length)
 
 
