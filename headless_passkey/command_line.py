@@ -41,7 +41,8 @@ SHELLS: Final = ("bash", "zsh", "fish")
 STDIN: Final = 0
 MAX_SECRET_LINE: Final = 16384  # bytes, where nothing smaller is known
 _OURS: Final = ("headless_passkey", "companion_push")
-_MAX_MESSAGE: Final = 2000  # characters of a failure
+_MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
+_LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 logger = logging.getLogger(__name__)
 
@@ -263,14 +264,11 @@ def run(
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a name that the locale cannot write; as on stderr
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
+    logging.basicConfig(level=args.log_level.upper(), force=True)
+    logging.getLogger().handlers[0].setFormatter(_JsonLines() if args.json else _PlainLines(_LOG_LINE))
     if args.log_level in ("warning", "error"):
         # it logs failures with their traceback; what they come to is one line of ours
         logging.getLogger("bumble").setLevel(logging.CRITICAL)
-    if args.json:
-        logging.getLogger().handlers[0].setFormatter(_JsonLines())
     try:
         asyncio.run(_until_terminated_or_done(main(args)))
     except HeadlessPasskeyError as error:
@@ -539,6 +537,17 @@ def _replace_closed_streams() -> None:
     ):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.open(os.devnull, flags), mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+
+
+class _PlainLines(logging.Formatter):
+    """A log line in which what others wrote (hosts, peers, Bluetooth devices) moves no terminal and begins no other line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        record.message = printable(record.message, _MAX_MESSAGE)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        return "\n".join(printable(line, _MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
 
 
 class _JsonLines(logging.Formatter):

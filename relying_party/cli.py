@@ -29,7 +29,8 @@ DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
 ENVIRONMENT: Final = "RELYING_PARTY_"
 SHELLS: Final = ("bash", "zsh", "fish")
-MAX_MESSAGE: Final = 2000  # characters of a failure
+MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
+LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == [SECTION]:
         words[1:1] = _settings(serve_parser, words[1:], os.environ)
     args = parser.parse_args(words)
-    logging.basicConfig(
-        level=args.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
+    logging.basicConfig(level=args.log_level.upper(), force=True)
+    logging.getLogger().handlers[0].setFormatter(_PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     try:
         asyncio.run(_run(args))
@@ -366,6 +366,17 @@ def _words(parser: _Parser, name: str, value: Any) -> list[str]:
     if not all(isinstance(one, str | int) for one in values):
         parser.error(f"setting {name!r} is not text")
     return [f"--{name}={one}" for one in values]
+
+
+class _PlainLines(logging.Formatter):
+    """A log line in which what others wrote (hosts, peers, Bluetooth devices) moves no terminal and begins no other line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        record.message = printable(record.message, MAX_MESSAGE)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        return "\n".join(printable(line, MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
 
 
 def _say(message: str, args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
 from companion_push.companion.terminal import Terminal
+from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import printable
 from headless_passkey.trust.envelope import Announcement
@@ -100,13 +101,15 @@ class AtTerminal:
 def summary(request: CheckedRequest) -> str:
     """One line: who asks for what, where."""
     said = request.announcement
-    return f"{printable(request.device.label)} asks to {_ASKS[said.kind]} at {printable(said.rp_id, 253)}"
+    return (
+        f"{printable(request.device.label)} asks to {_ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
+    )
 
 
 def describe(request: CheckedRequest, now: float) -> list[str]:
     """Everything a person needs to decide. now: Unix seconds by our clock."""
     said = request.announcement
-    at = printable(said.rp_id, 253)
+    at = printable(said.rp_id, MAX_DOMAIN)
     if said.rp_name is not None:
         at += f' (in its words: "{printable(said.rp_name)}")'
     lines = [

@@ -31,6 +31,7 @@ from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import Assertion, Registration, refuse
 from companion_push.companion.terminal import Terminal
+from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -445,7 +446,7 @@ def _title(question: Question) -> str:
     if question.rp_id is None:
         return "Use this phone? A client asks; no site is named, and nothing is created or signed."
     what = "Create a passkey" if question.kind is RequestKind.MAKE_CREDENTIAL else "Sign in"
-    return f"{what} at {printable(question.rp_id)}?"
+    return f"{what} at {printable(question.rp_id, MAX_DOMAIN)}?"
 
 
 def _name(user: User) -> str:

@@ -17,6 +17,7 @@ from typing import Final
 import segno
 from rich.cells import cell_len, chop_cells
 
+from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.hybrid.fido_url import PREFIX
 from headless_passkey.names import printable
 
@@ -63,14 +64,14 @@ class Caption:
 
         The RP ID begins a line: however a terminal draws the device's name, it stays where it is.
         """
-        who, at = f"{printable(self.device)} asks to {self.asks}", f"at {printable(self.rp_id, 253)}"
+        who, at = f"{printable(self.device)} asks to {self.asks}", f"at {printable(self.rp_id, MAX_DOMAIN)}"
         how = "Scan this code with the phone's camera."
         return [*_wrap(who, width), *_wrap(at, width), "", *_wrap(how, width), "", _left(seconds)]
 
     def short_lines(self, width: int, seconds: float) -> list[str]:
         """The same in three lines: of an RP ID that is too long its end, which says whose it is, is kept."""
         who = _cut(f"{printable(self.device)} asks to {self.asks}", width)
-        at = printable(self.rp_id, 253)
+        at = printable(self.rp_id, MAX_DOMAIN)
         if cell_len(f"at {at}") > width:
             at = "…" + at[-max(1, width - 4) :]
         return [who, f"at {at}", _left(seconds)]

@@ -22,6 +22,7 @@ from companion_push.companion.phone import (
     Question,
     SoftwarePhone,
     TunnelService,
+    _title,
     accept,
     check_url,
     decline,
@@ -805,3 +806,12 @@ async def test_nothing_secret_is_logged_or_shown(bench: Bench, caplog: pytest.Lo
     for secret in (device.transaction.url.secret, credential.private_key, device.transaction.url.tunnel_id):
         assert secret.hex() not in said.lower()
     assert device.url not in said
+
+
+@pytest.mark.threat("T4")
+def test_the_question_shows_the_whole_rp_id_whose_end_says_whose_it_is() -> None:
+    rp_id = "login.bank.example." + ".".join(["a" * 50] * 4) + ".evil.example"
+    assert len(rp_id) == 235
+    assert (
+        _title(Question(kind=RequestKind.GET_ASSERTION, rp_id=rp_id, accounts=())) == f"Sign in at {rp_id}?"
+    )
