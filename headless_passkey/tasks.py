@@ -1,11 +1,14 @@
 """Tasks with an owner: ended and waited for, also when the owner is cancelled meanwhile, and once more."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
-async def end(*tasks: "asyncio.Task[None]") -> None:
+async def end(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel `tasks` and return when all have ended; an error they end with is for whoever awaits them.
 
     A cancellation that comes meanwhile is raised when they have ended. So a task must end soon after it is cancelled.
@@ -15,7 +18,7 @@ async def end(*tasks: "asyncio.Task[None]") -> None:
     await until_done(*tasks)
 
 
-async def until_done(*tasks: "asyncio.Future[None]") -> None:
+async def until_done(*tasks: "asyncio.Future[Any]") -> None:
     """Return when all `tasks` have ended. A cancellation that comes meanwhile is raised then, and does not reach them."""
     cancelled: asyncio.CancelledError | None = None
     while pending := [task for task in tasks if not task.done()]:
@@ -25,6 +28,18 @@ async def until_done(*tasks: "asyncio.Future[None]") -> None:
             cancelled = error
     if cancelled is not None:
         raise cancelled
+
+
+async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of `work`, which is not cancelled half done: a cancellation is raised when it has ended. It must be bounded in time."""
+    task = asyncio.ensure_future(work)
+    try:
+        await until_done(task)
+    except asyncio.CancelledError:
+        if not task.cancelled():
+            task.exception()  # the cancellation goes first, and the error is nobody's surprise
+        raise
+    return task.result()
 
 
 @asynccontextmanager

@@ -34,6 +34,7 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 from headless_passkey.mends import with_mend
 from headless_passkey.net.proxy import Way, tracing
+from headless_passkey.tasks import end
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
 CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our goodbye
@@ -258,15 +259,13 @@ async def open_tunnel(
             yield tunnel
         finally:
             try:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(
-                        2 * CLOSE_TIMEOUT
-                    ):  # aiohttp's own limit is for the answer alone
-                        await websocket.close()
-            finally:
+                # before close(), which leaves its connection open when it is cancelled while somebody receives
                 if listening is not None:
-                    listening.cancel()
-                    await asyncio.wait([listening])
+                    await end(listening)
+            finally:
+                with suppress(TimeoutError):  # aiohttp's own limit is for the answer alone
+                    async with asyncio.timeout(2 * CLOSE_TIMEOUT):
+                        await websocket.close()
             logger.debug("tunnel through %s closed", host)
 
 

@@ -30,6 +30,7 @@ from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import transport_error
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
+from headless_passkey.tasks import end, to_its_end
 
 START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
@@ -103,13 +104,12 @@ class _Scan:
         """The last one turns the radio off, even if it is cancelled meanwhile."""
         self._inboxes.discard(inbox)
         if not self._inboxes:
-            await asyncio.shield(asyncio.ensure_future(self._end_if_deserted()))
+            await to_its_end(self._end_if_deserted())
 
     async def _end_if_deserted(self) -> None:
         async with self._turn:
             if self._keeping is not None and not self._inboxes:
-                self._keeping.cancel()
-                await asyncio.wait([self._keeping])
+                await end(self._keeping)
                 self._keeping = None
 
     async def _keep_scanning(self, started: "asyncio.Future[None]") -> None:
@@ -218,14 +218,20 @@ class _Scan:
                 raise _translated(error) from error
             yield
         finally:
-            # cancelled while it starts, it is let start: bluetoothd may have heard of it, and would scan on
-            await asyncio.wait([starting], timeout=STOP_TIMEOUT)
-            if not starting.done():
-                starting.cancel()
-            elif not starting.cancelled() and starting.exception() is None:
-                with contextlib.suppress(Exception):  # nothing can be done about it on the way out
-                    async with asyncio.timeout(STOP_TIMEOUT):
-                        await scanner.stop()
+            await to_its_end(_stop(scanner, starting))
+
+
+async def _stop(scanner: BleakScanner, starting: "asyncio.Future[None]") -> None:
+    """End a scan that runs, or may still start."""
+    # cancelled while it starts, it is let start: bluetoothd may have heard of it, and would scan on
+    await asyncio.wait([starting], timeout=STOP_TIMEOUT)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait([starting], timeout=STOP_TIMEOUT)
+    elif not starting.cancelled() and starting.exception() is None:
+        with contextlib.suppress(Exception):  # nothing can be done about it on the way out
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await scanner.stop()
 
 
 # a scan knows its event loop, and would keep that for good

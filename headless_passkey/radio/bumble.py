@@ -22,6 +22,7 @@ from headless_passkey.errors import HeadlessPasskeyError, TransportError, Transp
 from headless_passkey.mends import transport_error, with_mend
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
+from headless_passkey.tasks import end
 
 START_TIMEOUT: Final = 10.0  # seconds to reach the controller and set it up
 STOP_TIMEOUT: Final = 1.0  # seconds a controller has to do what it is told last
@@ -190,7 +191,7 @@ async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
                 await asyncio.shield(task)
         raise
     finally:
-        task.cancel()
+        await end(task)
 
 
 async def last_words(lost: asyncio.Future[None], say: Callable[[], Awaitable[object]]) -> None:
