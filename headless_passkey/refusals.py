@@ -1,8 +1,8 @@
-"""Why companions could not take a request: the words of docs/protocol/relay.md as errors, and for people.
+"""Refusals of companions: the reasons of docs/protocol/relay.md as errors of the device, and as sentences.
 
-A companion that refuses a request, or fails with it, leaves a word at the relay: the reason of one of its checks
-(`TrustReason`), of what it could not reach (`TransportReason`), or one of those here. Where every companion has
-refused, the device ends with the branch of the error tree that the word belongs to.
+A companion that refuses a request, or fails with it, reports a reason to the relay: of a check (`TrustReason`), of a
+failed connection (`TransportReason`), or one of those here. When every companion has refused, the device raises
+the error to which the reason belongs.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,12 @@ from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.mends import with_mend
 from headless_passkey.names import printable
 
-INTERRUPTED: Final = "interrupted"  # the companion was ended while it held the claim
-MALFORMED: Final = "malformed"  # by the companion's parsers
-UNANSWERED: Final = "unanswered"  # the phone asked its user, who did not answer in time
-VANISHED: Final = "vanished"  # the relay's word for a holder that makes no call: it may come back
+INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
+MALFORMED: Final = "malformed"  # the companion could not parse the request
+UNANSWERED: Final = "unanswered"  # the user did not answer the phone in time
+VANISHED: Final = (
+    "vanished"  # the relay's reason for a holder of the claim that stopped calling; it may come back
+)
 
 _WHY: Final = {
     TrustReason.CLOCK_SKEW: "its clock and this device's are too far apart",
@@ -54,19 +56,19 @@ _CTAP: Final = {status_name(status).lower().replace("_", "-"): status for status
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """A companion that cannot take the request; the others may."""
+    """One companion's refusal of a request, which other companions may still take."""
 
     companion: str  # its name in the ring
-    label: str | None  # what people call it; None where that is not known
-    reason: str  # a word
+    label: str | None  # its name for people; None where unknown
+    reason: str  # one word of the tables
 
     @property
     def may_change(self) -> bool:
-        """Whether this companion may take the request yet."""
+        """Whether this companion may still take the request."""
         return self.reason == VANISHED
 
     def __str__(self) -> str:
-        """A sentence for people, without the reason's word."""
+        """A sentence for people, without the reason itself."""
         who = "a companion" if self.label is None else f'"{printable(self.label)}"'
         return f"{who} {_what(self.reason)}"
 

@@ -1,8 +1,8 @@
-"""The account code: what lets the first companion found an account's ring.
+"""The account code: a one-time secret with which the first companion founds an account's ring.
 
     text = "hpk-account:" base64url([label, relay URL, account, code])
 
-The account system makes it and hands it to the person; it is a secret, good for one founding.
+The account system makes the code and gives it to the person. It founds one ring.
 """
 
 import secrets
@@ -22,10 +22,10 @@ _LABEL: Final = f"{PROJECT} account v1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccountCode:
-    """Where the account lives, what it is called, and the one-time secret that founds its ring."""
+    """An account's relay and name, and the one-time secret that founds its ring."""
 
     relay_url: str
-    account: str  # 1 to 64 characters that show
+    account: str  # 1 to 64 visible characters
     code: bytes = field(repr=False)  # 32 random bytes
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class AccountCode:
         return cls(relay_url=relay_url, account=account, code=secrets.token_bytes(CODE_SIZE))
 
     def encode(self) -> str:
-        """One line of text; a secret."""
+        """Encode the code as one line of text, which is a secret."""
         return to_line(PREFIX, cbor.encode([_LABEL, self.relay_url, self.account, self.code]))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The rings one has verified, link by link: what everyone keeps, and extends or refuses."""
+"""A chain of verified rings, which every member stores, and extends only by a valid next version."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Final, Self
 from headless_passkey.errors import LocalProtocolError, TrustError, TrustReason
 from headless_passkey.trust.ring import Ring
 
-MAX_KEPT: Final = 64  # rings; requests live five minutes, so older history answers no question
+MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class RingChain:
 
     @classmethod
     def start(cls, ring: Ring) -> Self:
-        """A chain from a ring that was founded here, or vouched for by the pinned inviter."""
+        """Start a chain from a ring that this member founded, or that the pinned inviter signed."""
         return cls((ring,))
 
     @classmethod
     def restore(cls, documents: Iterable[bytes]) -> Self:
-        """A chain from our own storage: `documents` as it gave them."""
+        """Restore a chain from our own storage, without verifying it again."""
         first, *rest = documents
         return cls.start(Ring.parse_kept(first)).extend(rest)
 
@@ -41,7 +41,7 @@ class RingChain:
         return self.rings[-1]
 
     def extend(self, documents: Iterable[bytes]) -> Self:
-        """This chain with `documents`, which must follow the head one by one; rings it holds are skipped.
+        """Extend the chain by `documents`, each the next version; rings that it holds already are skipped.
 
         Raises `TrustError` (forked-ring, bad-signature), or `RemoteProtocolError` when malformed.
         """
@@ -53,13 +53,13 @@ class RingChain:
         return type(self)(tuple(rings[-MAX_KEPT:]))
 
     def ancestor(self, version: int, ring_hash: bytes) -> Ring | None:
-        """The ring of that version and hash: the head or one before it, None when it is not on this chain."""
+        """Find a ring of the chain by version and hash; None when it is not on the chain."""
         return next((ring for ring in self.rings if (ring.version, ring.hash) == (version, ring_hash)), None)
 
     def agrees(self, version: int, ring_hash: bytes) -> bool:
-        """Whether a relay whose newest ring this is has nothing newer, nor another history than ours.
+        """Compare our chain with the relay's newest ring, given by version and hash.
 
-        False: it has newer ones. `TrustError` (forked-ring): it has others.
+        True: the relay has nothing newer. False: it has newer rings. `TrustError` (forked-ring): it has another history.
         """
         if version > self.head.version:
             return False
@@ -70,6 +70,6 @@ class RingChain:
         return True
 
     def removed_since(self, version: int) -> frozenset[str]:
-        """Names that were members in or after `version` and then were not, even if they came back."""
+        """The names removed in or after `version`, those that were added again included."""
         later = [{member.name for member in ring.members} for ring in self.rings if ring.version >= version]
         return frozenset().union(*(before - after for before, after in pairwise(later)))

@@ -1,7 +1,7 @@
-"""What a companion checks before it shows a request, in this order, and again before it opens the URL.
+"""The companion's checks of a request, in this order: before it shows the request, and again before it opens the URL.
 
-Each refusal is a `TrustError` with a reason of its own (docs/protocol/trust.md has the table). A request
-whose bytes are out of shape is a `RemoteProtocolError`.
+Each check that fails raises a `TrustError` with a reason of its own (docs/protocol/trust.md has the table). A
+malformed request raises a `RemoteProtocolError`.
 """
 
 from collections.abc import Container
@@ -31,11 +31,11 @@ def check_envelope(
     opened_before: Container[tuple[str, bytes]],
     now: float,
 ) -> Announcement:
-    """What the device asks for, when everything about the envelope is in order.
+    """Open and check an envelope; returns what the device asks for.
 
-    device, request_id: as the relay names the request. me: our own name in the ring. chain: the rings we have
-    verified, brought up to the relay's newest before. opened_before: (device, request id) of every request
-    handed to an opener and still young enough to be replayed. now: Unix seconds by our clock.
+    device, request_id: as the relay names the request. me: our own name in the ring. chain: our verified rings, up to
+    date with the relay. opened_before: (device, request id) of each request that was handed to an opener and has not
+    expired yet, to detect a replay. now: Unix seconds by our clock.
     """
     opened = open_envelope(
         sealed,
@@ -58,13 +58,13 @@ def check_envelope(
 
 
 def recheck(announcement: Announcement, now: float) -> None:
-    """The times again, after the claim and before the URL is opened: consent may have taken a while."""
+    """Check the times once more, between the claim and the opening of the URL, since consent takes time."""
     _check_times(announcement, now)
     _check_url(announcement, now)
 
 
 def usable_until(announcement: Announcement) -> int:
-    """The last second by our clock at which `recheck` passes. announcement: as `check_envelope` returned it."""
+    """The last second, by our clock, at which `recheck` passes. announcement: from `check_envelope`."""
     made = FidoUrl.parse(announcement.url).time
     times_end = announcement.expires + MAX_SKEW
     return times_end if made is None else min(times_end, made + MAX_URL_AGE)
@@ -95,7 +95,7 @@ def _clock_skew(what: str) -> TrustError:
 
 
 def _check_ring(announcement: Announcement, chain: RingChain) -> None:
-    """The ring the device sealed from is ours or one before it, and nothing it used was taken away since."""
+    """Check that the device used our ring or an earlier one, and that no member or key that it used was removed since."""
     ring = chain.ancestor(announcement.ring_version, announcement.ring_hash)
     if ring is None:
         raise TrustError(
@@ -118,7 +118,7 @@ def _check_ring(announcement: Announcement, chain: RingChain) -> None:
 
 
 def _check_url(announcement: Announcement, now: float) -> None:
-    """The strict filter between a request and whatever opens its URL."""
+    """Check the FIDO URL, before any program may open it: its form, its age, and its kind."""
     text = announcement.url
     if len(text) > MAX_URL_LENGTH:
         raise TrustError(TrustReason.BAD_URL, f"a FIDO URL of {len(text)} characters is too long")

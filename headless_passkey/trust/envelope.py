@@ -5,12 +5,12 @@
     body      = [label, account, request id, device, recipient, HPKE key name, suite, ring version, ring hash,
                  issued, expires, kind, FIDO URL, rp id, rp name | null, note | null, match digits | null]
 
-Signed, then sealed, with the recipient inside the signature: an envelope cannot be re-addressed, moved under
-another request id, or made by somebody who only knows the recipient's key. Opening goes in stages, so that
-nothing is parsed before its signature has been checked:
+The device signs, then seals; the signature covers recipient and request id. So nobody can send an envelope to another
+recipient or under another request id, and knowledge of the recipient's key is not enough to make one. Opening has two
+stages, so that nothing is parsed before its signature is verified:
 
-    opened = open_envelope(sealed, …)         # bytes that somebody sealed to us
-    announcement = opened.verified(device)    # what that device says
+    opened = open_envelope(sealed, …)         # decrypted; from an unknown sender
+    announcement = opened.verified(device)    # signed by that device
 """
 
 import hmac
@@ -30,8 +30,8 @@ from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprin
 
 ENVELOPE_LABEL: Final = f"{PROJECT} envelope v1"
 REQUEST_ID_SIZE: Final = 16
-MAX_LIFETIME: Final = 300  # seconds; a ceiling, not a setting
-MAX_SEALED: Final = 4096  # bytes; the relay takes no more
+MAX_LIFETIME: Final = 300  # seconds; a limit of the format
+MAX_SEALED: Final = 4096  # bytes, the relay's limit
 MAX_NOTE: Final = 140  # characters
 _MAX_VERSION: Final = 1 << 32
 _KINDS: Final = (RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)
@@ -39,7 +39,7 @@ _KINDS: Final = (RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announcement:
-    """What a device says to one companion about one request. The URL in it is a secret."""
+    """The content of an envelope: one device's request to one companion. Its URL is a secret."""
 
     account: str
     request_id: bytes  # 16 bytes, random, chosen by the device
@@ -54,8 +54,8 @@ class Announcement:
     kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
     url: str = field(repr=False)  # the FIDO URL, fresh for this recipient
     rp_id: str
-    rp_name: str | None = None  # the device's word
-    note: str | None = None  # what the device wants to say, such as where it stands
+    rp_name: str | None = None  # as the device says; not verified
+    note: str | None = None  # free text of the device, for instance its place
     digits: str | None = field(default=None, repr=False)  # 2 to 8 match digits the device shows or speaks
 
     @classmethod
@@ -75,9 +75,9 @@ class Announcement:
         note: str | None = None,
         digits: str | None = None,
     ) -> "Announcement":
-        """An announcement to `recipient`, a companion of `ring`. lifetime: seconds, at most 300.
+        """Make an announcement to `recipient`, a companion of `ring`. lifetime: seconds, at most 300.
 
-        rp_name, note: made fit to be shown, and cut where they are too long.
+        rp_name, note: made valid as names, and cut to their maximum.
         """
         if recipient.hpke_key is None:
             raise LocalProtocolError("an envelope is sealed to a companion")
@@ -103,21 +103,21 @@ class Announcement:
         )
 
     def digits_match(self, typed: str) -> bool:
-        """Whether `typed` is what the device shows; spaces do not count."""
+        """Compare `typed` with the device's match digits, in constant time; spaces are ignored."""
         if self.digits is None:
             raise LocalProtocolError("the device shows no digits for this request")
         return hmac.compare_digest("".join(typed.split()).encode(), self.digits.encode())
 
 
 def new_request_id() -> bytes:
-    """16 random bytes."""
+    """Make a request id: 16 random bytes."""
     return secrets.token_bytes(REQUEST_ID_SIZE)
 
 
 def seal(announcement: Announcement, key: SigningKey, recipient: HpkeKey) -> bytes:
-    """The envelope: `announcement` signed with the device's `key` and sealed to `recipient`.
+    """Sign `announcement` with the device's `key` and seal it to `recipient`.
 
-    Sealing is randomised: to send the same request again, send the same bytes.
+    Sealing is randomised. To repeat a request, send the same bytes again.
     """
     if announcement.device != thumbprint(key.public_key):
         raise LocalProtocolError("the announcement names another device")
@@ -127,7 +127,7 @@ def seal(announcement: Announcement, key: SigningKey, recipient: HpkeKey) -> byt
     try:
         _parse(body)
     except (RemoteProtocolError, TrustError) as error:
-        raise LocalProtocolError(f"this would not be an envelope: {error}") from error
+        raise LocalProtocolError(f"the envelope would be invalid: {error}") from error
     info = _info(
         hpke_key=recipient,
         account=announcement.account,
@@ -150,9 +150,9 @@ def open_envelope(
     device: str,
     recipient: str,
 ) -> "Opened":
-    """What was sealed to us for this request; `TrustError` (cannot-open) when it was for anything else.
+    """Decrypt an envelope; `TrustError` (cannot-open) when it was sealed for another recipient or request.
 
-    device: who the relay says it is from; nothing is believed before `Opened.verified`.
+    device: the sender, as the relay says. Only `Opened.verified` proves it.
     """
     if len(sealed) > MAX_SEALED:
         raise RemoteProtocolError(f"an envelope has at most {MAX_SEALED} bytes, got {len(sealed)}")
@@ -176,7 +176,7 @@ def open_envelope(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """The content of an envelope, from nobody yet: anyone who knows our public key can have sealed it."""
+    """A decrypted envelope whose sender is unknown: everybody who knows our public key can seal one."""
 
     content: bytes = field(repr=False)  # body || signature
     account: str
@@ -186,7 +186,7 @@ class Opened:
     hpke_key: HpkeKey
 
     def verified(self, device: Member) -> Announcement:
-        """What `device` says to us here and now; `TrustError` when it is not it, or says it to others."""
+        """Verify that `device` signed this for us and this request; `TrustError` when not."""
         body, signature = self.content[:-SIGNATURE_SIZE], self.content[-SIGNATURE_SIZE:]
         if not verify(device.signing_key, signature, body):
             raise TrustError(TrustReason.BAD_SIGNATURE, "the envelope is not signed by that device")

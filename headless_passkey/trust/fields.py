@@ -1,7 +1,7 @@
-"""One encoding for everything that is signed, MACed or handed over: canonical CBOR ``[label, …]``.
+"""The encoding of everything that is signed, MACed or handed over: canonical CBOR ``[label, …]``.
 
-The label says what the bytes are, so that no byte string of one kind can pass for another. `Fields` takes
-the items in their order, each with its type and bound: what it gives back needs no second look.
+The label separates the formats (domain separation), so that no byte string of one format is valid in another. `Fields`
+takes the items in order and checks type and size of each.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from headless_passkey.names import why_not_plain
 from headless_passkey.trust.signing import NAME_SIZE
 
 PROJECT: Final = "headless-passkey"
-MAX_TIME: Final = 1 << 48  # seconds; far beyond any clock, small enough for every language's integers
+MAX_TIME: Final = 1 << 48  # seconds; later than any clock, and exact in every language's integers
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class Fields:
 
     @classmethod
     def of(cls, data: bytes, label: str, count: int, *, limit: int) -> "Fields":
-        """The items after `label` in `data`, which is at most `limit` bytes; count: of those items."""
+        """Parse `data`, at most `limit` bytes: an array of `label` and `count` more items."""
         if len(data) > limit:
             raise RemoteProtocolError(f"{label}: {len(data)} bytes, more than {limit}")
         fields = cls(cbor.decode(data), label, count + 1)
@@ -42,7 +42,7 @@ class Fields:
         return fields
 
     def take(self) -> Any:
-        """The next item, whatever it is."""
+        """Take the next item, of any type."""
         return next(self._items)
 
     def integer(self, lowest: int, highest: int) -> int:
@@ -52,11 +52,11 @@ class Fields:
         return value
 
     def time(self) -> int:
-        """Unix seconds."""
+        """Take a time in Unix seconds."""
         return self.integer(0, MAX_TIME)
 
     def octets(self, shortest: int, longest: int | None = None) -> bytes:
-        """A byte string of exactly `shortest` bytes, or of `shortest` to `longest`."""
+        """Take a byte string of exactly `shortest` bytes, or of `shortest` to `longest`."""
         longest = shortest if longest is None else longest
         value = self.take()
         if not isinstance(value, bytes) or not shortest <= len(value) <= longest:
@@ -65,7 +65,7 @@ class Fields:
         return value
 
     def text(self, longest: int) -> str:
-        """Text a person may be shown: a valid name as it stands, of at most `longest` characters."""
+        """Take text that people may be shown: a valid name of at most `longest` characters."""
         value = self.take()
         if not isinstance(value, str):
             raise RemoteProtocolError(f"{self._what}: expected text, got {type(value).__name__}")
@@ -74,7 +74,7 @@ class Fields:
         return value
 
     def name(self) -> str:
-        """A member's name: base64url of 32 bytes."""
+        """Take a member's name: base64url of 32 bytes."""
         value = self.take()
         if not isinstance(value, str) or len(value) != NAME_SIZE:
             raise RemoteProtocolError(f"{self._what}: expected a member's name of {NAME_SIZE} characters")
@@ -82,7 +82,7 @@ class Fields:
         return value
 
     def optional(self, take: Callable[[], T]) -> T | None:
-        """None where the next item is null, else what `take` makes of it."""
+        """Take null as None, or the next item with `take`."""
         item = self.take()
         if item is None:
             return None

@@ -1,9 +1,9 @@
 """Keys that envelopes are sealed to: HPKE base mode, single shot (RFC 9180), in numbered suites.
 
-Suite 1 is DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. Another suite is another row of `_SUITES` and
-another class that keeps its private key; no format changes, because every format carries the number.
+Suite 1 is DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM. A new suite is a new row of `_SUITES` and a new class
+for its private key. No format changes, because every format carries the suite's number (algorithm agility).
 
-Base mode does not say who sealed: that is what the signature inside an envelope is for.
+Base mode does not authenticate the sender: the signature inside an envelope does.
 """
 
 from typing import Final, Protocol, Self
@@ -20,14 +20,14 @@ _SUITES: Final = {SUITE_P256: Suite(KEM.P256, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
 
 
 class HpkePrivateKey(Protocol):
-    """A key that opens what was sealed to it, wherever it lives."""
+    """A private key that opens envelopes; it may be in hardware."""
 
     @property
     def public(self) -> HpkeKey:
-        """What others seal to."""
+        """The public key that others seal to."""
 
     def open(self, sealed: bytes, info: bytes) -> bytes:
-        """The plaintext; `TrustError` (cannot-open) when it was not sealed to this key with this info."""
+        """Decrypt; `TrustError` (cannot-open) when it was not sealed to this key with this info."""
 
 
 class SoftwareHpkeKey:
@@ -45,13 +45,13 @@ class SoftwareHpkeKey:
 
     @classmethod
     def from_bytes(cls, kept: bytes) -> Self:
-        """From what `to_bytes` gave."""
+        """Restore a key from its `to_bytes`."""
         if int.from_bytes(kept[:2], "big") != SUITE_P256:
             raise RemoteProtocolError("the HPKE key is of a suite this version does not know")
         return cls(private_key(kept[2:]))
 
     def to_bytes(self) -> bytes:
-        """The suite as two bytes, and the 32-byte secret scalar: keep it as you keep the key."""
+        """Export the key: the suite as two bytes, and the 32-byte secret scalar. It is a secret."""
         scalar = self._private.private_numbers().private_value
         return SUITE_P256.to_bytes(2, "big") + scalar.to_bytes(32, "big")
 
@@ -65,12 +65,12 @@ class SoftwareHpkeKey:
 
 
 def can_seal_to(recipient: HpkeKey) -> bool:
-    """Whether this version knows the suite of `recipient`."""
+    """Whether this version implements the suite of `recipient`."""
     return recipient.suite in _SUITES
 
 
 def seal_to(recipient: HpkeKey, plaintext: bytes, info: bytes) -> bytes:
-    """`plaintext` sealed to `recipient`; it opens with the same `info` only."""
+    """Seal `plaintext` to `recipient`; opening needs the same `info`."""
     suite = _SUITES.get(recipient.suite)
     if suite is None:
         raise LocalProtocolError(f"HPKE suite {recipient.suite} is not known to this version")

@@ -1,8 +1,8 @@
-"""How a newcomer gets into the ring: invitation, introduction, answer (docs/protocol/trust.md).
+"""Enrolment of a newcomer into the ring: invitation, introduction, answer (docs/protocol/trust.md).
 
-An invitation carries a secret S over a channel the relay does not see. From S come a ticket, which is all
-the relay learns, and two MAC keys: the newcomer proves with one that it holds the invitation, the inviter
-proves with the other that the ring it answers with is its answer to this newcomer.
+An invitation carries a secret S over a channel that the relay does not see. S derives a ticket, which is all that
+the relay learns, and two MAC keys. With one the newcomer proves possession of the invitation. With the other the
+inviter proves that the ring is its answer to this newcomer.
 
     newcomer                              inviter
     Introduction.make(invitation, …)  →   record.check(…), consent, record.taken_by(…), admit(…)
@@ -57,15 +57,15 @@ _MAX_RECORD: Final = 8192  # bytes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
-    """What the inviter hands to one newcomer, out of the relay's sight.
+    """An invitation: the secret that the inviter gives to one newcomer, on a channel that the relay does not see.
 
     text = "hpk-invitation:" base64url([label, relay URL, account, kind, inviter, S, expiry])
     """
 
     relay_url: str
     account: str
-    kind: Role  # what it admits
-    inviter: str  # the name of a companion: the newcomer pins it
+    kind: Role  # of the newcomer that it admits
+    inviter: str  # the name of a companion, which the newcomer pins
     secret: bytes = field(repr=False)  # S: 16 random bytes
     expires_at: int  # Unix seconds by the inviter's clock
 
@@ -81,7 +81,7 @@ class Invitation:
         )
 
     def encode(self) -> str:
-        """One line of text; a secret."""
+        """Encode the invitation as one line of text, which is a secret."""
         return to_line(PREFIX, self._encode())
 
     @classmethod
@@ -89,9 +89,9 @@ class Invitation:
         return cls._parse(from_line(PREFIX, line, "invitation"))
 
     def check_expiry(self, now: float, *, skew: int = 0) -> None:
-        """Refuse when it is too late by this clock.
+        """Refuse an invitation that has expired by this clock.
 
-        skew: seconds by which the clock may differ from the inviter's: `MAX_SKEW` for a newcomer's.
+        skew: seconds by which this clock may differ from the inviter's: `MAX_SKEW` at a newcomer.
         """
         late = int(now) - self.expires_at
         if late >= skew:
@@ -101,22 +101,22 @@ class Invitation:
 
     @property
     def ticket(self) -> bytes:
-        """32 bytes: admits one newcomer, once; the only part the relay ever sees."""
+        """The ticket, 32 bytes: admits one newcomer once. The relay sees no other part of an invitation."""
         return self._derive("ticket")
 
     @property
     def id(self) -> str:
-        """What the relay calls this invitation: the hash of the ticket, base64url."""
+        """The relay's name for this invitation: the hash of the ticket, base64url."""
         return base64url(hashlib.sha256(self.ticket).digest())
 
     @property
     def k_new(self) -> bytes:
-        """32 bytes: the newcomer's MAC key."""
+        """The newcomer's MAC key, 32 bytes."""
         return self._derive("newcomer")
 
     @property
     def k_inv(self) -> bytes:
-        """32 bytes: the inviter's MAC key."""
+        """The inviter's MAC key, 32 bytes."""
         return self._derive("inviter")
 
     def _derive(self, purpose: str) -> bytes:
@@ -151,7 +151,7 @@ class Invitation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introduction:
-    """What a newcomer says of itself, with proof of its key and of the invitation.
+    """A newcomer's introduction: its description, with proof of possession of its key and of the invitation.
 
     body = [label, kind, account, relay URL, inviter, signing key, [suite, public key] | null, label text]
     """
@@ -164,14 +164,14 @@ class Introduction:
     hpke_key: HpkeKey | None
     label: str
     body: bytes = field(repr=False)
-    signature: bytes = field(repr=False)  # of body, by signing_key: possession
+    signature: bytes = field(repr=False)  # of body, by signing_key: proof of possession
     mac: bytes = field(repr=False)  # HMAC(k_new, body)
 
     @classmethod
     def make(
         cls, invitation: Invitation, *, key: SigningKey, hpke_key: HpkeKey | None, label: str
     ) -> "Introduction":
-        """The introduction of who holds `key` and, a companion, the private half of `hpke_key`."""
+        """Make the introduction of the holder of `key`; a companion has an `hpke_key` too."""
         body = cbor.encode(
             [
                 INTRODUCTION_LABEL,
@@ -187,20 +187,20 @@ class Introduction:
         try:
             return cls._parse(body, key.sign(body), _mac(invitation.k_new, body))
         except RemoteProtocolError as error:
-            raise LocalProtocolError(f"this would not be an introduction: {error}") from error
+            raise LocalProtocolError(f"the introduction would be invalid: {error}") from error
 
     @classmethod
     def parse(cls, *, body: bytes, signature: bytes, mac: bytes) -> "Introduction":
-        """As it came; only `InvitationRecord.check` says whether to believe it."""
+        """Parse an introduction, which is unverified until `InvitationRecord.check`."""
         return cls._parse(body, signature, mac)
 
     @property
     def check_number(self) -> str:
-        """Six digits for two people to compare: both sides show the same for the same newcomer."""
+        """The check number (short authentication string): six digits, which two people compare, the same on both sides."""
         return check_number(self.body)
 
     def member(self, rp_ids: tuple[str, ...] | None = None) -> Member:
-        """The newcomer as a member. rp_ids: what the inviter binds a device to."""
+        """Make the newcomer's entry of the ring. rp_ids: the relying parties to which the inviter binds a device."""
         return Member(
             role=self.kind,
             signing_key=self.signing_key,
@@ -227,17 +227,17 @@ class Introduction:
             mac=mac,
         )
         parse_public_key(introduction.signing_key)
-        introduction.member()  # what could not be a member is no newcomer
+        introduction.member()  # refuses what no ring could hold
         return introduction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvitationRecord:
-    """The inviter's own memory of one invitation, by which it judges, whatever the relay says."""
+    """The inviter's own record of one invitation. It decides by this record, and not by what the relay says."""
 
     invitation: Invitation
-    rp_ids: tuple[str, ...] | None = None  # what a device that joins by it is bound to
-    newcomer: bytes | None = None  # SHA-256 of the body of the one newcomer, once there is one
+    rp_ids: tuple[str, ...] | None = None  # the relying parties to which the device is bound
+    newcomer: bytes | None = None  # SHA-256 of the first introduction's body; None before one came
 
     def __post_init__(self) -> None:
         if self.rp_ids is not None:
@@ -246,9 +246,9 @@ class InvitationRecord:
             check_rp_ids(self.rp_ids)
 
     def check(self, *, body: bytes, signature: bytes, mac: bytes, now: float) -> Introduction:
-        """The newcomer's introduction, when it is the one this invitation is for.
+        """Verify an introduction against this invitation.
 
-        The same introduction again is fine; remember it with `taken_by` before anybody is asked for consent.
+        The same introduction may come again. The caller records it with `taken_by` before it asks for consent.
         """
         introduction = Introduction.parse(body=body, signature=signature, mac=mac)
         invitation = self.invitation
@@ -274,19 +274,19 @@ class InvitationRecord:
         return introduction
 
     def taken_by(self, introduction: Introduction) -> "InvitationRecord":
-        """The record to keep from now on: no second newcomer."""
+        """The record with its newcomer set, after which any other introduction is refused."""
         return replace(self, newcomer=_hash(introduction.body))
 
     def admit(
         self, introduction: Introduction, *, ring: Ring, key: SigningKey, now: float
     ) -> tuple[Ring, bytes]:
-        """After consent: the ring to append and answer with, and the MAC that goes with the answer.
+        """Make the answer after consent: the ring to append, and its MAC for the newcomer.
 
-        introduction: as `check` returned it. ring: the head. Call it again with the new head when the ring has
-        moved, or when it is not known whether the append arrived: a head that already is our answer comes back.
+        introduction: from `check`. ring: the head. It is idempotent: after a conflict, or when the outcome of the append is
+        unknown, call it again with the new head. A head that already holds the newcomer is returned as it is.
         """
         if self.newcomer is None or not hmac.compare_digest(self.newcomer, _hash(introduction.body)):
-            raise LocalProtocolError("admit the newcomer that was checked and remembered, nobody else")
+            raise LocalProtocolError("only the newcomer of this record can be admitted")
         if thumbprint(key.public_key) != self.invitation.inviter:
             raise LocalProtocolError("only the inviter answers its invitation")
         newcomer = introduction.member(self.rp_ids)
@@ -299,7 +299,7 @@ class InvitationRecord:
         return ring, answer_mac(self.invitation, introduction.body, ring.hash)
 
     def to_bytes(self) -> bytes:
-        """For the inviter's disk; a secret."""
+        """Serialise the record for the inviter's disk; it is a secret."""
         rp_ids = None if self.rp_ids is None else list(self.rp_ids)
         return cbor.encode([_RECORD_LABEL, self.invitation.encode(), rp_ids, self.newcomer])
 
@@ -314,15 +314,15 @@ class InvitationRecord:
 
 
 def accept(invitation: Invitation, introduction: Introduction, *, ring: bytes, mac: bytes) -> Ring:
-    """The newcomer's first ring, when it is the inviter's answer to exactly this newcomer.
+    """Verify the inviter's answer to exactly this introduction, and return the newcomer's first ring.
 
-    ring: the document. Older history does not matter: the inviter vouches for the whole membership.
+    ring: the document. The newcomer checks no earlier version: it trusts the inviter for the whole membership.
     """
     if len(ring) <= SIGNATURE_SIZE:
         raise RemoteProtocolError("the answer holds no ring")
     ring_hash = _hash(ring[:-SIGNATURE_SIZE])
     if not hmac.compare_digest(mac, answer_mac(invitation, introduction.body, ring_hash)):
-        raise TrustError(TrustReason.BAD_MAC, "the answer is not from the one who invited")
+        raise TrustError(TrustReason.BAD_MAC, "the answer is not from the inviter")
     first = Ring.parse_vouched(ring, inviter=invitation.inviter)
     if first.account != invitation.account:
         raise TrustError(TrustReason.ACCOUNT_MISMATCH, "the answer is a ring of another account")
@@ -335,12 +335,12 @@ def accept(invitation: Invitation, introduction: Introduction, *, ring: bytes, m
 
 
 def answer_mac(invitation: Invitation, body: bytes, ring_hash: bytes) -> bytes:
-    """32 bytes: HMAC(k_inv, SHA-256(body) || ring hash)."""
+    """Compute the MAC of an answer, 32 bytes: HMAC(k_inv, SHA-256(body) || ring hash)."""
     return _mac(invitation.k_inv, _hash(body) + ring_hash)
 
 
 def check_number(body: bytes) -> str:
-    """Six digits from an introduction's body, as people read them: 123 456."""
+    """Compute the check number of an introduction's body, written as 123 456."""
     number = int.from_bytes(_hash(body)[:8], "big") % 1_000_000
     return f"{number // 1000:03d} {number % 1000:03d}"
 

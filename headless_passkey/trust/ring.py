@@ -1,14 +1,14 @@
-"""The ring: who belongs to an account, as one versioned and signed document (docs/protocol/trust.md).
+"""The ring: an account's list of members, as a versioned and signed document (docs/protocol/trust.md).
 
     document = body || signature (64 bytes)
     body     = [label, account, version, previous, issued, members, signer]
     member   = [role, signing key, [suite, public key] | null, label, rp ids | null]
 
-Version n + 1 is valid when it names the hash of version n and is signed by a companion that is a member of
-version n. Admission is a new member, revocation an absence, rotation a replacement: there is one verify
-function, `Ring.extend`. Version 1 is signed by its only member.
+Version n + 1 is valid when it names the hash of version n and a companion of version n has signed it. Admission adds a
+member, revocation removes one, rotation replaces a key; `Ring.extend` verifies all of them. Version 1 is signed by its
+only member.
 
-Nothing here opens anything: the relay imports this module to know who may ask it for what.
+This module holds nothing that decrypts. The relay imports it to authorise its callers.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _MAX_PUBLIC_KEY: Final = 2048  # bytes: room for a post-quantum hybrid
 
 
 class Role(StrEnum):
-    """What a member may do: a companion opens envelopes and signs rings, a device seals envelopes."""
+    """A member's role: a companion opens envelopes and signs rings; a device seals envelopes."""
 
     COMPANION = "companion"
     DEVICE = "device"
@@ -49,7 +49,7 @@ class Role(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HpkeKey:
-    """What an envelope is sealed to. A suite we do not know is carried along, and never sealed to."""
+    """A public key that envelopes are sealed to. A ring may hold keys of unknown suites, which are never used."""
 
     suite: int  # 1-65535
     public_key: bytes  # suite 1: 65 bytes, uncompressed P-256
@@ -64,18 +64,18 @@ class HpkeKey:
 
     @property
     def name(self) -> bytes:
-        """32 bytes: SHA-256 of the suite as two bytes, big-endian, and the public key."""
+        """The key's name, 32 bytes: SHA-256 of the suite as two bytes, big-endian, and the public key."""
         return hashlib.sha256(self.suite.to_bytes(2, "big") + self.public_key).digest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """One key holder of an account. Companions have an HPKE key; only devices may be bound to rp ids."""
+    """One member of an account. A companion has an HPKE key; a device may be bound to rp ids."""
 
     role: Role
     signing_key: bytes  # 65 bytes, uncompressed P-256
     hpke_key: HpkeKey | None
-    label: str  # what people call it, at most 64 characters
+    label: str  # its name for people, at most 64 characters
     rp_ids: tuple[str, ...] | None = None  # the relying parties it may ask for; None: any
     name: str = field(init=False, compare=False)  # the thumbprint of its signing key
 
@@ -92,13 +92,13 @@ class Member:
             check_rp_ids(self.rp_ids)
 
     def allows(self, rp_id: str) -> bool:
-        """Whether this device may ask for `rp_id`."""
+        """Whether this device may ask for a passkey of `rp_id`."""
         return self.rp_ids is None or rp_id in self.rp_ids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
-    """One version of an account's membership, verified by whichever constructor made it."""
+    """One version of an account's membership. Every constructor verifies it."""
 
     account: str
     version: int  # from 1
@@ -106,18 +106,18 @@ class Ring:
     issued: int  # Unix seconds by the signer's clock
     members: tuple[Member, ...]
     signer: str  # a member's name
-    document: bytes = field(repr=False)  # the bytes that were verified
+    document: bytes = field(repr=False)  # the verified bytes
 
     @classmethod
     def found(cls, key: SigningKey, *, account: str, member: Member, now: float) -> "Ring":
-        """Version 1 of `account`, whose only member is the companion that holds `key`."""
+        """Found the ring of `account`: version 1, whose only member is the companion that holds `key`."""
         if member.signing_key != key.public_key or member.role is not Role.COMPANION:
             raise LocalProtocolError("a ring is founded by its only member, a companion")
         return cls._sign(key, account=account, version=1, previous=None, members=(member,), now=now)
 
     @classmethod
     def parse_founding(cls, document: bytes) -> "Ring":
-        """A version 1: one companion, signed by itself."""
+        """Parse and verify a version 1: its only member, a companion, has signed it."""
         ring = cls._parse(document)
         if ring.version != 1 or len(ring.members) != 1:
             raise TrustError(TrustReason.FORKED_RING, "a founding ring is version 1 with one member")
@@ -125,19 +125,19 @@ class Ring:
 
     @classmethod
     def parse_vouched(cls, document: bytes, *, inviter: str) -> "Ring":
-        """A newcomer's first ring, of any version: signed by the pinned inviter, a companion in it."""
+        """Parse and verify a newcomer's first ring, of any version: the pinned inviter, a companion in it, has signed it."""
         ring = cls._parse(document)
         if ring.signer != inviter:
-            raise TrustError(TrustReason.BAD_SIGNATURE, "the ring is not signed by the one who invited")
+            raise TrustError(TrustReason.BAD_SIGNATURE, "the ring is not signed by the inviter")
         return _verified(ring, ring.member(inviter))
 
     @classmethod
     def parse_kept(cls, document: bytes) -> "Ring":
-        """A ring from our own storage, where only verified rings are written; the signature is not looked at."""
+        """Parse a ring from our own storage, which holds verified rings only; the signature is not verified again."""
         return cls._parse(document)
 
     def extend(self, document: bytes) -> "Ring":
-        """The next version, when `document` is that: anything else is a fork.
+        """Parse and verify `document` as the next version; anything else is a fork.
 
         Raises `TrustError` (forked-ring, bad-signature), or `RemoteProtocolError` when malformed.
         """
@@ -155,7 +155,7 @@ class Ring:
         return _verified(ring, self.member(ring.signer))
 
     def next(self, key: SigningKey, *, members: Sequence[Member], now: float) -> "Ring":
-        """The next version with `members`, signed by a companion of this one."""
+        """Make and sign the next version with `members`; the signer is a companion of this version."""
         signer = self.member(thumbprint(key.public_key))
         if signer is None or signer.role is not Role.COMPANION:
             raise LocalProtocolError("only a companion of the ring signs the next one")
@@ -170,7 +170,7 @@ class Ring:
 
     @property
     def hash(self) -> bytes:
-        """32 bytes: SHA-256 of the body, without its signature."""
+        """The ring's hash, 32 bytes: SHA-256 of the body, without the signature."""
         return hashlib.sha256(self.document[:-SIGNATURE_SIZE]).digest()
 
     def member(self, name: str) -> Member | None:
@@ -220,11 +220,11 @@ class Ring:
         try:
             return cls._parse(body + key.sign(body))
         except RemoteProtocolError as error:
-            raise LocalProtocolError(f"this would not be a ring: {error}") from error
+            raise LocalProtocolError(f"the ring would be invalid: {error}") from error
 
 
 def _verified(ring: Ring, signer: Member | None) -> Ring:
-    """`ring`, when `signer` is a companion and signed it."""
+    """Verify that `signer` is a companion and has signed `ring`."""
     if signer is None or signer.role is not Role.COMPANION:
         raise TrustError(TrustReason.FORKED_RING, "the ring is signed by someone who may not change it")
     body, signature = ring.document[:-SIGNATURE_SIZE], ring.document[-SIGNATURE_SIZE:]
@@ -249,7 +249,7 @@ def _parse_members(items: Any) -> tuple[Member, ...]:
     if len({member.name for member in members}) != len(members):
         raise RemoteProtocolError("a signing key appears twice in the ring")
     if all(member.role is not Role.COMPANION for member in members):
-        raise RemoteProtocolError("a ring without a companion")
+        raise RemoteProtocolError("a ring has no companion")
     return members
 
 
@@ -264,7 +264,7 @@ def _parse_member(item: Any) -> Member:
 
 
 def parse_role(item: Any) -> Role:
-    """A role from its CBOR."""
+    """Parse a role."""
     try:
         return Role(item)
     except ValueError as error:
@@ -272,13 +272,13 @@ def parse_role(item: Any) -> Role:
 
 
 def parse_hpke_key(item: Any) -> HpkeKey:
-    """An HPKE key from its CBOR: [suite, public key]."""
+    """Parse an HPKE key: [suite, public key]."""
     fields = Fields(item, "HPKE key", 2)
     return HpkeKey(suite=fields.integer(1, 0xFFFF), public_key=fields.octets(1, _MAX_PUBLIC_KEY))
 
 
 def parse_rp_ids(item: Any) -> tuple[str, ...]:
-    """Allowed rp ids from their CBOR: a list of text."""
+    """Parse a member's rp ids: a list of text."""
     if not isinstance(item, list) or not all(isinstance(rp_id, str) for rp_id in item):
         raise RemoteProtocolError("rp ids are a list of text")
     check_rp_ids(item)
@@ -286,7 +286,7 @@ def parse_rp_ids(item: Any) -> tuple[str, ...]:
 
 
 def encode_hpke_key(key: HpkeKey | None) -> list[Any] | None:
-    """What `parse_hpke_key` reads."""
+    """Encode an HPKE key as `parse_hpke_key` takes it."""
     return None if key is None else [key.suite, key.public_key]
 
 

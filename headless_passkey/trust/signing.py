@@ -1,11 +1,10 @@
-"""Signing keys of members, and what is signed: ES256 with raw r || s (docs/protocol/trust.md).
+"""Signing keys of members: ES256 with raw r || s (docs/protocol/trust.md).
 
 A member's name is the RFC 7638 thumbprint of its P-256 signing key. A signing key may live in a TPM or a
-secure element, so the rest of the package asks only for `SigningKey`; `SoftwareSigningKey` is the one that
-keeps it in memory.
+secure element, so the rest of the package uses the interface `SigningKey`; `SoftwareSigningKey` keeps a key in memory.
 
-This module stands apart from the transport's key derivation on purpose: the relay verifies signatures and
-must not import what opens a FIDO URL.
+This module shares nothing with the transport's key derivation: the relay imports it to verify signatures, and must not
+import what opens a FIDO URL.
 """
 
 import hashlib
@@ -28,14 +27,14 @@ _ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC6325
 
 
 class SigningKey(Protocol):
-    """A P-256 key that signs, wherever it lives."""
+    """A P-256 key that signs; it may be in hardware."""
 
     @property
     def public_key(self) -> bytes:
-        """65 bytes, uncompressed."""
+        """The public key, 65 bytes, uncompressed."""
 
     def sign(self, data: bytes) -> bytes:
-        """ES256 over `data`: 64 bytes, r || s."""
+        """Sign `data` with ES256: 64 bytes, r || s."""
 
 
 class SoftwareSigningKey:
@@ -53,11 +52,11 @@ class SoftwareSigningKey:
 
     @classmethod
     def from_bytes(cls, scalar: bytes) -> Self:
-        """From the 32-byte secret scalar, as `to_bytes` gave it."""
+        """Restore a key from its `to_bytes`, the 32-byte secret scalar."""
         return cls(private_key(scalar))
 
     def to_bytes(self) -> bytes:
-        """The 32-byte secret scalar: keep it as you keep the key."""
+        """Export the key: the 32-byte secret scalar. It is a secret."""
         return self._private.private_numbers().private_value.to_bytes(32, "big")
 
     def sign(self, data: bytes) -> bytes:
@@ -66,7 +65,7 @@ class SoftwareSigningKey:
 
 
 def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Whether `signature` (64 bytes, r || s) over `data` was made with `public_key` (65 bytes)."""
+    """Verify an ES256 signature (64 bytes, r || s) over `data` with `public_key` (65 bytes)."""
     if len(signature) != SIGNATURE_SIZE:
         return False
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
@@ -80,13 +79,13 @@ def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
 
 
 def thumbprint(public_key: bytes) -> str:
-    """The name of a member: base64url RFC 7638 thumbprint of its signing key, 43 characters."""
+    """Compute a member's name: the RFC 7638 thumbprint of its signing key, base64url, 43 characters."""
     x, y = (base64url(public_key[1:33]), base64url(public_key[33:65]))
     return base64url(hashlib.sha256(f'{{"crv":"P-256","kty":"EC","x":"{x}","y":"{y}"}}'.encode()).digest())
 
 
 def parse_public_key(point: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a 65-byte point; refuses other forms and points off the curve."""
+    """Parse a point of 65 bytes; refuses other forms and points off the curve."""
     if len(point) != POINT_SIZE or point[0] != 4:
         raise RemoteProtocolError(f"expected an uncompressed P-256 point of 65 bytes, got {len(point)}")
     try:

@@ -1,4 +1,4 @@
-"""One-line text forms of what people hand over, and the relay URL that stands in all of them."""
+"""The one-line text form of account codes and invitations, and the relay URL in it."""
 
 import ipaddress
 import re
@@ -14,12 +14,12 @@ _RELAY_URL: Final = re.compile(r"https?://[a-z0-9.:\[\]-]+(/[A-Za-z0-9._~-]+)*",
 
 
 def to_line(prefix: str, data: bytes) -> str:
-    """`prefix` and `data` as one line of ASCII."""
+    """Encode `prefix` and `data` as one line of ASCII."""
     return prefix + base64url(data)
 
 
 def from_line(prefix: str, line: str, what: str) -> bytes:
-    """The bytes of a line that `to_line` made; spaces around it do not count."""
+    """Decode a line of `to_line`; spaces around it are ignored."""
     if len(line) > MAX_TEXT:
         raise RemoteProtocolError(f"{what}: {len(line)} characters, more than {MAX_TEXT}")
     line = line.strip()
