@@ -1,4 +1,4 @@
-"""A request, in the words that a device, the relay and companions have for it (docs/protocol/relay.md)."""
+"""The states of a request, and how a device reports its end to the relay (docs/protocol/relay.md)."""
 
 from enum import StrEnum
 from typing import Final
@@ -9,7 +9,7 @@ CEREMONY_TIMEOUT: Final = (
 
 
 class RequestState(StrEnum):
-    """Where a request is; the second line never changes again."""
+    """The state of a request. The states from `COMPLETED` on are terminal."""
 
     PENDING, DELIVERED, CLAIMED, OPENED = "pending", "delivered", "claimed", "opened"
     COMPLETED, DECLINED, FAILED = "completed", "declined", "failed"

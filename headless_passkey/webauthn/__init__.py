@@ -1,1 +1,1 @@
-"""WebAuthn as a client does it: options to a CTAP request, a reply to response JSON; origins and extensions. No I/O."""
+"""The WebAuthn client: options JSON to a CTAP request, its reply to response JSON; origins and extensions. No I/O."""

@@ -1,11 +1,11 @@
 """Client extensions of WebAuthn Level 3, as far as phones serve them over hybrid: credProps, prf, largeBlob (§10.1).
 
-An extension's input goes to the phone as that extension's own CTAP input, and its result comes back among the
-unsigned extension outputs (CTAP 2.2 §6.1.2, §6.2.2: keys 6 and 8). That is Chromium's form of prf and
+The client sends an extension's input as a CTAP extension input of the same name, and gets the result among the
+unsigned extension outputs (CTAP 2.2 §6.1.2, §6.2.2: keys 6 and 8). This is Chromium's encoding of prf and
 largeBlob for phones, which have neither PIN protocols nor large-blob commands; its sources are the reference:
 device/fido/prf_input.cc, ctap_get_assertion_request.cc, ctap_make_credential_request.cc,
-device_response_converter.cc. A phone is sent only what its getInfo names. Extensions not named here are
-ignored.
+device_response_converter.cc. The client sends an extension only to a phone whose getInfo names it. Other extensions
+are ignored.
 
     prf, create     {"eval": {"first": 32 bytes, "second": 32 bytes}}       {"enabled": bool, "results": …}
     prf, get        the same, "evalByCredential": {credential ID: {…}}      {"results": {"first": …, "second": …}}
@@ -25,16 +25,16 @@ from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
 
 MAX_BLOB_SIZE: Final = 64 * 1024  # bytes of a large blob, uncompressed
-MAX_PRF_INPUT_SIZE: Final = 64 * 1024  # bytes; it is hashed here
+MAX_PRF_INPUT_SIZE: Final = 64 * 1024  # bytes before hashing
 
 _PRF_CONTEXT: Final = b"WebAuthn PRF\x00"
 _PRF_OUTPUT_SIZE: Final = 32
-_RAW_DEFLATE: Final = -zlib.MAX_WBITS  # RFC 1951, as large blobs are kept (CTAP 2.2 §6.10.3)
+_RAW_DEFLATE: Final = -zlib.MAX_WBITS  # RFC 1951, the compression of large blobs (CTAP 2.2 §6.10.3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationExtensions:
-    """What a registration asks for beyond the credential."""
+    """The extensions of a registration."""
 
     cred_props: bool = False
     prf: "Prf | None" = None
@@ -42,7 +42,7 @@ class RegistrationExtensions:
 
     @classmethod
     def parse(cls, extensions: Mapping[str, Any]) -> Self:
-        """From AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn has an error."""
+        """Parse AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn requires an error."""
         prf, large_blob = _object(extensions, "prf"), _object(extensions, "largeBlob")
         if prf is not None and prf.get("evalByCredential") is not None:
             raise RemoteProtocolError("prf.evalByCredential is for assertions: there is no credential yet")
@@ -56,20 +56,20 @@ class RegistrationExtensions:
         )
 
     def ctap_inputs(self, phone: GetInfoResponse | None) -> dict[str, Any]:
-        """What of it goes to this phone; None: a phone of which nothing is known, which gets all of it."""
+        """Make the CTAP inputs for the extensions that this phone supports. phone: its getInfo; None takes it to support all."""
         inputs: dict[str, Any] = {}
         if self.prf is not None and _serves(phone, "prf"):
             inputs["prf"] = self.prf.ctap_input()
         if self.large_blob is not None and _serves(phone, "largeBlob"):
             inputs["largeBlob"] = {"support": self.large_blob}
         if self.large_blob == "required" and not inputs.get("largeBlob"):
-            raise RemoteProtocolError("the options require room for a large blob, which this phone has not")
+            raise RemoteProtocolError("the options require support for large blobs, which this phone lacks")
         return inputs
 
     def results(self, outputs: Mapping[str, Any], *, resident_key: bool) -> dict[str, Any]:
-        """The client extension results; nothing in them that was not asked for.
+        """Make the client extension results from the phone's outputs, for requested extensions only.
 
-        outputs: the phone's unsigned ones. resident_key: whether a discoverable credential was asked for.
+        outputs: the unsigned extension outputs. resident_key: whether the request was for a discoverable credential.
         """
         results: dict[str, Any] = {}
         if self.cred_props:
@@ -81,14 +81,16 @@ class RegistrationExtensions:
         if self.large_blob is not None:
             supported = _typed(_output(outputs, "largeBlob"), "supported", bool) or False
             if self.large_blob == "required" and not supported:
-                raise RemoteProtocolError("the phone made no room for a large blob, which was required")
+                raise RemoteProtocolError(
+                    "the phone did not enable large blobs for the credential, although the options require it"
+                )
             results["largeBlob"] = {"supported": supported}
         return results
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticationExtensions:
-    """What an assertion asks for beyond the signature."""
+    """The extensions of an assertion."""
 
     prf: "Prf | None" = None
     read_large_blob: bool = False
@@ -96,13 +98,15 @@ class AuthenticationExtensions:
 
     @classmethod
     def parse(cls, extensions: Mapping[str, Any], allow_list: tuple[bytes, ...]) -> Self:
-        """From AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn has an error."""
+        """Parse AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn requires an error."""
         large_blob = _object(extensions, "largeBlob") or {}
         if large_blob.get("support"):
             raise RemoteProtocolError("largeBlob.support is for registrations")
         write = _bytes(large_blob, "write", MAX_BLOB_SIZE) if _has(large_blob, "write") else None
         if write is not None and (_has(large_blob, "read") or len(allow_list) != 1):
-            raise RemoteProtocolError("a large blob is written for one allowed credential, and not read too")
+            raise RemoteProtocolError(
+                "largeBlob.write takes exactly one allowed credential, and excludes largeBlob.read"
+            )
         return cls(
             prf=Prf.parse(extensions, allow_list),
             read_large_blob=large_blob.get("read") is True,
@@ -110,7 +114,7 @@ class AuthenticationExtensions:
         )
 
     def ctap_inputs(self, phone: GetInfoResponse | None) -> dict[str, Any]:
-        """What of it goes to this phone; None: a phone of which nothing is known, which gets all of it."""
+        """Make the CTAP inputs for the extensions that this phone supports. phone: its getInfo; None takes it to support all."""
         inputs: dict[str, Any] = {}
         if self.prf is not None and self.prf.asks and _serves(phone, "prf"):
             inputs["prf"] = self.prf.ctap_input()
@@ -124,9 +128,9 @@ class AuthenticationExtensions:
         return inputs
 
     def results(self, outputs: Mapping[str, Any], *, credential_id: bytes) -> dict[str, Any]:
-        """The client extension results; nothing in them that was not asked for.
+        """Make the client extension results from the phone's outputs, for requested extensions only.
 
-        outputs: the phone's unsigned ones. credential_id: of the credential that answered.
+        outputs: the unsigned extension outputs. credential_id: the credential that signed.
         """
         results: dict[str, Any] = {}
         if self.prf is not None:
@@ -142,14 +146,14 @@ class AuthenticationExtensions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrfSalts:
-    """Where a pseudo-random function is evaluated: one salt, or two."""
+    """The salts for which the phone evaluates a credential's pseudo-random function: one, or two."""
 
     first: bytes = field(repr=False)  # 32 bytes
     second: bytes | None = field(repr=False, default=None)  # 32 bytes
 
     @classmethod
     def parse(cls, values: Any) -> Self:
-        """From AuthenticationExtensionsPRFValuesJSON: the inputs are hashed, so that no site chooses a salt."""
+        """Parse AuthenticationExtensionsPRFValuesJSON, and hash the inputs, so that no site chooses a salt (§10.1.4)."""
         if not isinstance(values, Mapping):
             raise RemoteProtocolError("the inputs of prf are not an object")
         return cls(
@@ -163,7 +167,7 @@ class PrfSalts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prf:
-    """The prf extension (§10.1.4): a pseudo-random function that only this credential can evaluate."""
+    """The prf extension (§10.1.4): the phone evaluates a pseudo-random function of the credential."""
 
     eval: PrfSalts | None = None  # for any credential
     by_credential: Mapping[bytes, PrfSalts] = field(repr=False, default_factory=dict)  # by credential ID
@@ -188,7 +192,7 @@ class Prf:
 
     @property
     def asks(self) -> bool:
-        """Whether there is anything to evaluate."""
+        """Whether there is a salt to evaluate."""
         return self.eval is not None or bool(self.by_credential)
 
     def ctap_input(self) -> dict[str, Any]:
@@ -200,7 +204,7 @@ class Prf:
         return inputs
 
     def results(self, output: Mapping[str, Any], credential_id: bytes | None) -> dict[str, Any]:
-        """``{"results": …}`` as far as the phone evaluated what was asked of this credential, or nothing."""
+        """Parse the phone's prf output: ``{"results": …}`` for the salts of this credential, else empty."""
         salts = self.eval if credential_id is None else self.by_credential.get(credential_id, self.eval)
         values = _typed(output, "results", dict)
         if salts is None or not values:
@@ -222,7 +226,7 @@ def _deflate(data: bytes) -> bytes:
 
 
 def _blob(output: Mapping[str, Any]) -> bytes | None:
-    """The large blob that the phone keeps for the credential, unpacked; None when it keeps none."""
+    """Decompress the credential's large blob; None when the phone stores none."""
     packed, size = _typed(output, "blob", bytes), _typed(output, "originalSize", int)
     if not packed and not size:
         return None
@@ -230,7 +234,7 @@ def _blob(output: Mapping[str, Any]) -> bytes | None:
         raise RemoteProtocolError("a large blob comes with its size, of at most 64 KiB")
     unpacker = zlib.decompressobj(wbits=_RAW_DEFLATE)
     try:
-        blob = unpacker.decompress(packed, size + 1)  # what unfolds into more is not unfolded further
+        blob = unpacker.decompress(packed, size + 1)  # bounded: a decompression bomb ends here
     except zlib.error as error:
         raise RemoteProtocolError("the phone's large blob is not deflated data") from error
     if len(blob) != size or not unpacker.eof or unpacker.unused_data:
@@ -243,7 +247,7 @@ def _serves(phone: GetInfoResponse | None, extension: str) -> bool:
 
 
 def _output(outputs: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """One extension's output, a map; empty when the phone has none."""
+    """Take one extension's output, a map; empty when the phone sent none."""
     output: Mapping[str, Any] = _typed(outputs, name, dict) or {}
     return output
 

@@ -1,15 +1,14 @@
-"""The device as WebAuthn client: options JSON and an origin in, response JSON out (WebAuthn Level 3).
+"""The device as a WebAuthn client: it turns options JSON and an origin into response JSON (WebAuthn Level 3).
 
-`AuthenticationOptions` and `RegistrationOptions` are what a relying party sends. Each knows the CTAP command
-it turns into, and checks and dresses the phone's reply as the JSON the relying party expects. The origin is
-the device's own word, so `parse` insists that the RP ID belongs to it.
+`AuthenticationOptions` and `RegistrationOptions` parse what a relying party sends, make the CTAP request, and turn the
+phone's checked reply into the JSON that the relying party expects. The device itself chooses the origin, so `parse`
+checks that the origin may use the RP ID.
 
-Where the options leave something out, or a phone lacks something, this is what happens: no ``rp.name``, the RP ID
-stands for it; no ``user.displayName``, the name does; no ``user.name``, an error, since a passkey without one
-cannot be told from another; a word of a later WebAuthn is as good as none; ``residentKey: preferred`` and
-``userVerification: preferred`` are asked of phones that can do it; ``required`` is an error where the phone
-cannot. null and empty text are as good as nothing, but for what has to be there. One odd entry does not spoil
-a list: an algorithm is read as browsers read a number, and what cannot be read is skipped. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
+What happens where the options lack a member or the phone a feature: the RP ID stands for a missing ``rp.name``, and the
+name for a missing ``user.displayName``. A missing ``user.name`` is an error, since people could not tell the passkey from
+others. An unknown enumeration value counts as absent. ``residentKey: preferred`` and ``userVerification: preferred`` are
+requested of phones that support them; ``required`` is an error where the phone does not. null and empty text count as
+absent, except in required members. A list skips entries that it cannot parse, and takes numbers as browsers do. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
 """
 
 import hashlib
@@ -44,7 +43,7 @@ from headless_passkey.webauthn.extensions import AuthenticationExtensions, Regis
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, host_of, is_within
 
 MAX_JSON_SIZE: Final = 64 * 1024
-DEFAULT_ALGORITHMS: Final = (-7, -257)  # what WebAuthn assumes for an empty list: ES256, RS256
+DEFAULT_ALGORITHMS: Final = (-7, -257)  # WebAuthn's default for an empty list: ES256, RS256
 
 _REQUIREMENTS: Final = ("required", "preferred", "discouraged")
 _CONVEYANCES: Final = ("none", "indirect", "direct", "enterprise")
@@ -55,19 +54,19 @@ _USER_PRESENT, _USER_VERIFIED, _ATTESTED, _EXTENSIONS = 0x01, 0x04, 0x40, 0x80
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """What the phone answered, checked, in the form the relying party takes."""
+    """The phone's checked response, in the relying party's format."""
 
     response: Mapping[str, Any] = field(repr=False)  # AuthenticationResponseJSON or RegistrationResponseJSON
     credential_id: bytes
-    user_handle: bytes | None = field(repr=False, default=None)  # whose passkey it is, as the phone says
+    user_handle: bytes | None = field(repr=False, default=None)  # the passkey's user, as the phone says
     user_name: str | None = field(repr=False, default=None)
 
     def to_json(self) -> str:
-        """The response on one line, as a browser's ``toJSON`` has it."""
+        """Encode the response as one line of JSON, in the form of a browser's ``toJSON``."""
         return json.dumps(self.response, separators=(",", ":"))
 
     def for_relying_party(self) -> dict[str, Any]:
-        """The response without what a prf evaluated to: those are keys for this device, not for a server."""
+        """The response without prf results, which are keys of this device and must not reach a server."""
         outputs = self.response.get("clientExtensionResults", {})
         if "prf" not in outputs:
             return dict(self.response)
@@ -77,7 +76,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticationOptions:
-    """PublicKeyCredentialRequestOptionsJSON, as far as a phone over hybrid can serve it."""
+    """PublicKeyCredentialRequestOptionsJSON: the members that a phone over hybrid can serve."""
 
     hint: ClassVar[RequestKind] = RequestKind.GET_ASSERTION
 
@@ -86,18 +85,18 @@ class AuthenticationOptions:
     challenge: bytes = field(repr=False)
     allow_list: tuple[bytes, ...] = ()  # credential IDs; empty: any discoverable credential
     user_verification: str = "preferred"
-    hints: tuple[str, ...] = ()  # where the relying party expects the passkey to be, the likeliest first
+    hints: tuple[str, ...] = ()  # where the relying party expects the passkey, most likely first
     extensions: AuthenticationExtensions = field(default_factory=AuthenticationExtensions)
 
     @classmethod
     def parse(cls, options: Any, *, origin: str, related: RelatedOrigins | None = None) -> Self:
-        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``.
+        """Parse JSON text, a parsed object, or either inside ``{"publicKey": …}``.
 
-        related: what the RP ID's host says of other origins, where the origin is not within the RP ID.
+        related: the RP ID's related origins, for an origin that is not within the RP ID.
         """
         values = _options_object(options)
         allow_list = _descriptor_ids(values, "allowCredentials")
-        if values.get("allowCredentials") and not allow_list:  # which must not come to mean any passkey
+        if values.get("allowCredentials") and not allow_list:  # an empty list would allow every passkey
             raise RemoteProtocolError(
                 "the options' allowCredentials names no public-key credential by an id in base64url"
             )
@@ -116,7 +115,7 @@ class AuthenticationOptions:
         return _client_data("webauthn.get", self.challenge, self.origin)
 
     def ctap_request(self, phone: GetInfoResponse | None = None) -> GetAssertionRequest:
-        """The command. phone: what it said of itself; without, it is taken to be able to do everything."""
+        """Make the CTAP request. phone: its getInfo; None takes it to support everything."""
         _check_can(phone, "uv", self.user_verification)
         wanted = self.user_verification != "discouraged" or self.extensions.prf is not None
         return GetAssertionRequest(
@@ -128,7 +127,7 @@ class AuthenticationOptions:
         )
 
     def accept(self, payload: bytes, _peer: GetInfoResponse | None = None) -> Credential:
-        """The phone's reply as AuthenticationResponseJSON; `RemoteProtocolError` for one we did not ask for."""
+        """Check the phone's reply and make AuthenticationResponseJSON; `RemoteProtocolError` for a reply to something else."""
         reply = GetAssertionResponse.parse(payload)
         data = AuthenticatorData.parse(reply.auth_data)
         data.check(self.rp_id, self.user_verification)
@@ -162,28 +161,28 @@ class AuthenticationOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationOptions:
-    """PublicKeyCredentialCreationOptionsJSON, as far as a phone over hybrid can serve it."""
+    """PublicKeyCredentialCreationOptionsJSON: the members that a phone over hybrid can serve."""
 
     hint: ClassVar[RequestKind] = RequestKind.MAKE_CREDENTIAL
 
     origin: str
     rp_id: str
-    rp_name: str  # phones want one, so it falls back to the RP ID
-    user: User  # phones want a display name, so it falls back to the name
+    rp_name: str  # phones require one; default: the RP ID
+    user: User  # phones require a display name; default: the name
     challenge: bytes = field(repr=False)
     algorithms: tuple[int, ...] = DEFAULT_ALGORITHMS
     exclude_list: tuple[bytes, ...] = ()
     resident_key: str = "discouraged"
     user_verification: str = "preferred"
     attestation: str = "none"
-    hints: tuple[str, ...] = ()  # where the relying party expects the passkey to be made, the likeliest first
+    hints: tuple[str, ...] = ()  # where the relying party expects the passkey, most likely first
     extensions: RegistrationExtensions = field(default_factory=RegistrationExtensions)
 
     @classmethod
     def parse(cls, options: Any, *, origin: str, related: RelatedOrigins | None = None) -> Self:
-        """From JSON text, a parsed object, or either inside ``{"publicKey": …}``.
+        """Parse JSON text, a parsed object, or either inside ``{"publicKey": …}``.
 
-        related: what the RP ID's host says of other origins, where the origin is not within the RP ID.
+        related: the RP ID's related origins, for an origin that is not within the RP ID.
         """
         values = _options_object(options)
         rp, user = _object(values, "rp"), _object(values, "user")
@@ -192,7 +191,9 @@ class RegistrationOptions:
         selection = _object(values, "authenticatorSelection") or {}
         hints = _hints(values)
         if selection.get("authenticatorAttachment") == "platform" and "hybrid" not in hints:
-            raise RemoteProtocolError("the options ask for a platform authenticator, a phone is none")
+            raise RemoteProtocolError(
+                "the options ask for a platform authenticator, and a phone is a roaming one"
+            )
         rp_id = _rp_id(_text(rp, "id"), origin, related)
         name = _text(user, "name")
         user_id = _bytes(user, "id")
@@ -219,7 +220,7 @@ class RegistrationOptions:
         return _client_data("webauthn.create", self.challenge, self.origin)
 
     def ctap_request(self, phone: GetInfoResponse | None = None) -> MakeCredentialRequest:
-        """The command. phone: what it said of itself; without, it is taken to be able to do everything."""
+        """Make the CTAP request. phone: its getInfo; None takes it to support everything."""
         _check_can(phone, "uv", self.user_verification)
         _check_can(phone, "rk", self.resident_key)
         return MakeCredentialRequest(
@@ -238,15 +239,15 @@ class RegistrationOptions:
         return self.resident_key == "required" or (self.resident_key == "preferred" and _can(phone, "rk"))
 
     def _asks_user_verification(self, phone: GetInfoResponse | None) -> bool:
-        """Also where it is discouraged, when the phone would refuse without (CTAP 2.2 §6.1.2 step 6)."""
+        """Whether to request user verification: also where it is discouraged, if the phone requires it (CTAP 2.2 §6.1.2 step 6)."""
         insists = phone is not None and not phone.options.get("makeCredUvNotRqd", False)
         wanted = self.user_verification != "discouraged" or self.extensions.prf is not None or insists
         return wanted and _can(phone, "uv")
 
     def accept(self, payload: bytes, peer: GetInfoResponse | None = None) -> Credential:
-        """The phone's reply as RegistrationResponseJSON; `RemoteProtocolError` for one we did not ask for.
+        """Check the phone's reply and make RegistrationResponseJSON; `RemoteProtocolError` for a reply to something else.
 
-        peer: what the phone said of itself; its transports go to the relying party.
+        peer: the phone's getInfo, whose transports go to the relying party.
         """
         reply = MakeCredentialResponse.parse(payload)
         data = AuthenticatorData.parse(reply.auth_data)
@@ -288,7 +289,7 @@ Options = AuthenticationOptions | RegistrationOptions
 
 
 def foreign_rp_id(options: Any, *, origin: str) -> str | None:
-    """The RP ID that `options` name, when only its own host can say whether `origin` may use it; else None."""
+    """The RP ID of `options` where `origin` needs a related origins request to use it; None where it needs none."""
     values = _options_object(options)
     named = values.get("rp", values)
     rp_id = _text(named, "id" if "rp" in values else "rpId") if isinstance(named, Mapping) else None
@@ -297,7 +298,7 @@ def foreign_rp_id(options: Any, *, origin: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticatorData:
-    """What the authenticator signs (WebAuthn §6.1), as far as a client reads it."""
+    """Authenticator data (WebAuthn §6.1): the members that a client checks."""
 
     rp_id_hash: bytes  # 32 bytes
     flags: int
@@ -323,13 +324,11 @@ class AuthenticatorData:
             if not isinstance(outputs, dict):
                 raise RemoteProtocolError("extension outputs are not a map")
         if rest:
-            raise RemoteProtocolError(
-                "authenticator data has bytes at its end that its flags do not announce"
-            )
+            raise RemoteProtocolError("authenticator data is longer than its flags say")
         return cls(rp_id_hash=rp_id_hash, flags=flags, credential_id=credential_id, public_key=public_key)
 
     def check(self, rp_id: str, user_verification: str) -> None:
-        """That this is for our relying party, with the user present and, if required, verified."""
+        """Check RP ID hash, user presence and, if required, user verification."""
         if not hmac.compare_digest(self.rp_id_hash, hashlib.sha256(rp_id.encode()).digest()):
             raise RemoteProtocolError("the phone answered for another relying party")
         if not self.flags & _USER_PRESENT:
@@ -339,7 +338,7 @@ class AuthenticatorData:
 
 
 def _public_key(cose: Mapping[int, Any]) -> bytes | None:
-    """The SubjectPublicKeyInfo of a COSE key, for the algorithms that every client knows (§5.2.1.1); else None."""
+    """Encode a COSE key as SubjectPublicKeyInfo, for the algorithms that every client implements (§5.2.1.1); else None."""
     key: PublicKeyTypes
     try:
         match cose:
@@ -497,7 +496,7 @@ def _bytes(values: Mapping[str, Any], key: str) -> bytes:
 
 
 def _client_data(kind: str, challenge: bytes, origin: str) -> bytes:
-    """CollectedClientData in the serialisation of WebAuthn §5.8.1.1."""
+    """Serialise CollectedClientData (WebAuthn §5.8.1.1)."""
     values = {"type": kind, "challenge": base64url(challenge), "origin": origin, "crossOrigin": False}
     return json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
 

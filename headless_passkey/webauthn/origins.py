@@ -1,9 +1,9 @@
-"""Which origin may use which RP ID (WebAuthn Level 3 §5.1.3, §5.11).
+"""The rules by which an origin may use an RP ID (WebAuthn Level 3 §5.1.3, §5.11).
 
-An origin may use its host as RP ID, a domain that its host is within, unless that is a public suffix, or an
-RP ID whose own ``https://RP_ID/.well-known/webauthn`` names the origin. The public suffix list comes with the
-package publicsuffixlist; nothing is fetched for it. It is read at the first RP ID that is not simply the
-host, once in a process, in about 50 ms on two cores; a sign-in whose RP ID is the host never reads it.
+An origin may use its host as RP ID, a parent domain of its host that is no public suffix, or an RP ID whose
+``https://RP_ID/.well-known/webauthn`` lists the origin. The public suffix list is part of the package
+publicsuffixlist; nothing is fetched. A process reads it once, in about 50 ms on two cores, at the first RP ID that differs
+from the host.
 """
 
 import functools
@@ -18,16 +18,14 @@ from headless_passkey.json_text import decode_json
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
 
-MAX_LABELS: Final = (
-    5  # names, whatever their public suffix, that may share an RP ID; WebAuthn asks for 5 at least
-)
-MAX_DOCUMENT_SIZE: Final = 256 * 1024  # bytes of a well-known document, as Chromium has it
+MAX_LABELS: Final = 5  # labels that may share an RP ID; WebAuthn requires at least 5
+MAX_DOCUMENT_SIZE: Final = 256 * 1024  # bytes of a well-known document, Chromium's limit
 
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
 def check_origin(origin: str) -> str:
-    """`origin` itself when it is a web origin we can speak for; `LocalProtocolError` otherwise."""
+    """Check that `origin` is a web origin that a device may use, and return it; `LocalProtocolError` otherwise."""
     try:
         parts = urlsplit(origin)
         port = parts.port
@@ -46,12 +44,12 @@ def check_origin(origin: str) -> str:
 
 
 def host_of(origin: str) -> str:
-    """The host of an origin that `check_origin` has passed."""
+    """The host of an origin that `check_origin` returned."""
     return urlsplit(origin).hostname or ""
 
 
 def is_within(host: str, rp_id: str) -> bool:
-    """Whether `rp_id` is `host`, or a registrable domain suffix of it, as HTML defines that."""
+    """Whether `rp_id` is `host` or a registrable domain suffix of it (HTML)."""
     if rp_id == host:
         return True
     if not is_domain(rp_id) or not host.endswith("." + rp_id):
@@ -63,14 +61,14 @@ def is_within(host: str, rp_id: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelatedOrigins:
-    """Which other origins may use an RP ID, as its own host says (§5.11, Related Origin Requests)."""
+    """An RP ID's related origins: other origins that its host allows to use it (§5.11)."""
 
     rp_id: str
-    origins: tuple[str, ...]  # URLs as the document has them, unchecked
+    origins: tuple[str, ...]  # unchecked URLs of the document
 
     @classmethod
     def parse(cls, document: bytes, *, rp_id: str) -> Self:
-        """From the document at `well_known_url`; `RemoteProtocolError` when it is not one."""
+        """Parse the document of `well_known_url`; `RemoteProtocolError` when it is malformed."""
         if len(document) > MAX_DOCUMENT_SIZE:
             raise RemoteProtocolError("a list of related origins has 256 KiB at most")
         try:
@@ -83,10 +81,10 @@ class RelatedOrigins:
         return cls(rp_id=_check_rp_id(rp_id), origins=tuple(origins))
 
     def allow(self, origin: str) -> bool:
-        """The related origins validation procedure (§5.11.1), without its fetch.
+        """Run the related origins validation procedure (§5.11.1), without its fetch.
 
-        The same name under several public suffixes counts as one label. Beyond five labels, origins with a
-        sixth are passed over; entries that are no URLs of a registrable domain are passed over as well.
+        The same name under several public suffixes counts as one label. Origins of a sixth label are skipped, and so are
+        entries that are not URLs of a registrable domain.
         """
         labels: set[str] = set()
         for entry in self.origins:
@@ -100,7 +98,7 @@ class RelatedOrigins:
 
 
 def well_known_url(rp_id: str) -> str:
-    """Where an RP ID's related origins are listed; `RemoteProtocolError` when it is no host's name."""
+    """The URL of an RP ID's related origins; `RemoteProtocolError` when the RP ID is not a domain name."""
     return f"https://{_check_rp_id(rp_id)}/.well-known/webauthn"
 
 
@@ -111,7 +109,7 @@ def _check_rp_id(rp_id: str) -> str:
 
 
 def _read_entry(entry: str) -> tuple[str, str] | tuple[None, None]:
-    """The origin of a URL, and the label of its registrable domain: ``example`` for ``https://a.example.co.uk``."""
+    """Parse an entry: the origin of a URL, and the label of its registrable domain (``example`` of ``https://a.example.co.uk``)."""
     try:
         parts = urlsplit(entry)
         host, port = parts.hostname or "", parts.port
@@ -124,7 +122,7 @@ def _read_entry(entry: str) -> tuple[str, str] | tuple[None, None]:
 
 
 def _written(scheme: str, host: str, port: int | None) -> str:
-    """An origin as browsers write it."""
+    """Serialise an origin as browsers do."""
     return f"{scheme}://{host}" + ("" if port in (None, _DEFAULT_PORTS.get(scheme)) else f":{port}")
 
 
