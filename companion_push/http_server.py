@@ -13,7 +13,7 @@ import json
 import logging
 import ssl
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final
@@ -24,9 +24,11 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
+from companion_push.addresses import Network, client_address
 from companion_push.log_limit import PERIOD, LogLimit
 from headless_passkey.command_line import UsageError
 
+DRAIN_SECONDS: Final = 5.0  # for requests under way when the server is asked to end
 IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
 
 
@@ -57,31 +59,35 @@ class Runner(web.AppRunner):
         self,
         app: web.Application,
         *,
-        shutdown_timeout: float,
+        shutdown_timeout: float = DRAIN_SECONDS,
         idle_timeout: float = IDLE_TIMEOUT,
+        trusted_proxies: Sequence[Network] = (),
         handler_cancellation: bool = False,
     ) -> None:
-        """shutdown_timeout, idle_timeout: seconds. handler_cancellation: whether who hangs up ends its handler."""
+        """shutdown_timeout, idle_timeout: seconds. trusted_proxies: whose ``X-Forwarded-For`` tells the client's address.
+
+        handler_cancellation: whether who hangs up ends its handler.
+        """
         super().__init__(app, shutdown_timeout=shutdown_timeout, handler_cancellation=handler_cancellation)
-        self._idle_timeout = idle_timeout
+        self._idle_timeout, self._trusted_proxies = idle_timeout, trusted_proxies
 
     async def cleanup(self) -> None:
         await super().cleanup()
         _limit.end()
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._idle_timeout)
+        return _Server(await super()._make_server(), self._idle_timeout, self._trusted_proxies)
 
 
 class _Server(web.Server):
-    def __init__(self, of_app: web.Server, idle_timeout: float) -> None:
+    def __init__(self, of_app: web.Server, idle_timeout: float, trusted_proxies: Sequence[Network]) -> None:
         super().__init__(
             self._explained,
             request_factory=of_app.request_factory,
             handler_cancellation=of_app.handler_cancellation,
         )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
-        self._idle_timeout = idle_timeout
+        self._idle_timeout, self._trusted_proxies = idle_timeout, trusted_proxies
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(
@@ -95,6 +101,10 @@ class _Server(web.Server):
 
     async def _explained(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the application answers; a problem document where aiohttp refuses in its place, such as Expect."""
+        if self._trusted_proxies:
+            told = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
+            remote = client_address(request.remote or "", told, self._trusted_proxies)
+            request = request.clone(remote=remote)
         try:
             return await self._handle(request)
         except web.HTTPException as error:

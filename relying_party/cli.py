@@ -23,6 +23,7 @@ from typing import Any, Final, NoReturn
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError
+from relying_party.http.addresses import Network, network
 from relying_party.names import printable
 
 DISTRIBUTION: Final = "headless-passkey"
@@ -192,6 +193,14 @@ def _parsers() -> tuple[_Parser, _Parser]:
     add("--cert", metavar="FILE", type=Path, help="certificate chain, PEM; without it plain HTTP on loopback")
     add("--key", metavar="FILE", type=Path, help="its private key, PEM")
     add(
+        "--trusted-proxy",
+        metavar="NETWORK",
+        type=_network,
+        action="append",
+        default=[],
+        help="a proxy in front, whose X-Forwarded-For tells a client's address; may be given again",
+    )
+    add(
         "--page",
         choices=("everyone", "own"),
         help="whom the page shows: everyone (default on localhost) or only those who look at it",
@@ -305,6 +314,13 @@ def _host_port(text: str) -> tuple[str, int]:
     if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
         raise argparse.ArgumentTypeError("expected HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _network(text: str) -> Network:
+    try:
+        return network(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError("expected an address or a network, such as 10.0.0.0/8") from error
 
 
 def _positive(text: str) -> int:

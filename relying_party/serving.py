@@ -1,76 +1,56 @@
 """What ``relying-party serve`` does: listen where the settings say, and serve until told to end."""
 
 import argparse
-import asyncio
 import contextlib
-import errno
-import ipaddress
 import os
-import signal
-import socket
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
-
-from aiohttp import web
 
 from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
-from relying_party.errors import TransportError, UsageError
+from relying_party.errors import UsageError
 from relying_party.http.app import make_app, make_metrics_app
-from relying_party.http.http_server import Runner, tls_context
+from relying_party.http.listening import Listener, is_loopback, listening, serving, until_terminated
 
 MAX_SECRETS: Final = 64 * 1024  # bytes of the file that has them
 
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Listen, and serve until the process is asked to end. say: tells the operator a line."""
-    ended = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    if (args.cert is None) != (args.key is None):
-        raise UsageError("--cert and --key go together")
-    tls = None if args.cert is None else tls_context(args.cert, args.key)
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(one) for one in _listen(*args.listen)]
-        if tls is None:
-            _only_loopback(sockets, say)
-        port, scheme = sockets[0].getsockname()[1], "http" if tls is None else "https"
-        config = _config(args, port=port, scheme=scheme)
-        app = make_app(config)
-        runners = [Runner(app)]
-        try:
-            await runners[0].setup()
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
+        base_url = _base_url(args, listener)
+        app = make_app(_config(args, listener, base_url))
+        proxies = args.trusted_proxy
+        async with (
+            serving(app, listener, say=say, trusted_proxies=proxies),
+            contextlib.AsyncExitStack() as inside,
+        ):
             if args.metrics is not None:
-                inside = [stack.enter_context(one) for one in _listen(*args.metrics)]
-                runners.append(Runner(make_metrics_app(app)))
-                await runners[1].setup()
-                for one in inside:
-                    await web.SockSite(runners[1], one).start()
-                where = origin_of("http", args.metrics[0], inside[0].getsockname()[1])
-                say(f"metrics at {where}/metrics")
-            for one in sockets:
-                await web.SockSite(runners[0], one, ssl_context=tls).start()
-            print(f"{_base_url(args, port=port, scheme=scheme)}\n", end="", flush=True)  # noqa: T201
-            await ended.wait()
-        finally:
-            for runner in reversed(runners):
-                await runner.cleanup()
+                metrics = listeners.enter_context(
+                    listening(*args.metrics, cert=None, key=None, anywhere=True)
+                )
+                await inside.enter_async_context(serving(make_metrics_app(app), metrics, say=lambda _: None))
+                say(f"metrics at {metrics.base_url()}/metrics")
+            ended = until_terminated()
+            print(f"{base_url}\n", end="", flush=True)  # noqa: T201
+            await ended
 
 
-def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
+def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Config:
+    port = listener.port
     if args.public_url is None and not args.origin and args.listen[0] in ("0.0.0.0", "::"):
         raise UsageError("listening on every address needs --public-url")
-    listening = _base_url(args, port=port, scheme=scheme)
     origins = tuple(_with_port(origin, port) for origin in args.origin)
     return Config.make(
         rp_id=args.rp_id,
         rp_name=args.rp_name,
-        public_url=args.public_url or (*origins, listening)[0],
-        also_reached_at=(listening, origin_of(scheme, args.listen[0], port)),
+        public_url=args.public_url or (*origins, base_url)[0],
+        also_reached_at=(base_url, _origin(listener, listener.host)),
         web_origins=origins,
         device_origins=tuple(_with_port(origin, port) for origin in args.device_origin),
         store=args.store,
@@ -94,12 +74,14 @@ def _config(args: argparse.Namespace, *, port: int, scheme: str) -> Config:
     )
 
 
-def _base_url(args: argparse.Namespace, *, port: int, scheme: str) -> str:
+def _base_url(args: argparse.Namespace, listener: Listener) -> str:
     """Where it listens, with the name under which browsers have passkeys on this machine."""
-    host = args.listen[0]
-    if _is_loopback(host) and is_local(f"{scheme}://{args.rp_id}"):
-        host = args.rp_id
-    return origin_of(scheme, host, port)
+    local = is_loopback(listener.host) and is_local(f"https://{args.rp_id}")
+    return _origin(listener, args.rp_id if local else listener.host)
+
+
+def _origin(listener: Listener, host: str) -> str:
+    return origin_of("http" if listener.tls is None else "https", host, listener.port)
 
 
 def _secrets(path: Path) -> dict[str, str]:
@@ -123,44 +105,3 @@ def _with_port(origin: str, port: int) -> str:
     if separator and rest.endswith(":0"):
         return origin_of(scheme, rest.removesuffix(":0").strip("[]"), port)
     return origin
-
-
-def _listen(host: str, port: int) -> Iterator[socket.socket]:
-    """A listening socket for each address of `host`, all on one port, also when that is any free one."""
-    listening = False
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            if family not in (socket.AF_INET, socket.AF_INET6):
-                continue
-            one = socket.socket(family, kind, protocol)
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            try:
-                one.bind((address[0], port, *address[2:]))
-                one.listen(128)
-            except OSError as error:
-                one.close()
-                if error.errno == errno.EADDRNOTAVAIL:
-                    continue  # such as ::1 where there is no IPv6
-                raise
-            port, listening = one.getsockname()[1], True
-            yield one
-    except OSError as error:
-        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    if not listening:
-        raise TransportError(f"cannot listen on {host}:{port}: not an address of this machine")
-
-
-def _only_loopback(sockets: Sequence[socket.socket], say: Callable[[str], None]) -> None:
-    if not all(_is_loopback(one.getsockname()[0]) for one in sockets):
-        raise UsageError("without --cert and --key only loopback addresses are listened on")
-    say("no certificate: plain HTTP, on loopback only")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return is_local(f"http://{host}")

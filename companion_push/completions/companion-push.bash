@@ -9,10 +9,10 @@ _shtab_companion_push_account_subparsers=(add)
 _shtab_companion_push_companion_subparsers=(join invite run members)
 _shtab_companion_push_subparsers=(relay account tunnel-service phone companion ether completion)
 
-_shtab_companion_push_relay_option_strings=(-h --help --listen --public-url --store --cert --key --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --held-per-address --config --json --log-level)
+_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --held-per-address --config --json --log-level)
 _shtab_companion_push_account_add_option_strings=(-h --help --store --relay --valid-hours --config --json --log-level)
 _shtab_companion_push_account_option_strings=(-h --help)
-_shtab_companion_push_tunnel_service_option_strings=(-h --help --config --json --log-level --listen --cert --key --waiting --life --silence --tunnels --tunnels-per-address --rate)
+_shtab_companion_push_tunnel_service_option_strings=(-h --help --config --json --log-level --listen --cert --key --trusted-proxy --waiting --life --silence --tunnels --tunnels-per-address --rate)
 _shtab_companion_push_phone_option_strings=(-h --help --config --json --log-level --url --credentials --radio --tunnel --uv --timeout --ca)
 _shtab_companion_push_companion_join_option_strings=(-h --help --config --json --log-level --state --ca --code --label --timeout)
 _shtab_companion_push_companion_invite_option_strings=(-h --help --config --json --log-level --state --ca --kind --rp-id --yes --timeout)
@@ -23,9 +23,9 @@ _shtab_companion_push_ether_option_strings=(-h --help --config --json --log-leve
 _shtab_companion_push_completion_option_strings=(-h --help)
 _shtab_companion_push_option_strings=(-h --help --version)
 
-_shtab_companion_push_relay___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___cert_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___key_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_relay___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___config_COMPGEN=_shtab_compgen_files

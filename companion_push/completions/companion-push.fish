@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' ether completion
-set -g _shtab_companion_push_opts_with_value --ca --ceiling --cert --code --config --consent --controllers --credentials --held-per-address --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_opts_with_value --ca --ceiling --cert --code --config --consent --controllers --credentials --held-per-address --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -61,16 +61,17 @@ complete -c companion-push -n _shtab_companion_push_using -l version -d 'show th
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a relay -d 'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
 complete -c companion-push -n '_shtab_companion_push_using relay' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l listen -x -d 'default: 127.0.0.1:8470; port 0 takes a free one'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l public-url -x -d 'what clients call it by; default: the base URL it listens on'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
-complete -c companion-push -n '_shtab_companion_push_using relay' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'TLS certificate chain, PEM'
-complete -c companion-push -n '_shtab_companion_push_using relay' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l ceiling -x -d 'seconds a request may wait for a claim, 300 at the most (default)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l lease -x -d 'seconds without a call after which a companion loses its claim, 60 at the most (default)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l pending-per-account -x -d 'unclaimed requests at a time, one per device (default: 3)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-minute -x -d 'of one account (default: 5)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-day -x -d 'of one account (default: 30)'
-complete -c companion-push -n '_shtab_companion_push_using relay' -l held-per-address -x -d 'held requests from one network address (default: 256); 0: no limit, behind a proxy'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l held-per-address -x -d 'held requests from one network address (default: 256); 0: no limit'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
@@ -89,9 +90,10 @@ complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -s h 
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [tunnel-service]'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
-complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l listen -x -d 'where to listen; port 0 picks one'
-complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l listen -x -d 'default: 127.0.0.1:8471; port 0 takes a free one'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l waiting -x -d 'seconds a tunnel waits for its second end (default: 180)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l life -x -d 'seconds after which a tunnel ends in any case (default: 600)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l silence -x -d 'seconds until an end that says nothing is pinged; it has half as many to answer (default: 20)'

@@ -4,14 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.text_form import check_relay_url
-
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +40,3 @@ def check_public_url(url: str) -> str:
         return check_relay_url(str(BaseUrl.parse(url)))
     except (LocalProtocolError, RemoteProtocolError) as error:
         raise LocalProtocolError(f"public_url: {error}") from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine and nothing else."""
-    return host in _LOOPBACK or host.startswith("127.")

@@ -9,6 +9,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
+from companion_push.addresses import neighbourhood
 from companion_push.relay.problems import Problem, Slug
 
 
@@ -57,6 +58,7 @@ class HeldRequests:
         Refuses with `rate-limited` when too many are held for one address. A released request no longer counts for its
         member, but counts for its address until it is answered.
         """
+        address = neighbourhood(address)
         if self._per_address and self._by_address[address] >= self._per_address:
             raise Problem(Slug.RATE_LIMITED, retry_after=5)
         held = HeldRequest()

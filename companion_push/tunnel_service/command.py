@@ -1,17 +1,11 @@
 """``companion-push tunnel-service``: the tunnel service as a program."""
 
 import argparse
-import logging
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from companion_push.options import add_serving
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.command_line import add_settings, example, host_port, out, until_terminated
-from headless_passkey.errors import TransportError
-
-SHUTDOWN_TIMEOUT: Final = 3.0  # seconds the tunnels have to close when the program is asked to end
-
-logger = logging.getLogger(__name__)
+from headless_passkey.command_line import add_settings, example, out, talk, until_terminated
 
 
 def add_parser(subparsers: Any) -> None:
@@ -27,15 +21,7 @@ def add_parser(subparsers: Any) -> None:
         ),
     )
     add_settings(parser, section="tunnel-service", environment="COMPANION_PUSH_TUNNEL_SERVICE")
-    parser.add_argument(
-        "--listen",
-        metavar="HOST:PORT",
-        type=host_port,
-        required=True,
-        help="where to listen; port 0 picks one",
-    )
-    parser.add_argument("--cert", metavar="FILE", type=Path, required=True, help="certificate chain, PEM")
-    parser.add_argument("--key", metavar="FILE", type=Path, required=True, help="its private key, PEM")
+    add_serving(parser, port=8471)
     parser.add_argument(
         "--waiting",
         metavar="S",
@@ -83,12 +69,9 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the tunnel service until the process is asked to end."""
-    from aiohttp import web  # noqa: PLC0415  --help needs none of this
-
-    from companion_push.http_server import Runner, tls_context  # noqa: PLC0415
+    from companion_push.listening import listening, serving  # noqa: PLC0415  --help needs none of this
     from companion_push.tunnel_service.app import make_app  # noqa: PLC0415
 
-    tls = tls_context(args.cert, args.key)
     limits = Limits(
         waiting=args.waiting,
         life=args.life,
@@ -97,20 +80,11 @@ async def serve(args: argparse.Namespace) -> None:
         tunnels_per_address=args.tunnels_per_address,
         rate=args.rate,
     )
-    host, port = args.listen
-    runner = Runner(make_app(limits), shutdown_timeout=SHUTDOWN_TIMEOUT)
-    await runner.setup()
-    try:
-        try:
-            await web.TCPSite(runner, host, port, ssl_context=tls).start()
-        except OSError as error:
-            raise TransportError(f"cannot listen on {host}:{port}: {error.strerror}") from error
-        name = f"[{host}]" if ":" in host else host
-        ended = until_terminated()
-        out(f"wss://{name}:{runner.addresses[0][1]}")
-        await ended
-    finally:
-        await runner.cleanup()
+    with listening(*args.listen, cert=args.cert, key=args.key) as listener:
+        async with serving(make_app(limits), listener, say=talk, trusted_proxies=args.trusted_proxy):
+            ended = until_terminated()
+            out(listener.base_url("ws"))
+            await ended
 
 
 def _positive(text: str) -> float:

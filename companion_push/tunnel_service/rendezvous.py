@@ -5,12 +5,12 @@ it, once. A tunnel has exactly two ends, a deadline, and a budget of messages an
 message and never its bytes.
 """
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Final
 
+from companion_push.addresses import neighbourhood
 from headless_passkey.hybrid.tunnel_url import MAX_MESSAGE_SIZE
 
 REMEMBERED_ADDRESSES: Final = 1 << 16
@@ -160,16 +160,3 @@ class Rendezvous:
             del self._tunnels[tunnel_id]
             return None
         return tunnel
-
-
-def neighbourhood(address: str) -> str:
-    """The unit that rate limits count: an IPv4 address, or an IPv6 /64 network."""
-    try:
-        parsed = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.IPv6Network((parsed, 64), strict=False))

@@ -43,6 +43,7 @@ _shtab_relying_party_serve_options=(
   "--store[default\: relying-party.sqlite]:FILE:_files"
   "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
+  "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"
   "--page[whom the page shows\: everyone (default on localhost) or only those who look at it]:page:(everyone own)"
   "--requests-per-minute[from one address\; default\: 600]:N:"
   "*--related-origin[pages of another domain that use the same passkeys\; may be given again]:ORIGIN:"

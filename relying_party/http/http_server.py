@@ -12,22 +12,23 @@ import asyncio
 import logging
 import ssl
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from relying_party.errors import UsageError
+from relying_party.http.addresses import Network, client_address
 from relying_party.http.answers import http_problem
 from relying_party.http.log_limit import PERIOD, LogLimit
 
+DRAIN_SECONDS: Final = 5.0  # for requests under way when the server is asked to end
 IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
-SHUTDOWN_TIMEOUT: Final = 5.0  # seconds for requests under way when the program is asked to end
 
 
 class Runner(web.AppRunner):
@@ -36,21 +37,39 @@ class Runner(web.AppRunner):
     Bodies come as they were sent: the application refuses a Content-Encoding, and nothing is unpacked for it.
     """
 
-    def __init__(self, app: web.Application) -> None:
-        super().__init__(app, shutdown_timeout=SHUTDOWN_TIMEOUT)
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        shutdown_timeout: float = DRAIN_SECONDS,
+        idle_timeout: float = IDLE_TIMEOUT,
+        trusted_proxies: Sequence[Network] = (),
+        handler_cancellation: bool = False,
+    ) -> None:
+        """shutdown_timeout, idle_timeout: seconds. trusted_proxies: whose ``X-Forwarded-For`` tells the client's address.
+
+        handler_cancellation: whether who hangs up ends its handler.
+        """
+        super().__init__(app, shutdown_timeout=shutdown_timeout, handler_cancellation=handler_cancellation)
+        self._idle_timeout, self._trusted_proxies = idle_timeout, trusted_proxies
 
     async def cleanup(self) -> None:
         await super().cleanup()
         _limit.end()
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server())
+        return _Server(await super()._make_server(), self._idle_timeout, self._trusted_proxies)
 
 
 class _Server(web.Server):
-    def __init__(self, of_app: web.Server) -> None:
-        super().__init__(self._explained, request_factory=of_app.request_factory)
+    def __init__(self, of_app: web.Server, idle_timeout: float, trusted_proxies: Sequence[Network]) -> None:
+        super().__init__(
+            self._explained,
+            request_factory=of_app.request_factory,
+            handler_cancellation=of_app.handler_cancellation,
+        )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
+        self._idle_timeout, self._trusted_proxies = idle_timeout, trusted_proxies
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(
@@ -58,12 +77,16 @@ class _Server(web.Server):
             loop=asyncio.get_running_loop(),
             logger=http_logger,
             access_log=None,  # type: ignore[arg-type]  # None is none: paths hold ids of passkeys
-            keepalive_timeout=IDLE_TIMEOUT,
+            keepalive_timeout=self._idle_timeout,
             auto_decompress=False,
         )
 
     async def _explained(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the application answers; a problem document where aiohttp refuses in its place, such as Expect."""
+        if self._trusted_proxies:
+            told = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
+            remote = client_address(request.remote or "", told, self._trusted_proxies)
+            request = request.clone(remote=remote)
         try:
             return await self._handle(request)
         except web.HTTPException as error:

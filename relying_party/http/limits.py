@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relying_party.errors import RateLimited
+from relying_party.http.addresses import neighbourhood
 
 MAX_ADDRESSES: Final = 50_000
 
@@ -17,6 +18,7 @@ class RateLimit:
 
     def take(self, address: str, *, now: float) -> None:
         """One request from `address`; `RateLimited` when that is one too many."""
+        address = neighbourhood(address)
         rate = self.per_minute / 60
         spent, before = self._spent.get(address, (0.0, now))
         spent = max(0.0, spent - max(0.0, now - before) * rate)

@@ -13,7 +13,6 @@ from companion_push.tunnel_service.rendezvous import (
     Rendezvous,
     Tunnel,
     TunnelRefusal,
-    neighbourhood,
 )
 
 TUNNEL_ID = bytes(range(16))
@@ -117,20 +116,6 @@ def test_addresses_are_remembered_up_to_a_bound() -> None:
     for number in range(REMEMBERED_ADDRESSES + 10):
         rendezvous.arrive(str(number), now=0)
     assert len(rendezvous._arrivals) == REMEMBERED_ADDRESSES
-
-
-@pytest.mark.parametrize(
-    ("address", "place"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("", ""),
-    ],
-)
-def test_an_ipv6_network_counts_as_one_address(address: str, place: str) -> None:
-    assert neighbourhood(address) == place
 
 
 @pytest.mark.threat("T9")

@@ -1,0 +1,119 @@
+"""How a server program listens and ends: sockets, certificate, deadlines, drain; every server of the project does it so.
+
+The relying party has a module like this; one test runs over all programs (tests/test_serving.py).
+"""
+
+import contextlib
+import errno
+import ipaddress
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from companion_push.addresses import Network
+from companion_push.http_server import Runner, tls_context
+from headless_passkey.command_line import UsageError
+from headless_passkey.errors import TransportError
+
+BACKLOG: Final = 1024  # connections that wait to be accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Sockets that listen, and the certificate they show."""
+
+    host: str
+    sockets: Sequence[socket.socket]
+    tls: ssl.SSLContext | None
+
+    @property
+    def port(self) -> int:
+        return int(self.sockets[0].getsockname()[1])
+
+    def base_url(self, scheme: str = "http") -> str:
+        """Where it listens. scheme: without TLS; an "s" is added with it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}{'s' if self.tls else ''}://{host}:{self.port}"
+
+
+@contextlib.contextmanager
+def listening(host: str, port: int, *, cert: Path | None, key: Path | None) -> Iterator[Listener]:
+    """Listen at each address of `host`, all on one port, also when that is any free one.
+
+    cert, key: PEM files; without them only this machine is listened to. `UsageError` says what is wrong with them,
+    `TransportError` that `host` and `port` cannot be had.
+    """
+    if (cert is None) != (key is None):
+        raise UsageError("--cert and --key go together")
+    tls = None if cert is None or key is None else tls_context(cert, key)
+    with contextlib.ExitStack() as stack:
+        only_loopback = tls is None
+        sockets = [stack.enter_context(one) for one in _sockets(host, port, only_loopback=only_loopback)]
+        yield Listener(host=host, sockets=sockets, tls=tls)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: web.Application,
+    listener: Listener,
+    *,
+    say: Callable[[str], None],
+    trusted_proxies: Sequence[Network] = (),
+    handler_cancellation: bool = False,
+) -> AsyncIterator[None]:
+    """Serve `app` while this is open; then nothing new is accepted, and what is under way has `DRAIN_SECONDS`.
+
+    say: tells the operator a line. handler_cancellation: whether a client that hangs up ends its handler.
+    """
+    runner = Runner(app, trusted_proxies=trusted_proxies, handler_cancellation=handler_cancellation)
+    try:
+        await runner.setup()
+        if listener.tls is None:
+            say("no certificate: plain HTTP, on loopback only")
+        for one in listener.sockets:
+            await web.SockSite(runner, one, ssl_context=listener.tls, backlog=BACKLOG).start()
+        yield
+    finally:
+        await runner.cleanup()
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine and nothing else."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.socket]:
+    listening = False
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            if family not in (socket.AF_INET, socket.AF_INET6):
+                continue
+            if only_loopback and not is_loopback(str(address[0])):
+                raise UsageError("without --cert and --key only loopback addresses are listened on")
+            one = socket.socket(family, kind, protocol)
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                one.bind((address[0], port, *address[2:]))
+                one.listen(BACKLOG)
+            except OSError as error:
+                one.close()
+                if error.errno == errno.EADDRNOTAVAIL:
+                    continue  # such as ::1 where there is no IPv6
+                raise
+            port, listening = one.getsockname()[1], True
+            yield one
+    except OSError as error:
+        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    if not listening:
+        raise TransportError(f"cannot listen on {host}:{port}: not an address of this machine")
