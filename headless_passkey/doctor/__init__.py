@@ -1,4 +1,4 @@
-"""`headless-passkey doctor`: what would keep a sign-in on this device from working, and what to do about it.
+"""`headless-passkey doctor` checks what a sign-in on this device needs, and says how to mend what is wrong.
 
 ======================================  ====================================================================
 `headless_passkey.doctor.finding`       `Finding`: what one check found, with a reason and a mend
@@ -10,6 +10,6 @@
 `headless_passkey.command.doctor`       the command line
 ======================================  ====================================================================
 
-It only looks: nothing on disk, at the relay or at the relying party is changed. docs/how-to/doctor.md lists
-all that it can find.
+It is read-only: it changes nothing on disk, at the relay or at the relying party. docs/how-to/doctor.md lists all
+findings.
 """

@@ -1,6 +1,6 @@
-"""What this device keeps, and what the relay makes of it: files, enrolment, relay, clocks, membership.
+"""Checks of the device's account: files, enrolment, relay, clocks, membership.
 
-Nothing is changed: newer rings are verified, as before a sign-in, and not taken over.
+They are read-only: newer rings are verified, as before a sign-in, and not stored.
 """
 
 import asyncio
@@ -37,9 +37,9 @@ from headless_passkey.private_file import nearest, refuse_others, why_not_writab
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.trust.chain import RingChain
 
-TOLERANCE: Final = 60  # seconds by which a relay lets our clock differ (docs/protocol/relay.md)
-NOTEWORTHY: Final = 20  # seconds of it that are worth a word before it is too late
-WRITTEN: Final = 1_767_225_600  # Unix seconds: when this was written (2026), which no right clock is before
+TOLERANCE: Final = 60  # seconds by which our clock may differ from the relay's (docs/protocol/relay.md)
+NOTEWORTHY: Final = 20  # seconds of difference that give a warning
+WRITTEN: Final = 1_767_225_600  # Unix seconds: the year of this code (2026); an earlier clock is wrong
 
 _AT_RELAY: Final = (Check.RELAY, Check.CLOCK, Check.MEMBERSHIP)
 
@@ -47,7 +47,7 @@ _AT_RELAY: Final = (Check.RELAY, Check.CLOCK, Check.MEMBERSHIP)
 async def examine_account(
     state: Path, tls: ssl.SSLContext | None, *, clock: Callable[[], float] = time.time
 ) -> list[Finding]:
-    """state: the directory. tls: whom to believe, None for the system's roots. clock: ours, in Unix seconds."""
+    """state: the directory. tls: trusted roots, None for the system's. clock: this machine's, in Unix seconds."""
     findings = examine_state(state)
     try:
         enrolled = enrolment.load(state)
@@ -67,7 +67,7 @@ async def examine_account(
 
 
 def examine_state(state: Path) -> list[Finding]:
-    """Whether what is for this user alone is so."""
+    """Check that the state directory and its files are private to this user."""
     try:
         status = state.stat()
     except FileNotFoundError:
@@ -85,18 +85,18 @@ def examine_state(state: Path) -> list[Finding]:
         files = sorted(state.iterdir())
         # and what is written beside them
         ours = [file for file in files if enrolment.FILE_NAME in file.name or is_session_file(file)]
-        # how others are to be kept is not ours to say: think of `--state /etc`
+        # only our own files: the directory may hold others, as with `--state /etc`
         case = "directory" if files and not ours else None
         for file in ours:
-            with suppress(FileNotFoundError):  # a sign-in writes beside what it replaces
+            with suppress(FileNotFoundError):  # a sign-in writes a temporary file beside the one it replaces
                 kept = file.lstat()
                 if stat.S_ISREG(kept.st_mode):
                     findings += _exposed(file, kept, 0o600, Status.PROBLEM)
     except OSError as error:
         findings.append(_unreadable(state, error))
-    # the files are closed all the same; but others may see them, or even put others in their place
+    # the files are private, but other users can list or replace them
     findings += _exposed(state, status, 0o700, Status.WARNING, case)
-    # a device that has joined needs to write only when the account has a newer ring
+    # an enrolled device writes only when the account has a newer ring
     joined = (state / enrolment.FILE_NAME).exists()
     findings += _unwritable(state, Status.WARNING if joined else Status.PROBLEM)
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
@@ -131,7 +131,7 @@ def _unreadable(path: Path, error: OSError) -> Finding:
 
 
 def _unwritable(state: Path, severity: Status) -> list[Finding]:
-    """Whether a join, or a newer ring, could be kept there."""
+    """Check that a join, or a newer ring, could be written there."""
     error = why_not_writable(state)
     if error is None:
         return []
@@ -148,7 +148,7 @@ def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:
 
 def _describe(enrolled: Enrolment) -> str:
     label = ""
-    with suppress(TrustError):  # removed, which membership tells
+    with suppress(TrustError):  # removed: the check of membership reports it
         label = f" as '{enrolled.label}'"
     return f"belongs to account {enrolled.account}{label}, relay {enrolled.relay_url}"
 
@@ -159,7 +159,7 @@ async def _examine_relay(
     url, host = enrolled.relay_url, urlsplit(enrolled.relay_url).netloc
     async with open_session(tls) as session:
         try:
-            # first without a proof: what fails here is the network, and is not tried again and again
+            # first without a proof: a failure is the network's, and is not retried
             answer = await ask(session, f"{url}/livez")
             ahead = None if answer.date is None else clock() - answer.date
             relay = RelayClient(ProvenHttp(session, url, enrolled.key, clock=clock))
@@ -181,7 +181,7 @@ async def _examine_relay(
 
 
 def _refused(error: TrustError, url: str, ahead: float | None) -> list[Finding]:
-    """The relay was reached, and something does not check out: the clock first, for it answers nothing else then."""
+    """Findings for an answer that fails a check. A relay that refuses our clock answers nothing else, so the clock comes first."""
     if error.reason is TrustReason.CLOCK_SKEW:
         skewed = Finding.of(Check.CLOCK, error, otherwise=error.reason)
         return [
@@ -199,7 +199,7 @@ def _relay_failed(error: HeadlessPasskeyError, url: str, now: float) -> list[Fin
 
 
 def _with_impossible_clock(findings: Sequence[Finding], now: float) -> list[Finding]:
-    """What a clock says of itself, where there is no relay's to compare it with."""
+    """Add a finding for a clock before 2026, where there is no relay's clock to compare."""
     if now >= WRITTEN:
         return list(findings)
     said = f"this machine's clock says {datetime.fromtimestamp(now, UTC):%Y-%m-%d}, which is long over"
@@ -213,7 +213,7 @@ def _answers(url: str) -> Finding:
 
 
 def _clock(ahead: float | None) -> Finding:
-    """The relay took our proof, so the clocks are within its tolerance; `ahead`, by its HTTP answer, says how near."""
+    """The finding for a clock within the relay's tolerance. ahead: seconds, by the relay's `Date` header."""
     if ahead is None:
         return Finding.ok(Check.CLOCK, f"within {TOLERANCE} s of the relay's")
     if abs(ahead) <= NOTEWORTHY:

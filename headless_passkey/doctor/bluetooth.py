@@ -1,4 +1,4 @@
-"""The radio as this device uses it, whichever it is."""
+"""Checks of the device's radio."""
 
 import sys
 from typing import Final
@@ -18,9 +18,9 @@ _CHECKS: Final = (Check.ADAPTER, Check.SCAN)
 async def examine_bluetooth(
     radio: str, *, passive: bool = False, listen: float = LISTEN, limit: float = LIMIT
 ) -> list[Finding]:
-    """What is wrong with `radio`, named as for `headless_passkey.radio.choose.open_radio`.
+    """Check `radio`, named as for `headless_passkey.radio.choose.open_radio`.
 
-    passive: whether the sign-ins here are to scan passively. listen: seconds to scan. limit: seconds for all.
+    passive: scan passively, as sign-ins here do. listen: seconds to scan. limit: seconds for all checks.
     `UsageError` when there is no such radio.
     """
     kind, _, name = radio.partition(":")

@@ -1,4 +1,4 @@
-"""Bluetooth on Linux: what is between the program and the air, one after the other."""
+"""Checks of Bluetooth on Linux: D-Bus, bluetoothd, adapter and scan, in this order."""
 
 import asyncio
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ CHECKS: Final = (Check.D_BUS, Check.BLUETOOTH_SERVICE, Check.ADAPTER, Check.SCAN
 
 
 async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit: float) -> list[Finding]:
-    """D-Bus, bluetoothd, the adapter called `name` or any, and a scan; what follows a problem is not checked.
+    """Check D-Bus, bluetoothd, the adapter called `name` or any, and a scan; the first problem ends the checks.
 
-    The steps are those of a sign-in, and so are the reasons. passive, listen, limit: see `examine_bluetooth`.
+    Steps and reasons are those of a sign-in. passive, listen, limit: see `examine_bluetooth`.
     """
     findings: list[Finding] = []
-    unoffered = False  # a passive scan that the adapter's service does not offer
+    unoffered = False  # whether bluetoothd offers no passive scan on the adapter
     try:
         async with asyncio.timeout(limit):
             async with open_bluez() as service:
@@ -59,7 +59,7 @@ def _describe(adapter: Adapter, adapters: Sequence[Adapter]) -> str:
 
 
 def _blocked(check: Check, name: str | None) -> Finding:
-    """With the difference that the user feels: one command helps, or none does."""
+    """The finding for a block by rfkill, soft or hard: a command removes the first only."""
     case = "hard" if blocked_by(name) == "hard" else "soft"
     what = {"soft": "software (rfkill)", "hard": "a switch or the firmware (rfkill)"}[case]
     return Finding.trouble(

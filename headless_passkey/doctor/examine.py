@@ -1,4 +1,4 @@
-"""The whole examination: every check, at once where they do not build on one another.
+"""The whole examination: all checks, concurrently where they are independent.
 
 ::
 
@@ -24,7 +24,7 @@ from headless_passkey.doctor.servers import examine_relying_party, examine_tunne
 from headless_passkey.errors import TransportReason
 from headless_passkey.net.base_url import BaseUrl
 
-LIMIT: Final = 45.0  # seconds for any of the parts: more than the sum of the times that each keeps by itself
+LIMIT: Final = 45.0  # seconds for each part: more than the sum of the part's own limits
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +40,12 @@ async def examine(
     listen: float = LISTEN,
     clock: Callable[[], float] = time.time,
 ) -> list[Finding]:
-    """What would keep a sign-in with these settings from working: one finding at least for each check.
+    """Run all checks for a sign-in with these settings; returns at least one finding for each check.
 
-    state: the device's directory. radio, passive: as for `headless_passkey.radio.choose.open_radio`. tls: whom
-    to believe, None for the system's roots. tunnels: base URLs of tunnel services by domain number. rp: a
+    state: the device's directory. radio, passive: as for `headless_passkey.radio.choose.open_radio`. tls: trusted
+    roots, None for the system's. tunnels: base URLs of tunnel services by domain number. rp: a
     relying party. listen: seconds to scan. clock: this machine's, in Unix seconds. It takes as long as the
-    slowest check, which is some seconds, and at most `LIMIT`. `UsageError` where the settings mean nothing.
+    slowest check, which is some seconds, and at most `LIMIT`. `UsageError` for settings that are not usable.
     """
     parts = [
         (Check.SCAN, examine_bluetooth(radio, passive=passive, listen=listen)),
@@ -71,9 +71,9 @@ async def _examine_relying_party(rp: BaseUrl | None, tls: ssl.SSLContext | None)
 
 
 async def _guarded(check: Check, part: Coroutine[Any, Any, list[Finding]]) -> list[Finding] | UsageError:
-    """What a part found; its own failure is a finding too, so that it hides none of the others.
+    """Run a part; its failure becomes a finding, so that the other parts' findings are not lost.
 
-    A `UsageError` is given back: raised in one task, it would come out of the group in another form.
+    A `UsageError` is returned and not raised: the task group would wrap it in an exception group.
     """
     try:
         async with asyncio.timeout(LIMIT):

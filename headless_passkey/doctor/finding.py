@@ -17,7 +17,7 @@ from headless_passkey.mends import Reason, mend
 
 
 class Check(StrEnum):
-    """What is looked at, in the order of the report."""
+    """The checks, in the order of the report."""
 
     D_BUS = "d-bus"
     BLUETOOTH_SERVICE = "bluetooth-service"
@@ -33,12 +33,12 @@ class Check(StrEnum):
 
 
 class Status(StrEnum):
-    """How it looks."""
+    """The result of a check."""
 
     OK = "ok"
-    WARNING = "warning"  # it may work all the same
-    PROBLEM = "problem"  # it will not
-    NOT_CHECKED = "not-checked"  # an earlier problem, or the way it is called, left nothing to look at
+    WARNING = "warning"  # a sign-in may work nevertheless
+    PROBLEM = "problem"  # a sign-in will fail
+    NOT_CHECKED = "not-checked"  # an earlier problem or the settings made the check impossible
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +48,9 @@ class Finding:
     check: Check
     status: Status
     message: str
-    reason: Reason | None = None  # of a problem or warning: the word that a failing sign-in would give
+    reason: Reason | None = None  # of a problem or warning: the reason that a failing sign-in would have
     mend: str | None = None  # what to do about it
-    subject: str | None = None  # which one, where there are several: a host
+    subject: str | None = None  # the host, where a check has several
 
     @classmethod
     def ok(cls, check: Check, message: str, *, subject: str | None = None) -> Self:
@@ -103,7 +103,7 @@ class Finding:
 
     @property
     def exit_status(self) -> ExitStatus:
-        """What a program ends with that fails for this reason."""
+        """The exit status of a program that fails for this reason."""
         if self.status is not Status.PROBLEM:
             return ExitStatus.DONE
         match self.reason:

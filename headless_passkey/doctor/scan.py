@@ -1,4 +1,4 @@
-"""A scan as a sign-in does it, for a few seconds, and what it says of the radio."""
+"""Checks by a scan of a few seconds, made as a sign-in makes it."""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ _CHECKS: Final = (Check.ADAPTER, Check.SCAN)
 async def examine_by_scanning(
     source: AdvertSource, *, listen: float, limit: float, case: str | None = None
 ) -> list[Finding]:
-    """Adapter and scan, where there is nobody to ask: a scan fails for the reason that the adapter gives.
+    """Check adapter and scan where no service can be asked: the scan fails with the adapter's reason.
 
-    listen: seconds to scan. limit: seconds for all. case: of the mends, for the kind of radio it is.
+    listen: seconds to scan. limit: seconds for all. case: of the mends, for this kind of radio.
     """
     failed = TransportReason.BLUETOOTH_FAILED
     ready = Finding.ok(Check.ADAPTER, "the adapter can be used")
@@ -34,7 +34,7 @@ async def examine_by_scanning(
 
 
 async def count_adverts(source: AdvertSource, seconds: float) -> int:
-    """How many adverts are heard within so many seconds, from when the scan has begun."""
+    """Count the adverts of `seconds`, from the start of the scan."""
     heard = 0
     clock = asyncio.get_running_loop().time
     async with source.adverts() as adverts:
@@ -50,7 +50,7 @@ async def count_adverts(source: AdvertSource, seconds: float) -> int:
 
 
 def scanned(where: str, seconds: float, heard: int) -> Finding:
-    """A scan that began and ended. No phone advertises unless it is asked, so silence says nothing."""
+    """The finding for a scan that worked. No phone advertises unasked, so a count of zero is no problem."""
     adverts = {0: "no FIDO advert, as usual while no phone is asked", 1: "1 FIDO advert"}
     said = adverts.get(heard, f"{heard} FIDO adverts")
     return Finding.ok(Check.SCAN, f"listened {where}for {seconds:g} s; heard {said}")
@@ -61,6 +61,6 @@ def too_slow(check: Check, limit: float) -> Finding:
 
 
 def not_checked_after(findings: Sequence[Finding], checks: Sequence[Check]) -> list[Finding]:
-    """For those of `checks` that come after the last of `findings`, which left nothing to look at."""
+    """Findings ``not-checked`` for those of `checks` that come after the last of `findings`."""
     because = f"because of {findings[-1].check}"
     return [Finding.not_checked(check, because) for check in checks[len(findings) :]]

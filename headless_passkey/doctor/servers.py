@@ -1,4 +1,4 @@
-"""Servers as this device sees them: whether they can be reached, and whether they are what they should be."""
+"""Checks of servers from this device: whether they are reachable, and are the expected kind of server."""
 
 import asyncio
 import contextlib
@@ -41,11 +41,11 @@ class Answer:
     """The head of an HTTP answer."""
 
     status: int
-    date: float | None  # Unix seconds, by the server's clock or that of its proxy; whole ones
+    date: float | None  # whole Unix seconds, by the clock of the server or its proxy
 
 
 async def ask(session: aiohttp.ClientSession, url: str) -> Answer:
-    """How the server behind `url` answers a GET; `TransportError` when it does not, or says that it cannot."""
+    """GET `url`; `TransportError` when the server does not answer, or answers with a transient failure."""
     host = urlsplit(url).netloc
     async with sending(session, "GET", url, timeout=aiohttp.ClientTimeout(total=LIMIT)) as response:
         answer = Answer(status=response.status, date=_date(response.headers.get("Date", "")))
@@ -65,7 +65,7 @@ def server_trouble(
     *,
     case: str | None = None,
 ) -> Finding:
-    """What it means that the server behind `url` cannot be used, told apart as finely as the error allows.
+    """The finding for a server that cannot be used, as exact as the error allows.
 
     case: as for `headless_passkey.mends.mend`, where the error itself tells none.
     """
@@ -87,9 +87,9 @@ def server_trouble(
 
 
 async def examine_relying_party(base: BaseUrl, tls: ssl.SSLContext | None) -> list[Finding]:
-    """Whether a relying party answers at `base`, or where that says. Nothing is asked of it that would open a ceremony.
+    """Check that a relying party answers at `base`, or where `base` refers to. It opens no ceremony.
 
-    The question is proved with a key of its own, so that the relying party learns nothing of this device.
+    The request's proof is by a key of its own, so that the relying party learns nothing about this device.
     """
     async with open_session(tls) as session:
         try:
@@ -108,9 +108,9 @@ async def examine_relying_party(base: BaseUrl, tls: ssl.SSLContext | None) -> li
 
 
 async def examine_tunnel_services(tunnels: Mapping[int, str], tls: ssl.SSLContext | None) -> list[Finding]:
-    """The assigned tunnel services, which stock phones use, and those of `tunnels`, base URLs by domain number.
+    """Check the assigned tunnel services, which stock phones use, and those of `tunnels`, base URLs by domain number.
 
-    Without one of its own the device depends on the assigned ones; with one, their absence is a warning.
+    An unreachable assigned service is a problem for a device without tunnel services of its own, and else a warning.
     """
     severity = Status.WARNING if tunnels else Status.PROBLEM
     async with asyncio.TaskGroup() as group:
@@ -124,7 +124,7 @@ async def examine_tunnel_services(tunnels: Mapping[int, str], tls: ssl.SSLContex
 
 
 async def _examine_assigned(base: str, tls: ssl.SSLContext | None, severity: Status) -> Finding:
-    """Ask somebody else's service for a tunnel that is not there: that leaves nothing behind."""
+    """Ask an assigned service for a tunnel that does not exist, which leaves no state there."""
     url = connect_url(base, secrets.token_bytes(ROUTING_ID_SIZE), secrets.token_bytes(TUNNEL_ID_SIZE))
     host = urlsplit(base).netloc
     try:
@@ -141,7 +141,7 @@ async def _examine_assigned(base: str, tls: ssl.SSLContext | None, severity: Sta
 
 
 async def _examine_own(base: str, tls: ssl.SSLContext | None) -> Finding:
-    """Open a tunnel as a phone does, and leave it at once: that shows it to be a tunnel service."""
+    """Open a tunnel as a phone does, and close it at once, to prove that the server is a tunnel service."""
     host = urlsplit(base).netloc
     try:
         async with open_tunnel(
@@ -167,7 +167,7 @@ def _no_tunnel_service(host: str, http_status: int, severity: Status) -> Finding
 
 
 def _date(header: str) -> float | None:
-    """The time in a header ``Date``, in one of the three forms of RFC 9110 §5.6.7; None for any other text.
+    """Parse a ``Date`` header in one of the three forms of RFC 9110 §5.6.7; None for any other text.
 
     Python takes a date without a zone that it knows for local time. The form of asctime has none, and means UTC.
     """

@@ -1,4 +1,4 @@
-"""What is installed: for a report that somebody else is to make sense of."""
+"""Versions of what is installed, for a report."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ _DAEMONS: Final = ("/usr/libexec/bluetooth/bluetoothd", "/usr/lib/bluetooth/blue
 
 
 async def find_versions() -> dict[str, str | None]:
-    """By name; None for what is not here."""
+    """Find versions by name; None for what is not installed."""
     found: dict[str, str | None] = dict.fromkeys(PACKAGES)
     for name in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -30,7 +30,7 @@ async def find_versions() -> dict[str, str | None]:
 
 
 async def bluez_version() -> str | None:
-    """Of the bluetoothd that is installed, or else of bluetoothctl."""
+    """The version of the installed bluetoothd, or else of bluetoothctl."""
     programs = [path for path in _DAEMONS if os.access(path, os.X_OK)]
     if control := shutil.which("bluetoothctl"):
         programs.append(control)
@@ -41,7 +41,7 @@ async def bluez_version() -> str | None:
 
 
 async def _ask(program: str) -> str | None:
-    """The number at the end of what `program --version` prints."""
+    """Run `program --version`, and return the number at the end of its output."""
     try:
         process = await asyncio.create_subprocess_exec(
             program,

@@ -1,1 +1,1 @@
-"""Where BLE adverts come from: one small interface, one module per radio."""
+"""Radios that receive BLE adverts: one interface, and a module for each radio."""

@@ -1,8 +1,8 @@
-"""The radio of this machine, through bleak: BlueZ on Linux, and what other systems have.
+"""The Bluetooth adapter of this machine, through bleak: BlueZ on Linux, and the services of other systems.
 
-On Linux the scan survives its radio: when the adapter is turned off or pulled out, or bluetoothd or the bus is
-restarted, it goes on as soon as they are back, and ends with a typed error when they stay away. Elsewhere
-bleak says nothing of such losses, and the scan merely falls silent.
+On Linux the scan recovers: when the adapter is turned off or unplugged, or bluetoothd or D-Bus is restarted, it starts
+again as soon as they are back, and raises a typed error when they stay away. On other systems bleak reports no
+such loss, and the scan receives nothing more.
 """
 
 import asyncio
@@ -34,10 +34,10 @@ from headless_passkey.tasks import end, to_its_end
 
 START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
-PATIENCE: Final = 30.0  # seconds a radio that was lost has to come back
-RETRY_PAUSE: Final = 0.5  # seconds between looks for it
-SILENCE: Final = 6.0  # seconds without any advert, of phones or others, after which the scan is begun anew
-BUSY_PATIENCE: Final = 15.0  # seconds; the kernel scans on for ten after a bluetoothd that was killed
+PATIENCE: Final = 30.0  # seconds a lost adapter has to come back
+RETRY_PAUSE: Final = 0.5  # seconds between attempts to find it
+SILENCE: Final = 6.0  # seconds without any advert, of phones or others, after which the scan is restarted
+BUSY_PATIENCE: Final = 15.0  # seconds; after bluetoothd was killed, the kernel goes on scanning for ten
 UNKNOWN_RSSI: Final = -127
 
 logger = logging.getLogger(__name__)
@@ -49,22 +49,21 @@ _PATTERNS: Final[list[OrPattern | tuple[int, AdvertisementDataType, bytes]]] = [
 
 
 class BleakRadio:
-    """Hears adverts through the system's Bluetooth service."""
+    """Receives adverts through the system's Bluetooth service."""
 
     def __init__(
         self, *, adapter: str | None = None, passive: bool = False, patience: float = PATIENCE
     ) -> None:
         """adapter: such as ``hci1`` (BlueZ only); None means the first that is on and able.
 
-        passive: only listen, where an active scan also asks advertisers for more, which no phone needs to be
-        found. It saves power, and BlueZ then hands over FIDO adverts alone; it needs BlueZ with advertisement
-        monitors, or Windows. patience: seconds a radio that is lost on the way has to come back.
+        passive: send no scan requests, which phones do not need. It saves power, and BlueZ then reports FIDO adverts
+        only; it needs BlueZ with advertisement monitors, or Windows. patience: seconds a lost adapter has to come back.
         """
         self._settings = (adapter, passive, patience)
 
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
-        """As `AdvertSource` says; several may listen at a time, with this radio or one that is set up alike."""
+        """Scan, as `AdvertSource` says. Listeners with the same settings share one scan."""
         scans = _SCANS.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
         scan = scans.setdefault(self._settings, _Scan(*self._settings))
         inbox = Inbox()
@@ -76,18 +75,18 @@ class BleakRadio:
 
 
 class _Scan:
-    """A scan, and all who listen to it: BlueZ grants a program one at a time on an adapter."""
+    """A scan with its listeners: BlueZ allows a program one scan on an adapter at a time."""
 
     def __init__(self, adapter: str | None, passive: bool, patience: float) -> None:  # noqa: FBT001
         self._adapter, self._passive, self._patience = adapter, passive, patience
         self._inboxes: set[Inbox] = set()
-        self._sound_at = 0.0  # when an advert was heard last, of anybody, on the event loop's clock
+        self._sound_at = 0.0  # time of the last advert, of any device, by the event loop's clock
         self._keeping: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
-        self._turn = asyncio.Lock()  # who comes while the last one leaves waits for the scan's end
+        self._turn = asyncio.Lock()  # a new listener waits until the last one has stopped the scan
 
     async def join(self, inbox: Inbox) -> None:
-        """Let `inbox` have what is heard from now on; `TransportError` when the radio cannot be used."""
+        """Add a listener; `TransportError` when the adapter cannot be used."""
         self._inboxes.add(inbox)
         try:
             async with self._turn:
@@ -101,7 +100,7 @@ class _Scan:
             raise
 
     async def leave(self, inbox: Inbox) -> None:
-        """The last one turns the radio off, even if it is cancelled meanwhile."""
+        """Remove a listener. The last one stops the scan, also when it is cancelled meanwhile (shielded)."""
         self._inboxes.discard(inbox)
         if not self._inboxes:
             await to_its_end(self._end_if_deserted())
@@ -113,7 +112,7 @@ class _Scan:
                 self._keeping = None
 
     async def _keep_scanning(self, started: "asyncio.Future[None]") -> None:
-        """Scan, and scan again after a loss; a failure goes to `started` the first time, to all who listen later."""
+        """Scan, and again after a loss. `started` takes the failure of the first scan, and the listeners take a later one."""
         clock = asyncio.get_running_loop().time
         began, lost_at = clock(), None
         while True:
@@ -124,7 +123,7 @@ class _Scan:
                     started.set_result(None)
                 logger.debug("scanning")
                 if lost_at is not None:
-                    logger.warning("listening again")  # for those who read of the loss
+                    logger.warning("listening again")  # follows the warning about the loss
                 lost_at = None
 
             try:
@@ -146,7 +145,7 @@ class _Scan:
             await asyncio.sleep(RETRY_PAUSE)
 
     async def _scan(self, scanning: Callable[[], None]) -> None:
-        """Scan until the radio is lost; `TransportError` when it cannot be used."""
+        """Scan until the adapter is lost; `TransportError` when it cannot be used."""
         if sys.platform != "linux":
             async with self._scanner(self._adapter):
                 scanning()
@@ -167,11 +166,11 @@ class _Scan:
             logger.info("the scan on %s has ended: adapter or Bluetooth service went away", adapter.name)
 
     async def _silence(self, lost: "asyncio.Future[None]") -> None:
-        """Wait until `lost`, or until the scan is suspiciously silent.
+        """Wait until `lost`, or until no advert has come for `SILENCE` seconds.
 
-        Before 5.88, bluetoothd can take a scan for running that the kernel has ended, when another, of any program,
-        was being stopped as it began; until the next stop it hears nothing. A passive scan is another machinery, and
-        silent where no phone is.
+        bluetoothd before 5.88 can believe that a scan runs which the kernel has stopped: it happens when a scan of
+        another program is stopped while ours starts, and lasts until the next stop. A passive scan uses other
+        functions, and is silent where no phone is near.
         """
         if self._passive:
             await asyncio.wait([lost])
@@ -194,8 +193,8 @@ class _Scan:
                     for inbox in self._inboxes:
                         inbox.put(advert)
 
-        # No service_uuids: BlueZ would look for them in the lists of UUIDs alone, and drop adverts that
-        # carry service data only.
+        # No service_uuids: BlueZ compares them with the lists of UUIDs only, and would drop adverts that carry
+        # service data without such a list.
         options = BlueZScannerArgs(or_patterns=_PATTERNS) if self._passive else BlueZScannerArgs()
         if adapter is not None:
             options["adapter"] = adapter
@@ -203,7 +202,7 @@ class _Scan:
             scanner = BleakScanner(
                 heard, scanning_mode="passive" if self._passive else "active", bluez=options
             )
-        except Exception as error:  # one for every way in which a system can lack something
+        except Exception as error:  # bleak raises many unrelated classes here
             raise _translated(error) from error
         starting = asyncio.ensure_future(scanner.start())
         try:
@@ -214,7 +213,7 @@ class _Scan:
                 )
             try:
                 starting.result()
-            except Exception as error:  # bleak's, D-Bus's and the system's share no base
+            except Exception as error:  # errors of bleak, D-Bus and the system have no common base
                 raise _translated(error) from error
             yield
         finally:
@@ -223,18 +222,18 @@ class _Scan:
 
 async def _stop(scanner: BleakScanner, starting: "asyncio.Future[None]") -> None:
     """End a scan that runs, or may still start."""
-    # cancelled while it starts, it is let start: bluetoothd may have heard of it, and would scan on
+    # shielded from cancellation: bluetoothd may have received the call already, and would scan for ever
     await asyncio.wait([starting], timeout=STOP_TIMEOUT)
     if not starting.done():
         starting.cancel()
         await asyncio.wait([starting], timeout=STOP_TIMEOUT)
     elif not starting.cancelled() and starting.exception() is None:
-        with contextlib.suppress(Exception):  # nothing can be done about it on the way out
+        with contextlib.suppress(Exception):  # the context ends anyway
             async with asyncio.timeout(STOP_TIMEOUT):
                 await scanner.stop()
 
 
-# a scan knows its event loop, and would keep that for good
+# weak: a scan refers to its event loop
 _SCANS: WeakKeyDictionary[
     asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str | None, bool, float], _Scan]
 ] = WeakKeyDictionary()
@@ -245,7 +244,7 @@ def _is_busy(error: Exception) -> bool:
 
 
 def _translated(error: Exception) -> TransportError:
-    """What is wrong with Bluetooth here, and what to do about it."""
+    """Translate an error of bleak, D-Bus or the system."""
     reasons = BleakBluetoothNotAvailableReason
     match error:
         case BleakDBusError() if sys.platform == "linux":

@@ -1,6 +1,6 @@
-"""BlueZ over D-Bus, as far as radio and advertiser share it: adapters, their state, and word when one is lost.
+"""BlueZ over D-Bus, for radio and advertiser: adapters, their state, and a signal when one is lost.
 
-Linux only. Whatever goes wrong here is a `TransportError` whose reason says what, and whose message says
+Linux only. Every failure is a `TransportError` whose reason says what is wrong, and whose message says
 what to do about it.
 """
 
@@ -50,7 +50,7 @@ _REASONS: Final[Mapping[str, TransportReason]] = {  # by the D-Bus error's name
     f"{_BUS}.Error.NoReply": TransportReason.NO_BLUETOOTH_SERVICE,
     f"{_BUS}.Error.ServiceUnknown": TransportReason.NO_BLUETOOTH_SERVICE,
     f"{_BUS}.Error.TimedOut": TransportReason.NO_BLUETOOTH_SERVICE,
-    f"{_BUS}.Error.UnknownMethod": TransportReason.NO_ADAPTER,  # nor is its object there
+    f"{_BUS}.Error.UnknownMethod": TransportReason.NO_ADAPTER,  # the object is missing too
     f"{_BUS}.Error.UnknownObject": TransportReason.NO_ADAPTER,
 }
 _CANNOT_START: Final = (f"{_BUS}.Error.Spawn.", "org.freedesktop.systemd1.")  # bluetoothd, on demand
@@ -59,19 +59,19 @@ logger = logging.getLogger(__name__)
 
 
 def bluetooth_error(reason: TransportReason) -> TransportError:
-    """The error for a reason, in general words."""
+    """Make the error for a reason, in general words."""
     return transport_error(_WRONG[reason], reason)
 
 
 def reason_of(error_name: str) -> TransportReason:
-    """What a D-Bus error means here."""
+    """Translate the name of a D-Bus error."""
     if error_name.startswith(_CANNOT_START):
         return TransportReason.NO_BLUETOOTH_SERVICE
     return _REASONS.get(error_name, TransportReason.BLUETOOTH_FAILED)
 
 
 class RefusedError(TransportError):
-    """A D-Bus error came back."""
+    """A method call was answered with a D-Bus error."""
 
     def __init__(self, error_name: str, member: str) -> None:
         """error_name: such as ``org.bluez.Error.Failed``. member: the method that was called."""
@@ -87,11 +87,11 @@ class RefusedError(TransportError):
 class Adapter:
     """A Bluetooth adapter as bluetoothd describes it."""
 
-    name: str  # such as hci0
+    name: str  # for instance hci0
     powered: bool
-    central: bool  # can listen to Low Energy adverts
+    central: bool  # receives Low Energy adverts
     advertises: bool  # has LEAdvertisingManager1
-    monitors: bool  # can be asked for a passive scan (AdvertisementMonitorManager1)
+    monitors: bool  # offers passive scans (AdvertisementMonitorManager1)
 
     @property
     def path(self) -> str:
@@ -101,9 +101,9 @@ class Adapter:
 def choose(
     adapters: Sequence[Adapter], name: str | None, *, able: Callable[[Adapter], bool], what_for: str
 ) -> Adapter:
-    """The adapter called `name`, or the first that is `able` and on; `TransportError` when it cannot be used.
+    """Choose the adapter called `name`, or the first that is `able` and on; `TransportError` when it cannot be used.
 
-    what_for: ends the sentence "the adapter … cannot".
+    what_for: ends the message "the adapter … cannot".
     """
     if name is not None:
         adapters = [adapter for adapter in adapters if adapter.name == name]
@@ -112,7 +112,7 @@ def choose(
                 f"there is no Bluetooth adapter {name}", TransportReason.NO_ADAPTER, "named"
             )
     if not adapters:
-        # a block that the firmware keeps takes the adapter away altogether
+        # a block by the firmware removes the adapter from the list
         blocked = blocked_by() is not None
         raise bluetooth_error(TransportReason.ADAPTER_BLOCKED if blocked else TransportReason.NO_ADAPTER)
     on = [adapter for adapter in adapters if adapter.powered]
@@ -120,7 +120,7 @@ def choose(
     for adapter in on:
         if adapter in fit:
             return adapter
-    # one that is off says little of what it could do
+    # an adapter that is off does not list its features
     if on and len(on) == len(adapters):
         names = ", ".join(adapter.name for adapter in adapters)
         raise transport_error(
@@ -135,18 +135,18 @@ def choose(
 
 
 def choose_listener(adapters: Sequence[Adapter], name: str | None) -> Adapter:
-    """As `choose`, for a scan."""
+    """Choose the adapter for a scan."""
     return choose(adapters, name, able=lambda one: one.central, what_for="listen for Low Energy adverts")
 
 
 def blocked_by(name: str | None = None) -> Literal["soft", "hard"] | None:
-    """How rfkill keeps an adapter off: by software, or by a switch or the firmware, which go before.
+    """How rfkill blocks an adapter: by software (soft), or by a switch or the firmware (hard), which takes precedence.
 
-    name: such as ``hci0``; None for anything of Bluetooth's.
+    name: for instance ``hci0``; None for any Bluetooth device.
     """
     found = []
     for device in RFKILL.glob("rfkill*"):
-        with suppress(OSError):  # it may go while we look
+        with suppress(OSError):  # it may disappear meanwhile
             which, wanted = ("type", "bluetooth") if name is None else ("name", name)
             if (device / which).read_text().strip() == wanted:
                 found += [kind for kind in ("soft", "hard") if (device / kind).read_text().strip() == "1"]
@@ -154,27 +154,27 @@ def blocked_by(name: str | None = None) -> Literal["soft", "hard"] | None:
 
 
 class Bluez:
-    """A connection to the system bus, and behind it bluetoothd."""
+    """A connection to bluetoothd over the system bus."""
 
     def __init__(self, bus: MessageBus) -> None:
         self._bus = bus
         self._ended = asyncio.ensure_future(_end_of(bus))
 
     async def call(self, path: str, interface: str, member: str, signature: str = "", *body: Any) -> Any:
-        """What a method of bluetoothd returns first, without variants; `RefusedError` when it refuses."""
+        """Call a method of bluetoothd; returns its first value without variants. `RefusedError` for a D-Bus error."""
         return await self._call("org.bluez", path, interface, member, signature, *body)
 
     async def adapters(self, *, start: bool = True) -> Sequence[Adapter]:
-        """All there are, hci0 first. start: have the bus start bluetoothd where it can."""
+        """List the adapters, hci0 first. start: let D-Bus start bluetoothd if it is not running."""
         flags = MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART
         objects = await self._call("org.bluez", "/", _OBJECTS, "GetManagedObjects", "", flags=flags)
         found = [_adapter(path, interfaces) for path, interfaces in objects.items() if _ADAPTER in interfaces]
         return sorted(found, key=lambda adapter: (len(adapter.name), adapter.name))
 
     async def watch(self, adapter: Adapter) -> "asyncio.Future[None]":
-        """Done once `adapter` is off or gone, or bluetoothd or the bus has ended.
+        """Return a future that is done once `adapter` is off or gone, or bluetoothd or the bus has ended.
 
-        Its coming back makes no difference: whatever was going on over that adapter has ended all the same.
+        It stays done when the adapter comes back, because scans and adverts over it have ended.
         """
         lost = asyncio.get_running_loop().create_future()
 
@@ -185,7 +185,7 @@ class Bluez:
         def look(message: Message) -> None:
             if (
                 message.message_type is MessageType.SIGNAL
-                and not message.destination  # anyone on the bus may send a signal to us alone, under any name
+                and not message.destination  # broadcasts only: any program on the bus can send us a signal directly, under any name
                 and _is_loss(message, adapter.path)
             ):
                 lose()
@@ -195,18 +195,18 @@ class Bluez:
         for rule in (
             f"type='signal',sender='{_BUS}',member='NameOwnerChanged',arg0='org.bluez'",
             f"type='signal',sender='org.bluez',interface='{_PROPERTIES}',path='{adapter.path}',arg0='{_ADAPTER}'",
-            # this path alone: with all below it, every device that is forgotten would wake us
+            # this path only: below it, each removed device would be a signal
             f"type='signal',sender='org.bluez',interface='{_OBJECTS}',member='InterfacesRemoved',arg0path='{adapter.path}'",
         ):
             await self._call(_BUS, "/org/freedesktop/DBus", _BUS, "AddMatch", "s", rule)
         return lost
 
     def export(self, path: str, interface: Any) -> None:
-        """Offer an object of ours (a `dbus_fast.service.ServiceInterface`) to bluetoothd."""
+        """Export an object (a `dbus_fast.service.ServiceInterface`) to bluetoothd."""
         self._bus.export(path, interface)
 
     async def close(self) -> None:
-        """Hang up: what this connection asked for, from match rules to adverts, ends with it."""
+        """Disconnect, which ends everything that belongs to this connection, from match rules to adverts."""
         self._bus.disconnect()
         await self._ended
 
@@ -238,13 +238,13 @@ class Bluez:
 
 @asynccontextmanager
 async def open_bluez() -> AsyncIterator[Bluez]:
-    """A connection of its own, so that all it leaves behind at the daemons ends with it.
+    """Open a connection of its own, so that the daemons release everything when it closes.
 
-    `TransportError` when there is no system bus. Whether bluetoothd runs, the first call tells.
+    `TransportError` when there is no system bus. The first call shows whether bluetoothd runs.
     """
     try:
         bus = MessageBus(bus_type=BusType.SYSTEM)
-    except Exception as error:  # a malformed address, a socket that is not there
+    except Exception as error:  # a malformed address, a missing socket
         raise bluetooth_error(TransportReason.NO_DBUS) from error
     try:
         async with asyncio.timeout(CALL_TIMEOUT):
@@ -252,7 +252,7 @@ async def open_bluez() -> AsyncIterator[Bluez]:
     except AuthError as error:
         bus.disconnect()
         raise bluetooth_error(TransportReason.BLUETOOTH_FORBIDDEN) from error
-    except Exception as error:  # dbus-fast, the system and asyncio have one each
+    except Exception as error:  # errors of dbus-fast, the system and asyncio have no common base
         bus.disconnect()
         raise bluetooth_error(TransportReason.NO_DBUS) from error
     except BaseException:  # cancelled
@@ -266,7 +266,7 @@ async def open_bluez() -> AsyncIterator[Bluez]:
 
 
 async def _end_of(bus: MessageBus) -> None:
-    with suppress(Exception):  # how it ended is all the same
+    with suppress(Exception):  # it has ended in any case
         await bus.wait_for_disconnect()  # type: ignore[no-untyped-call]
 
 
@@ -276,7 +276,8 @@ def _adapter(path: str, interfaces: Mapping[str, Any]) -> Adapter:
     return Adapter(
         name=path.rpartition("/")[2],
         powered=bool(properties.get("Powered")),
-        central="central" in properties.get("Roles", ["central"]),  # before BlueZ 5.57 it did not say
+        central="central"
+        in properties.get("Roles", ["central"]),  # before BlueZ 5.57 the property is missing
         advertises="org.bluez.LEAdvertisingManager1" in interfaces,
         monitors="or_patterns" in monitor.get("SupportedMonitorTypes", ()),
     )

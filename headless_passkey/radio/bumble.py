@@ -1,6 +1,6 @@
-"""A radio over bumble: a Bluetooth host in this process, and a controller reached by any of bumble's transports.
+"""A radio over bumble: a Bluetooth host in this process, with a controller behind one of bumble's transports.
 
-``tcp-client:127.0.0.1:PORT`` reaches an emulated controller, ``usb:0`` a dongle that the system leaves alone.
+``tcp-client:127.0.0.1:PORT`` is an emulated controller, ``usb:0`` a dongle that the system does not use.
 """
 
 import asyncio
@@ -24,8 +24,8 @@ from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 from headless_passkey.tasks import end
 
-START_TIMEOUT: Final = 10.0  # seconds to reach the controller and set it up
-STOP_TIMEOUT: Final = 1.0  # seconds a controller has to do what it is told last
+START_TIMEOUT: Final = 10.0  # seconds to open and set up the controller
+STOP_TIMEOUT: Final = 1.0  # seconds a controller has to answer the last command
 REMEMBERED_ADVERTISERS: Final = 4096
 
 _USB_ACCESS: Final = -3  # LIBUSB_ERROR_ACCESS
@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 class BumbleRadio:
-    """Hears adverts, duplicates included."""
+    """Receives adverts, duplicates included."""
 
     def __init__(self, transport: str, *, passive: bool = False) -> None:
-        """transport: as bumble names it. passive: do not ask advertisers for a scan response."""
+        """transport: in bumble's notation. passive: send no scan requests."""
         self._transport, self._passive = transport, passive
 
     @asynccontextmanager
@@ -81,21 +81,23 @@ class BumbleRadio:
 
 @asynccontextmanager
 async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Future[None]]]:
-    """A host that is powered on, under a random static address of its own, and a future for its loss.
+    """Open a controller and power its host on, under a random static address; returns the host, and a future for its loss.
 
-    The future is done when the controller has gone. `UsageError` for a name that names no transport,
-    `TransportError` when there is no controller behind it.
+    The future is done when the controller is lost. `UsageError` for an unknown transport, `TransportError` when it
+    reaches no controller.
     """
     try:
         async with asyncio.timeout(START_TIMEOUT):
             opened = await open_transport(transport)
     except TimeoutError as error:
         raise _without_controller(f"the Bluetooth transport {transport} did not open in time") from error
-    except Exception as error:  # every transport has its own
+    except Exception as error:  # each transport raises classes of its own
         raise _cannot_open(transport, error) from error
     lost = opened.source.terminated
     _miss_hci_socket(opened.source)
-    lost.add_done_callback(lambda _: lost.cancelled() or lost.exception())  # how it was lost is all the same
+    lost.add_done_callback(
+        lambda _: lost.cancelled() or lost.exception()
+    )  # retrieved, so that asyncio logs no warning
     async with opened:
         address = Address.generate_static_address()
         device = Device.with_hci("headless-passkey", address, opened.source, opened.sink)
@@ -104,13 +106,13 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
                 await undisturbed(device.power_on())
             yield device, lost
         finally:
-            # a controller does not notice that its host has gone, and would go on with what it was told
+            # a controller does not notice that its host is gone, and would go on scanning or advertising
             await last_words(lost, lambda: device.host.send_sync_command(HCI_Reset_Command()))
             await last_words(lost, device.power_off)
 
 
 def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError | UsageError:
-    """What to say when a transport does not open: errno tells why, or libusb's own numbers."""
+    """Translate the error of a transport that does not open, by errno or libusb's codes."""
     usb = type(error).__module__.partition(".")[0] in ("usb", "usb1")
     if isinstance(error, ImportError):
         return UsageError(f"the Bluetooth transport {transport!r} needs the Python package {error.name}")
@@ -136,7 +138,7 @@ def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError | Usa
 
 
 def _miss_hci_socket(source: Any) -> None:
-    """Tell `source` when its adapter has gone: bumble's HCI socket does not notice (0.0.236, November 2026)."""
+    """Make `source` notice the loss of its adapter, which bumble's HCI socket does not (0.0.236, November 2026)."""
     read = getattr(source, "recv_until_would_block", None)
     if read is None:
         return
@@ -154,7 +156,7 @@ def _miss_hci_socket(source: Any) -> None:
 
 
 def controller_lost() -> TransportError:
-    """The controller went away in the middle."""
+    """Make the error for a controller that was lost while in use."""
     return _without_controller("the Bluetooth controller has gone")
 
 
@@ -164,7 +166,7 @@ def _without_controller(why: str) -> TransportError:
 
 @asynccontextmanager
 async def controller_errors() -> AsyncIterator[None]:
-    """Commands to a controller: `TransportError` when one fails or is not answered."""
+    """Translate errors of commands to a controller: `TransportError` when one fails or is not answered."""
     try:
         async with asyncio.timeout(START_TIMEOUT):
             yield
@@ -179,8 +181,8 @@ def _controller_failed(why: str) -> TransportError:
 
 
 async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
-    """Commands to a controller, which are answered also when we are cancelled: bumble would take what comes
-    late for the answer to the next command.
+    """Await commands to a controller, shielded from cancellation: bumble would take a late answer for the answer to the
+    next command.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -195,7 +197,7 @@ async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
 
 
 async def last_words(lost: asyncio.Future[None], say: Callable[[], Awaitable[object]]) -> None:
-    """A command on the way out, when nothing can be done about its failing."""
+    """Send a last command while closing; its failure is ignored."""
     if not lost.done():
         with contextlib.suppress(Exception):
             async with asyncio.timeout(STOP_TIMEOUT):

@@ -1,4 +1,4 @@
-"""Which radio the device listens with, by name."""
+"""The choice of the device's radio by name."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from headless_passkey.radio.source import AdvertSource
 
 
 def open_radio(spec: str, *, passive: bool = False, report: Callable[[str], object] = talk) -> AdvertSource:
-    """The radio that `spec` names: ``bleak``, ``bleak:hci1``, ``bumble:TRANSPORT`` or ``stdin``.
+    """Open the radio that `spec` names: ``bleak``, ``bleak:hci1``, ``bumble:TRANSPORT`` or ``stdin``.
 
-    passive: scan without asking advertisers for more. report: told of each line of stdin that holds no advert.
-    `UsageError` when it names none, or one whose extra is not installed.
+    passive: send no scan requests. report: called for each line of stdin that holds no advert.
+    `UsageError` for an unknown radio, or one whose extra is not installed.
     """
     kind, separator, rest = spec.partition(":")
     if kind == "bleak" and bool(rest) == bool(separator):

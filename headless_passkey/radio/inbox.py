@@ -1,7 +1,7 @@
-"""Adverts on their way from a radio's callback to whoever listens: the newest few, never an error's worth of memory.
+"""A bounded queue of adverts between a radio's callback and a listener; when it is full, it drops the oldest.
 
-Anyone nearby can send adverts, at any rate. What waits here is bounded: an advert that waits already is not
-queued again, and when there is no room the oldest goes, because a phone repeats itself many times a second.
+Anyone nearby can send adverts at any rate, so memory is bounded. An advert that is in the queue already is not queued
+again. A dropped advert is no loss: a phone repeats its advert many times a second.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Inbox:
-    """An asynchronous iterator of adverts, filled from the event loop it is read in."""
+    """An asynchronous iterator of adverts. Producer and consumer run in the same event loop."""
 
     def __init__(self, size: int = SIZE) -> None:
         self._waiting: deque[Advert] = deque()
@@ -26,7 +26,7 @@ class Inbox:
         self._failure: Exception | None = None
 
     def put(self, advert: Advert) -> None:
-        """An advert was heard."""
+        """Queue an advert."""
         if any(advert.service_data == other.service_data for other in self._waiting):
             return
         if len(self._waiting) == self._size:
@@ -36,7 +36,7 @@ class Inbox:
         self._changed.set()
 
     def fail(self, failure: Exception) -> None:
-        """The radio has failed: the listener gets what was heard before, then `failure`."""
+        """End the queue with an error: the listener gets the queued adverts, then `failure`."""
         self._failure = failure
         self._changed.set()
 

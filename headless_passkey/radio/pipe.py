@@ -1,7 +1,7 @@
-"""``--radio stdin``: adverts as lines of text, from whatever writes the pipe.
+"""``--radio stdin``: adverts as lines of text, from the program that writes the pipe.
 
-A line is the service data in hexadecimal, optionally after ``fff9:`` or ``fde2:``. What cannot be read as
-such is reported and skipped, because one bad line says nothing about the next.
+A line is the service data in hexadecimal, optionally after ``fff9:`` or ``fde2:``. A malformed line is reported and
+skipped.
 """
 
 import logging
@@ -13,7 +13,7 @@ from headless_passkey.command_line import STDIN, read_some
 from headless_passkey.errors import RemoteProtocolError, TransportError
 from headless_passkey.radio.source import Advert
 
-MAX_LINE: Final = 1024  # characters, the end of line not counted
+MAX_LINE: Final = 1024  # characters, without the end of line
 MIN_SIZE: Final = 20  # bytes of service data (CTAP 2.2 §11.5.1)
 
 logger = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ class PipeRadio:
     """Reads adverts from a pipe, a terminal or a file; the iteration ends at its end."""
 
     def __init__(self, descriptor: int = STDIN, *, report: Callable[[str], object] = logger.warning) -> None:
-        """report: told of each line that is skipped, in words that do not repeat it."""
+        """report: called with a message for each skipped line, which does not repeat the line."""
         self._descriptor = descriptor
         self._report = report
 
@@ -46,7 +46,7 @@ class PipeRadio:
 
 
 def parse_advert_line(line: bytes) -> Advert:
-    """The advert that a line holds, with or without its end of line; `RemoteProtocolError` when it holds none."""
+    """Parse a line, with or without its end of line; `RemoteProtocolError` when it is malformed."""
     text = line.removesuffix(b"\n").removesuffix(b"\r")
     if len(text) > MAX_LINE:
         raise RemoteProtocolError(f"longer than {MAX_LINE} characters")
@@ -63,7 +63,7 @@ def parse_advert_line(line: bytes) -> Advert:
 
 
 async def _lines(descriptor: int) -> AsyncGenerator[bytes, None]:
-    """Lines as they come; of an endless one only so much is kept as shows that it is too long."""
+    """Read lines as they come. Memory is bounded: a line that is too long is cut."""
     pending = b""
     while chunk := await _chunk(descriptor):
         *complete, pending = (pending + chunk).split(b"\n")

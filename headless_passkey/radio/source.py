@@ -1,4 +1,4 @@
-"""The device's radio, as small as it can be: something that hears adverts."""
+"""The interface of a radio: a source of BLE adverts."""
 
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +10,7 @@ FIDO_UUIDS: Final = (0xFFF9, 0xFDE2)  # FIDO; Google's, used by older phones (CT
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Advert:
-    """The service data of one advert under a FIDO service UUID; nobody has checked it yet."""
+    """The service data of one advert under a FIDO service UUID, unverified."""
 
     service_data: bytes  # 20 bytes or more when it is a hybrid advert
     address: str | None = None
@@ -18,7 +18,7 @@ class Advert:
 
 
 class AdvertSource(Protocol):
-    """A radio that hears adverts."""
+    """A radio that receives adverts."""
 
     def adverts(self) -> AbstractAsyncContextManager[AsyncIterator[Advert]]:
         """Scan while the context is open.
