@@ -62,6 +62,24 @@ class Config:
     lifetimes: Lifetimes = DEFAULT_LIFETIMES
     requests_per_minute: int = 600  # from one address
 
+    def __post_init__(self) -> None:
+        limit = self.requests_per_minute
+        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+            raise UsageError(f"requests_per_minute: expected a whole number of 1 or more, got {limit!r:.40}")
+        if self.page_shows not in ("everyone", "own"):
+            raise UsageError("page_shows: expected everyone or own")
+        for name in ("manage", "enroll"):
+            if not str(getattr(self, name)).startswith("/"):
+                raise UsageError(f"{name}: expected a path with a slash in front")
+        if not isinstance(self.lifetimes, Lifetimes):
+            raise UsageError("lifetimes: expected Lifetimes")
+        if not isinstance(self.backup_eligibility, BackupEligibility):
+            raise UsageError("backup_eligibility: expected a BackupEligibility")
+        try:
+            object.__setattr__(self, "store", Path(self.store))
+        except TypeError as error:
+            raise UsageError("store: expected a path") from error
+
     @classmethod
     def make(
         cls,
@@ -181,6 +199,8 @@ def check_public_url(url: str) -> str:
 
     `UsageError` for one that clients could not call safely, such as plain http on another machine.
     """
+    if not isinstance(url, str):
+        raise UsageError("public_url: expected text")
     text = url.strip()
     wrong = UsageError("public_url: expected https://HOST[:PORT][/PATH], without user, query and fragment")
     try:

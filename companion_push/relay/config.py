@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from companion_push.bounds import check_bounds
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
 from headless_passkey.net.base_url import BaseUrl
@@ -13,7 +14,7 @@ from headless_passkey.trust.text_form import check_relay_url
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
-    """Everything `make_app` needs to know."""
+    """Everything `make_app` needs to know. A setting that cannot be is a `LocalProtocolError` with its name."""
 
     public_url: str  # what clients call it by, with the prefix it is mounted under; no slash at the end
     store: Path
@@ -25,17 +26,25 @@ class RelayConfig:
     clock: Callable[[], float] = time.time  # Unix seconds
 
     def __post_init__(self) -> None:
-        if not 1 <= self.ceiling <= CEILING:
-            raise LocalProtocolError(f"the ceiling is 1 to {CEILING} seconds, got {self.ceiling}")
-        if not 1 <= self.lease <= LEASE:
-            raise LocalProtocolError(f"the lease is 1 to {LEASE} seconds, got {self.lease}")
-        if self.held_per_member < 1 or self.held_per_address < 0:
-            raise LocalProtocolError("held_per_member is 1 or more, held_per_address 0 or more")
+        check_bounds(self, "ceiling", lowest=1, highest=CEILING)
+        check_bounds(self, "lease", lowest=1, highest=LEASE)
+        check_bounds(self, "held_per_member", lowest=1)
+        check_bounds(self, "held_per_address", lowest=0)
+        if not isinstance(self.quota, Quota):
+            raise LocalProtocolError("quota: expected a Quota")
+        if not callable(self.clock):
+            raise LocalProtocolError("clock: expected a function that returns Unix seconds")
+        try:
+            object.__setattr__(self, "store", Path(self.store))
+        except TypeError as error:
+            raise LocalProtocolError("store: expected a path") from error
         object.__setattr__(self, "public_url", check_public_url(self.public_url))
 
 
 def check_public_url(url: str) -> str:
     """`url` as invitations hold it; refuses what they could not, such as plain http elsewhere."""
+    if not isinstance(url, str):
+        raise LocalProtocolError("public_url: expected text")
     try:
         return check_relay_url(str(BaseUrl.parse(url)))
     except (LocalProtocolError, RemoteProtocolError) as error:

@@ -16,7 +16,9 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
+from companion_push.bounds import check_bounds
 from companion_push.relay.problems import Problem, Slug
+from headless_passkey.errors import LocalProtocolError
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
 GRACE: Final = 120  # seconds a claimed request may go on after that
@@ -300,6 +302,10 @@ class Rate:
     count: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        check_bounds(self, "count", lowest=1)
+        check_bounds(self, "seconds", lowest=0, whole=False)
+
     def take(self, full_at: float | None, now: float) -> float:
         """Take one (GCRA): `full_at` is the time at which all are there again, None when they are; returns the next.
 
@@ -322,6 +328,11 @@ class Quota:
 
     pending: int = 3  # unclaimed requests, one per device
     rates: tuple[Rate, ...] = (Rate(count=5, seconds=60), Rate(count=30, seconds=86_400))
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "pending", lowest=1)
+        if not all(isinstance(rate, Rate) for rate in self.rates):
+            raise LocalProtocolError("rates: expected several of Rate")
 
     def admit(self, others: Iterable[Request], spent: Mapping[str, float], now: float) -> dict[str, float]:
         """What is spent after one more request, or a refusal.

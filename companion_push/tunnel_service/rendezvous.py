@@ -11,6 +11,7 @@ from enum import Enum, IntEnum
 from typing import Final
 
 from companion_push.addresses import neighbourhood
+from companion_push.bounds import check_bounds
 from headless_passkey.hybrid.tunnel_url import MAX_MESSAGE_SIZE
 
 REMEMBERED_ADDRESSES: Final = 1 << 16
@@ -18,7 +19,10 @@ REMEMBERED_ADDRESSES: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one tunnel, one address and the whole service may use."""
+    """What one tunnel, one address and the whole service may use.
+
+    A setting that cannot be is a `LocalProtocolError` with its name.
+    """
 
     waiting: float = 180  # seconds until the second end has joined
     life: float = 600  # seconds from opening to the end, whatever happens
@@ -34,6 +38,12 @@ class Limits:
     tunnels: int = 1024
     tunnels_per_address: int = 256
     rate: float = 600  # token bucket: arrivals a minute from one address, and the size of a burst
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "waiting", "life", "silence", "rate", lowest=0, whole=False)
+        check_bounds(self, "message_size", "messages", "size", "early_messages", "early_size", lowest=1)
+        check_bounds(self, "controls", lowest=0)
+        check_bounds(self, "tunnels", "tunnels_per_address", lowest=1)
 
 
 class TunnelRefusal(Enum):

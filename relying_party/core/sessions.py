@@ -18,6 +18,7 @@ from typing import Final
 
 from relying_party.core.callers import Caller, ClientKind
 from relying_party.core.encoding import base64url
+from relying_party.errors import UsageError
 
 RandomBytes = Callable[[int], bytes]
 IssueToken = Callable[["Session"], str]  # the token of a session whose end is set
@@ -34,6 +35,12 @@ class Lifetimes:
     token: int = 12 * 3600  # a device's token, before it must be refreshed
     session: int = 30 * 86400  # a device's session, however often it is refreshed; a step-up begins anew
     fresh: int = 15 * 60  # how long after a passkey was used its user may change what matters
+
+    def __post_init__(self) -> None:
+        for name in ("cookie", "token", "session", "fresh"):
+            seconds = getattr(self, name)
+            if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
+                raise UsageError(f"{name}: expected a whole number of 1 or more, got {seconds!r:.40}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What an operator may choose, and what does not fit together."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import pytest
 
 from relying_party.config import ANDROID, Config, android_origin, label_of, origin_of
 from relying_party.core.domains import is_domain
+from relying_party.core.sessions import Lifetimes
 from relying_party.errors import UsageError
 from tests.vectors_loader import Vector, name, vectors
 
@@ -163,3 +165,41 @@ def test_an_app_is_named_by_its_certificate_in_either_spelling() -> None:
 def test_what_is_no_certificate_is_refused(app: str) -> None:
     with pytest.raises(UsageError):
         make(android_apps=(app,))
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "600", None])
+def test_a_rate_limit_is_a_whole_number_of_one_or_more(value: Any) -> None:
+    with pytest.raises(
+        UsageError, match=r"\Arequests_per_minute: expected a whole number of 1 or more, got "
+    ):
+        make(requests_per_minute=value)
+
+
+@pytest.mark.parametrize("name", ["cookie", "token", "session", "fresh"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "600", None])
+def test_a_lifetime_is_a_whole_number_of_seconds(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"\A{name}: expected a whole number of 1 or more, got "):
+        Lifetimes(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("public_url", None),
+        ("store", None),
+        ("page_shows", "nobody"),
+        ("lifetimes", None),
+        ("lifetimes", 600),
+        ("backup_eligibility", "fixed"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_with_its_name(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"\A{name}: expected "):
+        make(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["manage", "enroll"])
+def test_settings_that_are_replaced_are_checked_too(name: str) -> None:
+    changes: Any = {name: "account"}
+    with pytest.raises(UsageError, match=rf"\A{name}: expected a path with a slash in front"):
+        replace(make(), **changes)
