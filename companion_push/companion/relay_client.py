@@ -1,18 +1,15 @@
 """The push relay as a companion sees it (docs/protocol/relay.md).
 
-What a companion and a device ask alike (rings, introductions) is `headless_passkey.account.relay`'s; here is the rest.
+What a companion and a device ask alike (rings, introductions) is `headless_passkey.account.relay.MemberClient`'s; here is the rest.
 Every answer is taken in strictly, and believed in nothing but what it delivers.
 """
 
-import ssl
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
-from headless_passkey.account.relay import Admission, RelayClient
+from headless_passkey.account.relay import MemberClient, request_state
 from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     NotApproved,
@@ -22,22 +19,15 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.members import Members
 from headless_passkey.names import MAX_LABEL
-from headless_passkey.net.proven_http import (
-    MAX_WAIT,
-    PATIENCE,
-    Members,
-    ProblemAnswer,
-    ProvenHttp,
-    open_session,
-)
+from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer
 from headless_passkey.request import RequestState
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
-from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Introduction, Invitation
+from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Invitation
 from headless_passkey.trust.ring import Ring
-from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE, SigningKey
+from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay lets three devices wait at a time
 _MAX_CURSOR: Final = 64  # characters
@@ -75,7 +65,7 @@ class Item:
         return cls(
             device=device,
             request_id=members.octets("id", REQUEST_ID_SIZE),
-            state=_state(members),
+            state=request_state(members),
             version=members.integer("version"),
             claimed_by=members.optional_text("claimed_by", NAME_SIZE),
             stays=members.boolean("stays"),
@@ -91,35 +81,20 @@ class Page:
     items: tuple[Item, ...]
 
 
-class CompanionRelay:
+class CompanionRelay(MemberClient):
     """The calls a companion makes."""
 
-    def __init__(self, http: ProvenHttp) -> None:
-        self._http, self._shared = http, RelayClient(http)
-
-    @classmethod
-    @asynccontextmanager
-    async def connect(
-        cls,
-        url: str,
-        key: SigningKey,
-        *,
-        tls: ssl.SSLContext | None,
-        clock: Callable[[], float] = time.time,
-    ) -> AsyncIterator[Self]:
-        """A relay at `url`, asked with proofs of `key`. tls: whom to believe; None for the system's roots."""
-        async with open_session(tls) as session:
-            yield cls(ProvenHttp(session, url, key, clock=clock))
+    _unknown = (
+        "the relay knows no companion with this key: it was removed, or the account was reset; join again"
+    )
 
     # Requests
 
     async def inbox(self, *, cursor: str | None, wait: int, patience: float = PATIENCE) -> Page:
         """All live requests for us; held up to `wait` seconds while that is what `cursor` stands for."""
         query = {} if cursor is None else {"cursor": cursor}
-        try:
+        with self._known():
             answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
-        except ProblemAnswer as problem:
-            raise _not_a_member(problem) from None
         items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
         if len({item.key for item in items}) != len(items):
             raise RemoteProtocolError("the relay lists a request twice")
@@ -136,7 +111,7 @@ class CompanionRelay:
             if problem.slug == "already-claimed":
                 return problem.members.integer("version")
             raise
-        if _state(answer) not in (RequestState.CLAIMED, RequestState.OPENED):
+        if request_state(answer) not in (RequestState.CLAIMED, RequestState.OPENED):
             raise RemoteProtocolError("the relay grants a claim and names another state")
         return None
 
@@ -169,7 +144,7 @@ class CompanionRelay:
             return await self._http.post(path, body)
         except ProblemAnswer as problem:
             if problem.slug == "state-conflict":
-                state = _state(problem.members)
+                state = request_state(problem.members)
                 if state == body["event"]:
                     return problem.members  # an earlier attempt arrived, its answer did not
                 raise _ended(state) from problem
@@ -179,18 +154,15 @@ class CompanionRelay:
 
     # Rings
 
-    async def bring_up_to_date(self, chain: RingChain) -> RingChain:
-        """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it."""
-        return await self._shared.bring_up_to_date(chain)
-
     async def append_ring(self, ring: Ring) -> bool:
         """Make `ring` the head; False when the head has moved meanwhile."""
         try:
-            await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
+            with self._known():
+                await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
         except ProblemAnswer as problem:
             if problem.slug == "ring-conflict":
                 return False
-            raise _not_a_member(problem) from None
+            raise
         return True
 
     # Getting in, and letting in
@@ -210,21 +182,11 @@ class CompanionRelay:
         if answer.text("account", MAX_LABEL) != code.account:
             raise RemoteProtocolError("the relay founded another account")
 
-    async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
-        """Use an invitation. The same again is fine."""
-        await self._shared.introduce(invitation, introduction)
-
-    async def admission(self, invitation: Invitation) -> Admission:
-        """Wait for the inviter's answer; `NotApproved` when it is a no, or the invitation was withdrawn."""
-        return await self._shared.admission(invitation)
-
     async def announce(self, invitation: Invitation) -> None:
         """Let the relay take one introduction with the invitation's ticket."""
         body = {"kind": str(invitation.kind), "expires_at": invitation.expires_at}
-        try:
+        with self._known():
             await self._http.put(f"/v1/invitations/{invitation.id}", body)
-        except ProblemAnswer as problem:
-            raise _not_a_member(problem) from None
 
     async def introduction(self, invitation: Invitation, *, wait: int) -> tuple[bytes, bytes, bytes] | None:
         """Body, signature and MAC of whoever came with the invitation; None when nobody has yet."""
@@ -233,7 +195,7 @@ class CompanionRelay:
             case "open":
                 return None
             case "introduced" | "answered":
-                came = Members(answer.mapping("introduction"), "introduction")
+                came = answer.object("introduction")
                 return (
                     came.octets("body", 1, MAX_INTRODUCTION),
                     came.octets("signature", SIGNATURE_SIZE),
@@ -263,13 +225,6 @@ class CompanionRelay:
         await self._http.post(f"/v1/invitations/{invitation.id}/answer", body)
 
 
-def _state(members: Members) -> RequestState:
-    try:
-        return RequestState(members.text("state"))
-    except ValueError as error:
-        raise RemoteProtocolError("the relay names a state that does not exist") from error
-
-
 def _ended(state: RequestState) -> NotApproved | TransportError:
     """What a request that takes no event any more has come to."""
     match state:
@@ -285,13 +240,3 @@ def _ended(state: RequestState) -> NotApproved | TransportError:
             return NotApproved(Outcome.CANCELLED, "the device has given it up")
         case _:
             return TransportError(f"the relay does not allow this in state {state}")
-
-
-def _not_a_member(problem: ProblemAnswer) -> ProblemAnswer | TrustError:
-    """What the relay's one answer for "not there" and "not yours" means where every companion has something."""
-    if problem.slug != "not-found":
-        return problem
-    return TrustError(
-        TrustReason.NOT_A_MEMBER,
-        "the relay knows no companion with this key: it was removed, or the account was reset; join again",
-    )

@@ -54,9 +54,10 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.json_text import decode_json
+from headless_passkey.members import Members, file_members
 from headless_passkey.mends import with_mend
 from headless_passkey.names import name_of
-from headless_passkey.net.proven_http import Members, ProvenHttp, open_session
+from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import (
@@ -313,7 +314,7 @@ def _read(state: Path) -> Enrolment | _Joining | None:
     if content is None:
         return None
     try:
-        members = Members(decode_json(content), FILE_NAME)
+        members = file_members(decode_json(content), FILE_NAME)
         if members.integer("format") == _FORMAT:
             return _parse(members)
     except (ValueError, RemoteProtocolError, TrustError) as error:

@@ -7,10 +7,12 @@ by link, and what it says of a request only tells the device what to wait for.
 import asyncio
 import random
 import re
+import ssl
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final, Self
 
 from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
@@ -22,12 +24,14 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, Members, ProblemAnswer, ProvenHttp
+from headless_passkey.members import Members
+from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
+from headless_passkey.trust.signing import SigningKey
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
 _WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
@@ -56,12 +60,8 @@ class RequestStatus:
 
     @classmethod
     def parse(cls, members: Members) -> "RequestStatus":
-        try:
-            state = RequestState(members.text("state"))
-        except ValueError as error:
-            raise RemoteProtocolError("the relay names a state that does not exist") from error
         return cls(
-            state=state,
+            state=request_state(members),
             version=members.integer("version"),
             expires_at=members.integer("expires_at"),
             now=members.integer("now"),
@@ -112,8 +112,10 @@ class Admission:
     mac: bytes
 
 
-class RelayClient:
-    """Makes a device's calls to the relay."""
+class MemberClient:
+    """Makes the calls to the relay that devices and companions make alike: for rings and introductions."""
+
+    _unknown: ClassVar = "the relay knows no member with this key: was it removed?"
 
     def __init__(
         self,
@@ -124,92 +126,34 @@ class RelayClient:
     ) -> None:
         self._http, self._sleep, self._chance = http, sleep, chance
 
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        url: str,
+        key: SigningKey,
+        *,
+        tls: ssl.SSLContext | None,
+        clock: Callable[[], float] = time.time,
+    ) -> AsyncIterator[Self]:
+        """A relay at `url`, asked with proofs of `key`. tls: whom to believe; None for the system's roots."""
+        async with open_session(tls) as session:
+            yield cls(ProvenHttp(session, url, key, clock=clock))
+
     async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
         """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it.
 
         `TrustError` (not-a-member) when the relay no longer knows this key.
         """
         while True:
-            try:
+            with self._known():
                 answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
-            except ProblemAnswer as problem:
-                if problem.slug == "not-found":
-                    raise _no_member() from problem
-                raise
             longer = chain.extend(map(_ring_document, answer.items("rings")))
             if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
                 return longer
             if longer.head is chain.head:
                 raise RemoteProtocolError("the relay names a ring that it does not show")
             chain = longer
-
-    async def submit(
-        self, request_id: bytes, envelopes: Mapping[str, bytes], *, expires_in: int
-    ) -> RequestStatus:
-        """Hand in one sealed envelope for each companion, by its name. A retry sends the same bytes."""
-        body = {
-            "expires_in": expires_in,
-            "envelopes": [{"to": name, "sealed": base64url(sealed)} for name, sealed in envelopes.items()],
-        }
-        try:
-            return RequestStatus.parse(await self._http.put(_request_path(request_id), body))
-        except ProblemAnswer as problem:
-            if problem.slug == "not-found":
-                raise _no_member() from problem
-            raise
-
-    async def status(
-        self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
-    ) -> RequestStatus:
-        """The request now, or, with `after`, as soon as its version is another one, or `wait` seconds are over."""
-        query = {} if after is None else {"version": after}
-        return RequestStatus.parse(
-            await self._http.get(_request_path(request_id), wait=wait, patience=patience, **query)
-        )
-
-    async def watch(
-        self, request_id: bytes, *, patience: float = WATCH_PATIENCE
-    ) -> AsyncGenerator[RequestStatus, None]:
-        """Every change of the request from now on; the last one is terminal.
-
-        patience: seconds the relay may be away before that is a `TransportError`.
-        """
-        seen: int | None = None
-        while True:
-            asked = time.monotonic()
-            try:
-                status = await self.status(
-                    request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
-                )
-            except ProblemAnswer as problem:
-                if problem.slug == "not-found":
-                    raise TransportError("the relay has lost the request") from problem
-                raise
-            if status.version != seen:
-                seen = status.version
-                yield status
-                if status.state.terminal:
-                    return
-            elif time.monotonic() < asked + _QUICK:
-                await self._sleep(_QUICK * (1 + self._chance()))
-
-    async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
-        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters.
-
-        What was completed although nobody holds the claim (any more) is reported as cancelled.
-        """
-        body = {"event": event} if reason is None else {"event": event, "reason": reason}
-        try:
-            return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
-        except ProblemAnswer as problem:
-            if problem.slug != "state-conflict":
-                raise
-            state = problem.members.optional_text("state")
-            if state == event:
-                return await self.status(request_id)  # an earlier attempt arrived, its answer did not
-            if event is DeviceEvent.COMPLETED and state in (RequestState.PENDING, RequestState.DELIVERED):
-                return await self.report(request_id, DeviceEvent.CANCELLED, "completed")
-            raise
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
         """Use the invitation: hand in the introduction with the ticket. The same again is fine.
@@ -269,6 +213,92 @@ class RelayClient:
                         "the relay names a state of the introduction that does not exist"
                     )
 
+    @contextmanager
+    def _known(self) -> Iterator[None]:
+        """Read the relay's one answer for "not there" and "not yours" where every member has something: it knows no such key."""
+        try:
+            yield
+        except ProblemAnswer as problem:
+            if problem.slug == "not-found":
+                raise TrustError(TrustReason.NOT_A_MEMBER, self._unknown) from problem
+            raise
+
+
+class RelayClient(MemberClient):
+    """Makes a device's calls to the relay."""
+
+    async def submit(
+        self, request_id: bytes, envelopes: Mapping[str, bytes], *, expires_in: int
+    ) -> RequestStatus:
+        """Hand in one sealed envelope for each companion, by its name. A retry sends the same bytes."""
+        body = {
+            "expires_in": expires_in,
+            "envelopes": [{"to": name, "sealed": base64url(sealed)} for name, sealed in envelopes.items()],
+        }
+        with self._known():
+            return RequestStatus.parse(await self._http.put(_request_path(request_id), body))
+
+    async def status(
+        self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
+    ) -> RequestStatus:
+        """The request now, or, with `after`, as soon as its version is another one, or `wait` seconds are over."""
+        query = {} if after is None else {"version": after}
+        return RequestStatus.parse(
+            await self._http.get(_request_path(request_id), wait=wait, patience=patience, **query)
+        )
+
+    async def watch(
+        self, request_id: bytes, *, patience: float = WATCH_PATIENCE
+    ) -> AsyncGenerator[RequestStatus, None]:
+        """Every change of the request from now on; the last one is terminal.
+
+        patience: seconds the relay may be away before that is a `TransportError`.
+        """
+        seen: int | None = None
+        while True:
+            asked = time.monotonic()
+            try:
+                status = await self.status(
+                    request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
+                )
+            except ProblemAnswer as problem:
+                if problem.slug == "not-found":
+                    raise TransportError("the relay has lost the request") from problem
+                raise
+            if status.version != seen:
+                seen = status.version
+                yield status
+                if status.state.terminal:
+                    return
+            elif time.monotonic() < asked + _QUICK:
+                await self._sleep(_QUICK * (1 + self._chance()))
+
+    async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
+        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters.
+
+        What was completed although nobody holds the claim (any more) is reported as cancelled.
+        """
+        body = {"event": event} if reason is None else {"event": event, "reason": reason}
+        try:
+            return RequestStatus.parse(await self._http.post(f"{_request_path(request_id)}/events", body))
+        except ProblemAnswer as problem:
+            if problem.slug != "state-conflict":
+                raise
+            state = problem.members.optional_text("state")
+            if state == event:
+                return await self.status(request_id)  # an earlier attempt arrived, its answer did not
+            if event is DeviceEvent.COMPLETED and state in (RequestState.PENDING, RequestState.DELIVERED):
+                return await self.report(request_id, DeviceEvent.CANCELLED, "completed")
+            raise
+
+
+def request_state(members: Members) -> RequestState:
+    """The member ``state``, of a request."""
+    try:
+        return RequestState(members.text("state"))
+    except ValueError as error:
+        raise RemoteProtocolError("the relay names a state that does not exist") from error
+
 
 def _word(members: Members) -> str:
     """A reason, which error messages quote: nothing that a terminal would obey."""
@@ -276,11 +306,6 @@ def _word(members: Members) -> str:
     if not _WORD.fullmatch(reason):
         raise RemoteProtocolError("the relay's reason is not a word of [a-z0-9-]")
     return reason
-
-
-def _no_member() -> TrustError:
-    """What the relay's one answer for "not there" and "not yours" means where every member has something."""
-    return TrustError(TrustReason.NOT_A_MEMBER, "the relay knows no member with this key: was it removed?")
 
 
 def _request_path(request_id: bytes) -> str:

@@ -24,7 +24,6 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
@@ -36,6 +35,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.json_text import decode_json
+from headless_passkey.members import Members, answer_members
 from headless_passkey.mends import with_mend
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, sending, tracing
@@ -57,7 +57,7 @@ logger = logging.getLogger(__name__)
 class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
     """The server refused the request, and says why (RFC 9457)."""
 
-    def __init__(self, message: str, *, status: int, slug: str, members: "Members") -> None:
+    def __init__(self, message: str, *, status: int, slug: str, members: Members) -> None:
         super().__init__(message)
         self.status = status
         self.slug = slug  # the last word of the problem's type
@@ -66,74 +66,6 @@ class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
     @property
     def reason(self) -> str:
         return self.slug
-
-
-class Members:
-    """The members of a JSON object, taken by name, each with its type; unknown ones do not matter."""
-
-    def __init__(self, value: Any, what: str) -> None:
-        if not isinstance(value, dict):
-            raise RemoteProtocolError(f"{what}: expected a JSON object")
-        self._value = value
-        self._what = what
-
-    def text(self, name: str, longest: int = 256) -> str:
-        value = self._value.get(name)
-        if not isinstance(value, str) or len(value) > longest:
-            raise self._wrong(name, f"text of at most {longest} characters")
-        return value
-
-    def optional_text(self, name: str, longest: int = 256) -> str | None:
-        return None if self._value.get(name) is None else self.text(name, longest)
-
-    def integer(self, name: str, highest: int = 1 << 48) -> int:
-        value = self._value.get(name)
-        if type(value) is not int or not 0 <= value <= highest:
-            raise self._wrong(name, f"a whole number of at most {highest}")
-        return value
-
-    def octets(self, name: str, shortest: int, longest: int | None = None) -> bytes:
-        """Bytes in base64url: exactly `shortest`, or `shortest` to `longest`."""
-        longest = shortest if longest is None else longest
-        data = from_base64url(self.text(name, longest * 2))
-        if not shortest <= len(data) <= longest:
-            raise self._wrong(name, f"{shortest} to {longest} bytes in base64url")
-        return data
-
-    def optional_octets(self, name: str, shortest: int, longest: int | None = None) -> bytes | None:
-        return None if self._value.get(name) is None else self.octets(name, shortest, longest)
-
-    def boolean(self, name: str) -> bool:
-        """False where it is absent."""
-        value = self._value.get(name, False)
-        if not isinstance(value, bool):
-            raise self._wrong(name, "true or false")
-        return value
-
-    def mapping(self, name: str) -> dict[str, Any]:
-        """An object whose members are somebody else's to read."""
-        value = self._value.get(name)
-        if not isinstance(value, dict):
-            raise self._wrong(name, "an object")
-        return value
-
-    def object(self, name: str) -> "Members":
-        return Members(self._value.get(name), f"{self._what}: {name}")
-
-    def items(self, name: str, most: int = 1024) -> list[Any]:
-        value = self._value.get(name)
-        if not isinstance(value, list) or len(value) > most:
-            raise self._wrong(name, f"a list of at most {most}")
-        return value
-
-    def optional_items(self, name: str, most: int = 1024) -> list[Any]:
-        return [] if self._value.get(name) is None else self.items(name, most)
-
-    def objects(self, name: str, most: int = 1024) -> list["Members"]:
-        return [Members(item, f"{self._what}: {name}") for item in self.items(name, most)]
-
-    def _wrong(self, name: str, expected: str) -> RemoteProtocolError:
-        return RemoteProtocolError(f"{self._what}: {name}: expected {expected}")
 
 
 def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
@@ -250,11 +182,11 @@ class ProvenHttp:
 
     def _answer(self, response: aiohttp.ClientResponse, content: bytes) -> Members:
         if response.status == 204:
-            return Members({}, self._host)
+            return answer_members({}, self._host)
         if 200 <= response.status < 300:
             if response.content_type != "application/json":
                 raise RemoteProtocolError(f"{self._host} answered something else than JSON")
-            return Members(_parse_json(content, self._host), self._host)
+            return answer_members(_parse_json(content, self._host), self._host)
         problem = _parse_problem(response, content, self._host)
         if response.status in TRANSIENT:
             failure = TransportError(
@@ -356,10 +288,10 @@ def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) 
 
     A transient failure stays one, however broken its problem document is.
     """
-    members, slug = Members({}, host), f"http-{response.status}"
+    members, slug = answer_members({}, host), f"http-{response.status}"
     if response.content_type == "application/problem+json":
         try:
-            members = Members(_parse_json(content, host), host)
+            members = answer_members(_parse_json(content, host), host)
             word = (members.optional_text("type") or "").removeprefix(_PROBLEM)
         except RemoteProtocolError:
             if response.status not in TRANSIENT:

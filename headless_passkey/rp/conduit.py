@@ -22,10 +22,11 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.members import Members
 from headless_passkey.mends import with_mend
 from headless_passkey.names import plain
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import Members, ProblemAnswer, ProvenHttp
+from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import check_origin
@@ -54,7 +55,7 @@ class OpenedSession:
 
     @classmethod
     def parse(cls, members: Members) -> Self:
-        user = Members(members.mapping("user"), "the relying party's user")
+        user = members.object("user")
         token, refresh_token = members.text("token", 4096), members.optional_text("refresh_token", 4096)
         if not _TOKEN.fullmatch(token):
             raise RemoteProtocolError("the relying party's token cannot stand in a header")

@@ -42,9 +42,10 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.json_text import decode_json
+from headless_passkey.members import answer_members
 from headless_passkey.mends import with_mend
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import Members, ProblemAnswer, ProvenHttp, send_proven
+from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, send_proven
 from headless_passkey.rp.conduit import OpenedSession, service_origin
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.trust.signing import SigningKey
@@ -368,7 +369,7 @@ class Session:
         if answer.status != 401 or "problem+json" not in answer.headers.get("content-type", ""):
             return
         try:
-            members = Members(answer.json(), url.authority)
+            members = answer_members(answer.json(), url.authority)
             if members.text("type") != "urn:headless-passkey:problem:proof-clock":
                 return
             ahead = int(self._clock()) - members.integer("now")

@@ -22,9 +22,9 @@ from typing import Any, Final
 from headless_passkey.base64url import base64url
 from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, SetupReason
 from headless_passkey.json_text import decode_json
+from headless_passkey.members import file_members
 from headless_passkey.mends import with_mend
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import Members
 from headless_passkey.private_file import (
     lock_within,
     private_directory,
@@ -161,7 +161,7 @@ def _read(path: Path) -> KeptSession | None:
     if content is None:
         return None
     try:
-        members = Members(decode_json(content), path.name)
+        members = file_members(decode_json(content), path.name)
         if members.integer("format") != _FORMAT:
             raise RemoteProtocolError(
                 f"{path} was written by another version", reason=SetupReason.STATE_INCOMPATIBLE

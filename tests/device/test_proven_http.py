@@ -14,8 +14,6 @@ import aiohttp
 import pytest
 from aiohttp import web
 from certificates import Certificate
-from hypothesis import given
-from hypothesis import strategies as st
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -28,7 +26,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_ANSWER, Members, ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.net.proven_http import MAX_ANSWER, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.device.test_proof import claims_of
 
@@ -455,51 +453,6 @@ async def test_the_log_tells_no_secret(caplog: pytest.LogCaptureFixture) -> None
     assert "/v1/x" in caplog.text
     for secret in ("s3cret", "sesame", server.seen[0][3]):
         assert secret not in said
-
-
-# The members of an answer
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4),
-    max_leaves=10,
-)
-
-
-@given(JSON)
-@pytest.mark.threat("T12")
-def test_any_member_is_what_was_asked_for_or_refused_politely(value: Any) -> None:
-    members = Members({"x": value}, "test")
-    readers: tuple[tuple[Callable[[str], object], type | tuple[type, ...]], ...] = (
-        (members.text, str),
-        (members.integer, int),
-        (lambda name: members.octets(name, 0, 100), bytes),
-        (members.items, list),
-        (members.objects, list),
-        (members.object, Members),
-        (members.optional_text, (str, type(None))),
-        (lambda name: members.optional_octets(name, 1, 9), (bytes, type(None))),
-    )
-    for read, kind in readers:
-        with contextlib.suppress(RemoteProtocolError):
-            assert isinstance(read("x"), kind)
-        with contextlib.suppress(RemoteProtocolError):
-            assert read("absent") is None
-
-
-def test_members_have_bounds() -> None:
-    members = Members(json.loads('{"t": "abc", "n": 5, "b": "AAAA", "l": [1, 2], "yes": true}'), "test")
-    assert members.text("t") == "abc"
-    assert members.octets("b", 3) == bytes(3)
-    for wrong in (
-        lambda: members.text("t", 2),
-        lambda: members.integer("n", 4),
-        lambda: members.integer("yes"),
-        lambda: members.octets("b", 4),
-        lambda: members.items("l", 1),
-    ):
-        with pytest.raises(RemoteProtocolError):
-            wrong()
 
 
 def test_a_session_is_made_for_this() -> None:

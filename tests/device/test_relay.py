@@ -27,7 +27,8 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import MAX_WAIT, Members, ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.members import answer_members
+from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
@@ -315,7 +316,7 @@ STATUS: Mapping[str, Any] = {
 
 
 def status(**changes: Any) -> RequestStatus:
-    return RequestStatus.parse(Members({**STATUS, **changes}, "test"))
+    return RequestStatus.parse(answer_members({**STATUS, **changes}, "test"))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,8 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.net.proven_http import Members, ProvenHttp, open_session
+from headless_passkey.members import answer_members
+from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.rp import session, session_store
 from headless_passkey.rp.conduit import OpenedSession
 from headless_passkey.rp.session import MAX_BODY, Session
@@ -718,7 +719,7 @@ async def test_a_malformed_answer_changes_nothing(party: Party, answer: dict[str
 def keep(state: Path, rp: str, *audience: str) -> None:
     key = SoftwareSigningKey.generate()
     opened = OpenedSession.parse(
-        Members(
+        answer_members(
             {
                 "token": "t",
                 "expires_at": 1,

@@ -1,0 +1,97 @@
+"""JSON objects that others wrote, read member by member: answers of servers, and files of a state directory.
+
+Whose object it is decides what a wrong member is: the peer's breach of the protocol, or a damaged file.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from headless_passkey.base64url import from_base64url
+from headless_passkey.errors import RemoteProtocolError
+
+
+def answer_members(value: Any, what: str) -> "Members":
+    """The members of a peer's answer: `RemoteProtocolError` for what is not as the contract says."""
+    return Members(value, what, error=RemoteProtocolError)
+
+
+def file_members(value: Any, what: str) -> "Members":
+    """The members of a file's content: `ValueError`, which whoever reads the file makes a damaged file of."""
+    return Members(value, what, error=ValueError)
+
+
+class Members:
+    """The members of a JSON object, taken by name, each with its type; unknown ones do not matter."""
+
+    def __init__(self, value: Any, what: str, *, error: Callable[[str], Exception]) -> None:
+        """what: names the object, for people. error: makes what is raised for a value that is not as expected."""
+        self._what, self._error = what, error
+        if not isinstance(value, dict):
+            raise error(f"{what}: expected a JSON object")
+        self._value = value
+
+    def text(self, name: str, longest: int = 256) -> str:
+        value = self._value.get(name)
+        if not isinstance(value, str) or len(value) > longest:
+            raise self._wrong(name, f"text of at most {longest} characters")
+        return value
+
+    def optional_text(self, name: str, longest: int = 256) -> str | None:
+        return None if self._value.get(name) is None else self.text(name, longest)
+
+    def integer(self, name: str, highest: int = 1 << 48) -> int:
+        value = self._value.get(name)
+        if type(value) is not int or not 0 <= value <= highest:
+            raise self._wrong(name, f"a whole number of at most {highest}")
+        return value
+
+    def octets(self, name: str, shortest: int, longest: int | None = None) -> bytes:
+        """Bytes in base64url: exactly `shortest`, or `shortest` to `longest`."""
+        longest = shortest if longest is None else longest
+        sizes = f"{shortest}" if longest == shortest else f"{shortest} to {longest}"
+        expected = f"{sizes} bytes in base64url"
+        try:
+            data = from_base64url(self.text(name, longest * 2))
+        except RemoteProtocolError as error:
+            raise self._wrong(name, expected) from error
+        if not shortest <= len(data) <= longest:
+            raise self._wrong(name, expected)
+        return data
+
+    def optional_octets(self, name: str, shortest: int, longest: int | None = None) -> bytes | None:
+        return None if self._value.get(name) is None else self.octets(name, shortest, longest)
+
+    def boolean(self, name: str) -> bool:
+        """False where it is absent."""
+        value = self._value.get(name, False)
+        if not isinstance(value, bool):
+            raise self._wrong(name, "true or false")
+        return value
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """An object whose members are somebody else's to read."""
+        value = self._value.get(name)
+        if not isinstance(value, dict):
+            raise self._wrong(name, "an object")
+        return value
+
+    def object(self, name: str) -> "Members":
+        return self._inner(name, self._value.get(name))
+
+    def items(self, name: str, most: int = 1024) -> list[Any]:
+        value = self._value.get(name)
+        if not isinstance(value, list) or len(value) > most:
+            raise self._wrong(name, f"a list of at most {most}")
+        return value
+
+    def optional_items(self, name: str, most: int = 1024) -> list[Any]:
+        return [] if self._value.get(name) is None else self.items(name, most)
+
+    def objects(self, name: str, most: int = 1024) -> list["Members"]:
+        return [self._inner(name, item) for item in self.items(name, most)]
+
+    def _inner(self, name: str, value: Any) -> "Members":
+        return Members(value, f"{self._what}: {name}", error=self._error)
+
+    def _wrong(self, name: str, expected: str) -> Exception:
+        return self._error(f"{self._what}: {name}: expected {expected}")
