@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import aiohttp
 
@@ -35,7 +35,13 @@ from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.request import CEREMONY_TIMEOUT
-from headless_passkey.rp.conduit import Conduit, OpenedSession, find_relying_party, service_origin
+from headless_passkey.rp.conduit import (
+    BegunCeremony,
+    Conduit,
+    OpenedSession,
+    find_relying_party,
+    service_origin,
+)
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.sign_in import Ask, Delivery, SignedIn, StageEvent, sign_in
@@ -207,25 +213,23 @@ class Device:
             label=None if joined is None else joined.label,
         )
 
-        kept: KeptSession | None = None
+        def keep_as(opened: OpenedSession) -> KeptSession:
+            return KeptSession(
+                relying_party=str(base),
+                opened=opened,
+                key_name=thumbprint(key.public_key),
+                key=key if joined is None else None,  # nobody else keeps it
+                told=told,
+                received_at=int(self._clock()),
+            )
 
-        async def settle(credential: Credential) -> None:
-            """Hand in the response, and keep the session while we hold its lock: another process may refresh the old one."""
-            nonlocal kept
-            if not keep:
-                await conduit.complete(credential)
-                return
-            async with store.locked(str(base)):
-                await conduit.complete(credential)
-                kept = KeptSession(
-                    relying_party=str(base),
-                    opened=_opened(conduit),
-                    key_name=thumbprint(key.public_key),
-                    key=key if joined is None else None,  # nobody else keeps it
-                    told=told,
-                    received_at=int(self._clock()),
-                )
-                store.write(kept)
+        async def begin() -> _Begun:
+            return _Begun(
+                begun=await conduit.begin(),
+                store=store,
+                relying_party=str(base),
+                keep_as=keep_as if keep else None,
+            )
 
         rp_id = asked.rp_id or conduit.host
         related: RelatedOrigins | None = None
@@ -243,21 +247,21 @@ class Device:
         )
         signed_in = await sign_in(
             ask,
-            conduit.begin,
+            begin,
             delivery=delivery or self._relay_delivery(joined),
             radio=self._radio,
             tunnels=self._tunnels,
             tls=self._tls,
             timeout=max(0.1, round(deadline - now(), 1)),
             on_stage=on_stage,
-            settle=settle,
             min_rssi=min_rssi,
             join_within=join_within,
         )
+        opened, kept = signed_in.result
         return Opened(
             signed_in=signed_in,
             relying_party=str(base),
-            opened=_opened(conduit),
+            opened=opened,
             session=None if kept is None else Session(store, kept, http=self._http, clock=self._clock),
         )
 
@@ -283,10 +287,27 @@ class Device:
         return opened.session
 
 
-def _opened(conduit: Conduit) -> OpenedSession:
-    if conduit.session is None:
-        raise LocalProtocolError("a ceremony ended without a session")
-    return conduit.session
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Begun:
+    """A ceremony at the relying party, whose session is kept as soon as it is opened."""
+
+    begun: BegunCeremony
+    store: SessionStore
+    relying_party: str  # its base URL
+    keep_as: Callable[[OpenedSession], KeptSession] | None
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return self.begun.options
+
+    async def complete(self, credential: Credential) -> tuple[OpenedSession, KeptSession | None]:
+        """Hand in the response, and keep the session while we hold its lock: another process may refresh the old one."""
+        if self.keep_as is None:
+            return await self.begun.complete(credential), None
+        async with self.store.locked(self.relying_party):
+            kept = self.keep_as(await self.begun.complete(credential))
+            self.store.write(kept)
+        return kept.opened, kept
 
 
 async def _by(deadline: float, work: Awaitable[_T], message: str) -> _T:

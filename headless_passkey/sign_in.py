@@ -19,7 +19,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 from headless_passkey.errors import (
     CtapError,
@@ -77,13 +77,26 @@ class Stage(StrEnum):
     COMPLETED = "completed"
 
 
+class StageDetail(TypedDict, total=False):
+    """What is known at a stage beside the stage; never a secret."""
+
+    recipients: int  # PREPARED: how many URLs there are
+    companion: str  # REFUSED: its name in the ring
+    label: str  # REFUSED: what people call it, where that is known
+    reason: str  # REFUSED: a word
+    tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
+    rssi: int  # ADVERT_HEARD: dBm, where the radio tells
+    why: str  # ATTEMPT_FAILED: for people
+    attempt: int  # ATTEMPT_FAILED: 1 and upwards, for this advert
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEvent:
     """A stage was reached."""
 
     stage: Stage
     elapsed: float  # seconds since the ceremony began
-    detail: Mapping[str, str | int] = field(default_factory=dict)  # never a secret
+    detail: StageDetail = field(default_factory=StageDetail)
     phone: GetInfoResponse | None = None  # what the phone says of itself, at CHANNEL_OPEN
     refusal: Refusal | None = None  # which companion cannot take it, and why, at REFUSED; also in detail
 
@@ -103,11 +116,27 @@ class Ask:
     related: RelatedOrigins | None = None  # what the RP ID's host says, where the origin is of another domain
 
     @classmethod
-    def of(cls, options: Options, **more: Any) -> "Ask":
-        """What known options ask for."""
+    def of(
+        cls,
+        options: Options,
+        *,
+        note: str | None = None,
+        digits: str | None = None,
+        user_handle: bytes | None = None,
+    ) -> "Ask":
+        """What known options ask for. user_handle: whose passkey must answer; of a registration it is the new user's."""
+        rp_name = None
         if isinstance(options, RegistrationOptions):
-            more = {"rp_name": options.rp_name, "user_handle": options.user.id, **more}
-        return cls(kind=options.hint, origin=options.origin, rp_id=options.rp_id, **more)
+            rp_name, user_handle = options.rp_name, user_handle or options.user.id
+        return cls(
+            kind=options.hint,
+            origin=options.origin,
+            rp_id=options.rp_id,
+            rp_name=rp_name,
+            note=note,
+            digits=digits,
+            user_handle=user_handle,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +149,10 @@ class Progress:
 
 
 class Delivery(Protocol):
-    """How FIDO URLs reach phones."""
+    """How FIDO URLs reach phones: for one ceremony after the other."""
 
     async def recipients(self) -> Sequence[str]:
-        """Who gets a URL of its own."""
+        """Who gets a URL of its own; a ceremony begins with this call. `LocalProtocolError` while another one goes on."""
 
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
         """Hand the URLs over; they are worth nothing after `lifetime` seconds."""
@@ -143,12 +172,81 @@ class SignedIn:
     user_checked: bool  # False: nobody was expected, so the account is the phone's choice (T3)
 
 
-OptionsSource = Options | Callable[[], Awaitable[Any]]
+_T = TypeVar("_T")
+_Result_co = TypeVar("_Result_co", covariant=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled(SignedIn, Generic[_T]):
+    """The ceremony's end, after the relying party has taken the response."""
+
+    result: _T  # what `Begun.complete`, or `settle`, gave
+
+
+@runtime_checkable
+class Begun(Protocol[_Result_co]):
+    """A ceremony that a relying party has begun: what it asks for, and where the response goes."""
+
+    @property
+    def options(self) -> Options | Mapping[str, Any]:
+        """With the challenge; as WebAuthn JSON, or parsed."""
+
+    async def complete(self, credential: Credential, /) -> _Result_co:
+        """Hand in the response: the session, or whatever the relying party gives for it."""
+
+
+OptionsSource = Options | Callable[[], Awaitable[Options | Mapping[str, Any]]]
+
+
+class Choices(TypedDict, total=False):
+    """What `sign_in` takes beside what it needs."""
+
+    tunnels: Mapping[int, str] | None
+    tls: ssl.SSLContext | None
+    timeout: float
+    on_stage: Callable[[StageEvent], None]
+    min_rssi: int | None
+    join_within: float | None
+    clock: Callable[[], float]
+
+
+@overload
+async def sign_in(
+    ask: Ask,
+    options: Callable[[], Awaitable[Begun[_T]]],
+    *,
+    delivery: Delivery,
+    radio: AdvertSource,
+    **choices: Unpack[Choices],
+) -> Settled[_T]: ...
+
+
+@overload
+async def sign_in(
+    ask: Ask,
+    options: OptionsSource,
+    *,
+    delivery: Delivery,
+    radio: AdvertSource,
+    settle: Callable[[Credential], Awaitable[_T]],
+    **choices: Unpack[Choices],
+) -> Settled[_T]: ...
+
+
+@overload
+async def sign_in(
+    ask: Ask,
+    options: OptionsSource,
+    *,
+    delivery: Delivery,
+    radio: AdvertSource,
+    **choices: Unpack[Choices],
+) -> SignedIn: ...
 
 
 async def sign_in(
     ask: Ask,
-    options: OptionsSource,
+    options: OptionsSource | Callable[[], Awaitable[Begun[Any]]],
     *,
     delivery: Delivery,
     radio: AdvertSource,
@@ -156,17 +254,19 @@ async def sign_in(
     tls: ssl.SSLContext | None = None,
     timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
     on_stage: Callable[[StageEvent], None] = lambda _event: None,
-    settle: Callable[[Credential], Awaitable[None]] | None = None,
+    settle: Callable[[Credential], Awaitable[Any]] | None = None,
     min_rssi: int | None = None,
     join_within: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> SignedIn:
     """One ceremony, from FIDO URL to checked response.
 
-    options: known options, or a callable asked for them once the phone is there, as WebAuthn JSON or parsed.
+    options: known options, or a callable asked for them once the phone is there. It gives them as WebAuthn JSON, parsed, or
+    as a ceremony begun at a relying party, which gets the response then.
     tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
     tls: whom to believe on the tunnel; None means the system's roots. timeout: seconds for everything.
-    settle: takes the response to the relying party; only after it is the request reported as completed.
+    settle: takes the response to the relying party, where options are not a ceremony begun. What it gives is the `result`;
+    only after it is the request reported as completed, and it need not wait for the tunnel to close.
     min_rssi: adverts weaker than this many dBm, or of unknown strength, are not heard; join_within: seconds
     from hearing an advert for the first time until its channel must be open. Both make relaying an advert
     harder, and neither proves that the phone is near (T7).
@@ -252,12 +352,12 @@ class _Ceremony:
     """One ceremony: what its tasks share."""
 
     ask: Ask
-    options: OptionsSource
+    options: OptionsSource | Callable[[], Awaitable[Begun[Any]]]
     delivery: Delivery
     tunnels: Mapping[int, str]
     tls: ssl.SSLContext | None
     on_stage: Callable[[StageEvent], None]
-    settle: Callable[[Credential], Awaitable[None]] | None
+    settle: Callable[[Credential], Awaitable[Any]] | None
     min_rssi: int | None
     join_within: float | None
 
@@ -293,23 +393,27 @@ class _Ceremony:
                 finally:
                     phone.let_go.set()
             # the tunnel closes meanwhile
-            if self.settle is not None:
-                await self.settle(credential)
-        return SignedIn(credential=credential, user_checked=user_checked)
+            if self.settle is None:
+                signed_in = SignedIn(credential=credential, user_checked=user_checked)
+            else:
+                result = await self.settle(credential)
+                signed_in = Settled(credential=credential, user_checked=user_checked, result=result)
+        return signed_in
 
     def report(
         self,
         stage: Stage,
+        detail: StageDetail | None = None,
         *,
         phone: GetInfoResponse | None = None,
         refusal: Refusal | None = None,
-        **known: str | int | None,
     ) -> None:
         self.stage = stage
-        detail = {name: value for name, value in known.items() if value is not None}
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
-        self.on_stage(StageEvent(stage=stage, elapsed=elapsed, detail=detail, phone=phone, refusal=refusal))
+        self.on_stage(
+            StageEvent(stage=stage, elapsed=elapsed, detail=detail or {}, phone=phone, refusal=refusal)
+        )
 
     async def tell_the_end(self, outcome: DeviceEvent, reason: str | None) -> None:
         """Tell the delivery how it ended; what cannot be told in time expires by itself, and changes nothing here."""
@@ -335,7 +439,7 @@ class _Ceremony:
         until_answered: as long as it is open the request is followed.
         """
         async with radio.adverts() as adverts:
-            self.report(Stage.PREPARED, recipients=len(self._candidates))
+            self.report(Stage.PREPARED, {"recipients": len(self._candidates)})
             self._submitted = True  # from here on
             urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
             await self.delivery.submit(self.ask, urls, lifetime=lifetime)
@@ -367,13 +471,10 @@ class _Ceremony:
         before, self.refusals = self.refusals, {refusal.companion: refusal for refusal in refusals}
         for refusal in refusals:
             if before.get(refusal.companion) != refusal:
-                self.report(
-                    Stage.REFUSED,
-                    refusal=refusal,
-                    companion=refusal.companion,
-                    label=refusal.label,
-                    reason=refusal.reason,
-                )
+                detail: StageDetail = {"companion": refusal.companion, "reason": refusal.reason}
+                if refusal.label is not None:
+                    detail["label"] = refusal.label
+                self.report(Stage.REFUSED, detail, refusal=refusal)
         if self._reached.done() and self._has_refused(self._reached.result().recipient):
             raise refused([self.refusals[self._reached.result().recipient]])
 
@@ -462,7 +563,10 @@ class _Ceremony:
     async def _pursue(self, candidate: _Candidate, heard: _Heard) -> None:
         """Try where an advert leads until it is old: networks fail, and some radios say a thing once."""
         limit = self._limit(heard)
-        self.report(Stage.ADVERT_HEARD, tunnel_domain=heard.eid.tunnel_domain, rssi=heard.rssi)
+        detail: StageDetail = {"tunnel_domain": heard.eid.tunnel_domain}
+        if heard.rssi is not None:
+            detail["rssi"] = heard.rssi
+        self.report(Stage.ADVERT_HEARD, detail)
         while heard.is_fresh(self._now()) and (limit is None or self._now() < limit):
             async with self._slots:
                 failed = await self._attempt(candidate, heard, limit)
@@ -471,7 +575,7 @@ class _Ceremony:
             heard.attempts += 1
             why = str(failed) or "the phone did not finish the handshake in time"
             logger.info("ceremony %s: attempt failed: %s", self._name, why)
-            self.report(Stage.ATTEMPT_FAILED, why=why, attempt=heard.attempts)
+            self.report(Stage.ATTEMPT_FAILED, {"why": why, "attempt": heard.attempts})
             await asyncio.sleep(heard.pause)
             heard.pause = min(2 * heard.pause, LAST_PAUSE)
             if isinstance(failed, RemoteProtocolError):
@@ -532,6 +636,12 @@ class _Ceremony:
         options = self.options
         if callable(options):
             given = await options()
+            if isinstance(given, Begun):
+                if self.settle is not None:
+                    raise LocalProtocolError(
+                        "a ceremony begun gets the response itself: nothing is left to settle"
+                    )
+                self.settle, given = given.complete, given.options
             if isinstance(given, AuthenticationOptions | RegistrationOptions):
                 options = given
             else:

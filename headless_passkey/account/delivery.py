@@ -3,17 +3,19 @@
 import logging
 import math
 import re
+import ssl
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
 from headless_passkey.sign_in import Ask, Progress
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
@@ -48,18 +50,33 @@ class StdoutDelivery:
 
 
 class RelayDelivery:
-    """One envelope for each companion of the account, sealed to it and signed by this device."""
+    """One envelope for each companion of the account, sealed to it and signed by this device; for one ceremony after the other."""
 
     def __init__(self, relay: RelayClient, state: Path, *, clock: Callable[[], float] = time.time) -> None:
         """state: the device's state directory; its rings are brought up to date before every request."""
         self._relay, self._state, self._clock = relay, state, clock
-        self._request_id = new_request_id()
+        self._request_id: bytes | None = None  # of the request that is under way, or was last
         self._enrolment: Enrolment | None = None
         self._companions: dict[str, Member] = {}
-        self._over = False
+        self._over = True  # the request has ended, or there was none
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, state: Path, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+        """A delivery through the relay of this device's account, over a connection of its own.
+
+        state: of a device that has joined; else `NotEnrolled`. tls: whom to believe, None for the system's roots.
+        """
+        joined = enrolment.load(state)
+        async with open_session(tls) as http:
+            yield cls(RelayClient(ProvenHttp(http, joined.relay_url, joined.key)), state)
 
     async def recipients(self) -> Sequence[str]:
         """The account's companions, by the newest ring that extends ours."""
+        if not self._over:
+            raise LocalProtocolError(
+                "a delivery serves one ceremony at a time: this one's request is under way"
+            )
         self._enrolment = await enrolment.refresh(self._state, self._relay)
         companions = [
             member
@@ -76,7 +93,12 @@ class RelayDelivery:
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
         if self._enrolment is None:
             raise LocalProtocolError("recipients come before the request")
+        if not self._over:
+            raise LocalProtocolError(
+                "a delivery serves one ceremony at a time: this one's request is under way"
+            )
         self._enrolment.check_rp(rp_id=ask.rp_id, origin=ask.origin)
+        request_id = new_request_id()
         seconds = min(MAX_LIFETIME, math.ceil(lifetime))
         envelopes = {}
         for name, url in urls.items():
@@ -85,7 +107,7 @@ class RelayDelivery:
                 companion,
                 ring=self._enrolment.chain.head,
                 device=self._enrolment.name,
-                request_id=self._request_id,
+                request_id=request_id,
                 now=self._clock(),
                 lifetime=seconds,
                 kind=ask.kind,
@@ -98,10 +120,13 @@ class RelayDelivery:
             if companion.hpke_key is None:
                 raise LocalProtocolError("a recipient has no HPKE key")
             envelopes[name] = seal(announcement, self._enrolment.key, companion.hpke_key)
-        await self._relay.submit(self._request_id, envelopes, expires_in=seconds)
+        self._request_id, self._over = request_id, False
+        await self._relay.submit(request_id, envelopes, expires_in=seconds)
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
         """Until the request has ended. While it is claimed, a relay that goes away stops nothing."""
+        if self._request_id is None:
+            raise LocalProtocolError("a request is submitted before it is followed")
         claimed, error = False, None
         try:
             async with aclosing(self._relay.watch(self._request_id)) as states:
@@ -127,7 +152,8 @@ class RelayDelivery:
         return self._companions[name].label if name in self._companions else None
 
     async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
-        if self._over:
+        if self._over or self._request_id is None:
             return
+        self._over = True  # whatever becomes of the report, the request's time ends
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
         await self._relay.report(self._request_id, outcome, word or None)

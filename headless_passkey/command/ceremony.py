@@ -92,10 +92,9 @@ class Ceremony:
         args, clock = self._args, asyncio.get_running_loop().time
         deadline = clock() + args.timeout
         options = await self._known_options(http, deadline)
-        expected = {} if self._expected is None else {"user_handle": self._expected}
         self._tell_digits()
         signed_in = await sign_in(
-            Ask.of(options, note=args.note, digits=self._digits, **expected),
+            Ask.of(options, note=args.note, digits=self._digits, user_handle=self._expected),
             options,
             delivery=self._stdout_delivery() or self._relay_delivery(http),
             radio=self._radio,

@@ -6,13 +6,17 @@ that the relying party opens is bound to that key.
 """
 
 import re
-from contextlib import suppress
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from pathlib import Path
+from typing import Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from headless_passkey.account import enrolment
 from headless_passkey.errors import (
     LocalProtocolError,
     RemoteProtocolError,
@@ -26,7 +30,7 @@ from headless_passkey.members import Members
 from headless_passkey.mends import with_mend
 from headless_passkey.names import plain
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp
+from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import check_origin
@@ -109,8 +113,26 @@ def _service(item: Any) -> str | None:
         return None
 
 
+class _Call(Protocol):
+    async def __call__(self, step: str, body: dict[str, Any], *, patience: float = ...) -> Members: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BegunCeremony:
+    """A ceremony that the relying party waits to see completed."""
+
+    options: Mapping[str, Any]  # the WebAuthn options as JSON, with the challenge
+    name: str = field(repr=False)  # the relying party's, opaque
+    call: _Call = field(repr=False)
+
+    async def complete(self, credential: Credential) -> OpenedSession:
+        """Hand in the response, once, whatever comes of it: the session that it opens."""
+        body = {"ceremony": self.name, "response": credential.for_relying_party()}
+        return OpenedSession.parse(await self.call("result", body, patience=0))
+
+
 class Conduit:
-    """One ceremony at one relying party: `begin` is asked when the phone is there, `complete` after it answered."""
+    """What one device asks one relying party for: each `begin` is a ceremony of its own, asked for when the phone is there."""
 
     def __init__(
         self,
@@ -134,25 +156,50 @@ class Conduit:
         self._path = "/webauthn/" + (
             "authentication" if kind is RequestKind.GET_ASSERTION else "registration"
         )
-        self._ceremony: str | None = None
-        self.session: OpenedSession | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls,
+        state: Path,
+        relying_party: str,
+        *,
+        kind: RequestKind,
+        user_name: str | None = None,
+        display_name: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> AsyncIterator[Self]:
+        """The relying party at an address, over a connection of its own, for the device of a state directory.
+
+        state: of a device that has joined, whose key proves the requests and binds the session; else `NotEnrolled`.
+        relying_party: its address, with the path it is mounted at. kind: GET_ASSERTION or MAKE_CREDENTIAL. tls: whom to
+        believe, None for the system's roots. `RemoteProtocolError` (wrong-server) when there is none.
+        """
+        joined = enrolment.load(state)
+        named = BaseUrl.parse(relying_party)
+        check_origin(named.origin)
+        async with open_session(tls) as http:
+            base = await find_relying_party(http, named, joined.key)
+            yield cls(
+                ProvenHttp(http, str(base), joined.key),
+                origin=base.origin,
+                kind=kind,
+                user_name=user_name,
+                display_name=display_name,
+                label=joined.label,
+            )
 
     @property
     def host(self) -> str:
         """The RP ID, where the relying party does not use a wider one."""
         return urlsplit(self.origin).hostname or ""
 
-    async def begin(self) -> dict[str, Any]:
-        """The WebAuthn options, with a fresh challenge."""
+    async def begin(self) -> BegunCeremony:
+        """Begin a ceremony, with a fresh challenge; `headless_passkey.sign_in.sign_in` takes this as its options."""
         answer = await self._call("options", self._asked)
-        self._ceremony = answer.text("ceremony", 1024)
-        return answer.mapping("publicKey")
-
-    async def complete(self, credential: Credential) -> None:
-        """Hand in the response; `session` is there afterwards."""
-        body = {"ceremony": self._ceremony, "response": credential.for_relying_party()}
-        answer = await self._call("result", body, patience=0)
-        self.session = OpenedSession.parse(answer)
+        return BegunCeremony(
+            options=answer.mapping("publicKey"), name=answer.text("ceremony", 1024), call=self._call
+        )
 
     async def _call(self, step: str, body: dict[str, Any], *, patience: float = _PATIENCE) -> Members:
         try:

@@ -43,11 +43,10 @@ def conduit(http: ProvenHttp, kind: RequestKind = RequestKind.GET_ASSERTION, **n
 
 async def test_it_begins_and_completes_a_sign_in() -> None:
     async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
-        ceremony = conduit(http, user_name="ada")
-        assert await ceremony.begin() == OPTIONS
-        await ceremony.complete(CREDENTIAL)
-        assert ceremony.session is not None
-        assert (ceremony.session.user_name, ceremony.session.token) == ("ada", "t0ken")
+        begun = await conduit(http, user_name="ada").begin()
+        assert begun.options == OPTIONS
+        session = await begun.complete(CREDENTIAL)
+        assert (session.user_name, session.token) == ("ada", "t0ken")
         assert [(method, path) for method, path, *_ in server.seen] == [
             ("POST", "/webauthn/authentication/options"),
             ("POST", "/webauthn/authentication/result"),
@@ -57,6 +56,16 @@ async def test_it_begins_and_completes_a_sign_in() -> None:
         assert [claims["htu"] for claims in server.proofs] == [
             server.url + path for _, path, *_ in server.seen
         ]
+
+
+async def test_two_ceremonies_that_overlap_are_completed_each_as_it_was_begun() -> None:
+    second = ok(ceremony="c2", publicKey=OPTIONS)
+    async with serving(BEGUN, second, ok(**SESSION), ok(**SESSION)) as server, talking_to(server.url) as http:
+        relying_party = conduit(http)
+        one, two = await relying_party.begin(), await relying_party.begin()
+        await two.complete(CREDENTIAL)
+        await one.complete(CREDENTIAL)
+        assert [json.loads(body)["ceremony"] for _, _, body, *_ in server.seen[2:]] == ["c2", "c1"]
 
 
 async def test_a_device_says_what_it_calls_itself() -> None:
@@ -75,13 +84,10 @@ async def test_a_registration_goes_to_its_own_paths() -> None:
 @pytest.mark.threat("T11")
 async def test_a_session_does_not_show_its_tokens() -> None:
     async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
-        ceremony = conduit(http)
-        await ceremony.begin()
-        await ceremony.complete(CREDENTIAL)
-        assert "t0ken" not in repr(ceremony.session)
-        assert "refre5h" not in repr(ceremony.session)
-        assert ceremony.session is not None
-        assert ceremony.session.to_json()["token"] == "t0ken"
+        session = await (await conduit(http).begin()).complete(CREDENTIAL)
+        assert "t0ken" not in repr(session)
+        assert "refre5h" not in repr(session)
+        assert session.to_json()["token"] == "t0ken"
 
 
 @pytest.mark.parametrize(
@@ -102,21 +108,18 @@ async def test_a_refusal_is_an_error_of_its_own_kind(
     refusal: Step, error: type[HeadlessPasskeyError], reason: TrustReason | None
 ) -> None:
     async with serving(BEGUN, refusal) as server, talking_to(server.url) as http:
-        ceremony = conduit(http)
-        await ceremony.begin()
+        begun = await conduit(http).begin()
         with pytest.raises(error) as refused:
-            await ceremony.complete(CREDENTIAL)
+            await begun.complete(CREDENTIAL)
         assert refused.value.reason == reason
-        assert ceremony.session is None
 
 
 async def test_a_result_is_handed_in_once() -> None:
     """Its challenge is spent with the first try, so a second one could only hide what happened to it."""
     async with serving(BEGUN, problem(503, "draining")) as server, talking_to(server.url) as http:
-        ceremony = conduit(http)
-        await ceremony.begin()
+        begun = await conduit(http).begin()
         with pytest.raises(TransportError):
-            await ceremony.complete(CREDENTIAL)
+            await begun.complete(CREDENTIAL)
         assert len(server.seen) == 2
 
 

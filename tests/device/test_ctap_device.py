@@ -246,7 +246,7 @@ async def test_fido2_client_registers_and_signs_in_through_radio_and_tunnel(
                 await phone.answer(urls["phone"].encode(), timeout=20)
 
             answering = asyncio.create_task(answer())
-            signed_in = await sign_in(
+            signed_in: SignedIn = await sign_in(
                 ask,
                 options,
                 delivery=carrier,

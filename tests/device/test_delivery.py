@@ -12,7 +12,15 @@ from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, Std
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.base64url import from_base64url
-from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    NotApproved,
+    NotEnrolled,
+    Outcome,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
@@ -183,6 +191,44 @@ async def test_a_reason_is_reported_as_a_word(tmp_path: Path) -> None:
         await delivery.finish(DeviceEvent.FAILED, "CTAP2_ERR_OPERATION_DENIED")
         status = await home.devices[0].status(item["id"])
         assert (status["state"], status["reason"]) == ("failed", "ctap2-err-operation-denied")
+
+
+async def test_a_delivery_serves_one_ceremony_after_the_other(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        states = []
+        for outcome in (DeviceEvent.CANCELLED, DeviceEvent.FAILED):
+            await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+            (item,) = await phone.inbox()
+            await delivery.finish(outcome)
+            states.append((await frame.status(item["id"]))["state"])
+        assert states == ["cancelled", "failed"]
+
+
+async def test_a_delivery_says_that_it_serves_one_ceremony_at_a_time(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        names = await delivery.recipients()
+        await delivery.submit(ASK, fresh_urls(*names), lifetime=300)
+        with pytest.raises(LocalProtocolError, match="one ceremony at a time"):
+            await delivery.recipients()
+        with pytest.raises(LocalProtocolError, match="one ceremony at a time"):
+            await delivery.submit(ASK, fresh_urls(*names), lifetime=300)
+        assert len(await home.companions[0].inbox()) == 1
+
+
+async def test_a_delivery_over_a_connection_of_its_own(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (_, home):
+        async with RelayDelivery.connect(tmp_path / "state") as delivery:
+            await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+            (item,) = await home.companions[0].inbox()
+            await delivery.finish(DeviceEvent.CANCELLED)
+        assert (await home.devices[0].status(item["id"]))["state"] == "cancelled"
+
+
+async def test_a_delivery_of_a_device_that_has_not_joined_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotEnrolled):
+        async with RelayDelivery.connect(tmp_path / "state"):
+            pass
 
 
 async def test_a_relay_that_is_not_there_is_a_transport_error(tmp_path: Path) -> None:

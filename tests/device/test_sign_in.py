@@ -40,6 +40,7 @@ from headless_passkey.sign_in import (
     MAX_ATTEMPTS,
     Ask,
     Progress,
+    Settled,
     SignedIn,
     Stage,
     StageEvent,
@@ -166,7 +167,7 @@ class Bench:
 
     async def sign_in(self, ask: Ask | None = None, options: Any = None, **more: Any) -> SignedIn:
         known = AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
-        return await sign_in(
+        signed_in: SignedIn = await sign_in(
             ask or Ask.of(known),
             options or known,
             **{
@@ -179,6 +180,7 @@ class Bench:
                 **more,
             },
         )
+        return signed_in
 
     async def register(self) -> SignedIn:
         known = RegistrationOptions.parse(CREATION, origin=ORIGIN)
@@ -843,6 +845,58 @@ async def test_a_deadline_closes_the_tunnel_at_every_stage(
     assert caught.value.outcome is Outcome.EXPIRED
     assert (tunnels.opened, tunnels.closed) == (1, 1)
     assert bench.carrier.finished == [(DeviceEvent.CANCELLED, "deadline")]
+
+
+@dataclass
+class BegunHere:
+    """A relying party's ceremony: options, and where the response goes."""
+
+    options: dict[str, Any] = field(default_factory=lambda: REQUEST)
+    completed: list[Credential] = field(default_factory=list)
+
+    async def complete(self, credential: Credential, /) -> str:
+        self.completed.append(credential)
+        return "a session"
+
+
+async def test_a_ceremony_that_was_begun_gets_the_response_and_gives_the_result(bench: Bench) -> None:
+    await bench.register()
+    begun = BegunHere()
+
+    async def begin() -> BegunHere:
+        assert bench.stages[-1] is Stage.CHANNEL_OPEN
+        return begun
+
+    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    ended, _ = await asyncio.gather(bench.sign_in(ask, begin), bench.answered())
+    assert isinstance(ended, Settled)
+    assert ended.result == "a session"
+    assert begun.completed == [ended.credential]
+
+
+async def test_a_ceremony_that_was_begun_leaves_nothing_to_settle(bench: Bench) -> None:
+    async def begin() -> BegunHere:
+        return BegunHere()
+
+    async def settle(_credential: Credential) -> None:
+        pytest.fail("settled twice")
+
+    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    phone = asyncio.create_task(bench.answered())
+    with pytest.raises(LocalProtocolError, match="nothing is left to settle"):
+        await bench.sign_in(ask, begin, settle=settle)
+    await phone
+
+
+async def test_what_settling_gives_is_the_result(bench: Bench) -> None:
+    await bench.register()
+
+    async def settle(_credential: Credential) -> int:
+        return 201
+
+    ended, _ = await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
+    assert isinstance(ended, Settled)
+    assert ended.result == 201
 
 
 async def test_the_response_is_settled_while_the_tunnel_closes(bench: Bench, tunnels: Tunnels) -> None:

@@ -97,7 +97,7 @@ async def test_the_page_of_the_sdk_runs_from_the_first_block_to_the_last(
     invitation = tmp_path / "invitation.txt"
     invitation.write_text(await inviting.line())
     code = blocks("docs/how-to/device-sdk.md")
-    assert len(code) == 7
+    assert len(code) == 8
     code[1] = code[1].replace("invitation.txt", str(invitation))
     status, output, program = await run(world, api, tmp_path, "\n".join(code))
     assert (status, program.said) == (0, []), output
@@ -108,7 +108,8 @@ async def test_the_page_of_the_sdk_runs_from_the_first_block_to_the_last(
     assert "ada has a passkey now" in said
     assert "signed in as ada" in said
     assert any("'device': " in line and joined.name in line for line in said)
-    assert said[-1] == "no-session"
+    assert said[-2] == "no-session"
+    assert said[-1].startswith("ada has a session until ")
     assert SessionStore(tmp_path / STATE).all() == []
     assert await companion.stop() == 0
     assert Role.DEVICE in {member.role for member in joined.chain.head.members}

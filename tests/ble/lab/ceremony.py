@@ -80,7 +80,7 @@ class Ceremony:
             if new
             else AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
         )
-        return await sign_in(
+        signed_in: SignedIn = await sign_in(
             Ask.of(options),
             options,
             delivery=self.carrier,
@@ -91,6 +91,7 @@ class Ceremony:
             on_stage=self._on_stage,
             **more,
         )
+        return signed_in
 
     async def phone(self, advertiser: Advertiser, *, recipient: str = "phone") -> None:
         """A phone answers what was delivered to `recipient`; `HeadlessPasskeyError` when nobody came to it."""
