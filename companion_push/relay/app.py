@@ -24,7 +24,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from companion_push.errors import StoreUnavailable
 from companion_push.http_server import http_logger
 from companion_push.http_server import problem as untyped
-from companion_push.relay import operations, store
+from companion_push.relay import accounts, operations, store
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.held_requests import HeldRequests
@@ -48,9 +48,12 @@ from companion_push.relay.messages import (
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, check_proof
+from headless_passkey.names import name_of
+from headless_passkey.trust.account_code import AccountCode
 
 logger = logging.getLogger(__name__)
 
+_LIVEZ: Final = "livez"
 _BODY_SECONDS: Final = 10.0  # a body must have come by then
 _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
@@ -70,7 +73,7 @@ def make_app(config: RelayConfig) -> web.Application:
     app.on_shutdown.append(_let_go)
     app.add_routes(
         [
-            web.get("/livez", _livez, allow_head=False),
+            web.get("/livez", _livez, name=_LIVEZ, allow_head=False),
             web.post("/v1/accounts", relay.found_account),
             web.get("/v1/ring", relay.read_ring, allow_head=False),
             web.post("/v1/ring", relay.append_ring),
@@ -90,6 +93,16 @@ def make_app(config: RelayConfig) -> web.Application:
     return app
 
 
+async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 3600) -> AccountCode | None:
+    """A one-time code with which the first companion of an account joins; None when the name is taken.
+
+    relay: of `make_app`, after it has started. name: how the operator knows the account; one that nobody has joined
+    yet gets a new code, and the one before is void. valid: seconds. The code is a secret (`AccountCode.encode`).
+    `LocalProtocolError` for what is no name, `StoreUnavailable` when the store does not answer.
+    """
+    return await relay[RELAY].new_account(name, valid=valid)
+
+
 class RelayEndpoints:
     """The endpoints: each takes in what came, and hands it to its operation."""
 
@@ -101,6 +114,10 @@ class RelayEndpoints:
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
         )
+
+    @property
+    def public_url(self) -> str:
+        return self._config.public_url
 
     # Rings and accounts
 
@@ -116,6 +133,20 @@ class RelayEndpoints:
     async def append_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         return await self._act(caller, operations.append_ring(await _body(request, RingBody)))
+
+    async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
+        """As the function of that name."""
+        name = name_of(name)
+        if self._database is None:
+            raise StoreUnavailable("the relay has not been started, or has ended")
+        now = self._config.clock()
+        added = await self._database.transact(
+            lambda db: accounts.add_account(db, name=name, now=now, expires_at=int(now) + valid)
+        )
+        if added is None:
+            return None
+        account, code = added
+        return AccountCode(relay_url=self._config.public_url, account=account, code=code)
 
     # Invitations and introductions
 
@@ -325,6 +356,14 @@ def _unheard(transaction: asyncio.Future[Answer]) -> None:
 
 
 async def _opened_store(app: web.Application) -> AsyncIterator[None]:
+    mounted_at = app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
+    public_url = app[RELAY].public_url
+    if not public_url.endswith(mounted_at):
+        logger.warning(
+            "mounted at %s, and the public URL %s ends otherwise: a proxy has to make one into the other",
+            mounted_at,
+            public_url,
+        )
     async with app[RELAY].opened():
         yield
 

@@ -139,6 +139,7 @@ class Relay:
         self, app: web.Application, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock
     ) -> None:
         self.held_requests = app[RELAY].held_requests
+        self.app = app
         self._relay = app[RELAY]
         self.url = url
         self.session = session

@@ -143,3 +143,20 @@ async def test_two_relays_in_one_host_share_nothing(tmp_path: Path) -> None:
         url = relay.url.removesuffix("/push") + "/other/v1/inbox"
         async with relay.session.get(url, headers={"DPoP": proof}) as response:
             assert response.status == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix", "warns"),
+    [("/push", "/push", False), ("/a/push", "/push", False), ("/b", "/a", True), ("", "/a", True)],
+)
+async def test_a_public_url_that_does_not_fit_where_it_is_mounted_is_told_in_the_log(
+    path: str, prefix: str, *, warns: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = web.Application()
+    host.add_subapp(
+        prefix, make_app(RelayConfig(public_url="https://host.example" + path, store=tmp_path / "s"))
+    )
+    runner = web.AppRunner(host)
+    await runner.setup()
+    await runner.cleanup()
+    assert ("ends otherwise" in caplog.text) is warns
