@@ -1,1 +1,1 @@
-"""The companion app: receives, checks, asks, and hands the FIDO URL to the phone."""
+"""The companion app: it receives and checks requests, asks the user, and hands the FIDO URL to the phone."""

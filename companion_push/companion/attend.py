@@ -1,4 +1,4 @@
-"""From arrived to done: each request is put to the person, and what the person said is carried out."""
+"""The loop of the companion program: it asks the user about each request, and carries the answer out."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -18,7 +18,7 @@ from headless_passkey.errors import (
 
 
 class Outcomes:
-    """How requests ended here. Feed it the inbox's notices; `error` is what the program ends with."""
+    """Records how requests ended, from the inbox's notices. The program ends with `error`."""
 
     def __init__(self) -> None:
         self.ended = asyncio.Event()  # at least one request has ended
@@ -26,13 +26,13 @@ class Outcomes:
         self._answered = False
 
     def note(self, notice: Notice) -> None:
-        """A request that was refused by a check, or went away before it was answered."""
+        """Take a notice: a check refused a request, or a request ended before its answer."""
         if notice.kind in (NoticeKind.REFUSED, NoticeKind.GONE) and not self._answered:
             self.error = self.error or notice.error
             self.ended.set()
 
     def answered(self, error: HeadlessPasskeyError | None) -> None:
-        """A request that a person answered. error: None when it went well, or another companion has it."""
+        """Take the end of an answered request. error: None when it succeeded, or when another companion has it."""
         self.error = (self.error if self._answered else None) or error
         self._answered = True
         self.ended.set()
@@ -41,7 +41,7 @@ class Outcomes:
 async def wait_for_requests(
     inbox: Inbox, consent: Consent, opener: Opener, outcomes: Outcomes, *, once: bool
 ) -> None:
-    """Follow the relay, and put to the person what arrives. once: return when one request has ended."""
+    """Wait for requests, and ask the user about each. once: return when one request has ended."""
 
     async def serve() -> None:
         while True:
@@ -56,10 +56,10 @@ async def wait_for_requests(
 async def answer_pending(
     inbox: Inbox, consent: Consent, opener: Opener, outcomes: Outcomes, *, once: bool
 ) -> None:
-    """Ask the relay once, and put to the person what is pending now; the rest is for another time."""
+    """Fetch the pending requests once, and ask the user about them; later requests are not fetched."""
     await inbox.poll()
     await _first(
-        inbox.listen(arrivals=False),  # what is withdrawn meanwhile is dismissed
+        inbox.listen(arrivals=False),  # notices requests that are withdrawn meanwhile
         put_pending(inbox, consent, opener, outcomes, once=once),
     )
 
@@ -67,11 +67,11 @@ async def answer_pending(
 async def put_pending(
     inbox: Inbox, consent: Consent, opener: Opener, outcomes: Outcomes, *, once: bool
 ) -> None:
-    """Put what is pending to the person, one act per request, until nothing is pending, or one is answered.
+    """Ask the user about pending requests, one answer a request, until none is pending or one is answered.
 
-    When something arrives or goes while the person thinks, the question is taken back and asked anew, so that
-    nobody answers a question other than the one on the screen. When nobody can be asked any more, that is reported,
-    so that the request is left to other companions, and raised.
+    When the list of pending requests changes, the question is cancelled and asked again, so that an answer always
+    belongs to the question on the screen. When nobody can be asked any more, the error is reported to the relay, which
+    leaves the request to other companions, and raised.
     """
     while pending := inbox.pending:
         asking = asyncio.ensure_future(consent.ask(pending))
@@ -80,7 +80,7 @@ async def put_pending(
             if not asking.done():
                 continue
             requests, answer = asking.result()
-        except TransportError as error:  # nobody can be asked here any more
+        except TransportError as error:  # the terminal is gone
             for request in pending:
                 await inbox.reject(request, error)
             raise
@@ -95,7 +95,7 @@ async def put_pending(
 
 
 async def _differs(inbox: Inbox, pending: tuple[CheckedRequest, ...]) -> None:
-    """Return when what is pending is not `pending` any more."""
+    """Return when the pending requests differ from `pending`."""
     while inbox.pending == pending:
         seconds = inbox.drop_expired()
         try:
@@ -108,7 +108,7 @@ async def _differs(inbox: Inbox, pending: tuple[CheckedRequest, ...]) -> None:
 async def _carry_out(
     inbox: Inbox, request: CheckedRequest, answer: Answer, opener: Opener
 ) -> HeadlessPasskeyError | None:
-    """What it came to, None when it went well or another companion has it."""
+    """Carry out an answer; returns the error, or None when it succeeded or another companion has the request."""
     try:
         match answer:
             case Answer.YES:
@@ -136,7 +136,7 @@ async def _first(*works: Coroutine[Any, Any, object]) -> None:
         await asyncio.wait(tasks)
     errors = [
         task.exception() for task in tasks if not task.cancelled()
-    ]  # each is looked at, or asyncio complains
+    ]  # each is retrieved, or asyncio logs a warning
     for error in errors:
         if error is not None:
             raise error

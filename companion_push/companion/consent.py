@@ -1,10 +1,10 @@
-"""What a person is shown of a request, and asked.
+"""Consent: how the user is shown a request, and asked.
 
-Everything shown comes from the part that the device signed, and the device's name from the ring, where it got
-it when it joined. What names and notes hold is made harmless for the terminal first. Consent is one act per
-request: several that wait are listed, and the person says which one is meant, or that none is. Where the device
-shows digits, typing them is the consent, once: a wrong number is an answer too, and what is no number of so many
-digits is a slip. At the terminal, Ctrl-D and Ctrl-C mean no.
+The companion shows only what the device signed, and the device's label from the ring, which it got when it joined.
+Names and notes are escaped for the terminal. Each request needs a consent of its own: of several pending requests
+the user chooses one, or none. Where the device shows match digits, the user consents by typing them. There is one
+attempt: a wrong number refuses the request, and input of another form is asked for again. At the terminal, Ctrl-D and Ctrl-C
+mean no.
 """
 
 import time
@@ -25,7 +25,7 @@ _ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIA
 
 
 class Answer(Enum):
-    """What the person said."""
+    """The user's answer."""
 
     YES = "yes"
     NO = "no"
@@ -36,10 +36,10 @@ Answered = tuple[Sequence[CheckedRequest], Answer]
 
 
 class Consent(Protocol):
-    """Somebody, or some policy, that answers requests."""
+    """Answers requests: a user, or a policy."""
 
     async def ask(self, pending: Sequence[CheckedRequest]) -> Answered:
-        """Which of `pending` (at least one) are answered, and how: one, or several with the same no.
+        """Ask about `pending`, at least one; returns the answered requests: one, or several with the same no.
 
         Cancelled when `pending` has changed. `TransportError` when nobody can be asked any more.
         """
@@ -47,7 +47,7 @@ class Consent(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Answers every request alike and asks nobody, digits included: for tests."""
+    """Answers every request alike without asking, match digits included. For tests."""
 
     answer: Answer
 
@@ -57,7 +57,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AtTerminal:
-    """A person at the terminal."""
+    """Asks the user at the terminal."""
 
     terminal: Terminal
     clock: Callable[[], float] = time.time
@@ -72,7 +72,7 @@ class AtTerminal:
         return [request], Answer.YES if await self.terminal.yes("Approve? y or n:") else Answer.NO
 
     async def _choose(self, pending: Sequence[CheckedRequest]) -> CheckedRequest | None:
-        """Which one the person means; None for none of them."""
+        """Ask which request the user means; None for none of them."""
         now = self.clock()
         self.terminal.show("", f"{len(pending)} requests are waiting:")
         for number, request in enumerate(pending, 1):
@@ -99,7 +99,7 @@ class AtTerminal:
 
 
 def summary(request: CheckedRequest) -> str:
-    """One line: who asks for what, where."""
+    """Describe a request in one line: the device, what it asks for, and the relying party."""
     said = request.announcement
     return (
         f"{printable(request.device.label)} asks to {_ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
@@ -107,7 +107,7 @@ def summary(request: CheckedRequest) -> str:
 
 
 def describe(request: CheckedRequest, now: float) -> list[str]:
-    """Everything a person needs to decide. now: Unix seconds by our clock."""
+    """Describe a request completely, in lines. now: Unix seconds by our clock."""
     said = request.announcement
     at = printable(said.rp_id, MAX_DOMAIN)
     if said.rp_name is not None:

@@ -1,8 +1,8 @@
 """The software phone's credentials on disk, FOR DEMONSTRATIONS AND TESTS ONLY.
 
-One JSON file, mode 0600, with the private keys in the clear: there is no hardware to keep them and no secret
-of the user's to encrypt them with. It is parsed strictly, bounded, and changed under a lock, so that two
-software phones may share it.
+It is one JSON file of mode 0600 with unencrypted private keys: there is neither hardware to hold them nor a secret of
+the user to encrypt them with. It is parsed strictly and in bounded size. Changes are made under a lock, so that several
+software phones may share the file.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from headless_passkey.json_text import without_mark
 from headless_passkey.private_file import lock_within, read_private, write_private
 
 _VERSION: Final = 1
-_LIMIT: Final = 4 << 20  # bytes of file
+_LIMIT: Final = 4 << 20  # bytes of the file
 _WARNING: Final = "software passkeys for demonstrations and tests: whoever reads this file is the user"
 
 _P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -56,10 +56,10 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialFile:
-    """Where the software phone's credentials are."""
+    """The file of the software phone's credentials."""
 
     path: Path
-    synced: bool = False  # whether new credentials claim to be synced
+    synced: bool = False  # whether new credentials say that they are backed up (BE, BS)
 
     def load(self) -> SoftwareKey:
         """What is in the file; nothing when there is none. `RemoteProtocolError` when it cannot be used."""
@@ -69,7 +69,7 @@ class CredentialFile:
         try:
             file = msgspec.json.decode(without_mark(content), type=_File)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            # the decoder's message may quote what it read, and that may be a key
+            # not the decoder's message: it may quote a key
             raise RemoteProtocolError(f"{self.path} is not a file of software passkeys") from error
         if file.version != _VERSION:
             raise RemoteProtocolError(
@@ -78,9 +78,9 @@ class CredentialFile:
         return SoftwareKey(tuple(map(self._read, file.credentials)), synced=self.synced)
 
     async def register(self, asked: Registration, *, now: int) -> Registered:
-        """Approve `asked` and keep the credential; it is on disk before anybody hears of it."""
+        """Make a credential for `asked`, and write it to disk before the response is sent."""
         async with lock_within(self.path.resolve()):
-            key = self.load()  # another software phone may have added to it since
+            key = self.load()  # another software phone may have added credentials
             made = replace(asked, key=key).approve(now=now)
             file = _File(_VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])
             write_private(self.path.resolve(), msgspec.json.format(msgspec.json.encode(file)) + b"\n")

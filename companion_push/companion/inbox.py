@@ -1,12 +1,12 @@
-"""A companion's inbox: what devices ask for, checked before anybody sees it.
+"""A companion's inbox: it receives the requests of devices, and checks them before the user sees them.
 
-The inbox asks the relay what is pending, at once or on a held connection, brings the rings up to date, opens
-each envelope and makes the checks of docs/protocol/trust.md in their order. What passes is `pending` until
-it is approved or declined here, or vanishes: cancelled by its device, claimed by another companion, expired.
-What fails is shown with its reason and reported for this companion, which leaves it to the others.
+The inbox fetches requests from the relay, at once or by long polling, updates the chain of rings, decrypts each
+envelope, and makes the checks of docs/protocol/trust.md in their order. A request that passes is `pending` until it is
+approved or declined here, cancelled by its device, claimed by another companion, or expired. A request that fails is
+shown with its reason; the inbox reports the refusal of this companion, and the others may take the request.
 
-The relay is trusted with nothing but delivery. Whatever it sends, an answer that does not check out costs
-one refusal; an answer that comes too fast is not asked for again at once.
+The relay is trusted for delivery only. Whatever it sends, an answer that fails a check costs one refusal, and
+the client waits before it polls again after an answer that came too fast.
 """
 
 import asyncio
@@ -20,8 +20,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from companion_push.companion import farewell
-from companion_push.companion.farewell import to_its_end
+from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
@@ -46,14 +45,16 @@ from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usa
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
 
-FINISH: Final = 120  # seconds a claimed request may go on after it expired
+FINISH: Final = 120  # seconds that a claimed request may last after its expiry
 
-_MIN_PAUSE: Final = 0.5  # seconds between answers that bring nothing, and before the first reconnection
+_MIN_PAUSE: Final = 0.5  # seconds between polls without news, and before the first reconnection
 _MAX_PAUSE: Final = 30.0
-_HELD: Final = 1.0  # seconds after which an answer counts as held
-_REPORT_TIMEOUT: Final = 10.0  # seconds to tell the relay what it need not know
-_MAX_SETTLED: Final = 1024  # requests that are dealt with here and may still be listed
-_KEEP_OPENED: Final = 600  # seconds beyond its expiry that an opened request is remembered: clocks get set
+_HELD: Final = 1.0  # seconds after which an answer counts as held by the relay
+_REPORT_TIMEOUT: Final = 10.0  # seconds for a report that the relay can do without
+_MAX_SETTLED: Final = 1024  # requests that are settled here and that the relay may still list
+_KEEP_OPENED: Final = (
+    600  # seconds after its expiry that an opened request is remembered, since clocks are adjusted
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +63,13 @@ Key = tuple[str, bytes]  # device, request id
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CheckedRequest:
-    """A request that passed every check. What it says was signed by the device."""
+    """A request that passed every check; the device has signed its content."""
 
     announcement: Announcement
-    device: Member  # as the ring has it: its label is what people named it when it joined
-    over: asyncio.Event = field(default_factory=asyncio.Event, repr=False)  # the relay lists it no more
+    device: Member  # from the ring, with the label that people gave it when it joined
+    over: asyncio.Event = field(
+        default_factory=asyncio.Event, repr=False
+    )  # set when the relay lists the request no more
 
     @property
     def key(self) -> Key:
@@ -74,11 +77,11 @@ class CheckedRequest:
 
     @property
     def short_id(self) -> str:
-        """For people and logs."""
+        """The start of the request id, for people and logs."""
         return _short(self.announcement.request_id)
 
     def seconds_left(self, now: float) -> float:
-        """Until it can no longer be approved by our clock."""
+        """Seconds until the request can no longer be approved, by our clock."""
         return max(0.0, usable_until(self.announcement) - now)
 
 
@@ -86,7 +89,7 @@ class NoticeKind(StrEnum):
     """What a `Notice` tells a user interface."""
 
     LISTENING = "listening"  # the relay has answered
-    UNREACHABLE = "unreachable"  # it has not; trying again
+    UNREACHABLE = "unreachable"  # the relay has not answered; the inbox tries again
     RING_CHANGED = "ring-changed"
     ARRIVED = "arrived"
     REFUSED = "refused"  # by a check
@@ -95,34 +98,34 @@ class NoticeKind(StrEnum):
     CLAIM_LOST = "claim-lost"
     OPENED = "opened"  # handed to the opener
     FINISHED = "finished"  # the opener has done its part
-    GIVEN_BACK = "given-back"  # the claim: this companion ends, another one may have it
+    GIVEN_BACK = "given-back"  # this companion ends, and gives its claim to the others
     DECLINED = "declined"
     FAILED = "failed"
 
 
 @dataclass(slots=True, kw_only=True)
 class _Claim:
-    """A claim that was granted to us, while we deal with it."""
+    """A claim that this companion holds."""
 
-    stays: bool  # as the opener does
-    used: bool = False  # the URL was, or may have been, handed to the opener: that happens once
+    stays: bool  # as `Opener.stays`
+    used: bool = False  # the URL was, or may have been, handed to the opener, which happens once
     lost: bool = False  # to another companion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something happened. Never holds a secret."""
+    """An event for a user interface. It holds no secret."""
 
     kind: NoticeKind
-    message: str  # plain words; what others wrote is not in it
+    message: str  # a sentence; it holds no text of others
     request: str | None = None  # short id
     reason: str | None = None
-    error: HeadlessPasskeyError | None = None  # what the request ended with, where it ended without an answer
-    arrived: CheckedRequest | None = None  # what is asked, with `NoticeKind.ARRIVED`
+    error: HeadlessPasskeyError | None = None  # of a request that ended without an answer
+    arrived: CheckedRequest | None = None  # the request, with `NoticeKind.ARRIVED`
 
 
 class Inbox:
-    """The requests for one companion."""
+    """Receives and handles the requests for one companion."""
 
     def __init__(
         self,
@@ -138,21 +141,23 @@ class Inbox:
         self._cursor: str | None = None
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
         self._pending: dict[Key, CheckedRequest] = {}
-        self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined here
-        self._claims: dict[Key, _Claim] = {}  # of what is in hand
+        self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined by this process
+        self._claims: dict[Key, _Claim] = {}  # of the requests in `_in_hand`
         self._elsewhere: dict[
             Key, int
-        ] = {}  # what another companion holds, and may give back: since which version
-        self._settled: OrderedDict[Key, str | None] = OrderedDict()  # with the refusal still to be reported
+        ] = {}  # requests that another companion holds and may give back, by version
+        self._settled: OrderedDict[Key, str | None] = (
+            OrderedDict()
+        )  # with the refusal that is still to be reported
         self._news = asyncio.Event()
 
     @property
     def pending(self) -> tuple[CheckedRequest, ...]:
-        """What can be approved or declined now, in the order in which it arrived."""
+        """The requests that can be approved or declined now, in the order of arrival."""
         return tuple(self._pending.values())
 
     def drop_expired(self) -> float | None:
-        """Drop what is too old by our clock, whatever the relay says; seconds until there is more to drop."""
+        """Drop requests that have expired by our clock, whatever the relay says; returns the seconds until the next expires."""
         now = self._clock()
         for request in self.pending:
             if request.seconds_left(now) <= 0:
@@ -167,9 +172,9 @@ class Inbox:
     # Listening
 
     async def listen(self, *, arrivals: bool = True) -> None:
-        """Follow the relay until cancelled, over lost connections. arrivals: whether to take in new requests.
+        """Poll the relay until cancelled, and reconnect after failures. arrivals: whether to take new requests.
 
-        Raises what trying again cannot help: `TrustError` when this companion is no member any more,
+        Raises permanent failures: `TrustError` when this companion is no member any more,
         `RemoteProtocolError` when the relay does not speak the protocol.
         """
         pause = _MIN_PAUSE
@@ -187,7 +192,7 @@ class Inbox:
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  spreads load, keeps no secret
 
     async def poll(self, *, wait: int = 0, arrivals: bool = True) -> bool:
-        """Ask the relay once; whether to ask again at once: something came or went, or the answer was held.
+        """Poll the relay once; returns whether to poll again at once: a request came or went, or the relay held the answer.
 
         wait: seconds the relay may hold the answer while nothing is new. arrivals: as with `listen`.
         """
@@ -213,7 +218,7 @@ class Inbox:
         return not known and item.key not in self._elsewhere and self._may_claim(item)
 
     def _may_claim(self, item: Item) -> bool:
-        """Nobody has it yet; or we have, and ended before it was opened."""
+        """Whether the request is unclaimed, or claimed by an earlier run of this companion that did not open it."""
         unclaimed = item.state in (RequestState.PENDING, RequestState.DELIVERED)
         return unclaimed or (item.state is RequestState.CLAIMED and item.claimed_by == self._me)
 
@@ -236,7 +241,7 @@ class Inbox:
         return bool(vanished)
 
     def _drop(self, key: Key, error: NotApproved | None) -> None:
-        """A request that was pending has gone. error: None when another companion has it."""
+        """Drop a pending request that has ended. error: None when another companion has it."""
         request = self._pending.pop(key)
         request.over.set()
         if error is not None:
@@ -253,7 +258,7 @@ class Inbox:
         )
 
     def _pass_over(self, items: tuple[Item, ...], *, first: bool) -> None:
-        """What another companion had claimed before we saw it. first: these may be old, so nothing is said."""
+        """Note requests that another companion claimed before we saw them. first: they may be old, so no notice is given."""
         elsewhere: dict[Key, int] = {}
         for item in items:
             dealt_with = item.key in self._settled or item.key in self._in_hand
@@ -274,7 +279,7 @@ class Inbox:
         self._elsewhere = elsewhere
 
     async def _claim_again(self, listed: Mapping[Key, Item]) -> None:
-        """Have back what we lost because the relay could not hear us for a while: the person has agreed."""
+        """Claim again what we lost while the relay was unreachable: the user has consented already."""
         for key, claim in tuple(self._claims.items()):
             if key in listed and listed[key].claimed_by is None:
                 with suppress(NotApproved, ProblemAnswer):  # it has ended, or we have failed, meanwhile
@@ -284,12 +289,12 @@ class Inbox:
                         await self._relay.opened(*key, stays=claim.stays)
 
     def _lose(self, key: Key) -> None:
-        """Another companion has what we had claimed: what we show of it ends."""
+        """Take note that another companion has our claim, and end what we show of the request."""
         self._claims[key].lost = True
         self._in_hand[key].over.set()
 
     async def _give_back_what_ended(self, items: tuple[Item, ...]) -> None:
-        """What an earlier run of this companion held and took with it: our calls must not make it look alive."""
+        """Give back claims of an earlier run of this companion, which our calls would otherwise keep alive."""
         for item in items:
             ours = item.state is RequestState.OPENED and item.stays and item.claimed_by == self._me
             if ours and item.key not in self._in_hand and item.key not in self._settled:
@@ -408,7 +413,7 @@ class Inbox:
     async def decline(self, request: CheckedRequest) -> None:
         """The user says no: this ends the request for everybody."""
         with self._in_hands(request):
-            await to_its_end(self._relay.report(*request.key, Event.DECLINED))
+            await finish_when_cancelled(self._relay.report(*request.key, Event.DECLINED))
             self._settle(request.key)
             self._tell(NoticeKind.DECLINED, "declined", request)
 
@@ -418,7 +423,7 @@ class Inbox:
         with self._in_hands(request):
             self._tell(NoticeKind.REFUSED, str(error), request, reason=reason)
             self._settle(request.key, reason)
-            await to_its_end(self._relay.report(*request.key, Event.FAILED, reason))
+            await finish_when_cancelled(self._relay.report(*request.key, Event.FAILED, reason))
             self._settle(request.key)
 
     async def approve(self, request: CheckedRequest, opener: Opener) -> bool:
@@ -486,10 +491,10 @@ class Inbox:
                 await self._relay.report(*request.key, Event.FAILED, why)
 
         self._tell(NoticeKind.GIVEN_BACK, "the request is left to other companions", request, reason=why)
-        await self._try_to_tell(request, tell(), seconds=farewell.TIMEOUT)
+        await self._try_to_tell(request, tell(), seconds=CANCEL_TIMEOUT)
 
     async def _prepare(self, request: CheckedRequest) -> Opening:
-        """Between the claim and the opener: the times again, and the record that makes opening happen once."""
+        """Check the times again after the claim, and record the request, so that its URL is opened at most once (replay)."""
         announcement, now = request.announcement, self._clock()
         recheck(announcement, now)
         first = await self._state.record_opened(
@@ -507,7 +512,7 @@ class Inbox:
 
     @contextmanager
     def _in_hands(self, request: CheckedRequest) -> Iterator[None]:
-        """Dealt with here, and not pending meanwhile. What is not settled by then arrives once more."""
+        """Take a request out of `pending` while it is handled here; a request that is not settled then becomes pending again."""
         if self._pending.pop(request.key, None) is None:
             raise NotApproved(Outcome.CANCELLED, "the request has gone meanwhile")
         self._in_hand[request.key] = request
@@ -520,7 +525,7 @@ class Inbox:
     async def _try_to_tell(
         self, request: CheckedRequest, what: Coroutine[Any, Any, None], *, seconds: float = _REPORT_TIMEOUT
     ) -> None:
-        """The device learns of it through the tunnel too, so the relay may be out of reach, or know it already."""
+        """Report to the relay, and ignore a failure: the device learns the outcome through the tunnel too."""
         try:
             async with asyncio.timeout(seconds):
                 await what
@@ -546,12 +551,12 @@ class Inbox:
 
 
 def _short(request_id: bytes) -> str:
-    """Enough of a request id to tell two apart, for people and logs."""
+    """The start of a request id, which tells two requests apart for people and logs."""
     return base64url(request_id)[:6]
 
 
 def _word(error: HeadlessPasskeyError) -> str:
-    """A reason as the relay takes it: a word of at most 64 of [a-z0-9-]."""
+    """The reason in the relay's format: at most 64 of [a-z0-9-]."""
     if isinstance(error, NotApproved) and error.reason is Outcome.EXPIRED:
         return (
             UNANSWERED  # by whoever was asked on the phone; a check that finds it expired is a `TrustError`

@@ -1,15 +1,15 @@
-"""What a companion keeps on disk: its keys, the rings it has verified, what it opened, whom it invited.
+"""A companion's state on disk: its keys, its verified rings, the requests that it opened, and its open invitations.
 
-A directory of mode 0700, each file 0600 and replaced at once::
+The directory has mode 0700; each file has mode 0600, and is replaced atomically::
 
     companion.json    relay URL, account, signing key, HPKE key: written once, when joined
-    joining.json      the same while the answer to `join` is still out, so that a crash costs nothing
+    joining.json      the same until `join` has its answer, so that it can resume after a crash
     ring.json         the chain of rings, the newest last
-    opened.json       requests handed to an opener, until they are too old to be replayed
+    opened.json       requests handed to an opener, until they have expired (replay)
     invitations.json  invitations that are still open
 
-Several processes may use it (one waits for requests, another invites); every change is made under a lock, on
-what the files say at that moment.
+Several processes may use it: one waits for requests, another invites. Each change takes a lock, and reads the file
+again under it.
 """
 
 import contextlib
@@ -87,14 +87,14 @@ F = TypeVar("F", bound=_File)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeyPair:
-    """A companion's two keys, made here and staying here."""
+    """A companion's signing key and HPKE key, which never leave this machine."""
 
     signing: SoftwareSigningKey = field(default_factory=SoftwareSigningKey.generate, repr=False)
     hpke: SoftwareHpkeKey = field(default_factory=SoftwareHpkeKey.generate, repr=False)
 
     @property
     def name(self) -> str:
-        """What the companion is called in the ring."""
+        """The companion's name in the ring."""
         return thumbprint(self.signing.public_key)
 
     @classmethod
@@ -104,7 +104,7 @@ class KeyPair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who this companion is, and where."""
+    """The companion's account, relay and keys."""
 
     relay_url: str
     account: str
@@ -113,7 +113,7 @@ class Identity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joining:
-    """What was said to get in, kept so that it can be said again in exactly the same bytes."""
+    """A join that has no answer yet, with its exact bytes, so that it can be repeated (idempotent)."""
 
     line: str = field(repr=False)  # the account code or invitation
     keys: KeyPair
@@ -121,7 +121,7 @@ class Joining:
 
     @property
     def label(self) -> str:
-        """What this companion called itself."""
+        """The label that this companion introduced itself with."""
         if len(self.said) == 1:
             return Ring.parse_founding(self.said[0]).members[0].label
         body, signature, mac = self.said
@@ -140,13 +140,13 @@ class CompanionState:
 
     @property
     def picture(self) -> Path:
-        """Where a QR code is put that fits no terminal."""
+        """The file for a QR code that fits no terminal."""
         return self._directory / "fido-url.png"
 
-    # Who we are
+    # Identity
 
     def identity(self) -> Identity:
-        """`NotEnrolled` when this companion has not joined."""
+        """Read the identity; `NotEnrolled` when this companion has not joined."""
         kept = self._read("companion.json", _Keys)
         if kept is None:
             raise NotEnrolled(f"no companion has joined in {self._directory}: join first")
@@ -161,7 +161,7 @@ class CompanionState:
         return self._read("companion.json", _Keys) is not None
 
     def joining(self) -> Joining | None:
-        """The attempt to join whose answer is still out."""
+        """Read the join that has no answer yet; None without one."""
         kept = self._read("joining.json", _Joining)
         if kept is None:
             return None
@@ -175,7 +175,7 @@ class CompanionState:
             )
 
     def begin_joining(self, joining: Joining) -> None:
-        """Keep what is about to be said."""
+        """Write a join before it is sent."""
         keys = joining.keys
         self._write(
             "joining.json",
@@ -188,7 +188,7 @@ class CompanionState:
         )
 
     def finish_joining(self, identity: Identity, chain: RingChain) -> None:
-        """Enrolled from here on. Held by a joiner, the state is nobody else's to write."""
+        """Write the identity, which completes the join. The caller holds `sole_joiner`."""
         with lock(self._directory / "state"):
             if self.is_enrolled():
                 raise LocalProtocolError("another process has joined here meanwhile")
@@ -205,13 +205,13 @@ class CompanionState:
             self.give_up_joining()
 
     def give_up_joining(self) -> None:
-        """Forget the attempt to join: its code or invitation is spent."""
+        """Remove a join whose code or invitation is used up."""
         remove_private(self._directory / "joining.json")
 
     # Rings
 
     def chain(self) -> RingChain:
-        """The rings that were verified so far."""
+        """Read the chain of verified rings."""
         kept = self._read("ring.json", _Rings)
         if kept is None:
             raise NotEnrolled(f"no companion has joined in {self._directory}: join first")
@@ -219,12 +219,12 @@ class CompanionState:
             return RingChain.restore(kept.documents)
 
     async def adopt(self, newer: RingChain) -> RingChain:
-        """Keep what `newer`, an extension of our chain as it was, has beyond it."""
+        """Extend the stored chain by the rings of `newer`, itself an extension of the chain as it was."""
         version = self.chain().head.version
         return await self.extend(ring.document for ring in newer.rings if ring.version > version)
 
     async def extend(self, documents: Iterable[bytes]) -> RingChain:
-        """Keep what extends the chain; `TrustError` (forked-ring, bad-signature), and nothing changes."""
+        """Verify and store rings that extend the chain. `TrustError` (forked-ring, bad-signature) leaves it unchanged."""
         async with self._locked():
             chain = self.chain()
             extended = chain.extend(documents)
@@ -232,14 +232,14 @@ class CompanionState:
                 self._write("ring.json", _Rings(documents=list(extended.documents)))
             return extended
 
-    # What was opened
+    # Opened requests
 
     def opened_before(self) -> frozenset[tuple[str, bytes]]:
-        """Device and id of every request that was handed to an opener and could still be replayed."""
+        """Device and id of each request that was handed to an opener and has not expired."""
         return frozenset((device, request_id) for device, request_id, _ in self._opened())
 
     async def record_opened(self, device: str, request_id: bytes, *, until: float, now: float) -> bool:
-        """Remember a request before it is opened; False when somebody did already. until, now: Unix seconds."""
+        """Record a request before it is opened; False when it is recorded already (replay). until, now: Unix seconds."""
         async with self._locked():
             kept = [each for each in self._opened() if each[2] >= now]
             if any((device, request_id) == each[:2] for each in kept):
@@ -253,25 +253,25 @@ class CompanionState:
     # Invitations
 
     def invitations(self, now: float) -> tuple[InvitationRecord, ...]:
-        """The invitations that are open by our clock."""
+        """Read the invitations that have not expired by our clock."""
         kept = self._read("invitations.json", _Invitations) or _Invitations()
         with self._strict("invitations.json"):
             records = [InvitationRecord.from_bytes(data) for data in kept.records]
         return tuple(record for record in records if record.invitation.expires_at > now)
 
     async def remember_invitation(self, record: InvitationRecord, now: float) -> None:
-        """Keep an invitation, in place of what was known of it."""
+        """Write the record of an invitation, and replace its earlier record."""
         await self._change_invitations(now, lambda others: [*others, record], record)
 
     async def forget_invitation(self, record: InvitationRecord, now: float) -> None:
         await self._change_invitations(now, lambda others: others, record)
 
     def sole_joiner(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the state for one process that joins; `TransportError` when another one does."""
+        """Lock the state for one process that joins; `TransportError` when another process holds it."""
         return lock(self._directory / "joining")
 
     def sole_runner(self) -> contextlib.AbstractContextManager[None]:
-        """Hold the state for one process that waits for requests; `TransportError` when another one does."""
+        """Lock the state for one process that waits for requests; `TransportError` when another process holds it."""
         return lock(self._directory / "running")
 
     async def _change_invitations(
@@ -314,12 +314,12 @@ class CompanionState:
             RemoteProtocolError,
             ValueError,
         ) as error:
-            # the message may quote what was read, and that may be a key
+            # not the decoder's message: it may quote a key
             what = f"{self._directory / name} is not as this program left it: {self._mend(name)}"
             raise RemoteProtocolError(what, reason=SetupReason.STATE_DAMAGED) from error
 
     def _mend(self, name: str) -> str:
-        """What to do about a damaged file: what it holds alone can go, keys and rings only together."""
+        """The mend for a damaged file. Keys and rings can be removed only together."""
         names, then = {
             "opened.json": ([name], ""),
             "invitations.json": ([name], ", and invite again"),

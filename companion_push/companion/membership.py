@@ -1,8 +1,8 @@
-"""How a companion gets into an account, and lets others in (docs/protocol/trust.md).
+"""Enrolment: how a companion joins an account, and lets others join (docs/protocol/trust.md).
 
-Joining writes down what it is about to say before it says it, so that a crash or a lost connection costs
-nothing: the same code or invitation goes on where it was, in the same bytes. Inviting judges the newcomer by
-its own record and clock, and shows it to a person before the ring is changed.
+A join writes its messages to disk before it sends them. After a crash or a lost connection, the same code or
+invitation resumes it with the same bytes (idempotent). The inviter checks a newcomer by its own record and clock, and
+asks the user before it changes the ring.
 """
 
 import asyncio
@@ -14,8 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from companion_push.companion import farewell
-from companion_push.companion.farewell import to_its_end
+from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.account.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
@@ -37,7 +36,7 @@ from headless_passkey.trust.invitation import PREFIX as INVITATION
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord, accept
 from headless_passkey.trust.ring import Member, Ring, Role
 
-_QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
+_QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +98,11 @@ class Membership:
     ) -> Member:
         """Let one newcomer in.
 
-        rp_ids: what a device is bound to; None for any. show: is given the invitation, a secret. consent: is
-        asked with the newcomer's introduction, once that is known to be its own. seconds: for everything until then.
+        rp_ids: the relying parties that a device is bound to; None for any. show: called with the invitation, a secret.
+        consent: called with the newcomer's verified introduction. seconds: for everything until the consent.
 
-        However it ends before the person has agreed, the invitation is taken back, so that nobody waits in vain.
-        Once the person has agreed, the newcomer is told in any case: now, or by `finish_answers`.
+        An end before the consent withdraws the invitation, so that no newcomer waits for it. After the consent the
+        newcomer gets its answer in any case: now, or by `finish_answers`.
         """
         me, now = self.state.identity(), self.clock()
         record = InvitationRecord(
@@ -126,7 +125,7 @@ class Membership:
                 await self._take_back(relay, record, error)
                 raise
             try:
-                member = await to_its_end(self._admit(relay, taken, introduction, me.keys))
+                member = await finish_when_cancelled(self._admit(relay, taken, introduction, me.keys))
             except (NotApproved, TrustError, RemoteProtocolError) as error:
                 await self._take_back(relay, record, error)
                 raise
@@ -134,7 +133,7 @@ class Membership:
             return member
 
     async def finish_answers(self) -> None:
-        """Answer the newcomers that are in the ring already and were not told, because the inviter crashed."""
+        """Send the answers that a crash prevented: to newcomers that are in the ring already."""
         me = self.state.identity()
         if self.state.invitations(self.clock()):
             async with CompanionRelay.connect(
@@ -143,7 +142,7 @@ class Membership:
                 await self._finish_answers(relay, me.keys)
 
     async def members(self) -> tuple[Ring, HeadlessPasskeyError | None]:
-        """The newest ring, and why it may not be the newest, when the relay could not be asked."""
+        """The newest known ring, and the error when the relay could not be asked for newer ones."""
         me = self.state.identity()
         try:
             async with CompanionRelay.connect(
@@ -154,7 +153,7 @@ class Membership:
             return self.state.chain().head, error
 
     def _begin(self, line: str, means: AccountCode | Invitation, label: str) -> Joining:
-        """What to say: what was said before with this very line, or something new, kept."""
+        """Resume the stored join of this line, or make and store a new one."""
         joining = self.state.joining()
         if joining is not None and joining.line == line:
             check_same_words({"label": joining.label}, {"label": label})
@@ -206,7 +205,7 @@ class Membership:
         seconds: float,
         consent: Callable[[Introduction], Awaitable[bool]],
     ) -> tuple[Introduction, InvitationRecord]:
-        """The newcomer to whom the person has agreed."""
+        """Wait for the newcomer, and for the user's consent to it."""
         try:
             async with asyncio.timeout(seconds):
                 introduction, record = await self._newcomer(relay, record)
@@ -218,11 +217,11 @@ class Membership:
         return introduction, record
 
     async def _take_back(self, relay: CompanionRelay, record: InvitationRecord, error: BaseException) -> None:
-        """Tell whoever has the invitation that it lets nobody in: the person said no, or nobody waits any more."""
+        """Withdraw the invitation at the relay: the user declined, or the inviter has stopped waiting."""
         declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
         tell = relay.turn_away if declined else relay.withdraw
         try:
-            async with asyncio.timeout(farewell.TIMEOUT):
+            async with asyncio.timeout(CANCEL_TIMEOUT):
                 await tell(record.invitation)
         except (HeadlessPasskeyError, TimeoutError) as failure:  # it expires by itself
             logger.info("the end of the invitation was not told (%s)", type(failure).__name__)
@@ -232,8 +231,8 @@ class Membership:
     async def _finish_answers(self, relay: CompanionRelay, keys: KeyPair) -> None:
         for record in self.state.invitations(self.clock()):
             if record.newcomer is None:
-                continue  # of a process that is inviting now, or has died without harm
-            with suppress(HeadlessPasskeyError):  # whatever is wrong with it, it is in nobody's way
+                continue  # of a process that is inviting now, or that ended before the consent
+            with suppress(HeadlessPasskeyError):  # its failure must not stop the others
                 came = await relay.introduction(record.invitation, wait=0)
                 head = (await self._catch_up(relay)).head
                 if came is None:
@@ -247,7 +246,7 @@ class Membership:
     async def _newcomer(
         self, relay: CompanionRelay, record: InvitationRecord
     ) -> tuple[Introduction, InvitationRecord]:
-        """The one newcomer, checked and remembered."""
+        """Wait for the newcomer, verify it, and record it."""
         while True:
             record.invitation.check_expiry(self.clock())
             asked = time.monotonic()
@@ -264,7 +263,7 @@ class Membership:
     async def _admit(
         self, relay: CompanionRelay, record: InvitationRecord, introduction: Introduction, keys: KeyPair
     ) -> Member:
-        """Append the ring with the newcomer in it, and answer; again when the head has moved meanwhile."""
+        """Append a ring with the newcomer, and send the answer; retried when another ring was appended meanwhile."""
         while True:
             head = (await self._catch_up(relay)).head
             ring, mac = record.admit(introduction, ring=head, key=keys.signing, now=self.clock())
@@ -294,7 +293,7 @@ def _parse(line: str) -> AccountCode | Invitation:
 
 
 def _is_spent(error: HeadlessPasskeyError) -> bool:
-    """Whether the code or invitation is good for nothing any more."""
+    """Whether the error means that the code or invitation cannot be used again."""
     return isinstance(error, NotApproved) or error.reason in (
         TrustReason.INVITATION_USED,
         TrustReason.INVITATION_EXPIRED,

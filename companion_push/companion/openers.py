@@ -1,8 +1,8 @@
-"""How an approved FIDO URL gets to a phone's own passkey prompt.
+"""Openers: they bring an approved FIDO URL to a phone's own passkey prompt.
 
-An opener is entered when the user has agreed and the claim is won. Its body runs once the URL is handed over;
-leaving it waits for what comes of that, where the opener can know. The URL is a secret: it goes to a child
-process on stdin. The system's launcher is the one exception, since it takes nothing but an argument.
+An opener's context is entered after consent and claim. Its body runs once the URL is handed over; its exit waits for
+the result, where the opener can know it. The URL is a secret, so a child process gets it on stdin. The system's
+launcher is an exception: it takes arguments only.
 """
 
 import asyncio
@@ -24,36 +24,36 @@ from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.private_file import remove_private, write_private
 
-_LAUNCH_TIMEOUT: Final = 30.0  # seconds a launcher has to hand over a URL
-_KILL_TIMEOUT: Final = 3.0  # seconds a child has to end when asked to
+_LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
+_KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM
 
 _ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """An approved request, as an opener gets it."""
+    """An approved request for an opener."""
 
     url: str = field(repr=False)
-    device: str  # by its label
+    device: str  # its label
     announced: Announced
-    seconds: float  # until it is worth nothing
-    over: asyncio.Event  # set when the request is over, or another companion's
+    seconds: float  # until the URL expires
+    over: asyncio.Event  # set when the request has ended, or another companion has it
 
 
 class Opener(Protocol):
-    """Something that brings a FIDO URL to a phone."""
+    """Brings a FIDO URL to a phone."""
 
     @property
     def handed_over(self) -> str:
-        """What has happened once `open` has been entered, and no more than that, for people."""
+        """A sentence that says exactly what has happened when the context of `open` is entered."""
 
     @property
     def stays(self) -> bool:
-        """Whether what was handed over ends with this process, and the opener waits for it as long as the request lives."""
+        """Whether the opener must stay: the URL's use ends with this process, and the opener waits for its end."""
 
     def open(self, opening: Opening) -> contextlib.AbstractAsyncContextManager[None]:
-        """Hand the URL over, run the body, and wait for the end where that can be seen.
+        """Hand the URL over, run the body, and wait for the result where the opener can know it.
 
         Raises what went wrong: `TransportError` when the URL could not be handed over.
         """
@@ -61,18 +61,18 @@ class Opener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SystemLauncher:
-    """The system's own way of opening a URL: for a companion that runs on the phone itself, or beside it.
+    """Opens a URL with the system's launcher, for a companion that runs on the phone itself.
 
-    The URL stands in the launcher's argument list, where processes of the same user can read it for a moment.
+    The launcher takes the URL as an argument, which processes of the same user can read for a moment.
     """
 
     command: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to this system's URL launcher"
-    stays: ClassVar[bool] = False  # the phone's system may suspend us meanwhile
+    stays: ClassVar[bool] = False  # the phone's system may suspend this process
 
     @classmethod
     def find(cls, platform: str = sys.platform) -> Self:
-        """This system's launcher; `UsageError` when there is none."""
+        """Find this system's launcher; `UsageError` when there is none."""
         names: tuple[tuple[str, ...], ...] = (("xdg-open",), ("termux-open-url",))
         if platform == "darwin":
             names = (("open",),)
@@ -94,15 +94,15 @@ class SystemLauncher:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A program of the user's, with the URL as one line on its stdin."""
+    """Runs a program of the user's choice, with the URL as one line on its stdin."""
 
     words: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to the opener command"
-    stays: ClassVar[bool] = False  # it has the URL, whatever becomes of us
+    stays: ClassVar[bool] = False  # the program has the URL, also after this process has ended
 
     @classmethod
     def parse(cls, line: str) -> Self:
-        """From one line, split as a shell would, with no shell involved; `UsageError` when it is none."""
+        """Parse a command line by a shell's rules, without running a shell; `UsageError` when it is malformed."""
         try:
             words = tuple(shlex.split(line))
         except ValueError as error:
@@ -120,14 +120,14 @@ class Command:
 
 @dataclass(slots=True, kw_only=True)
 class QrPicture:
-    """A QR code for the camera of any phone, as long as the request lives: on a terminal where it fits, else in a file."""
+    """Shows a QR code for any phone's camera while the request is open: on a terminal where it fits, else in a file."""
 
-    screen: Terminal | None  # None: there is no terminal to draw on
-    file: Path  # in a directory that is the user's own
-    on_file: Callable[[Path], None]  # told where the picture is, when it is on no terminal
-    on_end: Callable[[], None] = lambda: None  # called when the terminal is its owner's again
-    tick: float = 1.0  # seconds between two looks at clock and terminal
-    showing: bool = field(default=False, init=False)  # whether the terminal's other screen is taken
+    screen: Terminal | None  # None: without a terminal
+    file: Path  # in a private directory
+    on_file: Callable[[Path], None]  # called with the file when the picture is not on a terminal
+    on_end: Callable[[], None] = lambda: None  # called when the terminal's main screen is back
+    tick: float = 1.0  # seconds between two checks of clock and window size
+    showing: bool = field(default=False, init=False)  # whether the terminal's alternate screen is in use
     handed_over: ClassVar[str] = "the QR code is there to be scanned"
     stays: ClassVar[bool] = True
 
@@ -161,7 +161,7 @@ class QrPicture:
             self.on_end()
 
     def forget(self) -> None:
-        """Remove the picture's file, also one that a run left behind which was ended by force."""
+        """Remove the picture's file, also one that a killed run left."""
         if self.file.exists():
             remove_private(self.file)
 
@@ -173,7 +173,7 @@ class QrPicture:
         drawn: os.terminal_size | None,
         seconds: float,
     ) -> os.terminal_size:
-        """Draw for the size that the terminal has now, and give that. drawn: the size before."""
+        """Draw for the terminal's current size, and return that. drawn: the size before."""
         size, cells = screen.size(), qr.Cells.of(screen.encoding)
         layout = code.lay_out(size, cells, caption)
         if layout is not None:
@@ -189,7 +189,7 @@ class QrPicture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltInPhone:
-    """The software phone, in this process: for demonstrations and tests."""
+    """Runs the software phone in this process, for demonstrations and tests."""
 
     make_phone: Callable[[], SoftwarePhone]
     handed_over: ClassVar[str] = "handed to the phone"
@@ -211,19 +211,19 @@ class BuiltInPhone:
 
 @contextlib.asynccontextmanager
 async def _child(words: Sequence[str], line: bytes | None) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A running child that was given `line` and nothing else on stdin; it does not outlive the context."""
+    """Run a child with `line` on its stdin; it is ended when the context exits."""
     try:
         process = await asyncio.create_subprocess_exec(
             *words,
             stdin=asyncio.subprocess.PIPE if line is not None else asyncio.subprocess.DEVNULL,
-            stdout=2,  # our stdout is data
+            stdout=2,  # this program's stdout is data
         )
     except OSError as error:
         # not "from error": its text may hold the arguments
         raise TransportError(f"{words[0]} cannot be started: {error.strerror}") from None
     try:
         if process.stdin is not None and line is not None:
-            with contextlib.suppress(ConnectionError):  # a child that does not read says so by its status
+            with contextlib.suppress(ConnectionError):  # a child that does not read: its exit status tells
                 process.stdin.write(line)
                 await process.stdin.drain()
             process.stdin.close()
