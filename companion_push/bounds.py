@@ -2,13 +2,13 @@
 
 import math
 
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 
 
 def check_bounds(
     settings: object, *names: str, lowest: float, highest: float = math.inf, whole: bool = True
 ) -> None:
-    """Refuse (`LocalProtocolError`) what is no number of `lowest` to `highest`. whole: or no whole one.
+    """Refuse (`UsageError`) what is no number of `lowest` to `highest`. whole: or no whole one.
 
     names: of attributes of `settings`. A lowest of 0 is itself allowed for whole numbers only.
     """
@@ -20,4 +20,4 @@ def check_bounds(
             kind = "a whole number" if whole else "a number"
             span = f"of {lowest:g} or more" if highest == math.inf else f"from {lowest:g} to {highest:g}"
             above = "above 0" if not whole and lowest == 0 else span
-            raise LocalProtocolError(f"{name}: expected {kind} {above}, got {value!r:.40}")
+            raise UsageError(f"{name}: expected {kind} {above}, got {value!r:.40}")

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headless_passkey.command_line import SettingsParser, add_version, fail, missing, run
-from headless_passkey.errors import ExitStatus
+from headless_passkey.command_line import SettingsParser, add_version, missing, run, told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
         what = None if name is None else missing(error, PROGRAMS[name].extra)
         if what is None:
             raise
-        return fail(ExitStatus.USAGE, "UsageError", None, what, as_json="--json" in words)
+        return told(what, as_json="--json" in words)
     return run(args.main, args, extra=PROGRAMS[words[0]].extra)
 
 

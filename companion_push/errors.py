@@ -6,10 +6,15 @@
     ├── TransportError
     │   └── StoreUnavailable   the store does not answer: trying again may help
     │       └── StoreBusy      another process holds it
-    └── StoreUnusable          the store's file cannot be opened, or is not one of ours
+    └── SetupError(reason)
+        └── StoreUnusable      the store's file cannot be opened, or is not one of ours
 """
 
-from headless_passkey.errors import ExitStatus, HeadlessPasskeyError, TransportError
+import errno
+import os
+
+from headless_passkey.errors import SetupError, SetupReason, TransportError, TransportReason
+from headless_passkey.mends import setup_error
 
 
 class StoreUnavailable(TransportError):  # noqa: N818  a state, not a fault
@@ -19,8 +24,22 @@ class StoreUnavailable(TransportError):  # noqa: N818  a state, not a fault
 class StoreBusy(StoreUnavailable):
     """Another process holds the store: trying again may help."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, reason=TransportReason.IN_USE)
 
-class StoreUnusable(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
+
+class StoreUnusable(SetupError):  # noqa: N818  a state, not a fault
     """The store's file cannot be opened, or is not one of ours: another --store is needed."""
 
-    exit_status = ExitStatus.USAGE
+    def __init__(self, message: str, *, reason: SetupReason = SetupReason.STATE_UNWRITABLE) -> None:
+        super().__init__(message, reason=reason, advice="name another file with `--store`")
+
+
+def cannot_listen(host: str, port: int, error: OSError) -> SetupError:
+    """The error for an address that a server cannot listen on."""
+    reason = SetupReason.PORT_TAKEN if error.errno == errno.EADDRINUSE else SetupReason.CANNOT_LISTEN
+    name = f"[{host}]" if ":" in host else host
+    why = error.strerror
+    if (error.errno or 0) in errno.errorcode and error.errno != errno.EADDRNOTAVAIL:
+        why = os.strerror(error.errno or 0)  # asyncio puts words of its own into the error
+    return setup_error(f"cannot listen on {name}:{port}: {why or error}", reason, port=str(port))

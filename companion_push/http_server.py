@@ -11,6 +11,7 @@ request, and in a flood a few lines a minute and their number; a service that mo
 import asyncio
 import json
 import logging
+import shlex
 import ssl
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
@@ -26,7 +27,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from companion_push.addresses import Network, client_address
 from companion_push.log_limit import PERIOD, LogLimit
-from headless_passkey.command_line import UsageError
+from headless_passkey.errors import SetupError, SetupReason
+from headless_passkey.mends import setup_error
 
 DRAIN_SECONDS: Final = 5.0  # for requests under way when the server is asked to end
 IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
@@ -134,7 +136,7 @@ class _Connection(web.RequestHandler):
 
 
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """A server's TLS settings. `UsageError` says which of the two files is wrong, and how.
+    """A server's TLS settings. `SetupError` (bad-certificate) says which of the two files is wrong, and how.
 
     cert: the chain, its own certificate first; key: that one's private key, without a passphrase; both PEM.
     """
@@ -142,13 +144,17 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise UsageError(f"{option}: cannot read {path}: {error.strerror}") from error
+            raise _bad(path, f"{option}: cannot read {path}: {error.strerror}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(cert, key, password=b"")  # there is nobody here to ask for a passphrase
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise UsageError(_why_not(cert, key, error)) from error
+        raise _bad(cert, _why_not(cert, key, error)) from error
     return context
+
+
+def _bad(path: Path, what: str) -> SetupError:
+    return setup_error(what, SetupReason.BAD_CERTIFICATE, file=shlex.quote(str(path)))
 
 
 def _why_not(cert: Path, key: Path, error: Exception) -> str:

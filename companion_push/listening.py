@@ -16,9 +16,9 @@ from typing import Final
 from aiohttp import web
 
 from companion_push.addresses import Network
+from companion_push.errors import cannot_listen
 from companion_push.http_server import Runner, tls_context
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import UsageError
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
 
@@ -45,8 +45,8 @@ class Listener:
 def listening(host: str, port: int, *, cert: Path | None, key: Path | None) -> Iterator[Listener]:
     """Listen at each address of `host`, all on one port, also when that is any free one.
 
-    cert, key: PEM files; without them only this machine is listened to. `UsageError` says what is wrong with them,
-    `TransportError` that `host` and `port` cannot be had.
+    cert, key: PEM files; without them only this machine is listened to. `SetupError` says what is wrong with them,
+    or that `host` and `port` cannot be had.
     """
     if (cert is None) != (key is None):
         raise UsageError("--cert and --key go together")
@@ -114,6 +114,6 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             port, listening = one.getsockname()[1], True
             yield one
     except OSError as error:
-        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        raise cannot_listen(host, port, error) from error
     if not listening:
-        raise TransportError(f"cannot listen on {host}:{port}: not an address of this machine")
+        raise cannot_listen(host, port, OSError(errno.EADDRNOTAVAIL, "not an address of this machine"))

@@ -29,12 +29,17 @@ from weakref import WeakKeyDictionary
 from headless_passkey.errors import (
     ExitStatus,
     HeadlessPasskeyError,
-    LocalProtocolError,
+    ProtocolReason,
     RemoteProtocolError,
-    TransportError,
+    SetupError,
+    SetupReason,
+    TransportReason,
+    UsageError,
 )
 from headless_passkey.json_text import without_mark
+from headless_passkey.mends import setup_error, transport_error
 from headless_passkey.names import name_of, printable
+from headless_passkey.private_file import cannot_write
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -45,10 +50,6 @@ _MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
 _LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 logger = logging.getLogger(__name__)
-
-
-class UsageError(Exception):
-    """The words of the call are wrong in a way argparse cannot see."""
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -241,14 +242,12 @@ def add_completion(commands: Any, *, package: str, program: str) -> argparse.Arg
     return parser
 
 
-def missing(error: ModuleNotFoundError, extra: str) -> str | None:
-    """What to install where `error` says that something of `extra` is not here; None when it is our own module."""
+def missing(error: ModuleNotFoundError, extra: str) -> SetupError | None:
+    """The error for a package of `extra` that `error` says is not installed; None when it is our own module."""
     name = (error.name or "").partition(".")[0]
-    return (
-        None
-        if name in _OURS
-        else f"this needs {name}: pip install '.[{extra}]' in the clone of {DISTRIBUTION}"
-    )
+    if name in _OURS:
+        return None
+    return setup_error(f"this needs {name}", SetupReason.MISSING_PACKAGE, extra=extra)
 
 
 def run(
@@ -272,9 +271,7 @@ def run(
     try:
         asyncio.run(_until_terminated_or_done(main(args)))
     except HeadlessPasskeyError as error:
-        return fail(error.exit_status, type(error).__name__, error.reason, str(error), as_json=args.json)
-    except UsageError as error:
-        return fail(ExitStatus.USAGE, "UsageError", None, str(error), as_json=args.json)
+        return told(error, as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return fail(ExitStatus.INTERRUPTED, "Interrupted", None, "interrupted", as_json=args.json)
     except BrokenPipeError:
@@ -282,7 +279,7 @@ def run(
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
         if isinstance(error, ModuleNotFoundError) and (what := missing(error, extra)):
-            return fail(ExitStatus.USAGE, "UsageError", None, what, as_json=args.json)
+            return told(what, as_json=args.json)
         # a foreign exception's message may hold anything, so only its type and place are shown
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"
@@ -290,16 +287,42 @@ def run(
     return ExitStatus.DONE
 
 
-def fail(status: ExitStatus, kind: str, reason: str | None, message: str, *, as_json: bool) -> ExitStatus:
-    """Say on stderr, in one line, what went wrong; returns `status`."""
+def told(error: HeadlessPasskeyError, *, as_json: bool) -> ExitStatus:
+    """Say on stderr, in one line, what went wrong and what to do about it; returns the error's exit status."""
+    return fail(
+        error.exit_status,
+        type(error).__name__,
+        error.reason,
+        str(error),
+        advice=error.advice,
+        as_json=as_json,
+    )
+
+
+def fail(
+    status: ExitStatus,
+    kind: str,
+    reason: str | None,
+    message: str,
+    *,
+    advice: str | None = None,
+    as_json: bool,
+) -> ExitStatus:
+    """Say on stderr, in one line, what went wrong; returns `status`. advice: what to do about it."""
     # what others wrote may be in it
-    message = printable(" ".join(message.split()), _MAX_MESSAGE)
+    message, advice = _in_one_line(message), advice and _in_one_line(advice)
     if as_json:
-        line = json.dumps({"error": kind, "reason": reason, "status": int(status), "message": message})
+        line = json.dumps(
+            {"error": kind, "reason": reason, "status": int(status), "message": message, "advice": advice}
+        )
     else:
-        line = f"{_program()}: {message}" + (f" [{reason}]" if reason else "")
+        line = ": ".join(filter(None, (_program(), message, advice))) + (f" [{reason}]" if reason else "")
     talk(line)
     return status
+
+
+def _in_one_line(text: str) -> str:
+    return printable(" ".join(text.split()), _MAX_MESSAGE)
 
 
 def _program() -> str:
@@ -336,7 +359,7 @@ def out(line: str) -> None:
         raise  # `run` knows what it means
     except OSError as error:
         _forget_stdout()
-        raise TransportError(f"cannot write to stdout: {error.strerror}") from error
+        raise cannot_write("stdout", error) from error
 
 
 def out_bytes(data: bytes) -> None:
@@ -348,7 +371,7 @@ def out_bytes(data: bytes) -> None:
         raise  # `run` knows what it means
     except OSError as error:
         _forget_stdout()
-        raise TransportError(f"cannot write to stdout: {error.strerror}") from error
+        raise cannot_write("stdout", error) from error
 
 
 def _forget_stdout() -> None:
@@ -441,7 +464,7 @@ def label_or_name(text: str) -> str:
     """An argparse type: what people call something (`name_of`)."""
     try:
         return name_of(text)
-    except LocalProtocolError as error:
+    except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
@@ -463,14 +486,16 @@ async def read_secret_line(source: str, *, limit: int = MAX_SECRET_LINE) -> str:
     """
     text = without_mark(await read_input(source, limit=limit + 2 + len(BOM_UTF8), first_line=True))
     if not text:
-        raise TransportError("the input ended before a line came")
+        raise transport_error("the input ended before a line came", TransportReason.NO_INPUT)
     line = text.split(b"\n", 1)[0].rstrip(b"\r")
     if len(line) > limit:
-        raise RemoteProtocolError(f"the line is too long, {limit} bytes are allowed")
+        raise RemoteProtocolError(
+            f"the line is too long, {limit} bytes are allowed", reason=ProtocolReason.TOO_LONG
+        )
     try:
         return line.decode("ascii").strip()
     except UnicodeDecodeError as error:
-        raise RemoteProtocolError("the line is not ASCII") from error
+        raise RemoteProtocolError("the line is not ASCII", reason=ProtocolReason.MALFORMED_INPUT) from error
 
 
 async def read_input(source: str, *, limit: int, first_line: bool = False) -> bytes:

@@ -26,7 +26,6 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.command_line import UsageError
 from headless_passkey.errors import LocalProtocolError, NotApproved, NotEnrolled, Outcome
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
@@ -108,12 +107,10 @@ class Device:
 
         state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it; it is turned on
         for a ceremony only. tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to
-        believe, None for the system's roots. `LocalProtocolError` for a radio that there is not.
+        believe, None for the system's roots. `UsageError` for a radio that there is not, `SetupError` for one whose package
+        is not installed.
         """
-        try:
-            source = open_radio(radio) if isinstance(radio, str) else radio
-        except UsageError as error:
-            raise LocalProtocolError(str(error)) from error
+        source = open_radio(radio) if isinstance(radio, str) else radio
         async with open_session(tls) as http:
             yield cls(state, http=http, radio=source, tunnels=tunnels, tls=tls)
 

@@ -1,10 +1,9 @@
 """What to do about it, for each reason that an error or a finding of `headless-passkey doctor` may have.
 
-The words are here once: errors end with them, the doctor shows them, and docs/how-to/doctor.md lists them::
+The words are here once: errors have them as their ``advice``, the doctor shows them, and docs/how-to/doctor.md lists them::
 
-    except TransportError as error:
-        if error.reason is not None:
-            print(mend(error.reason))
+    except HeadlessPasskeyError as error:
+        print(error, error.advice)
 
 A mend is for a terminal: one line, commands in backquotes, and names in capitals where the caller gives none.
 """
@@ -14,15 +13,23 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
-from headless_passkey.errors import SetupReason, TransportError, TransportReason, TrustReason
+from headless_passkey.errors import (
+    EnrolmentReason,
+    SetupError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+    TrustError,
+    TrustReason,
+)
 
-Reason = TransportReason | TrustReason | SetupReason
+Reason = TransportReason | TrustReason | SetupReason | EnrolmentReason
 
 SET_CLOCK: Final = "`sudo timedatectl set-ntp true`"
 ELSEWHERE: Final = "name a directory for this device alone with `--state`"
 
 # by reason, and where one word is too coarse for a mend also by case
-MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
+MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     # Bluetooth
     (TransportReason.NO_DBUS, None): (
         "start it with `sudo systemctl start dbus`; in a container, share /run/dbus/system_bus_socket with it"
@@ -59,6 +66,12 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (TransportReason.BLUETOOTH_FAILED, "controller"): (
         "try again, or unplug the controller and plug it in again"
     ),
+    # other processes of this machine
+    (TransportReason.NO_INPUT, None): "see to it that what is piped in, typed or scanned comes, and in time",
+    (
+        TransportReason.IN_USE,
+        None,
+    ): "try again when the other process has ended: `fuser --verbose PATH` names it",
     # the network
     (TransportReason.NAME_NOT_RESOLVED, None): (
         "check how the name is spelled, and this machine's network: `getent hosts HOST` must print an address"
@@ -100,12 +113,16 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
         "if the account was set up anew, `headless-passkey leave` and join with a new invitation; if not, ask its operator"
     ),
     # what this device keeps, and with whom it speaks
-    (SetupReason.NOT_ENROLLED, None): (
+    (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"
     ),
-    (SetupReason.JOIN_UNFINISHED, None): (
+    (EnrolmentReason.JOIN_UNFINISHED, None): (
         "`headless-passkey join` again, with the same invitation or with another one"
     ),
+    (
+        SetupReason.ALREADY_ENROLLED,
+        None,
+    ): "`headless-passkey leave`, or name another directory with `--state`",
     (SetupReason.STATE_EXPOSED, None): (
         "`chmod MODE PATH`; if somebody may have read it, `headless-passkey leave` and join again"
     ),
@@ -120,8 +137,23 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.STATE_UNWRITABLE, None): (
-        "see to it that this user can write there (`ls -ld PATH`) and that there is room (`df -h PATH`),"
-        " or name another directory with `--state`"
+        "see to it that this user can write there (`ls -ld PATH`), or name another directory with `--state`"
+    ),
+    (
+        SetupReason.DISK_FULL,
+        None,
+    ): "make room: `df -h PATH` shows how much there is, and `quota` what is this user's",
+    (SetupReason.OUTPUT_UNWRITABLE, None): "see to it that this user can write there, and that there is room",
+    # servers
+    (SetupReason.BAD_CERTIFICATE, None): (
+        "name a file in PEM form that this user can read: `openssl x509 -noout -subject -in FILE` must print whose it is"
+    ),
+    (
+        SetupReason.PORT_TAKEN,
+        None,
+    ): "end what listens there (`ss -ltnp 'sport = :PORT'` shows it), or use another port",
+    (SetupReason.CANNOT_LISTEN, None): (
+        "listen on an address of this machine (`ip address` lists them), and on a port that this user may use, such as 8443"
     ),
     (SetupReason.WRONG_SERVER, None): "check the address, and what a proxy in front of the server passes on",
     (SetupReason.WRONG_SERVER, "path"): (
@@ -131,34 +163,41 @@ MENDS: Final[Mapping[tuple[Reason, str | None], str]] = {
 }
 
 # no systemctl, rfkill or bluetoothctl there
-_ELSEWHERE: Final[Mapping[TransportReason, str]] = {
+_ELSEWHERE: Final[Mapping[str, str]] = {
     TransportReason.ADAPTER_OFF: "turn it on in the system's settings",
     TransportReason.BLUETOOTH_FORBIDDEN: "allow it for this program in the system's settings",
     TransportReason.BLUETOOTH_FAILED: "try again, or turn Bluetooth off and on in the system's settings",
 }
 
 
-def mend(reason: Reason, case: str | None = None, **names: str) -> str | None:
+def mend(reason: str | None, case: str | None = None, **names: str) -> str | None:
     """What to do about `reason`, or None when nothing general can be said.
 
     case: a finer kind of it, as `MENDS` has them. names: what to put for the names in capitals, lower case
     here: ``mend(SetupReason.STATE_DAMAGED, path="/var/lib/…")``.
     """
+    if reason is None:
+        return None
     general = case is None or (reason, case) not in MENDS
     if general and sys.platform != "linux" and reason in _ELSEWHERE:
-        return _ELSEWHERE[TransportReason(reason)]
+        return _ELSEWHERE[reason]
     words = MENDS.get((reason, case)) or MENDS.get((reason, None))
     return words and re.sub(r"\b[A-Z]+\b", lambda found: names.get(found[0].lower(), found[0]), words)
-
-
-def with_mend(what: str, reason: Reason, case: str | None = None, **names: str) -> str:
-    """An error's message: what is wrong, and what to do about it."""
-    words = mend(reason, case, **names)
-    return f"{what}: {words}" if words else what
 
 
 def transport_error(
     what: str, reason: TransportReason, case: str | None = None, **names: str
 ) -> TransportError:
-    """What is wrong, and what to do about it, as an error. The rest as for `mend`."""
-    return TransportError(with_mend(what, reason, case, **names), reason=reason)
+    """What is wrong, with what to do about it as its advice. case, names: as for `mend`."""
+    return TransportError(what, reason=reason, advice=mend(reason, case, **names))
+
+
+def setup_error(what: str, reason: SetupReason, case: str | None = None, **names: str) -> SetupError:
+    """As `transport_error`, for what somebody has to mend first."""
+    return SetupError(what, reason=reason, advice=mend(reason, case, **names))
+
+
+def clock_skew(what: str, case: str | None = None) -> TrustError:
+    """As `transport_error`, for clocks that are too far apart."""
+    reason = TrustReason.CLOCK_SKEW
+    return TrustError(reason, what, advice=mend(reason, case))

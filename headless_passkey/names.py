@@ -11,7 +11,7 @@ import re
 import unicodedata
 from typing import Final
 
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 
 MAX_LABEL: Final = 64  # code points of a label or a name
 MAX_SHOWN: Final = 128  # code points of others' text in one line, unless the caller says otherwise
@@ -63,12 +63,12 @@ def is_plain(text: str, longest: int = MAX_LABEL) -> bool:
 
 
 def name_of(text: str, longest: int = MAX_LABEL) -> str:
-    """The name that `text` is: its normal form C. `LocalProtocolError`, without the text, when that is none."""
+    """The name that `text` is: its normal form C. `UsageError`, without the text, when that is none."""
     if len(text) <= _COMPOSED * longest:
         text = unicodedata.normalize("NFC", text)
     wrong = why_not_plain(text, longest)
     if wrong is not None:
-        raise LocalProtocolError(f"a name {wrong}")
+        raise UsageError(f"a name {wrong}")
     return text
 
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import getpass
 import os
 import secrets
 import stat
@@ -15,7 +16,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Final
 
-from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
+from headless_passkey.errors import SetupError, SetupReason, TransportError, TransportReason
+from headless_passkey.mends import setup_error, transport_error
 
 MAX_HELD: Final = (
     10.0  # seconds others may hold a lock for: far more than to read a file and write it anew takes
@@ -23,6 +25,7 @@ MAX_HELD: Final = (
 _FIRST_PAUSE: Final = 0.01  # seconds until a lock is tried again; doubled each time
 _MAX_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 def private_directory(path: Path) -> None:
@@ -34,7 +37,7 @@ def private_directory(path: Path) -> None:
     except OSError as error:
         raise _failed("use", path, error) from error
     if not stat.S_ISDIR(status.st_mode):
-        raise RemoteProtocolError(f"{path} is not a directory", reason=SetupReason.STATE_DAMAGED)
+        raise SetupError(f"{path} is not a directory", reason=SetupReason.STATE_DAMAGED)
     refuse_others(status, path, 0o700)
 
 
@@ -49,7 +52,7 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise RemoteProtocolError(f"{path} is not a plain file", reason=SetupReason.STATE_DAMAGED)
+            raise SetupError(f"{path} is not a plain file", reason=SetupReason.STATE_DAMAGED)
         refuse_others(status, path, 0o600)
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             content = file.read(limit + 1)
@@ -58,7 +61,7 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
     finally:
         os.close(descriptor)
     if len(content) > limit:
-        raise RemoteProtocolError(f"{path} is longer than {limit} bytes", reason=SetupReason.STATE_DAMAGED)
+        raise SetupError(f"{path} is longer than {limit} bytes", reason=SetupReason.STATE_DAMAGED)
     return content
 
 
@@ -149,18 +152,18 @@ def _try_lock(descriptor: int, path: Path) -> bool:
 
 
 def _in_use(path: Path) -> TransportError:
-    return TransportError(f"{path} is in use by another process")
+    return transport_error(f"{path} is in use by another process", TransportReason.IN_USE, path=str(path))
 
 
 def refuse_others(status: os.stat_result, path: Path, mode: int) -> None:
     """Refuse what others may use or own; status: of `path`, which should have had `mode`."""
     if status.st_uid != os.geteuid():
-        raise RemoteProtocolError(
+        raise SetupError(
             f"{path} belongs to another user; it must be yours alone, mode {mode:04o}",
             reason=SetupReason.STATE_FOREIGN,
         )
     if status.st_mode & _OTHERS:
-        raise RemoteProtocolError(
+        raise SetupError(
             f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); it must be yours alone, mode {mode:04o}",
             reason=SetupReason.STATE_EXPOSED,
         )
@@ -182,7 +185,7 @@ def nearest(path: Path) -> Path:
     return next((each for each in (path, *path.parents) if os.access(each, os.F_OK)), path)
 
 
-def why_not_writable(directory: Path) -> TransportError | None:
+def why_not_writable(directory: Path) -> SetupError | None:
     """Why nothing could be written into `directory`, or made where it is to be; None as far as that can be told.
 
     Nothing is written to find out.
@@ -196,6 +199,22 @@ def why_not_writable(directory: Path) -> TransportError | None:
     return None if number is None else _failed("write", directory, OSError(number, os.strerror(number)))
 
 
-def _failed(what: str, path: Path, error: OSError) -> TransportError:
+def _failed(what: str, path: Path, error: OSError) -> SetupError:
     reason = SetupReason.STATE_UNREADABLE if what == "read" else SetupReason.STATE_UNWRITABLE
-    return TransportError(f"cannot {what} {path}: {error.strerror}", reason=reason)
+    if error.errno in _FULL:
+        reason = SetupReason.DISK_FULL
+    return SetupError(f"cannot {what} {path}: {error.strerror}", reason=reason)
+
+
+def cannot_write(what: str, error: OSError) -> SetupError:
+    """The error for stdout, or a file that was asked for, that `error` kept from being written."""
+    reason = SetupReason.DISK_FULL if error.errno in _FULL else SetupReason.OUTPUT_UNWRITABLE
+    return setup_error(f"cannot write to {what}: {error.strerror}", reason)
+
+
+def this_user() -> str:
+    """Who runs this, to be put into an advice."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # without a name, as in containers
+        return str(os.geteuid())

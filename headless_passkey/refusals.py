@@ -22,7 +22,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid.ctap2 import Status, status_name
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import clock_skew
 from headless_passkey.names import printable
 
 INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
@@ -86,7 +86,7 @@ def refused(refusals: Sequence[Refusal], *, holder: str | None = None) -> Headle
 
 def _error(reason: str, message: str) -> HeadlessPasskeyError:
     if reason == TrustReason.CLOCK_SKEW:  # of another reason's mend we do not know whose it is
-        return TrustError(TrustReason.CLOCK_SKEW, with_mend(message, TrustReason.CLOCK_SKEW, "members"))
+        return clock_skew(message, "members")
     if reason in tuple(TrustReason):
         return TrustError(TrustReason(reason), message)
     if reason in tuple(TransportReason):

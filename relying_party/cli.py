@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # noqa: BLE001  the edge of the program
         if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("relying_party"):
             message = f"this needs {error.name}: pip install '.[rp]' in the clone of {DISTRIBUTION}"
-            return _fail(ExitStatus.USAGE, "UsageError", message, as_json=args.json)
+            return _fail(ExitStatus.SETUP, "SetupError", message, as_json=args.json)
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(place.filename).name}:{place.lineno}"
         message = f"unexpected {type(error).__name__} at {where}; please report it"

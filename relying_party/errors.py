@@ -3,8 +3,8 @@
 ::
 
     RelyingPartyError
-    ├── UsageError               the operator's words, files or settings are wrong
-    ├── TransportError           the address cannot be listened on
+    ├── UsageError               the operator's words or settings are wrong
+    ├── SetupError               files, store, certificate or address of this machine cannot be used
     ├── StoreUnavailable         the database does not answer: retrying may help
     ├── IssuerUnavailable        a resource server cannot ask the relying party now
     └── RequestRefused                  a request gets a problem document (RFC 9457) for an answer
@@ -39,6 +39,7 @@ class ExitStatus(IntEnum):
     DONE = 0
     USAGE = 2
     TRANSPORT = 4
+    SETUP = 10
     OUR_FAULT = 70
     INTERRUPTED = 130
 
@@ -50,15 +51,15 @@ class RelyingPartyError(Exception):
 
 
 class UsageError(RelyingPartyError):
-    """The operator's words, files or settings are wrong."""
+    """The operator's words or settings are wrong."""
 
     exit_status = ExitStatus.USAGE
 
 
-class TransportError(RelyingPartyError):
-    """The address cannot be listened on."""
+class SetupError(RelyingPartyError):
+    """Files, store, certificate or address of this machine cannot be used: somebody has to mend them first."""
 
-    exit_status = ExitStatus.TRANSPORT
+    exit_status = ExitStatus.SETUP
 
 
 class StoreUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault

@@ -12,7 +12,7 @@ from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
-from relying_party.errors import UsageError
+from relying_party.errors import SetupError, UsageError
 from relying_party.http.app import make_app, make_metrics_app
 from relying_party.http.listening import Listener, is_loopback, listening, serving, until_terminated
 
@@ -89,14 +89,14 @@ def _secrets(path: Path) -> dict[str, str]:
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:
-                raise UsageError(f"{path} is open to others: chmod 0600 {path}")
+                raise SetupError(f"{path} is open to others: chmod 0600 {path}")
             secrets = tomllib.loads(file.read(MAX_SECRETS).decode())
     except OSError as error:
-        raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        raise SetupError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise UsageError(f'{path} is not TOML of lines "ORIGIN" = "SECRET"') from error
+        raise SetupError(f'{path} is not TOML of lines "ORIGIN" = "SECRET"') from error
     if not all(isinstance(secret, str) for secret in secrets.values()):
-        raise UsageError(f"{path} has something else than a secret for an origin")
+        raise SetupError(f"{path} has something else than a secret for an origin")
     return secrets
 
 

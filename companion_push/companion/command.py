@@ -35,7 +35,6 @@ from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.terminal import Terminal
 from headless_passkey.command_line import (
     MAX_SECRET_LINE,
-    UsageError,
     expand_home,
     out,
     progress,
@@ -44,7 +43,7 @@ from headless_passkey.command_line import (
     talk,
     until_terminated,
 )
-from headless_passkey.errors import NotApproved, Outcome
+from headless_passkey.errors import NotApproved, Outcome, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
 from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context

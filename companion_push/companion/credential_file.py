@@ -18,7 +18,7 @@ from companion_push.companion.software_key import (
     Registration,
     SoftwareKey,
 )
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.hybrid.ctap2 import User
 from headless_passkey.json_text import without_mark
 from headless_passkey.private_file import lock_within, read_private, write_private
@@ -62,7 +62,7 @@ class CredentialFile:
     synced: bool = False  # whether new credentials say that they are backed up (BE, BS)
 
     def load(self) -> SoftwareKey:
-        """What is in the file; nothing when there is none. `RemoteProtocolError` when it cannot be used."""
+        """What is in the file; nothing when there is none. `SetupError` when it cannot be used."""
         content = read_private(self.path.resolve(), limit=_LIMIT)
         if content is None:
             return SoftwareKey(synced=self.synced)
@@ -70,10 +70,13 @@ class CredentialFile:
             file = msgspec.json.decode(without_mark(content), type=_File)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # not the decoder's message: it may quote a key
-            raise RemoteProtocolError(f"{self.path} is not a file of software passkeys") from error
+            raise SetupError(
+                f"{self.path} is not a file of software passkeys", reason=SetupReason.STATE_DAMAGED
+            ) from error
         if file.version != _VERSION:
-            raise RemoteProtocolError(
-                f"{self.path} has version {file.version}, this program knows {_VERSION}"
+            raise SetupError(
+                f"{self.path} has version {file.version}, this program knows {_VERSION}",
+                reason=SetupReason.STATE_INCOMPATIBLE,
             )
         return SoftwareKey(tuple(map(self._read, file.credentials)), synced=self.synced)
 
@@ -88,7 +91,9 @@ class CredentialFile:
 
     def _read(self, entry: _Credential) -> Credential:
         if not 0 < int.from_bytes(entry.private_key, "big") < _P256_ORDER:
-            raise RemoteProtocolError(f"{self.path} holds a private key that is none")
+            raise SetupError(
+                f"{self.path} holds a private key that is none", reason=SetupReason.STATE_DAMAGED
+            )
         user = User(id=entry.user.id, name=entry.user.name, display_name=entry.user.display_name)
         return Credential(
             credential_id=entry.id,

@@ -32,6 +32,7 @@ from headless_passkey.errors import (
     NotEnrolled,
     Outcome,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
     TransportReason,
@@ -317,19 +318,22 @@ class Inbox:
             return False
         try:
             await self.catch_up()
-        except (TrustError, RemoteProtocolError, NotEnrolled, TransportError) as error:
-            if isinstance(error, TransportError) and error.reason is not None:
-                raise  # the relay's, which is asked again; what the disk did has no reason
+        except (
+            TrustError,
+            RemoteProtocolError,
+            NotEnrolled,
+            SetupError,
+        ) as error:  # TransportError: it is asked again
             for item in items:  # with the ring in doubt nothing can be checked, so nothing is shown
                 await self._refuse(item, error)
-            if isinstance(error, RemoteProtocolError | NotEnrolled):
+            if not isinstance(error, TrustError) and error.reason not in _DISK:
                 raise  # this relay, or what is kept here, is of no use
             return False
         before = len(self._pending)
         for item in items:
             try:
                 request = self._check(item)
-            except (TrustError, RemoteProtocolError, NotEnrolled, TransportError) as error:
+            except (TrustError, RemoteProtocolError, NotEnrolled, SetupError) as error:
                 await self._refuse(item, error)
             else:
                 self._pending[item.key] = request
@@ -378,8 +382,7 @@ class Inbox:
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
         """The device hears of it first: whoever hears of it here may end the program."""
-        on_disk = isinstance(error, TransportError)  # a check asks nobody else
-        reason = str(SetupReason.STATE_UNREADABLE) if on_disk else _word(error)
+        reason = _word(error)
         self._settle(item.key, reason)
         with suppress(TransportError):  # once more with the next answer
             await self._report_refused(item)
@@ -561,10 +564,12 @@ def _word(error: HeadlessPasskeyError) -> str:
         return (
             UNANSWERED  # by whoever was asked on the phone; a check that finds it expired is a `TrustError`
         )
-    return (error.reason or _WORDS.get(type(error), "failed")).lower().replace("_", "-")[:64]
+    if isinstance(error, RemoteProtocolError):
+        return MALFORMED
+    if isinstance(error, TransportError) and error.reason is None:
+        return TransportReason.UNREACHABLE
+    return (error.reason or "failed").lower().replace("_", "-")[:64]
 
 
-_WORDS: Final[dict[type[HeadlessPasskeyError], str]] = {
-    RemoteProtocolError: MALFORMED,
-    TransportError: TransportReason.UNREACHABLE,
-}
+# what may be well again by the next request
+_DISK: Final = (SetupReason.DISK_FULL, SetupReason.STATE_UNREADABLE, SetupReason.STATE_UNWRITABLE)

@@ -22,13 +22,14 @@ from typing import Annotated, Final, Self, TypeVar
 import msgspec
 
 from headless_passkey.errors import (
-    LocalProtocolError,
     NotEnrolled,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
 )
 from headless_passkey.json_text import without_mark
+from headless_passkey.mends import ELSEWHERE
 from headless_passkey.private_file import (
     lock,
     lock_within,
@@ -191,7 +192,11 @@ class CompanionState:
         """Write the identity, which completes the join. The caller holds `sole_joiner`."""
         with lock(self._directory / "state"):
             if self.is_enrolled():
-                raise LocalProtocolError("another process has joined here meanwhile")
+                raise SetupError(
+                    "another process has joined here meanwhile",
+                    reason=SetupReason.ALREADY_ENROLLED,
+                    advice=ELSEWHERE,
+                )
             self._write("ring.json", _Rings(documents=list(chain.documents)))
             self._write(
                 "companion.json",
@@ -284,7 +289,9 @@ class CompanionState:
             others = [each for each in self.invitations(now) if each.invitation.id != record.invitation.id]
             records = change(others)
             if len(records) > _MAX_INVITATIONS:
-                raise LocalProtocolError(f"{_MAX_INVITATIONS} invitations are open already")
+                raise TransportError(
+                    f"{_MAX_INVITATIONS} invitations are open already: wait until one has expired"
+                )
             self._write("invitations.json", _Invitations(records=[each.to_bytes() for each in records]))
 
     def _opened(self) -> list[tuple[str, bytes, int]]:
@@ -315,8 +322,8 @@ class CompanionState:
             ValueError,
         ) as error:
             # not the decoder's message: it may quote a key
-            what = f"{self._directory / name} is not as this program left it: {self._mend(name)}"
-            raise RemoteProtocolError(what, reason=SetupReason.STATE_DAMAGED) from error
+            what = f"{self._directory / name} is not as this program left it"
+            raise SetupError(what, reason=SetupReason.STATE_DAMAGED, advice=self._mend(name)) from error
 
     def _mend(self, name: str) -> str:
         """The mend for a damaged file. Keys and rings can be removed only together."""

@@ -23,9 +23,12 @@ from headless_passkey.errors import (
     NotApproved,
     Outcome,
     RemoteProtocolError,
+    SetupError,
+    SetupReason,
     TrustError,
     TrustReason,
 )
+from headless_passkey.mends import ELSEWHERE
 from headless_passkey.names import name_of
 from headless_passkey.net.proven_http import MAX_WAIT
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
@@ -69,8 +72,10 @@ class Membership:
         with self.state.sole_joiner():
             if self.state.is_enrolled():
                 account = self.state.identity().account
-                raise TrustError(
-                    TrustReason.ALREADY_ENROLLED, f"this companion belongs to account {account} already"
+                raise SetupError(
+                    f"this companion belongs to account {account} already",
+                    reason=SetupReason.ALREADY_ENROLLED,
+                    advice=ELSEWHERE,
                 )
             joining = self._begin(line.strip(), means, label)
             try:

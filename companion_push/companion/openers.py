@@ -19,9 +19,9 @@ from typing import ClassVar, Final, Protocol, Self
 from companion_push.companion import qr
 from companion_push.companion.phone import Announced, SoftwarePhone
 from companion_push.companion.terminal import Terminal
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.mends import mend
 from headless_passkey.private_file import remove_private, write_private
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
@@ -140,7 +140,7 @@ class QrPicture:
         ends, drawn = clock() + opening.seconds, None
         try:
             if self.screen is None:
-                write_private(self.file, code.png())
+                self._write(code)
                 self.on_file(self.file)
             else:
                 self.showing = True
@@ -180,11 +180,19 @@ class QrPicture:
             frame = layout.frame(seconds)
         else:
             if not self.file.exists():
-                write_private(self.file, code.png())
+                self._write(code)
             frame = qr.too_small(size, code.least(cells), caption, str(self.file), seconds)
         start = qr.ENTER if drawn is None else "" if drawn == size else qr.CLEAR
         await screen.draw(start + frame)
         return size
+
+    def _write(self, code: qr.Code) -> None:
+        try:
+            write_private(self.file, code.png())
+        except SetupError as error:  # of the picture, and not of what this companion keeps
+            full = error.reason is SetupReason.DISK_FULL
+            reason = SetupReason.DISK_FULL if full else SetupReason.OUTPUT_UNWRITABLE
+            raise SetupError(str(error), reason=reason, advice=mend(reason)) from error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

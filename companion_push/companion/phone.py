@@ -35,7 +35,6 @@ from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
-    LocalProtocolError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
@@ -43,6 +42,7 @@ from headless_passkey.errors import (
     TransportReason,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.channel import AuthenticatorChannel
@@ -50,7 +50,7 @@ from headless_passkey.hybrid.ctap2 import Command, Status, User
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import clock_skew
 from headless_passkey.names import printable
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
@@ -117,7 +117,7 @@ class TunnelService:
             raise ValueError("expected N=wss://HOST:PORT with N from 0 to 65535")
         try:
             return cls(number=int(number), base=str(BaseUrl.parse(base, schemes=("wss",))))
-        except LocalProtocolError as error:
+        except UsageError as error:
             raise ValueError(str(error)) from error
 
 
@@ -260,7 +260,7 @@ def check_url(text: str, *, now: float) -> FidoUrl:
         )
     elif url.time - now > MAX_AHEAD:
         what = f"the FIDO URL is from {int(url.time - now)} s ahead of our clock, {MAX_AHEAD} s are allowed"
-        raise TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW, "members"))
+        raise clock_skew(what, "members")
     return url
 
 

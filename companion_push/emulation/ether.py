@@ -10,8 +10,9 @@ import ipaddress
 import logging
 from typing import Any, Final
 
-from headless_passkey.command_line import UsageError, add_settings, example, host_port, out, until_terminated
-from headless_passkey.errors import TransportError
+from companion_push.errors import cannot_listen
+from headless_passkey.command_line import add_settings, example, host_port, out, until_terminated
+from headless_passkey.errors import UsageError
 
 CONTROLLERS: Final = 32
 
@@ -61,7 +62,7 @@ async def serve(args: argparse.Namespace) -> None:
     try:
         server = await loop.create_server(lambda: Host(air), host, port)
     except OSError as error:
-        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        raise cannot_listen(host, port, error) from error
     async with server:
         ended = until_terminated()
         out(f"tcp-client:{host}:{server.sockets[0].getsockname()[1]}")

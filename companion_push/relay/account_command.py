@@ -7,15 +7,8 @@ from typing import Any, Final
 
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
-from headless_passkey.command_line import (
-    SettingsParser,
-    UsageError,
-    add_settings,
-    example,
-    label_or_name,
-    out,
-)
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.command_line import SettingsParser, add_settings, example, label_or_name, out
+from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
@@ -59,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
 async def _add(args: argparse.Namespace) -> None:
     try:
         relay_url = check_relay_url(str(BaseUrl.parse(args.relay)))
-    except (LocalProtocolError, RemoteProtocolError) as error:
+    except RemoteProtocolError as error:
         raise UsageError(str(error)) from error
     now = time.time()
     expires_at = int(now) + args.valid_hours * _HOUR

@@ -8,15 +8,8 @@ from typing import Any, Final
 from companion_push.options import add_serving
 from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from headless_passkey.command_line import (
-    UsageError,
-    add_settings,
-    example,
-    out,
-    talk,
-    until_terminated,
-)
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.command_line import add_settings, example, out, talk, until_terminated
+from headless_passkey.errors import UsageError
 
 DEFAULT_STORE: Final = "companion-push.sqlite3"
 
@@ -87,12 +80,8 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         Rate(count=args.requests_per_minute, seconds=60),
         Rate(count=args.requests_per_day, seconds=86_400),
     )
-    try:
-        public_url = check_public_url(args.public_url or base_url)
-    except LocalProtocolError as error:
-        raise UsageError(str(error)) from error
     return RelayConfig(
-        public_url=public_url,
+        public_url=check_public_url(args.public_url or base_url),
         store=args.store,
         ceiling=args.ceiling,
         lease=args.lease,

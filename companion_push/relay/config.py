@@ -7,14 +7,14 @@ from pathlib import Path
 
 from companion_push.bounds import check_bounds
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.text_form import check_relay_url
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
-    """Everything `make_app` needs to know. A setting that cannot be is a `LocalProtocolError` with its name."""
+    """Everything `make_app` needs to know. A setting that cannot be is a `UsageError` with its name."""
 
     public_url: str  # what clients call it by, with the prefix it is mounted under; no slash at the end
     store: Path
@@ -31,21 +31,21 @@ class RelayConfig:
         check_bounds(self, "held_per_member", lowest=1)
         check_bounds(self, "held_per_address", lowest=0)
         if not isinstance(self.quota, Quota):
-            raise LocalProtocolError("quota: expected a Quota")
+            raise UsageError("quota: expected a Quota")
         if not callable(self.clock):
-            raise LocalProtocolError("clock: expected a function that returns Unix seconds")
+            raise UsageError("clock: expected a function that returns Unix seconds")
         try:
             object.__setattr__(self, "store", Path(self.store))
         except TypeError as error:
-            raise LocalProtocolError("store: expected a path") from error
+            raise UsageError("store: expected a path") from error
         object.__setattr__(self, "public_url", check_public_url(self.public_url))
 
 
 def check_public_url(url: str) -> str:
     """`url` as invitations hold it; refuses what they could not, such as plain http elsewhere."""
     if not isinstance(url, str):
-        raise LocalProtocolError("public_url: expected text")
+        raise UsageError("public_url: expected text")
     try:
         return check_relay_url(str(BaseUrl.parse(url)))
-    except (LocalProtocolError, RemoteProtocolError) as error:
-        raise LocalProtocolError(f"public_url: {error}") from error
+    except (UsageError, RemoteProtocolError) as error:
+        raise UsageError(f"public_url: {error}") from error

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from headless_passkey.errors import SetupReason
 
 _APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header says that it is ours
 _BUSY_SECONDS: Final = 5.0  # an `account add` beside a running relay waits its turn
@@ -113,7 +114,7 @@ def sole_user(path: Path) -> Iterator[None]:
     Raises `StoreBusy`. The system lets go of the lock when the process dies, however it dies.
     """
     if path.is_dir():
-        raise StoreUnusable(f"cannot use the store {path}: it is a folder")
+        raise StoreUnusable(f"cannot use the store {path}: it is a folder", reason=SetupReason.STATE_DAMAGED)
     lock = path.with_name(path.name + ".lock")
     try:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -154,7 +155,9 @@ def _translated(path: Path) -> Iterator[None]:
             raise StoreBusy(f"another process keeps the store {path} locked") from error
         raise StoreUnusable(f"cannot use the store {path}: {error}") from error
     except sqlite3.DatabaseError as error:
-        raise StoreUnusable(f"{path} is not a store of this program") from error
+        raise StoreUnusable(
+            f"{path} is not a store of this program", reason=SetupReason.STATE_DAMAGED
+        ) from error
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
@@ -198,9 +201,11 @@ def _check_ours(connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if application != _APPLICATION_ID and (application or tables):
-        raise StoreUnusable("the file is another program's database")
+        raise StoreUnusable("the file is another program's database", reason=SetupReason.STATE_DAMAGED)
     if _version(connection) > len(_MIGRATIONS):
-        raise StoreUnusable("the store was made by a newer version of this program")
+        raise StoreUnusable(
+            "the store was made by a newer version of this program", reason=SetupReason.STATE_INCOMPATIBLE
+        )
     connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
 
 

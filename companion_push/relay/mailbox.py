@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from companion_push.bounds import check_bounds
 from companion_push.relay.problems import Problem, Slug
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
 GRACE: Final = 120  # seconds a claimed request may go on after that
@@ -332,7 +332,7 @@ class Quota:
     def __post_init__(self) -> None:
         check_bounds(self, "pending", lowest=1)
         if not all(isinstance(rate, Rate) for rate in self.rates):
-            raise LocalProtocolError("rates: expected several of Rate")
+            raise UsageError("rates: expected several of Rate")
 
     def admit(self, others: Iterable[Request], spent: Mapping[str, float], now: float) -> dict[str, float]:
         """What is spent after one more request, or a refusal.

@@ -21,7 +21,7 @@ REMEMBERED_ADDRESSES: Final = 1 << 16
 class Limits:
     """What one tunnel, one address and the whole service may use.
 
-    A setting that cannot be is a `LocalProtocolError` with its name.
+    A setting that cannot be is a `UsageError` with its name.
     """
 
     waiting: float = 180  # seconds until the second end has joined

@@ -144,7 +144,7 @@ class RelayDelivery:
         except TransportError as away:
             if not claimed:
                 raise
-            logger.warning("the relay went away while the phone is on its way: %s", away)
+            logger.warning("the relay went away while the phone is on its way: %s", away.explain())
         if error is not None:
             raise error
 

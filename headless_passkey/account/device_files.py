@@ -1,9 +1,8 @@
-"""The files of a device's state directory: `private_file`, whose errors end here with what to do about them.
+"""The files of a device's state directory: `private_file`, whose errors get their advice here.
 
 The words are those of `headless_passkey.mends`, as the doctor has them.
 """
 
-import getpass
 import os
 import shlex
 import stat
@@ -12,8 +11,9 @@ from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextma
 from pathlib import Path
 
 from headless_passkey import private_file
-from headless_passkey.errors import RemoteProtocolError, SetupReason, TransportError
-from headless_passkey.mends import with_mend
+from headless_passkey.errors import SetupError, SetupReason
+from headless_passkey.mends import mend, setup_error
+from headless_passkey.private_file import this_user
 
 
 def private_directory(path: Path) -> None:
@@ -58,14 +58,16 @@ async def lock_within(path: Path, seconds: float = private_file.MAX_HELD) -> Asy
         yield
 
 
-def damaged(path: Path) -> RemoteProtocolError:
+def damaged(path: Path) -> SetupError:
     """The error for a file that is not what was written."""
-    return _error(f"{path} is damaged", path, SetupReason.STATE_DAMAGED)
+    return setup_error(f"{path} is damaged", SetupReason.STATE_DAMAGED, **mend_names(path))
 
 
-def incompatible(path: Path) -> RemoteProtocolError:
+def incompatible(path: Path) -> SetupError:
     """The error for a file that another version of the program wrote."""
-    return _error(f"{path} was written by another version", path, SetupReason.STATE_INCOMPATIBLE)
+    return setup_error(
+        f"{path} was written by another version", SetupReason.STATE_INCOMPATIBLE, **mend_names(path)
+    )
 
 
 def is_ours(path: Path) -> bool:
@@ -82,30 +84,16 @@ def mend_names(path: Path, mode: int = 0o600) -> dict[str, str]:
     return {"path": shlex.quote(str(path)), "mode": f"{mode:o}", "user": this_user()}
 
 
-def this_user() -> str:
-    """Who runs this, to be put into a mend."""
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError, ImportError):  # without a name, as in containers
-        return str(os.geteuid())
-
-
 @contextmanager
 def _mended(path: Path, mode: int = 0o600, case: str | None = None) -> Iterator[None]:
-    """Errors about `path` end with their mend. case: as `mends` has it."""
+    """Give errors about `path` their advice. case: as `mends` has it."""
     try:
         yield
-    except (RemoteProtocolError, TransportError) as error:
-        reason = error.reason
-        if not isinstance(reason, SetupReason):
-            raise
-        where = private_file.nearest(path) if reason is SetupReason.STATE_UNWRITABLE else path
-        message = with_mend(str(error), reason, case, **mend_names(where, mode))
-        raise type(error)(message, reason=reason) from error
-
-
-def _error(what: str, path: Path, reason: SetupReason) -> RemoteProtocolError:
-    return RemoteProtocolError(with_mend(what, reason, **mend_names(path)), reason=reason)
+    except SetupError as error:
+        unwritable = error.reason in (SetupReason.STATE_UNWRITABLE, SetupReason.DISK_FULL)
+        where = private_file.nearest(path) if unwritable else path
+        error.advice = mend(error.reason, case, **mend_names(where, mode))
+        raise
 
 
 def _holds_files(path: Path) -> bool:

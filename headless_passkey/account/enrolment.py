@@ -42,20 +42,23 @@ from headless_passkey.account.relay import RelayClient
 from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
+    EnrolmentReason,
     HeadlessPasskeyError,
     JoinDiffers,
     NotApproved,
     NotEnrolled,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
-    TransportError,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.json_text import decode_json
 from headless_passkey.members import Members, file_members
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import mend, setup_error
 from headless_passkey.names import name_of
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
@@ -128,12 +131,12 @@ def load(state: Path) -> Enrolment:
     if isinstance(kept, Enrolment):
         return kept
     if isinstance(kept, _Joining):
-        unfinished = SetupReason.JOIN_UNFINISHED
-        raise NotEnrolled(with_mend("joining was not finished", unfinished), reason=unfinished)
-    no_account = SetupReason.NOT_ENROLLED
-    raise NotEnrolled(
-        with_mend(f"this device belongs to no account ({state})", no_account), reason=no_account
-    )
+        raise _not_enrolled("joining was not finished", EnrolmentReason.JOIN_UNFINISHED)
+    raise _not_enrolled(f"this device belongs to no account ({state})")
+
+
+def _not_enrolled(what: str, reason: EnrolmentReason = EnrolmentReason.NOT_ENROLLED) -> NotEnrolled:
+    return NotEnrolled(what, reason=reason, advice=mend(reason))
 
 
 async def join(
@@ -162,7 +165,7 @@ async def join(
         )
     label = name_of(label)
     if rp_id is not None and not is_domain(rp_id):
-        raise RemoteProtocolError("an rp id is a domain name in lower case")
+        raise UsageError("an rp id is a domain name in lower case")
     private_directory(state)
     with lock(state / FILE_NAME):
         joining = _begin(state, invitation, label=label, rp_id=rp_id, origin=origin, now=clock())
@@ -205,7 +208,7 @@ async def refresh(state: Path, relay: RelayClient) -> Enrolment:
     async with lock_within(state / FILE_NAME):
         current = load(state)
         if current.key.public_key != enrolment.key.public_key:
-            raise NotEnrolled("this device left its account meanwhile")
+            raise _not_enrolled("this device left its account meanwhile")
         if current.chain.head.version < chain.head.version:
             current = replace(current, chain=chain)
             _write(state, current)
@@ -231,9 +234,9 @@ def leave(state: Path) -> Left:
     try:
         found = _read(state)
         if found is None:
-            raise NotEnrolled(f"this device belongs to no account ({state})")
+            raise _not_enrolled(f"this device belongs to no account ({state})")
         account = found.account if isinstance(found, Enrolment) else found.invitation.account
-    except (RemoteProtocolError, TransportError) as error:
+    except SetupError as error:
         if error.reason not in _REMOVABLE or not is_ours(kept):
             raise
         account = None
@@ -265,9 +268,8 @@ def _begin(
     """The join under way with this invitation, kept on disk: the one that was interrupted, or a new one."""
     kept = _read(state)
     if isinstance(kept, Enrolment):
-        raise TrustError(
-            TrustReason.ALREADY_ENROLLED,
-            f"this device belongs to account {kept.account} already; it takes another invitation after leaving it",
+        raise setup_error(
+            f"this device belongs to account {kept.account} already", SetupReason.ALREADY_ENROLLED
         )
     if isinstance(kept, _Joining):
         if kept.invitation == invitation:
@@ -335,7 +337,7 @@ def _parse(members: Members) -> Enrolment | _Joining:
         return _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
     documents = [from_base64url(str(item)) for item in members.items("rings", MAX_KEPT)]
     if not documents:
-        raise RemoteProtocolError(f"{FILE_NAME}: there are no rings")
+        raise RemoteProtocolError(f"{FILE_NAME}: there are no rings", reason=ProtocolReason.MALFORMED_RING)
     return Enrolment(
         key=key,
         relay_url=check_relay_url(members.text("relay_url", MAX_RELAY_URL)),

@@ -13,17 +13,9 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.command_line import (
-    UsageError,
-    expand_home,
-    out,
-    progress,
-    read_input,
-    show_progress,
-    talk,
-)
+from headless_passkey.command_line import expand_home, out, progress, read_input, show_progress, talk
 from headless_passkey.device import Asked, Device
-from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError
+from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import printable
 from headless_passkey.net.proven_http import ProvenHttp, open_session

@@ -15,7 +15,6 @@ from typing import Any, Final
 from headless_passkey.command_line import (
     Options,
     SettingsParser,
-    UsageError,
     add_completion,
     add_settings,
     add_version,
@@ -28,7 +27,7 @@ from headless_passkey.command_line import (
     run,
     talk,
 )
-from headless_passkey.errors import LocalProtocolError, NotApproved, Outcome, RemoteProtocolError
+from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError, UsageError
 from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
@@ -562,7 +561,7 @@ def _relying_party(text: str) -> BaseUrl:
     base = _url(text)
     try:
         check_origin(base.origin)
-    except LocalProtocolError as error:
+    except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
     return base
 
@@ -585,5 +584,5 @@ def _service(text: str) -> str:
 def _url(text: str, *, schemes: tuple[str, ...] = WEB) -> BaseUrl:
     try:
         return BaseUrl.parse(text, schemes=schemes)
-    except LocalProtocolError as error:
+    except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error

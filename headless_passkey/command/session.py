@@ -13,15 +13,15 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from headless_passkey.command_line import UsageError, expand_home, out, out_bytes, read_input, talk
+from headless_passkey.command_line import expand_home, out, out_bytes, read_input, talk
 from headless_passkey.errors import (
     ExitStatus,
     HeadlessPasskeyError,
-    LocalProtocolError,
     NotSignedIn,
     SessionReason,
     TransportError,
     TransportReason,
+    UsageError,
 )
 from headless_passkey.names import printable
 from headless_passkey.net.proven_http import TRANSIENT, open_session
@@ -68,7 +68,10 @@ async def show(args: argparse.Namespace) -> None:
     for session in kept:
         out(json.dumps({**session.public(), "file": str(store.path(session.relying_party))}))
     for error in damaged:
-        talk(json.dumps({"warning": str(error)}) if args.json else str(error))
+        if args.json:
+            talk(json.dumps({"warning": str(error), "reason": error.reason, "advice": error.advice}))
+        else:
+            talk(error.explain())
     if not kept:
         if damaged:
             raise damaged[0]
@@ -103,8 +106,6 @@ async def fetch(args: argparse.Namespace) -> None:
         except TimeoutError as error:
             message = f"no answer within {args.timeout:g} seconds"
             raise TransportError(message, reason=TransportReason.UNREACHABLE) from error
-        except LocalProtocolError as error:
-            raise UsageError(str(error)) from error
     out_bytes(answer.body)
     if not 200 <= answer.status < 300:
         raise Refused(answer, printable(urlsplit(args.url).netloc))
@@ -123,8 +124,10 @@ def _load(args: argparse.Namespace, http: aiohttp.ClientSession, url: str | None
     named = None if args.rp is None else str(args.rp)
     try:
         return Session.load(expand_home(args.state), named, url=url, http=http)
-    except LocalProtocolError as error:
-        raise UsageError(f"{error} (--rp URL)" if args.rp is None else str(error)) from error
+    except UsageError as error:
+        if args.rp is None:
+            error.advice = "name one with `--rp URL`"
+        raise
 
 
 def _header(text: str) -> tuple[str, str]:

@@ -24,7 +24,9 @@ from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotEnrolled,
+    ProtocolReason,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
     TransportReason,
@@ -52,7 +54,7 @@ async def examine_account(
     try:
         enrolled = enrolment.load(state)
     except NotEnrolled as error:
-        findings.append(Finding.of(Check.ENROLMENT, error, otherwise=SetupReason.NOT_ENROLLED))
+        findings.append(Finding.of(Check.ENROLMENT, error))
     except HeadlessPasskeyError as error:
         if any(finding.status is Status.PROBLEM for finding in findings):
             findings.append(Finding.not_checked(Check.ENROLMENT, f"because of {Check.STATE}"))
@@ -77,8 +79,8 @@ def examine_state(state: Path) -> list[Finding]:
     except OSError as error:
         return [_unreadable(state, error)]
     if not stat.S_ISDIR(status.st_mode):
-        message = f"{state} is not a directory"
-        return [Finding.trouble(Check.STATE, message, SetupReason.STATE_DAMAGED, case="directory")]
+        no_directory = SetupError(f"{state} is not a directory", reason=SetupReason.STATE_DAMAGED)
+        return [Finding.of(Check.STATE, no_directory, case="directory")]
     findings: list[Finding] = []
     case = None
     try:
@@ -107,27 +109,14 @@ def _exposed(
 ) -> list[Finding]:
     try:
         refuse_others(status, path, mode)
-    except RemoteProtocolError as error:
-        return [
-            Finding.of(
-                Check.STATE,
-                error,
-                otherwise=SetupReason.STATE_EXPOSED,
-                case=case,
-                names=mend_names(path, mode),
-                status=severity,
-            )
-        ]
+    except SetupError as error:
+        return [Finding.of(Check.STATE, error, case=case, names=mend_names(path, mode), status=severity)]
     return []
 
 
 def _unreadable(path: Path, error: OSError) -> Finding:
-    return Finding.trouble(
-        Check.STATE,
-        f"cannot read {path}: {error.strerror}",
-        SetupReason.STATE_UNREADABLE,
-        names=mend_names(path),
-    )
+    unreadable = SetupError(f"cannot read {path}: {error.strerror}", reason=SetupReason.STATE_UNREADABLE)
+    return Finding.of(Check.STATE, unreadable, names=mend_names(path))
 
 
 def _unwritable(state: Path, severity: Status) -> list[Finding]:
@@ -136,14 +125,12 @@ def _unwritable(state: Path, severity: Status) -> list[Finding]:
     if error is None:
         return []
     names = mend_names(nearest(state))
-    return [
-        Finding.of(Check.STATE, error, otherwise=SetupReason.STATE_UNWRITABLE, names=names, status=severity)
-    ]
+    return [Finding.of(Check.STATE, error, names=names, status=severity)]
 
 
 def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:
     names = mend_names(state / enrolment.FILE_NAME)
-    return Finding.of(Check.ENROLMENT, error, otherwise=SetupReason.STATE_DAMAGED, names=names)
+    return Finding.of(Check.ENROLMENT, error, names=names)
 
 
 def _describe(enrolled: Enrolment) -> str:
@@ -169,8 +156,8 @@ async def _examine_relay(
             return _refused(error, url, ahead)
         except ProblemAnswer as problem:
             what = f"the relay {host} refuses this device's requests ({problem.slug})"
-            return _relay_failed(RemoteProtocolError(what), url, clock())
-        except (TransportError, RemoteProtocolError) as error:
+            return _relay_failed(RemoteProtocolError(what, reason=ProtocolReason.REFUSED), url, clock())
+        except (TransportError, RemoteProtocolError, SetupError) as error:
             return _relay_failed(error, url, clock())
         except TimeoutError:
             slow = TransportError(
@@ -183,13 +170,13 @@ async def _examine_relay(
 def _refused(error: TrustError, url: str, ahead: float | None) -> list[Finding]:
     """Findings for an answer that fails a check. A relay that refuses our clock answers nothing else, so the clock comes first."""
     if error.reason is TrustReason.CLOCK_SKEW:
-        skewed = Finding.of(Check.CLOCK, error, otherwise=error.reason)
+        skewed = Finding.of(Check.CLOCK, error)
         return [
             _answers(url),
             skewed,
             Finding.not_checked(Check.MEMBERSHIP, f"because of {Check.CLOCK}"),
         ]
-    return [_answers(url), _clock(ahead), Finding.of(Check.MEMBERSHIP, error, otherwise=error.reason)]
+    return [_answers(url), _clock(ahead), Finding.of(Check.MEMBERSHIP, error)]
 
 
 def _relay_failed(error: HeadlessPasskeyError, url: str, now: float) -> list[Finding]:
@@ -203,7 +190,7 @@ def _with_impossible_clock(findings: Sequence[Finding], now: float) -> list[Find
     if now >= WRITTEN:
         return list(findings)
     said = f"this machine's clock says {datetime.fromtimestamp(now, UTC):%Y-%m-%d}, which is long over"
-    wrong = Finding.trouble(Check.CLOCK, said, TrustReason.CLOCK_SKEW)
+    wrong = Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, said))
     return [wrong if finding.check is Check.CLOCK else finding for finding in findings]
 
 
@@ -219,20 +206,15 @@ def _clock(ahead: float | None) -> Finding:
     if abs(ahead) <= NOTEWORTHY:
         return Finding.ok(Check.CLOCK, f"agrees with the relay's ({ahead:+.0f} s)")
     direction = "ahead of" if ahead > 0 else "behind"
-    return Finding.trouble(
-        Check.CLOCK,
-        f"this clock is {abs(ahead):.0f} s {direction} the relay's, which refuses more than {TOLERANCE} s",
-        TrustReason.CLOCK_SKEW,
-        status=Status.WARNING,
-    )
+    said = f"this clock is {abs(ahead):.0f} s {direction} the relay's, which refuses more than {TOLERANCE} s"
+    return Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, said), status=Status.WARNING)
 
 
 def _membership(enrolled: Enrolment, chain: RingChain) -> Finding:
     ring = chain.head
     if ring.member(enrolled.name) is None:
-        return Finding.trouble(
-            Check.MEMBERSHIP, "this device was removed from the account", TrustReason.NOT_A_MEMBER
-        )
+        removed = TrustError(TrustReason.NOT_A_MEMBER, "this device was removed from the account")
+        return Finding.of(Check.MEMBERSHIP, removed)
     companions = len(ring.companions)
     newer = ""
     if ring.version > enrolled.chain.head.version:

@@ -3,10 +3,9 @@
 import sys
 from typing import Final
 
-from headless_passkey.command_line import UsageError
 from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.doctor.scan import examine_by_scanning, not_checked_after
-from headless_passkey.errors import SetupReason
+from headless_passkey.errors import SetupError
 from headless_passkey.radio.choose import open_radio
 
 LISTEN: Final = 3.0  # seconds
@@ -26,12 +25,8 @@ async def examine_bluetooth(
     kind, _, name = radio.partition(":")
     try:
         source = open_radio(radio, passive=passive)
-    except UsageError as error:
-        if not isinstance(error.__cause__, ImportError):
-            raise
-        extra = {"extra": "device" if kind == "bleak" else "emulation"}
-        reason = SetupReason.MISSING_PACKAGE
-        missing = Finding.trouble(Check.ADAPTER, f"the radio {kind} is not installed", reason, names=extra)
+    except SetupError as error:  # its package is not installed
+        missing = Finding.of(Check.ADAPTER, error)
         return [missing, *not_checked_after([missing], _CHECKS)]
     if radio == "stdin":
         return [Finding.not_checked(check, "adverts come from stdin") for check in _CHECKS]

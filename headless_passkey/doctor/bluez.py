@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from headless_passkey.account.device_files import this_user
 from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.doctor.scan import count_adverts, not_checked_after, scanned, too_slow
 from headless_passkey.doctor.versions import bluez_version
 from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.private_file import this_user
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bluez import Adapter, blocked_by, choose_listener, open_bluez
 
@@ -42,8 +42,7 @@ async def examine_bluez(name: str | None, *, passive: bool, listen: float, limit
         else:
             case = "passive" if unoffered else "named" if name else None
             names = {"user": this_user()} | ({"name": name} if name else {})
-            failed = TransportReason.BLUETOOTH_FAILED
-            findings.append(Finding.of(check, error, otherwise=failed, case=case, names=names))
+            findings.append(Finding.of(check, error, case=case, names=names))
     except TimeoutError:
         findings.append(too_slow(CHECKS[len(findings)], limit))
     return findings + not_checked_after(findings, CHECKS)
@@ -62,6 +61,5 @@ def _blocked(check: Check, name: str | None) -> Finding:
     """The finding for a block by rfkill, soft or hard: a command removes the first only."""
     case = "hard" if blocked_by(name) == "hard" else "soft"
     what = {"soft": "software (rfkill)", "hard": "a switch or the firmware (rfkill)"}[case]
-    return Finding.trouble(
-        check, f"Bluetooth is blocked by {what}", TransportReason.ADAPTER_BLOCKED, case=case
-    )
+    reason = TransportReason.ADAPTER_BLOCKED
+    return Finding.of(check, TransportError(f"Bluetooth is blocked by {what}", reason=reason), case=case)

@@ -16,12 +16,11 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from headless_passkey.command_line import UsageError
 from headless_passkey.doctor.account import examine_account
 from headless_passkey.doctor.bluetooth import LISTEN, examine_bluetooth
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
-from headless_passkey.errors import TransportReason
+from headless_passkey.errors import TransportError, TransportReason, UsageError
 from headless_passkey.net.base_url import BaseUrl
 
 LIMIT: Final = 45.0  # seconds for each part: more than the sum of the part's own limits
@@ -81,7 +80,8 @@ async def _guarded(check: Check, part: Coroutine[Any, Any, list[Finding]]) -> li
     except UsageError as error:
         return error
     except TimeoutError:
-        return [Finding.trouble(check, f"no answer within {LIMIT:g} s", TransportReason.UNREACHABLE)]
+        slow = TransportError(f"no answer within {LIMIT:g} s", reason=TransportReason.UNREACHABLE)
+        return [Finding.of(check, slow)]
     except Exception as error:  # noqa: BLE001  a bug of ours; as everywhere, its message may hold anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"

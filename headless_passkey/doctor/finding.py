@@ -1,19 +1,13 @@
 """What one check found: a status, a reason out of the SDK's own words, and a mend."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, Self
+from typing import Self
 
-from headless_passkey.errors import (
-    ExitStatus,
-    HeadlessPasskeyError,
-    SetupReason,
-    TransportReason,
-    TrustReason,
-)
-from headless_passkey.mends import Reason, mend
+from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
+from headless_passkey.mends import mend
 
 
 class Check(StrEnum):
@@ -48,9 +42,10 @@ class Finding:
     check: Check
     status: Status
     message: str
-    reason: Reason | None = None  # of a problem or warning: the reason that a failing sign-in would have
+    reason: str | None = None  # of a problem or warning: the reason that a failing sign-in would have
     mend: str | None = None  # what to do about it
     subject: str | None = None  # the host, where a check has several
+    error: HeadlessPasskeyError | None = field(default=None, compare=False)  # what a sign-in would fail with
 
     @classmethod
     def ok(cls, check: Check, message: str, *, subject: str | None = None) -> Self:
@@ -61,70 +56,30 @@ class Finding:
         return cls(check=check, status=Status.NOT_CHECKED, message=message)
 
     @classmethod
-    def trouble(
-        cls,
-        check: Check,
-        message: str,
-        reason: Reason,
-        *,
-        case: str | None = None,
-        names: Mapping[str, str] = MappingProxyType({}),
-        status: Status = Status.PROBLEM,
-        subject: str | None = None,
-    ) -> Self:
-        """case, names: as `headless_passkey.mends.mend` takes them. A mend that ends `message` is taken off it."""
-        return cls(
-            check=check,
-            status=status,
-            message=message.removesuffix(f": {mend(reason, case, **names)}")
-            .removesuffix(f": {mend(reason, case)}")
-            .removesuffix(f": {mend(reason)}"),
-            reason=reason,
-            mend=mend(reason, case, **names),
-            subject=subject,
-        )
-
-    @classmethod
     def of(
         cls,
         check: Check,
         error: HeadlessPasskeyError,
         *,
-        otherwise: Reason,
         case: str | None = None,
         names: Mapping[str, str] = MappingProxyType({}),
         status: Status = Status.PROBLEM,
         subject: str | None = None,
     ) -> Self:
-        """What `error` says. otherwise: its reason, where it has none of its own."""
-        own = error.reason
-        reason = own if isinstance(own, TransportReason | TrustReason | SetupReason) else otherwise
-        return cls.trouble(check, str(error), reason, case=case, names=names, status=status, subject=subject)
+        """What `error` says. case, names: as `headless_passkey.mends.mend` takes them, where it has no advice of its own."""
+        return cls(
+            check=check,
+            status=status,
+            message=str(error),
+            reason=error.reason,
+            mend=error.advice or mend(error.reason, case, **names),
+            subject=subject,
+            error=error,
+        )
 
     @property
     def exit_status(self) -> ExitStatus:
         """The exit status of a program that fails for this reason."""
         if self.status is not Status.PROBLEM:
             return ExitStatus.DONE
-        match self.reason:
-            case TransportReason():
-                return ExitStatus.TRANSPORT
-            case TrustReason():
-                return ExitStatus.NOT_TRUSTED
-            case SetupReason():
-                return _STATUS[self.reason]
-        return ExitStatus.OUR_FAULT
-
-
-_STATUS: Final = {
-    SetupReason.NOT_ENROLLED: ExitStatus.NOT_ENROLLED,
-    SetupReason.JOIN_UNFINISHED: ExitStatus.NOT_ENROLLED,
-    SetupReason.STATE_EXPOSED: ExitStatus.PROTOCOL,
-    SetupReason.STATE_FOREIGN: ExitStatus.PROTOCOL,
-    SetupReason.STATE_DAMAGED: ExitStatus.PROTOCOL,
-    SetupReason.STATE_INCOMPATIBLE: ExitStatus.PROTOCOL,
-    SetupReason.STATE_UNREADABLE: ExitStatus.TRANSPORT,
-    SetupReason.STATE_UNWRITABLE: ExitStatus.TRANSPORT,
-    SetupReason.WRONG_SERVER: ExitStatus.PROTOCOL,
-    SetupReason.MISSING_PACKAGE: ExitStatus.USAGE,
-}
+        return ExitStatus.OUR_FAULT if self.error is None else self.error.exit_status

@@ -25,9 +25,9 @@ async def examine_by_scanning(
             heard = await count_adverts(source, listen)
     except TransportError as error:
         if error.reason is not failed:
-            unfit = Finding.of(Check.ADAPTER, error, otherwise=failed, case=case)
+            unfit = Finding.of(Check.ADAPTER, error, case=case)
             return [unfit, *not_checked_after([unfit], _CHECKS)]
-        return [ready, Finding.of(Check.SCAN, error, otherwise=failed, case=case)]
+        return [ready, Finding.of(Check.SCAN, error, case=case)]
     except TimeoutError:
         return [ready, too_slow(Check.SCAN, limit)]
     return [ready, scanned("", listen, heard)]
@@ -57,7 +57,8 @@ def scanned(where: str, seconds: float, heard: int) -> Finding:
 
 
 def too_slow(check: Check, limit: float) -> Finding:
-    return Finding.trouble(check, f"no answer within {limit:g} s", TransportReason.BLUETOOTH_FAILED)
+    slow = TransportError(f"no answer within {limit:g} s", reason=TransportReason.BLUETOOTH_FAILED)
+    return Finding.of(check, slow)
 
 
 def not_checked_after(findings: Sequence[Finding], checks: Sequence[Check]) -> list[Finding]:

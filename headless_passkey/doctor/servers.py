@@ -16,7 +16,14 @@ import aiohttp
 from yarl import URL
 
 from headless_passkey.doctor.finding import Check, Finding, Status
-from headless_passkey.errors import HeadlessPasskeyError, SetupReason, TransportError, TransportReason
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    RemoteProtocolError,
+    SetupError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+)
 from headless_passkey.hybrid.tunnel_url import (
     ASSIGNED_DOMAINS,
     ROUTING_ID_SIZE,
@@ -24,11 +31,12 @@ from headless_passkey.hybrid.tunnel_url import (
     connect_url,
     new_url,
 )
+from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import open_session
-from headless_passkey.net.proxy import ProxyFailed, Way, sending
+from headless_passkey.net.proxy import Way, sending
 from headless_passkey.net.tunnel import TunnelRefused, open_tunnel
-from headless_passkey.net.unreachable import is_about_dates, unreachable
+from headless_passkey.net.unreachable import unreachable
 from headless_passkey.rp.conduit import find_relying_party
 from headless_passkey.trust.signing import SoftwareSigningKey
 
@@ -67,23 +75,15 @@ def server_trouble(
 ) -> Finding:
     """The finding for a server that cannot be used, as exact as the error allows.
 
-    case: as for `headless_passkey.mends.mend`, where the error itself tells none.
+    case: as for `headless_passkey.mends.mend`. A server that breaks the protocol is another one than was looked for.
     """
     where = URL(url)
-    if isinstance(error, ProxyFailed):
-        case = error.case
-    elif is_about_dates(error.__cause__):
-        case = "dates"
     web_url = str(where.with_scheme("https") if where.scheme == "wss" else where)
-    return Finding.of(
-        check,
-        error,
-        otherwise=SetupReason.WRONG_SERVER,
-        case=case,
-        names={"host": urlsplit(url).netloc if case == "path" else where.raw_host or "", "url": web_url},
-        status=status,
-        subject=urlsplit(url).netloc,
-    )
+    names = {"host": urlsplit(url).netloc if case == "path" else where.raw_host or "", "url": web_url}
+    if isinstance(error, RemoteProtocolError):
+        other = SetupError(str(error), reason=SetupReason.WRONG_SERVER)
+        other.__cause__, error = error, other
+    return Finding.of(check, error, case=case, names=names, status=status, subject=urlsplit(url).netloc)
 
 
 async def examine_relying_party(base: BaseUrl, tls: ssl.SSLContext | None) -> list[Finding]:
@@ -157,13 +157,9 @@ async def _examine_own(base: str, tls: ssl.SSLContext | None) -> Finding:
 
 
 def _no_tunnel_service(host: str, http_status: int, severity: Status) -> Finding:
-    return Finding.trouble(
-        Check.TUNNEL_SERVICE,
-        f"{host} answers, but not as a tunnel service (HTTP status {http_status})",
-        SetupReason.WRONG_SERVER,
-        status=severity,
-        subject=host,
-    )
+    what = f"{host} answers, but not as a tunnel service (HTTP status {http_status})"
+    other = setup_error(what, SetupReason.WRONG_SERVER)
+    return Finding.of(Check.TUNNEL_SERVICE, other, status=severity, subject=host)
 
 
 def _date(header: str) -> float | None:

@@ -13,7 +13,7 @@ from typing import Final, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.domains import is_domain
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 
 MAX_SIZE: Final = 1024  # characters
 WEB: Final = ("https", "http")
@@ -32,26 +32,26 @@ class BaseUrl:
 
     @classmethod
     def parse(cls, text: str, *, schemes: tuple[str, ...] = WEB) -> Self:
-        """From what a person wrote; `LocalProtocolError` says what is wrong with it."""
+        """From what a person wrote; `UsageError` says what is wrong with it."""
         text = text.strip()
         if len(text) > MAX_SIZE:
-            raise LocalProtocolError(f"a URL has at most {MAX_SIZE} characters")
+            raise UsageError(f"a URL has at most {MAX_SIZE} characters")
         example = f"{schemes[0]}://HOST[:PORT][/PATH]"
         try:
             parts = urlsplit(text)
             name, port = parts.hostname or "", parts.port
         except ValueError as error:
-            raise LocalProtocolError(f"expected {example}") from error
+            raise UsageError(f"expected {example}") from error
         if parts.scheme not in schemes or not name or not text.isprintable() or "\\" in text:
-            raise LocalProtocolError(f"expected {example}")
+            raise UsageError(f"expected {example}")
         if "@" in parts.netloc or "?" in text or "#" in text:
-            raise LocalProtocolError(f"expected {example}, without user, query and fragment")
+            raise UsageError(f"expected {example}, without user, query and fragment")
         if port == 0:
-            raise LocalProtocolError("port 0 is no port")
+            raise UsageError("port 0 is no port")
         path = parts.path.rstrip("/")
         dots = {".", ".."} & set(path.replace("%2E", ".").replace("%2e", ".").split("/"))
         if dots or not _PATH.fullmatch(path):
-            raise LocalProtocolError("the path of a URL is of names between single slashes, percent-encoded")
+            raise UsageError("the path of a URL is of names between single slashes, percent-encoded")
         return cls(
             scheme=parts.scheme,
             host=_host(name, in_brackets="[" in parts.netloc),
@@ -90,14 +90,14 @@ def _host(name: str, *, in_brackets: bool) -> str:
         try:
             return str(ipaddress.IPv6Address(name if "%" not in name else ""))
         except ValueError as error:
-            raise LocalProtocolError("between [ and ] stands an IPv6 address") from error
+            raise UsageError("between [ and ] stands an IPv6 address") from error
     try:
         return str(ipaddress.IPv4Address(name))
     except ValueError:
         pass
     host = name if name.isascii() else _a_labels(name)
     if not is_domain(host):
-        raise LocalProtocolError("the host of a URL is a name of letters, digits and hyphens, or an address")
+        raise UsageError("the host of a URL is a name of letters, digits and hyphens, or an address")
     return host
 
 
@@ -105,8 +105,8 @@ def _a_labels(name: str) -> str:
     try:
         from yarl import URL  # noqa: PLC0415  the bare core does without, and most names are ASCII
     except ImportError as error:
-        raise LocalProtocolError("write the host in ASCII, with xn-- where it needs that") from error
+        raise UsageError("write the host in ASCII, with xn-- where it needs that") from error
     try:
         return URL.build(scheme="https", host=name).raw_host or ""
     except ValueError as error:  # UnicodeError is one
-        raise LocalProtocolError("the host's name cannot be written in ASCII") from error
+        raise UsageError("the host's name cannot be written in ASCII") from error

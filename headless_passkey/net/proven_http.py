@@ -9,6 +9,7 @@ server asks for or a random one; what will not pass is an error of its own kind 
     NotApproved              it has expired, or was withdrawn
     ProblemAnswer            any other refusal: `slug` and `members` say which (a RemoteProtocolError)
     RemoteProtocolError      the answer is not what the contract says
+    SetupError               the answer is of something else than the server that was looked for
 """
 
 import asyncio
@@ -29,6 +30,7 @@ from headless_passkey.errors import (
     NotApproved,
     Outcome,
     RemoteProtocolError,
+    SetupReason,
     TransportError,
     TransportReason,
     TrustError,
@@ -36,7 +38,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.json_text import decode_json
 from headless_passkey.members import Members, answer_members
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import clock_skew, setup_error
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, sending, tracing
 from headless_passkey.trust.signing import SigningKey
@@ -185,7 +187,7 @@ class ProvenHttp:
             return answer_members({}, self._host)
         if 200 <= response.status < 300:
             if response.content_type != "application/json":
-                raise RemoteProtocolError(f"{self._host} answered something else than JSON")
+                raise setup_error(f"{self._host} answered something else than JSON", SetupReason.WRONG_SERVER)
             return answer_members(_parse_json(content, self._host), self._host)
         problem = _parse_problem(response, content, self._host)
         if response.status in TRANSIENT:
@@ -212,7 +214,7 @@ class ProvenHttp:
             case "proof-clock":
                 ahead = int(self._clock()) - problem.members.integer("now")
                 what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {self._host}"
-                return TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW))
+                return clock_skew(what)
             case _:
                 return problem
 

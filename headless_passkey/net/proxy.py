@@ -22,7 +22,7 @@ from aiohttp import hdrs
 from yarl import URL
 
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import mend
 from headless_passkey.net.unreachable import check_name, unreachable, what_went_wrong
 
 _TLS: Final = ("https", "wss")
@@ -35,15 +35,10 @@ class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
 
     def __init__(self, message: str, *, proxy: str | None, status: int | None) -> None:
         """proxy: its host and port; None when HTTPS_PROXY names none. status: of HTTP, where it answered."""
-        super().__init__(message, reason=TransportReason.PROXY_FAILED)
+        case = "setting" if proxy is None else "credentials" if status == 407 else None
+        reason = TransportReason.PROXY_FAILED
+        super().__init__(message, reason=reason, advice=mend(reason, case))
         self.proxy, self.status = proxy, status
-
-    @property
-    def case(self) -> str | None:
-        """A finer kind, as `headless_passkey.mends.mend` has them."""
-        if self.proxy is None:
-            return "setting"
-        return "credentials" if self.status == 407 else None
 
     @property
     def transient(self) -> bool:
@@ -87,8 +82,7 @@ class Proxy:
                 authorization = aiohttp.encode_basic_auth(url.user or "", url.password or "", "utf-8")
         except ValueError:  # its words may hold the password
             what = "HTTPS_PROXY does not hold the address of a proxy"
-            message = with_mend(what, TransportReason.PROXY_FAILED, "setting")
-            raise ProxyFailed(message, proxy=None, status=None) from None
+            raise ProxyFailed(what, proxy=None, status=None) from None
         return cls(url=url.origin(), authorization=authorization)
 
 
@@ -174,9 +168,7 @@ class Way:
 
     def _failed(self, how: str, status: int | None = None) -> ProxyFailed:
         proxy = "" if self._proxy is None else self._proxy.name
-        case = "credentials" if status == 407 else None
-        message = with_mend(f"the proxy {proxy} {how}", TransportReason.PROXY_FAILED, case)
-        return ProxyFailed(message, proxy=proxy, status=status)
+        return ProxyFailed(f"the proxy {proxy} {how}", proxy=proxy, status=status)
 
 
 @asynccontextmanager

@@ -32,7 +32,7 @@ from headless_passkey.hybrid.tunnel_url import (
     SUBPROTOCOL,
     parse_routing_id,
 )
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import mend, setup_error
 from headless_passkey.net.proxy import Way, tracing
 from headless_passkey.tasks import end
 
@@ -48,9 +48,16 @@ logger = logging.getLogger(__name__)
 class TunnelClosed(TransportError):  # noqa: N818  often the normal end
     """The tunnel has ended and nothing more will come out of it."""
 
-    def __init__(self, message: str, *, clean: bool, reason: TransportReason | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        clean: bool,
+        reason: TransportReason | None = None,
+        advice: str | None = None,
+    ) -> None:
         """clean: the other end said goodbye (1000, or 1001 as browsers do) and nothing broke."""
-        super().__init__(message, reason=reason)
+        super().__init__(message, reason=reason, advice=advice)
         self.clean = clean
 
 
@@ -181,7 +188,7 @@ class Tunnel:
 
 def _went_silent(what: str) -> TunnelClosed:
     reason = TransportReason.WENT_SILENT
-    return TunnelClosed(with_mend(what, reason), clean=False, reason=reason)
+    return TunnelClosed(what, clean=False, reason=reason, advice=mend(reason))
 
 
 @asynccontextmanager
@@ -196,7 +203,7 @@ async def open_tunnel(
 
     tls: whom to believe; None means the system's roots, as aiohttp read them when it was imported. silence: seconds until the service is pinged when nothing
     comes from it; it has half as many to answer. `TransportError` when the service cannot be reached
-    or refuses, `RemoteProtocolError` when it does not speak the protocol.
+    or refuses, `SetupError` (wrong-server) when it is something else than a tunnel service.
     """
     try:
         target = URL(url)
@@ -240,17 +247,17 @@ async def open_tunnel(
                 )
         except aiohttp.WSServerHandshakeError:
             # not "from error": its text holds the whole URL
-            raise RemoteProtocolError(
-                f"{host} did not answer as a websocket server does", reason=SetupReason.WRONG_SERVER
+            raise setup_error(
+                f"{host} did not answer as a websocket server does", SetupReason.WRONG_SERVER
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise way.failure(error, f"the tunnel service {host}") from way.cause(error)
         listening = None
         try:
             if websocket.protocol != SUBPROTOCOL:
-                raise RemoteProtocolError(
+                raise setup_error(
                     f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}",
-                    reason=SetupReason.WRONG_SERVER,
+                    SetupReason.WRONG_SERVER,
                 )
             tunnel = Tunnel(websocket, host, _routing_id(answer[0]))
             logger.debug("tunnel open through %s", host)

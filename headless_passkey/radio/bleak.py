@@ -133,11 +133,11 @@ class _Scan:
                     if not _is_busy(error) or clock() - began >= BUSY_PATIENCE:
                         started.set_exception(error)
                         return
-                    logger.info("waiting: %s", error)
+                    logger.info("waiting: %s", _said(error))
                 else:
                     if lost_at is None:
                         lost_at = clock()
-                        logger.warning("stopped listening: %s", error)
+                        logger.warning("stopped listening: %s", _said(error))
                     if not isinstance(error, TransportError) or clock() - lost_at >= self._patience:
                         for inbox in self._inboxes:
                             inbox.fail(error)
@@ -272,3 +272,7 @@ def _translated(error: Exception) -> TransportError:
             reason = TransportReason.BLUETOOTH_FAILED
             why = f"Bluetooth cannot be used ({type(error).__name__})"
     return transport_error(why, reason)
+
+
+def _said(error: Exception) -> str:
+    return error.explain() if isinstance(error, TransportError) else str(error)

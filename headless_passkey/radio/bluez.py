@@ -17,7 +17,8 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.errors import AuthError
 
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.mends import transport_error, with_mend
+from headless_passkey.mends import mend, transport_error
+from headless_passkey.private_file import this_user
 
 CALL_TIMEOUT: Final = 15.0  # seconds; the bus may have to start bluetoothd first
 RFKILL: Final = Path("/sys/class/rfkill")
@@ -60,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 def bluetooth_error(reason: TransportReason) -> TransportError:
     """Make the error for a reason, in general words."""
-    return transport_error(_WRONG[reason], reason)
+    return transport_error(_WRONG[reason], reason, user=this_user())
 
 
 def reason_of(error_name: str) -> TransportReason:
@@ -79,7 +80,7 @@ class RefusedError(TransportError):
         what = _WRONG[reason]
         if reason is TransportReason.BLUETOOTH_FAILED:
             what = f"the Bluetooth service refused {member} ({error_name})"
-        super().__init__(with_mend(what, reason), reason=reason)
+        super().__init__(what, reason=reason, advice=mend(reason, user=this_user()))
         self.error_name, self.member = error_name, member
 
 

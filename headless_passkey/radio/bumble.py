@@ -17,9 +17,15 @@ from bumble.hci import Address, HCI_Reset_Command
 from bumble.transport import open_transport
 from bumble.transport.common import TransportSpecError
 
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import HeadlessPasskeyError, TransportError, TransportReason
-from headless_passkey.mends import transport_error, with_mend
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    SetupError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+    UsageError,
+)
+from headless_passkey.mends import mend, setup_error, transport_error
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 from headless_passkey.tasks import end
@@ -111,30 +117,37 @@ async def open_device(transport: str) -> AsyncIterator[tuple[Device, asyncio.Fut
             await last_words(lost, device.power_off)
 
 
-def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError | UsageError:
+def _cannot_open(transport: str, error: Exception) -> HeadlessPasskeyError:
     """Translate the error of a transport that does not open, by errno or libusb's codes."""
     usb = type(error).__module__.partition(".")[0] in ("usb", "usb1")
     if isinstance(error, ImportError):
-        return UsageError(f"the Bluetooth transport {transport!r} needs the Python package {error.name}")
+        what = f"the Bluetooth transport {transport!r} needs the Python package {error.name}"
+        return setup_error(what, SetupReason.MISSING_PACKAGE, extra="emulation")
     if isinstance(error, (TransportSpecError, ValueError, AssertionError)) and not usb:
         return UsageError(f"{transport!r} is not a Bluetooth transport that bumble knows")
     if isinstance(error.__cause__, AttributeError):
-        return UsageError(
-            f"{transport!r} needs a Python that was built with Bluetooth's sockets, such as Debian's"
+        return SetupError(
+            f"{transport!r} needs a Python that was built with Bluetooth's sockets",
+            reason=SetupReason.MISSING_PACKAGE,
+            advice="use such a Python, for instance Debian's",
         )
     number = getattr(error, "value" if usb else "errno", None)
-    reason, mend = TransportReason.NO_ADAPTER, ""
+    reason, advice = TransportReason.NO_ADAPTER, None
+    why = getattr(error, "strerror", None) or str(error) or type(error).__name__
     if number in ((_USB_ACCESS,) if usb else (errno.EACCES, errno.EPERM)):
         reason = TransportReason.BLUETOOTH_FORBIDDEN
-        mend = _PERMISSIONS.get(transport.partition(":")[0], "this user may not use it")
+        why = "this user may not use it"
+        advice = _PERMISSIONS.get(transport.partition(":")[0], mend(reason, "controller"))
     elif number in ((_USB_BUSY,) if usb else (errno.EBUSY,)):
         reason = TransportReason.ADAPTER_BUSY
-        mend = "end what has it first, such as the system's own service with `systemctl stop bluetooth`"
+        why = "another process has it"
+        advice = "end what has it first, such as the system's own service with `systemctl stop bluetooth`"
     elif number == errno.ERFKILL:
         reason = TransportReason.ADAPTER_BLOCKED
-        mend = "unblock it with `rfkill unblock bluetooth`"
-    why = mend or with_mend(getattr(error, "strerror", None) or str(error) or type(error).__name__, reason)
-    return TransportError(f"cannot open the Bluetooth transport {transport}: {why}", reason=reason)
+        why = "it is blocked"
+        advice = "unblock it with `rfkill unblock bluetooth`"
+    what = f"cannot open the Bluetooth transport {transport}: {why}"
+    return TransportError(what, reason=reason, advice=advice or mend(reason))
 
 
 def _miss_hci_socket(source: Any) -> None:

@@ -18,16 +18,17 @@ import aiohttp
 
 from headless_passkey.account import enrolment
 from headless_passkey.errors import (
-    LocalProtocolError,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.members import Members
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import setup_error
 from headless_passkey.names import plain
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
@@ -94,12 +95,12 @@ class OpenedSession:
 
 
 def service_origin(text: str) -> str:
-    """The origin of a service that may be sent a token: https, or http on this machine; else `LocalProtocolError`."""
+    """The origin of a service that may be sent a token: https, or http on this machine; else `UsageError`."""
     base = BaseUrl.parse(text)
     if base.path:
-        raise LocalProtocolError("an origin has no path")
+        raise UsageError("an origin has no path")
     if base.scheme != "https" and not base.is_loopback:
-        raise LocalProtocolError("a token is sent over https only")
+        raise UsageError("a token is sent over https only")
     return base.origin
 
 
@@ -109,7 +110,7 @@ def _service(item: Any) -> str | None:
         return None
     try:
         return service_origin(item)
-    except LocalProtocolError:
+    except UsageError:
         return None
 
 
@@ -215,26 +216,23 @@ async def find_relying_party(
 
     It is asked for a session, which a relying party refuses in words of its own; nothing is begun. key: the one
     the ceremony will be proved with, so that a wrong clock shows here, before anybody is asked to approve.
-    `RemoteProtocolError` (wrong-server) when there is none. A place is looked up only where `base` names no path,
+    `SetupError` (wrong-server) when there is none. A place is looked up only where `base` names no path,
     and only one of the same origin is taken.
     """
     strange = await _what_is_there(http, base, key, patience)
     if strange is None:
         return base
     if not base.path:
-        with suppress(RemoteProtocolError, LocalProtocolError):
+        with suppress(RemoteProtocolError, SetupError, UsageError):
             answer = await ProvenHttp(http, base.origin, key).get(WELL_KNOWN, patience=patience)
             told = BaseUrl.parse(answer.text("relying_party", 1024))
             if told.origin == base.origin and await _what_is_there(http, told, key, patience) is None:
                 return told
-    raise RemoteProtocolError(
-        with_mend(
-            f"{base} answers, but not as a relying party ({strange})",
-            SetupReason.WRONG_SERVER,
-            "path",
-            host=base.authority,
-        ),
-        reason=SetupReason.WRONG_SERVER,
+    raise setup_error(
+        f"{base} answers, but not as a relying party ({strange})",
+        SetupReason.WRONG_SERVER,
+        "path",
+        host=base.authority,
     )
 
 
@@ -250,7 +248,7 @@ async def _what_is_there(
         if problem.status in (404, 405) or problem.slug.startswith("http-"):
             return f"HTTP status {problem.status}"
         raise _refusal(problem) from problem
-    except RemoteProtocolError:
+    except (RemoteProtocolError, SetupError):
         return "not in its words"
     return "it knows a session nobody named"
 
@@ -261,9 +259,7 @@ def _refusal(problem: ProblemAnswer) -> Exception:
         case "verification-failed":
             return TrustError(TrustReason.RP_REFUSED, "the relying party did not accept the phone's response")
         case "user-exists":
-            return TrustError(
-                TrustReason.RP_REFUSED, "this user name is taken; sign in with it, or choose another one"
-            )
+            return UsageError("this user name is taken; sign in with it, or choose another one")
         case "proof-invalid":
             return RemoteProtocolError(
                 "the relying party does not take our proof: perhaps it does not know itself by this address"

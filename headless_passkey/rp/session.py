@@ -31,19 +31,20 @@ from yarl import URL
 from headless_passkey.account import enrolment
 from headless_passkey.errors import (
     HeadlessPasskeyError,
-    LocalProtocolError,
     NotEnrolled,
     NotSignedIn,
     RemoteProtocolError,
     SessionReason,
+    SetupError,
     TransportError,
     TransportReason,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.json_text import decode_json
 from headless_passkey.members import answer_members
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, send_proven
 from headless_passkey.rp.conduit import OpenedSession, service_origin
@@ -125,7 +126,7 @@ class Session:
 
         relying_party: its base URL, or its origin where there is one session of that origin. With neither it is the
         only session there is. `NotSignedIn` when there is none, `TrustError` (not-its-audience) when there is none
-        for `url`, `LocalProtocolError` when there are several.
+        for `url`, `UsageError` when there are several.
         """
         store = SessionStore(state)
         return cls(store, _choose(store, relying_party, url), http=http, clock=clock)
@@ -195,9 +196,9 @@ class Session:
             )
         headers = _checked_headers(headers or {})
         if not _METHOD.fullmatch(method) or method in ("CONNECT", "TRACE"):
-            raise LocalProtocolError("a method is a word in capitals, and neither CONNECT nor TRACE")
+            raise UsageError("a method is a word in capitals, and neither CONNECT nor TRACE")
         if data is not None and len(data) > MAX_BODY:
-            raise LocalProtocolError(f"at most {MAX_BODY} bytes are sent")
+            raise UsageError(f"at most {MAX_BODY} bytes are sent")
         await self._refresh_ahead()
         request = _Request(
             method=method, url=target, data=data, headers=headers, timeout=timeout, limit=limit
@@ -232,11 +233,11 @@ class Session:
             except NotSignedIn as error:
                 if error.reason is not SessionReason.SESSION_OVER and not anyway:
                     raise
-                logger.info("there is nothing to end: %s", error)
+                logger.info("there is nothing to end: %s", error.explain())
             except HeadlessPasskeyError as error:
                 if self._store.read(rp) is None or not anyway:
                     raise
-                logger.warning("the relying party was not told: %s", error)
+                logger.warning("the relying party was not told: %s", error.explain())
             self._store.remove(rp)
 
     async def _end_held(self) -> None:
@@ -250,15 +251,15 @@ class Session:
                 raise
 
     async def _refresh_ahead(self) -> None:
-        """Refresh a token that is near its end; when that fails for now and the token is good, go on with it."""
+        """Refresh a token that is near its end; when that fails, or cannot be kept, and the token is good, go on with it."""
         if not self._is_due(self._kept):
             return
         try:
             await self.refresh()
-        except TransportError as error:
+        except (TransportError, SetupError) as error:
             if self._is_due(self._kept, ahead=0):
                 raise
-            logger.info("the token was not refreshed ahead of its end: %s", error)
+            logger.info("the token was not refreshed ahead of its end: %s", error.explain())
 
     def _is_due(self, kept: KeptSession, *, ahead: float = AHEAD) -> bool:
         life = max(0, kept.opened.expires_at - kept.received_at)
@@ -376,7 +377,7 @@ class Session:
         except RemoteProtocolError:
             return
         what = f"this clock is {abs(ahead)} s {'ahead of' if ahead > 0 else 'behind'} that of {url.authority}"
-        raise TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW))
+        raise clock_skew(what)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,23 +402,23 @@ def _refuses_token(answer: Answer) -> bool:
 def _target(url: str) -> URL:
     """The address of a request as it is sent and proved: an origin as browsers write it, the path as RFC 3986 has it."""
     if not url.isprintable():  # urlsplit takes tabs and line ends out of the middle
-        raise LocalProtocolError("a URL has no control characters")
+        raise UsageError("a URL has no control characters")
     try:
         parts = urlsplit(url.strip())
         base = BaseUrl.parse(f"{parts.scheme}://{parts.netloc}")
         return URL(base.origin + (parts.path or "/") + (f"?{parts.query}" if parts.query else ""))
     except ValueError as error:
-        raise LocalProtocolError("expected https://HOST[:PORT]/PATH[?QUERY]") from error
+        raise UsageError("expected https://HOST[:PORT]/PATH[?QUERY]") from error
 
 
 def _checked_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
     if len(headers) > MAX_HEADERS:
-        raise LocalProtocolError(f"at most {MAX_HEADERS} headers are sent")
+        raise UsageError(f"at most {MAX_HEADERS} headers are sent")
     for name, value in headers.items():
         if not _HEADER.fullmatch(name) or not (value.isascii() and value.isprintable()) or len(value) > 4096:
-            raise LocalProtocolError("a header is a name, and a value of printable ASCII")
+            raise UsageError("a header is a name, and a value of printable ASCII")
         if name.lower() in _OURS:
-            raise LocalProtocolError(f"the header {name} is not the caller's to set")
+            raise UsageError(f"the header {name} is not the caller's to set")
     return headers
 
 
@@ -448,7 +449,7 @@ def _choose(store: SessionStore, relying_party: str | None, url: str | None) -> 
             found = fitting
     if len(found) > 1:
         parties = ", ".join(one.relying_party for one in found)
-        raise LocalProtocolError(f"there are several sessions, name the relying party of one: {parties}")
+        raise UsageError(f"there are several sessions, name the relying party of one: {parties}")
     return found[0]
 
 

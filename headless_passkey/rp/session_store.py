@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from headless_passkey.account.device_files import incompatible, mend_names
 from headless_passkey.base64url import base64url
-from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, SetupReason
+from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason
 from headless_passkey.json_text import decode_json
 from headless_passkey.members import file_members
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.private_file import (
     lock_within,
@@ -96,7 +97,7 @@ class SessionStore:
             try:
                 session = _read(path)
             except HeadlessPasskeyError as error:
-                logger.info("a session is passed over: %s", error)
+                logger.info("a session is passed over: %s", error.explain())
                 if on_damaged is not None:
                     on_damaged(error)
             else:
@@ -163,9 +164,7 @@ def _read(path: Path) -> KeptSession | None:
     try:
         members = file_members(decode_json(content), path.name)
         if members.integer("format") != _FORMAT:
-            raise RemoteProtocolError(
-                f"{path} was written by another version", reason=SetupReason.STATE_INCOMPATIBLE
-            )
+            raise incompatible(path)
         key = members.optional_octets("key", 32)
         session = KeptSession(
             relying_party=str(BaseUrl.parse(members.text("relying_party", 1024))),
@@ -176,12 +175,13 @@ def _read(path: Path) -> KeptSession | None:
             received_at=members.integer("received_at"),
         )
     except (ValueError, HeadlessPasskeyError) as error:
-        if isinstance(error, HeadlessPasskeyError) and error.reason == SetupReason.STATE_INCOMPATIBLE:
+        if isinstance(error, SetupError):
             raise
-        damaged = SetupReason.STATE_DAMAGED
-        raise RemoteProtocolError(
-            with_mend(f"{path} is damaged", damaged, "session", path=str(path)), reason=damaged
-        ) from error
+        raise _damaged(path, "is damaged") from error
     if session.key is not None and thumbprint(session.key.public_key) != session.key_name:
-        raise RemoteProtocolError(f"{path} is damaged: its key is another", reason=SetupReason.STATE_DAMAGED)
+        raise _damaged(path, "is damaged, its key is another")
     return session
+
+
+def _damaged(path: Path, how: str) -> SetupError:
+    return setup_error(f"{path} {how}", SetupReason.STATE_DAMAGED, "session", **mend_names(path))

@@ -9,7 +9,7 @@ from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
-from headless_passkey.mends import with_mend
+from headless_passkey.mends import clock_skew
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.hpke import HpkePrivateKey
@@ -91,7 +91,7 @@ def _check_times(announcement: Announcement, now: float) -> None:
 
 
 def _clock_skew(what: str) -> TrustError:
-    return TrustError(TrustReason.CLOCK_SKEW, with_mend(what, TrustReason.CLOCK_SKEW, "members"))
+    return clock_skew(what, "members")
 
 
 def _check_ring(announcement: Announcement, chain: RingChain) -> None:

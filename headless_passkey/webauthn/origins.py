@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.domains import is_domain
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import RemoteProtocolError, SetupReason, UsageError
 from headless_passkey.json_text import decode_json
+from headless_passkey.mends import setup_error
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList
@@ -25,18 +26,18 @@ _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 
 
 def check_origin(origin: str) -> str:
-    """Check that `origin` is a web origin that a device may use, and return it; `LocalProtocolError` otherwise."""
+    """Check that `origin` is a web origin that a device may use, and return it; `UsageError` otherwise."""
     try:
         parts = urlsplit(origin)
         port = parts.port
     except ValueError as error:
-        raise LocalProtocolError("the origin is not a URL") from error
+        raise UsageError("the origin is not a URL") from error
     host = parts.hostname or ""
     secure = parts.scheme == "https" or (
         parts.scheme == "http" and (host == "localhost" or host.endswith(".localhost"))
     )
     if not secure or not is_domain(host) or origin != _written(parts.scheme, host, port):
-        raise LocalProtocolError(
+        raise UsageError(
             "an origin is https://NAME[:PORT], or http://localhost[:PORT], in lower case, as browsers write it:"
             " no address, no default port"
         )
@@ -131,7 +132,7 @@ def _public_suffixes() -> "PublicSuffixList":
     try:
         from publicsuffixlist import PublicSuffixList  # noqa: PLC0415  most sign-ins do not need it
     except ImportError as error:
-        raise LocalProtocolError(
-            "to check this RP ID takes publicsuffixlist: pip install '.[device]' in the clone of headless-passkey"
+        raise setup_error(
+            "to check this RP ID takes publicsuffixlist", SetupReason.MISSING_PACKAGE, extra="device"
         ) from error
     return PublicSuffixList()

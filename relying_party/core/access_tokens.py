@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey
 
 from relying_party.core.encoding import base64url
 from relying_party.core.sessions import RandomBytes, Session
-from relying_party.errors import UsageError
+from relying_party.errors import SetupError
 
 TYPE: Final = "at+jwt"
 ALGORITHM: Final = "ES256"
@@ -43,14 +43,14 @@ class TokenKey:
         except FileExistsError:
             return cls._read(path)
         except OSError as error:
-            raise UsageError(f"cannot make the token key {path}: {error.strerror}") from error
+            raise SetupError(f"cannot make the token key {path}: {error.strerror}") from error
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(made.as_pem(private=True))
         except OSError as error:  # a disk that is full would leave a file that holds no key
             with suppress(OSError):
                 path.unlink()
-            raise UsageError(f"cannot make the token key {path}: {error.strerror}") from error
+            raise SetupError(f"cannot make the token key {path}: {error.strerror}") from error
         return cls(made)
 
     @classmethod
@@ -58,15 +58,15 @@ class TokenKey:
         try:
             with path.open("rb") as file:
                 if os.fstat(file.fileno()).st_mode & 0o077:
-                    raise UsageError(f"the token key {path} is open to others: chmod 0600 {path}")
+                    raise SetupError(f"the token key {path} is open to others: chmod 0600 {path}")
                 pem = file.read(MAX_KEY_FILE)
             key = ECKey.import_key(pem)
         except OSError as error:
-            raise UsageError(f"cannot read the token key {path}: {error.strerror}") from error
+            raise SetupError(f"cannot read the token key {path}: {error.strerror}") from error
         except (JoseError, ValueError, TypeError) as error:
-            raise UsageError(f"{path} does not hold a private key in PEM form") from error
+            raise SetupError(f"{path} does not hold a private key in PEM form") from error
         if key.curve_name != "P-256" or not key.is_private:
-            raise UsageError(f"{path} does not hold a private P-256 key")
+            raise SetupError(f"{path} does not hold a private P-256 key")
         return cls(key)
 
     @property

@@ -22,7 +22,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
-from relying_party.errors import UsageError
+from relying_party.errors import SetupError
 from relying_party.http.addresses import Network, client_address
 from relying_party.http.answers import http_problem
 from relying_party.http.log_limit import PERIOD, LogLimit
@@ -116,7 +116,7 @@ class _Connection(web.RequestHandler):
 
 
 def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """A server's TLS settings. `UsageError` says which of the two files is wrong, and how.
+    """A server's TLS settings. `SetupError` says which of the two files is wrong, and how.
 
     cert: the chain, its own certificate first; key: that one's private key, without a passphrase; both PEM.
     """
@@ -124,12 +124,12 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
         try:
             path.open("rb").close()
         except OSError as error:
-            raise UsageError(f"{option}: cannot read {path}: {error.strerror}") from error
+            raise SetupError(f"{option}: cannot read {path}: {error.strerror}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(cert, key, password=b"")  # there is nobody here to ask for a passphrase
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise UsageError(_why_not(cert, key, error)) from error
+        raise SetupError(_why_not(cert, key, error)) from error
     return context
 
 

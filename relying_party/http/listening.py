@@ -17,7 +17,7 @@ from typing import Final
 
 from aiohttp import web
 
-from relying_party.errors import TransportError, UsageError
+from relying_party.errors import SetupError, UsageError
 from relying_party.http.addresses import Network
 from relying_party.http.http_server import Runner, tls_context
 
@@ -48,8 +48,8 @@ def listening(
 ) -> Iterator[Listener]:
     """Listen at each address of `host`, all on one port, also when that is any free one.
 
-    cert, key: PEM files; without them only this machine is listened to, unless `anywhere`. `UsageError` says what is wrong with them,
-    `TransportError` that `host` and `port` cannot be had.
+    cert, key: PEM files; without them only this machine is listened to, unless `anywhere`. `SetupError` says what is wrong with them,
+    or that `host` and `port` cannot be had.
     """
     if (cert is None) != (key is None):
         raise UsageError("--cert and --key go together")
@@ -135,6 +135,6 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             port, listening = one.getsockname()[1], True
             yield one
     except OSError as error:
-        raise TransportError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        raise SetupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     if not listening:
-        raise TransportError(f"cannot listen on {host}:{port}: not an address of this machine")
+        raise SetupError(f"cannot listen on {host}:{port}: not an address of this machine")

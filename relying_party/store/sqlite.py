@@ -31,8 +31,8 @@ from relying_party.core.sessions import Session
 from relying_party.errors import (
     Check,
     LastCredential,
+    SetupError,
     StoreUnavailable,
-    UsageError,
     UserExists,
     VerificationFailed,
 )
@@ -102,7 +102,7 @@ class _Worker:
         self._connection: sqlite3.Connection | None = None
 
     async def open(self, prepare: Callable[[sqlite3.Connection, Path], None]) -> None:
-        """Open the connection and prepare it; `UsageError` when the file cannot be a store."""
+        """Open the connection and prepare it; `SetupError` when the file cannot be a store."""
         self._connection = await self._run(lambda: _open(self._path, prepare))
 
     async def close(self) -> None:
@@ -369,7 +369,7 @@ class SqliteStore:
 
 
 def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:
-    """A connection to a file of ours, made when it is absent; `UsageError` when it cannot be one."""
+    """A connection to a file of ours, made when it is absent; `SetupError` when it cannot be one."""
     try:
         _make_private(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT)
@@ -380,13 +380,13 @@ def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sq
             connection.close()
             raise
     except OSError as error:
-        raise UsageError(f"cannot open the store {path}: {error.strerror}") from error
+        raise SetupError(f"cannot open the store {path}: {error.strerror}") from error
     except sqlite3.OperationalError as error:
         if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StoreUnavailable(f"another program keeps the store {path} locked") from error
-        raise UsageError(f"cannot open the store {path}: {error}") from error
+        raise SetupError(f"cannot open the store {path}: {error}") from error
     except sqlite3.Error as error:
-        raise UsageError(f"cannot open the store {path}: {error}") from error
+        raise SetupError(f"cannot open the store {path}: {error}") from error
     return connection
 
 
@@ -423,9 +423,9 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     if application != APPLICATION_ID and (tables or version):
-        raise UsageError(f"{path} is a database of another program")
+        raise SetupError(f"{path} is a database of another program")
     if version > len(MIGRATIONS):
-        raise UsageError(f"{path} was written by a newer version of this program")
+        raise SetupError(f"{path} was written by a newer version of this program")
     for statements in MIGRATIONS[version:]:
         for statement in statements:
             connection.execute(statement)

@@ -11,8 +11,7 @@ import pytest
 
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from companion_push.companion.advertiser.choose import open_advertiser
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
+from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason, UsageError
 from tests.companion.bluetoothd import Bluetoothd, bluetoothd, connections, private_bus
 from tests.companion.program import ROOT
 

@@ -11,8 +11,7 @@ import pytest
 from companion_push.companion.advertiser import pipe as pipe_module
 from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.advertiser.pipe import PipeAdvertiser
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.radio.pipe import PipeRadio
 from tests.programs import ROOT
 

@@ -21,8 +21,7 @@ from usb.core import NoBackendError  # type: ignore[import-untyped]
 
 from companion_push.companion.advertiser.bumble import BumbleAdvertiser
 from companion_push.emulation.controllers import Air, Host
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError, TransportReason
+from headless_passkey.errors import SetupError, TransportError, TransportReason
 from headless_passkey.radio.bumble import BumbleRadio
 from tests.companion.device import transaction, tunnel_service
 from tests.companion.program import Program, running
@@ -294,21 +293,21 @@ async def test_what_hinders_is_said_with_its_reason(
     monkeypatch.setattr("headless_passkey.radio.bumble.open_transport", refuse)
     failed = await failure(transport)
     assert failed.reason is reason
-    assert word in str(failed)
+    assert word in failed.explain()
 
 
-async def test_a_python_without_bluetooth_sockets_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_python_without_bluetooth_sockets_is_a_setup_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_BLUETOOTH", raising=False)
-    with pytest.raises(UsageError, match="sockets"):
+    with pytest.raises(SetupError, match="sockets"):
         async with BumbleAdvertiser("hci-socket:0").advertise(SENT):
             pass
 
 
-async def test_a_package_that_is_missing_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_package_that_is_missing_is_a_setup_error(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(_: str) -> None:
         raise ModuleNotFoundError("No module named 'grpc'", name="grpc")
 
     monkeypatch.setattr("headless_passkey.radio.bumble.open_transport", refuse)
-    with pytest.raises(UsageError, match="grpc"):
+    with pytest.raises(SetupError, match="grpc"):
         async with BumbleAdvertiser("android-netsim").advertise(SENT):
             pass

@@ -62,7 +62,7 @@ async def test_who_has_joined_cannot_join_again(relay: Relay, tmp_path: Path) ->
     state = await founded(relay, tmp_path)
     words = ["companion", "join", "--code", "-", "--label", "x", "--state", state]
     status, _, said = await outcome(*words, stdin=await code_of(relay, "other"))
-    assert status == 8
+    assert status == 10
     assert "already" in said[-1]
 
 
@@ -138,7 +138,7 @@ async def test_a_state_directory_that_others_may_enter_is_refused(tmp_path: Path
     (tmp_path / "open").chmod(0o755)
     words = ["companion", "join", "--code", "-", "--label", "x", "--state", tmp_path / "open"]
     status, _, said = await outcome(*words, stdin=await code_of(relay))
-    assert status == 3
+    assert status == 10
     assert "open to others" in said[-1]
 
 

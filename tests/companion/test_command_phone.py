@@ -207,7 +207,6 @@ async def test_asking_without_a_terminal_is_2(outside: Outside) -> None:
         ["--radio", "carrier-pigeon"],
         ["--timeout", "0"],
         ["--timeout", "nan"],
-        ["--ca", "/nowhere/ca.pem"],
         ["--uv", "perhaps"],
     ],
 )
@@ -217,12 +216,19 @@ async def test_words_that_do_not_do_are_2(outside: Outside, words: list[str]) ->
     assert not any("Traceback" in line for line in said)
 
 
+async def test_an_authority_that_cannot_be_read_is_10(outside: Outside) -> None:
+    words = outside.words("--ca", "/nowhere/ca.pem")
+    status, stdout, said = await outcome(*words, stdin=f"{outside.device().url}\n")
+    assert (status, stdout) == (10, "")
+    assert "[bad-certificate]" in said[-1]
+
+
 @pytest.mark.threat("T11")
-async def test_credentials_that_others_may_read_are_3(outside: Outside) -> None:
+async def test_credentials_that_others_may_read_are_10(outside: Outside) -> None:
     await outside.register()
     outside.credentials.chmod(0o644)
     status, stdout, said = await outcome(*outside.words(), stdin=f"{outside.device().url}\n")
-    assert (status, stdout) == (3, "")
+    assert (status, stdout) == (10, "")
     assert "open to others" in said[-1]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import ES256, Registration
 from headless_passkey import private_file
-from headless_passkey.errors import CtapError, RemoteProtocolError, TransportError
+from headless_passkey.errors import CtapError, SetupError
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
 
 
@@ -83,7 +83,7 @@ async def test_an_exclude_list_counts_what_another_phone_added_meanwhile(file: C
 async def test_a_file_that_others_may_read_is_refused(file: CredentialFile, mode: int) -> None:
     await file.register(asked(file), now=1)
     file.path.chmod(mode)
-    with pytest.raises(RemoteProtocolError, match="open to others"):
+    with pytest.raises(SetupError, match="open to others"):
         file.load()
 
 
@@ -132,7 +132,7 @@ def test_the_sample_that_the_refusals_change_is_itself_read(file: CredentialFile
 )
 def test_anything_but_a_credential_file_is_refused(file: CredentialFile, content: str) -> None:
     private_file.write_private(file.path, content.encode(errors="surrogatepass"))
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(SetupError) as caught:
         file.load()
     assert "AAAA" not in str(caught.value)
 
@@ -142,19 +142,19 @@ def test_anything_but_a_credential_file_is_refused(file: CredentialFile, content
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
 def test_any_bytes_are_read_or_refused(file: CredentialFile, content: bytes) -> None:
     private_file.write_private(file.path, content)
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(SetupError):
         file.load()
 
 
 def test_a_file_that_is_too_long_is_refused(file: CredentialFile) -> None:
     private_file.write_private(file.path, b" " * ((4 << 20) + 1))
-    with pytest.raises(RemoteProtocolError, match="longer"):
+    with pytest.raises(SetupError, match="longer"):
         file.load()
 
 
 def test_what_is_not_a_plain_file_is_refused_at_once(file: CredentialFile) -> None:
     os.mkfifo(file.path, 0o600)
-    with pytest.raises(RemoteProtocolError, match="plain file"):
+    with pytest.raises(SetupError, match="plain file"):
         file.load()
 
 
@@ -169,7 +169,7 @@ async def test_a_write_that_fails_leaves_the_old_file_and_no_other(
 
     registration = asked(file, b"bob")
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(TransportError, match="No space left"):
+    with pytest.raises(SetupError, match="No space left"):
         await file.register(registration, now=2)
     assert file.path.read_bytes() == before
     assert {path.name for path in file.path.parent.iterdir()} == {"passkeys.json", ".passkeys.json.lock"}
@@ -186,5 +186,5 @@ async def test_a_link_is_followed_and_stays_a_link(file: CredentialFile, tmp_pat
 
 async def test_a_directory_that_is_not_there_is_a_clear_failure(tmp_path: Path) -> None:
     file = CredentialFile(path=tmp_path / "missing" / "passkeys.json")
-    with pytest.raises(TransportError, match="No such file"):
+    with pytest.raises(SetupError, match="No such file"):
         await file.register(asked(file), now=1)

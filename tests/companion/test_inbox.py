@@ -19,11 +19,13 @@ from companion_push.companion.openers import Opening
 from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     CtapError,
+    EnrolmentReason,
     HeadlessPasskeyError,
     NotApproved,
     NotEnrolled,
     Outcome,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
     TransportReason,
@@ -624,10 +626,10 @@ NO_SPACE = "cannot write: No space left on device"
 @pytest.mark.parametrize(
     ("broken", "error", "word", "ends"),
     [
-        ("adopt", TransportError(NO_SPACE), "state-unreadable", False),
-        ("chain", RemoteProtocolError("x", reason=SetupReason.STATE_DAMAGED), "state-damaged", True),
-        ("chain", NotEnrolled("x", reason=SetupReason.NOT_ENROLLED), "not-enrolled", True),
-        ("opened_before", TransportError(NO_SPACE), "state-unreadable", False),
+        ("adopt", SetupError(NO_SPACE, reason=SetupReason.DISK_FULL), "disk-full", False),
+        ("chain", SetupError("x", reason=SetupReason.STATE_DAMAGED), "state-damaged", True),
+        ("chain", NotEnrolled("x", reason=EnrolmentReason.NOT_ENROLLED), "not-enrolled", True),
+        ("opened_before", SetupError(NO_SPACE, reason=SetupReason.DISK_FULL), "disk-full", False),
         ("opened_before", RemoteProtocolError("x"), "malformed", False),
     ],
     ids=["disk full", "rings damaged", "state gone", "disk broken", "record damaged"],

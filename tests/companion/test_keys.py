@@ -11,9 +11,8 @@ import pytest
 
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from headless_passkey.errors import (
-    LocalProtocolError,
     NotEnrolled,
-    RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
     TrustError,
@@ -101,7 +100,7 @@ def test_an_attempt_to_join_is_kept_until_it_is_over(empty: CompanionState) -> N
 
 
 def test_one_state_joins_once(state: CompanionState) -> None:
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(SetupError):
         state.finish_joining(IDENTITY, RingChain.start(RING))
 
 
@@ -164,7 +163,7 @@ def test_a_damaged_file_is_refused(state: CompanionState, tmp_path: Path, name: 
     file.write_bytes(content)
     if name in ("opened.json", "invitations.json") and content == b"{}":
         return  # which says that there is nothing
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(SetupError) as caught:
         _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
     assert name in str(caught.value)
 
@@ -185,10 +184,10 @@ def test_a_damaged_file_is_told_with_what_to_do(
     folder = tmp_path / "state"
     (folder / name).touch(mode=0o600)
     (folder / name).write_bytes(b"{")
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(SetupError) as caught:
         _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
     assert caught.value.reason is SetupReason.STATE_DAMAGED
-    assert f"`rm {' '.join(str(folder / each) for each in removed)}`" in str(caught.value)
+    assert f"`rm {' '.join(str(folder / each) for each in removed)}`" in str(caught.value.advice)
     for each in removed:
         (folder / each).unlink()
     assert state.is_enrolled() == ("companion.json" not in removed)
@@ -214,7 +213,7 @@ def test_what_is_wrong_with_a_file_is_said_without_its_content(state: CompanionS
     file = tmp_path / "state" / "companion.json"
     content = json.loads(file.read_bytes())
     file.write_text(json.dumps(content | {"signing_key": content["signing_key"][:-4] + "!!!!"}))
-    with pytest.raises(RemoteProtocolError) as caught:
+    with pytest.raises(SetupError) as caught:
         state.identity()
     assert content["signing_key"][:20] not in str(caught.value)
 
@@ -272,7 +271,7 @@ async def test_a_crash_while_writing_leaves_the_old_rings(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "fsync", power_fails)
-    with pytest.raises(TransportError):
+    with pytest.raises(SetupError):
         await state.extend([NEXT.document])
     monkeypatch.undo()
     assert state.chain().head.version == 1

@@ -27,8 +27,7 @@ from companion_push.companion.openers import (
 )
 from companion_push.companion.phone import Announced, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.terminal import Terminal
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import NotApproved, TransportError
+from headless_passkey.errors import NotApproved, SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
 from tests.camera import Screen, read_file
 from tests.companion.device import Air, Device, creation, ok, transaction, tunnel_service
@@ -343,10 +342,11 @@ async def test_a_file_that_was_left_behind_is_forgotten(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-async def test_a_file_that_cannot_be_written_is_a_transport_error(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:
     picture = QrPicture(screen=None, file=tmp_path / "nowhere" / "fido-url.png", on_file=lambda _: None)
-    with pytest.raises(TransportError, match="cannot write"):
+    with pytest.raises(SetupError, match="cannot write") as failed:
         await through(picture, opening())
+    assert failed.value.reason is SetupReason.OUTPUT_UNWRITABLE
 
 
 # The software phone

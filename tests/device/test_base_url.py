@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from companion_push.companion.phone import TunnelService
 from companion_push.relay.config import RelayConfig
 from headless_passkey.command.cli import make_parser
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 from headless_passkey.net.base_url import BaseUrl
 
 WRITTEN = [
@@ -97,7 +97,7 @@ def test_an_origin_is_what_stands_before_the_path() -> None:
     ids=[f"case-{number}" for number in range(34)],
 )
 def test_what_is_no_base_url_is_refused(text: str) -> None:
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(UsageError):
         BaseUrl.parse(text)
 
 
@@ -105,7 +105,7 @@ def test_what_is_no_base_url_is_refused(text: str) -> None:
     st.text(max_size=40) | st.text(max_size=40).map("https://".__add__) | st.text().map("https://a/".__add__)
 )
 def test_any_text_is_a_base_url_or_refused(text: str) -> None:
-    with suppress(LocalProtocolError):
+    with suppress(UsageError):
         base = BaseUrl.parse(text)
         assert str(base).isascii()
         assert BaseUrl.parse(str(base)) == base

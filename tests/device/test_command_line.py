@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 from headless_passkey.command_line import (
     SettingsParser,
-    UsageError,
     add_settings,
     fail,
     host_port,
@@ -33,6 +32,7 @@ from headless_passkey.errors import (
     RemoteProtocolError,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from tests.programs import run, running
 
@@ -375,6 +375,16 @@ ENDINGS: dict[str, tuple[ExitStatus, str, str | None]] = {
     "raise NotApproved(Outcome.SUPERSEDED, 'other')": (ExitStatus.EXPIRED, "other", "superseded"),
     "raise TrustError(TrustReason.FORKED_RING, 'fork')": (ExitStatus.NOT_TRUSTED, "fork", "forked-ring"),
     "raise NotEnrolled('join first')": (ExitStatus.NOT_ENROLLED, "join first", None),
+    "raise SetupError('no room', reason=SetupReason.DISK_FULL, advice='make room')": (
+        ExitStatus.SETUP,
+        "no room",
+        "disk-full",
+    ),
+    "raise NotSignedIn('sign in', reason=SessionReason.NO_SESSION)": (
+        ExitStatus.NOT_SIGNED_IN,
+        "sign in",
+        "no-session",
+    ),
     "raise LocalProtocolError('bug')": (ExitStatus.OUR_FAULT, "bug", None),
     "raise RuntimeError(SECRET)": (ExitStatus.OUR_FAULT, "unexpected RuntimeError at program.py:9", None),
     "raise asyncio.CancelledError": (ExitStatus.INTERRUPTED, "interrupted", None),
@@ -411,10 +421,10 @@ async def test_a_program_ends_with_the_status_of_its_branch_and_one_line(
     assert stderr.count("\n") == 1
     if as_json:
         told = json.loads(stderr)
-        assert set(told) == {"error", "reason", "status", "message"}
+        assert set(told) == {"error", "reason", "status", "message", "advice"}
         assert (told["status"], told["reason"]) == (expected, reason)
         assert message in told["message"]
-        kind = re.search(r"\w*(Error|NotApproved|NotEnrolled)", body)
+        kind = re.search(r"\w*(Error|NotApproved|NotEnrolled|NotSignedIn)", body)
         assert kind is not None
         assert told["error"] in (kind[0], "Interrupted")
     else:
@@ -537,8 +547,9 @@ def test_a_full_disk_under_stdout_is_one_line(program: Any) -> None:
         start(program, "out('line')", stdout=full, stderr=subprocess.PIPE) as process,
     ):
         _, stderr = process.communicate()
-    assert process.returncode == ExitStatus.TRANSPORT
+    assert process.returncode == ExitStatus.SETUP
     assert stderr.count(b"\n") == 1
+    assert b"[disk-full]" in stderr
     assert b"Traceback" not in stderr
 
 

@@ -7,12 +7,13 @@ import pytest
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
-    LocalProtocolError,
     RemoteProtocolError,
+    SetupError,
     SetupReason,
     TransportError,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
@@ -94,7 +95,7 @@ async def test_a_session_does_not_show_its_tokens() -> None:
     ("refusal", "error", "reason"),
     [
         (problem(403, "verification-failed"), TrustError, TrustReason.RP_REFUSED),
-        (problem(409, "user-exists"), TrustError, TrustReason.RP_REFUSED),
+        (problem(409, "user-exists"), UsageError, None),
         (problem(410, "ceremony-gone"), TransportError, None),
         (problem(400, "invalid-request"), RemoteProtocolError, None),
         (ok(**{**SESSION, "token": 5}), RemoteProtocolError, None),
@@ -131,7 +132,7 @@ async def test_options_without_a_ceremony_are_refused() -> None:
 
 async def test_an_origin_that_is_none_is_refused() -> None:
     async with talking_to("https://login.example") as http:
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(UsageError):
             Conduit(http, origin="https://login.example/path", kind=RequestKind.GET_ASSERTION)
         assert conduit(http).host == "login.example"
 
@@ -180,7 +181,7 @@ async def test_an_origin_says_where_its_relying_party_is_mounted() -> None:
 )
 async def test_no_other_place_is_taken_than_one_of_the_same_origin(said: Step) -> None:
     async with serving(NOT_HERE, said, HERE) as server:
-        with pytest.raises(RemoteProtocolError) as refused:
+        with pytest.raises(SetupError) as refused:
             await found(server)
         assert refused.value.reason is SetupReason.WRONG_SERVER
         assert len(server.seen) == 2
@@ -199,10 +200,10 @@ async def test_no_other_place_is_taken_than_one_of_the_same_origin(said: Step) -
 )
 async def test_a_path_that_was_named_is_not_looked_for_elsewhere(said: Step) -> None:
     async with serving(said) as server:
-        with pytest.raises(RemoteProtocolError) as refused:
+        with pytest.raises(SetupError) as refused:
             await found(server, "/passkeys")
         assert refused.value.reason is SetupReason.WRONG_SERVER
-        assert "name the path that the relying party is mounted at" in str(refused.value)
+        assert "name the path that the relying party is mounted at" in str(refused.value.advice)
         assert len(server.seen) == 1
 
 

@@ -10,12 +10,12 @@ import pytest
 from headless_passkey.account import enrolment
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
-    LocalProtocolError,
     NotApproved,
     NotEnrolled,
     NotSignedIn,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.source import Advert
@@ -50,7 +50,7 @@ async def test_a_device_that_has_not_joined_asks_nobody(tmp_path: Path) -> None:
 
 
 async def test_a_radio_that_there_is_not_is_an_error_of_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(LocalProtocolError, match="no such radio"):
+    with pytest.raises(UsageError, match="no such radio"):
         async with Device.open(tmp_path, radio="wifi"):
             pytest.fail("opened")
 
@@ -98,7 +98,7 @@ async def test_an_address_that_a_device_cannot_speak_for_is_an_error_of_the_call
     tmp_path: Path, url: str
 ) -> None:
     async with device(tmp_path) as hub:
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(UsageError):
             await hub.sign_in(url)
 
 
@@ -108,5 +108,5 @@ async def test_a_service_that_no_token_may_go_to_is_refused_before_anybody_is_as
     tmp_path: Path, service: str
 ) -> None:
     async with device(tmp_path) as hub:
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(UsageError):
             await hub.sign_in("https://login.example", audience=[service])

@@ -22,6 +22,7 @@ from headless_passkey.doctor import account, servers
 from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.errors import (
+    EnrolmentReason,
     ExitStatus,
     HeadlessPasskeyError,
     SetupReason,
@@ -111,7 +112,7 @@ def newcomer(enrolled: Enrolment, home: Household) -> Person:
 
 async def test_a_device_that_never_joined_is_told_how(state: Path) -> None:
     found = await examined(state)
-    assert problems(found) == {Check.ENROLMENT: SetupReason.NOT_ENROLLED}
+    assert problems(found) == {Check.ENROLMENT: EnrolmentReason.NOT_ENROLLED}
     assert found[Check.ENROLMENT].exit_status is ExitStatus.NOT_ENROLLED
     assert "headless-passkey join" in str(found[Check.ENROLMENT].mend)
     assert "headless-passkey join" not in found[Check.ENROLMENT].message
@@ -127,7 +128,7 @@ async def test_a_join_that_was_interrupted_is_named_as_such(
     private_directory(state)
     enrolment._begin(state, inviter.invitation, label="frame", rp_id=None, origin=None, now=relay.clock())
     found = await examined(state)
-    assert problems(found) == {Check.ENROLMENT: SetupReason.JOIN_UNFINISHED}
+    assert problems(found) == {Check.ENROLMENT: EnrolmentReason.JOIN_UNFINISHED}
     assert found[Check.ENROLMENT].exit_status is ExitStatus.NOT_ENROLLED
 
 
@@ -136,7 +137,7 @@ async def test_a_key_file_that_others_may_read_is_a_problem(state: Path) -> None
     (state / FILE_NAME).chmod(0o644)
     found = await examined(state)
     assert problems(found) == {Check.STATE: SetupReason.STATE_EXPOSED}
-    assert found[Check.STATE].exit_status is ExitStatus.PROTOCOL
+    assert found[Check.STATE].exit_status is ExitStatus.SETUP
     assert f"chmod 600 {state / FILE_NAME}" in str(found[Check.STATE].mend)
     assert set(not_checked(found).values()) == {"because of state"}
     with pytest.raises(HeadlessPasskeyError) as refused:
@@ -179,7 +180,7 @@ async def test_a_damaged_key_file_is_a_problem(state: Path, content: bytes) -> N
     (state / FILE_NAME).write_bytes(content)
     found = await examined(state)
     assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_DAMAGED}
-    assert found[Check.ENROLMENT].exit_status is ExitStatus.PROTOCOL
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.SETUP
     assert f"rm {state / FILE_NAME}" in str(found[Check.ENROLMENT].mend)
 
 
@@ -188,7 +189,7 @@ async def test_a_key_file_of_another_version_is_not_to_be_thrown_away(state: Pat
     (state / FILE_NAME).write_bytes(b'{"format": 2}')
     found = await examined(state)
     assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_INCOMPATIBLE}
-    assert found[Check.ENROLMENT].exit_status is ExitStatus.PROTOCOL
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.SETUP
     assert "rm " not in str(found[Check.ENROLMENT].mend)
 
 
@@ -207,7 +208,7 @@ async def test_a_key_file_that_cannot_be_read_is_a_problem(state: Path, tmp_path
     (state / FILE_NAME).symlink_to(tmp_path / "elsewhere")
     found = await examined(state)
     assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_UNREADABLE}
-    assert found[Check.ENROLMENT].exit_status is ExitStatus.TRANSPORT
+    assert found[Check.ENROLMENT].exit_status is ExitStatus.SETUP
 
 
 @pytest.mark.usefixtures("enrolled")
@@ -252,9 +253,9 @@ def test_a_home_that_cannot_be_written_is_a_problem(below: str) -> None:
     assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_UNWRITABLE)
     assert finding.message == f"cannot write {home / below}: Permission denied"
     assert f"`ls -ld {home}`" in str(finding.mend)
-    assert finding.exit_status is ExitStatus.TRANSPORT
+    assert finding.exit_status is ExitStatus.SETUP
     assert refused.value.reason is SetupReason.STATE_UNWRITABLE
-    assert str(refused.value).endswith(f"Permission denied: {finding.mend}")
+    assert refused.value.explain().endswith(f"Permission denied: {finding.mend}")
 
 
 def test_a_file_on_the_way_to_the_state_is_a_problem(tmp_path: Path) -> None:

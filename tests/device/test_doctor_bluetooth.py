@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from dbus_fast.aio import MessageBus
 
-from headless_passkey.command_line import UsageError
 from headless_passkey.doctor.bluetooth import examine_bluetooth
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.scan import examine_by_scanning
-from headless_passkey.errors import ExitStatus, SetupReason, TransportError, TransportReason
+from headless_passkey.errors import ExitStatus, SetupReason, TransportError, TransportReason, UsageError
 from headless_passkey.radio import bluez
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bumble import BumbleRadio
@@ -260,7 +259,7 @@ async def test_a_radio_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, ra
     monkeypatch.delattr(f"headless_passkey.radio.{kind}", raising=False)
     monkeypatch.setitem(sys.modules, f"headless_passkey.radio.{kind}", None)
     findings = await examine_bluetooth(radio)
-    assert (findings[0].reason, findings[0].exit_status) == (SetupReason.MISSING_PACKAGE, ExitStatus.USAGE)
+    assert (findings[0].reason, findings[0].exit_status) == (SetupReason.MISSING_PACKAGE, ExitStatus.SETUP)
     assert findings[0].mend == f"`pip install '.[{extra}]'` in the clone of headless-passkey"
     assert {finding.status for finding in findings[1:]} == {Status.NOT_CHECKED}
 

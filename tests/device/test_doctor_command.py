@@ -13,13 +13,24 @@ from certificates import Certificate
 from headless_passkey.account import enrolment
 from headless_passkey.command import doctor as command
 from headless_passkey.command.cli import main
-from headless_passkey.command_line import UsageError
 from headless_passkey.doctor import examine, servers
 from headless_passkey.doctor.examine import examine as examine_all
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.versions import PACKAGES, bluez_version
-from headless_passkey.errors import ExitStatus, TransportReason
-from headless_passkey.mends import mend, with_mend
+from headless_passkey.errors import (
+    ExitStatus,
+    HeadlessPasskeyError,
+    NotEnrolled,
+    RemoteProtocolError,
+    SetupError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+    TrustError,
+    TrustReason,
+    UsageError,
+)
+from headless_passkey.mends import mend
 from headless_passkey.net.base_url import BaseUrl
 from tests.companion.device import tunnel_service
 from tests.device.inviter import Inviter
@@ -133,9 +144,13 @@ async def test_options_come_from_the_environment_too_and_what_means_nothing_is_a
         HEADLESS_PASSKEY_DOCTOR_STATE=str(state), HEADLESS_PASSKEY_DOCTOR_RADIO="stdin"
     )
     assert str(state) in stdout
-    for words in (("--radio", "wifi"), ("--rp", "login.example"), ("--ca", "/nonexistent")):
+    for words, ends in (
+        (("--radio", "wifi"), ExitStatus.USAGE),
+        (("--rp", "login.example"), ExitStatus.USAGE),
+        (("--ca", "/nonexistent"), ExitStatus.SETUP),
+    ):
         status, stdout, stderr = await doctor("--state", state, *words)
-        assert (status, stdout) == (ExitStatus.USAGE, ""), words
+        assert (status, stdout) == (ends, ""), words
         assert stderr.count("\n") == 1
 
 
@@ -157,7 +172,7 @@ def well(monkeypatch: pytest.MonkeyPatch) -> list[Finding]:
 def test_warnings_are_no_problem(well: list[Finding], capsys: pytest.CaptureFixture[str]) -> None:
     for count, words in ((1, "1 warning"), (2, "2 warnings")):
         well.append(
-            Finding.trouble(Check.CLOCK, "30 s ahead", TransportReason.UNREACHABLE, status=Status.WARNING)
+            Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, "30 s ahead"), status=Status.WARNING)
         )
         assert len(well) == count + 1
         assert main(["doctor"]) == ExitStatus.DONE
@@ -175,7 +190,8 @@ def test_what_could_move_the_cursor_is_not_printed(
 
 
 def test_on_a_terminal_lines_are_broken_where_words_end() -> None:
-    finding = Finding.trouble(Check.SCAN, "so many words " * 8, TransportReason.UNREACHABLE)
+    many = TransportError("so many words " * 8, reason=TransportReason.UNREACHABLE)
+    finding = Finding.of(Check.SCAN, many)
     lines = command._report([finding], {"python": "3.99"}, 80)
     assert len(lines) > 4
     assert all(len(line) <= 80 for line in lines)
@@ -183,15 +199,30 @@ def test_on_a_terminal_lines_are_broken_where_words_end() -> None:
     assert command._report([finding], {}, None)[0].count("so many words") == 8
 
 
-@pytest.mark.parametrize("case", [None, "named"])
-def test_a_mend_that_ends_a_message_is_taken_off_it(case: str | None) -> None:
-    for message in (
-        with_mend("there is none", TransportReason.NO_ADAPTER),
-        with_mend("there is none", TransportReason.NO_ADAPTER, case),
-        "there is none",
-    ):
-        finding = Finding.trouble(Check.SCAN, message, TransportReason.NO_ADAPTER, case=case)
-        assert (finding.message, finding.mend) == ("there is none", mend(TransportReason.NO_ADAPTER, case))
+def test_an_errors_own_advice_counts_before_the_general_one() -> None:
+    reason = TransportReason.NO_ADAPTER
+    bare = Finding.of(Check.SCAN, TransportError("there is none", reason=reason), case="named")
+    assert (bare.message, bare.mend) == ("there is none", mend(reason, "named"))
+    told = Finding.of(
+        Check.SCAN, TransportError("there is none", reason=reason, advice="buy one"), case="named"
+    )
+    assert (told.message, told.mend) == ("there is none", "buy one")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (TransportError("x"), 4),
+        (TrustError(TrustReason.CLOCK_SKEW, "x"), 8),
+        (NotEnrolled("x"), 9),
+        (SetupError("x", reason=SetupReason.MISSING_PACKAGE), 10),
+        (RemoteProtocolError("x"), 3),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_a_problem_ends_the_program_as_its_error_would(error: HeadlessPasskeyError, status: int) -> None:
+    assert Finding.of(Check.RELAY, error).exit_status == status
+    assert Finding.of(Check.RELAY, error, status=Status.WARNING).exit_status == 0
 
 
 async def test_a_bug_in_one_part_hides_none_of_the_others(

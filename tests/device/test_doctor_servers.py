@@ -203,7 +203,7 @@ async def test_another_web_server_is_no_tunnel_service(
     async with answering(handler, loopback_certificate) as host:
         finding = await own(host, loopback_certificate.ca)
     assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.WRONG_SERVER)
-    assert finding.exit_status is ExitStatus.PROTOCOL
+    assert finding.exit_status is ExitStatus.SETUP
 
 
 async def assigned(

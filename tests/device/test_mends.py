@@ -8,8 +8,16 @@ from pathlib import Path
 import pytest
 
 from headless_passkey.doctor.finding import Check
-from headless_passkey.errors import SetupReason, TransportReason, TrustReason
-from headless_passkey.mends import MENDS, mend, with_mend
+from headless_passkey.errors import (
+    EnrolmentReason,
+    ProtocolReason,
+    SessionReason,
+    SetupReason,
+    TransportReason,
+    TrustError,
+    TrustReason,
+)
+from headless_passkey.mends import MENDS, mend, transport_error
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "doctor.md"
 
@@ -22,12 +30,22 @@ def rows(columns: int) -> list[list[str]]:
 
 
 def test_every_reason_of_radio_network_and_set_up_has_a_mend() -> None:
-    for reason in (*TransportReason, *SetupReason):
+    for reason in (*TransportReason, *SetupReason, *EnrolmentReason):
         assert mend(reason), reason
 
 
 def test_no_two_reasons_are_the_same_word() -> None:
-    words = [str(reason) for reason in (*TransportReason, *TrustReason, *SetupReason)]
+    words = [
+        str(reason)
+        for reason in (
+            *TransportReason,
+            *TrustReason,
+            *SetupReason,
+            *EnrolmentReason,
+            *ProtocolReason,
+            *SessionReason,
+        )
+    ]
     assert len(words) == len(set(words))
 
 
@@ -61,8 +79,14 @@ def test_a_case_that_a_reason_does_not_have_is_its_general_mend() -> None:
 
 def test_what_has_no_mend_is_told_all_the_same() -> None:
     assert mend(TrustReason.BAD_MAC) is None
-    assert with_mend("it is so", TrustReason.BAD_MAC) == "it is so"
-    assert with_mend("it is off", TransportReason.ADAPTER_OFF).startswith("it is off: turn it on")
+    assert TrustError(TrustReason.BAD_MAC, "it is so").explain() == "it is so"
+
+
+def test_an_error_keeps_its_message_and_the_mend_apart() -> None:
+    error = transport_error("it is off", TransportReason.ADAPTER_OFF, "named", name="hci1")
+    assert str(error) == "it is off"
+    assert error.advice == mend(TransportReason.ADAPTER_OFF, "named", name="hci1")
+    assert error.explain() == f"it is off: {error.advice}"
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
@@ -79,4 +103,4 @@ def test_other_systems_are_not_sent_to_programs_of_linux(
     ):
         for case in (None, "controller"):
             assert not re.search("systemctl|rfkill|bluetoothctl|usermod", str(mend(reason, case)))
-    assert mend(SetupReason.NOT_ENROLLED)
+    assert mend(EnrolmentReason.NOT_ENROLLED)

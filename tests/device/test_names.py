@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relying_party.names
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 from headless_passkey.names import MAX_LABEL, is_plain, name_of, plain, printable, why_not_plain
 from relying_party.errors import InvalidRequest
 from tests.vectors_loader import Vector, name, vectors
@@ -36,7 +36,7 @@ def test_a_name_that_comes_in_is_its_normal_form_and_then_judged(case: Vector) -
     if case["name_of"] is not None:
         assert name_of(case["text"]) == case["name_of"]
     else:
-        with pytest.raises(LocalProtocolError) as caught:
+        with pytest.raises(UsageError) as caught:
             name_of(case["text"])
         assert str(caught.value).isascii()  # says what is wrong without the text itself
 
@@ -57,7 +57,7 @@ def test_a_terminal_shows_what_is_there_and_obeys_nothing(case: Vector) -> None:
 def test_what_one_door_lets_in_every_door_takes_unchanged(text: str) -> None:
     try:
         come_in = name_of(text)
-    except LocalProtocolError:
+    except UsageError:
         with pytest.raises(InvalidRequest):
             relying_party.names.name_of(text)
         return
@@ -123,7 +123,7 @@ def test_a_refusal_says_what_to_change(text: str, reason: str) -> None:
 def test_a_long_run_of_marks_is_refused_before_it_is_put_in_order() -> None:
     """Normalising takes time that grows with the square of such a run."""
     marks = "a" + "\u0301\u0323" * 5_000_000
-    with pytest.raises(LocalProtocolError, match="has 10000001 characters"):
+    with pytest.raises(UsageError, match="has 10000001 characters"):
         name_of(marks)
     assert plain(marks) is not None
 

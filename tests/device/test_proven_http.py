@@ -21,6 +21,7 @@ from headless_passkey.errors import (
     NotApproved,
     Outcome,
     RemoteProtocolError,
+    SetupError,
     TransportError,
     TransportReason,
     TrustError,
@@ -337,7 +338,7 @@ async def test_a_clock_that_is_wrong_is_told_by_how_much(relays: int, saying: st
         with pytest.raises(TrustError, match=saying) as caught:
             await http.get("/")
     assert caught.value.reason is TrustReason.CLOCK_SKEW
-    assert str(caught.value).endswith(
+    assert caught.value.explain().endswith(
         ": set this machine's clock with `sudo timedatectl set-ntp true`; if it is right, the server's is wrong"
     )
     assert len(server.seen) == 1
@@ -387,9 +388,9 @@ async def test_a_redirect_is_not_followed() -> None:
     ],
     ids=range(18),
 )
-async def test_an_answer_out_of_shape_is_a_protocol_error(response: Step) -> None:
+async def test_an_answer_out_of_shape_is_a_protocol_error_or_another_servers(response: Step) -> None:
     async with serving(response) as server, talking_to(server.url) as http:
-        with pytest.raises(RemoteProtocolError):
+        with pytest.raises((RemoteProtocolError, SetupError)):
             await http.get("/")
     assert len(server.seen) == 1, "it is not tried again"
 

@@ -69,7 +69,7 @@ def test_what_is_no_proxys_address_is_told_without_showing_it(
     monkeypatch.setenv("HTTPS_PROXY", case["environment"]["HTTPS_PROXY"])
     with pytest.raises(ProxyFailed) as failed:
         Way(case["url"])
-    assert str(failed.value) == (
+    assert failed.value.explain() == (
         "HTTPS_PROXY does not hold the address of a proxy: set it to http://PROXY:PORT, or to"
         " http://NAME:PASSWORD@PROXY:PORT"
     )
@@ -300,7 +300,7 @@ async def test_a_proxy_that_fails_is_named_and_the_server_is_not_blamed(
     assert isinstance(failed, ProxyFailed)
     assert failed.reason is TransportReason.PROXY_FAILED
     assert failed.proxy == address
-    assert str(failed) == f"the proxy {address} {saying}"
+    assert failed.explain() == f"the proxy {address} {saying}"
     told = "".join(traceback.format_exception(failed))
     for secret in (PASSWORD, IN_URL, TUNNEL_ID.hex()):
         assert secret not in told
@@ -316,7 +316,7 @@ async def test_a_proxy_that_cannot_be_reached_is_named(
     ):
         set_proxy(monkeypatch, f"http://ada:{IN_URL}@{address}")
         failed = await fail(client, certificate.client_context())
-        assert str(failed) == f"the proxy {address} cannot be reached: {why}: {MEND}"
+        assert failed.explain() == f"the proxy {address} cannot be reached: {why}: {MEND}"
 
 
 async def test_a_proxy_that_says_nothing_is_named(
@@ -328,7 +328,8 @@ async def test_a_proxy_that_says_nothing_is_named(
         failed = await fail("tunnel", certificate.client_context(), connect_timeout=0.5)
     assert isinstance(failed, ProxyFailed)
     assert (
-        str(failed) == f"the proxy {address} does not connect to {LOGIN}: it did not answer in time: {MEND}"
+        failed.explain()
+        == f"the proxy {address} does not connect to {LOGIN}: it did not answer in time: {MEND}"
     )
 
 

@@ -7,8 +7,7 @@ import pytest
 from bumble.device import AdvertisingType
 
 from companion_push.emulation.controllers import Air, Host
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import TransportError
+from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.radio.bumble import BumbleRadio, open_device
 
 FFF9, FDE2 = b"\xf9\xff", b"\xe2\xfd"
@@ -108,7 +107,7 @@ async def test_when_the_controller_goes_listening_fails(air: tuple[Air, str]) ->
         hearing = asyncio.ensure_future(anext(adverts))
         air[0].close()
         async with asyncio.timeout(10):
-            with pytest.raises(TransportError, match="has gone: plug one in"):
+            with pytest.raises(TransportError, match="has gone"):
                 await hearing
 
 
@@ -119,7 +118,7 @@ async def test_leaving_gives_the_controller_back(air: tuple[Air, str]) -> None:
 
 
 async def test_a_controller_that_is_not_there_is_a_transport_error() -> None:
-    with pytest.raises(TransportError, match=r"tcp-client:127\.0\.0\.1:1: .*: plug one in"):
+    with pytest.raises(TransportError, match=r"tcp-client:127\.0\.0\.1:1"):
         async with BumbleRadio("tcp-client:127.0.0.1:1").adverts():
             pass
 
@@ -132,7 +131,7 @@ async def test_a_controller_that_does_not_answer_is_a_transport_error(
     server = await asyncio.start_server(lambda _reader, writer: held.append(writer), "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        with pytest.raises(TransportError, match="does not answer: try again, or unplug"):
+        with pytest.raises(TransportError, match="does not answer"):
             async with BumbleRadio(f"tcp-client:127.0.0.1:{port}").adverts():
                 pass
         for writer in held:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from headless_passkey.command_line import UsageError
+from headless_passkey.errors import SetupError, SetupReason, UsageError
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.radio.choose import open_radio
@@ -40,5 +40,7 @@ def test_a_missing_extra_is_named(
     monkeypatch.delitem(sys.modules, f"headless_passkey.radio.{module}")
     for name in [name for name in sys.modules if name.partition(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=rf"'\.\[{extra}\]' in the clone"):
+    with pytest.raises(SetupError, match="is not installed") as failed:
         open_radio(spec)
+    assert failed.value.reason is SetupReason.MISSING_PACKAGE
+    assert failed.value.advice == f"`pip install '.[{extra}]'` in the clone of headless-passkey"

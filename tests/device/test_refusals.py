@@ -71,8 +71,10 @@ def test_every_check_has_an_error_and_every_word_a_sentence() -> None:
 
 
 def test_for_the_clocks_it_is_said_what_to_do() -> None:
-    assert str(refused([by("phone", "clock-skew")])).endswith(
-        "set both clocks, here with `sudo timedatectl set-ntp true`"
+    assert (
+        refused([by("phone", "clock-skew")])
+        .explain()
+        .endswith("set both clocks, here with `sudo timedatectl set-ntp true`")
     )
 
 

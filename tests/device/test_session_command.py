@@ -52,11 +52,11 @@ def test_one_is_named_by_its_relying_party(
 def test_where_none_is_kept_it_says_so(
     tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tmp_path / "nothing", "show") == 10
-    assert run(state, "show", "--rp", "https://c.example") == 10
-    assert run(tmp_path / "nothing", "refresh") == 10
-    assert run(tmp_path / "nothing", "sign-out") == 10
-    assert run(tmp_path / "nothing", "fetch", "https://c.example/") == 10
+    assert run(tmp_path / "nothing", "show") == 11
+    assert run(state, "show", "--rp", "https://c.example") == 11
+    assert run(tmp_path / "nothing", "refresh") == 11
+    assert run(tmp_path / "nothing", "sign-out") == 11
+    assert run(tmp_path / "nothing", "fetch", "https://c.example/") == 11
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 5
@@ -72,7 +72,7 @@ def test_one_that_is_damaged_is_named_and_the_others_are_shown(
     assert len(captured.out.splitlines()) == 1
     assert "is damaged" in captured.err
     SessionStore(state).path(B).write_text("{")
-    assert run(state, "show") == 3
+    assert run(state, "show") == 10
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_service_that_is_named_for_one_request_needs_a_session_that_is_named_t
 ) -> None:
     url = f"http://localhost:{reserved_port()}"
     assert run(state, "fetch", url, "--audience", url) == 2
-    assert "(--rp URL)" in capsys.readouterr().err
+    assert "name one with `--rp URL`" in capsys.readouterr().err
     assert run(state, "fetch", url, "--audience", url, "--rp", B) == 4
 
 
@@ -158,12 +158,12 @@ async def test_the_deadline_is_one_over_all_of_it(state: Path) -> None:
 @pytest.mark.parametrize(
     ("status", "ends"),
     [
-        (301, 11),
-        (304, 11),
-        (400, 11),
-        (401, 10),
-        (403, 11),
-        (404, 11),
+        (301, 12),
+        (304, 12),
+        (400, 12),
+        (401, 11),
+        (403, 12),
+        (404, 12),
         (408, 4),
         (429, 4),
         (500, 4),

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, SetupReason, TransportError
+from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason, TransportError
 from headless_passkey.rp.conduit import OpenedSession
 from headless_passkey.rp.session_store import KeptSession, SessionStore, is_session_file
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
@@ -106,7 +106,7 @@ def test_no_token_and_no_key_is_shown() -> None:
 @pytest.mark.threat("T11")
 def test_a_session_that_others_may_read_is_refused(store: SessionStore) -> None:
     store.write(KEPT).chmod(0o640)
-    with pytest.raises(RemoteProtocolError) as refused:
+    with pytest.raises(SetupError) as refused:
         store.read(RP)
     assert refused.value.reason is SetupReason.STATE_EXPOSED
 
@@ -118,13 +118,13 @@ def test_one_that_is_damaged_spoils_no_other(store: SessionStore) -> None:
     assert [one.relying_party for one in store.all(told.append)] == ["https://other.example"]
     (error,) = told
     assert error.reason is SetupReason.STATE_DAMAGED
-    assert str(error).endswith(f"is damaged: `rm {store.path(RP)}`, then sign in again")
+    assert error.explain().endswith(f"is damaged: `rm {store.path(RP)}`, then sign in again")
 
 
 def test_one_of_another_version_is_told_as_such(store: SessionStore) -> None:
     path = store.write(KEPT)
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(RemoteProtocolError) as refused:
+    with pytest.raises(SetupError) as refused:
         store.read(RP)
     assert refused.value.reason is SetupReason.STATE_INCOMPATIBLE
 
@@ -153,7 +153,7 @@ def test_any_member_is_read_or_refused(store: SessionStore, name: str, value: An
     reason: str | None = None
     try:
         assert store.read(RP) is not None
-    except RemoteProtocolError as error:
+    except SetupError as error:
         reason = error.reason
     assert reason in (None, SetupReason.STATE_DAMAGED, SetupReason.STATE_INCOMPATIBLE)
 
@@ -180,7 +180,7 @@ def test_a_token_that_cannot_stand_in_a_header_is_refused(store: SessionStore, t
     content = json.loads(path.read_text())
     content["session"]["token"] = token
     path.write_text(json.dumps(content))
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(SetupError):
         store.read(RP)
 
 

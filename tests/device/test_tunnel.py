@@ -13,8 +13,14 @@ import pytest
 from aiohttp import ClientWebSocketResponse, WSMsgType, web
 from certificates import Certificate, make_certificate
 
-from headless_passkey.command_line import UsageError
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TransportError, TransportReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    RemoteProtocolError,
+    SetupError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+)
 from headless_passkey.net.tls import tls_context
 from headless_passkey.net.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
 
@@ -143,7 +149,7 @@ async def test_a_server_that_does_not_echo_the_subprotocol_is_refused(
         return websocket
 
     async with service(handler, loopback_certificate) as url:
-        with pytest.raises(RemoteProtocolError, match=r"fido\.cable"):
+        with pytest.raises(SetupError, match=r"fido\.cable"):
             async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
                 pass
 
@@ -421,10 +427,11 @@ async def test_a_wrong_websocket_answer_is_refused_without_showing_the_url(
         return response
 
     async with service(handler, loopback_certificate) as url:
-        with pytest.raises(RemoteProtocolError) as refused:
+        with pytest.raises(SetupError) as refused:
             async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)):
                 pass
-    assert TUNNEL_ID not in str(refused.value)
+    assert refused.value.reason is SetupReason.WRONG_SERVER
+    assert TUNNEL_ID not in refused.value.explain()
     assert refused.value.__cause__ is None
 
 
@@ -459,7 +466,7 @@ async def test_a_certificate_of_an_unknown_authority_is_refused(
                 async with open_tunnel(url, tls=tls):
                     pass
             assert caught.value.reason is TransportReason.UNTRUSTED_CERTIFICATE
-            assert str(caught.value).endswith(
+            assert caught.value.explain().endswith(
                 ": where the server has an authority of its own, name that with `--ca FILE`, which takes the"
                 " place of the system's; elsewhere somebody may be in between"
             )
@@ -474,7 +481,7 @@ async def test_a_certificate_out_of_its_dates_may_be_the_fault_of_this_clock(
         with pytest.raises(TransportError, match=words) as caught:
             async with open_tunnel(url, tls=tls_context(certificate.ca)):
                 pass
-    assert str(caught.value).endswith(
+    assert caught.value.explain().endswith(
         ": if this machine's clock is wrong, set it with `sudo timedatectl set-ntp true`; if it is right, the"
         " server needs a new certificate"
     )
@@ -592,9 +599,10 @@ def test_the_ca_file_replaces_the_system_roots(loopback_certificate: Certificate
     assert tls_context(None).check_hostname
 
 
-def test_a_ca_file_that_cannot_be_used_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot read"):
+def test_a_ca_file_that_cannot_be_used_is_a_setup_error(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="cannot read") as failed:
         tls_context(tmp_path / "missing.pem")
     (tmp_path / "empty.pem").touch()
-    with pytest.raises(UsageError, match="PEM"):
+    assert failed.value.reason is SetupReason.BAD_CERTIFICATE
+    with pytest.raises(SetupError, match="PEM"):
         tls_context(tmp_path / "empty.pem")

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 from companion_push.relay.problems import Problem
 from companion_push.relay.proofs import check_proof
 from headless_passkey.base64url import base64url
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, UsageError
 from headless_passkey.hybrid import cbor as _cbor
 from headless_passkey.hybrid import noise
 from headless_passkey.hybrid.channel import AuthenticatorChannel, ClientChannel
@@ -240,7 +240,7 @@ def advert_line(data: bytes) -> None:
 def base_url(data: bytes) -> None:
     """What a person may write as an address is kept in one form, in which no host is another than was written."""
     text = data.decode("utf-8", "surrogateescape")
-    parsed = attempt(lambda: BaseUrl.parse(text), LocalProtocolError)
+    parsed = attempt(lambda: BaseUrl.parse(text), UsageError)
     if parsed is not None:
         written = str(parsed)
         assert written.isascii()
@@ -253,7 +253,7 @@ def base_url(data: bytes) -> None:
 def request_url(data: bytes) -> None:
     """Where a token would be sent: what is checked against its audience is where the request goes."""
     text = data.decode("utf-8", "surrogateescape")
-    parsed = attempt(lambda: _target(text), LocalProtocolError)
+    parsed = attempt(lambda: _target(text), UsageError)
     if parsed is not None:
         assert str(parsed).isascii()
         assert (parsed.user, parsed.password, parsed.fragment) == (None, None, "")

@@ -51,10 +51,10 @@ def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(
     monkeypatch.setitem(sys.modules, "companion_push.lacking", lacking)
     program = Program(module="companion_push.lacking", extra="emulation", help="…")
     monkeypatch.setitem(PROGRAMS, "lacking", program)
-    assert cli.main(["lacking"]) == 2
+    assert cli.main(["lacking"]) == 10
     (line,) = capsys.readouterr().err.splitlines()
     assert (
-        "this needs a_module_that_is_not_installed: pip install '.[emulation]' in the clone of headless-passkey"
+        "this needs a_module_that_is_not_installed: `pip install '.[emulation]'` in the clone of headless-passkey"
         in line
     )
 

@@ -135,11 +135,12 @@ async def refused(*args: str | Path) -> tuple[int, str]:
     return status, stderr.splitlines()[-1]
 
 
-async def test_a_port_that_is_taken_is_a_transport_error(path: Path) -> None:
+async def test_a_port_that_is_taken_is_a_setup_error(path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         status, line = await refused(*words(path, listen=f"127.0.0.1:{taken.getsockname()[1]}"))
-    assert status == 4
+    assert status == 10
     assert "cannot listen on 127.0.0.1:" in line
+    assert "[port-taken]" in line
 
 
 async def test_a_store_that_another_relay_uses_is_a_transport_error(path: Path) -> None:
@@ -157,23 +158,34 @@ async def test_a_store_that_another_relay_uses_is_a_transport_error(path: Path) 
         (["--listen", "192.0.2.1:0"], "only loopback addresses"),
         (["--listen", "nowhere"], "HOST:PORT"),
         (["--cert", "cert.pem"], "--cert and --key go together"),
-        (
-            ["--cert", "absent.pem", "--key", "absent.pem"],
-            "--cert: cannot read absent.pem: No such file or directory",
-        ),
         (["--ceiling", "301"], "at most 300 seconds"),
         (["--ceiling", "0"], "1 or more"),
         (["--requests-per-minute", "many"], "whole number"),
         (["--public-url", "http://relay.example"], "https"),
         (["--public-url", "relay.example"], "https"),
         (["--public-url", "https://relay.example/?a=b"], "https"),
-        (["--store", "/"], "store"),
-        (["--store", "/dev/null/store"], "store"),
     ],
 )
 async def test_words_that_make_no_sense_are_usage_errors(path: Path, more: list[str], said: str) -> None:
     status, line = await refused(*words(path), *more)
     assert status == 2
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["--cert", "absent.pem", "--key", "absent.pem"],
+            "--cert: cannot read absent.pem: No such file or directory",
+        ),
+        (["--store", "/"], "store"),
+        (["--store", "/dev/null/store"], "store"),
+    ],
+)
+async def test_files_that_cannot_be_used_are_setup_errors(path: Path, more: list[str], said: str) -> None:
+    status, line = await refused(*words(path), *more)
+    assert status == 10
     assert said in line
 
 
@@ -184,9 +196,9 @@ async def test_listening_everywhere_needs_a_public_url(path: Path, loopback_cert
     assert "--public-url" in line
 
 
-async def test_a_file_that_is_no_store_is_a_usage_error(tmp_path: Path, letter: Path) -> None:
+async def test_a_file_that_is_no_store_is_a_setup_error(tmp_path: Path, letter: Path) -> None:
     status, line = await refused(*words(letter))
-    assert status == 2
+    assert status == 10
     assert "not a store" in line
 
 

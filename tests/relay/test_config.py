@@ -7,7 +7,7 @@ import pytest
 
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.mailbox import Quota, Rate
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_a_public_url_is_kept_without_a_slash_at_its_end(url: str, kept: str) ->
     ],
 )
 def test_a_public_url_that_clients_could_not_call_safely_is_refused(url: str) -> None:
-    with pytest.raises(LocalProtocolError):
+    with pytest.raises(UsageError):
         made(public_url=url)
 
 
@@ -52,13 +52,13 @@ NO_COUNTS: list[Any] = [0, -1, 1.0, True, "4", None, float("nan"), float("inf")]
 @pytest.mark.threat("T5")
 @pytest.mark.parametrize("value", [*NO_COUNTS, 301])
 def test_configuration_only_shortens_the_five_minutes(value: Any) -> None:
-    with pytest.raises(LocalProtocolError, match=r"\Aceiling: expected a whole number from 1 to 300, got "):
+    with pytest.raises(UsageError, match=r"\Aceiling: expected a whole number from 1 to 300, got "):
         made(ceiling=value)
 
 
 @pytest.mark.parametrize("value", [*NO_COUNTS, 61])
 def test_configuration_only_shortens_the_lease(value: Any) -> None:
-    with pytest.raises(LocalProtocolError, match=r"\Alease: expected a whole number from 1 to 60, got "):
+    with pytest.raises(UsageError, match=r"\Alease: expected a whole number from 1 to 60, got "):
         made(lease=value)
 
 
@@ -69,21 +69,19 @@ def test_a_count_is_a_whole_number_of_one_or_more(value: Any) -> None:
         ("pending", lambda: Quota(pending=value)),
         ("count", lambda: Rate(count=value, seconds=60)),
     ):
-        with pytest.raises(
-            LocalProtocolError, match=rf"\A{name}: expected a whole number of 1 or more, got "
-        ):
+        with pytest.raises(UsageError, match=rf"\A{name}: expected a whole number of 1 or more, got "):
             make()
 
 
 def test_no_limit_for_an_address_is_a_setting() -> None:
     assert made(held_per_address=0).held_per_address == 0
-    with pytest.raises(LocalProtocolError, match=r"\Aheld_per_address: expected a whole number of 0 or more"):
+    with pytest.raises(UsageError, match=r"\Aheld_per_address: expected a whole number of 0 or more"):
         made(held_per_address=-1)
 
 
 @pytest.mark.parametrize("seconds", [0, 0.0, -1, float("nan"), float("inf"), True, "60", None])
 def test_a_rate_is_for_a_time(seconds: Any) -> None:
-    with pytest.raises(LocalProtocolError, match=r"\Aseconds: expected a number above 0, got "):
+    with pytest.raises(UsageError, match=r"\Aseconds: expected a number above 0, got "):
         Rate(count=1, seconds=seconds)
 
 
@@ -101,12 +99,12 @@ def test_a_rate_is_for_a_time(seconds: Any) -> None:
     ids=str,
 )
 def test_a_setting_of_another_kind_is_refused_with_its_name(changes: dict[str, Any], name: str) -> None:
-    with pytest.raises(LocalProtocolError, match=rf"\A{name}: expected "):
+    with pytest.raises(UsageError, match=rf"\A{name}: expected "):
         made(**changes)
 
 
 def test_rates_are_rates() -> None:
-    with pytest.raises(LocalProtocolError, match=r"\Arates: expected "):
+    with pytest.raises(UsageError, match=r"\Arates: expected "):
         Quota(rates=((5, 60),))  # type: ignore[arg-type]
 
 

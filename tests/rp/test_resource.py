@@ -27,7 +27,7 @@ from joserfc.jwk import ECKey
 
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
-from relying_party.errors import UsageError
+from relying_party.errors import SetupError, UsageError
 from relying_party.http.app import make_app
 from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
 from tests.ports import reserved_port
@@ -584,7 +584,7 @@ def test_a_disk_that_is_full_leaves_no_token_key_without_a_key(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fdopen", full)
-        with pytest.raises(UsageError, match="No space left on device"):
+        with pytest.raises(SetupError, match="No space left on device"):
             TokenKey.load(tmp_path / "key.pem")
     assert list(tmp_path.iterdir()) == []
     TokenKey.load(tmp_path / "key.pem")
@@ -604,7 +604,7 @@ def test_what_is_no_token_key_is_refused(tmp_path: Path, content: bytes) -> None
     path = tmp_path / "key.pem"
     path.touch(mode=0o600)
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"key\.pem"):
+    with pytest.raises(SetupError, match=r"key\.pem"):
         TokenKey.load(path)
 
 
@@ -612,9 +612,9 @@ def test_what_is_no_token_key_is_refused(tmp_path: Path, content: bytes) -> None
 def test_a_token_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     TokenKey.load(tmp_path / "key.pem")
     os.chmod(tmp_path / "key.pem", 0o640)  # noqa: PTH101
-    with pytest.raises(UsageError, match="open to others"):
+    with pytest.raises(SetupError, match="open to others"):
         TokenKey.load(tmp_path / "key.pem")
-    with pytest.raises(UsageError, match="cannot make"):
+    with pytest.raises(SetupError, match="cannot make"):
         TokenKey.load(tmp_path / "nowhere" / "key.pem")
 
 

@@ -14,7 +14,7 @@ import pytest
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, CredentialUse, User
 from relying_party.core.sessions import Session
-from relying_party.errors import StoreUnavailable, UsageError, UserExists, VerificationFailed
+from relying_party.errors import SetupError, StoreUnavailable, UserExists, VerificationFailed
 from relying_party.store import sqlite
 from relying_party.store.sqlite import SqliteStore
 
@@ -368,7 +368,7 @@ async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, make: objec
     assert callable(make)
     make(tmp_path / "s")
     before = None if (tmp_path / "s").is_dir() else (tmp_path / "s").stat().st_size
-    with pytest.raises(UsageError):
+    with pytest.raises(SetupError):
         async with SqliteStore(tmp_path / "s"):
             pytest.fail("opened")
     assert before is None or (tmp_path / "s").stat().st_size == before
@@ -392,7 +392,7 @@ async def test_a_step_that_fails_undoes_the_steps_before(
 ) -> None:
     broken = (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT", "NONSENSE"))
     monkeypatch.setattr(sqlite, "MIGRATIONS", broken)
-    with pytest.raises(UsageError):
+    with pytest.raises(SetupError):
         async with SqliteStore(tmp_path / "s"):
             pytest.fail("opened")
     connection = sqlite3.connect(tmp_path / "s")

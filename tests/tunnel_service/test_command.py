@@ -67,11 +67,11 @@ async def test_options_come_from_a_file_and_the_environment(
         assert (await program.line()).startswith("wss://127.0.0.1:")
 
 
-async def test_a_taken_port_is_a_transport_error(loopback_certificate: Certificate) -> None:
+async def test_a_taken_port_is_a_setup_error(loopback_certificate: Certificate) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         status, stdout, stderr = await run("companion_push", *words(loopback_certificate, listen=listen))
-    assert (status, stdout) == (4, "")
+    assert (status, stdout) == (10, "")
     assert f"cannot listen on {listen}" in stderr
     assert stderr.count("\n") == 1
 

@@ -16,7 +16,7 @@ from companion_push.tunnel_service.rendezvous import (
     Tunnel,
     TunnelRefusal,
 )
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 
 TUNNEL_ID = bytes(range(16))
 ROUTING_ID = b"\x01\x02\x03"
@@ -232,7 +232,7 @@ TestAnyOrder = AnyOrder.TestCase
 @pytest.mark.parametrize("name", ["waiting", "life", "silence", "rate"])
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "20", None])
 def test_a_time_or_rate_is_a_number_above_zero(name: str, value: Any) -> None:
-    with pytest.raises(LocalProtocolError, match=rf"\A{name}: expected a number above 0, got "):
+    with pytest.raises(UsageError, match=rf"\A{name}: expected a number above 0, got "):
         Limits(**{name: value})
 
 
@@ -250,5 +250,5 @@ COUNTS = [
 @pytest.mark.parametrize("name", COUNTS)
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "20", None])
 def test_a_count_is_a_whole_number_of_one_or_more(name: str, value: Any) -> None:
-    with pytest.raises(LocalProtocolError, match=rf"\A{name}: expected a whole number of 1 or more, got "):
+    with pytest.raises(UsageError, match=rf"\A{name}: expected a whole number of 1 or more, got "):
         Limits(**{name: value})

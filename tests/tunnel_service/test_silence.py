@@ -121,7 +121,9 @@ async def test_an_end_that_vanishes_without_a_word_is_missed_and_the_other_is_to
         closed = await ended(left)
         assert closed.reason is TransportReason.WENT_SILENT
         assert not closed.clean
-        assert str(closed).startswith("the tunnel service localhost hears nothing more of the other end: try")
+        assert closed.explain().startswith(
+            "the tunnel service localhost hears nothing more of the other end: try"
+        )
     assert "because an end went silent" in caplog.text
 
 
@@ -153,7 +155,9 @@ async def test_a_service_that_vanishes_without_a_word_is_missed(loopback_certifi
         hole.swallows = True
         closed = await ended(first)
         assert closed.reason is TransportReason.WENT_SILENT
-        assert str(closed).startswith("the tunnel service localhost does not answer any more: try again; ")
+        assert closed.explain().startswith(
+            "the tunnel service localhost does not answer any more: try again; "
+        )
         with pytest.raises(TunnelClosed) as refused:
             await first.send(b"too late")
         assert refused.value.reason is TransportReason.WENT_SILENT

@@ -4,7 +4,7 @@ import sys
 from typing import Final
 
 from companion_push.companion.advertiser.advertiser import Advertiser
-from headless_passkey.command_line import UsageError
+from headless_passkey.errors import UsageError
 
 DEFAULT: Final = "bluez"
 
