@@ -1,13 +1,17 @@
 """Fixtures that tests of several rooms share."""
 
+import asyncio
 import logging
 import os
 import signal
 from collections.abc import Iterator
 
 import pytest
+import pytest_asyncio
 from certificates import Certificate, make_certificate
 from hypothesis import settings
+
+from tests.loop_clock import LoopClock
 
 collect_ignore = ["ble"]  # those run in a guest: make ble-test
 
@@ -40,3 +44,9 @@ def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificat
     """(ca, cert, key): paths for TLS on localhost, 127.0.0.1 and ::1."""
     folder = tmp_path_factory.mktemp("certificates")
     return make_certificate(folder, names=("localhost", "127.0.0.1", "::1"))
+
+
+@pytest_asyncio.fixture
+async def loop_clock() -> LoopClock:
+    """The clock of the loop that the test runs in."""
+    return LoopClock(asyncio.get_running_loop())

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +35,7 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.sign_in import (
+    LAST_PAUSE,
     MAX_ADVERTS,
     MAX_ATTEMPTS,
     Ask,
@@ -49,8 +49,10 @@ from headless_passkey.sign_in import (
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
+from tests.loop_clock import LoopClock
 
 DOMAIN = 300
+TIMEOUT = 20.0  # seconds
 ORIGIN = "https://login.example"
 USER = b"ada's handle"
 CREATION: dict[str, Any] = {
@@ -142,6 +144,7 @@ class Bench:
     base: str
     certificate: Certificate
     folder: Path
+    clock: LoopClock
     air: Air = field(default_factory=Air)
     stages: list[Stage] = field(default_factory=list)
 
@@ -175,7 +178,7 @@ class Bench:
                 "radio": self.air,
                 "tunnels": {DOMAIN: self.base},
                 "tls": self.tls,
-                "timeout": 20.0,
+                "timeout": TIMEOUT,
                 "on_stage": self._on_stage,
                 **more,
             },
@@ -188,6 +191,20 @@ class Bench:
         self.carrier, self.stages = Carrier(self.air), []
         self._reached.clear()
         return signed_in
+
+    async def expires(self, after: Stage = Stage.SUBMITTED, **more: Any) -> NotApproved:
+        """What a ceremony raises whose deadline passes as soon as `after` is reached."""
+
+        def pass_time(event: StageEvent) -> None:
+            self._on_stage(event)
+            if event.stage is after:
+                self.clock.passes(TIMEOUT)
+
+        with pytest.raises(NotApproved) as caught:
+            await self.sign_in(on_stage=pass_time, **more)
+        assert self.stages[-1] is after
+        assert caught.value.reason is Outcome.EXPIRED
+        return caught.value
 
     def _on_stage(self, event: StageEvent) -> None:
         self.stages.append(event.stage)
@@ -285,9 +302,11 @@ async def tunnels(monkeypatch: pytest.MonkeyPatch) -> Tunnels:
 
 
 @pytest.fixture
-async def bench(loopback_certificate: Certificate, tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(
+    loopback_certificate: Certificate, tmp_path: Path, loop_clock: LoopClock
+) -> AsyncIterator[Bench]:
     async with tunnel_service(loopback_certificate) as base:
-        yield Bench(base, loopback_certificate, tmp_path)
+        yield Bench(base, loopback_certificate, tmp_path, loop_clock)
 
 
 async def test_a_registration_and_a_sign_in_come_home(bench: Bench) -> None:
@@ -328,8 +347,7 @@ async def test_every_ceremony_and_every_recipient_has_a_url_of_its_own(bench: Be
     seen: list[FidoUrl] = []
     for _ in range(3):
         bench.carrier = Carrier(bench.air, ("one", "two"))
-        with pytest.raises(NotApproved):
-            await bench.sign_in(timeout=0.05)
+        await bench.expires()
         seen += (await bench.carrier.urls).values()
     assert len({url.secret for url in seen}) == len({url.public_key for url in seen}) == 6
 
@@ -363,16 +381,23 @@ async def test_a_failed_attempt_does_not_end_the_listening(bench: Bench) -> None
 
 @pytest.mark.threat("T9")
 async def test_adverts_cannot_make_it_join_many_tunnels_at_once(bench: Bench) -> None:
-    async def flood() -> None:
+    async def flood(gate: Gate) -> None:
         urls = await bench.carrier.urls
         phone = PhoneTransaction(urls["phone"])
         for number in range(100):
             routing_id = number.to_bytes(3, "big")
             bench.air.put(phone.advertise(routing_id=routing_id, tunnel_domain=DOMAIN).service_data)
+        await bench.air.drained()
+        while gate.most < MAX_ATTEMPTS:
+            gate.entered.clear()
+            await gate.entered.wait()
+        for _ in range(100):  # more would come now
+            await asyncio.sleep(0.001)
+        bench.clock.passes(TIMEOUT)
 
     async with Gate(bench, silent=True) as gate:
         with pytest.raises(NotApproved):
-            await asyncio.gather(bench.sign_in(timeout=2, tunnels={DOMAIN: gate.base}), flood())
+            await asyncio.gather(bench.sign_in(tunnels={DOMAIN: gate.base}), flood(gate))
     assert gate.most == MAX_ATTEMPTS
 
 
@@ -400,10 +425,17 @@ async def test_only_what_is_strong_enough_is_heard(bench: Bench) -> None:
                 await asyncio.sleep(0)
             yield
 
+    async def heard_in_vain() -> None:
+        answering = asyncio.create_task(bench.answered())
+        await bench.air.heard.wait()
+        await bench.air.drained()
+        bench.clock.passes(TIMEOUT)
+        await answering
+
     bench.air = Weak()
     bench.carrier = Carrier(bench.air)
     with pytest.raises(NotApproved, match="the last stage was submitted"):
-        await asyncio.gather(bench.sign_in(timeout=1, min_rssi=-79), bench.answered())
+        await asyncio.gather(bench.sign_in(min_rssi=-79), heard_in_vain())
     assert strong
     bench.carrier = Carrier(bench.air)
     heard: list[StageEvent] = []
@@ -414,18 +446,26 @@ async def test_only_what_is_strong_enough_is_heard(bench: Bench) -> None:
 
 @pytest.mark.threat("T7")
 async def test_a_tunnel_that_does_not_open_in_time_is_not_tried_again(bench: Bench) -> None:
-    async def again_and_again() -> None:
+    async def again_and_again(gate: Gate) -> None:
         urls = await bench.carrier.urls
         advert = PhoneTransaction(urls["phone"]).advertise(routing_id=b"abc", tunnel_domain=DOMAIN)
-        while Stage.ATTEMPT_FAILED not in bench.stages:
-            bench.air.put(advert.service_data)
-            await asyncio.sleep(0.01)
         bench.air.put(advert.service_data)
+        await gate.entered.wait()
+        bench.air.put(advert.service_data)
+        bench.clock.passes(5)
+        await bench.reached(Stage.ATTEMPT_FAILED).wait()
+        for _ in range(3):
+            bench.air.put(advert.service_data)
+            await bench.air.drained()
+            bench.clock.passes(LAST_PAUSE)
+            await asyncio.sleep(0.01)
+        bench.clock.passes(5 * TIMEOUT)
 
     async with Gate(bench, silent=True) as gate:
         with pytest.raises(NotApproved):
             await asyncio.gather(
-                bench.sign_in(timeout=1.5, tunnels={DOMAIN: gate.base}, join_within=0.2), again_and_again()
+                bench.sign_in(timeout=5 * TIMEOUT, tunnels={DOMAIN: gate.base}, join_within=5),
+                again_and_again(gate),
             )
     assert gate.came == 1
     assert bench.stages.count(Stage.ADVERT_HEARD) == 1
@@ -749,9 +789,7 @@ async def test_a_delivery_to_nobody_says_so_at_once(bench: Bench) -> None:
 
 
 async def test_nobody_answering_expires_and_is_said(bench: Bench) -> None:
-    with pytest.raises(NotApproved, match="the last stage was submitted") as end:
-        await bench.sign_in(timeout=0.05)
-    assert end.value.reason is Outcome.EXPIRED
+    assert str(await bench.expires()) == "not done within 20 seconds; the last stage was submitted"
     assert bench.carrier.finished == [(DeviceEvent.CANCELLED, "deadline")]
     assert not bench.air.listening
 
@@ -824,25 +862,11 @@ async def test_a_deadline_closes_the_tunnel_at_every_stage(
     bench: Bench, stage: Stage, tunnels: Tunnels
 ) -> None:
     await bench.register()
-    for seconds in (1, 5, 25):  # as long as this machine takes to come that far
-        bench.carrier, tunnels.opened, tunnels.closed = Carrier(bench.air), 0, 0
-        deadline = time.monotonic() + seconds + 0.1
-        reached: list[Stage] = []
-
-        def dawdle(event: StageEvent, reached: list[Stage] = reached, deadline: float = deadline) -> None:
-            if event.stage is stage:
-                reached.append(stage)
-                while time.monotonic() < deadline:
-                    time.sleep(0.01)
-
-        phone = asyncio.create_task(bench.answered())
-        with pytest.raises(NotApproved) as caught:
-            await bench.sign_in(on_stage=dawdle, timeout=seconds)
-        phone.cancel()
-        await asyncio.wait({phone})
-        if reached:
-            break
-    assert caught.value.outcome is Outcome.EXPIRED
+    tunnels.opened = tunnels.closed = 0
+    phone = asyncio.create_task(bench.answered())
+    await bench.expires(after=stage)
+    phone.cancel()
+    await asyncio.wait({phone})
     assert (tunnels.opened, tunnels.closed) == (1, 1)
     assert bench.carrier.finished == [(DeviceEvent.CANCELLED, "deadline")]
 
@@ -1049,8 +1073,7 @@ async def test_a_bug_in_a_delivery_is_logged_and_replaces_no_end(
             with pytest.raises(TransportError):
                 await bench.sign_in()
         case "deadline":
-            with pytest.raises(NotApproved):
-                await bench.sign_in(timeout=0.05)
+            await bench.expires()
         case "cancellation":
             signing_in = asyncio.create_task(bench.sign_in())
             await bench.reached(Stage.SUBMITTED).wait()
