@@ -16,6 +16,7 @@ from headless_passkey.webauthn.options import Credential
 from tests.companion.device import tunnel_service
 from tests.device.bluetooth import Bluetooth
 from tests.device.test_sign_in import Air, Bench, Carrier
+from tests.loop_clock import LoopClock
 from tests.open_things import Interruption, cancel_everywhere, interrupted
 
 AGAIN = (None, 1, 2, 3, 5)  # points later
@@ -43,9 +44,11 @@ async def test_a_tunnel(loopback_certificate: Certificate) -> None:
 @pytest.mark.parametrize(
     "again", [None, 1, 2, 4], ids=["once", "and at once", "and two later", "and four later"]
 )
-async def test_a_sign_in(loopback_certificate: Certificate, tmp_path: Path, again: int | None) -> None:
+async def test_a_sign_in(
+    loopback_certificate: Certificate, tmp_path: Path, loop_clock: LoopClock, again: int | None
+) -> None:
     async with tunnel_service(loopback_certificate) as base:
-        bench = Bench(base, loopback_certificate, tmp_path)
+        bench = Bench(base, loopback_certificate, tmp_path, loop_clock)
         await bench.register()
 
         async def one(interruption: Interruption) -> Interruption:
