@@ -25,6 +25,7 @@ from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError
 from relying_party.http.addresses import Network, network
 from relying_party.names import printable
+from relying_party.output import forget_stdout, out
 
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(ExitStatus.INTERRUPTED, "Interrupted", "interrupted", as_json=args.json)
     except BrokenPipeError:
         # whoever read our output has gone: say nothing more, not even when the interpreter flushes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_stdout()
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
         if isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("relying_party"):
@@ -78,7 +79,7 @@ def _show_completion(shell: str) -> None:
     from importlib.resources import files  # noqa: PLC0415  slow, and needed here alone
 
     script = files("relying_party").joinpath("completions", f"relying-party.{shell}").read_text("utf-8")
-    print(script, end="", flush=True)  # noqa: T201
+    out(script)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -15,6 +15,7 @@ from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import SetupError, UsageError
 from relying_party.http.app import make_app, make_metrics_app
 from relying_party.http.listening import Listener, is_loopback, listening, serving, until_terminated
+from relying_party.output import out
 
 MAX_SECRETS: Final = 64 * 1024  # bytes of the file that has them
 
@@ -37,7 +38,7 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 await inside.enter_async_context(serving(make_metrics_app(app), metrics, say=lambda _: None))
                 say(f"metrics at {metrics.base_url()}/metrics")
             ended = until_terminated()
-            print(f"{base_url}\n", end="", flush=True)  # noqa: T201
+            out(f"{base_url}\n")
             await ended
 
 

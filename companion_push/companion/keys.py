@@ -225,8 +225,9 @@ class CompanionState:
 
     async def adopt(self, newer: RingChain) -> RingChain:
         """Extend the stored chain by the rings of `newer`, itself an extension of the chain as it was."""
-        version = self.chain().head.version
-        return await self.extend(ring.document for ring in newer.rings if ring.version > version)
+        chain = self.chain()
+        further = [ring.document for ring in newer.rings if ring.version > chain.head.version]
+        return await self.extend(further) if further else chain
 
     async def extend(self, documents: Iterable[bytes]) -> RingChain:
         """Verify and store rings that extend the chain. `TrustError` (forked-ring, bad-signature) leaves it unchanged."""

@@ -1,5 +1,7 @@
 """What a companion keeps on disk: it comes back, changes under a lock, and nothing else is read."""
 
+import errno
+import fcntl
 import json
 import os
 import stat
@@ -11,6 +13,7 @@ import pytest
 
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from headless_passkey.errors import (
+    HeadlessPasskeyError,
     NotEnrolled,
     SetupError,
     SetupReason,
@@ -227,6 +230,18 @@ async def test_only_one_process_runs_on_a_state(state: CompanionState, tmp_path:
         )  # while others may still change it
     with state.sole_runner():
         pass
+
+
+async def test_what_is_known_already_is_adopted_without_a_lock_or_a_write(
+    state: CompanionState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(fcntl, "flock", refuses)
+    assert (await state.adopt(RingChain.start(RING))).head.version == 1
+    with pytest.raises(HeadlessPasskeyError, match="Read-only"):
+        await state.adopt(RingChain.start(RING).extend([NEXT.document]))
 
 
 RECORD = """

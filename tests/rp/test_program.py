@@ -386,3 +386,18 @@ def test_secrets_that_are_none_are_a_setup_error(tmp_path: Path, content: str | 
     assert (done.returncode, done.stdout) == (10, "")
     assert "0123456789" not in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("serve", "--listen", "127.0.0.1:0"), ("completion", "bash")], ids=" ".join
+)
+def test_a_full_disk_under_stdout_is_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "relying_party", *words],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        )  # fmt: skip
+    said = [line for line in done.stderr.splitlines() if not line.startswith("no certificate")]
+    assert said == ["relying-party: cannot write to stdout: No space left on device"]
+    assert done.returncode == 10
