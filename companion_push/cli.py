@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from headless_passkey.command_line import SettingsParser, add_version, missing, run, told
+from headless_passkey.command.command_line import SettingsParser, add_version, missing, run, told
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headless_passkey.command_line import add_completion
+from headless_passkey.command.command_line import add_completion
 
 
 def add_parser(subparsers: Any) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from companion_push.addresses import Network, network
-from headless_passkey.command_line import host_port
+from headless_passkey.command.command_line import host_port
 
 
 def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:

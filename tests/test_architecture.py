@@ -97,6 +97,10 @@ BREACHES = {
         "headless_passkey/hybrid/keys.py",
         "headless_passkey.hybrid.channel",
     ),
+    "Only command rooms import a command line": (
+        "companion_push/companion/consent.py",
+        "headless_passkey.command.command_line",
+    ),
     "The core does no I/O": ("headless_passkey/hybrid/noise.py", "asyncio"),
     "The device knows nothing of the push programs": (
         "headless_passkey/command/cli.py",

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-import headless_passkey.command_line
+import headless_passkey.command.command_line
 import relying_party.cli
 from tests.vectors_loader import Vector, name, vectors
 
 LINE = "%(levelname)s %(message)s"
 BOTH = pytest.mark.parametrize(
     "formatter",
-    [headless_passkey.command_line._PlainLines(LINE), relying_party.cli._PlainLines(LINE)],
+    [headless_passkey.command.command_line._PlainLines(LINE), relying_party.cli._PlainLines(LINE)],
     ids=["headless_passkey", "relying_party"],
 )
 

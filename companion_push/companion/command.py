@@ -33,20 +33,20 @@ from companion_push.companion.phone import (
 )
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.terminal import Terminal
-from headless_passkey.command_line import (
+from headless_passkey.command.command_line import (
     MAX_SECRET_LINE,
     expand_home,
     out,
     progress,
     read_secret_line,
     show_progress,
-    talk,
-    until_terminated,
 )
 from headless_passkey.errors import NotApproved, Outcome, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
 from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context
+from headless_passkey.signals import until_terminated
+from headless_passkey.streams import talk
 from headless_passkey.trust.invitation import Introduction
 from headless_passkey.trust.ring import MAX_RP_IDS, Role
 

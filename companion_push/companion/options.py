@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.companion.advertiser.choose import DEFAULT
-from headless_passkey.command_line import Options, SettingsParser, add_settings, example, label_or_name
+from headless_passkey.command.command_line import (
+    Options,
+    SettingsParser,
+    add_settings,
+    example,
+    label_or_name,
+)
 from headless_passkey.domains import is_domain
 from headless_passkey.trust.invitation import LIFETIME
 from headless_passkey.trust.ring import Role

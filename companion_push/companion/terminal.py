@@ -15,8 +15,8 @@ import termios
 from collections.abc import Callable, Iterator
 from typing import Final, Self, TypeVar
 
-from headless_passkey.command_line import interrupted_by_keyboard
 from headless_passkey.errors import TransportError, UsageError
+from headless_passkey.signals import interrupted_by_keyboard
 
 _MAX_ANSWER: Final = 256  # bytes
 _LAST_WORDS: Final = 1000  # milliseconds that a terminal may take no byte on the way out

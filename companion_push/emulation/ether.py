@@ -11,8 +11,9 @@ import logging
 from typing import Any, Final
 
 from companion_push.errors import cannot_listen
-from headless_passkey.command_line import add_settings, example, host_port, out, until_terminated
+from headless_passkey.command.command_line import add_settings, example, host_port, out
 from headless_passkey.errors import UsageError
+from headless_passkey.signals import until_terminated
 
 CONTROLLERS: Final = 32
 

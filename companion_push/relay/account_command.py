@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
-from headless_passkey.command_line import SettingsParser, add_settings, example, label_or_name, out
+from headless_passkey.command.command_line import SettingsParser, add_settings, example, label_or_name, out
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.account_code import AccountCode

@@ -8,8 +8,10 @@ from typing import Any, Final
 from companion_push.options import add_serving
 from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from headless_passkey.command_line import add_settings, example, out, talk, until_terminated
+from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.errors import UsageError
+from headless_passkey.signals import until_terminated
+from headless_passkey.streams import talk
 
 DEFAULT_STORE: Final = "companion-push.sqlite3"
 

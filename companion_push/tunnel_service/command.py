@@ -5,7 +5,9 @@ from typing import Any
 
 from companion_push.options import add_serving
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.command_line import add_settings, example, out, talk, until_terminated
+from headless_passkey.command.command_line import add_settings, example, out
+from headless_passkey.signals import until_terminated
+from headless_passkey.streams import talk
 
 
 def add_parser(subparsers: Any) -> None:

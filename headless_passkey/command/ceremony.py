@@ -13,7 +13,7 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.command_line import expand_home, out, progress, read_input, show_progress, talk
+from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
@@ -23,6 +23,7 @@ from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.sign_in import Ask, Delivery, SignedIn, Stage, StageEvent, sign_in
+from headless_passkey.streams import talk
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
     AuthenticationOptions,

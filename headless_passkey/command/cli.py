@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final
 
-from headless_passkey.command_line import (
+from headless_passkey.command.command_line import (
     Options,
     SettingsParser,
     add_completion,
@@ -25,7 +25,6 @@ from headless_passkey.command_line import (
     progress,
     read_secret_line,
     run,
-    talk,
 )
 from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError, UsageError
 from headless_passkey.hybrid import eid
@@ -34,6 +33,7 @@ from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.names import printable
 from headless_passkey.net.base_url import WEB, BaseUrl
 from headless_passkey.request import CEREMONY_TIMEOUT
+from headless_passkey.streams import talk
 from headless_passkey.webauthn.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"

@@ -8,13 +8,14 @@ from shutil import get_terminal_size
 from textwrap import wrap
 from typing import Any, Final
 
-from headless_passkey.command_line import expand_home, out, show_progress, talk
+from headless_passkey.command.command_line import expand_home, out, show_progress
 from headless_passkey.doctor.examine import examine
 from headless_passkey.doctor.finding import Finding, Status
 from headless_passkey.doctor.versions import find_versions
 from headless_passkey.errors import ExitStatus, HeadlessPasskeyError
 from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context
+from headless_passkey.streams import talk
 
 _MAX_LINE: Final = 4000  # characters, where it is not wrapped
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from headless_passkey.command_line import expand_home, out, out_bytes, read_input, talk
+from headless_passkey.command.command_line import expand_home, out, out_bytes, read_input
 from headless_passkey.errors import (
     ExitStatus,
     HeadlessPasskeyError,
@@ -28,6 +28,7 @@ from headless_passkey.net.proven_http import TRANSIENT, open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.rp.session import MAX_BODY, Answer, Session
 from headless_passkey.rp.session_store import SessionStore
+from headless_passkey.streams import talk
 
 _MAX_SHOWN: Final = 200  # characters of a redirect's target
 

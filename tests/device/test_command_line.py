@@ -16,14 +16,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.command_line import (
+from headless_passkey.command.command_line import (
     SettingsParser,
     add_settings,
     fail,
     host_port,
     out,
     read_secret_line,
-    talk,
 )
 from headless_passkey.errors import (
     ExitStatus,
@@ -34,6 +33,7 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
+from headless_passkey.streams import talk
 from tests.programs import run, running
 
 VARIABLES = "SAMPLE"
@@ -346,7 +346,7 @@ async def test_a_line_too_long_to_be_a_secret_is_refused_and_not_cut(tmp_path: P
 
 PROGRAM = """
 import asyncio, sys
-from headless_passkey.command_line import *
+from headless_passkey.command.command_line import *
 from headless_passkey.errors import *
 
 SECRET = "pa55word"

@@ -13,18 +13,16 @@ import io
 import json
 import logging
 import os
-import signal
 import sys
 import textwrap
 import time
 import tomllib
 import traceback
 from codecs import BOM_UTF8
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NoReturn, Protocol, TextIO
-from weakref import WeakKeyDictionary
+from typing import Any, Final, NoReturn, Protocol
 
 from headless_passkey.errors import (
     ExitStatus,
@@ -40,10 +38,11 @@ from headless_passkey.json_text import without_mark
 from headless_passkey.mends import setup_error, transport_error
 from headless_passkey.names import name_of, printable
 from headless_passkey.private_file import cannot_write
+from headless_passkey.signals import on_termination
+from headless_passkey.streams import STDIN, read_some, talk
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
-STDIN: Final = 0
 MAX_SECRET_LINE: Final = 16384  # bytes, where nothing smaller is known
 _OURS: Final = ("headless_passkey", "companion_push")
 _MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
@@ -331,15 +330,6 @@ def _program() -> str:
     return path.parent.name.replace("_", "-") if path.name == "__main__.py" else path.name
 
 
-def talk(message: str) -> None:
-    """One line for the person at the terminal: stderr, so that stdout stays data."""
-    stderr: TextIO | None = sys.stderr
-    if stderr is not None:  # closed by whoever started us; print would take stdout instead
-        with contextlib.suppress(OSError):
-            # one write: where nothing is buffered, other programs' lines would come between line and end
-            print(f"{message}\n", end="", file=stderr, flush=True)
-
-
 def progress(**details: object) -> str:
     """What happened, as an object for programs: when it did (`at`, Unix seconds), and `details`."""
     return json.dumps({**details, "at": round(time.time(), 4)})
@@ -377,79 +367,6 @@ def out_bytes(data: bytes) -> None:
 def _forget_stdout() -> None:
     """What could not be written is still in its buffer, and must not fail again when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def until_terminated() -> "asyncio.Future[None]":
-    """Done when the process is asked to end (SIGTERM, SIGINT, SIGHUP): a server's clean stop, status 0.
-
-    It listens from the call on. A server that prints where it is calls this first, so that whoever reads the
-    line may end it at once::
-
-        ended = until_terminated()
-        out(url)
-        await ended
-    """
-    loop = asyncio.get_running_loop()
-    asked = loop.create_future()
-
-    def ask() -> None:
-        if not asked.done():
-            asked.set_result(None)
-
-    _on_termination(ask)
-    _on_interrupt(ask)
-    return asked
-
-
-def _on_termination(act: Callable[[], object]) -> None:
-    """SIGTERM calls `act`, and so does the end of the terminal (SIGHUP), unless whoever started us, such as nohup, ignores that."""
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, act)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGHUP, act)
-
-
-@contextlib.contextmanager
-def interrupted_by_keyboard(act: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C (SIGINT) calls `act` while this is open, and does nothing else; the newest that is open counts."""
-    forget = _on_interrupt(act)
-    try:
-        yield
-    finally:
-        forget()
-
-
-def _on_interrupt(act: Callable[[], object]) -> Callable[[], None]:
-    """SIGINT calls `act`, until what this returns is called: then it does again what it did before."""
-    loop = asyncio.get_running_loop()
-    if loop not in _interrupts:
-        _interrupts[loop] = _Interrupts(before=signal.getsignal(signal.SIGINT))
-        loop.add_signal_handler(signal.SIGINT, _interrupts[loop].newest)
-    interrupts = _interrupts[loop]
-    interrupts.acts.append(act)
-
-    def forget() -> None:
-        interrupts.acts.remove(act)
-        if not interrupts.acts:
-            del _interrupts[loop]
-            loop.remove_signal_handler(signal.SIGINT)
-            signal.signal(signal.SIGINT, interrupts.before)
-
-    return forget
-
-
-@dataclass(slots=True, kw_only=True)
-class _Interrupts:
-    """What SIGINT does in one event loop, the newest last, and what it did before."""
-
-    before: Any
-    acts: list[Callable[[], object]] = field(default_factory=list)
-
-    def newest(self) -> None:
-        self.acts[-1]()
-
-
-_interrupts: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, _Interrupts]] = WeakKeyDictionary()
 
 
 def host_port(text: str) -> tuple[str, int]:
@@ -521,35 +438,6 @@ async def read_input(source: str, *, limit: int, first_line: bool = False) -> by
     return text
 
 
-async def read_some(descriptor: int) -> bytes:
-    """What there is to read, waiting if need be; nothing at the end.
-
-    Neither a thread, which could not be cancelled, nor a read that keeps signals and deadlines waiting, nor
-    non-blocking mode, which the terminal's other users would get too.
-    """
-    loop = asyncio.get_running_loop()
-    while True:
-        readable = loop.create_future()
-        try:
-            loop.add_reader(descriptor, _set, readable)
-        except PermissionError:  # a file or /dev/null: there is never a wait
-            await asyncio.sleep(0)
-        else:
-            try:
-                await readable
-            finally:
-                loop.remove_reader(descriptor)
-        try:
-            return os.read(descriptor, 4096)
-        except BlockingIOError:  # somebody else was quicker
-            continue
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 def _replace_closed_streams() -> None:
     """Give the numbers of standard streams that were closed before the start to nothing else.
 
@@ -585,7 +473,7 @@ class _JsonLines(logging.Formatter):
 
 async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
     task = asyncio.ensure_future(work)
-    _on_termination(task.cancel)
+    on_termination(task.cancel)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
