@@ -3,24 +3,30 @@
 The relying party has a module like this; one test runs over all programs (tests/test_serving.py).
 """
 
+import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from companion_push.addresses import Network
 from companion_push.errors import cannot_listen
 from companion_push.http_server import Runner, tls_context
+from companion_push.log_limit import LogLimit
 from headless_passkey.errors import UsageError
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
+ACCEPTS: Final = 16  # tries of asyncio in a row, also while none can succeed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,16 +76,19 @@ async def serving(
 
     say: tells the operator a line. handler_cancellation: whether a client that hangs up ends its handler.
     """
+    asyncio.get_running_loop().set_exception_handler(_one_line)
     runner = Runner(app, trusted_proxies=trusted_proxies, handler_cancellation=handler_cancellation)
     try:
         await runner.setup()
         if listener.tls is None:
             say("no certificate: plain HTTP, on loopback only")
         for one in listener.sockets:
-            await web.SockSite(runner, one, ssl_context=listener.tls, backlog=BACKLOG).start()
+            await web.SockSite(runner, one, ssl_context=listener.tls, backlog=ACCEPTS).start()
+            one.listen(BACKLOG)
         yield
     finally:
         await runner.cleanup()
+        _limit.end()
 
 
 def is_loopback(host: str) -> bool:
@@ -88,6 +97,30 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What asyncio reports: connections that cannot be accepted are one line a minute, and all else as ever.
+
+    asyncio tries `ACCEPTS` times in a row, and again each second, with a traceback each time. It may begin to listen
+    again on a socket that has been closed meanwhile.
+    """
+    error, message = context.get("exception"), str(context.get("message"))
+    if isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context:
+        if _limit.allows("connections could not be accepted"):
+            logger.error("no more connections are accepted for now: %s", error.strerror)
+    elif isinstance(error, ValueError) and "._start_serving(" in message:
+        logger.debug("a socket was closed while no connection could be accepted")
+    else:
+        loop.default_exception_handler(context)
+
+
+def _left_out(what: str, count: int) -> None:
+    logger.error("%d more times within a minute %s", count, what)
+
+
+_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_limit: Final = LogLimit(tell=_left_out, most=1)
 
 
 def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.socket]:

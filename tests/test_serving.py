@@ -3,6 +3,8 @@
 import argparse
 import asyncio
 import contextlib
+import re
+import resource
 import signal
 import socket
 import ssl
@@ -277,6 +279,47 @@ async def test_with_a_certificate_it_speaks_tls(
             assert response.status in (200, 204)
         assert await program.end() == 0
         assert await program.stderr() == ""
+
+
+@pytest.mark.threat("T12")
+async def test_a_server_that_can_open_no_more_connections_says_so_once_and_goes_on_when_it_can(
+    name: str, tmp_path: Path
+) -> None:
+    async with running(*words(name, tmp_path)) as program:
+        port = port_of(await program.line())
+        resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        async with asyncio.timeout(PATIENCE):
+            await program.heard("no more connections are accepted for now: Too many open files")
+        for _, writer in flood:
+            writer.transport.abort()
+        async with (
+            asyncio.timeout(PATIENCE),
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{port}/livez") as response,
+        ):
+            assert response.status in (200, 204)
+        assert await program.end() == 0
+        lines = (await program.stderr()).splitlines()
+        assert len(lines) <= 10, lines
+        assert all(
+            re.search("no more connections|could not be accepted|no certificate", line) for line in lines
+        ), lines
+
+
+async def test_a_server_that_can_open_no_more_connections_can_be_ended(name: str, tmp_path: Path) -> None:
+    async with running(*words(name, tmp_path)) as program:
+        port = port_of(await program.line())
+        resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE, (40, 40))
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        async with asyncio.timeout(PATIENCE):
+            await program.heard("no more connections are accepted for now: Too many open files")
+            assert await program.end() == 0
+        for _, writer in flood:
+            writer.transport.abort()
+        lines = (await program.stderr()).splitlines()
+        assert len(lines) <= 10, lines
+        assert not any("Traceback" in line for line in lines), lines
 
 
 # Trusted proxies
