@@ -313,7 +313,7 @@ class Inbox:
                 )
 
     async def _receive(self, items: list[Item]) -> bool:
-        """Check what is new; whether any of it may be shown."""
+        """Check new requests; returns whether any of them became pending."""
         if not items:
             return False
         try:
@@ -324,10 +324,10 @@ class Inbox:
             NotEnrolled,
             SetupError,
         ) as error:  # TransportError: it is asked again
-            for item in items:  # with the ring in doubt nothing can be checked, so nothing is shown
+            for item in items:  # without a verified ring no request can be checked
                 await self._refuse(item, error)
             if not isinstance(error, TrustError) and error.reason not in _DISK:
-                raise  # this relay, or what is kept here, is of no use
+                raise  # the relay or the state here is unusable
             return False
         before = len(self._pending)
         for item in items:
@@ -349,9 +349,9 @@ class Inbox:
         return len(self._pending) > before
 
     async def catch_up(self) -> None:
-        """Take over the rings the relay has beyond ours.
+        """Fetch, verify and store the relay's newer rings.
 
-        `TrustError` (forked-ring) when they do not follow ours; (not-a-member) when we are in them no more.
+        `TrustError` (forked-ring) when they do not follow our chain; (not-a-member) when the newest does not hold us.
         """
         chain = self._state.chain()
         newer = await self._relay.bring_up_to_date(chain)
@@ -381,10 +381,10 @@ class Inbox:
         return CheckedRequest(announcement=announcement, device=device)
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
-        """The device hears of it first: whoever hears of it here may end the program."""
+        """Report a refusal to the relay, and then give the notice, on which the program may end."""
         reason = _word(error)
         self._settle(item.key, reason)
-        with suppress(TransportError):  # once more with the next answer
+        with suppress(TransportError):  # reported again with the next answer
             await self._report_refused(item)
         self._on_notice(
             Notice(
@@ -397,11 +397,11 @@ class Inbox:
         )
 
     async def _report_refused(self, item: Item) -> None:
-        """Tell the relay what was refused, where it was not told yet."""
+        """Report a refusal to the relay, unless that is done."""
         reason = self._settled.get(item.key)
         if reason is not None:
             with suppress(NotApproved, ProblemAnswer):  # it has ended meanwhile
-                if item.claimed_by == self._me:  # by an earlier run: what we cannot do, others may
+                if item.claimed_by == self._me:  # by an earlier run: another companion may take the request
                     await self._relay.release(*item.key)
                 await self._relay.report(*item.key, Event.FAILED, reason)
             self._settled[item.key] = None
@@ -414,14 +414,14 @@ class Inbox:
     # Deciding
 
     async def decline(self, request: CheckedRequest) -> None:
-        """The user says no: this ends the request for everybody."""
+        """Decline a request for the user, which ends it for all companions."""
         with self._in_hands(request):
             await finish_when_cancelled(self._relay.report(*request.key, Event.DECLINED))
             self._settle(request.key)
             self._tell(NoticeKind.DECLINED, "declined", request)
 
     async def reject(self, request: CheckedRequest, error: TrustError | TransportError) -> None:
-        """A check that involves the user failed, or there is no user: this companion is out, the others are not."""
+        """Report that this companion cannot take the request: a check with the user failed, or nobody can be asked. Others may take it."""
         reason = _word(error)
         with self._in_hands(request):
             self._tell(NoticeKind.REFUSED, str(error), request, reason=reason)
@@ -449,7 +449,7 @@ class Inbox:
         try:
             taken = await self._relay.claim(*request.key)
         except asyncio.CancelledError:
-            await self._give_back(request, INTERRUPTED, used=False)  # it may have been granted
+            await self._give_back(request, INTERRUPTED, used=False)  # the relay may have granted it
             raise
         if taken is not None:
             self._elsewhere[request.key] = taken
@@ -486,7 +486,7 @@ class Inbox:
         return not claim.lost
 
     async def _give_back(self, request: CheckedRequest, why: str, *, used: bool) -> None:
-        """Nothing becomes of the request here: others may have it. used: it was opened, and cannot be here once more."""
+        """Give the claim back, so that others may take the request. used: the URL was opened, so not this companion again."""
 
         async def tell() -> None:
             await self._relay.release(*request.key)

@@ -1,19 +1,19 @@
-"""The software phone, FOR DEMONSTRATIONS AND TESTS ONLY: the corridor from a FIDO URL to an answer.
+"""The software phone, FOR DEMONSTRATIONS AND TESTS ONLY: it serves one hybrid transaction, from FIDO URL to response.
 
-The mirror of the device's corridor (CTAP 2.2 §11.5.1): the URL is checked, a tunnel opened under its ID, the
-advert sent until somebody comes through the tunnel, and whoever comes must hold the URL's key. Then exactly
-one command is served, makeCredential or getAssertion, of the kind that was announced; its user is asked, the
-answer goes out, and the phone hangs up. A phone that serves more gives whoever holds the channel more. In place
-of that one command, and where no envelope announced another, a client may send authenticatorSelection (§6.9): its
-user is asked whether this is the phone to use, and nothing is made or signed.
+It does the authenticator's part of CTAP 2.2 §11.5.1: it checks the URL, opens a tunnel under its ID, sends the advert
+until a client joins the tunnel, and makes the handshake, which proves that the client holds the URL's key. Then it
+serves exactly one command of the announced kind, makeCredential or getAssertion: it asks its user, sends the response,
+and closes. One command only, so that a peer gains no second signature from one consent. In place of that command, and
+where no envelope announced another, a client may send authenticatorSelection (§6.9): the phone asks whether it is the
+one to use, and makes or signs nothing.
 
-What its user is asked is taken back as soon as nobody waits for the answer any more:
+The question to the user is cancelled as soon as nobody waits for its answer:
 
 =====================================  =====================  ============================================
-the device says goodbye (shutdown)     `NotApproved`          cancelled; nothing is answered
-the request is withdrawn at the relay  `NotApproved`          cancelled; nothing is answered
-the tunnel ends, however it does       `TransportError`
-time is up                             `NotApproved`          expired; CTAP2_ERR_USER_ACTION_TIMEOUT
+the device sends a shutdown            `NotApproved`          cancelled; no response
+the request is withdrawn at the relay  `NotApproved`          cancelled; no response
+the tunnel ends                        `TransportError`
+the time is over                       `NotApproved`          expired; CTAP2_ERR_USER_ACTION_TIMEOUT
 a second command comes                 `RemoteProtocolError`
 =====================================  =====================  ============================================
 """
@@ -55,12 +55,12 @@ from headless_passkey.names import printable
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 
-MAX_AGE: Final = 300  # seconds a FIDO URL lives
+MAX_AGE: Final = 300  # seconds after which a FIDO URL expires
 MAX_AHEAD: Final = 120  # seconds the device's clock may be ahead of ours: each may be 60 s off the relay's
 WARNING: Final = "this is a software phone for demonstrations and tests: it protects no passkey from anybody"
 
-_LINGER: Final = 3.0  # seconds for the device to say goodbye after the answer
-_GRACE: Final = 1.0  # seconds kept at the end to tell the device that the user did not answer
+_LINGER: Final = 3.0  # seconds for the device's shutdown message after the response
+_GRACE: Final = 1.0  # seconds reserved for the response "the user did not answer"
 _MAX_MESSAGES: Final = 16  # besides the one command: updates, getInfo
 _WEBSOCKET: Final = 0  # key 6 of the URL
 
@@ -68,7 +68,7 @@ _KINDS: Final[dict[int, RequestKind]] = {  # the commands that are served
     Command.GET_ASSERTION: RequestKind.GET_ASSERTION,
     Command.MAKE_CREDENTIAL: RequestKind.MAKE_CREDENTIAL,
 }
-_BREACHES: Final = frozenset(  # statuses that say the device broke the protocol
+_BREACHES: Final = frozenset(  # statuses for a violation of the protocol by the device
     {Status.INVALID_COMMAND, Status.INVALID_CBOR, Status.MISSING_PARAMETER, Status.CBOR_UNEXPECTED_TYPE}
 )
 
@@ -79,24 +79,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What the user is shown and asked."""
+    """A question to the phone's user."""
 
-    kind: (
-        RequestKind | None
-    )  # GET_ASSERTION or MAKE_CREDENTIAL; None: only whether this is the phone to use (§6.9)
-    rp_id: str | None  # None with no kind
+    kind: RequestKind | None  # GET_ASSERTION or MAKE_CREDENTIAL; None: authenticatorSelection (§6.9)
+    rp_id: str | None  # None without a kind
     accounts: tuple[
         User, ...
-    ]  # who can answer, at least one; for a registration the new account; none with no kind
+    ]  # the accounts to choose from; for a registration the new one; empty without a kind
 
 
-# The index of the account that answers, or None when the user declines. Cancelled when the question is moot.
+# Returns the index of the chosen account, or None when the user declines. Cancelled when nobody waits for the answer.
 UserVerification = Callable[[Question], Awaitable[int | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Announced:
-    """What a signed envelope said before the phone was opened; the command must agree."""
+    """What a signed envelope announced; the command must match it."""
 
     kind: RequestKind
     rp_id: str
@@ -104,14 +102,14 @@ class Announced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelService:
-    """A tunnel service and the number that names it in adverts; the number stands for nothing else here."""
+    """A tunnel service, and the tunnel domain number that stands for it in this phone's adverts."""
 
     number: int
     base: str  # wss://host[:port][/path]
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """``N=wss://HOST:PORT``; `ValueError` for anything else."""
+        """Parse ``N=wss://HOST:PORT``; `ValueError` for anything else."""
         number, _, base = text.partition("=")
         if not (number.isascii() and number.isdigit() and len(number) <= 5 and int(number) <= 0xFFFF):
             raise ValueError("expected N=wss://HOST:PORT with N from 0 to 65535")
@@ -123,12 +121,12 @@ class TunnelService:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoftwarePhone:
-    """A phone with its passkeys, its radio, its tunnel service and its user."""
+    """A phone in software: passkeys, radio, tunnel service and user."""
 
     credentials: CredentialFile
     advertiser: Advertiser
     tunnel_service: TunnelService
-    tls: ssl.SSLContext | None  # whom to believe; None: the system's roots
+    tls: ssl.SSLContext | None  # trusted roots; None: the system's
     verify_user: UserVerification
     on_stage: Callable[[str], None] = lambda stage: logger.info("%s", stage)
     clock: Callable[[], float] = time.time
@@ -143,8 +141,8 @@ class SoftwarePhone:
     ) -> None:
         """Serve one transaction; returns when its command was answered with success.
 
-        timeout: seconds for everything. withdrawn: set when the request that brought the URL is over; what is
-        not answered by then is taken back. Raises `RemoteProtocolError` for a malformed URL or a peer that
+        timeout: seconds for everything. withdrawn: set when the request that brought the URL has ended, which cancels
+        the transaction. Raises `RemoteProtocolError` for a malformed URL or a peer that
         breaks the protocol, `TrustError` when a check refuses, `NotApproved` when the user declines, nobody
         waits for the answer any more or time runs out, `CtapError` when the answer is another no,
         `TransportError`.
@@ -167,7 +165,7 @@ class SoftwarePhone:
     async def _connected(
         self, transaction: PhoneTransaction, withdrawn: asyncio.Event
     ) -> AsyncIterator["_Conversation"]:
-        """The encrypted channel to whoever holds the URL and heard the advert."""
+        """Open the encrypted channel to the peer that holds the URL's key and received the advert."""
         info = self.credentials.load().info
         url = new_url(self.tunnel_service.base, transaction.tunnel_id)
         self.on_stage("connecting")
@@ -194,7 +192,7 @@ class SoftwarePhone:
         limit: asyncio.Timeout,
         question_deadline: float,
     ) -> None:
-        """Answer the one command, whatever the answer is; raises when it is a no."""
+        """Serve the one command; raises when the response is not success."""
         try:
             try:
                 async with asyncio.timeout_at(question_deadline):
@@ -202,12 +200,14 @@ class SoftwarePhone:
             except TimeoutError as error:
                 raise NotApproved(Outcome.EXPIRED, "the user did not answer in time") from error
         except HeadlessPasskeyError as error:
-            limit.reschedule(None)  # what is left has bounds of its own
+            limit.reschedule(None)  # the rest has limits of its own
             status = _status(error)
             if status is not None:
                 await conversation.finish(status)
             elif isinstance(error, NotApproved):
-                await conversation.goodbye()  # the relay tells the device why; a tunnel that closes would not
+                await (
+                    conversation.goodbye()
+                )  # the relay tells the device the reason, and a closed tunnel would not
             if status in _BREACHES:
                 message = f"the device's command 0x{command.code:02X} was refused: {error}"
                 raise RemoteProtocolError(message) from error
@@ -218,7 +218,7 @@ class SoftwarePhone:
         await conversation.goodbye()
 
     async def _decide(self, command: Ctap, binding: "_Binding", conversation: "_Conversation") -> bytes:
-        """The response's CBOR, or the error that says why not."""
+        """Make the response's CBOR; raises when there is none."""
         if command.code == Command.SELECTION and not command.payload:
             binding.check_kind(None)
             await self._ask(Question(kind=None, rp_id=None, accounts=()), conversation)
@@ -239,7 +239,7 @@ class SoftwarePhone:
                 return asked.approve(account=account).encode()
 
     async def _ask(self, question: Question, conversation: "_Conversation") -> int:
-        """The account that the user answers with; `NotApproved` when the user declines."""
+        """Ask the user; returns the index of the account. `NotApproved` when the user declines."""
         account = await conversation.unless_it_ends(self.verify_user(question))
         if account is None:
             raise NotApproved(Outcome.DECLINED, "the user declined")
@@ -248,7 +248,7 @@ class SoftwarePhone:
 
 
 def check_url(text: str, *, now: float) -> FidoUrl:
-    """The URL, fresh enough and of a kind this phone can serve. now: Unix seconds."""
+    """Parse the URL, and check its age and its kind. now: Unix seconds."""
     url = FidoUrl.parse(text)
     if url.channels is not None and _WEBSOCKET not in url.channels:
         raise RemoteProtocolError("the device offers no websocket tunnel, and this phone has nothing else")
@@ -265,7 +265,7 @@ def check_url(text: str, *, now: float) -> FidoUrl:
 
 
 class _Conversation:
-    """What goes through the tunnel after the handshake: one command, and what may come around it."""
+    """The messages after the handshake: one command, and updates, getInfo and shutdown around it."""
 
     def __init__(
         self, tunnel: Tunnel, channel: AuthenticatorChannel, info: bytes, withdrawn: asyncio.Event
@@ -274,7 +274,7 @@ class _Conversation:
         self._messages, self._heard_goodbye = 0, False
 
     async def command(self) -> Ctap:
-        """The next request other than getInfo, which is answered on the way; a goodbye is `NotApproved`."""
+        """Receive the next request other than getInfo, which is answered here; a shutdown is `NotApproved`."""
         while True:
             match await self._event():
                 case Ctap(code=Command.GET_INFO):
@@ -285,20 +285,20 @@ class _Conversation:
                     raise NotApproved(Outcome.CANCELLED, "the device said goodbye without a request")
 
     async def unless_it_ends(self, question: Awaitable[int | None]) -> int | None:
-        """The user's answer, when the device still waits for it: else the question is taken back."""
+        """Await the user's answer; the question is cancelled when the device stops waiting for it."""
         return await _unless(self._withdrawn, _first(self._listen(), question))
 
     async def reply(self, status: Status, payload: bytes = b"") -> None:
         await self._tunnel.send(self._channel.reply(status, payload))
 
     async def finish(self, status: Status) -> None:
-        """Answer with a no, and give the device time to read it; that it has gone already is no news."""
+        """Send a response that is an error, and wait for the device's shutdown; a device that is gone is ignored."""
         with contextlib.suppress(TransportError):
             await self.reply(status)
             await self.goodbye()
 
     async def goodbye(self) -> None:
-        """Until the device says goodbye, a few seconds at most; another request is refused."""
+        """Wait for the device's shutdown message, a few seconds at most; another request is refused."""
         if self._heard_goodbye:
             return
         with contextlib.suppress(TimeoutError, TransportError, RemoteProtocolError, NotApproved):
@@ -308,7 +308,7 @@ class _Conversation:
                 await self.reply(Status.NOT_ALLOWED)
 
     async def _listen(self) -> NoReturn:
-        """Take what may come while the user is asked; ends only by raising."""
+        """Receive messages while the user is asked; ends only by raising."""
         while True:
             match await self._event():
                 case Ctap():
@@ -319,7 +319,7 @@ class _Conversation:
                     raise NotApproved(Outcome.CANCELLED, "the device said goodbye before it was answered")
 
     async def _event(self) -> Ctap | Shutdown | None:
-        """The next event; None for one that means nothing to a phone."""
+        """Receive the next event; None for one without meaning for a phone."""
         self._messages += 1
         if self._messages > _MAX_MESSAGES:
             raise RemoteProtocolError(f"more than {_MAX_MESSAGES} messages for one command")
@@ -342,7 +342,7 @@ class _Conversation:
 
 
 async def _unless(withdrawn: asyncio.Event, work: Awaitable[_T]) -> _T:
-    """What `work` gives; `NotApproved` (cancelled) once the request is withdrawn, even when it has given something."""
+    """Await `work`; `NotApproved` (cancelled) once the request is withdrawn, also when `work` is done."""
 
     async def end() -> NoReturn:
         await withdrawn.wait()
@@ -352,7 +352,7 @@ async def _unless(withdrawn: asyncio.Event, work: Awaitable[_T]) -> _T:
 
 
 async def _first(end: Coroutine[Any, Any, NoReturn], work: Awaitable[_T]) -> _T:
-    """What `work` gives, unless `end` has raised by then: whichever is not needed any more is cancelled."""
+    """Await `work`, unless `end` raises first; the other one is cancelled."""
     ending, working = asyncio.ensure_future(end), asyncio.ensure_future(work)
     try:
         await asyncio.wait({ending, working}, return_when=asyncio.FIRST_COMPLETED)
@@ -367,22 +367,22 @@ async def _first(end: Coroutine[Any, Any, NoReturn], work: Awaitable[_T]) -> _T:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Binding:
-    """What was announced, and so binds the command; None where nothing does."""
+    """What was announced and binds the command; None where nothing was."""
 
     kind: RequestKind | None
     rp_id: str | None
-    strict: bool  # an envelope announced it, which leaves no room for a selection
+    strict: bool  # announced by an envelope, which excludes authenticatorSelection
 
     @classmethod
     def of(cls, url: FidoUrl, announced: Announced | None) -> Self:
-        """Without an envelope only key 5 binds, and only when it says ``ga`` or ``mc``: absent is not a promise."""
+        """Take the announcement of an envelope, or else of key 5 of the URL where it says ``ga`` or ``mc``."""
         if announced is not None:
             return cls(kind=announced.kind, rp_id=announced.rp_id, strict=True)
         kind = next((hint for hint in _KINDS.values() if hint == url.hint_raw), None)
         return cls(kind=kind, rp_id=None, strict=False)
 
     def check_kind(self, kind: RequestKind | None) -> None:
-        """kind: of the command; None for a selection, which Chromium sends whatever its URL announced."""
+        """Check the command's kind. None: authenticatorSelection, which Chromium sends after any announcement."""
         refused = self.strict if kind is None else self.kind not in (None, kind)
         if refused:
             asks = "which phone to use" if kind is None else kind
@@ -398,7 +398,7 @@ class _Binding:
 
 
 def _status(error: HeadlessPasskeyError) -> Status | None:
-    """What the device is told; None when there is nobody, or nothing, to tell."""
+    """The status that the device gets; None where no response is possible."""
     match error:
         case CtapError(status=status):
             return Status(status)
@@ -413,18 +413,18 @@ def _status(error: HeadlessPasskeyError) -> Status | None:
 
 
 async def accept(question: Question) -> int:
-    """A user who agrees to everything, with the newest account: for tests."""
+    """Accept every question with the newest account. For tests."""
     del question
     return 0
 
 
 async def decline(question: Question) -> None:
-    """A user who declines everything: for tests."""
+    """Decline every question. For tests."""
     del question
 
 
 def ask(terminal: Terminal) -> UserVerification:
-    """A user at the terminal. It proves a person, not which one: no finger, no face."""
+    """Ask a user at the terminal. It proves user presence, and no identity."""
 
     async def verify(question: Question) -> int | None:
         terminal.show("", _title(question))

@@ -1,8 +1,8 @@
-"""The QR code of a FIDO URL, laid out for the screen there is. Pure: sizes come in, text goes out.
+"""The QR code of a FIDO URL, laid out for a terminal's size. Pure: sizes are arguments, text is the result.
 
 A code is drawn with half blocks, two modules in a character cell, where the screen's encoding has them, and else in
-ASCII, a module in two cells. Less error correction and a narrower quiet zone make it smaller: a screen is not
-scratched, and phones read codes with two light modules around them. Beside it, or below, stands what it is for.
+ASCII, one module in two cells. Less error correction and a narrower quiet zone make a code smaller: a screen has no
+scratches, and phones read codes with a quiet zone of two modules. The caption is beside the code or below it.
 """
 
 import io
@@ -28,22 +28,22 @@ _GAP: Final = 2  # columns between code and caption
 _NARROWEST: Final = 24  # columns of a caption beside the code
 _SCALE: Final = 8  # pixels of a module in a file
 
-# light on dark whatever the terminal's colours are: cameras want the light parts light
+# colours are set: cameras need light modules light, whatever the terminal's colours are
 _LIGHT_ON_DARK, _LIGHT, _DARK, _OFF = "\x1b[97;40m", "\x1b[97;107m", "\x1b[30;40m", "\x1b[0m"
 
-# the terminal's other screen, which leaves nothing to scroll back to; no cursor, and no line broken that is too long
+# the alternate screen, which has no scrollback; no cursor, and no wrapping of long lines
 ENTER, CLEAR, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J", "\x1b[2J", "\x1b[2J\x1b[?7h\x1b[?25h\x1b[?1049l"
 
 
 class Cells(Enum):
-    """What a screen can draw a code with."""
+    """The characters that a code is drawn with."""
 
     HALF_BLOCKS = "half blocks"
     ASCII = "ASCII"
 
     @classmethod
     def of(cls, encoding: str) -> "Cells":
-        """What a screen of that character encoding can draw with."""
+        """Choose the characters for a terminal's encoding."""
         try:
             "▀▄█".encode(encoding)
         except (UnicodeEncodeError, LookupError):
@@ -53,23 +53,23 @@ class Cells(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caption:
-    """What a code is for."""
+    """The text beside a code: device, kind of request, relying party, time left."""
 
-    device: str  # by its label
+    device: str  # its label
     asks: str  # sign in, create a passkey
     rp_id: str
 
     def lines(self, width: int, seconds: float) -> list[str]:
-        """All of it in lines of `width` cells. seconds: until the code is worth nothing.
+        """Write the caption in lines of `width` cells. seconds: until the code expires.
 
-        The RP ID begins a line: however a terminal draws the device's name, it stays where it is.
+        The RP ID begins a line, so that no device name can move it, however a terminal draws that.
         """
         who, at = f"{printable(self.device)} asks to {self.asks}", f"at {printable(self.rp_id, MAX_DOMAIN)}"
         how = "Scan this code with the phone's camera."
         return [*_wrap(who, width), *_wrap(at, width), "", *_wrap(how, width), "", _left(seconds)]
 
     def short_lines(self, width: int, seconds: float) -> list[str]:
-        """The same in three lines: of an RP ID that is too long its end, which says whose it is, is kept."""
+        """Write the caption in three lines. A long RP ID keeps its end, the registrable domain."""
         who = _cut(f"{printable(self.device)} asks to {self.asks}", width)
         at = printable(self.rp_id, MAX_DOMAIN)
         if cell_len(f"at {at}") > width:
@@ -79,7 +79,7 @@ class Caption:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A code as lines of one width, with the colours that cameras want."""
+    """A code as lines of one width, with colours."""
 
     lines: tuple[str, ...] = field(repr=False)
     size: terminal_size
@@ -87,14 +87,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where code and caption stand."""
+    """The places of code and caption on a screen."""
 
     picture: Picture
-    caption: Callable[[float], Sequence[str]]  # given the seconds that are left
+    caption: Callable[[float], Sequence[str]]  # called with the seconds left
     beside: bool  # the caption beside the code; else below it
 
     def frame(self, seconds: float) -> str:
-        """What draws it, over what was drawn before."""
+        """Make the text that draws the layout over the previous one."""
         code, caption = self.picture.lines, tuple(self.caption(seconds))
         if not self.beside:
             return _from_the_top([*code, *caption])
@@ -105,24 +105,24 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """The QR code of one FIDO URL. A secret, as the URL is."""
+    """The QR code of one FIDO URL, and as secret as the URL."""
 
     url: str = field(repr=False)
 
     def png(self) -> bytes:
-        """A picture file."""
+        """Make a PNG file."""
         file = io.BytesIO()
         _encode(self.url, _ERRORS[0]).save(file, kind="png", scale=_SCALE, border=_QUIET)
         return file.getvalue()
 
     def pictures(self, cells: Cells) -> Iterator[Picture]:
-        """From the best to the smallest."""
+        """Make pictures, from the most readable to the smallest."""
         for quiet in range(_QUIET, _MIN_QUIET - 1, -1):
             for error in _ERRORS:
                 yield _draw(_encode(self.url, error), quiet, cells)
 
     def lay_out(self, size: terminal_size, cells: Cells, caption: Caption) -> Layout | None:
-        """The best picture and the fullest caption that fit a screen together; None when none does."""
+        """Choose the best picture and the longest caption that fit a screen together; None when none fits."""
         pictures = tuple(self.pictures(cells))
         for write in (caption.lines, caption.short_lines):
             for picture in pictures:
@@ -145,7 +145,7 @@ class Code:
 
 
 def too_small(size: terminal_size, least: terminal_size, caption: Caption, file: str, seconds: float) -> str:
-    """What draws, on a screen that is too small, how large it must be and where the code is instead."""
+    """Make the text for a screen that is too small: the size needed, and the file that holds the code instead."""
     lines = [
         *_wrap(
             f"This terminal has {size.columns} columns and {size.lines} rows. The QR code needs {least.columns} and"
@@ -159,7 +159,7 @@ def too_small(size: terminal_size, least: terminal_size, caption: Caption, file:
 
 
 def _encode(url: str, error: str) -> segno.QRCode:
-    """Two segments: the digits after the prefix take less than half of what letters take."""
+    """Encode in two segments, prefix and digits: numeric mode needs less than half the space."""
     prefix, digits = url[: len(PREFIX)], url[len(PREFIX) :]
     return segno.make([prefix.upper(), digits], micro=False, error=error, boost_error=False)  # type: ignore[arg-type]  # a list of segments will do
 
@@ -183,7 +183,7 @@ def _half_block(upper: bool, lower: bool) -> str:  # noqa: FBT001  dark or not
 
 
 def _from_the_top(lines: Sequence[str]) -> str:
-    """Each line in its place; the cursor where what is written next scrolls nothing away."""
+    """Draw from the top, and leave the cursor where the next output scrolls nothing."""
     return "".join(f"\x1b[{row};1H\x1b[K{line}" for row, line in enumerate(lines, 1)) + "\x1b[H"
 
 
@@ -193,7 +193,7 @@ def _left(seconds: float) -> str:
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of at most `width` cells; a word that is longer is broken."""
+    """Wrap text to `width` cells; a longer word is broken."""
     lines, line = [], ""
     for word in text.split(" "):
         for part, piece in enumerate(chop_cells(word, max(2, width)) or [""]):

@@ -1,7 +1,7 @@
-"""The push relay as a companion sees it (docs/protocol/relay.md).
+"""The companion's client of the relay (docs/protocol/relay.md).
 
-What a companion and a device ask alike (rings, introductions) is `headless_passkey.account.relay.MemberClient`'s; here is the rest.
-Every answer is taken in strictly, and believed in nothing but what it delivers.
+The calls that devices make too (rings, introductions) are in `headless_passkey.account.relay.MemberClient`. Every answer
+is parsed strictly; the relay is trusted for delivery only.
 """
 
 from collections.abc import Mapping
@@ -29,12 +29,12 @@ from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Invita
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 
-_MAX_ITEMS: Final = 64  # requests in one answer; the relay lets three devices wait at a time
+_MAX_ITEMS: Final = 64  # requests in one answer; the relay admits three pending ones
 _MAX_CURSOR: Final = 64  # characters
 
 
 class Event(StrEnum):
-    """How a request ended here."""
+    """The events that a companion reports about a request."""
 
     DECLINED = "declined"
     FAILED = "failed"
@@ -42,14 +42,14 @@ class Event(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One live request, as the relay lists it. Nothing of it is believed before it is checked."""
+    """One live request of the relay's list, unverified."""
 
     device: str
     request_id: bytes  # 16 bytes
     state: RequestState
     version: int  # grows with every change
     claimed_by: str | None
-    stays: bool  # whether who opened it said that it stays
+    stays: bool  # `stays` of the companion that opened it
     sealed: bytes = field(repr=False)
 
     @property
@@ -75,14 +75,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """What the inbox holds now."""
+    """The content of the inbox at one time."""
 
-    cursor: str  # give it back to wait for a change
+    cursor: str  # for the next call, which then waits for a change
     items: tuple[Item, ...]
 
 
 class CompanionRelay(MemberClient):
-    """The calls a companion makes."""
+    """Makes a companion's calls to the relay."""
 
     _unknown = (
         "the relay knows no companion with this key: it was removed, or the account was reset; join again"
@@ -91,7 +91,7 @@ class CompanionRelay(MemberClient):
     # Requests
 
     async def inbox(self, *, cursor: str | None, wait: int, patience: float = PATIENCE) -> Page:
-        """All live requests for us; held up to `wait` seconds while that is what `cursor` stands for."""
+        """List all live requests for us; the relay holds the answer up to `wait` seconds while it equals that of `cursor`."""
         query = {} if cursor is None else {"cursor": cursor}
         with self._known():
             answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
@@ -101,9 +101,9 @@ class CompanionRelay(MemberClient):
         return Page(cursor=answer.text("cursor", _MAX_CURSOR), items=items)
 
     async def claim(self, device: str, request_id: bytes) -> int | None:
-        """None when the request is ours to open, else its version since another companion has it.
+        """Claim a request: None when the claim is ours, else the version since which another companion holds it.
 
-        `NotApproved` when it has ended. The same again is fine.
+        `NotApproved` when it has ended. Idempotent.
         """
         try:
             answer = await self._event(device, request_id, {"event": "claimed"})
@@ -116,14 +116,14 @@ class CompanionRelay(MemberClient):
         return None
 
     async def opened(self, device: str, request_id: bytes, *, stays: bool) -> None:
-        """Say that a claimed request went to the phone. stays: whether we go on calling as long as it lives.
+        """Report that a claimed request was opened. stays: whether we go on calling until it ends.
 
         `NotApproved` when the request had ended before, `TransportError` when the claim is not ours any more.
         """
         await self._event(device, request_id, {"event": "opened", "stays": stays})
 
     async def release(self, device: str, request_id: bytes) -> None:
-        """Give a claim back. The same again is fine, and so is giving back what was never granted."""
+        """Give a claim back. Idempotent, also for a claim that was never granted."""
         try:
             await self._event(device, request_id, {"event": "released"})
         except ProblemAnswer as problem:
@@ -131,9 +131,9 @@ class CompanionRelay(MemberClient):
                 raise
 
     async def report(self, device: str, request_id: bytes, event: Event, reason: str | None = None) -> None:
-        """Say what became of a request here. reason: a word of at most 64 of [a-z0-9-].
+        """Report an event of a request. reason: at most 64 of [a-z0-9-].
 
-        `NotApproved` when the request had ended before; that it ended by this very event is fine.
+        `NotApproved` when the request had ended before, except by this same event (idempotent).
         """
         body = {"event": str(event)} if reason is None else {"event": str(event), "reason": reason}
         await self._event(device, request_id, body)
@@ -146,7 +146,7 @@ class CompanionRelay(MemberClient):
             if problem.slug == "state-conflict":
                 state = request_state(problem.members)
                 if state == body["event"]:
-                    return problem.members  # an earlier attempt arrived, its answer did not
+                    return problem.members  # an earlier attempt arrived, and its answer was lost
                 raise _ended(state) from problem
             if problem.slug == "not-found":
                 raise NotApproved(Outcome.EXPIRED, "the relay has no such request any more") from problem
@@ -155,7 +155,7 @@ class CompanionRelay(MemberClient):
     # Rings
 
     async def append_ring(self, ring: Ring) -> bool:
-        """Make `ring` the head; False when the head has moved meanwhile."""
+        """Append a ring (compare and set); False when another ring was appended meanwhile."""
         try:
             with self._known():
                 await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
@@ -165,10 +165,10 @@ class CompanionRelay(MemberClient):
             raise
         return True
 
-    # Getting in, and letting in
+    # Enrolment
 
     async def found(self, code: AccountCode, ring: Ring) -> None:
-        """Use up an account code: `ring` is the account's first. The same again is fine."""
+        """Found an account with its code and first ring. Idempotent."""
         body = {"code": base64url(code.code), "ring": base64url(ring.document)}
         try:
             answer = await self._http.post("/v1/accounts", body)
@@ -183,13 +183,13 @@ class CompanionRelay(MemberClient):
             raise RemoteProtocolError("the relay founded another account")
 
     async def announce(self, invitation: Invitation) -> None:
-        """Let the relay take one introduction with the invitation's ticket."""
+        """Announce an invitation: the relay then accepts one introduction with its ticket."""
         body = {"kind": str(invitation.kind), "expires_at": invitation.expires_at}
         with self._known():
             await self._http.put(f"/v1/invitations/{invitation.id}", body)
 
     async def introduction(self, invitation: Invitation, *, wait: int) -> tuple[bytes, bytes, bytes] | None:
-        """Body, signature and MAC of whoever came with the invitation; None when nobody has yet."""
+        """Fetch the introduction for an invitation: body, signature and MAC; None when none has come yet."""
         answer = await self._http.get(f"/v1/invitations/{invitation.id}", wait=min(wait, MAX_WAIT))
         match answer.text("state"):
             case "open":
@@ -204,7 +204,7 @@ class CompanionRelay(MemberClient):
         raise RemoteProtocolError("the relay names a state of the invitation that does not exist")
 
     async def answer(self, invitation: Invitation, ring: Ring, mac: bytes) -> bool:
-        """Admit: `ring` is the head and holds the newcomer. False when the head has moved meanwhile."""
+        """Admit the newcomer that `ring`, the head, holds. False when another ring was appended meanwhile."""
         try:
             await self._answer(invitation, {"ring": base64url(ring.document), "mac": base64url(mac)})
         except ProblemAnswer as problem:
@@ -214,11 +214,11 @@ class CompanionRelay(MemberClient):
         return True
 
     async def turn_away(self, invitation: Invitation) -> None:
-        """Do not admit."""
+        """Decline the newcomer."""
         await self._answer(invitation, {"declined": True})
 
     async def withdraw(self, invitation: Invitation) -> None:
-        """Take the invitation back: whoever comes or waits with it is told so. The same again is fine."""
+        """Withdraw the invitation; a newcomer that holds it is told so. Idempotent."""
         await self._http.delete(f"/v1/invitations/{invitation.id}")
 
     async def _answer(self, invitation: Invitation, body: dict[str, str | bool]) -> None:
@@ -226,7 +226,7 @@ class CompanionRelay(MemberClient):
 
 
 def _ended(state: RequestState) -> NotApproved | TransportError:
-    """What a request that takes no event any more has come to."""
+    """Make the error for a request that has ended."""
     match state:
         case RequestState.DECLINED:
             return NotApproved(Outcome.DECLINED, "it was declined on another companion")

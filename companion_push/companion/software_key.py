@@ -1,15 +1,15 @@
 """A passkey authenticator in software, FOR DEMONSTRATIONS AND TESTS ONLY.
 
-Its private keys are plain bytes in this process and, through `credential_file`, plain bytes in a file: whoever
-reads them is the user. A phone keeps passkeys in hardware and asks for a face or a finger; this keeps nothing
-and asks nobody, it leaves user verification to the program around it, and claims it.
+Its private keys are plain bytes in this process and, through `credential_file`, in a file: whoever reads them can
+sign in as the user. A phone keeps passkeys in hardware and verifies its user. This module does neither: it sets the flag UV,
+and leaves user verification to its caller.
 
-It is pure: no file, no clock, no question to a user. A request goes through two stages, and the program asks
-its user between them::
+It is pure: no file, no clock, no user interface. A request has two stages, and the program asks its user between
+them::
 
-    asked = key.ask(command, payload)      # CtapError when the answer is no already
+    asked = key.ask(command, payload)      # CtapError when the request fails already
     ...                                    # show asked.rp_id and asked.accounts, verify the user
-    made = asked.approve(now=...)          # a Registration: made.response goes out, key.adding(made) is kept
+    made = asked.approve(now=...)          # a Registration: send made.response, store key.adding(made)
     response = asked.approve(account=0)    # an Assertion
 
 Section numbers are CTAP 2.2's. The signature counter is always 0, which says that there is none (WebAuthn L3
@@ -53,7 +53,7 @@ _USER_PRESENT, _USER_VERIFIED = 0x01, 0x04
 _BACKUP_ELIGIBLE, _BACKED_UP = 0x08, 0x10
 _ATTESTED = 0x40
 _CREDENTIAL_ID_SIZE = 32
-_MAX_NAME = 256  # characters kept of a user's names; §6.1.2 allows truncating them
+_MAX_NAME = 256  # characters stored of a user's names (truncation: §6.1.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,29 +65,31 @@ class Credential:
     user: User
     private_key: bytes = field(repr=False)  # 32-byte scalar
     created: int  # Unix seconds; of several, the newest is offered first
-    discoverable: bool  # found without an allow list
-    synced: bool  # flags BE and BS: it may live, and does live, on other devices too
+    discoverable: bool  # usable without an allow list
+    synced: bool  # flags BE and BS: backup eligible, and backed up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """What a registration gives: the answer, the new credential, and all credentials there are now."""
+    """The result of a registration: the response, the new credential, and all credentials after it."""
 
     response: MakeCredentialResponse
     credential: Credential
-    replaced: Credential | None  # the discoverable credential of the same account, now gone (§6.1.2 step 15)
+    replaced: (
+        Credential | None
+    )  # the account's former discoverable credential, which is removed (§6.1.2 step 15)
 
 
 @dataclass(frozen=True, slots=True)
 class SoftwareKey:
-    """The credentials, and what can be asked of them. Immutable: `adding` gives the next state."""
+    """An authenticator's credentials and commands. Immutable: `adding` returns the next state."""
 
     credentials: tuple[Credential, ...] = ()
-    synced: bool = False  # whether new credentials claim to be synced
+    synced: bool = False  # whether new credentials have the flags BE and BS
 
     @property
     def info(self) -> GetInfoResponse:
-        """What authenticatorGetInfo answers (§6.4); docs/adr/0011 holds it against what is served."""
+        """The response of authenticatorGetInfo (§6.4); docs/adr/0011 gives the reasons."""
         return GetInfoResponse(
             versions=("FIDO_2_0", "FIDO_2_1"),
             extensions=(PRF,),
@@ -98,7 +100,7 @@ class SoftwareKey:
         )
 
     def ask(self, command: int, payload: bytes) -> "Registration | Assertion":
-        """The first stage of any command. Total: any bytes give a stage or `CtapError`, the status to answer."""
+        """Parse and check any command, its first stage. Total: any bytes give a stage, or `CtapError` with the status."""
         try:
             match command:
                 case Command.MAKE_CREDENTIAL:
@@ -115,7 +117,7 @@ class SoftwareKey:
             refuse(_parse_status(command, payload))
 
     def make_credential(self, request: MakeCredentialRequest) -> "Registration":
-        """The first stage of authenticatorMakeCredential (§6.1)."""
+        """Check authenticatorMakeCredential (§6.1), its first stage."""
         if not is_domain(request.rp_id):
             refuse(Status.INVALID_PARAMETER)
         if ES256 not in request.algorithms:
@@ -125,9 +127,9 @@ class SoftwareKey:
         return Registration(key=self, request=request, prf=_Prf.of(request.extensions))
 
     def get_assertion(self, request: GetAssertionRequest) -> "Assertion":
-        """The first stage of authenticatorGetAssertion (§6.2)."""
+        """Check authenticatorGetAssertion (§6.2), its first stage."""
         if not request.user_presence:
-            refuse(Status.UNSUPPORTED_OPTION)  # an assertion behind the user's back
+            refuse(Status.UNSUPPORTED_OPTION)  # an assertion without user presence
         of_rp = [each for each in reversed(self.credentials) if each.rp_id == request.rp_id]
         if request.allow_list:
             of_rp = [credential for credential in of_rp if credential.credential_id in request.allow_list]
@@ -146,7 +148,7 @@ class SoftwareKey:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """A registration that waits for its user."""
+    """A checked registration that waits for the user's consent."""
 
     key: SoftwareKey = field(repr=False)
     request: MakeCredentialRequest
@@ -158,14 +160,14 @@ class Registration:
 
     @property
     def accounts(self) -> tuple[User, ...]:
-        """The one account that the new credential is for."""
+        """The account of the new credential."""
         return (self.request.user,)
 
     def approve(self, *, now: int, random: Callable[[int], bytes] = secrets.token_bytes) -> Registered:
-        """The credential; the caller has verified the user.
+        """Make the credential; the caller has verified the user.
 
-        An excluded credential is told only now, after the user agreed, so that nobody can probe for it behind
-        the user's back (§6.1.2 step 12).
+        An excluded credential is reported here and not earlier, so that nobody can probe for credentials without the
+        user's consent (§6.1.2 step 12).
         """
         request, owned = self.request, self.key.credentials
         excluded = set(request.exclude_list)
@@ -207,7 +209,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Assertion:
-    """An assertion that waits for its user."""
+    """A checked assertion that waits for the user's consent."""
 
     request: GetAssertionRequest
     candidates: tuple[Credential, ...]  # at least one, newest first
@@ -219,11 +221,11 @@ class Assertion:
 
     @property
     def accounts(self) -> tuple[User, ...]:
-        """The accounts that can answer, in the order of `candidates`."""
+        """The accounts to choose from, in the order of `candidates`."""
         return tuple(credential.user for credential in self.candidates)
 
     def approve(self, *, account: int = 0) -> GetAssertionResponse:
-        """The assertion of one candidate; the caller has verified the user. account: index in `candidates`."""
+        """Sign the assertion; the caller has verified the user. account: index in `candidates`."""
         credential = self.candidates[account]
         auth_data = _auth_data(credential, 0)
         private = ec.derive_private_key(int.from_bytes(credential.private_key, "big"), CURVE)
@@ -239,14 +241,14 @@ class Assertion:
 
 @dataclass(frozen=True, slots=True)
 class _Prf:
-    """Where to evaluate a credential's pseudo-random function: salts of 32 bytes, ``first`` and perhaps ``second``."""
+    """The salts for a credential's pseudo-random function: 32 bytes each, ``first`` and perhaps ``second``."""
 
     salts: Mapping[str, bytes] | None = field(repr=False)  # for any credential
     by_credential: Mapping[bytes, Mapping[str, bytes]] = field(repr=False)  # by credential ID
 
     @classmethod
     def of(cls, extensions: Mapping[str, Any]) -> "_Prf | None":
-        """What a request's extensions ask; `CtapError` when that cannot be read."""
+        """Parse a request's prf extension; `CtapError` when it is malformed."""
         if PRF not in extensions:
             return None
         members = _mapping(extensions[PRF])
@@ -257,7 +259,7 @@ class _Prf:
         )
 
     def evaluated(self, credential: Credential) -> dict[str, Any]:
-        """The member ``results``, when anything is asked of this credential."""
+        """Evaluate for this credential: the member ``results``, or empty without a salt."""
         salts = self.by_credential.get(credential.credential_id, self.salts)
         if salts is None:
             return {}
@@ -281,7 +283,7 @@ def _mapping(value: Any) -> Mapping[Any, Any]:
 
 
 def _refuse_unoffered(command: Command, payload: bytes) -> None:
-    """Refuse what a command may hold only where getInfo offers it, which ours does not (§6.1.2, §6.2.2)."""
+    """Refuse members that need a feature of getInfo, which this authenticator does not have (§6.1.2, §6.2.2)."""
     members = cbor.decode_map(payload)
     making = command is Command.MAKE_CREDENTIAL
     options = members.get(0x07 if making else 0x05) or {}
@@ -294,12 +296,12 @@ def _refuse_unoffered(command: Command, payload: bytes) -> None:
 
 
 def refuse(status: Status) -> NoReturn:
-    """Answer `status`."""
+    """End the command with `status`."""
     raise CtapError(status, status_name(status))
 
 
 def _parse_status(command: int, payload: bytes) -> Status:
-    """The answer to a request that did not parse: not CBOR, a member missing, or one of another type."""
+    """The status for a request that does not parse: no CBOR, a missing member, or one of another type."""
     try:
         members = cbor.decode_map(payload)
     except RemoteProtocolError:
@@ -315,7 +317,7 @@ def _shortened(user: User) -> User:
 
 
 def _auth_data(credential: Credential, flags: int) -> bytes:
-    """RP id hash, flags, counter (WebAuthn L3 §6.1): 37 bytes."""
+    """Make authenticator data, 37 bytes: RP ID hash, flags, counter (WebAuthn L3 §6.1)."""
     flags |= _USER_PRESENT | _USER_VERIFIED
     if credential.synced:
         flags |= _BACKUP_ELIGIBLE | _BACKED_UP
@@ -323,6 +325,6 @@ def _auth_data(credential: Credential, flags: int) -> bytes:
 
 
 def _cose_key(public: ec.EllipticCurvePublicKey) -> bytes:
-    """The public key as COSE has it (RFC 9053 §7.1): EC2, ES256, P-256."""
+    """Encode the public key as a COSE key (RFC 9053 §7.1): EC2, ES256, P-256."""
     point = uncompressed(public)
     return cbor.encode({1: 2, 3: ES256, -1: 1, -2: point[1:33], -3: point[33:65]})

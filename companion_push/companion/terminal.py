@@ -1,8 +1,8 @@
-"""The controlling terminal: where a person is asked, whatever stdin and stdout are connected to.
+"""The controlling terminal: it asks the user, whatever stdin and stdout are connected to.
 
-What others wrote (labels, names, notes) goes through `names.printable` first, so that it can neither move the
-cursor nor reverse the reading order nor fake a second line. What was typed before the question was asked
-does not answer it. What is no answer is asked again; Ctrl-D and Ctrl-C at a question mean no.
+Text of others (labels, names, notes) is escaped by `names.printable`, so that it can neither move the
+cursor nor reverse the reading order nor fake a second line. Input that was typed before a question is discarded. An
+invalid answer repeats the question; Ctrl-D and Ctrl-C at a question mean no.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.signals import interrupted_by_keyboard
 
 _MAX_ANSWER: Final = 256  # bytes
-_LAST_WORDS: Final = 1000  # milliseconds that a terminal may take no byte on the way out
+_LAST_WORDS: Final = 1000  # milliseconds to wait on exit for a terminal that accepts no byte
 _YES_OR_NO: Final = {"y": True, "yes": True, "n": False, "no": False}
 
 T = TypeVar("T")
@@ -29,14 +29,14 @@ class Terminal:
     """An open terminal."""
 
     def __init__(self, descriptor: int, encoding: str = "utf-8") -> None:
-        """encoding: of what is shown and typed; what it cannot write is spelled out."""
+        """encoding: of output and input; characters that it lacks are escaped."""
         self._descriptor, self.encoding = descriptor, encoding
         self._turn = asyncio.Lock()
 
     @classmethod
     @contextlib.contextmanager
     def open(cls) -> Iterator[Self]:
-        """The controlling terminal of this process; `UsageError` when there is none."""
+        """Open the controlling terminal of this process; `UsageError` when there is none."""
         try:
             with cls._at("/dev/tty", _encoding()) as terminal:
                 yield terminal
@@ -46,7 +46,7 @@ class Terminal:
     @classmethod
     @contextlib.contextmanager
     def of_stderr(cls) -> Iterator[Self | None]:
-        """The terminal that stderr is; None when it is none."""
+        """Open the terminal of stderr; None when stderr is no terminal."""
         with contextlib.ExitStack() as stack:
             terminal = None
             with contextlib.suppress(OSError, ValueError):
@@ -58,7 +58,7 @@ class Terminal:
     @classmethod
     @contextlib.contextmanager
     def _at(cls, path: str, encoding: str) -> Iterator[Self]:
-        # opened anew: others that use the terminal go on to wait when they write
+        # opened anew: non-blocking mode would affect other users of the same open file
         descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
             yield cls(descriptor, encoding)
@@ -66,17 +66,17 @@ class Terminal:
             os.close(descriptor)
 
     def size(self) -> os.terminal_size:
-        """As it is now; `TransportError` when the terminal has gone."""
+        """The current size; `TransportError` when the terminal is gone."""
         try:
             columns, lines = os.get_terminal_size(self._descriptor)
         except OSError as error:
             raise TransportError("the terminal has gone") from error
         return os.terminal_size(
             (columns or 80, lines or 24)
-        )  # a line that does not say, such as a serial one
+        )  # a terminal without a size, such as a serial line
 
     async def draw(self, text: str) -> None:
-        """Write all of `text`, at the terminal's own pace; `TransportError` when it has gone."""
+        """Write all of `text`, with back-pressure; `TransportError` when the terminal is gone."""
         data = self._encoded(text)
         while data:
             try:
@@ -87,7 +87,7 @@ class Terminal:
                 raise TransportError("the terminal has gone") from error
 
     def restore(self, text: str) -> None:
-        """Write `text` on the way out; a terminal that takes nothing is not waited for."""
+        """Write `text` on exit, and give up on a terminal that accepts nothing."""
         data, poll = self._encoded(text), select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         with contextlib.suppress(OSError):
@@ -95,22 +95,22 @@ class Terminal:
                 data = data[os.write(self._descriptor, data) :]
 
     def show(self, *lines: str) -> None:
-        """Write lines; the caller has made what others wrote `printable`."""
+        """Write lines, in which the caller has escaped text of others (`printable`)."""
         self._write("".join(f"{line}\n" for line in lines))
 
     async def ask(
         self, question: str, answer: Callable[[str], T | None], *, slip: str | None = None
     ) -> T | None:
-        """What the person answers; None when that is nothing more: Ctrl-D, or Ctrl-C.
+        """Ask a question; returns the answer, or None for Ctrl-D or Ctrl-C.
 
-        answer: makes of a line what it means, or None when it is no answer, and then the question is asked
-        again. slip: what is said before that. `TransportError` when the terminal has gone. Cancelling takes the
-        question back: the line is ended, and a late answer goes nowhere.
+        answer: parses a line; None means invalid, and repeats the question. slip: the message before the repetition.
+        `TransportError` when the terminal is gone. Cancelling withdraws the question: it ends the line, and a late answer
+        is discarded.
         """
         async with self._turn:
             asking = asyncio.ensure_future(self._until_answered(question, answer, slip))
             try:
-                with interrupted_by_keyboard(asking.cancel):  # from before the question is seen
+                with interrupted_by_keyboard(asking.cancel):  # before the question is visible
                     await asyncio.wait({asking})
             finally:
                 asking.cancel()
@@ -120,14 +120,14 @@ class Terminal:
             return None if asking.cancelled() else asking.result()
 
     async def yes(self, question: str) -> bool:
-        """Whether the person agrees: y or n, and nothing else."""
+        """Ask for y or n; returns whether it was y."""
         return await self.ask(question, lambda line: _YES_OR_NO.get(line.lower())) or False
 
     async def _until_answered(
         self, question: str, answer: Callable[[str], T | None], slip: str | None
     ) -> T | None:
         while True:
-            self._forget_keys()  # typed before it was asked
+            self._forget_keys()  # typed before the question
             self._write(f"{question} ")
             line = await self._line()
             if line is None:
@@ -140,7 +140,7 @@ class Terminal:
                 self.show(slip)
 
     def _end_line(self) -> None:
-        """A question that is not answered any more: what was typed of an answer goes nowhere."""
+        """End a withdrawn question, and discard what was typed."""
         self._write("\n")
         with contextlib.suppress(TransportError):
             self._forget_keys()
@@ -152,7 +152,7 @@ class Terminal:
             raise TransportError("the terminal has gone") from error
 
     async def _line(self) -> bytes | None:
-        """None at the end of the input, which is Ctrl-D on an empty line."""
+        """Read a line; None at the end of input, which is Ctrl-D on an empty line."""
         typed = bytearray()
         while b"\n" not in typed and len(typed) < _MAX_ANSWER:
             await self._readable()
@@ -167,7 +167,7 @@ class Terminal:
                     raise TransportError("the terminal has gone")
                 if not typed:
                     return None
-                break  # Ctrl-D twice after something: the line, without its end
+                break  # Ctrl-D twice within a line ends it
             typed += piece
         return bytes(typed).split(b"\n", 1)[0]
 
@@ -203,7 +203,7 @@ class Terminal:
 
 
 def _encoding() -> str:
-    """Of the terminal: what stderr writes where that is one, else what the locale says."""
+    """The terminal's encoding: that of stderr where it is a terminal, else the locale's."""
     if sys.stderr is not None and sys.stderr.isatty():
         return sys.stderr.encoding
     return locale.getpreferredencoding(do_setlocale=False)

@@ -1,1 +1,1 @@
-"""The phone's radio: one small interface, one module per way of advertising."""
+"""Radios that send the phone's advert: one interface, and a module for each radio."""

@@ -1,4 +1,4 @@
-"""The phone's radio, as small as it can be: something that advertises."""
+"""The interface of a radio that sends adverts."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -9,14 +9,13 @@ from headless_passkey.errors import TransportError
 
 
 class Advertiser(Protocol):
-    """A radio that sends one advert until it is told to stop."""
+    """A radio that sends one advert until its context exits."""
 
     def advertise(self, service_data: bytes) -> AbstractAsyncContextManager[None]:
         """Advertise `service_data` under the FIDO service UUID (0xFFF9) while the context is open.
 
-        Leaving takes the advert down, also on cancellation and error. `TransportError` when the radio
-        cannot be used; when it is lost later, what runs inside the context is cancelled and leaving raises
-        `TransportError`.
+        The exit stops the advert, also on cancellation and error. `TransportError` when the radio cannot be used. When
+        it is lost later, the context's body is cancelled, and the exit raises `TransportError`.
         """
 
 
@@ -24,7 +23,7 @@ class Advertiser(Protocol):
 async def unless_lost(
     lost: asyncio.Future[Any], failure: Callable[[], TransportError]
 ) -> AsyncIterator[None]:
-    """Run what is inside until it ends or `lost` is done; then the `TransportError` that `failure` makes."""
+    """Run the body until it ends; cancel it when `lost` is done, and raise what `failure` makes."""
     task = asyncio.current_task()
     if task is None or lost.done():
         raise failure()

@@ -1,7 +1,7 @@
-"""Advertising over BlueZ: bluetoothd is asked to send the advert, over D-Bus.
+"""Advertising over BlueZ: bluetoothd sends the advert, which this process registers over D-Bus.
 
-The advert is an object of ours that bluetoothd reads when it is registered. It lives as long as our connection
-to the bus, so it ends with this process, however that ends.
+The advert is a D-Bus object of this process, which bluetoothd reads at registration. It ends with our connection to
+the bus, and so with this process, also when that is killed.
 """
 
 import asyncio
@@ -26,9 +26,9 @@ from headless_passkey.radio.bluez import (
     open_bluez,
 )
 
-INTERVAL: Final = 100  # milliseconds; BlueZ heeds it with --experimental, and else takes its own, of 1280
-STOP_TIMEOUT: Final = 2.0  # seconds bluetoothd has to take the advert down
-SETTLING: Final = 0.5  # seconds after a loss until it is clear what is lost
+INTERVAL: Final = 100  # milliseconds; bluetoothd uses it with --experimental only, and else 1280
+STOP_TIMEOUT: Final = 2.0  # seconds bluetoothd has to stop the advert
+SETTLING: Final = 0.5  # seconds to wait after a loss, until its cause can be told
 LEGACY_SIZE: Final = 31  # bytes of advertising data
 EXTENDED_SIZE: Final = 251  # in one HCI command
 
@@ -43,8 +43,7 @@ logger = logging.getLogger(__name__)
 class BluezAdvertiser:
     """Sends a non-connectable advert through the system's Bluetooth service (Linux).
 
-    A legacy one as long as the data fits, else an extended one. While it is sent, the adapter's other uses go on,
-    other programs' adverts among them.
+    It is a legacy advert where the data fits, else an extended one. Other uses of the adapter go on meanwhile.
     """
 
     def __init__(self, adapter: str | None = None) -> None:
@@ -72,7 +71,7 @@ class BluezAdvertiser:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Form:
-    """How an advert can be sent."""
+    """One form in which an advert can be sent."""
 
     name: str
     uuids: Sequence[str] = ()  # listed before the service data
@@ -80,7 +79,7 @@ class _Form:
 
 
 def _forms(service_data: bytes) -> Iterator[_Form]:
-    """What to try, best first (CTAP 2.2 §11.5.1): the adapter may need 3 of the 31 bytes for flags."""
+    """The forms to try, best first (CTAP 2.2 §11.5.1): an adapter may need 3 of the 31 bytes for flags."""
     size = len(service_data) + 4
     if size > EXTENDED_SIZE:
         raise LocalProtocolError(f"{len(service_data)} bytes of service data do not fit into an advert")
@@ -102,7 +101,7 @@ async def _register(
     service_data: bytes,
     released: "asyncio.Future[None]",
 ) -> str:
-    """Have bluetoothd send the advert in the first form that it takes; the path of our object."""
+    """Register the advert in the first form that bluetoothd accepts; returns the path of its object."""
     refused = None
     for form in forms:
         path = f"/headless_passkey/{form.name}"
@@ -119,11 +118,11 @@ async def _register(
                 ) from error
             if error.reason is not TransportReason.BLUETOOTH_FAILED:
                 raise
-            refused = error  # too long in this form, or something else: BlueZ says Failed to both
+            refused = error  # too long, or another cause: bluetoothd answers Failed to both
         else:
             logger.debug("advertising %d bytes over %s, %s", len(service_data), adapter.name, form.name)
             return path
-    _usable(await service.adapters(start=False), adapter.name)  # it may have been turned off meanwhile
+    _usable(await service.adapters(start=False), adapter.name)  # raises when it was turned off meanwhile
     raise TransportError(
         f"the Bluetooth service does not send an advert with {len(service_data)} bytes of service data"
         f" over {adapter.name}: try again, use another adapter, or update BlueZ",
@@ -132,7 +131,7 @@ async def _register(
 
 
 async def _unregister(service: Bluez, adapter: Adapter, path: str) -> None:
-    """Have the advert taken down; where that fails, the end of our connection does it."""
+    """Unregister the advert; where that fails, the end of our connection does it."""
     with contextlib.suppress(TransportError, TimeoutError):
         async with asyncio.timeout(STOP_TIMEOUT):
             await service.call(adapter.path, _MANAGER, "UnregisterAdvertisement", "o", path)
@@ -141,9 +140,9 @@ async def _unregister(service: Bluez, adapter: Adapter, path: str) -> None:
 async def _loss(
     service: Bluez, adapter: Adapter, gone: "asyncio.Future[None]", released: "asyncio.Future[None]"
 ) -> TransportError:
-    """What to say about it, once bluetoothd no longer sends the advert."""
+    """Make the error for an advert that bluetoothd no longer sends."""
     await asyncio.wait((gone, released), return_when=asyncio.FIRST_COMPLETED)
-    # an adapter that is pulled out is said to be off first, and a service that ends first parts with its adapters
+    # an unplugged adapter is reported as off first, and a stopping bluetoothd removes its adapters first
     await asyncio.sleep(SETTLING)
     try:
         _usable(await service.adapters(start=False), adapter.name)
@@ -156,7 +155,7 @@ async def _loss(
 
 
 class _Advertisement(ServiceInterface):
-    """What bluetoothd asks us about the advert (org.bluez.LEAdvertisement1), and how it says that it is over."""
+    """The advert as a D-Bus object (org.bluez.LEAdvertisement1), which bluetoothd reads and releases."""
 
     def __init__(self, uuids: Sequence[str], service_data: bytes, released: "asyncio.Future[None]") -> None:
         super().__init__("org.bluez.LEAdvertisement1")
@@ -189,7 +188,7 @@ class _Advertisement(ServiceInterface):
 
 
 class _ExtendedAdvertisement(_Advertisement):
-    """One that needs a controller with extended advertising, and is heard by such alone."""
+    """An extended advert, which sender and receivers must support."""
 
     @dbus_property(access=PropertyAccess.READ)
     def SecondaryChannel(self) -> DBusStr:  # noqa: N802

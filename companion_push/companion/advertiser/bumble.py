@@ -1,4 +1,4 @@
-"""Advertising over bumble: through an emulated controller, or a dongle that the system leaves alone."""
+"""Advertising over bumble, with an emulated controller or a dongle that the system does not use."""
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 class BumbleAdvertiser:
-    """Sends a non-connectable advert: a legacy one as long as the data fits, else an extended one."""
+    """Sends a non-connectable advert: a legacy one where the data fits, else an extended one."""
 
     def __init__(self, transport: str) -> None:
-        """transport: as bumble names it."""
+        """transport: in bumble's notation."""
         self._transport = transport
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ class BumbleAdvertiser:
 
 
 def advertising_data(service_data: bytes) -> bytes:
-    """AD structures (CTAP 2.2 §11.5.1): the service data, after a list of its UUID where there is room."""
+    """Make AD structures (CTAP 2.2 §11.5.1): the service data, behind a list of its UUID where there is room."""
     uuid = (0xFFF9).to_bytes(2, "little")
     structure = b"\x16" + uuid + service_data
     if len(structure) >= EXTENDED_SIZE:
@@ -57,7 +57,7 @@ def advertising_data(service_data: bytes) -> bytes:
 
 
 async def _start(device: Device, data: bytes) -> Callable[[], Awaitable[None]]:
-    """Start advertising; returns what stops it."""
+    """Start advertising; returns a function that stops it."""
     if len(data) <= LEGACY_SIZE:
         await device.start_advertising(
             advertising_type=AdvertisingType.UNDIRECTED,  # neither connectable nor scannable

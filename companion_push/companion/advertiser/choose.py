@@ -1,4 +1,4 @@
-"""Which radio the phone advertises with, by name."""
+"""The choice of the phone's radio by name."""
 
 import sys
 from typing import Final
@@ -10,9 +10,9 @@ DEFAULT: Final = "bluez"
 
 
 def open_advertiser(spec: str = DEFAULT) -> Advertiser:
-    """The advertiser that `spec` names: ``bluez``, ``bluez:hci1``, ``bumble:TRANSPORT`` or ``stdout``.
+    """Open the advertiser that `spec` names: ``bluez``, ``bluez:hci1``, ``bumble:TRANSPORT`` or ``stdout``.
 
-    `UsageError` when it names none, or one whose extra is not installed.
+    `UsageError` for an unknown radio, or one whose extra is not installed.
     """
     kind, separator, rest = spec.partition(":")
     if kind == "bluez" and bool(rest) == bool(separator):
