@@ -1,4 +1,4 @@
-"""What a setting may be: a wrong one is an error where it is made, with its name."""
+"""The check of numeric settings: a wrong one is an error at construction, with the setting's name."""
 
 import math
 

@@ -1,8 +1,8 @@
 """``companion-push``: every program of this package under one command.
 
-Each program brings its own options (`add_parser` in its module). Only the module of the program that is asked
-for is imported, and what the program is built on only when it runs, so that one program does not wait for, or
-need, what another is built on, and ``--help`` needs nothing.
+The module of each program adds its options (`add_parser`). Only the module of the requested program is imported, and
+its dependencies only when it runs. So no program waits for or needs the dependencies of another one, and ``--help``
+needs none.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from headless_passkey.command.command_line import SettingsParser, add_version, m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One word after ``companion-push``."""
+    """A program: the first word after ``companion-push``."""
 
     module: str  # has add_parser(subparsers), which sets `main`
-    extra: str  # what to install for it
+    extra: str  # of the distribution, to install for it
     help: str
 
 
@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def make_parser(*names: str) -> argparse.ArgumentParser:
-    """The parser of these programs, with their options; of none: with the bare list of all."""
+    """Make the parser of these programs with their options; without names, of the bare list of all programs."""
     parser = SettingsParser(
         prog="companion-push",
         description="Push relay, tunnel service, companion, software phone and emulated radio.",
@@ -82,7 +82,7 @@ def make_parser(*names: str) -> argparse.ArgumentParser:
     )
     add_version(parser)
     subparsers = parser.add_subparsers(title="programs", metavar="PROGRAM", required=True)
-    for module in dict.fromkeys(PROGRAMS[name].module for name in names):  # one may bring several programs
+    for module in dict.fromkeys(PROGRAMS[name].module for name in names):  # a module may add several programs
         importlib.import_module(module).add_parser(subparsers)
     if not names:
         for name, program in PROGRAMS.items():

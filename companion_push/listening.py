@@ -1,6 +1,6 @@
-"""How a server program listens and ends: sockets, certificate, deadlines, drain; every server of the project does it so.
+"""Listening and shutdown of a server program: sockets, certificate, deadlines, drain; the same for each server.
 
-The relying party has a module like this; one test runs over all programs (tests/test_serving.py).
+The relying party has a copy of this module, and one test runs over all programs (tests/test_serving.py).
 """
 
 import asyncio
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """Sockets that listen, and the certificate they show."""
+    """Listening sockets, with their certificate."""
 
     host: str
     sockets: Sequence[socket.socket]
@@ -42,7 +42,7 @@ class Listener:
         return int(self.sockets[0].getsockname()[1])
 
     def base_url(self, scheme: str = "http") -> str:
-        """Where it listens. scheme: without TLS; an "s" is added with it."""
+        """The URL of the first socket. scheme: without TLS; an "s" is added with it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{scheme}{'s' if self.tls else ''}://{host}:{self.port}"
 
@@ -92,7 +92,7 @@ async def serving(
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine and nothing else."""
+    """Whether `host` is a loopback address or name."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,1 +1,1 @@
-"""Bluetooth controllers that are not there, on one emulated air: for demonstrations and tests."""
+"""Emulated Bluetooth controllers on one emulated radio link, for demonstrations and tests."""

@@ -1,8 +1,7 @@
-"""Emulated Bluetooth LE controllers that share the air of one process ([emulation] extra).
+"""Emulated Bluetooth LE controllers on one radio link in a process ([emulation] extra).
 
-They are bumble's, made truthful where adverts are concerned: an advert is reported with the type it has, a
-scan response comes only from a scannable advert to an active scanner, and a host that resets or goes away
-takes its adverts with it.
+They are bumble's controllers with correct adverts: an advert is reported with its own type, a scan response goes from a
+scannable advert to an active scanner only, and a reset or a disconnected host ends its adverts.
 """
 
 import asyncio
@@ -17,8 +16,8 @@ from bumble.transport.common import StreamPacketSource
 
 MAX_LEGACY_DATA: Final = 31
 MAX_REPORT_DATA: Final = 229  # bytes of advertising data in one HCI event
-MAX_UNREAD: Final = 1 << 20  # bytes of events a host may leave unread before it is unplugged
-RSSI: Final = -50  # dBm, unless a host is moved away
+MAX_UNREAD: Final = 1 << 20  # bytes of unread events after which a host is disconnected
+RSSI: Final = -50  # dBm by default
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +25,7 @@ _Properties = hci.HCI_LE_Set_Extended_Advertising_Parameters_Command.Advertising
 _ReportEvent = hci.HCI_LE_Extended_Advertising_Report_Event
 _SCAN_RESPONSE: Final = _ReportEvent.EventType.SCAN_RESPONSE
 _TRUNCATED: Final = _ReportEvent.DATA_INCOMPLETE_TRUNCATED_NO_MORE_TO_COME << 5
-_TYPE: Final = (  # the event properties that a report repeats, bit for bit
+_TYPE: Final = (  # the event properties, which a report repeats
     _Properties.CONNECTABLE_ADVERTISING
     | _Properties.SCANNABLE_ADVERTISING
     | _Properties.DIRECTED_ADVERTISING
@@ -42,7 +41,7 @@ _LEGACY_TYPES: Final = {  # LE Set Advertising Parameters, Advertising_Type
 
 
 class Air:
-    """The radio link that all controllers share, and the hosts that are plugged in."""
+    """The radio link that all controllers share, with the connected hosts."""
 
     def __init__(self, limit: int) -> None:
         self.link = link.LocalLink()  # type: ignore[no-untyped-call]
@@ -50,28 +49,28 @@ class Air:
         self._hosts: dict[int, Host] = {}
 
     def plug(self, host: "Host") -> int | None:
-        """A number for this host, from 0, or None when there is no controller left."""
+        """Connect a host; returns its number, from 0, or None when no controller is left."""
         number = next((number for number in range(self._limit) if number not in self._hosts), None)
         if number is not None:
             self._hosts[number] = host
         return number
 
     def unplug(self, number: int) -> None:
-        """Give a number back."""
+        """Disconnect a host, whose number is free again."""
         del self._hosts[number]
 
     def close(self) -> None:
-        """Unplug every host."""
+        """Disconnect every host."""
         for host in list(self._hosts.values()):
             host.hang_up()
 
 
 class Host(StreamPacketSource):
-    """A host's TCP connection, which carries HCI packets (H4), and the controller it has to itself."""
+    """A host's TCP connection, which carries HCI packets (H4), with a controller of its own."""
 
     def __init__(self, air: Air) -> None:
         super().__init__()
-        self.rssi = RSSI  # at which everybody hears this host
+        self.rssi = RSSI  # with which others receive this host
         self._air = air
         self._number: int | None = None
         self._controller: TruthfulController | None = None
@@ -101,7 +100,7 @@ class Host(StreamPacketSource):
             self.hang_up()
 
     def on_packet(self, packet: bytes) -> None:
-        """From the controller to the host."""
+        """Forward a packet from the controller to the host."""
         if self._connection is None or self._connection.is_closing():
             return
         if self._connection.get_write_buffer_size() > MAX_UNREAD:
@@ -117,7 +116,7 @@ class Host(StreamPacketSource):
 
 @dataclass
 class Advert(ll.AdvExtInd):
-    """An advert on the air that says what it is."""
+    """An advert on the radio link, with its type."""
 
     properties: int = 0
     scan_response: bytes = b""
@@ -125,7 +124,7 @@ class Advert(ll.AdvExtInd):
 
 
 class TruthfulController(Controller):
-    """A controller whose reports say of an advert what its advertiser said."""
+    """A controller whose reports repeat the advertiser's type, address and data."""
 
     def __init__(self, number: int, host: Host, air: link.LocalLink) -> None:
         # public addresses out of the range for documentation (RFC 7042 §2.1.2)
@@ -135,13 +134,13 @@ class TruthfulController(Controller):
         self._plugged = host
 
     def unplug(self) -> None:
-        """Leave the air: nothing is sent, heard or connected any more."""
+        """Disconnect from the radio link, which ends adverts, scans and connections."""
         self.silence()
         self.link.remove_controller(self)
         self.host = None
 
     def silence(self) -> None:
-        """Stop all that a reset stops."""
+        """Stop what an HCI reset stops."""
         self.le_legacy_advertiser.stop()
         for advertising_set in self.advertising_sets.values():
             advertising_set.stop()
@@ -149,7 +148,7 @@ class TruthfulController(Controller):
         self.le_scan_enable = False
         self.pending_le_connection = None
         for connection in self.le_connections.values():
-            with contextlib.suppress(core.InvalidArgumentError):  # the peer has gone first
+            with contextlib.suppress(core.InvalidArgumentError):  # the peer is disconnected already
                 connection.send_ll_control_pdu(ll.TerminateInd(hci.HCI_CONNECTION_TIMEOUT_ERROR))
         self.le_connections.clear()
 
@@ -244,7 +243,7 @@ class TruthfulController(Controller):
 
 
 class _LegacyAdvertiser(LegacyAdvertiser):
-    """The advertiser behind the legacy commands; bumble's sends nothing that is not connectable."""
+    """The advertiser of the legacy commands. bumble's own sends connectable adverts only."""
 
     def send_advertising_data(self) -> None:
         properties = _LEGACY_TYPES.get(self.advertising_type, _Properties(0))

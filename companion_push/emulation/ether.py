@@ -1,7 +1,7 @@
 """``companion-push ether``: Bluetooth without a radio, for the demo and the tests.
 
-Every TCP connection is one host and gets an emulated controller of its own; all controllers are within
-earshot of each other. Hosts use the transport name that is printed first: ``tcp-client:HOST:PORT``.
+Every TCP connection is one host, which gets an emulated controller of its own. All controllers receive each other.
+Hosts use the transport name that the program prints first: ``tcp-client:HOST:PORT``.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 async def serve(args: argparse.Namespace) -> None:
-    """Run the ether until the process is asked to end."""
+    """Run the emulated radio link until SIGTERM."""
     from companion_push.emulation.controllers import Air, Host  # noqa: PLC0415  bumble is an extra
 
     host, port = args.listen

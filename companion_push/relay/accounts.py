@@ -1,7 +1,7 @@
-"""Accounts and who belongs to them: one-time codes, rings, invitations and introductions, as stored.
+"""Accounts in the store: one-time codes, rings, invitations and introductions.
 
-Each function is a part of one transaction on an open store (`companion_push.relay.database`). What could let
-somebody in is kept as a hash only: account codes and tickets. Nothing here can open anything.
+Each function is a part of one transaction on an open store (`companion_push.relay.database`). Account codes and
+tickets, which admit members, are stored as hashes only. This module holds nothing that decrypts.
 """
 
 import hashlib
@@ -19,15 +19,17 @@ from headless_passkey.trust.ring import Ring, Role
 
 CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most
-MAX_INVITATIONS: Final = 16  # of one account at a time
-_SKEW: Final = 60  # seconds: an invitation ends by its inviter's clock
-_ANSWERABLE: Final = 600  # seconds after an invitation's end in which an introduction may still be answered
-_CODE_KEPT: Final = 86_400  # seconds after its end in which a code is told "expired"
+MAX_INVITATIONS: Final = 16  # open ones of an account
+_SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock
+_ANSWERABLE: Final = (
+    600  # seconds after an invitation's expiry in which an introduction may still be answered
+)
+_CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """What a key may do: it is in the newest ring of one account."""
+    """The membership of a key: its account and role, by the account's newest ring."""
 
     name: str
     account: str
@@ -36,7 +38,7 @@ class Membership:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Introduction:
-    """What a newcomer handed in for its inviter: opaque to the relay."""
+    """A newcomer's introduction, which the relay carries to the inviter unread."""
 
     body: bytes
     signature: bytes
@@ -45,7 +47,7 @@ class Introduction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
-    """One invitation, from its announcement to its answer."""
+    """An invitation, from its announcement to its answer."""
 
     account: str
     id: bytes  # 32 bytes: SHA-256 of the ticket
@@ -54,22 +56,22 @@ class Invitation:
     expires_at: int
     newcomer: str | None  # the key that used the ticket
     introduction: Introduction | None
-    ending: "Ending | None"  # None until the inviter has said something
+    ending: "Ending | None"  # None until the inviter has answered
     ring_version: int | None
     answer_mac: bytes | None
 
     def refuse_withdrawn(self) -> None:
-        """Refuse whoever asks for it after it was withdrawn."""
+        """Refuse the request when the invitation is withdrawn."""
         if self.ending is Ending.WITHDRAWN:
             raise Problem(Slug.WITHDRAWN)
 
 
 class Ending(StrEnum):
-    """What an inviter says of its invitation in the end."""
+    """The inviter's answer, which ends the invitation."""
 
     ADMITTED = "admitted"
     DECLINED = "declined"
-    WITHDRAWN = "withdrawn"  # it waits for nobody any more
+    WITHDRAWN = "withdrawn"  # the inviter waits for nobody any more
 
 
 # Accounts and their codes
@@ -78,9 +80,9 @@ class Ending(StrEnum):
 def add_account(
     db: sqlite3.Connection, *, name: str, now: float, expires_at: int
 ) -> tuple[str, bytes] | None:
-    """An account that waits for its first companion: its id and one-time code; None when the name is taken.
+    """Add an account without members; returns its id and one-time code, or None when the name is taken.
 
-    A name whose account nobody has founded yet gets a new code; the one before is void.
+    An account that is not founded yet gets a new code, which makes the earlier one void.
     """
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
     account = str(row[0]) if row is not None else secrets.token_hex(16)
@@ -96,7 +98,7 @@ def add_account(
 def found(
     db: sqlite3.Connection, *, caller: str, code: bytes, document: bytes, now: float
 ) -> tuple[str, bool]:
-    """Start an account's ring; its id, and whether this was news: the same again is not."""
+    """Found an account's ring with its code; returns the account's id, and whether this changed anything (idempotent)."""
     try:
         ring = Ring.parse_founding(document)
     except (RemoteProtocolError, TrustError) as error:
@@ -123,7 +125,7 @@ def found(
 
 
 def membership(db: sqlite3.Connection, name: str) -> Membership | None:
-    """What the key of that name may do, by the newest ring of its account."""
+    """Look up the membership of a key, by its account's newest ring."""
     row = db.execute("SELECT account, role FROM members WHERE name = ?", (name,)).fetchone()
     return None if row is None else Membership(name=name, account=row[0], role=Role(row[1]))
 
@@ -134,7 +136,7 @@ def companions(db: sqlite3.Connection, account: str) -> frozenset[str]:
 
 
 def head(db: sqlite3.Connection, account: str) -> Ring | None:
-    """The newest ring of the account; None while nobody has founded it."""
+    """Read the account's newest ring; None before it is founded."""
     row = db.execute(
         "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
     ).fetchone()
@@ -142,7 +144,7 @@ def head(db: sqlite3.Connection, account: str) -> Ring | None:
 
 
 def rings_after(db: sqlite3.Connection, account: str, version: int, limit: int) -> list[bytes]:
-    """The ring documents after `version`, oldest first, at most `limit`."""
+    """Read the ring documents after `version`, oldest first, at most `limit`."""
     rows = db.execute(
         "SELECT document FROM rings WHERE account = ? AND version > ? ORDER BY version LIMIT ?",
         (account, version, limit),
@@ -151,9 +153,9 @@ def rings_after(db: sqlite3.Connection, account: str, version: int, limit: int) 
 
 
 def append_ring(db: sqlite3.Connection, account: str, document: bytes) -> tuple[Ring, frozenset[str]]:
-    """Compare and set: make `document` the head if it extends it. The new head, and who is no longer a member.
+    """Append a ring that extends the head (compare and set); returns the new head, and the removed members.
 
-    The head itself, handed in again, is accepted and changes nothing.
+    The head itself is accepted again and changes nothing (idempotent).
     """
     old = head(db, account)
     if old is None:
@@ -173,7 +175,7 @@ def append_ring(db: sqlite3.Connection, account: str, document: bytes) -> tuple[
 
 
 def ring_conflict(ring: Ring) -> Problem:
-    """What is handed in does not fit the head, which is `ring`."""
+    """Make the problem for a ring that does not extend the head, which is `ring`."""
     return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
 
 
@@ -200,7 +202,7 @@ def invite(
     expires_at: int,
     now: float,
 ) -> bool:
-    """Announce an invitation; whether it was news."""
+    """Store an announced invitation; returns whether it is new."""
     if not now < expires_at <= now + INVITATION_LIFE + _SKEW:
         raise invalid(f"expires_at must lie ahead, by {INVITATION_LIFE} seconds at most")
     known = _invitation(db, "account = ? AND id = ?", (inviter.account, invitation_id))
@@ -232,7 +234,7 @@ def introduce(
     introduction: Introduction,
     now: float,
 ) -> tuple[bytes, bool]:
-    """Use up a ticket; the invitation's id, and whether this was news."""
+    """Use up a ticket; returns the invitation's id, and whether this changed anything (idempotent)."""
     invitation_id = _hash(ticket)
     known = _invitation(db, "account = ? AND id = ?", (account, invitation_id))
     if known is None:
@@ -252,7 +254,7 @@ def introduce(
 
 
 def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id: bytes) -> Invitation:
-    """An invitation, for the one who announced it and for nobody else."""
+    """Read an invitation, for its inviter only."""
     found_one = _invitation(
         db, "account = ? AND id = ? AND inviter = ?", (inviter.account, invitation_id, inviter.name)
     )
@@ -262,7 +264,7 @@ def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id:
 
 
 def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes) -> Invitation:
-    """The invitation that this key used, for that key and for nobody else."""
+    """Read the invitation that this key used, for this key only."""
     found_one = _invitation(db, "newcomer = ? AND id = ?", (newcomer, invitation_id))
     if found_one is None:
         raise not_found()
@@ -277,7 +279,7 @@ def answer(
     ring_version: int | None,
     mac: bytes | None,
 ) -> None:
-    """Answer an introduction; the same answer again changes nothing. ending: admitted or declined."""
+    """Store the answer to an introduction (idempotent). ending: admitted or declined."""
     invitation.refuse_withdrawn()
     if invitation.newcomer is None:
         raise Problem(Slug.STATE_CONFLICT, state="open")
@@ -292,7 +294,7 @@ def answer(
 
 
 def withdraw(db: sqlite3.Connection, invitation: Invitation) -> None:
-    """Take an invitation back that was not answered; the same again changes nothing."""
+    """Withdraw an unanswered invitation (idempotent)."""
     if invitation.ending in (Ending.ADMITTED, Ending.DECLINED):
         raise Problem(Slug.STATE_CONFLICT, state="answered")
     db.execute(
@@ -309,7 +311,7 @@ def ring_document(db: sqlite3.Connection, account: str, version: int) -> bytes:
 
 
 def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
-    """Forget what is over: invitations, codes, and accounts that were never founded."""
+    """Delete what has expired: invitations, codes, and accounts that were never founded."""
     db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - _ANSWERABLE,))
     db.execute("DELETE FROM account_codes WHERE expires_at <= ?", (now - _CODE_KEPT,))
     db.execute(
@@ -324,7 +326,7 @@ _INVITATION_COLUMNS: Final = (
 
 
 def _invitation(db: sqlite3.Connection, condition: str, values: tuple[str | bytes, ...]) -> Invitation | None:
-    """condition: SQL of this module, never of a caller."""
+    """Read an invitation by a condition: SQL of this module, never a caller's."""
     row = db.execute(f"SELECT {_INVITATION_COLUMNS} FROM invitations WHERE {condition}", values).fetchone()  # noqa: S608
     if row is None:
         return None

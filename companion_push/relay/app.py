@@ -1,8 +1,8 @@
 """The relay as an aiohttp application: mountable in an existing service, or served by `companion-push relay`.
 
-This shell moves bytes and keeps time. Who is calling is decided in `proofs`, what was sent in `messages`,
-what becomes of it in `operations`; every refusal is a `Problem`. The log tells stages, counts and durations:
-no names, no ids, nothing that was sent.
+This shell does I/O and timing. `proofs` authenticates the caller, `messages` parses the request, and `operations`
+executes it; every refusal is a `Problem`. The log holds stages, counts and durations, and neither names nor ids nor
+content.
 
     host.add_subapp("/push", make_app(RelayConfig(public_url="https://host/push", store=Path("relay.db"))))
 """
@@ -54,7 +54,7 @@ from headless_passkey.trust.account_code import AccountCode
 logger = logging.getLogger(__name__)
 
 _LIVEZ: Final = "livez"
-_BODY_SECONDS: Final = 10.0  # a body must have come by then
+_BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 
@@ -63,7 +63,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 
 def make_app(config: RelayConfig) -> web.Application:
-    """The relay of docs/protocol/relay.md. It opens its store when the application starts.
+    """Make the relay of docs/protocol/relay.md. It opens its store when the application starts.
 
     Starting raises `StoreUnusable` or `StoreBusy`.
     """
@@ -104,13 +104,13 @@ async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 36
 
 
 class RelayEndpoints:
-    """The endpoints: each takes in what came, and hands it to its operation."""
+    """The endpoints: each parses its request and runs an operation."""
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
         self._database: Database | None = None
-        self._leases: Leases  # from when the store is open
-        self._transactions: set[asyncio.Future[Answer]] = set()  # under way
+        self._leases: Leases  # set when the store is open
+        self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
         )
@@ -242,11 +242,11 @@ class RelayEndpoints:
     # What they share
 
     async def _caller(self, request: web.Request) -> str:
-        """The name of the key that makes this request; its proof is used up."""
+        """Authenticate the request: the name of its key. The proof is used up (replay)."""
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         now = self._config.clock()
-        # our own part of the path, wherever a host or a proxy has mounted us
+        # the path below the prefix of host and proxy
         path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
         proof = check_proof(
             request.headers.getall(HEADER, []),
@@ -263,7 +263,7 @@ class RelayEndpoints:
     async def _hold(
         self, request: web.Request, caller: str, operation: Operation, *, topic: str, wait: int
     ) -> web.Response:
-        """The operation's answer: at once when it has news, else when it has, at most `wait` seconds from now."""
+        """Run the operation until it has news, at most `wait` seconds, and answer (long polling)."""
         if not wait:
             return await self._act(caller, operation)
         loop = asyncio.get_running_loop()
@@ -296,7 +296,7 @@ class RelayEndpoints:
 
         def work(db: sqlite3.Connection) -> Answer:
             answer = operation(Call(db=db, caller=caller, now=now, leases=self._leases))
-            self._leases.called(caller, now)  # before anybody else looks at what the caller holds
+            self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
 
         answer = await self._open_store.transact(work)
@@ -313,7 +313,7 @@ class RelayEndpoints:
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """The store is open, and swept from time to time."""
+        """Open the store, and sweep it regularly while it is open."""
         path: Path = self._config.store
         with sole_user(path):
             async with open_database(path) as database:
@@ -330,7 +330,7 @@ class RelayEndpoints:
                     self._database = None
 
     async def _sweep(self) -> None:
-        """Sweep for as long as the store is open, whatever becomes of one time."""
+        """Sweep the store regularly; a failure is logged and does not end the loop."""
         while True:
             try:
                 answer = await self._run("", operations.sweep)
@@ -349,7 +349,7 @@ RELAY: Final = web.AppKey("relay", RelayEndpoints)
 
 
 def _unheard(transaction: asyncio.Future[Answer]) -> None:
-    """A transaction whose caller has gone: what is wrong with the relay itself is still told."""
+    """Log the error of a transaction whose client has disconnected."""
     error = None if transaction.cancelled() else transaction.exception()
     if isinstance(error, Exception) and not isinstance(error, Problem):
         logger.error("%s", error if isinstance(error, StoreUnavailable) else _place(error))
@@ -375,13 +375,13 @@ async def _let_go(app: web.Application) -> None:
 
 
 async def _livez(_request: web.Request) -> web.Response:
-    """The process answers. That the store does is seen from the answers."""
+    """Answer that the process is alive; the store is not asked."""
     return _json({"status": "ok"}, 200)
 
 
 @web.middleware
 async def _answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Every failure becomes a problem document, and every answer one line in the log."""
+    """Turn every failure into a problem document, and log one line an answer."""
     loop = asyncio.get_running_loop()
     start = loop.time()
     problem: Problem | None = None
@@ -393,9 +393,7 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except web.HTTPNotFound:
         problem = Problem(Slug.NOT_FOUND)
         response = _problem(problem)
-    except (
-        web.HTTPException
-    ) as error:  # another method, a broken header: RFC 9457's problem without a type of its own
+    except web.HTTPException as error:  # for instance a wrong method: about:blank (RFC 9457 §4.2.1)
         response = untyped(error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
@@ -421,13 +419,13 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
 
 
 def _place(error: Exception) -> str:
-    """Type and place of an error: the message of a foreign one may hold anything."""
+    """Type and place of an error, without its message, which may hold anything."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
-    """The body, parsed. A slow one is not waited for, and a compressed one is not unpacked."""
+    """Read and parse the body. A slow one is refused, and so is a compressed one."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType
     try:
@@ -442,8 +440,8 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
 
 
 async def _read(request: web.Request) -> bytes:
-    """The body's bytes, `MAX_BODY` at the most: aiohttp knows one limit for a host and all that is mounted in it."""
-    if not request.can_read_body:  # there is none, or a middleware of the host has read it
+    """Read at most `MAX_BODY` bytes: aiohttp's own limit is the host's, for all applications mounted in it."""
+    if not request.can_read_body:  # no body, or a middleware of the host has read it
         data = await request.read()
     else:
         body = bytearray()

@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 async def serve(args: argparse.Namespace) -> None:
-    """Run the relay until the process is asked to end."""
+    """Run the relay until SIGTERM."""
     from companion_push.listening import listening, serving  # noqa: PLC0415  --help needs none of this
     from companion_push.relay.app import make_app  # noqa: PLC0415
 

@@ -1,4 +1,4 @@
-"""The relay's settings, read once at the edge."""
+"""The relay's settings, which are checked at construction."""
 
 import time
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from headless_passkey.trust.text_form import check_relay_url
 class RelayConfig:
     """Everything `make_app` needs to know. A setting that cannot be is a `UsageError` with its name."""
 
-    public_url: str  # what clients call it by, with the prefix it is mounted under; no slash at the end
+    public_url: str  # the URL that clients use, with the prefix of a mounted relay; no slash at the end
     store: Path
-    ceiling: int = CEILING  # seconds until an unclaimed request expires; 300 at the most
-    lease: int = LEASE  # seconds a companion may hold a claim without another call; 60 at the most
+    ceiling: int = CEILING  # seconds until an unclaimed request expires; at most 300
+    lease: int = LEASE  # seconds a companion may hold a claim without another call; at most 60
     quota: Quota = field(default_factory=Quota)
-    held_per_member: int = 4  # the oldest held request is let go when a member has more
-    held_per_address: int = 256  # more are told to come back; 0: no limit, for a relay behind a proxy
+    held_per_member: int = 4  # the oldest held request is released when a member has more
+    held_per_address: int = 256  # more are refused with rate-limited; 0: no limit, for a relay behind a proxy
     clock: Callable[[], float] = time.time  # Unix seconds
 
     def __post_init__(self) -> None:
@@ -42,7 +42,7 @@ class RelayConfig:
 
 
 def check_public_url(url: str) -> str:
-    """`url` as invitations hold it; refuses what they could not, such as plain http elsewhere."""
+    """Check that invitations can hold `url`, and return it; refused is for instance plain http beyond loopback."""
     if not isinstance(url, str):
         raise UsageError("public_url: expected text")
     try:

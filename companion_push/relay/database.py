@@ -1,12 +1,12 @@
-"""The relay's store: one SQLite file, used in whole transactions by one thread.
+"""The relay's store: one SQLite file, used by one thread, one transaction at a time.
 
-`transact` runs a function on the open connection inside ``BEGIN IMMEDIATE`` and returns once the commit is on
-the disk (WAL with synchronous=FULL): what was acknowledged survives a kill or a power cut. `note` is for
-records that must survive a kill and may be lost with the power: it does not wait for the disk.
+`transact` runs a function inside ``BEGIN IMMEDIATE`` and returns once the commit is on the disk (WAL with
+synchronous=FULL): an acknowledged change survives a kill and a power cut. `note` is for records that survive a kill and
+may be lost in a power cut: it does not wait for the disk.
 
-While another process holds the write lock, a transaction waits `_BUSY_SECONDS` from when it was asked for, however
-many others wait with it. When the file is moved away, deleted or replaced, nothing is acknowledged any more: it
-would be in no file that anybody finds again.
+While another process holds the write lock, a transaction waits `_BUSY_SECONDS` from its call, however many others wait
+too. After the file was moved, deleted or replaced, every transaction fails: its change would be in a file
+that nobody reads again.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from typing import Final, TypeVar
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupReason
 
-_APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header says that it is ours
-_BUSY_SECONDS: Final = 5.0  # an `account add` beside a running relay waits its turn
+_APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header: a store of this program
+_BUSY_SECONDS: Final = 5.0  # for an `account add` beside a running relay
 
 T = TypeVar("T")
 
@@ -37,10 +37,10 @@ class Database:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
         self._durable: sqlite3.Connection
         self._quick: sqlite3.Connection
-        self._files: dict[Path, tuple[int, int] | None] = {}  # ours, by device and inode
+        self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """`work` as one transaction, durable when this returns; rolled back when it raises.
+        """Run `work` as one transaction, durable when this returns; rolled back when it raises.
 
         `StoreUnavailable`, of which `StoreBusy` is one, when the store does not answer.
         """
@@ -48,7 +48,7 @@ class Database:
         return await self._in_worker(lambda: self._checked(self._durable, work, asked))
 
     async def note(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """As `transact`, without waiting for the disk."""
+        """Run `work` as one transaction, without waiting for the disk."""
         asked = monotonic()
         return await self._in_worker(lambda: self._checked(self._quick, work, asked))
 
@@ -64,7 +64,7 @@ class Database:
             if _is_locked(error):
                 raise StoreBusy(f"another process keeps the store {self._path} locked") from error
             raise StoreUnavailable(f"the store does not answer: {error}") from error
-        self._check()  # what was committed counts only if it is still there for others
+        self._check()  # a commit counts only in the file at the path
         return result
 
     def _check(self) -> None:
@@ -82,7 +82,7 @@ class Database:
             self._durable = _connect(self._path, synchronous="FULL")
             _migrate(self._durable)
             self._quick = _connect(self._path, synchronous="NORMAL")
-            # the log and its index last as long as a connection is open
+            # WAL and its index exist while a connection is open
             companions = (self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))
             self._files = {path: _identity(path) for path in (self._path, *companions)}
 
@@ -94,7 +94,7 @@ class Database:
 
 @contextlib.asynccontextmanager
 async def open_database(path: Path) -> AsyncIterator[Database]:
-    """The store in `path`, made when it is absent.
+    """Open the store in `path`, and make a missing one.
 
     Raises `StoreUnusable` when the file cannot be a store, `StoreBusy` when another process keeps it locked.
     """
@@ -109,9 +109,9 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
 
 @contextlib.contextmanager
 def sole_user(path: Path) -> Iterator[None]:
-    """Hold the store for one relay: two on one file would not wake each other's waiting clients.
+    """Lock the store for one relay: two on one file would not wake each other's held requests.
 
-    Raises `StoreBusy`. The system lets go of the lock when the process dies, however it dies.
+    Raises `StoreBusy`. The system releases the lock when the process ends, also when it is killed.
     """
     if path.is_dir():
         raise StoreUnusable(f"cannot use the store {path}: it is a folder", reason=SetupReason.STATE_DAMAGED)
@@ -161,21 +161,21 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)  # the module's own errors have none
+    code = getattr(error, "sqlite_errorcode", 0)  # errors of the sqlite3 module itself have no code
     return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
 
 
 def _make_private_file(path: Path) -> None:
-    """The file is its owner's alone from its first moment; SQLite gives its companions the same mode.
+    """Create the file with mode 0600, which SQLite gives to its WAL and index too.
 
-    One that is there is not touched: a process that closes a file lets go of all its locks on it, SQLite's too.
+    An existing file is not opened: closing it would release all locks of this process on it, SQLite's too (POSIX).
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file is at `path`: device and inode; None for none."""
+    """The identity of the file at `path`, device and inode; None without one."""
     try:
         found = path.stat()
     except OSError:
@@ -191,7 +191,7 @@ def _connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the file to the newest schema: each step is one transaction, and leaves its number behind."""
+    """Migrate the file to the newest schema: each step is one transaction, and stores its number."""
     _transaction(connection, _check_ours)
     while _version(connection) < len(_MIGRATIONS):
         _transaction(connection, _step)
@@ -216,7 +216,7 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def _step(connection: sqlite3.Connection) -> None:
     version = _version(connection)
-    if version < len(_MIGRATIONS):  # another process may have been here since
+    if version < len(_MIGRATIONS):  # another process may have migrated it meanwhile
         for statement in _MIGRATIONS[version].split(";\n"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version={version + 1}")

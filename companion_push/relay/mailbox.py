@@ -1,7 +1,7 @@
-"""The rules of the mailbox: who may do what to a request, when it ends, how many there may be.
+"""The rules of the mailbox: transitions of a request, its expiry, its claim's lease, and rate limits.
 
-A request is a value that each event turns into the next, or refuses. Nothing here keeps time or stores
-anything: `now` is passed in, Unix seconds by the relay's clock (docs/protocol/relay.md, States).
+A request is an immutable value; each event returns the next one, or is refused. The module is pure: `now` is passed in,
+Unix seconds by the relay's clock (docs/protocol/relay.md, States).
 
     pending → delivered → claimed → opened → completed
     from claimed or opened back to delivered, when the claim is given back or its lease has run out
@@ -21,24 +21,24 @@ from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import UsageError
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
-GRACE: Final = 120  # seconds a claimed request may go on after that
+GRACE: Final = 120  # more seconds for a claimed request
 LEASE: Final = (
     60  # seconds without a call of its holder after which a claim ends; configuration only shortens it
 )
-LAST_CHANCE: Final = 8  # seconds others have to fetch what every companion that fetched it has refused
-VANISHED: Final = "vanished"  # the reason of a companion whose lease ran out: it may come back
-UNSPECIFIED: Final = "unspecified"  # the reason of a companion that failed and gave none
-KEPT: Final = 300  # seconds the outcome stays readable after the last moment it could come
+LAST_CHANCE: Final = 8  # seconds for other companions to fetch a request that all who fetched it have refused
+VANISHED: Final = "vanished"  # reason: the lease of a companion's claim has expired; it may come back
+UNSPECIFIED: Final = "unspecified"  # reason: a companion failed without giving one
+KEPT: Final = 300  # seconds the outcome stays readable after the latest end of the request
 
 
 class State(StrEnum):
-    """Where a request stands. `LIVE` ones change; all others are terminal and never do."""
+    """The state of a request. Those in `LIVE` can change; all others are terminal."""
 
     PENDING = "pending"
     DELIVERED = "delivered"  # a recipient has fetched it
-    CLAIMED = "claimed"  # by one companion, which alone may go on
+    CLAIMED = "claimed"  # by one companion, which alone may open it
     OPENED = "opened"  # handed to the opener
-    COMPLETED = "completed"  # says the device, which alone knows
+    COMPLETED = "completed"  # as the device reports
     DECLINED = "declined"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -52,7 +52,7 @@ LIVE: Final = UNCLAIMED | HELD
 
 
 class DeviceEvent(StrEnum):
-    """What a device may tell about its request."""
+    """The events that a device reports about its request."""
 
     CANCELLED = "cancelled"
     COMPLETED = "completed"
@@ -60,18 +60,18 @@ class DeviceEvent(StrEnum):
 
 
 class CompanionEvent(StrEnum):
-    """What a companion may tell about a request with an envelope for it."""
+    """The events that a companion reports about a request with an envelope for it."""
 
     CLAIMED = "claimed"
     OPENED = "opened"
-    RELEASED = "released"  # the claim is given back: any recipient may have it
+    RELEASED = "released"  # the claim is given back, so that any recipient may claim
     DECLINED = "declined"
     FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One companion cannot take this request, or has vanished; the others may."""
+    """A companion's failure: it cannot take the request, or has vanished. Others may still take it."""
 
     by: str
     reason: str  # a word
@@ -80,22 +80,24 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request as the relay knows it: everything but the envelopes."""
+    """A request without its envelopes."""
 
     account: str
     device: str  # the submitting device's name
     id: str  # base64url of 16 bytes, chosen by the device
     recipients: tuple[str, ...]  # companions' names, sorted
-    fingerprint: bytes  # of what was submitted, 32 bytes: the same again is no conflict
+    fingerprint: (
+        bytes  # hash of the submission, 32 bytes: the same submission again is no conflict (idempotent)
+    )
     submitted_at: int
     expires_at: int
     state: State = State.PENDING
     version: int = 1
     claimed_by: str | None = None
-    stays: bool = False  # opened by a holder that goes on calling until the end, so its lease still counts
+    stays: bool = False  # whether the holder goes on calling after `opened`, so that the lease still applies
     reason: str | None = None
     failures: tuple[Failure, ...] = ()
-    fetched_by: frozenset[str] = frozenset()  # recipients that have read it
+    fetched_by: frozenset[str] = frozenset()  # recipients that have fetched it
 
     @property
     def live(self) -> bool:
@@ -103,17 +105,17 @@ class Request:
 
     @property
     def ends_at(self) -> int:
-        """When it expires if nothing happens: an expiry ends claims, and a claimed request may finish."""
+        """When the request expires without further events. A claimed request has `GRACE` seconds more."""
         return self.expires_at + (GRACE if self.state in HELD else 0)
 
     @property
     def leased(self) -> bool:
-        """Whether the claim ends when its holder makes no call."""
+        """Whether the claim ends with its holder's lease."""
         return self.state is State.CLAIMED or (self.state is State.OPENED and self.stays)
 
     @property
     def given_up_at(self) -> float:
-        """When it fails, because every companion that fetched it has failed, although others might yet fetch it."""
+        """When the request fails because every companion that fetched it has failed; others have `LAST_CHANCE` seconds."""
         failed = {failure.by: failure.at for failure in self.failures if failure.reason != VANISHED}
         hopes = self.fetched_by.union(failure.by for failure in self.failures).difference(failed)
         if self.state not in UNCLAIMED or not failed or hopes:
@@ -121,18 +123,18 @@ class Request:
         return max(failed.values()) + LAST_CHANCE
 
     def changes_at(self, lease: float) -> float:
-        """When it changes if nothing happens. lease: as with `at`."""
+        """When time alone changes the request. lease: as with `at`."""
         return min(self.ends_at, lease if self.leased else self.given_up_at)
 
     def waits_for(self, companion: str) -> bool:
-        """Whether it belongs in this companion's inbox."""
+        """Whether the request belongs in this companion's inbox."""
         return self.live and companion in self.recipients and not self._has_failed(companion)
 
     def at(self, now: float, lease: float) -> "Request":
-        """As it is at `now`: expired, once its time is over; not claimed any more, once the claim's lease has run out;
-        failed, once every companion that fetched it has, and nobody else has come.
+        """The request's state at `now`, after expiry of the request or of its claim's lease, or after the failure of every
+        companion that fetched it.
 
-        lease: when that is, unless its holder makes another call (`Leases.end`).
+        lease: when the claim ends unless its holder makes another call (`Leases.end`).
         """
         if self.leased and lease <= now and lease < self.ends_at:
             return self._vanished(lease).at(now, lease)
@@ -141,22 +143,22 @@ class Request:
         return self._become(State.EXPIRED) if self.live and now >= self.ends_at else self
 
     def fetched(self, by: str) -> "Request":
-        """`by`, a recipient, has read it."""
+        """The request after `by`, a recipient, has fetched it."""
         readers = self.fetched_by | {by}
         if self.state is State.PENDING:
             return self._become(State.DELIVERED, fetched_by=readers)
         return self if by in self.fetched_by else replace(self, fetched_by=readers)
 
     def superseded(self) -> "Request":
-        """Its device has submitted another."""
+        """The request after its device has submitted another one."""
         return self._become(State.SUPERSEDED) if self.live else self
 
     def withdrawn(self, reason: str) -> "Request":
-        """Its device is no longer a member."""
+        """The request after its device was removed from the ring."""
         return self._become(State.CANCELLED, reason=reason) if self.live else self
 
     def device_says(self, event: DeviceEvent, reason: str | None) -> "Request":
-        """After the device's event. Telling the same again changes nothing."""
+        """The request after its device's event (idempotent)."""
         target = State(event)
         if self.state is target:
             return self
@@ -167,7 +169,7 @@ class Request:
     def companion_says(
         self, by: str, event: CompanionEvent, reason: str | None, *, now: float, stays: bool = False
     ) -> "Request":
-        """After a recipient's event at `now`. Telling the same again changes nothing.
+        """The request after a recipient's event at `now` (idempotent).
 
         stays: with `opened`, whether `by` goes on calling until the end.
         """
@@ -258,15 +260,15 @@ class Request:
 
 
 class Leases:
-    """How long each member may hold a claim without another call: every call begins the time anew.
+    """The leases of claims: a member's claims end some time after its last call.
 
-    A call that is held counts as long as it is open. Nobody is blamed for not having called a relay that was not there.
+    A held call counts while it is open. A restart of the relay renews all leases, since nobody could call meanwhile.
     """
 
     def __init__(self, seconds: float, *, began: float) -> None:
-        """began: when the relay began to listen, Unix seconds as all times here."""
+        """began: when the relay started, Unix seconds as all times here."""
         self._seconds, self._began = seconds, began
-        self._last: dict[str, float] = {}  # by member: when its last call was answered
+        self._last: dict[str, float] = {}  # time of the last answered call, by member
         self._open: Counter[str] = Counter()
 
     def called(self, member: str, now: float) -> None:
@@ -274,7 +276,7 @@ class Leases:
 
     @contextlib.contextmanager
     def held(self, member: str, clock: Callable[[], float]) -> Iterator[None]:
-        """A call of `member` is held while this is open."""
+        """Count a held call of `member` while the context is open."""
         self._open[member] += 1
         try:
             yield
@@ -283,21 +285,21 @@ class Leases:
             self.called(member, clock())
 
     def end(self, member: str | None, now: float) -> float:
-        """When a claim of `member` ends, unless it makes another call."""
+        """When the claims of `member` end unless it makes another call."""
         if member is None or self._open[member]:
             return now + self._seconds
         return self._last.get(member, self._began) + self._seconds
 
     def forget(self, now: float) -> None:
-        """Forget what makes no difference any more."""
+        """Drop members whose lease has expired."""
         if self._began + self._seconds <= now:
             self._last = {member: last for member, last in self._last.items() if last + self._seconds > now}
-        self._open += Counter()  # drops the zeros
+        self._open += Counter()  # drops members without held calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """`count` at once, and as many again every `seconds`."""
+    """A rate limit: a burst of `count`, and `count` more every `seconds`."""
 
     count: int
     seconds: float
@@ -307,7 +309,7 @@ class Rate:
         check_bounds(self, "seconds", lowest=0, whole=False)
 
     def take(self, full_at: float | None, now: float) -> float:
-        """Take one (GCRA): `full_at` is the time at which all are there again, None when they are; returns the next.
+        """Take one (GCRA). full_at: when the limit is unused again; None when it is. Returns the new `full_at`.
 
         Refuses with `rate-limited` when none is left.
         """
@@ -319,12 +321,12 @@ class Rate:
         return next_full
 
 
-_ROUNDING: Final = 1e-3  # seconds: times are floats
+_ROUNDING: Final = 1e-3  # seconds, of floating point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """How much one account may ask of its companions. Claiming and declining are never limited."""
+    """The limits of one account's requests to its companions. Claims and declines are not limited."""
 
     pending: int = 3  # unclaimed requests, one per device
     rates: tuple[Rate, ...] = (Rate(count=5, seconds=60), Rate(count=30, seconds=86_400))
@@ -335,9 +337,9 @@ class Quota:
             raise UsageError("rates: expected several of Rate")
 
     def admit(self, others: Iterable[Request], spent: Mapping[str, float], now: float) -> dict[str, float]:
-        """What is spent after one more request, or a refusal.
+        """Admit one more request, or refuse it; returns the used rate limits.
 
-        others: the account's requests of other devices. spent: what the last call returned.
+        others: the account's requests of other devices. spent: from the last call.
         """
         waiting = sorted(request.ends_at for request in others if request.state in UNCLAIMED)
         if len(waiting) >= self.pending:

@@ -1,6 +1,6 @@
-"""What callers send, taken in at one door: strict JSON bodies, ids and queries become typed values.
+"""The parser of requests: JSON bodies, ids and queries become typed values, or `invalid-request`.
 
-Everything else is `invalid-request`: unknown members, padded base64url, bounds exceeded.
+It is strict: unknown members, padded base64url and exceeded bounds are refused.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ class Founding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring: str
 
     def parse(self) -> tuple[bytes, bytes]:
-        """The account code's secret, and the ring document."""
+        """Parse to the account code's secret, and the ring document."""
         return octets(self.code, "code", CODE_SIZE), octets(self.ring, "ring", 1, MAX_DOCUMENT)
 
 
@@ -65,7 +65,7 @@ class IntroductionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mac: str
 
     def parse(self) -> tuple[bytes, Introduction]:
-        """The ticket, and what is for the inviter."""
+        """Parse to the ticket, and the introduction for the inviter."""
         return octets(self.ticket, "ticket", _TICKET_SIZE), Introduction(
             body=octets(self.body, "body", 1, _MAX_INTRODUCTION),
             signature=octets(self.signature, "signature", SIGNATURE_SIZE),
@@ -79,7 +79,7 @@ class AnswerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     declined: bool = False
 
     def parse(self) -> tuple[bytes, bytes] | None:
-        """Ring document and MAC; None for a decline."""
+        """Parse to ring document and MAC; None for a decline."""
         if self.declined and self.ring is None and self.mac is None:
             return None
         if self.declined or self.ring is None or self.mac is None:
@@ -97,7 +97,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     envelopes: Annotated[list[_Envelope], msgspec.Meta(min_length=1, max_length=_MAX_ENVELOPES)]
 
     def parse(self) -> dict[str, bytes]:
-        """What is sealed, by recipient."""
+        """Parse to the envelopes by recipient."""
         sealed = {
             member_name(envelope.to, "to"): octets(envelope.sealed, "sealed", 1, _MAX_SEALED)
             for envelope in self.envelopes
@@ -107,7 +107,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return sealed
 
     def fingerprint(self) -> bytes:
-        """The same for the same submission, however its JSON is spaced."""
+        """A hash of the submission, which does not depend on the form of its JSON."""
         return hashlib.sha256(msgspec.json.encode(self)).digest()
 
 
@@ -119,7 +119,7 @@ class DeviceReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event: CompanionEvent
     reason: Reason | None = None
-    stays: bool | None = None  # with opened
+    stays: bool | None = None  # with `opened`
 
     def __post_init__(self) -> None:
         if self.stays is not None and self.event is not CompanionEvent.OPENED:
@@ -127,7 +127,7 @@ class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse_body(data: bytes, kind: type[Body]) -> Body:
-    """The one JSON value of `kind` that `data` is."""
+    """Parse `data` as one JSON value of `kind`."""
     try:
         return msgspec.json.decode(without_mark(data), type=kind)
     except msgspec.ValidationError as error:
@@ -137,7 +137,7 @@ def parse_body(data: bytes, kind: type[Body]) -> Body:
 
 
 def octets(text: str, what: str, shortest: int, longest: int | None = None) -> bytes:
-    """The bytes of base64url: exactly `shortest`, or `shortest` to `longest`."""
+    """Decode base64url to exactly `shortest` bytes, or `shortest` to `longest`."""
     try:
         data = from_base64url(text)
     except RemoteProtocolError as error:
@@ -150,18 +150,18 @@ def octets(text: str, what: str, shortest: int, longest: int | None = None) -> b
 
 
 def request_id(text: str) -> str:
-    """A request's id, as it stands in the path."""
+    """Check a request's id of the path."""
     octets(text, "request id", _REQUEST_ID_SIZE)
     return text
 
 
 def invitation_id(text: str) -> bytes:
-    """An invitation's id, as it stands in the path: the hash of its ticket."""
+    """Decode an invitation's id of the path, the hash of its ticket."""
     return octets(text, "invitation id", _HASH_SIZE)
 
 
 def member_name(text: str, what: str) -> str:
-    """A member's name: base64url of 32 bytes, 43 characters."""
+    """Check a member's name: base64url of 32 bytes, 43 characters."""
     if len(text) != NAME_SIZE:
         raise invalid(f"{what}: expected a member's name of {NAME_SIZE} characters")
     octets(text, what, _HASH_SIZE)
@@ -169,10 +169,10 @@ def member_name(text: str, what: str) -> str:
 
 
 class Query:
-    """The query of a URL: each parameter once, none that is not asked for."""
+    """The query of a URL: each parameter at most once, and no unknown ones."""
 
     def __init__(self, parameters: Mapping[str, str], count: int, *allowed: str) -> None:
-        """count: how many parameters came, repeated ones counted each time."""
+        """count: of all parameters, repeated ones included."""
         if count != len(parameters) or not set(parameters) <= set(allowed):
             raise invalid(
                 f"expected no parameters but {', '.join(allowed)}" if allowed else "expected no parameters"
@@ -188,7 +188,7 @@ class Query:
         return int(text)
 
     def wait(self) -> int:
-        """Seconds the caller is willing to wait; 0 when it did not say."""
+        """Seconds the caller is willing to wait; default: 0."""
         return self.number("wait", MAX_WAIT) or 0
 
     def cursor(self) -> str | None:

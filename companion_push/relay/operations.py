@@ -1,7 +1,7 @@
-"""What each endpoint does: one transaction each, from typed input to an answer.
+"""The operation of each endpoint: one transaction, from typed input to an answer.
 
-An operation looks up the caller itself, in the same transaction in which it acts, so that nobody acts on a
-membership that has ended. It says which waiting clients its change concerns; the HTTP shell wakes them.
+An operation looks up the caller's membership in the transaction in which it acts, so that a removed member cannot act
+(time of check to time of use). Its answer names the topics of its change, and the HTTP shell wakes their held requests.
 """
 
 import hashlib
@@ -34,34 +34,34 @@ _RING_RATE: Final = Rate(count=120, seconds=3600)  # ring versions of one accoun
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What the caller is told."""
+    """The answer to the caller."""
 
     body: Mapping[str, Any]
     status: int = 200
-    news: bool = True  # False: nothing has changed, so a caller who is willing to wait is held
-    changes_at: float = math.inf  # when the answer changes although nobody does anything
-    topics: frozenset[str] = field(default=frozenset())  # whom this concerns: see the topics below
+    news: bool = True  # False: nothing has changed, so the request may be held
+    changes_at: float = math.inf  # Unix seconds at which time alone changes the answer
+    topics: frozenset[str] = field(default=frozenset())  # of the held requests to wake: see below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """Who asks, and when."""
+    """A call: its caller and its time."""
 
     db: sqlite3.Connection
     caller: str  # the name of the key that made the proof
     now: float
-    leases: Leases  # how long claims hold
+    leases: Leases  # of all members' claims
 
     def current(self, request: Request) -> Request:
-        """A stored request as it is now."""
+        """The state of a stored request at the time of the call."""
         return request.at(self.now, self.leases.end(request.claimed_by, self.now))
 
     def changes_at(self, request: Request) -> float:
-        """When it changes although nobody does anything."""
+        """When time alone changes the request."""
         return request.changes_at(self.leases.end(request.claimed_by, self.now))
 
     def member(self, role: Role | None = None) -> Membership:
-        """What the caller is; `not-found` when it is nobody, or not of this role."""
+        """Authorise the caller; `not-found` when it is no member, or not of this role."""
         found = accounts.membership(self.db, self.caller)
         if found is None or (role is not None and found.role is not role):
             raise not_found()
@@ -71,7 +71,7 @@ class Call:
 Operation = Callable[[Call], Answer]
 
 
-# Topics: what a waiting client waits for. Names are unguessable or the caller's own, and reach nobody.
+# Topics that a held request waits for. The names never leave the process.
 
 
 def request_topic(device: str, request_id: str) -> str:
@@ -87,7 +87,7 @@ def invitation_topic(invitation_id: bytes) -> str:
 
 
 def concerned(requests: Iterable[Request]) -> frozenset[str]:
-    """Whom a change of these requests concerns."""
+    """The topics of a change of these requests."""
     return frozenset(
         topic
         for request in requests
@@ -382,14 +382,14 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
 
 
 def sweep(call: Call) -> Answer:
-    """Write down what time has changed, and forget what is over."""
+    """Store what time has changed, and delete what has expired."""
     changed = store.sweep_requests(call.db, call.now, call.current)
     accounts.sweep_accounts(call.db, call.now)
     return Answer(body={"changed": len(changed)}, topics=concerned(changed))
 
 
 def _own(call: Call, request_id: str) -> tuple[Request, frozenset[str]]:
-    """The calling device's request as it is now, and whom its expiry concerns."""
+    """Read the calling device's request in its current state, and the topics of its expiry."""
     device = call.member(Role.DEVICE)
     stored = store.request(call.db, device.name, request_id)
     if stored is None:
@@ -406,7 +406,7 @@ def _now(call: Call, stored: Request) -> tuple[Request, frozenset[str]]:
 
 
 def _current(call: Call, account: str) -> list[Request]:
-    """The account's requests as they are now; what time has changed is left for the sweep to write down."""
+    """Read the account's requests in their current state; the sweep stores what time has changed."""
     return [call.current(request) for request in store.requests_of(call.db, account)]
 
 
@@ -438,6 +438,6 @@ def _item(request: Request, sealed: bytes) -> dict[str, Any]:
 
 
 def _cursor(items: list[dict[str, Any]]) -> str:
-    """A name for exactly this content: it survives restarts, and nothing has to be counted."""
+    """A hash of the content, which needs no counter and survives restarts."""
     content = ";".join(f"{item['device']} {item['id']} {item['version']}" for item in items)
     return base64url(hashlib.sha256(content.encode()).digest()[:16])

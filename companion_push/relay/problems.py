@@ -1,11 +1,11 @@
-"""Every answer that is a no, as RFC 9457 problems: the table of docs/protocol/relay.md."""
+"""The relay's refusals as problems of RFC 9457: the table of docs/protocol/relay.md."""
 
 from enum import StrEnum
 from typing import Any, Final
 
 
 class Slug(StrEnum):
-    """What went wrong, in a word that never changes."""
+    """The last word of a problem's type, which never changes."""
 
     ALREADY_CLAIMED = "already-claimed"
     DRAINING = "draining"
@@ -27,7 +27,7 @@ class Slug(StrEnum):
 
 
 class Problem(Exception):  # noqa: N818  a refusal, spelled as RFC 9457 spells it
-    """A request is refused; the HTTP shell writes it as an answer."""
+    """The relay refuses a request; the HTTP shell sends this as the answer."""
 
     def __init__(self, slug: Slug, detail: str | None = None, **members: str | int | None) -> None:
         """detail: for people; says what was expected, never what came. members: for programs."""
@@ -42,7 +42,7 @@ class Problem(Exception):  # noqa: N818  a refusal, spelled as RFC 9457 spells i
 
     @property
     def retry_after(self) -> int | None:
-        """Seconds, where trying again later may help."""
+        """Seconds to wait before a retry; None where a retry does not help."""
         seconds = self.members.get("retry_after")
         return seconds if isinstance(seconds, int) else None
 
@@ -60,12 +60,12 @@ class Problem(Exception):  # noqa: N818  a refusal, spelled as RFC 9457 spells i
 
 
 def not_found() -> Problem:
-    """The one answer for what does not exist and for what is somebody else's: nothing in it tells which."""
+    """Make the problem for what does not exist or is somebody else's, which the answer does not tell apart."""
     return Problem(Slug.NOT_FOUND)
 
 
 def invalid(detail: str) -> Problem:
-    """The request is malformed. detail: what was expected."""
+    """Make the problem for a malformed request. detail: what was expected."""
     return Problem(Slug.INVALID_REQUEST, detail)
 
 

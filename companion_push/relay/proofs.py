@@ -1,6 +1,6 @@
-"""Who is calling: a proof of the caller's own key with every request (RFC 9449; docs/protocol/relay.md).
+"""Authentication of callers: each request has a proof of possession of the caller's key (DPoP, RFC 9449; docs/protocol/relay.md).
 
-`check_proof` is pure; that an id is taken once is the store's part (`store.take_proof`).
+`check_proof` is pure; the store detects replay by the proof's id (`store.take_proof`).
 """
 
 import re
@@ -19,8 +19,8 @@ from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import RemoteProtocolError
 
 HEADER: Final = "DPoP"
-SKEW: Final = 60  # seconds by which the caller's clock may differ, either way
-_MAX_SIZE: Final = 4096  # characters; ours have some 500
+SKEW: Final = 60  # seconds by which the caller's clock may be ahead or behind
+_MAX_SIZE: Final = 4096  # characters; a proof of ours has about 500
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
@@ -28,18 +28,18 @@ _REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=Fal
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """A proof that holds."""
+    """A verified proof."""
 
     name: str  # the caller: the thumbprint of its key
     jti: str = field(repr=False)
-    until: float  # when it is too old anyhow, and need not be remembered
+    until: float  # when the proof expires, and its id can be forgotten
 
 
 def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Proof:
-    """The caller of `method` on `url`, by the values of its header ``DPoP``.
+    """Verify the proof of a request; returns the caller. headers: the values of its header ``DPoP``.
 
-    url: what was asked for, below the configured public URL, without query. Refuses with `proof-invalid`, or with
-    `proof-clock` when nothing but the time is wrong.
+    url: of the request, below the configured public URL, without query. Refuses with `proof-invalid`, or with
+    `proof-clock` when only the time is wrong.
     """
     if len(headers) != 1:
         raise _refused(f"expected one header {HEADER}, got {len(headers)}")
@@ -54,7 +54,7 @@ def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Pro
 
 
 class _Jwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A public key and nothing else: a private member is refused like any other."""
+    """A public key; every other member is refused, those of a private key included."""
 
     kty: Literal["EC"]
     crv: Literal["P-256"]
@@ -63,7 +63,7 @@ class _Jwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Header(msgspec.Struct, frozen=True):
-    """Parameters we do not know are ignored, as RFC 7515 has it, unless they are critical."""
+    """The JWS header. Unknown parameters are ignored unless critical (RFC 7515)."""
 
     typ: Literal["dpop+jwt"]
     alg: Literal["ES256"]
@@ -72,7 +72,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 class _Claims(msgspec.Struct, frozen=True):
-    """Claims we do not know are ignored, as RFC 7519 has it."""
+    """The claims. Unknown ones are ignored (RFC 7519)."""
 
     htm: str
     htu: str
@@ -81,7 +81,7 @@ class _Claims(msgspec.Struct, frozen=True):
 
 
 def _verified(compact: str) -> tuple[ECKey, _Claims]:
-    """The key in the header of a compact JWS that it signed, and the claims."""
+    """Verify a compact JWS with the key in its header; returns the key and the claims."""
     if len(compact) > _MAX_SIZE:
         raise _refused(f"a proof has at most {_MAX_SIZE} characters")
     parts = compact.split(".")
@@ -110,7 +110,7 @@ def _verified(compact: str) -> tuple[ECKey, _Claims]:
 
 
 def _normal(url: str) -> tuple[str, str, int | None, str]:
-    """What is compared of a URL: scheme, host, port and path (RFC 3986 §6.2.2, §6.2.3). A query or fragment is refused."""
+    """Normalise a URL for comparison: scheme, host, port and path (RFC 3986 §6.2.2, §6.2.3). Query and fragment are refused."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -122,7 +122,7 @@ def _normal(url: str) -> tuple[str, str, int | None, str]:
 
 
 def _normal_path(path: str) -> str:
-    """A path in which what need not be percent-encoded is not, and the rest is in capitals."""
+    """Normalise a path: unreserved characters are decoded, other percent-encodings upper case."""
 
     def decoded(found: re.Match[str]) -> str:
         character = chr(int(found[1], 16))

@@ -1,7 +1,7 @@
-"""Requests, their envelopes, rates and taken proofs, as stored.
+"""Requests in the store, with their envelopes, rate limits and used proofs.
 
 Each function is a part of one transaction on an open store (`companion_push.relay.database`). Envelopes are
-forgotten when their request is over; the outcome stays readable for a while (`mailbox.KEPT`).
+deleted when their request ends; its outcome stays readable for a while (`mailbox.KEPT`).
 """
 
 import sqlite3
@@ -12,8 +12,8 @@ from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request, State
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import Proof
 
-_MAX_PROOFS_OF_A_KEY: Final = 10_000  # within the two minutes that a proof is remembered
-_MAX_PROOFS_OF_STRANGERS: Final = 10_000  # all keys together that are nobody's
+_MAX_PROOFS_OF_A_KEY: Final = 10_000  # in the two minutes that a proof is remembered
+_MAX_PROOFS_OF_STRANGERS: Final = 10_000  # of all keys together that are no members'
 
 _COLUMNS: Final = (
     "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, stays, reason"
@@ -26,13 +26,13 @@ def request(db: sqlite3.Connection, device: str, request_id: str) -> Request | N
 
 
 def requests_of(db: sqlite3.Connection, account: str) -> list[Request]:
-    """All requests of the account that are still kept."""
+    """Read all stored requests of the account."""
     rows = db.execute(f"SELECT {_COLUMNS} FROM requests WHERE account = ?", (account,))  # noqa: S608
     return list(_requests(db, rows.fetchall()))
 
 
 def sealed_for(db: sqlite3.Connection, companion: str) -> list[tuple[Request, bytes]]:
-    """Requests that still have an envelope for `companion`, oldest first, with that envelope."""
+    """Read the requests with an envelope for `companion`, oldest first."""
     rows = db.execute(
         "SELECT device, id, sealed FROM envelopes JOIN requests USING (device, id)"
         " WHERE recipient = ? AND sealed IS NOT NULL ORDER BY submitted_at, device, id",
@@ -43,7 +43,7 @@ def sealed_for(db: sqlite3.Connection, companion: str) -> list[tuple[Request, by
 
 
 def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes]) -> None:
-    """envelopes: what is sealed, by recipient."""
+    """Store a new request. envelopes: by recipient."""
     db.execute(
         f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (
@@ -67,7 +67,7 @@ def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes])
 
 
 def save(db: sqlite3.Connection, changed: Request) -> None:
-    """What became of a stored request. Its envelopes go when it is over."""
+    """Store a request's new state; its envelopes are deleted when it has ended."""
     key = (changed.device, changed.id)
     db.execute(
         "UPDATE requests SET state = ?, version = ?, claimed_by = ?, stays = ?, reason = ? WHERE device = ? AND id = ?",
@@ -89,7 +89,7 @@ def save(db: sqlite3.Connection, changed: Request) -> None:
 
 
 def spent(db: sqlite3.Connection, account: str) -> dict[str, float]:
-    """How much of its rates the account has used: for each rate the time at which it is whole again."""
+    """Read the account's rate limits: for each the time at which it is unused again (GCRA)."""
     return dict(db.execute("SELECT rate, full_at FROM spent WHERE account = ?", (account,)))
 
 
@@ -99,7 +99,7 @@ def spend(db: sqlite3.Connection, account: str, rates: Mapping[str, float]) -> N
 
 
 def take_proof(db: sqlite3.Connection, proof: Proof) -> None:
-    """Take a proof once; refuses it the second time, and when a key makes more than any client needs."""
+    """Use up a proof; refuses a replay, and a key that makes more proofs than any client needs."""
     member = db.execute("SELECT 1 FROM members WHERE name = ?", (proof.name,)).fetchone() is not None
     if member:
         (taken,) = db.execute("SELECT count(*) FROM proofs WHERE key = ?", (proof.name,)).fetchone()
@@ -119,9 +119,9 @@ def take_proof(db: sqlite3.Connection, proof: Proof) -> None:
 def sweep_requests(
     db: sqlite3.Connection, now: float, current: Callable[[Request], Request]
 ) -> list[Request]:
-    """Write down what time has changed, and forget what nobody can ask for any more. The ones that changed now.
+    """Store what time has changed, and delete requests whose outcome is no longer readable; returns the changed ones.
 
-    current: makes of a request what it is at `now`.
+    current: maps a request to its state at `now`.
     """
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM requests WHERE state IN (?, ?, ?, ?)",  # noqa: S608

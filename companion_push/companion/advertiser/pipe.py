@@ -1,4 +1,4 @@
-"""``--radio stdout``: the advert as a line of text, for whoever reads the pipe."""
+"""``--radio stdout``: the advert as a line of text, for the program that reads the pipe."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ class PipeAdvertiser:
     """Prints the service data in hexadecimal, at once and again every half second."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """descriptor: where to; None means stdout."""
+        """descriptor: of the output; None means stdout."""
         self._descriptor = descriptor
 
     @asynccontextmanager
@@ -33,7 +33,7 @@ class PipeAdvertiser:
             await asyncio.wait([repeating])
 
     async def _repeat(self, line: bytes) -> None:
-        """Ends when nobody reads any more."""
+        """Print the line again and again, until the reader has closed the pipe."""
         while True:
             await asyncio.sleep(INTERVAL)
             try:
@@ -42,7 +42,7 @@ class PipeAdvertiser:
                 return
 
     def _write(self, line: bytes) -> None:
-        # past sys.stdout, which would try again to flush a broken pipe when the interpreter ends
+        # not sys.stdout, which the interpreter would flush again at its end, into a broken pipe
         try:
             if self._descriptor is None:
                 sys.stdout.flush()
