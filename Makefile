@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
+.PHONY: help demo test test-fast coverage properties check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,7 +24,17 @@ test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other l
 	@scripts/install-test-packages bluetooth
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
 
-check: lint types imports test  ## everything, but fuzzing
+# each profile of hypothesis is in tests/conftest.py
+CORE := tests/hybrid tests/trust
+coverage: $(VENV)/check.done  ## every branch of the protocol core is taken by its own tests
+	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=few -k "not mebibyte" -q \
+		--cov=headless_passkey.hybrid --cov=headless_passkey.trust --cov-branch \
+		--cov-report=term-missing:skip-covered --cov-fail-under=100 $(CORE)
+
+properties: $(VENV)/check.done  ## property tests with examples nobody has tried yet, many of them: for the night
+	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=new -m hypothesis --timeout 3600 $(PYTEST)
+
+check: lint types imports test coverage  ## everything, but fuzzing
 
 FUZZ_SECONDS ?= 60
 fuzz: $(VENV)/check.done  ## every parser under the fuzzer, FUZZ_SECONDS each; FUZZ="cbor ring" for some of them
@@ -80,4 +90,4 @@ lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without an
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage

@@ -20,8 +20,10 @@ for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
     del os.environ[name]
 
 # machines are noisy: how long one example took says nothing
-settings.register_profile("patient", deadline=None)
-settings.load_profile("patient")
+settings.register_profile("every-day", deadline=None, derandomize=True)  # the same tree, the same answer
+settings.register_profile("few", deadline=None, derandomize=True, max_examples=10)  # make coverage
+settings.register_profile("new", deadline=None, max_examples=1000, print_blob=True)  # make properties
+settings.load_profile("every-day")
 
 # In the background of a shell, or under nohup, these are ignored, and the programs that tests start would inherit
 # that. What is handled here is at its default again in them.
