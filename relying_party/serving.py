@@ -25,10 +25,10 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     with contextlib.ExitStack() as listeners:
         listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
         base_url = _base_url(args, listener)
-        app = make_app(_config(args, listener, base_url))
-        proxies = args.trusted_proxy
+        config = _config(args, listener, base_url)
+        app, proxies = make_app(config), args.trusted_proxy
         async with (
-            serving(app, listener, say=say, trusted_proxies=proxies),
+            serving(app, listener, say=say, trusted_proxies=proxies, public_url=config.public_url),
             contextlib.AsyncExitStack() as inside,
         ):
             if args.metrics is not None:

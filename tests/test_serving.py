@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from certificates import Certificate
+from yarl import URL
 
 from companion_push import addresses as push_addresses
 from companion_push import http_server as push_http_server
@@ -27,6 +29,7 @@ from relying_party.http import addresses as party_addresses
 from relying_party.http import http_server as party_http_server
 from tests.programs import running
 from tests.relay.household import Caller, Clock
+from tests.rp.authenticator_double import DeviceKey
 from tests.test_documentation import leaves
 from tests.test_servers import PATIENCE, PROGRAMS
 from tests.trust.people import companion
@@ -416,6 +419,66 @@ async def test_an_application_sees_the_clients_address_behind_a_trusted_proxy(
                 assert await websocket.receive_str() == seen
     finally:
         await runner.cleanup()
+
+
+@SERVERS
+@pytest.mark.parametrize(
+    ("asked", "seen"),
+    [
+        ("/push/v1/x?a=%2Fb", "/v1/x?a=%2Fb"),  # the proxy has left it on
+        ("/v1/x?a=b", "/v1/x?a=b"),  # or taken it off
+        ("/push/", "/"),
+        ("/push/a%2Fb", "/a%2Fb"),
+        ("/push", "/push"),
+        ("/pushed/x", "/pushed/x"),
+        ("/push//other.example/x", "/push//other.example/x"),
+        ("/push/push/x", "/push/x"),
+    ],
+)
+async def test_a_proxy_may_leave_the_path_of_the_public_url_on_or_take_it_off(
+    server: ModuleType, asked: str, seen: str
+) -> None:
+    async def tell(request: web.Request) -> web.StreamResponse:
+        return web.Response(text=f"{request.rel_url.raw_path_qs} {await request.text()}")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", tell)
+    runner = server.Runner(app, prefix="/push")
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = URL(f"http://127.0.0.1:{runner.addresses[0][1]}{asked}", encoded=True)
+    try:
+        async with aiohttp.ClientSession() as session, session.post(url, data=b"body") as response:
+            assert await response.text() == f"{seen} body"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize("left_on", [True, False], ids=["left on", "taken off"])
+async def test_programs_are_called_below_the_path_of_their_public_url(
+    left_on: bool,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    base = "https://host.example/push"
+    (tmp_path / "relay").mkdir()
+    async with running(*words("relay", tmp_path / "relay", "--public-url", base)) as program:
+        arrives = f"http://127.0.0.1:{port_of(await program.line())}{'/push' if left_on else ''}"
+        anna = Caller(companion(), None, base, Clock())  # type: ignore[arg-type]
+        async with aiohttp.ClientSession() as session:
+            headers = {"DPoP": anna.proof("GET", "/v1/ring")}
+            async with session.get(arrives + "/v1/ring", headers=headers) as response:
+                assert (await response.json(content_type=None))["type"].endswith(":not-found")
+    options = ("--public-url", "https://host.example/passkeys", "--rp-id", "host.example")
+    async with running(*words("relying-party", tmp_path, *options)) as program:
+        prefix = "/passkeys" if left_on else ""
+        arrives = f"http://127.0.0.1:{port_of(await program.line())}{prefix}"
+        async with aiohttp.ClientSession() as session:
+            path = "/webauthn/authentication/options"
+            proof = DeviceKey().proof("POST", "https://host.example/passkeys" + path, time.time(), None)
+            async with session.post(arrives + path, json={}, headers={"DPoP": proof}) as response:
+                assert response.status == 200, await response.text()
+            async with session.get(arrives + "/") as response:
+                assert '"/passkeys/static/passkeys.js"' in await response.text()
 
 
 @pytest.mark.threat("T12")

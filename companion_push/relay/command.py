@@ -67,9 +67,15 @@ async def serve(args: argparse.Namespace) -> None:
     from companion_push.relay.app import make_app  # noqa: PLC0415
 
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
-        app = make_app(_config(args, listener.base_url()))
-        proxies = args.trusted_proxy
-        async with serving(app, listener, say=talk, trusted_proxies=proxies, handler_cancellation=True):
+        config = _config(args, listener.base_url())
+        async with serving(
+            make_app(config),
+            listener,
+            say=talk,
+            trusted_proxies=args.trusted_proxy,
+            public_url=config.public_url,
+            handler_cancellation=True,
+        ):
             ended = until_terminated()
             out(listener.base_url())
             await ended

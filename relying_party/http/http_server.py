@@ -21,6 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
+from yarl import URL
 
 from relying_party.errors import SetupError
 from relying_party.http.addresses import Network, client_address
@@ -44,32 +45,36 @@ class Runner(web.AppRunner):
         shutdown_timeout: float = DRAIN_SECONDS,
         idle_timeout: float = IDLE_TIMEOUT,
         trusted_proxies: Sequence[Network] = (),
+        prefix: str = "",
         handler_cancellation: bool = False,
     ) -> None:
         """shutdown_timeout, idle_timeout: seconds. trusted_proxies: whose ``X-Forwarded-For`` tells the client's address.
 
-        handler_cancellation: whether who hangs up ends its handler.
+        prefix: of paths that a proxy may have left on or taken off; no slash at its end. handler_cancellation: whether
+        who hangs up ends its handler.
         """
         super().__init__(app, shutdown_timeout=shutdown_timeout, handler_cancellation=handler_cancellation)
-        self._idle_timeout, self._trusted_proxies = idle_timeout, trusted_proxies
+        self._idle_timeout, self._trusted_proxies, self._prefix = idle_timeout, trusted_proxies, prefix
 
     async def cleanup(self) -> None:
         await super().cleanup()
         _limit.end()
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._idle_timeout, self._trusted_proxies)
+        return _Server(await super()._make_server(), self._idle_timeout, self._trusted_proxies, self._prefix)
 
 
 class _Server(web.Server):
-    def __init__(self, of_app: web.Server, idle_timeout: float, trusted_proxies: Sequence[Network]) -> None:
+    def __init__(
+        self, of_app: web.Server, idle_timeout: float, trusted_proxies: Sequence[Network], prefix: str
+    ) -> None:
         super().__init__(
             self._explained,
             request_factory=of_app.request_factory,
             handler_cancellation=of_app.handler_cancellation,
         )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
-        self._idle_timeout, self._trusted_proxies = idle_timeout, trusted_proxies
+        self._idle_timeout, self._trusted_proxies, self._prefix = idle_timeout, trusted_proxies, prefix
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(
@@ -83,16 +88,25 @@ class _Server(web.Server):
 
     async def _explained(self, request: web.BaseRequest) -> web.StreamResponse:
         """What the application answers; a problem document where aiohttp refuses in its place, such as Expect."""
-        if self._trusted_proxies:
-            told = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
-            remote = client_address(request.remote or "", told, self._trusted_proxies)
-            request = request.clone(remote=remote)
         try:
-            return await self._handle(request)
+            return await self._handle(self._before_proxies(request))
         except web.HTTPException as error:
             if error.status < 400:
                 raise
             return http_problem(error.status)
+
+    def _before_proxies(self, request: web.BaseRequest) -> web.BaseRequest:
+        """The request as its client would have sent it here: the client's address, and a path without the prefix."""
+        changes: dict[str, Any] = {}
+        if self._trusted_proxies:
+            told = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
+            changes["remote"] = client_address(request.remote or "", told, self._trusted_proxies)
+        path = request.rel_url.raw_path
+        own = path.removeprefix(self._prefix)
+        if own != path and own.startswith("/") and not own.startswith("//"):
+            query = request.rel_url.raw_query_string
+            changes["rel_url"] = URL.build(path=own, query_string=query, encoded=True)
+        return request.clone(**changes) if changes else request
 
 
 class _Connection(web.RequestHandler):

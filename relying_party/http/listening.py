@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
+from yarl import URL
 
 from relying_party.errors import SetupError, UsageError
 from relying_party.http.addresses import Network
@@ -72,14 +73,20 @@ async def serving(
     *,
     say: Callable[[str], None],
     trusted_proxies: Sequence[Network] = (),
+    public_url: str = "",
     handler_cancellation: bool = False,
 ) -> AsyncIterator[None]:
     """Serve `app` while this is open; then nothing new is accepted, and what is under way has `DRAIN_SECONDS`.
 
-    say: tells the operator a line. handler_cancellation: whether a client that hangs up ends its handler.
+    say: tells the operator a line. public_url: what clients call `app` by; a proxy may take its path off. handler_cancellation: whether a client that hangs up ends its handler.
     """
     asyncio.get_running_loop().set_exception_handler(_one_line)
-    runner = Runner(app, trusted_proxies=trusted_proxies, handler_cancellation=handler_cancellation)
+    runner = Runner(
+        app,
+        trusted_proxies=trusted_proxies,
+        prefix=URL(public_url).raw_path.rstrip("/"),
+        handler_cancellation=handler_cancellation,
+    )
     try:
         await runner.setup()
         if listener.tls is None:
