@@ -82,7 +82,7 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(words: tuple[str
     done = run(*words)
     assert done.returncode == 10, done.stderr
     (line,) = done.stderr.splitlines()
-    assert f"pip install '.[{extra}]' in the clone of headless-passkey" in line
+    assert f"pip install '.[{extra}]' in the clone of headless-passkey" in line.replace("`", "")
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, ...]]:
