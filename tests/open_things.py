@@ -47,12 +47,25 @@ class Open:
         )
 
     def beside(self, before: "Open") -> list[str]:
-        """What is open now and was not `before`, for people."""
+        """What is open now and was not `before`, for people.
+
+        A kept connection may be replaced by another one, so descriptors are counted.
+        """
+        more = len(self.descriptors) - len(before.descriptors)
         return [
-            *(f"task {task.get_coro()}" for task in self.tasks - before.tasks),
+            *(
+                f"task {task.get_coro()}"
+                for task in self.tasks - before.tasks
+                if not _serves_a_connection(task)
+            ),
             *("a client session" for _ in self.sessions - before.sessions),
-            *sorted(self.descriptors - before.descriptors),
+            *(sorted(self.descriptors - before.descriptors) if more > 0 else ()),
         ]
+
+
+def _serves_a_connection(task: "asyncio.Task[Any]") -> bool:
+    """Whether it is aiohttp's task of a connection to one of our servers, which lives as long as the descriptor that is counted."""
+    return getattr(task.get_coro(), "__qualname__", "") == "RequestHandler.start"
 
 
 def _descriptors() -> Iterator[str]:

@@ -449,7 +449,8 @@ class Inbox:
         try:
             taken = await self._relay.claim(*request.key)
         except asyncio.CancelledError:
-            await self._give_back(request, INTERRUPTED, used=False)  # the relay may have granted it
+            # the relay may have granted it
+            await finish_when_cancelled(self._give_back(request, INTERRUPTED, used=False))
             raise
         if taken is not None:
             self._elsewhere[request.key] = taken
@@ -474,12 +475,14 @@ class Inbox:
             declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
             event = Event.DECLINED if declined else Event.FAILED
             reason = "on-the-phone" if declined else _word(error)
-            await self._try_to_tell(request, self._relay.report(*request.key, event, reason))
+            await finish_when_cancelled(
+                self._try_to_tell(request, self._relay.report(*request.key, event, reason))
+            )
             raise
         except BaseException as error:
             del self._claims[request.key]
             why = INTERRUPTED if isinstance(error, asyncio.CancelledError) else "failed"
-            await self._give_back(request, why, used=claim.used)
+            await finish_when_cancelled(self._give_back(request, why, used=claim.used))
             raise
         finally:
             self._claims.pop(request.key, None)

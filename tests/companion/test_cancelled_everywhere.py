@@ -1,0 +1,32 @@
+"""A companion that is cancelled at every point where it waits, once and twice: nothing stays open, and no claim stays with it."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from tests.companion.family import Companion, Frame, Hands
+from tests.open_things import Interruption, cancel_everywhere, interrupted
+
+
+@pytest.mark.parametrize(
+    "again", [None, 1, 2, 4], ids=["once", "and at once", "and two later", "and four later"]
+)
+async def test_an_approval(anna: Companion, frame: Frame, again: int | None) -> None:
+    async def one(interruption: Interruption) -> Interruption:
+        name = await frame.ask(anna.caller)
+        await anna.inbox.poll()
+        (request,) = anna.inbox.pending
+        approved = False
+        with contextlib.suppress(asyncio.CancelledError):
+            approved = await asyncio.create_task(
+                interrupted(anna.inbox.approve(request, Hands()), interruption)
+            )
+        status = await frame.caller.status(name)
+        assert (status.get("claimed_by") is not None) == approved
+        assert not anna.inbox._claims
+        assert not anna.inbox._in_hand
+        return interruption
+
+    await one(Interruption(at=0))  # opens the connections that are kept
+    assert await cancel_everywhere(one, again=(again,)) > 1
