@@ -12,6 +12,7 @@ from pathlib import Path
 
 from headless_passkey.device import Device
 from headless_passkey.errors import HeadlessPasskeyError
+from headless_passkey.names import printable
 
 STATE = Path("~/.local/state/headless-passkey").expanduser()
 
@@ -21,7 +22,7 @@ async def main(relying_party: str) -> None:
         session = await device.sign_in(
             relying_party, on_stage=lambda event: print(f"{event.elapsed:6.2f} s  {event.stage}")
         )
-        print(f"signed in as {session.user_name}; the session is kept in {session.path}")
+        print(f"signed in as {printable(session.user_name)}; the session is kept in {session.path}")
         answer = await session.fetch(f"{session.relying_party}/session")
         print(f"the relying party knows it: status {answer.status}")
 

@@ -91,7 +91,7 @@ def remove_private(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        if not os.path.lexists(path):
+        if error.errno == errno.EROFS and not os.path.lexists(path):
             return  # a read-only file system refuses before it looks
         raise _failed("remove", path, error) from error
 

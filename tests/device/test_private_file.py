@@ -98,7 +98,17 @@ def test_what_is_gone_need_not_be_removed(tmp_path: Path) -> None:
     remove_private(tmp_path / "no folder" / "absent")
 
 
-@pytest.mark.parametrize("failing", ["write", "fsync", "replace"])
+def test_a_removal_that_is_not_on_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    write_private(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, "fsync", fails)
+    with pytest.raises(HeadlessPasskeyError, match="Input/output error"):
+        remove_private(tmp_path / "file")
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
 def test_a_write_that_fails_on_the_way_leaves_nothing_beside_the_old_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
@@ -106,11 +116,8 @@ def test_a_write_that_fails_on_the_way_leaves_nothing_beside_the_old_file(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     write_private(tmp_path / "file", b"old")
-    match failing:
-        case "write" | "fsync":
-            monkeypatch.setattr(os, "fsync", no_space)
-        case _:
-            monkeypatch.setattr(Path, "replace", no_space)
+    where: object = os if failing == "fsync" else Path
+    monkeypatch.setattr(where, failing, no_space)
     with pytest.raises(HeadlessPasskeyError, match="No space left on device"):
         write_private(tmp_path / "file", b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
