@@ -6,6 +6,7 @@ ceremonies writes nothing to disk; a restart ends the ceremonies under way and t
 service of several processes keeps them where all of them reach: `ChallengeStore` is what that place must do.
 """
 
+import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
@@ -17,6 +18,7 @@ from relying_party.errors import CeremonyGone, RateLimited
 
 NAME_SIZE: Final = 24
 MAX_RECORDS: Final = 20_000
+SWEEP_PAUSE: Final = 1.0  # seconds: looking through all records may not be asked for with each request
 
 
 class Purpose(StrEnum):
@@ -72,14 +74,16 @@ class Challenges:
     def __init__(self, *, most: int = MAX_RECORDS) -> None:
         self._records: dict[str, ChallengeRecord] = {}
         self._most = most
+        self._swept_at = -math.inf
 
     def __len__(self) -> int:
         return len(self._records)
 
     async def add(self, record: ChallengeRecord, *, name: bytes, now: float) -> str:
         """Remember `record` under a fresh random `name`; `RateLimited` when there are too many."""
-        if len(self._records) >= self._most:
+        if len(self._records) >= self._most and abs(now - self._swept_at) >= SWEEP_PAUSE:
             self._records = {key: kept for key, kept in self._records.items() if kept.expires_at > now}
+            self._swept_at = now
         if len(self._records) >= self._most:
             raise RateLimited(retry_after=60)
         text = base64url(name)

@@ -5,6 +5,7 @@ Pure: the time is passed in, and the ids seen so far live in a value of the call
 
 import hashlib
 import hmac
+import math
 import re
 import string
 from collections.abc import Collection, Iterable
@@ -23,6 +24,9 @@ from relying_party.errors import ProofClock, ProofInvalid, RateLimited
 CLOCK_TOLERANCE: Final = 60  # seconds, either way
 MAX_PROOF_CHARACTERS: Final = 4096
 MAX_IDS: Final = 100_000
+SWEEP_PAUSE: Final = (
+    1.0  # seconds: looking through all ids is work, and may not be asked for with each request
+)
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
@@ -67,14 +71,16 @@ class SeenProofs:
 
     most: int = MAX_IDS
     _until: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
+    _swept_at: float = -math.inf
 
     def take(self, proof: Proof, *, now: float) -> None:
         """Take a proof for the first and only time; `ProofInvalid` for the second."""
         key = (proof.key_thumbprint, proof.id)
         if self._until.get(key, now) > now:
             raise ProofInvalid("the proof was used before")
-        if len(self._until) >= self.most:
+        if len(self._until) >= self.most and abs(now - self._swept_at) >= SWEEP_PAUSE:
             self._until = {known: until for known, until in self._until.items() if until > now}
+            self._swept_at = now
         if len(self._until) >= self.most:
             raise RateLimited(retry_after=CLOCK_TOLERANCE)
         self._until[key] = proof.issued_at + CLOCK_TOLERANCE + 1

@@ -41,12 +41,35 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
             limit.take("a", now=now)
 
 
-def test_addresses_are_not_remembered_without_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "MAX_ADDRESSES", 2)
-    limit = RateLimit(per_minute=6)
+@pytest.mark.threat("T12")
+def test_many_addresses_are_not_remembered_and_keep_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MAX_ADDRESSES", 10)
+    limit = RateLimit(per_minute=1)
     limit.take("a", now=0)
-    limit.take("b", now=30)
+    for number in range(9):
+        limit.take(f"10.0.0.{number}", now=0)
     with pytest.raises(RateLimited):
-        limit.take("c", now=59)
-    limit.take("c", now=60)
-    limit.take("b", now=60)
+        limit.take("a", now=0)
+    for number in range(9, 500):
+        limit.take(f"10.0.{number >> 8}.{number & 255}", now=0)
+        assert len(limit._spent) == 10
+    limit.take("a", now=0)
+
+
+def test_an_address_that_asks_is_remembered_longer_than_one_that_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(limits, "MAX_ADDRESSES", 2)
+    limit = RateLimit(per_minute=2)
+    for address in ("a", "b", "a", "c"):  # b is forgotten
+        limit.take(address, now=0)
+    with pytest.raises(RateLimited):
+        limit.take("a", now=0)
+
+
+def test_an_ipv6_network_is_one_address() -> None:
+    limit = RateLimit(per_minute=1)
+    limit.take("2001:db8::1", now=0)
+    with pytest.raises(RateLimited):
+        limit.take("2001:db8::2", now=0)
+    limit.take("2001:db8:0:1::1", now=0)

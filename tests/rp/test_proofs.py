@@ -215,6 +215,27 @@ def test_old_ids_make_room_and_fresh_ones_do_not() -> None:
     seen.take(_seen("c", issued_at=NOW + 120), now=NOW + 120)
 
 
+@pytest.mark.threat("T12")
+def test_all_ids_are_looked_through_once_a_second_at_most() -> None:
+    seen, sweeps = SeenProofs(most=10), 0
+
+    class Counting(dict[tuple[str, str], float]):
+        def items(self) -> Any:
+            nonlocal sweeps
+            sweeps += 1
+            return super().items()
+
+    for number in range(10):
+        seen.take(_seen(str(number)), now=NOW)
+    for number in range(500):
+        seen._until = Counting(seen._until)
+        with pytest.raises(RateLimited):
+            seen.take(_seen(f"more {number}"), now=NOW + number / 1000)
+    assert sweeps == 1
+    seen.take(_seen("later", issued_at=NOW + 120), now=NOW + 130)
+    assert len(seen._until) == 1
+
+
 @given(st.text())
 def test_any_text_is_refused_politely(text: str) -> None:
     with pytest.raises(ProofInvalid):
