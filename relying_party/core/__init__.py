@@ -1,1 +1,1 @@
-"""The ceremonies and what they need, pure: time is passed in, and nothing is sent or stored."""
+"""Ceremonies, challenges, credentials, sessions and proofs. Pure: time is passed in, and nothing is sent or stored."""

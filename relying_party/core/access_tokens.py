@@ -1,10 +1,10 @@
 """Access tokens that other services verify by themselves: JWTs bound to the device's key (RFC 9068, RFC 9449 §6.1).
 
-By default a token is random text, and only we know what it stands for. With a token key it is a signed statement
-of the same session, so that a resource server needs our public keys and no question to us. Then a session that
-has ended here is believed elsewhere until its token ends, which is why such tokens are for minutes.
+By default a token is opaque random text, which only the relying party can resolve. With a token key it is a signed
+statement of the same session, which a resource server verifies with our public keys, without introspection. Revocation
+is the price: after a session has ended, its token stays valid elsewhere until it expires, so such tokens last minutes.
 
-The keys are in files of the operator's and never in the store: who reads the store can make no token.
+Token keys are in files of the operator and never in the store, so that a reader of the store cannot make tokens.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class TokenKey:
 
     @classmethod
     def load(cls, path: Path) -> "TokenKey":
-        """From a PEM file that only its owner may read; a new key is put there when there is no file."""
+        """Load a PEM file of mode 0600; a missing file is created with a new key."""
         made = ECKey.generate_key("P-256", private=True)
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -47,7 +47,7 @@ class TokenKey:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(made.as_pem(private=True))
-        except OSError as error:  # a disk that is full would leave a file that holds no key
+        except OSError as error:  # a full disk must not leave a file without a key
             with suppress(OSError):
                 path.unlink()
             raise SetupError(f"cannot make the token key {path}: {error.strerror}") from error
@@ -74,19 +74,19 @@ class TokenKey:
         return str(self.key.thumbprint())
 
     def public(self) -> dict[str, Any]:
-        """The public key as a JWK."""
+        """Encode the public key as a JWK."""
         return {**self.key.as_dict(private=False), "kid": self.name, "use": "sig", "alg": ALGORITHM}
 
 
 def key_set(keys: Iterable[TokenKey]) -> dict[str, Any]:
-    """Our public keys (RFC 7517 §5): a retired key stays in it for as long as its last token lasts."""
+    """Make the JWK set of our public keys (RFC 7517 §5); a retired key stays in it until its last token has expired."""
     return {"keys": [key.public() for key in keys]}
 
 
 def claims_of(session: Session, *, issuer: str, audience: Sequence[str]) -> dict[str, Any]:
-    """What an access token says, and introspection of it (RFC 9068 §2.2, RFC 7662 §2.2).
+    """Make the claims of an access token, and of its introspection (RFC 9068 §2.2, RFC 7662 §2.2).
 
-    The subject is the user's handle: random, the same for ever, and nobody's name.
+    The subject is the user handle, which is random, permanent, and no personal data.
     """
     return {
         "iss": issuer,
@@ -101,9 +101,9 @@ def claims_of(session: Session, *, issuer: str, audience: Sequence[str]) -> dict
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenIssuer:
-    """Makes the token of a session whose end is set."""
+    """Issues the access token of a session whose expiry is set."""
 
-    key: TokenKey | None  # None: random text
+    key: TokenKey | None  # None: opaque random text
     issuer: str
     audience: tuple[str, ...]
     random: RandomBytes = field(repr=False)
@@ -121,5 +121,5 @@ class TokenIssuer:
 
 
 def secret_hash(secret: str) -> bytes:
-    """The 32 bytes under which a resource server's secret is known."""
+    """Hash a resource server's secret: SHA-256, 32 bytes."""
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()

@@ -1,10 +1,10 @@
 """Begin and complete registration and authentication (WebAuthn Level 3 §7), pure.
 
-python-fido2's server verifies the type, the RP ID, user presence and verification, and the signature. What
-it leaves open is checked here, and named: exact origins for each kind of client, no embedding by other
-sites, the algorithm that was offered, whose credential it is, backup flags that keep their word. Extension
-outputs that nobody asked for are ignored. Time and randomness are passed in. A credential that does not exist
-is verified all the same, against a key that signs nothing, so that its refusal takes the work of any other.
+python-fido2's server verifies type, RP ID, user presence and verification, and the signature. This module checks the
+rest, each with a name of its own: exact origins for each kind of client, no embedding by other sites, an offered
+algorithm, the credential's owner, consistent backup flags. Unrequested extension outputs are ignored. Time and
+randomness are passed in. The assertion of an unknown credential is verified against a dummy key, so that response
+times do not show which credentials exist (timing side channel).
 """
 
 import hmac
@@ -44,32 +44,32 @@ from relying_party.core.encoding import base64url, without_mark
 from relying_party.core.messages import AuthenticationResponse, Nothing, RegistrationResponse
 from relying_party.errors import Check, VerificationFailed
 
-# COSE algorithm → key type, in the order we prefer. A library upgrade does not change what we offer.
+# COSE algorithm → key type, most preferred first; fixed, so that a new version of the library changes no options.
 ALGORITHMS: Final = {-7: 2, -8: 1, -257: 3}  # ES256, EdDSA (Ed25519), RS256
-ML_DSA: Final = {-48: 7, -49: 7, -50: 7}  # ML-DSA-44, -65 and -87, where an operator wants them
+ML_DSA: Final = {-48: 7, -49: 7, -50: 7}  # ML-DSA-44, -65 and -87, by configuration
 RSA_BITS: Final = (2048, 4096)
 TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600, ClientKind.ANDROID: 300}  # seconds
-CONDITIONAL_TIMEOUT: Final = 900  # a page waits for its user for longer than a prompt does
+CONDITIONAL_TIMEOUT: Final = 900  # conditional mediation waits for the user longer than a prompt
 CHALLENGE_SIZE: Final = 32
 USER_HANDLE_SIZE: Final = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelyingParty:
-    """Who asks for the credentials, and from where clients may speak."""
+    """The relying party, with its origins and its choices."""
 
     rp_id: str
     name: str
-    origins: Mapping[ClientKind, Collection[str]]  # exact, a list for each kind of client
-    top_origins: Collection[str] = ()  # pages of others that may embed ours; none unless configured
-    algorithms: tuple[int, ...] = tuple(ALGORITHMS)  # COSE, in the order we prefer
-    prf: bool = False  # whether to ask for the prf extension
+    origins: Mapping[ClientKind, Collection[str]]  # exact, by kind of client
+    top_origins: Collection[str] = ()  # origins that may embed our pages
+    algorithms: tuple[int, ...] = tuple(ALGORITHMS)  # COSE, most preferred first
+    prf: bool = False  # whether to request the prf extension
     backup_eligibility: BackupEligibility = BackupEligibility.FIXED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptor:
-    """A credential as options name it (PublicKeyCredentialDescriptorJSON)."""
+    """A credential in options (PublicKeyCredentialDescriptorJSON)."""
 
     credential_id: bytes = field(repr=False)
     transports: tuple[str, ...] = ()
@@ -84,7 +84,7 @@ class Descriptor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begun:
-    """A ceremony that has begun: what we remember, and what the client gets."""
+    """A ceremony that has begun: the challenge record for the server, and the options for the client."""
 
     record: ChallengeRecord
     public_key: dict[str, Any] = field(repr=False)  # …OptionsJSON
@@ -92,24 +92,24 @@ class Begun:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """A registration that checked out."""
+    """A verified registration."""
 
     caller: Caller  # who began it
     user: User
-    adds_to_user: bool  # the user exists: only that user's session may store it
+    adds_to_user: bool  # the user exists, so only a session of that user may store it
     credential: Credential
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Authentication:
-    """A sign-in or step-up that checked out."""
+    """A verified sign-in or step-up."""
 
     caller: Caller  # who began it
     use: CredentialUse
 
 
 class _ClientData(msgspec.Struct, rename="camel"):
-    """CollectedClientData, without the rest that a client may add."""
+    """The checked members of CollectedClientData; a client may add others."""
 
     type: str
     challenge: str
@@ -120,7 +120,7 @@ class _ClientData(msgspec.Struct, rename="camel"):
 
 @dataclass(init=False, frozen=True)
 class _MarkedClientData(CollectedClientData):
-    """Client data that stood behind a byte order mark: read without it, and signed with it."""
+    """Client data with a byte order mark: parsed without it, and signed with it."""
 
     challenge: bytes = field(repr=False)
 
@@ -134,9 +134,9 @@ class Ceremonies:
 
     def __init__(self, relying_party: RelyingParty) -> None:
         self._rp = relying_party
-        # making one costs more than verifying a signature
+        # the dummy key, made once, because generation costs more than verification
         self._servers = {kind: self._make_server(kind) for kind in relying_party.origins}
-        # the private half is never kept: what this key verifies, nobody signed
+        # its private half is dropped at once, so no signature verifies
         nobody = ec.generate_private_key(ec.SECP256R1()).public_key()
         self._nobodys_key: CoseKey = ES256.from_cryptography_key(nobody)  # type: ignore[no-untyped-call]
 
@@ -150,7 +150,7 @@ class Ceremonies:
         now: float,
         challenge: bytes,
     ) -> Begun:
-        """Options for a new passkey of `user`, who has the `existing` ones.
+        """Begin a registration: options for a new passkey of `user`, who has the `existing` ones.
 
         adds_to_user: whether the user is registered already. challenge: 32 fresh random bytes.
         """
@@ -181,7 +181,7 @@ class Ceremonies:
     def complete_registration(
         self, record: ChallengeRecord, caller: Caller, response: RegistrationResponse, *, now: float
     ) -> Registration:
-        """Who registered what, not yet stored: whether name and id are free is for the store to say."""
+        """Verify a registration. The store decides later whether user name and credential ID are unused."""
         if not isinstance(record, RegistrationRecord):
             raise VerificationFailed(Check.PURPOSE)
         _check_caller(record, caller)
@@ -229,11 +229,11 @@ class Ceremonies:
         conditional: bool = False,
         prf_salt: bytes | None = None,
     ) -> Begun:
-        """Options for a sign-in, or for a step-up of the session `session_id`.
+        """Begin an authentication: options for a sign-in, or for a step-up of the session `session_id`.
 
-        expected: the handle of who is to sign in, None for anyone. allowed: that user's credentials;
-        empty means any discoverable one. challenge: 32 fresh random bytes. conditional: whether a page
-        waits for its user to choose. prf_salt: 32 bytes, when the prf extension is asked for.
+        expected: the handle of the user who must sign in; None for any user. allowed: that user's
+        credentials; empty for any discoverable one. challenge: 32 fresh random bytes. conditional: whether
+        the browser uses conditional mediation. prf_salt: 32 bytes, to request the prf extension.
         """
         extensions = None if prf_salt is None else {"prf": {"eval": {"first": base64url(prf_salt)}}}
         options, _ = self._servers[caller.kind].authenticate_begin(
@@ -268,10 +268,9 @@ class Ceremonies:
         now: float,
         session_id: bytes | None = None,
     ) -> Authentication:
-        """What it changes in `credential`, the one stored under the response's credential id.
+        """Verify an authentication by `credential`, which is stored under the response's credential ID.
 
-        session_id: of the session that steps up, when that is what this is for; it must be the one that
-        the ceremony began with.
+        session_id: for a step-up, the session; it must be the one that the ceremony began with.
         """
         if not isinstance(record, AuthenticationRecord) or record.purpose is not _purpose(session_id):
             raise VerificationFailed(Check.PURPOSE)
@@ -301,7 +300,7 @@ class Ceremonies:
         return Authentication(caller=record.caller, use=use)
 
     def _check_client_data(self, record: ChallengeRecord, client_data: bytes) -> None:
-        """What a client said it was doing: for us, from a page or device of ours, and in nobody's frame."""
+        """Check the client data: challenge, origin, and no embedding by another site (clickjacking)."""
         try:
             parsed = msgspec.json.decode(without_mark(client_data), type=_ClientData)
         except (ValueError, RecursionError) as error:
@@ -314,7 +313,7 @@ class Ceremonies:
             self._check_embedding(record, parsed)
 
     def _check_embedding(self, record: ChallengeRecord, parsed: _ClientData) -> None:
-        """A frame in somebody else's page says whose, and that page is one we have agreed to."""
+        """Check embedding: a cross-origin frame needs a top origin that the configuration lists."""
         embedded = record.caller.kind is ClientKind.WEB and parsed.cross_origin and parsed.top_origin
         if not embedded or parsed.top_origin not in self._rp.top_origins:
             raise VerificationFailed(Check.CROSS_ORIGIN)
@@ -335,14 +334,14 @@ class Ceremonies:
                     ),
                 ),
             )
-        except Exception as error:  # on malformed bytes the library raises whatever broke
+        except Exception as error:  # the library raises any class on malformed bytes
             raise VerificationFailed(Check.LIBRARY) from error
         return attestation
 
     def _verified_assertion(
         self, record: ChallengeRecord, response: AuthenticationResponse, credential: Credential | None
     ) -> AuthenticatorData:
-        """The data under the signature of exactly one credential, which may be nobody's."""
+        """Verify the signature with exactly one key, the dummy key for an unknown credential."""
         state = _library_state(record)
         try:
             known = (
@@ -382,16 +381,16 @@ class Ceremonies:
 
 
 def decoy(secret: bytes, user_name: str) -> Descriptor:
-    """What an unknown user is allowed: always the same credential, and nobody's.
+    """Make a decoy for an unknown user name: always the same credential ID, which belongs to nobody.
 
-    secret: 32 bytes of ours. The answer to a name we do not know looks like one to a name we do.
+    secret: 32 bytes of ours. So the options do not show whether a user name exists (account enumeration).
     """
     half = hmac.digest(secret, b"decoy credential\0" + user_name.encode(), "sha256")[:16]
     return Descriptor(credential_id=half + _decoy_mark(secret, half), transports=("hybrid", "internal"))
 
 
 def is_decoy(secret: bytes, credential_id: bytes) -> bool:
-    """Whether we made that id up: it must be answered like a credential that is somebody's."""
+    """Whether a credential ID is a decoy, which must get the same answer as a real one."""
     half, mark = credential_id[:16], credential_id[16:]
     return hmac.compare_digest(mark, _decoy_mark(secret, half))
 
@@ -405,14 +404,14 @@ def _purpose(session_id: bytes | None) -> Purpose:
 
 
 def _hints(caller: Caller) -> list[str]:
-    """A device has nothing of its own to ask: the phone comes first."""
+    """The hints of the options: a device asks a phone, so ``hybrid`` comes first."""
     if caller.kind is ClientKind.DEVICE:
         return ["hybrid"]
     return []
 
 
 def _library_state(record: ChallengeRecord) -> dict[str, Any]:
-    """What the library verifies against. It looks at user verification only where this says `required`."""
+    """Make the state that the library verifies against. It checks user verification only if this says `required`."""
     if record.user_verification != UserVerificationRequirement.REQUIRED:
         raise VerificationFailed(Check.USER_VERIFICATION)
     return {
@@ -427,7 +426,7 @@ def _library_client_data(data: bytes) -> CollectedClientData:
 
 
 def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
-    """Whoever completes a ceremony is who began it."""
+    """Check that the caller is the one who began the ceremony."""
     if record.caller.kind.proves_key is not caller.kind.proves_key:
         raise VerificationFailed(Check.CLIENT_KIND)
     if record.caller.key_thumbprint != caller.key_thumbprint:
@@ -435,14 +434,14 @@ def _check_caller(record: ChallengeRecord, caller: Caller) -> None:
 
 
 def _check_public_key(key: CoseKey) -> None:
-    """Whether sign-ins can be verified with `key` at all: told now, and not when it is too late."""
+    """Refuse a public key that cannot verify signatures, at registration and not at the first sign-in."""
     if key.get(1) != (ALGORITHMS | ML_DSA)[key[3]]:
         raise VerificationFailed(Check.PUBLIC_KEY)
     try:
         key.verify(b"", bytes(64))
     except InvalidSignature:
-        pass  # as it should be
-    except Exception as error:  # not on its curve, too short, or not there
+        pass  # the key is usable: it refuses the dummy signature
+    except Exception as error:  # a point off the curve, a short modulus, a missing member
         raise VerificationFailed(Check.PUBLIC_KEY) from error
     if key[3] == RS256.ALGORITHM:
         bits = int.from_bytes(key[-1], "big").bit_length()
@@ -456,7 +455,7 @@ def _check_backup_flags(data: AuthenticatorData) -> None:
 
 
 def _check_extensions(data: AuthenticatorData) -> None:
-    """Signed extension outputs are a map. What is in it need not have been asked for, and is ignored then (§7.1, §7.2)."""
+    """Check that signed extension outputs are a map. Unrequested outputs in it are ignored (§7.1, §7.2)."""
     if data.extensions is not None and not isinstance(data.extensions, Mapping):
         raise VerificationFailed(Check.EXTENSIONS)
 
@@ -464,7 +463,7 @@ def _check_extensions(data: AuthenticatorData) -> None:
 def _check_owner(
     record: AuthenticationRecord, response: AuthenticationResponse, credential: Credential
 ) -> None:
-    """The credential belongs to whom the phone named, and to whom we expect, if anyone."""
+    """Check that the credential belongs to the user whom the phone named, and to the expected user, if any."""
     if response.user_handle is None and not record.allowed:
         raise VerificationFailed(Check.OWNER)  # a discoverable credential names its user
     if response.user_handle is not None and response.user_handle != credential.user_handle:
@@ -474,8 +473,8 @@ def _check_owner(
 
 
 def _counter_stands_still(stored: int, seen: int) -> bool:
-    """Whether the signature counter did not grow, where there is one (WebAuthn Level 3 §6.1.1).
+    """Whether a signature counter in use did not increase (WebAuthn Level 3 §6.1.1).
 
-    Synced passkeys keep it at zero. It is a sign of risk and never a reason to lock somebody out.
+    Synced passkeys keep it at zero. It is a risk signal, and no reason to refuse a sign-in.
     """
     return (stored, seen) != (0, 0) and seen <= stored

@@ -1,9 +1,9 @@
-"""What the server remembers between begin and complete: a challenge with everything it was made for.
+"""Challenge records: the server's state of a ceremony between begin and complete.
 
-A record is handed out once and not after its time; asking for it is what deletes it, before anything is
-verified. Only its opaque name leaves the server. The records live in memory, so that a stranger who begins
-ceremonies writes nothing to disk; a restart ends the ceremonies under way and their clients begin again. A
-service of several processes keeps them where all of them reach: `ChallengeStore` is what that place must do.
+A record is single use and expires; `take` deletes it before anything is verified, so that a challenge cannot be
+replayed. Only its opaque name leaves the server. Records are in memory, so that strangers who begin ceremonies cause no
+writes to disk; a restart ends the running ceremonies, and clients begin again. A service of several processes
+needs a shared place, with the interface `ChallengeStore`.
 """
 
 import math
@@ -22,7 +22,7 @@ SWEEP_PAUSE: Final = 1.0  # seconds: looking through all records may not be aske
 
 
 class Purpose(StrEnum):
-    """What a ceremony is for; what was begun for one ends for no other."""
+    """The purpose of a ceremony, which cannot be completed for another purpose."""
 
     REGISTRATION = "registration"
     SIGN_IN = "sign-in"
@@ -31,45 +31,45 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChallengeRecord:
-    """A ceremony under way, of one of the two kinds below."""
+    """A running ceremony, of one of the two kinds below."""
 
     purpose: Purpose
     challenge: bytes = field(repr=False)  # 32 bytes
     caller: Caller
-    user_verification: str  # as in the options; what is verified is what was asked for
+    user_verification: str  # as in the options
     expires_at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationRecord(ChallengeRecord):
     user: User
-    adds_to_user: bool  # the user exists: this registration needs that user's session
-    algorithms: tuple[int, ...]  # COSE, as offered
-    extensions: frozenset[str]  # client extensions, as asked for: no other output is looked at
+    adds_to_user: bool  # the user exists, so the registration needs a session of that user
+    algorithms: tuple[int, ...]  # COSE, as in the options
+    extensions: frozenset[str]  # requested client extensions; other outputs are ignored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticationRecord(ChallengeRecord):
-    expected: bytes | None = field(repr=False)  # the handle of the user who was asked for, if any
+    expected: bytes | None = field(repr=False)  # the handle of the expected user, if any
     allowed: tuple[bytes, ...] = field(repr=False)  # credential ids; empty: any discoverable one
-    session_id: bytes | None = field(default=None, repr=False)  # of the session that steps up
+    session_id: bytes | None = field(default=None, repr=False)  # of a step-up
 
 
 class ChallengeStore(Protocol):
-    """Where the ceremonies under way are kept."""
+    """The interface of a place for challenge records."""
 
     async def add(self, record: ChallengeRecord, *, name: bytes, now: float) -> str:
         """Remember `record` under a fresh random `name`; `RateLimited` when there are too many."""
 
     async def take(self, name: str, *, now: float) -> ChallengeRecord:
-        """The record, which is gone afterwards; `CeremonyGone` when it already was.
+        """Take a record and delete it; `CeremonyGone` when it is unknown, used or expired.
 
-        Of two who take it at once, one gets it.
+        It is atomic: of two concurrent calls one gets the record.
         """
 
 
 class Challenges:
-    """The ceremonies under way, by name, in this process."""
+    """Challenge records in this process, by name."""
 
     def __init__(self, *, most: int = MAX_RECORDS) -> None:
         self._records: dict[str, ChallengeRecord] = {}

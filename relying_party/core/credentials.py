@@ -1,7 +1,6 @@
-"""Users, their passkeys and their sessions: what is kept, and what a place to keep it must do.
+"""Users, passkeys and sessions as stored, and the interface of their store.
 
-Each method of `CredentialStore` is one transaction: all of it happens and is on disk when the method
-returns, or none of it does.
+Each method of `CredentialStore` is one transaction: atomic, and durable when the method returns.
 """
 
 from collections.abc import Sequence
@@ -14,19 +13,19 @@ from relying_party.core.sessions import Session
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """Somebody who may have several passkeys."""
+    """A user, who may have several passkeys."""
 
-    handle: bytes = field(repr=False)  # 32 random bytes: says nothing about the person
+    handle: bytes = field(repr=False)  # 32 random bytes, no personal data
     name: str = field(repr=False)
     display_name: str = field(repr=False)
 
 
 class BackupEligibility(StrEnum):
-    """Whether a passkey may say something else about its backup eligibility (BE) than at registration."""
+    """Whether a passkey's backup eligibility (BE) may differ from its registration's."""
 
     FIXED = "fixed"  # the specification's rule (WebAuthn Level 3 §6.1.3, §7.2)
-    MAY_BEGIN = "may-begin"  # a provider that did not say at first that it syncs may say so later
-    MAY_CHANGE = "may-change"  # either way
+    MAY_BEGIN = "may-begin"  # BE may become set, for providers that set it late
+    MAY_CHANGE = "may-change"  # BE may change in both directions
 
     def allows(self, *, was: bool, now: bool) -> bool:
         return was == now or self is self.MAY_CHANGE or (self is self.MAY_BEGIN and now)
@@ -34,7 +33,7 @@ class BackupEligibility(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credential:
-    """A passkey as the relying party knows it (WebAuthn Level 3 §4, credential record)."""
+    """A credential record (WebAuthn Level 3 §4)."""
 
     credential_id: bytes = field(repr=False)
     user_handle: bytes = field(repr=False)
@@ -42,29 +41,29 @@ class Credential:
     aaguid: bytes  # 16 bytes
     algorithm: int  # COSE
     sign_count: int
-    backup_eligible: bool  # changes only where `BackupEligibility` lets it
+    backup_eligible: bool  # changes only as `BackupEligibility` allows
     backed_up: bool
     transports: tuple[str, ...]
-    attestation_object: bytes = field(repr=False)  # kept so that an audit can verify it later
-    client_data_hash: bytes = field(repr=False)  # what the attestation signs, beside the above
+    attestation_object: bytes = field(repr=False)  # for a later audit
+    client_data_hash: bytes = field(repr=False)  # of the attestation signature
     created_at: int  # Unix seconds, as all times here
     last_used_at: int | None = None
-    counter_anomalies: int = 0  # sign-ins whose counter did not grow: a risk signal
-    label: str | None = field(default=None, repr=False)  # what its user calls it
-    discoverable: bool | None = None  # credProps.rk, where the client said so
-    prf: bool | None = None  # whether it has the prf extension, where that was asked for
+    counter_anomalies: int = 0  # sign-ins whose counter did not increase: a risk signal
+    label: str | None = field(default=None, repr=False)  # the user's name for it
+    discoverable: bool | None = None  # credProps.rk, if the client sent it
+    prf: bool | None = None  # whether it supports prf, if that was requested
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialUse:
-    """What a successful sign-in changes in a credential."""
+    """The changes of a credential by a successful sign-in."""
 
     credential_id: bytes = field(repr=False)
     sign_count: int
     backed_up: bool
     counter_anomaly: bool
     used_at: int
-    backup_eligible: bool | None = None  # what it became; None: what it was
+    backup_eligible: bool | None = None  # the new value; None: unchanged
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +76,7 @@ class Registered:
 
 
 class CredentialStore(Protocol):
-    """Where users, credentials and sessions are kept."""
+    """The interface of a store for users, credentials and sessions."""
 
     async def user_by_name(self, name: str) -> User | None: ...
 
@@ -102,38 +101,38 @@ class CredentialStore(Protocol):
         """Note the use of a credential and `replace_session`; `VerificationFailed` when either has gone."""
 
     async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
-        """The live session of a token that is still good, and whose it is."""
+        """Look up the live session of an unexpired token, and its user."""
 
     async def session_of_refresh(self, refresh_hash: bytes, *, now: float) -> tuple[Session, User] | None:
-        """The live session that a refresh token is of, or once was."""
+        """Look up the live session of a refresh token, also of a spent one."""
 
     async def replace_session(self, session: Session, *, was: bytes) -> bool:
-        """Store what became of a session, if its token is still the one whose hash is `was`.
+        """Store a session's new state if its token's hash is still `was` (compare and set).
 
-        A refresh token that the new state no longer names is remembered as spent.
+        A refresh token that the new state no longer holds is stored as spent, to detect its reuse.
         """
 
     async def end_session(self, user_handle: bytes, session_id: bytes) -> bool:
-        """Whether that user had that session, which is over now."""
+        """End a session of that user; returns whether it existed."""
 
     async def end_other_sessions(self, user_handle: bytes, *, but: bytes) -> int:
-        """End all sessions of a user but the one of that id; how many there were."""
+        """End all sessions of a user except one; returns how many it ended. but: its id."""
 
     async def rename_user(self, user_handle: bytes, display_name: str) -> User | None: ...
 
     async def rename_credential(self, user_handle: bytes, credential_id: bytes, label: str | None) -> bool:
-        """Whether that user had that credential, which is called so now."""
+        """Rename a credential of that user; returns whether it exists."""
 
     async def remove_credential(self, user_handle: bytes, credential_id: bytes, *, but: bytes) -> bool:
-        """Whether that user had that credential, which is gone now, with the sessions it was used for.
+        """Remove a credential of that user, with the sessions that it opened; returns whether it existed.
 
         but: the id of a session that goes on. `LastCredential` when the user has no other one.
         """
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
-        """The users, newest first, with their live sessions."""
+        """List users, newest first, with their live sessions."""
 
     async def registered(self, user_handle: bytes, *, now: float) -> Registered | None: ...
 
     async def secret(self, name: str) -> bytes:
-        """32 random bytes that stay the same for as long as the store lives."""
+        """A secret of 32 random bytes, made once in the life of the store."""

@@ -1,4 +1,4 @@
-"""Text as bytes: base64url without padding, as JOSE and WebAuthn JSON write it, read strictly; byte order marks."""
+"""base64url without padding (JOSE, WebAuthn JSON), decoded strictly; byte order marks."""
 
 import base64
 import binascii
@@ -14,14 +14,14 @@ def base64url(data: bytes) -> str:
 
 
 def from_base64url(text: str) -> bytes | None:
-    """What `text` encodes, or None when no encoder would have written it so."""
+    """Decode base64url; None for any form that encoding would not give."""
     if _ALPHABET.fullmatch(text) is None:
         return None
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:
         return None
-    return data if base64url(data) == text else None  # stray bits behind the last byte
+    return data if base64url(data) == text else None  # refuses stray bits behind the last byte
 
 
 def without_mark(data: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Request bodies: bytes become typed values here, once and strictly, or `InvalidRequest`.
+"""The parser of request bodies: bytes become typed values, or `InvalidRequest`.
 
 WebAuthn objects are WebAuthn Level 3 JSON (§5.1.8), which peers may extend; our own objects may not be. Clients write
 "nothing" in several ways (`Nothing`), and all of them mean the same.
@@ -27,13 +27,13 @@ MAX_TRANSPORTS: Final = 8
 
 _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
-# What WebAuthn clients write where they have nothing to say, if they do not leave the member out. Each is false.
+# What WebAuthn clients write for an absent member. Each is false.
 Nothing = Annotated[list[Any], msgspec.Meta(max_length=0)] | Literal[""] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Client:
-    """What a caller with a key says about itself."""
+    """What a caller with a key says about itself; unverified."""
 
     kind: ClientKind
     label: str | None = field(repr=False)
@@ -55,7 +55,7 @@ class AuthenticationOptionsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationResponse:
-    """What a client sends back from ``navigator.credentials.create()``: the parts that are verified."""
+    """The verified members of a client's RegistrationResponseJSON."""
 
     credential_id: bytes = field(repr=False)
     client_data: bytes = field(repr=False)  # clientDataJSON
@@ -67,7 +67,7 @@ class RegistrationResponse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthenticationResponse:
-    """What a client sends back from ``navigator.credentials.get()``: the parts that are verified."""
+    """The verified members of a client's AuthenticationResponseJSON."""
 
     credential_id: bytes = field(repr=False)
     client_data: bytes = field(repr=False)
@@ -169,12 +169,12 @@ def parse_authentication_options(body: bytes) -> AuthenticationOptionsRequest:
 
 
 def parse_nothing(body: bytes) -> None:
-    """An empty object."""
+    """Parse an empty object."""
     _decode(body, _Nothing)
 
 
 def parse_refresh(body: bytes) -> str:
-    """The refresh token."""
+    """Parse the body of a refresh: the refresh token."""
     return _decode(body, _Refresh).refresh_token
 
 
@@ -183,7 +183,7 @@ def parse_display_name(body: bytes) -> str:
 
 
 def parse_label(body: bytes) -> str | None:
-    """What a passkey is to be called; None for no name of its own."""
+    """Parse a passkey's new name; None removes it."""
     label = _decode(body, _Label).label
     return None if label is None else name_of(label)
 
@@ -216,7 +216,7 @@ def parse_authentication_result(body: bytes) -> tuple[str, AuthenticationRespons
 
 
 def parse_introspection(body: bytes) -> str:
-    """The token a resource server asks about (RFC 7662 §2.1); other members are hints, and not looked at."""
+    """Parse an introspection request (RFC 7662 §2.1): the token. Other members are hints, and ignored."""
     try:
         members = parse_qsl(body.decode("ascii"), strict_parsing=True, max_num_fields=16)
     except ValueError as error:
@@ -236,7 +236,7 @@ def _decode(body: bytes, form: type[_Struct]) -> _Struct:
         raise InvalidRequest("the body is not JSON") from error
 
 
-# What each member holds, for those who sent something else.
+# The expected content of each member, for error messages.
 _EXPECTED: Final = {
     "user_name": "text",
     "display_name": "text",
@@ -258,12 +258,12 @@ _EXPECTED: Final = {
     "userHandle": "text",
     "transports": "a list",
 }
-_PLACE: Final = re.compile(r"`\$((?:\.\w+)*)[^`]*`\Z")  # of our own members: others are not looked at
+_PLACE: Final = re.compile(r"`\$((?:\.\w+)*)[^`]*`\Z")  # of our own members; WebAuthn's may be extended
 _MISSING: Final = re.compile(r"missing required field `(\w+)`")
 
 
 def _what_is_wrong(found: str) -> str:
-    """Which member is wrong, in our own words; msgspec's may change with its next version, and may repeat what came.
+    """Say which member is wrong in words of our own: msgspec's change between versions, and may repeat input.
 
     found: msgspec's message.
     """
@@ -297,7 +297,7 @@ def _client(given: _Client | None) -> Client | None:
 
 
 def _output(credential: _Credential, extension: str, member: str) -> bool | None:
-    """A yes or no that a client extension gave; other outputs are nothing to us and are not looked at."""
+    """Parse a boolean output of a client extension; other outputs are ignored."""
     results = credential.client_extension_results
     outputs = results.get(extension) if isinstance(results, dict) else None
     value = outputs.get(member) if isinstance(outputs, dict) else None
@@ -314,6 +314,6 @@ def _bytes(text: str, name: str, most: int) -> bytes:
 
 
 def _transports(given: list[Any]) -> tuple[str, ...]:
-    """The first few that look like transports, also ones we do not know (WebAuthn Level 3 §5.2.1)."""
+    """Take the first few strings in the form of transports, unknown ones included (WebAuthn Level 3 §5.2.1)."""
     plausible = (one for one in given if isinstance(one, str) and re.fullmatch(r"[a-z][a-z0-9-]{0,31}", one))
     return tuple(dict.fromkeys(plausible))[:MAX_TRANSPORTS]

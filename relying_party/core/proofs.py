@@ -1,6 +1,6 @@
-"""Which device key makes a request: RFC 9449 proofs, verified (docs/protocol/relying-party.md).
+"""Verification of proofs of possession (DPoP, RFC 9449; docs/protocol/relying-party.md).
 
-Pure: the time is passed in, and the ids seen so far live in a value of the caller's.
+Pure: time is passed in, and the caller holds `SeenProofs`, which detects replay.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ from joserfc.jwk import ECKey
 from relying_party.core.encoding import base64url, from_base64url
 from relying_party.errors import ProofClock, ProofInvalid, RateLimited
 
-CLOCK_TOLERANCE: Final = 60  # seconds, either way
+CLOCK_TOLERANCE: Final = 60  # seconds, ahead or behind
 MAX_PROOF_CHARACTERS: Final = 4096
 MAX_IDS: Final = 100_000
 SWEEP_PAUSE: Final = (
@@ -40,7 +40,7 @@ class _PublicKey(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _Header(msgspec.Struct):
-    """Parameters we do not know are ignored, as RFC 7515 has it, unless they are critical."""
+    """The JWS header. Unknown parameters are ignored unless critical (RFC 7515)."""
 
     typ: Literal["dpop+jwt"]
     alg: Literal["ES256"]
@@ -58,7 +58,7 @@ class _Claims(msgspec.Struct):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """A request's proof that checked out, except that its id may have been seen before."""
+    """A verified proof, whose id is not checked for replay yet."""
 
     key_thumbprint: str
     id: str
@@ -67,14 +67,14 @@ class Proof:
 
 @dataclass(slots=True)
 class SeenProofs:
-    """The ids of proofs taken so far, each kept for as long as its proof could be sent again."""
+    """The ids of used proofs, each stored until its proof has expired."""
 
     most: int = MAX_IDS
     _until: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
     _swept_at: float = -math.inf
 
     def take(self, proof: Proof, *, now: float) -> None:
-        """Take a proof for the first and only time; `ProofInvalid` for the second."""
+        """Use up a proof; `ProofInvalid` for a replay."""
         key = (proof.key_thumbprint, proof.id)
         if self._until.get(key, now) > now:
             raise ProofInvalid("the proof was used before")
@@ -89,7 +89,7 @@ class SeenProofs:
 def verify_proof(
     text: str, *, method: str, urls: Collection[str], now: float, access_token: str | None = None
 ) -> Proof:
-    """The proof in the header ``DPoP``: `ProofInvalid`, or `ProofClock` when only its time is wrong.
+    """Verify the proof in the header ``DPoP``; `ProofInvalid`, or `ProofClock` when only its time is wrong.
 
     urls: the addresses under which this request may have been sent, without query and fragment.
     access_token: the session token that goes with the request, if any.
@@ -111,7 +111,7 @@ def verify_proof(
 
 
 def _verified(text: str) -> tuple[ECKey, _Claims]:
-    """The key in the header of a compact JWS that it signed, and the claims."""
+    """Verify a compact JWS with the key in its header; returns the key and the claims."""
     segments = text.split(".")
     if len(segments) != 3 or not text.isascii():
         raise ProofInvalid("the proof is not a compact JWS")
@@ -137,7 +137,7 @@ def _each_normal(urls: Iterable[str]) -> Iterable[tuple[str, str, int | None, st
 
 
 def _normal(url: str) -> tuple[str, str, int | None, str] | None:
-    """Scheme, host, port and path; None when there is more to it, or less."""
+    """Normalise a URL to scheme, host, port and path; None with query or fragment, or when malformed."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -149,7 +149,7 @@ def _normal(url: str) -> tuple[str, str, int | None, str] | None:
 
 
 def _normal_path(path: str) -> str:
-    """A path in the form of RFC 3986 §6.2.2.2: what need not be percent-encoded is not, and the rest in capitals."""
+    """Normalise a path (RFC 3986 §6.2.2.2): unreserved characters are decoded, other percent-encodings upper case."""
 
     def decoded(found: re.Match[str]) -> str:
         character = chr(int(found[1], 16))

@@ -1,14 +1,14 @@
-"""Sessions: opaque random tokens for the client, their hashes and what they stand for for us.
+"""Sessions: the client holds random tokens, and the server their hashes and the session.
 
-A browser's session is a cookie. A device's is bound to its key: a token that works for hours and a refresh token
-that gets the next pair, neither of which opens anything without a proof of that key. Reading the database
+A browser's session is a cookie. A device's session is bound to its key: it has an access token for some hours, and a
+refresh token for the next pair. Both need a proof of possession of the key. The store holds hashes only, so reading it
 yields no token.
 
-A refresh token is for one use. Its answer may get lost on the way, so the one before may be sent again for as
-long as nothing that came after it was used; any older one tells that two hold what only one should (refresh token
-reuse, RFC 9700 §4.14.2), and the session ends (`refreshed` returns None). One exception is made for requests that
-arrive late (`is_late`): the device gave one up and sent it again, the second was answered and its answer used,
-and then the first arrives. It gets nothing, and ends nothing either.
+A refresh token is single use (rotation). The answer to a refresh may be lost, so the previous token may be sent again
+until one of its successors was used. Use of any older token is refresh token reuse: it means theft, and the session ends
+(RFC 9700 §4.14.2; `refreshed` returns None). One exception is a late copy of a request (`is_late`): the device gave a
+request up and sent it again, the second was answered and its answer used, and then the first arrives. It is refused, and
+the session goes on.
 """
 
 import hashlib
@@ -21,20 +21,24 @@ from relying_party.core.encoding import base64url
 from relying_party.errors import UsageError
 
 RandomBytes = Callable[[int], bytes]
-IssueToken = Callable[["Session"], str]  # the token of a session whose end is set
+IssueToken = Callable[["Session"], str]  # the token of a session whose expiry is set
 
-SIGNED_TOKEN_SECONDS: Final = 600  # a token that others verify outlives its session, so it lasts for minutes
-LATE_SECONDS: Final = 60  # a request's proof is good for as long, and so may a copy of the request come
+SIGNED_TOKEN_SECONDS: Final = (
+    600  # a token that others verify outlives a revoked session, so it lasts minutes
+)
+LATE_SECONDS: Final = 60  # as long as a proof is valid, a late copy of its request may arrive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lifetimes:
-    """How long what we hand out is good for, in seconds."""
+    """Lifetimes of sessions and tokens, in seconds."""
 
     cookie: int = 12 * 3600  # a browser's session
     token: int = 12 * 3600  # a device's token, before it must be refreshed
-    session: int = 30 * 86400  # a device's session, however often it is refreshed; a step-up begins anew
-    fresh: int = 15 * 60  # how long after a passkey was used its user may change what matters
+    session: int = 30 * 86400  # a device's session, also when refreshed; a step-up starts it anew
+    fresh: int = (
+        15 * 60
+    )  # after the use of a passkey, during which its user may change passkeys (recent authentication)
 
     def __post_init__(self) -> None:
         for name in ("cookie", "token", "session", "fresh"):
@@ -45,28 +49,30 @@ class Lifetimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Session:
-    """What a token stands for."""
+    """A session, as the server stores it."""
 
-    session_id: bytes = field(repr=False)  # 16 random bytes, the same however often the tokens change
+    session_id: bytes = field(repr=False)  # 16 random bytes, which stay the same when tokens change
     token_hash: bytes = field(repr=False)  # SHA-256, as all hashes here
     user_handle: bytes = field(repr=False)
-    credential_id: bytes = field(repr=False)  # the passkey that was used last
+    credential_id: bytes = field(repr=False)  # of the last used passkey
     client_kind: ClientKind
     key_thumbprint: str | None
     label: str | None = field(default=None, repr=False)
     created_at: int
-    auth_time: int  # when a passkey was used last
-    expires_at: int  # the token's end
-    ends_at: int  # the session's
-    refresh_hash: bytes | None = field(default=None, repr=False)  # the next token to refresh with
-    previous_refresh_hash: bytes | None = field(default=None, repr=False)  # until its answer has arrived
+    auth_time: int  # the last use of a passkey
+    expires_at: int  # of the token
+    ends_at: int  # of the session
+    refresh_hash: bytes | None = field(default=None, repr=False)  # of the current refresh token
+    previous_refresh_hash: bytes | None = field(
+        default=None, repr=False
+    )  # of the previous one, until its answer has arrived
     confirmed_refresh_hash: bytes | None = field(
         default=None, repr=False
-    )  # the last whose answer has arrived
-    confirmed_at: int | None = None  # when that was seen
+    )  # of the last refresh token whose answer has arrived
+    confirmed_at: int | None = None  # when its arrival was seen
 
     def belongs_to(self, caller: Caller) -> bool:
-        """Whether `caller` may use it: a browser a browser's, and a key its own."""
+        """Whether `caller` may use the session: a browser's session a browser, a bound one its key."""
         return (self.client_kind.proves_key, self.key_thumbprint) == (
             caller.kind.proves_key,
             caller.key_thumbprint,
@@ -75,7 +81,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """A session with the tokens that stand for it, which nobody can read from it."""
+    """A new state of a session, with the tokens for the client."""
 
     session: Session
     token: str = field(repr=False)
@@ -92,7 +98,7 @@ def open_session(
     random: RandomBytes,
     issue: IssueToken | None = None,
 ) -> Opened:
-    """A new session. random: gives bytes that nobody else has. issue: None makes tokens of random text."""
+    """Open a session. random: a cryptographic source. issue: makes access tokens; None for opaque random text."""
     started = Session(
         session_id=random(16),
         token_hash=b"",
@@ -118,7 +124,7 @@ def stepped_up(
     random: RandomBytes,
     issue: IssueToken | None = None,
 ) -> Opened:
-    """The same session after its user has used a passkey once more: new tokens, as after any sign-in."""
+    """Step a session up after another use of a passkey: it gets new tokens, as after a sign-in."""
     renewed = replace(
         session,
         credential_id=credential_id,
@@ -138,7 +144,7 @@ def refreshed(
     random: RandomBytes,
     issue: IssueToken | None = None,
 ) -> Opened | None:
-    """The same session with new tokens; None when the one presented was spent.
+    """Refresh a session with new tokens; None for reuse of a spent refresh token.
 
     presented: the hash of a refresh token of this session.
     """
@@ -149,7 +155,7 @@ def refreshed(
 
 
 def confirmed(session: Session, *, now: float) -> Session | None:
-    """The session once its token was used: the answer of its last refresh has arrived. None when that was known."""
+    """The session after the first use of its new token, which proves that the refresh's answer arrived; None if known."""
     if session.previous_refresh_hash is None:
         return None
     return replace(
@@ -161,10 +167,10 @@ def confirmed(session: Session, *, now: float) -> Session | None:
 
 
 def is_late(session: Session, presented: bytes, *, now: float) -> bool:
-    """Whether a spent refresh token may be in a copy of a request that was made before it was spent.
+    """Whether a spent refresh token can be in a late copy of a request that was sent before it was spent.
 
-    Such a copy has no proof that is good after `LATE_SECONDS`. Only the token that was presented last is meant:
-    one that was handed out and never presented has no copies on the way.
+    The proof of such a copy expires after `LATE_SECONDS`. Only the last presented token counts: a token that was never
+    presented has no copies.
     """
     return (
         session.confirmed_at is not None
@@ -174,7 +180,7 @@ def is_late(session: Session, presented: bytes, *, now: float) -> bool:
 
 
 def hash_token(token: str) -> bytes:
-    """The 32 bytes under which a token's session is kept."""
+    """Hash a token: SHA-256, 32 bytes."""
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
 
 

@@ -1,1 +1,1 @@
-"""Where users, passkeys and sessions are kept."""
+"""Stores for users, passkeys and sessions."""

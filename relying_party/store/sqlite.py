@@ -1,14 +1,12 @@
 """The store in one SQLite file.
 
-One thread writes and one reads, each with a connection of its own and one whole transaction after the other, so
-that no two interleave on a connection. With a write-ahead log and ``synchronous=FULL`` what a method acknowledged
-is still there after the process, or the machine, has died. The schema has a version; older files are brought up
-to date when they are opened, newer ones are refused.
+One thread writes and one reads, each with a connection of its own and one transaction at a time, so that transactions
+on a connection never interleave. With a write-ahead log and ``synchronous=FULL``, an acknowledged change survives a kill
+and a power cut. The schema has a version: older files are migrated when they are opened, newer ones are refused.
 
-Others may use the file too, such as a backup or a shell. While one of them holds the write lock, reads go on, and
-a write waits `BUSY_TIMEOUT` seconds from when it was asked for, however many others wait with it. When the file is
-moved away, deleted or replaced, the store says so, and acknowledges nothing: what it wrote is in no file that
-anybody would find again.
+Other programs may use the file too, such as a backup or a shell. While one of them holds the write lock, reads go on, and
+a write waits `BUSY_TIMEOUT` seconds from its call, however many others wait too. After the file was moved, deleted or
+replaced, every transaction fails: its change would be in a file that nobody reads again.
 """
 
 import asyncio
@@ -62,7 +60,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX sessions_of_key ON sessions (key_thumbprint)",
         "CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) STRICT",
     ),
-    (  # sessions have a name of their own and may be refreshed; passkeys have labels
+    (  # session ids and refresh tokens; labels of passkeys
         "ALTER TABLE credentials ADD COLUMN label TEXT",
         "ALTER TABLE credentials ADD COLUMN discoverable INTEGER",
         "ALTER TABLE credentials ADD COLUMN prf INTEGER",
@@ -85,7 +83,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             session_id BLOB NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE) STRICT""",
         "CREATE INDEX spent_of_session ON spent_refresh_tokens (session_id)",
     ),
-    (  # which refresh token was spent last, and when
+    (  # the last spent refresh token, and its time
         "ALTER TABLE sessions ADD COLUMN confirmed_refresh_hash BLOB",
         "ALTER TABLE sessions ADD COLUMN confirmed_at INTEGER",
     ),
@@ -93,10 +91,10 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 
 
 class _Worker:
-    """A connection, and the one thread that uses it."""
+    """A connection with its own thread."""
 
     def __init__(self, path: Path, name: str, *, check: Callable[[], None]) -> None:
-        """check: raises `StoreUnavailable` when the file is not there any more."""
+        """check: raises `StoreUnavailable` when the file was moved, deleted or replaced."""
         self._path, self._check = path, check
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"relying-party-{name}")
         self._connection: sqlite3.Connection | None = None
@@ -112,7 +110,7 @@ class _Worker:
         self._thread.shutdown(wait=False)
 
     async def transaction(self, kind: str, work: Callable[[sqlite3.Connection], _Value]) -> _Value:
-        """`work` as one transaction: ``DEFERRED`` or ``IMMEDIATE``. `StoreUnavailable` when that does not work now."""
+        """Run `work` as one transaction, ``DEFERRED`` or ``IMMEDIATE``; `StoreUnavailable` for a transient failure."""
         connection, asked = self._connection, monotonic()
         if connection is None:
             raise StoreUnavailable("the store is closed")
@@ -124,7 +122,7 @@ class _Worker:
                 connection.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
                 with _all_or_nothing(connection, kind):
                     value = work(connection)
-                self._check()  # what was committed counts only if it is still there for others
+                self._check()  # a commit counts only in the file at the path
             except sqlite3.Error as error:
                 raise StoreUnavailable(f"the store does not answer: {error}") from error
             return value
@@ -142,7 +140,7 @@ class SqliteStore:
         self._path = path.absolute()
         self._writer = _Worker(self._path, "writer", check=self._check)
         self._reader = _Worker(self._path, "reader", check=self._check)
-        self._files: dict[Path, tuple[int, int] | None] = {}  # ours, by device and inode
+        self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
 
     async def __aenter__(self) -> Self:
         try:
@@ -346,7 +344,7 @@ class SqliteStore:
         return await self._transaction(work)
 
     async def _change(self, statement: str, *values: Any) -> int:
-        """How many rows a statement changed."""
+        """Run a statement; returns the number of changed rows."""
         return await self._transaction(
             lambda connection: connection.execute(statement, values).rowcount, writes=True
         )
@@ -369,7 +367,7 @@ class SqliteStore:
 
 
 def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:
-    """A connection to a file of ours, made when it is absent; `SetupError` when it cannot be one."""
+    """Open a store, and make a missing one; `SetupError` when the file cannot be a store."""
     try:
         _make_private(path)
         connection = sqlite3.connect(path, isolation_level=None, timeout=BUSY_TIMEOUT)
@@ -391,9 +389,9 @@ def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sq
 
 
 def _make_private(path: Path) -> None:
-    """Make the file nobody else's to read; SQLite gives its companions the same mode.
+    """Create the file with mode 0600, which SQLite gives to its WAL and index too.
 
-    A file that is there is not touched: a process that closes one lets go of all its locks on it, SQLite's too.
+    An existing file is not opened: closing it would release all locks of this process on it, SQLite's too (POSIX).
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
@@ -414,7 +412,7 @@ def _only_read(connection: sqlite3.Connection, _: Path) -> None:
 
 
 def _is_up_to_date(connection: sqlite3.Connection) -> bool:
-    """Whether nothing has to be written first, so that the program starts although somebody holds the write lock."""
+    """Whether the file needs no migration, so that the program can start while another one holds the write lock."""
     version, application = _pragma(connection, "user_version"), _pragma(connection, "application_id")
     return (version, application) == (len(MIGRATIONS), APPLICATION_ID)
 
@@ -434,12 +432,12 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def _files_of(path: Path) -> tuple[str, str, str]:
-    """The database, its write-ahead log and its index of that, which last as long as a connection is open."""
+    """The database, its write-ahead log and that one's index, which exist while a connection is open."""
     return f"{path}", f"{path}-wal", f"{path}-shm"
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file is at `path`: device and inode; None for none."""
+    """The identity of the file at `path`, device and inode; None without one."""
     try:
         found = path.stat()
     except OSError:
@@ -484,7 +482,7 @@ def _note_use(connection: sqlite3.Connection, use: CredentialUse, user_handle: b
 
 
 def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes | None) -> None:
-    """Open a session in place of the caller's last one: a key holds one session, and so does a browser."""
+    """Store a session in place of the caller's earlier one: a key or a browser has one session."""
     connection.execute(
         "DELETE FROM sessions WHERE session_id = ? OR key_thumbprint = ? OR ends_at <= ?",
         (ends, session.key_thumbprint, session.created_at),
