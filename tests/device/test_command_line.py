@@ -347,6 +347,7 @@ async def test_a_line_too_long_to_be_a_secret_is_refused_and_not_cut(tmp_path: P
 PROGRAM = """
 import asyncio, sys
 from headless_passkey.command.command_line import *
+from headless_passkey.signals import *
 from headless_passkey.errors import *
 
 SECRET = "pa55word"
@@ -386,7 +387,7 @@ ENDINGS: dict[str, tuple[ExitStatus, str, str | None]] = {
         "no-session",
     ),
     "raise LocalProtocolError('bug')": (ExitStatus.OUR_FAULT, "bug", None),
-    "raise RuntimeError(SECRET)": (ExitStatus.OUR_FAULT, "unexpected RuntimeError at program.py:9", None),
+    "raise RuntimeError(SECRET)": (ExitStatus.OUR_FAULT, "unexpected RuntimeError at program.py:10", None),
     "raise asyncio.CancelledError": (ExitStatus.INTERRUPTED, "interrupted", None),
 }
 
