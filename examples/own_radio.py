@@ -20,7 +20,15 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 from urllib.parse import urlsplit
 
-from headless_passkey.errors import CtapError, HeadlessPasskeyError, RemoteProtocolError, TransportError
+from headless_passkey.errors import (
+    CtapError,
+    HeadlessPasskeyError,
+    ProtocolReason,
+    RemoteProtocolError,
+    SetupError,
+    SetupReason,
+    TransportError,
+)
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.hybrid.eid import Eid
@@ -135,7 +143,8 @@ class Tunnel:
                 size = int.from_bytes(self._exactly(2 if size == 126 else 8), "big")
             if second & 0x80 or first & 0x70 or len(message) + size > MAX_MESSAGE_SIZE:
                 raise RemoteProtocolError(
-                    "the tunnel service sent a frame that is masked, extended or too long"
+                    "the tunnel service sent a frame that is masked, extended or too long",
+                    reason=ProtocolReason.WEBSOCKET_VIOLATION,
                 )
             payload = self._exactly(size)
             match first & 0x0F:
@@ -150,7 +159,10 @@ class Tunnel:
                 case 0xA:
                     pass
                 case _:
-                    raise RemoteProtocolError("only binary messages come through a tunnel")
+                    raise RemoteProtocolError(
+                        "only binary messages come through a tunnel",
+                        reason=ProtocolReason.WEBSOCKET_VIOLATION,
+                    )
 
     def _upgrade(self, netloc: str, path: str) -> None:
         key = base64.b64encode(secrets.token_bytes(16)).decode()
@@ -171,7 +183,9 @@ class Tunnel:
         if status[1:2] != ["101"] or headers.get("sec-websocket-accept") != expected:
             raise TransportError("the tunnel service did not take us in")
         if headers.get("sec-websocket-protocol") != SUBPROTOCOL:
-            raise RemoteProtocolError(f"this is no tunnel service: it does not speak {SUBPROTOCOL}")
+            raise SetupError(
+                f"this is no tunnel service: it does not speak {SUBPROTOCOL}", reason=SetupReason.WRONG_SERVER
+            )
 
     def _line(self) -> str:
         return self._stream.readline(8192).decode("latin-1").rstrip("\r\n")

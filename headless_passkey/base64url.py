@@ -4,7 +4,7 @@ import base64
 import re
 from typing import Final
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 _ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
@@ -17,8 +17,12 @@ def base64url(data: bytes) -> str:
 def from_base64url(text: str) -> bytes:
     """The bytes that `text` stands for; `RemoteProtocolError` for padding, foreign characters and stray bits at the end."""
     if not _ALPHABET.fullmatch(text) or len(text) % 4 == 1:
-        raise RemoteProtocolError("expected base64url without padding")
+        raise RemoteProtocolError(
+            "expected base64url without padding", reason=ProtocolReason.MALFORMED_BASE64URL
+        )
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if base64url(data) != text:
-        raise RemoteProtocolError("base64url with stray bits at its end")
+        raise RemoteProtocolError(
+            "base64url with stray bits at its end", reason=ProtocolReason.MALFORMED_BASE64URL
+        )
     return data

@@ -130,11 +130,14 @@ class ProtocolReason(StrEnum):
     MALFORMED_AUTHENTICATOR_DATA = "malformed-authenticator-data"
     MALFORMED_EXTENSION = "malformed-extension"  # a WebAuthn extension's input or output
     MALFORMED_OPTIONS = "malformed-options"
+    MALFORMED_RP_ID = "malformed-rp-id"
     MALFORMED_RELATED_ORIGINS = "malformed-related-origins"
+    MALFORMED_DOCUMENT = "malformed-document"  # ring, envelope, invitation or introduction: its fields
     MALFORMED_RING = "malformed-ring"
     MALFORMED_ENVELOPE = "malformed-envelope"
     MALFORMED_INVITATION = "malformed-invitation"  # or the introduction that answers it
     MALFORMED_ACCOUNT_CODE = "malformed-account-code"
+    MALFORMED_RELAY_URL = "malformed-relay-url"
     MALFORMED_ANSWER = "malformed-answer"  # of a server: a member that is missing or of another type
     TOO_LONG = "too-long"  # longer than anything of its kind may be
     # what a peer did
@@ -164,14 +167,12 @@ class RemoteProtocolError(ProtocolError):
 
     exit_status = ExitStatus.PROTOCOL
 
-    def __init__(
-        self, message: str, *, reason: ProtocolReason | None = None, advice: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, reason: ProtocolReason, advice: str | None = None) -> None:
         super().__init__(message, advice=advice)
         self._reason = reason
 
     @property
-    def reason(self) -> str | None:
+    def reason(self) -> str:
         """A `ProtocolReason`, or a server's own word (`headless_passkey.net.proven_http.Problem`)."""
         return self._reason
 

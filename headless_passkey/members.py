@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from headless_passkey.base64url import from_base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 
 def answer_members(value: Any, what: str) -> "Members":
     """The members of a peer's answer: `RemoteProtocolError` for what is not as the contract says."""
-    return Members(value, what, error=RemoteProtocolError)
+    return Members(
+        value, what, error=lambda why: RemoteProtocolError(why, reason=ProtocolReason.MALFORMED_ANSWER)
+    )
 
 
 def file_members(value: Any, what: str) -> "Members":

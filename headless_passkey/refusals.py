@@ -14,6 +14,7 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     SetupReason,
     TransportError,
@@ -99,7 +100,7 @@ def _error(reason: str, message: str) -> HeadlessPasskeyError:
         case "unanswered":
             return NotApproved(Outcome.EXPIRED, message)
         case "malformed":
-            return RemoteProtocolError(message)
+            return RemoteProtocolError(message, reason=ProtocolReason.REFUSED)
         case _:
             return TransportError(message)
 

@@ -27,6 +27,7 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TransportError,
     TrustError,
@@ -687,7 +688,7 @@ async def _shake_hands(
     channel = pending.finish(await tunnel.receive())
     peer = channel.receive_post_handshake(await tunnel.receive())
     if peer.get_info is None:
-        raise RemoteProtocolError("the phone does not speak CTAP")
+        raise RemoteProtocolError("the phone does not speak CTAP", reason=ProtocolReason.NO_CTAP)
     return channel, peer.get_info
 
 

@@ -22,6 +22,7 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     SetupError,
     SetupReason,
@@ -289,7 +290,8 @@ def _parse(line: str) -> AccountCode | Invitation:
         return AccountCode.parse(line)
     if not line.startswith(INVITATION):
         raise RemoteProtocolError(
-            f"expected an account code ({ACCOUNT_CODE}…) or an invitation ({INVITATION}…)"
+            f"expected an account code ({ACCOUNT_CODE}…) or an invitation ({INVITATION}…)",
+            reason=ProtocolReason.MALFORMED_INVITATION,
         )
     invitation = Invitation.parse(line)
     if invitation.kind is not Role.COMPANION:

@@ -37,6 +37,7 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TransportError,
     TransportReason,
@@ -171,7 +172,9 @@ class SoftwarePhone:
         self.on_stage("connecting")
         async with open_tunnel(url, tls=self.tls) as tunnel:
             if tunnel.routing_id is None:
-                raise RemoteProtocolError("the tunnel service named no routing ID")
+                raise RemoteProtocolError(
+                    "the tunnel service named no routing ID", reason=ProtocolReason.MALFORMED_TUNNEL_HEADER
+                )
             advertised = transaction.advertise(
                 routing_id=tunnel.routing_id, tunnel_domain=self.tunnel_service.number
             )
@@ -210,7 +213,7 @@ class SoftwarePhone:
                 )  # the relay tells the device the reason, and a closed tunnel would not
             if status in _BREACHES:
                 message = f"the device's command 0x{command.code:02X} was refused: {error}"
-                raise RemoteProtocolError(message) from error
+                raise RemoteProtocolError(message, reason=ProtocolReason.UNEXPECTED_MESSAGE) from error
             raise
         limit.reschedule(None)
         await conversation.reply(Status.SUCCESS, payload)
@@ -251,7 +254,10 @@ def check_url(text: str, *, now: float) -> FidoUrl:
     """Parse the URL, and check its age and its kind. now: Unix seconds."""
     url = FidoUrl.parse(text)
     if url.channels is not None and _WEBSOCKET not in url.channels:
-        raise RemoteProtocolError("the device offers no websocket tunnel, and this phone has nothing else")
+        raise RemoteProtocolError(
+            "the device offers no websocket tunnel, and this phone has nothing else",
+            reason=ProtocolReason.MALFORMED_FIDO_URL,
+        )
     if url.time is None:
         logger.warning("the FIDO URL does not say when it was made")
     elif now - url.time > MAX_AGE:
@@ -313,7 +319,8 @@ class _Conversation:
             match await self._event():
                 case Ctap():
                     raise RemoteProtocolError(
-                        "the device sent a second request before the first was answered"
+                        "the device sent a second request before the first was answered",
+                        reason=ProtocolReason.UNEXPECTED_MESSAGE,
                     )
                 case Shutdown():
                     raise NotApproved(Outcome.CANCELLED, "the device said goodbye before it was answered")
@@ -322,7 +329,9 @@ class _Conversation:
         """Receive the next event; None for one without meaning for a phone."""
         self._messages += 1
         if self._messages > _MAX_MESSAGES:
-            raise RemoteProtocolError(f"more than {_MAX_MESSAGES} messages for one command")
+            raise RemoteProtocolError(
+                f"more than {_MAX_MESSAGES} messages for one command", reason=ProtocolReason.TOO_MANY_MESSAGES
+            )
         try:
             message = await self._tunnel.receive()
         except TunnelClosed as error:
@@ -336,7 +345,10 @@ class _Conversation:
                 self._heard_goodbye = True
                 return event
             case Json():
-                raise RemoteProtocolError("the device sent a JSON message, which this phone did not offer")
+                raise RemoteProtocolError(
+                    "the device sent a JSON message, which this phone did not offer",
+                    reason=ProtocolReason.UNEXPECTED_MESSAGE,
+                )
             case _:
                 return None
 

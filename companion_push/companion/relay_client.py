@@ -14,6 +14,7 @@ from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TransportError,
     TrustError,
@@ -60,7 +61,10 @@ class Item:
     def parse(cls, members: Members) -> Self:
         device = members.text("device", NAME_SIZE)
         if len(device) != NAME_SIZE:
-            raise RemoteProtocolError("the relay names a device by something that is no name")
+            raise RemoteProtocolError(
+                "the relay names a device by something that is no name",
+                reason=ProtocolReason.MALFORMED_ANSWER,
+            )
         from_base64url(device)
         return cls(
             device=device,
@@ -97,7 +101,7 @@ class CompanionRelay(MemberClient):
             answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
         items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
         if len({item.key for item in items}) != len(items):
-            raise RemoteProtocolError("the relay lists a request twice")
+            raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)
         return Page(cursor=answer.text("cursor", _MAX_CURSOR), items=items)
 
     async def claim(self, device: str, request_id: bytes) -> int | None:
@@ -112,7 +116,9 @@ class CompanionRelay(MemberClient):
                 return problem.members.integer("version")
             raise
         if request_state(answer) not in (RequestState.CLAIMED, RequestState.OPENED):
-            raise RemoteProtocolError("the relay grants a claim and names another state")
+            raise RemoteProtocolError(
+                "the relay grants a claim and names another state", reason=ProtocolReason.CONTRADICTION
+            )
         return None
 
     async def opened(self, device: str, request_id: bytes, *, stays: bool) -> None:
@@ -180,7 +186,9 @@ class CompanionRelay(MemberClient):
                 ) from problem
             raise
         if answer.text("account", MAX_LABEL) != code.account:
-            raise RemoteProtocolError("the relay founded another account")
+            raise RemoteProtocolError(
+                "the relay founded another account", reason=ProtocolReason.CONTRADICTION
+            )
 
     async def announce(self, invitation: Invitation) -> None:
         """Announce an invitation: the relay then accepts one introduction with its ticket."""
@@ -201,7 +209,10 @@ class CompanionRelay(MemberClient):
                     came.octets("signature", SIGNATURE_SIZE),
                     came.octets("mac", MAC_SIZE),
                 )
-        raise RemoteProtocolError("the relay names a state of the invitation that does not exist")
+        raise RemoteProtocolError(
+            "the relay names a state of the invitation that does not exist",
+            reason=ProtocolReason.UNKNOWN_STATE,
+        )
 
     async def answer(self, invitation: Invitation, ring: Ring, mac: bytes) -> bool:
         """Admit the newcomer that `ring`, the head, holds. False when another ring was appended meanwhile."""

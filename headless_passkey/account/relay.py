@@ -19,6 +19,7 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TransportError,
     TrustError,
@@ -152,7 +153,9 @@ class MemberClient:
             if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
                 return longer
             if longer.head is chain.head:
-                raise RemoteProtocolError("the relay names a ring that it does not show")
+                raise RemoteProtocolError(
+                    "the relay names a ring that it does not show", reason=ProtocolReason.CONTRADICTION
+                )
             chain = longer
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
@@ -210,7 +213,8 @@ class MemberClient:
                         await self._sleep(_QUICK * (1 + self._chance()))
                 case _:
                     raise RemoteProtocolError(
-                        "the relay names a state of the introduction that does not exist"
+                        "the relay names a state of the introduction that does not exist",
+                        reason=ProtocolReason.UNKNOWN_STATE,
                     )
 
     @contextmanager
@@ -297,14 +301,18 @@ def request_state(members: Members) -> RequestState:
     try:
         return RequestState(members.text("state"))
     except ValueError as error:
-        raise RemoteProtocolError("the relay names a state that does not exist") from error
+        raise RemoteProtocolError(
+            "the relay names a state that does not exist", reason=ProtocolReason.UNKNOWN_STATE
+        ) from error
 
 
 def _word(members: Members) -> str:
     """A reason, which error messages quote: nothing that a terminal would obey."""
     reason = members.text("reason")
     if not _WORD.fullmatch(reason):
-        raise RemoteProtocolError("the relay's reason is not a word of [a-z0-9-]")
+        raise RemoteProtocolError(
+            "the relay's reason is not a word of [a-z0-9-]", reason=ProtocolReason.MALFORMED_ANSWER
+        )
     return reason
 
 
@@ -314,5 +322,5 @@ def _request_path(request_id: bytes) -> str:
 
 def _ring_document(item: object) -> bytes:
     if not isinstance(item, str) or len(item) > 2 * MAX_DOCUMENT:
-        raise RemoteProtocolError("the relay's rings are not text")
+        raise RemoteProtocolError("the relay's rings are not text", reason=ProtocolReason.MALFORMED_ANSWER)
     return from_base64url(item)

@@ -26,7 +26,7 @@ from headless_passkey.command.command_line import (
     read_secret_line,
     run,
 )
-from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError, UsageError
+from headless_passkey.errors import NotApproved, Outcome, ProtocolReason, RemoteProtocolError, UsageError
 from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
@@ -503,7 +503,9 @@ def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
     service_data = parse_advert_line(os.fsencode(advert)).service_data
     opened = eid.open_advert(eid.eid_key(url.secret), service_data)
     if opened is None:
-        raise RemoteProtocolError("the advert was not sealed for this FIDO URL")
+        raise RemoteProtocolError(
+            "the advert was not sealed for this FIDO URL", reason=ProtocolReason.OTHER_KEY
+        )
     try:
         base = f"wss://{tunnel_domain(opened.tunnel_domain)}"
     except RemoteProtocolError:

@@ -10,7 +10,7 @@ Values are int, bytes, str, bool, None, list and dict.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 
 MAX_DEPTH: Final = 16  # CTAP2 asks for 4; attestation statements and extension outputs go a little deeper
 
@@ -28,7 +28,9 @@ def decode(data: bytes) -> Any:
     """Decode the single value in `data`; bytes behind it are an error."""
     value, end = _decode_item(data, 0, 0)
     if end != len(data):
-        raise RemoteProtocolError(f"{len(data) - end} bytes after the CBOR value")
+        raise RemoteProtocolError(
+            f"{len(data) - end} bytes after the CBOR value", reason=ProtocolReason.MALFORMED_CBOR
+        )
     return value
 
 
@@ -42,7 +44,9 @@ def decode_map(data: bytes) -> dict[Any, Any]:
     """Decode the single value in `data`, which must be a map."""
     value = decode(data)
     if not isinstance(value, dict):
-        raise RemoteProtocolError(f"expected a CBOR map, got {type(value).__name__}")
+        raise RemoteProtocolError(
+            f"expected a CBOR map, got {type(value).__name__}", reason=ProtocolReason.MALFORMED_CBOR
+        )
     return value
 
 
@@ -100,7 +104,7 @@ def _sort_key(key: bytes) -> tuple[int, int, bytes]:
 def _decode_item(data: bytes, at: int, depth: int) -> tuple[Any, int]:
     """Decode the value that starts at offset `at`, and return the offset behind it too."""
     if depth > MAX_DEPTH:
-        raise RemoteProtocolError("CBOR is nested too deeply")
+        raise RemoteProtocolError("CBOR is nested too deeply", reason=ProtocolReason.MALFORMED_CBOR)
     major, argument, at = _decode_head(data, at)
     match major:
         case 0:
@@ -110,13 +114,15 @@ def _decode_item(data: bytes, at: int, depth: int) -> tuple[Any, int]:
         case 2 | 3:
             end = at + argument
             if end > len(data):
-                raise RemoteProtocolError("CBOR ends inside a string")
+                raise RemoteProtocolError("CBOR ends inside a string", reason=ProtocolReason.MALFORMED_CBOR)
             if major == _BYTES:
                 return data[at:end], end
             try:
                 return data[at:end].decode(), end
             except UnicodeDecodeError as error:
-                raise RemoteProtocolError("CBOR text is not UTF-8") from error
+                raise RemoteProtocolError(
+                    "CBOR text is not UTF-8", reason=ProtocolReason.MALFORMED_CBOR
+                ) from error
         case 4:
             items = []
             for _ in range(argument):
@@ -128,7 +134,10 @@ def _decode_item(data: bytes, at: int, depth: int) -> tuple[Any, int]:
         case 7 if argument in _CONSTANTS:
             return _CONSTANTS[argument], at
         case _:
-            raise RemoteProtocolError("CBOR tags, floating point and other simple values are not CTAP2's")
+            raise RemoteProtocolError(
+                "CBOR tags, floating point and other simple values are not CTAP2's",
+                reason=ProtocolReason.MALFORMED_CBOR,
+            )
 
 
 def _decode_map_items(data: bytes, at: int, count: int, depth: int) -> tuple[dict[Any, Any], int]:
@@ -138,10 +147,14 @@ def _decode_map_items(data: bytes, at: int, count: int, depth: int) -> tuple[dic
         start = at
         key, at = _decode_item(data, at, depth + 1)
         if not _is_key(key):
-            raise RemoteProtocolError("a CBOR map key is neither integer nor string")
+            raise RemoteProtocolError(
+                "a CBOR map key is neither integer nor string", reason=ProtocolReason.MALFORMED_CBOR
+            )
         order = _sort_key(data[start:at])
         if last is not None and order <= last:
-            raise RemoteProtocolError("CBOR map keys are not in canonical order, or repeat")
+            raise RemoteProtocolError(
+                "CBOR map keys are not in canonical order, or repeat", reason=ProtocolReason.MALFORMED_CBOR
+            )
         last = order
         values[key], at = _decode_item(data, at, depth + 1)
     return values, at
@@ -150,18 +163,20 @@ def _decode_map_items(data: bytes, at: int, count: int, depth: int) -> tuple[dic
 def _decode_head(data: bytes, at: int) -> tuple[int, int, int]:
     """Decode the head at offset `at`: major type, argument, and the offset behind it."""
     if at >= len(data):
-        raise RemoteProtocolError("CBOR ends too early")
+        raise RemoteProtocolError("CBOR ends too early", reason=ProtocolReason.MALFORMED_CBOR)
     major, argument = data[at] >> 5, data[at] & 0x1F
     at += 1
     if argument < 24:
         return major, argument, at
     if argument > 27 or major == _SIMPLE:
-        raise RemoteProtocolError("CBOR has an indefinite length, a float or a reserved head")
+        raise RemoteProtocolError(
+            "CBOR has an indefinite length, a float or a reserved head", reason=ProtocolReason.MALFORMED_CBOR
+        )
     size = 1 << (argument - 24)
     end = at + size
     if end > len(data):
-        raise RemoteProtocolError("CBOR ends inside a head")
+        raise RemoteProtocolError("CBOR ends inside a head", reason=ProtocolReason.MALFORMED_CBOR)
     value = int.from_bytes(data[at:end], "big")
     if value < (24 if size == 1 else 1 << (4 * size)):
-        raise RemoteProtocolError("a CBOR head is longer than needed")
+        raise RemoteProtocolError("a CBOR head is longer than needed", reason=ProtocolReason.MALFORMED_CBOR)
     return major, value, end

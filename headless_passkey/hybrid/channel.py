@@ -8,7 +8,7 @@ channel: every later call fails, and the caller closes the tunnel.
 from collections.abc import Callable
 from typing import TypeVar
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import Command, GetAssertionRequest, GetInfoResponse, MakeCredentialRequest
 from headless_passkey.hybrid.linking import LinkingInformation, OfferedLink, ReadLink, discard_link
 from headless_passkey.hybrid.messages import (
@@ -100,9 +100,15 @@ class ClientChannel(_Channel):
                 plaintext if revision else frame(MessageType.CTAP, plaintext), self._read_link
             )
             if isinstance(event, Ctap | Json) and not self._awaiting_reply:
-                raise RemoteProtocolError(f"a {type(event).__name__.upper()} message nobody asked for")
+                raise RemoteProtocolError(
+                    f"a {type(event).__name__.upper()} message nobody asked for",
+                    reason=ProtocolReason.UNEXPECTED_MESSAGE,
+                )
             if self._awaiting_reply and not isinstance(event, Ctap | Update):
-                raise RemoteProtocolError(f"a CTAP reply was expected, not {type(event).__name__.lower()}")
+                raise RemoteProtocolError(
+                    f"a CTAP reply was expected, not {type(event).__name__.lower()}",
+                    reason=ProtocolReason.UNEXPECTED_MESSAGE,
+                )
             return event
 
         event = self._open(message, read)
@@ -163,9 +169,14 @@ class AuthenticatorChannel(_Channel):
         def read(plaintext: bytes) -> Event:
             event = parse_frame(plaintext)
             if isinstance(event, Ctap) and self._request_pending:
-                raise RemoteProtocolError("a CTAP request before the last one was answered")
+                raise RemoteProtocolError(
+                    "a CTAP request before the last one was answered",
+                    reason=ProtocolReason.UNEXPECTED_MESSAGE,
+                )
             if isinstance(event, Ctap) and self._heard_goodbye:
-                raise RemoteProtocolError("a CTAP request after the shutdown")
+                raise RemoteProtocolError(
+                    "a CTAP request after the shutdown", reason=ProtocolReason.UNEXPECTED_MESSAGE
+                )
             return event
 
         event = self._open(message, read)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 
 CLIENT_DATA_HASH_SIZE: Final = 32
@@ -97,7 +97,9 @@ class User:
     def of(cls, value: Any) -> "User":
         user_id = _get(value, "id", bytes)
         if user_id is None or not 1 <= len(user_id) <= 64:
-            raise RemoteProtocolError("a user entity has no id of 1 to 64 bytes")
+            raise RemoteProtocolError(
+                "a user entity has no id of 1 to 64 bytes", reason=ProtocolReason.MALFORMED_CTAP
+            )
         return cls(id=user_id, name=_get(value, "name", str), display_name=_get(value, "displayName", str))
 
     def to_map(self) -> dict[str, Any]:
@@ -169,7 +171,8 @@ class GetAssertionResponse:
         user_selected = _option(values, 6, default=False)
         if user_selected and (number_of_credentials or 1) > 1:
             raise RemoteProtocolError(
-                "numberOfCredentials is there although the user has selected a credential"
+                "numberOfCredentials is there although the user has selected a credential",
+                reason=ProtocolReason.MALFORMED_CTAP,
             )
         return cls(
             credential_id=None if credential is None else _descriptor_id(credential) or None,
@@ -339,7 +342,7 @@ class GetInfoResponse:
         values = cbor.decode_map(payload)
         aaguid = _required(values, 3, bytes)
         if len(aaguid) != 16:
-            raise RemoteProtocolError("an AAGUID has 16 bytes")
+            raise RemoteProtocolError("an AAGUID has 16 bytes", reason=ProtocolReason.MALFORMED_CTAP)
         options = _get(values, 4, dict) or {}
         return cls(
             versions=_texts(values, 1),
@@ -379,17 +382,22 @@ def _present(values: dict[Any, Any]) -> dict[Any, Any]:
 
 def _get(values: Any, key: Any, kind: type) -> Any:
     if not isinstance(values, dict):
-        raise RemoteProtocolError(f"expected a CBOR map, got {type(values).__name__}")
+        raise RemoteProtocolError(
+            f"expected a CBOR map, got {type(values).__name__}", reason=ProtocolReason.MALFORMED_CTAP
+        )
     value = values.get(key)
     if value is not None and type(value) is not kind:
-        raise RemoteProtocolError(f"CTAP member {key!r} is {type(value).__name__}, expected {kind.__name__}")
+        raise RemoteProtocolError(
+            f"CTAP member {key!r} is {type(value).__name__}, expected {kind.__name__}",
+            reason=ProtocolReason.MALFORMED_CTAP,
+        )
     return value
 
 
 def _required(values: Any, key: Any, kind: type) -> Any:
     value = _get(values, key, kind)
     if value is None:
-        raise RemoteProtocolError(f"CTAP member {key!r} is missing")
+        raise RemoteProtocolError(f"CTAP member {key!r} is missing", reason=ProtocolReason.MALFORMED_CTAP)
     return value
 
 
@@ -401,14 +409,14 @@ def _option(values: Any, key: Any, *, default: bool) -> bool:
 def _unsigned(values: Any, key: Any) -> int | None:
     value: int | None = _get(values, key, int)
     if value is not None and value < 0:
-        raise RemoteProtocolError(f"CTAP member {key!r} is negative")
+        raise RemoteProtocolError(f"CTAP member {key!r} is negative", reason=ProtocolReason.MALFORMED_CTAP)
     return value
 
 
 def _large_blob_key(values: Any, key: int) -> bytes | None:
     value: bytes | None = _get(values, key, bytes)
     if value is not None and len(value) != LARGE_BLOB_KEY_SIZE:
-        raise RemoteProtocolError("a largeBlobKey has 32 bytes")
+        raise RemoteProtocolError("a largeBlobKey has 32 bytes", reason=ProtocolReason.MALFORMED_CTAP)
     return value
 
 
@@ -416,14 +424,14 @@ def _extensions(values: Any, key: int) -> dict[str, Any]:
     """Parse inputs or outputs of extensions, by extension identifier."""
     extensions: dict[Any, Any] = _get(values, key, dict) or {}
     if not all(isinstance(name, str) for name in extensions):
-        raise RemoteProtocolError("an extension is named by text")
+        raise RemoteProtocolError("an extension is named by text", reason=ProtocolReason.MALFORMED_CTAP)
     return extensions
 
 
 def _client_data_hash(values: Any, key: int) -> bytes:
     value: bytes = _required(values, key, bytes)
     if len(value) != CLIENT_DATA_HASH_SIZE:
-        raise RemoteProtocolError("a client data hash has 32 bytes")
+        raise RemoteProtocolError("a client data hash has 32 bytes", reason=ProtocolReason.MALFORMED_CTAP)
     return value
 
 
@@ -434,7 +442,9 @@ def _descriptor(credential_id: bytes) -> dict[str, Any]:
 
 def _descriptor_id(descriptor: Any) -> bytes:
     if _required(descriptor, "type", str) != "public-key":
-        raise RemoteProtocolError("a credential descriptor is not of type public-key")
+        raise RemoteProtocolError(
+            "a credential descriptor is not of type public-key", reason=ProtocolReason.MALFORMED_CTAP
+        )
     credential_id: bytes = _required(descriptor, "id", bytes)
     return credential_id
 
@@ -451,5 +461,7 @@ def _descriptor_ids(values: Any, key: int) -> tuple[bytes, ...]:
 def _texts(values: Any, key: int) -> tuple[str, ...]:
     items = _get(values, key, list) or []
     if not all(isinstance(item, str) for item in items):
-        raise RemoteProtocolError(f"CTAP member {key!r} is not a list of texts")
+        raise RemoteProtocolError(
+            f"CTAP member {key!r} is not a list of texts", reason=ProtocolReason.MALFORMED_CTAP
+        )
     return tuple(items)

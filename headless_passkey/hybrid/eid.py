@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.keys import KeyPurpose, derive
 from headless_passkey.hybrid.tunnel_url import FIRST_HASHED, ROUTING_ID_SIZE
@@ -55,7 +55,9 @@ class Eid:
     @classmethod
     def parse(cls, plaintext: bytes) -> "Eid":
         if len(plaintext) != 16 or plaintext[0] != 0:
-            raise RemoteProtocolError("an EID has 16 bytes and no flags")
+            raise RemoteProtocolError(
+                "an EID has 16 bytes and no flags", reason=ProtocolReason.MALFORMED_ADVERT
+            )
         return cls(
             nonce=plaintext[1:11],
             routing_id=plaintext[11:14],

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.keys import KeyPurpose, derive, parse_compressed
 from headless_passkey.hybrid.tunnel_url import TUNNEL_ID_SIZE
@@ -68,16 +68,24 @@ class FidoUrl:
     def parse(cls, text: str) -> "FidoUrl":
         """Parse a FIDO URL; `RemoteProtocolError` for anything else."""
         if len(text) > MAX_LENGTH:
-            raise RemoteProtocolError(f"a FIDO URL of {len(text)} characters is too long")
+            raise RemoteProtocolError(
+                f"a FIDO URL of {len(text)} characters is too long", reason=ProtocolReason.TOO_LONG
+            )
         if not text.isascii() or text[: len(PREFIX)].upper() != PREFIX:
-            raise RemoteProtocolError("a FIDO URL is ASCII and starts with FIDO:/")
+            raise RemoteProtocolError(
+                "a FIDO URL is ASCII and starts with FIDO:/", reason=ProtocolReason.MALFORMED_FIDO_URL
+            )
         values = cbor.decode_map(decode_digits(text[len(PREFIX) :]))
         public_key, secret = values.get(_PUBLIC_KEY), values.get(_SECRET)
         if not isinstance(public_key, bytes):
-            raise RemoteProtocolError("the FIDO URL has no public key")
+            raise RemoteProtocolError(
+                "the FIDO URL has no public key", reason=ProtocolReason.MALFORMED_FIDO_URL
+            )
         parse_compressed(public_key)
         if not isinstance(secret, bytes) or len(secret) != SECRET_SIZE:
-            raise RemoteProtocolError("the FIDO URL has no QR secret of 16 bytes")
+            raise RemoteProtocolError(
+                "the FIDO URL has no QR secret of 16 bytes", reason=ProtocolReason.MALFORMED_FIDO_URL
+            )
         return cls(
             public_key=public_key,
             secret=secret,
@@ -113,31 +121,42 @@ def encode_digits(data: bytes) -> str:
 def decode_digits(digits: str) -> bytes:
     """Decode decimal digits; refuses other characters, impossible lengths, and values out of range."""
     if not digits.isascii() or (digits and not digits.isdigit()):
-        raise RemoteProtocolError("a FIDO URL holds ASCII digits only")
+        raise RemoteProtocolError(
+            "a FIDO URL holds ASCII digits only", reason=ProtocolReason.MALFORMED_FIDO_URL
+        )
     step, data = _DIGITS[_CHUNK], bytearray()
     for start in range(0, len(digits), step):
         chunk = digits[start : start + step]
         size = _BYTES.get(len(chunk))
         if size is None:
-            raise RemoteProtocolError(f"{len(chunk)} digits at the end encode no whole number of bytes")
+            raise RemoteProtocolError(
+                f"{len(chunk)} digits at the end encode no whole number of bytes",
+                reason=ProtocolReason.MALFORMED_FIDO_URL,
+            )
         try:
             data += int(chunk).to_bytes(size, "little")
         except OverflowError as error:
-            raise RemoteProtocolError(f"{len(chunk)} digits exceed {size} bytes") from error
+            raise RemoteProtocolError(
+                f"{len(chunk)} digits exceed {size} bytes", reason=ProtocolReason.MALFORMED_FIDO_URL
+            ) from error
     return bytes(data)
 
 
 def _optional(values: dict[Any, Any], key: int, kind: type) -> Any:
     value = values.get(key)
     if key in values and type(value) is not kind:
-        raise RemoteProtocolError(f"key {key} of the FIDO URL has the wrong type")
+        raise RemoteProtocolError(
+            f"key {key} of the FIDO URL has the wrong type", reason=ProtocolReason.MALFORMED_FIDO_URL
+        )
     return value
 
 
 def _unsigned(values: dict[Any, Any], key: int) -> int | None:
     value: int | None = _optional(values, key, int)
     if value is not None and value < 0:
-        raise RemoteProtocolError(f"key {key} of the FIDO URL is negative")
+        raise RemoteProtocolError(
+            f"key {key} of the FIDO URL is negative", reason=ProtocolReason.MALFORMED_FIDO_URL
+        )
     return value
 
 
@@ -146,5 +165,7 @@ def _channels(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, bool):
         return None
     if not isinstance(value, list) or not all(type(item) is int and item >= 0 for item in value):
-        raise RemoteProtocolError("key 6 of the FIDO URL is not a list of channels")
+        raise RemoteProtocolError(
+            "key 6 of the FIDO URL is not a list of channels", reason=ProtocolReason.MALFORMED_FIDO_URL
+        )
     return tuple(value)

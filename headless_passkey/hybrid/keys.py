@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 CURVE = ec.SECP256R1()
 
@@ -64,8 +64,11 @@ def ecdh(private: ec.EllipticCurvePrivateKey, public: ec.EllipticCurvePublicKey)
 
 def _parse(point: bytes, *, size: int, first: bytes) -> ec.EllipticCurvePublicKey:
     if len(point) != size or point[0] not in first:
-        raise RemoteProtocolError(f"expected a P-256 point of {size} bytes in the form for that size")
+        raise RemoteProtocolError(
+            f"expected a P-256 point of {size} bytes in the form for that size",
+            reason=ProtocolReason.MALFORMED_KEY,
+        )
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(CURVE, point)
     except ValueError as error:
-        raise RemoteProtocolError("the point is not on P-256") from error
+        raise RemoteProtocolError("the point is not on P-256", reason=ProtocolReason.MALFORMED_KEY) from error

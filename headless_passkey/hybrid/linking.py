@@ -20,7 +20,7 @@ from typing import Any, Final, Self
 
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import ecdh, parse_uncompressed, uncompressed
@@ -49,14 +49,21 @@ class LinkingInformation:
     def parse(cls, value: Any) -> Self:
         """Parse the CBOR map; `RemoteProtocolError` for anything else. The name is made valid for display."""
         if not isinstance(value, dict):
-            raise RemoteProtocolError("linking information is not a map")
+            raise RemoteProtocolError(
+                "linking information is not a map", reason=ProtocolReason.MALFORMED_LINKING
+            )
         contact_id = value.get(_CONTACT_ID)
         if not isinstance(contact_id, bytes) or not 0 < len(contact_id) <= MAX_CONTACT_ID_SIZE:
-            raise RemoteProtocolError("linking information has no contact ID of a possible size")
+            raise RemoteProtocolError(
+                "linking information has no contact ID of a possible size",
+                reason=ProtocolReason.MALFORMED_LINKING,
+            )
         public_key, name = _sized(value, _PUBLIC_KEY, 65), value.get(_NAME)
         parse_uncompressed(public_key)
         if not isinstance(name, str):
-            raise RemoteProtocolError("the name in linking information is not text")
+            raise RemoteProtocolError(
+                "the name in linking information is not text", reason=ProtocolReason.MALFORMED_LINKING
+            )
         return cls(
             contact_id=contact_id,
             link_id=_sized(value, _LINK_ID, LINK_ID_SIZE),
@@ -198,7 +205,9 @@ class ClientPayload:
         values = cbor.decode_map(data)
         hint = next((hint for hint in _HINTS if values.get(3) == hint), None)
         if hint is None:
-            raise RemoteProtocolError("the client payload's hint is neither ga nor mc")
+            raise RemoteProtocolError(
+                "the client payload's hint is neither ga nor mc", reason=ProtocolReason.MALFORMED_LINKING
+            )
         return cls(
             link_id=_sized(values, 1, LINK_ID_SIZE),
             client_nonce=_sized(values, 2, CLIENT_NONCE_SIZE),
@@ -215,5 +224,7 @@ _HINTS: Final = (RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)
 def _sized(values: dict[Any, Any], key: int, size: int) -> bytes:
     value = values.get(key)
     if not isinstance(value, bytes) or len(value) != size:
-        raise RemoteProtocolError(f"key {key} of a link is not a byte string of {size}")
+        raise RemoteProtocolError(
+            f"key {key} of a link is not a byte string of {size}", reason=ProtocolReason.MALFORMED_LINKING
+        )
     return value

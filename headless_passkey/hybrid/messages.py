@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
 from headless_passkey.hybrid.linking import (
@@ -81,13 +81,20 @@ class PostHandshake:
         revision, values = _parse_revisions(plaintext)
         features = values.get(_FEATURES, ["ctap"])
         if not isinstance(features, list):
-            raise RemoteProtocolError("the authenticator's features are not a list")
+            raise RemoteProtocolError(
+                "the authenticator's features are not a list", reason=ProtocolReason.MALFORMED_MESSAGE
+            )
         known = tuple(feature for feature in features if isinstance(feature, str))
         get_info = values.get(_GET_INFO)
         if get_info is not None and not isinstance(get_info, bytes):
-            raise RemoteProtocolError("the authenticator's getInfo is not a byte string")
+            raise RemoteProtocolError(
+                "the authenticator's getInfo is not a byte string", reason=ProtocolReason.MALFORMED_MESSAGE
+            )
         if ("ctap" in known) != (get_info is not None):
-            raise RemoteProtocolError("getInfo comes with the feature ctap, and only with it")
+            raise RemoteProtocolError(
+                "getInfo comes with the feature ctap, and only with it",
+                reason=ProtocolReason.MALFORMED_MESSAGE,
+            )
         return cls(
             get_info=None if get_info is None else GetInfoResponse.parse(get_info),
             features=known,
@@ -128,7 +135,7 @@ _UPDATE_OVERHEAD: Final = 20  # type, CBOR heads, and 16 bytes for the outer pad
 def parse_frame(plaintext: bytes, read_link: ReadLink = discard_link) -> Event:
     """Parse an unpadded plaintext to its event; an unknown type or an empty message is a protocol error."""
     if not plaintext:
-        raise RemoteProtocolError("an empty message has no type")
+        raise RemoteProtocolError("an empty message has no type", reason=ProtocolReason.MALFORMED_MESSAGE)
     kind, payload = plaintext[0], plaintext[1:]
     match kind:
         case MessageType.SHUTDOWN:
@@ -143,7 +150,9 @@ def parse_frame(plaintext: bytes, read_link: ReadLink = discard_link) -> Event:
         case MessageType.JSON:
             return Json(text=payload)
         case _:
-            raise RemoteProtocolError(f"unexpected message of type {kind}")
+            raise RemoteProtocolError(
+                f"unexpected message of type {kind}", reason=ProtocolReason.UNEXPECTED_MESSAGE
+            )
 
 
 def pad(plaintext: bytes) -> bytes:
@@ -155,7 +164,9 @@ def pad(plaintext: bytes) -> bytes:
 def unpad(padded: bytes) -> bytes:
     """Remove the padding. Peers pad to different multiples, so every count that fits is accepted."""
     if not padded or padded[-1] + 1 > len(padded):
-        raise RemoteProtocolError("a message has no room for its padding")
+        raise RemoteProtocolError(
+            "a message has no room for its padding", reason=ProtocolReason.MALFORMED_MESSAGE
+        )
     return padded[: -1 - padded[-1]]
 
 
@@ -171,4 +182,6 @@ def _parse_revisions(plaintext: bytes) -> tuple[int, dict[Any, Any]]:
                     return 0, cbor.decode_map(plaintext[: -width - count])
                 except RemoteProtocolError:
                     continue
-        raise RemoteProtocolError("the post-handshake message is not a CBOR map") from error
+        raise RemoteProtocolError(
+            "the post-handshake message is not a CBOR map", reason=ProtocolReason.MALFORMED_MESSAGE
+        ) from error

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256, Hash
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError
+from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid.keys import ecdh, generate, parse_uncompressed, uncompressed
 
 MESSAGE_SIZE: Final = 81  # 65 bytes of point, 16 of tag
@@ -53,11 +53,15 @@ class CipherState:
     def decrypt(self, ciphertext: bytes) -> bytes:
         """Decrypt a message; the counter advances only after a valid tag."""
         if self._counter > _MAX_COUNTER:
-            raise RemoteProtocolError("too many messages on one channel")
+            raise RemoteProtocolError(
+                "too many messages on one channel", reason=ProtocolReason.TOO_MANY_MESSAGES
+            )
         try:
             plaintext = self._aead.decrypt(self._nonce(), ciphertext, None)
         except InvalidTag as error:
-            raise RemoteProtocolError("a message does not decrypt") from error
+            raise RemoteProtocolError(
+                "a message does not decrypt", reason=ProtocolReason.UNDECRYPTABLE
+            ) from error
         self._counter += 1
         return plaintext
 
@@ -95,7 +99,9 @@ class SymmetricState:
         try:
             plaintext = AESGCM(self._key).decrypt(bytes(12), ciphertext, self.h)
         except InvalidTag as error:
-            raise RemoteProtocolError("the peer does not hold our pre-shared key") from error
+            raise RemoteProtocolError(
+                "the peer does not hold our pre-shared key", reason=ProtocolReason.WRONG_PSK
+            ) from error
         self.mix_hash(ciphertext)
         return plaintext
 
@@ -164,7 +170,10 @@ class HandshakeState:
     def read_message(self, message: bytes) -> None:
         """Read the peer's next message; `RemoteProtocolError` when it does not authenticate."""
         if len(message) != MESSAGE_SIZE:
-            raise RemoteProtocolError(f"a handshake message has {MESSAGE_SIZE} bytes, got {len(message)}")
+            raise RemoteProtocolError(
+                f"a handshake message has {MESSAGE_SIZE} bytes, got {len(message)}",
+                reason=ProtocolReason.MALFORMED_HANDSHAKE,
+            )
         point = message[:_POINT_SIZE]
         self._theirs["e"] = parse_uncompressed(point)
         self._mix(point)

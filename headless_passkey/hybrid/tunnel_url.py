@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 SUBPROTOCOL: Final = "fido.cable"
 ROUTING_ID_HEADER: Final = "X-caBLE-Routing-ID"
@@ -36,7 +36,9 @@ def tunnel_domain(number: int) -> str:
     if 0 <= number < len(ASSIGNED_DOMAINS):
         return ASSIGNED_DOMAINS[number]
     if not FIRST_HASHED <= number <= 0xFFFF:
-        raise RemoteProtocolError(f"tunnel domain {number} is not assigned")
+        raise RemoteProtocolError(
+            f"tunnel domain {number} is not assigned", reason=ProtocolReason.UNASSIGNED_TUNNEL_DOMAIN
+        )
     digest = hashlib.sha256(b"caBLEv2 tunnel server domain" + number.to_bytes(2, "little") + b"\0").digest()
     value = int.from_bytes(digest[:8], "little")
     value, top_level = value >> 2, _TOP_LEVEL[value & 3]
@@ -110,7 +112,10 @@ def parse_routing_id(header: str) -> bytes:
     """Parse an ``X-caBLE-Routing-ID`` header: 3 bytes."""
     routing_id = _hex(header, ROUTING_ID_SIZE)
     if routing_id is None:
-        raise RemoteProtocolError("the tunnel service's routing ID is not six hexadecimal digits")
+        raise RemoteProtocolError(
+            "the tunnel service's routing ID is not six hexadecimal digits",
+            reason=ProtocolReason.MALFORMED_TUNNEL_HEADER,
+        )
     return routing_id
 
 
@@ -119,7 +124,10 @@ def parse_client_payload_header(header: str) -> bytes:
     size = len(header) // 2
     payload = _hex(header, size) if 0 < size <= MAX_CLIENT_PAYLOAD_SIZE else None
     if payload is None:
-        raise RemoteProtocolError("the client payload is not hexadecimal, or of an impossible size")
+        raise RemoteProtocolError(
+            "the client payload is not hexadecimal, or of an impossible size",
+            reason=ProtocolReason.MALFORMED_TUNNEL_HEADER,
+        )
     return payload
 
 
@@ -131,7 +139,10 @@ def connection_is_signalled(header: str | None) -> bool:
 def check_connect_signal(message: bytes) -> None:
     """Check the connect signal, the tunnel service's own message in front of all of the authenticator's."""
     if message != CONNECT_SIGNAL:
-        raise RemoteProtocolError("the tunnel service announced a connect signal and sent something else")
+        raise RemoteProtocolError(
+            "the tunnel service announced a connect signal and sent something else",
+            reason=ProtocolReason.MALFORMED_TUNNEL_HEADER,
+        )
 
 
 def _base64url(text: str, max_size: int) -> bytes | None:

@@ -29,6 +29,7 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     SetupReason,
     TransportError,
@@ -60,7 +61,7 @@ class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
     """The server refused the request, and says why (RFC 9457)."""
 
     def __init__(self, message: str, *, status: int, slug: str, members: Members) -> None:
-        super().__init__(message)
+        super().__init__(message, reason=ProtocolReason.REFUSED)
         self.status = status
         self.slug = slug  # the last word of the problem's type
         self.members = members  # of the problem, such as the state a request is in
@@ -274,7 +275,9 @@ async def send_proven(
             if len(content) > limit:
                 if response.status in cut_off:
                     break
-                raise RemoteProtocolError(f"an answer of more than {limit} bytes")
+                raise RemoteProtocolError(
+                    f"an answer of more than {limit} bytes", reason=ProtocolReason.TOO_LONG
+                )
     return response, bytes(content)
 
 
@@ -282,7 +285,9 @@ def _parse_json(content: bytes, host: str) -> Any:
     try:
         return decode_json(content)
     except ValueError as error:
-        raise RemoteProtocolError(f"the answer of {host} is not JSON") from error
+        raise RemoteProtocolError(
+            f"the answer of {host} is not JSON", reason=ProtocolReason.MALFORMED_JSON
+        ) from error
 
 
 def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> ProblemAnswer:

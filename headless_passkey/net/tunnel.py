@@ -20,6 +20,7 @@ from yarl import URL
 
 from headless_passkey.errors import (
     LocalProtocolError,
+    ProtocolReason,
     RemoteProtocolError,
     SetupReason,
     TransportError,
@@ -137,13 +138,19 @@ class Tunnel:
                 case WSMsgType.PING | WSMsgType.PONG if controls < MAX_CONTROLS:
                     controls += 1
                 case WSMsgType.PING | WSMsgType.PONG:
-                    self._end(RemoteProtocolError(f"the tunnel service {self._host} sends nothing but pings"))
+                    self._end(
+                        RemoteProtocolError(
+                            f"the tunnel service {self._host} sends nothing but pings",
+                            reason=ProtocolReason.TOO_MANY_MESSAGES,
+                        )
+                    )
                     await self._websocket.close(code=WSCloseCode.POLICY_VIOLATION)
                     return None
                 case WSMsgType.TEXT:
                     self._end(
                         RemoteProtocolError(
-                            "a text message came through the tunnel, which carries binary ones"
+                            "a text message came through the tunnel, which carries binary ones",
+                            reason=ProtocolReason.WEBSOCKET_VIOLATION,
                         )
                     )
                     await self._websocket.close(code=WSCloseCode.UNSUPPORTED_DATA)
@@ -181,8 +188,14 @@ class Tunnel:
     def _broken(self, error: BaseException) -> Exception:
         if isinstance(error, aiohttp.WebSocketError):
             if error.code == WSCloseCode.MESSAGE_TOO_BIG:
-                return RemoteProtocolError(f"a message over {MAX_MESSAGE_SIZE} bytes came through the tunnel")
-            return RemoteProtocolError(f"the tunnel service {self._host} broke the websocket protocol")
+                return RemoteProtocolError(
+                    f"a message over {MAX_MESSAGE_SIZE} bytes came through the tunnel",
+                    reason=ProtocolReason.TOO_LONG,
+                )
+            return RemoteProtocolError(
+                f"the tunnel service {self._host} broke the websocket protocol",
+                reason=ProtocolReason.WEBSOCKET_VIOLATION,
+            )
         return self._gone("broke off")
 
 
@@ -282,4 +295,6 @@ def _routing_id(headers: CIMultiDictProxy[str]) -> bytes | None:
             return None
         case [value]:
             return parse_routing_id(value)
-    raise RemoteProtocolError("the tunnel service named several routing IDs")
+    raise RemoteProtocolError(
+        "the tunnel service named several routing IDs", reason=ProtocolReason.MALFORMED_TUNNEL_HEADER
+    )

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
-from headless_passkey.errors import RemoteProtocolError, TransportError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError, TransportError
 from headless_passkey.radio.source import Advert
 from headless_passkey.streams import STDIN, read_some
 
@@ -49,15 +49,18 @@ def parse_advert_line(line: bytes) -> Advert:
     """Parse a line, with or without its end of line; `RemoteProtocolError` when it is malformed."""
     text = line.removesuffix(b"\n").removesuffix(b"\r")
     if len(text) > MAX_LINE:
-        raise RemoteProtocolError(f"longer than {MAX_LINE} characters")
+        raise RemoteProtocolError(f"longer than {MAX_LINE} characters", reason=ProtocolReason.TOO_LONG)
     if text[:5].lower() in (b"fff9:", b"fde2:"):
         text = text[5:]
     if not set(text) <= set(b"0123456789abcdefABCDEF") or len(text) % 2:
-        raise RemoteProtocolError("expected hexadecimal digits, two for each byte")
+        raise RemoteProtocolError(
+            "expected hexadecimal digits, two for each byte", reason=ProtocolReason.MALFORMED_ADVERT
+        )
     service_data = bytes.fromhex(text.decode("ascii"))
     if len(service_data) < MIN_SIZE:
         raise RemoteProtocolError(
-            f"expected {MIN_SIZE} bytes of service data or more, got {len(service_data)}"
+            f"expected {MIN_SIZE} bytes of service data or more, got {len(service_data)}",
+            reason=ProtocolReason.MALFORMED_ADVERT,
         )
     return Advert(service_data=service_data)
 

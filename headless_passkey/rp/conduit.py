@@ -18,6 +18,7 @@ import aiohttp
 
 from headless_passkey.account import enrolment
 from headless_passkey.errors import (
+    ProtocolReason,
     RemoteProtocolError,
     SetupError,
     SetupReason,
@@ -63,7 +64,9 @@ class OpenedSession:
         user = members.object("user")
         token, refresh_token = members.text("token", 4096), members.optional_text("refresh_token", 4096)
         if not _TOKEN.fullmatch(token):
-            raise RemoteProtocolError("the relying party's token cannot stand in a header")
+            raise RemoteProtocolError(
+                "the relying party's token cannot stand in a header", reason=ProtocolReason.MALFORMED_ANSWER
+            )
         return cls(
             token=token,
             expires_at=members.integer("expires_at"),
@@ -262,9 +265,12 @@ def _refusal(problem: ProblemAnswer) -> Exception:
             return UsageError("this user name is taken; sign in with it, or choose another one")
         case "proof-invalid":
             return RemoteProtocolError(
-                "the relying party does not take our proof: perhaps it does not know itself by this address"
+                "the relying party does not take our proof: perhaps it does not know itself by this address",
+                reason=ProtocolReason.REFUSED,
             )
         case "ceremony-gone":
             return TransportError("the relying party no longer knows the ceremony; try again")
         case _:
-            return RemoteProtocolError(f"the relying party refused the request: {problem.slug}")
+            return RemoteProtocolError(
+                f"the relying party refused the request: {problem.slug}", reason=ProtocolReason.REFUSED
+            )

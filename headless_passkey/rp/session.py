@@ -33,6 +33,7 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotEnrolled,
     NotSignedIn,
+    ProtocolReason,
     RemoteProtocolError,
     SessionReason,
     SetupError,
@@ -95,7 +96,9 @@ class Answer:
         try:
             return decode_json(self.body)
         except ValueError as error:
-            raise RemoteProtocolError("the service's answer is not JSON") from error
+            raise RemoteProtocolError(
+                "the service's answer is not JSON", reason=ProtocolReason.MALFORMED_JSON
+            ) from error
 
 
 class Session:
@@ -319,7 +322,8 @@ class Session:
                 ) from problem
             case _:
                 raise RemoteProtocolError(
-                    f"the relying party refused to refresh the session: {problem.slug}"
+                    f"the relying party refused to refresh the session: {problem.slug}",
+                    reason=ProtocolReason.REFUSED,
                 ) from problem
 
     def _over(self, kept: KeptSession, why: str) -> NoReturn:
@@ -361,7 +365,9 @@ class Session:
             limit=request.limit,
         )
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise RemoteProtocolError("the answer is compressed, which was not asked for")
+            raise RemoteProtocolError(
+                "the answer is compressed, which was not asked for", reason=ProtocolReason.MALFORMED_ANSWER
+            )
         answered = {name.lower(): value for name, value in response.headers.items()}
         return Answer(status=response.status, headers=answered, body=body)
 

@@ -9,7 +9,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Final
 
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import PROJECT, Fields
@@ -31,9 +31,13 @@ class AccountCode:
     def __post_init__(self) -> None:
         check_relay_url(self.relay_url)
         if wrong := why_not_plain(self.account):
-            raise RemoteProtocolError(f"an account's name {wrong}")
+            raise RemoteProtocolError(
+                f"an account's name {wrong}", reason=ProtocolReason.MALFORMED_ACCOUNT_CODE
+            )
         if len(self.code) != CODE_SIZE:
-            raise RemoteProtocolError(f"an account code holds {CODE_SIZE} bytes")
+            raise RemoteProtocolError(
+                f"an account code holds {CODE_SIZE} bytes", reason=ProtocolReason.MALFORMED_ACCOUNT_CODE
+            )
 
     @classmethod
     def generate(cls, *, relay_url: str, account: str) -> "AccountCode":

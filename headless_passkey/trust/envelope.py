@@ -19,7 +19,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from headless_passkey.domains import is_domain
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    ProtocolReason,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.names import MAX_LABEL, plain
@@ -155,7 +161,9 @@ def open_envelope(
     device: the sender, as the relay says. Only `Opened.verified` proves it.
     """
     if len(sealed) > MAX_SEALED:
-        raise RemoteProtocolError(f"an envelope has at most {MAX_SEALED} bytes, got {len(sealed)}")
+        raise RemoteProtocolError(
+            f"an envelope has at most {MAX_SEALED} bytes, got {len(sealed)}", reason=ProtocolReason.TOO_LONG
+        )
     info = _info(
         hpke_key=hpke_private.public,
         account=account,
@@ -244,7 +252,10 @@ def _parse(body: bytes) -> Announcement:
     ring_version, ring_hash = fields.integer(1, _MAX_VERSION), fields.octets(32)
     issued, expires = fields.time(), fields.time()
     if not 0 < expires - issued <= MAX_LIFETIME:
-        raise RemoteProtocolError(f"an envelope lives 1 to {MAX_LIFETIME} s, not {expires - issued}")
+        raise RemoteProtocolError(
+            f"an envelope lives 1 to {MAX_LIFETIME} s, not {expires - issued}",
+            reason=ProtocolReason.MALFORMED_ENVELOPE,
+        )
     kind = fields.take()
     if kind not in _KINDS:
         raise TrustError(TrustReason.KIND_MISMATCH, "the device asks for something that is neither ga nor mc")
@@ -253,12 +264,14 @@ def _parse(body: bytes) -> Announcement:
         raise TrustError(TrustReason.BAD_URL, "the FIDO URL is not text")
     rp_id = fields.text(253)
     if not is_domain(rp_id):
-        raise RemoteProtocolError("the envelope's rp id is not a domain name")
+        raise RemoteProtocolError(
+            "the envelope's rp id is not a domain name", reason=ProtocolReason.MALFORMED_ENVELOPE
+        )
     rp_name = fields.optional(lambda: fields.text(MAX_LABEL))
     note = fields.optional(lambda: fields.text(MAX_NOTE))
     digits = fields.optional(lambda: fields.text(8))
     if digits is not None and not (len(digits) >= 2 and digits.isascii() and digits.isdigit()):
-        raise RemoteProtocolError("match digits are 2 to 8 digits")
+        raise RemoteProtocolError("match digits are 2 to 8 digits", reason=ProtocolReason.MALFORMED_ENVELOPE)
     return Announcement(
         account=account,
         request_id=request_id,

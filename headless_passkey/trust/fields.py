@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from headless_passkey.base64url import from_base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import why_not_plain
 from headless_passkey.trust.signing import NAME_SIZE
@@ -25,9 +25,14 @@ class Fields:
     def __init__(self, items: Any, what: str, count: int) -> None:
         """what: for messages. count: how many items there must be."""
         if not isinstance(items, list):
-            raise RemoteProtocolError(f"{what}: expected a CBOR array, got {type(items).__name__}")
+            raise RemoteProtocolError(
+                f"{what}: expected a CBOR array, got {type(items).__name__}",
+                reason=ProtocolReason.MALFORMED_DOCUMENT,
+            )
         if len(items) != count:
-            raise RemoteProtocolError(f"{what}: expected {count} items, got {len(items)}")
+            raise RemoteProtocolError(
+                f"{what}: expected {count} items, got {len(items)}", reason=ProtocolReason.MALFORMED_DOCUMENT
+            )
         self._items = iter(items)
         self._what = what
 
@@ -35,10 +40,14 @@ class Fields:
     def of(cls, data: bytes, label: str, count: int, *, limit: int) -> "Fields":
         """Parse `data`, at most `limit` bytes: an array of `label` and `count` more items."""
         if len(data) > limit:
-            raise RemoteProtocolError(f"{label}: {len(data)} bytes, more than {limit}")
+            raise RemoteProtocolError(
+                f"{label}: {len(data)} bytes, more than {limit}", reason=ProtocolReason.TOO_LONG
+            )
         fields = cls(cbor.decode(data), label, count + 1)
         if fields.take() != label:
-            raise RemoteProtocolError(f"expected the label {label!r}, got another")
+            raise RemoteProtocolError(
+                f"expected the label {label!r}, got another", reason=ProtocolReason.MALFORMED_DOCUMENT
+            )
         return fields
 
     def take(self) -> Any:
@@ -48,7 +57,10 @@ class Fields:
     def integer(self, lowest: int, highest: int) -> int:
         value = self.take()
         if type(value) is not int or not lowest <= value <= highest:
-            raise RemoteProtocolError(f"{self._what}: expected an integer from {lowest} to {highest}")
+            raise RemoteProtocolError(
+                f"{self._what}: expected an integer from {lowest} to {highest}",
+                reason=ProtocolReason.MALFORMED_DOCUMENT,
+            )
         return value
 
     def time(self) -> int:
@@ -61,23 +73,34 @@ class Fields:
         value = self.take()
         if not isinstance(value, bytes) or not shortest <= len(value) <= longest:
             size = f"{shortest}" if shortest == longest else f"{shortest} to {longest}"
-            raise RemoteProtocolError(f"{self._what}: expected a byte string of {size} bytes")
+            raise RemoteProtocolError(
+                f"{self._what}: expected a byte string of {size} bytes",
+                reason=ProtocolReason.MALFORMED_DOCUMENT,
+            )
         return value
 
     def text(self, longest: int) -> str:
         """Take text that people may be shown: a valid name of at most `longest` characters."""
         value = self.take()
         if not isinstance(value, str):
-            raise RemoteProtocolError(f"{self._what}: expected text, got {type(value).__name__}")
+            raise RemoteProtocolError(
+                f"{self._what}: expected text, got {type(value).__name__}",
+                reason=ProtocolReason.MALFORMED_DOCUMENT,
+            )
         if wrong := why_not_plain(value, longest):
-            raise RemoteProtocolError(f"{self._what}: a text {wrong}")
+            raise RemoteProtocolError(
+                f"{self._what}: a text {wrong}", reason=ProtocolReason.MALFORMED_DOCUMENT
+            )
         return value
 
     def name(self) -> str:
         """Take a member's name: base64url of 32 bytes."""
         value = self.take()
         if not isinstance(value, str) or len(value) != NAME_SIZE:
-            raise RemoteProtocolError(f"{self._what}: expected a member's name of {NAME_SIZE} characters")
+            raise RemoteProtocolError(
+                f"{self._what}: expected a member's name of {NAME_SIZE} characters",
+                reason=ProtocolReason.MALFORMED_DOCUMENT,
+            )
         from_base64url(value)
         return value
 

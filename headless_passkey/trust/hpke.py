@@ -12,7 +12,13 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    ProtocolReason,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.trust.ring import SUITE_P256, HpkeKey
 from headless_passkey.trust.signing import CURVE, parse_public_key, private_key, uncompressed
 
@@ -47,7 +53,9 @@ class SoftwareHpkeKey:
     def from_bytes(cls, kept: bytes) -> Self:
         """Restore a key from its `to_bytes`."""
         if int.from_bytes(kept[:2], "big") != SUITE_P256:
-            raise RemoteProtocolError("the HPKE key is of a suite this version does not know")
+            raise RemoteProtocolError(
+                "the HPKE key is of a suite this version does not know", reason=ProtocolReason.MALFORMED_KEY
+            )
         return cls(private_key(kept[2:]))
 
     def to_bytes(self) -> bytes:

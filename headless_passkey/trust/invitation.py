@@ -19,7 +19,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from headless_passkey.base64url import base64url
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    ProtocolReason,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import MAX_LABEL
 from headless_passkey.trust.fields import PROJECT, Fields
@@ -212,7 +218,10 @@ class Introduction:
     @classmethod
     def _parse(cls, body: bytes, signature: bytes, mac: bytes) -> "Introduction":
         if len(signature) != SIGNATURE_SIZE or len(mac) != MAC_SIZE:
-            raise RemoteProtocolError("an introduction has a signature of 64 bytes and a MAC of 32")
+            raise RemoteProtocolError(
+                "an introduction has a signature of 64 bytes and a MAC of 32",
+                reason=ProtocolReason.MALFORMED_INVITATION,
+            )
         fields = Fields.of(body, INTRODUCTION_LABEL, 7, limit=MAX_INTRODUCTION)
         introduction = cls(
             kind=parse_role(fields.take()),
@@ -292,7 +301,10 @@ class InvitationRecord:
         newcomer = introduction.member(self.rp_ids)
         present = ring.member(newcomer.name)
         if present is not None and present != newcomer:
-            raise RemoteProtocolError("the newcomer's key is already a member, under another description")
+            raise RemoteProtocolError(
+                "the newcomer's key is already a member, under another description",
+                reason=ProtocolReason.MALFORMED_INVITATION,
+            )
         if present is None or ring.signer != self.invitation.inviter:
             others = [member for member in ring.members if member.name != newcomer.name]
             ring = ring.next(key, members=[*others, newcomer], now=now)
@@ -319,7 +331,7 @@ def accept(invitation: Invitation, introduction: Introduction, *, ring: bytes, m
     ring: the document. The newcomer checks no earlier version: it trusts the inviter for the whole membership.
     """
     if len(ring) <= SIGNATURE_SIZE:
-        raise RemoteProtocolError("the answer holds no ring")
+        raise RemoteProtocolError("the answer holds no ring", reason=ProtocolReason.MALFORMED_INVITATION)
     ring_hash = _hash(ring[:-SIGNATURE_SIZE])
     if not hmac.compare_digest(mac, answer_mac(invitation, introduction.body, ring_hash)):
         raise TrustError(TrustReason.BAD_MAC, "the answer is not from the inviter")

@@ -18,7 +18,13 @@ from enum import StrEnum
 from typing import Any, Final
 
 from headless_passkey.domains import is_domain
-from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    ProtocolReason,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.hybrid import cbor
 from headless_passkey.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import PROJECT, Fields
@@ -56,11 +62,15 @@ class HpkeKey:
 
     def __post_init__(self) -> None:
         if not 0 < self.suite <= 0xFFFF:
-            raise RemoteProtocolError(f"HPKE suites are 1 to 65535, got {self.suite}")
+            raise RemoteProtocolError(
+                f"HPKE suites are 1 to 65535, got {self.suite}", reason=ProtocolReason.MALFORMED_KEY
+            )
         if self.suite == SUITE_P256:
             parse_public_key(self.public_key)
         elif not 0 < len(self.public_key) <= _MAX_PUBLIC_KEY:
-            raise RemoteProtocolError(f"an HPKE key of {len(self.public_key)} bytes")
+            raise RemoteProtocolError(
+                f"an HPKE key of {len(self.public_key)} bytes", reason=ProtocolReason.MALFORMED_KEY
+            )
 
     @property
     def name(self) -> bytes:
@@ -83,12 +93,16 @@ class Member:
         parse_public_key(self.signing_key)
         object.__setattr__(self, "name", thumbprint(self.signing_key))
         if wrong := why_not_plain(self.label):
-            raise RemoteProtocolError(f"a label {wrong}")
+            raise RemoteProtocolError(f"a label {wrong}", reason=ProtocolReason.MALFORMED_RING)
         if (self.role is Role.COMPANION) != (self.hpke_key is not None):
-            raise RemoteProtocolError("companions have an HPKE key, devices have none")
+            raise RemoteProtocolError(
+                "companions have an HPKE key, devices have none", reason=ProtocolReason.MALFORMED_RING
+            )
         if self.rp_ids is not None:
             if self.role is not Role.DEVICE:
-                raise RemoteProtocolError("only devices are bound to rp ids")
+                raise RemoteProtocolError(
+                    "only devices are bound to rp ids", reason=ProtocolReason.MALFORMED_RING
+                )
             check_rp_ids(self.rp_ids)
 
     def allows(self, rp_id: str) -> bool:
@@ -183,7 +197,10 @@ class Ring:
     @classmethod
     def _parse(cls, document: bytes) -> "Ring":
         if not SIGNATURE_SIZE < len(document) <= MAX_DOCUMENT:
-            raise RemoteProtocolError(f"a ring has at most {MAX_DOCUMENT} bytes, got {len(document)}")
+            raise RemoteProtocolError(
+                f"a ring has at most {MAX_DOCUMENT} bytes, got {len(document)}",
+                reason=ProtocolReason.TOO_LONG,
+            )
         fields = Fields.of(document[:-SIGNATURE_SIZE], RING_LABEL, 6, limit=MAX_DOCUMENT)
         account = fields.text(MAX_LABEL)
         version = fields.integer(1, _MAX_VERSION)
@@ -192,7 +209,10 @@ class Ring:
         members = _parse_members(fields.take())
         signer = fields.name()
         if (version == 1) != (previous is None):
-            raise RemoteProtocolError("a ring names the one before it, and only version 1 has none")
+            raise RemoteProtocolError(
+                "a ring names the one before it, and only version 1 has none",
+                reason=ProtocolReason.MALFORMED_RING,
+            )
         return cls(
             account=account,
             version=version,
@@ -236,20 +256,28 @@ def _verified(ring: Ring, signer: Member | None) -> Ring:
 def check_rp_ids(rp_ids: Sequence[str]) -> None:
     """Refuse what is not a list of relying party ids: 1 to 16 different lower-case domain names."""
     if not 0 < len(rp_ids) <= MAX_RP_IDS or len(set(rp_ids)) != len(rp_ids):
-        raise RemoteProtocolError(f"expected 1 to {MAX_RP_IDS} different rp ids")
+        raise RemoteProtocolError(
+            f"expected 1 to {MAX_RP_IDS} different rp ids", reason=ProtocolReason.MALFORMED_RING
+        )
     for rp_id in rp_ids:
         if not is_domain(rp_id):
-            raise RemoteProtocolError("an rp id is a domain name in lower case")
+            raise RemoteProtocolError(
+                "an rp id is a domain name in lower case", reason=ProtocolReason.MALFORMED_RING
+            )
 
 
 def _parse_members(items: Any) -> tuple[Member, ...]:
     if not isinstance(items, list) or not 0 < len(items) <= MAX_MEMBERS:
-        raise RemoteProtocolError(f"a ring has 1 to {MAX_MEMBERS} members")
+        raise RemoteProtocolError(
+            f"a ring has 1 to {MAX_MEMBERS} members", reason=ProtocolReason.MALFORMED_RING
+        )
     members = tuple(_parse_member(item) for item in items)
     if len({member.name for member in members}) != len(members):
-        raise RemoteProtocolError("a signing key appears twice in the ring")
+        raise RemoteProtocolError(
+            "a signing key appears twice in the ring", reason=ProtocolReason.MALFORMED_RING
+        )
     if all(member.role is not Role.COMPANION for member in members):
-        raise RemoteProtocolError("a ring has no companion")
+        raise RemoteProtocolError("a ring has no companion", reason=ProtocolReason.MALFORMED_RING)
     return members
 
 
@@ -268,7 +296,9 @@ def parse_role(item: Any) -> Role:
     try:
         return Role(item)
     except ValueError as error:
-        raise RemoteProtocolError("a role is companion or device") from error
+        raise RemoteProtocolError(
+            "a role is companion or device", reason=ProtocolReason.MALFORMED_RING
+        ) from error
 
 
 def parse_hpke_key(item: Any) -> HpkeKey:
@@ -280,7 +310,7 @@ def parse_hpke_key(item: Any) -> HpkeKey:
 def parse_rp_ids(item: Any) -> tuple[str, ...]:
     """Parse a member's rp ids: a list of text."""
     if not isinstance(item, list) or not all(isinstance(rp_id, str) for rp_id in item):
-        raise RemoteProtocolError("rp ids are a list of text")
+        raise RemoteProtocolError("rp ids are a list of text", reason=ProtocolReason.MALFORMED_RING)
     check_rp_ids(item)
     return tuple(item)
 

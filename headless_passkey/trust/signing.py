@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from headless_passkey.base64url import base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 CURVE: Final = ec.SECP256R1()
 POINT_SIZE: Final = 65  # uncompressed: 0x04, X, Y
@@ -87,11 +87,14 @@ def thumbprint(public_key: bytes) -> str:
 def parse_public_key(point: bytes) -> ec.EllipticCurvePublicKey:
     """Parse a point of 65 bytes; refuses other forms and points off the curve."""
     if len(point) != POINT_SIZE or point[0] != 4:
-        raise RemoteProtocolError(f"expected an uncompressed P-256 point of 65 bytes, got {len(point)}")
+        raise RemoteProtocolError(
+            f"expected an uncompressed P-256 point of 65 bytes, got {len(point)}",
+            reason=ProtocolReason.MALFORMED_KEY,
+        )
     try:
         return ec.EllipticCurvePublicKey.from_encoded_point(CURVE, point)
     except ValueError as error:
-        raise RemoteProtocolError("the point is not on P-256") from error
+        raise RemoteProtocolError("the point is not on P-256", reason=ProtocolReason.MALFORMED_KEY) from error
 
 
 def uncompressed(key: ec.EllipticCurvePublicKey) -> bytes:
@@ -102,8 +105,12 @@ def uncompressed(key: ec.EllipticCurvePublicKey) -> bytes:
 def private_key(scalar: bytes) -> ec.EllipticCurvePrivateKey:
     """The P-256 key of a 32-byte secret scalar."""
     if len(scalar) != 32:
-        raise RemoteProtocolError(f"expected a P-256 scalar of 32 bytes, got {len(scalar)}")
+        raise RemoteProtocolError(
+            f"expected a P-256 scalar of 32 bytes, got {len(scalar)}", reason=ProtocolReason.MALFORMED_KEY
+        )
     try:
         return ec.derive_private_key(int.from_bytes(scalar, "big"), CURVE)
     except ValueError as error:
-        raise RemoteProtocolError("the scalar is not a P-256 key") from error
+        raise RemoteProtocolError(
+            "the scalar is not a P-256 key", reason=ProtocolReason.MALFORMED_KEY
+        ) from error

@@ -6,7 +6,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 MAX_TEXT: Final = 2048  # characters
 MAX_RELAY_URL: Final = 256  # characters
@@ -21,10 +21,14 @@ def to_line(prefix: str, data: bytes) -> str:
 def from_line(prefix: str, line: str, what: str) -> bytes:
     """Decode a line of `to_line`; spaces around it are ignored."""
     if len(line) > MAX_TEXT:
-        raise RemoteProtocolError(f"{what}: {len(line)} characters, more than {MAX_TEXT}")
+        raise RemoteProtocolError(
+            f"{what}: {len(line)} characters, more than {MAX_TEXT}", reason=ProtocolReason.TOO_LONG
+        )
     line = line.strip()
     if not line.startswith(prefix):
-        raise RemoteProtocolError(f"{what}: expected a line that starts with {prefix}")
+        raise RemoteProtocolError(
+            f"{what}: expected a line that starts with {prefix}", reason=ProtocolReason.MALFORMED_INVITATION
+        )
     return from_base64url(line.removeprefix(prefix))
 
 
@@ -35,15 +39,18 @@ def check_relay_url(url: str) -> str:
     """
     if len(url) > MAX_RELAY_URL or not _RELAY_URL.fullmatch(url):
         raise RemoteProtocolError(
-            "a relay URL is https://host[:port][/path], lower case, without a slash at its end"
+            "a relay URL is https://host[:port][/path], lower case, without a slash at its end",
+            reason=ProtocolReason.MALFORMED_RELAY_URL,
         )
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname or "", parts.port
     except ValueError as error:
-        raise RemoteProtocolError("the relay URL has no valid host and port") from error
+        raise RemoteProtocolError(
+            "the relay URL has no valid host and port", reason=ProtocolReason.MALFORMED_RELAY_URL
+        ) from error
     if parts.scheme != "https" and not _is_loopback(host):
-        raise RemoteProtocolError("a relay is reached over https")
+        raise RemoteProtocolError("a relay is reached over https", reason=ProtocolReason.MALFORMED_RELAY_URL)
     return url
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
 
 MAX_BLOB_SIZE: Final = 64 * 1024  # bytes of a large blob, uncompressed
@@ -45,9 +45,15 @@ class RegistrationExtensions:
         """Parse AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn requires an error."""
         prf, large_blob = _object(extensions, "prf"), _object(extensions, "largeBlob")
         if prf is not None and prf.get("evalByCredential") is not None:
-            raise RemoteProtocolError("prf.evalByCredential is for assertions: there is no credential yet")
+            raise RemoteProtocolError(
+                "prf.evalByCredential is for assertions: there is no credential yet",
+                reason=ProtocolReason.MALFORMED_OPTIONS,
+            )
         if large_blob is not None and (_has(large_blob, "read") or _has(large_blob, "write")):
-            raise RemoteProtocolError("largeBlob.read and largeBlob.write are for assertions")
+            raise RemoteProtocolError(
+                "largeBlob.read and largeBlob.write are for assertions",
+                reason=ProtocolReason.MALFORMED_OPTIONS,
+            )
         support = None
         if large_blob is not None:
             support = "required" if large_blob.get("support") == "required" else "preferred"
@@ -63,7 +69,10 @@ class RegistrationExtensions:
         if self.large_blob is not None and _serves(phone, "largeBlob"):
             inputs["largeBlob"] = {"support": self.large_blob}
         if self.large_blob == "required" and not inputs.get("largeBlob"):
-            raise RemoteProtocolError("the options require support for large blobs, which this phone lacks")
+            raise RemoteProtocolError(
+                "the options require support for large blobs, which this phone lacks",
+                reason=ProtocolReason.UNSUPPORTED_OPTIONS,
+            )
         return inputs
 
     def results(self, outputs: Mapping[str, Any], *, resident_key: bool) -> dict[str, Any]:
@@ -82,7 +91,8 @@ class RegistrationExtensions:
             supported = _typed(_output(outputs, "largeBlob"), "supported", bool) or False
             if self.large_blob == "required" and not supported:
                 raise RemoteProtocolError(
-                    "the phone did not enable large blobs for the credential, although the options require it"
+                    "the phone did not enable large blobs for the credential, although the options require it",
+                    reason=ProtocolReason.EXTENSION_NOT_DONE,
                 )
             results["largeBlob"] = {"supported": supported}
         return results
@@ -101,11 +111,14 @@ class AuthenticationExtensions:
         """Parse AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn requires an error."""
         large_blob = _object(extensions, "largeBlob") or {}
         if large_blob.get("support"):
-            raise RemoteProtocolError("largeBlob.support is for registrations")
+            raise RemoteProtocolError(
+                "largeBlob.support is for registrations", reason=ProtocolReason.MALFORMED_OPTIONS
+            )
         write = _bytes(large_blob, "write", MAX_BLOB_SIZE) if _has(large_blob, "write") else None
         if write is not None and (_has(large_blob, "read") or len(allow_list) != 1):
             raise RemoteProtocolError(
-                "largeBlob.write takes exactly one allowed credential, and excludes largeBlob.read"
+                "largeBlob.write takes exactly one allowed credential, and excludes largeBlob.read",
+                reason=ProtocolReason.MALFORMED_OPTIONS,
             )
         return cls(
             prf=Prf.parse(extensions, allow_list),
@@ -155,7 +168,9 @@ class PrfSalts:
     def parse(cls, values: Any) -> Self:
         """Parse AuthenticationExtensionsPRFValuesJSON, and hash the inputs, so that no site chooses a salt (§10.1.4)."""
         if not isinstance(values, Mapping):
-            raise RemoteProtocolError("the inputs of prf are not an object")
+            raise RemoteProtocolError(
+                "the inputs of prf are not an object", reason=ProtocolReason.MALFORMED_OPTIONS
+            )
         return cls(
             first=_salt(_bytes(values, "first", MAX_PRF_INPUT_SIZE)),
             second=_salt(_bytes(values, "second", MAX_PRF_INPUT_SIZE)) if _has(values, "second") else None,
@@ -183,7 +198,8 @@ class Prf:
         }
         if not by_credential.keys() <= set(allow_list):
             raise RemoteProtocolError(
-                "prf.evalByCredential names a credential that is not in allowCredentials"
+                "prf.evalByCredential names a credential that is not in allowCredentials",
+                reason=ProtocolReason.MALFORMED_OPTIONS,
             )
         return cls(
             eval=PrfSalts.parse(values["eval"]) if _has(values, "eval") else None,
@@ -212,7 +228,10 @@ class Prf:
         asked = salts.ctap_values()
         came = {name: _typed(values, name, bytes) for name in asked}
         if not all(value is not None and len(value) == _PRF_OUTPUT_SIZE for value in came.values()):
-            raise RemoteProtocolError("the phone's prf results are not 32 bytes for each input")
+            raise RemoteProtocolError(
+                "the phone's prf results are not 32 bytes for each input",
+                reason=ProtocolReason.MALFORMED_EXTENSION,
+            )
         return {"results": {name: base64url(value) for name, value in came.items()}}
 
 
@@ -231,14 +250,20 @@ def _blob(output: Mapping[str, Any]) -> bytes | None:
     if not packed and not size:
         return None
     if packed is None or size is None or not 0 <= size <= MAX_BLOB_SIZE:
-        raise RemoteProtocolError("a large blob comes with its size, of at most 64 KiB")
+        raise RemoteProtocolError(
+            "a large blob comes with its size, of at most 64 KiB", reason=ProtocolReason.MALFORMED_EXTENSION
+        )
     unpacker = zlib.decompressobj(wbits=_RAW_DEFLATE)
     try:
         blob = unpacker.decompress(packed, size + 1)  # bounded: a decompression bomb ends here
     except zlib.error as error:
-        raise RemoteProtocolError("the phone's large blob is not deflated data") from error
+        raise RemoteProtocolError(
+            "the phone's large blob is not deflated data", reason=ProtocolReason.MALFORMED_EXTENSION
+        ) from error
     if len(blob) != size or not unpacker.eof or unpacker.unused_data:
-        raise RemoteProtocolError("the phone's large blob is not of the size it says")
+        raise RemoteProtocolError(
+            "the phone's large blob is not of the size it says", reason=ProtocolReason.MALFORMED_EXTENSION
+        )
     return blob
 
 
@@ -255,7 +280,10 @@ def _output(outputs: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
     value = values.get(name)
     if value is not None and type(value) is not kind:
-        raise RemoteProtocolError(f"the phone's extension output {name} is no {kind.__name__}")
+        raise RemoteProtocolError(
+            f"the phone's extension output {name} is no {kind.__name__}",
+            reason=ProtocolReason.MALFORMED_EXTENSION,
+        )
     return value
 
 
@@ -264,7 +292,9 @@ def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
     if value is None or value == "":
         return None
     if not isinstance(value, Mapping):
-        raise RemoteProtocolError(f"the options' {name} is not an object")
+        raise RemoteProtocolError(
+            f"the options' {name} is not an object", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return value
 
 
@@ -275,11 +305,15 @@ def _has(values: Mapping[str, Any], name: str) -> bool:
 def _bytes(values: Mapping[str, Any], name: str, longest: int) -> bytes:
     data = _octets(values.get(name), name)
     if len(data) > longest:
-        raise RemoteProtocolError(f"the options' {name} is longer than {longest} bytes")
+        raise RemoteProtocolError(
+            f"the options' {name} is longer than {longest} bytes", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return data
 
 
 def _octets(text: Any, name: str) -> bytes:
     if not isinstance(text, str):
-        raise RemoteProtocolError(f"the options' {name} is not base64url text")
+        raise RemoteProtocolError(
+            f"the options' {name} is not base64url text", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return from_base64url(text)

@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
     GetAssertionRequest,
@@ -98,7 +98,8 @@ class AuthenticationOptions:
         allow_list = _descriptor_ids(values, "allowCredentials")
         if values.get("allowCredentials") and not allow_list:  # an empty list would allow every passkey
             raise RemoteProtocolError(
-                "the options' allowCredentials names no public-key credential by an id in base64url"
+                "the options' allowCredentials names no public-key credential by an id in base64url",
+                reason=ProtocolReason.MALFORMED_OPTIONS,
             )
         return cls(
             origin=origin,
@@ -135,11 +136,19 @@ class AuthenticationOptions:
         if credential_id is None and len(self.allow_list) == 1:
             credential_id = self.allow_list[0]
         if credential_id is None:
-            raise RemoteProtocolError("the phone did not name the credential it used")
+            raise RemoteProtocolError(
+                "the phone did not name the credential it used", reason=ProtocolReason.UNREQUESTED_CREDENTIAL
+            )
         if self.allow_list and credential_id not in self.allow_list:
-            raise RemoteProtocolError("the phone used a credential that is not in the allow list")
+            raise RemoteProtocolError(
+                "the phone used a credential that is not in the allow list",
+                reason=ProtocolReason.UNREQUESTED_CREDENTIAL,
+            )
         if not self.allow_list and reply.user is None:
-            raise RemoteProtocolError("the phone did not name the user of a discoverable credential")
+            raise RemoteProtocolError(
+                "the phone did not name the user of a discoverable credential",
+                reason=ProtocolReason.UNREQUESTED_CREDENTIAL,
+            )
         response = {
             "clientDataJSON": base64url(self.client_data),
             "authenticatorData": base64url(reply.auth_data),
@@ -187,18 +196,24 @@ class RegistrationOptions:
         values = _options_object(options)
         rp, user = _object(values, "rp"), _object(values, "user")
         if rp is None or user is None:
-            raise RemoteProtocolError("the options have no rp or no user")
+            raise RemoteProtocolError(
+                "the options have no rp or no user", reason=ProtocolReason.MALFORMED_OPTIONS
+            )
         selection = _object(values, "authenticatorSelection") or {}
         hints = _hints(values)
         if selection.get("authenticatorAttachment") == "platform" and "hybrid" not in hints:
             raise RemoteProtocolError(
-                "the options ask for a platform authenticator, and a phone is a roaming one"
+                "the options ask for a platform authenticator, and a phone is a roaming one",
+                reason=ProtocolReason.UNSUPPORTED_OPTIONS,
             )
         rp_id = _rp_id(_text(rp, "id"), origin, related)
         name = _text(user, "name")
         user_id = _bytes(user, "id")
         if not name or not 1 <= len(user_id) <= 64:
-            raise RemoteProtocolError("the options' user has no name, or no id of 1 to 64 bytes")
+            raise RemoteProtocolError(
+                "the options' user has no name, or no id of 1 to 64 bytes",
+                reason=ProtocolReason.MALFORMED_OPTIONS,
+            )
         resident_key = "required" if selection.get("requireResidentKey") is True else "discouraged"
         return cls(
             origin=origin,
@@ -253,10 +268,16 @@ class RegistrationOptions:
         data = AuthenticatorData.parse(reply.auth_data)
         data.check(self.rp_id, self.user_verification)
         if data.credential_id is None or data.public_key is None:
-            raise RemoteProtocolError("the phone's registration holds no credential")
+            raise RemoteProtocolError(
+                "the phone's registration holds no credential",
+                reason=ProtocolReason.MALFORMED_AUTHENTICATOR_DATA,
+            )
         algorithm = data.public_key.get(3)
         if algorithm not in self.algorithms:
-            raise RemoteProtocolError("the phone made a key of an algorithm that was not offered")
+            raise RemoteProtocolError(
+                "the phone made a key of an algorithm that was not offered",
+                reason=ProtocolReason.UNREQUESTED_ALGORITHM,
+            )
         anonymous = self.attestation == "none"
         attestation_object = cbor.encode(
             {
@@ -308,33 +329,53 @@ class AuthenticatorData:
     @classmethod
     def parse(cls, data: bytes) -> Self:
         if len(data) < 37:
-            raise RemoteProtocolError(f"authenticator data has 37 bytes or more, got {len(data)}")
+            raise RemoteProtocolError(
+                f"authenticator data has 37 bytes or more, got {len(data)}",
+                reason=ProtocolReason.MALFORMED_AUTHENTICATOR_DATA,
+            )
         rp_id_hash, flags, rest = data[:32], data[32], data[37:]
         credential_id, public_key = None, None
         if flags & _ATTESTED:
             size = int.from_bytes(rest[16:18], "big")
             credential_id, rest = rest[18 : 18 + size], rest[18 + size :]
             if not 1 <= len(credential_id) == size <= 1023:
-                raise RemoteProtocolError("authenticator data ends inside the credential ID")
+                raise RemoteProtocolError(
+                    "authenticator data ends inside the credential ID",
+                    reason=ProtocolReason.MALFORMED_AUTHENTICATOR_DATA,
+                )
             public_key, rest = cbor.decode_first(rest)
             if not isinstance(public_key, dict):
-                raise RemoteProtocolError("a credential's public key is not a COSE key")
+                raise RemoteProtocolError(
+                    "a credential's public key is not a COSE key", reason=ProtocolReason.MALFORMED_KEY
+                )
         if flags & _EXTENSIONS:
             outputs, rest = cbor.decode_first(rest)
             if not isinstance(outputs, dict):
-                raise RemoteProtocolError("extension outputs are not a map")
+                raise RemoteProtocolError(
+                    "extension outputs are not a map", reason=ProtocolReason.MALFORMED_AUTHENTICATOR_DATA
+                )
         if rest:
-            raise RemoteProtocolError("authenticator data is longer than its flags say")
+            raise RemoteProtocolError(
+                "authenticator data is longer than its flags say",
+                reason=ProtocolReason.MALFORMED_AUTHENTICATOR_DATA,
+            )
         return cls(rp_id_hash=rp_id_hash, flags=flags, credential_id=credential_id, public_key=public_key)
 
     def check(self, rp_id: str, user_verification: str) -> None:
         """Check RP ID hash, user presence and, if required, user verification."""
         if not hmac.compare_digest(self.rp_id_hash, hashlib.sha256(rp_id.encode()).digest()):
-            raise RemoteProtocolError("the phone answered for another relying party")
+            raise RemoteProtocolError(
+                "the phone answered for another relying party", reason=ProtocolReason.OTHER_RELYING_PARTY
+            )
         if not self.flags & _USER_PRESENT:
-            raise RemoteProtocolError("the phone did not say that the user was present")
+            raise RemoteProtocolError(
+                "the phone did not say that the user was present", reason=ProtocolReason.USER_NOT_PRESENT
+            )
         if user_verification == "required" and not self.flags & _USER_VERIFIED:
-            raise RemoteProtocolError("the phone did not verify the user, which was required")
+            raise RemoteProtocolError(
+                "the phone did not verify the user, which was required",
+                reason=ProtocolReason.USER_NOT_VERIFIED,
+            )
 
 
 def _public_key(cose: Mapping[int, Any]) -> bytes | None:
@@ -349,26 +390,35 @@ def _public_key(cose: Mapping[int, Any]) -> bytes | None:
             case {1: 3, 3: -257, -1: bytes(n), -2: bytes(e)}:
                 key = RSAPublicNumbers(int.from_bytes(e, "big"), int.from_bytes(n, "big")).public_key()
             case {3: -7 | -8 | -257}:
-                raise RemoteProtocolError("a credential's public key does not fit its algorithm")
+                raise RemoteProtocolError(
+                    "a credential's public key does not fit its algorithm",
+                    reason=ProtocolReason.MALFORMED_KEY,
+                )
             case _:
                 return None
         return key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     except ValueError as error:
-        raise RemoteProtocolError("a credential's public key is not a key of its algorithm") from error
+        raise RemoteProtocolError(
+            "a credential's public key is not a key of its algorithm", reason=ProtocolReason.MALFORMED_KEY
+        ) from error
 
 
 def _options_object(options: Any) -> dict[str, Any]:
     if isinstance(options, str | bytes):
         if len(options) > MAX_JSON_SIZE:
-            raise RemoteProtocolError("the options are longer than 64 KiB")
+            raise RemoteProtocolError("the options are longer than 64 KiB", reason=ProtocolReason.TOO_LONG)
         try:
             options = decode_json(options)
         except ValueError as error:
-            raise RemoteProtocolError("the options are not JSON") from error
+            raise RemoteProtocolError(
+                "the options are not JSON", reason=ProtocolReason.MALFORMED_JSON
+            ) from error
     if isinstance(options, Mapping) and isinstance(options.get("publicKey"), Mapping):
         options = options["publicKey"]
     if not isinstance(options, Mapping):
-        raise RemoteProtocolError("the options are not a JSON object")
+        raise RemoteProtocolError(
+            "the options are not a JSON object", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return dict(options)
 
 
@@ -379,7 +429,9 @@ def _rp_id(rp_id: str | None, origin: str, related: RelatedOrigins | None) -> st
         return rp_id or host
     if related is not None and related.rp_id == rp_id and related.allow(origin):
         return rp_id
-    raise RemoteProtocolError("the options' RP ID does not belong to the origin")
+    raise RemoteProtocolError(
+        "the options' RP ID does not belong to the origin", reason=ProtocolReason.RP_ID_NOT_OF_ORIGIN
+    )
 
 
 def _can(phone: GetInfoResponse | None, option: str) -> bool:
@@ -389,7 +441,10 @@ def _can(phone: GetInfoResponse | None, option: str) -> bool:
 def _check_can(phone: GetInfoResponse | None, option: str, requirement: str) -> None:
     if requirement == "required" and not _can(phone, option):
         what = {"uv": "user verification", "rk": "a discoverable credential"}[option]
-        raise RemoteProtocolError(f"the options require {what}, which this phone does not offer")
+        raise RemoteProtocolError(
+            f"the options require {what}, which this phone does not offer",
+            reason=ProtocolReason.UNSUPPORTED_OPTIONS,
+        )
 
 
 def _hints(values: Mapping[str, Any]) -> tuple[str, ...]:
@@ -399,12 +454,16 @@ def _hints(values: Mapping[str, Any]) -> tuple[str, ...]:
 def _algorithms(values: Mapping[str, Any]) -> tuple[int, ...]:
     items = values.get("pubKeyCredParams")
     if not isinstance(items, list):
-        raise RemoteProtocolError("the options have no list pubKeyCredParams")
+        raise RemoteProtocolError(
+            "the options have no list pubKeyCredParams", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     if not items:
         return DEFAULT_ALGORITHMS
     algorithms = tuple(_long(item.get("alg")) for item in items if _is_public_key(item))
     if not any(algorithms):
-        raise RemoteProtocolError("pubKeyCredParams names no public-key algorithm")
+        raise RemoteProtocolError(
+            "pubKeyCredParams names no public-key algorithm", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return tuple(algorithm for algorithm in algorithms if algorithm)
 
 
@@ -429,7 +488,7 @@ def _is_public_key(item: Any) -> bool:
 def _challenge(values: Mapping[str, Any]) -> bytes:
     challenge = _bytes(values, "challenge")
     if not challenge:
-        raise RemoteProtocolError("the options' challenge is empty")
+        raise RemoteProtocolError("the options' challenge is empty", reason=ProtocolReason.MALFORMED_OPTIONS)
     return challenge
 
 
@@ -462,7 +521,9 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
     if items is None or items == "":
         return []
     if not isinstance(items, list):
-        raise RemoteProtocolError(f"the options' {key} is not a list")
+        raise RemoteProtocolError(
+            f"the options' {key} is not a list", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return items
 
 
@@ -471,7 +532,9 @@ def _object(values: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     if value is None or value == "":
         return None
     if not isinstance(value, dict):
-        raise RemoteProtocolError(f"the options' {key} is not an object")
+        raise RemoteProtocolError(
+            f"the options' {key} is not an object", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     return value
 
 
@@ -480,18 +543,22 @@ def _text(values: Mapping[str, Any], key: str) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str):
-        raise RemoteProtocolError(f"the options' {key} is not a string")
+        raise RemoteProtocolError(
+            f"the options' {key} is not a string", reason=ProtocolReason.MALFORMED_OPTIONS
+        )
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise RemoteProtocolError(f"the options' {key} is not Unicode text") from error
+        raise RemoteProtocolError(
+            f"the options' {key} is not Unicode text", reason=ProtocolReason.MALFORMED_OPTIONS
+        ) from error
     return value
 
 
 def _bytes(values: Mapping[str, Any], key: str) -> bytes:
     text = _text(values, key)
     if text is None:
-        raise RemoteProtocolError(f"the options lack {key}")
+        raise RemoteProtocolError(f"the options lack {key}", reason=ProtocolReason.MALFORMED_OPTIONS)
     return from_base64url(text)
 
 

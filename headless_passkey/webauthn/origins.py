@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
 from headless_passkey.domains import is_domain
-from headless_passkey.errors import RemoteProtocolError, SetupReason, UsageError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError, SetupReason, UsageError
 from headless_passkey.json_text import decode_json
 from headless_passkey.mends import setup_error
 
@@ -71,14 +71,21 @@ class RelatedOrigins:
     def parse(cls, document: bytes, *, rp_id: str) -> Self:
         """Parse the document of `well_known_url`; `RemoteProtocolError` when it is malformed."""
         if len(document) > MAX_DOCUMENT_SIZE:
-            raise RemoteProtocolError("a list of related origins has 256 KiB at most")
+            raise RemoteProtocolError(
+                "a list of related origins has 256 KiB at most", reason=ProtocolReason.TOO_LONG
+            )
         try:
             values = decode_json(document)
         except ValueError as error:
-            raise RemoteProtocolError("the list of related origins is not JSON") from error
+            raise RemoteProtocolError(
+                "the list of related origins is not JSON", reason=ProtocolReason.MALFORMED_JSON
+            ) from error
         origins = values.get("origins") if isinstance(values, dict) else None
         if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):
-            raise RemoteProtocolError("the list of related origins has no member origins that lists strings")
+            raise RemoteProtocolError(
+                "the list of related origins has no member origins that lists strings",
+                reason=ProtocolReason.MALFORMED_RELATED_ORIGINS,
+            )
         return cls(rp_id=_check_rp_id(rp_id), origins=tuple(origins))
 
     def allow(self, origin: str) -> bool:
@@ -105,7 +112,9 @@ def well_known_url(rp_id: str) -> str:
 
 def _check_rp_id(rp_id: str) -> str:
     if not is_domain(rp_id):
-        raise RemoteProtocolError("an RP ID is a domain name in lower case")
+        raise RemoteProtocolError(
+            "an RP ID is a domain name in lower case", reason=ProtocolReason.MALFORMED_RP_ID
+        )
     return rp_id
 
 

@@ -17,6 +17,7 @@ from headless_passkey.errors import (
     JoinDiffers,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TrustError,
     TrustReason,
@@ -381,7 +382,7 @@ async def test_members_are_shown_as_last_seen_when_the_relay_is_away(
     first: Inviter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def away(*_: Any, **__: Any) -> Any:
-        raise RemoteProtocolError("not a relay")
+        raise RemoteProtocolError("not a relay", reason=ProtocolReason.MALFORMED_ANSWER)
 
     monkeypatch.setattr(CompanionRelay, "bring_up_to_date", away)
     ring, why = await first.membership.members()

@@ -363,7 +363,11 @@ sys.exit(run(main, parser.parse_args()))
 ENDINGS: dict[str, tuple[ExitStatus, str, str | None]] = {
     "pass": (ExitStatus.DONE, "", None),
     "raise UsageError('two\\nlines')": (ExitStatus.USAGE, "two lines", None),
-    "raise RemoteProtocolError('bad reply')": (ExitStatus.PROTOCOL, "bad reply", None),
+    "raise RemoteProtocolError('bad reply', reason=ProtocolReason.MALFORMED_ANSWER)": (
+        ExitStatus.PROTOCOL,
+        "bad reply",
+        "malformed-answer",
+    ),
     "raise TransportError('gone')": (ExitStatus.TRANSPORT, "gone", None),
     "raise CtapError(0x2E, 'CTAP2_ERR_NO_CREDENTIALS')": (
         ExitStatus.PHONE_SAID_NO,

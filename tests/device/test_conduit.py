@@ -7,6 +7,7 @@ import pytest
 
 from headless_passkey.errors import (
     HeadlessPasskeyError,
+    ProtocolReason,
     RemoteProtocolError,
     SetupError,
     SetupReason,
@@ -97,11 +98,11 @@ async def test_a_session_does_not_show_its_tokens() -> None:
         (problem(403, "verification-failed"), TrustError, TrustReason.RP_REFUSED),
         (problem(409, "user-exists"), UsageError, None),
         (problem(410, "ceremony-gone"), TransportError, None),
-        (problem(400, "invalid-request"), RemoteProtocolError, None),
-        (ok(**{**SESSION, "token": 5}), RemoteProtocolError, None),
-        (ok(**{**SESSION, "user": "ada"}), RemoteProtocolError, None),
-        (ok(**{**SESSION, "refresh_token": 5}), RemoteProtocolError, None),
-        (ok(), RemoteProtocolError, None),
+        (problem(400, "invalid-request"), RemoteProtocolError, ProtocolReason.REFUSED),
+        (ok(**{**SESSION, "token": 5}), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
+        (ok(**{**SESSION, "user": "ada"}), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
+        (ok(**{**SESSION, "refresh_token": 5}), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
+        (ok(), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
     ],
     ids=["verification", "taken", "gone", "other", "token", "user", "refresh", "empty"],
 )

@@ -46,6 +46,7 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TransportError,
     TrustError,
@@ -500,7 +501,7 @@ def test_a_reply_to_something_else_is_not_passed_on(
         (NotApproved(Outcome.CANCELLED, ""), Fido2Error.ERR.KEEPALIVE_CANCEL, "TIMEOUT"),
         (NotApproved(Outcome.SUPERSEDED, ""), Fido2Error.ERR.KEEPALIVE_CANCEL, "TIMEOUT"),
         (TrustError(TrustReason.FORKED_RING, ""), Fido2Error.ERR.NOT_ALLOWED, "OTHER_ERROR"),
-        (RemoteProtocolError(""), Fido2Error.ERR.OTHER, "OTHER_ERROR"),
+        (RemoteProtocolError("", reason=ProtocolReason.NO_CTAP), Fido2Error.ERR.OTHER, "OTHER_ERROR"),
     ],
     ids=lambda value: getattr(value, "name", type(value).__name__),
 )

@@ -21,6 +21,7 @@ from headless_passkey.errors import (
     ExitStatus,
     HeadlessPasskeyError,
     NotEnrolled,
+    ProtocolReason,
     RemoteProtocolError,
     SetupError,
     SetupReason,
@@ -216,7 +217,7 @@ def test_an_errors_own_advice_counts_before_the_general_one() -> None:
         (TrustError(TrustReason.CLOCK_SKEW, "x"), 8),
         (NotEnrolled("x"), 9),
         (SetupError("x", reason=SetupReason.MISSING_PACKAGE), 10),
-        (RemoteProtocolError("x"), 3),
+        (RemoteProtocolError("x", reason=ProtocolReason.MALFORMED_ANSWER), 3),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )

@@ -34,7 +34,7 @@ WORDS = [
     ("failed", TransportError, None, 4),
     ("unspecified", TransportError, None, 4),
     ("something-new", TransportError, None, 4),
-    ("malformed", RemoteProtocolError, None, 3),
+    ("malformed", RemoteProtocolError, "refused", 3),
     ("interrupted", NotApproved, "cancelled", 7),
     ("unanswered", NotApproved, "expired", 7),
     ("ctap2-err-no-credentials", CtapError, "CTAP2_ERR_NO_CREDENTIALS", 5),

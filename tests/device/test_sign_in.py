@@ -20,6 +20,7 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
     Outcome,
+    ProtocolReason,
     RemoteProtocolError,
     TransportError,
     TransportReason,
@@ -1003,7 +1004,7 @@ async def test_a_relying_party_that_refuses_fails_the_request(bench: Bench) -> N
     await bench.register()
 
     async def settle(_credential: Credential) -> None:
-        raise RemoteProtocolError("no")
+        raise RemoteProtocolError("no", reason=ProtocolReason.MALFORMED_OPTIONS)
 
     with pytest.raises(RemoteProtocolError):
         await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
