@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import json
 import re
 import resource
 import signal
@@ -23,13 +24,19 @@ from companion_push import addresses as push_addresses
 from companion_push import http_server as push_http_server
 from companion_push.cli import main as push_main
 from companion_push.cli import make_parser as make_push_parser
+from companion_push.relay import app as relay_app
+from companion_push.relay.config import RelayConfig
 from relying_party.cli import main as party_main
 from relying_party.cli import make_parser as make_party_parser
 from relying_party.http import addresses as party_addresses
 from relying_party.http import http_server as party_http_server
+from relying_party.http import request as party_request
+from relying_party.http.app import make_app as make_party
+from tests.ports import reserved_port
 from tests.programs import running
 from tests.relay.household import Caller, Clock
 from tests.rp.authenticator_double import DeviceKey
+from tests.rp.clients import make_config
 from tests.test_documentation import leaves
 from tests.test_servers import PATIENCE, PROGRAMS
 from tests.trust.people import companion
@@ -243,6 +250,40 @@ async def test_what_is_under_way_is_answered_and_nothing_new_is_taken(server: Mo
         async with await asking as response:
             assert await response.text() == "done"
         await ending
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("name", ["relay", "relying-party"])
+async def test_a_body_that_does_not_come_is_refused_in_the_same_words(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"http://localhost:{reserved_port()}"
+    if name == "relay":
+        monkeypatch.setattr(relay_app, "BODY_SECONDS", 0.01)
+        app = relay_app.make_app(RelayConfig(public_url=url, store=tmp_path / "store"))
+    else:
+        monkeypatch.setattr(party_request, "BODY_SECONDS", 0.01)
+        app = make_party(
+            make_config(
+                tmp_path / "store", rp_id="localhost", public_url=url, web_origins=(url,), device_origins=()
+            )
+        )
+    runner = push_http_server.Runner(app) if name == "relay" else party_http_server.Runner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port_of(url)).start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
+        writer.write(half_a_request(name, url)[0])
+        async with asyncio.timeout(PATIENCE):
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"Content-Length: (\d+)", head)
+            assert length is not None
+            problem = json.loads(await reader.readexactly(int(length[1])))
+        assert head.split()[1] == b"400"
+        assert problem["detail"] == "the body did not come in time"
+        writer.transport.abort()
+    finally:
+        await runner.cleanup()
 
 
 @pytest.mark.parametrize("name", ["relay", "relying-party"])

@@ -54,7 +54,7 @@ from headless_passkey.trust.account_code import AccountCode
 logger = logging.getLogger(__name__)
 
 _LIVEZ: Final = "livez"
-_BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
+BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 
@@ -429,7 +429,7 @@ async def _body(request: web.Request, kind: type[Body]) -> Body:
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(BODY_SECONDS):
             data = await _read(request)
     except TimeoutError as error:
         raise Problem(Slug.INVALID_REQUEST, "the body did not come in time") from error

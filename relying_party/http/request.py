@@ -30,7 +30,7 @@ from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import Metrics
 
 MAX_BODY: Final = 64 * 1024
-BODY_SECONDS: Final = 20  # how long a client may take to send one
+BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 PROOF_HEADER: Final = "DPoP"
 
 Clock = Callable[[], float]
@@ -186,9 +186,9 @@ async def _body(request: web.Request, media_type: str) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await _read(request)
     except TimeoutError as error:
-        raise InvalidRequest("the body took too long") from error
+        raise InvalidRequest("the body did not come in time") from error
     except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
-        raise InvalidRequest("the body cannot be read to its end") from error
+        raise InvalidRequest("the body does not come as its headers say") from error
 
 
 async def _read(request: web.Request) -> bytes:

@@ -890,7 +890,7 @@ async def test_a_client_that_hangs_up_before_its_body_has_come_is_no_fault_of_ou
 async def test_a_body_that_never_comes_is_not_waited_for(
     relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "_BODY_SECONDS", 0.05)
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.05)
     (frame,) = home.devices
     path = f"/v1/requests/{fresh_id()}"
     reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
