@@ -35,4 +35,4 @@ if __name__ == "__main__":
     try:
         asyncio.run(main(parser.parse_args().relying_party))
     except HeadlessPasskeyError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+        sys.exit(f"{type(error).__name__}: {error.explain()}")
