@@ -7,21 +7,21 @@
     ├── SetupError               files, store, certificate or address of this machine cannot be used
     ├── StoreUnavailable         the database does not answer: retrying may help
     ├── IssuerUnavailable        a resource server cannot ask the relying party now
-    └── RequestRefused                  a request gets a problem document (RFC 9457) for an answer
-        ├── InvalidRequest       400  malformed: nothing was looked up
-        ├── ProofInvalid         401  the request's proof of key is missing or wrong
+    └── RequestRefused           the answer to a request is a problem document (RFC 9457)
+        ├── InvalidRequest       400  malformed: nothing changed
+        ├── ProofInvalid         401  the proof of possession is missing or wrong
         ├── ProofClock(now)      401  only the proof's clock is wrong
         ├── NotSignedIn          401  no session, or one that has ended
-        ├── RefreshTokenReused   401  a spent refresh token came back, and ended its session
-        ├── TokenInvalid         401  at a resource server: no access token, or none that holds
-        ├── UnknownResource      401  who asks about a token is no resource server of ours
-        ├── StepUpRequired       401  signed in too long ago for this: use the passkey again
+        ├── RefreshTokenReused   401  reuse of a spent refresh token, which ends the session
+        ├── TokenInvalid         401  at a resource server: no valid access token
+        ├── UnknownResource      401  introspection by an unknown resource server
+        ├── StepUpRequired       401  the last use of a passkey is too long ago: step up
         ├── VerificationFailed   403  a check failed; the check's name stays inside
         ├── BrowsersOnly         403  a device does not manage its user's account
         ├── NotFound             404
         ├── UserExists           409  that name is taken, and the caller is not its owner
         ├── LastCredential       409  a user's only passkey is not removed
-        ├── RefreshTokenSpent    409  an old copy of a refresh that was answered: nothing ends
+        ├── RefreshTokenSpent    409  a late copy of an answered refresh: the session goes on
         ├── CeremonyGone         410  unknown, used or expired: begin again
         ├── PayloadTooLarge      413
         └── RateLimited          429
@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Final
 
 
 class ExitStatus(IntEnum):
-    """How the program ends."""
+    """The program's exit statuses."""
 
     DONE = 0
     USAGE = 2
@@ -69,15 +69,15 @@ class StoreUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
 
 
 class IssuerUnavailable(RelyingPartyError):  # noqa: N818  a state, not a fault
-    """The relying party does not say whether a token is good: not reached, or not understood. Retrying may help."""
+    """The relying party cannot be asked about a token: unreachable, or its answer is malformed. Retrying may help."""
 
 
 class RequestRefused(RelyingPartyError):  # noqa: N818  an answer, not a fault
-    """A request is refused. Its problem document has these words and no others: none of a library, none of the request."""
+    """A request is refused. Its problem document has these fixed texts only, and repeats neither library nor request."""
 
     slug: ClassVar[str]
     status: ClassVar[int]
-    title: ClassVar[str]  # the same for each refusal of a kind
+    title: ClassVar[str]  # fixed for each class
 
     def __init__(self, detail: str | None = None, **members: Any) -> None:
         """detail: what was expected in this case, never what came. members: for programs, beside the others."""
@@ -87,21 +87,21 @@ class RequestRefused(RelyingPartyError):  # noqa: N818  an answer, not a fault
 
 
 class InvalidRequest(RequestRefused):
-    """The request is malformed: nothing was looked up and nothing changed."""
+    """The request is malformed; nothing was looked up or changed."""
 
     slug, status = "invalid-request", 400
     title = "The request is malformed"
 
 
 class ProofInvalid(RequestRefused):
-    """The proof of key is missing, malformed, for another request, or was seen before."""
+    """The proof of possession is missing, malformed, for another request, or replayed."""
 
     slug, status = "proof-invalid", 401
     title = "The proof of the caller's key does not hold"
 
 
 class ProofClock(RequestRefused):
-    """A good proof, made at another time than now."""
+    """The proof is valid except for its time."""
 
     slug, status = "proof-clock", 401
     title = "The caller's clock differs too much from the relying party's"
@@ -113,71 +113,71 @@ class ProofClock(RequestRefused):
 
 
 class NotSignedIn(RequestRefused):
-    """No session goes with the request, or it has ended."""
+    """The request has no session, or an ended one."""
 
     slug, status = "not-signed-in", 401
     title = "No session goes with this request"
 
 
 class RefreshTokenReused(RequestRefused):
-    """A spent refresh token came back, so two hold what only one should: its session is over (RFC 9700 §4.14.2)."""
+    """Reuse of a spent refresh token means theft, so its session has ended (RFC 9700 §4.14.2)."""
 
     slug, status = "refresh-token-reused", 401
     title = "A spent refresh token came back: its session is over"
 
 
 class RefreshTokenSpent(RequestRefused):
-    """A late copy of a refresh whose answer has been used: it gets nothing, and ends nothing."""
+    """A late copy of a refresh whose answer was used. It is refused, and the session goes on."""
 
     slug, status = "refresh-token-spent", 409
     title = "The refresh token was used a moment ago: go on with what it gave"
 
     def __init__(self, retry_after: int) -> None:
-        """retry_after: seconds after which the same again would count as reuse."""
+        """retry_after: seconds after which the same request would count as reuse."""
         super().__init__(retry_after=retry_after)
         self.retry_after: Final = retry_after
 
 
 class TokenInvalid(RequestRefused):
-    """No access token goes with the request, or it is malformed, ended, of another issuer, for others or of another key."""
+    """The access token is missing, malformed, expired, of another issuer, for another audience, or bound to another key."""
 
     slug, status = "token-invalid", 401
     title = "No access token that holds goes with this request"
 
     def __init__(self, detail: str, *, given: bool = True) -> None:
-        """given: whether there was one; only then the answer names an error (RFC 6750 §3.1)."""
+        """given: whether the request had a token; only then the answer names an error (RFC 6750 §3.1)."""
         super().__init__(detail)
         self.given: Final = given
 
 
 class UnknownResource(RequestRefused):
-    """Who asks what a token stands for has no secret of ours."""
+    """The client of an introspection has no valid resource secret."""
 
     slug, status = "unknown-resource", 401
     title = "Who asks about a token is no resource server known here"
 
 
 class StepUpRequired(RequestRefused):
-    """The passkey was used too long ago for what is asked: use it again, then ask again (RFC 9470)."""
+    """The request needs a more recent use of a passkey: step up, then retry (RFC 9470)."""
 
     slug, status = "step-up-required", 401
     title = "The passkey was used too long ago for this"
 
     def __init__(self, max_age: int) -> None:
-        """max_age: seconds."""
+        """max_age: seconds since the use of a passkey."""
         super().__init__(max_age=max_age)
         self.max_age: Final = max_age
 
 
 class BrowsersOnly(RequestRefused):
-    """A device's session is for signing in on that device, and manages nothing."""
+    """A device's session may not manage the user's account; only browsers and apps may."""
 
     slug, status = "browsers-only", 403
     title = "Accounts are managed in a browser"
 
 
 class Check(StrEnum):
-    """Each check of a ceremony by name: for logs and tests, never for the caller."""
+    """The checks of a ceremony, by name, for logs and tests. The answer never names one."""
 
     PURPOSE = "purpose"
     CLIENT_KIND = "client-kind"
@@ -202,7 +202,7 @@ class Check(StrEnum):
 
 
 class VerificationFailed(RequestRefused):
-    """A ceremony did not check out: the one answer for every reason (`check` stays inside)."""
+    """A check of a ceremony failed. The answer is the same for every check, which `check` names for the log."""
 
     slug, status = "verification-failed", 403
     title = "The response did not verify"
@@ -218,14 +218,14 @@ class NotFound(RequestRefused):
 
 
 class UserExists(RequestRefused):
-    """The name is registered: only its owner's session adds a passkey to it."""
+    """The user name is registered: only a session of that user can add a passkey."""
 
     slug, status = "user-exists", 409
     title = "The user name is taken"
 
 
 class LastCredential(RequestRefused):
-    """A user's only passkey is not removed: nobody could sign in any more."""
+    """The passkey is the user's only one, and is not removed, so that the user can still sign in."""
 
     slug, status = "last-credential", 409
     title = "A user's only passkey is not removed"
@@ -244,7 +244,7 @@ class PayloadTooLarge(RequestRefused):
 
 
 class RateLimited(RequestRefused):
-    """Too many requests, or too many at once: `retry_after` says when to come back."""
+    """A rate limit is exceeded; `retry_after` says when to retry."""
 
     slug, status = "rate-limited", 429
     title = "There are too many requests"

@@ -1,9 +1,9 @@
-"""What another service does with our tokens: a guard for an aiohttp application (docs/how-to/resource-server.md).
+"""A guard for resource servers: aiohttp middleware that verifies access tokens (docs/how-to/resource-server.md).
 
-A token is verified in one of two ways: `Introspection` asks the relying party (RFC 7662), which knows at once when
-a session is over; `Keys` verifies a JWT (RFC 9068) with the relying party's public keys and asks nobody. Either way
-the token is worth nothing without its key: each request brings a proof of it, for this method, this address and
-this token, at this time, and no proof counts twice (RFC 9449 §4.3, §7)::
+There are two ways to verify a token. `Introspection` asks the relying party (RFC 7662), and so notices the end of a
+session at once. `Keys` verifies a JWT (RFC 9068) with the relying party's public keys, without a request. In both ways the
+token is bound to a key: each request has a proof of possession for its method, URL, token and time, and a
+proof cannot be replayed (RFC 9449 §4.3, §7)::
 
     guard = Guard(resource="https://api.example", issuer="https://login.example", verify=Keys(jwks_uri=…))
     app = web.Application(middlewares=[guard.middleware])
@@ -42,9 +42,9 @@ from relying_party.proxy import proxy_for
 MAX_TOKEN: Final = 4096  # characters
 MAX_ANSWER: Final = 64 * 1024  # bytes
 ANSWER_SECONDS: Final = 5.0  # the relying party has for one answer
-CLOCK_TOLERANCE: Final = 60  # seconds by which its clock may be ahead of ours
-KEYS_SECONDS: Final = 3600.0  # after which keys are fetched again, so that a retired one goes
-KEYS_PAUSE: Final = 60.0  # seconds between two fetches for a key that nobody knows
+CLOCK_TOLERANCE: Final = 60  # seconds by which the relying party's clock may be ahead of ours
+KEYS_SECONDS: Final = 3600.0  # after which keys are fetched again, which removes retired ones
+KEYS_PAUSE: Final = 60.0  # seconds between two fetches for an unknown key
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
 
 logger = logging.getLogger(__name__)
@@ -52,32 +52,32 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken:
-    """A token that holds: whose it is, and by which key its holder is known."""
+    """A verified access token."""
 
-    subject: str  # the user's handle, base64url: what you keep your own data under
+    subject: str  # the user handle, base64url, to store your own data under
     key_thumbprint: str  # RFC 7638, of the device's key
     expires_at: int  # Unix seconds
-    auth_time: int  # when its user last used a passkey
+    auth_time: int  # of the last use of a passkey
 
 
 ACCESS: Final = web.RequestKey("relying_party_access_token", AccessToken)
 
 
 class Verify(Protocol):
-    """How it is found out what a token stands for."""
+    """A way to verify tokens."""
 
     async def __call__(self, token: str, guard: "Guard") -> "Claims":
-        """What it says; `TokenInvalid` when that is nothing, `IssuerUnavailable` when it cannot be told now."""
+        """Verify a token; `TokenInvalid`, or `IssuerUnavailable` when it cannot be verified now."""
 
 
 class Confirmation(msgspec.Struct):
-    """By which key the holder is known (RFC 7800)."""
+    """The confirmation claim: the key that the token is bound to (RFC 7800)."""
 
     jkt: str
 
 
 class Claims(msgspec.Struct):
-    """What a token says, or the relying party of it. Unknown ones are for others."""
+    """The claims of a token or of its introspection; unknown ones are ignored."""
 
     iss: str
     sub: str
@@ -91,7 +91,7 @@ class Claims(msgspec.Struct):
 
 
 class Guard:
-    """Lets those requests through whose token and proof hold."""
+    """Admits requests with a valid token and proof."""
 
     def __init__(
         self,
@@ -105,8 +105,8 @@ class Guard:
     ) -> None:
         """resource: our origin, which tokens name as their audience. issuer: the relying party's base URL.
 
-        urls: further origins under which we are reached; proofs name one. tls: whom to believe of the relying
-        party's addresses, None for the system's roots.
+        urls: more origins of this service; a proof names one of them. tls: trusted roots for the relying party's
+        addresses, None for the system's.
         """
         self.resource, self.issuer, self.clock = resource, issuer, clock
         self._verify, self._urls, self._tls = verify, (resource, *urls), tls
@@ -114,7 +114,7 @@ class Guard:
         self._http: aiohttp.ClientSession | None = None
 
     async def opened(self, _app: web.Application) -> AsyncIterator[None]:
-        """For ``app.cleanup_ctx``: the connection to the relying party."""
+        """Open the connection to the relying party; for ``app.cleanup_ctx``."""
         connector = aiohttp.TCPConnector(ssl=True if self._tls is None else self._tls)
         async with aiohttp.ClientSession(
             connector=connector,
@@ -127,7 +127,7 @@ class Guard:
     async def middleware(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Guards every address of an application; ``request[ACCESS]`` says who calls."""
+        """Check every request of an application; ``request[ACCESS]`` is the verified token."""
         try:
             request[ACCESS] = await self.check(request)
         except RequestRefused as refusal:
@@ -144,7 +144,7 @@ class Guard:
         return await handler(request)
 
     async def check(self, request: web.Request) -> AccessToken:
-        """Who sends this request; a `RequestRefused` that says what is wrong with token or proof, or `IssuerUnavailable`."""
+        """Verify token and proof of a request; `RequestRefused`, or `IssuerUnavailable`."""
         token = _token(request)
         proofs = request.headers.getall(PROOF_HEADER, [])
         if len(proofs) != 1:
@@ -175,9 +175,9 @@ class Guard:
         )
 
     async def ask(self, method: str, url: str, **what: Any) -> bytes:
-        """What the relying party answers; `IssuerUnavailable` when that is not 200, too long or too late.
+        """Ask the relying party; `IssuerUnavailable` when the answer is not 200, too long or too late.
 
-        It is asked through the proxy that HTTPS_PROXY names, if any (docs/how-to/proxy.md).
+        The request goes through the proxy of HTTPS_PROXY, if any (docs/how-to/proxy.md).
         """
         if self._http is None:
             raise IssuerUnavailable("the guard is not open: add guard.opened to app.cleanup_ctx")
@@ -201,7 +201,7 @@ class Guard:
         except aiohttp.ClientHttpProxyError as error:
             raise IssuerUnavailable(
                 f"the proxy {proxy.name if proxy else ''} does not connect to the relying party (HTTP status {error.status})"
-            ) from None  # its text holds the URL
+            ) from None  # its message holds the URL
         except (
             aiohttp.ClientError,
             OSError,
@@ -216,10 +216,10 @@ class Guard:
 
 @dataclass(slots=True, kw_only=True)
 class Introspection:
-    """Asks the relying party of each token (RFC 7662)."""
+    """Verifies each token by introspection (RFC 7662)."""
 
-    endpoint: str  # its /introspect
-    secret: str = field(repr=False)  # by which it knows us
+    endpoint: str  # the relying party's /introspect
+    secret: str = field(repr=False)  # our resource secret
 
     def __post_init__(self) -> None:
         _check_secure(self.endpoint)
@@ -246,7 +246,7 @@ class Introspection:
 class Keys:
     """Verifies JWTs with the relying party's public keys, which are fetched as needed."""
 
-    jwks_uri: str  # its /jwks.json
+    jwks_uri: str  # the relying party's /jwks.json
     _keys: Mapping[str, ECKey] = field(default_factory=dict, repr=False)
     _fetched: float | None = None
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
@@ -267,7 +267,7 @@ class Keys:
             raise TokenInvalid("the token is no JWT of the relying party's") from error
 
     async def _key(self, name: str, guard: Guard) -> ECKey:
-        """The key of that name, which may be newer than what was fetched."""
+        """Find a key by name, and fetch the key set again for an unknown one."""
         async with self._fetching:
             age = None if self._fetched is None else guard.clock() - self._fetched
             if age is None or age > KEYS_SECONDS or (name not in self._keys and age > KEYS_PAUSE):
@@ -303,7 +303,7 @@ class _KeySet(msgspec.Struct):
 
 
 def _key_set(document: bytes) -> dict[str, ECKey]:
-    """The P-256 keys of a JWK set by name; others are for other algorithms."""
+    """Parse a JWK set: its P-256 keys by name. Other keys are ignored."""
     try:
         listed = msgspec.json.decode(document, type=_KeySet).keys
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -319,7 +319,7 @@ def _key_set(document: bytes) -> dict[str, ECKey]:
 
 
 def _token(request: web.Request) -> str:
-    """The token that goes with a request; one that is sent as a bearer token is refused (RFC 9449 §7.2)."""
+    """Take the token of a request; a bound token that is sent as a bearer token is refused (RFC 9449 §7.2)."""
     values = request.headers.getall("Authorization", [])
     if not values:
         raise TokenInvalid("no token goes with this request", given=False)

@@ -204,7 +204,7 @@ def make_app(
 
 
 def well_known_routes(config: Config) -> list[web.RouteDef]:
-    """Routes for the root of an address: who else uses our passkeys, and where pages and devices find us."""
+    """Routes for the root of an origin: the well-known documents."""
 
     async def get_related_origins(_: web.Request) -> web.Response:
         return json_answer(related_origins(config))
@@ -223,7 +223,7 @@ def well_known_routes(config: Config) -> list[web.RouteDef]:
 
 
 def make_metrics_app(app: web.Application) -> web.Application:
-    """What `app` counts, for an address of its own that only the operator reaches."""
+    """Make the application that shows the metrics of `app`, for an address that only the operator reaches."""
 
     async def get_metrics(_: web.Request) -> web.Response:
         return web.Response(body=app[METRICS].text().encode(), headers={"Content-Type": CONTENT_TYPE})
@@ -234,10 +234,10 @@ def make_metrics_app(app: web.Application) -> web.Application:
 
 
 async def who(request: web.Request, app: web.Application) -> SignedIn | None:
-    """Who sends a request to a service in which `app` is mounted; None for a stranger.
+    """Authenticate a request to a service in which `app` is mounted; None without a session.
 
-    A request that changes something must come from one of our pages or with a proof of key; otherwise, and
-    for a bad proof, a `RequestRefused` is raised, which `problem_of` answers.
+    Against CSRF, a request that changes something needs the origin of one of our pages, or a proof of possession. Without,
+    or with a bad proof, it raises `RequestRefused`, which `problem_of` answers.
     """
     state = app[STATE]
     caller, token = caller_of(request, state, reads=request.method in ("GET", "HEAD"))
@@ -245,7 +245,7 @@ async def who(request: web.Request, app: web.Application) -> SignedIn | None:
 
 
 def problem_of(refusal: RequestRefused) -> web.Response:
-    """The problem document for a refusal, for a service that calls `who`."""
+    """Make the problem document for a refusal, for a service that calls `who`."""
     return refused(refusal)
 
 
@@ -335,7 +335,7 @@ async def authentication_result(request: web.Request) -> web.Response:
 
 
 async def step_up_options(request: web.Request) -> web.Response:
-    """Who is signed in is asked for a passkey once more: any of theirs, and nobody else's."""
+    """Begin a step-up: the user of the session must use one of their passkeys again."""
     state = request.app[STATE]
     caller, found = await signed_in(request, state)
     parse_nothing(await json_body(request))
@@ -389,7 +389,7 @@ async def delete_session(request: web.Request) -> web.Response:
 
 
 async def refresh_session(request: web.Request) -> web.Response:
-    """New tokens for old: once for each refresh token (`sessions.refreshed`)."""
+    """Refresh a session: each refresh token works once (`sessions.refreshed`)."""
     state = request.app[STATE]
     caller, _ = caller_of(request, state)
     presented = hash_token(parse_refresh(await json_body(request)))
@@ -421,7 +421,7 @@ async def refresh_session(request: web.Request) -> web.Response:
 
 
 async def introspect(request: web.Request) -> web.Response:
-    """What an access token stands for (RFC 7662), for a service that has a secret of ours."""
+    """Introspect an access token (RFC 7662) for a service with a resource secret."""
     state = request.app[STATE]
     resource = _resource_of(request, state)
     token = parse_introspection(await form_body(request))
@@ -434,7 +434,7 @@ async def introspect(request: web.Request) -> web.Response:
 
 
 def _resource_of(request: web.Request, state: State) -> str:
-    """Which service asks, by the secret it sends as a bearer token (RFC 7662 §2.1)."""
+    """Authenticate a resource server by its secret, which it sends as a bearer token (RFC 7662 §2.1)."""
     values = request.headers.getall("Authorization", [])
     scheme, _, secret = values[0].partition(" ") if len(values) == 1 else ("", "", "")
     resource = state.config.resource_secrets.get(secret_hash(secret)) if scheme.lower() == "bearer" else None
@@ -528,7 +528,7 @@ async def _authenticated(
     now: float,
     session_id: bytes | None = None,
 ) -> tuple[Credential, Authentication]:
-    """The credential that answered, and what its use changes; the ceremony is used up whatever happens."""
+    """Verify an authentication; returns its credential and the changes. The ceremony is used up also by a failure."""
     record = await state.challenges.take(ceremony, now=now)
     credential = await state.store.credential(response.credential_id)
     try:
@@ -541,7 +541,7 @@ async def _authenticated(
         if refusal.check is Check.BACKUP_ELIGIBILITY and credential is not None:
             _tell_eligibility(state, credential, outcome="refused")
         raise
-    if credential is None:  # the ceremony has refused that already
+    if credential is None:  # an unknown credential was refused before
         raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
     if done.use.counter_anomaly:
         state.metrics.count("counter_anomalies_total")
@@ -553,7 +553,7 @@ async def _authenticated(
 
 
 def _tell_eligibility(state: State, credential: Credential, *, outcome: str) -> None:
-    """An operator who hears that people are locked out needs the reason, and which provider it was."""
+    """Log and count a change of backup eligibility with its provider, so that an operator sees why users are locked out."""
     change = "lost" if credential.backup_eligible else "gained"
     state.metrics.count("backup_eligibility_changes_total", change=change, outcome=outcome)
     logger.warning(
@@ -566,7 +566,7 @@ def _tell_eligibility(state: State, credential: Credential, *, outcome: str) -> 
 
 
 def _refused_unknown(state: State, credential_id: bytes) -> VerificationFailed:
-    """A provider may be told to forget a passkey we do not know; an unknown user's is one we made up ourselves."""
+    """Make the refusal of an unknown credential. It says so (WebAuthn signal API), except for a decoy, which must look real."""
     if is_decoy(state.decoy_secret, credential_id):
         return VerificationFailed(Check.LIBRARY)
     return VerificationFailed(
@@ -591,7 +591,7 @@ def _id_of(found: SignedIn | None) -> bytes | None:
 
 
 async def _session_answer(state: State, opened: Opened, user: User, *, status: int) -> web.Response:
-    """The new tokens: in the body for a device, in a cookie for a browser; and what its passkeys should be."""
+    """Make the answer with a new session: tokens in the body for a device, a cookie for a browser; and the accepted credentials."""
     session, config = opened.session, state.config
     theirs = signals(config, user, await state.store.credentials_of(user.handle))
     if session.client_kind.proves_key:
@@ -613,7 +613,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @web.middleware
 async def _finish(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Security headers on every answer, one line of log, and one count."""
+    """Add security headers to every answer, and log and count it."""
     started = time.perf_counter()
     response = await handler(request)
     state = request.app[STATE]
@@ -635,12 +635,12 @@ async def _finish(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 @web.middleware
 async def _show_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Somebody who opens an address in a browser gets a page, also when that is a problem."""
+    """Show a problem as a page to a browser that navigates."""
     response = await handler(request)
     if request.method not in ("GET", "HEAD") or response.content_type != PROBLEM_TYPE:
         return response
     response.headers["Vary"] = "Accept"
-    if not request.headers.get("Accept", "").startswith("text/html"):  # as each browser begins it
+    if not request.headers.get("Accept", "").startswith("text/html"):  # as browsers navigate
         return response
     kept = {
         name: response.headers[name] for name in ("Allow", "Retry-After", "Vary") if name in response.headers
@@ -654,7 +654,7 @@ async def _show_problems(request: web.Request, handler: Handler) -> web.StreamRe
 
 @web.middleware
 async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Whatever goes wrong becomes a problem document."""
+    """Turn every failure into a problem document."""
     metrics = request.app[STATE].metrics
     try:
         return await handler(request)
@@ -685,7 +685,7 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
             response.headers["Allow"] = error.headers["Allow"]
         return response
     except Exception as error:  # noqa: BLE001  the edge of the program
-        # its message may hold anything, so only type and place are told
+        # type and place only: its message may hold anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.error("unexpected %s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
         return problem("internal-error", 500, "Something failed on our side")

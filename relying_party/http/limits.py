@@ -1,4 +1,4 @@
-"""How often one address may ask: a bucket of tokens for each, refilled with time. Pure."""
+"""Rate limits by client address: a token bucket for each. Pure."""
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ MAX_ADDRESSES: Final = 50_000
 
 @dataclass(slots=True)
 class RateLimit:
-    """`per_minute` requests a minute and address, and as many at once."""
+    """A rate limit of `per_minute` requests a minute and address, with bursts of the same size."""
 
     per_minute: int
     _spent: OrderedDict[str, tuple[float, float]] = field(
@@ -20,7 +20,7 @@ class RateLimit:
     )  # tokens gone, when; the address that asked last at the end
 
     def take(self, address: str, *, now: float) -> None:
-        """One request from `address`; `RateLimited` when that is one too many.
+        """Take a token of the address's bucket; `RateLimited` when none is left.
 
         Of more than `MAX_ADDRESSES` the one that has not asked for longest is forgotten: many addresses keep nobody out.
         """

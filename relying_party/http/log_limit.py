@@ -1,4 +1,4 @@
-"""A bound on the log lines that strangers can cause: the first of a minute as they are, and then one line that counts the rest."""
+"""A rate limit for log lines that strangers can cause: the first lines of a minute, and then one line with the number of the rest."""
 
 import asyncio
 import contextlib
@@ -20,7 +20,7 @@ class _Period:
 
 @dataclass(slots=True, kw_only=True)
 class LogLimit:
-    """Says which lines may be logged. It keeps two numbers for each kind of line, and no line."""
+    """Decides which lines may be logged. Its memory is bounded: two numbers for each kind of line."""
 
     tell: Callable[[str, int], None]  # logs that so many lines of a kind were left out
     most: int = MAX_LINES

@@ -1,6 +1,6 @@
-"""What is counted, as the Prometheus text format (version 0.0.4). Pure; names nobody and no credential.
+"""Metrics in the Prometheus text format (version 0.0.4). Pure; they hold neither users nor credentials.
 
-Each label has a handful of values of our own making, so that nobody outside can make a new time series.
+Each label has a few fixed values, so that clients cannot create time series (cardinality).
 """
 
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ _Labels = tuple[tuple[str, str], ...]
 
 @dataclass(slots=True)
 class Metrics:
-    """The counts of one application."""
+    """The counters of one application."""
 
     _counts: dict[tuple[str, _Labels], int] = field(default_factory=dict)
     _buckets: list[int] = field(default_factory=lambda: [0] * len(SECONDS))

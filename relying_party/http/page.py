@@ -1,8 +1,7 @@
-"""The pages: sign in or register, the account of who is signed in, and what cannot be shown. Rendered here, without a template engine.
+"""The pages: sign in or register, the account, and problems. Rendered here, without a template engine.
 
-Everything that came from outside goes through `escape`; the pages run under a policy that allows no inline
-script and no inline style, so a slip would still do nothing. Without their script they show what there is;
-with it, one can do something about it.
+All input is escaped (`escape`). The content security policy allows neither inline scripts nor inline styles, so that a
+missed escape has no effect (XSS). Without their script the pages show everything; actions need the script.
 """
 
 import tomllib
@@ -26,7 +25,7 @@ _KINDS: Final = {
     ClientKind.DEVICE: "on a device",
     ClientKind.ANDROID: "in an app",
 }
-# How a passkey is used, by transport (WebAuthn Level 3 §5.8.4); others are for programs.
+# Words for transports (WebAuthn Level 3 §5.8.4); others are not shown.
 _WAYS: Final = {
     "internal": "on the device that has it",
     "hybrid": "from a phone nearby",
@@ -55,7 +54,7 @@ _PROBLEMS: Final = {
 def render(
     config: Config, registered: Sequence[Registered], *, me: User | None, current: Session | None
 ) -> str:
-    """The whole page. registered: whom to show. me, current: who looks at it, when signed in."""
+    """Render the page. registered: the users to show. me, current: the signed-in user and session, if any."""
     own = next((one for one in registered if me is not None and one.user.handle == me.handle), None)
     if own is not None and current is not None:
         who, title = _who(own.user), "Your account"
@@ -69,7 +68,7 @@ def render(
 
 
 def render_problem(config: Config, status: int, *, retry_after: int | None = None) -> str:
-    """The page for what cannot be shown. status: of HTTP. retry_after: seconds, when that may help."""
+    """Render the page for a problem. status: of HTTP. retry_after: seconds, if a retry may help."""
     title, text = _PROBLEMS.get(status, _PROBLEMS[500 if status >= 500 else 400])
     when = (
         "in a while" if retry_after is None else f"in {retry_after} second{'' if retry_after == 1 else 's'}"
@@ -79,7 +78,7 @@ def render_problem(config: Config, status: int, *, retry_after: int | None = Non
 
 
 def provider(credential: Credential) -> str:
-    """Who made a passkey, or what kind of thing did, for people to recognise theirs by."""
+    """Name a passkey's provider or transport, so that users recognise their passkey."""
     known = _providers().get(_aaguid(credential.aaguid))
     if known is not None:
         return known
@@ -120,7 +119,7 @@ def _account(own: Registered, current: Session) -> str:
 
 
 def _passkey(credential: Credential, *, only: bool) -> str:
-    """only: the one there is, which is not removed."""
+    """Render a passkey. only: it is the user's only one, without a button to remove it."""
     made_by = provider(credential)
     name = credential.label or made_by
     used = "never" if credential.last_used_at is None else _time(credential.last_used_at)
@@ -210,7 +209,7 @@ def _button(
     spoken: str | None = None,
     risky: bool = False,
 ) -> str:
-    """A button for the script, which enables it. spoken: its name where several have the same text; about: what it is for."""
+    """Render a button, which the script enables. spoken: its accessible name where several have the same text; about: its purpose."""
     label = "" if spoken is None else f' aria-label="{escape(spoken)}"'
     data = _join(f' data-{name}="{escape(value)}"' for name, value in about.items())
     kind = "plain risky" if risky else "plain"

@@ -1,4 +1,4 @@
-"""What a request says: who sends it, which session goes with it, and its body."""
+"""A request's caller, session and body."""
 
 import asyncio
 from collections.abc import Callable
@@ -38,7 +38,7 @@ Clock = Callable[[], float]
 
 @dataclass(slots=True, kw_only=True)
 class State:
-    """What the handlers of one application share."""
+    """The state that the handlers of one application share."""
 
     config: Config
     ceremonies: Ceremonies
@@ -48,7 +48,7 @@ class State:
     random: RandomBytes
     metrics: Metrics
     decoy_secret: bytes = field(repr=False)
-    prf_salt: bytes | None = field(repr=False)  # None: prf is not asked for
+    prf_salt: bytes | None = field(repr=False)  # None: prf is not requested
     seen_proofs: SeenProofs = field(default_factory=SeenProofs)
     rate_limit: RateLimit
     issuer: TokenIssuer
@@ -63,20 +63,20 @@ class State:
         root = self.config.path.removesuffix(self.mounted_at)
         if path.startswith(f"{self.mounted_at}/"):
             public = self.config.path + path.removeprefix(self.mounted_at)
-        elif root + self.mounted_at == self.config.path:  # a handler of the service, which asked `who`
+        elif root + self.mounted_at == self.config.path:  # a handler of the service that calls `who`
             public = root + path
         else:
             public = path
         return [origin + public for origin in self.config.urls]
 
     def issue(self, now: float) -> IssueToken:
-        """What makes the token of a session that is opened or refreshed `now`."""
+        """Make the token issuer for a session that is opened or refreshed `now`."""
         return lambda session: self.issuer.token(session, now=now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedIn:
-    """Who is signed in, and how."""
+    """The user of a request, with the session."""
 
     session: Session
     user: User
@@ -86,12 +86,12 @@ STATE: Final = web.AppKey("relying_party_state", State)
 
 
 def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, str | None]:
-    """Who sends this request, and the session token that goes with it, if any.
+    """Authenticate a request's caller; returns it with the session token, if any.
 
-    A device proves its key. A browser cannot keep from sending its origin when it changes something, so
-    that is how it is known; `reads` waives it where nothing changes.
+    A device proves its key. A browser always sends its origin with a request that changes something, which must be one of
+    ours (CSRF); `reads` waives this where nothing changes.
     """
-    if not reads or PROOF_HEADER in request.headers:  # a signature to verify is work, whatever it is for
+    if not reads or PROOF_HEADER in request.headers:  # verification costs time, whatever the request is for
         state.rate_limit.take(request.remote or "", now=state.clock())
     if PROOF_HEADER in request.headers or "Authorization" in request.headers:
         if "Origin" in request.headers:
@@ -105,7 +105,7 @@ def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tup
 
 
 def described(caller: Caller, client: Client | None) -> Caller:
-    """The caller with what it says about itself, which is for callers with a key."""
+    """Add what a caller with a key says about itself."""
     if client is None:
         return caller
     if not caller.kind.proves_key:
@@ -114,7 +114,7 @@ def described(caller: Caller, client: Client | None) -> Caller:
 
 
 async def session_of(state: State, caller: Caller, token: str | None) -> SignedIn | None:
-    """The live session of a token, when it is the caller's own; who signs in again may still send an old one."""
+    """Look up the caller's own live session by token; None for others, as after an old cookie."""
     found = None if token is None else await state.store.session(hash_token(token), now=state.clock())
     if found is None or not found[0].belongs_to(caller):
         return None
@@ -133,7 +133,7 @@ async def session_behind(state: State, token: str) -> SignedIn | None:
 
 
 async def _seen(state: State, session: Session, user: User) -> SignedIn | None:
-    """The session of a token that was used: if it came from a refresh, the answer of that has arrived."""
+    """Note the use of a session's token, which proves that the answer to its refresh arrived."""
     known = confirmed(session, now=state.clock())
     if known is not None and not await state.store.replace_session(known, was=session.token_hash):
         return None
@@ -141,7 +141,7 @@ async def _seen(state: State, session: Session, user: User) -> SignedIn | None:
 
 
 async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, SignedIn]:
-    """The caller and their session; `NotSignedIn` without one."""
+    """Authenticate caller and session; `NotSignedIn` without a session."""
     caller, token = caller_of(request, state, reads=reads)
     found = await session_of(state, caller, token)
     if found is None:
@@ -150,7 +150,7 @@ async def signed_in(request: web.Request, state: State, *, reads: bool = False) 
 
 
 async def account_holder(request: web.Request, state: State, *, reads: bool = False) -> SignedIn:
-    """Somebody who may manage their account: in a browser or an app, and not on a device."""
+    """Authenticate a user who may manage their account: in a browser or an app, not on a device."""
     _, found = await signed_in(request, state, reads=reads)
     if found.session.client_kind is ClientKind.DEVICE:
         raise BrowsersOnly("this is a device's session")
@@ -158,24 +158,24 @@ async def account_holder(request: web.Request, state: State, *, reads: bool = Fa
 
 
 def require_fresh(state: State, session: Session) -> None:
-    """What matters needs a passkey that was used just now (`StepUpRequired`)."""
+    """Require a recent use of a passkey (`StepUpRequired`)."""
     fresh = state.config.lifetimes.fresh
     if session.auth_time + fresh <= state.clock():
         raise StepUpRequired(fresh)
 
 
 async def json_body(request: web.Request) -> bytes:
-    """The body of a request that says that it is JSON."""
+    """Read the body of a request with JSON as Content-Type."""
     return await _body(request, "application/json")
 
 
 async def form_body(request: web.Request) -> bytes:
-    """The body of a request as OAuth has it: a form."""
+    """Read the body of an OAuth request: a form."""
     return await _body(request, "application/x-www-form-urlencoded")
 
 
 async def _body(request: web.Request, media_type: str) -> bytes:
-    """The body, which has a bound of its own wherever the application is mounted. A compressed one is not unpacked."""
+    """Read the body within our own limit, also where mounted. A compressed body is refused."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType
     if request.content_type != media_type:
@@ -192,7 +192,7 @@ async def _body(request: web.Request, media_type: str) -> bytes:
 
 
 async def _read(request: web.Request) -> bytes:
-    if not request.can_read_body:  # there is none, or a middleware of the service has read it
+    if not request.can_read_body:  # no body, or a middleware of the service has read it
         body = await request.read()
     else:
         read = bytearray()
