@@ -99,10 +99,17 @@ async def silence(heard: asyncio.Queue[Advertisement], seconds: float = 0.5) -> 
     return True
 
 
+async def falls_silent(heard: asyncio.Queue[Advertisement]) -> None:
+    """Nothing is heard any more, once what was on its way has come."""
+    async with asyncio.timeout(60):
+        while not await silence(heard):
+            pass
+
+
 async def test_a_device_hears_a_phone_in_another_process(ether: str) -> None:
     sent = bytes(range(20))
     async with BumbleRadio(ether).adverts() as adverts, advertiser(ether, sent):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             advert = await anext(adverts)
     assert advert.service_data == sent
     assert advert.rssi == -50
@@ -111,7 +118,7 @@ async def test_a_device_hears_a_phone_in_another_process(ether: str) -> None:
 async def test_a_phone_that_was_there_first_is_heard_too(ether: str) -> None:
     sent = bytes(range(20))
     async with advertiser(ether, sent), BumbleRadio(ether).adverts() as adverts:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await anext(adverts)).service_data == sent
             assert (await anext(adverts)).service_data == sent
 
@@ -119,16 +126,18 @@ async def test_a_phone_that_was_there_first_is_heard_too(ether: str) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 async def test_the_adverts_of_a_phone_that_was_killed_stop(ether: str, number: signal.Signals) -> None:
     async with scanner(ether) as heard, advertiser(ether, bytes(20)) as phone:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await heard.get()
         phone.process.send_signal(number)
         if number is signal.SIGKILL:
             await phone.process.wait()
-            async with asyncio.timeout(10):
-                while not await silence(heard):
-                    pass
+            await falls_silent(heard)
         else:  # a phone that only stands still keeps its controller
-            assert not await silence(heard)
+            while not heard.empty():
+                heard.get_nowait()
+            async with asyncio.timeout(60):
+                for _ in range(3):
+                    await heard.get()
 
 
 async def test_many_hosts_hear_each_other_and_not_themselves(ether: str) -> None:
@@ -139,7 +148,7 @@ async def test_many_hosts_hear_each_other_and_not_themselves(ether: str) -> None
             await stack.enter_async_context(BumbleAdvertiser(ether).advertise(service_data))
         for heard in scanners:
             found: set[bytes] = set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(found) < 2:
                     found.add((await heard.get()).data_bytes[-20:])
             assert found == sent
@@ -173,7 +182,7 @@ async def test_an_advert_is_reported_as_what_it_is(
             scan_response_data=name,
             advertising_interval_min=50,
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             reports = [await heard.get() for _ in range(6)]
     assert {report.is_connectable for report in reports} == {connectable}
     assert {report.is_scannable for report in reports} == {scannable}
@@ -184,7 +193,7 @@ async def test_an_advert_is_reported_as_what_it_is(
 
 async def test_extended_adverts_are_reported_as_such(ether: str) -> None:
     async with scanner(ether) as heard, BumbleAdvertiser(ether).advertise(bytes(40)):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             report = await heard.get()
     assert (report.is_legacy, report.is_connectable, report.is_scannable) == (False, False, False)
     assert report.is_complete
@@ -193,7 +202,7 @@ async def test_extended_adverts_are_reported_as_such(ether: str) -> None:
 
 async def test_what_does_not_fit_into_one_report_is_marked_as_cut(ether: str) -> None:
     async with scanner(ether) as heard, BumbleAdvertiser(ether).advertise(bytes(247)):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             report = await heard.get()
     assert report.is_truncated
     assert len(report.data_bytes) == 229
@@ -215,11 +224,11 @@ async def test_the_legacy_commands_send_non_connectable_adverts_too(ether: str) 
         )
         await phone.send_sync_command(HCI_LE_Set_Advertising_Data_Command(advertising_data=b"\x02\x01\x06"))
         await phone.send_sync_command(HCI_LE_Set_Advertising_Enable_Command(advertising_enable=1))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             report = await heard.get()
         assert (report.is_legacy, report.is_connectable, report.is_scannable) == (True, False, False)
         await phone.send_sync_command(HCI_LE_Set_Advertising_Enable_Command(advertising_enable=0))
-        assert await silence(heard)
+        await falls_silent(heard)
 
 
 async def test_a_reset_stops_everything(ether: str) -> None:
@@ -227,10 +236,10 @@ async def test_a_reset_stops_everything(ether: str) -> None:
         await phone.start_advertising(
             advertising_type=AdvertisingType.UNDIRECTED, advertising_data=b"\x02\x01\x06"
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await heard.get()
         await phone.send_sync_command(HCI_Reset_Command())
-        assert await silence(heard)
+        await falls_silent(heard)
 
 
 async def test_a_legacy_advert_that_is_too_long_and_one_without_an_address_are_refused(ether: str) -> None:
@@ -255,13 +264,13 @@ async def test_a_peer_learns_when_the_host_it_is_connected_to_has_gone(ether: st
                 advertising_type=AdvertisingType.UNDIRECTED_CONNECTABLE_SCANNABLE,
                 own_address_type=OwnAddressType.RANDOM,
             )
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await heard.get()
                 connection = await computer.connect(
                     phone.random_address, own_address_type=OwnAddressType.RANDOM
                 )
             connection.on("disconnection", lambda _reason: gone.set())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             await gone.wait()
 
 
@@ -274,7 +283,7 @@ async def test_when_every_controller_is_in_use_a_host_is_turned_away() -> None:
             with contextlib.suppress(ConnectionError):
                 assert await reader.read() == b""
             writer.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:  # the number is given back as soon as the ether has noticed
                 reader, writer = await asyncio.open_connection(host, int(port))
                 writer.write(bytes(HCI_Reset_Command()))
@@ -309,7 +318,7 @@ async def test_a_host_that_sends_nonsense_does_not_disturb_the_others(ether: str
     writer.write(noise)
     await writer.drain()
     async with BumbleRadio(ether).adverts() as adverts, BumbleAdvertiser(ether).advertise(bytes(20)):
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert (await anext(adverts)).service_data == bytes(20)
     writer.close()
 
@@ -320,15 +329,13 @@ async def test_a_host_that_vanishes_without_a_word_leaves_no_ghost(ether: str) -
             await phone.start_advertising(
                 advertising_type=AdvertisingType.UNDIRECTED, advertising_data=b"\x02\x01\x06"
             )
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await heard.get()
             connection = phone.host.hci_sink.transport  # type: ignore[union-attr]
             sock = connection.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             connection.abort()
-        async with asyncio.timeout(10):
-            while not await silence(heard):
-                pass
+        await falls_silent(heard)
 
 
 async def test_only_loopback_unless_told() -> None:
@@ -340,15 +347,14 @@ async def test_only_loopback_unless_told() -> None:
         assert await program.end() == 0
 
 
-async def test_a_taken_port_is_a_transport_error() -> None:
+async def test_a_taken_port_is_a_matter_of_set_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         status, stdout, stderr = await run("companion_push", "ether", "--listen", listen)
-    assert (status, stdout, stderr.count("\n")) == (4, "", 1)
+    assert (status, stdout, stderr.count("\n")) == (10, "", 1)
 
 
 async def test_without_bumble_it_says_what_to_install() -> None:
-
     blocked = "import sys; sys.modules['bumble'] = None; import runpy; runpy.run_module('companion_push', run_name='__main__')"
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -361,6 +367,6 @@ async def test_without_bumble_it_says_what_to_install() -> None:
         stderr=asyncio.subprocess.PIPE,
     )
     _, stderr = await process.communicate()
-    assert process.returncode == 2
+    assert process.returncode == 10
     assert b"'.[emulation]' in the clone" in stderr
     assert stderr.count(b"\n") == 1

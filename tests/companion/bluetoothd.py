@@ -122,14 +122,14 @@ class Bluetoothd:
 
     async def until_silent(self, name: str = "hci0") -> None:
         """Wait until the last advert has been taken down."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self._managers[name].adverts:
                 self._changed.clear()
                 await self._changed.wait()
 
     async def until_asked(self, times: int = 1) -> None:
         """Wait until so many adverts have been read for registration."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.registrations < times:
                 self._changed.clear()
                 await self._changed.wait()

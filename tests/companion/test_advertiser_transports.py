@@ -127,7 +127,7 @@ async def test_adverts_are_sent_and_heard(air: Air, tmp_path: Path, way: Way) ->
         way(air, tmp_path) as (other, _),
         BumbleRadio(one).adverts() as adverts,
         BumbleAdvertiser(other).advertise(SENT),
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         assert (await anext(adverts)).service_data == SENT
 
@@ -142,7 +142,7 @@ async def test_a_controller_that_is_pulled_out_is_missed_at_once(air: Air, tmp_p
             pull_out()
             await asyncio.Event().wait()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         with pytest.raises(TransportError) as failed:
             await phone()
     assert failed.value.reason is TransportReason.NO_ADAPTER
@@ -161,7 +161,7 @@ async def test_a_controller_may_come_to_us_through_a_terminal(air: Air, tmp_path
         tcp(air, tmp_path) as (listener, _),
         BumbleAdvertiser(f"pty:{link}").advertise(SENT),
         BumbleRadio(listener).adverts() as adverts,
-        asyncio.timeout(10),
+        asyncio.timeout(60),
     ):
         assert (await anext(adverts)).service_data == SENT
     (await coming).abort()
@@ -189,7 +189,7 @@ async def phone_program(
             *("--uv", "accept", "--credentials", folder / "passkeys.json", "--ca", certificate.ca),
             stdin=f"{url}\n",
         ) as program,
-        asyncio.timeout(20),
+        asyncio.timeout(60),
     ):
         while not on_the_air(air):  # noqa: ASYNC110  the controller tells nobody
             await asyncio.sleep(0)

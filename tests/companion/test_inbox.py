@@ -65,7 +65,7 @@ async def test_a_held_connection_brings_a_request_at_once(anna: Companion, frame
     begun = time.monotonic()
     await frame.ask(anna.caller)
     await anna.inbox.changed()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20  # a connection is held for 25
     assert len(anna.inbox.pending) == 1
     listening.cancel()
     await asyncio.wait([listening])

@@ -177,7 +177,7 @@ class Shown:
 
     async def until(self, what: Callable[[], bool]) -> None:
         """What the terminal shows has become so."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not what():
                 self._changed.clear()
                 await self._changed.wait()

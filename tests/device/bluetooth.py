@@ -119,7 +119,7 @@ async def bluetooth_service(bus: MessageBus) -> AsyncIterator[Bluetooth]:
     await bus.call(Message(dbus, "/org/freedesktop/DBus", dbus, "AddMatch", signature="s", body=[rule]))
     async with program(PYTHON, "-m", "dbusmock", "--system", "--template", "bluez5"):
         try:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await appeared.wait()
         except TimeoutError:
             pytest.fail("python3-dbusmock does not start: run scripts/install-test-packages")

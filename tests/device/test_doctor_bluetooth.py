@@ -203,7 +203,7 @@ async def test_an_adapter_that_goes_in_the_middle_of_the_scan(bluetooth: Bluetoo
         await condition(lambda: bluetooth.discovering(path))
         await bluetooth.power(path, on=False)
 
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         findings, _ = await asyncio.gather(examined(listen=3600), turn_off())
     assert (findings[3].status, findings[3].reason) == (Status.PROBLEM, TransportReason.ADAPTER_OFF)
 

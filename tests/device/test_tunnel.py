@@ -292,7 +292,7 @@ async def test_what_nobody_receives_is_not_taken_in_without_end(loopback_certifi
         service(tunnel_service(tell), loopback_certificate) as url,
         open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
     ):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while tunnel._unread <= MAX_UNREAD:  # noqa: ASYNC110  nothing tells of it
                 await asyncio.sleep(0)
         for message in messages:

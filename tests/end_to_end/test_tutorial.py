@@ -39,7 +39,7 @@ class Shell:
             await shell.type(f"cd '{folder}'")
             yield shell
             window.type("exit\n")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await process.wait()
 
     async def type(self, lines: str) -> str:

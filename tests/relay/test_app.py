@@ -28,7 +28,7 @@ from tests.relay.household import (
 )
 from tests.trust.people import companion, device
 
-SOON = 5.0  # seconds: far less than the 25 of a hold
+SOON = 20.0  # seconds: less than the 25 of a hold
 
 
 async def eventually_held(relay: Relay, path: str, caller: Caller) -> asyncio.Task[Reply]:

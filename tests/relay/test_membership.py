@@ -15,7 +15,7 @@ from headless_passkey.trust.ring import Ring
 from tests.relay.household import Caller, Household, Relay, Reply
 from tests.trust.people import companion, device, forge, grow
 
-SOON = 5.0
+SOON = 20.0  # seconds: less than the 25 of a hold
 
 
 def founding(founder: Caller, account: str) -> str:
