@@ -76,7 +76,8 @@ async def serving(
 ) -> AsyncIterator[None]:
     """Serve `app` while this is open; then nothing new is accepted, and what is under way has `DRAIN_SECONDS`.
 
-    say: tells the operator a line. public_url: what clients call `app` by; a proxy may take its path off. handler_cancellation: whether a client that hangs up ends its handler.
+    say: tells the operator a line. public_url: what clients call `app` by; a proxy may take its path off.
+    handler_cancellation: whether a client that hangs up ends its handler.
     """
     asyncio.get_running_loop().set_exception_handler(_one_line)
     runner = Runner(

@@ -5,6 +5,7 @@ import contextlib
 import os
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,7 @@ MAX_SECRETS: Final = 64 * 1024  # bytes of the file that has them
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
     """Listen, and serve until the process is asked to end. say: tells the operator a line."""
+    ended = until_terminated()
     with contextlib.ExitStack() as listeners:
         listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
         base_url = _base_url(args, listener)
@@ -37,7 +39,6 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
                 )
                 await inside.enter_async_context(serving(make_metrics_app(app), metrics, say=lambda _: None))
                 say(f"metrics at {metrics.base_url()}/metrics")
-            ended = until_terminated()
             out(f"{base_url}\n")
             await ended
 
@@ -47,7 +48,7 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
     if args.public_url is None and not args.origin and args.listen[0] in ("0.0.0.0", "::"):
         raise UsageError("listening on every address needs --public-url")
     origins = tuple(_with_port(origin, port) for origin in args.origin)
-    return Config.make(
+    config = Config.make(
         rp_id=args.rp_id,
         rp_name=args.rp_name,
         public_url=args.public_url or (*origins, base_url)[0],
@@ -73,6 +74,7 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
             fresh=args.fresh_seconds,
         ),
     )
+    return replace(config, manage=f"{config.path}/", enroll=f"{config.path}/")  # our own pages
 
 
 def _base_url(args: argparse.Namespace, listener: Listener) -> str:

@@ -520,6 +520,10 @@ async def test_programs_are_called_below_the_path_of_their_public_url(
                 assert response.status == 200, await response.text()
             async with session.get(arrives + "/") as response:
                 assert '"/passkeys/static/passkeys.js"' in await response.text()
+            async with session.get(arrives + "/.well-known/passkey-endpoints") as response:
+                assert await response.json() == dict.fromkeys(
+                    ("enroll", "manage"), "https://host.example/passkeys/"
+                )
 
 
 @pytest.mark.threat("T12")

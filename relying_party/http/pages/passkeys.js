@@ -11,8 +11,8 @@ import { Refused, Unreachable, explained, noName, whyNot } from "./words.js";
 
 const status = document.querySelector(".status");
 const userName = document.getElementById("user-name");
-const why = whyNot(document.body.dataset.origins.split(" "));
 const root = new URL("..", import.meta.url).pathname.slice(0, -1); // where the relying party is mounted
+const why = whyNot(document.body.dataset.origins.split(" "));
 const PATIENCE = 30_000; // milliseconds for one answer of the server
 
 async function call(method, path, body) {
@@ -269,7 +269,7 @@ async function act(element) {
   const deed = element.dataset.do;
   if (busy) return;
   if (deed in waiting && why !== null) {
-    say(why.text, { bad: true, href: why.href });
+    say(why.text, { bad: true, href: why.href && why.href + (root && `${root}/`) });
     return;
   }
   work(true);
@@ -318,6 +318,6 @@ for (const time of document.querySelectorAll("time")) {
 }
 
 for (const button of buttons) button.disabled = false; // without this script they do nothing
-if (why !== null) say(why.text, { bad: true, href: why.href });
+if (why !== null) say(why.text, { bad: true, href: why.href && why.href + (root && `${root}/`) });
 goOn();
 offer().catch(ignore);
