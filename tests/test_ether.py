@@ -368,5 +368,5 @@ async def test_without_bumble_it_says_what_to_install() -> None:
     )
     _, stderr = await process.communicate()
     assert process.returncode == 10
-    assert b"'.[emulation]' in the clone" in stderr
+    assert b"`pip install '.[emulation]'` in the clone" in stderr
     assert stderr.count(b"\n") == 1
