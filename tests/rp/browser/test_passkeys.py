@@ -1,13 +1,16 @@
 """Register and sign in in a real browser, and what the relying party says to an authenticator that misbehaves."""
 
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from playwright.async_api import expect
+from certificates import Certificate
+from playwright.async_api import Browser, expect
 
+from tests.ports import reserved_port
 from tests.rp.browser.conftest import Visit
 from tests.rp.browser.steps import has_passkeys, registered, says, sign_in, sign_out, signed_in
-from tests.rp.browser.visitor import Visitor
+from tests.rp.browser.visitor import Visitor, serving, visit
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -25,6 +28,24 @@ async def test_a_passkey_is_made_and_signs_in(visiting: Visit, transport: str, s
     await sign_out(visitor)
     await sign_in(visitor)
     await signed_in(visitor, name)
+
+
+async def test_below_a_path_a_passkey_is_made_and_signs_in_too(
+    chromium: Browser, loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    port = reserved_port()
+    words = ("--listen", f"127.0.0.1:{port}", "--public-url", f"https://localhost:{port}/passkeys")
+    async with serving(loopback_certificate, tmp_path, *words) as url:
+        visitor = await visit(chromium, url, "/passkeys/")
+        name = await registered(visitor)
+        await sign_out(visitor)
+        await sign_in(visitor)
+        await signed_in(visitor, name)
+        await visitor.page.get_by_role("link", name="Example").click()
+        await signed_in(visitor, name)
+        assert all(path.startswith("/passkeys/") for _, path in visitor.answers), visitor.answers
+        await visitor.page.context.close()
+        assert visitor.complaints == []
 
 
 async def test_a_second_passkey_is_added_and_the_first_authenticator_does_not_make_another(
