@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 PATIENCE = 20.0  # seconds; a safety net: what closes, closes in a few rounds of the loop
 
@@ -156,6 +157,39 @@ def counting_tasks() -> Iterator[None]:
         yield
     finally:
         loop.set_task_factory(before)
+
+
+async def _coroutine(work: Awaitable[web.StreamResponse]) -> web.StreamResponse:
+    return await work
+
+
+class Handlers:
+    """Interrupts a request's handler of a server, when there is one to interrupt."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, Interruption] = {}
+
+    def interrupt(self, path: str, interruption: Interruption) -> None:
+        """Interrupt the next request whose path and query hold `path`."""
+        self._next[path] = interruption
+
+    def added_to(self, app: web.Application) -> web.Application:
+        """The application with this as its innermost middleware."""
+
+        @web.middleware
+        async def middleware(
+            request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+        ) -> web.StreamResponse:
+            for path in list(self._next):
+                if path in request.path_qs:
+                    response: web.StreamResponse = await interrupted(
+                        _coroutine(handler(request)), self._next.pop(path)
+                    )
+                    return response
+            return await handler(request)
+
+        app.middlewares.append(middleware)
+        return app
 
 
 async def cancel_everywhere(

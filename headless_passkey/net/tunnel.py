@@ -168,6 +168,10 @@ class Tunnel:
         if isinstance(error, Exception):
             self._arrived.put_nowait(error)
 
+    def closed_here(self) -> None:
+        """Tell whoever still waits for a message that there will be none."""
+        self._end(TunnelClosed("the tunnel was closed at this end", clean=True))
+
     def _end(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
         self._arrived.put_nowait(error)
@@ -282,6 +286,7 @@ async def open_tunnel(
                 # before close(), which leaves its connection open when it is cancelled while somebody receives
                 if listening is not None:
                     await end(listening)
+                    tunnel.closed_here()
             finally:
                 with suppress(TimeoutError):  # aiohttp's own limit is for the answer alone
                     async with asyncio.timeout(2 * CLOSE_TIMEOUT):

@@ -230,6 +230,19 @@ async def test_an_error_that_nobody_expected_is_raised_where_messages_are_receiv
                 await tunnel.receive()
 
 
+async def test_who_waits_for_a_message_is_told_when_the_tunnel_is_closed_at_this_end(
+    loopback_certificate: Certificate,
+) -> None:
+    async with service(tunnel_service(echo), loopback_certificate) as url:
+        async with open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel:
+            waiting = asyncio.create_task(tunnel.receive())
+            await asyncio.sleep(0)
+        async with asyncio.timeout(20):
+            with pytest.raises(TunnelClosed) as ended:
+                await waiting
+    assert ended.value.clean
+
+
 @pytest.mark.threat("T9")
 async def test_a_text_message_ends_the_tunnel(loopback_certificate: Certificate) -> None:
     heard: list[int | None] = []

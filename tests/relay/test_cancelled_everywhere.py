@@ -1,0 +1,66 @@
+"""The relay's handlers, cancelled at every point where they wait, once and twice, as when a client hangs up: nothing stays open or held."""
+
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from companion_push.relay.app import RELAY, make_app
+from tests.open_things import Handlers, Interruption, cancel_everywhere
+from tests.relay import household
+from tests.relay.household import Household, Reply, fresh_id
+
+Call = Callable[[Household], Awaitable[Reply]]
+
+
+async def submit(home: Household) -> Reply:
+    return await home.devices[0].submit(*home.companions)
+
+
+async def look(home: Household) -> Reply:
+    return await home.companions[0].get("/v1/inbox")
+
+
+async def hold(home: Household) -> Reply:
+    """A request that the relay holds until its time is over."""
+    phone = home.companions[0]
+    cursor = (await phone.get("/v1/inbox")).body["cursor"]
+    return await phone.get(f"/v1/inbox?cursor={cursor}&wait=1")
+
+
+async def claim(home: Household) -> Reply:
+    phone, frame = home.companions[0], home.devices[0]
+    name = fresh_id()
+    await frame.submit(phone, name=name)
+    return await phone.act(frame, name, "claimed")
+
+
+@pytest.mark.parametrize("again", [None, 1, 2], ids=["once", "and at once", "and two later"])
+@pytest.mark.parametrize(
+    ("call", "path"),
+    [(submit, "/v1/requests/"), (look, "/v1/inbox"), (hold, "wait=1"), (claim, "/events")],
+    ids=["submit", "inbox", "held inbox", "claim"],
+)
+async def test_a_handler(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, path: str, again: int | None
+) -> None:
+    handlers = Handlers()
+    monkeypatch.setattr(household, "make_app", lambda config: handlers.added_to(make_app(config)))
+    async with household.running_relay(tmp_path / "relay.sqlite3") as relay:
+        endpoints = relay.app[RELAY]
+        home = await relay.household()
+
+        async def one(interruption: Interruption) -> Interruption:
+            handlers.interrupt(path, interruption)
+            with contextlib.suppress(aiohttp.ClientError):
+                await call(home)
+            handlers.interrupt(path, Interruption(at=0))
+            return interruption
+
+        await one(Interruption(at=0))
+        assert await cancel_everywhere(one, again=(again,)) >= 1
+        assert len(endpoints.held_requests) == 0
+        assert not endpoints._transactions
+        assert (await call(home)).status in (200, 201)
