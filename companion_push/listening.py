@@ -6,7 +6,6 @@ The relying party has a copy of this module, and one test runs over all programs
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import socket
 import ssl
@@ -22,6 +21,7 @@ from companion_push.addresses import Network
 from companion_push.errors import cannot_listen
 from companion_push.http_server import Runner, tls_context
 from companion_push.log_limit import LogLimit
+from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import UsageError
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
@@ -99,14 +99,6 @@ async def serving(
         _limit.end()
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` is a loopback address or name."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What asyncio reports: connections that cannot be accepted are one line a minute, and all else as ever.
 
@@ -138,7 +130,7 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
         for family, kind, protocol, _, address in dict.fromkeys(found):
             if family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            if only_loopback and not is_loopback(str(address[0])):
+            if only_loopback and not is_this_machine(str(address[0])):
                 raise UsageError("without --cert and --key only loopback addresses are listened on")
             one = socket.socket(family, kind, protocol)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

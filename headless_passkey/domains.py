@@ -1,9 +1,10 @@
-"""Which texts are domains: names of hosts, and so RP IDs, as browsers write them. The relying party has the same rule.
+"""Which texts are domains: names of hosts, and so RP IDs, as browsers write them; and which hosts are this machine. The relying party has the same rule.
 
 An RP ID is a valid domain string (WebAuthn Level 3 §5.1.3), and no address. Names of other scripts stand here as their
 A-labels (xn--), which a browser has made; what those stand for is not looked at, since that changes with Unicode.
 """
 
+import ipaddress
 import re
 from typing import Final
 
@@ -15,3 +16,22 @@ _ADDRESS: Final = re.compile(r"(.*\.)?([0-9]+|0x[0-9a-f]*)")  # ends in a number
 def is_domain(text: str) -> bool:
     """Whether `text` is a domain: lower case, letters, digits and hyphens, no dot at an end, and no address."""
     return len(text) <= MAX_DOMAIN and bool(_LABELS.fullmatch(text)) and not _ADDRESS.fullmatch(text)
+
+
+def is_localhost(host: str) -> bool:
+    """Whether a host's name is ``localhost``, or ends in it (RFC 6761 §6.3): browsers resolve it to this machine."""
+    name = host.removesuffix(".").lower()
+    return is_domain(name) and (name == "localhost" or name.endswith(".localhost"))
+
+
+def is_this_machine(host: str) -> bool:
+    """Whether a host's name or address says that it is this machine, where plain HTTP has no listener in between.
+
+    host: without brackets; an IPv6 address may have a zone.
+    """
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return is_localhost(host)
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

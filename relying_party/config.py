@@ -14,7 +14,7 @@ from yarl import URL
 
 from relying_party.core.access_tokens import TokenKey, secret_hash
 from relying_party.core.credentials import BackupEligibility
-from relying_party.core.domains import is_domain
+from relying_party.core.domains import is_domain, is_localhost, is_this_machine
 from relying_party.core.encoding import base64url, from_base64url
 from relying_party.core.sessions import Lifetimes
 from relying_party.errors import InvalidRequest, UsageError
@@ -220,7 +220,7 @@ def check_public_url(url: str) -> str:
     ):
         raise wrong
     origin = origin_of(parts.scheme, name, port)
-    if parts.scheme == "http" and not (is_local(origin) or _is_loopback(name)):
+    if parts.scheme == "http" and not is_this_machine(name):
         raise UsageError("public_url: expected https, where it is not this machine alone")
     return origin + path
 
@@ -242,8 +242,8 @@ def check_origin(origin: str, rp_id: str) -> str:
 
 
 def is_local(origin: str) -> bool:
-    host = urlsplit(origin).hostname or ""
-    return host == "localhost" or host.endswith(".localhost")
+    """Whether an origin's host is a name that browsers resolve to this machine."""
+    return is_localhost(urlsplit(origin).hostname or "")
 
 
 def label_of(origin: str) -> str:
@@ -286,10 +286,6 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_loopback(host: str) -> bool:
-    return _is_address(host) and ipaddress.ip_address(host).is_loopback
 
 
 def _check_secret(secret: str) -> bytes:

@@ -4,7 +4,6 @@ The rule is the device's (docs/how-to/proxy.md), and tests/vectors/proxies.json 
 ``trust_env`` is not used, since it would also send credentials out of a .netrc file.
 """
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
+from relying_party.core.domains import is_this_machine
 from relying_party.errors import UsageError
 
 _TLS: Final = ("https", "wss")
@@ -64,7 +64,7 @@ class Proxy:
 def proxy_for(url: str) -> Proxy | None:
     """The proxy that a connection to `url` goes through, by the environment as it is now; None for a direct one."""
     asked = URL(url)
-    if asked.scheme not in _TLS or not asked.raw_host or _is_this_machine(asked.raw_host):
+    if asked.scheme not in _TLS or not asked.raw_host or is_this_machine(asked.raw_host):
         return None
     settings = getproxies_environment()
     text = settings.get("https")
@@ -76,13 +76,3 @@ def proxy_for(url: str) -> Proxy | None:
     if any(proxy_bypass_environment(form, settings) for form in (host, named, f"{named}:{asked.port}")):
         return None
     return Proxy.parse(text.strip())
-
-
-def _is_this_machine(host: str) -> bool:
-    host = host.removesuffix(".").lower()
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback

@@ -31,8 +31,8 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
-from relying_party.config import is_local
 from relying_party.core.access_tokens import ALGORITHM, TYPE
+from relying_party.core.domains import is_this_machine
 from relying_party.core.proofs import SeenProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused, TokenInvalid, UsageError
 from relying_party.http.answers import problem, refused
@@ -330,7 +330,14 @@ def _token(request: web.Request) -> str:
 
 
 def _check_secure(url: str) -> None:
-    parts = urlsplit(url)
-    loopback = is_local(url) or parts.hostname in ("127.0.0.1", "::1")
-    if not parts.hostname or not (parts.scheme == "https" or (parts.scheme == "http" and loopback)):
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        host = ""
+    if (
+        not host
+        or not url.isprintable()  # urlsplit takes tabs and line ends out
+        or not (parts.scheme == "https" or (parts.scheme == "http" and is_this_machine(host)))
+    ):
         raise UsageError(f"{url} is no address of a relying party over https")

@@ -6,12 +6,12 @@ Hosts use the transport name that the program prints first: ``tcp-client:HOST:PO
 
 import argparse
 import asyncio
-import ipaddress
 import logging
 from typing import Any, Final
 
 from companion_push.errors import cannot_listen
 from headless_passkey.command.command_line import add_settings, example, host_port, out
+from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import UsageError
 from headless_passkey.signals import until_terminated
 
@@ -56,7 +56,7 @@ async def serve(args: argparse.Namespace) -> None:
     from companion_push.emulation.controllers import Air, Host  # noqa: PLC0415  bumble is an extra
 
     host, port = args.listen
-    if not (args.allow_remote or _is_loopback(host)):
+    if not (args.allow_remote or is_this_machine(host)):
         raise UsageError(f"{host} is not a loopback address; --allow-remote listens there all the same")
     air = Air(args.controllers)
     loop = asyncio.get_running_loop()
@@ -72,13 +72,6 @@ async def serve(args: argparse.Namespace) -> None:
         finally:
             server.close()
             air.close()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _count(text: str) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from headless_passkey.domains import is_domain
+from headless_passkey.domains import is_domain, is_this_machine
 from headless_passkey.errors import UsageError
 
 MAX_SIZE: Final = 1024  # characters
@@ -76,12 +76,7 @@ class BaseUrl:
     @property
     def is_loopback(self) -> bool:
         """Whether it is this machine, where plain http has no listener in between."""
-        if self.host == "localhost" or self.host.endswith(".localhost"):
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return is_this_machine(self.host)
 
 
 def _host(name: str, *, in_brackets: bool) -> str:

@@ -5,7 +5,6 @@ sees TLS, which is with the server. Each request is told its way by itself, sinc
 would also send credentials out of a .netrc file. What is on this machine is never asked for through a proxy.
 """
 
-import ipaddress
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,6 +20,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
+from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import mend
 from headless_passkey.net.unreachable import check_name, unreachable, what_went_wrong
@@ -101,17 +101,6 @@ def proxy_for(url: URL | str) -> Proxy | None:
     if any(proxy_bypass_environment(form, settings) for form in (host, named, f"{named}:{url.port}")):
         return None
     return Proxy.parse(text.strip())
-
-
-def is_this_machine(host: str) -> bool:
-    """Whether a host's name or address says that it is this machine."""
-    host = host.removesuffix(".").lower()
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return (mapped or address).is_loopback
 
 
 class Way:

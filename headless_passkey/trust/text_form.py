@@ -1,11 +1,11 @@
 """The one-line text form of account codes and invitations, and the relay URL in it."""
 
-import ipaddress
 import re
 from typing import Final
 from urllib.parse import urlsplit
 
 from headless_passkey.base64url import base64url, from_base64url
+from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 MAX_TEXT: Final = 2048  # characters
@@ -49,15 +49,6 @@ def check_relay_url(url: str) -> str:
         raise RemoteProtocolError(
             "the relay URL has no valid host and port", reason=ProtocolReason.MALFORMED_RELAY_URL
         ) from error
-    if parts.scheme != "https" and not _is_loopback(host):
+    if parts.scheme != "https" and not is_this_machine(host):
         raise RemoteProtocolError("a relay is reached over https", reason=ProtocolReason.MALFORMED_RELAY_URL)
     return url
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
-from headless_passkey.domains import is_domain
+from headless_passkey.domains import is_domain, is_localhost
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, SetupReason, UsageError
 from headless_passkey.json_text import decode_json
 from headless_passkey.mends import setup_error
@@ -33,9 +33,7 @@ def check_origin(origin: str) -> str:
     except ValueError as error:
         raise UsageError("the origin is not a URL") from error
     host = parts.hostname or ""
-    secure = parts.scheme == "https" or (
-        parts.scheme == "http" and (host == "localhost" or host.endswith(".localhost"))
-    )
+    secure = parts.scheme == "https" or (parts.scheme == "http" and is_localhost(host))
     if not secure or not is_domain(host) or origin != _written(parts.scheme, host, port):
         raise UsageError(
             "an origin is https://NAME[:PORT], or http://localhost[:PORT], in lower case, as browsers write it:"

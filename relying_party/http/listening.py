@@ -6,7 +6,6 @@ The push programs have a module like this; one test runs over all programs (test
 import asyncio
 import contextlib
 import errno
-import ipaddress
 import logging
 import signal
 import socket
@@ -19,6 +18,7 @@ from typing import Any, Final
 from aiohttp import web
 from yarl import URL
 
+from relying_party.core.domains import is_this_machine
 from relying_party.errors import SetupError, UsageError
 from relying_party.http.addresses import Network
 from relying_party.http.http_server import Runner, tls_context
@@ -119,14 +119,6 @@ def until_terminated() -> "asyncio.Future[None]":
     return asked
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine and nothing else."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-
-
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """What asyncio reports: connections that cannot be accepted are one line a minute, and all else as ever.
 
@@ -158,7 +150,7 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
         for family, kind, protocol, _, address in dict.fromkeys(found):
             if family not in (socket.AF_INET, socket.AF_INET6):
                 continue
-            if only_loopback and not is_loopback(str(address[0])):
+            if only_loopback and not is_this_machine(str(address[0])):
                 raise UsageError("without --cert and --key only loopback addresses are listened on")
             one = socket.socket(family, kind, protocol)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

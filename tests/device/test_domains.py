@@ -1,14 +1,21 @@
 """Domains: known ones, which the relying party's copy of the rule judges alike, and so does every door for RP IDs."""
 
+from collections.abc import Callable
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import relying_party.core.domains
-from headless_passkey.domains import is_domain
+from headless_passkey.domains import is_domain, is_this_machine
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.trust.ring import check_rp_ids
+from headless_passkey.trust.text_form import check_relay_url
 from headless_passkey.webauthn.origins import check_origin, well_known_url
+from relying_party.config import check_public_url
+from relying_party.errors import UsageError
+from relying_party.resource import Keys
 from tests.vectors_loader import Vector, name, vectors
 
 
@@ -25,6 +32,30 @@ def test_a_known_text_is_a_domain_or_none_at_every_door(case: Vector) -> None:
                 door()
     if valid:
         assert check_origin(f"https://{text}") == f"https://{text}"
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("case", vectors("this_machine"), ids=name)
+def test_a_known_host_is_this_machine_or_another_for_device_and_relying_party(case: Vector) -> None:
+    assert is_this_machine(case["text"]) is case["this_machine"]
+    assert relying_party.core.domains.is_this_machine(case["text"]) is case["this_machine"]
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("case", vectors("this_machine"), ids=name)
+def test_plain_http_goes_to_this_machine_alone_at_every_door(case: Vector) -> None:
+    host = case["text"]
+    url = f"http://[{host}]:8470" if ":" in host else f"http://{host}:8470"
+    doors: tuple[Callable[[], object], ...] = (
+        lambda: check_relay_url(url),
+        lambda: check_origin(url),
+        lambda: Keys(jwks_uri=url),
+        lambda: check_public_url(url),
+    )
+    for door in doors:
+        with suppress(HeadlessPasskeyError, UsageError):
+            door()
+            assert case["this_machine"] or not host.isascii(), "taken"  # what is mapped to an address is one
 
 
 @given(st.text(max_size=40) | st.text(alphabet="a1.-x0", max_size=12))

@@ -554,7 +554,16 @@ async def test_known_keys_are_used_on_while_the_relying_party_is_away(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "url", ["http://login.example/jwks.json", "login.example", "ftp://login.example", "https:///x"]
+    "url",
+    [
+        "http://login.example/jwks.json",
+        "login.example",
+        "ftp://login.example",
+        "https:///x",
+        "https://[login",
+        "http://localhost\n:80",
+    ],
+    ids=ascii,
 )
 def test_the_relying_party_is_asked_over_https(url: str) -> None:
     with pytest.raises(UsageError):
