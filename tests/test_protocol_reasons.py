@@ -65,7 +65,11 @@ CASES: dict[str, tuple[Callable[[], object], ProtocolReason]] = {
     "an advert that is no hexadecimal": (lambda: parse_advert_line(b"xyz"), ProtocolReason.MALFORMED_ADVERT),
     "an invitation that is none": (lambda: Invitation.parse("hello"), ProtocolReason.MALFORMED_INVITATION),
     "an account code that is none": (lambda: AccountCode.parse("hello"), ProtocolReason.MALFORMED_INVITATION),
-    "a ring that is no CBOR": (lambda: Ring.parse_kept(b"\xff"), ProtocolReason.MALFORMED_CBOR),
+    "a ring that is no CBOR": (lambda: Ring.parse_kept(b"\xff" * 65), ProtocolReason.MALFORMED_CBOR),
+    "a ring that is shorter than a signature": (
+        lambda: Ring.parse_kept(b"\xff"),
+        ProtocolReason.MALFORMED_RING,
+    ),
     "a ring of too many bytes": (lambda: Ring.parse_kept(bytes(1 << 20)), ProtocolReason.TOO_LONG),
     "authenticator data that ends early": (
         lambda: AuthenticatorData.parse(bytes(36)),

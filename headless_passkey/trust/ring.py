@@ -197,9 +197,10 @@ class Ring:
     @classmethod
     def _parse(cls, document: bytes) -> "Ring":
         if not SIGNATURE_SIZE < len(document) <= MAX_DOCUMENT:
+            too_long = len(document) > MAX_DOCUMENT
             raise RemoteProtocolError(
-                f"a ring has at most {MAX_DOCUMENT} bytes, got {len(document)}",
-                reason=ProtocolReason.TOO_LONG,
+                f"a ring has {SIGNATURE_SIZE + 1} to {MAX_DOCUMENT} bytes, got {len(document)}",
+                reason=ProtocolReason.TOO_LONG if too_long else ProtocolReason.MALFORMED_RING,
             )
         fields = Fields.of(document[:-SIGNATURE_SIZE], RING_LABEL, 6, limit=MAX_DOCUMENT)
         account = fields.text(MAX_LABEL)
