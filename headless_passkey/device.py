@@ -26,7 +26,12 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.errors import LocalProtocolError, NotApproved, NotEnrolled, Outcome
+from headless_passkey.errors import (
+    LocalProtocolError,
+    NotEnrolled,
+    TransportError,
+    TransportReason,
+)
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
@@ -308,9 +313,9 @@ class _Begun:
 
 
 async def _by(deadline: float, work: Awaitable[_T], message: str) -> _T:
-    """`work`, by `deadline` on the event loop's clock; `NotApproved` (expired) with `message` after it."""
+    """`work`, by `deadline` on the event loop's clock; `TransportError` (unreachable) with `message` after it."""
     try:
         async with asyncio.timeout_at(deadline):
             return await work
     except TimeoutError as error:
-        raise NotApproved(Outcome.EXPIRED, message) from error
+        raise TransportError(message, reason=TransportReason.UNREACHABLE) from error

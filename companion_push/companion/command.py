@@ -41,8 +41,9 @@ from headless_passkey.command.command_line import (
     read_secret_line,
     show_progress,
 )
-from headless_passkey.errors import NotApproved, Outcome, UsageError
+from headless_passkey.errors import TransportReason, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
+from headless_passkey.mends import transport_error
 from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context
 from headless_passkey.signals import until_terminated
@@ -100,7 +101,8 @@ async def _line_within(source: str, seconds: float, what: str, *, limit: int = M
         async with asyncio.timeout(seconds):
             return await read_secret_line(source, limit=limit)
     except TimeoutError as error:
-        raise NotApproved(Outcome.EXPIRED, f"no {what} came within {seconds:g} s") from error
+        why = f"no {what} came within {seconds:g} s"
+        raise transport_error(why, TransportReason.NO_INPUT) from error
 
 
 # The companion

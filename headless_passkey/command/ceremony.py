@@ -15,8 +15,14 @@ from headless_passkey.account.relay import RelayClient
 from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
 from headless_passkey.device import Asked, Device
-from headless_passkey.errors import NotApproved, Outcome, RemoteProtocolError, UsageError
+from headless_passkey.errors import (
+    RemoteProtocolError,
+    TransportError,
+    TransportReason,
+    UsageError,
+)
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.mends import transport_error
 from headless_passkey.names import printable
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
@@ -139,8 +145,8 @@ class Ceremony:
             async with asyncio.timeout_at(deadline):
                 text = await read_input(self._args.options, limit=MAX_JSON_SIZE + 1)
         except TimeoutError as error:
-            message = f"the options did not come within {self._args.timeout:g} seconds"
-            raise NotApproved(Outcome.EXPIRED, message) from error
+            what = f"the options did not come within {self._args.timeout:g} seconds"
+            raise transport_error(what, TransportReason.NO_INPUT) from error
         foreign = foreign_rp_id(text, origin=origin)
         related = None if foreign is None else await self._related_origins(http, foreign, deadline)
         parse = (
@@ -161,7 +167,7 @@ class Ceremony:
             message = (
                 f"{rp_id} did not say within {self._args.timeout:g} seconds which origins it is related to"
             )
-            raise NotApproved(Outcome.EXPIRED, message) from error
+            raise TransportError(message, reason=TransportReason.UNREACHABLE) from error
 
     def _stdout_delivery(self) -> Delivery | None:
         return StdoutDelivery(out) if self._args.delivery == "stdout" else None

@@ -26,10 +26,16 @@ from headless_passkey.command.command_line import (
     read_secret_line,
     run,
 )
-from headless_passkey.errors import NotApproved, Outcome, ProtocolReason, RemoteProtocolError, UsageError
+from headless_passkey.errors import (
+    ProtocolReason,
+    RemoteProtocolError,
+    TransportReason,
+    UsageError,
+)
 from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
+from headless_passkey.mends import transport_error
 from headless_passkey.names import printable
 from headless_passkey.net.base_url import WEB, BaseUrl
 from headless_passkey.request import CEREMONY_TIMEOUT
@@ -393,7 +399,8 @@ async def _join(args: argparse.Namespace) -> None:
         async with asyncio.timeout(args.timeout):
             line = await read_secret_line(args.invitation)
     except TimeoutError as error:
-        raise NotApproved(Outcome.EXPIRED, f"no invitation came within {args.timeout:g} s") from error
+        what = f"no invitation came within {args.timeout:g} s"
+        raise transport_error(what, TransportReason.NO_INPUT) from error
     seconds = max(0.01, until - time.monotonic())
 
     def show_check_number(number: str) -> None:

@@ -10,9 +10,9 @@ import pytest
 from headless_passkey.account import enrolment
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
-    NotApproved,
     NotEnrolled,
     NotSignedIn,
+    TransportError,
     TrustError,
     TrustReason,
     UsageError,
@@ -87,7 +87,7 @@ async def test_a_relying_party_that_does_not_answer_is_waited_for_until_the_dead
 ) -> None:
     await join(relay, tmp_path / "state")
     async with silent() as host, device(tmp_path / "state") as hub:
-        with pytest.raises(NotApproved, match=r"did not answer within 0\.2 seconds"):
+        with pytest.raises(TransportError, match=r"did not answer within 0\.2 seconds"):
             await hub.sign_in(f"http://{host}", timeout=0.2)
 
 
