@@ -3,11 +3,11 @@
 ::
 
     HeadlessPasskeyError
-    ├── TransportError
-    │   └── StoreUnavailable   the store does not answer: trying again may help
-    │       └── StoreBusy      another process holds it
+    ├── TransportError(reason)
+    │   └── StoreUnavailable   4   the store does not answer: trying again may help
+    │       └── StoreBusy      4   another process holds it
     └── SetupError(reason)
-        └── StoreUnusable      the store's file cannot be opened, or is not one of ours
+        └── StoreUnusable      10  the store's file cannot be opened, or is not one of ours
 """
 
 import errno

@@ -3,22 +3,22 @@
 ::
 
     HeadlessPasskeyError(advice)
-    ├── UsageError                       the caller gave a value that cannot be used: correct the call
-    │   └── JoinDiffers                  a join that was interrupted goes on in the same words only
+    ├── UsageError                       2     the caller gave a value that cannot be used: correct the call
+    │   └── JoinDiffers                  2     a join that was interrupted goes on in the same words only
     ├── ProtocolError
-    │   ├── LocalProtocolError           our caller asked for something not allowed now: a bug
-    │   └── RemoteProtocolError(reason)  the peer broke the protocol, or input is malformed: do not retry
-    ├── SetupError(reason)               this machine, its files or its settings are not right: mend them first
-    ├── TransportError(reason)           radio, tunnel, relay or relying party failed: retrying may help
-    ├── TrustError(reason)               a ring, envelope, invitation or account did not check out
-    ├── NotApproved(outcome)             declined, expired, cancelled, superseded or withdrawn
-    ├── CtapError(status, name)          the phone answered, and its answer is no
-    ├── NotEnrolled(reason)              this device or companion belongs to no account yet
-    └── NotSignedIn(reason)              there is no session at the relying party, or none any more: sign in again
+    │   ├── LocalProtocolError           70    our caller asked for something not allowed now: a bug
+    │   └── RemoteProtocolError(reason)  3     the peer broke the protocol, or input is malformed: do not retry
+    ├── SetupError(reason)               10    this machine, its files or its settings are not right: mend them first
+    ├── TransportError(reason)           4     radio, tunnel, relay or relying party failed: retrying may help
+    ├── TrustError(reason)               8     a ring, envelope, invitation or account did not check out
+    ├── NotApproved(outcome)             6, 7  declined, expired, cancelled, superseded or withdrawn
+    ├── CtapError(status, name)          5     the phone answered, and its answer is no
+    ├── NotEnrolled(reason)              9     this device or companion belongs to no account yet
+    └── NotSignedIn(reason)              11    there is no session at the relying party, or none any more: sign in again
 
-What stands in parentheses is a public attribute. Every error has ``reason`` besides, a stable word or None;
-``advice``, what a person can do about it, or None; and ``exit_status``, what a program ends with when the error
-reaches its edge. Messages say what was expected and what came, never the bytes, and do not repeat the advice.
+What stands in parentheses is a public attribute, the number the exit status of a program that the error ends
+(``exit_status``). Every error has ``reason`` besides, a stable word or None, and ``advice``, what a person can do about
+it, or None. Messages say what was expected and what came, never the bytes, and do not repeat the advice.
 """
 
 from enum import IntEnum, StrEnum
@@ -350,14 +350,12 @@ class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
 
     exit_status = ExitStatus.NOT_ENROLLED
 
-    def __init__(
-        self, message: str, *, reason: EnrolmentReason | None = None, advice: str | None = None
-    ) -> None:
+    def __init__(self, message: str, *, reason: EnrolmentReason, advice: str | None = None) -> None:
         super().__init__(message, advice=advice)
         self._reason = reason
 
     @property
-    def reason(self) -> EnrolmentReason | None:
+    def reason(self) -> EnrolmentReason:
         return self._reason
 
 

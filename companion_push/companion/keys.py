@@ -22,6 +22,7 @@ from typing import Annotated, Final, Self, TypeVar
 import msgspec
 
 from headless_passkey.errors import (
+    EnrolmentReason,
     NotEnrolled,
     RemoteProtocolError,
     SetupError,
@@ -150,13 +151,20 @@ class CompanionState:
         """Read the identity; `NotEnrolled` when this companion has not joined."""
         kept = self._read("companion.json", _Keys)
         if kept is None:
-            raise NotEnrolled(f"no companion has joined in {self._directory}: join first")
+            raise self._not_enrolled()
         with self._strict("companion.json"):
             return Identity(
                 relay_url=check_relay_url(kept.relay_url),
                 account=kept.account,
                 keys=KeyPair.from_bytes(kept.signing_key, kept.hpke_key),
             )
+
+    def _not_enrolled(self) -> NotEnrolled:
+        return NotEnrolled(
+            f"no companion has joined in {self._directory}",
+            reason=EnrolmentReason.NOT_ENROLLED,
+            advice="`companion-push companion join` with an account code or an invitation",
+        )
 
     def is_enrolled(self) -> bool:
         return self._read("companion.json", _Keys) is not None
@@ -219,7 +227,7 @@ class CompanionState:
         """Read the chain of verified rings."""
         kept = self._read("ring.json", _Rings)
         if kept is None:
-            raise NotEnrolled(f"no companion has joined in {self._directory}: join first")
+            raise self._not_enrolled()
         with self._strict("ring.json"):
             return RingChain.restore(kept.documents)
 

@@ -379,7 +379,11 @@ ENDINGS: dict[str, tuple[ExitStatus, str, str | None]] = {
     "raise NotApproved(Outcome.CANCELLED, 'off')": (ExitStatus.EXPIRED, "off", "cancelled"),
     "raise NotApproved(Outcome.SUPERSEDED, 'other')": (ExitStatus.EXPIRED, "other", "superseded"),
     "raise TrustError(TrustReason.FORKED_RING, 'fork')": (ExitStatus.NOT_TRUSTED, "fork", "forked-ring"),
-    "raise NotEnrolled('join first')": (ExitStatus.NOT_ENROLLED, "join first", None),
+    "raise NotEnrolled('join first', reason=EnrolmentReason.NOT_ENROLLED)": (
+        ExitStatus.NOT_ENROLLED,
+        "join first",
+        "not-enrolled",
+    ),
     "raise SetupError('no room', reason=SetupReason.DISK_FULL, advice='make room')": (
         ExitStatus.SETUP,
         "no room",

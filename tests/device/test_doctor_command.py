@@ -18,6 +18,7 @@ from headless_passkey.doctor.examine import examine as examine_all
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.versions import PACKAGES, bluez_version
 from headless_passkey.errors import (
+    EnrolmentReason,
     ExitStatus,
     HeadlessPasskeyError,
     NotEnrolled,
@@ -215,7 +216,7 @@ def test_an_errors_own_advice_counts_before_the_general_one() -> None:
     [
         (TransportError("x"), 4),
         (TrustError(TrustReason.CLOCK_SKEW, "x"), 8),
-        (NotEnrolled("x"), 9),
+        (NotEnrolled("x", reason=EnrolmentReason.NOT_ENROLLED), 9),
         (SetupError("x", reason=SetupReason.MISSING_PACKAGE), 10),
         (RemoteProtocolError("x", reason=ProtocolReason.MALFORMED_ANSWER), 3),
     ],

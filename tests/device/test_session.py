@@ -717,15 +717,15 @@ async def test_a_malformed_answer_changes_nothing(party: Party, answer: dict[str
 # Which session
 
 
-def keep(state: Path, rp: str, *audience: str) -> None:
+def keep(state: Path, rp: str, *audience: str, expires_at: int = 1) -> None:
     key = SoftwareSigningKey.generate()
     opened = OpenedSession.parse(
         answer_members(
             {
                 "token": "t",
-                "expires_at": 1,
+                "expires_at": expires_at,
                 "refresh_token": "r",
-                "ends_at": 2,
+                "ends_at": expires_at + 1,
                 "user": {"name": "ada", "display_name": "Ada", "handle": "AAAA"},
                 "credential_id": "BBBB",
                 "audience": list(audience),
