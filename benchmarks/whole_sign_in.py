@@ -1,4 +1,4 @@
-"""Whole sign-ins in one process: the device's corridor, the software phone, and the tunnel service over TLS."""
+"""Whole sign-ins in one process: the device's ceremony, the software phone, and the tunnel service over TLS."""
 
 import asyncio
 import ssl
@@ -15,10 +15,10 @@ from certificates import make_certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from companion_push.tunnel_service.app import make_app
+from headless_passkey.ceremony import Ask, Progress, run_ceremony
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.sign_in import Ask, Progress, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 
 NUMBER: Final = 300  # of the tunnel service
@@ -119,7 +119,7 @@ class _Place:
         began = time.perf_counter()
         async with asyncio.TaskGroup() as both:
             both.create_task(answer())
-            await sign_in(
+            await run_ceremony(
                 Ask.of(options),
                 options,
                 delivery=delivery,

@@ -28,12 +28,12 @@ from fido2.webauthn import (
 )
 from programs import Program, ProgramFailed, running
 
+from headless_passkey.ceremony import Ask, CeremonyResult, OptionsSource, Progress, StageEvent, run_ceremony
 from headless_passkey.ctap_device import PhoneDevice
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.bumble import BumbleRadio
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.sign_in import Ask, OptionsSource, Progress, SignedIn, StageEvent, sign_in
 
 RP_ID, ORIGIN = "login.example", "https://login.example"
 TUNNEL_DOMAIN: Final = 300
@@ -103,14 +103,14 @@ class Surroundings:
 
     def ceremony(
         self, ask: Ask, options: OptionsSource, /, *, on_stage: Callable[[StageEvent], None]
-    ) -> Coroutine[Any, Any, SignedIn]:
+    ) -> Coroutine[Any, Any, CeremonyResult]:
         """One ceremony, in the device's own event loop."""
         phone = (
             "companion-push", "phone", "--url", "-", "--uv", "accept", "--radio", f"bumble:{self.radio}",
             "--tunnel", f"{TUNNEL_DOMAIN}={self.tunnel}", "--ca", self.certificates.ca,
             "--credentials", self.folder / "passkeys.json",
         )  # fmt: skip
-        return sign_in(
+        return run_ceremony(
             ask,
             options,
             delivery=SoftwarePhoneDelivery(phone),

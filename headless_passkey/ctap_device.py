@@ -23,6 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
+from headless_passkey.ceremony import Ask, CeremonyResult, OptionsSource, Stage, StageEvent
 from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     CtapError,
@@ -45,7 +46,6 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.sign_in import Ask, OptionsSource, SignedIn, Stage, StageEvent
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 
 try:
@@ -83,7 +83,7 @@ class Ceremony(Protocol):
 
     def __call__(
         self, ask: Ask, options: OptionsSource, /, *, on_stage: Callable[[StageEvent], None]
-    ) -> Coroutine[Any, Any, SignedIn]: ...
+    ) -> Coroutine[Any, Any, CeremonyResult]: ...
 
 
 class PhoneDevice(CtapDevice):
@@ -448,7 +448,7 @@ class _Run:
         self._heard: queue.SimpleQueue[StageEvent | _End] = queue.SimpleQueue()
         self._given: Future[Options] = Future()
         self._over = False
-        self._task: asyncio.Task[SignedIn] | None = None
+        self._task: asyncio.Task[CeremonyResult] | None = None
         self._in_loop(self._begin)
 
     def give(self, options: Options) -> None:
@@ -482,10 +482,10 @@ class _Run:
         self._task = asyncio.get_running_loop().create_task(self._live())
         self._task.add_done_callback(self._end)
 
-    async def _live(self) -> SignedIn:
+    async def _live(self) -> CeremonyResult:
         return await self._ceremony(self._ask, self._options, on_stage=self._heard.put)
 
-    def _end(self, task: "asyncio.Task[SignedIn]") -> None:
+    def _end(self, task: "asyncio.Task[CeremonyResult]") -> None:
         cancelled = OSError(errno.ECANCELED, "the ceremony was cancelled")
         self._heard.put(_End(cancelled if task.cancelled() else task.exception()))
 

@@ -8,7 +8,7 @@
 
 `join` makes a device of a state directory, once (`headless_passkey.account.enrolment`). Every step can be cancelled, and cancelling
 is a normal exit: the radio stops, the request is withdrawn. Errors are the branches of `HeadlessPasskeyError`. Below
-it are the parts, for programs that bring their own: `sign_in`, `Conduit`, `RelayDelivery`, `Session`.
+it are the parts, for programs that bring their own: `run_ceremony`, `Conduit`, `RelayDelivery`, `Session`.
 """
 
 import asyncio
@@ -26,6 +26,7 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
+from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, StageEvent, run_ceremony
 from headless_passkey.errors import (
     LocalProtocolError,
     NotEnrolled,
@@ -48,7 +49,6 @@ from headless_passkey.rp.conduit import (
 )
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
-from headless_passkey.sign_in import Ask, Delivery, SignedIn, StageEvent, sign_in
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within
@@ -76,7 +76,7 @@ class Asked:
 class Opened:
     """How a ceremony at a relying party ended."""
 
-    signed_in: SignedIn
+    ceremony: CeremonyResult
     relying_party: str  # its base URL
     opened: OpenedSession
     session: Session | None  # None: it is not kept
@@ -190,7 +190,7 @@ class Device:
         """One ceremony at a relying party, with every choice there is; `sign_in` and `register` are this.
 
         delivery: None for the account's relay. keep: the session. min_rssi, join_within: as
-        `headless_passkey.sign_in.sign_in` takes them.
+        `headless_passkey.ceremony.run_ceremony` takes them.
         """
         now = asyncio.get_running_loop().time
         deadline = now() + timeout
@@ -247,7 +247,7 @@ class Device:
             user_handle=asked.user_handle,
             related=related,
         )
-        signed_in = await sign_in(
+        completed = await run_ceremony(
             ask,
             begin,
             delivery=delivery or self._relay_delivery(joined),
@@ -259,9 +259,9 @@ class Device:
             min_rssi=min_rssi,
             join_within=join_within,
         )
-        opened, kept = signed_in.result
+        opened, kept = completed.result
         return Opened(
-            signed_in=signed_in,
+            ceremony=completed,
             relying_party=str(base),
             opened=opened,
             session=None if kept is None else Session(store, kept, http=self._http, clock=self._clock),

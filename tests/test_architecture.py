@@ -53,7 +53,7 @@ def test_what_stands_on_the_core_does_none_either(module: str) -> None:
 
 
 def test_a_device_without_bluetooth_library_can_still_be_built_on() -> None:
-    loaded = loaded_by("headless_passkey.sign_in")
+    loaded = loaded_by("headless_passkey.ceremony")
     assert loaded & {"bleak", "bumble", "dbus_fast", "companion_push", "relying_party"} == set()
 
 
@@ -92,7 +92,7 @@ def test_the_import_contracts_are_kept() -> None:
 
 
 BREACHES = {
-    "The device is one staircase": ("headless_passkey/errors.py", "headless_passkey.sign_in"),
+    "The device is one staircase": ("headless_passkey/errors.py", "headless_passkey.ceremony"),
     "The core: roles over messages over primitives": (
         "headless_passkey/hybrid/keys.py",
         "headless_passkey.hybrid.channel",

@@ -13,11 +13,11 @@ from typing import Final, Self
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
+from headless_passkey.ceremony import Ask, Progress
 from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
-from headless_passkey.sign_in import Ask, Progress
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member

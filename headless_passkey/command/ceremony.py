@@ -13,6 +13,7 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.base64url import base64url, from_base64url
+from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, Stage, StageEvent, run_ceremony
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
@@ -28,7 +29,6 @@ from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tls import tls_context
 from headless_passkey.radio.choose import open_radio
-from headless_passkey.sign_in import Ask, Delivery, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.streams import talk
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
@@ -92,7 +92,7 @@ class Ceremony:
         deadline = clock() + args.timeout
         options = await self._known_options(http, deadline)
         self._tell_digits()
-        signed_in = await sign_in(
+        completed = await run_ceremony(
             Ask.of(options, note=args.note, digits=self._digits, user_handle=self._expected),
             options,
             delivery=self._stdout_delivery() or self._relay_delivery(http),
@@ -104,8 +104,8 @@ class Ceremony:
             min_rssi=args.min_rssi,
             join_within=args.join_within,
         )
-        self._tell(signed_in)
-        out(signed_in.credential.to_json())
+        self._tell(completed)
+        out(completed.credential.to_json())
 
     async def _at_relying_party(self, http: aiohttp.ClientSession) -> None:
         args = self._args
@@ -130,7 +130,7 @@ class Ceremony:
             min_rssi=args.min_rssi,
             join_within=args.join_within,
         )
-        self._tell(ended.signed_in)
+        self._tell(ended.ceremony)
         if ended.session is None:
             out(json.dumps({**ended.opened.to_json(), "relying_party": ended.relying_party}))
             return
@@ -192,20 +192,20 @@ class Ceremony:
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 
-    def _tell(self, signed_in: SignedIn) -> None:
+    def _tell(self, completed: CeremonyResult) -> None:
         """Who it was: the device announces it, since it cannot show it (T3)."""
-        credential = signed_in.credential
+        credential = completed.credential
         handle = None if credential.user_handle is None else base64url(credential.user_handle)
         if self._args.json:
             account = {
                 "user_handle": handle,
                 "user_name": credential.user_name,
-                "user_checked": signed_in.user_checked,
+                "user_checked": completed.user_checked,
             }
             talk(progress(account=account))
         else:
             who = printable(credential.user_name or handle or "the owner of an allowed credential")
-            checked = "" if signed_in.user_checked else " (nobody was expected, so this was not checked)"
+            checked = "" if completed.user_checked else " (nobody was expected, so this was not checked)"
             talk(f"the passkey of {who} answered{checked}")
 
 

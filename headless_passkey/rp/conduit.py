@@ -199,7 +199,7 @@ class Conduit:
         return urlsplit(self.origin).hostname or ""
 
     async def begin(self) -> BegunCeremony:
-        """Begin a ceremony, with a fresh challenge; `headless_passkey.sign_in.sign_in` takes this as its options."""
+        """Begin a ceremony, with a fresh challenge; `headless_passkey.ceremony.run_ceremony` takes this as its options."""
         answer = await self._call("options", self._asked)
         return BegunCeremony(
             options=answer.mapping("publicKey"), name=answer.text("ceremony", 1024), call=self._call

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
+from headless_passkey.ceremony import Stage
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.net.tunnel import open_tunnel
 from headless_passkey.radio.bleak import BleakRadio
-from headless_passkey.sign_in import Stage
 from headless_passkey.webauthn.options import Credential
 from tests.companion.device import tunnel_service
 from tests.device.bluetooth import Bluetooth
-from tests.device.test_sign_in import Air, Bench, Carrier
+from tests.device.test_ceremony import Air, Bench, Carrier
 from tests.loop_clock import LoopClock
 from tests.open_things import Interruption, cancel_everywhere, interrupted
 

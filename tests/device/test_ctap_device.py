@@ -39,6 +39,7 @@ from hypothesis import strategies as st
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from companion_push.companion.software_key import Assertion, Registration, SoftwareKey
+from headless_passkey.ceremony import Ask, CeremonyResult, Stage, StageEvent, run_ceremony
 from headless_passkey.ctap_device import MAX_PROBES, PhoneDevice
 from headless_passkey.errors import (
     CtapError,
@@ -63,10 +64,9 @@ from headless_passkey.hybrid.ctap2 import (
     User,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.sign_in import Ask, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.companion.device import tunnel_service
-from tests.device.test_sign_in import Air, Carrier
+from tests.device.test_ceremony import Air, Carrier
 from tests.strategies import cbor_values
 
 RP_ID, ORIGIN = "login.example", "https://login.example"
@@ -79,7 +79,7 @@ WAIT = 10.0  # seconds, for what takes none
 
 @dataclass
 class Phone:
-    """A ceremony without radio and tunnel: the software authenticator, asked as the corridor asks a phone."""
+    """A ceremony without radio and tunnel: the software authenticator, asked as the ceremony asks a phone."""
 
     key: SoftwareKey = field(default_factory=SoftwareKey)
     asks: list[Ask] = field(default_factory=list)
@@ -92,7 +92,7 @@ class Phone:
 
     async def __call__(
         self, ask: Ask, options: Any, /, *, on_stage: Callable[[StageEvent], None]
-    ) -> SignedIn:
+    ) -> CeremonyResult:
         self.asks.append(ask)
         try:
             on_stage(StageEvent(stage=Stage.SUBMITTED, elapsed=0.0))
@@ -109,7 +109,7 @@ class Phone:
         ask: Ask,
         given: AuthenticationOptions | RegistrationOptions,
         on_stage: Callable[[StageEvent], None],
-    ) -> SignedIn:
+    ) -> CeremonyResult:
         if (ask.kind, ask.rp_id, ask.origin) != (given.hint, given.rp_id, given.origin):
             raise TrustError(TrustReason.OPTIONS_DIFFER, "something else was announced")
         request = given.ctap_request(self.key.info)
@@ -127,7 +127,7 @@ class Phone:
                 payload = made.response.encode()
             case Assertion() as assertion:
                 payload = self.change(assertion.approve()).encode()
-        return SignedIn(credential=given.accept(payload, self.key.info), user_checked=False)
+        return CeremonyResult(credential=given.accept(payload, self.key.info), user_checked=False)
 
 
 @contextlib.contextmanager
@@ -226,12 +226,14 @@ def test_fido2_client_registers_and_signs_in() -> None:
 async def test_fido2_client_registers_and_signs_in_through_radio_and_tunnel(
     loopback_certificate: Certificate, tmp_path: Path
 ) -> None:
-    """The corridor itself, the software phone, and a tunnel service; device and phone share the device's loop."""
+    """The ceremony itself, the software phone, and a tunnel service; device and phone share the device's loop."""
     stages: list[Stage] = []
 
     async with tunnel_service(loopback_certificate) as base:
 
-        async def ceremony(ask: Ask, options: Any, /, *, on_stage: Callable[[StageEvent], None]) -> SignedIn:
+        async def ceremony(
+            ask: Ask, options: Any, /, *, on_stage: Callable[[StageEvent], None]
+        ) -> CeremonyResult:
             air = Air()
             carrier = Carrier(air)
             phone = SoftwarePhone(
@@ -247,7 +249,7 @@ async def test_fido2_client_registers_and_signs_in_through_radio_and_tunnel(
                 await phone.answer(urls["phone"].encode(), timeout=20)
 
             answering = asyncio.create_task(answer())
-            signed_in: SignedIn = await sign_in(
+            signed_in: CeremonyResult = await run_ceremony(
                 ask,
                 options,
                 delivery=carrier,
@@ -532,7 +534,7 @@ def test_bugs_are_not_dressed_up(error: Exception) -> None:
 
 
 def test_a_ceremony_that_cannot_even_begin_ends() -> None:
-    def not_a_ceremony(_ask: Ask) -> Coroutine[Any, Any, SignedIn]:
+    def not_a_ceremony(_ask: Ask) -> Coroutine[Any, Any, CeremonyResult]:
         raise AssertionError
 
     with device_of(not_a_ceremony) as device, pytest.raises(TypeError):
@@ -760,7 +762,7 @@ def test_a_phone_that_is_reached_and_not_used_is_let_go_at_the_end() -> None:
 
 
 def test_a_phone_that_has_gone_again_is_told_with_the_command() -> None:
-    async def leaves(ask: Ask, _options: Any, /, *, on_stage: Callable[[StageEvent], None]) -> SignedIn:
+    async def leaves(ask: Ask, _options: Any, /, *, on_stage: Callable[[StageEvent], None]) -> CeremonyResult:
         on_stage(StageEvent(stage=Stage.CHANNEL_OPEN, elapsed=0.0))
         raise TransportError(f"the phone for {ask.rp_id} has gone")
 

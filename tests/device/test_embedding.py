@@ -17,12 +17,12 @@ from certificates import Certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from headless_passkey.base64url import base64url
+from headless_passkey.ceremony import Ask, CeremonyResult, Progress, Settled, Stage, StageEvent, run_ceremony
 from headless_passkey.ctap_device import PhoneDevice
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.sign_in import Ask, Progress, Settled, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from tests.companion.device import tunnel_service
 
@@ -123,9 +123,9 @@ class Display:
                 pass
 
 
-async def register(delivery: ByHand, radio: Radio, world: "World") -> SignedIn:
+async def register(delivery: ByHand, radio: Radio, world: "World") -> CeremonyResult:
     options = RegistrationOptions.parse(REGISTRATION, origin=ORIGIN)
-    ended = await sign_in(
+    ended = await run_ceremony(
         Ask.of(options, note="by the window", digits="42"),
         options,
         delivery=delivery,
@@ -133,7 +133,7 @@ async def register(delivery: ByHand, radio: Radio, world: "World") -> SignedIn:
         tunnels=world.tunnels,
         tls=world.certificate.client_context(),
     )
-    assert_type(ended, SignedIn)
+    assert_type(ended, CeremonyResult)
     return ended
 
 
@@ -143,7 +143,7 @@ async def begin() -> Login:
 
 async def log_in(delivery: ByHand, radio: Radio, world: "World", display: Display) -> Session:
     ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id=RP_ID)
-    ended = await sign_in(
+    ended = await run_ceremony(
         ask,
         begin,
         delivery=delivery,
@@ -164,7 +164,7 @@ async def check(delivery: ByHand, radio: Radio, world: "World") -> int:
         return len(credential.credential_id)
 
     options = AuthenticationOptions.parse(SIGN_IN, origin=ORIGIN)
-    ended = await sign_in(
+    ended = await run_ceremony(
         Ask.of(options, user_handle=b"ada"),
         options,
         delivery=delivery,
@@ -216,6 +216,6 @@ def test_a_ceremony_for_python_fido2_is_sign_in_with_its_parts(tmp_path: Path) -
         tls=None,
         verify_user=accept,
     )
-    ceremony = partial(sign_in, delivery=ByHand(phone), radio=Radio())
+    ceremony = partial(run_ceremony, delivery=ByHand(phone), radio=Radio())
     with contextlib.closing(PhoneDevice(ceremony)) as device:
         assert device.capabilities

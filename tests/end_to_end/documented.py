@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from headless_passkey import sign_in as ceremony
+from headless_passkey import ceremony
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.device import Device
@@ -35,7 +35,7 @@ def stand_in(settings: dict[str, Any]) -> None:
     enrolment.join = functools.partial(enrolment.join, tls=tls)
     for connected in (RelayDelivery, Conduit):
         connected.connect = functools.partial(connected.connect, tls=tls)  # type: ignore[method-assign]
-    ceremony.sign_in = functools.partial(ceremony.sign_in, tunnels=tunnels, tls=tls)
+    ceremony.run_ceremony = functools.partial(ceremony.run_ceremony, tunnels=tunnels, tls=tls)
     choose.open_radio = functools.partial(_open_radio, choose.open_radio, settings["radio"])
 
 

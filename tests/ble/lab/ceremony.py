@@ -13,11 +13,11 @@ from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
 from headless_passkey.base64url import base64url
+from headless_passkey.ceremony import Ask, CeremonyResult, Progress, Stage, StageEvent, run_ceremony
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.sign_in import Ask, Progress, SignedIn, Stage, StageEvent, sign_in
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.ble.lab.guest import PATIENCE
 
@@ -73,14 +73,14 @@ class Ceremony:
         self.carrier = Carrier(self.recipients)
         self._reached: dict[Stage, asyncio.Event] = {}
 
-    async def sign_in(self, radio: AdvertSource, *, new: bool = False, **more: Any) -> SignedIn:
+    async def sign_in(self, radio: AdvertSource, *, new: bool = False, **more: Any) -> CeremonyResult:
         """The device's side. new: a passkey is made."""
         options = (
             RegistrationOptions.parse(CREATION, origin=ORIGIN)
             if new
             else AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
         )
-        signed_in: SignedIn = await sign_in(
+        signed_in: CeremonyResult = await run_ceremony(
             Ask.of(options),
             options,
             delivery=self.carrier,

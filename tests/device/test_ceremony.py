@@ -1,4 +1,4 @@
-"""The corridor, with a radio and a delivery in memory, and the software phone over a real tunnel service."""
+"""The ceremony, with a radio and a delivery in memory, and the software phone over a real tunnel service."""
 
 import asyncio
 import contextlib
@@ -14,6 +14,18 @@ from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
 from headless_passkey.base64url import base64url, from_base64url
+from headless_passkey.ceremony import (
+    LAST_PAUSE,
+    MAX_ADVERTS,
+    MAX_ATTEMPTS,
+    Ask,
+    CeremonyResult,
+    Progress,
+    Settled,
+    Stage,
+    StageEvent,
+    run_ceremony,
+)
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -35,18 +47,6 @@ from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.sign_in import (
-    LAST_PAUSE,
-    MAX_ADVERTS,
-    MAX_ATTEMPTS,
-    Ask,
-    Progress,
-    Settled,
-    SignedIn,
-    Stage,
-    StageEvent,
-    sign_in,
-)
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
@@ -140,7 +140,7 @@ class Carrier:
 
 @dataclass
 class Bench:
-    """Everything around one corridor."""
+    """Everything around one ceremony."""
 
     base: str
     certificate: Certificate
@@ -169,9 +169,9 @@ class Bench:
         with contextlib.suppress(HeadlessPasskeyError):
             await self.phone(yes=yes).answer(urls[recipient].encode(), timeout=20)
 
-    async def sign_in(self, ask: Ask | None = None, options: Any = None, **more: Any) -> SignedIn:
+    async def sign_in(self, ask: Ask | None = None, options: Any = None, **more: Any) -> CeremonyResult:
         known = AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
-        signed_in: SignedIn = await sign_in(
+        signed_in: CeremonyResult = await run_ceremony(
             ask or Ask.of(known),
             options or known,
             **{
@@ -186,7 +186,7 @@ class Bench:
         )
         return signed_in
 
-    async def register(self) -> SignedIn:
+    async def register(self) -> CeremonyResult:
         known = RegistrationOptions.parse(CREATION, origin=ORIGIN)
         signed_in, _ = await asyncio.gather(self.sign_in(Ask.of(known), known), self.answered())
         self.carrier, self.stages = Carrier(self.air), []
@@ -298,7 +298,7 @@ class Tunnels:
 @pytest.fixture
 async def tunnels(monkeypatch: pytest.MonkeyPatch) -> Tunnels:
     counted = Tunnels()
-    monkeypatch.setattr("headless_passkey.sign_in.open_tunnel", counted.open)
+    monkeypatch.setattr("headless_passkey.ceremony.open_tunnel", counted.open)
     return counted
 
 
@@ -818,7 +818,7 @@ async def test_a_radio_that_ends_after_the_advert_does_not_matter(bench: Bench) 
 async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transport_error(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("headless_passkey.sign_in.FRESHNESS", 0.1)
+    monkeypatch.setattr("headless_passkey.ceremony.FRESHNESS", 0.1)
 
     async def gone() -> None:
         phone = PhoneTransaction((await bench.carrier.urls)["phone"])
@@ -836,7 +836,7 @@ CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTE
 @pytest.mark.parametrize("stage", CANCELLABLE)
 async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage, tunnels: Tunnels) -> None:
     await bench.register()
-    tasks: list[asyncio.Task[SignedIn]] = []
+    tasks: list[asyncio.Task[CeremonyResult]] = []
 
     def cancel(event: StageEvent) -> None:
         if event.stage is stage:
@@ -1008,7 +1008,7 @@ async def test_a_relying_party_that_refuses_fails_the_request(bench: Bench) -> N
 
     with pytest.raises(RemoteProtocolError):
         await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
-    assert bench.carrier.finished == [(DeviceEvent.FAILED, None)]
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, "malformed-options")]
 
 
 @pytest.mark.parametrize("error", [TimeoutError("theirs"), ZeroDivisionError()], ids=["timeout", "bug"])

@@ -1,6 +1,6 @@
 """One ceremony on the device: a FIDO URL out to the phone, an assertion home (CTAP 2.2 §11.5.1).
 
-`sign_in` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
+`run_ceremony` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
 the radio on, has the URLs delivered, and races what can happen next: a phone's advert, the end of the
 request, the deadline. The first phone that completes the handshake gets the one CTAP command; its reply is
 checked and handed on. It keeps time and moves bytes; other modules decide what they mean.
@@ -166,7 +166,7 @@ class Delivery(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SignedIn:
+class CeremonyResult:
     """The ceremony's end: the response for the relying party, and whose passkey made it."""
 
     credential: Credential
@@ -178,7 +178,7 @@ _Result_co = TypeVar("_Result_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settled(SignedIn, Generic[_T]):
+class Settled(CeremonyResult, Generic[_T]):
     """The ceremony's end, after the relying party has taken the response."""
 
     result: _T  # what `Begun.complete`, or `settle`, gave
@@ -200,7 +200,7 @@ OptionsSource = Options | Callable[[], Awaitable[Options | Mapping[str, Any]]]
 
 
 class Choices(TypedDict, total=False):
-    """What `sign_in` takes beside what it needs."""
+    """What `run_ceremony` takes beside what it needs."""
 
     tunnels: Mapping[int, str] | None
     tls: ssl.SSLContext | None
@@ -212,7 +212,7 @@ class Choices(TypedDict, total=False):
 
 
 @overload
-async def sign_in(
+async def run_ceremony(
     ask: Ask,
     options: Callable[[], Awaitable[Begun[_T]]],
     *,
@@ -223,7 +223,7 @@ async def sign_in(
 
 
 @overload
-async def sign_in(
+async def run_ceremony(
     ask: Ask,
     options: OptionsSource,
     *,
@@ -235,17 +235,17 @@ async def sign_in(
 
 
 @overload
-async def sign_in(
+async def run_ceremony(
     ask: Ask,
     options: OptionsSource,
     *,
     delivery: Delivery,
     radio: AdvertSource,
     **choices: Unpack[Choices],
-) -> SignedIn: ...
+) -> CeremonyResult: ...
 
 
-async def sign_in(
+async def run_ceremony(
     ask: Ask,
     options: OptionsSource | Callable[[], Awaitable[Begun[Any]]],
     *,
@@ -259,7 +259,7 @@ async def sign_in(
     min_rssi: int | None = None,
     join_within: float | None = None,
     clock: Callable[[], float] = time.time,
-) -> SignedIn:
+) -> CeremonyResult:
     """One ceremony, from FIDO URL to checked response.
 
     options: known options, or a callable asked for them once the phone is there. It gives them as WebAuthn JSON, parsed, or
@@ -288,7 +288,7 @@ async def sign_in(
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            signed_in = await ceremony.run(radio, timeout, int(clock()))
+            completed = await ceremony.run(radio, timeout, int(clock()))
     except asyncio.CancelledError:
         await ceremony.tell_the_end(DeviceEvent.CANCELLED, None)
         raise
@@ -306,7 +306,7 @@ async def sign_in(
         raise
     await ceremony.tell_the_end(DeviceEvent.COMPLETED, None)
     ceremony.report(Stage.COMPLETED)
-    return signed_in
+    return completed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -376,7 +376,7 @@ class _Ceremony:
     )
     _submitted: bool = False  # the other side may know of it
 
-    async def run(self, radio: AdvertSource, lifetime: float, now: int) -> SignedIn:
+    async def run(self, radio: AdvertSource, lifetime: float, now: int) -> CeremonyResult:
         """Find the phone, use it, and settle what it answered."""
         if not callable(self.options):
             self._check_options(self.options)
@@ -395,11 +395,11 @@ class _Ceremony:
                     phone.let_go.set()
             # the tunnel closes meanwhile
             if self.settle is None:
-                signed_in = SignedIn(credential=credential, user_checked=user_checked)
+                completed = CeremonyResult(credential=credential, user_checked=user_checked)
             else:
                 result = await self.settle(credential)
-                signed_in = Settled(credential=credential, user_checked=user_checked, result=result)
-        return signed_in
+                completed = Settled(credential=credential, user_checked=user_checked, result=result)
+        return completed
 
     def report(
         self,
