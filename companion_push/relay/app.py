@@ -98,7 +98,7 @@ async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 36
 
     relay: of `make_app`, after it has started. name: how the operator knows the account; one that nobody has joined
     yet gets a new code, and the one before is void. valid: seconds. The code is a secret (`AccountCode.encode`).
-    `LocalProtocolError` for what is no name, `StoreUnavailable` when the store does not answer.
+    `UsageError` for what is no name, `StoreUnavailable` when the store does not answer.
     """
     return await relay[RELAY].new_account(name, valid=valid)
 

@@ -13,7 +13,7 @@ from companion_push.errors import StoreUnavailable
 from companion_push.relay.app import RELAY, make_app, new_account
 from companion_push.relay.config import RelayConfig
 from headless_passkey.base64url import base64url
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from tests.ports import reserved_port
@@ -95,7 +95,7 @@ async def test_a_code_is_good_as_long_as_was_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "a\nb", "x" * 300], ids=["empty", "two lines", "long"])
 async def test_what_is_no_name_makes_no_account(name: str, tmp_path: Path) -> None:
     async with running_relay(tmp_path / "s") as relay:
-        with pytest.raises(LocalProtocolError):
+        with pytest.raises(UsageError):
             await new_account(relay.app, name)
 
 
