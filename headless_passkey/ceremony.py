@@ -1,13 +1,13 @@
-"""One ceremony on the device: a FIDO URL out to the phone, an assertion home (CTAP 2.2 §11.5.1).
+"""One WebAuthn ceremony on the device, over the hybrid transport (CTAP 2.2 §11.5.1): from FIDO URL to checked response.
 
 `run_ceremony` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
-the radio on, has the URLs delivered, and races what can happen next: a phone's advert, the end of the
-request, the deadline. The first phone that completes the handshake gets the one CTAP command; its reply is
-checked and handed on. It keeps time and moves bytes; other modules decide what they mean.
+the radio on, delivers the URLs, and waits for the first of these: a phone's advert, the end of the request, the
+deadline. The first phone that completes the handshake gets the one CTAP command; its reply is checked and returned. The
+module does I/O and timing; other modules parse and decide.
 
-Cancelling it at any point is a normal exit: the radio stops, tunnels close, the request is withdrawn. To see to
-that, whatever is open belongs to one task of the ceremony's task group, which closes it and is waited for, also when
-the ceremony is cancelled a second time.
+Cancellation at any point is a normal exit: the radio stops, tunnels close, the request is withdrawn. Each open resource
+belongs to one task of the ceremony's task group, which closes it and is awaited, also when the ceremony is cancelled a
+second time.
 """
 
 import asyncio
@@ -49,72 +49,72 @@ from headless_passkey.webauthn.options import AuthenticationOptions, Credential,
 from headless_passkey.webauthn.origins import RelatedOrigins
 
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
-FAREWELL_TIMEOUT: Final = 3.0  # seconds to tell the relay how it ended
-GOODBYE_TIMEOUT: Final = 1.0  # seconds to tell a phone that there will be no more requests
-MAX_ATTEMPTS: Final = 8  # tunnels tried at a time, so that adverts cannot keep us as busy as they like
-MAX_ADVERTS: Final = 256  # different ones that open with our key; a phone makes one, or a few
-FIRST_PAUSE: Final = 0.25  # seconds before the same advert is tried again; doubled after each failure
+FAREWELL_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
+GOODBYE_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
+MAX_ATTEMPTS: Final = 8  # concurrent attempts, a bound on the work that adverts can cause
+MAX_ADVERTS: Final = 256  # different adverts that our key opens; a phone makes one or a few
+FIRST_PAUSE: Final = 0.25  # seconds before the next attempt with the same advert; doubled after each failure
 LAST_PAUSE: Final = 8.0
-FRESHNESS: Final = 30.0  # seconds for which an advert is tried again without being heard again
+FRESHNESS: Final = 30.0  # seconds since its last reception in which an advert is tried again
 
 logger = logging.getLogger(__name__)
 
 
 class Stage(StrEnum):
-    """Where a ceremony is, for a user interface."""
+    """The stages of a ceremony, for a user interface."""
 
     PREPARED = "prepared"  # FIDO URLs made, radio on
-    SUBMITTED = "submitted"  # handed over for delivery
+    SUBMITTED = "submitted"  # given to the delivery
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
-    REFUSED = "refused"  # a companion cannot take it, failed or vanished; the others may
-    OPENED = "opened"  # a companion passes the URL to a phone: with a QR code it may still be scanned
-    ADVERT_HEARD = "advert-heard"  # the phone is near
+    REFUSED = "refused"  # a companion cannot take the request; others may
+    OPENED = "opened"  # a companion has passed the URL to a phone, or shows it as a QR code
+    ADVERT_HEARD = "advert-heard"  # an advert of the phone was received
     TUNNEL_JOINED = "tunnel-joined"
-    CHANNEL_OPEN = "channel-open"  # the phone proved that it read our URL
-    ATTEMPT_FAILED = "attempt-failed"  # tunnel or handshake failed, still listening
-    REQUEST_SENT = "request-sent"  # the challenge is with the phone
+    CHANNEL_OPEN = "channel-open"  # the handshake is done: the phone holds our URL
+    ATTEMPT_FAILED = "attempt-failed"  # a tunnel or handshake failed; the scan goes on
+    REQUEST_SENT = "request-sent"  # the CTAP command is sent
     REPLY_CHECKED = "reply-checked"
     COMPLETED = "completed"
 
 
 class StageDetail(TypedDict, total=False):
-    """What is known at a stage beside the stage; never a secret."""
+    """Details of a stage. They hold no secret."""
 
-    recipients: int  # PREPARED: how many URLs there are
+    recipients: int  # PREPARED: the number of URLs
     companion: str  # REFUSED: its name in the ring
-    label: str  # REFUSED: what people call it, where that is known
-    reason: str  # REFUSED: a word
+    label: str  # REFUSED: its name for people, where known
+    reason: str  # REFUSED: one word
     tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
-    rssi: int  # ADVERT_HEARD: dBm, where the radio tells
-    why: str  # ATTEMPT_FAILED: for people
-    attempt: int  # ATTEMPT_FAILED: 1 and upwards, for this advert
+    rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
+    why: str  # ATTEMPT_FAILED: a message for people
+    attempt: int  # ATTEMPT_FAILED: from 1, for each advert
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEvent:
-    """A stage was reached."""
+    """An event: the ceremony has reached a stage."""
 
     stage: Stage
     elapsed: float  # seconds since the ceremony began
     detail: StageDetail = field(default_factory=StageDetail)
-    phone: GetInfoResponse | None = None  # what the phone says of itself, at CHANNEL_OPEN
-    refusal: Refusal | None = None  # which companion cannot take it, and why, at REFUSED; also in detail
+    phone: GetInfoResponse | None = None  # the phone's getInfo, at CHANNEL_OPEN
+    refusal: Refusal | None = None  # at REFUSED, with the content of `detail`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What the ceremony is for, stated before delivery; options that come later must not differ."""
+    """What a ceremony asks for. It is announced to the companion, so options that come later must match it."""
 
     kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
     origin: str
     rp_id: str
-    rp_name: str | None = None  # shown on the companion, as the device's word
+    rp_name: str | None = None  # shown on the companion; unverified
     note: str | None = None  # shown on the companion
-    # to be typed on the companion, where the device can show or speak them
+    # match digits, which the device shows or speaks, and the user types on the companion
     digits: str | None = field(default=None, repr=False)
-    user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
-    related: RelatedOrigins | None = None  # what the RP ID's host says, where the origin is of another domain
+    user_handle: bytes | None = field(default=None, repr=False)  # of the expected account (T3)
+    related: RelatedOrigins | None = None  # for an origin outside the RP ID's domain
 
     @classmethod
     def of(
@@ -125,7 +125,7 @@ class Ask:
         digits: str | None = None,
         user_handle: bytes | None = None,
     ) -> "Ask":
-        """What known options ask for. user_handle: whose passkey must answer; of a registration it is the new user's."""
+        """Make an `Ask` from known options. user_handle: of the expected account; for a registration the new user's."""
         rp_name = None
         if isinstance(options, RegistrationOptions):
             rp_name, user_handle = options.rp_name, user_handle or options.user.id
@@ -142,35 +142,35 @@ class Ask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """What a delivery says of its request."""
+    """The state of a request, from the delivery."""
 
     state: RequestState
-    claimed_by: str | None = None  # the recipient that may complete it; None: whoever comes first
-    refusals: tuple[Refusal, ...] = ()  # by recipients that cannot take it
+    claimed_by: str | None = None  # the recipient that holds the claim; None: any may answer
+    refusals: tuple[Refusal, ...] = ()  # of recipients
 
 
 class Delivery(Protocol):
-    """How FIDO URLs reach phones: for one ceremony after the other."""
+    """Brings FIDO URLs to phones, for one ceremony at a time."""
 
     async def recipients(self) -> Sequence[str]:
-        """Who gets a URL of its own; a ceremony begins with this call. `LocalProtocolError` while another one goes on."""
+        """Begin a ceremony; returns the recipients, each of which gets its own URL. `LocalProtocolError` during another ceremony."""
 
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
-        """Hand the URLs over; they are worth nothing after `lifetime` seconds."""
+        """Deliver the URLs, which expire after `lifetime` seconds."""
 
     def progress(self) -> AsyncGenerator[Progress, None]:
-        """What becomes of the request; raises what ends it (`NotApproved`, `TrustError`, …)."""
+        """Follow the request's state; raises the error that ends it (`NotApproved`, `TrustError`, …)."""
 
     async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
-        """Say how it ended. reason: a word for it, such as an error's."""
+        """Report the end of the ceremony. reason: one word, such as an error's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CeremonyResult:
-    """The ceremony's end: the response for the relying party, and whose passkey made it."""
+    """The result of a ceremony: the response for the relying party, and whether its user was checked."""
 
     credential: Credential
-    user_checked: bool  # False: nobody was expected, so the account is the phone's choice (T3)
+    user_checked: bool  # False: no account was expected, so the phone chose one (T3)
 
 
 _T = TypeVar("_T")
@@ -179,28 +179,28 @@ _Result_co = TypeVar("_Result_co", covariant=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settled(CeremonyResult, Generic[_T]):
-    """The ceremony's end, after the relying party has taken the response."""
+    """The result of a ceremony whose response the relying party has accepted."""
 
-    result: _T  # what `Begun.complete`, or `settle`, gave
+    result: _T  # of `Begun.complete` or `settle`
 
 
 @runtime_checkable
 class Begun(Protocol[_Result_co]):
-    """A ceremony that a relying party has begun: what it asks for, and where the response goes."""
+    """A ceremony that a relying party has begun: its options, and where the response goes."""
 
     @property
     def options(self) -> Options | Mapping[str, Any]:
-        """With the challenge; as WebAuthn JSON, or parsed."""
+        """The WebAuthn options with their challenge, as JSON or parsed."""
 
     async def complete(self, credential: Credential, /) -> _Result_co:
-        """Hand in the response: the session, or whatever the relying party gives for it."""
+        """Complete the ceremony with the response; returns the relying party's result, such as a session."""
 
 
 OptionsSource = Options | Callable[[], Awaitable[Options | Mapping[str, Any]]]
 
 
 class Choices(TypedDict, total=False):
-    """What `run_ceremony` takes beside what it needs."""
+    """The optional arguments of `run_ceremony`."""
 
     tunnels: Mapping[int, str] | None
     tls: ssl.SSLContext | None
@@ -260,17 +260,17 @@ async def run_ceremony(
     join_within: float | None = None,
     clock: Callable[[], float] = time.time,
 ) -> CeremonyResult:
-    """One ceremony, from FIDO URL to checked response.
+    """Run one ceremony, from FIDO URL to checked response.
 
-    options: known options, or a callable asked for them once the phone is there. It gives them as WebAuthn JSON, parsed, or
-    as a ceremony begun at a relying party, which gets the response then.
+    options: known options, or a callable that is called once the channel is open, so that the challenge is fresh. It returns
+    WebAuthn JSON, parsed options, or a `Begun`, which then gets the response.
     tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
-    tls: whom to believe on the tunnel; None means the system's roots. timeout: seconds for everything.
-    settle: takes the response to the relying party, where options are not a ceremony begun. What it gives is the `result`;
-    only after it is the request reported as completed, and it need not wait for the tunnel to close.
-    min_rssi: adverts weaker than this many dBm, or of unknown strength, are not heard; join_within: seconds
-    from hearing an advert for the first time until its channel must be open. Both make relaying an advert
-    harder, and neither proves that the phone is near (T7).
+    tls: trusted roots for the tunnel; None for the system's. timeout: seconds for everything.
+    settle: takes the response to the relying party, where the options are no `Begun`. Its value is the `result`. The request
+    is reported as completed after it; it does not wait for the tunnel to close.
+    min_rssi: adverts weaker than this many dBm, or of unknown strength, are ignored. join_within: seconds
+    from the first reception of an advert until its channel must be open. Both make it harder to relay adverts, and neither
+    proves that the phone is near (T7).
 
     Raises the branches of `HeadlessPasskeyError`; at the deadline that is `NotApproved` (expired).
     """
@@ -299,7 +299,7 @@ async def run_ceremony(
             message = f"not done within {timeout:g} seconds; the last stage was {stage}"
             message = "; ".join([message, *map(str, ceremony.refusals.values())])
             raise NotApproved(Outcome.EXPIRED, message) from error
-        # what a caller's own options or settle raised is told to the phone's side too, and passed on as it is
+        # an error of the caller's options or settle: reported to the delivery, and raised unchanged
         await ceremony.tell_the_end(
             DeviceEvent.FAILED, error.reason if isinstance(error, HeadlessPasskeyError) else None
         )
@@ -311,7 +311,7 @@ async def run_ceremony(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Phone:
-    """The phone at the other end of an open channel. The pursuit that reached it holds the tunnel until `let_go` is set."""
+    """A phone with an open channel. The task that opened it keeps the tunnel until `let_go` is set."""
 
     recipient: str
     tunnel: Tunnel
@@ -322,15 +322,15 @@ class _Phone:
 
 @dataclass(slots=True)
 class _Heard:
-    """An advert that opened: when it was heard, on the event loop's clock, and what came of it."""
+    """An advert that our key opened, with its times on the event loop's clock and its attempts."""
 
     first: float
     last: float
-    rssi: int | None  # dBm, the first time
+    rssi: int | None  # dBm, of the first reception
     eid: Eid
     base: str  # of the tunnel service it leads to
-    is_news: bool = True  # nobody has gone after it in vain since it was heard last
-    pursued: bool = False  # somebody goes after it, or has reached the phone
+    is_news: bool = True  # no attempt has failed since its last reception
+    pursued: bool = False  # a task tries it, or has reached the phone
     attempts: int = 0
     pause: float = FIRST_PAUSE  # seconds after the next attempt
 
@@ -340,7 +340,7 @@ class _Heard:
 
 @dataclass(slots=True)
 class _Candidate:
-    """One recipient's URL, and what its phone's adverts have led to. Only `_Ceremony._may_go_on` says whether to go on."""
+    """One recipient's URL, with the adverts of its phone. `_Ceremony._may_go_on` decides whether its adverts are tried."""
 
     recipient: str
     transaction: QrTransaction
@@ -350,7 +350,7 @@ class _Candidate:
 
 @dataclass(slots=True, kw_only=True)
 class _Ceremony:
-    """One ceremony: what its tasks share."""
+    """One ceremony: the state that its tasks share."""
 
     ask: Ask
     options: OptionsSource | Callable[[], Awaitable[Begun[Any]]]
@@ -362,22 +362,22 @@ class _Ceremony:
     min_rssi: int | None
     join_within: float | None
 
-    stage: Stage | None = None  # the last one
+    stage: Stage | None = None  # the last stage
     refusals: dict[str, Refusal] = field(default_factory=dict)  # by recipient
     _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
     _name: str = field(default_factory=lambda: secrets.token_hex(4))  # for the log
     _began: float = field(default_factory=time.monotonic)
     _candidates: dict[str, _Candidate] = field(default_factory=dict)  # by recipient
-    _claimer: str | None = None  # the recipient that alone may go on; None: whoever comes first
+    _claimer: str | None = None  # the recipient that holds the claim; None: any may answer
     _listening: bool = False
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ATTEMPTS))
     _reached: "asyncio.Future[_Phone]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
-    _submitted: bool = False  # the other side may know of it
+    _submitted: bool = False  # the delivery may have sent the request
 
     async def run(self, radio: AdvertSource, lifetime: float, now: int) -> CeremonyResult:
-        """Find the phone, use it, and settle what it answered."""
+        """Find the phone, send it the command, and settle the response."""
         if not callable(self.options):
             self._check_options(self.options)
         recipients = await self.delivery.recipients()
@@ -393,7 +393,7 @@ class _Ceremony:
                     credential, user_checked = await self._use(phone)
                 finally:
                     phone.let_go.set()
-            # the tunnel closes meanwhile
+            # the tunnel closes concurrently
             if self.settle is None:
                 completed = CeremonyResult(credential=credential, user_checked=user_checked)
             else:
@@ -417,7 +417,7 @@ class _Ceremony:
         )
 
     async def tell_the_end(self, outcome: DeviceEvent, reason: str | None) -> None:
-        """Tell the delivery how it ended; what cannot be told in time expires by itself, and changes nothing here."""
+        """Report the end to the delivery. A failure or timeout is ignored, since the request expires by itself."""
         if not self._submitted:
             return
         try:
@@ -435,13 +435,13 @@ class _Ceremony:
         tasks: asyncio.TaskGroup,
         until_answered: AsyncExitStack,
     ) -> _Phone:
-        """Deliver the URLs, and listen until a phone has opened the channel; then the radio is off.
+        """Deliver the URLs, and scan until a channel is open; then the radio is off.
 
-        until_answered: as long as it is open the request is followed.
+        until_answered: while it is open, the request is followed.
         """
         async with radio.adverts() as adverts:
             self.report(Stage.PREPARED, {"recipients": len(self._candidates)})
-            self._submitted = True  # from here on
+            self._submitted = True  # also when the call fails
             urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
             await self.delivery.submit(self.ask, urls, lifetime=lifetime)
             self.report(Stage.SUBMITTED)
@@ -455,7 +455,7 @@ class _Ceremony:
                 await end(listening, *self._pursuits)
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
-        """Follow the request; its end, other than completion, ends the ceremony."""
+        """Follow the request; any end but completion ends the ceremony."""
         seen: RequestState | None = None
         async with aclosing(self.delivery.progress()) as states:
             async for progress in states:
@@ -468,7 +468,7 @@ class _Ceremony:
                 seen = progress.state
 
     def _note_refusals(self, refusals: Sequence[Refusal]) -> None:
-        """Say which are new. When the companion refuses whose phone is connected already, that ends the ceremony."""
+        """Give events for new refusals. A refusal by the companion whose phone is connected ends the ceremony."""
         before, self.refusals = self.refusals, {refusal.companion: refusal for refusal in refusals}
         for refusal in refusals:
             if before.get(refusal.companion) != refusal:
@@ -484,11 +484,11 @@ class _Ceremony:
         return refusal is not None and not refusal.may_change
 
     def _may_go_on(self, recipient: str) -> bool:
-        """Whether what this recipient's URL leads to is pursued: anybody's until there is a claim, then its holder's (T5)."""
+        """Whether adverts of this recipient's phone are tried: any recipient's without a claim, else the claim holder's (T5)."""
         return self._claimer in (None, recipient) and not self._has_refused(recipient)
 
     def _turn_to_who_may_go_on(self, tasks: asyncio.TaskGroup) -> None:
-        """Leave the other candidates aside. They come back when the claim is gone, with what was heard meanwhile."""
+        """Stop attempts with other candidates' adverts. They resume, with adverts received meanwhile, when the claim is given back."""
         for candidate in self._candidates.values():
             if not self._may_go_on(candidate.recipient):
                 for task in candidate.pursuits:
@@ -519,7 +519,7 @@ class _Ceremony:
             ended = TransportError(f"the radio's input ended {in_vain}")
         except TransportError as error:
             ended = error
-        while pursuits := self._pursuits:  # what was heard before may yet lead to the phone
+        while pursuits := self._pursuits:  # adverts that were received before may still lead to the phone
             await asyncio.wait(pursuits)
         if not self._reached.done():
             raise ended
@@ -528,7 +528,7 @@ class _Ceremony:
         return self.min_rssi is None or (advert.rssi is not None and advert.rssi >= self.min_rssi)
 
     def _hear(self, candidate: _Candidate, advert: Advert) -> _Heard | None:
-        """What is known of this advert, when it is of this candidate's phone; some radios say a thing once."""
+        """Record an advert of this candidate's phone; None for others. Some radios report an advert only once."""
         eid = candidate.transaction.open_advert(advert.service_data)
         base = None if eid is None else self._tunnel_service(eid.tunnel_domain)
         if eid is None or base is None:
@@ -544,7 +544,7 @@ class _Ceremony:
         return heard
 
     def _begin_pursuit(self, candidate: _Candidate, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
-        """Go after the advert's phone, unless somebody does, or it is too late, or not its turn."""
+        """Start a task that tries the advert, unless one runs, its time is over, or the candidate may not go on."""
         now, limit = self._now(), self._limit(heard)
         in_time = heard.is_fresh(now) and (limit is None or now < limit)
         if heard.is_news and not heard.pursued and in_time and self._may_go_on(candidate.recipient):
@@ -554,7 +554,7 @@ class _Ceremony:
             pursuit.add_done_callback(candidate.pursuits.discard)
 
     def _tunnel_service(self, number: int) -> str | None:
-        """The base URL of a tunnel domain; None for one that nobody knows, whose adverts are ignored (§11.5.1)."""
+        """The base URL of a tunnel domain; None for an unassigned one, whose adverts are ignored (§11.5.1)."""
         try:
             return self.tunnels.get(number) or f"wss://{tunnel_domain(number)}"
         except RemoteProtocolError:
@@ -562,7 +562,7 @@ class _Ceremony:
             return None
 
     async def _pursue(self, candidate: _Candidate, heard: _Heard) -> None:
-        """Try where an advert leads until it is old: networks fail, and some radios say a thing once."""
+        """Try an advert until it is too old. Attempts repeat because networks fail and some radios report an advert only once."""
         limit = self._limit(heard)
         detail: StageDetail = {"tunnel_domain": heard.eid.tunnel_domain}
         if heard.rssi is not None:
@@ -580,17 +580,17 @@ class _Ceremony:
             await asyncio.sleep(heard.pause)
             heard.pause = min(2 * heard.pause, LAST_PAUSE)
             if isinstance(failed, RemoteProtocolError):
-                break  # it will not be otherwise, unless whoever it was advertises it again
+                break  # permanent, unless the advert is received again
         heard.pursued, heard.is_news = False, False
 
     def _limit(self, heard: _Heard) -> float | None:
-        """By when the advert's phone must have been reached, on the event loop's clock."""
+        """The time by which the advert's channel must be open, on the event loop's clock."""
         return None if self.join_within is None else heard.first + self.join_within
 
     async def _attempt(self, candidate: _Candidate, heard: _Heard, limit: float | None) -> Exception | None:
-        """Join the tunnel the advert leads to and prove ourselves to the phone; why not, when that fails.
+        """Join the advert's tunnel and make the handshake; returns the error of a failure.
 
-        limit: by when, on the event loop's clock.
+        limit: on the event loop's clock.
         """
         transaction, eid = candidate.transaction, heard.eid
         async with AsyncExitStack() as stack:
@@ -607,16 +607,14 @@ class _Ceremony:
                 phone = _Phone(
                     recipient=candidate.recipient, tunnel=tunnel, channel=channel, get_info=get_info
                 )
-                candidate.pursuits.remove(
-                    _this_task()
-                )  # it is not to be ended for what its companion does from now on
+                candidate.pursuits.remove(_this_task())  # no longer ended by the state of its candidate
                 self.report(Stage.CHANNEL_OPEN, phone=get_info)
                 self._reached.set_result(phone)
                 await _hold(phone)
             return None
 
     async def _use(self, phone: _Phone) -> tuple[Credential, bool]:
-        """Exactly one CTAP command over the open channel; its checked reply, and whether the user was checked."""
+        """Send exactly one CTAP command; returns its checked reply, and whether the user was checked."""
         options = await self._known_options()
         if not self._may_go_on(phone.recipient):
             raise TrustError(
@@ -633,7 +631,7 @@ class _Ceremony:
         return credential, user_checked
 
     async def _known_options(self) -> Options:
-        """The options, when they ask for what was announced."""
+        """Get the options, and check that they match the announcement."""
         options = self.options
         if callable(options):
             given = await options()
@@ -653,7 +651,7 @@ class _Ceremony:
         return options
 
     def _check_options(self, options: Options) -> None:
-        """That nobody approves one thing and gets another (T4)."""
+        """Check that the options match what the user approved (T4)."""
         if (options.hint, options.rp_id, options.origin) != (
             self.ask.kind,
             self.ask.rp_id,
@@ -668,7 +666,7 @@ class _Ceremony:
             )
 
     def _check_user(self, options: Options, credential: Credential) -> bool:
-        """Whether the account that answered was the one asked for; False when nobody was expected (T3)."""
+        """Check that the expected account answered; False when none was expected (T3)."""
         if isinstance(options, RegistrationOptions):
             return True
         expected, came = self.ask.user_handle, credential.user_handle
@@ -682,7 +680,7 @@ class _Ceremony:
 async def _shake_hands(
     tunnel: Tunnel, transaction: QrTransaction, eid: Eid
 ) -> tuple[ClientChannel, GetInfoResponse]:
-    """The handshake and the post-handshake message: the phone proved itself and said what it is."""
+    """Make the handshake, which proves the phone's possession of the URL, and receive the post-handshake message."""
     pending = transaction.handshake(eid)
     await tunnel.send(pending.message)
     channel = pending.finish(await tunnel.receive())
@@ -707,9 +705,9 @@ async def _reply(phone: _Phone) -> Ctap:
 
 
 async def _hold(phone: _Phone) -> None:
-    """Keep the tunnel open until it is let go, or this task is cancelled; then say that there will be no more requests.
+    """Keep the tunnel open until `let_go` or cancellation; then send the shutdown message.
 
-    The phone takes back what it asks its user. That it has gone already, or spoiled the channel, is no news.
+    The phone then cancels its question to the user. A closed tunnel or spoiled channel is ignored.
     """
     try:
         await phone.let_go.wait()

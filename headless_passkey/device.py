@@ -1,4 +1,4 @@
-"""A device at work, in one object: what most programs need of this package.
+"""The device in one object: the interface for most programs.
 
 ::
 
@@ -6,9 +6,9 @@
         session = await device.sign_in("https://login.example", on_stage=print)
         answer = await session.fetch("https://login.example/session")
 
-`join` makes a device of a state directory, once (`headless_passkey.account.enrolment`). Every step can be cancelled, and cancelling
-is a normal exit: the radio stops, the request is withdrawn. Errors are the branches of `HeadlessPasskeyError`. Below
-it are the parts, for programs that bring their own: `run_ceremony`, `Conduit`, `RelayDelivery`, `Session`.
+`join` enrols a device once, in a state directory (`headless_passkey.account.enrolment`). Every step can be cancelled, which
+is a normal exit: the radio stops, the request is withdrawn. Errors are the branches of `HeadlessPasskeyError`. Programs
+with parts of their own use these: `run_ceremony`, `Conduit`, `RelayDelivery`, `Session`.
 """
 
 import asyncio
@@ -58,32 +58,32 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What a ceremony at a relying party asks for, beside the relying party itself."""
+    """What a ceremony at a relying party asks for."""
 
     kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
-    user_name: str | None = None  # whom to register, or to sign in; None: whoever's passkey answers
+    user_name: str | None = None  # of the user to register or sign in; None: any user
     display_name: str | None = None
-    user_handle: bytes | None = field(default=None, repr=False)  # whose passkey must answer (T3)
+    user_handle: bytes | None = field(default=None, repr=False)  # of the expected account (T3)
     rp_id: str | None = None  # None: the relying party's host
     note: str | None = None  # shown on the companion
-    digits: str | None = field(default=None, repr=False)  # to be typed on the companion
-    audience: tuple[
-        str, ...
-    ] = ()  # origins of services that may have the session's token, beside those it names
+    digits: str | None = field(
+        default=None, repr=False
+    )  # match digits, which the user types on the companion
+    audience: tuple[str, ...] = ()  # more origins of services that may get the session's token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opened:
-    """How a ceremony at a relying party ended."""
+    """The result of a ceremony at a relying party."""
 
     ceremony: CeremonyResult
     relying_party: str  # its base URL
     opened: OpenedSession
-    session: Session | None  # None: it is not kept
+    session: Session | None  # None: not kept
 
 
 class Device:
-    """One state directory, its radio and its connections."""
+    """A device: its state directory, radio and connections."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class Device:
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
-        """The device whose account and sessions are in `state`; its connections close when the context is left.
+        """Open the device whose account and sessions are in `state`; its connections close with the context.
 
         state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it; it is turned on
         for a ceremony only. tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to
@@ -131,7 +131,7 @@ class Device:
         digits: str | None = None,
         audience: Sequence[str] = (),
     ) -> Session:
-        """Sign in with a passkey on a phone: the session, which is kept in the state directory.
+        """Sign in with a passkey on a phone; returns the session, which is stored in the state directory.
 
         relying_party: its address, with the path it is mounted at. user_handle: whose passkey must answer; without it
         the session is of whoever approved. on_stage: told of each stage. timeout: seconds for everything. note: a
@@ -160,7 +160,7 @@ class Device:
         digits: str | None = None,
         audience: Sequence[str] = (),
     ) -> Session:
-        """Make a passkey on a phone for a new user: the session. The rest as for `sign_in`."""
+        """Register a new user with a passkey on a phone; returns the session. Arguments as for `sign_in`."""
         asked = Asked(
             kind=RequestKind.MAKE_CREDENTIAL,
             user_name=user_name,
@@ -172,7 +172,7 @@ class Device:
         return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
 
     def session(self, relying_party: str | None = None, *, url: str | None = None) -> Session:
-        """A session that was kept before, as `Session.load` finds it."""
+        """Load a stored session, as `Session.load` does."""
         return Session.load(self.state, relying_party, url=url, http=self._http, clock=self._clock)
 
     async def ask(
@@ -187,7 +187,7 @@ class Device:
         min_rssi: int | None = None,
         join_within: float | None = None,
     ) -> Opened:
-        """One ceremony at a relying party, with every choice there is; `sign_in` and `register` are this.
+        """Run a ceremony at a relying party with all options; `sign_in` and `register` call this.
 
         delivery: None for the account's relay. keep: the session. min_rssi, join_within: as
         `headless_passkey.ceremony.run_ceremony` takes them.
@@ -220,7 +220,7 @@ class Device:
                 relying_party=str(base),
                 opened=opened,
                 key_name=thumbprint(key.public_key),
-                key=key if joined is None else None,  # nobody else keeps it
+                key=key if joined is None else None,  # the only place where it is stored
                 told=told,
                 received_at=int(self._clock()),
             )
@@ -268,7 +268,7 @@ class Device:
         )
 
     def _joined(self, *, needed: bool) -> Enrolment | None:
-        """What this device is; None where it belongs to no account, and needs none."""
+        """Load the enrolment; None for a device without account that needs none."""
         try:
             return enrolment.load(self.state)
         except NotEnrolled:
@@ -291,7 +291,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Begun:
-    """A ceremony at the relying party, whose session is kept as soon as it is opened."""
+    """A ceremony at the relying party, which stores its session at once."""
 
     begun: BegunCeremony
     store: SessionStore

@@ -1,1 +1,1 @@
-"""The relying party as the device sees it: one ceremony, and the session that it opens."""
+"""The device's client of the relying party: ceremonies, and the sessions that they open."""

@@ -1,8 +1,8 @@
-"""The device between phone and relying party (docs/protocol/relying-party.md).
+"""The device's client of a relying party's ceremonies (docs/protocol/relying-party.md).
 
-The challenge is asked for when the phone is there, so that it is fresh, and goes out over the secure channel
-only. Begin and complete carry proofs of the device's key: nobody else can finish the ceremony, and the session
-that the relying party opens is bound to that key.
+It fetches the challenge once the channel to the phone is open, so that it is fresh, and sends it over this channel
+only. Begin and complete carry proofs of possession of the device's key: nobody else can complete the ceremony, and the
+relying party binds the session to this key.
 """
 
 import re
@@ -39,19 +39,19 @@ from headless_passkey.webauthn.origins import check_origin
 
 WELL_KNOWN: Final = "/.well-known/headless-passkey"
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
-_PATIENCE: Final = 10.0  # seconds in which what may pass is tried again
+_PATIENCE: Final = 10.0  # seconds in which transient failures are retried
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedSession:
-    """What the relying party answers when it opens a session or refreshes it: tokens, and what they stand for.
+    """The relying party's answer with a new or refreshed session: its tokens and their lifetimes.
 
-    The tokens are worth something only with the device's key. Times are Unix seconds by the relying party's clock.
+    The tokens are bound to the device's key. Times are Unix seconds by the relying party's clock.
     """
 
     token: str = field(repr=False)  # the access token
     expires_at: int  # of the access token
-    refresh_token: str | None = field(repr=False)  # gives the next tokens, once
+    refresh_token: str | None = field(repr=False)  # single use
     ends_at: int  # of the session
     user_name: str
     display_name: str
@@ -84,7 +84,7 @@ class OpenedSession:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """With the tokens: for whoever uses or keeps the session."""
+        """Encode as JSON, tokens included."""
         return {
             "token": self.token,
             "token_type": "DPoP",
@@ -98,7 +98,7 @@ class OpenedSession:
 
 
 def service_origin(text: str) -> str:
-    """The origin of a service that may be sent a token: https, or http on this machine; else `UsageError`."""
+    """Parse the origin of a service that may get a token: https, or http on loopback; else `UsageError`."""
     base = BaseUrl.parse(text)
     if base.path:
         raise UsageError("an origin has no path")
@@ -108,7 +108,7 @@ def service_origin(text: str) -> str:
 
 
 def _service(item: Any) -> str | None:
-    """A service the relying party names; one that we would not send a token to is passed over."""
+    """Parse a service that the relying party names; None for one that must not get a token."""
     if not isinstance(item, str):
         return None
     try:
@@ -123,20 +123,20 @@ class _Call(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BegunCeremony:
-    """A ceremony that the relying party waits to see completed."""
+    """A ceremony that the relying party has begun."""
 
     options: Mapping[str, Any]  # the WebAuthn options as JSON, with the challenge
     name: str = field(repr=False)  # the relying party's, opaque
     call: _Call = field(repr=False)
 
     async def complete(self, credential: Credential) -> OpenedSession:
-        """Hand in the response, once, whatever comes of it: the session that it opens."""
+        """Complete the ceremony with the response, once; returns the new session."""
         body = {"ceremony": self.name, "response": credential.for_relying_party()}
         return OpenedSession.parse(await self.call("result", body, patience=0))
 
 
 class Conduit:
-    """What one device asks one relying party for: each `begin` is a ceremony of its own, asked for when the phone is there."""
+    """A client for one kind of ceremony at one relying party; each `begin` begins a new ceremony."""
 
     def __init__(
         self,
@@ -150,7 +150,7 @@ class Conduit:
     ) -> None:
         """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in.
 
-        label: what the device calls itself, for the user's list of sessions; it is made to fit.
+        label: the device's name in the user's list of sessions, made valid as a name.
         """
         self._http, self.origin = http, check_origin(origin)
         name = None if label is None else plain(label)
@@ -195,7 +195,7 @@ class Conduit:
 
     @property
     def host(self) -> str:
-        """The RP ID, where the relying party does not use a wider one."""
+        """The host of the relying party, its default RP ID."""
         return urlsplit(self.origin).hostname or ""
 
     async def begin(self) -> BegunCeremony:
@@ -215,7 +215,7 @@ class Conduit:
 async def find_relying_party(
     http: aiohttp.ClientSession, base: BaseUrl, key: SigningKey, *, patience: float = _PATIENCE
 ) -> BaseUrl:
-    """Where the relying party at `base` is mounted: there, or where ``/.well-known/headless-passkey`` says.
+    """Find the relying party of `base`: there, or where ``/.well-known/headless-passkey`` says.
 
     It is asked for a session, which a relying party refuses in words of its own; nothing is begun. key: the one
     the ceremony will be proved with, so that a wrong clock shows here, before anybody is asked to approve.
@@ -242,7 +242,7 @@ async def find_relying_party(
 async def _what_is_there(
     http: aiohttp.ClientSession, base: BaseUrl, key: SigningKey, patience: float
 ) -> str | None:
-    """None for a relying party; else what answered in its place."""
+    """Ask a URL; None for a relying party, else a description of what answered."""
     try:
         await ProvenHttp(http, str(base), key).get("/session", patience=patience)
     except ProblemAnswer as problem:
@@ -257,7 +257,7 @@ async def _what_is_there(
 
 
 def _refusal(problem: ProblemAnswer) -> Exception:
-    """What a relying party's no means to the device."""
+    """Translate a relying party's refusal."""
     match problem.slug:
         case "verification-failed":
             return TrustError(TrustReason.RP_REFUSED, "the relying party did not accept the phone's response")
