@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from companion_push.cli import main as push_main
 from companion_push.relay.config import RelayConfig
 from companion_push.tunnel_service.app import make_app as make_tunnel_service
-from headless_passkey.errors import LocalProtocolError
+from headless_passkey.errors import UsageError as PushUsageError
 from relying_party.cli import main as party_main
 from relying_party.config import Config
 from relying_party.errors import UsageError
@@ -198,7 +198,7 @@ def test_a_public_url_has_one_form_in_both_servers(of: Callable[[str], str], url
 def test_a_public_url_that_clients_could_not_call_safely_is_refused_with_the_settings_name(
     of: Callable[[str], str], url: str
 ) -> None:
-    with pytest.raises((LocalProtocolError, UsageError), match=r"\Apublic_url: "):
+    with pytest.raises((PushUsageError, UsageError), match=r"\Apublic_url: "):
         of(url)
 
 
