@@ -1,1 +1,1 @@
-"""The device's account: joining one, its rings on disk, and the push relay that serves it."""
+"""The device's account: enrolment, its state on disk, the client of the relay, and delivery."""

@@ -1,4 +1,4 @@
-"""How a FIDO URL gets to the phone: through the push relay, or on stdout for somebody else to carry."""
+"""Deliveries of FIDO URLs: through the push relay, or as a line on stdout."""
 
 import logging
 import math
@@ -22,13 +22,13 @@ from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_requ
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 
-MAX_RECIPIENTS: Final = 8  # the relay takes no more envelopes in one request
+MAX_RECIPIENTS: Final = 8  # envelopes in one request, the relay's limit
 
 logger = logging.getLogger(__name__)
 
 
 class StdoutDelivery:
-    """One URL, written as a line; what becomes of it is not known until the phone is heard."""
+    """Writes one URL as a line. It has no progress: the next event is the phone's advert."""
 
     def __init__(self, write_line: Callable[[str], None]) -> None:
         self._write_line = write_line
@@ -50,20 +50,20 @@ class StdoutDelivery:
 
 
 class RelayDelivery:
-    """One envelope for each companion of the account, sealed to it and signed by this device; for one ceremony after the other."""
+    """Sends each companion of the account an envelope, signed by this device and sealed to the companion."""
 
     def __init__(self, relay: RelayClient, state: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """state: the device's state directory; its rings are brought up to date before every request."""
+        """state: the device's state directory, whose rings are updated before each request."""
         self._relay, self._state, self._clock = relay, state, clock
-        self._request_id: bytes | None = None  # of the request that is under way, or was last
+        self._request_id: bytes | None = None  # of the current or last request
         self._enrolment: Enrolment | None = None
         self._companions: dict[str, Member] = {}
-        self._over = True  # the request has ended, or there was none
+        self._over = True  # whether the request has ended; also before the first
 
     @classmethod
     @asynccontextmanager
     async def connect(cls, state: Path, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
-        """A delivery through the relay of this device's account, over a connection of its own.
+        """Open a delivery through the relay of this device's account, with a connection of its own.
 
         state: of a device that has joined; else `NotEnrolled`. tls: whom to believe, None for the system's roots.
         """
@@ -72,7 +72,7 @@ class RelayDelivery:
             yield cls(RelayClient(ProvenHttp(http, joined.relay_url, joined.key)), state)
 
     async def recipients(self) -> Sequence[str]:
-        """The account's companions, by the newest ring that extends ours."""
+        """Update the rings; returns the account's companions."""
         if not self._over:
             raise LocalProtocolError(
                 "a delivery serves one ceremony at a time: this one's request is under way"
@@ -124,7 +124,7 @@ class RelayDelivery:
         await self._relay.submit(request_id, envelopes, expires_in=seconds)
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        """Until the request has ended. While it is claimed, a relay that goes away stops nothing."""
+        """Follow the request until it has ended. While it is claimed, an unreachable relay is ignored: the phone answers by the tunnel."""
         if self._request_id is None:
             raise LocalProtocolError("a request is submitted before it is followed")
         claimed, error = False, None
@@ -154,6 +154,6 @@ class RelayDelivery:
     async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
         if self._over or self._request_id is None:
             return
-        self._over = True  # whatever becomes of the report, the request's time ends
+        self._over = True  # also when the report fails, since the request expires
         word = None if reason is None else re.sub(r"[^a-z0-9]+", "-", reason.lower()).strip("-")[:64]
         await self._relay.report(self._request_id, outcome, word or None)

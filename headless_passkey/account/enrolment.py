@@ -1,20 +1,20 @@
-"""Joining an account, and what the device keeps of it: one file in its state directory, for its owner alone.
+"""Enrolment of a device in an account, and its state on disk: one file of mode 0600 in its state directory.
 
-The file holds the device's signing key, the relay's URL and the rings it has verified; docs/protocol/trust.md
-says how they came about. A join writes down what it is about to do before it does it:
+The file holds the device's signing key, the relay's URL and the verified rings (docs/protocol/trust.md). A join writes
+each step to disk before it takes it, so it can resume:
 
 ==================================  ==========================================================================
-a crash, or a lost connection …     and then
+a crash or a lost connection …      what happens then
 ==================================  ==========================================================================
-before the introduction was kept    the invitation is unused; join again
-after that, before the answer       `join` with the same invitation goes on where it was, with the same key:
-                                    the relay knows the same introduction again
-after the ring was kept             the device has joined
+before the introduction is stored   the invitation is unused; join again
+after that, before the answer       `join` with the same invitation resumes with the same key: the relay takes
+                                    the same introduction again (idempotent)
+after the ring is stored            the device has joined
 ==================================  ==========================================================================
 
-With the same invitation goes the same label and the same pins: others are refused, because the inviter has seen, or
-will see, the first ones. `join` with another invitation gives an unfinished one up. If its inviter still says yes, the account has a
-member whose key nobody holds: it shows among the members and can be removed.
+A resumed join needs the same label and pins: others are refused, because the inviter has seen, or will see, the first
+ones. `join` with another invitation gives an unfinished one up. If the first inviter still admits it, the account has a
+member whose key nobody holds: it is in the list of members, and can be removed.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_rela
 
 FILE_NAME: Final = "enrolment.json"
 _FORMAT: Final = 1
-JOIN_TIMEOUT: Final = float(LIFETIME)  # seconds a newcomer waits for its inviter
+JOIN_TIMEOUT: Final = float(LIFETIME)  # seconds that a newcomer waits for its inviter
 _MAX_FILE: Final = 2 * MAX_KEPT * MAX_DOCUMENT
 
 logger = logging.getLogger(__name__)
@@ -85,17 +85,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolment:
-    """A device's place in an account."""
+    """A device's enrolment in an account."""
 
     key: SoftwareSigningKey = field(repr=False)
     relay_url: str
     chain: RingChain = field(repr=False)
-    rp_id: str | None = None  # the one relying party this device is for; None: as the ring says
+    rp_id: str | None = None  # the one relying party that this device is pinned to; None: as in the ring
     origin: str | None = None
 
     @property
     def name(self) -> str:
-        """Our name in the ring."""
+        """The device's name in the ring."""
         return thumbprint(self.key.public_key)
 
     @property
@@ -104,7 +104,7 @@ class Enrolment:
 
     @property
     def member(self) -> Member:
-        """Ourselves in the newest ring; `TrustError` (not-a-member) when we were removed."""
+        """The device's entry in the newest ring; `TrustError` (not-a-member) when it was removed."""
         member = self.chain.head.member(self.name)
         if member is None:
             raise TrustError(
@@ -126,7 +126,7 @@ class Enrolment:
 
 
 def load(state: Path) -> Enrolment:
-    """What this device is; `NotEnrolled` when it has not joined an account."""
+    """Load the enrolment; `NotEnrolled` when this device has not joined an account."""
     kept = _read(state)
     if isinstance(kept, Enrolment):
         return kept
@@ -151,13 +151,13 @@ async def join(
     on_check_number: Callable[[str], None] = lambda _number: None,
     clock: Callable[[], float] = time.time,
 ) -> Enrolment:
-    """Become a member of the invitation's account, once the inviter has said yes.
+    """Join the invitation's account: introduce this device, and wait until the inviter admits it.
 
-    label: what people will call this device; its normal form C is kept. rp_id, origin: pin this device to one relying party.
-    on_check_number: is given the six digits that the inviter sees too, once the relay has taken the introduction
-    and the wait for the inviter begins. timeout: seconds for all of it, then `NotApproved` (expired). After that, and
-    after cancelling, the same invitation, label and pins go on; others are `JoinDiffers`. `NotApproved` (declined,
-    withdrawn) when the inviter says no, or waits no longer.
+    label: the device's name for people, stored in normal form C. rp_id, origin: pin this device to one relying party.
+    on_check_number: called with the check number, which the inviter sees too, once the relay has the introduction.
+    timeout: seconds for everything, then `NotApproved` (expired). After that or a cancellation, the same invitation,
+    label and pins resume the join; others raise `JoinDiffers`. `NotApproved` (declined, withdrawn) when the inviter
+    declines or has stopped waiting.
     """
     if invitation.kind is not Role.DEVICE:
         raise TrustError(
@@ -196,10 +196,10 @@ async def join(
 
 
 async def refresh(state: Path, relay: RelayClient) -> Enrolment:
-    """Take over newer rings from the relay: what we are now.
+    """Fetch, verify and store newer rings; returns the updated enrolment.
 
-    `TrustError` (forked-ring) when they do not extend ours; nothing is changed then. The way out of a fork,
-    such as after a reset of the account, is to leave and join again.
+    `TrustError` (forked-ring) when they do not extend our chain, which is then unchanged. After a fork, such as a reset of
+    the account, the device must leave and join again.
     """
     enrolment = load(state)
     chain = await relay.bring_up_to_date(enrolment.chain)
@@ -218,17 +218,17 @@ async def refresh(state: Path, relay: RelayClient) -> Enrolment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
-    """What leaving removed."""
+    """What `leave` has removed."""
 
-    account: str | None  # None: what was kept could not be read any more
+    account: str | None  # None: the file was not readable
     removed: tuple[Path, ...]
 
 
 def leave(state: Path) -> Left:
-    """Forget account and key. The members still list this device until a companion removes it.
+    """Remove account and key from disk. The ring holds this device until a companion removes it.
 
-    What is kept goes even where it is damaged or exposed: a plain file of this user's, and what a crash left beside
-    it. What another user or another version of the program wrote is not removed.
+    Damaged and exposed files are removed too, if they are plain files of this user, and so are temporary files of a crash.
+    Files of another user or another version of the program stay.
     """
     kept = state / FILE_NAME
     try:
@@ -253,7 +253,7 @@ _REMOVABLE: Final = (SetupReason.STATE_DAMAGED, SetupReason.STATE_EXPOSED, Setup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Joining:
-    """A join under way: enough to go on with it after a crash."""
+    """An unfinished join, with everything to resume it."""
 
     invitation: Invitation
     key: SoftwareSigningKey = field(repr=False)
@@ -265,7 +265,7 @@ class _Joining:
 def _begin(
     state: Path, invitation: Invitation, *, label: str, rp_id: str | None, origin: str | None, now: float
 ) -> _Joining:
-    """The join under way with this invitation, kept on disk: the one that was interrupted, or a new one."""
+    """Resume the stored join with this invitation, or store a new one."""
     kept = _read(state)
     if isinstance(kept, Enrolment):
         raise setup_error(
@@ -289,7 +289,7 @@ def _begin(
 
 
 def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
-    """Refuse to go on with a join in other words than before. before, now: by what they are, such as ``label``."""
+    """Refuse to resume a join with other values. before, now: values by name, such as ``label``."""
     for what, was in before.items():
         if now[what] != was:
             raise JoinDiffers(
@@ -299,12 +299,12 @@ def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | N
 
 
 def unanswered(seconds: float) -> str:
-    """What a join says that has waited in vain."""
+    """The message of a join that has timed out."""
     return f"the inviter did not answer within {round(seconds, 1):g} s; the same command goes on waiting, while the invitation is open"
 
 
 def _is_final(error: HeadlessPasskeyError) -> bool:
-    """Whether the invitation is spent: there is nothing to go on with."""
+    """Whether the error means that the invitation is used up, so that the join cannot be resumed."""
     return isinstance(error, NotApproved) or error.reason in (
         TrustReason.INVITATION_USED,
         TrustReason.INVITATION_EXPIRED,

@@ -1,7 +1,7 @@
-"""The push relay as the device sees it (docs/protocol/relay.md).
+"""The device's client of the relay (docs/protocol/relay.md).
 
-The relay carries what it cannot read, and is believed in nothing but availability: rings are verified link
-by link, and what it says of a request only tells the device what to wait for.
+The relay carries envelopes that it cannot open, and is trusted for availability only: rings are verified one by one, and
+the state of a request only tells the device what to wait for.
 """
 
 import asyncio
@@ -34,14 +34,14 @@ from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
 from headless_passkey.trust.signing import SigningKey
 
-WATCH_PATIENCE: Final = 60.0  # seconds the relay may be away while a request is under way
+WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
 _WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
-_QUICK: Final = 1.0  # seconds: an unchanged answer that came sooner was not held
+_QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One companion could not do it."""
+    """A companion's failure."""
 
     by: str  # a companion's name
     reason: str  # a word
@@ -49,7 +49,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestStatus:
-    """What the relay says of a request."""
+    """The relay's status of a request."""
 
     state: RequestState
     version: int  # grows with every change
@@ -75,14 +75,14 @@ class RequestStatus:
         )
 
     def refusals(self, label: Callable[[str], str | None] = lambda _name: None) -> tuple[Refusal, ...]:
-        """Who could not take the request. label: what people call the companion of that name."""
+        """The refusals by companions. label: looks up a companion's label by its name."""
         return tuple(
             Refusal(companion=failure.by, label=label(failure.by), reason=failure.reason)
             for failure in self.failures
         )
 
     def error(self, label: Callable[[str], str | None] = lambda _name: None) -> HeadlessPasskeyError | None:
-        """What a request that ended without an answer ended with; None while it lives and when it completed.
+        """The error of a request that ended without an answer; None while it lives and when it completed.
 
         label: as with `refusals`.
         """
@@ -107,14 +107,14 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """The inviter's answer, as the relay carries it: only `invitation.accept` says whether to believe it."""
+    """The inviter's answer, unverified until `invitation.accept`."""
 
     ring: bytes
     mac: bytes
 
 
 class MemberClient:
-    """Makes the calls to the relay that devices and companions make alike: for rings and introductions."""
+    """Makes the calls that devices and companions share: for rings and introductions."""
 
     _unknown: ClassVar = "the relay knows no member with this key: was it removed?"
 
@@ -142,7 +142,7 @@ class MemberClient:
             yield cls(ProvenHttp(session, url, key, clock=clock))
 
     async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
-        """`chain` up to the relay's newest ring; `TrustError` (forked-ring) when that does not extend it.
+        """Fetch and verify the relay's newer rings; `TrustError` (forked-ring) when they do not extend `chain`.
 
         `TrustError` (not-a-member) when the relay no longer knows this key.
         """
@@ -159,7 +159,7 @@ class MemberClient:
             chain = longer
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
-        """Use the invitation: hand in the introduction with the ticket. The same again is fine.
+        """Send the introduction with the invitation's ticket. Idempotent.
 
         `NotApproved` (withdrawn) when the inviter has taken it back.
         """
@@ -187,9 +187,9 @@ class MemberClient:
             ) from problem
 
     async def admission(self, invitation: Invitation, *, patience: float = WATCH_PATIENCE) -> Admission:
-        """Wait for the inviter's answer, as long as it takes.
+        """Wait for the inviter's answer, without a timeout.
 
-        `NotApproved` when that is a no (declined), or the inviter has taken the invitation back (withdrawn).
+        `NotApproved` when the inviter declines (declined), or has withdrawn the invitation (withdrawn).
         """
         while True:
             asked = time.monotonic()
@@ -219,7 +219,7 @@ class MemberClient:
 
     @contextmanager
     def _known(self) -> Iterator[None]:
-        """Read the relay's one answer for "not there" and "not yours" where every member has something: it knows no such key."""
+        """Translate `not-found` where every member would get an answer: the relay does not know this key (not-a-member)."""
         try:
             yield
         except ProblemAnswer as problem:
@@ -234,7 +234,7 @@ class RelayClient(MemberClient):
     async def submit(
         self, request_id: bytes, envelopes: Mapping[str, bytes], *, expires_in: int
     ) -> RequestStatus:
-        """Hand in one sealed envelope for each companion, by its name. A retry sends the same bytes."""
+        """Submit a request with an envelope for each companion, by its name. A retry sends the same bytes."""
         body = {
             "expires_in": expires_in,
             "envelopes": [{"to": name, "sealed": base64url(sealed)} for name, sealed in envelopes.items()],
@@ -245,7 +245,7 @@ class RelayClient(MemberClient):
     async def status(
         self, request_id: bytes, *, after: int | None = None, wait: int = 0, patience: float = PATIENCE
     ) -> RequestStatus:
-        """The request now, or, with `after`, as soon as its version is another one, or `wait` seconds are over."""
+        """Fetch the request's status. after, wait: hold the answer until its version differs from `after`, at most `wait` seconds."""
         query = {} if after is None else {"version": after}
         return RequestStatus.parse(
             await self._http.get(_request_path(request_id), wait=wait, patience=patience, **query)
@@ -254,9 +254,9 @@ class RelayClient(MemberClient):
     async def watch(
         self, request_id: bytes, *, patience: float = WATCH_PATIENCE
     ) -> AsyncGenerator[RequestStatus, None]:
-        """Every change of the request from now on; the last one is terminal.
+        """Follow the request's changes until a terminal state.
 
-        patience: seconds the relay may be away before that is a `TransportError`.
+        patience: seconds the relay may be unreachable before that is a `TransportError`.
         """
         seen: int | None = None
         while True:
@@ -278,9 +278,9 @@ class RelayClient(MemberClient):
                 await self._sleep(_QUICK * (1 + self._chance()))
 
     async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
-        """Say how it ended. reason: a word of [a-z0-9-], at most 64 characters.
+        """Report the end of a request. reason: at most 64 of [a-z0-9-].
 
-        What was completed although nobody holds the claim (any more) is reported as cancelled.
+        A completed request without a claim is reported as cancelled.
         """
         body = {"event": event} if reason is None else {"event": event, "reason": reason}
         try:
@@ -290,14 +290,14 @@ class RelayClient(MemberClient):
                 raise
             state = problem.members.optional_text("state")
             if state == event:
-                return await self.status(request_id)  # an earlier attempt arrived, its answer did not
+                return await self.status(request_id)  # an earlier attempt arrived, and its answer was lost
             if event is DeviceEvent.COMPLETED and state in (RequestState.PENDING, RequestState.DELIVERED):
                 return await self.report(request_id, DeviceEvent.CANCELLED, "completed")
             raise
 
 
 def request_state(members: Members) -> RequestState:
-    """The member ``state``, of a request."""
+    """Parse the member ``state`` of a request."""
     try:
         return RequestState(members.text("state"))
     except ValueError as error:
@@ -307,7 +307,7 @@ def request_state(members: Members) -> RequestState:
 
 
 def _word(members: Members) -> str:
-    """A reason, which error messages quote: nothing that a terminal would obey."""
+    """Parse a reason: at most 64 of [a-z0-9-], safe to show on a terminal."""
     reason = members.text("reason")
     if not _WORD.fullmatch(reason):
         raise RemoteProtocolError(

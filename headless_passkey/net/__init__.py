@@ -1,1 +1,1 @@
-"""What leaves over IP: TLS, the tunnel's websocket, requests with proofs, the way through a proxy."""
+"""Network clients: TLS, the tunnel's websocket, requests with proofs, proxies."""

@@ -1,4 +1,4 @@
-"""Base URLs as people write them, in the one form in which they are compared, stored and signed.
+"""Base URLs, normalised to the form in which they are compared, stored and signed.
 
 A server may be mounted below a path (``https://login.example/passkeys``). Scheme and host become lower case, an
 internationalised host its A-labels (as browsers do, UTS #46), the scheme's default port and slashes at the end go::
@@ -23,7 +23,7 @@ _PATH: Final = re.compile(r"(/(?:[A-Za-z0-9._~!$&'()*+,;=:@-]|%[0-9A-Fa-f]{2})+)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseUrl:
-    """Where a server is reached, with the path it is mounted at."""
+    """A server's base URL, with the path that it is mounted at."""
 
     scheme: str
     host: str  # a name in lower case, or an address; an IPv6 address without brackets
@@ -32,7 +32,7 @@ class BaseUrl:
 
     @classmethod
     def parse(cls, text: str, *, schemes: tuple[str, ...] = WEB) -> Self:
-        """From what a person wrote; `UsageError` says what is wrong with it."""
+        """Parse and normalise user input; `UsageError` says what is wrong with it."""
         text = text.strip()
         if len(text) > MAX_SIZE:
             raise UsageError(f"a URL has at most {MAX_SIZE} characters")
@@ -61,13 +61,13 @@ class BaseUrl:
 
     @property
     def origin(self) -> str:
-        """Scheme, host and port, as browsers write them."""
+        """The origin, as browsers serialise it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}" + ("" if self.port is None else f":{self.port}")
 
     @property
     def authority(self) -> str:
-        """Host and port, as people know the server."""
+        """Host and port, for messages."""
         return self.origin.partition("://")[2]
 
     def __str__(self) -> str:
@@ -75,12 +75,12 @@ class BaseUrl:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it is this machine, where plain http has no listener in between."""
+        """Whether the host is loopback, where plain http cannot be intercepted on a network."""
         return is_this_machine(self.host)
 
 
 def _host(name: str, *, in_brackets: bool) -> str:
-    """The host as it is looked up: an address in its usual spelling, or a name of A-labels in lower case."""
+    """Normalise a host: an address to its canonical form, a name to lower-case A-labels."""
     if in_brackets:
         try:
             return str(ipaddress.IPv6Address(name if "%" not in name else ""))

@@ -1,7 +1,7 @@
-"""Request proofs: every request says which key makes it (RFC 9449; docs/protocol/relay.md).
+"""Proofs of possession for requests (DPoP, RFC 9449; docs/protocol/relay.md).
 
-A proof is a compact JWS for one method and one URL, made at one time, with a random id that servers take
-once. No bearer token exists, so nothing that is read on the way can be used again.
+A proof is a compact JWS for one method, URL and time, with a random id, which servers accept once (replay). There are no
+bearer tokens, so an eavesdropped request is of no use.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ PROOF_HEADER: Final = "DPoP"
 
 
 def make_proof(key: SigningKey, *, method: str, url: str, now: float, access_token: str | None = None) -> str:
-    """A proof of `key` for one request: the value of the header ``DPoP``.
+    """Make a proof of possession of `key` for one request: the value of the header ``DPoP``.
 
     url: as requested; query and fragment are left out of the proof. now: Unix seconds.
     access_token: the session token that goes with the request, if any; bound as ``ath``.

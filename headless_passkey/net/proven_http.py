@@ -1,15 +1,15 @@
 """JSON over HTTPS to one server, every request with a proof of one key (docs/protocol/relay.md).
 
 The server is not trusted: TLS is verified, no redirect is followed, no cookie is kept, answers are bounded
-and parsed strictly. What may pass is retried with a fresh proof and the same bytes, after the pause the
-server asks for or a random one; what will not pass is an error of its own kind at once:
+and parsed strictly. A transient failure is retried with a fresh proof and the same bytes, after the pause of `Retry-After`
+or a random one (exponential back-off with jitter). A permanent failure is raised at once:
 
-    TransportError           not reachable, or not now: it was retried as long as the caller has patience
-    TrustError               the clocks differ too much, the invitation has been used
-    NotApproved              it has expired, or was withdrawn
+    TransportError           transient: it was retried for `patience` seconds
+    TrustError               the clocks differ too much, or the invitation was used
+    NotApproved              the request has expired, or was withdrawn
     ProblemAnswer            any other refusal: `slug` and `members` say which (a RemoteProtocolError)
-    RemoteProtocolError      the answer is not what the contract says
-    SetupError               the answer is of something else than the server that was looked for
+    RemoteProtocolError      the answer violates the contract
+    SetupError               another kind of server answered
 """
 
 import asyncio
@@ -46,9 +46,9 @@ from headless_passkey.trust.signing import SigningKey
 
 MAX_ANSWER: Final = 2 << 20  # bytes
 MAX_WAIT: Final = 25  # seconds a server may hold a request
-REQUEST_TIMEOUT: Final = 10.0  # seconds for one attempt, on top of what the server may hold it
-PATIENCE: Final = 20.0  # seconds in which what may pass is tried again
-_FIRST_PAUSE: Final = 0.2  # seconds, doubled with every attempt, of which a random part is waited
+REQUEST_TIMEOUT: Final = 10.0  # seconds for one attempt, beside the time that the server may hold it
+PATIENCE: Final = 20.0  # seconds in which transient failures are retried
+_FIRST_PAUSE: Final = 0.2  # seconds, doubled with each attempt; the pause is a random part of it (jitter)
 _MAX_PAUSE: Final = 5.0
 _PROBLEM: Final = "urn:headless-passkey:problem:"
 _SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 
 class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
-    """The server refused the request, and says why (RFC 9457)."""
+    """The server refused the request with a problem document (RFC 9457)."""
 
     def __init__(self, message: str, *, status: int, slug: str, members: Members) -> None:
         super().__init__(message, reason=ProtocolReason.REFUSED)
@@ -129,7 +129,7 @@ class ProvenHttp:
         patience: float = PATIENCE,
         access_token: str | None = None,
     ) -> Members:
-        """One exchange, tried again while that may help and `patience` seconds are not over.
+        """Make one exchange; transient failures are retried for `patience` seconds.
 
         path: below the base URL, with a slash in front. access_token: goes along as ``Authorization: DPoP``.
         Every request of the contracts may be repeated: the server knows the same bytes again.
@@ -153,7 +153,7 @@ class ProvenHttp:
             await self._sleep(pause)
 
     def _pause(self, attempt: int, retry_after: float | None) -> float:
-        """Seconds: spread, so that many clients of a server that comes back do not come back together."""
+        """The pause in seconds: exponential back-off with jitter, so that clients do not return at the same time."""
         if retry_after is not None:
             return retry_after + self._chance()
         return min(_MAX_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * (0.5 + self._chance() / 2)

@@ -1,4 +1,4 @@
-"""A session at a relying party, used: requests with its token and a proof of its key, refreshed as needed.
+"""Requests with the session of a relying party: each has its access token and a proof of its key, and is refreshed as needed.
 
 ::
 
@@ -7,13 +7,13 @@
         answer = await session.fetch("https://api.example/me")
 
 The token goes to the relying party that issued it, to the services that it names and to those the device's owner named,
-each by its origin and over TLS, and nowhere else: no redirect is followed. A session may be used by several processes
-and tasks at once. The one that finds the token near its end refreshes it, holding the session's lock, and the others
-go on with what that one kept. When the relying party has ended the session, what is kept of it is removed::
+each by its origin and over TLS, and nowhere else: no redirect is followed. Several processes and tasks may use a session
+at once. The first that finds the token close to its expiry refreshes it under the session's lock, and the others use the
+stored result. A session that the relying party has ended is removed::
 
-    NotSignedIn                 there is no session, or none any more: sign in again
-    TrustError session-reused   the refresh token has been used by somebody else too: the key may have been copied
-    TrustError not-its-audience the token is not for that address
+    NotSignedIn                 there is no session, or it has ended: sign in again
+    TrustError session-reused   refresh token reuse: somebody may have a copy of the key
+    TrustError not-its-audience the token must not be sent to that address
 """
 
 import logging
@@ -55,13 +55,13 @@ from headless_passkey.trust.signing import SigningKey
 AHEAD: Final = (
     60.0  # seconds before its end that a token is refreshed, or a tenth of its life where that is less
 )
-PATIENCE: Final = 20.0  # seconds in which a refresh that may yet succeed is tried again
+PATIENCE: Final = 20.0  # seconds in which transient failures of a refresh are retried
 FETCH_TIMEOUT: Final = 30.0  # seconds for one request of the caller's
 MAX_BODY: Final = 8 << 20  # bytes, of a request and of an answer
 MAX_HEADERS: Final = 64
 _METHOD: Final = re.compile(r"[A-Z]{1,32}", re.ASCII)
 _HEADER: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}", re.ASCII)
-_OURS: Final = frozenset(  # what a request is framed and proved with
+_OURS: Final = frozenset(  # headers of framing and proof, which callers cannot set
     [
         "authorization",
         "dpop",
@@ -85,14 +85,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What a service answered, whatever its status."""
+    """A service's answer, of any status."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)  # names in lower case; the last of several
     body: bytes = field(repr=False)
 
     def json(self) -> Any:
-        """The body, read as JSON; `RemoteProtocolError` when it is none."""
+        """Parse the body as JSON; `RemoteProtocolError` when it is malformed."""
         try:
             return decode_json(self.body)
         except ValueError as error:
@@ -102,7 +102,7 @@ class Answer:
 
 
 class Session:
-    """A kept session. Safe to use from several tasks at once."""
+    """A stored session. Several tasks may use it at once."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Session:
         http: aiohttp.ClientSession,
         clock: Callable[[], float] = time.time,
     ) -> Self:
-        """The session kept in `state` for a relying party, or the one that may be used at `url`.
+        """Load the stored session of a relying party, or the one whose token may be sent to `url`.
 
         relying_party: its base URL, or its origin where there is one session of that origin. With neither it is the
         only session there is. `NotSignedIn` when there is none, `TrustError` (not-its-audience) when there is none
@@ -136,7 +136,7 @@ class Session:
 
     @property
     def relying_party(self) -> str:
-        """Its base URL."""
+        """The relying party's base URL."""
         return self._kept.relying_party
 
     @property
@@ -145,17 +145,17 @@ class Session:
 
     @property
     def user_handle(self) -> str:
-        """base64url: the same for ever, where the name may change."""
+        """The user handle, base64url, which is permanent; names may change."""
         return self._kept.opened.user_handle
 
     @property
     def expires_at(self) -> int:
-        """Unix seconds by the relying party's clock: when the access token ends. It is refreshed before."""
+        """The access token's expiry, in Unix seconds by the relying party's clock. It is refreshed before."""
         return self._kept.opened.expires_at
 
     @property
     def ends_at(self) -> int:
-        """Unix seconds by the relying party's clock: when the session ends, and its user has to sign in again."""
+        """The session's expiry, in Unix seconds by the relying party's clock, after which its user must sign in again."""
         return self._kept.opened.ends_at
 
     @property
@@ -165,11 +165,11 @@ class Session:
 
     @property
     def path(self) -> Path:
-        """The file it is kept in."""
+        """The session's file."""
         return self._store.path(self._kept.relying_party)
 
     def to_json(self) -> dict[str, Any]:
-        """What may be shown of it: no token and no key."""
+        """Encode as JSON without tokens and key."""
         return {**self._kept.public(), "file": str(self.path)}
 
     async def fetch(
@@ -183,11 +183,11 @@ class Session:
         timeout: float = FETCH_TIMEOUT,  # noqa: ASYNC109  one bound over all that is sent is the interface
         limit: int = MAX_BODY,
     ) -> Answer:
-        """One request with the session's token and a proof of its key; the answer, whatever its status is.
+        """Send a request with the session's token and a proof of its key; returns the answer, of any status.
 
-        audience: origins that may have the token this once. timeout: seconds for the request; a refresh before it
-        has its own. limit: bytes of the answer's body. An answer that refuses the token is asked for once more, with
-        the token of another process or of a refresh; nothing else is repeated, and no redirect followed.
+        audience: more origins that may get the token, for this request. timeout: seconds for the request; a refresh
+        before it has its own. limit: bytes of the answer's body. A request whose token is refused is sent once more, with
+        the token of another process or of a refresh; nothing else is repeated, and no redirect is followed.
         """
         target = _target(url)
         allowed = {*self.audience, *map(service_origin, audience)}
@@ -215,13 +215,13 @@ class Session:
         return answer
 
     async def refresh(self) -> None:
-        """New tokens from the relying party, unless another process has just got some."""
+        """Refresh the tokens, unless another process has just done so."""
         await self._replace(self._kept.opened.token)
 
     async def sign_out(self, *, anyway: bool = False) -> None:
-        """End the session at the relying party, and forget it here.
+        """End the session at the relying party, and remove it here.
 
-        anyway: forget it also when the relying party cannot be told; there it lasts to its end then.
+        anyway: remove it also when the relying party is unreachable, where the session then lasts until its expiry.
         """
         rp = self._kept.relying_party
         async with self._store.locked(rp):
@@ -244,7 +244,7 @@ class Session:
             self._store.remove(rp)
 
     async def _end_held(self) -> None:
-        """End the session at the relying party, while we hold its lock."""
+        """End the session at the relying party. The caller holds its lock."""
         kept = self._kept
         relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
         try:
@@ -254,7 +254,7 @@ class Session:
                 raise
 
     async def _refresh_ahead(self) -> None:
-        """Refresh a token that is near its end; when that fails, or cannot be kept, and the token is good, go on with it."""
+        """Refresh a token close to its expiry. When the refresh or its storage fails, a token that is still valid is used on."""
         if not self._is_due(self._kept):
             return
         try:
@@ -269,7 +269,7 @@ class Session:
         return self._clock() >= kept.opened.expires_at - min(ahead, life / 10)
 
     async def _replace(self, token: str) -> None:
-        """Go on with other tokens than `token`: those that are kept by now, or new ones."""
+        """Replace a refused token: by one that is stored meanwhile, or by a refresh."""
         rp = self._kept.relying_party
         async with self._store.locked(rp):
             kept = self._store.read(rp)
@@ -282,7 +282,7 @@ class Session:
             self._kept = await self._refresh_held(kept) if kept.opened.token == token else kept
 
     async def _refresh_held(self, kept: KeptSession) -> KeptSession:
-        """New tokens, on disk before anybody uses them, while we hold the session's lock."""
+        """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""
         if kept.opened.refresh_token is None:
             self._over(kept, "its token has ended, and there is none to refresh it with")
         relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
@@ -303,7 +303,7 @@ class Session:
         return kept
 
     def _refused(self, kept: KeptSession, problem: ProblemAnswer) -> NoReturn:
-        """What the relying party's no to a refresh means; what is dead is removed."""
+        """Translate the refusal of a refresh, and remove a session that has ended."""
         match problem.slug:
             case "not-signed-in":
                 self._over(kept, "it has ended at the relying party")
@@ -334,7 +334,7 @@ class Session:
         )
 
     def _key(self, kept: KeptSession) -> SigningKey:
-        """The key the session is bound to: its own, or that of the account this device belongs to."""
+        """Find the key that the session is bound to: its own, or the one of the device's account."""
         if kept.key is not None:
             return kept.key
         try:
@@ -372,7 +372,7 @@ class Session:
         return Answer(status=response.status, headers=answered, body=body)
 
     def _raise_for_clock(self, answer: Answer, url: URL) -> None:
-        """A refusal because of the clocks is told as everywhere, and not as one of the session."""
+        """Raise `TrustError` (clock-skew) when the answer refuses the clock, and not the session."""
         if answer.status != 401 or "problem+json" not in answer.headers.get("content-type", ""):
             return
         try:
@@ -388,7 +388,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Request:
-    """What the caller of `fetch` asked for, checked."""
+    """The checked arguments of `fetch`."""
 
     method: str
     url: URL
@@ -399,15 +399,15 @@ class _Request:
 
 
 def _refuses_token(answer: Answer) -> bool:
-    """Whether a 401 is about the access token, and not about the proof or about how long ago its user signed in."""
+    """Whether a 401 refuses the access token, and not the proof or the age of the sign-in."""
     challenge = answer.headers.get("www-authenticate", "")
     error = re.search(r'error="?([a-z_]+)', challenge)
     return answer.status == 401 and (error is None or error[1] == "invalid_token")
 
 
 def _target(url: str) -> URL:
-    """The address of a request as it is sent and proved: an origin as browsers write it, the path as RFC 3986 has it."""
-    if not url.isprintable():  # urlsplit takes tabs and line ends out of the middle
+    """Normalise the URL of a request, as it is sent and proved: the origin as browsers do, the path by RFC 3986."""
+    if not url.isprintable():  # urlsplit would remove tabs and line ends
         raise UsageError("a URL has no control characters")
     try:
         parts = urlsplit(url.strip())

@@ -1,13 +1,13 @@
-"""The sessions a device keeps: one file for each relying party in its state directory, for its owner alone.
+"""A device's stored sessions: one file for each relying party in its state directory, mode 0600.
 
 ::
 
     STATE/session-login.example-3f8a61d20c94.json
 
-A file holds the tokens and says to which key they are bound: by its name, where it is the key of an account that the
-device belongs to, or the key itself, where the device had none. Whoever changes a file holds its lock over the whole
-change, the question to the relying party included, so that no two processes use the same refresh token. A write is
-on disk, as a whole, before anything that is in it is used (docs/protocol/relying-party.md, Refreshing).
+A file holds the tokens, and the key that they are bound to: its name where it is the key of the device's account, or
+the key itself for a device without account. A change holds the file's lock from before the request to the
+relying party until the write, so that no two processes use the same refresh token. A write is atomic, and durable before
+its tokens are used (docs/protocol/relying-party.md, Refreshing).
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from headless_passkey.rp.conduit import OpenedSession, service_origin
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 PREFIX: Final = "session-"
-LOCK_SECONDS: Final = 60.0  # others may hold a session for: more than a refresh takes at its slowest
+LOCK_SECONDS: Final = 60.0  # that others may hold the lock: longer than the slowest refresh
 MAX_FILE: Final = 64 * 1024  # bytes
 _FORMAT: Final = 1
 
@@ -46,25 +46,25 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptSession:
-    """A session as it is kept."""
+    """A session as it is stored."""
 
     relying_party: str  # its base URL
     opened: OpenedSession
-    key_name: str  # thumbprint (RFC 7638) of the key the tokens are bound to
+    key_name: str  # thumbprint (RFC 7638) of the key that the tokens are bound to
     key: SoftwareSigningKey | None = field(
         default=None, repr=False
-    )  # that key, where no account of ours has it
-    told: tuple[str, ...] = ()  # origins of services that the device's owner named
+    )  # the key itself, unless it is the account's
+    told: tuple[str, ...] = ()  # origins of services that the owner named
     received_at: int  # Unix seconds by our own clock
 
     @property
     def audience(self) -> tuple[str, ...]:
-        """The origins the token may be sent to: the relying party, the services it names, those the owner named."""
+        """The origins that may get the token: the relying party, and the services that it or the owner named."""
         own = BaseUrl.parse(self.relying_party).origin
         return tuple(dict.fromkeys((own, *self.opened.audience, *self.told)))
 
     def public(self) -> dict[str, Any]:
-        """What may be shown: everything but tokens and key."""
+        """The session without tokens and key."""
         return {
             **self.opened.to_json(),
             "token": None,
@@ -82,16 +82,16 @@ class SessionStore:
         self.state = state
 
     def path(self, relying_party: str) -> Path:
-        """Where the session of a relying party is kept. relying_party: its base URL."""
+        """The file of a relying party's session. relying_party: its base URL."""
         host = BaseUrl.parse(relying_party).host.replace(":", ".")[:64]
         return self.state / f"{PREFIX}{host}-{hashlib.sha256(relying_party.encode()).hexdigest()[:12]}.json"
 
     def read(self, relying_party: str) -> KeptSession | None:
-        """The session of that relying party; None where none is kept."""
+        """Read the session of a relying party; None without one."""
         return _read(self.path(relying_party))
 
     def all(self, on_damaged: Callable[[HeadlessPasskeyError], None] | None = None) -> list[KeptSession]:
-        """Every session that can be read, by relying party. on_damaged: told of each that cannot."""
+        """Read all sessions, by relying party. on_damaged: called for each file that is damaged."""
         kept = []
         for path in self._files():
             try:
@@ -106,11 +106,11 @@ class SessionStore:
         return sorted(kept, key=lambda session: session.relying_party)
 
     def prepare(self) -> None:
-        """Make the state directory, or refuse one that others may enter: before anybody is asked to approve."""
+        """Make the state directory, or refuse one that others may enter; called before a user is asked."""
         private_directory(self.state)
 
     def write(self, session: KeptSession) -> Path:
-        """Keep `session` in place of the one before; hold its lock. Where it is kept."""
+        """Write a session in place of the earlier one; returns its file. The caller holds its lock."""
         private_directory(self.state)
         values = {
             "format": _FORMAT,
@@ -126,13 +126,13 @@ class SessionStore:
         return path
 
     def remove(self, relying_party: str) -> None:
-        """Forget the session of that relying party; fine when there is none. Hold its lock."""
+        """Remove the session of a relying party, if there is one. The caller holds its lock."""
         path = self.path(relying_party)
         if path.parent.is_dir():
             remove_private(path)
 
     def remove_bound(self) -> list[str]:
-        """Forget the sessions that are bound to the account's key, which is gone: the relying parties they were at."""
+        """Remove the sessions that are bound to the account's removed key; returns their relying parties."""
         gone = [session.relying_party for session in self.all() if session.key is None]
         for relying_party in gone:
             self.remove(relying_party)
@@ -140,7 +140,7 @@ class SessionStore:
 
     @asynccontextmanager
     async def locked(self, relying_party: str, *, seconds: float = LOCK_SECONDS) -> AsyncIterator[None]:
-        """Hold the session of that relying party against other processes and tasks."""
+        """Lock the session of a relying party against other processes and tasks."""
         private_directory(self.state)
         async with lock_within(self.path(relying_party), seconds):
             yield
@@ -153,7 +153,7 @@ class SessionStore:
 
 
 def is_session_file(path: Path) -> bool:
-    """Whether a file of a state directory is a session, or stands beside one while it is written or locked."""
+    """Whether a file of a state directory is a session, its lock, or its temporary file."""
     return path.name.removeprefix(".").startswith(PREFIX)
 
 
