@@ -41,7 +41,11 @@ def main() -> None:
     args = parser.parse_args()
     public_url = args.public_url or f"http://127.0.0.1:{args.port}"
     web.run_app(
-        make_service(public_url, args.store), host="127.0.0.1", port=args.port, handler_cancellation=True
+        make_service(public_url, args.store),
+        host="127.0.0.1",
+        port=args.port,
+        handler_cancellation=True,
+        access_log=None,
     )
 
 

@@ -202,6 +202,16 @@ def test_a_public_url_that_clients_could_not_call_safely_is_refused_with_the_set
         of(url)
 
 
+@OF
+@pytest.mark.parametrize("url", ["http://rp.example", "http://192.0.2.1:8443/push"])
+def test_plain_http_of_another_machine_is_refused_in_the_same_words(
+    of: Callable[[str], str], url: str
+) -> None:
+    expected = r"\Apublic_url: expected https, where it is not this machine alone\Z"
+    with pytest.raises((PushUsageError, UsageError), match=expected):
+        of(url)
+
+
 # Requests that are not HTTP
 
 

@@ -46,6 +46,9 @@ def check_public_url(url: str) -> str:
     if not isinstance(url, str):
         raise UsageError("public_url: expected text")
     try:
-        return check_relay_url(str(BaseUrl.parse(url)))
+        parsed = BaseUrl.parse(url)
+        if parsed.scheme == "https" or parsed.is_loopback:
+            return check_relay_url(str(parsed))
     except (UsageError, RemoteProtocolError) as error:
         raise UsageError(f"public_url: {error}") from error
+    raise UsageError("public_url: expected https, where it is not this machine alone")
