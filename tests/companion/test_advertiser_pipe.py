@@ -62,6 +62,22 @@ async def test_when_nobody_reads_any_more_what_runs_inside_ends_with_a_transport
             await phone()
 
 
+async def test_an_error_that_nobody_expected_while_printing_is_raised_as_it_is(
+    ends: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    async def phone() -> None:
+        async with PipeAdvertiser(ends[1]).advertise(SENT):
+            monkeypatch.setattr(PipeAdvertiser, "_write", broken)
+            await asyncio.Event().wait()
+
+    async with asyncio.timeout(60):
+        with pytest.raises(ValueError, match="a bug"):
+            await phone()
+
+
 async def test_when_nobody_reads_to_begin_with_it_is_a_transport_error(ends: tuple[int, int]) -> None:
     reading, writing = ends
     os.close(reading)

@@ -25,8 +25,13 @@ class PipeAdvertiser:
         line = service_data.hex().encode() + b"\n"
         self._write(line)
         repeating = asyncio.create_task(self._repeat(line))
+
+        def unread() -> TransportError:
+            repeating.result()  # raises what nobody expected
+            return TransportError("nobody reads the adverts any more")
+
         try:
-            async with unless_lost(repeating, _unread):
+            async with unless_lost(repeating, unread):
                 yield
         finally:
             repeating.cancel()
@@ -51,7 +56,3 @@ class PipeAdvertiser:
                 os.write(self._descriptor, line)
         except OSError as error:
             raise TransportError(f"cannot print the advert: {error.strerror}") from error
-
-
-def _unread() -> TransportError:
-    return TransportError("nobody reads the adverts any more")
