@@ -1,24 +1,24 @@
-"""Everything that can go wrong, as one tree whose branches are what a caller can do about it.
+"""The tree of this project's errors, whose branches are what a caller can do about an error.
 
 ::
 
     HeadlessPasskeyError(advice)
-    ├── UsageError                       2     the caller gave a value that cannot be used: correct the call
-    │   └── JoinDiffers                  2     a join that was interrupted goes on in the same words only
+    ├── UsageError                       2     the caller passed an unusable value: correct the call
+    │   └── JoinDiffers                  2     an interrupted join resumes with the same label and pins only
     ├── ProtocolError
-    │   ├── LocalProtocolError           70    our caller asked for something not allowed now: a bug
-    │   └── RemoteProtocolError(reason)  3     the peer broke the protocol, or input is malformed: do not retry
-    ├── SetupError(reason)               10    this machine, its files or its settings are not right: mend them first
+    │   ├── LocalProtocolError           70    the caller asked for something not allowed now: a bug
+    │   └── RemoteProtocolError(reason)  3     the peer violated the protocol, or input is malformed: do not retry
+    ├── SetupError(reason)               10    this machine, its files or its settings are wrong: mend them first
     ├── TransportError(reason)           4     radio, tunnel, relay or relying party failed: retrying may help
-    ├── TrustError(reason)               8     a ring, envelope, invitation or account did not check out
+    ├── TrustError(reason)               8     a check of a ring, envelope, invitation or account failed
     ├── NotApproved(outcome)             6, 7  declined, expired, cancelled, superseded or withdrawn
-    ├── CtapError(status, name)          5     the phone answered, and its answer is no
+    ├── CtapError(status, name)          5     the phone answered with an error
     ├── NotEnrolled(reason)              9     this device or companion belongs to no account yet
-    └── NotSignedIn(reason)              11    there is no session at the relying party, or none any more: sign in again
+    └── NotSignedIn(reason)              11    there is no session at the relying party, or it has ended: sign in again
 
-What stands in parentheses is a public attribute, the number the exit status of a program that the error ends
-(``exit_status``). Every error has ``reason`` besides, a stable word or None, and ``advice``, what a person can do about
-it, or None. Messages say what was expected and what came, never the bytes, and do not repeat the advice.
+Names in parentheses are public attributes; the number is the exit status of a program that ends with the error
+(``exit_status``). Every error also has ``reason``, a stable word or None, and ``advice``, what a person can do about
+it, or None. Messages say what was expected and what came, without its bytes, and do not repeat the advice.
 """
 
 from enum import IntEnum, StrEnum
@@ -26,7 +26,7 @@ from typing import ClassVar, Final
 
 
 class ExitStatus(IntEnum):
-    """How every program of this project ends."""
+    """The exit statuses of all programs."""
 
     DONE = 0
     USAGE = 2
@@ -45,7 +45,7 @@ class ExitStatus(IntEnum):
 
     @property
     def meaning(self) -> str:
-        """In a few words, as docs/cli.md has it."""
+        """The meaning in a few words, for docs/cli.md."""
         return _MEANINGS[self]
 
 
@@ -85,34 +85,34 @@ class HeadlessPasskeyError(Exception):
 
     @property
     def reason(self) -> str | None:
-        """A stable word for programs, where the branch has finer kinds than itself."""
+        """A stable word for programs, where a branch has several kinds of errors; else None."""
         return None
 
     def explain(self) -> str:
-        """The message, and behind it the advice: the line that programs print."""
+        """The line that programs print: the message, then the advice."""
         return f"{self}: {self.advice}" if self.advice else str(self)
 
 
 class UsageError(HeadlessPasskeyError):
-    """The caller gave a value that cannot be used: an empty label, a URL that is none, options that exclude each other."""
+    """The caller passed an unusable value: an empty label, a malformed URL, options that exclude each other."""
 
     exit_status = ExitStatus.USAGE
 
 
 class JoinDiffers(UsageError):  # noqa: N818  it says what is to be done
-    """A join that was interrupted is to go on with another label or pin than its inviter was, or will be, shown."""
+    """A resumed join has another label or pin than its inviter was, or will be, shown."""
 
 
 class ProtocolError(HeadlessPasskeyError):
-    """A rule of the protocol was broken, by us or by the peer."""
+    """The protocol was violated, by our caller or by the peer."""
 
 
 class LocalProtocolError(ProtocolError):
-    """Our caller asked for something that is not allowed now: a bug in the calling program."""
+    """The caller asked for something that is not allowed now: a bug in the calling program."""
 
 
 class ProtocolReason(StrEnum):
-    """How a peer broke the protocol, or what is malformed: a word for each kind, chosen where the bytes are parsed."""
+    """The kinds of protocol violations and malformed input. Each is raised where the bytes are parsed."""
 
     # what is not well-formed
     MALFORMED_CBOR = "malformed-cbor"
@@ -140,30 +140,30 @@ class ProtocolReason(StrEnum):
     MALFORMED_RELAY_URL = "malformed-relay-url"
     MALFORMED_ANSWER = "malformed-answer"  # of a server: a member that is missing or of another type
     TOO_LONG = "too-long"  # longer than anything of its kind may be
-    # what a peer did
-    WRONG_PSK = "wrong-psk"  # it does not hold our pre-shared key
+    # violations by a peer
+    WRONG_PSK = "wrong-psk"  # the peer does not hold our pre-shared key
     UNDECRYPTABLE = "undecryptable"  # a message of the channel does not decrypt
-    UNEXPECTED_MESSAGE = "unexpected-message"  # well-formed, and not now
+    UNEXPECTED_MESSAGE = "unexpected-message"  # well-formed, and not allowed now
     TOO_MANY_MESSAGES = "too-many-messages"
     WEBSOCKET_VIOLATION = "websocket-violation"
     UNASSIGNED_TUNNEL_DOMAIN = "unassigned-tunnel-domain"
     NO_CTAP = "no-ctap"  # the phone offers something else only
-    UNREQUESTED_CREDENTIAL = "unrequested-credential"  # none, another, or another's than was asked for
+    UNREQUESTED_CREDENTIAL = "unrequested-credential"  # no credential, or another than the requested one
     UNREQUESTED_ALGORITHM = "unrequested-algorithm"
-    OTHER_RELYING_PARTY = "other-relying-party"  # the phone answered for it
+    OTHER_RELYING_PARTY = "other-relying-party"  # the phone answered for another RP ID
     USER_NOT_PRESENT = "user-not-present"
     USER_NOT_VERIFIED = "user-not-verified"
-    EXTENSION_NOT_DONE = "extension-not-done"  # it was required
-    UNSUPPORTED_OPTIONS = "unsupported-options"  # they require what this phone does not offer
+    EXTENSION_NOT_DONE = "extension-not-done"  # a required extension
+    UNSUPPORTED_OPTIONS = "unsupported-options"  # the options require what this phone lacks
     RP_ID_NOT_OF_ORIGIN = "rp-id-not-of-origin"
-    UNKNOWN_STATE = "unknown-state"  # the relay names one that there is not
-    CONTRADICTION = "contradiction"  # a server's answer does not go with its other answers
-    REFUSED = "refused"  # by a server, in a problem document of no finer kind
-    OTHER_KEY = "other-key"  # what it is for or from is somebody else
+    UNKNOWN_STATE = "unknown-state"  # a state that the contract lacks
+    CONTRADICTION = "contradiction"  # a server's answers contradict each other
+    REFUSED = "refused"  # by a server, with a problem of another kind
+    OTHER_KEY = "other-key"  # of another sender or recipient
 
 
 class RemoteProtocolError(ProtocolError):
-    """The peer broke the protocol, or an input is malformed: hang up, do not retry."""
+    """The peer violated the protocol, or an input is malformed: close the connection, do not retry."""
 
     exit_status = ExitStatus.PROTOCOL
 
@@ -173,31 +173,31 @@ class RemoteProtocolError(ProtocolError):
 
     @property
     def reason(self) -> str:
-        """A `ProtocolReason`, or a server's own word (`headless_passkey.net.proven_http.Problem`)."""
+        """A `ProtocolReason`, or a server's own word (`headless_passkey.net.proven_http.ProblemAnswer`)."""
         return self._reason
 
 
 class SetupReason(StrEnum):
-    """What is wrong with this machine, its files or its settings: trying again does not help."""
+    """What is wrong with this machine, its files or its settings. A retry does not help."""
 
-    ALREADY_ENROLLED = "already-enrolled"  # there is an account here, which has to be left first
-    STATE_EXPOSED = "state-exposed"  # what is for its owner alone is open to others
-    STATE_FOREIGN = "state-foreign"  # it belongs to another user
+    ALREADY_ENROLLED = "already-enrolled"  # the state holds an account, to leave first
+    STATE_EXPOSED = "state-exposed"  # a private file is accessible to others
+    STATE_FOREIGN = "state-foreign"  # a file belongs to another user
     STATE_DAMAGED = "state-damaged"
-    STATE_INCOMPATIBLE = "state-incompatible"  # another version of the program wrote it
+    STATE_INCOMPATIBLE = "state-incompatible"  # of another version of the program
     STATE_UNREADABLE = "state-unreadable"
     STATE_UNWRITABLE = "state-unwritable"
     DISK_FULL = "disk-full"  # or the user's share of it
-    OUTPUT_UNWRITABLE = "output-unwritable"  # stdout, or a file that was asked for
-    BAD_CERTIFICATE = "bad-certificate"  # a certificate, key or authority file that cannot be used
+    OUTPUT_UNWRITABLE = "output-unwritable"  # stdout, or an output file
+    BAD_CERTIFICATE = "bad-certificate"  # an unusable certificate, key or authority file
     PORT_TAKEN = "port-taken"
     CANNOT_LISTEN = "cannot-listen"  # at this address, or as this user
-    WRONG_SERVER = "wrong-server"  # it answers, and is something else than what was looked for
+    WRONG_SERVER = "wrong-server"  # another kind of server answered
     MISSING_PACKAGE = "missing-package"
 
 
 class SetupError(HeadlessPasskeyError):
-    """This machine, its files or its settings are not right: trying again does not help, somebody has to mend them."""
+    """This machine, its files or its settings are wrong. A retry does not help: somebody must mend them."""
 
     exit_status = ExitStatus.SETUP
 
@@ -211,35 +211,35 @@ class SetupError(HeadlessPasskeyError):
 
 
 class TransportReason(StrEnum):
-    """What failed, where it can be told: a caller can act on it, and `headless-passkey doctor` uses the same words.
+    """What failed, where it is known. A caller can act on it, and `headless-passkey doctor` uses the same reasons.
 
     `headless_passkey.mends.mend` says what to do about each.
     """
 
     # Bluetooth
-    NO_DBUS = "no-d-bus"  # the system bus, behind which Bluetooth is on Linux
+    NO_DBUS = "no-d-bus"  # the system bus, which leads to bluetoothd on Linux
     NO_BLUETOOTH_SERVICE = "no-bluetooth-service"  # bluetoothd does not run
-    NO_ADAPTER = "no-adapter"  # none at all, not the one that was named, or it was pulled out
+    NO_ADAPTER = "no-adapter"  # there is none, or not the named one, or it was unplugged
     ADAPTER_OFF = "adapter-off"
-    ADAPTER_BLOCKED = "adapter-blocked"  # by rfkill or airplane mode: it cannot be turned on
-    ADAPTER_UNABLE = "adapter-unable"  # too old, or its service is, for what is asked
-    ADAPTER_BUSY = "adapter-busy"  # others use it, or all that it can do at once
-    BLUETOOTH_FORBIDDEN = "bluetooth-forbidden"  # this user may not use it
+    ADAPTER_BLOCKED = "adapter-blocked"  # by rfkill or airplane mode
+    ADAPTER_UNABLE = "adapter-unable"  # adapter or Bluetooth service lacks the function
+    ADAPTER_BUSY = "adapter-busy"  # in use, or at its limit
+    BLUETOOTH_FORBIDDEN = "bluetooth-forbidden"  # to this user
     BLUETOOTH_FAILED = "bluetooth-failed"  # none of the above
-    # what another process of this machine gives or holds
-    NO_INPUT = "no-input"  # what was to be read did not come, or not in time
+    # other processes of this machine
+    NO_INPUT = "no-input"  # expected input did not come, or not in time
     IN_USE = "in-use"  # another process holds the file
     # the network: relay, tunnel service and relying party alike
     NAME_NOT_RESOLVED = "name-not-resolved"
     UNREACHABLE = "unreachable"  # refused, no route, hung up or no answer in time
     UNTRUSTED_CERTIFICATE = "untrusted-certificate"
     PROXY_FAILED = "proxy-failed"  # the proxy that HTTPS_PROXY names
-    WENT_SILENT = "went-silent"  # it was reached, and does not answer any more
-    SERVER_FAILED = "server-failed"  # it answered, and could not serve
+    WENT_SILENT = "went-silent"  # the connection was open, and no answer comes
+    SERVER_FAILED = "server-failed"  # the server answered with a transient failure
 
 
 class TransportError(HeadlessPasskeyError):
-    """Radio, tunnel, relay or relying party could not be reached or went away: retrying may help."""
+    """Radio, tunnel, relay or relying party is unreachable or was lost: a retry may help."""
 
     exit_status = ExitStatus.TRANSPORT
 
@@ -255,7 +255,7 @@ class TransportError(HeadlessPasskeyError):
 
 
 class TrustReason(StrEnum):
-    """Why something was refused: each check of docs/protocol/trust.md, and of a session, has its own word."""
+    """The failed check: each check of docs/protocol/trust.md, and of a session, has its own reason."""
 
     ACCOUNT_MISMATCH = "account-mismatch"
     BAD_MAC = "bad-mac"
@@ -283,7 +283,7 @@ class TrustReason(StrEnum):
 
 
 class TrustError(HeadlessPasskeyError):
-    """A ring, envelope, invitation or account did not check out."""
+    """A check of a ring, envelope, invitation, account or session failed."""
 
     exit_status = ExitStatus.NOT_TRUSTED
 
@@ -297,13 +297,13 @@ class TrustError(HeadlessPasskeyError):
 
 
 class Outcome(StrEnum):
-    """How a request or an invitation ended without an answer."""
+    """The ends of a request or an invitation without success."""
 
     DECLINED = "declined"
     EXPIRED = "expired"
     CANCELLED = "cancelled"
     SUPERSEDED = "superseded"
-    WITHDRAWN = "withdrawn"  # the inviter took the invitation back
+    WITHDRAWN = "withdrawn"  # by the inviter
 
 
 class NotApproved(HeadlessPasskeyError):  # noqa: N818  the outcome is not a fault
@@ -323,7 +323,7 @@ class NotApproved(HeadlessPasskeyError):  # noqa: N818  the outcome is not a fau
 
 
 class CtapError(HeadlessPasskeyError):
-    """The phone answered, and its answer is no: a CTAP2 status other than 0x00."""
+    """The phone answered with an error: a CTAP2 status other than 0x00."""
 
     exit_status = ExitStatus.PHONE_SAID_NO
 
@@ -342,7 +342,7 @@ class EnrolmentReason(StrEnum):
     """Why there is no account to use."""
 
     NOT_ENROLLED = "not-enrolled"
-    JOIN_UNFINISHED = "join-unfinished"  # a join was interrupted, and can go on
+    JOIN_UNFINISHED = "join-unfinished"  # an interrupted join, which can be resumed
 
 
 class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
@@ -362,13 +362,13 @@ class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
 class SessionReason(StrEnum):
     """Why there is no session to use."""
 
-    NO_SESSION = "no-session"  # none is kept for this relying party
-    SESSION_OVER = "session-over"  # it has ended, by time, by its user or by a newer sign-in
-    SESSION_KEY_GONE = "session-key-gone"  # it is bound to a key that this device no longer has
+    NO_SESSION = "no-session"  # none is stored for this relying party
+    SESSION_OVER = "session-over"  # it has ended: by expiry, by its user, or by a newer sign-in
+    SESSION_KEY_GONE = "session-key-gone"  # this device no longer has the key that it is bound to
 
 
 class NotSignedIn(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
-    """There is no session at the relying party, or none any more: sign in again."""
+    """There is no session at the relying party, or it has ended: sign in again."""
 
     exit_status = ExitStatus.NOT_SIGNED_IN
 

@@ -1,7 +1,7 @@
-"""The one door for JSON of others: one value in UTF-8 (RFC 8259), or `ValueError`.
+"""The parser of others' JSON: one value in UTF-8 (RFC 8259), or `ValueError`.
 
-Editors and servers put a byte order mark in front of a file or body; WebAuthn reads it over ("UTF-8 decode", Encoding
-Standard §6), and so does this project, wherever it reads JSON, TOML or a line that somebody else has written.
+Some editors and servers put a byte order mark in front of a file or body. WebAuthn ignores it ("UTF-8 decode", Encoding
+Standard §6), and so does this project in JSON, TOML and lines of text.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 
 def decode_json(data: bytes | str) -> Any:
-    """The value that `data` holds, all of it. `ValueError`: not UTF-8, not JSON, or nested too deeply to be read."""
+    """Parse one JSON value. `ValueError`: not UTF-8, not JSON, or nested too deeply."""
     text = data.removeprefix("\ufeff") if isinstance(data, str) else without_mark(data).decode()
     try:
         return json.loads(text, parse_constant=_refuse_constant)
@@ -19,7 +19,7 @@ def decode_json(data: bytes | str) -> Any:
 
 
 def without_mark(data: bytes) -> bytes:
-    """UTF-8 without the byte order mark in front."""
+    """Remove a leading byte order mark."""
     return data.removeprefix(BOM_UTF8)
 
 

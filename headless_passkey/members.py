@@ -1,6 +1,6 @@
-"""JSON objects that others wrote, read member by member: answers of servers, and files of a state directory.
+"""Typed access to the members of JSON objects: answers of servers, and files of a state directory.
 
-Whose object it is decides what a wrong member is: the peer's breach of the protocol, or a damaged file.
+A wrong member raises what fits the source: a protocol violation by the peer, or a damaged file.
 """
 
 from collections.abc import Callable
@@ -11,19 +11,19 @@ from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 
 def answer_members(value: Any, what: str) -> "Members":
-    """The members of a peer's answer: `RemoteProtocolError` for what is not as the contract says."""
+    """Read a peer's answer; a wrong member raises `RemoteProtocolError`."""
     return Members(
         value, what, error=lambda why: RemoteProtocolError(why, reason=ProtocolReason.MALFORMED_ANSWER)
     )
 
 
 def file_members(value: Any, what: str) -> "Members":
-    """The members of a file's content: `ValueError`, which whoever reads the file makes a damaged file of."""
+    """Read a file's content; a wrong member raises `ValueError`, which the caller translates to a damaged file."""
     return Members(value, what, error=ValueError)
 
 
 class Members:
-    """The members of a JSON object, taken by name, each with its type; unknown ones do not matter."""
+    """The members of a JSON object, read by name and type; unknown ones are ignored."""
 
     def __init__(self, value: Any, what: str, *, error: Callable[[str], Exception]) -> None:
         """what: names the object, for people. error: makes what is raised for a value that is not as expected."""
@@ -48,7 +48,7 @@ class Members:
         return value
 
     def octets(self, name: str, shortest: int, longest: int | None = None) -> bytes:
-        """Bytes in base64url: exactly `shortest`, or `shortest` to `longest`."""
+        """Read bytes in base64url: exactly `shortest`, or `shortest` to `longest`."""
         longest = shortest if longest is None else longest
         sizes = f"{shortest}" if longest == shortest else f"{shortest} to {longest}"
         expected = f"{sizes} bytes in base64url"
@@ -64,14 +64,14 @@ class Members:
         return None if self._value.get(name) is None else self.octets(name, shortest, longest)
 
     def boolean(self, name: str) -> bool:
-        """False where it is absent."""
+        """Read a boolean; False where absent."""
         value = self._value.get(name, False)
         if not isinstance(value, bool):
             raise self._wrong(name, "true or false")
         return value
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """An object whose members are somebody else's to read."""
+        """Read a nested object, whose members are not checked here."""
         value = self._value.get(name)
         if not isinstance(value, dict):
             raise self._wrong(name, "an object")

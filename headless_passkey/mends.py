@@ -1,6 +1,6 @@
-"""What to do about it, for each reason that an error or a finding of `headless-passkey doctor` may have.
+"""Mends: what to do about each reason of an error or of a finding of `headless-passkey doctor`.
 
-The words are here once: errors have them as their ``advice``, the doctor shows them, and docs/how-to/doctor.md lists them::
+Errors have them as their ``advice``, the doctor shows them, and docs/how-to/doctor.md lists them::
 
     except HeadlessPasskeyError as error:
         print(error, error.advice)
@@ -28,7 +28,7 @@ Reason = TransportReason | TrustReason | SetupReason | EnrolmentReason
 SET_CLOCK: Final = "`sudo timedatectl set-ntp true`"
 ELSEWHERE: Final = "name a directory for this device alone with `--state`"
 
-# by reason, and where one word is too coarse for a mend also by case
+# by reason, and by case where a reason has several mends
 MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     # Bluetooth
     (TransportReason.NO_DBUS, None): (
@@ -40,7 +40,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TransportReason.NO_ADAPTER, None): "plug one in, or use another radio",
     (TransportReason.NO_ADAPTER, "named"): "`bluetoothctl list` shows which there are",
     (TransportReason.ADAPTER_OFF, None): "turn it on with `bluetoothctl power on`",
-    # bluetoothctl means the first that it lists, and knows none by this name
+    # bluetoothctl takes addresses only, and no names such as hci1
     (TransportReason.ADAPTER_OFF, "named"): (
         "turn it on with `busctl set-property org.bluez /org/bluez/NAME org.bluez.Adapter1 Powered b true`"
     ),
@@ -112,7 +112,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TrustReason.FORKED_RING, None): (
         "if the account was set up anew, `headless-passkey leave` and join with a new invitation; if not, ask its operator"
     ),
-    # what this device keeps, and with whom it speaks
+    # the state of this device
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"
     ),
@@ -162,7 +162,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (SetupReason.MISSING_PACKAGE, None): "`pip install '.[EXTRA]'` in the clone of headless-passkey",
 }
 
-# no systemctl, rfkill or bluetoothctl there
+# on systems without systemctl, rfkill and bluetoothctl
 _ELSEWHERE: Final[Mapping[str, str]] = {
     TransportReason.ADAPTER_OFF: "turn it on in the system's settings",
     TransportReason.BLUETOOTH_FORBIDDEN: "allow it for this program in the system's settings",
@@ -171,9 +171,9 @@ _ELSEWHERE: Final[Mapping[str, str]] = {
 
 
 def mend(reason: str | None, case: str | None = None, **names: str) -> str | None:
-    """What to do about `reason`, or None when nothing general can be said.
+    """Find the mend for a reason; None where there is no general one.
 
-    case: a finer kind of it, as `MENDS` has them. names: what to put for the names in capitals, lower case
+    case: a case of `MENDS`. names: replacements for the names in capitals, in lower case
     here: ``mend(SetupReason.STATE_DAMAGED, path="/var/lib/…")``.
     """
     if reason is None:
@@ -188,16 +188,16 @@ def mend(reason: str | None, case: str | None = None, **names: str) -> str | Non
 def transport_error(
     what: str, reason: TransportReason, case: str | None = None, **names: str
 ) -> TransportError:
-    """What is wrong, with what to do about it as its advice. case, names: as for `mend`."""
+    """Make a `TransportError` with its mend as advice. case, names: as for `mend`."""
     return TransportError(what, reason=reason, advice=mend(reason, case, **names))
 
 
 def setup_error(what: str, reason: SetupReason, case: str | None = None, **names: str) -> SetupError:
-    """As `transport_error`, for what somebody has to mend first."""
+    """Make a `SetupError` with its mend as advice."""
     return SetupError(what, reason=reason, advice=mend(reason, case, **names))
 
 
 def clock_skew(what: str, case: str | None = None) -> TrustError:
-    """As `transport_error`, for clocks that are too far apart."""
+    """Make a `TrustError` (clock-skew) with its mend as advice."""
     reason = TrustReason.CLOCK_SKEW
     return TrustError(reason, what, advice=mend(reason, case))

@@ -1,10 +1,9 @@
-"""What people call things: which names are valid, and how text that others wrote is shown on a terminal.
+"""Names: the rule for valid ones, and the escaping of others' text for terminals.
 
-One rule holds for labels, account names, user names, relying party names and notes, at every door of every
-package (docs/protocol/trust.md, "Names"). A door takes the normal form C of what came and judges that, so that
-whatever one program lets in every other one takes. What is signed is judged as it stands. Which code points a
-name may hold is a fixed list and no Unicode category: what one implementation refuses, no other one accepts,
-whatever version of Unicode it knows.
+One rule holds for labels, account names, user names, relying party names and notes, in all parsers of all
+packages (docs/protocol/trust.md, "Names"). A parser checks the normal form C of its input, so that all programs accept the
+same names. Signed text is checked as it is. The valid code points are a fixed list and no Unicode category, so that
+implementations agree whatever version of Unicode they have.
 """
 
 import re
@@ -14,16 +13,16 @@ from typing import Final
 from headless_passkey.errors import UsageError
 
 MAX_LABEL: Final = 64  # code points of a label or a name
-MAX_SHOWN: Final = 128  # code points of others' text in one line, unless the caller says otherwise
+MAX_SHOWN: Final = 128  # default limit for others' text in one line, in code points
 
-# What could rewrite or hide the line it is shown in: controls, separators, spaces other than U+0020, characters
+# Characters that can rewrite or hide the line that they are in: controls, separators, spaces other than U+0020, characters
 # that set the direction of text, invisible and blank ones, most variation selectors, tags, surrogates.
 _HIDDEN: Final = (
     "\u0000-\u001f\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200b"
     "\u200e\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb"
     "\U000e0000-\U000e0fff"
 )
-# Valid in a name, because the rule is fixed, and invisible all the same.
+# Invisible, although the fixed rule allows them in names.
 _INVISIBLE: Final = "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
 
 # Scripts and emoji need these between characters: the joiners, and the selectors of text and emoji style.
@@ -37,12 +36,12 @@ _MISPLACED: Final = re.compile(rf"(?:\A|(?<= ))[{_ATTACHED}]|[{_JOINERS}](?=[{_J
 # Normalising takes time that grows with the square of a long run of marks. Four code points at the most become
 # one, so beyond this many nothing can be a valid name.
 _COMPOSED: Final = 4
-_MAX_LOOKED_AT: Final = 1024  # code points of a text that is made to fit
+_MAX_LOOKED_AT: Final = 1024  # code points of a text that is cut
 _MAX_MARKS: Final = 4  # nonspacing marks on one character, as UTS #39 §5.4 advises
 
 
 def why_not_plain(text: str, longest: int = MAX_LABEL) -> str | None:
-    """What keeps `text` from being a name, as it stands; None for a valid one. Never holds the text.
+    """Say why `text`, as it is, is no valid name; None for a valid one. The message does not repeat the text.
 
     longest: code points.
     """
@@ -58,12 +57,12 @@ def why_not_plain(text: str, longest: int = MAX_LABEL) -> str | None:
 
 
 def is_plain(text: str, longest: int = MAX_LABEL) -> bool:
-    """Whether `text` is a valid name, as it stands: `why_not_plain` finds nothing."""
+    """Whether `text`, as it is, is a valid name."""
     return why_not_plain(text, longest) is None
 
 
 def name_of(text: str, longest: int = MAX_LABEL) -> str:
-    """The name that `text` is: its normal form C. `UsageError`, without the text, when that is none."""
+    """Normalise a name to form C; `UsageError`, which does not repeat the text, when it is invalid."""
     if len(text) <= _COMPOSED * longest:
         text = unicodedata.normalize("NFC", text)
     wrong = why_not_plain(text, longest)
@@ -73,7 +72,7 @@ def name_of(text: str, longest: int = MAX_LABEL) -> str:
 
 
 def plain(text: str, longest: int = MAX_LABEL) -> str | None:
-    """A valid name made from `text`, cut where it is too long; None when nothing is left of it."""
+    """Make a valid name from `text`: invalid characters are dropped, and a long text is cut; None when nothing is left."""
     kept: list[str] = []
     for character in _NOT_IN_A_NAME.sub(" ", unicodedata.normalize("NFC", text[:_MAX_LOOKED_AT])):
         last = kept[-1] if kept else " "
@@ -89,7 +88,7 @@ def plain(text: str, longest: int = MAX_LABEL) -> str | None:
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """`text` as a terminal may show it: one line, nothing that the terminal obeys, and nothing hidden.
+    """Escape `text` for a terminal: one line, without control sequences and hidden characters.
 
     Controls, line ends, direction overrides and invisible characters are spelled out as ``<U+001B>``. So are
     joiners that join nothing, and marks that would pile up or be drawn on what is not part of `text`; otherwise

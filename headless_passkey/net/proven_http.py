@@ -72,18 +72,18 @@ class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
 
 
 def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
-    """A client session as this module wants it; close it after use. tls: None for the system's roots."""
+    """Open a client session with this module's settings; the caller closes it. tls: None for the system's roots."""
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=True if tls is None else tls),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers={"Accept": "application/json", "Accept-Encoding": "identity"},
-        auto_decompress=False,  # nothing small unfolds into something large
+        auto_decompress=False,  # no decompression bombs
         trace_configs=[tracing()],
     )
 
 
 class ProvenHttp:
-    """One server as one key holder talks to it. Safe to use from several tasks at once."""
+    """A client of one server, with the proofs of one key. Several tasks may use it at once."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class ProvenHttp:
     async def get(
         self, path: str, *, wait: int = 0, patience: float = PATIENCE, **query: str | int
     ) -> Members:
-        """wait: seconds the server may hold the request; it is told so."""
+        """GET. wait: seconds the server may hold the request (long polling)."""
         return await self.call("GET", path, query=query, wait=wait, patience=patience)
 
     async def put(self, path: str, body: Mapping[str, Any], *, patience: float = PATIENCE) -> Members:
@@ -132,7 +132,7 @@ class ProvenHttp:
         """Make one exchange; transient failures are retried for `patience` seconds.
 
         path: below the base URL, with a slash in front. access_token: goes along as ``Authorization: DPoP``.
-        Every request of the contracts may be repeated: the server knows the same bytes again.
+        Every request of the contracts is idempotent, so it can be repeated with the same bytes.
         """
         url = URL(self._base_url + path, encoded=True)
         if query or wait:
@@ -199,7 +199,7 @@ class ProvenHttp:
         raise self._typed(problem)
 
     def _typed(self, problem: ProblemAnswer) -> Exception:
-        """The branch of the error tree that a refusal belongs to."""
+        """Translate a refusal to a branch of the error tree."""
         match problem.slug:
             case "expired":
                 return NotApproved(Outcome.EXPIRED, f"{self._host} says that it has expired")
@@ -244,7 +244,7 @@ async def send_proven(
     limit: int = MAX_ANSWER,
     cut_off: Collection[int] = (),
 ) -> tuple[aiohttp.ClientResponse, bytes]:
-    """One request with a proof of `key`, sent once, and its whole answer, whatever that is. No redirect is followed.
+    """Send one request with a proof of `key`, once; returns the whole answer, of any status. No redirect is followed.
 
     timeout: seconds for everything. limit: bytes of the answer's body; `RemoteProtocolError` for more, except with a
     status of `cut_off`. What fails on the way is a `TransportError`.
@@ -253,7 +253,7 @@ async def send_proven(
     async def prove(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
-        # aiohttp sends again by itself when a kept connection turns out dead: each time with a new proof
+        # aiohttp itself repeats a request whose kept connection was closed: each attempt needs a new proof
         request.headers[PROOF_HEADER] = make_proof(
             key, method=method, url=str(url), now=clock(), access_token=access_token
         )
@@ -291,9 +291,9 @@ def _parse_json(content: bytes, host: str) -> Any:
 
 
 def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) -> ProblemAnswer:
-    """The refusal; an answer in another form, as proxies give it, is one without a name.
+    """Parse a problem document. An answer in another form, as of a proxy, gives a problem without a slug.
 
-    A transient failure stays one, however broken its problem document is.
+    A malformed problem document of a transient failure is ignored, so that it is still retried.
     """
     members, slug = answer_members({}, host), f"http-{response.status}"
     if response.content_type == "application/problem+json":
@@ -311,7 +311,7 @@ def _parse_problem(response: aiohttp.ClientResponse, content: bytes, host: str) 
 
 
 def _retry_after(response: aiohttp.ClientResponse, members: Members) -> float | None:
-    """Seconds the server asks us to wait, by header or problem member."""
+    """The seconds of ``Retry-After``, from the header or the problem."""
     header = response.headers.get("Retry-After", "")
     if header.isascii() and header.isdigit() and len(header) < 6:
         return float(header)

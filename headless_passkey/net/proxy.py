@@ -1,8 +1,8 @@
-"""The way to a server: through the proxy that HTTPS_PROXY names, unless NO_PROXY excepts the host (docs/how-to/proxy.md).
+"""Proxies for connections to servers: HTTPS_PROXY names one, and NO_PROXY the hosts without (docs/how-to/proxy.md).
 
-The proxy is asked for a connection to a host and a port (CONNECT, RFC 9110 §9.3.6). It learns these two, and
-sees TLS, which is with the server. Each request is told its way by itself, since aiohttp's own ``trust_env``
-would also send credentials out of a .netrc file. What is on this machine is never asked for through a proxy.
+The proxy opens a connection to a host and a port (CONNECT, RFC 9110 §9.3.6). It learns these two, and carries the TLS
+connection with the server. Each request gets its proxy explicitly, since aiohttp's ``trust_env`` would also send
+credentials of a .netrc file. Connections to loopback never use a proxy.
 """
 
 import re
@@ -31,7 +31,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9._:%-]+", re.ASCII)
 
 
 class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
-    """The proxy, and not the server behind it, cannot be used."""
+    """The proxy failed, and not the server behind it."""
 
     def __init__(self, message: str, *, proxy: str | None, status: int | None) -> None:
         """proxy: its host and port; None when HTTPS_PROXY names none. status: of HTTP, where it answered."""
@@ -42,20 +42,20 @@ class ProxyFailed(TransportError):  # noqa: N818  a state of affairs
 
     @property
     def transient(self) -> bool:
-        """Whether trying again may help: not when it refuses, or is not to be understood."""
+        """Whether the failure is transient: not a refusal by the proxy, nor a malformed setting."""
         return self.proxy is not None and (self.status is None or self.status >= 500)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """A proxy that is asked for connections."""
+    """A proxy, from the environment."""
 
     url: URL  # without credentials
     authorization: str | None = field(repr=False)  # of the header Proxy-Authorization
 
     @property
     def place(self) -> tuple[str | None, int | None]:
-        """Host and port, as aiohttp's errors have them."""
+        """Host and port, in the form of aiohttp's errors."""
         return self.url.raw_host, self.url.port
 
     @property
@@ -66,7 +66,7 @@ class Proxy:
 
     @classmethod
     def parse(cls, text: str) -> "Proxy":
-        """As curl takes it: ``http://`` may be left out. `ProxyFailed` for anything else."""
+        """Parse a proxy's URL as curl does: ``http://`` is optional. `ProxyFailed` for anything else."""
         try:
             url = URL(text if "://" in text else f"http://{text}")
             if (
@@ -80,14 +80,14 @@ class Proxy:
             authorization = None
             if url.raw_user is not None or url.raw_password is not None:
                 authorization = aiohttp.encode_basic_auth(url.user or "", url.password or "", "utf-8")
-        except ValueError:  # its words may hold the password
+        except ValueError:  # its message may hold the password
             what = "HTTPS_PROXY does not hold the address of a proxy"
             raise ProxyFailed(what, proxy=None, status=None) from None
         return cls(url=url.origin(), authorization=authorization)
 
 
 def proxy_for(url: URL | str) -> Proxy | None:
-    """The proxy that a connection to `url` goes through, by the environment as it is now; None for a direct one."""
+    """Find the proxy for a connection to `url` in the environment; None for a direct connection."""
     url = URL(url)
     if url.scheme not in _TLS or not url.raw_host or is_this_machine(url.raw_host):
         return None
@@ -104,7 +104,7 @@ def proxy_for(url: URL | str) -> Proxy | None:
 
 
 class Way:
-    """The way of one request."""
+    """The connection of one request: direct, or through a proxy."""
 
     def __init__(self, url: URL | str) -> None:
         """Raises `ProxyFailed` when HTTPS_PROXY names no proxy, `TransportError` for a host that nobody can look up."""
@@ -115,7 +115,7 @@ class Way:
 
     @property
     def options(self) -> dict[str, Any]:
-        """For aiohttp's request functions."""
+        """The arguments for aiohttp's request functions."""
         if self._proxy is None:
             return {}
         authorization = self._proxy.authorization
@@ -124,15 +124,15 @@ class Way:
 
     @property
     def through(self) -> str:
-        """For people, behind the name of the server; nothing for a direct one."""
+        """The words " through the proxy …" for messages; empty for a direct connection."""
         return "" if self._proxy is None else f" through the proxy {self._proxy.name}"
 
     def arrived(self) -> None:
-        """The connection to the server is there: what goes wrong from now on is not the proxy's."""
+        """Note that the connection to the server is open: later failures are not the proxy's."""
         self._arrived = True
 
     def failure(self, error: Exception, host: str) -> TransportError:
-        """What went wrong on the way, in a few words and without the URL. Raise it `from` its `cause`.
+        """Translate a failure of the connection, without the URL. Raise it `from` its `cause`.
 
         error: what aiohttp or the system raised; host: how to call the server, with its name or address.
         """
@@ -152,7 +152,7 @@ class Way:
         return unreachable(error, f"{host} (through the proxy {self._proxy.name})")
 
     def cause(self, error: Exception) -> Exception | None:
-        """`error`, unless its text holds the URL: what aiohttp says of CONNECT does."""
+        """The error as a cause; None where its message holds the URL, as aiohttp's for CONNECT."""
         return None if isinstance(error, aiohttp.ClientResponseError) else error
 
     def _failed(self, how: str, status: int | None = None) -> ProxyFailed:

@@ -1,7 +1,7 @@
-"""Asks an RP ID's own host which other origins may use it (WebAuthn Level 3 §5.11.1, step 2).
+"""The related origins request: it asks an RP ID's host which other origins may use it (WebAuthn Level 3 §5.11.1, step 2).
 
-Over https only, whoever the host is: no cookie or other credential goes out, no redirect is followed, which
-is stricter than WebAuthn, and the answer is bounded in size and time.
+The request goes over https, without cookies or other credentials. No redirect is followed, which is stricter than
+WebAuthn, and the answer is bounded in size and time.
 """
 
 from typing import Final
@@ -16,10 +16,10 @@ FETCH_TIMEOUT: Final = 10.0  # seconds
 
 
 async def fetch_related_origins(http: aiohttp.ClientSession, rp_id: str) -> RelatedOrigins:
-    """What ``https://RP_ID/.well-known/webauthn`` says; `RemoteProtocolError` when it says nothing of the kind.
+    """Fetch ``https://RP_ID/.well-known/webauthn``; `RemoteProtocolError` when it does not answer with related origins.
 
-    http: as `open_session` makes it, without cookies. A host that cannot be reached is no other case: an RP ID
-    of another domain is refused unless that domain vouches for the origin. `ProxyFailed` says nothing of the host.
+    http: as `open_session` makes it, without cookies. An unreachable host raises the same error: an RP ID
+    of another domain is refused unless that domain lists the origin. `ProxyFailed` is raised as it is.
     """
     url = well_known_url(rp_id)
     try:

@@ -1,4 +1,4 @@
-"""Whom a TLS client here believes: the system's roots, or one PEM file instead of them."""
+"""The trusted roots of TLS clients: the system's, or one PEM file in their place."""
 
 import shlex
 import ssl
@@ -9,7 +9,7 @@ from headless_passkey.mends import setup_error
 
 
 def tls_context(ca: Path | None) -> ssl.SSLContext:
-    """A client's TLS settings: certificates are verified and the host name is always checked.
+    """Make a client's TLS settings, which always verify certificate and host name.
 
     ca: a PEM file whose certificates replace the system's roots; None keeps those. `SetupError` (bad-certificate) when
     the file cannot be read or holds no certificate.

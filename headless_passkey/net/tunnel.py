@@ -1,9 +1,8 @@
-"""The websocket to a tunnel service (CTAP 2.2 §11.5.1), as either end of the hybrid transport opens it.
+"""The websocket client of a tunnel service (CTAP 2.2 §11.5.1), for both ends of the hybrid transport.
 
-A tunnel service is not trusted: it may be anybody's, for whoever holds the FIDO URL picks it. So TLS is
-always verified, no redirect is followed, messages are bounded, and a text message ends the tunnel. A service
-that says nothing is pinged (RFC 6455 §5.5.2), and given up when it does not answer. The URL
-holds the tunnel ID and appears neither in errors nor in logs; the host does.
+A tunnel service is not trusted: the holder of the FIDO URL chooses it, so it may be anybody's. TLS is always verified, no
+redirect is followed, messages are bounded, and a text message ends the tunnel. A silent service is pinged (RFC 6455
+§5.5.2), and the tunnel ends when no pong comes. Errors and logs hold the host, and never the URL, which holds the tunnel ID.
 """
 
 import asyncio
@@ -38,16 +37,18 @@ from headless_passkey.net.proxy import Way, tracing
 from headless_passkey.tasks import end
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
-CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our goodbye
-SILENCE: Final = 20.0  # seconds; below the 60 after which many proxies and firewalls forget a connection
-MAX_UNREAD: Final = 1 << 16  # bytes that wait for their reader; then no more is taken in
-MAX_CONTROLS: Final = 1024  # pings and pongs in a tunnel's life, which is some minutes
+CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our close frame
+SILENCE: Final = (
+    20.0  # seconds; less than the 60 after which many proxies and firewalls drop an idle connection
+)
+MAX_UNREAD: Final = 1 << 16  # bytes in the queue, above which nothing more is received (back-pressure)
+MAX_CONTROLS: Final = 1024  # pings and pongs in a tunnel's life of some minutes
 
 logger = logging.getLogger(__name__)
 
 
 class TunnelClosed(TransportError):  # noqa: N818  often the normal end
-    """The tunnel has ended and nothing more will come out of it."""
+    """The tunnel has ended."""
 
     def __init__(
         self,
@@ -57,16 +58,16 @@ class TunnelClosed(TransportError):  # noqa: N818  often the normal end
         reason: TransportReason | None = None,
         advice: str | None = None,
     ) -> None:
-        """clean: the other end said goodbye (1000, or 1001 as browsers do) and nothing broke."""
+        """clean: the other end closed with 1000, or 1001 as browsers do, and no error happened."""
         super().__init__(message, reason=reason, advice=advice)
         self.clean = clean
 
 
 class TunnelRefused(TransportError):  # noqa: N818  an answer like another
-    """Something answered, in HTTP, and opened no tunnel."""
+    """The server answered with an HTTP status, and opened no tunnel."""
 
     def __init__(self, host: str, status: int) -> None:
-        """status: of HTTP; 404 is what a tunnel service says of a tunnel that it does not have."""
+        """status: of HTTP; 404 means that the tunnel service has no such tunnel."""
         super().__init__(
             f"the tunnel service {host} answered HTTP status {status}", reason=TransportReason.SERVER_FAILED
         )
@@ -76,7 +77,7 @@ class TunnelRefused(TransportError):  # noqa: N818  an answer like another
 class Tunnel:
     """One end of an open tunnel. Messages keep their boundaries and their order.
 
-    It is listened to all the time, so that pings are answered whatever its owner waits for.
+    A task receives all the time, so that pings are answered whatever the owner waits for.
     """
 
     def __init__(
@@ -85,17 +86,17 @@ class Tunnel:
         self._websocket = websocket
         self._host = host
         self._routing_id = routing_id
-        self._arrived: asyncio.Queue[bytes | Exception] = asyncio.Queue()  # at its end, why nothing follows
+        self._arrived: asyncio.Queue[bytes | Exception] = asyncio.Queue()  # the last item is the error
         self._unread = 0  # bytes in it
         self._read = asyncio.Event()
 
     @property
     def routing_id(self) -> bytes | None:
-        """The 3 bytes that an authenticator puts into its advert; None when the service named none."""
+        """The routing ID, 3 bytes, for an authenticator's advert; None when the service sent none."""
         return self._routing_id
 
     async def send(self, message: bytes) -> None:
-        """Send one message; `TransportError` when the tunnel has gone."""
+        """Send one message; `TransportError` when the tunnel has ended."""
         try:
             await self._websocket.send_bytes(message)
         except (aiohttp.ClientError, OSError) as error:
