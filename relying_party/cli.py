@@ -406,7 +406,9 @@ def _say(message: str, args: argparse.Namespace) -> None:
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:
     message = printable(" ".join(message.split()), MAX_MESSAGE)
     if as_json:
-        line = json.dumps({"error": kind, "reason": None, "status": int(status), "message": message})
+        # the members that every program of the project has; this one has no finer kinds, and no advice
+        members = {"error": kind, "reason": None, "status": int(status), "message": message, "advice": None}
+        line = json.dumps(members)
     else:
         line = f"relying-party: {message}"
     with contextlib.suppress(OSError):

@@ -91,7 +91,7 @@ class Running:
         objects: list[dict[str, Any]] = [json.loads(line) for line in self.said]
         (error,) = (value for value in objects if "error" in value)
         assert error == objects[-1]
-        assert error.keys() == {"error", "reason", "status", "message"}
+        assert error.keys() == {"error", "reason", "status", "message", "advice"}
         return error
 
     async def _listen(self) -> None:

@@ -219,7 +219,7 @@ async def test_an_invitation_is_for_one_kind_of_member(world: World, home: Home)
 async def test_a_device_takes_another_invitation_only_after_it_left(world: World, home: Home) -> None:
     inviter, invitation = await inviting(world, home.phone, "device")
     device = await device_joining(world, home.hub, invitation)
-    assert await ends(device) == 8
+    assert await ends(device) == 10
     assert reason(device) == "already-enrolled"
     leaving = await world.run(home.hub, "headless-passkey", "leave", "--state", world.state(home.hub))
     assert await ends(leaving) == 0

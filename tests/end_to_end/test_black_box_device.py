@@ -1156,8 +1156,6 @@ WRONG_WORDS: Final = [
     ["--tunnel", "300=wss://[::1"],
     ["--tunnel", "65536=wss://localhost"],
     ["--tunnel", "9" * 5000 + "=wss://localhost"],
-    ["--ca", "/nowhere/ca.pem"],
-    ["--ca", "/dev/null"],
     ["--timeout", "0"],
     ["--timeout", "nan"],
     ["--timeout", "soon"],
@@ -1182,6 +1180,14 @@ async def test_wrong_words_are_2_and_one_line(outside: Outside) -> None:
         assert (one.status, one.stdout, len(one.said)) == (2, "", 1), (words, one)
         if "--json" in words:
             assert one.error["status"] == 2
+
+
+async def test_an_authority_that_cannot_be_used_is_10_and_one_line(outside: Outside) -> None:
+    options = outside.request_options()
+    files = ("/nowhere/ca.pem", "/dev/null")
+    ended = await side_by_side(*(outcome(*outside.words("sign-in", options, "--ca", file)) for file in files))
+    for file, one in zip(files, ended, strict=True):
+        assert (one.status, one.stdout, len(one.said)) == (10, "", 1), (file, one)
 
 
 async def test_options_without_an_origin_are_2(outside: Outside) -> None:
@@ -1231,7 +1237,7 @@ async def test_pipes_that_are_closed_or_full_end_it_without_a_traceback(outside:
     command = ["sh", PROGRAMS / str(program), *words]
     ended = await side_by_side(*(outcome("/bin/sh", "-c", shell, *command) for shell in CLOSED.values()))
     for closed, one in zip(CLOSED, ended, strict=True):
-        assert one.status == 4, (closed, one)
+        assert one.status == (10 if "stdout" in closed else 4), (closed, one)
         assert len(one.stdout.splitlines()) == (0 if "stdout" in closed else 1), (closed, one)
         assert not any("report it" in line for line in one.said), (closed, one)
 

@@ -270,7 +270,7 @@ def test_a_failure_is_one_line_or_one_object(tmp_path: Path) -> None:
     ended = run(*words, "--json", cwd=tmp_path)
     problem = [json.loads(line) for line in ended.stderr.splitlines()][-1]
     assert (problem["error"], problem["status"]) == ("UsageError", 2)
-    assert set(problem) == {"error", "reason", "status", "message"}
+    assert set(problem) == {"error", "reason", "status", "message", "advice"}
 
 
 def test_an_address_in_use_ends_with_10(tmp_path: Path) -> None:
