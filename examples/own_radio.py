@@ -239,7 +239,7 @@ def main(words: list[str] | None = None) -> int:
             tls=ssl.create_default_context(cafile=args.ca),
         )
     except HeadlessPasskeyError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{type(error).__name__}: {error.explain()}", file=sys.stderr)
         return int(error.exit_status)
     print(credential.to_json())
     return 0

@@ -18,7 +18,7 @@ from companion_push.cli import make_parser as make_push_parser
 from headless_passkey.command.ceremony import _TALK
 from headless_passkey.command.cli import make_parser
 from headless_passkey.doctor.finding import Check
-from headless_passkey.errors import ExitStatus, SetupReason, TransportReason, TrustReason
+from headless_passkey.errors import EnrolmentReason, ExitStatus, SetupReason, TransportReason, TrustReason
 from headless_passkey.net.base_url import BaseUrl
 
 ROOT: Final = Path(__file__).parent.parent
@@ -311,7 +311,7 @@ def test_the_reasons_in_the_table_of_troubles_are_words_of_the_errors() -> None:
     rows = re.findall(r"^\|.*\| `([a-z-]+)` \|", PAGE, flags=re.MULTILINE)
     assert len(rows) >= 8
     for reason in rows:
-        assert reason in {*TransportReason, *SetupReason, *TrustReason}
+        assert reason in {*TransportReason, *SetupReason, *EnrolmentReason, *TrustReason}
 
 
 def test_the_stages_that_the_page_shows_are_what_a_sign_in_says() -> None:

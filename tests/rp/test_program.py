@@ -368,22 +368,24 @@ async def test_services_may_ask_about_tokens_or_verify_them(tmp_path: Path) -> N
 
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize(
-    ("content", "mode"),
+    ("content", "mode", "ends"),
     [
-        (None, 0o600),
-        ('"https://api.example" = "0123456789abcdefghijklmnopqrstuv"', 0o644),
-        ('"https://api.example" = "short"', 0o600),
-        ('"https://api.example" = 5', 0o600),
-        ("no toml", 0o600),
+        (None, 0o600, 10),
+        ('"https://api.example" = "0123456789abcdefghijklmnopqrstuv"', 0o644, 10),
+        ('"https://api.example" = "short"', 0o600, 2),
+        ('"https://api.example" = 5', 0o600, 10),
+        ("no toml", 0o600, 10),
     ],
     ids=["absent", "open", "short", "number", "text"],
 )
-def test_secrets_that_are_none_are_a_setup_error(tmp_path: Path, content: str | None, mode: int) -> None:
+def test_secrets_that_are_none_end_with_the_file_or_the_setting(
+    tmp_path: Path, content: str | None, mode: int, ends: int
+) -> None:
     if content is not None:
         (tmp_path / "secrets.toml").write_text(content)
         (tmp_path / "secrets.toml").chmod(mode)
     done = run("serve", "--listen", "127.0.0.1:0", "--resource-secrets", "secrets.toml", cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (10, "")
+    assert (done.returncode, done.stdout) == (ends, "")
     assert "0123456789" not in done.stderr
     assert "Traceback" not in done.stderr
 
