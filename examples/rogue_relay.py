@@ -84,15 +84,12 @@ class RogueRelay:
 
     async def cheat(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware in front of the real relay."""
+        asked = await request.text()  # before the relay, which keeps no copy of it
         answer = await handler(request)
         self._mode, _, self._insider = self._say_mode().partition(" ")
         if not isinstance(answer, web.Response) or not 200 <= answer.status < 300:
             return answer
-        body = (
-            json.loads(await request.text())
-            if request.can_read_body or request.method in ("PUT", "POST")
-            else {}
-        )
+        body = json.loads(asked) if asked else {}
         content = json.loads(answer.body) if isinstance(answer.body, bytes) and answer.body else {}
         self._remember(request, body)
         if request.path == "/v1/ring" and request.method == "GET" and self._mode == "fork":

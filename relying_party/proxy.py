@@ -51,7 +51,6 @@ class Proxy:
             ):
                 raise ValueError  # noqa: TRY301  as yarl does
             (url.raw_host or "").encode("idna")  # as it is looked up; `UnicodeError` is a `ValueError`
-            (url.raw_host or "").encode("idna")  # as it is looked up; `UnicodeError` is a `ValueError`
             headers: dict[str, str] = {}
             if url.raw_user is not None or url.raw_password is not None:
                 credentials = aiohttp.encode_basic_auth(url.user or "", url.password or "", "utf-8")
