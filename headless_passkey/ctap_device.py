@@ -32,6 +32,7 @@ from headless_passkey.errors import (
     NotApproved,
     Outcome,
     RemoteProtocolError,
+    SetupError,
     TransportError,
     TrustError,
 )
@@ -307,8 +308,8 @@ def _as_fido2_has_it() -> Iterator[None]:
     """Errors of this project as python-fido2's, or as `OSError`."""
     try:
         yield
-    except TransportError as error:
-        raise OSError(errno.EIO, str(error)) from error
+    except (TransportError, SetupError) as error:
+        raise OSError(errno.EIO, error.explain()) from error
     except HeadlessPasskeyError as error:
         status = _status(error)
         if status is None:

@@ -113,8 +113,10 @@ def _what(reason: str) -> str:
         return _WHAT[reason]
     if reason in _CTAP:
         return f"says that the phone answered {status_name(_CTAP[reason])}"
-    if reason in tuple(SetupReason):
+    if reason.startswith("state-") and reason in tuple(SetupReason):
         return "cannot use what it keeps of its account"
+    if reason in tuple(SetupReason):
+        return f"is not set up to take it ({reason})"
     if reason in tuple(TransportReason):
         return "could not hand the request to the phone"
     return f"could not hand the request to the phone ({printable(reason)})"

@@ -49,6 +49,8 @@ from headless_passkey.errors import (
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
+    SetupError,
+    SetupReason,
     TransportError,
     TrustError,
     TrustReason,
@@ -520,11 +522,19 @@ def test_an_end_for_which_ctap_has_a_word_is_that_word(
         assert client_end.value.code.name == client_error
 
 
-def test_radio_tunnel_and_relay_fail_as_devices_do() -> None:
-    with device_of(Phone(error=TransportError("no Bluetooth adapter"))) as device:
-        with pytest.raises(OSError, match="no Bluetooth adapter") as failed:
+@pytest.mark.parametrize(
+    "error",
+    [
+        TransportError("no Bluetooth adapter", advice="plug one in"),
+        SetupError("no Bluetooth adapter", reason=SetupReason.MISSING_PACKAGE, advice="plug one in"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_radio_tunnel_relay_and_set_up_fail_as_devices_do(error: HeadlessPasskeyError) -> None:
+    with device_of(Phone(error=error)) as device:
+        with pytest.raises(OSError, match="no Bluetooth adapter: plug one in") as failed:
             client_of(device).get_assertion(request())
-        assert isinstance(failed.value.__cause__, TransportError)
+        assert failed.value.__cause__ is error
 
 
 @pytest.mark.parametrize("error", [LocalProtocolError("a bug"), ValueError("another")])

@@ -70,6 +70,12 @@ def test_every_check_has_an_error_and_every_word_a_sentence() -> None:
     )
 
 
+def test_of_what_is_wrong_with_its_machine_its_state_is_told_apart() -> None:
+    assert str(by("phone", "state-damaged")) == '"phone" cannot use what it keeps of its account'
+    assert str(by("phone", "disk-full")) == '"phone" is not set up to take it (disk-full)'
+    assert str(by("phone", "output-unwritable")) == '"phone" is not set up to take it (output-unwritable)'
+
+
 def test_for_the_clocks_it_is_said_what_to_do() -> None:
     assert (
         refused([by("phone", "clock-skew")])
