@@ -41,7 +41,7 @@ from headless_passkey.json_text import decode_json
 from headless_passkey.members import Members, answer_members
 from headless_passkey.mends import clock_skew, setup_error
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
-from headless_passkey.net.proxy import ProxyFailed, sending, tracing
+from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
 from headless_passkey.trust.signing import SigningKey
 
 MAX_ANSWER: Final = 2 << 20  # bytes
@@ -269,16 +269,10 @@ async def send_proven(
         middlewares=(prove,),
         timeout=aiohttp.ClientTimeout(total=timeout),
     ) as response:
-        content = bytearray()
-        async for chunk in response.content.iter_any():
-            content += chunk
-            if len(content) > limit:
-                if response.status in cut_off:
-                    break
-                raise RemoteProtocolError(
-                    f"an answer of more than {limit} bytes", reason=ProtocolReason.TOO_LONG
-                )
-    return response, bytes(content)
+        content = await read_bounded(response, limit)
+    if len(content) > limit and response.status not in cut_off:
+        raise RemoteProtocolError(f"an answer of more than {limit} bytes", reason=ProtocolReason.TOO_LONG)
+    return response, content
 
 
 def _parse_json(content: bytes, host: str) -> Any:

@@ -178,6 +178,16 @@ async def sending(
         raise way.failure(error, URL(url).host_port_subcomponent or "") from way.cause(error)
 
 
+async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Read the body of an answer; of one with more than `limit` bytes, a beginning that is longer than that."""
+    content = bytearray()
+    async for chunk in response.content.iter_any():
+        content += chunk
+        if len(content) > limit:
+            break
+    return bytes(content)
+
+
 def tracing(way: Way | None = None) -> aiohttp.TraceConfig:
     """What a session needs so that the way of each request, or the only one, hears when it is done."""
 

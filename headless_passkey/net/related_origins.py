@@ -9,7 +9,7 @@ from typing import Final
 import aiohttp
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, TransportError
-from headless_passkey.net.proxy import ProxyFailed, sending
+from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending
 from headless_passkey.webauthn.origins import MAX_DOCUMENT_SIZE, RelatedOrigins, well_known_url
 
 FETCH_TIMEOUT: Final = 10.0  # seconds
@@ -31,13 +31,7 @@ async def fetch_related_origins(http: aiohttp.ClientSession, rp_id: str) -> Rela
                     f" answers {response.status}, {response.content_type}; expected 200, application/json",
                     reason=ProtocolReason.RP_ID_NOT_OF_ORIGIN,
                 )
-            document = bytearray()
-            async for chunk in response.content.iter_any():
-                document += chunk
-                if len(document) > MAX_DOCUMENT_SIZE:
-                    raise RemoteProtocolError(
-                        "a list of related origins has 256 KiB at most", reason=ProtocolReason.TOO_LONG
-                    )
+            document = await read_bounded(response, MAX_DOCUMENT_SIZE)
     except ProxyFailed:
         raise
     except TransportError as error:
@@ -45,4 +39,4 @@ async def fetch_related_origins(http: aiohttp.ClientSession, rp_id: str) -> Rela
             f"the RP ID does not belong to the origin, and whether it is related cannot be asked: {error}",
             reason=ProtocolReason.RP_ID_NOT_OF_ORIGIN,
         ) from error
-    return RelatedOrigins.parse(bytes(document), rp_id=rp_id)
+    return RelatedOrigins.parse(document, rp_id=rp_id)
