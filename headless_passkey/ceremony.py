@@ -598,9 +598,12 @@ class _Ceremony:
                 url = connect_url(heard.base, eid.routing_id, transaction.url.tunnel_id)
                 async with asyncio.timeout_at(limit):
                     tunnel = await stack.enter_async_context(open_tunnel(url, tls=self.tls))
-                    self.report(Stage.TUNNEL_JOINED)
-                    async with asyncio.timeout(HANDSHAKE_TIMEOUT):
-                        channel, get_info = await _shake_hands(tunnel, transaction, eid)
+            except (TransportError, RemoteProtocolError, TimeoutError) as error:
+                return error
+            self.report(Stage.TUNNEL_JOINED)  # what the caller's `on_stage` raises is no failed attempt
+            try:
+                async with asyncio.timeout_at(limit), asyncio.timeout(HANDSHAKE_TIMEOUT):
+                    channel, get_info = await _shake_hands(tunnel, transaction, eid)
             except (TransportError, RemoteProtocolError, TimeoutError) as error:
                 return error
             if not self._reached.done():
