@@ -6,14 +6,14 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from headless_passkey.sign_in import Ask, Progress, Stage, StageEvent
-from tests.device.test_sign_in import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels
 
+from headless_passkey.ceremony import Ask, Progress, Stage, StageEvent
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.webauthn.options import Credential
+from tests.device.test_ceremony import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels
 
 __all__ = ["bench", "tunnels"]  # fixtures
 
@@ -85,7 +85,7 @@ async def ends_with(bench: Bench, error: Exception, counted: Tunnels, **more: An
     assert caught.value is error
     assert not bench.air.listening
     assert counted.opened == counted.closed
-    assert {task for task in asyncio.all_tasks() - before if "sign_in" in repr(task.get_coro())} == set()
+    assert {task for task in asyncio.all_tasks() - before if "ceremony" in repr(task.get_coro())} == set()
 
 
 FAILED = [(DeviceEvent.FAILED, None)]
