@@ -1,10 +1,11 @@
 """Fixtures that tests of several rooms share."""
 
 import asyncio
+import inspect
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import pytest_asyncio
@@ -12,8 +13,11 @@ from certificates import Certificate, make_certificate
 from hypothesis import settings
 
 from tests.loop_clock import LoopClock
+from tests.open_things import Open, note_sessions, until_nothing_is_left
 
 collect_ignore = ["ble"]  # those run in a guest: make ble-test
+
+note_sessions()
 
 # what a test reaches is here, whatever stands between this machine and others
 for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
@@ -39,6 +43,23 @@ def no_handlers_are_left() -> Iterator[None]:
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
         root.removeHandler(handler)
+
+
+@pytest.fixture
+def nothing_is_left_open(request: pytest.FixtureRequest) -> None:
+    """An asynchronous test of this module, its fixtures included, leaves no task, client session, socket or pipe behind.
+
+    A module asks for it with ``pytestmark = pytest.mark.usefixtures("nothing_is_left_open")``; its tests have loops of their own.
+    """
+    if inspect.iscoroutinefunction(request.function):
+        request.getfixturevalue("open_things_counted")
+
+
+@pytest_asyncio.fixture
+async def open_things_counted() -> AsyncIterator[None]:
+    before = Open.now()
+    yield
+    await until_nothing_is_left(before)
 
 
 @pytest.fixture(scope="session")

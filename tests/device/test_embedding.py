@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_type
 
+import pytest
 from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
@@ -25,6 +26,8 @@ from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from tests.companion.device import tunnel_service
+
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
 ORIGIN, RP_ID = "https://login.example", "login.example"
 REGISTRATION: dict[str, Any] = {

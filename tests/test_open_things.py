@@ -1,0 +1,50 @@
+"""What counts open things counts them, and what cancels everywhere does."""
+
+import asyncio
+import socket
+
+import aiohttp
+
+from tests.open_things import Interruption, Open, cancel_everywhere, interrupted
+
+
+async def test_a_task_a_session_and_a_socket_that_stay_are_named_until_they_are_closed() -> None:
+    before = Open.now()
+    task = asyncio.create_task(asyncio.sleep(1000))
+    session = aiohttp.ClientSession()
+    here, there = socket.socketpair()
+    left = Open.now().beside(before)
+    assert [each.partition(" ")[0].partition(":")[0] for each in left] == ["task", "a", "socket", "socket"]
+    task.cancel()
+    await asyncio.wait({task})
+    await session.close()
+    here.close()
+    there.close()
+    assert Open.now().beside(before) == []
+
+
+async def test_every_point_where_a_task_or_its_child_waits_is_cancelled_once() -> None:
+    cancelled_at: list[str] = []
+
+    async def step(name: str) -> None:
+        try:
+            await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            cancelled_at.append(name)
+            raise
+
+    async def child() -> None:
+        await step("child")
+
+    async def work() -> None:
+        await step("first")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(child())
+        await step("last")
+
+    async def one(interruption: Interruption) -> Interruption:
+        await asyncio.wait({asyncio.create_task(interrupted(work(), interruption))})
+        return interruption
+
+    assert await cancel_everywhere(one) == 4  # the three steps, and the end of the task group
+    assert set(cancelled_at) == {"first", "child", "last"}
