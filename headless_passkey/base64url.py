@@ -10,12 +10,12 @@ _ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 
 
 def base64url(data: bytes) -> str:
-    """The one text that stands for `data`."""
+    """Encode `data`."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
 def from_base64url(text: str) -> bytes:
-    """The bytes that `text` stands for; `RemoteProtocolError` for padding, foreign characters and stray bits at the end."""
+    """Decode `text`; `RemoteProtocolError` for padding, foreign characters and stray bits at the end."""
     if not _ALPHABET.fullmatch(text) or len(text) % 4 == 1:
         raise RemoteProtocolError(
             "expected base64url without padding", reason=ProtocolReason.MALFORMED_BASE64URL

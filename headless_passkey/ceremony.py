@@ -49,8 +49,8 @@ from headless_passkey.webauthn.options import AuthenticationOptions, Credential,
 from headless_passkey.webauthn.origins import RelatedOrigins
 
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
-FAREWELL_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
-GOODBYE_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
+REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
+SHUTDOWN_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
 MAX_ATTEMPTS: Final = 8  # concurrent attempts, a bound on the work that adverts can cause
 MAX_ADVERTS: Final = 256  # different adverts that our key opens; a phone makes one or a few
 FIRST_PAUSE: Final = 0.25  # seconds before the next attempt with the same advert; doubled after each failure
@@ -421,7 +421,7 @@ class _Ceremony:
         if not self._submitted:
             return
         try:
-            async with asyncio.timeout(FAREWELL_TIMEOUT):
+            async with asyncio.timeout(REPORT_TIMEOUT):
                 await self.delivery.finish(outcome, reason)
         except (TimeoutError, HeadlessPasskeyError) as error:
             logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
@@ -718,7 +718,7 @@ async def _hold(phone: _Phone) -> None:
         with suppress(HeadlessPasskeyError, TimeoutError):
             goodbye = phone.channel.shutdown()
             if goodbye is not None:
-                async with asyncio.timeout(GOODBYE_TIMEOUT):
+                async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                     await phone.tunnel.send(goodbye)
 
 

@@ -1,16 +1,15 @@
 """python-fido2's `CtapDevice` over hybrid: programs written for `Fido2Client` or `Ctap2` can use a phone.
 
-A security key is asked many things; a phone over hybrid is asked one, and hangs up. So `PhoneDevice` answers by
-itself whatever is not the one command, and runs one ceremony (`sign_in`) for each makeCredential and each
-getAssertion that needs the user::
+A security key takes many commands; a phone over hybrid takes one, and closes. So `PhoneDevice` answers the other commands
+by itself, and runs one ceremony (`run_ceremony`) for each makeCredential and each getAssertion that needs the user::
 
-    authenticatorGetInfo              answered here: what a phone can be expected to say, or what the last phone said
-    getAssertion with up=False        answered here, NO_CREDENTIALS; its allow list is kept for the command it precedes
-    authenticatorSelection            answered here: whoever approves has selected
+    authenticatorGetInfo              answered here: a typical phone's answer, or that of the last phone
+    getAssertion with up=False        answered here, NO_CREDENTIALS; its allow list is stored for the command that follows
+    authenticatorSelection            answered here: the consent to the ceremony selects the phone
     makeCredential, getAssertion      one ceremony, one command
     anything else                     CTAP1_ERR_INVALID_COMMAND: no PIN, no management, no reset, no U2F
 
-What that changes for a program is told in docs/how-to/python-fido2.md. Needs the extra ``fido2``.
+docs/how-to/python-fido2.md tells what this changes for a program. Needs the extra ``fido2``.
 """
 
 import asyncio
@@ -61,12 +60,12 @@ except ImportError as missing:
 MAX_MESSAGE_SIZE: Final = 60_000  # bytes of a command; a tunnel takes messages of somewhat more
 MAX_PROBES: Final = 256  # credentials remembered from an allow or exclude list
 
-_POLL: Final = 0.05  # seconds; a threading.Event can only be asked
-_FAREWELL: Final = 10.0  # seconds for a ceremony that is cancelled to take its leave
-# options of getInfo that mean something over hybrid
+_POLL: Final = 0.05  # seconds; a threading.Event can only be polled
+_CANCEL_TIMEOUT: Final = 10.0  # seconds that a cancelled ceremony may take to end
+# options of getInfo with a meaning over hybrid
 _OPTIONS: Final = frozenset({"rk", "up", "uv", "plat", "alwaysUv", "makeCredUvNotRqd"})
 _NEED_OTHER_COMMANDS: Final = frozenset({"hmac-secret", "hmac-secret-mc", "largeBlobKey"})
-_ANY_PHONE: Final = GetInfoResponse(  # what is said before a phone has spoken
+_ANY_PHONE: Final = GetInfoResponse(  # before the first phone has answered
     versions=("FIDO_2_0", "FIDO_2_1"),
     aaguid=bytes(16),
     options={"rk": True, "up": True, "uv": True},
@@ -77,9 +76,9 @@ OnKeepalive = Callable[[STATUS], None]
 
 
 class Ceremony(Protocol):
-    """`sign_in` with all its arguments but these: ``partial(sign_in, delivery=…, radio=…)``, or a function.
+    """`run_ceremony` with its other arguments bound, ``partial(run_ceremony, delivery=…, radio=…)``, or a function.
 
-    It runs in the device's own event loop: what belongs to a loop, such as an aiohttp session, is to be made in it.
+    It runs in the device's own event loop, in which objects such as an aiohttp session must be made.
     """
 
     def __call__(
@@ -88,7 +87,7 @@ class Ceremony(Protocol):
 
 
 class PhoneDevice(CtapDevice):
-    """A phone that is wherever its user is. One ceremony at a time; close it after use."""
+    """A phone as a CTAP device. It runs one ceremony at a time; the caller closes it."""
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class PhoneDevice(CtapDevice):
         """
         self._ceremony, self._origin, self._on_stage = ceremony, origin, on_stage
         self._busy = threading.Lock()
-        self._opening = threading.Lock()  # a loop that is begun while the device is closed would run on
+        self._opening = threading.Lock()  # a loop that is started during `close` would never end
         self._loop: _Loop | None = None
         self._run: _Run | None = None
         self._closed = False
@@ -116,14 +115,14 @@ class PhoneDevice(CtapDevice):
 
     @classmethod
     def list_devices(cls) -> Iterator[CtapDevice]:
-        """None: a phone is not found by looking, it comes when it is called."""
+        """List nothing: a phone cannot be discovered before it is asked."""
         return iter(())
 
     def reach(self, kind: RequestKind, rp_id: str, *, event: threading.Event | None = None) -> None:
-        """Announce what is to come and wait until a phone is there; the next command goes to it.
+        """Announce the next command and wait until a phone is connected, which then gets it.
 
-        Without, a command announces itself. With it, getInfo is that of the very phone the command will go to. A
-        command for something else than was announced is refused, and the ceremony is over.
+        Without this call, a command announces itself. With it, getInfo is that of the connected phone. A command that
+        differs from the announcement is refused, and ends the ceremony.
         """
         with _as_fido2_has_it(), _Alone(self._busy):
             if self._run is not None:
@@ -139,10 +138,10 @@ class PhoneDevice(CtapDevice):
         event: threading.Event | None = None,
         on_keepalive: OnKeepalive | None = None,
     ) -> bytes:
-        """The answer to one CTAP2 command: a status byte, and CBOR.
+        """Run one CTAP2 command; returns a status byte and CBOR.
 
-        What ends a ceremony otherwise is raised: fido2's `CtapError` where CTAP has a word for it, `OSError` for
-        radio, tunnel and relay, with the error of this project as its cause. event: set it to cancel.
+        A failed ceremony raises fido2's `CtapError` where CTAP has a status for it, and `OSError` for
+        radio, tunnel and relay, with this project's error as the cause. event: set it to cancel.
         """
         if cmd != CTAPHID.CBOR or not data:
             raise Fido2Error(Fido2Error.ERR.INVALID_COMMAND)
@@ -150,7 +149,7 @@ class PhoneDevice(CtapDevice):
         with _as_fido2_has_it():
             match command:
                 case Command.GET_INFO:
-                    self._probed.clear()  # a program that asks this begins anew
+                    self._probed.clear()  # a new start of the program
                     return bytes([Status.SUCCESS]) + self._get_info().encode()
                 case Command.GET_ASSERTION:
                     return self._get_assertion(payload, event, on_keepalive)
@@ -161,7 +160,7 @@ class PhoneDevice(CtapDevice):
         return bytes([Status.INVALID_COMMAND])
 
     def close(self) -> None:
-        """Take back what is still going on and end the event loop; may be called again, and from any thread."""
+        """Cancel a running ceremony and end the event loop. Idempotent, and callable from any thread."""
         with self._opening:
             self._closed = True
             loop = self._loop
@@ -169,9 +168,9 @@ class PhoneDevice(CtapDevice):
             loop.close()
 
     def _get_info(self) -> GetInfoResponse:
-        """Without what a phone cannot keep over hybrid: no PIN, and no command but the two.
+        """The last phone's getInfo without what hybrid lacks: PIN, and commands other than the two.
 
-        A PIN protocol is named all the same: python-fido2 (2.2.1) asks no device to verify its user without one.
+        It names a PIN protocol nevertheless: without one, python-fido2 (2.2.1) requests no user verification.
         """
         said = self._phone or _ANY_PHONE
         return replace(
@@ -225,7 +224,7 @@ class PhoneDevice(CtapDevice):
         return self._exchange(options, event, on_keepalive)
 
     def _remember(self, probe: GetAssertionRequest) -> bytes:
-        """`Fido2Client` asks which of a list the authenticator has, and then names that one; a phone is not asked twice."""
+        """Store a probe: `Fido2Client` probes an allow list credential by credential, and a phone is not asked for each."""
         for credential_id in probe.allow_list:
             self._probed[probe.rp_id, credential_id] = None
         if len(self._probed) > MAX_PROBES:
@@ -235,7 +234,7 @@ class PhoneDevice(CtapDevice):
     def _whole_list(
         self, rp_id: str, given: tuple[bytes, ...], *, only_for: tuple[bytes, ...]
     ) -> tuple[bytes, ...]:
-        """What was probed for this command, when the command says that nothing was found (`only_for`)."""
+        """The probed credentials for this command, when it says that no probe succeeded (`only_for`)."""
         probed = tuple(credential_id for rp, credential_id in self._probed if rp == rp_id)
         self._probed.clear()
         return probed if probed and given == only_for else given
@@ -273,7 +272,7 @@ class PhoneDevice(CtapDevice):
         *,
         until: Stage | None,
     ) -> None:
-        """Until the ceremony has come to that stage, or to its end; raises what ended it."""
+        """Wait until the ceremony reaches a stage or its end; raises the error that ended it."""
         told: STATUS | None = None
         try:
             while (news := _next(run, event)) is not None:
@@ -285,13 +284,13 @@ class PhoneDevice(CtapDevice):
                     told = status
                 if news.stage is until:
                     return
-        except BaseException:  # a program that is interrupted must not leave a request behind
+        except BaseException:  # an interrupted program must not leave a request at the relay
             run.cancel()
             raise
 
 
 def _next(run: "_Run", event: threading.Event | None) -> StageEvent | None:
-    """The next stage of a ceremony, None at its end; raises what ended it, or that `event` was set."""
+    """Wait for the next stage, None at the end; raises the error of the end, or for a set `event`."""
     while event is None or not event.is_set():
         news = run.news(_POLL)
         if isinstance(news, StageEvent):
@@ -305,7 +304,7 @@ def _next(run: "_Run", event: threading.Event | None) -> StageEvent | None:
 
 @contextmanager
 def _as_fido2_has_it() -> Iterator[None]:
-    """Errors of this project as python-fido2's, or as `OSError`."""
+    """Translate errors of this project to python-fido2's, or to `OSError`."""
     try:
         yield
     except (TransportError, SetupError) as error:
@@ -319,7 +318,7 @@ def _as_fido2_has_it() -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Assertion(AuthenticationOptions):
-    """A getAssertion command as another client made it, with the list it stands for."""
+    """A getAssertion command of another client, with the probed allow list."""
 
     request: GetAssertionRequest
     reply: list[bytes] = field(repr=False, default_factory=list)  # what the phone answered, once it has
@@ -330,7 +329,7 @@ class _Assertion(AuthenticationOptions):
     def accept(self, payload: bytes, peer: GetInfoResponse | None = None) -> Credential:
         credential = AuthenticationOptions.accept(self, payload, peer)
         reply = GetAssertionResponse.parse(payload)
-        # python-fido2 wants the credential named, and would ask for more of them where there are
+        # python-fido2 requires the credential, and would use getNextAssertion
         named = replace(reply, credential_id=credential.credential_id, number_of_credentials=None)
         self.reply.append(named.encode())
         return credential
@@ -338,7 +337,7 @@ class _Assertion(AuthenticationOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Registration(RegistrationOptions):
-    """A makeCredential command as another client made it, with what phones want besides."""
+    """A makeCredential command of another client, with the members that phones require."""
 
     request: MakeCredentialRequest
     reply: list[bytes] = field(repr=False, default_factory=list)  # what the phone answered, once it has
@@ -353,7 +352,7 @@ class _Registration(RegistrationOptions):
 
 
 def _refusal(payload: bytes, *, pin_uv_auth_param: int) -> bytes | None:
-    """The answer to a command with a proof of a PIN, which there is none of; an empty one asks whether there is."""
+    """Answer a command with pinUvAuthParam, since there is no PIN; an empty one asks whether there is."""
     members = cbor.decode_map(payload)
     if pin_uv_auth_param not in members:
         return None
@@ -361,7 +360,7 @@ def _refusal(payload: bytes, *, pin_uv_auth_param: int) -> bytes | None:
 
 
 def _status(error: HeadlessPasskeyError) -> int | None:
-    """What CTAP says for the end of a ceremony; None where it has no word."""
+    """The CTAP status for the end of a ceremony; None where there is none."""
     match error:
         case CtapError(status=status):
             return status
@@ -380,7 +379,7 @@ def _status(error: HeadlessPasskeyError) -> int | None:
 
 
 class _Alone:
-    """One caller at a time; a second one is told that the channel is busy."""
+    """Admits one caller at a time; a second one gets CTAP1_ERR_CHANNEL_BUSY."""
 
     def __init__(self, lock: threading.Lock) -> None:
         self._lock = lock
@@ -395,7 +394,7 @@ class _Alone:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """A ceremony is over, and has taken its leave."""
+    """A ceremony has ended."""
 
     error: BaseException | None
 
@@ -404,9 +403,9 @@ class _Loop:
     """An event loop in a thread of its own."""
 
     def __init__(self) -> None:
-        """`OSError` when the system has no thread or descriptor left for it."""
+        """Start the thread; `OSError` when the system has no thread or descriptor left."""
         self._begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        # a daemon, because a program that forgets to close its device should still end
+        # a daemon, so that a program ends without closing its device
         self._thread = threading.Thread(target=self._serve, name="headless-passkey", daemon=True)
         try:
             self._thread.start()
@@ -415,7 +414,7 @@ class _Loop:
         self.loop, self._over = self._begun.result()
 
     def close(self) -> None:
-        """End the loop and wait until it has ended; from any thread, and from several."""
+        """End the loop and wait for its end; callable from several threads."""
         with suppress(RuntimeError):  # it has ended already
             self.loop.call_soon_threadsafe(self._over.set)
         if self._thread is not threading.current_thread():
@@ -428,12 +427,12 @@ class _Loop:
     def _serve(self) -> None:
         living = self._live()
         try:
-            asyncio.run(living)  # at its end it cancels what is left, and waits for it
+            asyncio.run(living)  # at its end it cancels and awaits remaining tasks
         except BaseException as error:
             living.close()
             if self._begun.done():
                 raise
-            self._begun.set_exception(error)  # there is no loop: whoever waits for it is told
+            self._begun.set_exception(error)  # without a loop, the waiting thread gets the error
 
     async def _live(self) -> None:
         over = asyncio.Event()
@@ -442,7 +441,7 @@ class _Loop:
 
 
 class _Run:
-    """One ceremony in the loop, as seen from the thread that waits for it."""
+    """One ceremony in the loop, for the thread that waits for it."""
 
     def __init__(self, loop: _Loop, ceremony: Ceremony, ask: Ask) -> None:
         self._loop, self._ceremony, self._ask = loop, ceremony, ask
@@ -453,12 +452,12 @@ class _Run:
         self._in_loop(self._begin)
 
     def give(self, options: Options) -> None:
-        """The command, for the phone that is there or will be, unless the ceremony is over already."""
+        """Give the command to the ceremony, unless that has ended."""
         with suppress(InvalidStateError):
             self._given.set_result(options)
 
     def news(self, timeout: float) -> StageEvent | _End | None:
-        """What has happened, if anything did within `timeout` seconds."""
+        """Wait at most `timeout` seconds for the next event."""
         try:
             news = self._heard.get(timeout=timeout)
         except queue.Empty:
@@ -469,10 +468,10 @@ class _Run:
         return news
 
     def cancel(self) -> None:
-        """Take it back, and wait until whoever was asked knows."""
+        """Cancel the ceremony, and wait until the request is withdrawn."""
         if not self._over:
             self._in_loop(lambda: self._task is not None and self._task.cancel())
-        while not self._over and self.news(_FAREWELL) is not None:
+        while not self._over and self.news(_CANCEL_TIMEOUT) is not None:
             pass
 
     def _in_loop(self, do: Callable[[], object]) -> None:

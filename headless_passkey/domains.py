@@ -1,7 +1,7 @@
-"""Which texts are domains: names of hosts, and so RP IDs, as browsers write them; and which hosts are this machine. The relying party has the same rule.
+"""The rule for domains, and so for RP IDs, as browsers serialise them; and for loopback hosts. The relying party has the same rule.
 
-An RP ID is a valid domain string (WebAuthn Level 3 §5.1.3), and no address. Names of other scripts stand here as their
-A-labels (xn--), which a browser has made; what those stand for is not looked at, since that changes with Unicode.
+An RP ID is a valid domain string (WebAuthn Level 3 §5.1.3), and no IP address. Internationalised names are A-labels
+(xn--), as a browser made them; they are not decoded, since decoding depends on the version of Unicode.
 """
 
 import ipaddress

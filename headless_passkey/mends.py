@@ -40,7 +40,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TransportReason.NO_ADAPTER, None): "plug one in, or use another radio",
     (TransportReason.NO_ADAPTER, "named"): "`bluetoothctl list` shows which there are",
     (TransportReason.ADAPTER_OFF, None): "turn it on with `bluetoothctl power on`",
-    # bluetoothctl takes addresses only, and no names such as hci1
+    # bluetoothctl acts on the first adapter of its list, and takes no name such as hci1
     (TransportReason.ADAPTER_OFF, "named"): (
         "turn it on with `busctl set-property org.bluez /org/bluez/NAME org.bluez.Adapter1 Powered b true`"
     ),

@@ -72,7 +72,7 @@ def name_of(text: str, longest: int = MAX_LABEL) -> str:
 
 
 def plain(text: str, longest: int = MAX_LABEL) -> str | None:
-    """Make a valid name from `text`: invalid characters are dropped, and a long text is cut; None when nothing is left."""
+    """Make a valid name from `text`: invalid characters become spaces, and a long text is cut; None when nothing is left."""
     kept: list[str] = []
     for character in _NOT_IN_A_NAME.sub(" ", unicodedata.normalize("NFC", text[:_MAX_LOOKED_AT])):
         last = kept[-1] if kept else " "

@@ -1,7 +1,7 @@
-"""Files that only their owner may read: keys, rings, credentials.
+"""Private files, readable by their owner only: keys, rings, credentials.
 
-A write replaces the whole file at once and is on disk when it returns, so a crash leaves the old content or
-the new one. A read refuses what others may read, for then its secrets must be taken as known to them.
+A write is atomic and durable: after a crash the file has its old content or the new one. A read refuses a file that
+other users can read, because its secrets may be known to them.
 """
 
 import asyncio
@@ -19,10 +19,8 @@ from typing import Final
 from headless_passkey.errors import SetupError, SetupReason, TransportError, TransportReason
 from headless_passkey.mends import setup_error, transport_error
 
-MAX_HELD: Final = (
-    10.0  # seconds others may hold a lock for: far more than to read a file and write it anew takes
-)
-_FIRST_PAUSE: Final = 0.01  # seconds until a lock is tried again; doubled each time
+MAX_HELD: Final = 10.0  # seconds to wait for a lock: much longer than others need to read and write a file
+_FIRST_PAUSE: Final = 0.01  # seconds before the next attempt; doubled each time
 _MAX_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -42,7 +40,7 @@ def private_directory(path: Path) -> None:
 
 
 def read_private(path: Path, *, limit: int) -> bytes | None:
-    """The content of `path`, at most `limit` bytes; None when there is no such file."""
+    """Read `path`, at most `limit` bytes; None without such a file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
@@ -66,7 +64,7 @@ def read_private(path: Path, *, limit: int) -> bytes | None:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, mode 0600, all or nothing."""
+    """Write `path` atomically, with mode 0600."""
     fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
@@ -84,7 +82,7 @@ def write_private(path: Path, content: bytes) -> None:
 
 
 def remove_private(path: Path) -> None:
-    """Remove `path`; fine when it is gone already."""
+    """Remove `path`, if it exists."""
     try:
         path.unlink()
         _sync_directory(path.parent)
@@ -98,9 +96,9 @@ def remove_private(path: Path) -> None:
 
 @contextlib.contextmanager
 def lock(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, a file beside it, against other processes; `TransportError` when another one has it.
+    """Lock `path`, by a file beside it, against other processes; `TransportError` when another one holds the lock.
 
-    It waits for nobody: where that is wanted, `lock_within` does, and lets other tasks run.
+    It does not wait; `lock_within` does, and lets other tasks run.
     """
     descriptor = _open_lock(path)
     try:
@@ -113,9 +111,9 @@ def lock(path: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def lock_within(path: Path, seconds: float = MAX_HELD) -> AsyncIterator[None]:
-    """As `lock`, held over an await: waits at most `seconds`, and lets other tasks of this process run meanwhile.
+    """Lock `path` against other processes and tasks; waits at most `seconds`, and lets other tasks run meanwhile.
 
-    It is a lock between tasks of one process too. A process that ends, however, gives it back.
+    The system releases the lock when the process ends, also when it is killed.
     """
     descriptor, pause = _open_lock(path), _FIRST_PAUSE
     try:
@@ -132,7 +130,7 @@ async def lock_within(path: Path, seconds: float = MAX_HELD) -> AsyncIterator[No
 
 
 def _open_lock(path: Path) -> int:
-    """The file beside `path` that is locked in its place; it stays, since others may hold it open."""
+    """Open the lock file of `path`. It is never removed, since other processes may hold it open."""
     beside = path.with_name(f".{path.name}.lock")
     try:
         return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -141,7 +139,7 @@ def _open_lock(path: Path) -> int:
 
 
 def _try_lock(descriptor: int, path: Path) -> bool:
-    """Whether the lock is ours now; False when another process has it."""
+    """Try to lock; False when another process holds the lock."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -156,7 +154,7 @@ def _in_use(path: Path) -> TransportError:
 
 
 def refuse_others(status: os.stat_result, path: Path, mode: int) -> None:
-    """Refuse what others may use or own; status: of `path`, which should have had `mode`."""
+    """Refuse a file of another user, or one that others can access. status: of `path`; mode: the required one."""
     if status.st_uid != os.geteuid():
         raise SetupError(
             f"{path} belongs to another user; it must be yours alone, mode {mode:04o}",
@@ -181,12 +179,12 @@ def _sync_directory(path: Path) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """`path`, or of what leads to it the nearest that is there, as far as this user can see."""
+    """The path itself, or its nearest existing parent, as far as this user can see."""
     return next((each for each in (path, *path.parents) if os.access(each, os.F_OK)), path)
 
 
 def why_not_writable(directory: Path) -> SetupError | None:
-    """Why nothing could be written into `directory`, or made where it is to be; None as far as that can be told.
+    """Say why nothing could be written into `directory`, or why it could not be made; None without a known reason.
 
     Nothing is written to find out.
     """

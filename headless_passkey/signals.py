@@ -1,4 +1,4 @@
-"""Signals of a program: which end it (SIGTERM, SIGHUP), and what Ctrl-C (SIGINT) does meanwhile."""
+"""Signals of a program: SIGTERM and SIGHUP end it; Ctrl-C (SIGINT) has handlers."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 
 
 def until_terminated() -> "asyncio.Future[None]":
-    """Done when the process is asked to end (SIGTERM, SIGINT, SIGHUP): a server's clean stop, status 0.
+    """Return a future that is done at SIGTERM, SIGINT or SIGHUP, for a server's clean stop with status 0.
 
     It listens from the call on. A server that prints where it is calls this first, so that whoever reads the
     line may end it at once::
@@ -32,7 +32,7 @@ def until_terminated() -> "asyncio.Future[None]":
 
 
 def on_termination(act: Callable[[], object]) -> None:
-    """SIGTERM calls `act`, and so does the end of the terminal (SIGHUP), unless whoever started us, such as nohup, ignores that."""
+    """Call `act` at SIGTERM, and at SIGHUP (the terminal closed) unless that is ignored, as under nohup."""
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGTERM, act)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -41,7 +41,7 @@ def on_termination(act: Callable[[], object]) -> None:
 
 @contextlib.contextmanager
 def interrupted_by_keyboard(act: Callable[[], object]) -> Iterator[None]:
-    """Ctrl-C (SIGINT) calls `act` while this is open, and does nothing else; the newest that is open counts."""
+    """Let Ctrl-C (SIGINT) call `act` only, while the context is open; of nested contexts the innermost counts."""
     forget = _on_interrupt(act)
     try:
         yield
@@ -50,7 +50,7 @@ def interrupted_by_keyboard(act: Callable[[], object]) -> Iterator[None]:
 
 
 def _on_interrupt(act: Callable[[], object]) -> Callable[[], None]:
-    """SIGINT calls `act`, until what this returns is called: then it does again what it did before."""
+    """Let SIGINT call `act`; returns a function that restores the previous behaviour."""
     loop = asyncio.get_running_loop()
     if loop not in _interrupts:
         _interrupts[loop] = _Interrupts(before=signal.getsignal(signal.SIGINT))
@@ -70,7 +70,7 @@ def _on_interrupt(act: Callable[[], object]) -> Callable[[], None]:
 
 @dataclass(slots=True, kw_only=True)
 class _Interrupts:
-    """What SIGINT does in one event loop, the newest last, and what it did before."""
+    """The handlers of SIGINT in one event loop, innermost last, and the handler before them."""
 
     before: Any
     acts: list[Callable[[], object]] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Standard streams as libraries may use them: a line for a person on stderr, and reads that can be cancelled."""
+"""Standard streams for libraries: a line on stderr, and reads that can be cancelled."""
 
 import asyncio
 import contextlib
@@ -10,26 +10,26 @@ STDIN: Final = 0
 
 
 def talk(message: str) -> None:
-    """One line for the person at the terminal: stderr, so that stdout stays data."""
+    """Print a line for people on stderr, since stdout is data."""
     stderr: TextIO | None = sys.stderr
-    if stderr is not None:  # closed by whoever started us; print would take stdout instead
+    if stderr is not None:  # closed at the start; print would take stdout instead
         with contextlib.suppress(OSError):
             # one write: where nothing is buffered, other programs' lines would come between line and end
             print(f"{message}\n", end="", file=stderr, flush=True)
 
 
 async def read_some(descriptor: int) -> bytes:
-    """What there is to read, waiting if need be; nothing at the end.
+    """Wait for input and read what is there; empty at its end.
 
-    Neither a thread, which could not be cancelled, nor a read that keeps signals and deadlines waiting, nor
-    non-blocking mode, which the terminal's other users would get too.
+    It uses the event loop's readiness: a thread could not be cancelled, a blocking read would delay signals and
+    deadlines, and non-blocking mode would affect the terminal's other users.
     """
     loop = asyncio.get_running_loop()
     while True:
         readable = loop.create_future()
         try:
             loop.add_reader(descriptor, _set, readable)
-        except PermissionError:  # a file or /dev/null: there is never a wait
+        except PermissionError:  # a regular file or /dev/null is always ready
             await asyncio.sleep(0)
         else:
             try:
@@ -38,7 +38,7 @@ async def read_some(descriptor: int) -> bytes:
                 loop.remove_reader(descriptor)
         try:
             return os.read(descriptor, 4096)
-        except BlockingIOError:  # somebody else was quicker
+        except BlockingIOError:  # another reader was first
             continue
 
 

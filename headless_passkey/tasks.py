@@ -1,4 +1,4 @@
-"""Tasks with an owner: ended and waited for, also when the owner is cancelled meanwhile, and once more."""
+"""Structured concurrency: tasks end and are awaited before their owner ends, also when the owner is cancelled, even twice."""
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
@@ -9,7 +9,7 @@ _T = TypeVar("_T")
 
 
 async def end(*tasks: "asyncio.Future[Any]") -> None:
-    """Cancel `tasks` and return when all have ended; an error they end with is for whoever awaits them.
+    """Cancel `tasks` and wait until all have ended. Their errors are not raised here.
 
     A cancellation that comes meanwhile is raised when they have ended. So a task must end soon after it is cancelled.
     """
@@ -19,7 +19,7 @@ async def end(*tasks: "asyncio.Future[Any]") -> None:
 
 
 async def until_done(*tasks: "asyncio.Future[Any]") -> None:
-    """Return when all `tasks` have ended. A cancellation that comes meanwhile is raised then, and does not reach them."""
+    """Wait until all `tasks` have ended, which a cancellation of the caller does not reach; it is raised then."""
     cancelled: asyncio.CancelledError | None = None
     while pending := [task for task in tasks if not task.done()]:
         try:
@@ -31,13 +31,13 @@ async def until_done(*tasks: "asyncio.Future[Any]") -> None:
 
 
 async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """The result of `work`, which is not cancelled half done: a cancellation is raised when it has ended. It must be bounded in time."""
+    """Await `work`, shielded: a cancellation of the caller is raised after `work` has ended, which must be bounded in time."""
     task = asyncio.ensure_future(work)
     try:
         await until_done(task)
     except asyncio.CancelledError:
         if not task.cancelled():
-            task.exception()  # the cancellation goes first, and the error is nobody's surprise
+            task.exception()  # retrieved, so that asyncio logs no warning; the cancellation is raised
         raise
     return task.result()
 

@@ -198,5 +198,5 @@ def test_the_signature_and_the_fields_of_a_name_are_those_of_the_source() -> Non
     page = (ROOT / "docs/reference/sdk.md").read_text(encoding="utf-8")
     assert "class Answer\n    status: int\n    headers: Mapping[str, str]" in page
     assert "def session(relying_party: str | None = None, *, url: str | None = None) -> Session\n" in page
-    assert '    NO_SESSION = "no-session"  # none is kept for this relying party\n' in page
+    assert '    NO_SESSION = "no-session"  # none is stored for this relying party\n' in page
     assert "_kept" not in page

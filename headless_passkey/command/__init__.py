@@ -1,1 +1,1 @@
-"""``headless-passkey`` on the command line: words in, one line of data out, an exit status."""
+"""The command line ``headless-passkey``: a module for each group of commands."""

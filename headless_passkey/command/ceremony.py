@@ -1,4 +1,4 @@
-"""``sign-in`` and ``register`` as commands: options or relying party in, one line of JSON out."""
+"""The commands ``sign-in`` and ``register``: each runs a ceremony, and prints one line of JSON."""
 
 import argparse
 import asyncio
@@ -57,7 +57,7 @@ _TALK: Final[Mapping[Stage, str]] = {
 
 
 class Ceremony:
-    """What the command line asked for, checked before anything is sent."""
+    """A ceremony of the command line, whose options are checked before anything is sent."""
 
     def __init__(self, args: argparse.Namespace, kind: RequestKind) -> None:
         """Raises `UsageError` when the options do not go together."""
@@ -80,7 +80,7 @@ class Ceremony:
         self._radio = open_radio(args.radio, passive=args.scan == "passive", report=self._on_report)
 
     async def run(self) -> None:
-        """The whole ceremony; the response, or with --rp the session, is one line on stdout."""
+        """Run the ceremony; prints the response, or with --rp the session, as one line on stdout."""
         async with open_session(self._tls) as http:
             if self._args.rp is None:
                 await self._for_options(http)
@@ -139,7 +139,7 @@ class Ceremony:
         out(json.dumps(ended.session.to_json()))
 
     async def _known_options(self, http: aiohttp.ClientSession, deadline: float) -> Options:
-        """What --options holds, for the origin that --origin names."""
+        """Parse the options of --options for the origin of --origin."""
         origin = self._args.origin
         try:
             async with asyncio.timeout_at(deadline):
@@ -159,7 +159,7 @@ class Ceremony:
     async def _related_origins(
         self, http: aiohttp.ClientSession, rp_id: str, deadline: float
     ) -> RelatedOrigins:
-        """What `rp_id` says of other origins, by the deadline of the whole ceremony."""
+        """Fetch the related origins of `rp_id`, within the deadline of the ceremony."""
         try:
             async with asyncio.timeout_at(deadline):
                 return await fetch_related_origins(http, rp_id)
@@ -187,13 +187,13 @@ class Ceremony:
     def _on_stage(self, event: StageEvent) -> None:
         if self._args.json:
             talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), **event.detail))
-        elif event.refusal is not None:  # worth a line also where nobody watches the progress
+        elif event.refusal is not None:  # printed also without a terminal
             talk(f"{event.elapsed:8.3f} s  {event.refusal} [{event.refusal.reason}]")
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 
     def _tell(self, completed: CeremonyResult) -> None:
-        """Who it was: the device announces it, since it cannot show it (T3)."""
+        """Print the account that signed in: a device without a screen announces it (T3)."""
         credential = completed.credential
         handle = None if credential.user_handle is None else base64url(credential.user_handle)
         if self._args.json:

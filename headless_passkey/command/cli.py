@@ -1,6 +1,6 @@
-"""``headless-passkey``: the device from the command line.
+"""The program ``headless-passkey``: its options and its small commands.
 
-stdout is data, stderr is talk, the exit status says which branch of the error tree ended the run.
+stdout is data, stderr is for people, and the exit status tells the branch of the error tree.
 """
 
 import argparse
@@ -48,7 +48,7 @@ JOIN_TIMEOUT: Final = 600.0  # seconds: as long as an invitation lives
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The program's entry: its exit status."""
+    """Run the program; returns its exit status."""
     args = make_parser().parse_args(argv)
     return run(args.command, args)
 
@@ -149,7 +149,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _session_commands(commands: Any) -> None:
-    """``session show|refresh|fetch|sign-out``: what a device does with the session of a sign-in."""
+    """``session show|refresh|fetch|sign-out``: the commands for the session of a sign-in."""
     what = "use the session of a sign-in"
     session = commands.add_parser("session", help=what, description=what)
     actions = session.add_subparsers(
@@ -255,7 +255,7 @@ def _command(
     *,
     section: str | None = None,
 ) -> SettingsParser:
-    """called: an example. section: of settings, where that is another word than `name`."""
+    """Add a command. called: an example. section: of settings; default: `name`."""
     parser: SettingsParser = commands.add_parser(
         name, help=help_text, description=help_text, epilog=example(called)
     )
@@ -377,7 +377,7 @@ async def _register(args: argparse.Namespace) -> None:
 
 
 async def _ceremony(args: argparse.Namespace, kind: RequestKind) -> None:
-    """A sign-in or registration: imports here, so that the small commands load neither radio nor network."""
+    """Run a sign-in or registration. Imports are here, so that small commands load neither radio nor network."""
     from headless_passkey.command.ceremony import Ceremony  # noqa: PLC0415
 
     await Ceremony(args, kind).run()
@@ -437,7 +437,7 @@ async def _join(args: argparse.Namespace) -> None:
 
 
 def _say(args: argparse.Namespace, text: str, **details: object) -> None:
-    """A line of talk: text for people, an object for programs."""
+    """Print a line on stderr: text for people, or an object for programs."""
     talk(progress(**details) if args.json else text)
 
 
@@ -516,7 +516,7 @@ def _opened_advert(url: FidoUrl, advert: str) -> dict[str, Any]:
     try:
         base = f"wss://{tunnel_domain(opened.tunnel_domain)}"
     except RemoteProtocolError:
-        base = None  # a number that only a private override gives a meaning
+        base = None  # an unassigned number, for which only --tunnel has a service
     return {
         "nonce": opened.nonce.hex(),
         "routing_id": opened.routing_id.hex(),
@@ -566,7 +566,7 @@ def _tunnel(text: str) -> tuple[int, str]:
 
 
 def _relying_party(text: str) -> BaseUrl:
-    """A relying party's address: its origin must be one that a device may speak for."""
+    """Parse a relying party's address, whose origin a device must be allowed to use."""
     base = _url(text)
     try:
         check_origin(base.origin)
@@ -583,7 +583,7 @@ def _origin(text: str) -> str:
 
 
 def _service(text: str) -> str:
-    """A service that may have a token."""
+    """Parse the origin of a service that may get a token."""
     base = _url(text)
     if base.path or (base.scheme != "https" and not base.is_loopback):
         raise argparse.ArgumentTypeError("expected an origin: https://HOST[:PORT], or http on this machine")

@@ -1,9 +1,8 @@
-"""What every command line here has in common: settings, one line per failure, signals.
+"""The parts that all command lines share: settings, one line for a failure, exit statuses.
 
 Every long option is also a key of a TOML file (``--config FILE``, in a table named after the command) and
 an environment variable; the command line wins, then the environment, then the file. ``run`` turns the error
-tree of `headless_passkey.errors` into an exit status and one line on stderr; nothing ever ends in a
-traceback.
+tree of `headless_passkey.errors` into an exit status and one line on stderr; no error ends in a traceback.
 """
 
 import argparse
@@ -43,7 +42,7 @@ from headless_passkey.streams import STDIN, read_some, talk
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
-MAX_SECRET_LINE: Final = 16384  # bytes, where nothing smaller is known
+MAX_SECRET_LINE: Final = 16384  # bytes, by default
 _OURS: Final = ("headless_passkey", "companion_push")
 _MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
 _LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -52,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps each line of a description or epilog by itself, and leaves indented ones, such as examples, as they are."""
+    """Wraps each line of a description or epilog on its own; indented lines, such as examples, are not wrapped."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines = []
@@ -89,14 +88,14 @@ class SettingsParser(argparse.ArgumentParser):
         super().__init__(
             *args, **{"allow_abbrev": False, "formatter_class": HelpFormatter, **kwargs}
         )  # --config is looked for in full
-        # what file or environment say for options that may be repeated; as their default, the command line would add to it
+        # values of file or environment for repeatable options; as a default, the command line would append to them
         self._repeated: dict[argparse.Action, list[Any]] = {}
 
     def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
         return self._keep(super().add_argument(*names, **how), how)
 
     def titled_group(self, title: str) -> Options:
-        """Options with a title of their own in the help, which are settings as the others are."""
+        """Make a group with a title in the help, whose options are settings too."""
         return _TitledGroup(self, title)
 
     def _keep(self, action: argparse.Action, how: Mapping[str, Any]) -> argparse.Action:
@@ -117,7 +116,7 @@ class SettingsParser(argparse.ArgumentParser):
         return namespace, rest
 
     def error(self, message: str) -> NoReturn:
-        """One line and status 2; argparse would print the whole usage first."""
+        """End with one line and status 2, without argparse's usage text."""
         words = sys.argv[1:]
         status = fail(
             ExitStatus.USAGE, "UsageError", None, f"{message} (see --help)", as_json="--json" in words
@@ -192,7 +191,7 @@ def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: 
 
 
 def example(*lines: str) -> str:
-    """The part of an epilog that shows how a command is called."""
+    """Make the part of an epilog that shows an example."""
     return "\n  ".join(("Example:", *lines))
 
 
@@ -202,7 +201,7 @@ def add_version(parser: argparse.ArgumentParser) -> None:
 
 
 class _Version(argparse.Action):
-    """Looks the version up when it is asked for, and not at every start."""
+    """Looks the version up at its use, and not at every start."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         from importlib import metadata  # noqa: PLC0415
@@ -211,7 +210,7 @@ class _Version(argparse.Action):
             version = metadata.version(DISTRIBUTION)
         except metadata.PackageNotFoundError:
             version = "of a version that is not installed"
-        with contextlib.suppress(OSError):  # as --help, which nobody may be reading either
+        with contextlib.suppress(OSError):  # a closed pipe, as with --help
             print(f"{parser.prog} {version}", flush=True)  # noqa: T201
         parser.exit()
 
@@ -255,17 +254,19 @@ def run(
     *,
     extra: str = "device",
 ) -> int:
-    """Run `main(args)` to its exit status, telling a failure in one line on stderr.
+    """Run `main(args)`; returns the exit status. A failure is one line on stderr.
 
-    extra: of the distribution, which brings what `main` is built on.
+    extra: of the distribution, with the dependencies of `main`.
     """
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the locale cannot write; as on stderr
+        sys.stdout.reconfigure(
+            errors="backslashreplace"
+        )  # as on stderr, for names that the locale cannot encode
     logging.basicConfig(level=args.log_level.upper(), force=True)
     logging.getLogger().handlers[0].setFormatter(_JsonLines() if args.json else _PlainLines(_LOG_LINE))
     if args.log_level in ("warning", "error"):
-        # it logs failures with their traceback; what they come to is one line of ours
+        # bumble logs failures with tracebacks; ours is one line
         logging.getLogger("bumble").setLevel(logging.CRITICAL)
     try:
         asyncio.run(_until_terminated_or_done(main(args)))
@@ -274,12 +275,12 @@ def run(
     except (KeyboardInterrupt, asyncio.CancelledError):
         return fail(ExitStatus.INTERRUPTED, "Interrupted", None, "interrupted", as_json=args.json)
     except BrokenPipeError:
-        _forget_stdout()  # whoever read our output has gone: say nothing more
+        _forget_stdout()  # the reader of stdout is gone
         return ExitStatus.TRANSPORT
     except Exception as error:  # noqa: BLE001  the edge of the program
         if isinstance(error, ModuleNotFoundError) and (what := missing(error, extra)):
             return told(what, as_json=args.json)
-        # a foreign exception's message may hold anything, so only its type and place are shown
+        # type and place only: a foreign exception's message may hold anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         message = f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}; please report it"
         return fail(ExitStatus.OUR_FAULT, type(error).__name__, None, message, as_json=args.json)
@@ -308,7 +309,7 @@ def fail(
     as_json: bool,
 ) -> ExitStatus:
     """Say on stderr, in one line, what went wrong; returns `status`. advice: what to do about it."""
-    # what others wrote may be in it
+    # it may hold text of others
     message, advice = _in_one_line(message), advice and _in_one_line(advice)
     if as_json:
         line = json.dumps(
@@ -325,24 +326,24 @@ def _in_one_line(text: str) -> str:
 
 
 def _program() -> str:
-    """What this program is called; ``python -m package`` by its package."""
+    """The program's name; for ``python -m package`` that of the package."""
     path = Path(sys.argv[0])
     return path.parent.name.replace("_", "-") if path.name == "__main__.py" else path.name
 
 
 def progress(**details: object) -> str:
-    """What happened, as an object for programs: when it did (`at`, Unix seconds), and `details`."""
+    """Encode an event as JSON: its time (`at`, Unix seconds) and `details`."""
     return json.dumps({**details, "at": round(time.time(), 4)})
 
 
 def show_progress(message: str) -> None:
-    """As `talk`, but only where somebody watches: in a pipe or a journal a failure is the one line that counts."""
+    """Print a line on stderr only if that is a terminal: pipes and journals get failures only."""
     if sys.stderr is not None and sys.stderr.isatty():
         talk(message)
 
 
 def out(line: str) -> None:
-    """One line of data on stdout, flushed, so that a pipe's reader has it at once."""
+    """Print one line of data on stdout, flushed, so that a pipe's reader gets it at once."""
     try:
         print(f"{line}\n", end="", flush=True)  # noqa: T201  one write, as in `talk`
     except BrokenPipeError:
@@ -353,7 +354,7 @@ def out(line: str) -> None:
 
 
 def out_bytes(data: bytes) -> None:
-    """Data on stdout as it is, which may be anything."""
+    """Write bytes to stdout unchanged."""
     try:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
@@ -365,7 +366,7 @@ def out_bytes(data: bytes) -> None:
 
 
 def _forget_stdout() -> None:
-    """What could not be written is still in its buffer, and must not fail again when the interpreter ends."""
+    """Redirect stdout to /dev/null: its buffer must not fail again when the interpreter ends."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -378,7 +379,7 @@ def host_port(text: str) -> tuple[str, int]:
 
 
 def label_or_name(text: str) -> str:
-    """An argparse type: what people call something (`name_of`)."""
+    """An argparse type: a name (`name_of`)."""
     try:
         return name_of(text)
     except UsageError as error:
@@ -386,7 +387,7 @@ def label_or_name(text: str) -> str:
 
 
 def expand_home(path: str | Path) -> Path:
-    """`path` with ``~`` replaced; `UsageError` where no home is known, as in bare containers."""
+    """Expand ``~``; `UsageError` without a home directory, as in bare containers."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -396,9 +397,9 @@ def expand_home(path: str | Path) -> Path:
 
 
 async def read_secret_line(source: str, *, limit: int = MAX_SECRET_LINE) -> str:
-    """One line of ASCII from a file, or from stdin for ``-``: secrets never travel in argv.
+    """Read one line of ASCII from a file, or from stdin for ``-``, since secrets are never arguments.
 
-    limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII: whatever it is, it is malformed.
+    limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII.
     `TransportError` when there is nothing at all.
     """
     text = without_mark(await read_input(source, limit=limit + 2 + len(BOM_UTF8), first_line=True))
@@ -416,9 +417,9 @@ async def read_secret_line(source: str, *, limit: int = MAX_SECRET_LINE) -> str:
 
 
 async def read_input(source: str, *, limit: int, first_line: bool = False) -> bytes:
-    """From a file, or stdin for ``-``: all there is, or more than enough of it.
+    """Read a file, or stdin for ``-``, in bounded size.
 
-    Enough is `limit` bytes, or with `first_line` what holds a line's end. A wait for input can be cancelled.
+    It stops after `limit` bytes, or with `first_line` after the end of a line. Waiting for input can be cancelled.
     """
     text = b""
     try:
@@ -439,9 +440,9 @@ async def read_input(source: str, *, limit: int, first_line: bool = False) -> by
 
 
 def _replace_closed_streams() -> None:
-    """Give the numbers of standard streams that were closed before the start to nothing else.
+    """Open /dev/null for standard streams that were closed at the start, so that no other file gets their numbers.
 
-    An empty stdin, a stdout that cannot be written to, and a stderr that swallows.
+    stdin is then empty, stdout fails on writes, and stderr discards them.
     """
     for name, flags, mode in (
         ("stdin", os.O_RDONLY, "r"),
@@ -464,7 +465,7 @@ class _PlainLines(logging.Formatter):
 
 
 class _JsonLines(logging.Formatter):
-    """A log line as an object, so that with --json all of stderr is."""
+    """Formats a log line as JSON, so that with --json all of stderr is JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         said = {"log": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}

@@ -1,4 +1,4 @@
-"""``doctor`` as a command: the report is data, so it goes to stdout; its summary goes to stderr."""
+"""The command ``doctor``: the report goes to stdout, and its summary to stderr."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context
 from headless_passkey.streams import talk
 
-_MAX_LINE: Final = 4000  # characters, where it is not wrapped
+_MAX_LINE: Final = 4000  # characters of a line that is not wrapped
 
 _LABELS: Final[Mapping[Status, str]] = {
     Status.OK: "ok",
@@ -28,7 +28,7 @@ _LABELS: Final[Mapping[Status, str]] = {
 
 
 class NotWell(HeadlessPasskeyError):  # noqa: N818  a diagnosis
-    """There are problems; the status is that of the first one, as a sign-in would end with it."""
+    """The report holds problems. The exit status is that of a sign-in that fails with the first."""
 
     def __init__(self, problems: Sequence[Finding]) -> None:
         first = problems[0]
@@ -88,7 +88,7 @@ def _as_json(finding: Finding) -> dict[str, Any]:
 
 
 def _report(findings: Sequence[Finding], versions: Mapping[str, str | None], width: int | None) -> list[str]:
-    """The lines for a person. width: of the terminal; None for a line each, however long, as pipes want it."""
+    """Make the report for people. width: of the terminal; None for one line each, for pipes."""
     lines = []
     for finding in findings:
         head = f"{_LABELS[finding.status]:<11}  {finding.check:<17}  "

@@ -34,7 +34,7 @@ _MAX_SHOWN: Final = 200  # characters of a redirect's target
 
 
 class Refused(HeadlessPasskeyError):  # noqa: N818  an answer
-    """The service answered, and its answer is no."""
+    """The service answered with a status that is not 2xx."""
 
     def __init__(self, answer: Answer, host: str) -> None:
         why = f"{host} answered with status {answer.status}"
@@ -60,7 +60,7 @@ class Refused(HeadlessPasskeyError):  # noqa: N818  an answer
 
 
 async def show(args: argparse.Namespace) -> None:
-    """What is kept, without tokens."""
+    """Print the stored session, without tokens."""
     store = SessionStore(expand_home(args.state))
     damaged: list[HeadlessPasskeyError] = []
     kept = store.all(damaged.append)
@@ -121,7 +121,7 @@ async def sign_out(args: argparse.Namespace) -> None:
 
 
 def _load(args: argparse.Namespace, http: aiohttp.ClientSession, url: str | None = None) -> Session:
-    """The session that --rp names, or the one that may be used at `url`."""
+    """Load the session of --rp, or the one whose token may be sent to `url`."""
     named = None if args.rp is None else str(args.rp)
     try:
         return Session.load(expand_home(args.state), named, url=url, http=http)
