@@ -27,7 +27,7 @@ test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other l
 # each profile of hypothesis is in tests/conftest.py
 CORE := tests/hybrid tests/trust
 coverage: $(VENV)/check.done  ## every branch of the protocol core is taken by its own tests
-	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=few -k "not mebibyte" -q \
+	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=few -q \
 		--cov=headless_passkey.hybrid --cov=headless_passkey.trust --cov-branch \
 		--cov-report=term-missing:skip-covered --cov-fail-under=100 $(CORE)
 

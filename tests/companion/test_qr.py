@@ -168,6 +168,7 @@ def test_on_a_screen_that_is_too_small_it_says_how_large_it_must_be_and_where_th
 
 
 @given(st.integers(4, 100), st.integers(1, 30))
+@settings(max_examples=30)  # a terminal is slow
 def test_any_screen_can_be_told_that_it_is_too_small(columns: int, rows: int) -> None:
     screen = Screen(columns, rows)
     least = CODE.least(Cells.ASCII)

@@ -298,11 +298,20 @@ async def test_an_interrupted_join_does_not_go_on_in_other_words(
 
 
 @pytest.mark.threat("T4")
-async def test_a_join_that_was_begun_without_a_pin_gets_none_later(state: Path, inviter: Inviter) -> None:
+@pytest.mark.parametrize(
+    ("pin", "value"),
+    [("rp_id", "example.com"), ("origin", "https://login.example.com")],
+    ids=["rp id", "origin"],
+)
+async def test_a_join_that_was_begun_without_a_pin_gets_none_later(
+    state: Path, inviter: Inviter, pin: str, value: str
+) -> None:
     with pytest.raises(NotApproved):
         await join(state, inviter.invitation, label="frame", timeout=0)
-    with pytest.raises(JoinDiffers, match="begun with no rp id"):
-        await join(state, inviter.invitation, label="frame", rp_id="example.com")
+    before = (state / FILE_NAME).read_bytes()
+    with pytest.raises(JoinDiffers, match=f"begun with no {pin.replace('_', ' ')}"):
+        await join(state, inviter.invitation, label="frame", **{pin: value})  # type: ignore[arg-type]
+    assert (state / FILE_NAME).read_bytes() == before
 
 
 async def test_a_join_waits_so_long_and_goes_on_later(state: Path, inviter: Inviter) -> None:

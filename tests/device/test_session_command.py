@@ -130,7 +130,7 @@ def test_a_service_that_is_named_for_one_request_needs_a_session_that_is_named_t
     url = f"http://localhost:{reserved_port()}"
     assert run(state, "fetch", url, "--audience", url) == 2
     assert "name one with `--rp URL`" in capsys.readouterr().err
-    assert run(state, "fetch", url, "--audience", url, "--rp", B) == 4
+    assert run(state, "fetch", url, "--audience", url, "--rp", B, "--timeout", "0.5") == 4
 
 
 async def test_the_deadline_is_one_over_all_of_it(state: Path) -> None:
