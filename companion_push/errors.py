@@ -1,4 +1,4 @@
-"""What can go wrong in the programs of this package beyond the shared error tree.
+"""The errors of this package, which extend the tree of headless_passkey.errors.
 
 ::
 
@@ -7,7 +7,7 @@
     │   └── StoreUnavailable   4   the store does not answer: trying again may help
     │       └── StoreBusy      4   another process holds it
     └── SetupError(reason)
-        └── StoreUnusable      10  the store's file cannot be opened, or is not one of ours
+        └── StoreUnusable      10  the store's file cannot be opened, or is no store
 """
 
 import errno
@@ -29,14 +29,14 @@ class StoreBusy(StoreUnavailable):
 
 
 class StoreUnusable(SetupError):  # noqa: N818  a state, not a fault
-    """The store's file cannot be opened, or is not one of ours: another --store is needed."""
+    """The store's file cannot be opened, or is no store: use another --store."""
 
     def __init__(self, message: str, *, reason: SetupReason = SetupReason.STATE_UNWRITABLE) -> None:
         super().__init__(message, reason=reason, advice="name another file with `--store`")
 
 
 def cannot_listen(host: str, port: int, error: OSError) -> SetupError:
-    """The error for an address that a server cannot listen on."""
+    """Make the error for an address that a server cannot listen on."""
     reason = SetupReason.PORT_TAKEN if error.errno == errno.EADDRINUSE else SetupReason.CANNOT_LISTEN
     name = f"[{host}]" if ":" in host else host
     why = error.strerror

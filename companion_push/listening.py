@@ -25,7 +25,7 @@ from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import UsageError
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
-ACCEPTS: Final = 16  # tries of asyncio in a row, also while none can succeed
+ACCEPTS: Final = 16  # calls of accept by asyncio in a row, also when the first fails
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Listener:
 
 @contextlib.contextmanager
 def listening(host: str, port: int, *, cert: Path | None, key: Path | None) -> Iterator[Listener]:
-    """Listen at each address of `host`, all on one port, also when that is any free one.
+    """Listen at each address of `host`, on the same port, also for port 0.
 
     cert, key: PEM files; without them only this machine is listened to. `SetupError` says what is wrong with them,
     or that `host` and `port` cannot be had.
@@ -74,10 +74,10 @@ async def serving(
     public_url: str = "",
     handler_cancellation: bool = False,
 ) -> AsyncIterator[None]:
-    """Serve `app` while this is open; then nothing new is accepted, and what is under way has `DRAIN_SECONDS`.
+    """Serve `app` while the context is open; then stop accepting, and give running requests `DRAIN_SECONDS`.
 
-    say: tells the operator a line. public_url: what clients call `app` by; a proxy may take its path off.
-    handler_cancellation: whether a client that hangs up ends its handler.
+    say: prints a line for the operator. public_url: what clients call `app` by; a proxy may take its path off.
+    handler_cancellation: whether a client's disconnect cancels its handler.
     """
     asyncio.get_running_loop().set_exception_handler(_one_line)
     runner = Runner(
@@ -100,7 +100,7 @@ async def serving(
 
 
 def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """What asyncio reports: connections that cannot be accepted are one line a minute, and all else as ever.
+    """Handle asyncio's error reports: failed accepts are one line a minute, others unchanged.
 
     asyncio tries `ACCEPTS` times in a row, and again each second, with a traceback each time. It may begin to listen
     again on a socket that has been closed meanwhile.
@@ -142,7 +142,7 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             except OSError as error:
                 one.close()
                 if error.errno == errno.EADDRNOTAVAIL:
-                    continue  # such as ::1 where there is no IPv6
+                    continue  # for instance ::1 without IPv6
                 raise
             port, listening = one.getsockname()[1], True
             yield one

@@ -1,9 +1,8 @@
-"""What people call things: which names are valid, and how text that others wrote is shown on a terminal.
+"""Names: the rule for valid ones, and the escaping of others' text for terminals.
 
 The rule of docs/protocol/trust.md ("Names") for user names, display names, and the labels of passkeys, devices
-and this relying party. A request's name is its normal form C, which then is judged. Which code points a name may
-hold is a fixed list and no Unicode category: what one implementation refuses, no other one accepts, whatever
-version of Unicode it knows.
+and this relying party. A request's name is normalised to form C and then checked. The valid code points are a fixed
+list and no Unicode category, so that implementations agree whatever version of Unicode they have.
 """
 
 import re
@@ -13,16 +12,16 @@ from typing import Final
 from relying_party.errors import InvalidRequest
 
 MAX_NAME: Final = 64  # code points
-MAX_SHOWN: Final = 128  # code points of others' text in one line, unless the caller says otherwise
+MAX_SHOWN: Final = 128  # default limit for others' text in one line, in code points
 
-# What could rewrite or hide the line it is shown in: controls, separators, spaces other than U+0020, characters
+# Characters that can rewrite or hide the line that they are in: controls, separators, spaces other than U+0020, characters
 # that set the direction of text, invisible and blank ones, most variation selectors, tags, surrogates.
 _HIDDEN: Final = (
     "\u0000-\u001f\u007f-\u00a0\u00ad\u034f\u061c\u115f\u1160\u1680\u17b4\u17b5\u180b-\u180f\u2000-\u200b"
     "\u200e\u200f\u2028-\u202f\u205f-\u206f\u2800\u3000\u3164\ud800-\udfff\ufe00-\ufe0d\ufeff\uffa0\ufff9-\ufffb"
     "\U000e0000-\U000e0fff"
 )
-# Valid in a name, because the rule is fixed, and invisible all the same.
+# Invisible, although the fixed rule allows them in names.
 _INVISIBLE: Final = "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
 
 # Scripts and emoji need these between characters: the joiners, and the selectors of text and emoji style.
@@ -40,7 +39,7 @@ _MAX_MARKS: Final = 4  # nonspacing marks on one character, as UTS #39 §5.4 adv
 
 
 def why_not_plain(text: str, longest: int = MAX_NAME) -> str | None:
-    """What keeps `text` from being a name, as it stands; None for a valid one. Never holds the text.
+    """Say why `text`, as it is, is no valid name; None for a valid one. The message does not repeat the text.
 
     longest: code points.
     """
@@ -56,7 +55,7 @@ def why_not_plain(text: str, longest: int = MAX_NAME) -> str | None:
 
 
 def name_of(text: str, longest: int = MAX_NAME) -> str:
-    """The name that `text` is: its normal form C. `InvalidRequest`, without the text, when that is none."""
+    """Normalise a name to form C; `InvalidRequest`, which does not repeat the text, when it is invalid."""
     if len(text) <= _COMPOSED * longest:
         text = unicodedata.normalize("NFC", text)
     wrong = why_not_plain(text, longest)
@@ -66,7 +65,7 @@ def name_of(text: str, longest: int = MAX_NAME) -> str:
 
 
 def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """`text` as a terminal may show it: one line, nothing that the terminal obeys, and nothing hidden.
+    """Escape `text` for a terminal: one line, without control sequences and hidden characters.
 
     Controls, line ends, direction overrides and invisible characters are spelled out as ``<U+001B>``. So are
     joiners that join nothing, and marks that would pile up or be drawn on what is not part of `text`; otherwise

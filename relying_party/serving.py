@@ -1,4 +1,4 @@
-"""What ``relying-party serve`` does: listen where the settings say, and serve until told to end."""
+"""The command ``relying-party serve``: it serves until SIGTERM."""
 
 import argparse
 import contextlib
@@ -19,11 +19,11 @@ from relying_party.http.app import make_app, make_metrics_app
 from relying_party.http.listening import Listener, listening, serving, until_terminated
 from relying_party.output import out
 
-MAX_SECRETS: Final = 64 * 1024  # bytes of the file that has them
+MAX_SECRETS: Final = 64 * 1024  # bytes of the file
 
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Listen, and serve until the process is asked to end. say: tells the operator a line."""
+    """Listen, and serve until SIGTERM. say: prints a line for the operator."""
     ended = until_terminated()
     with contextlib.ExitStack() as listeners:
         listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
@@ -79,7 +79,7 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
 
 
 def _base_url(args: argparse.Namespace, listener: Listener) -> str:
-    """Where it listens, with the name under which browsers have passkeys on this machine."""
+    """The base URL of the listener, with ``localhost`` for loopback, as browsers require for passkeys."""
     local = is_this_machine(listener.host) and is_local(f"https://{args.rp_id}")
     return _origin(listener, args.rp_id if local else listener.host)
 
@@ -89,7 +89,7 @@ def _origin(listener: Listener, host: str) -> str:
 
 
 def _secrets(path: Path) -> dict[str, str]:
-    """Which secret each resource server has, from a file that only its owner may read."""
+    """Read the resource servers' secrets from a private file."""
     try:
         with path.open("rb") as file:
             if os.fstat(file.fileno()).st_mode & 0o077:

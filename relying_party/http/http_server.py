@@ -1,9 +1,8 @@
-"""How the program listens: its certificate, and what becomes of requests that are not HTTP.
+"""The servers' HTTP layer: TLS settings, and problem documents and log lines for requests that are not HTTP.
 
-aiohttp answers a request that it cannot parse before an application sees it: in plain text that repeats the
-request, and with a traceback in the log that repeats it too, cookie or proof included. `Runner` answers
-problem documents (RFC 9457) instead. `http_logger` lets one line through for each, without a byte of the
-request, and in a flood a few lines a minute and their number; a service that mounts the application gives it to its own::
+aiohttp itself answers a request that it cannot parse, with plain text that repeats the request, and logs a traceback
+that repeats it too, cookie or proof included. `Runner` answers with a problem document (RFC 9457) instead. `http_logger` logs one
+line for each, without a byte of the request, and in a flood a few lines a minute and the number of the rest; a service that mounts the application gives it to its own::
 
     service = web.Application(handler_args={"logger": http_logger})
 """
@@ -28,12 +27,12 @@ from relying_party.http.addresses import Network, client_address
 from relying_party.http.answers import http_problem
 from relying_party.http.log_limit import PERIOD, LogLimit
 
-DRAIN_SECONDS: Final = 5.0  # for requests under way when the server is asked to end
-IDLE_TIMEOUT: Final = 75.0  # seconds a connection may stay open on which nothing is asked
+DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
+IDLE_TIMEOUT: Final = 75.0  # seconds after which an idle connection is closed
 
 
 class Runner(web.AppRunner):
-    """Serves one application, and answers in its place what never reaches it.
+    """Serves one application, and answers requests that aiohttp refuses before the application.
 
     Bodies come as they were sent: the application refuses a Content-Encoding, and nothing is unpacked for it.
     """
@@ -48,7 +47,7 @@ class Runner(web.AppRunner):
         prefix: str = "",
         handler_cancellation: bool = False,
     ) -> None:
-        """shutdown_timeout, idle_timeout: seconds. trusted_proxies: whose ``X-Forwarded-For`` tells the client's address.
+        """shutdown_timeout, idle_timeout: seconds. trusted_proxies: whose ``X-Forwarded-For`` is believed.
 
         prefix: of paths that a proxy may have left on or taken off; no slash at its end. handler_cancellation: whether
         who hangs up ends its handler.
@@ -87,7 +86,7 @@ class _Server(web.Server):
         )
 
     async def _explained(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What the application answers; a problem document where aiohttp refuses in its place, such as Expect."""
+        """Let the application answer; a refusal by aiohttp, such as of Expect, becomes a problem document."""
         try:
             return await self._handle(self._before_proxies(request))
         except web.HTTPException as error:
@@ -96,7 +95,7 @@ class _Server(web.Server):
             return http_problem(error.status)
 
     def _before_proxies(self, request: web.BaseRequest) -> web.BaseRequest:
-        """The request as its client would have sent it here: the client's address, and a path without the prefix."""
+        """Undo what proxies changed: set the client's address, and remove the prefix of the path."""
         changes: dict[str, Any] = {}
         if self._trusted_proxies:
             told = request.headers.getall(hdrs.X_FORWARDED_FOR, [])
@@ -141,14 +140,14 @@ def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
             raise SetupError(f"{option}: cannot read {path}: {error.strerror}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        context.load_cert_chain(cert, key, password=b"")  # there is nobody here to ask for a passphrase
+        context.load_cert_chain(cert, key, password=b"")  # no prompt for a passphrase
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
         raise SetupError(_why_not(cert, key, error)) from error
     return context
 
 
 def _why_not(cert: Path, key: Path, error: Exception) -> str:
-    """Which of two files is wrong that OpenSSL does not take together; it says the same for most of it."""
+    """Say which of certificate and key is wrong: OpenSSL has the same error for most cases."""
     try:
         own = x509.load_pem_x509_certificates(cert.read_bytes())[0].public_key()
     except ValueError:
@@ -172,7 +171,7 @@ def _why_not(cert: Path, key: Path, error: Exception) -> str:
 
 
 def _without_bytes(record: logging.LogRecord) -> bool:
-    """Let aiohttp say in one line what went wrong, but not show the request."""
+    """Reduce aiohttp's log record to one line without the request."""
     kind, error, trace = record.exc_info or (None, None, None)
     record.exc_info = record.exc_text = None
     if kind is None or error is None:
@@ -182,7 +181,7 @@ def _without_bytes(record: logging.LogRecord) -> bool:
         record.levelno, record.levelname = logging.WARNING, "WARNING"
         record.msg, arguments = "a request could not be read: %s", (kind.__name__,)
         allowed = _limit.allows("requests could not be read")
-    else:  # its message may hold anything, so only type and place are told
+    else:  # type and place only: its message may hold anything
         place = traceback.extract_tb(trace)[-1:]
         where = f"{Path(place[0].filename).name}:{place[0].lineno}" if place else "an unknown place"
         record.msg, arguments = "unexpected %s at %s", (kind.__name__, where)
