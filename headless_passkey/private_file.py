@@ -198,10 +198,13 @@ def why_not_writable(directory: Path) -> SetupError | None:
 
 
 def _failed(what: str, path: Path, error: OSError) -> SetupError:
-    reason = SetupReason.STATE_UNREADABLE if what == "read" else SetupReason.STATE_UNWRITABLE
-    if error.errno in _FULL:
-        reason = SetupReason.DISK_FULL
+    reason = SetupReason.STATE_UNREADABLE if what == "read" else reason_of(error)
     return SetupError(f"cannot {what} {path}: {error.strerror}", reason=reason)
+
+
+def reason_of(error: OSError) -> SetupReason:
+    """Why a file of ours cannot be written."""
+    return SetupReason.DISK_FULL if error.errno in _FULL else SetupReason.STATE_UNWRITABLE
 
 
 def cannot_write(what: str, error: OSError) -> SetupError:

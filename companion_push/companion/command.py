@@ -323,22 +323,26 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
             "request": notice.request,
             "reason": notice.reason,
             "message": notice.message,
+            "advice": notice.advice,
         }
         if request is not None:
-            said = request.announcement
-            details |= {"device": request.device.label, "kind": str(said.kind), "rp_id": said.rp_id}
-            details |= {"expires": said.expires, "digits": said.digits is not None}
+            asked = request.announcement
+            details |= {"device": request.device.label, "kind": str(asked.kind), "rp_id": asked.rp_id}
+            details |= {"expires": asked.expires, "digits": asked.digits is not None}
         talk(progress(stage=notice.kind, **details))
     elif request is not None and args.consent != "ask":
         talk("\n".join(describe(request, time.time())))
     elif request is not None:
         talk(summary(request))
-    elif notice.kind is NoticeKind.REFUSED:
-        talk(f"refused a request: {printable(notice.message, 400)} [{notice.reason}]")
-    elif notice.kind is not NoticeKind.FAILED:  # which the program ends with, or tells below
-        talk(printable(notice.message, 400))
     else:
-        talk(f"failed: {printable(notice.message, 400)}")
+        said = printable(": ".join(filter(None, (notice.message, notice.advice))), 400)
+        match notice.kind:
+            case NoticeKind.REFUSED:
+                talk(f"refused a request: {said} [{notice.reason}]")
+            case NoticeKind.FAILED:
+                talk(f"failed: {said}")
+            case _:
+                talk(said)
 
 
 def _line(args: argparse.Namespace, text: str, **details: object) -> str:

@@ -121,6 +121,7 @@ class Notice:
     message: str  # a sentence; it holds no text of others
     request: str | None = None  # short id
     reason: str | None = None
+    advice: str | None = None  # what a person can do about it
     error: HeadlessPasskeyError | None = None  # of a request that ended without an answer
     arrived: CheckedRequest | None = None  # the request, with `NoticeKind.ARRIVED`
 
@@ -187,7 +188,7 @@ class Inbox:
                 delay = _MIN_PAUSE
             except TransportError as error:
                 if self._heard_of is not False:
-                    self._tell(NoticeKind.UNREACHABLE, f"{error}; trying again")
+                    self._tell(NoticeKind.UNREACHABLE, f"{error.explain()}; trying again")
                 self._heard_of, self._cursor = False, None
                 delay, pause = pause, min(2 * pause, _MAX_PAUSE)
             await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  spreads load, keeps no secret
@@ -254,6 +255,7 @@ class Inbox:
                 message="another companion has the request" if error is None else str(error),
                 request=request.short_id,
                 reason="already-claimed" if error is None else error.reason,
+                advice=None if error is None else error.advice,
                 error=error,
             )
         )
@@ -392,6 +394,7 @@ class Inbox:
                 message=str(error),
                 request=_short(item.request_id),
                 reason=reason,
+                advice=error.advice,
                 error=error,
             )
         )
@@ -424,7 +427,7 @@ class Inbox:
         """Report that this companion cannot take the request: a check with the user failed, or nobody can be asked. Others may take it."""
         reason = _word(error)
         with self._in_hands(request):
-            self._tell(NoticeKind.REFUSED, str(error), request, reason=reason)
+            self._tell(NoticeKind.REFUSED, str(error), request, reason=reason, advice=error.advice)
             self._settle(request.key, reason)
             await finish_when_cancelled(self._relay.report(*request.key, Event.FAILED, reason))
             self._settle(request.key)
@@ -471,7 +474,7 @@ class Inbox:
         except HeadlessPasskeyError as error:
             if claim.lost:
                 return False
-            self._tell(NoticeKind.FAILED, str(error), request, reason=_word(error))
+            self._tell(NoticeKind.FAILED, str(error), request, reason=_word(error), advice=error.advice)
             declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
             event = Event.DECLINED if declined else Event.FAILED
             reason = "on-the-phone" if declined else _word(error)
@@ -545,6 +548,7 @@ class Inbox:
         request: CheckedRequest | None = None,
         *,
         reason: str | None = None,
+        advice: str | None = None,
     ) -> None:
         self._on_notice(
             Notice(
@@ -552,6 +556,7 @@ class Inbox:
                 message=message,
                 request=None if request is None else request.short_id,
                 reason=reason,
+                advice=advice,
             )
         )
 

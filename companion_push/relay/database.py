@@ -22,6 +22,7 @@ from typing import Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupReason
+from headless_passkey.private_file import reason_of
 
 _APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header: a store of this program
 _BUSY_SECONDS: Final = 5.0  # for an `account add` beside a running relay
@@ -119,7 +120,9 @@ def sole_user(path: Path) -> Iterator[None]:
     try:
         descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StoreUnusable(f"cannot use the store {path}: {error.strerror}") from error
+        raise StoreUnusable(
+            f"cannot use the store {path}: {error.strerror}", reason=reason_of(error)
+        ) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,11 +152,15 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreUnusable(f"cannot use the store {path}: {error.strerror}") from error
+        raise StoreUnusable(
+            f"cannot use the store {path}: {error.strerror}", reason=reason_of(error)
+        ) from error
     except sqlite3.OperationalError as error:
         if _is_locked(error):
             raise StoreBusy(f"another process keeps the store {path} locked") from error
-        raise StoreUnusable(f"cannot use the store {path}: {error}") from error
+        full = _code(error) == sqlite3.SQLITE_FULL
+        reason = SetupReason.DISK_FULL if full else SetupReason.STATE_UNWRITABLE
+        raise StoreUnusable(f"cannot use the store {path}: {error}", reason=reason) from error
     except sqlite3.DatabaseError as error:
         raise StoreUnusable(
             f"{path} is not a store of this program", reason=SetupReason.STATE_DAMAGED
@@ -161,8 +168,12 @@ def _translated(path: Path) -> Iterator[None]:
 
 
 def _is_locked(error: sqlite3.Error) -> bool:
-    code = getattr(error, "sqlite_errorcode", 0)  # errors of the sqlite3 module itself have no code
-    return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+    return _code(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 for the module's own errors, which have none."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 def _make_private_file(path: Path) -> None:

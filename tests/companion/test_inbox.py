@@ -665,6 +665,26 @@ async def test_a_companion_that_cannot_check_says_so_at_once(  # noqa: PLR0917  
     assert (status["state"], status["failures"]) == ("failed", failures(anna, word))
 
 
+async def test_a_notice_keeps_what_is_wrong_and_what_to_do_apart(
+    anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await frame.ask(anna.caller)
+
+    def damaged() -> None:
+        raise SetupError("it is damaged", reason=SetupReason.STATE_DAMAGED, advice="remove it")
+
+    monkeypatch.setattr(anna.state, "chain", damaged)
+    with pytest.raises(SetupError):
+        await anna.inbox.poll()
+    notice = anna.notices[-1]
+    assert (notice.kind, notice.message, notice.reason, notice.advice) == (
+        NoticeKind.REFUSED,
+        "it is damaged",
+        "state-damaged",
+        "remove it",
+    )
+
+
 async def test_a_relay_that_goes_away_between_is_asked_again_and_nothing_is_refused(
     anna: Companion, frame: Frame, monkeypatch: pytest.MonkeyPatch
 ) -> None:

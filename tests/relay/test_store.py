@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import fcntl
+import os
 import sqlite3
 import stat
 import sys
@@ -469,3 +470,21 @@ async def test_strangers_cannot_fill_the_store_with_proofs_nor_crowd_members_out
     assert [await take(n, "anna") for n in range(3)] == [None, None, Slug.RATE_LIMITED]
     await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 61, leases=LEASES)))
     assert [await take(0, "stranger 0"), await take(0, "anna")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [(errno.ENOSPC, "disk-full"), (errno.EDQUOT, "disk-full"), (errno.EROFS, "state-unwritable")],
+    ids=["no space", "over quota", "read-only"],
+)
+async def test_a_store_that_cannot_be_made_says_whether_the_disk_is_full(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, reason: str
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", fail)
+    with pytest.raises(StoreUnusable) as refused:
+        async with open_database(path):
+            pass
+    assert (refused.value.reason, refused.value.exit_status) == (reason, 10)
