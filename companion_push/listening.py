@@ -148,5 +148,7 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             yield one
     except OSError as error:
         raise cannot_listen(host, port, error) from error
+    except UnicodeError as error:  # of the codec that names are looked up with
+        raise cannot_listen(host, port, OSError(errno.EADDRNOTAVAIL, "not a host's name")) from error
     if not listening:
         raise cannot_listen(host, port, OSError(errno.EADDRNOTAVAIL, "not an address of this machine"))

@@ -139,6 +139,14 @@ def test_an_address_of_another_machine_is_named(
     )
 
 
+@pytest.mark.parametrize("host", ["a" * 64 + ".example", "a..example", ".example"])
+def test_a_name_that_is_none_is_named(
+    name: str, host: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = words(name, tmp_path, listen=f"{host}:8470")
+    assert refusal(name, args, capsys) == (10, f"cannot listen on {host}:8470: not a host's name")
+
+
 @pytest.mark.parametrize("proxy", ["proxy.example", "10.0.0.0/33", "", "10.0.0.0/8/8"])
 def test_a_trusted_proxy_is_an_address_or_a_network(
     name: str, proxy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

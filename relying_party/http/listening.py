@@ -168,5 +168,7 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             yield one
     except OSError as error:
         raise SetupError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    except UnicodeError as error:  # of the codec that names are looked up with
+        raise SetupError(f"cannot listen on {host}:{port}: not a host's name") from error
     if not listening:
         raise SetupError(f"cannot listen on {host}:{port}: not an address of this machine")
