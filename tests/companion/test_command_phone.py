@@ -161,12 +161,14 @@ async def test_a_device_that_goes_away_is_4(outside: Outside) -> None:
         assert await program.ended() == 4
 
 
-@pytest.mark.parametrize("source", ["stdin", "device"])
-async def test_the_deadline_is_7(outside: Outside, source: str) -> None:
+@pytest.mark.parametrize(("source", "status"), [("stdin", 4), ("device", 7)])
+async def test_a_url_that_does_not_come_in_time_is_4_and_a_device_that_does_not_is_7(
+    outside: Outside, source: str, status: int
+) -> None:
     async with running(*outside.words("--timeout", "1.5")) as program:
         if source == "device":
             await program.write(f"{outside.device().url}\n")
-        assert await program.ended() == 7
+        assert await program.ended() == status
 
 
 @pytest.mark.parametrize("source", ["stdin", "device"])
