@@ -382,7 +382,7 @@ class _Ceremony:
             self._check_options(self.options)
         recipients = await self.delivery.recipients()
         if not recipients:
-            raise LocalProtocolError("the delivery names nobody who could be asked")
+            raise LocalProtocolError("the delivery has no recipients")
         for recipient in recipients:
             transaction = QrTransaction.create(hint=self.ask.kind, time=now)
             self._candidates[recipient] = _Candidate(recipient, transaction)

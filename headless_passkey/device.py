@@ -285,7 +285,7 @@ class Device:
     @staticmethod
     def _kept(opened: Opened) -> Session:
         if opened.session is None:
-            raise LocalProtocolError("the session was not to be kept")
+            raise LocalProtocolError("the session was not kept, as requested")
         return opened.session
 
 

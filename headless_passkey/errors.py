@@ -64,7 +64,7 @@ _MEANINGS: Final = {
     ExitStatus.NOT_ENROLLED: "not enrolled",
     ExitStatus.SETUP: (
         "set-up: files, disk, packages, ports, certificates or the server's address are not right; trying again does"
-        " not help before somebody has mended them"
+        " not help before they are mended"
     ),
     ExitStatus.NOT_SIGNED_IN: "not signed in: no session, or none any more",
     ExitStatus.REFUSED: "a service answered a request of `session fetch`, and its answer is no",

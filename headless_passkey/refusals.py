@@ -35,10 +35,10 @@ VANISHED: Final = (
 
 _WHY: Final = {
     TrustReason.CLOCK_SKEW: "its clock and this device's are too far apart",
-    TrustReason.EXPIRED: "by its clock the request is over",
+    TrustReason.EXPIRED: "by its clock the request has expired",
     TrustReason.STALE_RING: "a member was removed since the membership that this device knows",
     TrustReason.FORKED_RING: "the relay shows it another membership than it knows",
-    TrustReason.NOT_A_MEMBER: "it is a member no more",
+    TrustReason.NOT_A_MEMBER: "it is no longer a member",
     TrustReason.UNKNOWN_DEVICE: "it does not know this device as a member",
     TrustReason.CANNOT_OPEN: "it cannot open what was sealed to it",
     TrustReason.BAD_SIGNATURE: "this device's signature does not verify",

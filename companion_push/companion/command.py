@@ -274,9 +274,7 @@ def _picture(
     """A QR code where the person is: at the terminal that asks, or else at the one that stderr is."""
 
     def on_file(file: Path) -> None:
-        message = (
-            f"the QR code is in {file}, which goes when the request is over: scan it with the phone's camera"
-        )
+        message = f"the QR code is in {file}, which is removed when the request ends: scan it with the phone's camera"
         talk(_line(args, message, stage="qr-file", file=str(file)))
 
     if terminal is None and not args.json:

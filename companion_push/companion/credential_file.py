@@ -91,9 +91,7 @@ class CredentialFile:
 
     def _read(self, entry: _Credential) -> Credential:
         if not 0 < int.from_bytes(entry.private_key, "big") < _P256_ORDER:
-            raise SetupError(
-                f"{self.path} holds a private key that is none", reason=SetupReason.STATE_DAMAGED
-            )
+            raise SetupError(f"{self.path} holds an invalid private key", reason=SetupReason.STATE_DAMAGED)
         user = User(id=entry.user.id, name=entry.user.name, display_name=entry.user.display_name)
         return Credential(
             credential_id=entry.id,

@@ -43,7 +43,7 @@ def what_went_wrong(error: Exception) -> tuple[TransportReason, str]:
     """The word and the few words for what aiohttp or the system raised; "it" is the server."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            why = "its certificate is not to be trusted"
+            why = "its certificate is not trusted"
             if isinstance(error.certificate_error, ssl.SSLCertVerificationError):
                 why += f" ({error.certificate_error.verify_message})"
             return TransportReason.UNTRUSTED_CERTIFICATE, why

@@ -253,7 +253,7 @@ async def _what_is_there(
         raise _refusal(problem) from problem
     except (RemoteProtocolError, SetupError):
         return "not in its words"
-    return "it knows a session nobody named"
+    return "it answered with a session although the request had no token"
 
 
 def _refusal(problem: ProblemAnswer) -> Exception:

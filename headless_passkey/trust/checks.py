@@ -80,13 +80,15 @@ def _device_in_ring(chain: RingChain, name: str) -> Member:
 def _check_times(announcement: Announcement, now: float) -> None:
     ahead = announcement.issued - int(now)
     if ahead > MAX_SKEW:
-        raise _clock_skew(f"the device's clock is {ahead} s ahead of this one; {MAX_SKEW} s may be")
+        raise _clock_skew(
+            f"the device's clock is {ahead} s ahead of this one; at most {MAX_SKEW} s are allowed"
+        )
     late = int(now) - announcement.expires
     if late > MAX_SKEW:
         raise TrustError(
             TrustReason.EXPIRED,
             f"by this clock the request was made {-ahead} s ago and expired {late} s ago; if it is new, the "
-            f"clocks differ by {-ahead} s and {MAX_SKEW} s may be",
+            f"clocks differ by {-ahead} s; at most {MAX_SKEW} s are allowed",
         )
 
 
@@ -133,9 +135,10 @@ def _check_url(announcement: Announcement, now: float) -> None:
     age = int(now) - url.time
     if age > MAX_URL_AGE:
         raise TrustError(
-            TrustReason.EXPIRED, f"by this clock the FIDO URL is {age} s old; {MAX_URL_AGE} s may be"
+            TrustReason.EXPIRED,
+            f"by this clock the FIDO URL is {age} s old; at most {MAX_URL_AGE} s are allowed",
         )
     if -age > MAX_SKEW:
-        raise _clock_skew(f"the FIDO URL is {-age} s ahead of this clock; {MAX_SKEW} s may be")
+        raise _clock_skew(f"the FIDO URL is {-age} s ahead of this clock; at most {MAX_SKEW} s are allowed")
     if url.hint_raw != announcement.kind:
         raise TrustError(TrustReason.KIND_MISMATCH, "the FIDO URL asks for something else than the envelope")

@@ -342,9 +342,7 @@ async def test_a_proxy_whose_own_certificate_is_not_to_be_trusted_is_named(
         set_proxy(monkeypatch, f"https://{address}")
         failed = await fail("http", certificate.client_context())
     assert isinstance(failed, ProxyFailed)
-    assert str(failed).startswith(
-        f"the proxy {address} cannot be reached: its certificate is not to be trusted"
-    )
+    assert str(failed).startswith(f"the proxy {address} cannot be reached: its certificate is not trusted")
     assert proxy.asked == []
 
 
@@ -372,9 +370,8 @@ async def test_a_proxy_that_opens_tls_is_not_believed(
             set_proxy(monkeypatch, address)
             failed = await fail(client, certificate.client_context())
     assert failed.reason is TransportReason.UNTRUSTED_CERTIFICATE
-    assert (
-        f"{LOGIN} (through the proxy {address}) cannot be reached: its certificate is not to be trusted"
-        in str(failed)
+    assert f"{LOGIN} (through the proxy {address}) cannot be reached: its certificate is not trusted" in str(
+        failed
     )
     assert seen.requests == []
 

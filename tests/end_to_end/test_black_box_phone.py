@@ -612,7 +612,7 @@ async def test_a_tunnel_service_that_cannot_be_reached_or_believed_is_4(
     )
     for ended in (unreachable, untrusted, misnamed):
         assert (ended.status, ended.stdout) == (4, ""), ended
-    assert "its certificate is not to be trusted" in untrusted.failure
+    assert "its certificate is not trusted" in untrusted.failure
     assert untrusted.failure.endswith("elsewhere somebody may be in between [untrusted-certificate]")
 
 

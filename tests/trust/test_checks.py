@@ -140,7 +140,7 @@ def test_two_minutes_of_skew_are_fine(lifetime: int, now: int) -> None:
 
 @pytest.mark.threat("T5")
 def test_a_device_ahead_of_us_is_refused_with_the_difference() -> None:
-    with refused(TrustReason.CLOCK_SKEW, saying="121 s ahead of this one; 120 s may be"):
+    with refused(TrustReason.CLOCK_SKEW, saying="121 s ahead of this one; at most 120 s are allowed"):
         checked(HOME.seal(), now=NOW - 121)
 
 
