@@ -11,11 +11,11 @@ import argparse
 import asyncio
 import sys
 import tempfile
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from certificates import Certificate, make_certificate
 from fido2.client import ClientError, DefaultClientDataCollector, Fido2Client, UserInteraction
@@ -72,10 +72,11 @@ def program(device: PhoneDevice) -> None:
 
 @dataclass
 class SoftwarePhoneDelivery:
-    """Hands the FIDO URL to a software phone, a program of its own, and waits for that to end."""
+    """Hands the FIDO URL to a software phone, a program of its own."""
 
     command: Sequence[str | Path]
     phone: Program | None = None
+    completed: bool = False
 
     async def recipients(self) -> Sequence[str]:
         return ("phone",)
@@ -88,8 +89,12 @@ class SoftwarePhoneDelivery:
         yield Progress(state=RequestState.OPENED)
 
     async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:  # noqa: ARG002
+        self.completed = outcome is DeviceEvent.COMPLETED
+
+    async def phone_ended(self) -> None:
+        """Wait for the phone, which takes as long as its machine: longer than a ceremony waits for `finish`."""
         if self.phone is not None:
-            await (self.phone.wait() if outcome is DeviceEvent.COMPLETED else self.phone.stop())
+            await (self.phone.wait() if self.completed else self.phone.stop())
 
 
 @dataclass
@@ -101,25 +106,29 @@ class Surroundings:
     tunnel: str  # wss://host:port
     radio: str  # a bumble transport
 
-    def ceremony(
+    async def ceremony(
         self, ask: Ask, options: OptionsSource, /, *, on_stage: Callable[[StageEvent], None]
-    ) -> Coroutine[Any, Any, CeremonyResult]:
+    ) -> CeremonyResult:
         """One ceremony, in the device's own event loop."""
         phone = (
             "companion-push", "phone", "--url", "-", "--uv", "accept", "--radio", f"bumble:{self.radio}",
             "--tunnel", f"{TUNNEL_DOMAIN}={self.tunnel}", "--ca", self.certificates.ca,
             "--credentials", self.folder / "passkeys.json",
         )  # fmt: skip
-        return run_ceremony(
-            ask,
-            options,
-            delivery=SoftwarePhoneDelivery(phone),
-            radio=BumbleRadio(self.radio),
-            tunnels={TUNNEL_DOMAIN: self.tunnel},
-            tls=tls_context(self.certificates.ca),
-            timeout=60,
-            on_stage=on_stage,
-        )
+        delivery = SoftwarePhoneDelivery(phone)
+        try:
+            return await run_ceremony(
+                ask,
+                options,
+                delivery=delivery,
+                radio=BumbleRadio(self.radio),
+                tunnels={TUNNEL_DOMAIN: self.tunnel},
+                tls=tls_context(self.certificates.ca),
+                timeout=60,
+                on_stage=on_stage,
+            )
+        finally:
+            await delivery.phone_ended()
 
 
 def tell(event: StageEvent) -> None:
