@@ -55,10 +55,10 @@ class State:
     mounted_at: str = ""  # the prefix under which a service has mounted the application
 
     def addresses(self, path: str) -> list[str]:
-        """What a client may have called, to be asked for `path` of the service: an address at each of our origins.
+        """List the addresses that a client may have called for `path` of the service, one at each origin.
 
-        The prefix of our own paths stands for the path of the public URL, which a proxy may have made into it. Other
-        paths of the service are below the same root.
+        A path below our prefix is below the public URL: a proxy may have changed one into the other. Every other path
+        of the service is below the public URL without our prefix.
         """
         root = self.config.path.removesuffix(self.mounted_at)
         if path.startswith(f"{self.mounted_at}/"):
