@@ -252,8 +252,8 @@ async def _what_is_there(
             return f"HTTP status {problem.status}"
         raise _refusal(problem) from problem
     except (RemoteProtocolError, SetupError):
-        return "not in its words"
-    return "it answered with a session although the request had no token"
+        return "with a malformed answer"
+    return "with a session, although the request had no token"
 
 
 def _refusal(problem: ProblemAnswer) -> Exception:
