@@ -19,6 +19,7 @@ SERVERS = ("radio", "tunnel service", "relay", "relying party")
 NOWHERE = "300=wss://localhost:1"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+# where one who is asked to end says goodbye: of a process that says none, the end is the same
 either_way = pytest.mark.parametrize("how", [KILL, TERM], ids=lambda number: number.name)
 
 
@@ -186,12 +187,11 @@ async def test_nobody_is_there_and_the_device_waits_until_its_deadline(world: Wo
     assert await ends(device) == 7
 
 
-@either_way
 async def test_companion_ends_while_it_asks_and_asks_again_when_it_is_back(
-    world: World, home: Home, terminal: Terminal, how: signal.Signals
+    world: World, home: Home, terminal: Terminal
 ) -> None:
     scene = await at_consent(world, home, terminal)
-    assert await end(scene.companion, how) == (130 if how is TERM else -KILL)
+    assert await end(scene.companion, KILL) == -KILL
     back = await world.companion(home.phone, "--once")
     assert (await ends(scene.device), await ends(back)) == (0, 0)
 
@@ -259,12 +259,11 @@ async def test_relay_restarts_while_the_companion_asks_and_all_goes_on(
     assert await scene.statuses() == (0, 0)
 
 
-@either_way
 async def test_relay_ends_after_the_claim_and_is_not_needed_any_more(
-    world: World, home: Home, terminal: Terminal, how: signal.Signals
+    world: World, home: Home, terminal: Terminal
 ) -> None:
     scene = await at_verification(world, home, terminal)
-    await end_server(world, "relay", how)
+    await end_server(world, "relay", KILL)
     await terminal.answer(VERIFY, "y")
     assert await scene.statuses() == (0, 0)
 
@@ -272,12 +271,11 @@ async def test_relay_ends_after_the_claim_and_is_not_needed_any_more(
 # The tunnel service
 
 
-@either_way
 async def test_tunnel_service_is_away_when_the_phone_wants_it(
-    world: World, home: Home, terminal: Terminal, how: signal.Signals
+    world: World, home: Home, terminal: Terminal
 ) -> None:
     scene = await at_consent(world, home, terminal)
-    await end_server(world, "tunnel service", how)
+    await end_server(world, "tunnel service", KILL)
     await terminal.answer(APPROVE, "y")
     assert await scene.statuses() == (4, 4)
 
@@ -310,21 +308,17 @@ async def test_radio_is_away_and_nothing_is_sent(world: World, home: Home) -> No
     assert "submitted" not in device.stages
 
 
-@either_way
 async def test_radio_ends_while_the_companion_asks_and_the_question_is_taken_back(
-    world: World, home: Home, terminal: Terminal, how: signal.Signals
+    world: World, home: Home, terminal: Terminal
 ) -> None:
     scene = await at_consent(world, home, terminal)
-    await end_server(world, "radio", how)
+    await end_server(world, "radio", KILL)
     assert await scene.statuses() == (4, 7)
 
 
-@either_way
-async def test_radio_ends_while_the_phone_advertises(
-    world: World, home: Home, terminal: Terminal, how: signal.Signals
-) -> None:
+async def test_radio_ends_while_the_phone_advertises(world: World, home: Home, terminal: Terminal) -> None:
     scene = await at_advert(world, home, terminal)
-    await end_server(world, "radio", how)
+    await end_server(world, "radio", KILL)
     await scene.fails()
 
 
@@ -357,12 +351,11 @@ async def test_relying_party_is_away_when_the_challenge_is_wanted(
     await scene.fails()
 
 
-@either_way
 async def test_relying_party_restarts_before_the_challenge_is_wanted(
-    world: World, home: Home, terminal: Terminal, how: signal.Signals
+    world: World, home: Home, terminal: Terminal
 ) -> None:
     scene = await at_consent(world, home, terminal)
-    await end_server(world, "relying party", how)
+    await end_server(world, "relying party", KILL)
     await world.restart("relying party")
     await scene.yes_to_all()
     assert await scene.statuses() == (0, 0)
