@@ -29,6 +29,7 @@ from headless_passkey.errors import (
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
+    SetupError,
     TransportError,
     TrustError,
     TrustReason,
@@ -579,7 +580,7 @@ class _Ceremony:
             self.report(Stage.ATTEMPT_FAILED, {"why": why, "attempt": heard.attempts})
             await asyncio.sleep(heard.pause)
             heard.pause = min(2 * heard.pause, LAST_PAUSE)
-            if isinstance(failed, RemoteProtocolError):
+            if isinstance(failed, RemoteProtocolError | SetupError):
                 break  # permanent, unless the advert is received again
         heard.pursued, heard.is_news = False, False
 
@@ -598,13 +599,13 @@ class _Ceremony:
                 url = connect_url(heard.base, eid.routing_id, transaction.url.tunnel_id)
                 async with asyncio.timeout_at(limit):
                     tunnel = await stack.enter_async_context(open_tunnel(url, tls=self.tls))
-            except (TransportError, RemoteProtocolError, TimeoutError) as error:
+            except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
                 return error
             self.report(Stage.TUNNEL_JOINED)  # what the caller's `on_stage` raises is no failed attempt
             try:
                 async with asyncio.timeout_at(limit), asyncio.timeout(HANDSHAKE_TIMEOUT):
                     channel, get_info = await _shake_hands(tunnel, transaction, eid)
-            except (TransportError, RemoteProtocolError, TimeoutError) as error:
+            except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
                 return error
             if not self._reached.done():
                 phone = _Phone(

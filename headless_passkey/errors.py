@@ -309,8 +309,8 @@ class Outcome(StrEnum):
 class NotApproved(HeadlessPasskeyError):  # noqa: N818  the outcome is not a fault
     """Nobody approved: declined, expired, cancelled, superseded or withdrawn."""
 
-    def __init__(self, outcome: Outcome, message: str) -> None:
-        super().__init__(message)
+    def __init__(self, outcome: Outcome, message: str, *, advice: str | None = None) -> None:
+        super().__init__(message, advice=advice)
         self.outcome: Final = outcome
 
     @property

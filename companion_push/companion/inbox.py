@@ -362,7 +362,7 @@ class Inbox:
             self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
         if chain.head.member(self._me) is None:
             raise TrustError(
-                TrustReason.NOT_A_MEMBER, "this companion was removed from the account: it must join again"
+                TrustReason.NOT_A_MEMBER, "this companion was removed from the account", advice="join again"
             )
 
     def _check(self, item: Item) -> CheckedRequest:

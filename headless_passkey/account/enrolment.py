@@ -109,7 +109,8 @@ class Enrolment:
         if member is None:
             raise TrustError(
                 TrustReason.NOT_A_MEMBER,
-                f"this device was removed from account {self.account}: leave, then join again with a new invitation",
+                f"this device was removed from account {self.account}",
+                advice=mend(TrustReason.NOT_A_MEMBER),
             )
         return member
 
@@ -294,7 +295,8 @@ def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | N
         if now[what] != was:
             raise JoinDiffers(
                 f"this join was begun with {f'the {what} {was!r}' if was is not None else f'no {what}'}, and goes on with"
-                " the same only; for another one, ask for a new invitation"
+                " the same only",
+                advice="for another one, ask for a new invitation",
             )
 
 

@@ -205,7 +205,7 @@ class ProvenHttp:
                 return NotApproved(Outcome.EXPIRED, f"{self._host} says that it has expired")
             case "withdrawn":
                 return NotApproved(
-                    Outcome.WITHDRAWN, "the inviter took this invitation back: ask for a new one"
+                    Outcome.WITHDRAWN, "the inviter took this invitation back", advice="ask for a new one"
                 )
             case "invitation-used":
                 return TrustError(

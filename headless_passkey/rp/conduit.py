@@ -269,7 +269,7 @@ def _refusal(problem: ProblemAnswer) -> Exception:
                 reason=ProtocolReason.REFUSED,
             )
         case "ceremony-gone":
-            return TransportError("the relying party no longer knows the ceremony; try again")
+            return TransportError("the relying party no longer knows the ceremony", advice="try again")
         case _:
             return RemoteProtocolError(
                 f"the relying party refused the request: {problem.slug}", reason=ProtocolReason.REFUSED

@@ -18,6 +18,7 @@ stored result. A session that the relying party has ended is removed::
 
 import logging
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -312,13 +313,14 @@ class Session:
                 raise TrustError(
                     TrustReason.SESSION_REUSED,
                     f"{kept.relying_party} has ended the session, because its refresh token came a second time: unless this"
-                    " device was set back to an older state, somebody has a copy of its key; sign in again after"
-                    " `headless-passkey leave` and a new join",
+                    " device was set back to an older state, somebody has a copy of its key",
+                    advice="`headless-passkey leave` and a new join, then sign in again",
                 ) from problem
             case "refresh-token-spent":
                 raise TransportError(
-                    "somebody else has refreshed this session a moment ago; try again in a minute",
+                    "somebody else has refreshed this session a moment ago",
                     reason=TransportReason.SERVER_FAILED,
+                    advice="try again in a minute",
                 ) from problem
             case _:
                 raise RemoteProtocolError(
@@ -329,8 +331,9 @@ class Session:
     def _over(self, kept: KeptSession, why: str) -> NoReturn:
         self._store.remove(kept.relying_party)
         raise NotSignedIn(
-            f"the session at {kept.relying_party} is over: {why}; sign in again",
+            f"the session at {kept.relying_party} is over: {why}",
             reason=SessionReason.SESSION_OVER,
+            advice=_sign_in_at(kept.relying_party),
         )
 
     def _key(self, kept: KeptSession) -> SigningKey:
@@ -343,8 +346,9 @@ class Session:
             joined = None
         if joined is None or joined.name != kept.key_name:
             raise NotSignedIn(
-                f"the session at {kept.relying_party} is bound to a key that this device no longer has; sign in again",
+                f"the session at {kept.relying_party} is bound to a key that this device no longer has",
                 reason=SessionReason.SESSION_KEY_GONE,
+                advice=_sign_in_at(kept.relying_party),
             )
         return joined.key
 
@@ -462,6 +466,9 @@ def _choose(store: SessionStore, relying_party: str | None, url: str | None) -> 
 def _no_session(relying_party: str | None) -> NotSignedIn:
     at = f" at {relying_party}" if relying_party else ""
     return NotSignedIn(
-        f"no session{at} is kept here: `headless-passkey sign-in --rp {relying_party or 'URL'}`",
-        reason=SessionReason.NO_SESSION,
+        f"no session{at} is kept here", reason=SessionReason.NO_SESSION, advice=_sign_in_at(relying_party)
     )
+
+
+def _sign_in_at(relying_party: str | None) -> str:
+    return f"`headless-passkey sign-in --rp {shlex.quote(relying_party or 'URL')}`"

@@ -331,7 +331,7 @@ async def test_an_inviter_that_waits_no_longer_ends_the_join_at_once(state: Path
     joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
     await inviter.introduced()
     await inviter.phone.call("DELETE", f"/v1/invitations/{inviter.invitation.id}")
-    with pytest.raises(NotApproved, match="ask for a new one") as caught:
+    with pytest.raises(NotApproved, match="took this invitation back") as caught:
         await joining
     assert (caught.value.reason, caught.value.exit_status) == (Outcome.WITHDRAWN, 7)
     with pytest.raises(NotEnrolled, match="no account"):

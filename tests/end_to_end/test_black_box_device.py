@@ -607,7 +607,8 @@ async def test_the_deadline_holds_for_options_that_never_come(outside: Outside) 
     words = outside.words("sign-in", "-", "--timeout", "0.5")
     words[words.index("stdin")] = "bumble:tcp-client:127.0.0.1:1"
     async with running(*words) as device:
-        assert await device.status(within=20) == 7
+        assert await device.status(within=20) == 4  # nobody has been asked
+    assert "[no-input]" in device.failure()
 
 
 STAGES: Final = ("listening", "handshake", "asked")

@@ -370,7 +370,7 @@ async def test_relying_party_restarts_while_the_phone_verifies_and_its_challenge
     await terminal.answer(VERIFY, "y")
     assert await scene.statuses() == (4, 0)
     assert scene.device.failure is not None
-    assert "try again" in scene.device.failure["message"]
+    assert "try again" in scene.device.failure["advice"]
 
 
 async def test_relying_party_is_away_when_the_response_comes_and_the_request_has_failed(

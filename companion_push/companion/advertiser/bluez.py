@@ -125,8 +125,9 @@ async def _register(
     _usable(await service.adapters(start=False), adapter.name)  # raises when it was turned off meanwhile
     raise TransportError(
         f"the Bluetooth service does not send an advert with {len(service_data)} bytes of service data"
-        f" over {adapter.name}: try again, use another adapter, or update BlueZ",
+        f" over {adapter.name}",
         reason=TransportReason.ADAPTER_UNABLE if len(forms) == 1 else TransportReason.BLUETOOTH_FAILED,
+        advice="try again, use another adapter, or update BlueZ",
     ) from refused
 
 
@@ -149,8 +150,9 @@ async def _loss(
     except TransportError as error:
         return error
     return TransportError(
-        f"the Bluetooth service has stopped sending the advert over {adapter.name}: try again",
+        f"the Bluetooth service has stopped sending the advert over {adapter.name}",
         reason=TransportReason.BLUETOOTH_FAILED,
+        advice="try again",
     )
 
 

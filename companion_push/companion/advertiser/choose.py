@@ -4,7 +4,8 @@ import sys
 from typing import Final
 
 from companion_push.companion.advertiser.advertiser import Advertiser
-from headless_passkey.errors import UsageError
+from headless_passkey.errors import SetupError, SetupReason, UsageError
+from headless_passkey.mends import setup_error
 
 DEFAULT: Final = "bluez"
 
@@ -12,7 +13,7 @@ DEFAULT: Final = "bluez"
 def open_advertiser(spec: str = DEFAULT) -> Advertiser:
     """Open the advertiser that `spec` names: ``bluez``, ``bluez:hci1``, ``bumble:TRANSPORT`` or ``stdout``.
 
-    `UsageError` for an unknown radio, or one whose extra is not installed.
+    `UsageError` for an unknown radio, `SetupError` (missing-package) for one whose extra is not installed.
     """
     kind, separator, rest = spec.partition(":")
     if kind == "bluez" and bool(rest) == bool(separator):
@@ -21,20 +22,20 @@ def open_advertiser(spec: str = DEFAULT) -> Advertiser:
         try:
             from companion_push.companion.advertiser.bluez import BluezAdvertiser  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError(
-                "this radio needs dbus-fast: pip install '.[push]' in the clone of headless-passkey"
-            ) from error
+            raise _missing("bluez", "push") from error
         return BluezAdvertiser(rest or None)
     if kind == "bumble" and rest:
         try:
             from companion_push.companion.advertiser.bumble import BumbleAdvertiser  # noqa: PLC0415
         except ImportError as error:
-            raise UsageError(
-                "this radio needs bumble: pip install '.[emulation]' in the clone of headless-passkey"
-            ) from error
+            raise _missing("bumble", "emulation") from error
         return BumbleAdvertiser(rest)
     if spec == "stdout":
         from companion_push.companion.advertiser.pipe import PipeAdvertiser  # noqa: PLC0415
 
         return PipeAdvertiser()
     raise UsageError(f"no such radio: {spec!r}; expected bluez, bluez:ADAPTER, bumble:TRANSPORT or stdout")
+
+
+def _missing(kind: str, extra: str) -> SetupError:
+    return setup_error(f"the radio {kind} is not installed", SetupReason.MISSING_PACKAGE, extra=extra)
