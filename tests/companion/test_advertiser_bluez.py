@@ -11,7 +11,14 @@ import pytest
 
 from companion_push.companion.advertiser.bluez import BluezAdvertiser
 from companion_push.companion.advertiser.choose import open_advertiser
-from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason, UsageError
+from headless_passkey.errors import (
+    LocalProtocolError,
+    SetupError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+    UsageError,
+)
 from tests.companion.bluetoothd import Bluetoothd, bluetoothd, connections, private_bus
 from tests.companion.program import ROOT
 
@@ -382,5 +389,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("companion_push.companion.advertiser.bluez", "headless_passkey.radio.bluez"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "dbus_fast", None)
-    with pytest.raises(UsageError, match=r"'\.\[push\]' in the clone"):
+    with pytest.raises(SetupError, match="is not installed") as missing:
         open_advertiser("bluez")
+    assert missing.value.reason is SetupReason.MISSING_PACKAGE
+    assert missing.value.advice == "`pip install '.[push]'` in the clone of headless-passkey"

@@ -11,7 +11,7 @@ import pytest
 from companion_push.companion.advertiser import pipe as pipe_module
 from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.advertiser.pipe import PipeAdvertiser
-from headless_passkey.errors import TransportError, UsageError
+from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.radio.pipe import PipeRadio
 from tests.programs import ROOT
 
@@ -134,5 +134,7 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "companion_push.companion.advertiser.bumble", raising=False)
     for name in [name for name in sys.modules if name.partition(".")[0] == "bumble"] or ["bumble"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UsageError, match=r"'\.\[emulation\]' in the clone"):
+    with pytest.raises(SetupError, match="is not installed") as missing:
         open_advertiser("bumble:usb:0")
+    assert missing.value.reason is SetupReason.MISSING_PACKAGE
+    assert missing.value.advice == "`pip install '.[emulation]'` in the clone of headless-passkey"

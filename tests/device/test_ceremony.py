@@ -785,7 +785,7 @@ async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ce
 
 async def test_a_delivery_to_nobody_says_so_at_once(bench: Bench) -> None:
     bench.carrier = Carrier(bench.air, ())
-    with pytest.raises(LocalProtocolError, match="nobody"):
+    with pytest.raises(LocalProtocolError, match="has no recipients"):
         await bench.sign_in()
     assert bench.stages == []
     assert bench.carrier.finished == []
