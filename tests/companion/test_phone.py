@@ -66,6 +66,8 @@ from tests.companion.device import (
 )
 from tests.loop_clock import LoopClock
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
+
 TIMEOUT = 20.0
 NOW = 1_800_000_000
 

@@ -10,6 +10,8 @@ from companion_push.emulation.controllers import Air, Host
 from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.radio.bumble import BumbleRadio, open_device
 
+pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
+
 FFF9, FDE2 = b"\xf9\xff", b"\xe2\xfd"
 
 
