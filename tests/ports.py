@@ -1,6 +1,10 @@
 """Ports that a test names before, or without, anybody listens there."""
 
 import socket
+from pathlib import Path
+from typing import Final
+
+RESERVED: Final[set[str]] = set()  # the sockets that keep ports, as /proc names them
 
 
 def reserved_port(host: str = "127.0.0.1") -> int:
@@ -13,5 +17,5 @@ def reserved_port(host: str = "127.0.0.1") -> int:
     reserving.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserving.bind((host, 0))
     port = int(reserving.getsockname()[1])
-    reserving.detach()
+    RESERVED.add(str(Path("/proc/self/fd", str(reserving.detach())).readlink()))
     return port

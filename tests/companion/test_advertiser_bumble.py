@@ -12,6 +12,7 @@ from companion_push.companion.advertiser.bumble import BumbleAdvertiser, adverti
 from companion_push.emulation.controllers import Air, Host
 from headless_passkey.errors import LocalProtocolError, TransportError
 from headless_passkey.radio.bumble import BumbleRadio, open_device
+from tests.ports import reserved_port
 
 SENT = bytes(range(20))
 
@@ -136,5 +137,5 @@ async def test_a_controller_that_goes_after_the_work_is_done_is_no_error(air: tu
 
 async def test_without_a_controller_it_is_a_transport_error() -> None:
     with pytest.raises(TransportError):
-        async with BumbleAdvertiser("tcp-client:127.0.0.1:1").advertise(SENT):
+        async with BumbleAdvertiser(f"tcp-client:127.0.0.1:{reserved_port()}").advertise(SENT):
             pass

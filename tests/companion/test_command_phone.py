@@ -14,6 +14,7 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.messages import Ctap
 from tests.companion.device import Air, Device, assertion, creation, ok, raw, transaction, tunnel_service
 from tests.companion.program import Program, at_terminal, outcome, running
+from tests.ports import reserved_port
 
 
 class Outside:
@@ -145,7 +146,7 @@ async def test_the_end_of_input_is_4(outside: Outside) -> None:
 
 
 async def test_a_tunnel_service_that_is_not_there_is_4(outside: Outside) -> None:
-    outside.base = "wss://127.0.0.1:1"
+    outside.base = f"wss://127.0.0.1:{reserved_port()}"
     status, _, _ = await outcome(*outside.words(), stdin=f"{outside.device().url}\n")
     assert status == 4
 

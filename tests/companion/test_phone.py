@@ -65,6 +65,7 @@ from tests.companion.device import (
     tunnel_service,
 )
 from tests.loop_clock import LoopClock
+from tests.ports import reserved_port
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
@@ -653,7 +654,9 @@ async def test_whoever_does_not_hold_the_url_gets_no_channel(bench: Bench, messa
 
 
 async def test_a_tunnel_service_that_is_not_there_is_a_transport_error(bench: Bench) -> None:
-    gone = replace(bench.phone, tunnel_service=TunnelService(number=300, base="wss://127.0.0.1:1"))
+    gone = replace(
+        bench.phone, tunnel_service=TunnelService(number=300, base=f"wss://127.0.0.1:{reserved_port()}")
+    )
     with pytest.raises(TransportError):
         await gone.answer(bench.device().url, timeout=TIMEOUT)
 

@@ -40,6 +40,7 @@ from headless_passkey.trust.invitation import answer_mac
 from headless_passkey.trust.ring import Role
 from tests.device.inviter import Inviter
 from tests.device.test_proven_http import answer, ok, serving
+from tests.ports import reserved_port
 from tests.relay import household
 from tests.relay.household import Household
 from tests.trust.people import device, forge, grow
@@ -352,7 +353,7 @@ async def test_no_check_number_is_shown_when_nobody_waits_for_it(state: Path, in
 async def test_a_relay_that_is_away_loses_nothing(
     state: Path, inviter: Inviter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    away = replace(inviter.invitation, relay_url="http://127.0.0.1:1")
+    away = replace(inviter.invitation, relay_url=f"http://127.0.0.1:{reserved_port()}")
     monkeypatch.setattr(ProvenHttp, "_pause", lambda *_args: 1000.0)
     with pytest.raises(TransportError):
         await join(state, away, label="frame")

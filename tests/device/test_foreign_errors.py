@@ -14,6 +14,7 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.webauthn.options import Credential
 from tests.device.test_ceremony import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels
+from tests.ports import reserved_port
 
 __all__ = ["bench", "tunnels"]  # fixtures
 
@@ -132,7 +133,7 @@ async def test_an_error_of_the_caller_at_a_stage_is_no_failed_attempt_whatever_i
 async def _at_a_stage(bench: Bench, tunnels: Tunnels, stage: Stage, error: Exception) -> None:
     await bench.register()
     tunnels.opened = tunnels.closed = 0
-    ways = {DOMAIN: "wss://localhost:1" if stage is Stage.ATTEMPT_FAILED else bench.base}
+    ways = {DOMAIN: f"wss://localhost:{reserved_port()}" if stage is Stage.ATTEMPT_FAILED else bench.base}
     bench.carrier.states.put_nowait(Progress(state=RequestState.DELIVERED))
     bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="phone"))
 

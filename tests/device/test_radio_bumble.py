@@ -1,6 +1,7 @@
 """The bumble radio against emulated controllers in this process."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -9,6 +10,7 @@ from bumble.device import AdvertisingType
 from companion_push.emulation.controllers import Air, Host
 from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.radio.bumble import BumbleRadio, open_device
+from tests.ports import reserved_port
 
 pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
@@ -120,8 +122,9 @@ async def test_leaving_gives_the_controller_back(air: tuple[Air, str]) -> None:
 
 
 async def test_a_controller_that_is_not_there_is_a_transport_error() -> None:
-    with pytest.raises(TransportError, match=r"tcp-client:127\.0\.0\.1:1"):
-        async with BumbleRadio("tcp-client:127.0.0.1:1").adverts():
+    nobody = f"tcp-client:127.0.0.1:{reserved_port()}"
+    with pytest.raises(TransportError, match=re.escape(nobody)):
+        async with BumbleRadio(nobody).adverts():
             pass
 
 

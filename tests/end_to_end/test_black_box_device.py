@@ -605,7 +605,7 @@ async def test_the_deadline_is_7_whatever_it_waits_for(outside: Outside) -> None
 
 async def test_the_deadline_holds_for_options_that_never_come(outside: Outside) -> None:
     words = outside.words("sign-in", "-", "--timeout", "0.5")
-    words[words.index("stdin")] = "bumble:tcp-client:127.0.0.1:1"
+    words[words.index("stdin")] = f"bumble:tcp-client:127.0.0.1:{reserved_port()}"
     async with running(*words) as device:
         assert await device.status(within=20) == 4  # nobody has been asked
     assert "[no-input]" in device.failure()
@@ -1200,7 +1200,7 @@ async def test_options_without_an_origin_are_2(outside: Outside) -> None:
 
 async def test_options_may_come_from_stdin_when_the_radio_does_not(outside: Outside) -> None:
     words = outside.words("sign-in", "-")
-    words[words.index("stdin")] = "bumble:tcp-client:127.0.0.1:1"
+    words[words.index("stdin")] = f"bumble:tcp-client:127.0.0.1:{reserved_port()}"
     ended = await outcome(*words, stdin=json.dumps(outside.request_options()))
     assert ended.status == 4  # there is no such radio
     wrong = await outcome(*words, stdin="{}")

@@ -12,11 +12,12 @@ from world import World
 
 from tests.end_to_end.household import Home, ends
 from tests.end_to_end.terminal import Terminal
+from tests.ports import reserved_port
 
 KILL, TERM = signal.SIGKILL, signal.SIGTERM
 APPROVE, VERIFY = "Approve? y or n:", "y or n:"
 SERVERS = ("radio", "tunnel service", "relay", "relying party")
-NOWHERE = "300=wss://localhost:1"
+NOWHERE = f"300=wss://localhost:{reserved_port()}"
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 # where one who is asked to end says goodbye: of a process that says none, the end is the same
