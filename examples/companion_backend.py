@@ -11,9 +11,9 @@ from pathlib import Path
 
 from aiohttp import web
 
-from companion_push.http_server import http_logger
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
+from companion_push.serving.http_server import http_logger
 
 PREFIX = "/push"
 

@@ -38,10 +38,10 @@ from companion_push.cli import main as companion_push
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from headless_passkey.account import enrolment
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import HeadlessPasskeyError
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from headless_passkey.trust.ring import Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headless_passkey.device import Device
 from headless_passkey.errors import HeadlessPasskeyError
-from headless_passkey.names import printable
+from headless_passkey.text.names import printable
 
 STATE = Path("~/.local/state/headless-passkey").expanduser()
 

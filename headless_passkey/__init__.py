@@ -7,7 +7,7 @@ does not load the radio.
 ``headless_passkey.device``             all of it in one object: what most programs need (docs/how-to/device-sdk.md)
 ``headless_passkey.rp.session``         a session in use: fetch, refresh, sign out
 ``headless_passkey.rp.session_store``   the sessions a device keeps, on disk
-``headless_passkey.ceremony``            one ceremony: request options in, assertion out
+``headless_passkey.ceremony``           one ceremony: request options in, assertion out
 ``headless_passkey.rp.conduit``         the same against a relying party, session at the end
 ``headless_passkey.ctap_device``        a phone as python-fido2's CtapDevice
 ``headless_passkey.account.enrolment``  joining an account, and what the device keeps on disk

@@ -42,10 +42,10 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
+from headless_passkey.process.tasks import end, task_group
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
-from headless_passkey.tasks import end, task_group
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 

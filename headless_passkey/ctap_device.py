@@ -23,7 +23,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from headless_passkey.ceremony import Ask, CeremonyResult, OptionsSource, Stage, StageEvent
-from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -46,6 +45,7 @@ from headless_passkey.hybrid.ctap2 import (
     Status,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.text.domains import is_domain
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 
 try:

@@ -24,7 +24,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.mends import clock_skew
-from headless_passkey.names import printable
+from headless_passkey.text.names import printable
 
 INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
 MALFORMED: Final = "malformed"  # the companion could not parse the request

@@ -5,12 +5,12 @@ from types import ModuleType
 
 import pytest
 
-import companion_push.log_limit
+import companion_push.serving.log_limit
 import relying_party.http.log_limit
 
 BOTH = pytest.mark.parametrize(
     "module",
-    [companion_push.log_limit, relying_party.http.log_limit],
+    [companion_push.serving.log_limit, relying_party.http.log_limit],
     ids=["companion_push", "relying_party"],
 )
 

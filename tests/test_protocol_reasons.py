@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
@@ -15,8 +14,9 @@ from headless_passkey.hybrid.keys import parse_uncompressed
 from headless_passkey.hybrid.linking import LinkingInformation
 from headless_passkey.hybrid.messages import PostHandshake
 from headless_passkey.hybrid.tunnel_url import parse_routing_id, tunnel_domain
-from headless_passkey.members import answer_members
 from headless_passkey.radio.pipe import parse_advert_line
+from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.members import answer_members
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring

@@ -20,12 +20,12 @@ from aiohttp import web
 from certificates import Certificate
 from yarl import URL
 
-from companion_push import addresses as push_addresses
-from companion_push import http_server as push_http_server
 from companion_push.cli import main as push_main
 from companion_push.cli import make_parser as make_push_parser
 from companion_push.relay import app as relay_app
 from companion_push.relay.config import RelayConfig
+from companion_push.serving import addresses as push_addresses
+from companion_push.serving import http_server as push_http_server
 from relying_party.cli import main as party_main
 from relying_party.cli import make_parser as make_party_parser
 from relying_party.http import addresses as party_addresses

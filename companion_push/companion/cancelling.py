@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from headless_passkey.tasks import end, until_done
+from headless_passkey.process.tasks import end, until_done
 
 CANCEL_TIMEOUT: Final = 3.0  # seconds that cancelled work may still take
 

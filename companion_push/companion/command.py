@@ -44,10 +44,10 @@ from headless_passkey.command.command_line import (
 from headless_passkey.errors import TransportReason, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
 from headless_passkey.mends import transport_error
-from headless_passkey.names import printable
 from headless_passkey.net.tls import tls_context
-from headless_passkey.signals import until_terminated
-from headless_passkey.streams import talk
+from headless_passkey.process.signals import until_terminated
+from headless_passkey.process.streams import talk
+from headless_passkey.text.names import printable
 from headless_passkey.trust.invitation import Introduction
 from headless_passkey.trust.ring import MAX_RP_IDS, Role
 

@@ -15,9 +15,9 @@ from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
 from companion_push.companion.terminal import Terminal
-from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.names import printable
+from headless_passkey.text.domains import MAX_DOMAIN
+from headless_passkey.text.names import printable
 from headless_passkey.trust.envelope import Announcement
 
 _NO: Final = ("n", "no")

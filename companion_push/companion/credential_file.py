@@ -20,8 +20,8 @@ from companion_push.companion.software_key import (
 )
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.hybrid.ctap2 import User
-from headless_passkey.json_text import without_mark
-from headless_passkey.private_file import lock_within, read_private, write_private
+from headless_passkey.process.private_file import lock_within, read_private, write_private
+from headless_passkey.text.json_text import without_mark
 
 _VERSION: Final = 1
 _LIMIT: Final = 4 << 20  # bytes of the file

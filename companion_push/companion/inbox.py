@@ -25,7 +25,6 @@ from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
 from companion_push.companion.relay_client import CompanionRelay, Event, Item
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -42,6 +41,7 @@ from headless_passkey.errors import (
 from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.request import RequestState
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member

@@ -29,9 +29,8 @@ from headless_passkey.errors import (
     SetupReason,
     TransportError,
 )
-from headless_passkey.json_text import without_mark
 from headless_passkey.mends import ELSEWHERE
-from headless_passkey.private_file import (
+from headless_passkey.process.private_file import (
     lock,
     lock_within,
     private_directory,
@@ -39,6 +38,7 @@ from headless_passkey.private_file import (
     remove_private,
     write_private,
 )
+from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import Introduction, InvitationRecord

@@ -30,8 +30,8 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.mends import ELSEWHERE
-from headless_passkey.names import name_of
 from headless_passkey.net.proven_http import MAX_WAIT
+from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain

@@ -22,7 +22,7 @@ from companion_push.companion.terminal import Terminal
 from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import mend
-from headless_passkey.private_file import remove_private, write_private
+from headless_passkey.process.private_file import remove_private, write_private
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
 _KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM

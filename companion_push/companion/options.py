@@ -17,7 +17,7 @@ from headless_passkey.command.command_line import (
     example,
     label_or_name,
 )
-from headless_passkey.domains import is_domain
+from headless_passkey.text.domains import is_domain
 from headless_passkey.trust.invitation import LIFETIME
 from headless_passkey.trust.ring import Role
 

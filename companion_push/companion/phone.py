@@ -31,7 +31,6 @@ from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import Assertion, Registration, refuse
 from companion_push.companion.terminal import Terminal
-from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -52,9 +51,10 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.mends import clock_skew
-from headless_passkey.names import printable
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
+from headless_passkey.text.domains import MAX_DOMAIN
+from headless_passkey.text.names import printable
 
 MAX_AGE: Final = 300  # seconds after which a FIDO URL expires
 MAX_AHEAD: Final = 120  # seconds the device's clock may be ahead of ours: each may be 60 s off the relay's

@@ -17,9 +17,9 @@ from typing import Final
 import segno
 from rich.cells import cell_len, chop_cells
 
-from headless_passkey.domains import MAX_DOMAIN
 from headless_passkey.hybrid.fido_url import PREFIX
-from headless_passkey.names import printable
+from headless_passkey.text.domains import MAX_DOMAIN
+from headless_passkey.text.names import printable
 
 _QUIET: Final = 4  # light modules around a code, by ISO/IEC 18004
 _MIN_QUIET: Final = 2

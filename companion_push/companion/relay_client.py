@@ -10,7 +10,6 @@ from enum import StrEnum
 from typing import Final, Self
 
 from headless_passkey.account.relay import MemberClient, request_state
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     NotApproved,
     Outcome,
@@ -20,10 +19,11 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.members import Members
-from headless_passkey.names import MAX_LABEL
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer
 from headless_passkey.request import RequestState
+from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.members import Members
+from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
 from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Invitation

@@ -28,7 +28,6 @@ from typing import Any, Final, NoReturn
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 
-from headless_passkey.domains import is_domain
 from headless_passkey.errors import CtapError, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -43,6 +42,7 @@ from headless_passkey.hybrid.ctap2 import (
     status_name,
 )
 from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
+from headless_passkey.text.domains import is_domain
 
 AAGUID: Final = bytes.fromhex("f314e1c7a9434e95be5ab739b2b90776")  # names this model: the software phone
 ES256: Final = -7

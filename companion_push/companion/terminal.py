@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Final, Self, TypeVar
 
 from headless_passkey.errors import TransportError, UsageError
-from headless_passkey.signals import interrupted_by_keyboard
+from headless_passkey.process.signals import interrupted_by_keyboard
 
 _MAX_ANSWER: Final = 256  # bytes
 _LAST_WORDS: Final = 1000  # milliseconds to wait on exit for a terminal that accepts no byte

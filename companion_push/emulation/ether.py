@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from companion_push.errors import cannot_listen
 from headless_passkey.command.command_line import add_settings, example, host_port, out
-from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import UsageError
-from headless_passkey.signals import until_terminated
+from headless_passkey.process.signals import until_terminated
+from headless_passkey.text.domains import is_this_machine
 
 CONTROLLERS: Final = 32
 

@@ -13,8 +13,8 @@ from enum import StrEnum
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import Ring, Role
 
 CODE_SIZE: Final = 32  # bytes

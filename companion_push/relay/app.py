@@ -22,8 +22,6 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from companion_push.errors import StoreUnavailable
-from companion_push.http_server import http_logger
-from companion_push.http_server import problem as untyped
 from companion_push.relay import accounts, operations, store
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
@@ -48,7 +46,9 @@ from companion_push.relay.messages import (
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, check_proof
-from headless_passkey.names import name_of
+from companion_push.serving.http_server import http_logger
+from companion_push.serving.http_server import problem as untyped
+from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 
 logger = logging.getLogger(__name__)

@@ -5,13 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from companion_push.options import add_serving
 from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
+from companion_push.serving.options import add_serving
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.errors import UsageError
-from headless_passkey.signals import until_terminated
-from headless_passkey.streams import talk
+from headless_passkey.process.signals import until_terminated
+from headless_passkey.process.streams import talk
 
 DEFAULT_STORE: Final = "companion-push.sqlite3"
 
@@ -63,8 +63,8 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the relay until SIGTERM."""
-    from companion_push.listening import listening, serving  # noqa: PLC0415  --help needs none of this
     from companion_push.relay.app import make_app  # noqa: PLC0415
+    from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
 
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         config = _config(args, listener.base_url())

@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupReason
-from headless_passkey.private_file import reason_of
+from headless_passkey.process.private_file import reason_of
 
 _APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header: a store of this program
 _BUSY_SECONDS: Final = 5.0  # for an `account add` beside a running relay

@@ -9,8 +9,8 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from companion_push.addresses import neighbourhood
 from companion_push.relay.problems import Problem, Slug
+from companion_push.serving.addresses import neighbourhood
 
 
 class HeldRequest:

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
-from companion_push.bounds import check_bounds
 from companion_push.relay.problems import Problem, Slug
+from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import UsageError
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it

@@ -12,9 +12,9 @@ import msgspec
 from companion_push.relay.accounts import CODE_SIZE, Introduction
 from companion_push.relay.mailbox import CompanionEvent, DeviceEvent
 from companion_push.relay.problems import invalid
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.json_text import without_mark
+from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.ring import MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 

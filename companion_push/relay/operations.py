@@ -25,7 +25,7 @@ from companion_push.relay.messages import (
     Submission,
 )
 from companion_push.relay.problems import Problem, Slug, not_found
-from headless_passkey.base64url import base64url
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import Role
 
 MAX_RINGS: Final = 32  # ring documents in one answer

@@ -15,8 +15,8 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.text.base64url import from_base64url
 
 HEADER: Final = "DPoP"
 SKEW: Final = 60  # seconds by which the caller's clock may be ahead or behind

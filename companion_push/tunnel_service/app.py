@@ -19,7 +19,7 @@ from typing import Final
 
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
-from companion_push.http_server import http_logger, problem
+from companion_push.serving.http_server import http_logger, problem
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_HEADER,

@@ -3,11 +3,11 @@
 import argparse
 from typing import Any
 
-from companion_push.options import add_serving
+from companion_push.serving.options import add_serving
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, out
-from headless_passkey.signals import until_terminated
-from headless_passkey.streams import talk
+from headless_passkey.process.signals import until_terminated
+from headless_passkey.process.streams import talk
 
 
 def add_parser(subparsers: Any) -> None:
@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the tunnel service until the process is asked to end."""
-    from companion_push.listening import listening, serving  # noqa: PLC0415  --help needs none of this
+    from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
     from companion_push.tunnel_service.app import make_app  # noqa: PLC0415
 
     limits = Limits(

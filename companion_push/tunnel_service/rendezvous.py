@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Final
 
-from companion_push.addresses import neighbourhood
-from companion_push.bounds import check_bounds
+from companion_push.serving.addresses import neighbourhood
+from companion_push.serving.bounds import check_bounds
 from headless_passkey.hybrid.tunnel_url import MAX_MESSAGE_SIZE
 
 REMEMBERED_ADDRESSES: Final = 1 << 16

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
-from headless_passkey import private_file
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.mends import mend, setup_error
-from headless_passkey.private_file import this_user
+from headless_passkey.process import private_file
+from headless_passkey.process.private_file import this_user
 
 
 def private_directory(path: Path) -> None:

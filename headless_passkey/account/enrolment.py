@@ -39,8 +39,6 @@ from headless_passkey.account.device_files import (
     write_private,
 )
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.base64url import base64url, from_base64url
-from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     EnrolmentReason,
     HeadlessPasskeyError,
@@ -56,11 +54,13 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
-from headless_passkey.json_text import decode_json
-from headless_passkey.members import Members, file_members
 from headless_passkey.mends import mend, setup_error
-from headless_passkey.names import name_of
 from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.domains import is_domain
+from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.members import Members, file_members
+from headless_passkey.text.names import name_of
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import (

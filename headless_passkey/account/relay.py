@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Final, Self
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -25,10 +24,11 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.members import Members
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.members import Members
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT

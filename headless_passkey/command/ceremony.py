@@ -12,7 +12,6 @@ import aiohttp
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, Stage, StageEvent, run_ceremony
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
 from headless_passkey.device import Asked, Device
@@ -24,12 +23,13 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import transport_error
-from headless_passkey.names import printable
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tls import tls_context
+from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
-from headless_passkey.streams import talk
+from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.names import printable
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
     AuthenticationOptions,

@@ -36,10 +36,10 @@ from headless_passkey.hybrid import eid
 from headless_passkey.hybrid.fido_url import MAX_LENGTH, FidoUrl, RequestKind
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.mends import transport_error
-from headless_passkey.names import printable
 from headless_passkey.net.base_url import WEB, BaseUrl
+from headless_passkey.process.streams import talk
 from headless_passkey.request import CEREMONY_TIMEOUT
-from headless_passkey.streams import talk
+from headless_passkey.text.names import printable
 from headless_passkey.webauthn.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"

@@ -33,12 +33,12 @@ from headless_passkey.errors import (
     TransportReason,
     UsageError,
 )
-from headless_passkey.json_text import without_mark
 from headless_passkey.mends import setup_error, transport_error
-from headless_passkey.names import name_of, printable
-from headless_passkey.private_file import cannot_write
-from headless_passkey.signals import on_termination
-from headless_passkey.streams import STDIN, read_some, talk
+from headless_passkey.process.private_file import cannot_write
+from headless_passkey.process.signals import on_termination
+from headless_passkey.process.streams import STDIN, read_some, talk
+from headless_passkey.text.json_text import without_mark
+from headless_passkey.text.names import name_of, printable
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")

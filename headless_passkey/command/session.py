@@ -23,12 +23,12 @@ from headless_passkey.errors import (
     TransportReason,
     UsageError,
 )
-from headless_passkey.names import printable
 from headless_passkey.net.proven_http import TRANSIENT, open_session
 from headless_passkey.net.tls import tls_context
+from headless_passkey.process.streams import talk
 from headless_passkey.rp.session import MAX_BODY, Answer, Session
 from headless_passkey.rp.session_store import SessionStore
-from headless_passkey.streams import talk
+from headless_passkey.text.names import printable
 
 _MAX_SHOWN: Final = 200  # characters of a redirect's target
 

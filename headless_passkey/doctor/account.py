@@ -35,7 +35,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.net.proxy import Way
-from headless_passkey.private_file import nearest, refuse_others, why_not_writable
+from headless_passkey.process.private_file import nearest, refuse_others, why_not_writable
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.trust.chain import RingChain
 

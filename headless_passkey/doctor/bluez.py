@@ -8,7 +8,7 @@ from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.doctor.scan import count_adverts, not_checked_after, scanned, too_slow
 from headless_passkey.doctor.versions import bluez_version
 from headless_passkey.errors import TransportError, TransportReason
-from headless_passkey.private_file import this_user
+from headless_passkey.process.private_file import this_user
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.bluez import Adapter, blocked_by, choose_listener, open_bluez
 

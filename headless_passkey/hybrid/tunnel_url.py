@@ -9,8 +9,8 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
+from headless_passkey.text.base64url import base64url, from_base64url
 
 SUBPROTOCOL: Final = "fido.cable"
 ROUTING_ID_HEADER: Final = "X-caBLE-Routing-ID"

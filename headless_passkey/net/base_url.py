@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import urlsplit
 
-from headless_passkey.domains import is_domain, is_this_machine
 from headless_passkey.errors import UsageError
+from headless_passkey.text.domains import is_domain, is_this_machine
 
 MAX_SIZE: Final = 1024  # characters
 WEB: Final = ("https", "http")

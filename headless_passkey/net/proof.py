@@ -10,7 +10,7 @@ import secrets
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
-from headless_passkey.base64url import base64url
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.signing import SigningKey
 
 PROOF_HEADER: Final = "DPoP"

@@ -37,11 +37,11 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.json_text import decode_json
-from headless_passkey.members import Members, answer_members
 from headless_passkey.mends import clock_skew, setup_error
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
+from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.members import Members, answer_members
 from headless_passkey.trust.signing import SigningKey
 
 MAX_ANSWER: Final = 2 << 20  # bytes

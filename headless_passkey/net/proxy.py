@@ -20,10 +20,10 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
-from headless_passkey.domains import is_this_machine
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import mend
 from headless_passkey.net.unreachable import check_name, unreachable, what_went_wrong
+from headless_passkey.text.domains import is_this_machine
 
 _TLS: Final = ("https", "wss")
 _SCHEMES: Final = ("http", "https")  # of proxies

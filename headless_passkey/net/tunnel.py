@@ -34,7 +34,7 @@ from headless_passkey.hybrid.tunnel_url import (
 )
 from headless_passkey.mends import mend, setup_error
 from headless_passkey.net.proxy import Way, tracing
-from headless_passkey.tasks import end
+from headless_passkey.process.tasks import end
 
 CONNECT_TIMEOUT: Final = 10.0  # seconds for name, TCP, TLS and the 101 answer together
 CLOSE_TIMEOUT: Final = 1.0  # seconds a tunnel service has to answer our close frame

@@ -28,9 +28,9 @@ from bleak.exc import (
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import transport_error
+from headless_passkey.process.tasks import end, to_its_end
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
-from headless_passkey.tasks import end, to_its_end
 
 START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0

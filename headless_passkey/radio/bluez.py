@@ -18,7 +18,7 @@ from dbus_fast.errors import AuthError
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import mend, transport_error
-from headless_passkey.private_file import this_user
+from headless_passkey.process.private_file import this_user
 
 CALL_TIMEOUT: Final = 15.0  # seconds; the bus may have to start bluetoothd first
 RFKILL: Final = Path("/sys/class/rfkill")

@@ -26,9 +26,9 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import mend, setup_error, transport_error
+from headless_passkey.process.tasks import end
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
-from headless_passkey.tasks import end
 
 START_TIMEOUT: Final = 10.0  # seconds to open and set up the controller
 STOP_TIMEOUT: Final = 1.0  # seconds a controller has to answer the last command

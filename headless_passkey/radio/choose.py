@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 from headless_passkey.errors import SetupError, SetupReason, UsageError
 from headless_passkey.mends import setup_error
+from headless_passkey.process.streams import talk
 from headless_passkey.radio.source import AdvertSource
-from headless_passkey.streams import talk
 
 
 def open_radio(spec: str, *, passive: bool = False, report: Callable[[str], object] = talk) -> AdvertSource:

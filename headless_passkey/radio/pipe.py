@@ -10,8 +10,8 @@ from contextlib import aclosing, asynccontextmanager
 from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, TransportError
+from headless_passkey.process.streams import STDIN, read_some
 from headless_passkey.radio.source import Advert
-from headless_passkey.streams import STDIN, read_some
 
 MAX_LINE: Final = 1024  # characters, without the end of line
 MIN_SIZE: Final = 20  # bytes of service data (CTAP 2.2 §11.5.1)

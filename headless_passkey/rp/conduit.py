@@ -28,11 +28,11 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.members import Members
 from headless_passkey.mends import setup_error
-from headless_passkey.names import plain
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.text.members import Members
+from headless_passkey.text.names import plain
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import check_origin

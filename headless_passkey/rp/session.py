@@ -44,13 +44,13 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
-from headless_passkey.json_text import decode_json
-from headless_passkey.members import answer_members
 from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, send_proven
 from headless_passkey.rp.conduit import OpenedSession, service_origin
 from headless_passkey.rp.session_store import KeptSession, SessionStore
+from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.members import answer_members
 from headless_passkey.trust.signing import SigningKey
 
 AHEAD: Final = (

@@ -20,13 +20,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from headless_passkey.account.device_files import incompatible, mend_names
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason
-from headless_passkey.json_text import decode_json
-from headless_passkey.members import file_members
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.private_file import (
+from headless_passkey.process.private_file import (
     lock_within,
     private_directory,
     read_private,
@@ -34,6 +31,9 @@ from headless_passkey.private_file import (
     write_private,
 )
 from headless_passkey.rp.conduit import OpenedSession, service_origin
+from headless_passkey.text.base64url import base64url
+from headless_passkey.text.json_text import decode_json
+from headless_passkey.text.members import file_members
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 PREFIX: Final = "session-"

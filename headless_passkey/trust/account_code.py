@@ -11,7 +11,7 @@ from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.names import MAX_LABEL, why_not_plain
+from headless_passkey.text.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url, from_line, to_line
 

@@ -18,7 +18,6 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Final
 
-from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     LocalProtocolError,
     ProtocolReason,
@@ -28,7 +27,8 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.names import MAX_LABEL, plain
+from headless_passkey.text.domains import is_domain
+from headless_passkey.text.names import MAX_LABEL, plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
 from headless_passkey.trust.ring import HpkeKey, Member, Ring

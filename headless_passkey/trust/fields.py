@@ -7,10 +7,10 @@ takes the items in order and checks type and size of each.
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.names import why_not_plain
+from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.names import why_not_plain
 from headless_passkey.trust.signing import NAME_SIZE
 
 PROJECT: Final = "headless-passkey"

@@ -18,7 +18,6 @@ from typing import Final
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     LocalProtocolError,
     ProtocolReason,
@@ -27,7 +26,8 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid import cbor
-from headless_passkey.names import MAX_LABEL
+from headless_passkey.text.base64url import base64url
+from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.ring import (
     HpkeKey,

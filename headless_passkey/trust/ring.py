@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
-from headless_passkey.domains import is_domain
 from headless_passkey.errors import (
     LocalProtocolError,
     ProtocolReason,
@@ -26,7 +25,8 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid import cbor
-from headless_passkey.names import MAX_LABEL, why_not_plain
+from headless_passkey.text.domains import is_domain
+from headless_passkey.text.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.signing import (
     POINT_SIZE,

@@ -25,7 +25,6 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicNumbers
 from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -38,7 +37,8 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import parse_uncompressed
-from headless_passkey.json_text import decode_json
+from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.json_text import decode_json
 from headless_passkey.webauthn.extensions import AuthenticationExtensions, RegistrationExtensions
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, host_of, is_within
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import urlsplit
 
-from headless_passkey.domains import is_domain, is_localhost
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError, SetupReason, UsageError
-from headless_passkey.json_text import decode_json
 from headless_passkey.mends import setup_error
+from headless_passkey.text.domains import is_domain, is_localhost
+from headless_passkey.text.json_text import decode_json
 
 if TYPE_CHECKING:
     from publicsuffixlist import PublicSuffixList

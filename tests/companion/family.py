@@ -11,9 +11,9 @@ from companion_push.companion.inbox import Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState, Identity, KeyPair
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
-from headless_passkey.base64url import base64url
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from tests.relay.household import Caller, Household, Reply

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import ES256, Registration
-from headless_passkey import private_file
 from headless_passkey.errors import CtapError, SetupError
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
+from headless_passkey.process import private_file
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from aiohttp import web
 
 from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.openers import Opening
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     CtapError,
     EnrolmentReason,
@@ -33,6 +32,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.envelope import new_request_id
 from tests.companion.family import Companion, Frame, Hands, awake_again, enrolled
 from tests.relay.household import Household, Relay

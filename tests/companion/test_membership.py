@@ -11,7 +11,6 @@ import pytest
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.membership import Membership
 from companion_push.companion.relay_client import CompanionRelay
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     JoinDiffers,
@@ -22,6 +21,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import Introduction, Invitation

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from headless_passkey.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
 from headless_passkey.trust.ring import Ring, Role
 from tests.relay.household import Caller, Household, Relay

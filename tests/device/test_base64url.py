@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.text.base64url import base64url, from_base64url
 from tests.vectors_loader import Vector, name, vectors
 
 

@@ -13,7 +13,6 @@ from certificates import Certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.ceremony import (
     LAST_PAUSE,
     MAX_ADVERTS,
@@ -47,6 +46,7 @@ from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service

@@ -16,7 +16,6 @@ from fido2.webauthn import PublicKeyCredentialDescriptor, PublicKeyCredentialTyp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -27,6 +26,7 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
+from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.extensions import MAX_BLOB_SIZE
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 from tests.strategies import cbor_values, exactly, texts

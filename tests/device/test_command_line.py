@@ -33,7 +33,7 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
-from headless_passkey.streams import talk
+from headless_passkey.process.streams import talk
 from tests.programs import run, running
 
 VARIABLES = "SAMPLE"
@@ -347,7 +347,7 @@ async def test_a_line_too_long_to_be_a_secret_is_refused_and_not_cut(tmp_path: P
 PROGRAM = """
 import asyncio, sys
 from headless_passkey.command.command_line import *
-from headless_passkey.signals import *
+from headless_passkey.process.signals import *
 from headless_passkey.errors import *
 
 SECRET = "pa55word"

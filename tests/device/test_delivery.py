@@ -11,7 +11,6 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.base64url import from_base64url
 from headless_passkey.ceremony import Ask
 from headless_passkey.errors import (
     LocalProtocolError,
@@ -27,6 +26,7 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
 from tests.relay.household import Household, running_relay

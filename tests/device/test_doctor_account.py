@@ -17,7 +17,6 @@ from certificates import Certificate
 from headless_passkey.account import device_files, enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.base64url import base64url
 from headless_passkey.doctor import account, servers
 from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
 from headless_passkey.doctor.finding import Check, Finding, Status
@@ -32,7 +31,8 @@ from headless_passkey.errors import (
 from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.tls import tls_context
-from headless_passkey.private_file import private_directory, write_private
+from headless_passkey.process.private_file import private_directory, write_private
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import answering, nobody, saying, silent

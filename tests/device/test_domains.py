@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import relying_party.core.domains
-from headless_passkey.domains import is_domain, is_this_machine
 from headless_passkey.errors import HeadlessPasskeyError
+from headless_passkey.text.domains import is_domain, is_this_machine
 from headless_passkey.trust.ring import check_rp_ids
 from headless_passkey.trust.text_form import check_relay_url
 from headless_passkey.webauthn.origins import check_origin, well_known_url

@@ -18,11 +18,9 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey import private_file
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     JoinDiffers,
     NotApproved,
@@ -35,6 +33,8 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.process import private_file
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import answer_mac
 from headless_passkey.trust.ring import Role

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.members import Members, answer_members, file_members
+from headless_passkey.text.members import Members, answer_members, file_members
 
 Read = Callable[[Any, str], Members]
 BOTH = pytest.mark.parametrize(

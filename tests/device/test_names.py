@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import relying_party.names
 from headless_passkey.errors import UsageError
-from headless_passkey.names import MAX_LABEL, is_plain, name_of, plain, printable, why_not_plain
+from headless_passkey.text.names import MAX_LABEL, is_plain, name_of, plain, printable, why_not_plain
 from relying_party.errors import InvalidRequest
 from tests.vectors_loader import Vector, name, vectors
 

@@ -11,9 +11,9 @@ from fido2.rpid import verify_rp_id
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.base64url import base64url
-from headless_passkey.domains import is_domain
 from headless_passkey.errors import RemoteProtocolError, UsageError
+from headless_passkey.text.base64url import base64url
+from headless_passkey.text.domains import is_domain
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions, foreign_rp_id
 from headless_passkey.webauthn.origins import (
     MAX_DOCUMENT_SIZE,

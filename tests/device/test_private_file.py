@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from headless_passkey.errors import HeadlessPasskeyError, SetupReason
-from headless_passkey.private_file import (
+from headless_passkey.process.private_file import (
     lock,
     lock_within,
     private_directory,

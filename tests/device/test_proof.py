@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.net.proof import make_proof
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 KEY = SoftwareSigningKey.generate()

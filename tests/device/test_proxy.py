@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 from certificates import Certificate, make_certificate
 
-from companion_push.http_server import Runner
+from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from headless_passkey.doctor.finding import Status
 from headless_passkey.doctor.servers import examine_tunnel_services

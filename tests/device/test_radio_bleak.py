@@ -14,7 +14,7 @@ from dbus_fast.aio import MessageBus
 
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import MENDS, mend
-from headless_passkey.private_file import this_user
+from headless_passkey.process.private_file import this_user
 from headless_passkey.radio import bluez
 from headless_passkey.radio.bleak import BleakRadio
 from headless_passkey.radio.inbox import SIZE

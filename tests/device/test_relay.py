@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from headless_passkey.account.relay import RelayClient, RequestStatus
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -27,9 +26,10 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.members import answer_members
 from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.text.base64url import base64url
+from headless_passkey.text.members import answer_members
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Introduction, Invitation

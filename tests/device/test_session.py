@@ -28,12 +28,12 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
-from headless_passkey.members import answer_members
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.rp import session, session_store
 from headless_passkey.rp.conduit import OpenedSession
 from headless_passkey.rp.session import MAX_BODY, Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
+from headless_passkey.text.members import answer_members
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from relying_party.config import Config
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes

@@ -27,7 +27,6 @@ from webauthn.helpers.structs import (
 )
 from webauthn.helpers.structs import UserVerificationRequirement as PyUserVerification
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import ExitStatus, RemoteProtocolError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.ctap2 import (
@@ -40,6 +39,7 @@ from headless_passkey.hybrid.ctap2 import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import CURVE, uncompressed
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.webauthn.extensions import RegistrationExtensions
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,

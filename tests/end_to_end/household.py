@@ -27,11 +27,11 @@ from companion_push.relay.database import open_database
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus
-from headless_passkey.base64url import from_base64url
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.rp.session_store import KeptSession, SessionStore
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.invitation import Introduction, Invitation
 from headless_passkey.trust.ring import Member, Role

@@ -23,13 +23,13 @@ from fido2.server import Fido2Server
 from fido2.webauthn import PublicKeyCredentialRpEntity, PublicKeyCredentialUserEntity
 from programs import PROGRAMS
 
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid import cbor
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.messages import Ctap
+from headless_passkey.text.base64url import base64url, from_base64url
 from tests.end_to_end.black_box import (
     Outcome,
     Running,

@@ -15,12 +15,12 @@ import webauthn
 from certificates import Certificate
 from programs import PROGRAMS
 
-from headless_passkey.base64url import base64url
 from headless_passkey.hybrid import cbor, eid
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl, encode_digits
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.tunnel import open_tunnel
+from headless_passkey.text.base64url import base64url
 from tests.end_to_end.black_box import (
     Outcome,
     outcome,

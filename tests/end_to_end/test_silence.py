@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
-from headless_passkey.base64url import base64url
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
+from headless_passkey.text.base64url import base64url
 from tests.end_to_end.black_box import Running, running, write_json
 from tests.end_to_end.hostile_device import HostileDevice
 from tests.end_to_end.hostile_phone import HostilePhone

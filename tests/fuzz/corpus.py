@@ -4,7 +4,6 @@ import hashlib
 import json
 from typing import Any
 
-from headless_passkey.base64url import from_base64url
 from headless_passkey.hybrid import cbor, noise
 from headless_passkey.hybrid.ctap2 import (
     GetAssertionRequest,
@@ -17,6 +16,7 @@ from headless_passkey.hybrid.ctap2 import (
 from headless_passkey.hybrid.fido_url import PREFIX, RequestKind, decode_digits
 from headless_passkey.hybrid.messages import PostHandshake, pad
 from headless_passkey.net.proof import make_proof
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust import envelope
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, seal

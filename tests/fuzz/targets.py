@@ -22,7 +22,6 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from companion_push.relay.problems import Problem
 from companion_push.relay.proofs import check_proof
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, UsageError
 from headless_passkey.hybrid import cbor as _cbor
 from headless_passkey.hybrid import noise
@@ -76,10 +75,11 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_path,
     parse_routing_id,
 )
-from headless_passkey.names import is_plain, name_of, plain, printable, why_not_plain
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.radio.pipe import parse_advert_line
 from headless_passkey.rp.session import _target
+from headless_passkey.text.base64url import base64url
+from headless_passkey.text.names import is_plain, name_of, plain, printable, why_not_plain
 from headless_passkey.trust import envelope as _envelope
 from headless_passkey.trust import ring as _ring
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX

@@ -13,14 +13,14 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
-from companion_push.http_server import Runner
 from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Quota, Rate
-from headless_passkey.base64url import base64url
+from companion_push.serving.http_server import Runner
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import Ring
 from tests.trust.people import Person, companion, device, grow
 

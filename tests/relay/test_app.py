@@ -15,7 +15,7 @@ import pytest
 from companion_push.relay import app, database, mailbox, operations
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
-from headless_passkey.base64url import base64url
+from headless_passkey.text.base64url import base64url
 from tests.relay.household import (
     SEALED,
     Caller,

@@ -16,7 +16,7 @@ from certificates import Certificate
 
 from companion_push.cli import main
 from companion_push.relay import database
-from headless_passkey.base64url import base64url
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from tests.ports import reserved_port

@@ -12,8 +12,8 @@ import pytest
 from companion_push.errors import StoreUnavailable
 from companion_push.relay.app import RELAY, make_app, new_account
 from companion_push.relay.config import RelayConfig
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import UsageError
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from tests.ports import reserved_port

@@ -11,7 +11,7 @@ import pytest
 
 from companion_push.relay import accounts, store
 from companion_push.relay.mailbox import Quota, Rate
-from headless_passkey.base64url import base64url
+from headless_passkey.text.base64url import base64url
 from tests.relay.household import Caller, Reply, rates, running_relay
 from tests.trust.people import companion
 

@@ -9,7 +9,7 @@ import pytest
 
 from companion_push.relay.accounts import MAX_INVITATIONS
 from companion_push.relay.operations import MAX_RINGS
-from headless_passkey.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import Ring
 from tests.relay.household import Caller, Household, Relay, Reply

@@ -13,7 +13,7 @@ from aiohttp.web_middlewares import normalize_path_middleware
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.messages import MAX_BODY
-from headless_passkey.base64url import base64url
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import MAX_MEMBERS
 from tests.relay.household import NO_LIMITS, Clock, Relay
 from tests.trust.people import device

@@ -12,8 +12,8 @@ from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import SKEW, Proof, check_proof
-from headless_passkey.base64url import base64url, from_base64url
 from headless_passkey.net.proof import make_proof
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from tests.vectors_loader import Vector, name, vectors
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.base64url import base64url
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid import cbor
+from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import (

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, parse_public_key, thumbprint, verify
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "signing.json").read_text())

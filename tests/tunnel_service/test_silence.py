@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from certificates import Certificate
 
-from companion_push.http_server import Runner
+from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.errors import TransportError, TransportReason

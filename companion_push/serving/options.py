@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from companion_push.addresses import Network, network
+from companion_push.serving.addresses import Network, network
 from headless_passkey.command.command_line import host_port
 
 

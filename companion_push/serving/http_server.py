@@ -25,8 +25,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from yarl import URL
 
-from companion_push.addresses import Network, client_address
-from companion_push.log_limit import PERIOD, LogLimit
+from companion_push.serving.addresses import Network, client_address
+from companion_push.serving.log_limit import PERIOD, LogLimit
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.mends import setup_error
 

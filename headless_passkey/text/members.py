@@ -6,8 +6,8 @@ A wrong member raises what fits the source: a protocol violation by the peer, or
 from collections.abc import Callable
 from typing import Any
 
-from headless_passkey.base64url import from_base64url
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
+from headless_passkey.text.base64url import from_base64url
 
 
 def answer_members(value: Any, what: str) -> "Members":

@@ -17,12 +17,12 @@ from typing import Any, Final
 from aiohttp import web
 from yarl import URL
 
-from companion_push.addresses import Network
 from companion_push.errors import cannot_listen
-from companion_push.http_server import Runner, tls_context
-from companion_push.log_limit import LogLimit
-from headless_passkey.domains import is_this_machine
+from companion_push.serving.addresses import Network
+from companion_push.serving.http_server import Runner, tls_context
+from companion_push.serving.log_limit import LogLimit
 from headless_passkey.errors import UsageError
+from headless_passkey.text.domains import is_this_machine
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
 ACCEPTS: Final = 16  # calls of accept by asyncio in a row, also when the first fails

@@ -1,0 +1,1 @@
+"""What a process has from its system: files for its owner alone, signals, standard streams, tasks."""
