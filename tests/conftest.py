@@ -1,7 +1,6 @@
 """Fixtures that tests of several rooms share."""
 
 import asyncio
-import inspect
 import logging
 import os
 import signal
@@ -45,13 +44,15 @@ def no_handlers_are_left() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def nothing_is_left_open(request: pytest.FixtureRequest) -> None:
-    """An asynchronous test of this module, its fixtures included, leaves no task, client session, socket or pipe behind.
+    """An asynchronous test, its fixtures included, leaves no task, client session, socket or pipe behind.
 
-    A module asks for it with ``pytestmark = pytest.mark.usefixtures("nothing_is_left_open")``; its tests have loops of their own.
+    Not counted are tests that share a loop, and what is open in it (they say so with ``loop_scope``), and end-to-end
+    tests, which open programs.
     """
-    if inspect.iscoroutinefunction(request.function):
+    marker = request.node.get_closest_marker("asyncio")
+    if marker is not None and "loop_scope" not in marker.kwargs:
         request.getfixturevalue("open_things_counted")
 
 

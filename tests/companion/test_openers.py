@@ -32,8 +32,6 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from tests.camera import Screen, read_file
 from tests.companion.device import Air, Device, creation, ok, transaction, tunnel_service
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 URL = transaction(time=1_800_000_000).url.encode()
 
 

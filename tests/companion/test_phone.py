@@ -67,8 +67,6 @@ from tests.companion.device import (
 from tests.loop_clock import LoopClock
 from tests.ports import reserved_port
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 TIMEOUT = 20.0
 NOW = 1_800_000_000
 

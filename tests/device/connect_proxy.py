@@ -55,7 +55,7 @@ class ConnectProxy:
         self.heads.append(head)
         self.asked.append(target)
         if self.keeps_silent:
-            await asyncio.Event().wait()
+            await reader.read()  # until the client hangs up
         if self.hangs_up:
             return None
         if self.babbles:

@@ -52,8 +52,6 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
 from tests.loop_clock import LoopClock
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 DOMAIN = 300
 TIMEOUT = 20.0  # seconds
 ORIGIN = "https://login.example"

@@ -23,8 +23,6 @@ from headless_passkey.rp.conduit import Conduit, find_relying_party
 from headless_passkey.webauthn.options import Credential
 from tests.device.test_proven_http import KEY, Server, Step, answer, ok, problem, serving, talking_to
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 ORIGIN = "https://login.example"
 OPTIONS = {"challenge": "AAAA", "rpId": "login.example"}
 BEGUN = ok(ceremony="c1", publicKey=OPTIONS)

@@ -71,8 +71,6 @@ from tests.companion.device import tunnel_service
 from tests.device.test_ceremony import Air, Carrier
 from tests.strategies import cbor_values
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 RP_ID, ORIGIN = "login.example", "https://login.example"
 HASH = bytes(range(32))
 RP = {"id": RP_ID, "name": "Example"}

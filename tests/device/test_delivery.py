@@ -31,8 +31,6 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
 from tests.relay.household import Household, running_relay
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 ASK = Ask(
     kind=RequestKind.GET_ASSERTION,
     origin="https://login.example",

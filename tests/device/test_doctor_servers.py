@@ -34,7 +34,7 @@ async def answering(
     """A web server that answers everything with `handler`: its host and port."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     try:
         tls = None if certificate is None else certificate.server_context()

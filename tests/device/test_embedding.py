@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, assert_type
 
-import pytest
 from certificates import Certificate
 
 from companion_push.companion.credential_file import CredentialFile
@@ -26,8 +25,6 @@ from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from tests.companion.device import tunnel_service
-
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
 
 ORIGIN, RP_ID = "https://login.example", "login.example"
 REGISTRATION: dict[str, Any] = {

@@ -46,8 +46,6 @@ from tests.relay.household import Household
 from tests.trust.people import device, forge, grow
 from tests.trust.refusal import refused
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 
 @pytest_asyncio.fixture
 async def home(relay: household.Relay) -> Household:

@@ -63,7 +63,7 @@ async def serving(*script: Step, tls: ssl.SSLContext | None = None) -> AsyncIter
     server = Server(list(script))
     app = web.Application(client_max_size=1 << 24)
     app.router.add_route("*", "/{path:.*}", server.handle)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
     await site.start()

@@ -12,8 +12,6 @@ from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.radio.bumble import BumbleRadio, open_device
 from tests.ports import reserved_port
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 FFF9, FDE2 = b"\xf9\xff", b"\xe2\xfd"
 
 

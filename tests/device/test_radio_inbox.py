@@ -10,8 +10,6 @@ from headless_passkey.errors import TransportError
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import Advert
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 
 def advert(number: int) -> Advert:
     return Advert(service_data=number.to_bytes(20, "big"))

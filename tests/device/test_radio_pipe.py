@@ -18,8 +18,6 @@ from headless_passkey.radio.pipe import MAX_LINE, PipeRadio, parse_advert_line
 from headless_passkey.radio.source import Advert
 from tests.programs import ROOT
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 SENT = bytes(range(0xE0, 0xF4))
 
 

@@ -14,8 +14,6 @@ from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.webauthn.origins import MAX_DOCUMENT_SIZE
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 RP_ID = "example.com"
 DOCUMENT = {"origins": ["https://example.de"]}
 

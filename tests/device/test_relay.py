@@ -40,8 +40,6 @@ from tests.relay.household import Caller, Household, running_relay
 from tests.trust.people import NOW, Home, Person, device, forge, grow
 from tests.trust.refusal import refused
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 SEALED = b"sealed"
 
 

@@ -24,8 +24,6 @@ from headless_passkey.errors import (
 from headless_passkey.net.tls import tls_context
 from headless_passkey.net.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 TUNNEL_ID = "00112233445566778899AABBCCDDEEFF"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

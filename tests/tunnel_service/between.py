@@ -21,6 +21,7 @@ class Between:
         self.dropped = asyncio.Event()
         self._target, self._idle = port, round(idle / TICK)
         self._ticks, self._ticked = 0, asyncio.Event()
+        self._over = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
 
     @classmethod
@@ -35,6 +36,7 @@ class Between:
             yield between
         finally:
             ticking.cancel()
+            between._over.set()
             server.close()
             for writer in between._writers:
                 writer.transport.abort()
@@ -75,7 +77,7 @@ class Between:
         try:
             await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
             if self.swallows:  # not even the end of a connection gets through
-                await asyncio.Event().wait()
+                await self._over.wait()
         finally:
             for job in jobs:
                 job.cancel()

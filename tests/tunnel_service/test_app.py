@@ -21,8 +21,6 @@ from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 
-pytestmark = pytest.mark.usefixtures("nothing_is_left_open")
-
 TUNNEL_ID = bytes(range(0xA0, 0xB0))
 PROTOCOL = {"Sec-WebSocket-Protocol": "fido.cable"}
 UPGRADE = PROTOCOL | {
