@@ -16,11 +16,6 @@ from tests.end_to_end.terminal import Terminal
 MARKER = "HEADLESS_PASSKEY_TEST_HOUSEHOLD"
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left_open() -> None:
-    """What end-to-end tests open is programs: they are looked for by their marker, not among what is open in this process."""
-
-
 @pytest.fixture(scope="module")
 def marker() -> str:
     """What stands in the environment of every program of this module's household."""
