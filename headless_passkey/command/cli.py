@@ -175,8 +175,8 @@ def _session_commands(commands: Any) -> None:
         actions,
         "fetch",
         _session("fetch"),
-        "send a request with the session's token and print the answer's body; status 11 when the answer is no,"
-        " 10 when there is no session",
+        "send a request with the session's token and print the answer's body; status 12 when the answer is no,"
+        " 11 when there is no session",
         "headless-passkey session fetch https://api.example/me",
         section="session.fetch",
     )

@@ -26,7 +26,7 @@ _shtab_headless_passkey_commands() {
 
 _shtab_headless_passkey_session_commands() {
   local _commands=(
-    fetch:'send a request with the session'"'"'s token and print the answer'"'"'s body; status 11 when the answer is no, 10 when there is no session'
+    fetch:'send a request with the session'"'"'s token and print the answer'"'"'s body; status 12 when the answer is no, 11 when there is no session'
     refresh:'get new tokens from the relying party, and show the session; fetch does it by itself'
     show:'show the sessions that are kept, one JSON object a line, without their tokens'
     sign-out:'end the session at the relying party, and forget it'

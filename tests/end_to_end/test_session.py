@@ -105,13 +105,13 @@ async def test_what_is_sent_comes_from_a_file_or_a_pipe(world: World, hub: Home,
 async def test_the_exit_status_says_what_the_answer_is(world: World, hub: Home, api: str) -> None:
     state = world.state(hub.hub)
     status, body = await fetched(world, state, f"{world.relying_party}/nowhere")
-    assert (status, json.loads(body)["status"]) == (11, 404)
+    assert (status, json.loads(body)["status"]) == (12, 404)
     status, body = await fetched(world, state, f"{world.relying_party}/me")  # not from a device
-    assert (status, json.loads(body)["status"]) == (11, 403)
+    assert (status, json.loads(body)["status"]) == (12, 403)
     assert (await fetched(world, state, f"http://localhost:{reserved_port()}/", "--audience", api))[0] == 8
     away = f"http://localhost:{reserved_port()}"
     assert await fetched(world, state, away, "--audience", away) == (4, "")
-    assert await fetched(world, world.folder / "nothing", f"{api}/me") == (10, "")
+    assert await fetched(world, world.folder / "nothing", f"{api}/me") == (11, "")
     for wrong in ("api.example", "http://api.example/", "https://u@api.example/"):
         assert await fetched(world, state, wrong) == (2, "")
 
@@ -171,7 +171,7 @@ async def test_an_answer_that_cannot_be_written_down_is_asked_for_again(
         "refresh", "/bin/sh", "-c", 'ulimit -f 0; exec "$@"', "sh", PROGRAMS / "headless-passkey", "session", "refresh",
         "--state", state, *world.trust,
     )  # fmt: skip
-    assert await ends(program) == 4
+    assert await ends(program) == 10
     assert program.failure is not None
     assert "cannot write" in program.failure["message"]
     assert Session.of(hub, hub.hub).kept.opened == kept.opened
@@ -187,9 +187,9 @@ async def test_signing_out_ends_it_everywhere(world: World, hub: Home, api: str)
     status, output, _ = await run(world, state, "sign-out")
     assert (status, output) == (0, "")
     assert (await page(world)).count("on a device") == shown - 1
-    assert await fetched(world, state, f"{api}/me") == (10, "")
-    assert (await run(world, state, "show"))[0] == 10
-    assert (await run(world, state, "sign-out"))[0] == 10
+    assert await fetched(world, state, f"{api}/me") == (11, "")
+    assert (await run(world, state, "show"))[0] == 11
+    assert (await run(world, state, "sign-out"))[0] == 11
 
 
 @pytest.mark.threat("T5")
@@ -206,7 +206,7 @@ async def test_a_thief_with_a_copy_of_the_state_is_found_out(world: World, hub: 
     assert program.failure["reason"] == "session-reused"
     assert SessionStore(state).all() == []
     status, output, program = await run(world, copy, "fetch", f"{api}/me")
-    assert (status, output) == (10, "")
+    assert (status, output) == (11, "")
     assert program.failure is not None
     assert program.failure["reason"] == "session-over"
     assert SessionStore(copy).all() == []
@@ -217,7 +217,7 @@ async def test_leaving_the_account_forgets_its_sessions(world: World, hub: Home,
     leaving = await world.run("leave", "headless-passkey", "leave", "--state", state)
     assert await ends(leaving) == 0
     assert any(world.relying_party in line for line in leaving.said)
-    assert await fetched(world, state, f"{api}/me") == (10, "")
+    assert await fetched(world, state, f"{api}/me") == (11, "")
 
 
 async def test_a_session_that_is_not_to_be_kept_is_printed_whole(world: World, home: Home) -> None:

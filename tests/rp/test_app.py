@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from relying_party.errors import Check, RequestRefused, UsageError
+from relying_party.errors import Check, RequestRefused, SetupError
 from relying_party.http import app as app_module
 from relying_party.http import request as request_module
 from relying_party.http.app import make_app
@@ -692,6 +692,6 @@ async def test_a_deep_body_is_refused(site: Site) -> None:
 
 async def test_an_application_whose_store_cannot_open_says_so(tmp_path: Path) -> None:
     runner = web.AppRunner(make_app(make_config(tmp_path / "no" / "such" / "folder")))
-    with pytest.raises(UsageError):
+    with pytest.raises(SetupError):
         await runner.setup()
     await runner.cleanup()

@@ -603,6 +603,7 @@ async def test_transports_are_kept_as_far_as_they_look_like_transports(
 async def test_the_log_names_nobody(site: Site, who: Who, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "aiohttp.access")  # the program keeps no such log
     caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.WARNING, "fido2")  # as the program does, and as a host is told to do
     passkey, registered = await site.register(who, "ada.lovelace")
     signed_in = await site.sign_in(who, passkey)
     await site.sign_in(who, passkey, Faults(signature=b"\0"))
