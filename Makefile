@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast coverage properties check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
+.PHONY: help demo test test-fast coverage properties mutants check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ properties: $(VENV)/check.done  ## property tests with examples nobody has tried
 check: lint types imports test coverage  ## everything, but fuzzing
 
 FUZZ_SECONDS ?= 60
+MUTANTS ?= headless_passkey.trust.*
+mutants: $(VENV)/mutants.done  ## changes to the core that its tests do not notice; MUTANTS="headless_passkey.hybrid.eid*" for some: for the night
+	-$(BIN)/mutmut run "$(MUTANTS)"
+	$(BIN)/mutmut results
+
 fuzz: $(VENV)/check.done  ## every parser under the fuzzer, FUZZ_SECONDS each; FUZZ="cbor ring" for some of them
 	@$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) $(FUZZ)
 
@@ -85,6 +90,10 @@ $(VENV)/demo.done: requirements/demo.txt pyproject.toml
 $(VENV)/check.done: requirements/check.txt pyproject.toml
 	@scripts/set-up $(PYTHON) $(VENV) requirements/check.txt
 	@touch $@ $(VENV)/demo.done
+
+$(VENV)/mutants.done: requirements/mutants.txt $(VENV)/check.done
+	@scripts/set-up $(PYTHON) $(VENV) requirements/mutants.txt
+	@touch $@
 
 lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without any index address
 	@scripts/lock $(BIN)/uv

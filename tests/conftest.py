@@ -35,6 +35,16 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, lambda _number, _frame: None)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name a case without a backslash: mutmut cannot hand one back to pytest, nor can people paste it into a shell."""
+    if isinstance(val, bytes) and not val.isascii():
+        return val.hex()
+    text = val.decode() if isinstance(val, bytes) else val
+    if not isinstance(text, str) or (text.isprintable() and text.isascii() and "\\" not in text):
+        return None
+    return text.encode("unicode_escape").decode().replace("\\", "/")
+
+
 @pytest.fixture(autouse=True)
 def no_handlers_are_left() -> Iterator[None]:
     """A program run in this process writes its log to a stream that is closed when its test has ended."""

@@ -251,7 +251,7 @@ def test_a_kind_that_does_not_exist_is_refused() -> None:
         {"digits": "1a"},
         {"more": None},
     ],
-    ids=lambda changes: next(f"{key}-{value!r}"[:40] for key, value in changes.items()),
+    ids=lambda changes: next(f"{key}-{value!a}"[:40].replace("\\", "/") for key, value in changes.items()),
 )
 @pytest.mark.threat("T12")
 def test_a_field_out_of_shape_makes_it_no_envelope(changes: dict[str, Any]) -> None:

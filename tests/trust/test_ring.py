@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,
+    ProtocolReason,
     RemoteProtocolError,
     TrustError,
     TrustReason,
@@ -74,11 +75,12 @@ def test_a_companion_may_take_itself_out() -> None:
     assert both.extend(left.document) == left
 
 
-def test_a_member_with_a_suite_nobody_knows_yet_is_carried_along() -> None:
+@pytest.mark.parametrize(("suite", "size"), [(2, 1), (2, 1216), (2, 2048), (0xFFFF, 1)])
+def test_a_member_with_a_suite_nobody_knows_yet_is_carried_along(suite: int, size: int) -> None:
     future = Member(
         role=Role.COMPANION,
         signing_key=TABLET.key.public_key,
-        hpke_key=HpkeKey(suite=2, public_key=bytes(1216)),
+        hpke_key=HpkeKey(suite=suite, public_key=bytes(size)),
         label="next year's phone",
     )
     first = found(PHONE)
@@ -274,22 +276,38 @@ def test_a_newcomer_takes_its_first_ring_from_the_pinned_inviter_only() -> None:
     ],
     # members hold random keys: pytest numbers them
     ids=lambda changes: next(
-        key if key == "members" else f"{key}-{value!r}"[:40] for key, value in changes.items()
+        key if key == "members" else f"{key}-{value!a}"[:40].replace("\\", "/")
+        for key, value in changes.items()
     ),
 )
 @pytest.mark.threat("T12")
 def test_a_field_out_of_shape_makes_it_no_ring(changes: dict[str, Any]) -> None:
     ring = found(PHONE)
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(RemoteProtocolError) as refusal:
         ring.extend(forge(ring, PHONE, PHONE, FRAME, **changes))
+    assert refusal.value.reason in {
+        ProtocolReason.MALFORMED_RING,
+        ProtocolReason.MALFORMED_DOCUMENT,
+        ProtocolReason.MALFORMED_KEY,
+        ProtocolReason.MALFORMED_BASE64URL,
+    }
+    assert str(refusal.value) not in {"", "None"}
 
 
 @pytest.mark.threat("T12")
 def test_a_ring_too_large_or_too_small_is_refused() -> None:
     ring = found(PHONE)
-    for document in (b"", bytes(64), bytes(40_000)):
-        with pytest.raises(RemoteProtocolError):
-            ring.extend(document)
+    for size, reason, said in (
+        (0, ProtocolReason.MALFORMED_RING, "a ring has 65 to 32768 bytes, got 0"),
+        (64, ProtocolReason.MALFORMED_RING, "a ring has 65 to 32768 bytes, got 64"),
+        (65, ProtocolReason.MALFORMED_DOCUMENT, ""),  # of a right size, and no ring
+        (32768, ProtocolReason.MALFORMED_CBOR, ""),
+        (32769, ProtocolReason.TOO_LONG, "a ring has 65 to 32768 bytes, got 32769"),
+    ):
+        with pytest.raises(RemoteProtocolError) as refusal:
+            ring.extend(bytes(size))
+        assert refusal.value.reason is reason, size
+        assert said in str(refusal.value)
 
 
 def test_a_ring_cannot_be_made_wrong() -> None:
