@@ -1,10 +1,10 @@
-"""How fast the protocol core is, against the cryptography it cannot do without.
+"""How fast the protocol core is, compared with the cryptography that it needs in any case.
 
     make bench                                         measure, print, write benchmarks/RESULTS.md
     PYTHONPATH=examples python benchmarks/core.py      measure and print
 
-Everything runs in one process on one thread, and what is compared runs in turns (`measure`). Ratios carry over
-from one machine to another; times do not.
+Everything runs in one process on one thread; subject and baseline run in turns (`measure`). Ratios can be
+compared between machines; times cannot.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def _page(note: str) -> list[str]:
 
 
 def kn_handshake() -> Callable[[], object]:
-    """One handshake with a QR code's keys: fresh ephemeral keys, three ends of two channels."""
+    """One QR-initiated handshake: fresh ephemeral keys, three ends of two channels."""
     psk, static = bytes(range(32)), ec.generate_private_key(CURVE)
     public = static.public_key()
 
@@ -150,7 +150,7 @@ def nk_handshake() -> Callable[[], object]:
 
 
 def handshake_calls() -> list[Call]:
-    """What a handshake asks of OpenSSL, with arguments of the same sizes."""
+    """The OpenSSL calls of a handshake, with arguments of the same sizes."""
     private, peer = ec.generate_private_key(CURVE), ec.generate_private_key(CURVE).public_key()
     point = peer.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     key, zeros, text = bytes(range(32)), bytes(12), bytes(97)
@@ -192,7 +192,7 @@ def in_a_row(calls: list[Call]) -> Callable[[], object]:
 
 
 def foreign_adverts() -> list[Row]:
-    """Adverts of other people's phones, of which there may be many, against the one HMAC that tells."""
+    """Adverts of other people's phones, of which there may be many, against the HMAC that recognises each."""
     rows = []
     foreign = seal_advert(bytes(range(64, 128)), Eid(nonce=bytes(10), routing_id=bytes(3), tunnel_domain=300))
     for count in (1, 4, 8):
@@ -260,7 +260,7 @@ def fido_urls() -> list[Row]:
 
 
 def fresh_import(rounds: int = 15) -> tuple[list[Row], int, list[str]]:
-    """A new process that imports the client platform, against one without, and one with what it stands on."""
+    """A new process that imports the client platform, against one without and one with its libraries only."""
     importing = "import headless_passkey.hybrid.client_platform"
     rows = [
         compare(

@@ -1,4 +1,4 @@
-"""Medians and ratios, paired: what is compared runs in turns, so that a noisy moment meets both."""
+"""Medians and ratios in pairs: subject and baseline run in turns, so that a disturbance affects both."""
 
 import gc
 import time
@@ -20,13 +20,13 @@ class Row:
     against: str = ""
     baseline: float | None = None
     ratio: float | None = None  # the median of the turns' ratios, not the ratio of the medians
-    aim: float | None = None  # the ratio that it should stay below
+    aim: float | None = None  # the ratio should stay below this
 
     @classmethod
     def of_pairs(
         cls, what: str, against: str, pairs: Sequence[tuple[float, float]], *, aim: float | None = None
     ) -> Self:
-        """pairs: what was measured and its baseline, for each turn."""
+        """pairs: the times of subject and baseline, for each turn."""
         return cls(
             what=what,
             seconds=median(first for first, _ in pairs),
@@ -59,7 +59,7 @@ def compare(
     aim: float | None = None,
     rounds: int = ROUNDS,
 ) -> Row:
-    """`subject` and `baseline` in turns."""
+    """Measure `subject` and `baseline` in turns."""
     number = max(1, int(BATCH / min(_once(subject), _once(baseline))))
     pairs = []
     with _quiet():
@@ -83,7 +83,7 @@ def timed(function: Callable[[], object], number: int = 1) -> float:
 
 
 def shown(seconds: float) -> str:
-    """A time with three digits that count."""
+    """A time with three significant digits."""
     unit, size = next((each for each in _UNITS if seconds >= each[1]), _UNITS[-1])
     value = seconds / size
     return f"{value:.{max(0, 3 - len(str(int(value))))}f} {unit}"

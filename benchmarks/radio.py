@@ -1,14 +1,15 @@
-"""What an advert costs on its way through bleak and this project, against the D-Bus signal it arrives as.
+"""What an advert costs on its way through bleak and this project, against the D-Bus signal that carries it.
 
     make bench                                          with the other benchmarks
     PYTHONPATH=examples python benchmarks/radio.py      measure and print
 
-Two questions, each answered in turns with what it is held against:
+It measures two things, each in turns with a baseline:
 
 - How long after a phone begins to advertise does the device have the advert? In the guest of `make ble-test`, over
-  real BlueZ. The guest's processor is usually emulated, so that the ratio says more than the times.
-- What does an advert cost that is not ours, of which there are many more? On this machine's processor, from a
-  bluetoothd that is played on a private bus: processor time of the listener, from the signal to "not ours".
+  real BlueZ. The guest's processor is usually emulated, so the ratio says more than the times.
+- What does a foreign advert cost? There are many more of these. On this machine's processor, from a simulated
+  bluetoothd on a private bus: processor time of the listener, from the signal until the advert is known as
+  not ours.
 """
 
 import argparse
@@ -41,7 +42,7 @@ from headless_passkey.radio.source import Advert
 
 HEADING: Final = "# What an advert costs on the device"
 FFF9: Final = "0000fff9-0000-1000-8000-00805f9b34fb"
-OTHER: Final = "0000feaa-0000-1000-8000-00805f9b34fb"  # of many that are in the air everywhere
+OTHER: Final = "0000feaa-0000-1000-8000-00805f9b34fb"  # the UUID of adverts that are common everywhere
 NOW: Final = 1_790_000_000
 ADAPTER: Final = "/org/bluez/hci0"
 SENDER, LISTENER = "hci0", "hci1"  # in the guest
@@ -95,7 +96,7 @@ def _page(rows: list[Row], latency: Row | None, said: str) -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """For this program once more, which finds what this one finds."""
+    """The environment for a second process of this program, so that it finds the same modules."""
     return os.environ | {"PYTHONPATH": os.pathsep.join([str(core.ROOT), *sys.path])}
 
 
@@ -103,7 +104,7 @@ def _environment() -> dict[str, str]:
 
 
 def in_guest() -> tuple[Row | None, str]:
-    """The row of the guest and what a stranger does there; or no row, and why."""
+    """The row of the guest and the effect of a stranger's adverts there; or no row, and the reason."""
     command = [str(core.ROOT / "scripts" / "ble-test"), "--", sys.executable, __file__, "--part", "guest"]
     done = subprocess.run(command, check=False, capture_output=True, text=True, env=_environment())
     if done.returncode == 77:
@@ -128,7 +129,7 @@ def in_guest() -> tuple[Row | None, str]:
 
 
 async def latencies() -> dict[str, list[list[float]]]:
-    """Seconds from asking for an advert to having heard it; a list for every turn."""
+    """Seconds from asking for an advert until it was received; a list for every turn."""
     times: dict[str, list[list[float]]] = {"radio": [], "signal": []}
     listeners = {"radio": through_radio, "signal": as_signal}
     for turn in range(TURNS):
@@ -141,7 +142,7 @@ async def latencies() -> dict[str, list[list[float]]]:
 
 async def flood() -> dict[str, float | list[float]]:
     """A stranger advertises without end: how many of its adverts the radio gets a second, and when a phone is heard."""
-    from tests.ble.lab.guest import STATE  # noqa: PLC0415  of the guest
+    from tests.ble.lab.guest import STATE  # noqa: PLC0415  exists in the guest only
     from tests.ble.lab.rubbish import broadcasting, service_data  # noqa: PLC0415
 
     air = (STATE / "air").read_text().strip()
@@ -173,7 +174,7 @@ async def flood() -> dict[str, float | list[float]]:
 
 
 async def _idle() -> None:
-    """Wait until nobody scans: a scan that begins while another is being stopped may hear nothing."""
+    """Wait until nobody scans: a scan that begins while another is being stopped may receive nothing."""
     async with asyncio.timeout(PATIENCE), open_bluez() as service:
         path, get = f"/org/bluez/{LISTENER}", ("org.freedesktop.DBus.Properties", "Get")
         while await service.call(path, *get, "ss", "org.bluez.Adapter1", "Discovering"):  # noqa: ASYNC110  another process knows
@@ -279,7 +280,7 @@ async def _cost(bluetoothd: asyncio.subprocess.Process, kind: str) -> Row:
 
 
 async def ours(bluetoothd: asyncio.subprocess.Process, kind: str) -> float:
-    """Seconds of this process for one signal, with the radio and a key it does not open."""
+    """Processor seconds of this process for one signal, with the radio and a key that opens no advert."""
     transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=NOW)
     async with BleakRadio().adverts() as adverts:
         last = send(bluetoothd, kind)
@@ -292,7 +293,7 @@ async def ours(bluetoothd: asyncio.subprocess.Process, kind: str) -> float:
 
 
 async def bare(bluetoothd: asyncio.subprocess.Process, kind: str) -> float:
-    """The same with nothing but a D-Bus connection."""
+    """Processor seconds of this process for one signal, with only a D-Bus connection."""
     done = asyncio.Event()
 
     def look(message: Message) -> None:
@@ -307,7 +308,7 @@ async def bare(bluetoothd: asyncio.subprocess.Process, kind: str) -> float:
 
 
 def send(bluetoothd: asyncio.subprocess.Process, kind: str) -> bytes:
-    """Have the signals sent; the service data of the last one, which is of another kind."""
+    """Have the signals sent; return the service data of the last one, which is of another kind."""
     last = secrets.token_bytes(20)
     assert bluetoothd.stdin is not None
     bluetoothd.stdin.write(f"{kind} {SIGNALS} {last.hex()}\n".encode())
@@ -315,7 +316,7 @@ def send(bluetoothd: asyncio.subprocess.Process, kind: str) -> bytes:
 
 
 async def play_bluetoothd() -> None:
-    """A bluetoothd with one adapter, which signals what stdin says: a kind, a number, and the last advert."""
+    """A simulated bluetoothd with one adapter. Stdin says what to signal: kind, number and last advert."""
     bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     bus.export(ADAPTER, _Adapter())
     await bus.request_name("org.bluez")
@@ -343,7 +344,7 @@ async def play_bluetoothd() -> None:
 
 
 def _heard(path: str, uuid: str, service_data: bytes, *, sent_from: str = "/") -> Message:
-    """What BlueZ signals of a device it has not heard before."""
+    """The signal that BlueZ sends when it hears a device for the first time."""
     properties = {
         "Address": Variant("s", "C0:00:00:00:00:01"),
         "AddressType": Variant("s", "random"),
@@ -366,7 +367,7 @@ def _heard(path: str, uuid: str, service_data: bytes, *, sent_from: str = "/") -
 
 
 def _changed(path: str, rssi: int) -> Message:
-    """What BlueZ signals when it hears a device at another strength."""
+    """The signal that BlueZ sends when it hears a device at another strength."""
     body = ["org.bluez.Device1", {"RSSI": Variant("n", rssi)}, []]
     interface = "org.freedesktop.DBus.Properties"
     return Message.new_signal(path, interface, "PropertiesChanged", "sa{sv}as", body)
@@ -402,7 +403,7 @@ class _Adapter(ServiceInterface):
 
 @asynccontextmanager
 async def listening(look: Callable[[Message], None]) -> AsyncIterator[MessageBus]:
-    """A connection that gets the signals which bleak asks for."""
+    """A connection that gets the same signals as bleak."""
     bus = await MessageBus(bus_type=BusType.SYSTEM).connect()
     try:
         bus.add_message_handler(look)

@@ -1,11 +1,11 @@
-"""How many sign-ins the relying party verifies, against the signatures and the store it cannot do without.
+"""How many sign-ins the relying party verifies, compared with the signatures and the store that it needs.
 
     make bench                                       with the other benchmarks
     PYTHONPATH=examples python benchmarks/rp.py      measure and print
 
-A sign-in is the second request of one, from its headers and body to its answer's body: everything but HTTP. What it
-is held against runs in turns with it: the same signatures, verified with keys that are loaded already, and the same
-calls to the same store on the same disk. (The name is short since `relying_party` is the package.)
+A sign-in is measured by its second request, from headers and body to the answer's body: everything but HTTP.
+The baseline runs in turns with it: the same signatures, verified with keys that are loaded already, and the
+same calls to the same store on the same disk. (The name is short because `relying_party` is the package.)
 """
 
 import argparse
@@ -53,7 +53,7 @@ RESULT: Final = "/webauthn/authentication/result"
 HEADING: Final = "# How many sign-ins the relying party verifies"
 ROUNDS: Final = 61
 BATCH: Final = 6  # sign-ins in one turn
-FLAGS: Final = b"\x1d"  # present, verified, may be and is backed up
+FLAGS: Final = b"\x1d"  # user present, user verified, backup eligible, backed up
 
 Step = Callable[[], Awaitable[object]]
 
@@ -112,7 +112,7 @@ async def measured(folder: Path) -> list[Row]:
 
 @dataclass(slots=True, kw_only=True)
 class Bench:
-    """A relying party with one user, whose passkey is here."""
+    """A relying party with one user, and that user's passkey."""
 
     app: web.Application
     state: State
@@ -155,7 +155,7 @@ class Bench:
             random=token_bytes,
         ).session
 
-    # What is measured: each gives steps that are ready to run once
+    # The subjects: each returns steps that are ready to run once
 
     async def browsers(self) -> Step:
         return await self._request({"Origin": ORIGIN}, {"Origin": ORIGIN})
@@ -218,7 +218,7 @@ class Bench:
         credential = {"id": name, "rawId": name, "type": "public-key", "response": response}
         return json.dumps({"ceremony": ceremony, "response": credential}).encode()
 
-    # What it is held against
+    # The baseline
 
     async def verify(self, signatures: int) -> Step:
         data, public = bytes(69), self.key.public_key()
@@ -255,7 +255,7 @@ async def compare(
     *,
     rounds: int = ROUNDS,
 ) -> Row:
-    """`subject` and `baseline` in turns; making what they run takes no part in it."""
+    """Measure `subject` and `baseline` in turns, without the time for making the steps that they run."""
     pairs = []
     for turn in range(rounds):
         kinds = [subject, baseline]

@@ -21,7 +21,7 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 
-NUMBER: Final = 300  # of the tunnel service
+NUMBER: Final = 300  # the tunnel service's domain number
 ORIGIN: Final = "https://login.example"
 CREATION: Final[dict[str, Any]] = {
     "rp": {"id": "login.example", "name": "Example"},
@@ -58,7 +58,7 @@ class Air:
 
 
 class Handed:
-    """A delivery without a way: the phone gets its URL at once."""
+    """A delivery without a relay: the phone gets its URL at once."""
 
     def __init__(self) -> None:
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -70,7 +70,7 @@ class Handed:
         self.url.set_result(urls["phone"].encode())
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        await asyncio.get_running_loop().create_future()  # nothing is ever said
+        await asyncio.get_running_loop().create_future()  # this delivery never reports anything
         yield Progress(state=RequestState.DELIVERED)
 
     async def finish(self, outcome: DeviceEvent, reason: str | None = None) -> None:
@@ -78,7 +78,7 @@ class Handed:
 
 
 async def sign_ins(count: int = 30) -> list[float]:
-    """Seconds that each took, from the FIDO URL's birth to both ends having hung up."""
+    """Seconds that each sign-in took, from making the FIDO URL until both ends have closed."""
     with tempfile.TemporaryDirectory() as folder:
         certificates = make_certificate(Path(folder))
         server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -2,7 +2,7 @@
 
     python examples/certificates.py FOLDER
 
-It writes ca.pem, cert.pem and key.pem, good for a day.
+It writes ca.pem, cert.pem and key.pem, which are valid for a day.
 """
 
 import argparse
@@ -41,9 +41,9 @@ class Certificate(NamedTuple):
 def make_certificate(
     folder: Path, *, names: Sequence[str] = LOCALHOST, now: dt.datetime | None = None
 ) -> Certificate:
-    """Write ca.pem, cert.pem and key.pem into `folder`: a server with these DNS names or addresses.
+    """Write ca.pem, cert.pem and key.pem into `folder`, for a server with these DNS names or addresses.
 
-    They are good for a day from `now` on, which is the real time unless a test wants another.
+    They are valid for a day from `now` on, which is the real time unless a test passes another time.
     """
     now = now or dt.datetime.now(dt.UTC)
     ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

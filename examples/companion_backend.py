@@ -2,8 +2,8 @@
 
     python examples/companion_backend.py --port 8471 --store backend.sqlite3
 
-The relay needs to know one thing about its host: the URL clients call it by, prefix included, because every
-request proves for which URL it was made.
+The relay needs to know one thing about its host: the URL by which clients call the relay, prefix included.
+Every request has a proof that names the URL for which it was made.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A whole passkey sign-in on this machine: every party a process of its own.
+"""A whole passkey sign-in on this machine, in which every party is a process of its own.
 
 TLS is real, the radio is emulated. There are several stories:
 
@@ -10,12 +10,12 @@ TLS is real, the radio is emulated. There are several stories:
     make demo DEMO=--rogue-relay         the relay swaps the FIDO URL for its own
     make demo DEMO=--json                events as JSON, one a line
 
-The exit status is 0 when the story ended as it should, with a session or, in
-those that show a defence, without one; 1 when it did not. All times are seconds
-since the demo was started, by one clock, and tell the order of what happened.
+The exit status is 0 when the story ended as it should: with a session or, in a
+story that shows a defence, without one. Otherwise it is 1. All times are seconds
+since the demo was started, by one clock, and show the order of events.
 
-Everything is started as a user would start it; nothing of the packages is
-imported here.
+The demo starts every program as a user would start it, and imports none of the
+packages.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PHONE: Final = "Ada's phone"
 TABLET: Final = "Ada's tablet"
 EXPIRE_AFTER: Final = "4"  # seconds, in place of five minutes
 
-# What the device tells: what happened, and who holds what then. The phone is the companion's.
+# The device's stages: for each, what happened and who then holds what. The phone is the companion's.
 STAGES: Final[dict[str, tuple[str, str]]] = {
     "prepared": ("made FIDO URLs; listens to Bluetooth", "hub: FIDO URLs"),
     "submitted": ("sent them sealed; the relay queues", "relay: sealed bytes"),
@@ -62,7 +62,7 @@ STAGES: Final[dict[str, tuple[str, str]]] = {
     "completed": ("verified it, opened a session", "hub: a bound session"),
 }
 
-# What a companion, and the software phone in it, tell.
+# The stages of a companion and of the software phone in it.
 COMPANION_STAGES: Final[dict[str, tuple[str, str]]] = {
     "arrived": ("opened its envelope, checked it all", "phone: the FIDO URL"),
     "refused": ("REFUSED it", "nobody: anything"),
@@ -88,7 +88,7 @@ class Step:
     who: str
     what: str
     holds: str  # who holds what now
-    stage: str | None = None  # as the program calls it
+    stage: str | None = None  # the program's own name for it
     reason: str | None = None
 
 
@@ -102,19 +102,19 @@ class Timeline:
     title: str = ""
     took: float = 0.0  # seconds from sign_in() to session
     steps: list[Step] = field(default_factory=list)  # of the whole story, in the order in which they happened
-    _told: int = 0  # how many of them are on the screen for good
+    _told: int = 0  # how many of these steps stay on the screen
     _seen: dict[str, asyncio.Event] = field(default_factory=dict)
     _began: float = field(default_factory=time.time)
     _held: list[dict[str, Any]] = field(default_factory=list)
 
     def chapter(self, title: str) -> None:
-        """A new act: the steps so far stay on the screen."""
+        """Begin a new chapter; the steps so far stay on the screen."""
         self.flush()
         self.title = title
         self._emit(event="chapter", title=title)
 
     def add(self, who: str, what: str, holds: str = "", *, at: float | None = None, **more: Any) -> None:
-        """Something happened. at: when, in Unix seconds; now, where nobody says."""
+        """Add a step. at: when it happened, in Unix seconds; None: now."""
         elapsed = max(0.0, (time.time() if at is None else at) - self._began)
         stage, reason = more.get("stage"), more.get("reason")
         step = Step(elapsed, who, what, holds, stage, reason)
@@ -122,7 +122,7 @@ class Timeline:
         self._hold(event="step", elapsed=round(elapsed, 4), who=who, what=what, holds=holds, **more)
 
     def heard(self, program: str, line: str) -> None:
-        """A line from a program's stderr."""
+        """Add the step that a line of a program's stderr tells of, if any."""
         said = event(line)
         if said is None:
             return
@@ -145,11 +145,11 @@ class Timeline:
             self.add(program, said["message"], reason=said["reason"], status=said["status"])
 
     def seen(self, stage: str) -> asyncio.Event:
-        """Set once the device has told of `stage`."""
+        """The event that is set once the device has reported `stage`."""
         return self._seen.setdefault(stage, asyncio.Event())
 
     def conclude(self, ending: "Ending", status: int, session: dict[str, Any] | None) -> int:
-        """The end of the story, and whether it is the right one; the exit status."""
+        """Show the end of the story, and whether it is the right one. Returns the exit status."""
         right = ending.is_right(self, status, session)
         name = None if session is None else session["user"]["name"]
         text = ending.says if right else f"{ending.otherwise}\nThe device ended with status {status}."
@@ -167,7 +167,7 @@ class Timeline:
         return 0 if right else 1
 
     def flush(self) -> None:
-        """What has happened so far is told for good."""
+        """Show all steps so far; they stay on the screen."""
         self._release(everything=True)
         if self._told < len(self.steps) and not self.as_json:
             self.console.print(self._table())
@@ -195,7 +195,7 @@ class Timeline:
         return table
 
     def _hold(self, **values: Any) -> None:
-        """Tell of a step, after those that happened before it."""
+        """Write a JSON event later, after the events that happened before it."""
         bisect.insort(self._held, values, key=lambda each: each["elapsed"])
         asyncio.get_running_loop().call_later(HELD_BACK, self._release)
 
@@ -223,7 +223,7 @@ class Ending:
 
 
 def nothing_was_opened(timeline: Timeline) -> bool:
-    """What the relay forged was refused for its signature, and nobody was asked or handed anything."""
+    """Whether the relay's forgery was refused for its signature, and nobody was asked or handed anything."""
     reasons = [step.reason for step in timeline.steps if step.stage == "refused"]
     told = {step.stage for step in timeline.steps}
     return reasons == ["bad-signature"] and not told & {
@@ -235,7 +235,7 @@ def nothing_was_opened(timeline: Timeline) -> bool:
 
 
 def one_phone_was_asked(timeline: Timeline) -> bool:
-    """In each of the two ceremonies one companion had the claim, and its phone alone was asked."""
+    """Whether in each of the two ceremonies one companion had the claim, and only its phone was asked."""
     told = [(step.stage, step.who) for step in timeline.steps if step.who in (PHONE, TABLET)]
     claimed = [who for stage, who in told if stage == "claimed"]
     return len(claimed) == 2 and claimed == [who for stage, who in told if stage == "phone-verified"]
@@ -263,7 +263,7 @@ ENDINGS: Final = {
 
 
 async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> int:
-    """The whole story; the exit status."""
+    """Run the whole story. Returns the exit status."""
     ending = ENDINGS[next((name for name in ENDINGS if getattr(args, name, False)), "plain")]
     async with World.start(folder, on_line=timeline.heard, relay=_relay(args)) as world:
         timeline.chapter(f"{DEVICE} joins an account; keys are handed over outside the relay")
@@ -314,7 +314,7 @@ def _relay(args: argparse.Namespace) -> tuple[str | Path, ...]:
 
 
 async def _until_terminated(story: Coroutine[Any, Any, int]) -> int:
-    """The story; SIGTERM ends it as Ctrl-C does, and every program with it."""
+    """Run the story. SIGTERM ends it, and every program, as Ctrl-C does."""
     task = asyncio.ensure_future(story)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     return await task

@@ -2,9 +2,10 @@
 
     python examples/fido2_client.py
 
-What a phone needs runs on this machine: a tunnel service, emulated Bluetooth, and a software phone that approves
-everything. With a real phone only `ceremony` is another: `BleakRadio()` in place of `BumbleRadio(...)`, no
-`tunnels` and no `tls`, and a delivery that reaches the phone, such as `RelayDelivery` or a QR code.
+Everything the phone's side needs runs on this machine: a tunnel service, emulated Bluetooth, and a software
+phone that approves everything. For a real phone change only `ceremony`: `BleakRadio()` in place of
+`BumbleRadio(...)`, no `tunnels` and no `tls`, and a delivery that reaches the phone, such as `RelayDelivery`
+or a QR code.
 """
 
 import argparse
@@ -40,14 +41,14 @@ TUNNEL_DOMAIN: Final = 300
 
 
 class Prompts(UserInteraction):
-    """What the program tells its user; python-fido2 calls it when the phone asks."""
+    """Tells the user what to do; python-fido2 calls it when the phone asks its user."""
 
     def prompt_up(self) -> None:
         print("           confirm on your phone")
 
 
 def program(device: PhoneDevice) -> None:
-    """As it would be with a security key: nothing here knows that the device is a phone."""
+    """Make a credential and sign in, as with a security key: this code does not know that it uses a phone."""
     client = Fido2Client(device, DefaultClientDataCollector(ORIGIN), user_interaction=Prompts())
     server = Fido2Server(PublicKeyCredentialRpEntity(id=RP_ID, name="Example"))
 
@@ -92,14 +93,14 @@ class SoftwarePhoneDelivery:
         self.completed = outcome is DeviceEvent.COMPLETED
 
     async def phone_ended(self) -> None:
-        """Wait for the phone, which takes as long as its machine: longer than a ceremony waits for `finish`."""
+        """Wait until the phone has ended, which may take longer than a ceremony waits for `finish`."""
         if self.phone is not None:
             await (self.phone.wait() if self.completed else self.phone.stop())
 
 
 @dataclass
 class Surroundings:
-    """What runs around the program, and where."""
+    """Where the servers around the program can be reached."""
 
     folder: Path
     certificates: Certificate
@@ -152,7 +153,7 @@ async def main(folder: Path) -> None:
         ether = await Program.start("radio", "companion-push", "ether", "--listen", "127.0.0.1:0")
         programs.append(ether)
         surroundings = Surroundings(folder, certificates, await service.line(), await ether.line())
-        await asyncio.to_thread(use, surroundings)  # python-fido2 blocks; the programs are followed meanwhile
+        await asyncio.to_thread(use, surroundings)  # python-fido2 blocks; this loop reads programs' output
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The core with a radio and a socket of one's own: no bleak, no aiohttp, no asyncio.
 
-The radio is whatever writes adverts as lines of hexadecimal to stdin; the socket is one class over `ssl`. All that
-is hybrid transport happens in `headless_passkey.hybrid` and `headless_passkey.webauthn.options`, which take bytes and
-give bytes. `docs/how-to/own-radio.md` runs this against `companion-push phone` through pipes.
+The radio is any program that writes adverts as lines of hexadecimal to our stdin; the socket is one class
+over `ssl`. The hybrid transport itself is in `headless_passkey.hybrid` and
+`headless_passkey.webauthn.options`, which take bytes and return bytes. `docs/how-to/own-radio.md` runs this
+against `companion-push phone` through pipes.
 
     python examples/own_radio.py sign-in --tunnel 300=wss://localhost:8443 --ca ca.pem --url FILE < ADVERTS
 """
@@ -64,8 +65,8 @@ def ceremony(
 ) -> Credential:
     """One ceremony, from the FIDO URL to the relying party's JSON.
 
-    adverts: service data, from any radio. hand_over: takes the FIDO URL to the phone. services: tunnel services
-    known by number; others go by the number's domain.
+    adverts: service data, from any radio. hand_over: takes the FIDO URL to the phone. services: addresses of
+    tunnel services by number; any other number stands for its own domain.
     """
     transaction = QrTransaction.create(hint=options.hint, time=int(time.time()))
     hand_over.write(transaction.url.encode().encode() + b"\n")
@@ -91,7 +92,7 @@ def ceremony(
 
 
 def hear(transaction: QrTransaction, adverts: Iterable[bytes]) -> Eid:
-    """The first advert that was sealed for our URL; those of other people's phones are normal."""
+    """The first advert that was sealed for our URL; adverts of other people's phones are skipped."""
     for service_data in adverts:
         eid = transaction.open_advert(service_data)
         if eid is not None:
@@ -100,7 +101,7 @@ def hear(transaction: QrTransaction, adverts: Iterable[bytes]) -> Eid:
 
 
 def adverts_from(lines: Iterable[bytes]) -> Iterable[bytes]:
-    """A radio: lines of hexadecimal. Yours may be HCI, a microcontroller on a serial line, a sniffer."""
+    """Adverts from a radio, as lines of hexadecimal. Yours may be HCI, a microcontroller or a sniffer."""
     for line in lines:
         try:
             yield bytes.fromhex(line.decode("ascii"))
@@ -130,11 +131,11 @@ class Tunnel:
         self._socket.close()
 
     def send(self, message: bytes) -> None:
-        """One message."""
+        """Send one message."""
         self._frame(0x2, message)
 
     def receive(self) -> bytes:
-        """The next message; pings are answered on the way."""
+        """The next message; pings that come before it are answered."""
         message = b""
         while True:
             first, second = self._exactly(2)

@@ -1,6 +1,6 @@
 """Starting the programs of this project as processes, for the demo and the end-to-end tests.
 
-Nothing of the packages is imported here: the programs are run as a user runs them, and seen from outside.
+This module imports none of the packages: it runs the programs as a user does, and sees only their output.
 """
 
 import asyncio
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, Final
 
 PROGRAMS: Final = Path(sys.executable).parent  # where the environment keeps its commands
-START_TIMEOUT: Final = 120.0  # seconds until a server has said where it listens, on the busiest machine
-STOP_TIMEOUT: Final = 60.0  # seconds a program has to end after SIGTERM, likewise
+START_TIMEOUT: Final = 120.0  # seconds until a server has said where it listens, even on a busy machine
+STOP_TIMEOUT: Final = 60.0  # seconds until a program has ended after SIGTERM, even on a busy machine
 
 
 class ProgramFailed(Exception):  # noqa: N818  it says which and why
@@ -26,14 +26,14 @@ class ProgramFailed(Exception):  # noqa: N818  it says which and why
 
 @dataclass
 class Program:
-    """A running program: what it says on stderr is passed on line by line, and kept."""
+    """A running program. Each line of its stderr is passed on and kept."""
 
     name: str
     process: Process
     said: list[str] = field(default_factory=list)
     _listening: asyncio.Task[None] | None = None
     _news: asyncio.Event = field(default_factory=asyncio.Event)
-    _passed: int = 0  # lines that `stage` and `says` have gone over
+    _passed: int = 0  # number of lines that `stage` and `says` have read
 
     @classmethod
     async def start(
@@ -43,7 +43,7 @@ class Program:
         on_line: Callable[[str, str], None] = lambda _name, _line: None,
         environment: Mapping[str, str] | None = None,
     ) -> "Program":
-        """Start ``command`` of our environment. on_line: told the name and each line of stderr."""
+        """Start ``command`` of our environment. on_line: called with the name and each line of stderr."""
         executable, *arguments = map(str, command)
         path = executable if os.sep in executable else str(PROGRAMS / executable)
         process = await asyncio.create_subprocess_exec(
@@ -73,7 +73,7 @@ class Program:
         return line.decode().rstrip("\n")
 
     async def stage(self, *names: str, timeout: float = START_TIMEOUT) -> dict[str, Any]:  # noqa: ASYNC109
-        """The next event of such a stage on its stderr; `ProgramFailed` when it ends, or time does, before one."""
+        """The next event of one of these stages; `ProgramFailed` if the program or the time ends first."""
 
         def is_it(line: str) -> bool:
             said = event(line)
@@ -103,18 +103,18 @@ class Program:
 
     @property
     def stages(self) -> list[str]:
-        """Every stage it has told of so far."""
+        """Every stage that the program has reported so far."""
         said = (event(line) for line in self.said)
         return [each["stage"] for each in said if each is not None and "stage" in each]
 
     @property
     def failure(self) -> dict[str, Any] | None:
-        """The line it told its failure in: kind, reason, status and message."""
+        """The line in which the program reported its failure: kind, reason, status and message."""
         said = (event(line) for line in self.said)
         return next((each for each in said if each is not None and "error" in each), None)
 
     async def write(self, text: str) -> None:
-        """Put `text` on its stdin and close that."""
+        """Write `text` to the program's stdin and close stdin."""
         stdin = self.process.stdin
         assert stdin is not None  # noqa: S101  it was opened as a pipe
         with suppress(ConnectionError):
@@ -123,14 +123,14 @@ class Program:
         stdin.close()
 
     async def output(self) -> str:
-        """All it still prints on stdout, with nothing on its stdin."""
+        """Close the program's stdin; return everything else that it prints on stdout."""
         assert self.process.stdin is not None  # noqa: S101  it was opened as a pipe
         assert self.process.stdout is not None  # noqa: S101  it was opened as a pipe
         self.process.stdin.close()
         return (await self.process.stdout.read()).decode()
 
     async def wait(self, *, timeout: float = 120.0) -> int:  # noqa: ASYNC109
-        """Its exit status, once it has ended and all it said was heard."""
+        """The exit status, once the program has ended and all its output was read."""
         try:
             async with asyncio.timeout(timeout):
                 status = await self.process.wait()
@@ -141,7 +141,7 @@ class Program:
         return status
 
     async def stop(self) -> int:
-        """End it as an operator does, with SIGTERM; its exit status."""
+        """End the program with SIGTERM, as an operator does; return its exit status."""
         self._signal(signal.SIGTERM)
         try:
             return await self.wait(timeout=STOP_TIMEOUT)
@@ -151,11 +151,11 @@ class Program:
             raise
 
     def kill(self) -> None:
-        """End it as a power cut does."""
+        """End the program as a power cut does."""
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        """Not by asyncio, which looks first whether it has ended, and then warns that somebody did (CPython 3.11)."""
+        """Send a signal, but not by asyncio: its check whether the program has ended warns (CPython 3.11)."""
         if self.process.returncode is None:
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
@@ -173,12 +173,12 @@ class Program:
                 self._news.set()
                 on_line(self.name, text)
         finally:
-            asyncio.get_running_loop().call_soon(self._news.set)  # when this task counts as done
+            asyncio.get_running_loop().call_soon(self._news.set)  # called when this task is done
 
 
 @asynccontextmanager
 async def running(programs: list[Program]) -> AsyncIterator[None]:
-    """Whatever is in `programs` when the context is left is ended, the last one first."""
+    """On leaving the context, end every program in `programs`, the last one first."""
     try:
         yield
     finally:
@@ -195,7 +195,7 @@ async def run(
     on_line: Callable[[str, str], None] = lambda _name, _line: None,
     environment: Mapping[str, str] | None = None,
 ) -> str:
-    """Run a program to its end; its stdout. `ProgramFailed` unless it ends with 0."""
+    """Run a program to its end; return its stdout. `ProgramFailed` unless it ends with 0."""
     program = await Program.start(name or str(command[0]), *command, on_line=on_line, environment=environment)
     await program.write(stdin)
     output = await program.output()
@@ -206,7 +206,7 @@ async def run(
 
 
 def event(line: str) -> dict[str, Any] | None:
-    """The JSON object in a line of stderr, or None when it is talk."""
+    """The JSON object in a line of stderr, or None when the line is text for people."""
     try:
         value = json.loads(line)
     except ValueError:

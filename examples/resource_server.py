@@ -1,10 +1,10 @@
-"""A service of its own that takes a device's access tokens: it knows the caller, and keeps no accounts.
+"""A separate service that accepts a device's access tokens: it knows who calls, and keeps no accounts.
 
     python examples/resource_server.py --issuer https://login.example --url http://localhost:8473
 
-It verifies tokens with the relying party's public keys (`relying-party serve --token-key FILE`); with `--secret FILE`
-it asks the relying party about each (`relying-party serve --resource-secrets FILE`). A device then calls it with
-`headless-passkey session fetch http://localhost:8473/me`.
+It verifies tokens with the relying party's public keys (`relying-party serve --token-key FILE`); with
+`--secret FILE` it asks the relying party about each token (`relying-party serve --resource-secrets FILE`).
+A device calls the service with `headless-passkey session fetch http://localhost:8473/me`.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
 def make_service(
     url: str, issuer: str, *, secret: str | None = None, tls: ssl.SSLContext | None = None
 ) -> web.Application:
-    """The service at `url`, an origin. secret: ask with it; None: verify. tls: whom to believe of the issuer."""
+    """The service at `url`, an origin. secret: to ask the issuer; None: verify here. tls: for the issuer."""
     verify: Verify = Keys(jwks_uri=f"{issuer}/jwks.json")
     if secret is not None:
         verify = Introspection(endpoint=f"{issuer}/introspect", secret=secret)
@@ -36,7 +36,7 @@ def make_service(
 
 
 async def me(request: web.Request) -> web.Response:
-    """Who calls: the user's handle is what a service keeps its own data under."""
+    """Answer who calls. A service stores its own data under the user's handle."""
     access = request[ACCESS]
     return web.json_response({"user": access.subject, "device": access.key_thumbprint})
 

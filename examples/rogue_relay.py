@@ -1,9 +1,9 @@
-"""A relay that cheats, for the demo and the tests: what a companion must refuse.
+"""A relay that cheats, for the demo and the tests. A companion must refuse what it delivers.
 
     python examples/rogue_relay.py --mode swap --listen localhost:0 --cert cert.pem --key key.pem
 
-It is the real relay with a few lines in front of its answers. Everything it does, any operator of a relay
-could do: it knows all public keys, all sealed envelopes, and every way the companions ask.
+It is the real relay with a few lines that change its answers. Any operator of a relay could do all of this:
+a relay knows all public keys, all sealed envelopes, and every call that companions make.
 
 ==================  ============================================================  =====================
 mode                what it does with a request on its way to a companion         which must be refused
@@ -17,8 +17,8 @@ replay              delivers an envelope again after it was opened              
 fork                serves a next ring of its own making, with its own device     bad-signature
 ==================  ============================================================  =====================
 
-With --mode-file it cheats as that file says at each moment, and is honest while there is no such file; after
-``other-account`` comes the state directory of the device that plays along.
+With --mode-file it reads the mode from that file for each request, and is honest while there is no such file.
+In the file, the state directory of the device that takes part follows ``other-account``.
 """
 
 import argparse
@@ -61,7 +61,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Liar:
-    """Signs in somebody else's name, with the only key it has."""
+    """Signs in the name of another member, with the relay's own key."""
 
     def __init__(self, public_key: bytes, own: SoftwareSigningKey) -> None:
         self.public_key, self._own = public_key, own
@@ -71,10 +71,10 @@ class Liar:
 
 
 class RogueRelay:
-    """What an operator sees pass by, and what it makes of it."""
+    """Records what an operator sees at the relay, and forges answers from it."""
 
     def __init__(self, say_mode: Callable[[], str]) -> None:
-        """say_mode: what to do with the next request, asked anew each time."""
+        """say_mode: returns the mode; it is called for each request."""
         self._say_mode = say_mode
         self._mode, self._insider = HONEST, ""
         self._own = SoftwareSigningKey.generate()
@@ -105,7 +105,7 @@ class RogueRelay:
         if isinstance(body.get("ring"), str):
             document = from_base64url(body["ring"])
             for grow in (Ring.parse_founding, *(ring.extend for ring in self._rings.values())):
-                with suppress(HeadlessPasskeyError):  # of another account, or the ring we have once more
+                with suppress(HeadlessPasskeyError):  # another account's ring, or one that we have already
                     ring = grow(document)
                     self._rings[ring.account] = ring
                     break
@@ -139,7 +139,7 @@ class RogueRelay:
         """An envelope with a FIDO URL of ours, sealed to the companion's real key. key: of `device`, if known."""
         ring = self._ring_of(companion)
         recipient, sender = ring.member(companion), ring.member(device)
-        assert recipient is not None  # noqa: S101  only members are delivered to
+        assert recipient is not None  # noqa: S101  the relay delivers to members only
         assert recipient.hpke_key is not None  # noqa: S101  companions have one
         announcement = Announcement.address(
             recipient,
@@ -159,7 +159,7 @@ class RogueRelay:
         return next(ring for ring in self._rings.values() if ring.member(member) is not None)
 
     def _forked(self, content: dict[str, Any], member: str) -> dict[str, Any]:
-        """The head, and behind it a version that a companion never signed."""
+        """The rings up to the head, followed by a version that no companion signed."""
         ring = self._ring_of(member)
         companion = ring.companions[0]
         mole = Member(
@@ -178,7 +178,7 @@ class RogueRelay:
 
 
 def _caller(request: web.Request) -> str:
-    """The name of whoever proved itself in the request."""
+    """The name of the member whose proof is in the request."""
     header = request.headers["DPoP"].split(".")[0]
     jwk = json.loads(urlsafe_b64decode(header + "=" * (-len(header) % 4)))["jwk"]
     return thumbprint(b"\x04" + from_base64url(jwk["x"]) + from_base64url(jwk["y"]))

@@ -3,8 +3,9 @@ who is there.
 
     python examples/rp_backend.py --port 8472 --store backend.sqlite
 
-Browsers and devices register and sign in under /passkeys; the host's own address /notes then knows them, by cookie
-or by a token with a proof of the device's key. Pages are the host's own affair, so none are mounted.
+Browsers and devices register and sign in under /passkeys; the host's own address /notes then knows them, by
+cookie or by a token with a proof of the device's key. The host has its own pages, so the relying party's are
+not mounted.
 """
 
 import argparse
@@ -54,7 +55,7 @@ async def add_note(request: web.Request) -> web.Response:
 
 
 async def _user(request: web.Request) -> bytes:
-    """The handle of who is signed in: what a service keeps its own data under."""
+    """Answer with the signed-in user's handle. A service stores its own data under this handle."""
     found = await who(request, request.app[PASSKEYS])
     if found is None:
         raise NotSignedIn("sign in first")
@@ -65,7 +66,7 @@ async def _user(request: web.Request) -> bytes:
 async def refusals(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
-    """A refusal of the relying party is answered as it would answer itself."""
+    """Answer a refusal of the relying party in the relying party's own form."""
     try:
         return await handler(request)
     except RequestRefused as refusal:

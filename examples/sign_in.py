@@ -1,4 +1,4 @@
-"""The device SDK as a program of its own: a sign-in at a relying party, with every stage told, and the session used.
+"""The device SDK in a program: it signs in at a relying party, prints every stage, and uses the session.
 
     python examples/sign_in.py https://login.example
 

@@ -1,6 +1,6 @@
-"""A whole household of programs: servers, companions and a device, as processes on this machine.
+"""All programs of a sign-in: servers, companions and a device, as processes on this machine.
 
-The demo and the end-to-end tests start it in the same way, through the command lines a user has.
+The demo and the end-to-end tests both start them through the command lines that a user has.
 """
 
 import asyncio
@@ -24,17 +24,17 @@ class World:
     """What is running, where it listens, and where its files are."""
 
     folder: Path
-    on_line: Callable[[str, str], None]  # told a program's name and each line of its stderr
+    on_line: Callable[[str, str], None]  # called with a program's name and each line of its stderr
     certificates: Certificate
     programs: list[Program] = field(default_factory=list)
-    radio: str = ""  # for --radio
-    tunnel: str = ""  # for --tunnel
+    radio: str = ""  # value of --radio
+    tunnel: str = ""  # value of --tunnel
     relay: str = ""  # URL
     relying_party: str = ""  # URL
     environment: Mapping[str, str] = field(default_factory=dict)  # of every program
     servers: dict[str, tuple[Program, tuple[str | Path, ...]]] = field(
         default_factory=dict
-    )  # and how started
+    )  # each server by name, and the command that starts it again
 
     @classmethod
     @asynccontextmanager
@@ -47,9 +47,9 @@ class World:
         relying_party: tuple[str | Path, ...] = (),
         environment: Mapping[str, str] | None = None,
     ) -> AsyncIterator["World"]:
-        """The four servers: radio, tunnel service, relay, relying party. relay: another program in its place.
+        """Start the four servers: radio, tunnel service, relay, relying party.
 
-        relying_party: further options of it.
+        relay: the relay's command, or another program in its place. relying_party: further options.
         """
         world = cls(folder, on_line, make_certificate(folder), environment=environment or {})
         async with running(world.programs):
@@ -77,7 +77,7 @@ class World:
 
     @property
     def passkeys(self) -> Path:
-        """The software passkeys, on every companion: as if they were synced."""
+        """The file of software passkeys. All companions share it, as if the passkeys were synced."""
         return self.folder / "passkeys.json"
 
     def state(self, who: str) -> Path:
@@ -93,11 +93,11 @@ class World:
         return program
 
     async def run_to_end(self, name: str, *command: str | Path, stdin: str = "") -> str:
-        """Run a program that ends by itself; its stdout. `ProgramFailed` unless it ends with 0."""
+        """Run a program that ends by itself; return its stdout. `ProgramFailed` unless it ends with 0."""
         return await run(*command, stdin=stdin, name=name, on_line=self.on_line, environment=self.environment)
 
     async def serve(self, name: str, *command: str | Path, tls: bool = True) -> str:
-        """Start a server on a free port, with our certificate; what it says clients reach it by."""
+        """Start a server on a free port, with our certificate; return the address that it prints."""
         host = "localhost" if tls else "127.0.0.1"
         if tls:
             command = (*command, "--cert", self.certificates.cert, "--key", self.certificates.key)
@@ -108,7 +108,7 @@ class World:
         return address
 
     async def restart(self, name: str) -> None:
-        """Start a server that has ended again, where it was and with what it had stored."""
+        """Start an ended server again, at the same address and with the same store."""
         ended, command = self.servers[name]
         self.programs.remove(ended)
         program = await self.run(name, *command)
@@ -116,18 +116,18 @@ class World:
         self.servers[name] = program, command
 
     async def account_code(self, account: str = ACCOUNT) -> str:
-        """A one-time code of the account system, for an account's first companion."""
+        """Make an account code, with which an account's first companion joins."""
         return await self.run_to_end(
             "account system", "companion-push", "account", "add", account,
             "--store", self.relay_store, "--relay", self.relay,
         )  # fmt: skip
 
     async def found_account(self, who: str, *, account: str = ACCOUNT) -> None:
-        """The first companion of an account."""
+        """Join the first companion of a new account."""
         await self.join_companion(who, await self.account_code(account))
 
     async def join_companion(self, who: str, code: str) -> None:
-        """code: an account code or an invitation."""
+        """Join a companion. code: an account code or an invitation."""
         await self.run_to_end(
             who, "companion-push", "companion", "join", "--code", "-", "--label", who,
             "--state", self.state(who), *self.trust, stdin=code,
@@ -154,9 +154,10 @@ class World:
         )  # fmt: skip
 
     async def companion(self, who: str, *options: str | Path, in_front: Sequence[str | Path] = ()) -> Program:
-        """A companion with the software phone in it, connected to the relay. Later options win.
+        """Start a companion with the software phone in it, and wait until it is connected to the relay.
 
-        in_front: a command that becomes the companion in the end.
+        options: when two contradict, the later one counts. in_front: a command that is put before the
+        companion's command and at last executes it.
         """
         program = await self.start_companion(who, *options, in_front=in_front)
         await program.stage("listening")
@@ -165,7 +166,7 @@ class World:
     async def start_companion(
         self, who: str, *options: str | Path, in_front: Sequence[str | Path] = ()
     ) -> Program:
-        """The same, not waited for."""
+        """Start a companion as `companion` does, without waiting for its connection."""
         return await self.run(
             who, *in_front, PROGRAMS / "companion-push", "companion", "run", "--state", self.state(who),
             *self.trust, "--opener", "phone", "--credentials", self.passkeys, "--radio", self.radio,
@@ -175,19 +176,19 @@ class World:
     async def device(
         self, who: str, ceremony: str, *options: str | Path, in_front: Sequence[str | Path] = ()
     ) -> Program:
-        """A device for one ceremony at our relying party; its stdout is the session. in_front: as with `companion`."""
+        """Start a device for one ceremony; its stdout is the session. in_front: as with `companion`."""
         return await self.run(
             who, *in_front, PROGRAMS / "headless-passkey", ceremony, "--rp", self.relying_party, "--state", self.state(who),
             "--radio", self.radio, "--tunnel", self.tunnel, *self.trust, *options,
         )  # fmt: skip
 
     async def ceremony(self, who: str, name: str, *options: str | Path) -> tuple[int, dict[str, Any] | None]:
-        """One ceremony to its end: the device's exit status, and the session the relying party opened."""
+        """Run one ceremony to its end; return the device's exit status and the session, if one was opened."""
         device = await self.device(who, name, *options)
         output = await device.output()
         return await device.wait(), json.loads(output) if output else None
 
     @property
     def trust(self) -> tuple[str, Path]:
-        """The options that name our authority."""
+        """The options that name our certificate authority."""
         return "--ca", self.certificates.ca
