@@ -21,6 +21,14 @@ def pytest_sessionstart() -> None:
         pytest.exit("these tests run in a guest: make ble-test", returncode=4)
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_left_open() -> None:
+    """What is open is not counted here: bleak keeps its D-Bus connection as long as the loop exists.
+
+    `guest` finds what a test leaves behind in BlueZ; test_leaks.py counts descriptors over many scans.
+    """
+
+
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
     """The guest with two adapters on, nobody scanning or advertising, no device known; and so it is left."""
