@@ -157,7 +157,7 @@ class Delivery(Protocol):
         """Begin a ceremony; returns the recipients, each of which gets its own URL. `LocalProtocolError` during another ceremony."""
 
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
-        """Deliver the URLs, which expire after `lifetime` seconds."""
+        """Deliver the URLs, which expire after `lifetime` seconds. `LocalProtocolError`, with nothing sent, during another ceremony."""
 
     def progress(self) -> AsyncGenerator[Progress, None]:
         """Follow the request's state; raises the error that ends it (`NotApproved`, `TrustError`, …)."""
@@ -267,8 +267,8 @@ async def run_ceremony(
     WebAuthn JSON, parsed options, or a `Begun`, which then gets the response.
     tunnels: base URLs (``wss://host:port``) by tunnel domain number, in place of the built-in names.
     tls: trusted roots for the tunnel; None for the system's. timeout: seconds for everything.
-    settle: takes the response to the relying party, where the options are no `Begun`. Its value is the `result`. The request
-    is reported as completed after it; it does not wait for the tunnel to close.
+    settle: takes the response to the relying party, where the options are no `Begun`. Its value is the `result`. `settle` does
+    not wait for the tunnel to close; the report of completion follows both. Closing does not count for the deadline.
     min_rssi: adverts weaker than this many dBm, or of unknown strength, are ignored. join_within: seconds
     from the first reception of an advert until its channel must be open. Both make it harder to relay adverts, and neither
     proves that the phone is near (T7).
@@ -289,7 +289,7 @@ async def run_ceremony(
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            completed = await ceremony.run(radio, timeout, int(clock()))
+            completed = await ceremony.run(radio, limit, timeout, int(clock()))
     except asyncio.CancelledError:
         await ceremony.tell_the_end(DeviceEvent.CANCELLED, None)
         raise
@@ -335,9 +335,6 @@ class _Heard:
     attempts: int = 0
     pause: float = FIRST_PAUSE  # seconds after the next attempt
 
-    def is_fresh(self, now: float) -> bool:
-        return now - self.last < FRESHNESS
-
 
 @dataclass(slots=True)
 class _Candidate:
@@ -377,8 +374,10 @@ class _Ceremony:
     )
     _submitted: bool = False  # the delivery may have sent the request
 
-    async def run(self, radio: AdvertSource, lifetime: float, now: int) -> CeremonyResult:
-        """Find the phone, send it the command, and settle the response."""
+    async def run(
+        self, radio: AdvertSource, limit: asyncio.Timeout, lifetime: float, now: int
+    ) -> CeremonyResult:
+        """Find the phone, send it the command, and settle the response. limit: lifted once the response is settled."""
         if not callable(self.options):
             self._check_options(self.options)
         recipients = await self.delivery.recipients()
@@ -400,6 +399,8 @@ class _Ceremony:
             else:
                 result = await self.settle(credential)
                 completed = Settled(credential=credential, user_checked=user_checked, result=result)
+            if not limit.expired():
+                limit.reschedule(None)  # only the tunnel's closing is left, which has time limits of its own
         return completed
 
     def report(
@@ -426,8 +427,9 @@ class _Ceremony:
                 await self.delivery.finish(outcome, reason)
         except (TimeoutError, HeadlessPasskeyError) as error:
             logger.info("ceremony %s: %s was not reported (%s)", self._name, outcome, type(error).__name__)
-        except Exception:
-            logger.exception("ceremony %s: %s was not reported: the delivery failed", self._name, outcome)
+        except Exception as error:  # noqa: BLE001  a fault of the delivery; its message may hold anything
+            what = "ceremony %s: %s was not reported: the delivery raised %s"
+            logger.error(what, self._name, outcome, type(error).__name__)  # noqa: TRY400  no traceback either
 
     async def _find_phone(
         self,
@@ -442,9 +444,13 @@ class _Ceremony:
         """
         async with radio.adverts() as adverts:
             self.report(Stage.PREPARED, {"recipients": len(self._candidates)})
-            self._submitted = True  # also when the call fails
             urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
-            await self.delivery.submit(self.ask, urls, lifetime=lifetime)
+            self._submitted = True  # also when the call fails
+            try:
+                await self.delivery.submit(self.ask, urls, lifetime=lifetime)
+            except LocalProtocolError:  # nothing was sent; the delivery's request may be another ceremony's
+                self._submitted = False
+                raise
             self.report(Stage.SUBMITTED)
             following = tasks.create_task(self._follow(tasks))
             until_answered.push_async_callback(end, following)
@@ -546,9 +552,8 @@ class _Ceremony:
 
     def _begin_pursuit(self, candidate: _Candidate, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
         """Start a task that tries the advert, unless one runs, its time is over, or the candidate may not go on."""
-        now, limit = self._now(), self._limit(heard)
-        in_time = heard.is_fresh(now) and (limit is None or now < limit)
-        if heard.is_news and not heard.pursued and in_time and self._may_go_on(candidate.recipient):
+        may_try = self._in_time(heard) and self._may_go_on(candidate.recipient)
+        if heard.is_news and not heard.pursued and may_try:
             heard.pursued = True
             pursuit = tasks.create_task(self._pursue(candidate, heard))
             candidate.pursuits.add(pursuit)
@@ -564,14 +569,13 @@ class _Ceremony:
 
     async def _pursue(self, candidate: _Candidate, heard: _Heard) -> None:
         """Try an advert until it is too old. Attempts repeat because networks fail and some radios report an advert only once."""
-        limit = self._limit(heard)
         detail: StageDetail = {"tunnel_domain": heard.eid.tunnel_domain}
         if heard.rssi is not None:
             detail["rssi"] = heard.rssi
         self.report(Stage.ADVERT_HEARD, detail)
-        while heard.is_fresh(self._now()) and (limit is None or self._now() < limit):
+        while self._in_time(heard):
             async with self._slots:
-                failed = await self._attempt(candidate, heard, limit)
+                failed = await self._attempt(candidate, heard)
             if failed is None:
                 return
             heard.attempts += 1
@@ -584,16 +588,18 @@ class _Ceremony:
                 break  # permanent, unless the advert is received again
         heard.pursued, heard.is_news = False, False
 
+    def _in_time(self, heard: _Heard) -> bool:
+        """Whether the advert may still be tried."""
+        now, limit = self._now(), self._limit(heard)
+        return now - heard.last < FRESHNESS and (limit is None or now < limit)
+
     def _limit(self, heard: _Heard) -> float | None:
         """The time by which the advert's channel must be open, on the event loop's clock."""
         return None if self.join_within is None else heard.first + self.join_within
 
-    async def _attempt(self, candidate: _Candidate, heard: _Heard, limit: float | None) -> Exception | None:
-        """Join the advert's tunnel and make the handshake; returns the error of a failure.
-
-        limit: on the event loop's clock.
-        """
-        transaction, eid = candidate.transaction, heard.eid
+    async def _attempt(self, candidate: _Candidate, heard: _Heard) -> Exception | None:
+        """Join the advert's tunnel and make the handshake; returns the error of a failure."""
+        transaction, eid, limit = candidate.transaction, heard.eid, self._limit(heard)
         async with AsyncExitStack() as stack:
             try:
                 url = connect_url(heard.base, eid.routing_id, transaction.url.tunnel_id)

@@ -277,7 +277,7 @@ class Tunnels:
 
     def __init__(self) -> None:
         self.opened = self.closed = 0
-        self.may_close = asyncio.Event()
+        self.closing, self.may_close = asyncio.Event(), asyncio.Event()
         self.may_close.set()
 
     @contextlib.asynccontextmanager
@@ -289,6 +289,7 @@ class Tunnels:
                 yield tunnel
             finally:
                 try:
+                    self.closing.set()
                     await self.may_close.wait()
                     await stack.aclose()
                 finally:
@@ -933,6 +934,43 @@ async def test_the_response_is_settled_while_the_tunnel_closes(bench: Bench, tun
 
     await asyncio.gather(bench.sign_in(settle=settle), bench.answered())
     assert tunnels.closed == tunnels.opened
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize("settles", [True, False])
+async def test_a_response_that_is_there_in_time_counts_however_long_the_tunnel_takes_to_close(
+    bench: Bench, tunnels: Tunnels, *, settles: bool
+) -> None:
+    await bench.register()
+    tunnels.closing.clear()
+    tunnels.may_close.clear()
+
+    async def settle(_credential: Credential) -> None:
+        await tunnels.closing.wait()
+
+    signing_in = asyncio.create_task(bench.sign_in(settle=settle if settles else None))
+    answering = asyncio.create_task(bench.answered())
+    await tunnels.closing.wait()
+    await bench.reached(Stage.REPLY_CHECKED).wait()
+    for _ in range(3):  # whoever waited for the closing goes on
+        await asyncio.sleep(0)
+    bench.clock.passes(TIMEOUT)
+    await asyncio.wait({signing_in}, timeout=0)
+    tunnels.may_close.set()
+    await asyncio.gather(signing_in, answering)
+    assert bench.stages[-1] is Stage.COMPLETED
+    assert bench.carrier.finished == [(DeviceEvent.COMPLETED, None)]
+
+
+async def test_a_ceremony_that_its_delivery_refuses_does_not_end_the_one_under_way(bench: Bench) -> None:
+    class Busy(Carrier):
+        async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
+            raise LocalProtocolError("a delivery serves one ceremony at a time")
+
+    delivery = Busy(bench.air)
+    with pytest.raises(LocalProtocolError, match="one ceremony at a time"):
+        await bench.sign_in(delivery=delivery)
+    assert delivery.finished == []
 
 
 @pytest.mark.parametrize("how", ["cancelled", "withdrawn"])
