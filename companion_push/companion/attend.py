@@ -15,6 +15,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.process.tasks import end
 
 
 class Outcomes:
@@ -85,8 +86,7 @@ async def put_pending(
                 await inbox.reject(request, error)
             raise
         finally:
-            asking.cancel()
-            await asyncio.wait({asking})
+            await end(asking)
         answered = [request for request in requests if request in inbox.pending]
         for request in answered:
             outcomes.answered(await _carry_out(inbox, request, answer, opener))
@@ -131,9 +131,7 @@ async def _first(*works: Coroutine[Any, Any, object]) -> None:
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
+        await end(*tasks)
     errors = [
         task.exception() for task in tasks if not task.cancelled()
     ]  # each is retrieved, or asyncio logs a warning

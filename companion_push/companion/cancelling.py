@@ -1,10 +1,9 @@
 """Work that ends in order when its caller is cancelled, such as the last report to the relay."""
 
-import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-from headless_passkey.process.tasks import end, until_done
+from headless_passkey.process.tasks import to_its_end
 
 CANCEL_TIMEOUT: Final = 3.0  # seconds that cancelled work may still take
 
@@ -12,14 +11,5 @@ T = TypeVar("T")
 
 
 async def finish_when_cancelled(work: Coroutine[Any, Any, T]) -> T:
-    """Await `work`. A caller that is cancelled, however often, waits until `work` has ended, at most `CANCEL_TIMEOUT` seconds."""
-    working = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(working)
-    except asyncio.CancelledError:
-        await until_done(asyncio.ensure_future(asyncio.wait({working}, timeout=CANCEL_TIMEOUT)))
-        raise
-    finally:
-        await end(working)
-        if not working.cancelled():
-            working.exception()  # raised above, unless the cancellation was
+    """Await `work`. A caller that is cancelled, however often, waits until `work` has ended; after `CANCEL_TIMEOUT` seconds `work` is cancelled too."""
+    return await to_its_end(work, seconds=CANCEL_TIMEOUT)

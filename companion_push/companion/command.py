@@ -47,6 +47,7 @@ from headless_passkey.mends import transport_error
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
+from headless_passkey.process.tasks import end
 from headless_passkey.text.names import printable
 from headless_passkey.trust.invitation import Introduction
 from headless_passkey.trust.ring import MAX_RP_IDS, Role
@@ -263,9 +264,7 @@ async def _until_terminated(work: Coroutine[Any, Any, None]) -> None:
         if working.done():
             working.result()
     finally:
-        for task in (working, terminated):
-            task.cancel()
-        await asyncio.wait({working, terminated})
+        await end(working, terminated)
 
 
 def _picture(

@@ -128,12 +128,12 @@ class Membership:
                 show(record.invitation.encode())
                 introduction, taken = await self._agreed(relay, record, seconds, consent)
             except BaseException as error:
-                await self._take_back(relay, record, error)
+                await finish_when_cancelled(self._take_back(relay, record, error))
                 raise
             try:
                 member = await finish_when_cancelled(self._admit(relay, taken, introduction, me.keys))
             except (NotApproved, TrustError, RemoteProtocolError) as error:
-                await self._take_back(relay, record, error)
+                await finish_when_cancelled(self._take_back(relay, record, error))
                 raise
             await self.state.forget_invitation(record, self.clock())
             return member

@@ -23,6 +23,7 @@ from headless_passkey.errors import SetupError, SetupReason, TransportError, Usa
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import mend
 from headless_passkey.process.private_file import remove_private, write_private
+from headless_passkey.process.tasks import end_quietly
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
 _KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM
@@ -213,8 +214,7 @@ class BuiltInPhone:
             yield
             await answering
         finally:
-            answering.cancel()
-            await asyncio.gather(answering, return_exceptions=True)
+            await end_quietly(answering)
 
 
 @contextlib.asynccontextmanager

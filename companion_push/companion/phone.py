@@ -53,6 +53,7 @@ from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
+from headless_passkey.process.tasks import end_quietly
 from headless_passkey.text.domains import MAX_DOMAIN
 from headless_passkey.text.names import printable
 
@@ -372,9 +373,7 @@ async def _first(end: Coroutine[Any, Any, NoReturn], work: Awaitable[_T]) -> _T:
             ending.result()  # raises
         return working.result()
     finally:
-        for task in (ending, working):
-            task.cancel()
-        await asyncio.gather(ending, working, return_exceptions=True)
+        await end_quietly(ending, working)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

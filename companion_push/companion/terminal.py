@@ -17,6 +17,7 @@ from typing import Final, Self, TypeVar
 
 from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.process.signals import interrupted_by_keyboard
+from headless_passkey.process.tasks import end
 
 _MAX_ANSWER: Final = 256  # bytes
 _LAST_WORDS: Final = 1000  # milliseconds to wait on exit for a terminal that accepts no byte
@@ -113,10 +114,11 @@ class Terminal:
                 with interrupted_by_keyboard(asking.cancel):  # before the question is visible
                     await asyncio.wait({asking})
             finally:
-                asking.cancel()
-                await asyncio.wait({asking})
-                if asking.cancelled() or asking.exception() is not None:
-                    self._end_line()
+                try:
+                    await end(asking)
+                finally:
+                    if asking.cancelled() or asking.exception() is not None:
+                        self._end_line()
             return None if asking.cancelled() else asking.result()
 
     async def yes(self, question: str) -> bool:

@@ -48,6 +48,7 @@ from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, check_proof
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
+from headless_passkey.process.tasks import until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 
@@ -324,10 +325,10 @@ class RelayEndpoints:
                     yield
                 finally:
                     sweeper.cancel()
-                    await asyncio.wait({sweeper})
-                    if self._transactions:
-                        await asyncio.wait(self._transactions)
-                    self._database = None
+                    try:
+                        await until_done(sweeper, *self._transactions)
+                    finally:
+                        self._database = None
 
     async def _sweep(self) -> None:
         """Sweep the store regularly; a failure is logged and does not end the loop."""

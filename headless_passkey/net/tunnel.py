@@ -164,14 +164,11 @@ class Tunnel:
                     return self._end(self._closed(code))
 
     def listened(self, listening: "asyncio.Task[None]") -> None:
-        """Give an error that `listen` does not know to whoever receives: a bug must not pass for silence."""
-        error = None if listening.cancelled() else listening.exception()
-        if isinstance(error, Exception):
+        """Tell whoever receives how `listen` has ended, where it did not say so: cancelled by `open_tunnel`, or by a bug."""
+        if listening.cancelled():
+            self._end(TunnelClosed("the tunnel was closed at this end", clean=True))
+        elif isinstance(error := listening.exception(), Exception):
             self._arrived.put_nowait(error)
-
-    def closed_here(self) -> None:
-        """Tell whoever still waits for a message that there will be none."""
-        self._end(TunnelClosed("the tunnel was closed at this end", clean=True))
 
     def _end(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
@@ -287,7 +284,6 @@ async def open_tunnel(
                 # before close(), which leaves its connection open when it is cancelled while somebody receives
                 if listening is not None:
                     await end(listening)
-                    tunnel.closed_here()
             finally:
                 with suppress(TimeoutError):  # aiohttp's own limit is for the answer alone
                     async with asyncio.timeout(2 * CLOSE_TIMEOUT):

@@ -18,6 +18,16 @@ async def end(*tasks: "asyncio.Future[Any]") -> None:
     await until_done(*tasks)
 
 
+async def end_quietly(*tasks: "asyncio.Future[Any]") -> None:
+    """End `tasks` as `end` does. Their errors are ignored: asyncio does not log them either."""
+    try:
+        await end(*tasks)
+    finally:
+        for task in tasks:
+            if not task.cancelled():
+                task.exception()
+
+
 async def until_done(*tasks: "asyncio.Future[Any]") -> None:
     """Wait until all `tasks` have ended, which a cancellation of the caller does not reach; it is raised then."""
     cancelled: asyncio.CancelledError | None = None
@@ -30,16 +40,19 @@ async def until_done(*tasks: "asyncio.Future[Any]") -> None:
         raise cancelled
 
 
-async def to_its_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Await `work`, shielded: a cancellation of the caller is raised after `work` has ended, which must be bounded in time."""
+async def to_its_end(work: Coroutine[Any, Any, _T], *, seconds: float | None = None) -> _T:
+    """Await `work`, shielded: a cancellation of the caller, also a second one, is raised after `work` has ended.
+
+    seconds: how long `work` may take after that cancellation until it is cancelled too; None for work that is bounded in time.
+    """
     task = asyncio.ensure_future(work)
     try:
-        await until_done(task)
+        return await asyncio.shield(task)
     except asyncio.CancelledError:
-        if not task.cancelled():
-            task.exception()  # retrieved, so that asyncio logs no warning; the cancellation is raised
+        await until_done(asyncio.ensure_future(asyncio.wait({task}, timeout=seconds)))
         raise
-    return task.result()
+    finally:
+        await end_quietly(task)  # its error is raised above, unless the cancellation is
 
 
 @asynccontextmanager

@@ -26,7 +26,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import mend, setup_error, transport_error
-from headless_passkey.process.tasks import end
+from headless_passkey.process.tasks import to_its_end
 from headless_passkey.radio.inbox import Inbox
 from headless_passkey.radio.source import FIDO_UUIDS, Advert
 
@@ -197,16 +197,7 @@ async def undisturbed(work: Coroutine[Any, Any, _T]) -> _T:
     """Await commands to a controller, shielded from cancellation: bumble would take a late answer for the answer to the
     next command.
     """
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(STOP_TIMEOUT):
-                await asyncio.shield(task)
-        raise
-    finally:
-        await end(task)
+    return await to_its_end(work, seconds=STOP_TIMEOUT)
 
 
 async def last_words(lost: asyncio.Future[None], say: Callable[[], Awaitable[object]]) -> None:

@@ -200,6 +200,36 @@ async def test_an_inviter_that_is_cancelled_takes_the_invitation_back(
     assert first.version == 1
 
 
+async def test_an_inviter_that_is_cancelled_twice_still_withdraws_its_invitation(
+    relay: Relay, first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, withdrawing, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    withdraw = CompanionRelay.withdraw
+
+    async def nobody_answers(_introduction: Introduction) -> bool:
+        asked.set()
+        await asyncio.Future()
+        return False
+
+    async def slowly(self: CompanionRelay, invitation: Invitation) -> None:
+        withdrawing.set()
+        await go_on.wait()
+        await withdraw(self, invitation)
+
+    monkeypatch.setattr(CompanionRelay, "withdraw", slowly)
+    inviting = first.invite(Role.COMPANION, consent=nobody_answers)
+    second, _ = await joining(relay, first, tmp_path)
+    await asked.wait()
+    inviting.cancel()
+    await withdrawing.wait()
+    inviting.cancel()
+    await asyncio.wait({inviting}, timeout=0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await inviting
+    await withdrawn(second)
+
+
 async def test_an_inviter_that_cannot_show_its_invitation_takes_it_back(
     relay: Relay, first: Inviter, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from dbus_fast.service import ServiceInterface, dbus_method, dbus_property
 
 from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
+from headless_passkey.process.tasks import end
 from headless_passkey.radio.bluez import (
     Adapter,
     Bluez,
@@ -63,10 +64,11 @@ class BluezAdvertiser:
                 async with unless_lost(lost, lost.result):
                     yield
             finally:
-                lost.cancel()
-                await asyncio.wait([lost])
-                if not gone.done() and not released.done():
-                    await _unregister(service, adapter, path)
+                try:
+                    await end(lost)
+                finally:
+                    if not gone.done() and not released.done():
+                        await _unregister(service, adapter, path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

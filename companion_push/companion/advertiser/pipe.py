@@ -9,6 +9,7 @@ from typing import Final
 
 from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import TransportError
+from headless_passkey.process.tasks import end
 
 INTERVAL: Final = 0.5  # seconds
 
@@ -34,8 +35,7 @@ class PipeAdvertiser:
             async with unless_lost(repeating, unread):
                 yield
         finally:
-            repeating.cancel()
-            await asyncio.wait([repeating])
+            await end(repeating)
 
     async def _repeat(self, line: bytes) -> None:
         """Print the line again and again, until the reader has closed the pipe."""
