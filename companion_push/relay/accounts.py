@@ -15,7 +15,7 @@ from typing import Final
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.text.base64url import base64url
-from headless_passkey.trust.ring import Ring, Role
+from headless_passkey.trust.ring import Ring, Role, document_hash
 
 CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most
@@ -59,6 +59,10 @@ class Invitation:
     ending: "Ending | None"  # None until the inviter has answered
     ring_version: int | None
     answer_mac: bytes | None
+
+    def introduced_as(self, introduction: Introduction) -> bool:
+        """Whether this is the introduction that came; it may be signed anew."""
+        return self.introduction is not None and self.introduction.body == introduction.body
 
     def refuse_withdrawn(self) -> None:
         """Refuse the request when the invitation is withdrawn."""
@@ -112,7 +116,7 @@ def found(
         raise not_found()
     first = head(db, ring.account)
     if first is not None:
-        if first.document == document:
+        if first.hash == ring.hash:
             return ring.account, False
         raise Problem(Slug.INVITATION_USED, "the account has been founded with this code")
     if now >= row[1]:
@@ -160,7 +164,7 @@ def append_ring(db: sqlite3.Connection, account: str, document: bytes) -> tuple[
     old = head(db, account)
     if old is None:
         raise not_found()
-    if old.document == document:
+    if old.hash == document_hash(document):
         return old, frozenset()
     try:
         ring = old.extend(document)
@@ -241,7 +245,7 @@ def introduce(
         raise not_found()
     known.refuse_withdrawn()
     if known.newcomer is not None:
-        if known.newcomer == newcomer and known.introduction == introduction:
+        if known.newcomer == newcomer and known.introduced_as(introduction):
             return invitation_id, False
         raise Problem(Slug.INVITATION_USED)
     if now >= known.expires_at:

@@ -26,7 +26,7 @@ from companion_push.relay.messages import (
 )
 from companion_push.relay.problems import Problem, Slug, not_found
 from headless_passkey.text.base64url import base64url
-from headless_passkey.trust.ring import Role
+from headless_passkey.trust.ring import Role, document_hash
 
 MAX_RINGS: Final = 32  # ring documents in one answer
 _RING_RATE: Final = Rate(count=120, seconds=3600)  # ring versions of one account
@@ -241,7 +241,7 @@ def _admit(db: sqlite3.Connection, invitation: Invitation, document: bytes, mac:
     head = accounts.head(db, invitation.account)
     if head is None:
         raise not_found()
-    if invitation.ending is None and head.document != document:
+    if invitation.ending is None and head.hash != document_hash(document):
         raise accounts.ring_conflict(head)
     accounts.answer(db, invitation, ending=Ending.ADMITTED, ring_version=head.version, mac=mac)
 

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import Final, Self
 
 from headless_passkey.errors import LocalProtocolError, TrustError, TrustReason
-from headless_passkey.trust.ring import Ring
+from headless_passkey.trust.ring import Ring, document_hash
 
 MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
 
@@ -46,9 +46,9 @@ class RingChain:
         Raises `TrustError` (forked-ring, bad-signature), or `RemoteProtocolError` when malformed.
         """
         rings = list(self.rings)
-        known = set(self.documents)
+        known = {ring.hash for ring in rings}
         for document in documents:
-            if document not in known:
+            if document_hash(document) not in known:
                 rings.append(rings[-1].extend(document))
         return type(self)(tuple(rings[-MAX_KEPT:]))
 

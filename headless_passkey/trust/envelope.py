@@ -32,7 +32,7 @@ from headless_passkey.text.names import MAX_LABEL, plain
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
 from headless_passkey.trust.ring import HpkeKey, Member, Ring
-from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_document, thumbprint, verify
 
 ENVELOPE_LABEL: Final = f"{PROJECT} envelope v1"
 REQUEST_ID_SIZE: Final = 16
@@ -141,7 +141,7 @@ def seal(announcement: Announcement, key: SigningKey, recipient: HpkeKey) -> byt
         device=announcement.device,
         recipient=announcement.recipient,
     )
-    sealed = seal_to(recipient, body + key.sign(body), info)
+    sealed = seal_to(recipient, body + sign_document(key, body), info)
     if len(sealed) > MAX_SEALED:
         raise LocalProtocolError(f"an envelope has at most {MAX_SEALED} bytes, not {len(sealed)}")
     return sealed

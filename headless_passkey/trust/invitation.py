@@ -45,6 +45,7 @@ from headless_passkey.trust.signing import (
     SIGNATURE_SIZE,
     SigningKey,
     parse_public_key,
+    sign_document,
     thumbprint,
     verify,
 )
@@ -191,7 +192,7 @@ class Introduction:
             ]
         )
         try:
-            return cls._parse(body, key.sign(body), _mac(invitation.k_new, body))
+            return cls._parse(body, sign_document(key, body), _mac(invitation.k_new, body))
         except RemoteProtocolError as error:
             raise LocalProtocolError(f"the introduction would be invalid: {error}") from error
 

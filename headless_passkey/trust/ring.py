@@ -33,11 +33,13 @@ from headless_passkey.trust.signing import (
     SIGNATURE_SIZE,
     SigningKey,
     parse_public_key,
+    sign_document,
     thumbprint,
     verify,
 )
 
 RING_LABEL: Final = f"{PROJECT} ring v1"
+MEMBER_LABEL: Final = f"{PROJECT} member v2"
 MAX_DOCUMENT: Final = 32768  # bytes
 MAX_MEMBERS: Final = 64
 MAX_RP_IDS: Final = 16
@@ -120,7 +122,9 @@ class Ring:
     issued: int  # Unix seconds by the signer's clock
     members: tuple[Member, ...]
     signer: str  # a member's name
-    document: bytes = field(repr=False)  # the verified bytes
+    document: bytes = field(
+        repr=False, compare=False
+    )  # the verified bytes; their body is what the fields say
 
     @classmethod
     def found(cls, key: SigningKey, *, account: str, member: Member, now: float) -> "Ring":
@@ -185,7 +189,7 @@ class Ring:
     @property
     def hash(self) -> bytes:
         """The ring's hash, 32 bytes: SHA-256 of the body, without the signature."""
-        return hashlib.sha256(self.document[:-SIGNATURE_SIZE]).digest()
+        return document_hash(self.document)
 
     def member(self, name: str) -> Member | None:
         return next((member for member in self.members if member.name == name), None)
@@ -239,7 +243,7 @@ class Ring:
         signer = thumbprint(key.public_key)
         body = cbor.encode([RING_LABEL, account, version, previous, int(now), encoded, signer])
         try:
-            return cls._parse(body + key.sign(body))
+            return cls._parse(body + sign_document(key, body))
         except RemoteProtocolError as error:
             raise LocalProtocolError(f"the ring would be invalid: {error}") from error
 
@@ -252,6 +256,27 @@ def _verified(ring: Ring, signer: Member | None) -> Ring:
     if not verify(signer.signing_key, signature, body):
         raise TrustError(TrustReason.BAD_SIGNATURE, "the ring's signature does not verify")
     return ring
+
+
+def document_hash(document: bytes) -> bytes:
+    """Hash a ring's document, 32 bytes: SHA-256 of the body. Documents are compared by it, because one body may be signed twice."""
+    return hashlib.sha256(document[:-SIGNATURE_SIZE]).digest()
+
+
+def prove_possession(key: SigningKey, *, account: str, role: Role, hpke_key: HpkeKey | None = None) -> bytes:
+    """Make the proof of possession of a member's entry, 64 bytes: its own signature of account, role and keys."""
+    return sign_document(key, _possession_body(account, role, key.public_key, hpke_key))
+
+
+def proves_possession(
+    possession: bytes, *, account: str, role: Role, signing_key: bytes, hpke_key: HpkeKey | None = None
+) -> bool:
+    """Verify a proof of possession: the holder of `signing_key` has asked for this role in this account."""
+    return verify(signing_key, possession, _possession_body(account, role, signing_key, hpke_key))
+
+
+def _possession_body(account: str, role: Role, signing_key: bytes, hpke_key: HpkeKey | None) -> bytes:
+    return cbor.encode([MEMBER_LABEL, account, str(role), signing_key, encode_hpke_key(hpke_key)])
 
 
 def check_rp_ids(rp_ids: Sequence[str]) -> None:

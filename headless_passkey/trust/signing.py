@@ -1,7 +1,10 @@
-"""Signing keys of members: ES256 with raw r || s (docs/protocol/trust.md).
+"""Signing keys of members: ES256 with raw r || s, and s at most half the order (docs/protocol/trust.md).
 
 A member's name is the RFC 7638 thumbprint of its P-256 signing key. A signing key may live in a TPM or a
 secure element, so the rest of the package uses the interface `SigningKey`; `SoftwareSigningKey` keeps a key in memory.
+
+An ECDSA signature (r, s) has a twin, (r, n - s), that verifies too. Documents have one signature each: `sign_document`
+makes the lower s, whatever key signed, and `verify` refuses the higher one. Request proofs keep the rules of RFC 9449, and are not verified here.
 
 This module shares nothing with the transport's key derivation: the relay imports it to verify signatures, and must not
 import what opens a FIDO URL.
@@ -64,12 +67,19 @@ class SoftwareSigningKey:
         return r.to_bytes(32, "big") + s.to_bytes(32, "big")
 
 
+def sign_document(key: SigningKey, body: bytes) -> bytes:
+    """Sign the body of a document: 64 bytes, r || s, with the lower of the two valid s."""
+    signature = key.sign(body)
+    s = int.from_bytes(signature[32:], "big")
+    return signature[:32] + min(s, _ORDER - s).to_bytes(32, "big")
+
+
 def verify(public_key: bytes, signature: bytes, data: bytes) -> bool:
-    """Verify an ES256 signature (64 bytes, r || s) over `data` with `public_key` (65 bytes)."""
+    """Verify a document's ES256 signature (64 bytes, r || s, s at most half the order) with `public_key` (65 bytes)."""
     if len(signature) != SIGNATURE_SIZE:
         return False
     r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:], "big")
-    if not (0 < r < _ORDER and 0 < s < _ORDER):
+    if not (0 < r < _ORDER and 0 < s <= _ORDER // 2):
         return False
     try:
         parse_public_key(public_key).verify(encode_dss_signature(r, s), data, ec.ECDSA(SHA256()))

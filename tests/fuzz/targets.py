@@ -95,7 +95,7 @@ from headless_passkey.trust.invitation import (
 )
 from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
 from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_hpke_key
-from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, sign_document
 from headless_passkey.trust.text_form import to_line
 from headless_passkey.webauthn.options import AuthenticationOptions, AuthenticatorData, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
@@ -630,7 +630,7 @@ def ring(data: bytes) -> None:
     members = [_ring._encode_member(member) for member in parsed.members]
     fields = [parsed.account, parsed.version, parsed.previous, parsed.issued, members, parsed.signer]
     assert _cbor.encode([RING_LABEL, *fields]) == data
-    document = data + COMPANION.sign(data)
+    document = data + sign_document(COMPANION, data)
     for open_ring in (
         lambda: Ring.parse_founding(document),
         lambda: Ring.parse_vouched(document, inviter=COMPANION_MEMBER.name),
@@ -678,7 +678,7 @@ def introduction(data: bytes) -> None:
     assert _cbor.encode([INTRODUCTION_LABEL, *fields, encode_hpke_key(parsed.hpke_key), parsed.label]) == data
     record = InvitationRecord(invitation=INVITATION)
     mac = hmac.digest(INVITATION.k_new, data, "sha256")
-    attempt(lambda: record.check(body=data, signature=DEVICE.sign(data), mac=mac, now=NOW), REFUSED)
+    attempt(lambda: record.check(body=data, signature=sign_document(DEVICE, data), mac=mac, now=NOW), REFUSED)
 
 
 INVITATION: Final = Invitation(
@@ -705,7 +705,7 @@ def invitation_record(data: bytes) -> None:
 def envelope(data: bytes) -> None:
     """`data` as the content of an envelope that the device signed."""
     opened = Opened(
-        content=data + DEVICE.sign(data),
+        content=data + sign_document(DEVICE, data),
         account=ACCOUNT,
         request_id=bytes(16),
         device=DEVICE_MEMBER.name,

@@ -13,7 +13,7 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import Ring
 from tests.relay.household import Caller, Household, Relay, Reply
-from tests.trust.people import companion, device, forge, grow
+from tests.trust.people import companion, device, forge, grow, twin
 
 SOON = 20.0  # seconds: less than the 25 of a hold
 
@@ -194,6 +194,25 @@ async def test_many_rings_come_in_several_answers(home: Household) -> None:
     body = (await anna.get("/v1/ring")).body
     assert (body["version"], len(body["rings"])) == (MAX_RINGS + 2, MAX_RINGS)
     assert len((await anna.get(f"/v1/ring?after={MAX_RINGS}")).body["rings"]) == 2
+
+
+@pytest.mark.threat("T16")
+async def test_the_head_comes_again_with_another_signature_and_a_new_ring_has_the_lower_s(
+    home: Household,
+) -> None:
+    anna, *_ = home.companions
+    ring = home.ring
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    again = forge(
+        ring, anna.person, *people, version=ring.version, previous=ring.previous, issued=ring.issued
+    )
+    assert again != ring.document
+    reply = await anna.post("/v1/ring", {"ring": base64url(again)})
+    assert (reply.status, reply.body["hash"]) == (201, base64url(ring.hash))
+    new = grow(ring, anna.person, *people)
+    reply = await anna.post("/v1/ring", {"ring": base64url(twin(new.document))})
+    assert (reply.status, reply.problem) == (400, "invalid-request")
+    assert (await anna.post("/v1/ring", ring_body(new))).status == 201
 
 
 # Invitations

@@ -13,11 +13,12 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import ENVELOPE_LABEL, Announcement, seal
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import RING_LABEL, HpkeKey, Member, Ring, Role
-from headless_passkey.trust.signing import CURVE, SoftwareSigningKey, uncompressed
+from headless_passkey.trust.signing import CURVE, SoftwareSigningKey, sign_document, uncompressed
 from tests.trust import reference_hpke
 
 NOW = 1_800_000_000
 ACCOUNT = "alice"
+ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
 
 
 @dataclass
@@ -83,7 +84,13 @@ def forge(ring: Ring, by: Person, /, *members: Person, **changes: object) -> byt
         "signer": by.name,
     }
     body = cbor.encode(list((values | changes).values()))
-    return body + by.key.sign(body)
+    return body + sign_document(by.key, body)
+
+
+def twin(signed: bytes) -> bytes:
+    """`signed`, which ends with a signature (r, s), with (r, n - s) instead: as ECDSA goes, as valid."""
+    s = int.from_bytes(signed[-32:], "big")
+    return signed[:-32] + (ORDER - s).to_bytes(32, "big")
 
 
 def encoded(person: Person) -> list[object]:
@@ -190,4 +197,4 @@ def reseal(
             hpke_key.name,
         ]
     )
-    return reference_hpke.seal(hpke_key.public_key, body + by.key.sign(body), info)
+    return reference_hpke.seal(hpke_key.public_key, body + sign_document(by.key, body), info)

@@ -4,7 +4,7 @@ import pytest
 
 from headless_passkey.errors import LocalProtocolError, TrustReason
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
-from tests.trust.people import chain_of, companion, device, found, grow
+from tests.trust.people import chain_of, companion, device, forge, found, grow
 from tests.trust.refusal import refused
 
 PHONE, TABLET, FRAME = companion("phone"), companion("tablet"), device("frame")
@@ -22,6 +22,13 @@ def test_a_chain_grows_link_by_link_and_is_restored_as_it_was() -> None:
 def test_rings_it_already_holds_are_skipped() -> None:
     chain = chain_of(FIRST, SECOND)
     assert chain.extend([FIRST.document, SECOND.document, THIRD.document]).head == THIRD
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_it_holds_is_skipped_whatever_signature_it_comes_with() -> None:
+    again = forge(FIRST, PHONE, PHONE, TABLET, FRAME)
+    assert again != SECOND.document
+    assert chain_of(FIRST, SECOND).extend([again, THIRD.document]).head == THIRD
 
 
 def test_ancestors_are_found_by_version_and_hash_together() -> None:

@@ -17,9 +17,18 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.trust.ring import MAX_MEMBERS, HpkeKey, Member, Ring, Role
+from headless_passkey.trust.ring import (
+    MAX_MEMBERS,
+    HpkeKey,
+    Member,
+    Ring,
+    Role,
+    document_hash,
+    prove_possession,
+    proves_possession,
+)
 from headless_passkey.trust.signing import SoftwareSigningKey
-from tests.trust.people import ACCOUNT, NOW, companion, device, encoded, forge, found, grow
+from tests.trust.people import ACCOUNT, NOW, companion, device, encoded, forge, found, grow, twin
 from tests.trust.refusal import refused
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "ring.json").read_text())
@@ -192,6 +201,54 @@ def test_another_accounts_ring_is_refused() -> None:
     ring = found(PHONE)
     with refused(TrustReason.FORKED_RING):
         ring.extend(forge(ring, PHONE, PHONE, account="bob"))
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_with_the_other_valid_signature_is_refused() -> None:
+    first = found(PHONE)
+    with refused(TrustReason.BAD_SIGNATURE):
+        first.extend(twin(grow(first, PHONE, PHONE, TABLET).document))
+    with refused(TrustReason.BAD_SIGNATURE):
+        Ring.parse_founding(twin(first.document))
+
+
+def test_a_ring_signed_twice_is_the_same_ring() -> None:
+    first = found(PHONE)
+    one, other = forge(first, PHONE, PHONE, TABLET), forge(first, PHONE, PHONE, TABLET)
+    assert one != other
+    assert first.extend(one) == first.extend(other)
+    assert document_hash(one) == first.extend(other).hash
+
+
+# Possession
+
+HPKE = PHONE.member.hpke_key
+ENTRIES: dict[str, tuple[Role, HpkeKey | None]] = {
+    "companion": (Role.COMPANION, HPKE),
+    "device": (Role.DEVICE, None),
+}
+
+
+@pytest.mark.parametrize(("role", "hpke_key"), ENTRIES.values(), ids=ENTRIES)
+@pytest.mark.threat("T16")
+def test_possession_is_proved_for_one_account_role_and_pair_of_keys(
+    role: Role, hpke_key: HpkeKey | None
+) -> None:
+    said = {"account": "A" * 22, "role": role, "hpke_key": hpke_key}
+    possession = prove_possession(PHONE.key, **said)  # type: ignore[arg-type]  # keywords by name
+    entry = said | {"signing_key": PHONE.key.public_key}
+
+    def proved(possession: bytes = possession, **changes: object) -> bool:
+        return proves_possession(possession, **(entry | changes))  # type: ignore[arg-type]
+
+    assert proved()
+    assert not proved(twin(possession))
+    assert not proved(possession[:63])
+    assert not proved(account="B" * 22)
+    assert not proved(role=Role.DEVICE if role is Role.COMPANION else Role.COMPANION)
+    assert not proved(signing_key=TABLET.key.public_key)
+    assert not proved(hpke_key=TABLET.member.hpke_key)
+    assert not proved(hpke_key=None if hpke_key else HPKE)
 
 
 # Refusals: what cannot be a first ring

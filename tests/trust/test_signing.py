@@ -10,12 +10,29 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.text.base64url import from_base64url
-from headless_passkey.trust.signing import SoftwareSigningKey, parse_public_key, thumbprint, verify
+from headless_passkey.trust.signing import (
+    SoftwareSigningKey,
+    parse_public_key,
+    sign_document,
+    thumbprint,
+    verify,
+)
+from tests.trust.people import ORDER, twin
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "signing.json").read_text())
 KEY = SoftwareSigningKey.generate()
-ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 FIELD = 0xFFFFFFFF00000001000000000000000000000000FFFFFFFFFFFFFFFFFFFFFFFF
+
+
+class Stubborn:
+    """A key, such as one in hardware, whose signatures have always the higher s, or always the lower one."""
+
+    def __init__(self, key: SoftwareSigningKey, *, high: bool) -> None:
+        self.public_key, self._key, self._high = key.public_key, key, high
+
+    def sign(self, data: bytes) -> bytes:
+        low = sign_document(self._key, data)
+        return twin(low) if self._high else low
 
 
 def point(case: dict[str, Any]) -> bytes:
@@ -30,9 +47,13 @@ def test_a_known_key_has_the_known_name(case: dict[str, Any]) -> None:
     assert thumbprint(point(case)) == case["thumbprint"]
 
 
-@pytest.mark.parametrize("case", VECTORS["signatures"], ids=lambda case: case["name"])
-def test_a_known_signature_verifies(case: dict[str, Any]) -> None:
-    assert verify(point(case), from_base64url(case["signature"]), case["data"].encode())
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize("case", VECTORS["twins"], ids=lambda case: case["name"])
+def test_of_a_known_signature_and_its_twin_only_the_lower_s_verifies(case: dict[str, Any]) -> None:
+    verifies, is_refused = from_base64url(case["verifies"]), from_base64url(case["refused"])
+    assert twin(verifies) == is_refused
+    assert verify(point(case), verifies, case["data"].encode())
+    assert not verify(point(case), is_refused, case["data"].encode())
 
 
 # Properties
@@ -40,16 +61,17 @@ def test_a_known_signature_verifies(case: dict[str, Any]) -> None:
 
 @given(st.binary(max_size=300))
 def test_what_was_signed_verifies_and_nothing_else(data: bytes) -> None:
-    signature = KEY.sign(data)
+    signature = sign_document(KEY, data)
     assert len(signature) == 64
     assert verify(KEY.public_key, signature, data)
+    assert not verify(KEY.public_key, twin(signature), data)
     assert not verify(KEY.public_key, signature, data + b"\0")
     assert not verify(SoftwareSigningKey.generate().public_key, signature, data)
 
 
 @given(st.integers(0, 511))
 def test_a_signature_with_a_flipped_bit_does_not_verify(bit: int) -> None:
-    signature = bytearray(KEY.sign(b"data"))
+    signature = bytearray(sign_document(KEY, b"data"))
     signature[bit // 8] ^= 1 << bit % 8
     assert not verify(KEY.public_key, bytes(signature), b"data")
 
@@ -57,7 +79,12 @@ def test_a_signature_with_a_flipped_bit_does_not_verify(bit: int) -> None:
 def test_a_key_is_kept_and_read_back() -> None:
     again = SoftwareSigningKey.from_bytes(KEY.to_bytes())
     assert again.public_key == KEY.public_key
-    assert verify(KEY.public_key, again.sign(b"data"), b"data")
+    assert verify(KEY.public_key, sign_document(again, b"data"), b"data")
+
+
+@pytest.mark.parametrize("key", [Stubborn(KEY, high=True), Stubborn(KEY, high=False)], ids=["high", "low"])
+def test_a_document_has_the_lower_s_whatever_the_key_signs(key: Stubborn) -> None:
+    assert verify(KEY.public_key, sign_document(key, b"data"), b"data")
 
 
 # Refusals
