@@ -30,7 +30,7 @@ def is_this_machine(host: str) -> bool:
     host: without brackets; an IPv6 address may have a zone.
     """
     try:
-        address = ipaddress.ip_address(host.partition("%")[0])
+        address = ipaddress.ip_address(host)
     except ValueError:
         return is_localhost(host)
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
