@@ -34,7 +34,7 @@ coverage: $(VENV)/check.done  ## every branch of the protocol core is taken by i
 properties: $(VENV)/check.done  ## property tests with examples nobody has tried yet, many of them: for the night
 	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=new -m hypothesis --timeout 3600 $(PYTEST)
 
-check: lint types imports test coverage  ## everything, but fuzzing
+check: lint types imports test coverage  ## everything, but fuzzing and what is for the night
 
 FUZZ_SECONDS ?= 60
 MUTANTS ?= headless_passkey.trust.*
@@ -99,4 +99,4 @@ lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without an
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants

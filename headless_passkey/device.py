@@ -14,11 +14,11 @@ with parts of their own use these: `run_ceremony`, `Conduit`, `RelayDelivery`, `
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import aiohttp
 
@@ -30,13 +30,12 @@ from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, StageEvent,
 from headless_passkey.errors import (
     LocalProtocolError,
     NotEnrolled,
-    TransportError,
-    TransportReason,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
+from headless_passkey.net.unreachable import by
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.request import CEREMONY_TIMEOUT
@@ -52,8 +51,6 @@ from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,7 +202,7 @@ class Device:
         if keep:
             store.prepare()
         what = f"{named} did not answer within {timeout:g} seconds"
-        base = await _by(deadline, find_relying_party(self._http, named, key), what)
+        base = await by(deadline, find_relying_party(self._http, named, key), what)
         conduit = Conduit(
             ProvenHttp(self._http, str(base), key, clock=self._clock),
             origin=base.origin,
@@ -237,7 +234,7 @@ class Device:
         related: RelatedOrigins | None = None
         if not is_within(conduit.host, rp_id):
             what = f"{rp_id} did not say within {timeout:g} seconds which origins it is related to"
-            related = await _by(deadline, fetch_related_origins(self._http, rp_id), what)
+            related = await by(deadline, fetch_related_origins(self._http, rp_id), what)
         ask = Ask(
             kind=asked.kind,
             origin=conduit.origin,
@@ -310,12 +307,3 @@ class _Begun:
             kept = self.keep_as(await self.begun.complete(credential))
             self.store.write(kept)
         return kept.opened, kept
-
-
-async def _by(deadline: float, work: Awaitable[_T], message: str) -> _T:
-    """`work`, by `deadline` on the event loop's clock; `TransportError` (unreachable) with `message` after it."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await work
-    except TimeoutError as error:
-        raise TransportError(message, reason=TransportReason.UNREACHABLE) from error

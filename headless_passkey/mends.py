@@ -23,8 +23,6 @@ from headless_passkey.errors import (
     TrustReason,
 )
 
-Reason = TransportReason | TrustReason | SetupReason | EnrolmentReason
-
 SET_CLOCK: Final = "`sudo timedatectl set-ntp true`"
 ELSEWHERE: Final = "name a directory for this device alone with `--state`"
 

@@ -13,7 +13,7 @@ from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.keys import parse_uncompressed
 from headless_passkey.hybrid.linking import LinkingInformation
 from headless_passkey.hybrid.messages import PostHandshake
-from headless_passkey.hybrid.tunnel_url import parse_routing_id, tunnel_domain
+from headless_passkey.hybrid.tunnel_url import check_connect_signal, parse_routing_id, tunnel_domain
 from headless_passkey.radio.pipe import parse_advert_line
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import answer_members
@@ -64,7 +64,14 @@ CASES: dict[str, tuple[Callable[[], object], ProtocolReason]] = {
     "base64url with padding": (lambda: from_base64url("AA=="), ProtocolReason.MALFORMED_BASE64URL),
     "an advert that is no hexadecimal": (lambda: parse_advert_line(b"xyz"), ProtocolReason.MALFORMED_ADVERT),
     "an invitation that is none": (lambda: Invitation.parse("hello"), ProtocolReason.MALFORMED_INVITATION),
-    "an account code that is none": (lambda: AccountCode.parse("hello"), ProtocolReason.MALFORMED_INVITATION),
+    "an account code that is none": (
+        lambda: AccountCode.parse("hello"),
+        ProtocolReason.MALFORMED_ACCOUNT_CODE,
+    ),
+    "a connect signal that is something else": (
+        lambda: check_connect_signal(b"hello"),
+        ProtocolReason.UNEXPECTED_MESSAGE,
+    ),
     "a ring that is no CBOR": (lambda: Ring.parse_kept(b"\xff" * 65), ProtocolReason.MALFORMED_CBOR),
     "a ring that is shorter than a signature": (
         lambda: Ring.parse_kept(b"\xff"),

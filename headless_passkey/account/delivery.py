@@ -73,10 +73,7 @@ class RelayDelivery:
 
     async def recipients(self) -> Sequence[str]:
         """Update the rings; returns the account's companions."""
-        if not self._over:
-            raise LocalProtocolError(
-                "a delivery serves one ceremony at a time: this one's request is under way"
-            )
+        self._refuse_a_second()
         self._enrolment = await enrolment.refresh(self._state, self._relay)
         companions = [
             member
@@ -93,10 +90,7 @@ class RelayDelivery:
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
         if self._enrolment is None:
             raise LocalProtocolError("recipients come before the request")
-        if not self._over:
-            raise LocalProtocolError(
-                "a delivery serves one ceremony at a time: this one's request is under way"
-            )
+        self._refuse_a_second()
         self._enrolment.check_rp(rp_id=ask.rp_id, origin=ask.origin)
         request_id = new_request_id()
         seconds = min(MAX_LIFETIME, math.ceil(lifetime))
@@ -147,6 +141,12 @@ class RelayDelivery:
             logger.warning("the relay went away while the phone is on its way: %s", away.explain())
         if error is not None:
             raise error
+
+    def _refuse_a_second(self) -> None:
+        if not self._over:
+            raise LocalProtocolError(
+                "a delivery serves one ceremony at a time: this one's request is under way"
+            )
 
     def _label(self, name: str) -> str | None:
         return self._companions[name].label if name in self._companions else None

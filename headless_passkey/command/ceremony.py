@@ -17,7 +17,6 @@ from headless_passkey.command.command_line import expand_home, out, progress, re
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
     RemoteProtocolError,
-    TransportError,
     TransportReason,
     UsageError,
 )
@@ -26,6 +25,7 @@ from headless_passkey.mends import transport_error
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
 from headless_passkey.net.tls import tls_context
+from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -148,26 +148,18 @@ class Ceremony:
             what = f"the options did not come within {self._args.timeout:g} seconds"
             raise transport_error(what, TransportReason.NO_INPUT) from error
         foreign = foreign_rp_id(text, origin=origin)
-        related = None if foreign is None else await self._related_origins(http, foreign, deadline)
+        related: RelatedOrigins | None = None
+        if foreign is not None:
+            what = (
+                f"{foreign} did not say within {self._args.timeout:g} seconds which origins it is related to"
+            )
+            related = await by(deadline, fetch_related_origins(http, foreign), what)
         parse = (
             AuthenticationOptions.parse
             if self._kind is RequestKind.GET_ASSERTION
             else RegistrationOptions.parse
         )
         return parse(text, origin=origin, related=related)
-
-    async def _related_origins(
-        self, http: aiohttp.ClientSession, rp_id: str, deadline: float
-    ) -> RelatedOrigins:
-        """Fetch the related origins of `rp_id`, within the deadline of the ceremony."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await fetch_related_origins(http, rp_id)
-        except TimeoutError as error:
-            message = (
-                f"{rp_id} did not say within {self._args.timeout:g} seconds which origins it is related to"
-            )
-            raise TransportError(message, reason=TransportReason.UNREACHABLE) from error
 
     def _stdout_delivery(self) -> Delivery | None:
         return StdoutDelivery(out) if self._args.delivery == "stdout" else None

@@ -1,8 +1,8 @@
 """``session show|refresh|fetch|sign-out`` as commands: stdout is what came, the exit status says how it went.
 
-``fetch`` ends with 0 for an answer of 2xx, with 11 for another that a repetition does not change, with 4 for one that
-may pass (408, 425, 429 and 5xx), and with 10 when there is no session, or none any more. The body is on stdout in
-all of these cases but the last.
+``fetch`` ends with 0 for an answer of 2xx, with 11 for a 401, with 4 for an answer that may be another one later (408,
+425, 429 and 5xx), and with 12 for any other; the body of the answer is on stdout in all of these cases. Without a
+session it ends with 11 and prints no body.
 """
 
 import argparse
@@ -17,16 +17,13 @@ from headless_passkey.command.command_line import expand_home, out, out_bytes, r
 from headless_passkey.errors import (
     ExitStatus,
     HeadlessPasskeyError,
-    NotSignedIn,
-    SessionReason,
-    TransportError,
-    TransportReason,
     UsageError,
 )
 from headless_passkey.net.proven_http import TRANSIENT, open_session
 from headless_passkey.net.tls import tls_context
+from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
-from headless_passkey.rp.session import MAX_BODY, Answer, Session
+from headless_passkey.rp.session import MAX_BODY, Answer, Session, no_session
 from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.text.names import printable
 
@@ -76,8 +73,7 @@ async def show(args: argparse.Namespace) -> None:
     if not kept:
         if damaged:
             raise damaged[0]
-        at = "" if args.rp is None else f" at {args.rp}"
-        raise NotSignedIn(f"no session{at} is kept here", reason=SessionReason.NO_SESSION)
+        raise no_session(None if args.rp is None else str(args.rp))
 
 
 async def refresh(args: argparse.Namespace) -> None:
@@ -94,19 +90,16 @@ async def fetch(args: argparse.Namespace) -> None:
         headers["Content-Type"] = "application/json"
     async with open_session(tls_context(args.ca)) as http:
         session = _load(args, http, url=None if args.audience else args.url)
-        try:
-            async with asyncio.timeout(args.timeout):  # a refresh before the request included
-                answer = await session.fetch(
-                    args.url,
-                    method=(args.method or ("GET" if data is None else "POST")).upper(),
-                    data=data,
-                    headers=headers,
-                    audience=args.audience,
-                    timeout=args.timeout,
-                )
-        except TimeoutError as error:
-            message = f"no answer within {args.timeout:g} seconds"
-            raise TransportError(message, reason=TransportReason.UNREACHABLE) from error
+        deadline = asyncio.get_running_loop().time() + args.timeout  # for a refresh before the request too
+        request = session.fetch(
+            args.url,
+            method=(args.method or ("GET" if data is None else "POST")).upper(),
+            data=data,
+            headers=headers,
+            audience=args.audience,
+            timeout=args.timeout,
+        )
+        answer = await by(deadline, request, f"no answer within {args.timeout:g} seconds")
     out_bytes(answer.body)
     if not 200 <= answer.status < 300:
         raise Refused(answer, printable(urlsplit(args.url).netloc))

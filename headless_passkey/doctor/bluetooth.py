@@ -4,14 +4,12 @@ import sys
 from typing import Final
 
 from headless_passkey.doctor.finding import Check, Finding
-from headless_passkey.doctor.scan import examine_by_scanning, not_checked_after
+from headless_passkey.doctor.scan import CHECKS, examine_by_scanning, not_checked_after
 from headless_passkey.errors import SetupError
 from headless_passkey.radio.choose import open_radio
 
 LISTEN: Final = 3.0  # seconds
 LIMIT: Final = 25.0  # seconds for everything here; the bus may have to start bluetoothd first
-
-_CHECKS: Final = (Check.ADAPTER, Check.SCAN)
 
 
 async def examine_bluetooth(
@@ -27,9 +25,9 @@ async def examine_bluetooth(
         source = open_radio(radio, passive=passive)
     except SetupError as error:  # its package is not installed
         missing = Finding.of(Check.ADAPTER, error)
-        return [missing, *not_checked_after([missing], _CHECKS)]
+        return [missing, *not_checked_after([missing], CHECKS)]
     if radio == "stdin":
-        return [Finding.not_checked(check, "adverts come from stdin") for check in _CHECKS]
+        return [Finding.not_checked(check, "adverts come from stdin") for check in CHECKS]
     if kind == "bleak" and sys.platform == "linux":
         from headless_passkey.doctor.bluez import examine_bluez  # noqa: PLC0415  dbus-fast is on Linux alone
 

@@ -8,7 +8,7 @@ from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.radio.source import AdvertSource
 
-_CHECKS: Final = (Check.ADAPTER, Check.SCAN)
+CHECKS: Final = (Check.ADAPTER, Check.SCAN)
 
 
 async def examine_by_scanning(
@@ -26,7 +26,7 @@ async def examine_by_scanning(
     except TransportError as error:
         if error.reason is not failed:
             unfit = Finding.of(Check.ADAPTER, error, case=case)
-            return [unfit, *not_checked_after([unfit], _CHECKS)]
+            return [unfit, *not_checked_after([unfit], CHECKS)]
         return [ready, Finding.of(Check.SCAN, error, case=case)]
     except TimeoutError:
         return [ready, too_slow(Check.SCAN, limit)]

@@ -141,7 +141,7 @@ def check_connect_signal(message: bytes) -> None:
     if message != CONNECT_SIGNAL:
         raise RemoteProtocolError(
             "the tunnel service announced a connect signal and sent something else",
-            reason=ProtocolReason.MALFORMED_TUNNEL_HEADER,
+            reason=ProtocolReason.UNEXPECTED_MESSAGE,
         )
 
 

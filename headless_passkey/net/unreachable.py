@@ -1,8 +1,10 @@
 """Why a server cannot be reached, in one vocabulary for relay, tunnel service and relying party."""
 
+import asyncio
 import os
 import ssl
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, TypeVar
 
 import aiohttp
 
@@ -12,6 +14,8 @@ from headless_passkey.mends import transport_error
 _NOT_YET_VALID: Final = 9  # of OpenSSL's X509_V_ERR codes
 _HAS_EXPIRED: Final = 10
 _LONG: Final = 80  # characters of a name that is no name
+
+_T = TypeVar("_T")
 
 
 def unreachable(error: Exception, host: str) -> TransportError:
@@ -68,3 +72,12 @@ def is_about_dates(error: BaseException | None) -> bool:
         return False
     why = error.certificate_error
     return isinstance(why, ssl.SSLCertVerificationError) and why.verify_code in (_NOT_YET_VALID, _HAS_EXPIRED)
+
+
+async def by(deadline: float, work: Awaitable[_T], message: str) -> _T:
+    """Wait for `work` until `deadline` on the event loop's clock; `TransportError` (unreachable) with `message` after it."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError as error:
+        raise TransportError(message, reason=TransportReason.UNREACHABLE) from error

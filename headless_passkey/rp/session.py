@@ -228,7 +228,7 @@ class Session:
         async with self._store.locked(rp):
             kept = self._store.read(rp)
             if kept is None:
-                raise _no_session(rp)
+                raise no_session(rp)
             self._kept = kept
             try:
                 if self._is_due(kept, ahead=0):
@@ -275,14 +275,17 @@ class Session:
         async with self._store.locked(rp):
             kept = self._store.read(rp)
             if kept is None:
-                raise _no_session(rp)
+                raise no_session(rp)
             if kept.opened.user_handle != self._kept.opened.user_handle:
                 raise NotSignedIn(
                     f"the session at {rp} is another user's now", reason=SessionReason.SESSION_OVER
                 )
-            self._kept = await self._refresh_held(kept) if kept.opened.token == token else kept
+            if kept.opened.token == token:
+                await self._refresh_held(kept)
+            else:
+                self._kept = kept
 
-    async def _refresh_held(self, kept: KeptSession) -> KeptSession:
+    async def _refresh_held(self, kept: KeptSession) -> None:
         """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""
         if kept.opened.refresh_token is None:
             self._over(kept, "its token has ended, and there is none to refresh it with")
@@ -301,7 +304,6 @@ class Session:
         kept = replace(kept, opened=opened, received_at=int(self._clock()))
         self._store.write(kept)
         self._kept = kept
-        return kept
 
     def _refused(self, kept: KeptSession, problem: ProblemAnswer) -> NoReturn:
         """Translate the refusal of a refresh, and remove a session that has ended."""
@@ -441,12 +443,12 @@ def _choose(store: SessionStore, relying_party: str | None, url: str | None) -> 
             return kept
         found = [] if base.path else [one for one in store.all() if one.audience[0] == base.origin]
         if not found:
-            raise _no_session(str(base))
+            raise no_session(str(base))
     else:
         damaged: list[HeadlessPasskeyError] = []
         found = store.all(damaged.append)
         if not found:
-            raise damaged[0] if damaged else _no_session(None)
+            raise damaged[0] if damaged else no_session(None)
         if url is not None:
             origin = service_origin(str(_target(url).origin()))
             fitting = [one for one in found if origin in one.audience]
@@ -463,7 +465,8 @@ def _choose(store: SessionStore, relying_party: str | None, url: str | None) -> 
     return found[0]
 
 
-def _no_session(relying_party: str | None) -> NotSignedIn:
+def no_session(relying_party: str | None) -> NotSignedIn:
+    """Make the error for a session that is not here, with advice. relying_party: None for any."""
     at = f" at {relying_party}" if relying_party else ""
     return NotSignedIn(
         f"no session{at} is kept here", reason=SessionReason.NO_SESSION, advice=_sign_in_at(relying_party)

@@ -132,7 +132,10 @@ class SessionStore:
             remove_private(path)
 
     def remove_bound(self) -> list[str]:
-        """Remove the sessions that are bound to the account's removed key; returns their relying parties."""
+        """Remove the sessions that are bound to the account's removed key; returns their relying parties.
+
+        It waits for no lock: without the key no process can refresh them.
+        """
         gone = [session.relying_party for session in self.all() if session.key is None]
         for relying_party in gone:
             self.remove(relying_party)

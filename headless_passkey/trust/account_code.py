@@ -49,7 +49,8 @@ class AccountCode:
 
     @classmethod
     def parse(cls, line: str) -> "AccountCode":
-        fields = Fields.of(from_line(PREFIX, line, "account code"), _LABEL, 3, limit=MAX_TEXT)
+        data = from_line(PREFIX, line, "account code", ProtocolReason.MALFORMED_ACCOUNT_CODE)
+        fields = Fields.of(data, _LABEL, 3, limit=MAX_TEXT)
         return cls(
             relay_url=fields.text(MAX_RELAY_URL),
             account=fields.text(MAX_LABEL),

@@ -93,7 +93,7 @@ class Invitation:
 
     @classmethod
     def parse(cls, line: str) -> "Invitation":
-        return cls._parse(from_line(PREFIX, line, "invitation"))
+        return cls._parse(from_line(PREFIX, line, "invitation", ProtocolReason.MALFORMED_INVITATION))
 
     def check_expiry(self, now: float, *, skew: int = 0) -> None:
         """Refuse an invitation that has expired by this clock.

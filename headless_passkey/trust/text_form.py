@@ -18,17 +18,15 @@ def to_line(prefix: str, data: bytes) -> str:
     return prefix + base64url(data)
 
 
-def from_line(prefix: str, line: str, what: str) -> bytes:
-    """Decode a line of `to_line`; spaces around it are ignored."""
+def from_line(prefix: str, line: str, what: str, reason: ProtocolReason) -> bytes:
+    """Decode a line of `to_line`; spaces around it are ignored. what, reason: of a line that starts otherwise."""
     if len(line) > MAX_TEXT:
         raise RemoteProtocolError(
             f"{what}: {len(line)} characters, more than {MAX_TEXT}", reason=ProtocolReason.TOO_LONG
         )
     line = line.strip()
     if not line.startswith(prefix):
-        raise RemoteProtocolError(
-            f"{what}: expected a line that starts with {prefix}", reason=ProtocolReason.MALFORMED_INVITATION
-        )
+        raise RemoteProtocolError(f"{what}: expected a line that starts with {prefix}", reason=reason)
     return from_base64url(line.removeprefix(prefix))
 
 

@@ -43,7 +43,7 @@ class RegistrationExtensions:
     @classmethod
     def parse(cls, extensions: Mapping[str, Any]) -> Self:
         """Parse AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn requires an error."""
-        prf, large_blob = _object(extensions, "prf"), _object(extensions, "largeBlob")
+        prf, large_blob = optional_object(extensions, "prf"), optional_object(extensions, "largeBlob")
         if prf is not None and prf.get("evalByCredential") is not None:
             raise RemoteProtocolError(
                 "prf.evalByCredential is for assertions: there is no credential yet",
@@ -109,7 +109,7 @@ class AuthenticationExtensions:
     @classmethod
     def parse(cls, extensions: Mapping[str, Any], allow_list: tuple[bytes, ...]) -> Self:
         """Parse AuthenticationExtensionsClientInputsJSON; `RemoteProtocolError` where WebAuthn requires an error."""
-        large_blob = _object(extensions, "largeBlob") or {}
+        large_blob = optional_object(extensions, "largeBlob") or {}
         if large_blob.get("support"):
             raise RemoteProtocolError(
                 "largeBlob.support is for registrations", reason=ProtocolReason.MALFORMED_OPTIONS
@@ -189,12 +189,12 @@ class Prf:
 
     @classmethod
     def parse(cls, extensions: Mapping[str, Any], allow_list: tuple[bytes, ...]) -> Self | None:
-        values = _object(extensions, "prf")
+        values = optional_object(extensions, "prf")
         if values is None:
             return None
         by_credential = {
             _octets(credential_id, "evalByCredential"): PrfSalts.parse(salts)
-            for credential_id, salts in (_object(values, "evalByCredential") or {}).items()
+            for credential_id, salts in (optional_object(values, "evalByCredential") or {}).items()
         }
         if not by_credential.keys() <= set(allow_list):
             raise RemoteProtocolError(
@@ -287,7 +287,8 @@ def _typed(values: Mapping[str, Any], name: str, kind: type) -> Any:
     return value
 
 
-def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+def optional_object(values: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Read a member that is an object; None where it is absent, null or empty text."""
     value = values.get(name)
     if value is None or value == "":
         return None

@@ -8,7 +8,7 @@ What happens where the options lack a member or the phone a feature: the RP ID s
 name for a missing ``user.displayName``. A missing ``user.name`` is an error, since people could not tell the passkey from
 others. An unknown enumeration value counts as absent. ``residentKey: preferred`` and ``userVerification: preferred`` are
 requested of phones that support them; ``required`` is an error where the phone does not. null and empty text count as
-absent, except in required members. A list skips entries that it cannot parse, and takes numbers as browsers do. Extensions are in `client_extensions`, the rules for origin and RP ID in `origins`.
+absent, except in required members. A list skips entries that it cannot parse, and takes numbers as browsers do. Extensions are in `extensions`, the rules for origin and RP ID in `origins`.
 """
 
 import hashlib
@@ -39,7 +39,11 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.keys import parse_uncompressed
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.json_text import decode_json
-from headless_passkey.webauthn.extensions import AuthenticationExtensions, RegistrationExtensions
+from headless_passkey.webauthn.extensions import (
+    AuthenticationExtensions,
+    RegistrationExtensions,
+    optional_object,
+)
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, host_of, is_within
 
 MAX_JSON_SIZE: Final = 64 * 1024
@@ -108,7 +112,9 @@ class AuthenticationOptions:
             allow_list=allow_list,
             user_verification=_user_verification(values),
             hints=_hints(values),
-            extensions=AuthenticationExtensions.parse(_object(values, "extensions") or {}, allow_list),
+            extensions=AuthenticationExtensions.parse(
+                optional_object(values, "extensions") or {}, allow_list
+            ),
         )
 
     @property
@@ -194,12 +200,12 @@ class RegistrationOptions:
         related: the RP ID's related origins, for an origin that is not within the RP ID.
         """
         values = _options_object(options)
-        rp, user = _object(values, "rp"), _object(values, "user")
+        rp, user = optional_object(values, "rp"), optional_object(values, "user")
         if rp is None or user is None:
             raise RemoteProtocolError(
                 "the options have no rp or no user", reason=ProtocolReason.MALFORMED_OPTIONS
             )
-        selection = _object(values, "authenticatorSelection") or {}
+        selection = optional_object(values, "authenticatorSelection") or {}
         hints = _hints(values)
         if selection.get("authenticatorAttachment") == "platform" and "hybrid" not in hints:
             raise RemoteProtocolError(
@@ -227,7 +233,7 @@ class RegistrationOptions:
             user_verification=_user_verification(selection),
             attestation=_word(values, "attestation", _CONVEYANCES, default="none"),
             hints=hints,
-            extensions=RegistrationExtensions.parse(_object(values, "extensions") or {}),
+            extensions=RegistrationExtensions.parse(optional_object(values, "extensions") or {}),
         )
 
     @property
@@ -525,17 +531,6 @@ def _list(values: Mapping[str, Any], key: str) -> list[Any]:
             f"the options' {key} is not a list", reason=ProtocolReason.MALFORMED_OPTIONS
         )
     return items
-
-
-def _object(values: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    value = values.get(key)
-    if value is None or value == "":
-        return None
-    if not isinstance(value, dict):
-        raise RemoteProtocolError(
-            f"the options' {key} is not an object", reason=ProtocolReason.MALFORMED_OPTIONS
-        )
-    return value
 
 
 def _text(values: Mapping[str, Any], key: str) -> str | None:

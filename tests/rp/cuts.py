@@ -4,9 +4,7 @@ import ast
 import inspect
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, TypeVar
-
-_N = TypeVar("_N", bound=ast.AST)
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +58,7 @@ class _Cutter(ast.NodeTransformer):
             node.values = [self._entry(key, value) for key, value in zip(node.keys, node.values, strict=True)]
         return self.generic_visit(node)
 
-    def _replaced(self, node: _N) -> ast.AST:
+    def _replaced(self, node: ast.AST) -> ast.AST:
         instead = self._instead
         if isinstance(node, ast.stmt) and isinstance(instead, ast.expr):
             return ast.Expr(instead)
