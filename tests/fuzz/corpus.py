@@ -22,6 +22,7 @@ from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, InvitationRecord
 from headless_passkey.trust.signing import SIGNATURE_SIZE
+from headless_passkey.trust.word import Claim, Word
 from tests.fuzz.targets import (
     ACCOUNT,
     COMPANION,
@@ -260,6 +261,8 @@ def _trust() -> dict[str, list[bytes]]:
     )
     assert COMPANION_MEMBER.hpke_key is not None
     sealed = seal(said, DEVICE, COMPANION_MEMBER.hpke_key)
+    claim = Claim.of(device=DEVICE_MEMBER.name, request_id=bytes(16), sealed=sealed)
+    words = [Word.give(COMPANION, ring=FOUNDED, now=NOW, claim=each) for each in (None, claim)]
     return {
         "ring": [FOUNDED.document[:-SIGNATURE_SIZE], second.document[:-SIGNATURE_SIZE]],
         "invitation": [_content(INVITATION.encode())],
@@ -267,6 +270,7 @@ def _trust() -> dict[str, list[bytes]]:
         "text-lines": [INVITATION.encode().encode(), code.encode().encode() + b"\n"],
         "introduction": [newcomer.body],
         "invitation-record": [record.to_bytes(), record.taken_by(newcomer).to_bytes()],
+        "word": [word.document[:-SIGNATURE_SIZE] for word in words],
         "envelope": [envelope._encode(said)],
         "envelope-sealed": [sealed],
         "shown-text": ["Ada\N{RIGHT-TO-LEFT OVERRIDE}".encode(), b"  a  b  ", b"x" * 65],

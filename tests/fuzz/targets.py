@@ -97,6 +97,7 @@ from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
 from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_hpke_key
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, sign_document
 from headless_passkey.trust.text_form import to_line
+from headless_passkey.trust.word import WORD_LABEL, Word
 from headless_passkey.webauthn.options import AuthenticationOptions, AuthenticatorData, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 from relying_party import names as rp_names
@@ -699,6 +700,16 @@ def invitation_record(data: bytes) -> None:
     if record is not None:
         again = record.to_bytes()
         assert InvitationRecord.from_bytes(again) == record
+
+
+@target
+def word(data: bytes) -> None:
+    """`data` as a word that the companion signed."""
+    said = attempt(lambda: Word.parse(data + COMPANION.sign(data), by=COMPANION_MEMBER), REFUSED)
+    if said is not None:
+        claim = said.claim and [said.claim.device, said.claim.request_id, said.claim.sealed]
+        items = [WORD_LABEL, said.account, said.by, said.version, said.ring_hash, said.at, claim]
+        assert _cbor.encode(items) == data
 
 
 @target

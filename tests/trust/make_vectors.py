@@ -1,6 +1,6 @@
 """Make the vectors of tests/vectors that have no published source (marked ``self``).
 
-    python -m tests.trust.make_vectors [ring|envelope|invitation]...
+    python -m tests.trust.make_vectors [ring|word|envelope|invitation]...
 
 They pin our formats: a change here is a change of the protocol, and a port to another language starts from
 them. Keys are fixed and signatures are random, so a second run gives other signatures over the same bodies.
@@ -19,7 +19,8 @@ from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
-from headless_passkey.trust.signing import CURVE, SoftwareSigningKey
+from headless_passkey.trust.signing import CURVE, SIGNATURE_SIZE, SoftwareSigningKey
+from headless_passkey.trust.word import Claim, Word
 from tests.trust.people import ACCOUNT, NOW, REQUEST_ID, Person, companion, device, found, grow
 
 FOLDER = Path(__file__).parent.parent / "vectors"
@@ -54,6 +55,59 @@ def rings() -> dict[str, Any]:
                 ],
                 "members": [member.name for member in fourth.members],
             }
+        ],
+    }
+
+
+def words() -> dict[str, Any]:
+    ring = grow(found(PHONE), PHONE, PHONE, FRAME, TABLET)
+    claim = Claim.of(device=FRAME.name, request_id=REQUEST_ID, sealed=b"sealed")
+    plain = Word.give(PHONE.key, ring=ring, now=NOW)
+    claiming = Word.give(TABLET.key, ring=ring, now=NOW, claim=claim)
+
+    def case(name: str, document: bytes, by: Person) -> dict[str, Any]:
+        return {
+            "name": name,
+            "by": by.name,
+            "signing_key": by.key.public_key.hex(),
+            "document": document.hex(),
+        }
+
+    def said(word: Word, sealed: bytes | None) -> dict[str, Any]:
+        claimed = (
+            None
+            if sealed is None
+            else {"device": FRAME.name, "request_id": REQUEST_ID.hex(), "sealed": sealed.hex()}
+        )
+        return {
+            "account": ACCOUNT,
+            "version": ring.version,
+            "hash": ring.hash.hex(),
+            "at": word.at,
+            "claim": claimed,
+        }
+
+    body = plain.document[:-SIGNATURE_SIZE]
+    later = body.replace(NOW.to_bytes(4), (NOW + 1).to_bytes(4)) + plain.document[-SIGNATURE_SIZE:]
+    return {
+        "source": "self",
+        "spec": "docs/protocol/trust.md, the word",
+        "words": [
+            case("of the phone, without a claim", plain.document, PHONE) | {"says": said(plain, None)},
+            case("of the tablet, with a claim of the bytes 'sealed'", claiming.document, TABLET)
+            | {"says": said(claiming, b"sealed")},
+        ],
+        "refused": [
+            case("the word of the phone, said to be the tablet's", plain.document, TABLET)
+            | {"reason": "bad-signature"},
+            case("the tablet signs in the phone's name", body + TABLET.key.sign(body), TABLET)
+            | {"reason": "bad-signature"},
+            case("one second later than signed", later, PHONE) | {"reason": "bad-signature"},
+            case("a byte more", body + b"\x00" + PHONE.key.sign(body + b"\x00"), PHONE)
+            | {"reason": "malformed-cbor"},
+            case("no word but its signature", plain.document[-SIGNATURE_SIZE:], PHONE)
+            | {"reason": "malformed-document"},
+            case("513 bytes", bytes(513), PHONE) | {"reason": "too-long"},
         ],
     }
 
@@ -176,7 +230,7 @@ def invitations() -> dict[str, Any]:
 
 
 def main() -> None:
-    made = {"ring": rings, "envelope": envelopes, "invitation": invitations}
+    made = {"ring": rings, "word": words, "envelope": envelopes, "invitation": invitations}
     for name in sys.argv[1:] or made:
         (FOLDER / f"{name}.json").write_text(json.dumps(made[name](), indent=1) + "\n")
 
