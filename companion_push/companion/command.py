@@ -68,7 +68,7 @@ async def phone(args: argparse.Namespace) -> None:
 
 
 def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> SoftwarePhone:
-    """The phone that the options describe. `UsageError` when they do not do."""
+    """Make the software phone that the options describe; `UsageError` when one of them is missing or wrong."""
     for option, value in (("credentials", args.credentials), ("tunnel", args.tunnel)):
         if not value:
             raise UsageError(f"the software phone needs --{option}")
@@ -297,7 +297,7 @@ def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | N
             talk(_line(args, WARNING, warning=WARNING))
             phone = _software_phone(args, stack)
             phone.credentials.load()
-            return BuiltInPhone(make_phone=lambda: phone)
+            return BuiltInPhone(phone=phone)
     return None
 
 

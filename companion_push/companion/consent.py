@@ -14,14 +14,13 @@ from enum import Enum
 from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
+from companion_push.companion.openers import ASKS
 from companion_push.companion.terminal import Terminal
-from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.text.domains import MAX_DOMAIN
 from headless_passkey.text.names import printable
 from headless_passkey.trust.envelope import Announcement
 
 _NO: Final = ("n", "no")
-_ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 
 
 class Answer(Enum):
@@ -102,7 +101,7 @@ def summary(request: CheckedRequest) -> str:
     """Describe a request in one line: the device, what it asks for, and the relying party."""
     said = request.announcement
     return (
-        f"{printable(request.device.label)} asks to {_ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
+        f"{printable(request.device.label)} asks to {ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
     )
 
 
@@ -113,7 +112,7 @@ def describe(request: CheckedRequest, now: float) -> list[str]:
     if said.rp_name is not None:
         at += f' (in its words: "{printable(said.rp_name)}")'
     lines = [
-        f"{printable(request.device.label)} asks to {_ASKS[said.kind]}",
+        f"{printable(request.device.label)} asks to {ASKS[said.kind]}",
         f"  at       {at}",
     ]
     if said.note is not None:

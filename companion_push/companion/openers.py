@@ -25,10 +25,9 @@ from headless_passkey.mends import mend
 from headless_passkey.process.private_file import remove_private, write_private
 from headless_passkey.process.tasks import end_quietly
 
+ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
 _KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM
-
-_ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +135,7 @@ class QrPicture:
     async def open(self, opening: Opening) -> AsyncIterator[None]:
         code, clock = qr.Code(opening.url), asyncio.get_running_loop().time
         caption = qr.Caption(
-            device=opening.device, asks=_ASKS[opening.announced.kind], rp_id=opening.announced.rp_id
+            device=opening.device, asks=ASKS[opening.announced.kind], rp_id=opening.announced.rp_id
         )
         ends, drawn = clock() + opening.seconds, None
         try:
@@ -200,13 +199,13 @@ class QrPicture:
 class BuiltInPhone:
     """Runs the software phone in this process, for demonstrations and tests."""
 
-    make_phone: Callable[[], SoftwarePhone]
+    phone: SoftwarePhone
     handed_over: ClassVar[str] = "handed to the phone"
     stays: ClassVar[bool] = True
 
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:
-        answer = self.make_phone().answer(
+        answer = self.phone.answer(
             opening.url, timeout=opening.seconds, announced=opening.announced, withdrawn=opening.over
         )
         answering = asyncio.create_task(answer)

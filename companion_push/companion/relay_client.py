@@ -94,11 +94,11 @@ class CompanionRelay(MemberClient):
 
     # Requests
 
-    async def inbox(self, *, cursor: str | None, wait: int, patience: float = PATIENCE) -> Page:
+    async def inbox(self, *, cursor: str | None, wait: int) -> Page:
         """List all live requests for us; the relay holds the answer up to `wait` seconds while it equals that of `cursor`."""
         query = {} if cursor is None else {"cursor": cursor}
         with self._known():
-            answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=patience, **query)
+            answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=PATIENCE, **query)
         items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
         if len({item.key for item in items}) != len(items):
             raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)

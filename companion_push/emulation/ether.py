@@ -10,6 +10,7 @@ import logging
 from typing import Any, Final
 
 from companion_push.errors import cannot_listen
+from companion_push.serving.options import at_most
 from headless_passkey.command.command_line import add_settings, example, host_port, out
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--controllers",
         metavar="N",
-        type=_count,
+        type=at_most(256),
         default=CONTROLLERS,
         help="hosts at a time, up to 256 (default: %(default)s)",
     )
@@ -72,10 +73,3 @@ async def serve(args: argparse.Namespace) -> None:
         finally:
             server.close()
             air.close()
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 256:
-        raise argparse.ArgumentTypeError("expected a number from 1 to 256")
-    return value

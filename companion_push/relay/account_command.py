@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from companion_push.relay.accounts import add_account
+from companion_push.relay.config import DEFAULT_STORE
 from companion_push.relay.database import open_database
 from headless_passkey.command.command_line import SettingsParser, add_settings, example, label_or_name, out
 from headless_passkey.errors import RemoteProtocolError, UsageError
@@ -13,7 +14,6 @@ from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
 
-DEFAULT_STORE: Final = "companion-push.sqlite3"
 _HOUR: Final = 3600
 
 

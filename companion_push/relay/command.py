@@ -1,19 +1,16 @@
 """`companion-push relay`: the relay as a program of its own."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from companion_push.relay.config import RelayConfig, check_public_url
+from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from companion_push.serving.options import add_serving
+from companion_push.serving.options import add_serving, at_most, count, count_or_none
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
-
-DEFAULT_STORE: Final = "companion-push.sqlite3"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,25 +33,25 @@ def add_parser(subparsers: Any) -> None:
         "--store", type=Path, default=Path(DEFAULT_STORE), metavar="FILE", help=f"default: {DEFAULT_STORE}"
     )
     parser.add_argument(
-        "--ceiling", type=_at_most(CEILING), default=CEILING, metavar="S",
+        "--ceiling", type=at_most(CEILING, "seconds"), default=CEILING, metavar="S",
         help=f"seconds a request may wait for a claim, {CEILING} at the most (default)",
     )  # fmt: skip
     parser.add_argument(
-        "--lease", type=_at_most(LEASE), default=LEASE, metavar="S",
+        "--lease", type=at_most(LEASE, "seconds"), default=LEASE, metavar="S",
         help=f"seconds without a call after which a companion loses its claim, {LEASE} at the most (default)",
     )  # fmt: skip
     parser.add_argument(
-        "--pending-per-account", type=_count, default=3, metavar="N",
+        "--pending-per-account", type=count, default=3, metavar="N",
         help="unclaimed requests at a time, one per device (default: 3)",
     )  # fmt: skip
     parser.add_argument(
-        "--requests-per-minute", type=_count, default=5, metavar="N", help="of one account (default: 5)"
+        "--requests-per-minute", type=count, default=5, metavar="N", help="of one account (default: 5)"
     )
     parser.add_argument(
-        "--requests-per-day", type=_count, default=30, metavar="N", help="of one account (default: 30)"
+        "--requests-per-day", type=count, default=30, metavar="N", help="of one account (default: 30)"
     )
     parser.add_argument(
-        "--held-per-address", type=_count_or_none, default=256, metavar="N",
+        "--held-per-address", type=count_or_none, default=256, metavar="N",
         help="held requests from one network address (default: 256); 0: no limit",
     )  # fmt: skip
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
@@ -96,26 +93,3 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         quota=Quota(pending=args.pending_per_account, rates=rates),
         held_per_address=args.held_per_address,
     )
-
-
-def _at_most(highest: int) -> Callable[[str], int]:
-    def seconds(text: str) -> int:
-        number = _count(text)
-        if number > highest:
-            raise argparse.ArgumentTypeError(f"at most {highest} seconds")
-        return number
-
-    return seconds
-
-
-def _count(text: str) -> int:
-    number = _count_or_none(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("expected 1 or more")
-    return number
-
-
-def _count_or_none(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise argparse.ArgumentTypeError("expected a whole number")
-    return int(text)

@@ -4,12 +4,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
 from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.text_form import check_relay_url
+
+DEFAULT_STORE: Final = "companion-push.sqlite3"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from typing import Any, Final
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import UsageError
+from headless_passkey.request import DeviceEvent, RequestState
 
 CEILING: Final = 300  # seconds a request may wait for a claim; configuration only shortens it
 GRACE: Final = 120  # more seconds for a claimed request
@@ -31,32 +32,9 @@ UNSPECIFIED: Final = "unspecified"  # reason: a companion failed without giving 
 KEPT: Final = 300  # seconds the outcome stays readable after the latest end of the request
 
 
-class State(StrEnum):
-    """The state of a request. Those in `LIVE` can change; all others are terminal."""
-
-    PENDING = "pending"
-    DELIVERED = "delivered"  # a recipient has fetched it
-    CLAIMED = "claimed"  # by one companion, which alone may open it
-    OPENED = "opened"  # handed to the opener
-    COMPLETED = "completed"  # as the device reports
-    DECLINED = "declined"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    SUPERSEDED = "superseded"
-    EXPIRED = "expired"
-
-
-UNCLAIMED: Final = frozenset({State.PENDING, State.DELIVERED})
-HELD: Final = frozenset({State.CLAIMED, State.OPENED})
+UNCLAIMED: Final = frozenset({RequestState.PENDING, RequestState.DELIVERED})
+HELD: Final = frozenset({RequestState.CLAIMED, RequestState.OPENED})
 LIVE: Final = UNCLAIMED | HELD
-
-
-class DeviceEvent(StrEnum):
-    """The events that a device reports about its request."""
-
-    CANCELLED = "cancelled"
-    COMPLETED = "completed"
-    FAILED = "failed"
 
 
 class CompanionEvent(StrEnum):
@@ -91,7 +69,7 @@ class Request:
     )
     submitted_at: int
     expires_at: int
-    state: State = State.PENDING
+    state: RequestState = RequestState.PENDING
     version: int = 1
     claimed_by: str | None = None
     stays: bool = False  # whether the holder goes on calling after `opened`, so that the lease still applies
@@ -111,7 +89,7 @@ class Request:
     @property
     def leased(self) -> bool:
         """Whether the claim ends with its holder's lease."""
-        return self.state is State.CLAIMED or (self.state is State.OPENED and self.stays)
+        return self.state is RequestState.CLAIMED or (self.state is RequestState.OPENED and self.stays)
 
     @property
     def given_up_at(self) -> float:
@@ -139,27 +117,27 @@ class Request:
         if self.leased and lease <= now and lease < self.ends_at:
             return self._vanished(lease).at(now, lease)
         if self.given_up_at <= now and self.given_up_at < self.ends_at:
-            return self._become(State.FAILED, reason=self.failures[-1].reason)
-        return self._become(State.EXPIRED) if self.live and now >= self.ends_at else self
+            return self._become(RequestState.FAILED, reason=self.failures[-1].reason)
+        return self._become(RequestState.EXPIRED) if self.live and now >= self.ends_at else self
 
     def fetched(self, by: str) -> "Request":
         """The request after `by`, a recipient, has fetched it."""
         readers = self.fetched_by | {by}
-        if self.state is State.PENDING:
-            return self._become(State.DELIVERED, fetched_by=readers)
+        if self.state is RequestState.PENDING:
+            return self._become(RequestState.DELIVERED, fetched_by=readers)
         return self if by in self.fetched_by else replace(self, fetched_by=readers)
 
     def superseded(self) -> "Request":
         """The request after its device has submitted another one."""
-        return self._become(State.SUPERSEDED) if self.live else self
+        return self._become(RequestState.SUPERSEDED) if self.live else self
 
     def withdrawn(self, reason: str) -> "Request":
         """The request after its device was removed from the ring."""
-        return self._become(State.CANCELLED, reason=reason) if self.live else self
+        return self._become(RequestState.CANCELLED, reason=reason) if self.live else self
 
     def device_says(self, event: DeviceEvent, reason: str | None) -> "Request":
         """The request after its device's event (idempotent)."""
-        target = State(event)
+        target = RequestState(event)
         if self.state is target:
             return self
         if not self.live or (event is DeviceEvent.COMPLETED and self.state not in HELD):
@@ -192,16 +170,16 @@ class Request:
             raise self._lost()
         if not self.live or self._has_failed(by):
             raise self._conflict()
-        return self._become(State.CLAIMED, claimed_by=by, failures=self._failures_but(by))
+        return self._become(RequestState.CLAIMED, claimed_by=by, failures=self._failures_but(by))
 
     def _opened(self, by: str, *, stays: bool) -> "Request":
         if self.state in HELD and self.claimed_by != by:
             raise self._lost()
-        if self.state is State.OPENED:
+        if self.state is RequestState.OPENED:
             return self if stays == self.stays else replace(self, stays=stays)
-        if self.state is not State.CLAIMED:
+        if self.state is not RequestState.CLAIMED:
             raise self._conflict()
-        return self._become(State.OPENED, stays=stays)
+        return self._become(RequestState.OPENED, stays=stays)
 
     def _released(self, by: str) -> "Request":
         if self.state in HELD:
@@ -219,16 +197,16 @@ class Request:
         )
 
     def _unclaimed(self, **changes: Any) -> "Request":
-        return self._become(State.DELIVERED, claimed_by=None, stays=False, **changes)
+        return self._become(RequestState.DELIVERED, claimed_by=None, stays=False, **changes)
 
     def _declined(self, by: str, reason: str | None) -> "Request":
-        if self.state is State.DECLINED:
+        if self.state is RequestState.DECLINED:
             return self
         if self.state in HELD and self.claimed_by != by:
             raise self._lost()
         if not self.live:
             raise self._conflict()
-        return self._become(State.DECLINED, reason=reason)
+        return self._become(RequestState.DECLINED, reason=reason)
 
     def _failed(self, by: str, reason: str | None, now: float) -> "Request":
         if self._has_failed(by):
@@ -239,10 +217,10 @@ class Request:
         failures = (*self._failures_but(by), Failure(by=by, reason=word, at=now))
         failed = {failure.by for failure in failures if failure.reason != VANISHED}
         if by == self.claimed_by or failed.issuperset(self.recipients):
-            return self._become(State.FAILED, reason=reason, failures=failures)
+            return self._become(RequestState.FAILED, reason=reason, failures=failures)
         return replace(self, failures=failures, version=self.version + 1)
 
-    def _become(self, state: State, **changes: Any) -> "Request":
+    def _become(self, state: RequestState, **changes: Any) -> "Request":
         return replace(self, state=state, version=self.version + 1, **changes)
 
     def _has_failed(self, companion: str) -> bool:
@@ -255,7 +233,7 @@ class Request:
         return Problem(Slug.ALREADY_CLAIMED, state=self.state, version=self.version)
 
     def _conflict(self) -> Problem:
-        slug = Slug.EXPIRED if self.state is State.EXPIRED else Slug.STATE_CONFLICT
+        slug = Slug.EXPIRED if self.state is RequestState.EXPIRED else Slug.STATE_CONFLICT
         return Problem(slug, state=self.state, version=self.version)
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from companion_push.relay.accounts import CODE_SIZE, Introduction
-from companion_push.relay.mailbox import CompanionEvent, DeviceEvent
+from companion_push.relay.mailbox import CompanionEvent
 from companion_push.relay.problems import invalid
 from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.request import DeviceEvent
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.ring import MAX_DOCUMENT, Role

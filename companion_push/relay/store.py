@@ -8,9 +8,10 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request, State
+from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import Proof
+from headless_passkey.request import RequestState
 
 _MAX_PROOFS_OF_A_KEY: Final = 10_000  # in the two minutes that a proof is remembered
 _MAX_PROOFS_OF_STRANGERS: Final = 10_000  # of all keys together that are no members'
@@ -125,7 +126,7 @@ def sweep_requests(
     """
     rows = db.execute(
         f"SELECT {_COLUMNS} FROM requests WHERE state IN (?, ?, ?, ?)",  # noqa: S608
-        (State.PENDING, State.DELIVERED, State.CLAIMED, State.OPENED),
+        (RequestState.PENDING, RequestState.DELIVERED, RequestState.CLAIMED, RequestState.OPENED),
     ).fetchall()
     changed = []
     for live in _requests(db, rows):
@@ -166,7 +167,7 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
             fingerprint=fingerprint,
             submitted_at=submitted_at,
             expires_at=expires_at,
-            state=State(state),
+            state=RequestState(state),
             version=version,
             claimed_by=claimed_by,
             stays=bool(stays),

@@ -1,6 +1,7 @@
-"""The options that every server program of this package has, in the same words as the relying party's."""
+"""The options that every server program of this package has, in the same words as the relying party's; and numbers."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 from companion_push.serving.addresses import Network, network
@@ -31,6 +32,33 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         default=[],
         help="a proxy in front, whose X-Forwarded-For tells a client's address; may be given again",
     )
+
+
+def at_most(highest: int, unit: str = "") -> Callable[[str], int]:
+    """Make the parser of a whole number from 1 to `highest`. unit: such as "seconds", for the error."""
+
+    def number(text: str) -> int:
+        value = count(text)
+        if value > highest:
+            raise argparse.ArgumentTypeError(f"at most {highest} {unit}".rstrip())
+        return value
+
+    return number
+
+
+def count(text: str) -> int:
+    """Parse a whole number, 1 or more."""
+    number = count_or_none(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("expected 1 or more")
+    return number
+
+
+def count_or_none(text: str) -> int:
+    """Parse a whole number, 0 or more."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise argparse.ArgumentTypeError("expected a whole number")
+    return int(text)
 
 
 def _network(text: str) -> Network:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from companion_push.serving.options import add_serving
+from companion_push.serving.options import add_serving, count
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.process.signals import until_terminated
@@ -48,14 +48,14 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--tunnels",
         metavar="N",
-        type=_count,
+        type=count,
         default=defaults.tunnels,
         help="tunnels at a time (default: %(default)s)",
     )
     parser.add_argument(
         "--tunnels-per-address",
         metavar="N",
-        type=_count,
+        type=count,
         default=defaults.tunnels_per_address,
         help="tunnels at a time opened from one address (default: %(default)s)",
     )
@@ -93,11 +93,4 @@ def _positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("expected a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("expected a positive integer")
     return value

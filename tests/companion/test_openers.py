@@ -374,7 +374,7 @@ async def test_the_built_in_phone_answers_what_was_announced(phone: SoftwarePhon
         transaction(RequestKind.MAKE_CREDENTIAL, time=int(time.time())),
     )
     reply, _ = await asyncio.gather(
-        device.ask(creation()), through(BuiltInPhone(make_phone=lambda: phone), opening(device.url))
+        device.ask(creation()), through(BuiltInPhone(phone=phone), opening(device.url))
     )
     ok(reply)
 
@@ -391,14 +391,14 @@ async def test_what_the_built_in_phone_refuses_is_raised(phone: SoftwarePhone) -
     )
     asking = asyncio.create_task(device.ask(creation()))
     with pytest.raises(NotApproved):
-        await through(BuiltInPhone(make_phone=lambda: refusing), opening(device.url))
+        await through(BuiltInPhone(phone=refusing), opening(device.url))
     assert (await asking).code == 0x27
 
 
 async def test_the_built_in_phone_stops_with_the_companion(phone: SoftwarePhone) -> None:
     assert isinstance(phone.advertiser, Air)
     url = transaction(RequestKind.MAKE_CREDENTIAL, time=int(time.time())).url.encode()
-    running = asyncio.create_task(through(BuiltInPhone(make_phone=lambda: phone), opening(url)))
+    running = asyncio.create_task(through(BuiltInPhone(phone=phone), opening(url)))
     await phone.advertiser.adverts.get()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):

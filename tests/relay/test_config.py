@@ -46,7 +46,19 @@ def made(**changes: Any) -> RelayConfig:
     return RelayConfig(**{"public_url": "https://relay.example", "store": Path("s"), **changes})
 
 
-NO_COUNTS: list[Any] = [0, -1, 1.0, True, "4", None, float("nan"), float("inf")]
+HUGE, ENDLESS = 10**400, 10**5000  # above what a float holds, and above what Python writes as digits
+NO_COUNTS: list[Any] = [
+    0,
+    -1,
+    1.0,
+    True,
+    "4",
+    None,
+    float("nan"),
+    float("inf"),
+    pytest.param(HUGE, id="huge"),
+    pytest.param(ENDLESS, id="endless"),
+]
 
 
 @pytest.mark.threat("T5")
@@ -79,7 +91,9 @@ def test_no_limit_for_an_address_is_a_setting() -> None:
         made(held_per_address=-1)
 
 
-@pytest.mark.parametrize("seconds", [0, 0.0, -1, float("nan"), float("inf"), True, "60", None])
+@pytest.mark.parametrize(
+    "seconds", [0, 0.0, -1, float("nan"), float("inf"), True, "60", None, pytest.param(HUGE, id="huge")]
+)
 def test_a_rate_is_for_a_time(seconds: Any) -> None:
     with pytest.raises(UsageError, match=r"\Aseconds: expected a number above 0, got "):
         Rate(count=1, seconds=seconds)

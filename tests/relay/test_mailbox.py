@@ -18,15 +18,14 @@ from companion_push.relay.mailbox import (
     LIVE,
     VANISHED,
     CompanionEvent,
-    DeviceEvent,
     Failure,
     Leases,
     Quota,
     Rate,
     Request,
-    State,
 )
 from companion_push.relay.problems import Problem, Slug
+from headless_passkey.request import DeviceEvent, RequestState
 
 NOW = 1_800_000_000
 ANNA, BERT = "anna", "bert"
@@ -46,9 +45,9 @@ def pending(*, device: str = FRAME, name: str = "r1") -> Request:
     )
 
 
-def in_state(state: State) -> Request:
+def in_state(state: RequestState) -> Request:
     """A request in `state`; from `claimed` on Anna holds the claim."""
-    claimed = state in (State.CLAIMED, State.OPENED, State.COMPLETED)
+    claimed = state in (RequestState.CLAIMED, RequestState.OPENED, RequestState.COMPLETED)
     return replace(pending(), state=state, version=7, claimed_by=ANNA if claimed else None)
 
 
@@ -69,8 +68,8 @@ def tell(request: Request, *what: object) -> Request:
     raise AssertionError(what)
 
 
-P, D, C, O = State.PENDING, State.DELIVERED, State.CLAIMED, State.OPENED  # noqa: E741
-TERMINAL = [state for state in State if state not in LIVE]
+P, D, C, O = RequestState.PENDING, RequestState.DELIVERED, RequestState.CLAIMED, RequestState.OPENED  # noqa: E741
+TERMINAL = [state for state in RequestState if state not in LIVE]
 
 ALLOWED = [
     (P, (ANNA, CompanionEvent.CLAIMED), C),
@@ -78,26 +77,26 @@ ALLOWED = [
     (C, (ANNA, CompanionEvent.OPENED), O),
     (C, (ANNA, CompanionEvent.RELEASED), D),
     (O, (ANNA, CompanionEvent.RELEASED), D),
-    (P, (BERT, CompanionEvent.DECLINED), State.DECLINED),
-    (D, (BERT, CompanionEvent.DECLINED), State.DECLINED),
-    (C, (ANNA, CompanionEvent.DECLINED), State.DECLINED),
-    (O, (ANNA, CompanionEvent.DECLINED), State.DECLINED),
-    (C, (ANNA, CompanionEvent.FAILED), State.FAILED),
-    (O, (ANNA, CompanionEvent.FAILED), State.FAILED),
+    (P, (BERT, CompanionEvent.DECLINED), RequestState.DECLINED),
+    (D, (BERT, CompanionEvent.DECLINED), RequestState.DECLINED),
+    (C, (ANNA, CompanionEvent.DECLINED), RequestState.DECLINED),
+    (O, (ANNA, CompanionEvent.DECLINED), RequestState.DECLINED),
+    (C, (ANNA, CompanionEvent.FAILED), RequestState.FAILED),
+    (O, (ANNA, CompanionEvent.FAILED), RequestState.FAILED),
     (P, (BERT, CompanionEvent.FAILED), P),
     (D, (BERT, CompanionEvent.FAILED), D),
     (C, (BERT, CompanionEvent.FAILED), C),
     (O, (BERT, CompanionEvent.FAILED), O),
-    *[(state, (DeviceEvent.CANCELLED,), State.CANCELLED) for state in (P, D, C, O)],
-    *[(state, (DeviceEvent.FAILED,), State.FAILED) for state in (P, D, C, O)],
-    (C, (DeviceEvent.COMPLETED,), State.COMPLETED),
-    (O, (DeviceEvent.COMPLETED,), State.COMPLETED),
+    *[(state, (DeviceEvent.CANCELLED,), RequestState.CANCELLED) for state in (P, D, C, O)],
+    *[(state, (DeviceEvent.FAILED,), RequestState.FAILED) for state in (P, D, C, O)],
+    (C, (DeviceEvent.COMPLETED,), RequestState.COMPLETED),
+    (O, (DeviceEvent.COMPLETED,), RequestState.COMPLETED),
 ]
 
 
 @pytest.mark.parametrize(("before", "event", "after"), ALLOWED)
 def test_an_allowed_event_leads_where_the_table_says_and_counts_up(
-    before: State, event: tuple[object, ...], after: State
+    before: RequestState, event: tuple[object, ...], after: RequestState
 ) -> None:
     request = in_state(before)
     result = tell(request, *event)
@@ -111,15 +110,15 @@ AGAIN = [
     (O, (ANNA, CompanionEvent.OPENED)),
     (P, (ANNA, CompanionEvent.RELEASED)),
     (D, (BERT, CompanionEvent.RELEASED)),
-    (State.DECLINED, (ANNA, CompanionEvent.DECLINED)),
-    (State.COMPLETED, (DeviceEvent.COMPLETED,)),
-    (State.CANCELLED, (DeviceEvent.CANCELLED,)),
-    (State.FAILED, (DeviceEvent.FAILED,)),
+    (RequestState.DECLINED, (ANNA, CompanionEvent.DECLINED)),
+    (RequestState.COMPLETED, (DeviceEvent.COMPLETED,)),
+    (RequestState.CANCELLED, (DeviceEvent.CANCELLED,)),
+    (RequestState.FAILED, (DeviceEvent.FAILED,)),
 ]
 
 
 @pytest.mark.parametrize(("state", "event"), AGAIN)
-def test_telling_the_same_again_changes_nothing(state: State, event: tuple[object, ...]) -> None:
+def test_telling_the_same_again_changes_nothing(state: RequestState, event: tuple[object, ...]) -> None:
     request = in_state(state)
     assert tell(request, *event) is request
 
@@ -138,7 +137,7 @@ LOST = [
 
 @pytest.mark.threat("T5")
 @pytest.mark.parametrize(("state", "event"), LOST)
-def test_who_does_not_hold_the_claim_is_told_so(state: State, event: tuple[object, ...]) -> None:
+def test_who_does_not_hold_the_claim_is_told_so(state: RequestState, event: tuple[object, ...]) -> None:
     assert refused(in_state(state), *event) is Slug.ALREADY_CLAIMED
 
 
@@ -156,20 +155,20 @@ CONFLICTS = [
         ]
         if str(event[-1]) != str(state)
     ],
-    (State.FAILED, (BERT, CompanionEvent.FAILED)),
+    (RequestState.FAILED, (BERT, CompanionEvent.FAILED)),
 ]
 
 
 @pytest.mark.threat("T5")
 @pytest.mark.parametrize(("state", "event"), CONFLICTS)
-def test_an_event_the_state_does_not_allow_is_refused(state: State, event: tuple[object, ...]) -> None:
-    expected = Slug.EXPIRED if state is State.EXPIRED else Slug.STATE_CONFLICT
+def test_an_event_the_state_does_not_allow_is_refused(state: RequestState, event: tuple[object, ...]) -> None:
+    expected = Slug.EXPIRED if state is RequestState.EXPIRED else Slug.STATE_CONFLICT
     assert refused(in_state(state), *event) is expected
 
 
 def test_fetching_marks_a_pending_request_delivered_and_no_other() -> None:
-    assert pending().fetched(ANNA).state is State.DELIVERED
-    for state in sorted({*State} - {State.PENDING}):
+    assert pending().fetched(ANNA).state is RequestState.DELIVERED
+    for state in sorted({*RequestState} - {RequestState.PENDING}):
         fetched = in_state(state).fetched(ANNA)
         assert replace(fetched, fetched_by=frozenset()) == in_state(state)
         assert fetched.fetched(ANNA) is fetched
@@ -184,19 +183,19 @@ def test_a_request_that_all_who_fetched_it_refused_fails_soon_unless_another_fet
     assert (request.given_up_at, request.changes_at(FOR_EVER)) == (end, end)
     assert request.at(end - 0.001, FOR_EVER) is request
     failed = request.at(end, FOR_EVER)
-    assert (failed.state, failed.reason, failed.claimed_by) == (State.FAILED, "clock-skew", None)
+    assert (failed.state, failed.reason, failed.claimed_by) == (RequestState.FAILED, "clock-skew", None)
     saved = request.fetched(BERT)
     assert (saved.version, saved.given_up_at) == (request.version, FOR_EVER)
-    assert saved.companion_says(BERT, CompanionEvent.CLAIMED, None, now=end).state is State.CLAIMED
+    assert saved.companion_says(BERT, CompanionEvent.CLAIMED, None, now=end).state is RequestState.CLAIMED
 
 
 def test_who_failed_without_fetching_counts_as_having_fetched() -> None:
     request = pending().companion_says(ANNA, CompanionEvent.FAILED, "cannot-open", now=NOW)
-    assert request.at(NOW + LAST_CHANCE, FOR_EVER).state is State.FAILED
+    assert request.at(NOW + LAST_CHANCE, FOR_EVER).state is RequestState.FAILED
 
 
 @pytest.mark.parametrize("state", [C, O])
-def test_a_claimed_request_is_not_given_up_until_its_claim_is(state: State) -> None:
+def test_a_claimed_request_is_not_given_up_until_its_claim_is(state: RequestState) -> None:
     request = in_state(state).fetched(ANNA).fetched(BERT)
     request = request.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW)
     assert request.given_up_at == FOR_EVER
@@ -220,11 +219,11 @@ def test_a_request_is_not_given_up_while_one_that_vanished_may_come_back() -> No
 
 
 def test_another_request_or_a_removal_ends_a_live_request_and_no_other() -> None:
-    for state in State:
+    for state in RequestState:
         request = in_state(state)
         if request.live:
-            assert request.superseded().state is State.SUPERSEDED
-            assert request.withdrawn("removed").state is State.CANCELLED
+            assert request.superseded().state is RequestState.SUPERSEDED
+            assert request.withdrawn("removed").state is RequestState.CANCELLED
         else:
             assert request.superseded() is request
             assert request.withdrawn("removed") is request
@@ -242,30 +241,32 @@ def test_a_companion_that_failed_leaves_the_request_to_the_others() -> None:
 def test_a_request_fails_when_every_recipient_has_failed() -> None:
     request = pending().companion_says(BERT, CompanionEvent.FAILED, "stale-ring", now=NOW)
     request = request.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew", now=NOW)
-    assert request.state is State.FAILED
+    assert request.state is RequestState.FAILED
     assert request.reason == "clock-skew"
     assert [failure.by for failure in request.failures] == [BERT, ANNA]
 
 
 def test_a_claimed_request_fails_with_its_claimer_alone() -> None:
     request = pending().companion_says(ANNA, CompanionEvent.CLAIMED, None, now=NOW)
-    assert request.companion_says(BERT, CompanionEvent.FAILED, "lost", now=NOW).state is State.CLAIMED
-    assert request.companion_says(ANNA, CompanionEvent.FAILED, "no-radio", now=NOW).state is State.FAILED
+    assert request.companion_says(BERT, CompanionEvent.FAILED, "lost", now=NOW).state is RequestState.CLAIMED
+    assert (
+        request.companion_says(ANNA, CompanionEvent.FAILED, "no-radio", now=NOW).state is RequestState.FAILED
+    )
 
 
 @pytest.mark.threat("T5")
 @pytest.mark.parametrize("state", sorted(LIVE))
-def test_expiry_ends_claims_at_once_and_a_claimed_request_after_its_grace(state: State) -> None:
+def test_expiry_ends_claims_at_once_and_a_claimed_request_after_its_grace(state: RequestState) -> None:
     request = in_state(state)
     end = request.expires_at + (GRACE if state in (C, O) else 0)
     assert request.ends_at == end
     assert request.changes_at(FOR_EVER) == end
     assert request.at(end - 0.001, FOR_EVER) is request
-    assert request.at(end, FOR_EVER).state is State.EXPIRED
+    assert request.at(end, FOR_EVER).state is RequestState.EXPIRED
 
 
 @pytest.mark.parametrize("state", TERMINAL)
-def test_no_time_changes_a_terminal_state(state: State) -> None:
+def test_no_time_changes_a_terminal_state(state: RequestState) -> None:
     request = in_state(state)
     assert request.at(NOW + 10_000_000, NOW) is request
 
@@ -274,7 +275,7 @@ def test_no_time_changes_a_terminal_state(state: State) -> None:
 
 
 @pytest.mark.parametrize("state", [C, O])
-def test_a_claim_that_is_given_back_may_be_had_by_any_recipient(state: State) -> None:
+def test_a_claim_that_is_given_back_may_be_had_by_any_recipient(state: RequestState) -> None:
     released = in_state(state).companion_says(ANNA, CompanionEvent.RELEASED, None, now=NOW)
     assert (released.state, released.claimed_by, released.failures) == (D, None, ())
     assert released.companion_says(BERT, CompanionEvent.CLAIMED, None, now=NOW).claimed_by == BERT
@@ -332,7 +333,9 @@ def test_a_request_does_not_fail_while_one_that_vanished_may_come_back() -> None
     vanished = in_state(C).at(NOW + LEASE, NOW + LEASE)
     failed = vanished.companion_says(BERT, CompanionEvent.FAILED, "clock-skew", now=NOW)
     assert failed.state is D
-    assert failed.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew", now=NOW).state is State.FAILED
+    assert (
+        failed.companion_says(ANNA, CompanionEvent.FAILED, "clock-skew", now=NOW).state is RequestState.FAILED
+    )
 
 
 def test_no_companion_says_of_itself_that_it_has_vanished() -> None:
@@ -347,7 +350,7 @@ def test_what_is_over_before_the_lease_is_expired_and_what_is_over_after_it_too(
     assert request.at(late, late).failures == ()
     for lease in (request.expires_at, request.expires_at + 1):
         after = request.at(lease, lease)
-        assert (after.state, after.claimed_by) == (State.EXPIRED, None)
+        assert (after.state, after.claimed_by) == (RequestState.EXPIRED, None)
         assert after.failures == (Failure(by=ANNA, reason="vanished", at=lease),)
 
 
@@ -359,7 +362,7 @@ def test_what_is_over_before_the_lease_is_expired_and_what_is_over_after_it_too(
     failed=st.none() | st.integers(NOW - 5, NOW),
 )
 def test_what_becomes_of_it_does_not_depend_on_who_looks_meanwhile(
-    *, lease: int, looks: list[int], state: State, stays: bool, failed: int | None
+    *, lease: int, looks: list[int], state: RequestState, stays: bool, failed: int | None
 ) -> None:
     request = replace(in_state(state), stays=stays and state is O)
     if failed is not None:
@@ -417,7 +420,7 @@ def test_only_so_many_requests_wait_for_an_account() -> None:
 
 def test_what_is_claimed_or_over_does_not_count_as_waiting() -> None:
     quota = Quota(pending=1, rates=())
-    others = [in_state(state) for state in State if state not in (P, D)]
+    others = [in_state(state) for state in RequestState if state not in (P, D)]
     assert quota.admit(others, {}, NOW) == {}
 
 

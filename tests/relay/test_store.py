@@ -18,10 +18,11 @@ from companion_push.relay import database as database_module
 from companion_push.relay import store
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import Database, open_database, sole_user
-from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Leases, Request, State
+from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Leases, Request
 from companion_push.relay.operations import Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import Proof
+from headless_passkey.request import RequestState
 
 NOW = 1_800_000_000
 SEALED = b"sealed for anna alone"
@@ -165,7 +166,7 @@ async def test_a_store_from_before_claims_had_leases_is_brought_up(
     async with open_database(path) as database:
         kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
     assert kept is not None
-    assert (kept.state, kept.claimed_by, kept.leased) == (State.OPENED, "anna", False)
+    assert (kept.state, kept.claimed_by, kept.leased) == (RequestState.OPENED, "anna", False)
 
 
 def _opened_before(db: sqlite3.Connection) -> None:
@@ -376,10 +377,10 @@ async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(database: Dat
 
     pending = await swept(NOW + 299)
     assert pending is not None
-    assert pending.state is State.PENDING
+    assert pending.state is RequestState.PENDING
     expired = await swept(NOW + 300)
     assert expired is not None
-    assert expired.state is State.EXPIRED
+    assert expired.state is RequestState.EXPIRED
     assert await swept(NOW + 300 + GRACE + KEPT - 1) == expired
     assert await swept(NOW + 300 + GRACE + KEPT) is None
     assert await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone()) == (0,)
@@ -403,7 +404,7 @@ async def test_the_sweep_takes_a_claim_from_who_has_vanished(database: Database)
     claimed = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     await database.transact(lambda db: store.save(db, claimed))
     leases = Leases(60, began=NOW)
-    for now, state in ((NOW + 59, State.CLAIMED), (NOW + 60, State.DELIVERED)):
+    for now, state in ((NOW + 59, RequestState.CLAIMED), (NOW + 60, RequestState.DELIVERED)):
         await database.transact(lambda db, now=now: sweep(Call(db=db, caller="", now=now, leases=leases)))  # type: ignore[misc]
         kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
         assert kept is not None
