@@ -63,6 +63,7 @@ class Config:
     requests_per_minute: int = 600  # from one address
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "public_url", check_public_url(self.public_url))
         limit = self.requests_per_minute
         if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
             raise UsageError(f"requests_per_minute: expected a whole number of 1 or more, got {limit!r:.40}")
@@ -207,12 +208,13 @@ def check_public_url(url: str) -> str:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
         name = host if host.isascii() else URL.build(scheme="https", host=host).raw_host or ""
+        name = _address(name) or name
     except ValueError as error:  # UnicodeError is one
         raise wrong from error
     path = parts.path.rstrip("/")
     if (
         parts.scheme not in _DEFAULT_PORTS
-        or not (is_domain(name) or _is_address(name))
+        or not (is_domain(name) or _address(name))
         or not _PATH.fullmatch(path)
         or any(mark in text for mark in "@?#\\")
         or not text.isprintable()
@@ -280,12 +282,13 @@ def _check_https(origin: str) -> str:
     return origin
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> str | None:
+    """Write an IP address in the one form that browsers have for it (RFC 5952); None for what is none, or has a zone."""
     try:
-        ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
-        return False
-    return True
+        return None
+    return None if "%" in host else str(address)
 
 
 def _check_secret(secret: str) -> bytes:

@@ -44,7 +44,7 @@ MAX_ANSWER: Final = 64 * 1024  # bytes
 ANSWER_SECONDS: Final = 5.0  # the relying party has for one answer
 CLOCK_TOLERANCE: Final = 60  # seconds by which the relying party's clock may be ahead of ours
 KEYS_SECONDS: Final = 3600.0  # after which keys are fetched again, which removes retired ones
-KEYS_PAUSE: Final = 60.0  # seconds between two fetches for an unknown key
+KEYS_PAUSE: Final = 60.0  # seconds between two fetches for an unknown key, and after a fetch that failed
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*", re.ASCII)  # token68, RFC 9110 §11.2
 
 logger = logging.getLogger(__name__)
@@ -249,6 +249,7 @@ class Keys:
     jwks_uri: str  # the relying party's /jwks.json
     _keys: Mapping[str, ECKey] = field(default_factory=dict, repr=False)
     _fetched: float | None = None
+    _tried: float | None = None  # also when that failed
     _fetching: asyncio.Lock = field(default_factory=asyncio.Lock, repr=False)
 
     def __post_init__(self) -> None:
@@ -267,20 +268,35 @@ class Keys:
             raise TokenInvalid("the token is no JWT of the relying party's") from error
 
     async def _key(self, name: str, guard: Guard) -> ECKey:
-        """Find a key by name, and fetch the key set again for an unknown one."""
-        async with self._fetching:
-            age = None if self._fetched is None else guard.clock() - self._fetched
-            if age is None or age > KEYS_SECONDS or (name not in self._keys and age > KEYS_PAUSE):
-                try:
-                    self._keys = _key_set(await guard.ask("GET", self.jwks_uri))
-                    self._fetched = guard.clock()
-                except IssuerUnavailable as error:
-                    if name not in self._keys:
-                        raise
-                    logger.warning("keys could not be fetched again, those known are used: %s", error)
-        if name not in self._keys:
-            raise TokenInvalid("the token is signed with a key that the relying party does not have")
-        return self._keys[name]
+        """Find a key by name, and fetch the key set again for an unknown one.
+
+        A known key waits for no fetch but its own: a relying party that does not answer delays one caller in `KEYS_PAUSE`.
+        """
+        if self._is_due(name, guard.clock()):
+            async with self._fetching:
+                if self._is_due(name, guard.clock()):  # nobody has fetched them while we waited
+                    await self._fetch(name, guard)
+        if name in self._keys:
+            return self._keys[name]
+        if self._tried != self._fetched:
+            raise IssuerUnavailable("the relying party's keys could not be fetched a moment ago")
+        raise TokenInvalid("the token is signed with a key that the relying party does not have")
+
+    def _is_due(self, name: str, now: float) -> bool:
+        if self._fetched is None or self._tried is None:
+            return True
+        wanted = name not in self._keys or now - self._fetched > KEYS_SECONDS
+        return wanted and now - self._tried > KEYS_PAUSE
+
+    async def _fetch(self, name: str, guard: Guard) -> None:
+        self._tried = guard.clock()
+        try:
+            self._keys = _key_set(await guard.ask("GET", self.jwks_uri))
+            self._fetched = self._tried
+        except IssuerUnavailable as error:
+            if name not in self._keys:
+                raise
+            logger.warning("keys could not be fetched again, those known are used: %s", error)
 
 
 class _Active(msgspec.Struct):

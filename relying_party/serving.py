@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from relying_party.config import DEFAULT_LIFETIMES, Config, is_local, origin_of
+from relying_party.config import DEFAULT_LIFETIMES, Config, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
-from relying_party.core.domains import is_this_machine
+from relying_party.core.domains import is_localhost, is_this_machine
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import SetupError, UsageError
 from relying_party.http.app import make_app, make_metrics_app
@@ -80,7 +80,7 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
 
 def _base_url(args: argparse.Namespace, listener: Listener) -> str:
     """The base URL of the listener, with ``localhost`` for loopback, as browsers require for passkeys."""
-    local = is_this_machine(listener.host) and is_local(f"https://{args.rp_id}")
+    local = is_this_machine(listener.host) and is_localhost(args.rp_id)
     return _origin(listener, args.rp_id if local else listener.host)
 
 

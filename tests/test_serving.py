@@ -244,7 +244,7 @@ async def test_what_is_under_way_is_answered_and_nothing_new_is_taken(server: Mo
 
     app = web.Application()
     app.router.add_get("/", slow)
-    runner = server.Runner(app)
+    runner = server.Runner(app, shutdown_timeout=PATIENCE)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = runner.addresses[0][1]

@@ -1,1 +1,1 @@
-"""Ceremonies, challenges, credentials, sessions and proofs. Pure: time is passed in, and nothing is sent or stored."""
+"""Ceremonies, challenges, credentials, sessions, tokens and proofs. Time is passed in; nothing is sent, and storing is the caller's."""

@@ -26,6 +26,31 @@ def make(**changes: Any) -> Config:
     return Config.make(**settings)
 
 
+@pytest.mark.parametrize(
+    ("given", "one_form"),
+    [
+        ("http://[::1]:8080/a/", "http://[::1]:8080/a"),
+        ("http://[0:0:0:0:0:0:0:1]", "http://[::1]"),
+        ("http://[0000::0001]:80", "http://[::1]"),
+        ("https://[2001:DB8:0:0::1]/", "https://[2001:db8::1]"),
+    ],
+)
+def test_an_ipv6_address_is_kept_in_one_form(given: str, one_form: str) -> None:
+    made = make(web_origins=("https://rp.example",), public_url=given)
+    assert made.public_url == one_form
+    assert replace(made, public_url=given).public_url == one_form
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1%25lo]", "http://[::1%lo]", "http://rp.example", "rp.example", ""]
+)
+def test_a_public_url_that_is_none_is_refused_however_the_settings_are_made(url: str) -> None:
+    with pytest.raises(UsageError, match="public_url: expected "):
+        make(web_origins=("https://rp.example",), public_url=url)
+    with pytest.raises(UsageError, match="public_url: expected "):
+        replace(make(), public_url=url)
+
+
 def test_what_is_not_said_follows_from_where_we_listen() -> None:
     config = make()
     assert config.web_origins == config.device_origins == {"https://rp.example"}

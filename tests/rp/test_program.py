@@ -220,6 +220,8 @@ USAGE_ERRORS: list[list[str]] = [
     ["serve", "--listen", "127.0.0.1:99999"],
     ["serve", "--listen", "0.0.0.0:0"],
     ["serve", "--listen", "127.0.0.1:0", "--rp-id", "not a domain"],
+    ["serve", "--listen", "127.0.0.1:0", "--rp-id", "a]b"],
+    ["serve", "--listen", "127.0.0.1:0", "--rp-id", "[::1"],
     ["serve", "--listen", "127.0.0.1:0", "--origin", "https://other.example"],
     ["serve", "--listen", "127.0.0.1:0", "--cert", "cert.pem"],
     ["serve", "--listen", "127.0.0.1:0", "--requests-per-minute", "0"],

@@ -3,6 +3,7 @@
 Relying party and resource server are two applications that talk over loopback; clocks stand still and are moved.
 """
 
+import asyncio
 import errno
 import hmac
 import io
@@ -33,6 +34,7 @@ from relying_party.resource import ACCESS, Guard, Introspection, Keys, Verify
 from tests.ports import reserved_port
 from tests.rp.authenticator_double import DeviceKey, b64
 from tests.rp.clients import WEB_ORIGIN, Answer, Browser, Clock, Device, Site, make_config
+from tests.test_servers import PATIENCE
 
 RESOURCE = "https://api.example"
 SECRET = "correct-horse-battery-staple-0123456789"
@@ -548,6 +550,46 @@ async def test_known_keys_are_used_on_while_the_relying_party_is_away(tmp_path: 
         await running.site.http.close()
         running.site.clock.now += 3601
         assert (await running.ask(device, token=running.forge(device))).status == 200
+
+
+async def test_a_relying_party_that_is_silent_delays_no_other_caller_with_a_known_key(tmp_path: Path) -> None:
+    asked, silent, fetches = asyncio.Event(), asyncio.Event(), []
+    key, clock = TokenKey.load(tmp_path / "key.pem"), Clock()
+
+    async def answer(_: web.Request) -> web.Response:
+        fetches.append(clock.now)
+        if len(fetches) > 1:
+            asked.set()
+            await silent.wait()
+            return web.Response(status=500)
+        return web.json_response({"keys": [key.public()]})
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    async with TestServer(app) as server, asyncio.timeout(PATIENCE):
+        guard = Guard(
+            resource=RESOURCE,
+            issuer=WEB_ORIGIN,
+            verify=Keys(jwks_uri=str(server.make_url("/"))),
+            clock=clock,
+        )
+        async with TestClient(TestServer(guarded(guard))) as api:
+            site = Site(http=api, app=api.app, clock=clock, config=make_config(tmp_path / "rp.sqlite"))
+            asking, device = Services(site=site, api=api, guard=guard, key=key), Device()
+            assert (await asking.ask(device, token=asking.forge(device))).status == 200
+            clock.now += 3601
+            first = asyncio.ensure_future(asking.ask(device, token=asking.forge(device)))
+            await asked.wait()
+            assert (await asking.ask(device, token=asking.forge(device))).status == 200
+            assert not first.done()
+            silent.set()
+            assert (await first).status == 200
+            unknown = asking.forge(device, header={"kid": "unknown"})
+            assert (await asking.ask(device, token=unknown)).slug == "issuer-unavailable"
+            assert len(fetches) == 2  # not again within a minute
+            clock.now += 61
+            assert (await asking.ask(device, token=asking.forge(device))).status == 200
+            assert len(fetches) == 3
 
 
 # What an operator may choose

@@ -262,6 +262,10 @@ const waiting = {
 };
 const outdated = new Set(["not-found", "not-signed-in"]); // the page shows what is no longer so
 
+function sayWhyNot() {
+  say(why.text, { bad: true, href: why.href && why.href + (root && `${root}/`) });
+}
+
 const buttons = document.querySelectorAll("button[data-do], form[data-do] button");
 let busy = false;
 
@@ -269,7 +273,7 @@ async function act(element) {
   const deed = element.dataset.do;
   if (busy) return;
   if (deed in waiting && why !== null) {
-    say(why.text, { bad: true, href: why.href && why.href + (root && `${root}/`) });
+    sayWhyNot();
     return;
   }
   work(true);
@@ -318,6 +322,6 @@ for (const time of document.querySelectorAll("time")) {
 }
 
 for (const button of buttons) button.disabled = false; // without this script they do nothing
-if (why !== null) say(why.text, { bad: true, href: why.href && why.href + (root && `${root}/`) });
+if (why !== null) sayWhyNot();
 goOn();
 offer().catch(ignore);
