@@ -267,7 +267,6 @@ def _parsers() -> tuple[_Parser, _Parser]:
     for name, seconds, about in (
         ("cookie", defaults.cookie, "a browser's session lasts"),
         ("session", defaults.session, "a device's session lasts, however often it is refreshed"),
-        ("fresh", defaults.fresh, "after using a passkey one may add and remove passkeys"),
     ):
         add(
             f"--{name}-seconds",

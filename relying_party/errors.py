@@ -15,7 +15,7 @@
         ├── RefreshTokenReused   401  reuse of a spent refresh token, which ends the session
         ├── TokenInvalid         401  at a resource server: no valid access token
         ├── UnknownResource      401  introspection by an unknown resource server
-        ├── StepUpRequired       401  the last use of a passkey is too long ago: step up
+        ├── StepUpRequired       401  the operation needs a step-up of its own
         ├── VerificationFailed   403  a check failed; the check's name stays inside
         ├── BrowsersOnly         403  a device does not manage its user's account
         ├── NotFound             404
@@ -158,19 +158,19 @@ class UnknownResource(RequestRefused):
 
 
 class StepUpRequired(RequestRefused):
-    """The request needs a more recent use of a passkey: step up, then retry (RFC 9470)."""
+    """The request needs a use of a passkey for this very operation: step up, then retry (RFC 9470)."""
 
     slug, status = "step-up-required", 401
-    title = "The passkey was used too long ago for this"
+    title = "The passkey has to be used for this"
 
-    def __init__(self, max_age: int) -> None:
-        """max_age: seconds since the use of a passkey."""
-        super().__init__(max_age=max_age)
-        self.max_age: Final = max_age
+    def __init__(self, operation: str) -> None:
+        """operation: its kind, as a step-up's options name it."""
+        super().__init__(operation=operation)
+        self.operation: Final = operation
 
 
 class BrowsersOnly(RequestRefused):
-    """A device's session may not manage the user's account; only browsers and apps may."""
+    """A session that began on a device may not manage the user's account; only browsers and apps may."""
 
     slug, status = "browsers-only", 403
     title = "Accounts are managed in a browser"

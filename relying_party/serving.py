@@ -72,7 +72,6 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
             cookie=args.cookie_seconds,
             token=args.token_seconds or (SIGNED_TOKEN_SECONDS if args.token_key else DEFAULT_LIFETIMES.token),
             session=args.session_seconds,
-            fresh=args.fresh_seconds,
         ),
     )
     return replace(config, manage=f"{config.path}/", enroll=f"{config.path}/")  # our own pages

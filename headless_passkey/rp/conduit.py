@@ -262,7 +262,15 @@ def _refusal(problem: ProblemAnswer) -> Exception:
         case "verification-failed":
             return TrustError(TrustReason.RP_REFUSED, "the relying party did not accept the phone's response")
         case "user-exists":
-            return UsageError("this user name is taken; sign in with it, or choose another one")
+            return UsageError(
+                "this user name is taken; sign in with it, or choose another one",
+                advice="a passkey is added to an account on its page, in a browser",
+            )
+        case "browsers-only":
+            return UsageError(
+                "the account is not managed from a device's session",
+                advice="open the relying party's page in a browser, and sign in there",
+            )
         case "proof-invalid":
             return RemoteProtocolError(
                 "the relying party does not take our proof: perhaps it does not know itself by this address",

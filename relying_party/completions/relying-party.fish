@@ -51,7 +51,7 @@ function _shtab_relying_party_using
 end
 
 set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --cookie-seconds --device-origin --fresh-seconds --key --listen --log-level --metrics --origin --page --public-url --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --cookie-seconds --device-origin --key --listen --log-level --metrics --origin --page --public-url --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -83,7 +83,6 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l resource-secr
 complete -c relying-party -n '_shtab_relying_party_using serve' -l token-key -xka "(__fish_complete_path (commandline -ct))" -d 'make access tokens that services verify with /jwks.json, signed with the P-256 key in this PEM file, made where there is none; may be given again: the first signs'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l cookie-seconds -x -d 'how long a browser'"'"'s session lasts; default: 43200'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l session-seconds -x -d 'how long a device'"'"'s session lasts, however often it is refreshed; default: 2592000'
-complete -c relying-party -n '_shtab_relying_party_using serve' -l fresh-seconds -x -d 'how long after using a passkey one may add and remove passkeys; default: 900'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l token-seconds -x -d 'how long a device'"'"'s token lasts before it must be refreshed; default: 43200, with --token-key 600'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l metrics -x -d 'serve /metrics there, for Prometheus, over plain HTTP; without it nowhere'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [serve]'

@@ -57,7 +57,6 @@ _shtab_relying_party_serve_options=(
   "*--token-key[make access tokens that services verify with \/jwks.json, signed with the P-256 key in this PEM file, made where there is none\; may be given again\: the first signs]:FILE:_files"
   "--cookie-seconds[how long a browser\'s session lasts\; default\: 43200]:N:"
   "--session-seconds[how long a device\'s session lasts, however often it is refreshed\; default\: 2592000]:N:"
-  "--fresh-seconds[how long after using a passkey one may add and remove passkeys\; default\: 900]:N:"
   "--token-seconds[how long a device\'s token lasts before it must be refreshed\; default\: 43200, with --token-key 600]:N:"
   "--metrics[serve \/metrics there, for Prometheus, over plain HTTP\; without it nowhere]:HOST:PORT:"
   "--config[TOML file with these options in table \[serve\]]:FILE:_files"

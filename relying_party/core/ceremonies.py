@@ -42,6 +42,7 @@ from relying_party.core.challenges import AuthenticationRecord, ChallengeRecord,
 from relying_party.core.credentials import BackupEligibility, Credential, CredentialUse, User
 from relying_party.core.encoding import base64url, without_mark
 from relying_party.core.messages import AuthenticationResponse, Nothing, RegistrationResponse
+from relying_party.core.operations import STEP_UP_SECONDS, Operation
 from relying_party.errors import Check, VerificationFailed
 
 # COSE algorithm → key type, most preferred first; fixed, so that a new version of the library changes no options.
@@ -96,7 +97,7 @@ class Registration:
 
     caller: Caller  # who began it
     user: User
-    adds_to_user: bool  # the user exists, so only a session of that user may store it
+    session_id: bytes | None = field(repr=False)  # the only session that may store it, if it adds to a user
     credential: Credential
 
 
@@ -106,6 +107,7 @@ class Authentication:
 
     caller: Caller  # who began it
     use: CredentialUse
+    operation: Operation | None = None  # what a step-up was for
 
 
 class _ClientData(msgspec.Struct, rename="camel"):
@@ -146,13 +148,14 @@ class Ceremonies:
         user: User,
         *,
         existing: Sequence[Descriptor],
-        adds_to_user: bool,
+        session_id: bytes | None,
         now: float,
         challenge: bytes,
     ) -> Begun:
         """Begin a registration: options for a new passkey of `user`, who has the `existing` ones.
 
-        adds_to_user: whether the user is registered already. challenge: 32 fresh random bytes.
+        session_id: the session in which a registered user adds a passkey; None for a new user. challenge: 32 fresh
+        random bytes.
         """
         options, _ = self._servers[caller.kind].register_begin(
             PublicKeyCredentialUserEntity(id=user.handle, name=user.name, display_name=user.display_name),
@@ -171,7 +174,7 @@ class Ceremonies:
             caller=caller,
             user_verification=UserVerificationRequirement.REQUIRED,
             user=user,
-            adds_to_user=adds_to_user,
+            session_id=session_id,
             algorithms=self._rp.algorithms,
             extensions=frozenset(public_key["extensions"]),
             expires_at=now + TIMEOUTS[caller.kind],
@@ -214,7 +217,7 @@ class Ceremonies:
             prf=response.prf if "prf" in record.extensions else None,
         )
         return Registration(
-            caller=record.caller, user=record.user, adds_to_user=record.adds_to_user, credential=stored
+            caller=record.caller, user=record.user, session_id=record.session_id, credential=stored
         )
 
     def begin_authentication(
@@ -226,10 +229,11 @@ class Ceremonies:
         now: float,
         challenge: bytes,
         session_id: bytes | None = None,
+        operation: Operation | None = None,
         conditional: bool = False,
         prf_salt: bytes | None = None,
     ) -> Begun:
-        """Begin an authentication: options for a sign-in, or for a step-up of the session `session_id`.
+        """Begin an authentication: options for a sign-in, or for a step-up of the session `session_id` for `operation`.
 
         expected: the handle of the user who must sign in; None for any user. allowed: that user's
         credentials; empty for any discoverable one. challenge: 32 fresh random bytes. conditional: whether
@@ -240,6 +244,8 @@ class Ceremonies:
             user_verification=UserVerificationRequirement.REQUIRED, challenge=challenge
         )
         lifetime = CONDITIONAL_TIMEOUT if conditional else TIMEOUTS[caller.kind]
+        if operation is not None:
+            lifetime = STEP_UP_SECONDS
         public_key = dict(dict(options)["publicKey"])
         public_key["timeout"] = lifetime * 1000
         public_key["allowCredentials"] = [descriptor.to_json() for descriptor in allowed]
@@ -247,13 +253,14 @@ class Ceremonies:
         if extensions is not None:
             public_key["extensions"] = extensions
         record = AuthenticationRecord(
-            purpose=Purpose.SIGN_IN if session_id is None else Purpose.STEP_UP,
+            purpose=_purpose(session_id),
             challenge=challenge,
             caller=caller,
             user_verification=UserVerificationRequirement.REQUIRED,
             expected=expected,
             allowed=tuple(descriptor.credential_id for descriptor in allowed),
             session_id=session_id,
+            operation=operation,
             expires_at=now + lifetime,
         )
         return Begun(record=record, public_key=public_key)
@@ -297,7 +304,7 @@ class Ceremonies:
             used_at=int(now),
             backup_eligible=None if eligible == was else eligible,
         )
-        return Authentication(caller=record.caller, use=use)
+        return Authentication(caller=record.caller, use=use, operation=record.operation)
 
     def _check_client_data(self, record: ChallengeRecord, client_data: bytes) -> None:
         """Check the client data: challenge, origin, and no embedding by another site (clickjacking)."""

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from relying_party.core.callers import Caller
 from relying_party.core.credentials import User
 from relying_party.core.encoding import base64url
+from relying_party.core.operations import Operation
 from relying_party.errors import CeremonyGone, RateLimited
 
 NAME_SIZE: Final = 24
@@ -43,7 +44,9 @@ class ChallengeRecord:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationRecord(ChallengeRecord):
     user: User
-    adds_to_user: bool  # the user exists, so the registration needs a session of that user
+    session_id: bytes | None = field(
+        repr=False
+    )  # the session that adds a passkey to its user; None: a new user
     algorithms: tuple[int, ...]  # COSE, as in the options
     extensions: frozenset[str]  # requested client extensions; other outputs are ignored
 
@@ -53,6 +56,7 @@ class AuthenticationRecord(ChallengeRecord):
     expected: bytes | None = field(repr=False)  # the handle of the expected user, if any
     allowed: tuple[bytes, ...] = field(repr=False)  # credential ids; empty: any discoverable one
     session_id: bytes | None = field(default=None, repr=False)  # of a step-up
+    operation: Operation | None = None  # what a step-up is for
 
 
 class ChallengeStore(Protocol):

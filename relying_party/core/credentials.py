@@ -87,18 +87,31 @@ class CredentialStore(Protocol):
     async def register(
         self, credential: Credential, user: User, session: Session, *, ends: bytes | None
     ) -> User:
-        """Add a credential and open a session; a user who is not there yet is added too.
+        """Add a user with their first credential, and open a session.
 
-        ends: the id of a session this one takes the place of. Returns the user as stored.
-        `UserExists` when the name belongs to another handle; `VerificationFailed` when the credential id
-        is taken.
+        ends: the id of a session this one takes the place of. Returns the user as stored. `UserExists` when the name
+        is taken; `VerificationFailed` when the credential id is.
+        """
+
+    async def add_credential(self, credential: Credential, session: Session, *, was: bytes) -> User:
+        """Add a credential to the user of a session, and `replace_session`.
+
+        `VerificationFailed` when the credential id is taken, or the session has gone.
         """
 
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
         """Note the use of a credential and open a session; `VerificationFailed` when it has gone. ends: as for `register`."""
 
-    async def step_up(self, use: CredentialUse, session: Session, *, was: bytes) -> User:
-        """Note the use of a credential and `replace_session`; `VerificationFailed` when either has gone."""
+    async def step_up(
+        self, use: CredentialUse, session: Session, *, was: bytes, operation: bytes, until: int
+    ) -> User:
+        """Note the use of a credential, `replace_session`, and keep the step-up; `VerificationFailed` when either has gone.
+
+        operation: the digest of the one operation that it is for. until: its expiry. A session has one step-up at most.
+        """
+
+    async def spend_step_up(self, session_id: bytes, operation: bytes, *, now: float) -> bool:
+        """Use up a session's step-up for this operation; returns whether there was one. Of two calls at once one gets it."""
 
     async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
         """Look up the live session of an unexpired token, and its user."""

@@ -13,6 +13,7 @@ import msgspec
 
 from relying_party.core.callers import ClientKind
 from relying_party.core.encoding import from_base64url, without_mark
+from relying_party.core.operations import Operation, OperationKind
 from relying_party.errors import InvalidRequest
 from relying_party.names import name_of
 
@@ -93,8 +94,10 @@ class _AuthenticationOptions(msgspec.Struct, forbid_unknown_fields=True):
     mediation: Literal["conditional"] | None = None
 
 
-class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
-    pass
+class _StepUpOptions(msgspec.Struct, forbid_unknown_fields=True):
+    operation: OperationKind
+    target: str | None = None
+    name: str | None = None
 
 
 class _Refresh(msgspec.Struct, forbid_unknown_fields=True):
@@ -168,9 +171,19 @@ def parse_authentication_options(body: bytes) -> AuthenticationOptionsRequest:
     )
 
 
-def parse_nothing(body: bytes) -> None:
-    """Parse an empty object."""
-    _decode(body, _Nothing)
+def parse_step_up_options(body: bytes) -> Operation:
+    """Parse the operation that a step-up is for. It has a target and a name exactly where its kind has them."""
+    parsed = _decode(body, _StepUpOptions)
+    kind, target = parsed.operation, None
+    if (parsed.target is not None) is not kind.has_target:
+        raise InvalidRequest("target is the id of a passkey or a session, where the operation has one")
+    if parsed.target is not None:
+        target = _bytes(parsed.target, "target", MAX_CREDENTIAL_ID)
+    if parsed.name is not None and not kind.has_name:
+        raise InvalidRequest("name is text, where the operation has one")
+    if parsed.name is None and kind.has_name and kind is not OperationKind.RENAME_PASSKEY:
+        raise InvalidRequest("name is missing")
+    return Operation(kind=kind, target=target, name=None if parsed.name is None else name_of(parsed.name))
 
 
 def parse_refresh(body: bytes) -> str:
@@ -244,6 +257,9 @@ _EXPECTED: Final = {
     "client": "an object",
     "kind": '"device" or "android"',
     "mediation": '"conditional"',
+    "operation": "an operation that a step-up is for",
+    "target": "text",
+    "name": "text",
     "refresh_token": "a refresh token",
     "ceremony": "the name that came with the options",
     "response": "an object",

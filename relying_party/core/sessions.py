@@ -36,12 +36,9 @@ class Lifetimes:
     cookie: int = 12 * 3600  # a browser's session
     token: int = 12 * 3600  # a device's token, before it must be refreshed
     session: int = 30 * 86400  # a device's session, also when refreshed; a step-up starts it anew
-    fresh: int = (
-        15 * 60
-    )  # after the use of a passkey, during which its user may change passkeys (recent authentication)
 
     def __post_init__(self) -> None:
-        for name in ("cookie", "token", "session", "fresh"):
+        for name in ("cookie", "token", "session"):
             seconds = getattr(self, name)
             if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
                 raise UsageError(f"{name}: expected a whole number of 1 or more, got {seconds!r:.40}")
@@ -133,6 +130,24 @@ def stepped_up(
         previous_refresh_hash=None,
     )
     return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random, issue=issue)
+
+
+def rotated(
+    session: Session,
+    *,
+    now: float,
+    lifetimes: Lifetimes,
+    random: RandomBytes,
+    issue: IssueToken | None = None,
+) -> Opened:
+    """Give a session new tokens and change nothing else: its passkey, times and end stay."""
+    return _with_new_tokens(
+        replace(session, previous_refresh_hash=None),
+        now=now,
+        lifetimes=lifetimes,
+        random=random,
+        issue=issue,
+    )
 
 
 def refreshed(

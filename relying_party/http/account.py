@@ -1,7 +1,8 @@
 """A user and their own account: what is registered, what is signed in, and how to change it.
 
-Each change answers with the account as it is afterwards and with the signals that keep passkey providers in
-step with it. A browser is known by its cookie and, when it changes something, by its origin.
+Each change needs a step-up made for it (`relying_party.core.operations`), except that a session may end itself. It
+answers with the account as it is afterwards and with the signals that keep passkey providers in step with it. A browser
+is known by its cookie and, when it changes something, by its origin.
 """
 
 from typing import Final
@@ -12,52 +13,58 @@ from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import User
 from relying_party.core.encoding import from_base64url
 from relying_party.core.messages import parse_display_name, parse_label
+from relying_party.core.operations import Operation, OperationKind
 from relying_party.core.sessions import Session
 from relying_party.errors import NotFound, NotSignedIn
 from relying_party.http.answers import account_json, json_answer, set_cookie
-from relying_party.http.request import STATE, State, account_holder, json_body, require_fresh
+from relying_party.http.request import STATE, State, account_holder, json_body, spend_step_up
 
 
 async def get_account(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    found = await account_holder(request, state, reads=True)
+    _, found = await account_holder(request, state, reads=True)
     return await _account(state, found.user, found.session)
 
 
 async def rename_user(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    found = await account_holder(request, state)
-    await state.store.rename_user(found.user.handle, parse_display_name(await json_body(request)))
+    _, found = await account_holder(request, state)
+    name = parse_display_name(await json_body(request))
+    await spend_step_up(state, found.session, Operation(kind=OperationKind.RENAME_USER, name=name))
+    await state.store.rename_user(found.user.handle, name)
     return await _account(state, found.user, found.session)
 
 
 async def rename_credential(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    found = await account_holder(request, state)
-    label = parse_label(await json_body(request))
-    if not await state.store.rename_credential(found.user.handle, _named(request), label):
+    _, found = await account_holder(request, state)
+    label, named = parse_label(await json_body(request)), _named(request)
+    operation = Operation(kind=OperationKind.RENAME_PASSKEY, target=named, name=label)
+    await spend_step_up(state, found.session, operation)
+    if not await state.store.rename_credential(found.user.handle, named, label):
         raise NotFound("no such passkey")
     return await _account(state, found.user, found.session)
 
 
 async def remove_credential(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    found = await account_holder(request, state)
-    require_fresh(state, found.session)
-    if not await state.store.remove_credential(
-        found.user.handle, _named(request), but=found.session.session_id
-    ):
+    _, found = await account_holder(request, state)
+    named = _named(request)
+    await spend_step_up(state, found.session, Operation(kind=OperationKind.REMOVE_PASSKEY, target=named))
+    if not await state.store.remove_credential(found.user.handle, named, but=found.session.session_id):
         raise NotFound("no such passkey")
     return await _account(state, found.user, found.session)
 
 
 async def end_session(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    found = await account_holder(request, state)
-    session_id = _named(request)
-    if not await state.store.end_session(found.user.handle, session_id):
+    _, found = await account_holder(request, state)
+    named, own = _named(request), found.session.session_id
+    if named != own:
+        await spend_step_up(state, found.session, Operation(kind=OperationKind.END_SESSION, target=named))
+    if not await state.store.end_session(found.user.handle, named):
         raise NotFound("no such session")
-    if session_id != found.session.session_id:
+    if named != own:
         return await _account(state, found.user, found.session)
     response = web.Response(status=204)
     if found.session.client_kind is ClientKind.WEB:
@@ -67,9 +74,23 @@ async def end_session(request: web.Request) -> web.Response:
 
 async def end_other_sessions(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    found = await account_holder(request, state)
+    _, found = await account_holder(request, state)
+    await spend_step_up(state, found.session, Operation(kind=OperationKind.END_OTHER_SESSIONS))
     await state.store.end_other_sessions(found.user.handle, but=found.session.session_id)
     return await _account(state, found.user, found.session)
+
+
+async def require_target(state: State, user: User, operation: Operation) -> None:
+    """Check that what an operation is done to is the user's; `NotFound` when it is not."""
+    if operation.target is None:
+        return
+    own = await state.store.registered(user.handle, now=state.clock())
+    if operation.kind is OperationKind.END_SESSION:
+        theirs = [] if own is None else [one.session_id for one in own.sessions]
+    else:
+        theirs = [] if own is None else [one.credential_id for one in own.credentials]
+    if operation.target not in theirs:
+        raise NotFound("no such passkey, or no such session")
 
 
 ROUTES: Final = [

@@ -60,7 +60,6 @@ def account_json(config: Config, registered: Registered, current: Session) -> di
         "user": user_json(registered.user),
         "credentials": [credential_json(one) for one in registered.credentials],
         "sessions": [_listed_session(one, current) for one in registered.sessions],
-        "fresh_until": current.auth_time + config.lifetimes.fresh,
         "signals": signals(config, registered.user, registered.credentials),
     }
 
@@ -160,8 +159,8 @@ def refused(refusal: RequestRefused) -> web.Response:
 def _oauth_error(refusal: RequestRefused) -> str:
     """What OAuth calls it (RFC 6750 §3.1, RFC 9449 §7.1, RFC 9470 §3)."""
     match refusal:
-        case StepUpRequired(max_age=seconds):
-            return f', error="insufficient_user_authentication", max_age={seconds}'
+        case StepUpRequired():
+            return ', error="insufficient_user_authentication"'
         case TokenInvalid(given=True):
             return ', error="invalid_token"'
         case ProofInvalid() | ProofClock():

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -44,11 +45,12 @@ from relying_party.core.messages import (
     parse_authentication_options,
     parse_authentication_result,
     parse_introspection,
-    parse_nothing,
     parse_refresh,
     parse_registration_options,
     parse_registration_result,
+    parse_step_up_options,
 )
+from relying_party.core.operations import STEP_UP_SECONDS, Operation, OperationKind
 from relying_party.core.sessions import (
     LATE_SECONDS,
     Opened,
@@ -57,6 +59,7 @@ from relying_party.core.sessions import (
     is_late,
     open_session,
     refreshed,
+    rotated,
     stepped_up,
 )
 from relying_party.errors import (
@@ -94,14 +97,16 @@ from relying_party.http.request import (
     Clock,
     SignedIn,
     State,
+    account_holder,
     caller_of,
     described,
     form_body,
     json_body,
-    require_fresh,
+    refuse_device,
     session_behind,
     session_of,
     signed_in,
+    spend_step_up,
 )
 from relying_party.http.well_known import device_endpoint, passkey_endpoints, related_origins
 from relying_party.store.sqlite import SqliteStore
@@ -249,6 +254,16 @@ def problem_of(refusal: RequestRefused) -> web.Response:
     return refused(refusal)
 
 
+async def require_step_up(found: SignedIn, app: web.Application, words: str) -> None:
+    """Use up a step-up that the user made for one operation of a service; `StepUpRequired` without one.
+
+    words: what the step-up was for, exactly as its options named it (``{"operation": "service", "name": words}``): with
+    everything that matters in it, such as "pay 5 EUR to Bert". `BrowsersOnly` for a session that began on a device.
+    """
+    refuse_device(found.session)
+    await spend_step_up(app[STATE], found.session, Operation(kind=OperationKind.SERVICE, name=words))
+
+
 async def registration_options(request: web.Request) -> web.Response:
     state = request.app[STATE]
     caller, token = caller_of(request, state)
@@ -259,19 +274,21 @@ async def registration_options(request: web.Request) -> web.Response:
     if user is None:
         handle = state.random(USER_HANDLE_SIZE)
         user = User(handle=handle, name=wanted.user_name, display_name=wanted.display_name)
-        adds_to_user = False
+        session_id = None
     else:
         found = await session_of(state, caller, token)
         if found is None or found.user.handle != user.handle:
             raise UserExists("sign in as that user to add a passkey")
-        require_fresh(state, found.session)
+        refuse_device(found.session)
+        caller = replace(caller, kind=found.session.client_kind)
+        await spend_step_up(state, found.session, Operation(kind=OperationKind.ADD_PASSKEY))
         existing = _descriptors(await state.store.credentials_of(user.handle))
-        adds_to_user = True
+        session_id = found.session.session_id
     begun = state.ceremonies.begin_registration(
         caller,
         user,
         existing=existing,
-        adds_to_user=adds_to_user,
+        session_id=session_id,
         now=state.clock(),
         challenge=state.random(CHALLENGE_SIZE),
     )
@@ -286,10 +303,16 @@ async def registration_result(request: web.Request) -> web.Response:
     now = state.clock()
     record = await state.challenges.take(ceremony, now=now)
     done = state.ceremonies.complete_registration(record, caller, response, now=now)
-    if done.adds_to_user and (found is None or found.user.handle != done.user.handle):
+    if done.session_id is None:
+        opened = _open_session(state, done.caller, done.credential, now)
+        user = await state.store.register(done.credential, done.user, opened.session, ends=_id_of(found))
+    elif found is None or found.session.session_id != done.session_id:
         raise VerificationFailed(Check.SESSION)
-    opened = _open_session(state, done.caller, done.credential, now)
-    user = await state.store.register(done.credential, done.user, opened.session, ends=_id_of(found))
+    else:
+        lifetimes, random, issue = state.config.lifetimes, state.random, state.issue(now)
+        opened = rotated(found.session, now=now, lifetimes=lifetimes, random=random, issue=issue)
+        was = found.session.token_hash
+        user = await state.store.add_credential(done.credential, opened.session, was=was)
     _count_done(state, record.purpose, done.caller)
     logger.info("registered a passkey (%s)", done.caller.kind)
     return await _session_answer(state, opened, user, status=201)
@@ -335,17 +358,19 @@ async def authentication_result(request: web.Request) -> web.Response:
 
 
 async def step_up_options(request: web.Request) -> web.Response:
-    """Begin a step-up: the user of the session must use one of their passkeys again."""
+    """Begin a step-up for one operation: the user of the session must use one of their passkeys for it."""
     state = request.app[STATE]
-    caller, found = await signed_in(request, state)
-    parse_nothing(await json_body(request))
+    caller, found = await account_holder(request, state)
+    operation = parse_step_up_options(await json_body(request))
+    await account.require_target(state, found.user, operation)
     begun = state.ceremonies.begin_authentication(
-        caller,
+        replace(caller, kind=found.session.client_kind),
         expected=found.user.handle,
         allowed=_descriptors(await state.store.credentials_of(found.user.handle)),
         now=state.clock(),
         challenge=state.random(CHALLENGE_SIZE),
         session_id=found.session.session_id,
+        operation=operation,
         prf_salt=state.prf_salt,
     )
     return await _begun(state, begun)
@@ -353,12 +378,14 @@ async def step_up_options(request: web.Request) -> web.Response:
 
 async def step_up_result(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, found = await signed_in(request, state)
+    caller, found = await account_holder(request, state)
     ceremony, response = parse_authentication_result(await json_body(request))
     now, session = state.clock(), found.session
     credential, done = await _authenticated(
         state, caller, ceremony, response, now=now, session_id=session.session_id
     )
+    if done.operation is None:
+        raise VerificationFailed(Check.PURPOSE)
     opened = stepped_up(
         session,
         credential_id=credential.credential_id,
@@ -367,8 +394,14 @@ async def step_up_result(request: web.Request) -> web.Response:
         random=state.random,
         issue=state.issue(now),
     )
-    user = await state.store.step_up(done.use, opened.session, was=session.token_hash)
-    logger.info("stepped up (%s)", session.client_kind)
+    user = await state.store.step_up(
+        done.use,
+        opened.session,
+        was=session.token_hash,
+        operation=done.operation.digest(),
+        until=int(now) + STEP_UP_SECONDS,
+    )
+    logger.info("stepped up to %s (%s)", done.operation.kind, session.client_kind)
     return await _session_answer(state, opened, user, status=200)
 
 

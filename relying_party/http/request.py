@@ -15,6 +15,7 @@ from relying_party.core.ceremonies import Ceremonies
 from relying_party.core.challenges import ChallengeStore
 from relying_party.core.credentials import CredentialStore, User
 from relying_party.core.messages import Client
+from relying_party.core.operations import Operation
 from relying_party.core.proofs import SeenProofs, verify_proof
 from relying_party.core.sessions import IssueToken, RandomBytes, Session, confirmed, hash_token
 from relying_party.errors import (
@@ -149,19 +150,25 @@ async def signed_in(request: web.Request, state: State, *, reads: bool = False) 
     return caller, found
 
 
-async def account_holder(request: web.Request, state: State, *, reads: bool = False) -> SignedIn:
-    """Authenticate a user who may manage their account: in a browser or an app, not on a device."""
-    _, found = await signed_in(request, state, reads=reads)
-    if found.session.client_kind is ClientKind.DEVICE:
+async def account_holder(
+    request: web.Request, state: State, *, reads: bool = False
+) -> tuple[Caller, SignedIn]:
+    """Authenticate a user who may manage their account: in a browser or an app, not in a session that began on a device."""
+    caller, found = await signed_in(request, state, reads=reads)
+    refuse_device(found.session)
+    return caller, found
+
+
+def refuse_device(session: Session) -> None:
+    """Refuse a session that began on a device (`BrowsersOnly`)."""
+    if session.client_kind is ClientKind.DEVICE:
         raise BrowsersOnly("this is a device's session")
-    return found
 
 
-def require_fresh(state: State, session: Session) -> None:
-    """Require a recent use of a passkey (`StepUpRequired`)."""
-    fresh = state.config.lifetimes.fresh
-    if session.auth_time + fresh <= state.clock():
-        raise StepUpRequired(fresh)
+async def spend_step_up(state: State, session: Session, operation: Operation) -> None:
+    """Use up the session's step-up for `operation`; `StepUpRequired` without one. A sign-in is none."""
+    if not await state.store.spend_step_up(session.session_id, operation.digest(), now=state.clock()):
+        raise StepUpRequired(operation.kind)
 
 
 async def json_body(request: web.Request) -> bytes:

@@ -87,6 +87,11 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "ALTER TABLE sessions ADD COLUMN confirmed_refresh_hash BLOB",
         "ALTER TABLE sessions ADD COLUMN confirmed_at INTEGER",
     ),
+    (  # step-ups, each for one operation
+        """CREATE TABLE step_ups (
+            session_id BLOB PRIMARY KEY REFERENCES sessions (session_id) ON DELETE CASCADE,
+            operation BLOB NOT NULL, until INTEGER NOT NULL) STRICT""",
+    ),
 )
 
 
@@ -180,44 +185,25 @@ class SqliteStore:
         self, credential: Credential, user: User, session: Session, *, ends: bytes | None
     ) -> User:
         def work(connection: sqlite3.Connection) -> User:
-            stored = _user_by_handle(connection, user.handle)
-            if stored is None:
-                if connection.execute("SELECT 1 FROM users WHERE name = ?", (user.name,)).fetchone():
-                    raise UserExists
-                connection.execute(
-                    "INSERT INTO users VALUES (?, ?, ?, ?)",
-                    (user.handle, user.name, user.display_name, credential.created_at),
-                )
-                stored = user
-            if connection.execute(
-                "SELECT 1 FROM credentials WHERE credential_id = ?", (credential.credential_id,)
-            ).fetchone():
-                raise VerificationFailed(Check.CREDENTIAL_TAKEN)
-            _insert(
-                connection,
-                "credentials",
-                {
-                    "credential_id": credential.credential_id,
-                    "user_handle": credential.user_handle,
-                    "attested_data": credential.attested_data,
-                    "aaguid": credential.aaguid,
-                    "algorithm": credential.algorithm,
-                    "sign_count": credential.sign_count,
-                    "backup_eligible": credential.backup_eligible,
-                    "backed_up": credential.backed_up,
-                    "transports": json.dumps(credential.transports),
-                    "attestation_object": credential.attestation_object,
-                    "client_data_hash": credential.client_data_hash,
-                    "created_at": credential.created_at,
-                    "last_used_at": credential.last_used_at,
-                    "counter_anomalies": credential.counter_anomalies,
-                    "label": credential.label,
-                    "discoverable": credential.discoverable,
-                    "prf": credential.prf,
-                },
+            if connection.execute("SELECT 1 FROM users WHERE name = ?", (user.name,)).fetchone():
+                raise UserExists
+            connection.execute(
+                "INSERT INTO users VALUES (?, ?, ?, ?)",
+                (user.handle, user.name, user.display_name, credential.created_at),
             )
+            _add_credential(connection, credential)
             _open_session(connection, session, ends)
-            return stored
+            return user
+
+        return await self._transaction(work, writes=True)
+
+    async def add_credential(self, credential: Credential, session: Session, *, was: bytes) -> User:
+        def work(connection: sqlite3.Connection) -> User:
+            user = _user_by_handle(connection, credential.user_handle)
+            if user is None or not _replace_session(connection, session, was):
+                raise VerificationFailed(Check.SESSION)
+            _add_credential(connection, credential)
+            return user
 
         return await self._transaction(work, writes=True)
 
@@ -229,14 +215,28 @@ class SqliteStore:
 
         return await self._transaction(work, writes=True)
 
-    async def step_up(self, use: CredentialUse, session: Session, *, was: bytes) -> User:
+    async def step_up(
+        self, use: CredentialUse, session: Session, *, was: bytes, operation: bytes, until: int
+    ) -> User:
         def work(connection: sqlite3.Connection) -> User:
             user = _note_use(connection, use, session.user_handle)
             if not _replace_session(connection, session, was):
                 raise VerificationFailed(Check.SESSION)
+            connection.execute(
+                "INSERT OR REPLACE INTO step_ups VALUES (?, ?, ?)", (session.session_id, operation, until)
+            )
             return user
 
         return await self._transaction(work, writes=True)
+
+    async def spend_step_up(self, session_id: bytes, operation: bytes, *, now: float) -> bool:
+        changed = await self._change(
+            "DELETE FROM step_ups WHERE session_id = ? AND operation = ? AND until > ?",
+            session_id,
+            operation,
+            now,
+        )
+        return changed > 0
 
     async def session(self, token_hash: bytes, *, now: float) -> tuple[Session, User] | None:
         return await self._session_where("token_hash = :hash AND expires_at > :now", token_hash, now)
@@ -459,6 +459,15 @@ def _all_or_nothing(connection: sqlite3.Connection, kind: str) -> Iterator[None]
 
 def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
+
+
+def _add_credential(connection: sqlite3.Connection, credential: Credential) -> None:
+    if connection.execute(
+        "SELECT 1 FROM credentials WHERE credential_id = ?", (credential.credential_id,)
+    ).fetchone():
+        raise VerificationFailed(Check.CREDENTIAL_TAKEN)
+    values = {item.name: getattr(credential, item.name) for item in fields(credential)}
+    _insert(connection, "credentials", {**values, "transports": json.dumps(credential.transports)})
 
 
 def _note_use(connection: sqlite3.Connection, use: CredentialUse, user_handle: bytes) -> User:

@@ -97,6 +97,7 @@ async def test_a_session_does_not_show_its_tokens() -> None:
     [
         (problem(403, "verification-failed"), TrustError, TrustReason.RP_REFUSED),
         (problem(409, "user-exists"), UsageError, None),
+        (problem(403, "browsers-only"), UsageError, None),
         (problem(410, "ceremony-gone"), TransportError, None),
         (problem(400, "invalid-request"), RemoteProtocolError, ProtocolReason.REFUSED),
         (ok(**{**SESSION, "token": 5}), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
@@ -104,7 +105,7 @@ async def test_a_session_does_not_show_its_tokens() -> None:
         (ok(**{**SESSION, "refresh_token": 5}), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
         (ok(), RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER),
     ],
-    ids=["verification", "taken", "gone", "other", "token", "user", "refresh", "empty"],
+    ids=["verification", "taken", "device", "gone", "other", "token", "user", "refresh", "empty"],
 )
 async def test_a_refusal_is_an_error_of_its_own_kind(
     refusal: Step, error: type[HeadlessPasskeyError], reason: TrustReason | None

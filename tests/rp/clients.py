@@ -11,7 +11,7 @@ from aiohttp.web import Application, Request
 
 from relying_party.config import Config
 from relying_party.http.request import STATE
-from tests.rp.authenticator_double import JSON, NO_FAULTS, DeviceKey, Faults, Passkey, create, get
+from tests.rp.authenticator_double import JSON, NO_FAULTS, DeviceKey, Faults, Passkey, b64, create, get
 
 RP_ID: Final = "rp.example"
 WEB_ORIGIN: Final = "https://rp.example"
@@ -137,6 +137,27 @@ class Site:
         ceremony, options = await self.begin(who, "registration", user_name=name)
         passkey, response = create(options, who.client_origin, faults, **create_with)
         return passkey, await self.finish(who, "registration", ceremony, response)
+
+    async def step_up(
+        self, who: Who, passkey: Passkey, operation: str, faults: Faults = NO_FAULTS, **more: Any
+    ) -> Answer:
+        """Use a passkey for one operation; more: its target or name."""
+        ceremony, options = await self.begin(who, "step-up", **{"operation": operation, **more})
+        response = get(passkey, options, who.client_origin, faults)
+        return await self.finish(who, "step-up", ceremony, response)
+
+    async def add_passkey(self, who: Who, passkey: Passkey, name: str = "ada") -> Passkey:
+        """Add a passkey to an account, with one that it has."""
+        assert (await self.step_up(who, passkey, "add-passkey")).status == 200
+        added, answer = await self.register(who, name)
+        assert answer.status == 201, answer.body
+        return added
+
+    async def remove_passkey(self, who: Who, passkey: Passkey, removed: Passkey) -> Answer:
+        """Remove a passkey of an account, with one that it has."""
+        target = b64(removed.credential_id)
+        assert (await self.step_up(who, passkey, "remove-passkey", target=target)).status == 200
+        return await self.send(who, "DELETE", f"/me/credentials/{target}")
 
     async def sign_in(
         self, who: Who, passkey: Passkey, faults: Faults = NO_FAULTS, **begin_with: Any

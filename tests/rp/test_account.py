@@ -2,23 +2,8 @@
 
 import pytest
 
-from tests.rp.authenticator_double import UP, UV, Faults, Passkey, b64, create, get
-from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Answer, Browser, Device, Site, Who
-
-FRESH = 900
-
-
-async def _add_passkey(site: Site, browser: Browser, name: str = "ada") -> Passkey:
-    ceremony, options = await site.begin(browser, "registration", user_name=name)
-    passkey, response = create(options, browser.client_origin)
-    assert (await site.finish(browser, "registration", ceremony, response)).status == 201
-    return passkey
-
-
-async def _step_up(site: Site, who: Who, passkey: Passkey, faults: Faults | None = None) -> Answer:
-    ceremony, options = await site.begin(who, "step-up")
-    response = get(passkey, options, who.client_origin, faults or Faults())
-    return await site.finish(who, "step-up", ceremony, response)
+from tests.rp.authenticator_double import UP, UV, Faults, b64, get
+from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Browser, Device, Site, Who
 
 
 async def test_an_account_shows_its_user_passkeys_and_sessions(site: Site) -> None:
@@ -52,7 +37,6 @@ async def test_an_account_shows_its_user_passkeys_and_sessions(site: Site) -> No
     listed = {one["client_kind"]: one for one in answer.body["sessions"]}
     assert (listed["web"]["here"], listed["device"]["here"]) == (True, False)
     assert (listed["web"]["label"], listed["device"]["label"]) == (None, "hub")
-    assert answer.body["fresh_until"] == now + FRESH
     assert answer.body["signals"] == {
         "allAcceptedCredentials": {
             "rpId": "rp.example",
@@ -66,7 +50,7 @@ async def test_an_account_shows_its_user_passkeys_and_sessions(site: Site) -> No
 async def test_every_new_session_comes_with_the_signals_of_its_account(site: Site) -> None:
     browser = Browser()
     first, registered = await site.register(browser, "ada")
-    second = await _add_passkey(site, browser)
+    second = await site.add_passkey(browser, first)
     signed_in = await site.sign_in(browser, second)
     ids = [
         sorted(answer.body["signals"]["allAcceptedCredentials"]["allAcceptedCredentialIds"])
@@ -78,11 +62,14 @@ async def test_every_new_session_comes_with_the_signals_of_its_account(site: Sit
 async def test_a_user_and_a_passkey_are_renamed(site: Site) -> None:
     browser = Browser()
     passkey, _ = await site.register(browser, "ada")
+    await site.step_up(browser, passkey, "rename-user", name="Ada L.")
     answer = await site.send(browser, "PATCH", "/me", {"display_name": "Ada L."})
     assert answer.body["user"]["display_name"] == "Ada L."
     assert answer.body["signals"]["currentUserDetails"]["displayName"] == "Ada L."
-    path = f"/me/credentials/{b64(passkey.credential_id)}"
+    target = b64(passkey.credential_id)
+    path = f"/me/credentials/{target}"
     for label in ("my phone", None):
+        await site.step_up(browser, passkey, "rename-passkey", target=target, name=label)
         answer = await site.send(browser, "PATCH", path, {"label": label})
         assert answer.body["credentials"][0]["label"] == label
     for body in ({}, {"label": ""}, {"label": "a\nb"}, {"label": "x" * 65}, {"label": "a", "more": 1}):
@@ -93,8 +80,8 @@ async def test_a_removed_passkey_signs_nobody_in_and_its_sessions_are_over(site:
     browser, device = Browser(), Device()
     lost, _ = await site.register(browser, "ada")
     assert (await site.sign_in(device, lost)).status == 200
-    kept = await _add_passkey(site, browser)
-    answer = await site.send(browser, "DELETE", f"/me/credentials/{b64(lost.credential_id)}")
+    kept = await site.add_passkey(browser, lost)
+    answer = await site.remove_passkey(browser, kept, lost)
     assert [one["id"] for one in answer.body["credentials"]] == [b64(kept.credential_id)]
     accepted = answer.body["signals"]["allAcceptedCredentials"]["allAcceptedCredentialIds"]
     assert accepted == [b64(kept.credential_id)]
@@ -108,16 +95,16 @@ async def test_a_removed_passkey_signs_nobody_in_and_its_sessions_are_over(site:
 async def test_who_removes_the_passkey_they_came_with_stays(site: Site) -> None:
     browser = Browser()
     first, _ = await site.register(browser, "ada")
-    await _add_passkey(site, browser)
-    assert (await site.sign_in(browser, first)).status == 200
-    assert (await site.send(browser, "DELETE", f"/me/credentials/{b64(first.credential_id)}")).status == 200
+    second = await site.add_passkey(browser, first)
+    assert (await site.sign_in(browser, second)).status == 200
+    assert (await site.remove_passkey(browser, first, first)).status == 200
     assert (await site.send(browser, "GET", "/me")).status == 200
 
 
 async def test_the_only_passkey_stays(site: Site) -> None:
     browser = Browser()
     passkey, _ = await site.register(browser, "ada")
-    answer = await site.send(browser, "DELETE", f"/me/credentials/{b64(passkey.credential_id)}")
+    answer = await site.remove_passkey(browser, passkey, passkey)
     assert (answer.status, answer.slug) == (409, "last-credential")
     assert (await site.sign_in(browser, passkey)).status == 200
 
@@ -128,13 +115,15 @@ async def test_a_device_is_signed_out_from_the_account_page(site: Site) -> None:
     tokens = (await site.sign_in(device, passkey)).body
     sessions = (await site.send(browser, "GET", "/me")).body["sessions"]
     (theirs,) = [one["id"] for one in sessions if one["client_kind"] == "device"]
+    await site.step_up(browser, passkey, "end-session", target=theirs)
     answer = await site.send(browser, "DELETE", f"/me/sessions/{theirs}")
     assert [one["client_kind"] for one in answer.body["sessions"]] == ["web"]
     assert (await site.send(device, "GET", "/session")).slug == "not-signed-in"
     device.token = None
     refresh = {"refresh_token": tokens["refresh_token"]}
     assert (await site.send(device, "POST", "/session/refresh", refresh)).slug == "not-signed-in"
-    assert (await site.send(browser, "DELETE", f"/me/sessions/{theirs}")).slug == "not-found"
+    step_up = {"operation": "end-session", "target": theirs}
+    assert (await site.send(browser, "POST", "/webauthn/step-up/options", step_up)).slug == "not-found"
 
 
 async def test_ones_own_session_ends_with_its_cookie(site: Site) -> None:
@@ -153,6 +142,7 @@ async def test_all_other_sessions_end_at_once(site: Site) -> None:
         await site.sign_in(other, passkey)
     stranger = Browser()
     await site.register(stranger, "eve")
+    await site.step_up(browser, passkey, "end-other-sessions")
     answer = await site.send(browser, "DELETE", "/me/sessions")
     assert [one["here"] for one in answer.body["sessions"]] == [True]
     for other in others:
@@ -163,18 +153,17 @@ async def test_all_other_sessions_end_at_once(site: Site) -> None:
 async def test_what_is_somebody_elses_is_not_there(site: Site) -> None:
     ada, eve = Browser(), Browser()
     passkey, _ = await site.register(ada, "ada")
-    await site.register(eve, "eve")
-    await _add_passkey(site, eve, "eve")
+    eves, _ = await site.register(eve, "eve")
+    await site.add_passkey(eve, eves, "eve")
     (session,) = (await site.send(ada, "GET", "/me")).body["sessions"]
     credential = f"/me/credentials/{b64(passkey.credential_id)}"
-    for method, path, body in (
-        ("PATCH", credential, {"label": "mine"}),
-        ("DELETE", credential, None),
-        ("DELETE", f"/me/sessions/{session['id']}", None),
-        ("DELETE", "/me/sessions/%21", None),
+    for method, path, body, slug in (
+        ("PATCH", credential, {"label": "mine"}, "step-up-required"),
+        ("DELETE", credential, None, "step-up-required"),
+        ("DELETE", f"/me/sessions/{session['id']}", None, "step-up-required"),
+        ("DELETE", "/me/sessions/%21", None, "not-found"),
     ):
-        answer = await site.send(eve, method, path, body)
-        assert (answer.status, answer.slug) == (404, "not-found")
+        assert (await site.send(eve, method, path, body)).slug == slug
     (theirs,) = (await site.send(ada, "GET", "/me")).body["credentials"]
     assert theirs["label"] is None
 
@@ -217,39 +206,16 @@ async def test_a_device_does_not_manage_its_users_account(site: Site) -> None:
         assert (answer.status, answer.slug) == (403, "browsers-only")
 
 
-async def test_what_matters_needs_a_passkey_used_lately(site: Site) -> None:
+async def test_a_step_up_renews_the_session_it_is_made_in(site: Site) -> None:
     browser = Browser()
-    first, _ = await site.register(browser, "ada")
-    second = await _add_passkey(site, browser)
-    path = f"/me/credentials/{b64(second.credential_id)}"
-    site.clock.now += FRESH
-    for method, at, body in (
-        ("DELETE", path, None),
-        ("POST", "/webauthn/registration/options", {"user_name": "ada"}),
-    ):
-        answer = await site.send(browser, method, at, body)
-        assert (answer.status, answer.slug, answer.body["max_age"]) == (401, "step-up-required", FRESH)
-        assert 'error="insufficient_user_authentication"' in answer.headers["WWW-Authenticate"]
-    before = browser.cookie
-    answer = await _step_up(site, browser, first)
-    assert (answer.status, answer.body["auth_time"]) == (200, int(site.clock.now))
-    assert browser.cookie != before
-    assert (await site.send(Browser(cookie=before), "GET", "/session")).slug == "not-signed-in"
-    assert (await site.send(browser, "DELETE", path)).status == 200
-
-
-async def test_a_device_steps_up_within_its_session(site: Site) -> None:
-    device = Device()
-    passkey, before = await site.register(device, "ada")
+    passkey, before = await site.register(browser, "ada")
+    cookie = browser.cookie
     site.clock.now += 1000
-    answer = await _step_up(site, device, passkey)
-    assert answer.status == 200
-    assert answer.body["auth_time"] == before.body["auth_time"] + 1000
+    answer = await site.step_up(browser, passkey, "end-other-sessions")
+    assert (answer.status, answer.body["auth_time"]) == (200, int(site.clock.now))
     assert answer.body["ends_at"] == before.body["ends_at"] + 1000
-    assert answer.body["token"] != before.body["token"]
-    assert answer.body["refresh_token"] != before.body["refresh_token"]
-    assert (await site.send(Device(device.key, before.body["token"]), "GET", "/session")).status == 401
-    assert (await site.send(device, "GET", "/session")).status == 200
+    assert browser.cookie != cookie
+    assert (await site.send(Browser(cookie=cookie), "GET", "/session")).slug == "not-signed-in"
 
 
 @pytest.mark.threat("T14")
@@ -257,7 +223,7 @@ async def test_nobody_elses_passkey_steps_a_session_up(site: Site) -> None:
     ada, eve = Browser(), Browser()
     await site.register(ada, "ada")
     eves, _ = await site.register(eve, "eve")
-    ceremony, options = await site.begin(ada, "step-up")
+    ceremony, options = await site.begin(ada, "step-up", operation="add-passkey")
     assert b64(eves.credential_id) not in [item["id"] for item in options["allowCredentials"]]
     answer = await site.finish(ada, "step-up", ceremony, get(eves, options, WEB_ORIGIN))
     assert answer.slug == "verification-failed"
@@ -268,7 +234,7 @@ async def test_a_step_up_ends_in_the_session_it_began_in(site: Site) -> None:
     first, second = Browser(), Browser()
     passkey, _ = await site.register(first, "ada")
     await site.sign_in(second, passkey)
-    ceremony, options = await site.begin(first, "step-up")
+    ceremony, options = await site.begin(first, "step-up", operation="add-passkey")
     answer = await site.finish(second, "step-up", ceremony, get(passkey, options, WEB_ORIGIN))
     assert answer.slug == "verification-failed"
 
@@ -278,7 +244,8 @@ async def test_a_step_up_is_no_sign_in_and_a_sign_in_no_step_up(site: Site) -> N
     browser = Browser()
     passkey, _ = await site.register(browser, "ada")
     for begun, ended in (("step-up", "authentication"), ("authentication", "step-up")):
-        ceremony, options = await site.begin(browser, begun)
+        operation = {"operation": "add-passkey"} if begun == "step-up" else {}
+        ceremony, options = await site.begin(browser, begun, **operation)
         answer = await site.finish(browser, ended, ceremony, get(passkey, options, WEB_ORIGIN))
         assert answer.slug == "verification-failed"
 
@@ -287,16 +254,16 @@ async def test_a_step_up_is_verified_like_a_sign_in(site: Site) -> None:
     browser = Browser()
     passkey, _ = await site.register(browser, "ada", Faults(flags=UP | UV))
     for faults in (Faults(flags=UP), Faults(signature=b"\0"), Faults(origin=DEVICE_ORIGIN)):
-        assert (await _step_up(site, browser, passkey, faults)).slug == "verification-failed"
+        assert (await site.step_up(browser, passkey, "add-passkey", faults)).slug == "verification-failed"
     assert (await site.send(browser, "GET", "/session")).body["auth_time"] == int(site.clock.now)
-    assert (await _step_up(site, browser, passkey, Faults(flags=UP | UV))).status == 200
+    assert (await site.step_up(browser, passkey, "add-passkey", Faults(flags=UP | UV))).status == 200
 
 
 async def test_a_passkey_that_went_meanwhile_steps_nothing_up(site: Site) -> None:
     browser = Browser()
     first, _ = await site.register(browser, "ada")
-    await _add_passkey(site, browser)
-    ceremony, options = await site.begin(browser, "step-up")
-    assert (await site.send(browser, "DELETE", f"/me/credentials/{b64(first.credential_id)}")).status == 200
+    second = await site.add_passkey(browser, first)
+    ceremony, options = await site.begin(browser, "step-up", operation="add-passkey")
+    assert (await site.remove_passkey(browser, second, first)).status == 200
     answer = await site.finish(browser, "step-up", ceremony, get(first, options, WEB_ORIGIN))
     assert answer.slug == "verification-failed"

@@ -37,6 +37,7 @@ async def refresh(site: Site, passkey: Passkey) -> Answer:
 async def rename(site: Site, passkey: Passkey) -> Answer:
     browser = Browser()
     await site.sign_in(browser, passkey)
+    await site.step_up(browser, passkey, "rename-user", name="Ada")
     return await site.send(browser, "PATCH", "/me", {"display_name": "Ada"})
 
 

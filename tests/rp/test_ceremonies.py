@@ -542,8 +542,10 @@ async def test_a_registered_name_is_its_owners(site: Site, who: Who) -> None:
     assert (answer.status, answer.slug) == (409, "user-exists")
 
 
-async def test_the_owner_adds_a_passkey(site: Site, who: Who) -> None:
+async def test_the_owner_adds_a_passkey(site: Site) -> None:
+    who = Browser()
     first, _ = await site.register(who, "ada")
+    await site.step_up(who, first, "add-passkey")
     ceremony, options = await site.begin(who, "registration", user_name="ada")
     assert unb64(options["user"]["id"]) == first.user_handle
     assert [item["id"] for item in options["excludeCredentials"]] == [b64(first.credential_id)]
@@ -558,13 +560,13 @@ async def test_the_owner_adds_a_passkey(site: Site, who: Who) -> None:
 async def test_adding_a_passkey_needs_the_session_to_the_end(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    device = Device()
-    await site.register(device, "ada")
-    ceremony, options = await site.begin(device, "registration", user_name="ada")
-    await site.send(device, "DELETE", "/session")
-    device.token = None
-    _, response = create(options, DEVICE_ORIGIN)
-    answer = await site.finish(device, "registration", ceremony, response)
+    browser = Browser()
+    passkey, _ = await site.register(browser, "ada")
+    await site.step_up(browser, passkey, "add-passkey")
+    ceremony, options = await site.begin(browser, "registration", user_name="ada")
+    await site.send(browser, "DELETE", "/session")
+    _, response = create(options, WEB_ORIGIN)
+    answer = await site.finish(browser, "registration", ceremony, response)
     assert answer.slug == "verification-failed"
     assert _checks(caplog) == [Check.SESSION]
 

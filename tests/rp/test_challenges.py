@@ -17,7 +17,7 @@ def record(*, expires_at: float = 100.0) -> ChallengeRecord:
         challenge=b"a challenge nobody may read",
         caller=Caller(kind=ClientKind.WEB),
         user=User(handle=b"handle", name="ada", display_name="Ada"),
-        adds_to_user=False,
+        session_id=None,
         algorithms=(),
         extensions=frozenset(),
         expires_at=expires_at,

@@ -91,7 +91,7 @@ def register(module: Any, case: Case) -> tuple[Passkey, Any]:
     changes = {} if case.offered is None else {"algorithms": case.offered}
     ceremonies = _ceremonies(module, **changes)
     begun = ceremonies.begin_registration(
-        case.begins, ADA, existing=(), adds_to_user=False, now=0, challenge=bytes(32)
+        case.begins, ADA, existing=(), session_id=None, now=0, challenge=bytes(32)
     )
     passkey, response = create(begun.public_key, case.origin, case.faults, key=case.key())
     body = json.dumps({"ceremony": "", "response": response}).encode()
@@ -315,7 +315,7 @@ def test_a_counter_that_goes_back_is_seen_by_us_alone() -> None:
 def test_what_is_offered_is_our_list_and_not_the_librarys() -> None:
     def offered(module: Any) -> list[int]:
         begun = _ceremonies(module).begin_registration(
-            WEB, ADA, existing=(), adds_to_user=False, now=0, challenge=bytes(32)
+            WEB, ADA, existing=(), session_id=None, now=0, challenge=bytes(32)
         )
         return [item["alg"] for item in begun.public_key["pubKeyCredParams"]]
 
@@ -327,7 +327,7 @@ def test_what_is_offered_is_our_list_and_not_the_librarys() -> None:
 def test_hints_come_from_us() -> None:
     def options(module: Any) -> JSON:
         begun = _ceremonies(module).begin_registration(
-            DEVICE, ADA, existing=(), adds_to_user=False, now=0, challenge=bytes(32)
+            DEVICE, ADA, existing=(), session_id=None, now=0, challenge=bytes(32)
         )
         return cast("JSON", begun.public_key)
 
@@ -340,7 +340,7 @@ def test_transports_are_kept_by_us_alone() -> None:
     cut = Cut("_transports(response.transports or [])", "()")
     for module, kept in ((real_messages, ("hybrid", "internal")), (without(real_messages, cut), ())):
         begun = _ceremonies(real).begin_registration(
-            WEB, ADA, existing=(), adds_to_user=False, now=0, challenge=bytes(32)
+            WEB, ADA, existing=(), session_id=None, now=0, challenge=bytes(32)
         )
         _, response = create(begun.public_key, WEB_ORIGIN)
         body = json.dumps({"ceremony": "", "response": response}).encode()
@@ -408,7 +408,7 @@ async def test_a_record_whose_age_nobody_looks_at_serves_for_ever() -> None:
 
 def _record() -> RegistrationRecord:
     begun = _ceremonies(real).begin_registration(
-        WEB, ADA, existing=(), adds_to_user=False, now=0, challenge=bytes(32)
+        WEB, ADA, existing=(), session_id=None, now=0, challenge=bytes(32)
     )
     return cast("RegistrationRecord", begun.record)
 

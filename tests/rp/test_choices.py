@@ -102,7 +102,7 @@ async def test_prf_is_asked_for_where_it_is_switched_on(opened: Open) -> None:
         with_prf = Faults(client_outputs={"prf": {}}, signed_outputs={"hmac-secret": bytes(48)})
         assert (await site.sign_in(Browser(), passkey, with_prf)).status == 200
         assert (await site.sign_in(browser, passkey)).status == 200
-        ceremony, options = await site.begin(browser, "step-up")
+        ceremony, options = await site.begin(browser, "step-up", operation="add-passkey")
         assert options["extensions"] == {"prf": {"eval": salts[0]}}
         assert (
             await site.finish(browser, "step-up", ceremony, get(passkey, options, WEB_ORIGIN))
@@ -311,7 +311,7 @@ async def test_a_step_up_follows_the_same_policy(opened: Open) -> None:
         browser = Browser()
         passkey, _ = await site.register(browser, "ada", Faults(flags=UP | UV))
         for flags, status in ((SYNCED, 200), (UP | UV, 403)):
-            ceremony, options = await site.begin(browser, "step-up")
+            ceremony, options = await site.begin(browser, "step-up", operation="add-passkey")
             response = get(passkey, options, WEB_ORIGIN, Faults(flags=flags))
             assert (await site.finish(browser, "step-up", ceremony, response)).status == status
 

@@ -101,8 +101,9 @@ async def test_a_passkey_on_one_device_says_so_and_may_keep_its_transports_to_it
 
 async def test_a_passkey_has_the_name_its_user_gave_it_and_who_keeps_it(site: Site) -> None:
     browser = Browser()
-    _, answer = await site.register(browser, "ada")
+    passkey, answer = await site.register(browser, "ada")
     name = answer.body["credential_id"]
+    await site.step_up(browser, passkey, "rename-passkey", target=name, name="Phone")
     await site.send(browser, "PATCH", f"/me/credentials/{name}", {"label": "Phone"})
     assert "Phone synced" in await _page(site, browser)
     (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))

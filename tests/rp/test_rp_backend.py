@@ -84,7 +84,9 @@ async def test_the_mounted_application_keeps_its_bounds_and_its_answers(host: Si
 async def test_accounts_are_managed_under_the_prefix(host: Site) -> None:
     browser = Browser()
     passkey, _ = await host.register(browser, "ada")
-    path = f"/passkeys/me/credentials/{b64(passkey.credential_id)}"
+    target = b64(passkey.credential_id)
+    path = f"/passkeys/me/credentials/{target}"
+    await host.step_up(browser, passkey, "rename-passkey", target=target, name="phone")
     assert (await host.send(browser, "PATCH", path, {"label": "phone"})).body["credentials"][0][
         "label"
     ] == "phone"

@@ -478,7 +478,7 @@ async def test_a_session_changes_only_from_the_state_that_was_seen(tmp_path: Pat
         assert not await store.replace_session(replace(second, token_hash=b"t3"), was=b"t1")
         assert await store.session(b"t2", now=2) == (second, ADA)
         with pytest.raises(VerificationFailed):
-            await store.step_up(use(), replace(second, token_hash=b"t4"), was=b"t1")
+            await store.step_up(use(), replace(second, token_hash=b"t4"), was=b"t1", operation=b"o", until=9)
         kept = await store.credential(b"credential")
         assert kept is not None
         assert kept.last_used_at is None  # all of it, or nothing

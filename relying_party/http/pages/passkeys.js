@@ -83,9 +83,9 @@ async function register(name) {
   await finish("registration", begun, registrationResponse(credential));
 }
 
-async function assert(ceremony) {
+async function assert(ceremony, asked = {}) {
   const signal = next();
-  const begun = await call("POST", `/webauthn/${ceremony}/options`, {});
+  const begun = await call("POST", `/webauthn/${ceremony}/options`, asked);
   const publicKey = requestOptions(begun.publicKey);
   const credential = await navigator.credentials.get({ publicKey, signal });
   await finish(ceremony, begun, authenticationResponse(credential));
@@ -99,17 +99,12 @@ async function finish(ceremony, begun, response) {
   }
 }
 
-// What matters needs a passkey that was used lately: when it was not, it is asked for, and then it goes on.
+// What changes the account needs a passkey used for just that (docs/protocol/relying-party.md, "Stepping up"). The page
+// says what for, while the browser asks for the passkey, which does not say it.
 
-async function freshly(deed) {
-  try {
-    return await deed();
-  } catch (error) {
-    if (error?.slug !== "step-up-required") throw error;
-  }
-  say("Please use your passkey once more…");
-  await assert("step-up");
-  return deed();
+async function stepUp(what, operation) {
+  say(`To ${what}, use your passkey…`);
+  await assert("step-up", operation);
 }
 
 // Passkeys offered in the user name's field, for as long as nobody has asked for anything else. A challenge
@@ -201,6 +196,14 @@ for (const input of document.querySelectorAll("input")) {
 const passkey = (element) => `/me/credentials/${element.dataset.id}`;
 const session = (element) => `/me/sessions/${element.dataset.id}`;
 
+// Browsers want a passkey asked for soon after a click: after the first one is used, it may be too long ago.
+
+async function clicked() {
+  if (navigator.userActivation?.isActive ?? true) return true;
+  const text = "Your browser asks where to keep it.";
+  return (await ask({ title: "Make the new passkey", text, yes: "Go on" })) !== null;
+}
+
 const deeds = {
   async "sign-in"() {
     await assert("authentication");
@@ -218,13 +221,17 @@ const deeds = {
   },
 
   async "add-passkey"(element) {
-    await freshly(() => register(element.dataset.userName));
+    await stepUp("add a passkey to your account", { operation: "add-passkey" });
+    say(waiting["add-passkey"]);
+    if (!(await clicked())) return null;
+    await register(element.dataset.userName);
     return "The new passkey is added. You can sign in with it from now on.";
   },
 
   async "rename-user"(element) {
     const name = await ask({ title: "Change your name", field: "Name", value: element.dataset.name, yes: "Save" });
     if (name === null) return null;
+    await stepUp(`change your name to “${name}”`, { operation: "rename-user", name });
     await call("PATCH", "/me", { display_name: name });
     return `Your name is “${name}” now.`;
   },
@@ -232,24 +239,30 @@ const deeds = {
   async "rename-passkey"(element) {
     const label = await ask({ title: "Rename this passkey", field: "Name", value: element.dataset.name, yes: "Save" });
     if (label === null) return null;
+    const { id: target, name } = element.dataset;
+    await stepUp(`rename “${name}” to “${label}”`, { operation: "rename-passkey", target, name: label });
     await call("PATCH", passkey(element), { label });
     return `The passkey is called “${label}” now.`;
   },
 
   async "remove-passkey"(element) {
-    const { name } = element.dataset;
+    const { id: target, name } = element.dataset;
     const text = "It will not sign in here any more, and what it signed in is signed out.";
     if ((await ask({ title: `Remove “${name}”?`, text, yes: "Remove", risky: true })) === null) return null;
-    await freshly(() => call("DELETE", passkey(element)));
+    await stepUp(`remove the passkey “${name}”`, { operation: "remove-passkey", target });
+    await call("DELETE", passkey(element));
     return `The passkey “${name}” is removed.`;
   },
 
   async "end-session"(element) {
+    const { id: target, name } = element.dataset;
+    await stepUp(`sign out “${name}”`, { operation: "end-session", target });
     await call("DELETE", session(element));
-    return `“${element.dataset.name}” is signed out.`;
+    return `“${name}” is signed out.`;
   },
 
   async "end-other-sessions"() {
+    await stepUp("sign out everywhere else", { operation: "end-other-sessions" });
     await call("DELETE", "/me/sessions");
     return "You are signed out everywhere else.";
   },
@@ -260,6 +273,7 @@ const waiting = {
   register: "Waiting for your new passkey…",
   "add-passkey": "Waiting for your new passkey…",
 };
+const needing = new Set(Object.keys(deeds).filter((deed) => deed !== "sign-out")); // a passkey
 const outdated = new Set(["not-found", "not-signed-in"]); // the page shows what is no longer so
 
 function sayWhyNot() {
@@ -272,7 +286,7 @@ let busy = false;
 async function act(element) {
   const deed = element.dataset.do;
   if (busy) return;
-  if (deed in waiting && why !== null) {
+  if (needing.has(deed) && why !== null) {
     sayWhyNot();
     return;
   }

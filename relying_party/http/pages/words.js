@@ -29,7 +29,8 @@ const refusals = {
   "last-credential": "This is your only passkey. Add another one first, then remove this one.",
   "not-found": "That is not there any more. What you see now is what there is.",
   "not-signed-in": "You were signed out here. Sign in again to go on.",
-  "step-up-required": "Please use your passkey once more, and then try again.",
+  "browsers-only": "This is not possible where you are signed in. Open this page in a browser, and sign in there.",
+  "step-up-required": "Your passkey was not used for this, or too long ago. Please try again.",
   "user-exists":
     "That user name is taken. If it is yours, sign in with your passkey; if it is not, choose another name.",
   "verification-failed":

@@ -1,6 +1,7 @@
 """The account page in a real browser: names, removal, sessions, and what passkey providers are told."""
 
-import json
+import re
+from dataclasses import dataclass
 
 import pytest
 from certificates import Certificate
@@ -153,29 +154,96 @@ async def same_user_twice(here: Visitor, there: Visitor) -> None:
     await expect(sessions(here)).to_have_count(2)
 
 
-async def test_what_matters_asks_for_the_passkey_once_more_and_then_goes_on(visiting: Visit) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A change on the page: its button, the answer to its question, and what the page says while the browser asks."""
+
+    button: str
+    says: str
+    operation: str
+    text: str | None = None
+    yes: str | None = None
+
+
+CHANGES = {
+    "add": Asked(
+        button="Add a passkey",
+        says="To add a passkey to your account, use your passkey…",
+        operation='{"operation":"add-passkey"}',
+    ),
+    "name": Asked(
+        button="Change name",
+        text="Ada L.",
+        yes="Save",
+        says="To change your name to “Ada L.”, use your passkey…",
+        operation='{"operation":"rename-user","name":"Ada L."}',
+    ),
+    "rename": Asked(
+        button="Rename Passkey",
+        text="Phone",
+        yes="Save",
+        says="To rename “Passkey” to “Phone”, use your passkey…",
+        operation='{"operation":"rename-passkey","target":"…","name":"Phone"}',
+    ),
+    "remove": Asked(
+        button="Remove Security key",
+        yes="Remove",
+        says="To remove the passkey “Security key”, use your passkey…",
+        operation='{"operation":"remove-passkey","target":"…"}',
+    ),
+    "end": Asked(
+        button="Sign out: In a browser",
+        says="To sign out “In a browser”, use your passkey…",
+        operation='{"operation":"end-session","target":"…"}',
+    ),
+    "end-others": Asked(
+        button="Sign out everywhere else",
+        says="To sign out everywhere else, use your passkey…",
+        operation='{"operation":"end-other-sessions"}',
+    ),
+}
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+async def test_the_page_says_what_a_passkey_is_used_for_while_it_is_asked_for(
+    visiting: Visit, change: Asked
+) -> None:
+    here, there = await visiting(), await visiting()
+    await same_user_twice(here, there)
+    first = here.authenticator
+    await here.another_authenticator("usb")
+    await here.page.get_by_role("button", name="Add a passkey").click()
+    await has_passkeys(here, 2)
+    if change.operation != '{"operation":"add-passkey"}':
+        await here.remove_authenticator()
+        here.authenticator = first
+    here.sent.clear()
+    shown: list[str] = []
+
+    async def looked(route: Route) -> None:
+        shown.append(await here.page.get_by_role("status").inner_text())
+        await route.continue_()
+
+    await here.page.route("**/webauthn/step-up/result", looked)
+    async with here.page.expect_response("**/webauthn/step-up/result"):
+        await here.page.get_by_role("button", name=change.button, exact=True).click()
+        if change.yes is not None:
+            await answer(here, change.text, yes=change.yes)
+    assert shown == [change.says]
+    asked = [re.sub(r'"target":"[^"]+"', '"target":"…"', sent) for sent in here.sent]
+    assert change.operation in asked
+
+
+@pytest.mark.threat("T3")
+async def test_who_does_not_use_their_passkey_changes_nothing(visiting: Visit) -> None:
     visitor = await visiting()
-    await registered(visitor)
-    await visitor.another_authenticator("usb")
-    adding = await too_long_ago(visitor, "**/webauthn/registration/options")
-    await visitor.page.get_by_role("button", name="Add a passkey").click()
-    await has_passkeys(visitor, 2)
-    removing = await too_long_ago(visitor, "**/me/credentials/*")
-    await visitor.page.get_by_role("button", name="Remove Passkey").click()
-    await answer(visitor, None, yes="Remove")
-    await has_passkeys(visitor, 1)
-    assert (len(adding), len(removing)) == (1, 1)
-    assert visitor.answers.count((200, "/webauthn/step-up/result")) == 2
-
-
-async def too_long_ago(visitor: Visitor, where: str) -> list[str]:
-    """Have the first request there answered as if the last sign-in were long ago: nobody waits for that here."""
-    asked: list[str] = []
-
-    async def refuse(route: Route) -> None:
-        asked.append(route.request.url)
-        problem = {"type": "urn:headless-passkey:problem:step-up-required", "title": "again", "status": 401}
-        await route.fulfill(status=401, content_type="application/problem+json", body=json.dumps(problem))
-
-    await visitor.page.route(where, refuse, times=1)
-    return asked
+    name = await registered(visitor)
+    await visitor.cdp.send(
+        "WebAuthn.setUserVerified", {"authenticatorId": visitor.authenticator, "isUserVerified": False}
+    )
+    await visitor.page.get_by_role("button", name="Change name").click()
+    await answer(visitor, "Eve", yes="Save")
+    await says(visitor, "That was cancelled, or took too long.")
+    assert not any(path == "/me" for _, path in visitor.answers)
+    await signed_in(visitor, name)

@@ -69,12 +69,13 @@ def _refusals(kind: type[RequestRefused]) -> dict[str, int]:
 TRY_AGAIN = "Something went wrong on the server. Try again in a while"
 RELOAD = "The page and the server did not understand each other. Reload the page"
 SAID = {
+    "browsers-only": "This is not possible where you are signed in. Open this page in a browser",
     "ceremony-gone": "That took too long. Please try again.",
     "internal-error": TRY_AGAIN,
     "invalid-request": "This name cannot be used. A name has 1 to 64 characters",
     "last-credential": "This is your only passkey. Add another one first",
     "rate-limited": "Too many attempts. Wait 7 seconds, and try again.",
-    "step-up-required": "Please use your passkey once more",
+    "step-up-required": "Your passkey was not used for this, or too long ago. Please try again.",
     "store-unavailable": "The site cannot look anything up right now. Try again in 7 seconds.",
     "user-exists": "That user name is taken. If it is yours, sign in with your passkey",
     "verification-failed": "This passkey was not accepted. Try again, or use another one",
