@@ -25,7 +25,7 @@ from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError
 from relying_party.http.addresses import Network, network
 from relying_party.names import printable
-from relying_party.output import forget_stdout, out
+from relying_party.output import forget_stdout, out, without_keys, without_secrets
 
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
@@ -138,7 +138,9 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """One line and status 2; argparse would print the whole usage first."""
         as_json = "--json" in sys.argv[1:]
-        raise SystemExit(_fail(ExitStatus.USAGE, "UsageError", f"{message} (see --help)", as_json=as_json))
+        raise SystemExit(
+            _fail(ExitStatus.USAGE, "UsageError", f"{without_keys(message)} (see --help)", as_json=as_json)
+        )
 
 
 def _parsers() -> tuple[_Parser, _Parser]:
@@ -397,13 +399,13 @@ class _PlainLines(logging.Formatter):
 
 def _say(message: str, args: argparse.Namespace) -> None:
     with contextlib.suppress(OSError):
-        line = json.dumps({"message": message}) if args.json else message
+        line = json.dumps({"message": message}) if args.json else printable(message, MAX_MESSAGE)
         # one write: where nothing is buffered, other programs' lines would come between line and end
         print(f"{line}\n", end="", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _fail(status: ExitStatus, kind: str, message: str, *, as_json: bool) -> ExitStatus:
-    message = printable(" ".join(message.split()), MAX_MESSAGE)
+    message = printable(" ".join(without_secrets(message).split()), MAX_MESSAGE)
     if as_json:
         # the members that every program of the project has; this one has no finer kinds, and no advice
         members = {"error": kind, "reason": None, "status": int(status), "message": message, "advice": None}

@@ -39,10 +39,11 @@ from headless_passkey.command.command_line import (
     out,
     progress,
     read_secret_line,
+    refuse_secret,
     show_progress,
 )
 from headless_passkey.errors import TransportReason, UsageError
-from headless_passkey.hybrid.fido_url import MAX_LENGTH, PREFIX
+from headless_passkey.hybrid.fido_url import MAX_LENGTH
 from headless_passkey.mends import transport_error
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.signals import until_terminated
@@ -56,8 +57,7 @@ from headless_passkey.trust.ring import MAX_RP_IDS, Role
 
 
 async def phone(args: argparse.Namespace) -> None:
-    if args.url.upper().startswith(PREFIX):
-        raise UsageError("the FIDO URL is a secret: give a file that holds it, or - for stdin")
+    refuse_secret(args.url)
     until = time.monotonic() + args.timeout
     talk(_line(args, WARNING, warning=WARNING))
     with contextlib.ExitStack() as stack:
@@ -328,7 +328,7 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
             details |= {"expires": asked.expires, "digits": asked.digits is not None}
         talk(progress(stage=notice.kind, **details))
     elif request is not None and args.consent != "ask":
-        talk("\n".join(describe(request, time.time())))
+        talk(*describe(request, time.time()))
     elif request is not None:
         talk(summary(request))
     else:

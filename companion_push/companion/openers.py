@@ -63,7 +63,7 @@ class Opener(Protocol):
 class SystemLauncher:
     """Opens a URL with the system's launcher, for a companion that runs on the phone itself.
 
-    The launcher takes the URL as an argument, which processes of the same user can read for a moment.
+    The launcher takes the URL as an argument, which every user of this machine can read for a moment (docs/security.md, T8).
     """
 
     command: tuple[str, ...]

@@ -146,7 +146,7 @@ def _add_run(commands: Any) -> None:
         default="qr",
         help="how the FIDO URL gets to a phone: a QR code on the terminal, or in a file where it does not fit "
         "(default), the system's URL launcher "
-        "(which sees the URL in its arguments), a command with the URL on stdin, or the software phone",
+        "(in whose arguments every user of this machine can read the URL), a command with the URL on stdin, or the software phone",
     )
     run.add_argument("--opener-command", metavar="CMD", help="for --opener command: what to start")
     run.add_argument(

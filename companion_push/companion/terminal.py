@@ -18,6 +18,7 @@ from typing import Final, Self, TypeVar
 from headless_passkey.errors import TransportError, UsageError
 from headless_passkey.process.signals import interrupted_by_keyboard
 from headless_passkey.process.tasks import end
+from headless_passkey.text.names import shown_line
 
 _MAX_ANSWER: Final = 256  # bytes
 _LAST_WORDS: Final = 1000  # milliseconds to wait on exit for a terminal that accepts no byte
@@ -96,8 +97,8 @@ class Terminal:
                 data = data[os.write(self._descriptor, data) :]
 
     def show(self, *lines: str) -> None:
-        """Write lines, in which the caller has escaped text of others (`printable`)."""
-        self._write("".join(f"{line}\n" for line in lines))
+        """Write lines. What is not printable in them is spelled out."""
+        self._write("".join(f"{shown_line(line)}\n" for line in lines))
 
     async def ask(
         self, question: str, answer: Callable[[str], T | None], *, slip: str | None = None
@@ -130,7 +131,7 @@ class Terminal:
     ) -> T | None:
         while True:
             self._forget_keys()  # typed before the question
-            self._write(f"{question} ")
+            self._write(f"{shown_line(question)} ")
             line = await self._line()
             if line is None:
                 self._write("\n")

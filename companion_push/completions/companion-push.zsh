@@ -124,7 +124,7 @@ _shtab_companion_push_companion_run_options=(
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
   "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
-  "--opener[how the FIDO URL gets to a phone\: a QR code on the terminal, or in a file where it does not fit (default), the system\'s URL launcher (which sees the URL in its arguments), a command with the URL on stdin, or the software phone]:opener:(qr system command phone)"
+  "--opener[how the FIDO URL gets to a phone\: a QR code on the terminal, or in a file where it does not fit (default), the system\'s URL launcher (in whose arguments every user of this machine can read the URL), a command with the URL on stdin, or the software phone]:opener:(qr system command phone)"
   "--opener-command[for --opener command\: what to start]:CMD:"
   "--consent[ask at the terminal (default), or answer every request alike\: for tests]:consent:(ask accept decline)"
   "--once[end when one request has ended]"

@@ -39,6 +39,7 @@ from headless_passkey.process.signals import on_termination
 from headless_passkey.process.streams import STDIN, read_some, talk
 from headless_passkey.text.json_text import without_mark
 from headless_passkey.text.names import name_of, printable
+from headless_passkey.text.secret_words import looks_secret, without_keys, without_secrets
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -119,7 +120,11 @@ class SettingsParser(argparse.ArgumentParser):
         """End with one line and status 2, without argparse's usage text."""
         words = sys.argv[1:]
         status = fail(
-            ExitStatus.USAGE, "UsageError", None, f"{message} (see --help)", as_json="--json" in words
+            ExitStatus.USAGE,
+            "UsageError",
+            None,
+            f"{without_keys(message)} (see --help)",
+            as_json="--json" in words,
         )
         raise SystemExit(int(status))
 
@@ -310,7 +315,7 @@ def fail(
 ) -> ExitStatus:
     """Say on stderr, in one line, what went wrong; returns `status`. advice: what to do about it."""
     # it may hold text of others
-    message, advice = _in_one_line(message), advice and _in_one_line(advice)
+    message, advice = _in_one_line(without_secrets(message)), advice and _in_one_line(advice)
     if as_json:
         line = json.dumps(
             {"error": kind, "reason": reason, "status": int(status), "message": message, "advice": advice}
@@ -396,12 +401,22 @@ def expand_home(path: str | Path) -> Path:
         ) from error
 
 
+def refuse_secret(source: str) -> None:
+    """Refuse a secret that stands where the file belongs that holds it; the message does not repeat it."""
+    if looks_secret(source):
+        raise UsageError(
+            "a secret is no argument, which all users of this machine can read: give a file that holds it, or - for stdin",
+            advice="take a new one if others use this machine",
+        )
+
+
 async def read_secret_line(source: str, *, limit: int = MAX_SECRET_LINE) -> str:
     """Read one line of ASCII from a file, or from stdin for ``-``, since secrets are never arguments.
 
     limit: bytes. `RemoteProtocolError` for a line that is longer, or not ASCII.
-    `TransportError` when there is nothing at all.
+    `TransportError` when there is nothing at all, `UsageError` when `source` is the secret itself.
     """
+    refuse_secret(source)
     text = without_mark(await read_input(source, limit=limit + 2 + len(BOM_UTF8), first_line=True))
     if not text:
         raise transport_error("the input ended before a line came", TransportReason.NO_INPUT)

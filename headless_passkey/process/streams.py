@@ -6,16 +6,19 @@ import os
 import sys
 from typing import Final, TextIO
 
+from headless_passkey.text.names import shown_line
+
 STDIN: Final = 0
 
 
-def talk(message: str) -> None:
-    """Print a line for people on stderr, since stdout is data."""
+def talk(*lines: str) -> None:
+    """Print lines for people on stderr, since stdout is data. What is not printable in them is spelled out."""
     stderr: TextIO | None = sys.stderr
     if stderr is not None:  # closed at the start; print would take stdout instead
+        text = "".join(f"{shown_line(line)}\n" for line in lines)
         with contextlib.suppress(OSError):
             # one write: where nothing is buffered, other programs' lines would come between line and end
-            print(f"{message}\n", end="", file=stderr, flush=True)
+            print(text, end="", file=stderr, flush=True)
 
 
 async def read_some(descriptor: int) -> bytes:

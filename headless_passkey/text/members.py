@@ -3,11 +3,14 @@
 A wrong member raises what fits the source: a protocol violation by the peer, or a damaged file.
 """
 
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.text.base64url import from_base64url
+
+_WORD: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 
 
 def answer_members(value: Any, what: str) -> "Members":
@@ -40,6 +43,16 @@ class Members:
 
     def optional_text(self, name: str, longest: int = 256) -> str | None:
         return None if self._value.get(name) is None else self.text(name, longest)
+
+    def word(self, name: str) -> str:
+        """Read a word of a protocol: at most 64 of [a-z0-9-], safe to show on a terminal."""
+        value = self._value.get(name)
+        if not isinstance(value, str) or not _WORD.fullmatch(value):
+            raise self._wrong(name, "a word of at most 64 of [a-z0-9-]")
+        return value
+
+    def optional_word(self, name: str) -> str | None:
+        return None if self._value.get(name) is None else self.word(name)
 
     def integer(self, name: str, highest: int = 1 << 48) -> int:
         value = self._value.get(name)

@@ -94,20 +94,53 @@ def printable(text: str, limit: int = MAX_SHOWN) -> str:
     joiners that join nothing, and marks that would pile up or be drawn on what is not part of `text`; otherwise
     a valid name is shown as it is. limit: code points of `text`; an ellipsis stands for what is beyond.
     """
-    cut = text[:limit]
-    misplaced = {found.start() for found in _MISPLACED.finditer(cut)}
+    return _spelled_out(text[:limit]) + ("\N{HORIZONTAL ELLIPSIS}" if len(text) > limit else "")
+
+
+_RIGHT_TO_LEFT: Final = frozenset(
+    {"R", "AL", "AN"}
+)  # bidirectional classes that reorder what stands beside them
+_ISOLATE: Final = "\N{FIRST STRONG ISOLATE}"
+_POP: Final = "\N{POP DIRECTIONAL ISOLATE}"
+_ISOLATED: Final = re.compile(f"{_ISOLATE}([^{_ISOLATE}{_POP}]*){_POP}")
+
+
+def quoted(text: str, limit: int = MAX_SHOWN) -> str:
+    """Escape others' text as `printable` does and put it in quotation marks, so that it is seen where it ends.
+
+    A quotation mark in it is spelled out. Text with right-to-left characters is isolated (UAX #9 §2.4), so that it does
+    not reorder what stands beside it.
+    """
+    shown = printable(text, limit).replace('"', "<U+0022>")
+    if any(unicodedata.bidirectional(character) in _RIGHT_TO_LEFT for character in shown):
+        shown = f"{_ISOLATE}{shown}{_POP}"
+    return f'"{shown}"'
+
+
+def shown_line(line: str) -> str:
+    """Escape one whole line for a terminal, as the last thing before it is written.
+
+    It leaves alone what `printable` and `quoted` have escaped, and spells out what nobody has.
+    """
+    isolates = (found.span() for found in _ISOLATED.finditer(line))
+    return _spelled_out(line, frozenset(place for start, end in isolates for place in (start, end - 1)))
+
+
+def _spelled_out(text: str, kept: frozenset[int] = frozenset()) -> str:
+    """Spell out what does not show as itself. kept: places in `text` of characters that stay."""
+    misplaced = {found.start() for found in _MISPLACED.finditer(text)}
     shown: list[str] = []
     base, marks = False, 0  # whether there is something to attach to; the marks on it
-    for place, character in enumerate(cut):
+    for place, character in enumerate(text):
         attached = character in _ATTACHED
         mark = not attached and unicodedata.category(character) in ("Mn", "Me")
         marks = marks + mark if mark or attached else 0
-        spelled = (
+        spelled = place not in kept and (
             place in misplaced
             or _NOT_SHOWN.match(character) is not None
             or (not base and (mark or attached))
             or marks > _MAX_MARKS
         )
         shown.append(f"<U+{ord(character):04X}>" if spelled else character)
-        base = not spelled and (base if mark or attached else character != " ")
-    return "".join(shown) + ("\N{HORIZONTAL ELLIPSIS}" if len(text) > limit else "")
+        base = not spelled and place not in kept and (base if mark or attached else character != " ")
+    return "".join(shown)

@@ -53,6 +53,16 @@ async def test_yes_and_no_are_answers(asked: Asked, typed: str, agreed: bool) ->
     assert await asked.answered("Sure?", f"{typed}\n") is agreed
 
 
+@pytest.mark.threat("T11")
+async def test_what_nobody_escaped_moves_no_cursor(asked: Asked) -> None:
+    asked.terminal.show("says \x1b[2J\u202e")
+    await asked.screen.until("says <U+001B>[2J<U+202E>")
+    asking = asyncio.create_task(asked.terminal.yes("Let \x1b[A\n in?"))
+    await asked.screen.until("Let <U+001B>[A<U+000A> in?")
+    asked.screen.type("y\n")
+    assert await asking
+
+
 async def test_what_is_no_answer_is_asked_again(asked: Asked) -> None:
     slips = ("\n", "yy\n", "42\n", "yes please\n", "ja\n", "\u044f\n")
     assert await asked.answered("Sure?", *slips, "y\n")

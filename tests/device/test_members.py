@@ -37,6 +37,8 @@ def test_any_member_is_what_was_asked_for_or_refused_politely(
         (members.text, str),
         (members.integer, int),
         (lambda name: members.octets(name, 0, 100), bytes),
+        (members.word, str),
+        (members.optional_word, (str, type(None))),
         (members.items, list),
         (members.objects, list),
         (members.object, Members),
@@ -48,6 +50,33 @@ def test_any_member_is_what_was_asked_for_or_refused_politely(
             assert isinstance(ask("x"), kind)
         with contextlib.suppress(error):
             assert ask("absent") is None
+
+
+@BOTH
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "x" * 65,
+        "Stale",
+        "a b",
+        "a\n",
+        "\x1b[2J",
+        "a\u202eb",
+        "\uff41",
+        "\u0661",
+        5,
+        None,
+        ["a"],
+        {"a": 1},
+    ],
+    ids=ascii,
+)
+def test_a_word_is_a_word_and_nothing_else(read: Read, error: type[Exception], value: Any) -> None:
+    with pytest.raises(error, match=r"^test: x: expected a word of at most 64 of \[a-z0-9-\]$"):
+        read({"x": value}, "test").word("x")
+    assert read({"x": "stale-ring2"}, "test").word("x") == "stale-ring2"
 
 
 @BOTH

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 
 import relying_party.names
 from headless_passkey.errors import UsageError
-from headless_passkey.text.names import MAX_LABEL, is_plain, name_of, plain, printable, why_not_plain
+from headless_passkey.process.streams import talk
+from headless_passkey.text.names import (
+    MAX_LABEL,
+    is_plain,
+    name_of,
+    plain,
+    printable,
+    quoted,
+    shown_line,
+    why_not_plain,
+)
 from relying_party.errors import InvalidRequest
 from tests.vectors_loader import Vector, name, vectors
 
@@ -133,3 +143,49 @@ def test_nothing_grows_beyond_what_is_looked_at() -> None:
     decompositions = (unicodedata.normalize("NFD", chr(code)) for code in range(0x110000))
     assert max(map(len, decompositions)) == 4
     assert name_of("\u03b1\u0313\u0300\u0345" * MAX_LABEL) == "\u1f82" * MAX_LABEL
+
+
+# Whole lines, as they reach a terminal
+
+HOSTILE = [
+    ("\x1b[2J\x1b[HSign in", "<U+001B>[2J<U+001B>[HSign in"),
+    ("hub\nApprove? y or n:", "hub<U+000A>Approve? y or n:"),
+    ("hub\r\b\x9b31m", "hub<U+000D><U+0008><U+009B>31m"),
+    ("frame\u202ekcats", "frame<U+202E>kcats"),
+    ("a\u2066b\u2069", "a<U+2066>b<U+2069>"),
+    ("\u200bhub\ufeff", "<U+200B>hub<U+FEFF>"),
+]
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    ("text", "shown"), HOSTILE, ids=["escape", "line", "cr", "bidi", "isolate", "invisible"]
+)
+def test_a_line_that_nobody_escaped_moves_no_terminal(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    talk(f"says {text}", "and a second line")
+    assert capsys.readouterr().err == f"says {shown}\nand a second line\n"
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("Kitchen hub", '"Kitchen hub"'),
+        ('hub" asks to sign in at "b', '"hub<U+0022> asks to sign in at <U+0022>b"'),
+        ("\u05de\u05d8\u05d1\u05d7", '"\u2068\u05de\u05d8\u05d1\u05d7\u2069"'),
+        ("\u0645\u0637\u0628\u062e 1", '"\u2068\u0645\u0637\u0628\u062e 1\u2069"'),
+        ("a\u2069\u05d0", '"\u2068a<U+2069>\u05d0\u2069"'),
+        ("\x1b[2J", '"<U+001B>[2J"'),
+    ],
+    ids=["plain", "marks", "hebrew", "arabic", "leaving its isolate", "escape"],
+)
+def test_a_label_is_quoted_and_isolated(label: str, shown: str) -> None:
+    assert quoted(label) == shown
+    assert shown_line(f"{shown} asks") == f"{shown} asks"
+
+
+@given(TEXTS)
+def test_a_line_leaves_alone_what_has_been_escaped(text: str) -> None:
+    assert shown_line(f"{quoted(text)}: {printable(text)}") == f"{quoted(text)}: {printable(text)}"

@@ -351,6 +351,15 @@ def test_a_companion_that_refuses_for_the_clocks_says_what_to_do() -> None:
     )
 
 
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("reason", ["\x1b[2J", "a\u202eb", "a\nb", "Declined", "x" * 65, ""], ids=ascii)
+def test_a_reason_that_is_no_word_is_refused_and_reaches_no_terminal(reason: str) -> None:
+    for changes in ({"reason": reason}, {"failures": [{"by": "x", "reason": reason}]}):
+        with pytest.raises(RemoteProtocolError) as caught:
+            status(state="failed", **changes)
+        assert "\x1b" not in str(caught.value)
+
+
 @pytest.mark.parametrize("state", ["pending", "delivered", "claimed", "opened", "completed"])
 def test_what_lives_or_went_well_is_no_error(state: str) -> None:
     assert status(state=state).error() is None
