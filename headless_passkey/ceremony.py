@@ -171,7 +171,7 @@ class CeremonyResult:
     """The result of a ceremony: the response for the relying party, and whether its user was checked."""
 
     credential: Credential
-    user_checked: bool  # False: no account was expected, so the phone chose one (T3)
+    user_checked: bool  # False: no user was expected, so the phone chose one (T3)
 
 
 _T = TypeVar("_T")
@@ -183,6 +183,21 @@ class Settled(CeremonyResult, Generic[_T]):
     """The result of a ceremony whose response the relying party has accepted."""
 
     result: _T  # of `Begun.complete` or `settle`
+
+
+class Users(Protocol):
+    """The users whom a device expects at a relying party; `headless_passkey.rp.users.PinnedUsers` is one (T3)."""
+
+    def check(self, handle: bytes | None) -> bool:
+        """Refuse a user who is not expected, with `TrustError` (unexpected-user); returns whether somebody was expected."""
+
+    async def settle(
+        self, credential: Credential, settle: Callable[[Credential], Awaitable[_T]], *, expected: bool
+    ) -> _T:
+        """Call `settle`, which hands the response to the relying party, and store the user whom this accepts.
+
+        expected: the user was expected by the caller, or the credential by the relying party.
+        """
 
 
 @runtime_checkable
@@ -207,6 +222,7 @@ class Choices(TypedDict, total=False):
     tls: ssl.SSLContext | None
     timeout: float
     on_stage: Callable[[StageEvent], None]
+    users: Users | None
     min_rssi: int | None
     join_within: float | None
     clock: Callable[[], float]
@@ -257,6 +273,7 @@ async def run_ceremony(
     timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  one deadline over all steps is the interface
     on_stage: Callable[[StageEvent], None] = lambda _event: None,
     settle: Callable[[Credential], Awaitable[Any]] | None = None,
+    users: Users | None = None,
     min_rssi: int | None = None,
     join_within: float | None = None,
     clock: Callable[[], float] = time.time,
@@ -269,6 +286,8 @@ async def run_ceremony(
     tls: trusted roots for the tunnel; None for the system's. timeout: seconds for everything.
     settle: takes the response to the relying party, where the options are no `Begun`. Its value is the `result`. `settle` does
     not wait for the tunnel to close; the report of completion follows both. Closing does not count for the deadline.
+    users: those who are expected at the relying party. Another user is refused, before the command where the options name
+    the user and before `settle` otherwise, unless `Ask.user_handle` or an allow list says whom this ceremony expects.
     min_rssi: adverts weaker than this many dBm, or of unknown strength, are ignored. join_within: seconds
     from the first reception of an advert until its channel must be open. Both make it harder to relay adverts, and neither
     proves that the phone is near (T7).
@@ -283,6 +302,7 @@ async def run_ceremony(
         tls=tls,
         on_stage=on_stage,
         settle=settle,
+        users=users,
         min_rssi=min_rssi,
         join_within=join_within,
     )
@@ -357,6 +377,7 @@ class _Ceremony:
     tls: ssl.SSLContext | None
     on_stage: Callable[[StageEvent], None]
     settle: Callable[[Credential], Awaitable[Any]] | None
+    users: Users | None
     min_rssi: int | None
     join_within: float | None
 
@@ -390,14 +411,18 @@ class _Ceremony:
             async with AsyncExitStack() as until_answered:
                 phone = await self._find_phone(radio, lifetime, tasks, until_answered)
                 try:
-                    credential, user_checked = await self._use(phone)
+                    credential, expected, user_checked = await self._use(phone)
                 finally:
                     phone.let_go.set()
             # the tunnel closes concurrently
             if self.settle is None:
                 completed = CeremonyResult(credential=credential, user_checked=user_checked)
             else:
-                result = await self.settle(credential)
+                result = await (
+                    self.settle(credential)
+                    if self.users is None
+                    else self.users.settle(credential, self.settle, expected=expected)
+                )
                 completed = Settled(credential=credential, user_checked=user_checked, result=result)
             if not limit.expired():
                 limit.reschedule(None)  # only the tunnel's closing is left, which has time limits of its own
@@ -623,8 +648,8 @@ class _Ceremony:
                 await _hold(phone)
             return None
 
-    async def _use(self, phone: _Phone) -> tuple[Credential, bool]:
-        """Send exactly one CTAP command; returns its checked reply, and whether the user was checked."""
+    async def _use(self, phone: _Phone) -> tuple[Credential, bool, bool]:
+        """Send exactly one CTAP command; returns its checked reply, whether caller or relying party expected this user, and whether the user was checked."""
         options = await self._known_options()
         if not self._may_go_on(phone.recipient):
             raise TrustError(
@@ -636,9 +661,10 @@ class _Ceremony:
         if reply.code != Status.SUCCESS:
             raise CtapError(reply.code, status_name(reply.code))
         credential = options.accept(reply.payload, phone.get_info)
+        expected = isinstance(options, AuthenticationOptions) and self._expects(options)
         user_checked = self._check_user(options, credential)
         self.report(Stage.REPLY_CHECKED)
-        return credential, user_checked
+        return credential, expected, user_checked
 
     async def _known_options(self) -> Options:
         """Get the options, and check that they match the announcement."""
@@ -674,9 +700,15 @@ class _Ceremony:
             raise TrustError(
                 TrustReason.OPTIONS_DIFFER, "the options are for another user than was announced"
             )
+        if isinstance(options, RegistrationOptions) and self.users is not None:
+            self.users.check(options.user.id)
+
+    def _expects(self, options: AuthenticationOptions) -> bool:
+        """Whether the caller expects a user, or the relying party a credential: then pinned users have no say."""
+        return self.ask.user_handle is not None or bool(options.allow_list)
 
     def _check_user(self, options: Options, credential: Credential) -> bool:
-        """Check that the expected account answered; False when none was expected (T3)."""
+        """Check that an expected user answered; False when nobody was expected (T3)."""
         if isinstance(options, RegistrationOptions):
             return True
         expected, came = self.ask.user_handle, credential.user_handle
@@ -684,7 +716,7 @@ class _Ceremony:
             raise TrustError(
                 TrustReason.UNEXPECTED_USER, "a passkey of another account than expected answered"
             )
-        return expected is not None or bool(options.allow_list)
+        return self._expects(options) or (self.users is not None and self.users.check(came))
 
 
 async def _shake_hands(

@@ -14,11 +14,11 @@ with parts of their own use these: `run_ceremony`, `Conduit`, `RelayDelivery`, `
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self, TypeVar
 
 import aiohttp
 
@@ -30,6 +30,7 @@ from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, StageEvent,
 from headless_passkey.errors import (
     LocalProtocolError,
     NotEnrolled,
+    UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.net.base_url import BaseUrl
@@ -40,7 +41,6 @@ from headless_passkey.radio.choose import open_radio
 from headless_passkey.radio.source import AdvertSource
 from headless_passkey.request import CEREMONY_TIMEOUT
 from headless_passkey.rp.conduit import (
-    BegunCeremony,
     Conduit,
     OpenedSession,
     find_relying_party,
@@ -48,9 +48,12 @@ from headless_passkey.rp.conduit import (
 )
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
+from headless_passkey.rp.users import PinnedUsers
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,8 @@ class Asked:
         default=None, repr=False
     )  # match digits, which the user types on the companion
     audience: tuple[str, ...] = ()  # more origins of services that may get the session's token
+    add_user: bool = False  # pin the user who answers, beside those who are pinned
+    any_user: bool = False  # whoever answers; nobody is pinned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +82,7 @@ class Opened:
     relying_party: str  # its base URL
     opened: OpenedSession
     session: Session | None  # None: not kept
+    user_pinned: bool = False  # this ceremony has pinned its user
 
 
 class Device:
@@ -127,11 +133,14 @@ class Device:
         note: str | None = None,
         digits: str | None = None,
         audience: Sequence[str] = (),
+        add_user: bool = False,
+        any_user: bool = False,
     ) -> Session:
         """Sign in with a passkey on a phone; returns the session, which is stored in the state directory.
 
-        relying_party: its address, with the path it is mounted at. user_handle: whose passkey must answer; without it
-        the session is of whoever approved. on_stage: told of each stage. timeout: seconds for everything. note: a
+        relying_party: its address, with the path it is mounted at. user_handle: whose passkey must answer. Without it
+        and without `user_name`, the first user who signs in or registers is pinned, and later another one is refused with
+        `TrustError` (unexpected-user), unless add_user: pin one more, or any_user: whoever approves. on_stage: told of each stage. timeout: seconds for everything. note: a
         line to show on the companion. digits: two digits that this device shows, to be typed there. audience: origins
         of services that may have the session's token, beside those that the relying party names.
         """
@@ -142,6 +151,8 @@ class Device:
             note=note,
             digits=digits,
             audience=tuple(audience),
+            add_user=add_user,
+            any_user=any_user,
         )
         return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
 
@@ -156,6 +167,8 @@ class Device:
         note: str | None = None,
         digits: str | None = None,
         audience: Sequence[str] = (),
+        add_user: bool = False,
+        any_user: bool = False,
     ) -> Session:
         """Register a new user with a passkey on a phone; returns the session. Arguments as for `sign_in`."""
         asked = Asked(
@@ -165,6 +178,8 @@ class Device:
             note=note,
             digits=digits,
             audience=tuple(audience),
+            add_user=add_user,
+            any_user=any_user,
         )
         return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
 
@@ -194,13 +209,19 @@ class Device:
         named = relying_party if isinstance(relying_party, BaseUrl) else BaseUrl.parse(relying_party)
         check_origin(named.origin)
         told = tuple(map(service_origin, asked.audience))
+        if asked.add_user and asked.any_user:
+            raise UsageError("add_user pins one more user, any_user pins nobody: they exclude each other")
         joined = self._joined(needed=delivery is None)
         if joined is not None:
             joined.check_rp(rp_id=asked.rp_id or named.host, origin=named.origin)
+        rp_id = asked.rp_id or named.host
+        users = (
+            None if asked.any_user else PinnedUsers(self.state, rp_id, add=asked.add_user, clock=self._clock)
+        )
+        expected = self._expected(users, asked)
         key = SoftwareSigningKey.generate() if joined is None else joined.key
         store = SessionStore(self.state)
-        if keep:
-            store.prepare()
+        store.prepare()
         what = f"{named} did not answer within {timeout:g} seconds"
         base = await by(deadline, find_relying_party(self._http, named, key), what)
         conduit = Conduit(
@@ -208,6 +229,7 @@ class Device:
             origin=base.origin,
             kind=asked.kind,
             user_name=asked.user_name,
+            user_handle=expected,
             display_name=asked.display_name,
             label=None if joined is None else joined.label,
         )
@@ -222,15 +244,6 @@ class Device:
                 received_at=int(self._clock()),
             )
 
-        async def begin() -> _Begun:
-            return _Begun(
-                begun=await conduit.begin(),
-                store=store,
-                relying_party=str(base),
-                keep_as=keep_as if keep else None,
-            )
-
-        rp_id = asked.rp_id or conduit.host
         related: RelatedOrigins | None = None
         if not is_within(conduit.host, rp_id):
             what = f"{rp_id} did not say within {timeout:g} seconds which origins it is related to"
@@ -241,28 +254,46 @@ class Device:
             rp_id=rp_id,
             note=asked.note,
             digits=asked.digits,
-            user_handle=asked.user_handle,
+            user_handle=expected,
             related=related,
         )
+        keeper = _Keeper(users=users, store=store, relying_party=str(base), keep_as=keep_as if keep else None)
         completed = await run_ceremony(
             ask,
-            begin,
+            conduit.begin,
             delivery=delivery or self._relay_delivery(joined),
             radio=self._radio,
             tunnels=self._tunnels,
             tls=self._tls,
             timeout=max(0.1, round(deadline - now(), 1)),
             on_stage=on_stage,
+            users=keeper,
             min_rssi=min_rssi,
             join_within=join_within,
         )
-        opened, kept = completed.result
+        kept = keeper.kept
         return Opened(
             ceremony=completed,
             relying_party=str(base),
-            opened=opened,
+            opened=completed.result,
             session=None if kept is None else Session(store, kept, http=self._http, clock=self._clock),
+            user_pinned=users is not None and users.newly_pinned,
         )
+
+    @staticmethod
+    def _expected(users: PinnedUsers | None, asked: Asked) -> bytes | None:
+        """The user handle that must come, None for several or any; refuses here what needs no answer to be refused.
+
+        A name that is pinned stands for its pinned user, because a relying party may give a name to somebody else.
+        """
+        if users is None:
+            return asked.user_handle
+        users.read()  # one that is damaged is told before anybody is asked
+        if asked.kind is RequestKind.MAKE_CREDENTIAL:
+            users.check_new()
+        if asked.user_handle is None and asked.user_name is not None:
+            return users.named(asked.user_name)
+        return asked.user_handle
 
     def _joined(self, *, needed: bool) -> Enrolment | None:
         """Load the enrolment; None for a device without account that needs none."""
@@ -286,24 +317,31 @@ class Device:
         return opened.session
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Begun:
-    """A ceremony at the relying party, which stores its session at once."""
+@dataclass(slots=True, kw_only=True)
+class _Keeper:
+    """Hands in a response, then pins the user and stores the session, under the locks of both."""
 
-    begun: BegunCeremony
+    users: PinnedUsers | None  # None: whoever answers
     store: SessionStore
     relying_party: str  # its base URL
-    keep_as: Callable[[OpenedSession], KeptSession] | None
+    keep_as: Callable[[OpenedSession], KeptSession] | None  # None: the session is not stored
+    kept: KeptSession | None = None
 
-    @property
-    def options(self) -> Mapping[str, Any]:
-        return self.begun.options
+    def check(self, handle: bytes | None) -> bool:
+        return self.users is not None and self.users.check(handle)
 
-    async def complete(self, credential: Credential) -> tuple[OpenedSession, KeptSession | None]:
-        """Hand in the response, and keep the session while we hold its lock: another process may refresh the old one."""
-        if self.keep_as is None:
-            return await self.begun.complete(credential), None
-        async with self.store.locked(self.relying_party):
-            kept = self.keep_as(await self.begun.complete(credential))
-            self.store.write(kept)
-        return kept.opened, kept
+    async def settle(
+        self, credential: Credential, settle: Callable[[Credential], Awaitable[_T]], *, expected: bool
+    ) -> _T:
+        async with AsyncExitStack() as locks:
+            if self.keep_as is not None:  # another process may refresh the earlier session
+                await locks.enter_async_context(self.store.locked(self.relying_party))
+            result = await (
+                settle(credential)
+                if self.users is None
+                else self.users.settle(credential, settle, expected=expected)
+            )
+            if self.keep_as is not None and isinstance(result, OpenedSession):
+                self.kept = self.keep_as(result)
+                self.store.write(self.kept)
+        return result

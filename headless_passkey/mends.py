@@ -110,6 +110,10 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TrustReason.FORKED_RING, None): (
         "if the account was set up anew, `headless-passkey leave` and join with a new invitation; if not, ask its operator"
     ),
+    (TrustReason.UNEXPECTED_USER, None): (
+        "`headless-passkey users list` shows whom it expects; `--add-user` adds one more, `--any-user` takes whoever answers, this once"
+    ),
+    (TrustReason.UNEXPECTED_USER, "full"): "make room with `headless-passkey users forget`",
     # the state of this device
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"
@@ -131,6 +135,10 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         "`headless-passkey leave`, or `rm PATH`, then `headless-passkey join` with a new invitation"
     ),
     (SetupReason.STATE_DAMAGED, "session"): "`rm PATH`, then sign in again",
+    (
+        SetupReason.STATE_DAMAGED,
+        "users",
+    ): "`rm PATH`, then sign in with the user whom this device is to expect",
     (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",

@@ -16,7 +16,6 @@ from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, Stage, Stag
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
-    RemoteProtocolError,
     TransportReason,
     UsageError,
 )
@@ -28,7 +27,8 @@ from headless_passkey.net.tls import tls_context
 from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.rp.users import PinnedUsers, parse_handle
+from headless_passkey.text.base64url import base64url
 from headless_passkey.text.names import printable
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
@@ -73,9 +73,13 @@ class Ceremony:
             raise UsageError("--no-keep and --audience are about the session, which --rp alone opens")
         if args.rp is not None and kind is RequestKind.MAKE_CREDENTIAL and args.user is None:
             raise UsageError("register with --rp needs --user NAME")
+        if args.add_user and args.any_user:
+            raise UsageError("--add-user pins one more user, --any-user pins nobody: give one of them")
+        if args.rp is None and args.add_user:
+            raise UsageError("--add-user needs --rp: what --options prints may yet be refused")
         self._args, self._kind, self._state = args, kind, expand_home(args.state)
         self._digits = f"{secrets.randbelow(100):02d}" if args.match_digits else None
-        self._expected = None if args.expect_user is None else _handle(args.expect_user)
+        self._expected = None if args.expect_user is None else parse_handle(args.expect_user)
         self._tls = tls_context(args.ca)
         self._radio = open_radio(args.radio, passive=args.scan == "passive", report=self._on_report)
 
@@ -91,6 +95,9 @@ class Ceremony:
         args, clock = self._args, asyncio.get_running_loop().time
         deadline = clock() + args.timeout
         options = await self._known_options(http, deadline)
+        users = None if args.any_user else PinnedUsers(self._state, options.rp_id)
+        if users is not None:
+            users.read()  # one that is damaged is told before anybody is asked
         self._tell_digits()
         completed = await run_ceremony(
             Ask.of(options, note=args.note, digits=self._digits, user_handle=self._expected),
@@ -101,6 +108,7 @@ class Ceremony:
             tls=self._tls,
             timeout=max(0.1, round(deadline - clock(), 1)),
             on_stage=self._on_stage,
+            users=users,
             min_rssi=args.min_rssi,
             join_within=args.join_within,
         )
@@ -118,6 +126,8 @@ class Ceremony:
             note=args.note,
             digits=self._digits,
             audience=tuple(args.audience),
+            add_user=args.add_user,
+            any_user=args.any_user,
         )
         self._tell_digits()
         ended = await device.ask(
@@ -130,7 +140,7 @@ class Ceremony:
             min_rssi=args.min_rssi,
             join_within=args.join_within,
         )
-        self._tell(ended.ceremony)
+        self._tell(ended.ceremony, pinned=ended.user_pinned)
         if ended.session is None:
             out(json.dumps({**ended.opened.to_json(), "relying_party": ended.relying_party}))
             return
@@ -184,7 +194,7 @@ class Ceremony:
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 
-    def _tell(self, completed: CeremonyResult) -> None:
+    def _tell(self, completed: CeremonyResult, *, pinned: bool = False) -> None:
         """Print the account that signed in: a device without a screen announces it (T3)."""
         credential = completed.credential
         handle = None if credential.user_handle is None else base64url(credential.user_handle)
@@ -193,19 +203,11 @@ class Ceremony:
                 "user_handle": handle,
                 "user_name": credential.user_name,
                 "user_checked": completed.user_checked,
+                "user_pinned": pinned,
             }
             talk(progress(account=account))
         else:
             who = printable(credential.user_name or handle or "the owner of an allowed credential")
             checked = "" if completed.user_checked else " (nobody was expected, so this was not checked)"
-            talk(f"the passkey of {who} answered{checked}")
-
-
-def _handle(text: str) -> bytes:
-    try:
-        handle = from_base64url(text)
-    except RemoteProtocolError:
-        handle = b""
-    if not 1 <= len(handle) <= 64:
-        raise UsageError("--expect-user takes a user handle of 1 to 64 bytes in base64url")
-    return handle
+            expects = "; this device expects this user from now on" if pinned else ""
+            talk(f"the passkey of {who} answered{checked}{expects}")

@@ -115,6 +115,7 @@ def make_parser() -> argparse.ArgumentParser:
         )
         _ceremony_options(ceremony)
     _session_commands(commands)
+    _users_commands(commands)
     doctor = _command(
         commands,
         "doctor",
@@ -235,6 +236,45 @@ def _session(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, 
     return command
 
 
+def _users_commands(commands: Any) -> None:
+    """``users list|forget``: the commands for the users whom this device expects."""
+    what = "list or forget the users whom this device expects at relying parties"
+    users = commands.add_parser("users", help=what, description=what)
+    actions = users.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    show = _command(
+        actions,
+        "list",
+        _users("show"),
+        "show the users whom this device expects, one JSON object a line",
+        "headless-passkey users list",
+        section="users.list",
+    )
+    show.add_argument("--rp-id", metavar="ID", help="at this relying party only")
+    forget = _command(
+        actions,
+        "forget",
+        _users("forget"),
+        "forget a user; when none is left, the next who signs in or registers is expected from then on",
+        "headless-passkey users forget --rp-id login.example",
+        section="users.forget",
+    )
+    forget.add_argument("--rp-id", metavar="ID", required=True, help="the RP ID of the relying party")
+    forget.add_argument("--handle", metavar="HANDLE", help="base64url user handle (default: all users there)")
+    for parser in (show, forget):
+        _state_option(parser)
+
+
+def _users(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
+    async def command(args: argparse.Namespace) -> None:
+        from headless_passkey.command import users as users_command  # noqa: PLC0415
+
+        await getattr(users_command, action)(args)
+
+    return command
+
+
 def _audience_option(options: Options, what: str) -> None:
     options.add_argument(
         "--audience",
@@ -336,6 +376,14 @@ def _ceremony_options(parser: SettingsParser) -> None:
     )
     what.add_argument(
         "--expect-user", metavar="HANDLE", help="base64url user handle; refuse any other account"
+    )
+    what.add_argument(
+        "--add-user",
+        action="store_true",
+        help="with --rp: expect the user who answers from now on too; without it, only the first is, and others are refused",
+    )
+    what.add_argument(
+        "--any-user", action="store_true", help="whoever answers, this once, and expect nobody in future"
     )
     how = parser.titled_group("how it travels")
     how.add_argument("--delivery", choices=("relay", "stdout"), default="relay", help="default: relay")
@@ -444,11 +492,16 @@ def _say(args: argparse.Namespace, text: str, **details: object) -> None:
 async def _leave(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
     from headless_passkey.rp.session_store import SessionStore  # noqa: PLC0415
+    from headless_passkey.rp.users import all_users  # noqa: PLC0415
 
     left = enrolment.leave(_state(args))
     if gone := SessionStore(_state(args)).remove_bound():
         talk(
             f"forgot the sessions at {', '.join(gone)}, where they last to their end: sign out before leaving"
+        )
+    if pinned := [users.rp_id for users in all_users(_state(args))]:
+        talk(
+            f"still expects its users at {', '.join(pinned)}: `headless-passkey users forget` before somebody else gets this device"
         )
     files = " and ".join(map(str, left.removed))
     if left.account is None:
@@ -461,9 +514,11 @@ async def _leave(args: argparse.Namespace) -> None:
 
 async def _status(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.rp.users import all_users  # noqa: PLC0415
 
     joined = enrolment.load(_state(args))
     ring = joined.chain.head
+    users = all_users(_state(args), lambda error: talk(error.explain()))
     out(
         json.dumps(
             {
@@ -475,6 +530,9 @@ async def _status(args: argparse.Namespace) -> None:
                 "members": [
                     {"name": member.name, "role": member.role, "label": member.label}
                     for member in ring.members
+                ],
+                "users": [
+                    {"rp_id": pinned.rp_id, **user.to_json()} for pinned in users for user in pinned.read()
                 ],
             }
         )

@@ -50,8 +50,8 @@ function _shtab_headless_passkey_using
   test "$_shtab_headless_passkey_cmdpath" = "$argv"
 end
 
-set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' doctor inspect tunnel-domain completion
-set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --header --invitation --join-within --label --log-level --method --min-rssi --note --options --origin --radio --rp --rp-id --scan --state --timeout --tunnel --user
+set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users forget' doctor inspect tunnel-domain completion
+set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --note --options --origin --radio --rp --rp-id --scan --state --timeout --tunnel --user
 
 complete -c headless-passkey -e
 complete -c headless-passkey -f
@@ -95,6 +95,8 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l user 
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l options -xka "(__fish_complete_path (commandline -ct))" -d 'WebAuthn options JSON, or - for stdin; prints the response JSON'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l origin -x -d 'with --options: the origin to speak for'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l expect-user -x -d 'base64url user handle; refuse any other account'
+complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l add-user -d 'with --rp: expect the user who answers from now on too; without it, only the first is, and others are refused'
+complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l any-user -d 'whoever answers, this once, and expect nobody in future'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l delivery -xka "relay stdout" -d 'default: relay'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l radio -x -d 'bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l scan -xka "active passive" -d 'passive only listens: less power, where the Bluetooth service can do it (default: active)'
@@ -119,6 +121,8 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l user
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l options -xka "(__fish_complete_path (commandline -ct))" -d 'WebAuthn options JSON, or - for stdin; prints the response JSON'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l origin -x -d 'with --options: the origin to speak for'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l expect-user -x -d 'base64url user handle; refuse any other account'
+complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l add-user -d 'with --rp: expect the user who answers from now on too; without it, only the first is, and others are refused'
+complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l any-user -d 'whoever answers, this once, and expect nobody in future'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l delivery -xka "relay stdout" -d 'default: relay'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l radio -x -d 'bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l scan -xka "active passive" -d 'passive only listens: less power, where the Bluetooth service can do it (default: active)'
@@ -169,6 +173,23 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out'
 complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its key (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe instead of the system'"'"'s'
 complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out' -l anyway -d 'forget it also when the relying party cannot be told'
+complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a users -d 'list or forget the users whom this device expects at relying parties'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users; and test $_shtab_headless_passkey_npos -eq 0' -a list -d 'show the users whom this device expects, one JSON object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [users.list]'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l json -d 'failures and progress as JSON, one object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l rp-id -x -d 'at this relying party only'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its key (default: ~/.local/state/headless-passkey)'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users; and test $_shtab_headless_passkey_npos -eq 0' -a forget -d 'forget a user; when none is left, the next who signs in or registers is expected from then on'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [users.forget]'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l json -d 'failures and progress as JSON, one object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l rp-id -x -d 'the RP ID of the relying party'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l handle -x -d 'base64url user handle (default: all users there)'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its key (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a doctor -d 'say what would keep a sign-in from working, and what to do about it; with --json in one object'
 complete -c headless-passkey -n '_shtab_headless_passkey_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c headless-passkey -n '_shtab_headless_passkey_using doctor' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [doctor]'

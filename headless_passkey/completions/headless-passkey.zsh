@@ -20,6 +20,7 @@ _shtab_headless_passkey_commands() {
     sign-in:'sign in with a passkey on a phone'
     status:'show what account this device belongs to, as JSON'
     tunnel-domain:'print the host of a tunnel domain number'
+    users:'list or forget the users whom this device expects at relying parties'
   )
   _describe 'headless-passkey commands' _commands
 }
@@ -32,6 +33,14 @@ _shtab_headless_passkey_session_commands() {
     sign-out:'end the session at the relying party, and forget it'
   )
   _describe 'headless-passkey session commands' _commands
+}
+
+_shtab_headless_passkey_users_commands() {
+  local _commands=(
+    forget:'forget a user; when none is left, the next who signs in or registers is expected from then on'
+    list:'show the users whom this device expects, one JSON object a line'
+  )
+  _describe 'headless-passkey users commands' _commands
 }
 
 _shtab_headless_passkey_options=(
@@ -118,6 +127,8 @@ _shtab_headless_passkey_register_options=(
   "--options[WebAuthn options JSON, or - for stdin\; prints the response JSON]:FILE:_files"
   "--origin[with --options\: the origin to speak for]:ORIGIN:"
   "--expect-user[base64url user handle\; refuse any other account]:HANDLE:"
+  "--add-user[with --rp\: expect the user who answers from now on too\; without it, only the first is, and others are refused]"
+  "--any-user[whoever answers, this once, and expect nobody in future]"
   "--delivery[default\: relay]:delivery:(relay stdout)"
   "--radio[bleak\[\:ADAPTER\], bumble\:TRANSPORT or stdin (default\: bleak)]:RADIO:"
   "--scan[passive only listens\: less power, where the Bluetooth service can do it (default\: active)]:scan:(active passive)"
@@ -212,6 +223,8 @@ _shtab_headless_passkey_sign_in_options=(
   "--options[WebAuthn options JSON, or - for stdin\; prints the response JSON]:FILE:_files"
   "--origin[with --options\: the origin to speak for]:ORIGIN:"
   "--expect-user[base64url user handle\; refuse any other account]:HANDLE:"
+  "--add-user[with --rp\: expect the user who answers from now on too\; without it, only the first is, and others are refused]"
+  "--any-user[whoever answers, this once, and expect nobody in future]"
   "--delivery[default\: relay]:delivery:(relay stdout)"
   "--radio[bleak\[\:ADAPTER\], bumble\:TRANSPORT or stdin (default\: bleak)]:RADIO:"
   "--scan[passive only listens\: less power, where the Bluetooth service can do it (default\: active)]:scan:(active passive)"
@@ -250,6 +263,38 @@ _shtab_headless_passkey_tunnel_domain_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_headless_passkey_tunnel_domain_defaults_added=0
 
+_shtab_headless_passkey_users_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_users_defaults_added=0
+
+_shtab_headless_passkey_users_forget_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[users.forget\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--rp-id[the RP ID of the relying party]:ID:"
+  "--handle[base64url user handle (default\: all users there)]:HANDLE:"
+  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_users_forget_defaults_added=0
+
+_shtab_headless_passkey_users_list_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[users.list\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--rp-id[at this relying party only]:ID:"
+  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_users_list_defaults_added=0
+
 
 _shtab_headless_passkey() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->headless-passkey'
@@ -279,6 +324,7 @@ _shtab_headless_passkey() {
         sign-in) _arguments -C -s $_shtab_headless_passkey_sign_in_options ;;
         status) _arguments -C -s $_shtab_headless_passkey_status_options ;;
         tunnel-domain) _arguments -C -s $_shtab_headless_passkey_tunnel_domain_options ;;
+        users) _shtab_headless_passkey_users ;;
       esac
   esac
 }
@@ -305,6 +351,30 @@ _shtab_headless_passkey_session() {
         refresh) _arguments -C -s $_shtab_headless_passkey_session_refresh_options ;;
         show) _arguments -C -s $_shtab_headless_passkey_session_show_options ;;
         sign-out) _arguments -C -s $_shtab_headless_passkey_session_sign_out_options ;;
+      esac
+  esac
+}
+
+_shtab_headless_passkey_users() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->users'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_headless_passkey_users_defaults_added )); then
+    if (( ${_shtab_headless_passkey_users_options[(I)${(q)one_or_more}*]} +          ${_shtab_headless_passkey_users_options[(I)${(q)remainder}*]} +          ${_shtab_headless_passkey_users_options[(I)${(q)default}]} == 0 )); then
+      _shtab_headless_passkey_users_options+=(': :_shtab_headless_passkey_users_commands' '*::: :->users')
+    fi
+    _shtab_headless_passkey_users_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_headless_passkey_users_options
+
+  case $state in
+    users)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_headless_passkey_users-$line[1]:"
+      case $line[1] in
+        forget) _arguments -C -s $_shtab_headless_passkey_users_forget_options ;;
+        list) _arguments -C -s $_shtab_headless_passkey_users_list_options ;;
       esac
   esac
 }

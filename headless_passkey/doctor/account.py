@@ -37,6 +37,7 @@ from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_ses
 from headless_passkey.net.proxy import Way
 from headless_passkey.process.private_file import nearest, refuse_others, why_not_writable
 from headless_passkey.rp.session_store import is_session_file
+from headless_passkey.rp.users import all_users, is_users_file
 from headless_passkey.trust.chain import RingChain
 
 TOLERANCE: Final = 60  # seconds by which our clock may differ from the relay's (docs/protocol/relay.md)
@@ -86,7 +87,11 @@ def examine_state(state: Path) -> list[Finding]:
     try:
         files = sorted(state.iterdir())
         # and what is written beside them
-        ours = [file for file in files if enrolment.FILE_NAME in file.name or is_session_file(file)]
+        ours = [
+            file
+            for file in files
+            if enrolment.FILE_NAME in file.name or is_session_file(file) or is_users_file(file)
+        ]
         # only our own files: the directory may hold others, as with `--state /etc`
         case = "directory" if files and not ours else None
         for file in ours:
@@ -102,6 +107,26 @@ def examine_state(state: Path) -> list[Finding]:
     joined = (state / enrolment.FILE_NAME).exists()
     findings += _unwritable(state, Status.WARNING if joined else Status.PROBLEM)
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
+
+
+def examine_users(state: Path) -> list[Finding]:
+    """Check that the files of pinned users are in order; as information, whom this device expects where."""
+    damaged: list[HeadlessPasskeyError] = []
+    pinned = [(users.rp_id, users.read()) for users in all_users(state, damaged.append)]
+    told = (SetupReason.STATE_EXPOSED, SetupReason.STATE_FOREIGN)  # by the check of the state
+    if damaged and all(error.reason in told for error in damaged):
+        return [Finding.not_checked(Check.USERS, f"because of {Check.STATE}")]
+    if damaged:
+        return [Finding.of(Check.USERS, error) for error in damaged if error.reason not in told]
+    if not pinned:
+        return [
+            Finding.ok(Check.USERS, "none yet: the first who signs in or registers is expected from then on")
+        ]
+    names = "; ".join(
+        f"{', '.join(user.name or 'one without a name' for user in users)} at {rp_id}"
+        for rp_id, users in pinned
+    )
+    return [Finding.ok(Check.USERS, f"expects {names}")]
 
 
 def _exposed(

@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from headless_passkey.doctor.account import examine_account
+from headless_passkey.doctor.account import examine_account, examine_users
 from headless_passkey.doctor.bluetooth import LISTEN, examine_bluetooth
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import examine_relying_party, examine_tunnel_services
@@ -49,6 +49,7 @@ async def examine(
     parts = [
         (Check.SCAN, examine_bluetooth(radio, passive=passive, listen=listen)),
         (Check.RELAY, examine_account(state, tls, clock=clock)),
+        (Check.USERS, _examine_users(state)),
         (Check.TUNNEL_SERVICE, examine_tunnel_services(tunnels or {}, tls)),
         (Check.RELYING_PARTY, _examine_relying_party(rp, tls)),
     ]
@@ -61,6 +62,10 @@ async def examine(
             raise result
         findings += result
     return findings
+
+
+async def _examine_users(state: Path) -> list[Finding]:
+    return examine_users(state)
 
 
 async def _examine_relying_party(rp: BaseUrl | None, tls: ssl.SSLContext | None) -> list[Finding]:

@@ -22,6 +22,7 @@ class Check(StrEnum):
     RELAY = "relay"
     CLOCK = "clock"
     MEMBERSHIP = "membership"
+    USERS = "users"
     TUNNEL_SERVICE = "tunnel-service"
     RELYING_PARTY = "relying-party"
 

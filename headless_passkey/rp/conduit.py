@@ -31,6 +31,7 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.text.names import plain
 from headless_passkey.trust.signing import SigningKey
@@ -74,7 +75,7 @@ class OpenedSession:
             ends_at=members.integer("ends_at"),
             user_name=user.text("name"),
             display_name=user.text("display_name"),
-            user_handle=user.text("handle"),
+            user_handle=base64url(user.octets("handle", 1, 64)),
             credential_id=members.text("credential_id", 2048),
             audience=tuple(
                 origin
@@ -128,11 +129,24 @@ class BegunCeremony:
     options: Mapping[str, Any]  # the WebAuthn options as JSON, with the challenge
     name: str = field(repr=False)  # the relying party's, opaque
     call: _Call = field(repr=False)
+    user_handle: bytes | None = field(
+        default=None, repr=False
+    )  # whose session must come; None: as the phone says
 
     async def complete(self, credential: Credential) -> OpenedSession:
-        """Complete the ceremony with the response, once; returns the new session."""
+        """Complete the ceremony with the response, once; returns the new session.
+
+        `TrustError` (unexpected-user) when it is the session of another user than expected, or than the phone named.
+        """
         body = {"ceremony": self.name, "response": credential.for_relying_party()}
-        return OpenedSession.parse(await self.call("result", body, patience=0))
+        opened = OpenedSession.parse(await self.call("result", body, patience=0))
+        for who, handle in ("expected", self.user_handle), ("named by the phone", credential.user_handle):
+            if handle not in (None, from_base64url(opened.user_handle)):
+                raise TrustError(
+                    TrustReason.UNEXPECTED_USER,
+                    f"the relying party opened the session of another user than {who}",
+                )
+        return opened
 
 
 class Conduit:
@@ -145,14 +159,16 @@ class Conduit:
         origin: str,
         kind: RequestKind,
         user_name: str | None = None,
+        user_handle: bytes | None = None,
         display_name: str | None = None,
         label: str | None = None,
     ) -> None:
         """origin: of the relying party, which `http` talks to. user_name: whom to register, or to sign in.
 
+        user_handle: whose session must come; None: of the user whom the phone names.
         label: the device's name in the user's list of sessions, made valid as a name.
         """
-        self._http, self.origin = http, check_origin(origin)
+        self._http, self.origin, self._user_handle = http, check_origin(origin), user_handle
         name = None if label is None else plain(label)
         client = None if name is None else {"label": name}
         asked = {"user_name": user_name, "display_name": display_name, "client": client}
@@ -202,7 +218,10 @@ class Conduit:
         """Begin a ceremony, with a fresh challenge; `headless_passkey.ceremony.run_ceremony` takes this as its options."""
         answer = await self._call("options", self._asked)
         return BegunCeremony(
-            options=answer.mapping("publicKey"), name=answer.text("ceremony", 1024), call=self._call
+            options=answer.mapping("publicKey"),
+            name=answer.text("ceremony", 1024),
+            call=self._call,
+            user_handle=self._user_handle,
         )
 
     async def _call(self, step: str, body: dict[str, Any], *, patience: float = _PATIENCE) -> Members:

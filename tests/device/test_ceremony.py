@@ -2,10 +2,10 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import pytest
 from certificates import Certificate
@@ -52,6 +52,7 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
 from tests.loop_clock import LoopClock
 
+T = TypeVar("T")
 DOMAIN = 300
 TIMEOUT = 20.0  # seconds
 ORIGIN = "https://login.example"
@@ -590,6 +591,92 @@ async def test_the_expected_account_is_accepted_and_said_to_be_checked(bench: Be
         bench.sign_in(Ask.of(known, user_handle=USER), known), bench.answered()
     )
     assert signed_in.user_checked
+
+
+@dataclass
+class Pins:
+    """Pinned users in memory, which refuse everybody but theirs."""
+
+    known: bytes | None
+    checked: list[bytes | None] = field(default_factory=list)
+    settled: list[bool] = field(default_factory=list)  # whether the user was expected
+
+    def check(self, handle: bytes | None) -> bool:
+        self.checked.append(handle)
+        if self.known not in (None, handle):
+            raise TrustError(TrustReason.UNEXPECTED_USER, "not pinned")
+        return self.known is not None
+
+    async def settle(
+        self, credential: Credential, settle: Callable[[Credential], Awaitable[T]], *, expected: bool
+    ) -> T:
+        self.settled.append(expected)
+        return await settle(credential)
+
+
+async def accept_it(_credential: Credential) -> str:
+    return "accepted"
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("known", [None, USER], ids=["nobody yet", "the user"])
+async def test_pinned_users_judge_who_answers_and_hear_what_the_relying_party_says(
+    bench: Bench, known: bytes | None
+) -> None:
+    await bench.register()
+    pins = Pins(known)
+    ended, _ = await asyncio.gather(bench.sign_in(users=pins, settle=accept_it), bench.answered())
+    assert isinstance(ended, Settled)
+    assert ended.result == "accepted"
+    assert (pins.checked, pins.settled) == ([USER], [False])
+    assert ended.user_checked is (known is not None)
+
+
+@pytest.mark.threat("T3")
+async def test_a_user_who_is_not_pinned_is_refused_before_anything_is_handed_in(bench: Bench) -> None:
+    await bench.register()
+    pins = Pins(b"eve")
+    with pytest.raises(TrustError) as refused:
+        await asyncio.gather(bench.sign_in(users=pins, settle=accept_it), bench.answered())
+    assert refused.value.reason is TrustReason.UNEXPECTED_USER
+    assert pins.settled == []
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, "unexpected-user")]
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("how", ["a handle", "an allow list"])
+async def test_pinned_users_have_no_say_where_somebody_is_expected_otherwise(bench: Bench, how: str) -> None:
+    registered = await bench.register()
+    allowed = {"allowCredentials": [{"type": "public-key", "id": registered.credential.response["id"]}]}
+    options = REQUEST if how == "a handle" else REQUEST | allowed
+    known = AuthenticationOptions.parse(options, origin=ORIGIN)
+    ask = Ask.of(known, user_handle=USER if how == "a handle" else None)
+    pins = Pins(b"eve")
+    ended, _ = await asyncio.gather(bench.sign_in(ask, known, users=pins, settle=accept_it), bench.answered())
+    assert ended.user_checked
+    assert (pins.checked, pins.settled) == ([], [True])
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("late", [False, True], ids=["known options", "late options"])
+async def test_a_registration_of_a_user_who_is_not_pinned_makes_no_passkey(
+    bench: Bench, *, late: bool
+) -> None:
+    known = RegistrationOptions.parse(CREATION, origin=ORIGIN)
+
+    async def begin() -> RegistrationOptions:
+        return known
+
+    phone = asyncio.create_task(bench.answered()) if late else None
+    with pytest.raises(TrustError) as refused:
+        await bench.sign_in(Ask.of(known), begin if late else known, users=Pins(b"eve"), settle=accept_it)
+    assert refused.value.reason is TrustReason.UNEXPECTED_USER
+    assert Stage.REQUEST_SENT not in bench.stages
+    assert not (bench.folder / "passkeys.json").exists()
+    if phone is None:
+        assert bench.stages == []
+    else:
+        await phone
 
 
 async def test_a_no_of_the_phone_is_a_ctap_error(bench: Bench) -> None:

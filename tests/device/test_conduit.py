@@ -1,6 +1,7 @@
 """The device at the relying party: the real one, and small servers that refuse or lie."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ SESSION: dict[str, Any] = {
 CREDENTIAL = Credential(response={"id": "BBBB"}, credential_id=b"\x04\x10\x41")
 
 
-def conduit(http: ProvenHttp, kind: RequestKind = RequestKind.GET_ASSERTION, **names: str) -> Conduit:
+def conduit(http: ProvenHttp, kind: RequestKind = RequestKind.GET_ASSERTION, **names: Any) -> Conduit:
     return Conduit(http, origin=ORIGIN, kind=kind, **names)
 
 
@@ -58,6 +59,41 @@ async def test_it_begins_and_completes_a_sign_in() -> None:
         assert [claims["htu"] for claims in server.proofs] == [
             server.url + path for _, path, *_ in server.seen
         ]
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize(
+    ("expected", "from_phone", "is_right"),
+    [
+        (None, None, True),
+        (bytes(3), bytes(3), True),
+        (bytes(3), None, True),
+        (b"eve", None, False),
+        (None, b"eve", False),
+        (bytes(3), b"eve", False),
+    ],
+    ids=[
+        "nobody said",
+        "all agree",
+        "expected",
+        "another expected",
+        "another answered",
+        "phone alone differs",
+    ],
+)
+async def test_the_session_is_of_the_user_who_was_expected_and_who_answered(
+    expected: bytes | None, from_phone: bytes | None, *, is_right: bool
+) -> None:
+    """Its user handle is b"\\0\\0\\0"."""
+    async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
+        relying_party = Conduit(http, origin=ORIGIN, kind=RequestKind.GET_ASSERTION, user_handle=expected)
+        completing = (await relying_party.begin()).complete(replace(CREDENTIAL, user_handle=from_phone))
+        if is_right:
+            assert (await completing).user_handle == "AAAA"
+        else:
+            with pytest.raises(TrustError) as refused:
+                await completing
+            assert refused.value.reason is TrustReason.UNEXPECTED_USER
 
 
 async def test_two_ceremonies_that_overlap_are_completed_each_as_it_was_begun() -> None:

@@ -18,7 +18,13 @@ from headless_passkey.account import device_files, enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.doctor import account, servers
-from headless_passkey.doctor.account import NOTEWORTHY, TOLERANCE, examine_account, examine_state
+from headless_passkey.doctor.account import (
+    NOTEWORTHY,
+    TOLERANCE,
+    examine_account,
+    examine_state,
+    examine_users,
+)
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.errors import (
     EnrolmentReason,
@@ -32,11 +38,13 @@ from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.private_file import private_directory, write_private
+from headless_passkey.rp.users import PinnedUsers
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import answering, nobody, saying, silent
 from tests.device.test_enrolment import joined
+from tests.device.test_users import settle
 from tests.relay import household
 from tests.relay.household import Household
 from tests.trust.people import NOW, Home, Person, forge, grow
@@ -296,6 +304,33 @@ async def test_a_state_directory_that_cannot_be_looked_into_is_a_problem(state: 
     found = await examined(state)
     assert problems(found) == {Check.STATE: SetupReason.STATE_UNREADABLE}
     assert f"ls -ld {state}" in str(found[Check.STATE].mend)
+
+
+# Pinned users
+
+
+async def test_whom_the_device_expects_is_told(state: Path) -> None:
+    (finding,) = examine_users(state)
+    assert (finding.status, finding.message[:8]) == (Status.OK, "none yet")
+    await settle(PinnedUsers(state, "login.example"), b"ada")
+    await settle(PinnedUsers(state, "login.example", add=True), b"bob", name=None)
+    await settle(PinnedUsers(state, "other.example"), b"ada")
+    (finding,) = examine_users(state)
+    assert finding.message == "expects ada, one without a name at login.example; ada at other.example"
+
+
+async def test_a_file_of_users_that_is_not_in_order_is_a_problem(state: Path) -> None:
+    users = PinnedUsers(state, "login.example")
+    await settle(users, b"ada")
+    users.path.write_text("{")
+    (finding,) = examine_users(state)
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_DAMAGED)
+    assert finding.mend is not None
+    assert f"rm {users.path}" in finding.mend
+    users.path.chmod(0o644)
+    assert [each.reason for each in examine_state(state)] == [SetupReason.STATE_EXPOSED]
+    (finding,) = examine_users(state)
+    assert finding.status is Status.NOT_CHECKED
 
 
 # The relay

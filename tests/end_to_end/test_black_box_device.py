@@ -1002,7 +1002,12 @@ async def test_the_expected_user_is_let_in_and_announced_and_any_other_is_8(outs
     expected = await outside.ceremony(honest, *expect)
     assert expected.status == 0
     (account,) = (json.loads(line)["account"] for line in expected.said if '"account"' in line)
-    assert account == {"user_handle": base64url(b"alice"), "user_name": "alice", "user_checked": True}
+    assert account == {
+        "user_handle": base64url(b"alice"),
+        "user_name": "alice",
+        "user_checked": True,
+        "user_pinned": False,
+    }
     ended = await outside.ceremony(_answer(), *expect, passkey=Passkey(user=BOB))
     assert (ended.status, ended.stdout) == (8, "")
     assert ended.error["reason"] == "unexpected-user"

@@ -67,7 +67,8 @@ async def test_a_registered_user_signs_in_and_the_session_works_at_the_relying_p
     assert account == {
         "user_handle": ada["user"]["handle"],
         "user_name": "ada",
-        "user_checked": False,
+        "user_checked": False,  # by a device that has expected nobody yet
+        "user_pinned": True,
     }
 
 

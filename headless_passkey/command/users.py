@@ -1,0 +1,36 @@
+"""``users list|forget`` as commands: the users whom this device expects at each relying party (T3)."""
+
+import argparse
+import json
+
+from headless_passkey.command.command_line import expand_home, out
+from headless_passkey.errors import HeadlessPasskeyError, UsageError
+from headless_passkey.process.streams import talk
+from headless_passkey.rp.users import PinnedUsers, all_users, parse_handle
+from headless_passkey.text.names import printable
+
+
+async def show(args: argparse.Namespace) -> None:
+    """Print the pinned users, one JSON object a line."""
+    damaged: list[HeadlessPasskeyError] = []
+    for users in all_users(expand_home(args.state), damaged.append):
+        if args.rp_id in (None, users.rp_id):
+            for user in users.read():
+                out(json.dumps({"rp_id": users.rp_id, **user.to_json()}))
+    if damaged:
+        raise damaged[0]
+
+
+async def forget(args: argparse.Namespace) -> None:
+    handle = None if args.handle is None else parse_handle(args.handle)
+    gone = await PinnedUsers(expand_home(args.state), args.rp_id).forget(handle)
+    if not gone:
+        raise UsageError(
+            f"this device expects no {'such ' if handle else ''}user at {args.rp_id}",
+            advice="`headless-passkey users list` shows whom it expects",
+        )
+    for user in gone:
+        if args.json:
+            talk(json.dumps({"forgotten": {"rp_id": args.rp_id, **user.to_json()}}))
+        else:
+            talk(f"forgot {printable(user.name or 'a user without a name')} at {args.rp_id}")
