@@ -24,6 +24,12 @@ from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, RelyingPartyError
 from relying_party.http.addresses import Network, network
+from relying_party.http.connections import (
+    CONNECTIONS,
+    CONNECTIONS_PER_ADDRESS,
+    IDLE_SECONDS,
+    MAX_SECONDS,
+)
 from relying_party.names import printable
 from relying_party.output import forget_stdout, out, without_keys, without_secrets
 
@@ -204,6 +210,29 @@ def _parsers() -> tuple[_Parser, _Parser]:
         help="a proxy in front, whose X-Forwarded-For tells a client's address; may be given again",
     )
     add(
+        "--connections",
+        metavar="N",
+        type=_positive,
+        default=CONNECTIONS,
+        help="connections at a time, and fewer where the system allows fewer open files; beyond them the longest"
+        f" idle one of the busiest address is closed; default: {CONNECTIONS}",
+    )
+    add(
+        "--connections-per-address",
+        metavar="N",
+        type=_positive,
+        default=CONNECTIONS_PER_ADDRESS,
+        help="of those from one address, or requests at a time of one address behind a trusted proxy;"
+        f" default: {CONNECTIONS_PER_ADDRESS}",
+    )
+    add(
+        "--idle-seconds",
+        metavar="N",
+        type=_day,
+        default=int(IDLE_SECONDS),
+        help=f"until a connection without a request is closed; default: {IDLE_SECONDS:.0f}",
+    )
+    add(
         "--page",
         choices=("everyone", "own"),
         help="whom the page shows: everyone (default on localhost) or only those who look at it",
@@ -334,6 +363,12 @@ def _positive(text: str) -> int:
 def _seconds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 0 < int(text) <= 400 * 86400):
         raise argparse.ArgumentTypeError("expected a number of seconds, at most 400 days")
+    return int(text)
+
+
+def _day(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and 0 < int(text) <= MAX_SECONDS):
+        raise argparse.ArgumentTypeError("expected a number of seconds, at most a day")
     return int(text)
 
 

@@ -15,11 +15,13 @@ from relying_party.core.credentials import BackupEligibility
 from relying_party.core.domains import is_localhost, is_this_machine
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import SetupError, UsageError
-from relying_party.http.app import make_app, make_metrics_app
+from relying_party.http.app import METRICS, make_app, make_metrics_app
+from relying_party.http.connections import ConnectionLimits
 from relying_party.http.listening import Listener, listening, serving, until_terminated
 from relying_party.output import out
 
 MAX_SECRETS: Final = 64 * 1024  # bytes of the file
+METRICS_LIMITS: Final = ConnectionLimits(total=32, per_address=32)
 
 
 async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
@@ -29,16 +31,28 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
         listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
         base_url = _base_url(args, listener)
         config = _config(args, listener, base_url)
-        app, proxies = make_app(config), args.trusted_proxy
+        app = make_app(config)
+        limits = ConnectionLimits(
+            total=args.connections, per_address=args.connections_per_address, idle=args.idle_seconds
+        )
         async with (
-            serving(app, listener, say=say, trusted_proxies=proxies, public_url=config.public_url),
+            serving(
+                app,
+                listener,
+                say=say,
+                trusted_proxies=args.trusted_proxy,
+                public_url=config.public_url,
+                limits=limits,
+                closed=lambda why: app[METRICS].count("connections_closed_total", reason=why),
+            ),
             contextlib.AsyncExitStack() as inside,
         ):
             if args.metrics is not None:
                 metrics = listeners.enter_context(
                     listening(*args.metrics, cert=None, key=None, anywhere=True)
                 )
-                await inside.enter_async_context(serving(make_metrics_app(app), metrics, say=lambda _: None))
+                own = serving(make_metrics_app(app), metrics, say=lambda _: None, limits=METRICS_LIMITS)
+                await inside.enter_async_context(own)
                 say(f"metrics at {metrics.base_url()}/metrics")
             out(f"{base_url}\n")
             await ended

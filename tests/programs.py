@@ -58,10 +58,15 @@ class Program:
 
 @asynccontextmanager
 async def running(
-    module: str, *args: str | Path, environment: Mapping[str, str] | None = None
+    module: str,
+    *args: str | Path,
+    environment: Mapping[str, str] | None = None,
+    limits: str = "",
 ) -> AsyncIterator[Program]:
-    """`python -m module args…`, killed when the context is left."""
+    """`python -m module args…`, killed when the context is left. limits: options of the shell's ulimit."""
+    limited = ("sh", "-c", f'ulimit {limits} && exec "$@"', "sh") if limits else ()
     process = await asyncio.create_subprocess_exec(
+        *limited,
         sys.executable,
         "-m",
         module,

@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' ether completion
-set -g _shtab_companion_push_opts_with_value --ca --ceiling --cert --code --config --consent --controllers --credentials --held-per-address --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_opts_with_value --ca --ceiling --cert --code --config --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -64,6 +64,9 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l listen -x -
 complete -c companion-push -n '_shtab_companion_push_using relay' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 4096'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l public-url -x -d 'what clients call it by; default: the base URL it listens on'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l ceiling -x -d 'seconds a request may wait for a claim, 300 at the most (default)'
@@ -94,6 +97,9 @@ complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l li
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 4096'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l waiting -x -d 'seconds a tunnel waits for its second end (default: 180)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l life -x -d 'seconds after which a tunnel ends in any case (default: 600)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l silence -x -d 'seconds until an end that says nothing is pinged; it has half as many to answer (default: 20)'

@@ -476,5 +476,5 @@ def _json(body: object, status: int, content_type: str = "application/json") -> 
         body=msgspec.json.encode(body),
         status=status,
         content_type=content_type,
-        headers={"Cache-Control": "no-store"},
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"},
     )

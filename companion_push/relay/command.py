@@ -6,7 +6,7 @@ from typing import Any
 
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from companion_push.serving.options import add_serving, at_most, count, count_or_none
+from companion_push.serving.options import add_serving, at_most, connection_limits, count, count_or_none
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
@@ -70,6 +70,7 @@ async def serve(args: argparse.Namespace) -> None:
             listener,
             say=talk,
             trusted_proxies=args.trusted_proxy,
+            limits=connection_limits(args),
             public_url=config.public_url,
             handler_cancellation=True,
         ):

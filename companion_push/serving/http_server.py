@@ -8,15 +8,17 @@ line for each, without a byte of the request, and in a flood a few lines a minut
 """
 
 import asyncio
+import contextlib
 import json
 import logging
 import shlex
+import socket
 import ssl
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -25,13 +27,14 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from yarl import URL
 
+from companion_push.serving.accepting import CLOSE_SECONDS, Site
 from companion_push.serving.addresses import Network, client_address
+from companion_push.serving.connections import ConnectionLimits, Connections, Slot
 from companion_push.serving.log_limit import PERIOD, LogLimit
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.mends import setup_error
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
-IDLE_TIMEOUT: Final = 75.0  # seconds after which an idle connection is closed
 
 
 def problem(status: int, detail: str | None = None) -> web.Response:
@@ -46,7 +49,7 @@ def problem(status: int, detail: str | None = None) -> web.Response:
         body=json.dumps(body).encode(),
         status=status,
         content_type="application/problem+json",
-        headers={hdrs.CACHE_CONTROL: "no-store"},
+        headers={hdrs.CACHE_CONTROL: "no-store", "X-Content-Type-Options": "nosniff"},
     )
 
 
@@ -62,30 +65,61 @@ class Runner(web.AppRunner):
         app: web.Application,
         *,
         shutdown_timeout: float = DRAIN_SECONDS,
-        idle_timeout: float = IDLE_TIMEOUT,
+        limits: ConnectionLimits | None = None,
         trusted_proxies: Sequence[Network] = (),
         prefix: str = "",
         handler_cancellation: bool = False,
+        closed: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """shutdown_timeout, idle_timeout: seconds. trusted_proxies: whose ``X-Forwarded-For`` is believed.
+        """shutdown_timeout: seconds. limits: of connections. trusted_proxies: whose ``X-Forwarded-For`` is believed.
 
         prefix: of paths that a proxy may have left on or taken off; no slash at its end. handler_cancellation: whether
-        who hangs up ends its handler.
+        who hangs up ends its handler. closed: is told why a connection was closed or refused.
         """
         super().__init__(app, shutdown_timeout=shutdown_timeout, handler_cancellation=handler_cancellation)
-        self._idle_timeout, self._trusted_proxies, self._prefix = idle_timeout, trusted_proxies, prefix
+        app.on_response_prepare.append(_without_server)
+        self._trusted_proxies, self._prefix = trusted_proxies, prefix
+        self.connections = Connections(
+            limits if limits is not None else ConnectionLimits(),
+            trusted_proxies=trusted_proxies,
+            closed=closed,
+        )
+
+    def site(self, listener: socket.socket, tls: ssl.SSLContext | None) -> Site:
+        """A site that accepts connections within the limits."""
+        server = self.server
+        if not isinstance(server, _Server):
+            raise TypeError("expected setup() before site()")
+        return Site(self, listener, connections=self.connections, protocol=server, tls=tls)
 
     async def cleanup(self) -> None:
         await super().cleanup()
         _limit.end()
 
     async def _make_server(self) -> web.Server:
-        return _Server(await super()._make_server(), self._idle_timeout, self._trusted_proxies, self._prefix)
+        return _Server(await super()._make_server(), self.connections, self._trusted_proxies, self._prefix)
+
+
+async def _without_server(_request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Do not tell which software answers, and in which versions."""
+    response.headers.pop(hdrs.SERVER, None)
+
+
+class _Problem(web.Response):
+    """A problem document that no application has seen: its signals do not finish it."""
+
+    def __init__(self, status: int) -> None:
+        found = problem(status)
+        super().__init__(body=found.body, status=status, headers=found.headers)
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.pop(hdrs.SERVER, None)
 
 
 class _Server(web.Server):
     def __init__(
-        self, of_app: web.Server, idle_timeout: float, trusted_proxies: Sequence[Network], prefix: str
+        self, of_app: web.Server, connections: Connections, trusted_proxies: Sequence[Network], prefix: str
     ) -> None:
         super().__init__(
             self._explained,
@@ -93,26 +127,37 @@ class _Server(web.Server):
             handler_cancellation=of_app.handler_cancellation,
         )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
-        self._idle_timeout, self._trusted_proxies, self._prefix = idle_timeout, trusted_proxies, prefix
+        self._slots, self._trusted_proxies, self._prefix = connections, trusted_proxies, prefix
 
-    def __call__(self) -> web.RequestHandler:
+    def __call__(self, slot: Slot | None = None) -> web.RequestHandler:
+        """Make the protocol of a connection. slot: None when another site than ours has accepted it."""
         return _Connection(
             self,
+            self._slots,
+            slot,
             loop=asyncio.get_running_loop(),
             logger=http_logger,
-            access_log=None,  # type: ignore[arg-type]  # None is none: paths hold tunnel IDs
-            keepalive_timeout=self._idle_timeout,
+            access_log=None,  # none: paths hold tunnel IDs
             auto_decompress=False,
         )
 
     async def _explained(self, request: web.BaseRequest) -> web.StreamResponse:
         """Let the application answer; a refusal by aiohttp, such as of Expect, becomes a problem document."""
+        connection = request.protocol
+        if not isinstance(connection, _Connection):
+            raise TypeError("expected a connection of this server")
+        seen = self._before_proxies(request)
         try:
-            return await self._handle(self._before_proxies(request))
+            with connection.in_use(client=seen.remote or "") as allowed:
+                if allowed:
+                    return await self._handle(seen)
+                refused = _Problem(429)
+                refused.headers[hdrs.RETRY_AFTER] = "5"
+                return refused
         except web.HTTPException as error:
             if error.status < 400:
                 raise
-            return problem(error.status)
+            return _Problem(error.status)
 
     def _before_proxies(self, request: web.BaseRequest) -> web.BaseRequest:
         """Undo what proxies changed: set the client's address, and remove the prefix of the path."""
@@ -129,7 +174,77 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    __slots__ = ()
+    """One connection, with the deadline of its phase: head, then none while it is in use, then idle.
+
+    aiohttp's own timer looks at nothing but idling; it is left at its default of an hour.
+    """
+
+    __slots__ = ("_connections", "_deadline", "_idle", "_slot", "_wire")
+
+    def __init__(self, server: _Server, connections: Connections, slot: Slot | None, **more: Any) -> None:
+        super().__init__(server, **more)
+        self._connections, self._slot = connections, slot
+        self._wire: asyncio.Transport | None = None  # aiohttp forgets its own before the last bytes are sent
+        self._deadline: asyncio.TimerHandle | None = None
+        self._idle = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._wire = wire = cast("asyncio.Transport", transport)
+        if self._slot is None:
+            peer = wire.get_extra_info("peername")
+            self._slot = self._connections.admit(str(peer[0]) if peer else "")
+        if self._slot is None:
+            wire.abort()
+            return
+        self._slot.end = wire.abort
+        self._within(self._connections.limits.head, "head")
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._idle:  # a head begins
+            self._idle = False
+            self._within(self._connections.limits.head, "head")
+        super().data_received(data)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._slot is not None:
+            self._connections.release(self._slot)
+        self._wire = None
+        self._within(None)
+        super().connection_lost(exc)
+
+    @contextlib.contextmanager
+    def in_use(self, *, client: str) -> Iterator[bool]:
+        """Note that a request of `client` is being answered; False when a proxy passes on too many for it."""
+        slot = self._slot
+        if slot is None:  # refused, and lost
+            raise ConnectionError("the connection has no slot")
+        self._idle = False
+        self._within(None)
+        self._connections.use(slot, in_use=True)
+        try:
+            with self._connections.request(slot, client) as allowed:
+                yield allowed
+        finally:
+            self._connections.use(slot, in_use=False)
+            if self._wire is not None:
+                self._idle = True
+                self._within(self._connections.limits.idle, "idle")
+
+    def _within(self, seconds: float | None, phase: str = "") -> None:
+        """Set the deadline of a phase, in place of the one before; None for none."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        loop = asyncio.get_running_loop()
+        self._deadline = None if seconds is None else loop.call_later(seconds, self._too_late, phase)
+
+    def _too_late(self, phase: str) -> None:
+        """Close the connection, and cut it off when its peer does not take the farewell."""
+        self._connections.closed(phase)
+        wire = self._wire
+        self.force_close()
+        if wire is not None:
+            self._deadline = asyncio.get_running_loop().call_later(CLOSE_SECONDS, wire.abort)
 
     def handle_error(
         self,
@@ -143,7 +258,7 @@ class _Connection(web.RequestHandler):
         self.log_exception("", exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun: there is no other one")
-        response = problem(status)
+        response = _Problem(status)
         response.force_close()
         return response
 

@@ -5,6 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from companion_push.serving.addresses import Network, network
+from companion_push.serving.connections import (
+    CONNECTIONS,
+    CONNECTIONS_PER_ADDRESS,
+    IDLE_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_SECONDS,
+    ConnectionLimits,
+)
 from headless_passkey.command.command_line import host_port
 
 
@@ -31,6 +39,36 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         action="append",
         default=[],
         help="a proxy in front, whose X-Forwarded-For tells a client's address; may be given again",
+    )
+    parser.add_argument(
+        "--connections",
+        metavar="N",
+        type=at_most(MAX_CONNECTIONS),
+        default=CONNECTIONS,
+        help="connections at a time, and fewer where the system allows fewer open files; beyond them the longest"
+        f" idle one of the busiest address is closed; default: {CONNECTIONS}",
+    )
+    parser.add_argument(
+        "--connections-per-address",
+        metavar="N",
+        type=at_most(MAX_CONNECTIONS),
+        default=CONNECTIONS_PER_ADDRESS,
+        help="of those from one address, or requests at a time of one address behind a trusted proxy;"
+        f" default: {CONNECTIONS_PER_ADDRESS}",
+    )
+    parser.add_argument(
+        "--idle-seconds",
+        metavar="N",
+        type=at_most(MAX_SECONDS),
+        default=int(IDLE_SECONDS),
+        help=f"until a connection without a request is closed; default: {IDLE_SECONDS:.0f}",
+    )
+
+
+def connection_limits(args: argparse.Namespace) -> ConnectionLimits:
+    """The limits of connections that `add_serving` has read."""
+    return ConnectionLimits(
+        total=args.connections, per_address=args.connections_per_address, idle=args.idle_seconds
     )
 
 

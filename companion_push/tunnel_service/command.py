@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from companion_push.serving.options import add_serving, count
+from companion_push.serving.options import add_serving, connection_limits, count
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.process.signals import until_terminated
@@ -83,7 +83,13 @@ async def serve(args: argparse.Namespace) -> None:
         rate=args.rate,
     )
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
-        async with serving(make_app(limits), listener, say=talk, trusted_proxies=args.trusted_proxy):
+        async with serving(
+            make_app(limits),
+            listener,
+            say=talk,
+            trusted_proxies=args.trusted_proxy,
+            limits=connection_limits(args),
+        ):
             ended = until_terminated()
             out(listener.base_url("ws"))
             await ended

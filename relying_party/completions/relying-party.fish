@@ -51,7 +51,7 @@ function _shtab_relying_party_using
 end
 
 set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --cookie-seconds --device-origin --key --listen --log-level --metrics --origin --page --public-url --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-level --metrics --origin --page --public-url --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -70,6 +70,9 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l store -xka "(
 complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 4096'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l page -xka "everyone own" -d 'whom the page shows: everyone (default on localhost) or only those who look at it'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l requests-per-minute -x -d 'from one address; default: 600'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l related-origin -x -d 'pages of another domain that use the same passkeys; may be given again'

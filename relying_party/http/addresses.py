@@ -19,7 +19,7 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: Sequence[Ne
     """
     told = [address for value in forwarded_for for address in value.split(",")]
     found = peer
-    while _is_in(found, trusted) and told:
+    while is_in(found, trusted) and told:
         address = _without_port(told.pop())
         if address is None:
             break
@@ -40,7 +40,7 @@ def neighbourhood(address: str) -> str:
     return str(ipaddress.IPv6Network((parsed, 64), strict=False))
 
 
-def _is_in(address: str, networks: Sequence[Network]) -> bool:
+def is_in(address: str, networks: Sequence[Network]) -> bool:
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:

@@ -6,28 +6,26 @@ The push programs have a module like this; one test runs over all programs (test
 import asyncio
 import contextlib
 import errno
-import logging
 import signal
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 from yarl import URL
 
 from relying_party.core.domains import is_this_machine
 from relying_party.errors import SetupError, UsageError
+from relying_party.http import accepting, connections
+from relying_party.http.accepting import fit
 from relying_party.http.addresses import Network
+from relying_party.http.connections import ConnectionLimits
 from relying_party.http.http_server import Runner, tls_context
-from relying_party.http.log_limit import LogLimit
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
-ACCEPTS: Final = 16  # calls of accept by asyncio in a row, also when the first fails
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,30 +73,34 @@ async def serving(
     trusted_proxies: Sequence[Network] = (),
     public_url: str = "",
     handler_cancellation: bool = False,
+    limits: ConnectionLimits | None = None,
+    closed: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[None]:
     """Serve `app` while the context is open; then stop accepting, and give running requests `DRAIN_SECONDS`.
 
     say: prints a line for the operator. public_url: what clients call `app` by; a proxy may take its path off.
-    handler_cancellation: whether a client's disconnect cancels its handler.
+    handler_cancellation: whether a client's disconnect cancels its handler. limits: of connections; they are lowered to what the
+    system gives this process. closed: is told why a connection was closed or refused.
     """
-    asyncio.get_running_loop().set_exception_handler(_one_line)
     runner = Runner(
         app,
         trusted_proxies=trusted_proxies,
         prefix=URL(public_url).raw_path.rstrip("/"),
         handler_cancellation=handler_cancellation,
+        limits=fit(limits if limits is not None else ConnectionLimits()),
+        closed=closed,
     )
     try:
         await runner.setup()
         if listener.tls is None:
             say("no certificate: plain HTTP, on loopback only")
         for one in listener.sockets:
-            await web.SockSite(runner, one, ssl_context=listener.tls, backlog=ACCEPTS).start()
-            one.listen(BACKLOG)
+            await runner.site(one, listener.tls).start()
         yield
     finally:
         await runner.cleanup()
-        _limit.end()
+        accepting.tell_the_rest()
+        connections.tell_the_rest()
 
 
 def until_terminated() -> "asyncio.Future[None]":
@@ -117,30 +119,6 @@ def until_terminated() -> "asyncio.Future[None]":
         if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
             loop.add_signal_handler(number, ask)
     return asked
-
-
-def _one_line(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Handle asyncio's error reports: failed accepts are one line a minute, others unchanged.
-
-    asyncio tries `ACCEPTS` times in a row, and again each second, with a traceback each time. It may begin to listen
-    again on a socket that has been closed meanwhile.
-    """
-    error, message = context.get("exception"), str(context.get("message"))
-    if isinstance(error, OSError) and error.errno in _EXHAUSTED and "socket" in context:
-        if _limit.allows("connections could not be accepted"):
-            logger.error("no more connections are accepted for now: %s", error.strerror)
-    elif isinstance(error, ValueError) and "._start_serving(" in message:
-        logger.debug("a socket was closed while no connection could be accepted")
-    else:
-        loop.default_exception_handler(context)
-
-
-def _left_out(what: str, count: int) -> None:
-    logger.error("%d more times within a minute %s", count, what)
-
-
-_EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_limit: Final = LogLimit(tell=_left_out, most=1)
 
 
 def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.socket]:

@@ -26,6 +26,10 @@ HELP: Final = {
         "Tokens that resource servers asked about, by whether they are good.",
     ),
     "rate_limited_total": ("counter", "Requests that came too soon."),
+    "connections_closed_total": (
+        "counter",
+        "Connections that the server closed (handshake, head, idle, evicted), and what it refused, by reason.",
+    ),
 }
 
 _Labels = tuple[tuple[str, str], ...]

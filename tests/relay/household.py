@@ -18,6 +18,7 @@ from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Quota, Rate
+from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
 from headless_passkey.text.base64url import base64url
@@ -233,7 +234,9 @@ async def running_relay(
         clock=clock,
     )
     app = make_app(config)
-    runner = Runner(app, handler_cancellation=cancels, idle_timeout=idle, shutdown_timeout=1)
+    runner = Runner(
+        app, handler_cancellation=cancels, limits=ConnectionLimits(head=idle, idle=idle), shutdown_timeout=1
+    )
     try:
         await runner.setup()
         await web.SockSite(runner, listening).start()

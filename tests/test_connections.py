@@ -1,0 +1,493 @@
+"""Every server closes connections that say nothing in time, and lets no address take all connections."""
+
+import asyncio
+import contextlib
+import re
+import resource
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import ModuleType
+
+import aiohttp
+import pytest
+from aiohttp import web
+from certificates import Certificate
+
+from companion_push.serving import accepting as push_accepting
+from companion_push.serving import addresses as push_addresses
+from companion_push.serving import connections as push_connections
+from companion_push.serving import http_server as push_http_server
+from headless_passkey.errors import UsageError as PushUsageError
+from relying_party.errors import UsageError as PartyUsageError
+from relying_party.http import accepting as party_accepting
+from relying_party.http import connections as party_connections
+from relying_party.http import http_server as party_http_server
+from tests.programs import running
+from tests.test_servers import PATIENCE, PROGRAMS
+from tests.test_serving import SERVERS, port_of, words
+
+TWINS = pytest.mark.parametrize(
+    "books", [push_connections, party_connections], ids=["companion_push", "relying_party"]
+)
+MODULES = {
+    push_http_server: (push_accepting, push_connections),
+    party_http_server: (party_accepting, party_connections),
+}
+
+
+def without_imports(module: ModuleType) -> str:
+    source = Path(str(module.__file__)).read_text()
+    return re.sub(
+        r"^from (companion_push|headless_passkey|relying_party).*\n|The .* have? a copy|The .* has a copy",
+        "",
+        source,
+        flags=re.MULTILINE,
+    )
+
+
+@pytest.mark.parametrize(
+    ("push", "party"),
+    [(push_connections, party_connections), (push_accepting, party_accepting)],
+    ids=["connections", "accepting"],
+)
+def test_all_servers_have_the_same_code(push: ModuleType, party: ModuleType) -> None:
+    assert without_imports(push) == without_imports(party)
+
+
+# The books
+
+
+class Book:
+    """Connections by name, and which of them were closed for others."""
+
+    def __init__(
+        self, books: ModuleType, total: int, per_address: int, proxies: tuple[str, ...] = ()
+    ) -> None:
+        limits = books.ConnectionLimits(total=total, per_address=per_address)
+        self.why: list[str] = []
+        self.ended: list[str] = []
+        trusted = [push_addresses.network(proxy) for proxy in proxies]
+        self.all = books.Connections(limits, trusted_proxies=trusted, closed=self.why.append)
+
+    def admit(self, name: str, address: str) -> push_connections.Slot | None:
+        slot: push_connections.Slot | None = self.all.admit(address, lambda: self.ended.append(name))
+        return slot
+
+
+@TWINS
+@pytest.mark.threat("T17")
+def test_at_the_cap_of_an_address_its_longest_idle_connection_goes(books: ModuleType) -> None:
+    book = Book(books, total=10, per_address=2)
+    assert book.admit("other", "192.0.2.2")
+    first, _ = book.admit("first", "192.0.2.1"), book.admit("second", "192.0.2.1")
+    assert first
+    book.all.use(first, in_use=True)
+    book.all.use(first, in_use=False)  # so the second one has been idle for longer
+    assert book.admit("third", "192.0.2.1")
+    assert (book.ended, book.why, len(book.all)) == (["second"], ["evicted"], 3)
+
+
+@TWINS
+@pytest.mark.threat("T17")
+def test_at_the_cap_of_all_the_address_that_has_most_gives_one_up(books: ModuleType) -> None:
+    book = Book(books, total=5, per_address=4)
+    for name, address in (
+        ("a", "192.0.2.2"),
+        ("b", "192.0.2.1"),
+        ("c", "192.0.2.1"),
+        ("d", "192.0.2.1"),
+        ("e", "192.0.2.3"),
+    ):
+        assert book.admit(name, address)
+    assert book.admit("new", "192.0.2.4")
+    assert book.ended == ["b"]
+    assert len(book.all) == 5
+
+
+@TWINS
+@pytest.mark.threat("T17")
+def test_what_is_in_use_is_never_closed_for_another(books: ModuleType) -> None:
+    book = Book(books, total=3, per_address=2)
+    slots = [
+        book.admit(name, address)
+        for name, address in (("a", "192.0.2.1"), ("b", "192.0.2.1"), ("c", "192.0.2.2"))
+    ]
+    for slot in slots[:2]:
+        assert slot
+        book.all.use(slot, in_use=True)
+    assert book.admit("another of the first address", "192.0.2.1") is None
+    assert book.why == ["refused"]
+    assert book.admit("new", "192.0.2.3")  # the only idle one goes, though its address has fewer
+    assert book.ended == ["c"]
+    assert slots[0]
+    book.all.use(slots[0], in_use=False)
+    assert book.admit("newer", "192.0.2.1")
+    assert book.ended == ["c", "a"]
+
+
+@TWINS
+def test_when_all_are_in_use_a_newcomer_is_refused(books: ModuleType) -> None:
+    book = Book(books, total=1, per_address=1)
+    slot = book.admit("a", "192.0.2.1")
+    assert slot
+    book.all.use(slot, in_use=True)
+    assert book.admit("b", "192.0.2.2") is None
+    book.all.release(slot)
+    book.all.release(slot)
+    assert len(book.all) == 0
+    assert book.admit("b", "192.0.2.2")
+
+
+@TWINS
+@pytest.mark.threat("T12")
+def test_an_ipv6_network_is_one_address_to_the_caps(books: ModuleType) -> None:
+    book = Book(books, total=10, per_address=2)
+    for number in range(4):
+        assert book.admit(str(number), f"2001:db8::{number}")
+    assert book.ended == ["0", "1"]
+    assert book.admit("other", "2001:db8:0:1::1")
+    assert book.ended == ["0", "1"]
+
+
+@TWINS
+@pytest.mark.threat("T17")
+def test_a_trusted_proxy_may_have_all_connections_and_its_clients_are_counted_by_request(
+    books: ModuleType,
+) -> None:
+    book = Book(books, total=5, per_address=2, proxies=("10.0.0.0/8",))
+    slots = [book.admit(str(number), "10.0.0.1") for number in range(4)]
+    assert all(slots)
+    with contextlib.ExitStack() as stack:
+        begun = [
+            stack.enter_context(book.all.request(slots[0], client))
+            for client in (
+                "192.0.2.1",
+                "192.0.2.1",
+                "192.0.2.1",
+                "192.0.2.2",
+                "2001:db8::1",
+                "2001:db8::2",
+                "2001:db8::3",
+            )
+        ]
+        assert begun == [True, True, False, True, True, True, False]
+    with book.all.request(slots[0], "192.0.2.1") as allowed:
+        assert allowed
+    assert book.admit("direct", "192.0.2.9")
+    assert book.admit("direct too", "192.0.2.8")
+    assert book.ended == ["direct"]  # a proxy's connections are closed last
+
+
+@TWINS
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"total": 0},
+        {"total": 1.5},
+        {"per_address": True},
+        {"per_address": 10**5000},
+        {"head": 0},
+        {"idle": float("nan")},
+        {"idle": "1"},
+        {"head": 1e9},
+    ],
+    ids=lambda setting: f"{next(iter(setting))}",
+)
+def test_a_limit_that_cannot_be_is_refused_by_name(books: ModuleType, setting: dict[str, object]) -> None:
+    with pytest.raises((PushUsageError, PartyUsageError), match=f"^{next(iter(setting))}: "):
+        books.ConnectionLimits(**setting)
+
+
+# Connections
+
+
+class Served:
+    """A server of one application, and its connections."""
+
+    def __init__(
+        self, port: int, why: list[str], arrived: "asyncio.Queue[str]", go_on: asyncio.Event
+    ) -> None:
+        self.port, self.why, self.arrived, self.go_on = port, why, arrived, go_on
+
+    async def connect(
+        self, said: bytes = b"", source: str = "127.0.0.1", **more: object
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, local_addr=(source, 0), **more)  # type: ignore[arg-type]
+        writer.write(said)
+        return reader, writer
+
+    async def answered(self, source: str = "127.0.0.1", **more: object) -> bytes:
+        reader, writer = await self.connect(
+            b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", source, **more
+        )
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await reader.read()
+        finally:
+            writer.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def served(
+    server: ModuleType, tls: ssl.SSLContext | None = None, proxies: tuple[str, ...] = (), **limits: float
+) -> AsyncIterator[Served]:
+    _, books = MODULES[server]
+    why: list[str] = []
+    arrived: asyncio.Queue[str] = asyncio.Queue()
+    go_on = asyncio.Event()
+
+    async def answer(_request: web.Request) -> web.StreamResponse:
+        return web.Response(text="here")
+
+    async def held(request: web.Request) -> web.StreamResponse:
+        arrived.put_nowait(str(request.remote))
+        await go_on.wait()
+        return web.Response(text="held")
+
+    async def socket_(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        arrived.put_nowait(str(request.remote))
+        async for message in websocket:
+            await websocket.send_str(message.data)
+        return websocket
+
+    app = web.Application()
+    app.router.add_get("/", answer)
+    app.router.add_get("/held", held)
+    app.router.add_get("/socket", socket_)
+    runner = server.Runner(
+        app,
+        limits=books.ConnectionLimits(**limits),
+        closed=why.append,
+        trusted_proxies=[push_addresses.network(proxy) for proxy in proxies],
+    )
+    await runner.setup()
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    await runner.site(listener, tls).start()
+    try:
+        yield Served(listener.getsockname()[1], why, arrived, go_on)
+    finally:
+        go_on.set()
+        await runner.cleanup()
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """What came until the server closed the connection."""
+    async with asyncio.timeout(PATIENCE):
+        with contextlib.suppress(ConnectionResetError):
+            return await reader.read()
+    return b""
+
+
+@SERVERS
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "said",
+    [b"", b"G", b"GET / HTTP/1.1\r\nHost:", b"\r\n"],
+    ids=["nothing", "a letter", "half a head", "an empty line"],
+)
+async def test_a_head_that_does_not_come_in_time_closes_the_connection(
+    server: ModuleType, said: bytes
+) -> None:
+    async with served(server, head=0.05) as here:
+        reader, writer = await here.connect(said)
+        assert await ended(reader) == b""
+        assert here.why == ["head"]
+        writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T12")
+async def test_a_head_that_comes_letter_by_letter_gets_no_more_time(server: ModuleType) -> None:
+    async with served(server, head=0.3) as here:
+        reader, writer = await here.connect(b"GET / HTTP/1.1\r\n")
+
+        async def trickle() -> None:
+            while not writer.is_closing():
+                writer.write(b"X: y\r\n")
+                await asyncio.sleep(0.05)
+
+        trickling = asyncio.create_task(trickle())
+        assert await ended(reader) == b""
+        trickling.cancel()
+        assert here.why == ["head"]
+        writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T12")
+async def test_a_connection_that_asks_no_more_is_closed_and_so_is_one_that_asks_half(
+    server: ModuleType,
+) -> None:
+    async with served(server, idle=0.05) as here:
+        reader, writer = await here.connect(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await ended(reader)).endswith(b"here")
+        assert here.why == ["idle"]
+        writer.transport.abort()
+    async with served(server, idle=2 * PATIENCE, head=0.05) as here:
+        reader, writer = await here.connect(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        async with asyncio.timeout(PATIENCE):
+            assert (await reader.readuntil(b"here")).startswith(b"HTTP/1.1 200")
+        writer.write(b"GET / HTTP/1.1\r\nHost:")
+        assert await ended(reader) == b""
+        assert here.why == ["head"]
+        writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T12")
+async def test_a_peer_that_shakes_no_hands_is_closed_and_counts(
+    server: ModuleType, loopback_certificate: Certificate
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    client = loopback_certificate.client_context()
+    async with served(server, tls, head=0.05) as here:
+        reader, writer = await here.connect()
+        assert await ended(reader) == b""
+        assert here.why == ["handshake"]
+        writer.transport.abort()
+    async with served(server, tls, total=3, per_address=3) as here:
+        silent = [await here.connect(source="127.0.0.2") for _ in range(5)]
+        for reader, _ in silent[:2]:  # the third to fifth are the three that may be
+            assert await ended(reader) == b""
+        assert (await here.answered(ssl=client, server_hostname="localhost")).endswith(b"here")
+        assert await ended(silent[2][0]) == b""
+        assert here.why == ["evicted"] * 3
+        for _, writer in silent:
+            writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+async def test_a_flood_of_one_address_keeps_nobody_out_not_even_its_own(server: ModuleType) -> None:
+    async with served(server, total=20, per_address=10) as here:
+        flood = [await here.connect() for _ in range(50)]
+        for source in ("127.0.0.2", "127.0.0.1"):
+            assert (await here.answered(source)).endswith(b"here")
+        assert set(here.why) == {"evicted"}
+        for _, writer in flood:
+            writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+async def test_held_calls_and_websockets_are_in_use(server: ModuleType) -> None:
+    async with (
+        served(server, total=4, per_address=4, idle=0.05, head=PATIENCE) as here,
+        aiohttp.ClientSession() as session,
+    ):
+        reader, writer = await here.connect(b"GET /held HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        websocket = await session.ws_connect(f"http://127.0.0.1:{here.port}/socket")
+        for _ in range(2):
+            await here.arrived.get()
+        flood = [await here.connect(source="127.0.0.2") for _ in range(20)]
+        idle, idle_writer = await here.connect(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await ended(idle)).endswith(b"here")  # idle time is over by now
+        await websocket.send_str("still")
+        assert await websocket.receive_str() == "still"
+        here.go_on.set()
+        assert (await ended(reader)).endswith(b"held")
+        await websocket.close()
+        for _, each in (*flood, (reader, writer), (idle, idle_writer)):
+            each.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T17")
+async def test_behind_a_proxy_a_client_with_too_many_requests_is_refused_and_others_are_not(
+    server: ModuleType,
+) -> None:
+    async with served(server, proxies=("127.0.0.1",), total=20, per_address=2) as here:
+
+        async def ask(client: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+            head = f"GET /held HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: {client}\r\nConnection: close\r\n\r\n"
+            return await here.connect(head.encode())
+
+        held = [await ask("192.0.2.1") for _ in range(2)]
+        for _ in held:
+            assert await here.arrived.get() == "192.0.2.1"
+        refused, refused_writer = await ask("192.0.2.1")
+        answer = await ended(refused)
+        assert answer.startswith(b"HTTP/1.1 429 ")
+        assert b"\r\nRetry-After: 5\r\n" in answer
+        held.append(await ask("192.0.2.2"))
+        assert await here.arrived.get() == "192.0.2.2"
+        here.go_on.set()
+        for reader, _ in held:
+            assert (await ended(reader)).endswith(b"held")
+        for _, writer in (*held, (refused, refused_writer)):
+            writer.transport.abort()
+
+
+@SERVERS
+async def test_a_server_ends_while_a_handshake_waits(
+    server: ModuleType, loopback_certificate: Certificate
+) -> None:
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(loopback_certificate.cert, loopback_certificate.key)
+    async with asyncio.timeout(PATIENCE):
+        async with served(server, tls, head=PATIENCE * 2) as here:
+            reader, writer = await here.connect()
+            (await here.answered(ssl=loopback_certificate.client_context(), server_hostname="localhost"))
+        assert await ended(reader) == b""
+    writer.transport.abort()
+
+
+@SERVERS
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"GET /no HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+        b"\x16\x03\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nExpect: nothing\r\nConnection: close\r\n\r\n",
+    ],
+    ids=["an answer", "no such path", "no HTTP", "an expectation"],
+)
+async def test_no_answer_says_which_software_it_comes_from(server: ModuleType, said: bytes) -> None:
+    async with served(server) as here:
+        reader, writer = await here.connect(said)
+        answer = await ended(reader)
+        assert answer.startswith(b"HTTP/1.")
+        assert b"\r\nserver:" not in answer.lower()
+        assert b"aiohttp" not in answer.lower()
+        writer.transport.abort()
+
+
+# Programs
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_the_caps_of_a_program_fit_under_its_limit_of_open_files(name: str, tmp_path: Path) -> None:
+    async with running(*words(name, tmp_path, "--connections=200"), limits="-n 100") as program:
+        port = port_of(await program.line())
+        flood = [await asyncio.open_connection("127.0.0.1", port) for _ in range(60)]
+        async with (
+            asyncio.timeout(PATIENCE),
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{port}/livez") as response,
+        ):
+            assert response.status in (200, 204)
+        for _, writer in flood:
+            writer.transport.abort()
+        assert await program.end() == 0
+        said = await program.stderr()
+    assert "at most 36 connections, not 200: the system gives this process 100 files" in said
+    assert "Too many open files" not in said
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_program_raises_its_limit_of_open_files_as_far_as_it_needs(name: str, tmp_path: Path) -> None:
+    async with running(*words(name, tmp_path, "--connections=200"), limits="-Sn 100") as program:
+        await program.line()
+        soft, hard = resource.prlimit(program.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == 264
+        assert hard >= 264
+        assert await program.end() == 0
+        assert "the system gives" not in await program.stderr()
