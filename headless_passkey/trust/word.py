@@ -26,7 +26,7 @@ from headless_passkey.hybrid import cbor
 from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.ring import Member, Ring
-from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, thumbprint, verify
+from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_document, thumbprint, verify
 
 WORD_LABEL: Final = f"{PROJECT} word v2"
 MAX_WORD: Final = 512  # bytes
@@ -67,7 +67,7 @@ class Word:
         claimed = None if claim is None else [claim.device, claim.request_id, claim.sealed]
         body = cbor.encode([WORD_LABEL, ring.account, by, ring.version, ring.hash, int(now), claimed])
         try:
-            return cls._parse(body + key.sign(body))
+            return cls._parse(body + sign_document(key, body))
         except RemoteProtocolError as error:
             raise LocalProtocolError(f"the word would be invalid: {error}") from error
 

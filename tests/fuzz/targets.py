@@ -705,7 +705,7 @@ def invitation_record(data: bytes) -> None:
 @target
 def word(data: bytes) -> None:
     """`data` as a word that the companion signed."""
-    said = attempt(lambda: Word.parse(data + COMPANION.sign(data), by=COMPANION_MEMBER), REFUSED)
+    said = attempt(lambda: Word.parse(data + sign_document(COMPANION, data), by=COMPANION_MEMBER), REFUSED)
     if said is not None:
         claim = said.claim and [said.claim.device, said.claim.request_id, said.claim.sealed]
         items = [WORD_LABEL, said.account, said.by, said.version, said.ring_hash, said.at, claim]

@@ -19,8 +19,9 @@ from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
-from headless_passkey.trust.signing import CURVE, SIGNATURE_SIZE, SoftwareSigningKey
+from headless_passkey.trust.signing import CURVE, SIGNATURE_SIZE, SoftwareSigningKey, sign_document
 from headless_passkey.trust.word import Claim, Word
+from tests.strategies import P256_ORDER
 from tests.trust.people import ACCOUNT, NOW, REQUEST_ID, Person, companion, device, found, grow
 
 FOLDER = Path(__file__).parent.parent / "vectors"
@@ -100,16 +101,23 @@ def words() -> dict[str, Any]:
         "refused": [
             case("the word of the phone, said to be the tablet's", plain.document, TABLET)
             | {"reason": "bad-signature"},
-            case("the tablet signs in the phone's name", body + TABLET.key.sign(body), TABLET)
+            case("the tablet signs in the phone's name", body + sign_document(TABLET.key, body), TABLET)
             | {"reason": "bad-signature"},
             case("one second later than signed", later, PHONE) | {"reason": "bad-signature"},
-            case("a byte more", body + b"\x00" + PHONE.key.sign(body + b"\x00"), PHONE)
+            case("the higher of the two valid s", body + _higher(plain.document[-SIGNATURE_SIZE:]), PHONE)
+            | {"reason": "bad-signature"},
+            case("a byte more", body + b"\x00" + sign_document(PHONE.key, body + b"\x00"), PHONE)
             | {"reason": "malformed-cbor"},
             case("no word but its signature", plain.document[-SIGNATURE_SIZE:], PHONE)
             | {"reason": "malformed-document"},
             case("513 bytes", bytes(513), PHONE) | {"reason": "too-long"},
         ],
     }
+
+
+def _higher(signature: bytes) -> bytes:
+    s = P256_ORDER - int.from_bytes(signature[32:])
+    return signature[:32] + s.to_bytes(32)
 
 
 def envelopes() -> dict[str, Any]:

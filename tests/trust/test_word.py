@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from headless_passkey.errors import HeadlessPasskeyError, LocalProtocolError, TrustReason
 from headless_passkey.hybrid import cbor
 from headless_passkey.trust.ring import HpkeKey, Member, Role
+from headless_passkey.trust.signing import sign_document
 from headless_passkey.trust.word import MAX_WORD, WORD_LABEL, Claim, Word
 from tests.strategies import exactly
 from tests.trust.people import NOW, REQUEST_ID, Home, Person
@@ -40,7 +41,7 @@ def signed(signer: Person, /, **changes: object) -> bytes:
         "claim": None,
     }
     body = cbor.encode(list((values | changes).values()))
-    return body + signer.key.sign(body)
+    return body + sign_document(signer.key, body)
 
 
 # Vectors
@@ -109,7 +110,7 @@ def test_any_bytes_are_refused_politely(document: bytes) -> None:
 @pytest.mark.threat("T12")
 def test_any_signed_bytes_are_refused_politely(body: bytes) -> None:
     with pytest.raises(HeadlessPasskeyError):
-        Word.parse(body + HOME.phone.key.sign(body), by=HOME.phone.member)
+        Word.parse(body + sign_document(HOME.phone.key, body), by=HOME.phone.member)
 
 
 @given(st.data())
