@@ -60,6 +60,8 @@ class Air:
 class Handed:
     """A delivery without a relay: the phone gets its URL at once."""
 
+    needs_claim: Final = False
+
     def __init__(self) -> None:
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

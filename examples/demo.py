@@ -8,6 +8,7 @@ TLS is real, the radio is emulated. There are several stories:
     make demo DEMO=--notifications-off   the companion asks what is pending, later
     make demo DEMO=--race                two companions approve, one wins
     make demo DEMO=--rogue-relay         the relay swaps the FIDO URL for its own
+    make demo DEMO=--unclaimed           a companion gives its URL to a phone, and does not claim
     make demo DEMO=--json                events as JSON, one a line
 
 The exit status is 0 when the story ended as it should: with a session or, in a
@@ -45,6 +46,7 @@ DEVICE: Final = "Kitchen hub"
 PHONE: Final = "Ada's phone"
 TABLET: Final = "Ada's tablet"
 EXPIRE_AFTER: Final = "4"  # seconds, in place of five minutes
+UNCLAIMED_AFTER: Final = "12"  # seconds: the phone is there by then, and no claim has come
 
 # The device's stages: for each, what happened and who then holds what. The phone is the companion's.
 STAGES: Final[dict[str, tuple[str, str]]] = {
@@ -234,6 +236,17 @@ def nothing_was_opened(timeline: Timeline) -> bool:
     }
 
 
+def the_phone_got_no_command(timeline: Timeline) -> bool:
+    """Whether a phone was there in both ceremonies, and the one without a claim got no command."""
+    stages = [step.stage for step in timeline.steps if step.who == DEVICE]
+    refused = [step.reason for step in timeline.steps if step.who == DEVICE and step.reason is not None]
+    return (
+        (stages.count("channel-open"), stages.count("request-sent")) == (2, 1)
+        and stages.index("request-sent") < len(stages) - 1 - stages[::-1].index("channel-open")
+        and refused == ["not-claimed"]
+    )
+
+
 def one_phone_was_asked(timeline: Timeline) -> bool:
     """Whether in each of the two ceremonies one companion had the claim, and only its phone was asked."""
     told = [(step.stage, step.who) for step in timeline.steps if step.who in (PHONE, TABLET)]
@@ -251,6 +264,13 @@ ENDINGS: Final = {
         "it, and that one's phone alone was asked.",
         "The defence did NOT hold: not exactly one phone was asked.",
         held=one_phone_was_asked,
+    ),
+    "unclaimed": Ending(
+        f"The defence held: {TABLET} gave its FIDO URL to a phone and did not\n"
+        "claim the request, and the hub sent that phone no command.",
+        "The defence did NOT hold: a phone without a claim was asked.",
+        status=8,
+        held=the_phone_got_no_command,
     ),
     "rogue_relay": Ending(
         f"The defence held: the relay put a FIDO URL of its own in place of the\n"
@@ -272,9 +292,10 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
         timeline.add(PHONE, "founded the account with a code", "phone: ring 1")
         await world.invite(PHONE, "device", DEVICE)
         timeline.add(DEVICE, "joined by an invitation", "hub: ring 2, signed")
-        if args.race:
+        if args.race or args.unclaimed:
             await world.invite(PHONE, "companion", TABLET)
             timeline.add(TABLET, "joined as a second companion", "tablet: ring 3")
+        if args.race:
             await world.companion(TABLET, "--uv", "accept")
 
         if not args.rogue_relay:  # a rogue relay lets no registration through either
@@ -291,6 +312,11 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
         if args.expire:
             timeline.add(PHONE, f"is off; the device waits {EXPIRE_AFTER} s")
             status, session = await world.ceremony(DEVICE, "sign-in", "--timeout", EXPIRE_AFTER)
+        elif args.unclaimed:
+            rogue = (sys.executable, Path(__file__).with_name("rogue_companion.py"))
+            await world.companion(TABLET, "--uv", "accept", in_front=rogue)
+            timeline.add(TABLET, "is stolen: it will not claim")
+            status, session = await world.ceremony(DEVICE, "sign-in", "--timeout", UNCLAIMED_AFTER)
         elif args.notifications_off:
             timeline.add(PHONE, "has notifications off")
             timeline.seen("submitted").clear()
@@ -331,6 +357,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--notifications-off", action="store_true", help="the companion asks what is pending, later"
     )
     story.add_argument("--race", action="store_true", help="two companions approve at once")
+    story.add_argument("--unclaimed", action="store_true", help="a companion does not claim the request")
     story.add_argument("--rogue-relay", action="store_true", help="the relay swaps the FIDO URL")
     parser.add_argument("--json", action="store_true", help="events as JSON, one a line")
     return parser

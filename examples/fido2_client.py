@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from certificates import Certificate, make_certificate
 from fido2.client import ClientError, DefaultClientDataCollector, Fido2Client, UserInteraction
@@ -74,6 +74,8 @@ def program(device: PhoneDevice) -> None:
 @dataclass
 class SoftwarePhoneDelivery:
     """Hands the FIDO URL to a software phone, a program of its own."""
+
+    needs_claim: ClassVar = False
 
     command: Sequence[str | Path]
     phone: Program | None = None

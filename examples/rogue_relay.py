@@ -1,4 +1,4 @@
-"""A relay that cheats, for the demo and the tests. A companion must refuse what it delivers.
+"""A relay that cheats, for the demo and the tests. Companion and device must refuse what it delivers.
 
     python examples/rogue_relay.py --mode swap --listen localhost:0 --cert cert.pem --key key.pem
 
@@ -6,7 +6,7 @@ It is the real relay with a few lines that change its answers. Any operator of a
 a relay knows all public keys, all sealed envelopes, and every call that companions make.
 
 ==================  ============================================================  =====================
-mode                what it does with a request on its way to a companion         which must be refused
+mode                what it does with a request                                   which must be refused
 ==================  ============================================================  =====================
 swap                seals its own FIDO URL to the companion in the device's name  bad-signature
 unknown-device      the same, signed properly by a device of no account           unknown-device
@@ -15,6 +15,8 @@ other-request       delivers the real envelope under another request id         
 other-recipient     delivers one companion's envelope to another                  cannot-open
 replay              delivers an envelope again after it was opened                replayed
 fork                serves a next ring of its own making, with its own device     bad-signature
+invent-claim        shows the device a claim that no companion has made           bad-claim
+hide-claim          shows the device no claim                                     not-claimed
 ==================  ============================================================  =====================
 
 With --mode-file it reads the mode from that file for each request, and is honest while there is no such file.
@@ -45,6 +47,7 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
 from headless_passkey.trust.ring import Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from headless_passkey.trust.word import Claim, Word
 
 HONEST: Final = "honest"
 MODES: Final = (
@@ -55,6 +58,8 @@ MODES: Final = (
     "other-recipient",
     "replay",
     "fork",
+    "invent-claim",
+    "hide-claim",
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -99,6 +104,8 @@ class RogueRelay:
             if self._mode == "replay":
                 live = {item["id"] for item in content["requests"]}
                 content["requests"] += [item for item in self._opened if item["id"] not in live]
+        elif request.path.startswith("/v1/requests/"):
+            content |= self._shown_claim(request, content)
         return web.json_response(content, status=answer.status)
 
     def _remember(self, request: web.Request, body: dict[str, Any]) -> None:
@@ -132,6 +139,24 @@ class RogueRelay:
             case "replay" if item["id"] not in {opened["id"] for opened in self._opened}:
                 self._opened.append(dict(item))
         return item
+
+    def _shown_claim(self, request: web.Request, content: dict[str, Any]) -> dict[str, Any]:
+        """What is shown to the device of the claim of its request."""
+        match self._mode:
+            case "invent-claim":
+                companion = self._ring_of(_caller(request)).companions[0]
+                word = self._claim_of(companion, _caller(request), from_base64url(content["id"]))
+                return {"state": "claimed", "claim": {"by": companion.name, "word": base64url(word.document)}}
+            case "hide-claim" if content["claim"] is not None:
+                return {"state": "delivered", "claim": None}
+        return {}
+
+    def _claim_of(self, companion: Member, device: str, request_id: bytes) -> Word:
+        """A claim in a companion's name, over the very bytes, signed by ourselves."""
+        sealed = from_base64url(self._envelopes[companion.name])
+        claim = Claim.of(device=device, request_id=request_id, sealed=sealed)
+        signer = Liar(companion.signing_key, self._own)
+        return Word.give(signer, ring=self._ring_of(companion.name), now=time.time(), claim=claim)
 
     def _forged(
         self, item: dict[str, Any], companion: str, device: str, key: SoftwareSigningKey | None = None

@@ -2,8 +2,16 @@
 
 `run_ceremony` does one ceremony, a sign-in or a registration: it makes a FIDO URL for every recipient, turns
 the radio on, delivers the URLs, and waits for the first of these: a phone's advert, the end of the request, the
-deadline. The first phone that completes the handshake gets the one CTAP command; its reply is checked and returned. The
-module does I/O and timing; other modules parse and decide.
+deadline. The first phone that completes the handshake gets the one CTAP command; its reply is checked and returned.
+Where the delivery knows of claims, that phone is the claimer's (T3). The module does I/O and timing; other modules parse
+and decide.
+
+The state of each recipient follows from the claim (`_Standing`):
+
+    waiting   nobody holds the claim: adverts are pursued; a channel that opens is held for `CLAIM_TIMEOUT`, one a recipient
+    active    the recipient holds the claim, or the delivery knows of no claims: its phone gets the command
+    aside     another recipient holds the claim: adverts are kept, and pursued when that claim is gone
+    out       the recipient has refused
 
 Cancellation at any point is a normal exit: the radio stops, tunnels close, the request is withdrawn. Each open resource
 belongs to one task of the ceremony's task group, which closes it and is awaited, also when the ceremony is cancelled a
@@ -18,7 +26,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 from headless_passkey.errors import (
@@ -49,6 +57,7 @@ from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 
+CLAIM_TIMEOUT: Final = 20.0  # seconds that an open channel waits for the claim of its recipient
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
 SHUTDOWN_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
@@ -146,12 +155,16 @@ class Progress:
     """The state of a request, from the delivery."""
 
     state: RequestState
-    claimed_by: str | None = None  # the recipient that holds the claim; None: any may answer
+    claimed_by: str | None = None  # the recipient that holds the claim, verified by the delivery
     refusals: tuple[Refusal, ...] = ()  # of recipients
 
 
 class Delivery(Protocol):
     """Brings FIDO URLs to phones, for one ceremony at a time."""
+
+    @property
+    def needs_claim(self) -> bool:
+        """Whether a recipient claims the request, as `progress` says, before its phone may get the command."""
 
     async def recipients(self) -> Sequence[str]:
         """Begin a ceremony; returns the recipients, each of which gets its own URL. `LocalProtocolError` during another ceremony."""
@@ -319,11 +332,14 @@ async def run_ceremony(
             stage = ceremony.stage or "the beginning"
             message = f"not done within {timeout:g} seconds; the last stage was {stage}"
             message = "; ".join([message, *map(str, ceremony.refusals.values())])
-            raise NotApproved(Outcome.EXPIRED, message) from error
+            raise ceremony.explain(NotApproved(Outcome.EXPIRED, message)) from error
         # an error of the caller's options or settle: reported to the delivery, and raised unchanged
         await ceremony.tell_the_end(
             DeviceEvent.FAILED, error.reason if isinstance(error, HeadlessPasskeyError) else None
         )
+        explained = ceremony.explain(error)
+        if explained is not error:
+            raise explained from error
         raise
     await ceremony.tell_the_end(DeviceEvent.COMPLETED, None)
     ceremony.report(Stage.COMPLETED)
@@ -356,12 +372,19 @@ class _Heard:
     pause: float = FIRST_PAUSE  # seconds after the next attempt
 
 
+class _Standing(Enum):
+    """A recipient's state, as the module's docstring has it."""
+
+    WAITING, ACTIVE, ASIDE, OUT = range(4)
+
+
 @dataclass(slots=True)
 class _Candidate:
     """One recipient's URL, with the adverts of its phone. `_Ceremony._may_go_on` decides whether its adverts are tried."""
 
     recipient: str
     transaction: QrTransaction
+    unclaimed: bool = False  # a channel was opened before the claim: there is no other one before it
     heard: dict[bytes, _Heard] = field(default_factory=dict)  # by advert
     pursuits: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -387,7 +410,8 @@ class _Ceremony:
     _name: str = field(default_factory=lambda: secrets.token_hex(4))  # for the log
     _began: float = field(default_factory=time.monotonic)
     _candidates: dict[str, _Candidate] = field(default_factory=dict)  # by recipient
-    _claimer: str | None = None  # the recipient that holds the claim; None: any may answer
+    _claimer: str | None = None  # the recipient that holds the claim
+    _turn: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, at the next progress
     _listening: bool = False
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ATTEMPTS))
     _reached: "asyncio.Future[_Phone]" = field(
@@ -427,6 +451,14 @@ class _Ceremony:
             if not limit.expired():
                 limit.reschedule(None)  # only the tunnel's closing is left, which has time limits of its own
         return completed
+
+    def explain(self, error: Exception) -> Exception:
+        """The error of a ceremony that found no phone: that a phone answered without a claim (T3), else `error`."""
+        found_nobody = isinstance(error, TransportError) or (
+            isinstance(error, NotApproved) and error.outcome is Outcome.EXPIRED
+        )
+        waited_in_vain = any(candidate.unclaimed for candidate in self._candidates.values())
+        return _not_claimed() if found_nobody and waited_in_vain and not self._reached.done() else error
 
     def report(
         self,
@@ -493,6 +525,8 @@ class _Ceremony:
             async for progress in states:
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
+                self._turn.set()
+                self._turn = asyncio.Event()
                 self._turn_to_who_may_go_on(tasks)
                 stage = _STAGES.get(progress.state)
                 if progress.state != seen and stage is not None:
@@ -515,19 +549,35 @@ class _Ceremony:
         refusal = self.refusals.get(recipient)
         return refusal is not None and not refusal.may_change
 
-    def _may_go_on(self, recipient: str) -> bool:
-        """Whether adverts of this recipient's phone are tried: any recipient's without a claim, else the claim holder's (T5)."""
-        return self._claimer in (None, recipient) and not self._has_refused(recipient)
+    def _standing(self, recipient: str) -> _Standing:
+        if self._has_refused(recipient):
+            return _Standing.OUT
+        if self._claimer is None:
+            return _Standing.WAITING if self.delivery.needs_claim else _Standing.ACTIVE
+        return _Standing.ACTIVE if self._claimer == recipient else _Standing.ASIDE
+
+    def _may_go_on(self, candidate: _Candidate) -> bool:
+        """Whether adverts of this recipient's phone are tried (T5)."""
+        standing = self._standing(candidate.recipient)
+        return standing is _Standing.ACTIVE or (standing is _Standing.WAITING and not candidate.unclaimed)
+
+    async def _claim_of(self, recipient: str) -> _Standing:
+        """Wait for the claim of `recipient`, at most `CLAIM_TIMEOUT`; returns its standing then."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLAIM_TIMEOUT):
+                while self._standing(recipient) is _Standing.WAITING:
+                    await self._turn.wait()
+        return self._standing(recipient)
 
     def _turn_to_who_may_go_on(self, tasks: asyncio.TaskGroup) -> None:
         """Stop attempts with other candidates' adverts. They resume, with adverts received meanwhile, when the claim is given back."""
         for candidate in self._candidates.values():
-            if not self._may_go_on(candidate.recipient):
+            if self._standing(candidate.recipient) in (_Standing.ASIDE, _Standing.OUT):
                 for task in candidate.pursuits:
                     task.cancel()
                 for heard in candidate.heard.values():
                     heard.pursued = False
-            elif self._listening:
+            elif self._listening and self._may_go_on(candidate):
                 for heard in candidate.heard.values():
                     self._begin_pursuit(candidate, heard, tasks)
 
@@ -577,7 +627,7 @@ class _Ceremony:
 
     def _begin_pursuit(self, candidate: _Candidate, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
         """Start a task that tries the advert, unless one runs, its time is over, or the candidate may not go on."""
-        may_try = self._in_time(heard) and self._may_go_on(candidate.recipient)
+        may_try = self._in_time(heard) and self._may_go_on(candidate)
         if heard.is_news and not heard.pursued and may_try:
             heard.pursued = True
             pursuit = tasks.create_task(self._pursue(candidate, heard))
@@ -607,6 +657,9 @@ class _Ceremony:
             why = str(failed) or "the phone did not finish the handshake in time"
             logger.info("ceremony %s: attempt failed: %s", self._name, why)
             self.report(Stage.ATTEMPT_FAILED, {"why": why, "attempt": heard.attempts})
+            if isinstance(failed, TrustError):  # not claimed: it is tried again when it is
+                heard.pursued = False
+                return
             await asyncio.sleep(heard.pause)
             heard.pause = min(2 * heard.pause, LAST_PAUSE)
             if isinstance(failed, RemoteProtocolError | SetupError):
@@ -623,7 +676,7 @@ class _Ceremony:
         return None if self.join_within is None else heard.first + self.join_within
 
     async def _attempt(self, candidate: _Candidate, heard: _Heard) -> Exception | None:
-        """Join the advert's tunnel and make the handshake; returns the error of a failure."""
+        """Join the advert's tunnel, make the handshake, and wait for the claim; returns the error of a failure."""
         transaction, eid, limit = candidate.transaction, heard.eid, self._limit(heard)
         async with AsyncExitStack() as stack:
             try:
@@ -638,12 +691,19 @@ class _Ceremony:
                     channel, get_info = await _shake_hands(tunnel, transaction, eid)
             except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
                 return error
+            if self._reached.done():
+                return None
+            if not self._may_go_on(candidate):  # it has a channel already
+                return _not_claimed()
+            candidate.unclaimed |= self._standing(candidate.recipient) is _Standing.WAITING
+            self.report(Stage.CHANNEL_OPEN, phone=get_info)
+            if await self._claim_of(candidate.recipient) is not _Standing.ACTIVE:
+                return _not_claimed()
             if not self._reached.done():
                 phone = _Phone(
                     recipient=candidate.recipient, tunnel=tunnel, channel=channel, get_info=get_info
                 )
                 candidate.pursuits.remove(_this_task())  # no longer ended by the state of its candidate
-                self.report(Stage.CHANNEL_OPEN, phone=get_info)
                 self._reached.set_result(phone)
                 await _hold(phone)
             return None
@@ -651,10 +711,13 @@ class _Ceremony:
     async def _use(self, phone: _Phone) -> tuple[Credential, bool, bool]:
         """Send exactly one CTAP command; returns its checked reply, whether caller or relying party expected this user, and whether the user was checked."""
         options = await self._known_options()
-        if not self._may_go_on(phone.recipient):
-            raise TrustError(
-                TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
-            )
+        match await self._claim_of(phone.recipient):
+            case _Standing.WAITING:
+                raise _not_claimed()
+            case _Standing.ASIDE | _Standing.OUT:
+                raise TrustError(
+                    TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
+                )
         await phone.tunnel.send(phone.channel.send(options.ctap_request(phone.get_info)))
         self.report(Stage.REQUEST_SENT)
         reply = await _reply(phone)
@@ -730,6 +793,13 @@ async def _shake_hands(
     if peer.get_info is None:
         raise RemoteProtocolError("the phone does not speak CTAP", reason=ProtocolReason.NO_CTAP)
     return channel, peer.get_info
+
+
+def _not_claimed() -> TrustError:
+    return TrustError(
+        TrustReason.NOT_CLAIMED,
+        "a phone answered whose companion had not claimed the request; it got no command",
+    )
 
 
 _STAGES: Final = {

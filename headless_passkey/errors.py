@@ -258,6 +258,7 @@ class TrustReason(StrEnum):
     """The failed check: each check of docs/protocol/trust.md, and of a session, has its own reason."""
 
     ACCOUNT_MISMATCH = "account-mismatch"
+    BAD_CLAIM = "bad-claim"
     BAD_MAC = "bad-mac"
     BAD_SIGNATURE = "bad-signature"
     BAD_URL = "bad-url"
@@ -269,6 +270,7 @@ class TrustReason(StrEnum):
     INVITATION_USED = "invitation-used"
     KIND_MISMATCH = "kind-mismatch"
     NOT_A_MEMBER = "not-a-member"
+    NOT_CLAIMED = "not-claimed"
     NOT_ITS_AUDIENCE = "not-its-audience"
     OPTIONS_DIFFER = "options-differ"
     RECIPIENT_MISMATCH = "recipient-mismatch"
@@ -279,6 +281,7 @@ class TrustReason(StrEnum):
     STALE_RING = "stale-ring"
     UNEXPECTED_USER = "unexpected-user"
     UNKNOWN_DEVICE = "unknown-device"
+    WITHHELD_RING = "withheld-ring"
     WRONG_DIGITS = "wrong-digits"
 
 

@@ -114,6 +114,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         "`headless-passkey users list` shows whom it expects; `--add-user` adds one more, `--any-user` takes whoever answers, this once"
     ),
     (TrustReason.UNEXPECTED_USER, "full"): "make room with `headless-passkey users forget`",
+    (TrustReason.WITHHELD_RING, None): (
+        "the relay hides a change of the account's members: ask its operator, and look at `companion-push companion members`"
+    ),
     # the state of this device
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"

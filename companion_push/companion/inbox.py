@@ -45,6 +45,7 @@ from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.ring import Member
+from headless_passkey.trust.word import Claim, Word
 
 FINISH: Final = 120  # seconds that a claimed request may last after its expiry
 
@@ -67,6 +68,7 @@ class CheckedRequest:
     """A request that passed every check; the device has signed its content."""
 
     announcement: Announcement
+    claim: Claim = field(repr=False)  # what approving it claims: the very bytes that came
     device: Member  # from the ring, with the label that people gave it when it joined
     over: asyncio.Event = field(
         default_factory=asyncio.Event, repr=False
@@ -286,7 +288,7 @@ class Inbox:
         for key, claim in tuple(self._claims.items()):
             if key in listed and listed[key].claimed_by is None:
                 with suppress(NotApproved, ProblemAnswer):  # it has ended, or we have failed, meanwhile
-                    if await self._relay.claim(*key) is not None:
+                    if await self._relay.claim(*key, self._word(self._in_hand[key])) is not None:
                         self._lose(key)
                     elif claim.used:
                         await self._relay.opened(*key, stays=claim.stays)
@@ -380,7 +382,8 @@ class Inbox:
         device = chain.head.member(item.device)
         if device is None:
             raise TrustError(TrustReason.UNKNOWN_DEVICE, "the request is from no device of this account")
-        return CheckedRequest(announcement=announcement, device=device)
+        claim = Claim.of(device=item.device, request_id=item.request_id, sealed=item.sealed)
+        return CheckedRequest(announcement=announcement, claim=claim, device=device)
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
         """Report a refusal to the relay, and then give the notice, on which the program may end."""
@@ -450,7 +453,7 @@ class Inbox:
     async def _claim(self, request: CheckedRequest, opener: Opener) -> _Claim | None:
         """The claim, None when another companion has it."""
         try:
-            taken = await self._relay.claim(*request.key)
+            taken = await self._relay.claim(*request.key, self._word(request))
         except asyncio.CancelledError:
             # the relay may have granted it
             await finish_when_cancelled(self._give_back(request, INTERRUPTED, used=False))
@@ -462,6 +465,11 @@ class Inbox:
         self._tell(NoticeKind.CLAIMED, "the request is ours to open", request)
         claim = self._claims[request.key] = _Claim(stays=opener.stays)
         return claim
+
+    def _word(self, request: CheckedRequest) -> Word:
+        """Give this companion's word that it claims the request, by the newest ring that it holds."""
+        ring = self._state.chain().head
+        return Word.give(self._keys.signing, ring=ring, now=self._clock(), claim=request.claim)
 
     async def _open(self, request: CheckedRequest, claim: _Claim, opener: Opener) -> bool:
         """Hand the URL to the opener, and wait for what it waits for. False when another companion took over."""

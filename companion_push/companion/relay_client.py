@@ -29,6 +29,7 @@ from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
 from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Invitation
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
+from headless_passkey.trust.word import Word
 
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay admits three pending ones
 _MAX_CURSOR: Final = 64  # characters
@@ -104,13 +105,14 @@ class CompanionRelay(MemberClient):
             raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)
         return Page(cursor=answer.text("cursor", _MAX_CURSOR), items=items)
 
-    async def claim(self, device: str, request_id: bytes) -> int | None:
+    async def claim(self, device: str, request_id: bytes, word: Word) -> int | None:
         """Claim a request: None when the claim is ours, else the version since which another companion holds it.
 
-        `NotApproved` when it has ended. Idempotent.
+        word: with this companion's claim. `NotApproved` when the request has ended. Idempotent.
         """
+        body = {"event": "claimed", "word": base64url(word.document)}
         try:
-            answer = await self._event(device, request_id, {"event": "claimed"})
+            answer = await self._event(device, request_id, body)
         except ProblemAnswer as problem:
             if problem.slug == "already-claimed":
                 return problem.members.integer("version")

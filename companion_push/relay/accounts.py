@@ -16,6 +16,7 @@ from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
+from headless_passkey.trust.word import Word
 
 CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most
@@ -154,6 +155,39 @@ def rings_after(db: sqlite3.Connection, account: str, version: int, limit: int) 
         (account, version, limit),
     )
     return [document for (document,) in rows]
+
+
+def head_hash(db: sqlite3.Connection, account: str) -> tuple[int, bytes]:
+    """Read version and hash of the founded account's newest ring."""
+    version, document = db.execute(
+        "SELECT version, document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
+    ).fetchone()
+    return version, document_hash(document)
+
+
+def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
+    """Whether the relay holds this ring of the account."""
+    row = db.execute(
+        "SELECT document FROM rings WHERE account = ? AND version = ?", (account, version)
+    ).fetchone()
+    return row is not None and document_hash(row[0]) == ring_hash
+
+
+def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) -> Word:
+    """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
+    ring = head(db, companion.account)
+    member = None if ring is None else ring.member(companion.name)
+    if ring is None or member is None:
+        raise not_found()
+    try:
+        word = Word.parse(document, by=member)
+    except (RemoteProtocolError, TrustError) as error:
+        raise invalid(f"word: {error}") from error
+    if word.account != ring.account:
+        raise invalid("word: it is about another account")
+    if not holds_ring(db, companion.account, word.version, word.ring_hash):
+        raise Problem(Slug.UNKNOWN_RING)
+    return word
 
 
 def append_ring(db: sqlite3.Connection, account: str, document: bytes) -> tuple[Ring, frozenset[str]]:

@@ -334,4 +334,8 @@ _MIGRATIONS: Final = (
     ALTER TABLE envelopes ADD COLUMN failed_at REAL;
     UPDATE envelopes SET failed_at = 0 WHERE failed IS NOT NULL
     """,
+    """
+    -- the signed claim of the companion in claimed_by; null together with it
+    ALTER TABLE requests ADD COLUMN word BLOB
+    """,
 )

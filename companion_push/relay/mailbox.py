@@ -72,6 +72,7 @@ class Request:
     state: RequestState = RequestState.PENDING
     version: int = 1
     claimed_by: str | None = None
+    word: bytes | None = None  # the holder's word with its claim (docs/protocol/trust.md)
     stays: bool = False  # whether the holder goes on calling after `opened`, so that the lease still applies
     reason: str | None = None
     failures: tuple[Failure, ...] = ()
@@ -145,15 +146,22 @@ class Request:
         return self._become(target, reason=reason)
 
     def companion_says(
-        self, by: str, event: CompanionEvent, reason: str | None, *, now: float, stays: bool = False
+        self,
+        by: str,
+        event: CompanionEvent,
+        reason: str | None,
+        *,
+        now: float,
+        stays: bool = False,
+        word: bytes | None = None,
     ) -> "Request":
         """The request after a recipient's event at `now` (idempotent).
 
-        stays: with `opened`, whether `by` goes on calling until the end.
+        stays: with `opened`, whether `by` goes on calling until the end. word: with `claimed`, the verified word.
         """
         match event:
             case CompanionEvent.CLAIMED:
-                return self._claimed(by)
+                return self._claimed(by, word)
             case CompanionEvent.OPENED:
                 return self._opened(by, stays=stays)
             case CompanionEvent.RELEASED:
@@ -163,14 +171,14 @@ class Request:
             case CompanionEvent.FAILED:
                 return self._failed(by, reason, now)
 
-    def _claimed(self, by: str) -> "Request":
+    def _claimed(self, by: str, word: bytes | None) -> "Request":
         if self.state in HELD:
             if self.claimed_by == by:
                 return self
             raise self._lost()
         if not self.live or self._has_failed(by):
             raise self._conflict()
-        return self._become(RequestState.CLAIMED, claimed_by=by, failures=self._failures_but(by))
+        return self._become(RequestState.CLAIMED, claimed_by=by, word=word, failures=self._failures_but(by))
 
     def _opened(self, by: str, *, stays: bool) -> "Request":
         if self.state in HELD and self.claimed_by != by:
@@ -197,7 +205,7 @@ class Request:
         )
 
     def _unclaimed(self, **changes: Any) -> "Request":
-        return self._become(RequestState.DELIVERED, claimed_by=None, stays=False, **changes)
+        return self._become(RequestState.DELIVERED, claimed_by=None, word=None, stays=False, **changes)
 
     def _declined(self, by: str, reason: str | None) -> "Request":
         if self.state is RequestState.DECLINED:

@@ -18,6 +18,7 @@ from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.ring import MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
+from headless_passkey.trust.word import MAX_WORD
 
 MAX_BODY: Final = 65_536  # bytes
 MAX_WAIT: Final = 25  # seconds a request may be held
@@ -121,10 +122,17 @@ class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     event: CompanionEvent
     reason: Reason | None = None
     stays: bool | None = None  # with `opened`
+    word: str | None = None  # with `claimed`, always
 
     def __post_init__(self) -> None:
         if self.stays is not None and self.event is not CompanionEvent.OPENED:
             raise ValueError("stays goes with opened")
+        if (self.word is not None) != (self.event is CompanionEvent.CLAIMED):
+            raise ValueError("claimed needs a word, and no other event has one")
+
+    def claim(self) -> bytes | None:
+        """Parse to the word, unverified; None with other events."""
+        return None if self.word is None else octets(self.word, "word", 1, MAX_WORD)
 
 
 def parse_body(data: bytes, kind: type[Body]) -> Body:

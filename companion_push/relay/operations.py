@@ -24,9 +24,10 @@ from companion_push.relay.messages import (
     RingBody,
     Submission,
 )
-from companion_push.relay.problems import Problem, Slug, not_found
-from headless_passkey.text.base64url import base64url
+from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Role, document_hash
+from headless_passkey.trust.word import Claim
 
 MAX_RINGS: Final = 32  # ring documents in one answer
 _RING_RATE: Final = Rate(count=120, seconds=3600)  # ring versions of one account
@@ -276,7 +277,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
             if known.fingerprint != fingerprint:
                 raise Problem(Slug.REQUEST_CONFLICT)
             current, topics = _now(call, known)
-            return Answer(body=_status(current, call.now), topics=topics)
+            return Answer(body=_status(call, current), topics=topics)
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
         kept = _current(call, device.account)
@@ -298,7 +299,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
             expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
         )
         store.insert(call.db, new, envelopes)
-        return Answer(body=_status(new, call.now), status=201, topics=concerned([new, *superseded]))
+        return Answer(body=_status(call, new), status=201, topics=concerned([new, *superseded]))
 
     return operation
 
@@ -307,7 +308,7 @@ def read_request(request_id: str, version: int | None) -> Operation:
     def operation(call: Call) -> Answer:
         current, topics = _own(call, request_id)
         return Answer(
-            body=_status(current, call.now),
+            body=_status(call, current),
             news=current.version != version or not current.live,
             changes_at=call.changes_at(current) if current.live else math.inf,
             topics=topics,
@@ -323,7 +324,7 @@ def device_event(request_id: str, report: DeviceReport) -> Operation:
         if after is not current:
             store.save(call.db, after)
             topics |= concerned([after])
-        return Answer(body=_status(after, call.now), topics=topics)
+        return Answer(body=_status(call, after), topics=topics)
 
     return operation
 
@@ -356,13 +357,17 @@ def read_inbox(cursor: str | None) -> Operation:
 
 
 def companion_event(device: str, request_id: str, report: CompanionReport) -> Operation:
+    word = report.claim()
+
     def operation(call: Call) -> Answer:
         companion = call.member(Role.COMPANION)
         stored = store.request(call.db, device, request_id)
         if stored is None or stored.account != companion.account or companion.name not in stored.recipients:
             raise not_found()
+        if word is not None:
+            _check_claim(call, companion, stored, word)
         after = call.current(stored).companion_says(
-            companion.name, report.event, report.reason, now=call.now, stays=bool(report.stays)
+            companion.name, report.event, report.reason, now=call.now, stays=bool(report.stays), word=word
         )
         topics: frozenset[str] = frozenset()
         if after is not stored:
@@ -379,6 +384,16 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
         )
 
     return operation
+
+
+def _check_claim(call: Call, companion: Membership, request: Request, document: bytes) -> None:
+    """Verify that the word claims this request, over the very bytes that were sealed to `companion`."""
+    claim = accounts.take_word(call.db, companion, document).claim
+    sealed = store.sealed_to(call.db, request, companion.name)
+    if sealed is None:  # the request has ended, and the event says so
+        return
+    if claim != Claim.of(device=request.device, request_id=from_base64url(request.id), sealed=sealed):
+        raise invalid("word: it does not claim this request as it was sealed to this companion")
 
 
 def sweep(call: Call) -> Answer:
@@ -410,14 +425,17 @@ def _current(call: Call, account: str) -> list[Request]:
     return [call.current(request) for request in store.requests_of(call.db, account)]
 
 
-def _status(request: Request, now: float) -> dict[str, Any]:
+def _status(call: Call, request: Request) -> dict[str, Any]:
+    version, ring_hash = accounts.head_hash(call.db, request.account)
+    word = request.word
     return {
         "id": request.id,
         "state": request.state,
         "version": request.version,
         "expires_at": request.expires_at,
-        "now": int(now),
-        "claimed_by": request.claimed_by,
+        "now": int(call.now),
+        "claim": None if word is None else {"by": request.claimed_by, "word": base64url(word)},
+        "ring": {"version": version, "hash": base64url(ring_hash)},
         "reason": request.reason,
         "failures": [{"by": failure.by, "reason": failure.reason} for failure in request.failures],
     }

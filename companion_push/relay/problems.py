@@ -23,6 +23,7 @@ class Slug(StrEnum):
     STORE_UNAVAILABLE = "store-unavailable"
     TOO_MANY_PENDING = "too-many-pending"
     UNKNOWN_RECIPIENT = "unknown-recipient"
+    UNKNOWN_RING = "unknown-ring"
     WITHDRAWN = "withdrawn"
 
 
@@ -72,6 +73,7 @@ def invalid(detail: str) -> Problem:
 _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.INVALID_REQUEST: (400, "The request is malformed"),
     Slug.UNKNOWN_RECIPIENT: (400, "An envelope is for somebody who is not a companion of the account"),
+    Slug.UNKNOWN_RING: (400, "The word names a ring that the relay does not hold"),
     Slug.PROOF_INVALID: (401, "The proof of the caller's key does not hold"),
     Slug.PROOF_CLOCK: (401, "The caller's clock differs too much from the relay's"),
     Slug.NOT_FOUND: (404, "There is no such thing, or it is not yours"),

@@ -16,9 +16,7 @@ from headless_passkey.request import RequestState
 _MAX_PROOFS_OF_A_KEY: Final = 10_000  # in the two minutes that a proof is remembered
 _MAX_PROOFS_OF_STRANGERS: Final = 10_000  # of all keys together that are no members'
 
-_COLUMNS: Final = (
-    "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, stays, reason"
-)
+_COLUMNS: Final = "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, word, stays, reason"
 
 
 def request(db: sqlite3.Connection, device: str, request_id: str) -> Request | None:
@@ -43,10 +41,19 @@ def sealed_for(db: sqlite3.Connection, companion: str) -> list[tuple[Request, by
     return [(found, sealed) for found, sealed in pairs if found is not None]
 
 
+def sealed_to(db: sqlite3.Connection, request: Request, companion: str) -> bytes | None:
+    """Read the envelope of `request` for `companion`; None when it is deleted, or was for others only."""
+    row = db.execute(
+        "SELECT sealed FROM envelopes WHERE device = ? AND id = ? AND recipient = ?",
+        (request.device, request.id, companion),
+    ).fetchone()
+    return None if row is None else row[0]
+
+
 def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes]) -> None:
     """Store a new request. envelopes: by recipient."""
     db.execute(
-        f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+        f"INSERT INTO requests ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
         (
             new.account,
             new.device,
@@ -57,6 +64,7 @@ def insert(db: sqlite3.Connection, new: Request, envelopes: Mapping[str, bytes])
             new.state,
             new.version,
             new.claimed_by,
+            new.word,
             new.stays,
             new.reason,
         ),
@@ -71,8 +79,17 @@ def save(db: sqlite3.Connection, changed: Request) -> None:
     """Store a request's new state; its envelopes are deleted when it has ended."""
     key = (changed.device, changed.id)
     db.execute(
-        "UPDATE requests SET state = ?, version = ?, claimed_by = ?, stays = ?, reason = ? WHERE device = ? AND id = ?",
-        (changed.state, changed.version, changed.claimed_by, changed.stays, changed.reason, *key),
+        "UPDATE requests SET state = ?, version = ?, claimed_by = ?, word = ?, stays = ?, reason = ?"
+        " WHERE device = ? AND id = ?",
+        (
+            changed.state,
+            changed.version,
+            changed.claimed_by,
+            changed.word,
+            changed.stays,
+            changed.reason,
+            *key,
+        ),
     )
     failed = {
         failure.by: (order, failure.reason, failure.at) for order, failure in enumerate(changed.failures)
@@ -151,6 +168,7 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
         state,
         version,
         claimed_by,
+        word,
         stays,
         reason,
     ) in rows:
@@ -170,6 +188,7 @@ def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterat
             state=RequestState(state),
             version=version,
             claimed_by=claimed_by,
+            word=word,
             stays=bool(stays),
             reason=reason,
             failures=tuple(

@@ -12,15 +12,18 @@ from typing import Final, Self
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import RelayClient
+from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
 from headless_passkey.ceremony import Ask, Progress
 from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
+from headless_passkey.trust.device_checks import check_claim
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
+from headless_passkey.trust.word import Claim
 
 MAX_RECIPIENTS: Final = 8  # envelopes in one request, the relay's limit
 
@@ -28,7 +31,9 @@ logger = logging.getLogger(__name__)
 
 
 class StdoutDelivery:
-    """Writes one URL as a line. It has no progress: the next event is the phone's advert."""
+    """Writes one URL as a line. It has no progress and no claims: the next event is the phone's advert."""
+
+    needs_claim: Final = False
 
     def __init__(self, write_line: Callable[[str], None]) -> None:
         self._write_line = write_line
@@ -50,7 +55,12 @@ class StdoutDelivery:
 
 
 class RelayDelivery:
-    """Sends each companion of the account an envelope, signed by this device and sealed to the companion."""
+    """Sends each companion of the account an envelope, signed by this device and sealed to the companion.
+
+    It says that a companion holds the claim once it has verified that companion's signed word.
+    """
+
+    needs_claim: Final = True
 
     def __init__(self, relay: RelayClient, state: Path, *, clock: Callable[[], float] = time.time) -> None:
         """state: the device's state directory, whose rings are updated before each request."""
@@ -58,6 +68,9 @@ class RelayDelivery:
         self._request_id: bytes | None = None  # of the current or last request
         self._enrolment: Enrolment | None = None
         self._companions: dict[str, Member] = {}
+        self._sent: dict[str, Announcement] = {}  # of the current or last request, by recipient
+        self._claims: dict[str, Claim] = {}  # what each recipient has to claim
+        self._verified: ShownClaim | None = None  # the last one that was verified
         self._over = True  # whether the request has ended; also before the first
 
     @classmethod
@@ -88,19 +101,19 @@ class RelayDelivery:
         return tuple(self._companions)
 
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
-        if self._enrolment is None:
-            raise LocalProtocolError("recipients come before the request")
+        joined = self._joined
         self._refuse_a_second()
-        self._enrolment.check_rp(rp_id=ask.rp_id, origin=ask.origin)
+        joined.check_rp(rp_id=ask.rp_id, origin=ask.origin)
         request_id = new_request_id()
         seconds = min(MAX_LIFETIME, math.ceil(lifetime))
-        envelopes = {}
+        envelopes: dict[str, bytes] = {}
+        self._sent, self._claims, self._verified = {}, {}, None
         for name, url in urls.items():
             companion = self._companions[name]
             announcement = Announcement.address(
                 companion,
-                ring=self._enrolment.chain.head,
-                device=self._enrolment.name,
+                ring=joined.chain.head,
+                device=joined.name,
                 request_id=request_id,
                 now=self._clock(),
                 lifetime=seconds,
@@ -113,12 +126,18 @@ class RelayDelivery:
             )
             if companion.hpke_key is None:
                 raise LocalProtocolError("a recipient has no HPKE key")
-            envelopes[name] = seal(announcement, self._enrolment.key, companion.hpke_key)
+            sealed = envelopes[name] = seal(announcement, joined.key, companion.hpke_key)
+            self._sent[name] = announcement
+            self._claims[name] = Claim.of(device=announcement.device, request_id=request_id, sealed=sealed)
         self._request_id, self._over = request_id, False
         await self._relay.submit(request_id, envelopes, expires_in=seconds)
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        """Follow the request until it has ended. While it is claimed, an unreachable relay is ignored: the phone answers by the tunnel."""
+        """Follow the request until it has ended.
+
+        While it is claimed, an unreachable relay is ignored: the phone answers by the tunnel. `TrustError` when the relay
+        shows a claim that is none (bad-claim), or one by a ring that it does not show (withheld-ring, forked-ring).
+        """
         if self._request_id is None:
             raise LocalProtocolError("a request is submitted before it is followed")
         claimed, error = False, None
@@ -126,10 +145,11 @@ class RelayDelivery:
             async with aclosing(self._relay.watch(self._request_id)) as states:
                 async for status in states:
                     self._over = status.state.terminal
-                    claimed = status.claimed_by is not None
+                    claimed_by = await self._claimer(status)
+                    claimed = claimed_by is not None
                     yield Progress(
                         state=status.state,
-                        claimed_by=status.claimed_by,
+                        claimed_by=claimed_by,
                         refusals=status.refusals(self._label),
                     )
                     error = status.error(self._label)
@@ -147,6 +167,56 @@ class RelayDelivery:
             raise LocalProtocolError(
                 "a delivery serves one ceremony at a time: this one's request is under way"
             )
+
+    async def _claimer(self, status: RequestStatus) -> str | None:
+        """Verify the claim that the relay shows; returns whose it is, and None where there is none."""
+        shown = status.claim
+        if shown is None or status.state.terminal:
+            return None
+        if shown != self._verified:
+            if shown.by not in self._claims:
+                raise TrustError(TrustReason.BAD_CLAIM, "the relay shows a claim by nobody who was asked")
+            sent, ring = self._sent[shown.by], self._joined.chain.head
+            word = check_claim(
+                shown.word,
+                by=self._companions[shown.by],
+                account=ring.account,
+                claim=self._claims[shown.by],
+                issued=sent.issued,
+                expires=sent.expires,
+            )
+            await self._catch_up(word.version, word.ring_hash)
+            self._verified = shown
+        await self._catch_up(status.ring_version, status.ring_hash)
+        self._check_still_there(shown.by)
+        return shown.by
+
+    async def _catch_up(self, version: int, ring_hash: bytes) -> None:
+        """Update the rings up to one that somebody names; `TrustError` when the relay does not show it."""
+        if not self._joined.chain.agrees(version, ring_hash):
+            self._enrolment = await enrolment.refresh(self._state, self._relay)
+            if not self._joined.chain.agrees(version, ring_hash):
+                raise TrustError(
+                    TrustReason.WITHHELD_RING,
+                    f"the relay shows no ring version {version}, and there is one",
+                    advice=mend(TrustReason.WITHHELD_RING),
+                )
+
+    def _check_still_there(self, companion: str) -> None:
+        """Check that the companion holds the key that was sealed to, and that this device is still a member."""
+        member, asked = self._joined.chain.head.member(companion), self._companions[companion]
+        if member is None or member.hpke_key != asked.hpke_key:
+            raise TrustError(
+                TrustReason.STALE_RING,
+                f"{asked.label} was removed, or has another key, since the request was made",
+            )
+        _ = self._joined.member  # `TrustError` (not-a-member)
+
+    @property
+    def _joined(self) -> Enrolment:
+        if self._enrolment is None:
+            raise LocalProtocolError("recipients come before the request")
+        return self._enrolment
 
     def _label(self, name: str) -> str | None:
         return self._companions[name].label if name in self._companions else None

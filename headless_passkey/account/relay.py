@@ -10,7 +10,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Final, Self
 
 from headless_passkey.errors import (
@@ -32,6 +32,7 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
 from headless_passkey.trust.signing import SigningKey
+from headless_passkey.trust.word import MAX_WORD
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
 _QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
@@ -46,6 +47,14 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShownClaim:
+    """The claim as the relay shows it, unverified."""
+
+    by: str  # a companion's name
+    word: bytes = field(repr=False)  # at most 512 bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RequestStatus:
     """The relay's status of a request."""
 
@@ -53,18 +62,25 @@ class RequestStatus:
     version: int  # grows with every change
     expires_at: int  # Unix seconds by the relay's clock
     now: int  # the relay's clock
-    claimed_by: str | None  # a companion's name
+    claim: ShownClaim | None
+    ring_version: int  # of the account's newest ring, as the relay says
+    ring_hash: bytes  # 32 bytes
     reason: str | None  # a word
     failures: tuple[Failure, ...]
 
     @classmethod
     def parse(cls, members: Members) -> "RequestStatus":
+        claim, ring = members.optional_object("claim"), members.object("ring")
         return cls(
             state=request_state(members),
             version=members.integer("version"),
             expires_at=members.integer("expires_at"),
             now=members.integer("now"),
-            claimed_by=members.optional_text("claimed_by", 64),
+            claim=None
+            if claim is None
+            else ShownClaim(by=claim.text("by", 64), word=claim.octets("word", 1, MAX_WORD)),
+            ring_version=ring.integer("version"),
+            ring_hash=ring.octets("hash", 32),
             reason=members.optional_word("reason"),
             failures=tuple(
                 Failure(by=failure.text("by", 64), reason=failure.word("reason"))
@@ -98,7 +114,7 @@ class RequestStatus:
             case RequestState.FAILED:
                 refusals = [each for each in self.refusals(label) if not each.may_change]
                 unnamed = Refusal(companion="", label=None, reason=self.reason or "unspecified")
-                return refused(refusals or [unnamed], holder=self.claimed_by)
+                return refused(refusals or [unnamed], holder=None if self.claim is None else self.claim.by)
             case _:
                 return None
 

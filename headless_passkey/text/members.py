@@ -93,6 +93,9 @@ class Members:
     def object(self, name: str) -> "Members":
         return self._inner(name, self._value.get(name))
 
+    def optional_object(self, name: str) -> "Members | None":
+        return None if self._value.get(name) is None else self.object(name)
+
     def items(self, name: str, most: int = 1024) -> list[Any]:
         value = self._value.get(name)
         if not isinstance(value, list) or len(value) > most:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from companion_push.companion.inbox import Inbox, Notice, NoticeKind
+from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState, Identity, KeyPair
 from companion_push.companion.openers import Opening
 from companion_push.companion.relay_client import CompanionRelay
@@ -78,6 +78,10 @@ class Companion:
     @property
     def kinds(self) -> list[NoticeKind]:
         return [notice.kind for notice in self.notices]
+
+    async def claim(self, request: CheckedRequest) -> None:
+        """Claim a request that is pending here, and nothing more."""
+        await self.inbox._relay.claim(*request.key, self.inbox._word(request))
 
     @property
     def refusals(self) -> list[str | None]:

@@ -11,15 +11,17 @@ from companion_push.companion.attend import Outcomes, put_pending
 from companion_push.companion.consent import Answer, Policy, describe, summary
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
+from headless_passkey.trust.word import Claim
 from tests.companion.family import Companion, Frame, Hands
 from tests.relay.household import Household, Relay
 from tests.trust.people import NOW, Home, device
 
 HOME = Home()
+CLAIM = Claim.of(device=HOME.frame.name, request_id=bytes(16), sealed=b"sealed")
 
 
 def request(**changes: Any) -> CheckedRequest:
-    return CheckedRequest(announcement=HOME.say(**changes), device=HOME.frame.member)
+    return CheckedRequest(announcement=HOME.say(**changes), claim=CLAIM, device=HOME.frame.member)
 
 
 def test_everything_needed_to_decide_is_shown() -> None:
@@ -57,6 +59,7 @@ def test_nothing_that_others_wrote_moves_the_cursor_or_the_reading_order(text: s
     asked = request()
     hostile = CheckedRequest(
         announcement=replace(asked.announcement, rp_name=text, note=text, rp_id=text),
+        claim=CLAIM,
         device=asked.device,
     )
     object.__setattr__(hostile.device, "label", text)
@@ -74,7 +77,7 @@ def test_names_are_shown_as_people_write_them() -> None:
         "\u2764\ufe0f \U0001fae9",
     )
     asked = request(rp_name=rp_name, note=note)
-    named = CheckedRequest(announcement=asked.announcement, device=replace(asked.device, label=label))
+    named = replace(asked, device=replace(asked.device, label=label))
     shown = "\n".join(describe(named, NOW))
     assert f"{label} asks to sign in" in shown
     assert f'"{note}"' in shown

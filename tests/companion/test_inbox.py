@@ -35,7 +35,7 @@ from headless_passkey.errors import (
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.envelope import new_request_id
 from tests.companion.family import Companion, Frame, Hands, awake_again, enrolled
-from tests.relay.household import Household, Relay
+from tests.relay.household import Household, Relay, claimer
 from tests.trust.people import device, forge, grow, reseal
 
 # What arrives
@@ -308,7 +308,7 @@ async def test_after_a_crash_between_record_and_opener_nothing_is_opened_twice(
     name = await frame.ask(anna.caller)
     await anna.inbox.poll()
     (request,) = anna.inbox.pending
-    await anna.inbox._relay.claim(*request.key)
+    await anna.claim(request)
     await anna.inbox._prepare(request)  # and here the power fails
     async with awake_again(anna.state, anna.caller) as later:
         await later.inbox.poll()
@@ -323,7 +323,7 @@ async def test_after_a_crash_between_claim_and_record_the_user_is_asked_again(
 ) -> None:
     name = await frame.ask(anna.caller)
     await anna.inbox.poll()
-    await anna.inbox._relay.claim(*anna.inbox.pending[0].key)
+    await anna.claim(anna.inbox.pending[0])
     async with awake_again(anna.state, anna.caller) as later:
         await later.inbox.poll()
         hands = Hands()
@@ -352,7 +352,7 @@ async def test_a_claim_that_a_crashed_run_cannot_use_is_left_to_the_others(
     name = await frame.ask(anna.caller, bert.caller)
     await anna.inbox.poll()
     (request,) = anna.inbox.pending
-    await anna.inbox._relay.claim(*request.key)
+    await anna.claim(request)
     await anna.inbox._prepare(request)
     async with awake_again(anna.state, anna.caller) as later:
         await later.inbox.poll()
@@ -419,7 +419,7 @@ async def test_a_companion_that_is_ended_while_the_phone_is_asked_leaves_it_to_t
     await cancelled(approving)
     assert anna.kinds[-1] is NoticeKind.GIVEN_BACK
     status = await frame.caller.status(name)
-    assert (status["state"], status["claimed_by"]) == ("delivered", None)
+    assert (status["state"], claimer(status)) == ("delivered", None)
     assert status["failures"] == failures(anna, "interrupted")
     await bert.inbox.poll()
     assert await bert.inbox.approve(bert.inbox.pending[0], Hands())
@@ -499,7 +499,7 @@ async def test_a_request_whose_holder_vanished_is_put_to_the_others_again(
     await frame.ask(anna.caller, bert.caller)
     await anna.inbox.poll()
     await bert.inbox.poll()
-    await anna.inbox._relay.claim(*anna.inbox.pending[0].key)
+    await anna.claim(anna.inbox.pending[0])
     await bert.inbox.poll()
     assert not bert.inbox.pending
     relay.clock.ahead += 61
@@ -515,7 +515,7 @@ async def test_who_lost_the_claim_is_asked_again_when_it_is_given_back(
     for each in (anna, bert):
         await each.inbox.poll()
     (request,) = anna.inbox.pending
-    await anna.inbox._relay.claim(*request.key)
+    await anna.claim(request)
     assert not await bert.inbox.approve(bert.inbox.pending[0], Hands())
     await bert.inbox.poll()
     assert not bert.inbox.pending
@@ -533,7 +533,7 @@ async def test_an_answer_from_before_the_lost_claim_puts_nothing_to_the_person_a
     for each in (anna, bert):
         await each.inbox.poll()
     stale = await bert.inbox._relay.inbox(cursor=None, wait=0)
-    await anna.inbox._relay.claim(*anna.inbox.pending[0].key)
+    await anna.claim(anna.inbox.pending[0])
     assert not await bert.inbox.approve(bert.inbox.pending[0], Hands())
 
     async def late(**_: Any) -> Any:
@@ -559,7 +559,7 @@ async def test_a_holder_that_the_relay_could_not_hear_has_its_claim_back(
     assert (await frame.caller.status(name))["failures"] == failures(anna, "vanished")
     await anna.inbox.poll()
     status = await frame.caller.status(name)
-    assert (status["state"], status["claimed_by"], status["failures"]) == ("opened", anna.caller.name, [])
+    assert (status["state"], claimer(status), status["failures"]) == ("opened", anna.caller.name, [])
     relay.clock.ahead += 61
     assert await frame.state_of(name) == "delivered"  # as before, since it stays
     await cancelled(approving)
@@ -580,7 +580,7 @@ async def test_a_holder_that_lost_its_claim_meanwhile_shows_nothing_any_more(
     assert not await approving
     assert anna.kinds[-1] is NoticeKind.CLAIM_LOST
     status = await frame.caller.status(name)
-    assert (status["state"], status["claimed_by"]) == ("opened", bert.caller.name)
+    assert (status["state"], claimer(status)) == ("opened", bert.caller.name)
 
 
 # What is refused, shown with its reason and reported for this companion

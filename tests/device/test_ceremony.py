@@ -14,6 +14,7 @@ from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
 from headless_passkey.ceremony import (
+    CLAIM_TIMEOUT,
     LAST_PAUSE,
     MAX_ADVERTS,
     MAX_ATTEMPTS,
@@ -111,8 +112,10 @@ class Air:
 class Carrier:
     """A delivery that hands URLs to the test, and says of the request what the test says."""
 
-    def __init__(self, air: Air, recipients: Sequence[str] = ("phone",)) -> None:
-        self._air, self._recipients = air, recipients
+    def __init__(
+        self, air: Air, recipients: Sequence[str] = ("phone",), *, needs_claim: bool = False
+    ) -> None:
+        self._air, self._recipients, self.needs_claim = air, recipients, needs_claim
         self.urls: asyncio.Future[Mapping[str, FidoUrl]] = asyncio.get_running_loop().create_future()
         self.states: asyncio.Queue[Progress | HeadlessPasskeyError] = asyncio.Queue()
         self.listening_at_submit = False
@@ -867,6 +870,171 @@ async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ce
         await bench.sign_in(ask, never)
     assert caught.value.reason is Outcome.CANCELLED
     await answering
+
+
+# The claim, where the delivery knows of claims
+
+
+def claimed(by: str | None) -> Progress:
+    return Progress(state=RequestState.CLAIMED if by else RequestState.DELIVERED, claimed_by=by)
+
+
+@pytest.mark.threat("T3")
+async def test_the_command_goes_out_once_the_companion_has_claimed(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, needs_claim=True)
+
+    async def claim_later() -> None:
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        bench.carrier.states.put_nowait(claimed(None))
+        await bench.reached(Stage.DELIVERED).wait()
+        assert bench.stages[-2:] == [Stage.CHANNEL_OPEN, Stage.DELIVERED]
+        assert bench.air.listening  # another companion may still claim
+        bench.carrier.states.put_nowait(claimed("phone"))
+
+    signed_in, *_ = await asyncio.gather(bench.sign_in(), bench.answered(), claim_later())
+    assert signed_in.credential.user_handle == USER
+    sent = bench.stages.index(Stage.REQUEST_SENT)
+    assert bench.stages[sent - 1] is Stage.CLAIMED
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("end", ["deadline", "request expired", "radio"])
+async def test_a_phone_whose_companion_never_claims_gets_no_command(
+    bench: Bench, tunnels: Tunnels, end: str
+) -> None:
+    await bench.register()
+    tunnels.opened = tunnels.closed = 0
+    bench.carrier = Carrier(bench.air, needs_claim=True)
+    ends = {
+        "deadline": lambda: bench.clock.passes(5 * TIMEOUT),
+        "request expired": lambda: bench.carrier.states.put_nowait(
+            NotApproved(Outcome.EXPIRED, "nobody approved in time")
+        ),
+        "radio": lambda: bench.air.put(TransportError("gone", reason=TransportReason.NO_ADAPTER)),
+    }
+
+    async def never_claims() -> None:
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        bench.clock.passes(CLAIM_TIMEOUT)
+        await bench.reached(Stage.ATTEMPT_FAILED).wait()
+        ends[end]()
+
+    answering = asyncio.create_task(bench.answered())
+    with pytest.raises(TrustError, match="had not claimed") as caught:
+        await asyncio.gather(bench.sign_in(timeout=5 * TIMEOUT), never_claims())
+    assert caught.value.reason is TrustReason.NOT_CLAIMED
+    assert Stage.REQUEST_SENT not in bench.stages
+    assert (tunnels.opened, tunnels.closed) == (1, 1)
+    await answering
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.threat("T5")
+async def test_a_companion_that_does_not_claim_keeps_nobody_else_from_it(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("rogue", "honest"), needs_claim=True)
+
+    async def phones() -> None:
+        rogue = asyncio.create_task(bench.answered(recipient="rogue"))
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        bench.carrier.states.put_nowait(claimed("honest"))
+        await rogue  # the device has left its tunnel
+        assert Stage.REQUEST_SENT not in bench.stages
+        await bench.answered(recipient="honest")
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(), phones())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.CHANNEL_OPEN) == 2
+
+
+@pytest.mark.threat("T3")
+async def test_a_companion_has_one_channel_before_it_claims_and_another_one_after(bench: Bench) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, needs_claim=True)
+
+    async def phones() -> None:
+        first = asyncio.create_task(bench.answered())
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        bench.clock.passes(CLAIM_TIMEOUT)
+        await bench.reached(Stage.ATTEMPT_FAILED).wait()
+        await first
+        bench.air.heard.clear()
+        second = asyncio.create_task(bench.answered())
+        await bench.air.heard.wait()
+        await bench.air.drained()
+        assert bench.stages.count(Stage.ADVERT_HEARD) == 1
+        bench.carrier.states.put_nowait(claimed("phone"))
+        await second
+
+    signed_in, _ = await asyncio.gather(bench.sign_in(timeout=5 * TIMEOUT), phones())
+    assert signed_in.credential.user_handle == USER
+
+
+@pytest.mark.threat("T3")
+async def test_adverts_of_a_companion_whose_channel_waits_for_the_claim_are_kept_for_later(
+    bench: Bench,
+) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, needs_claim=True)
+
+    async def phones() -> None:
+        held = asyncio.create_task(bench.answered())
+        await bench.reached(Stage.CHANNEL_OPEN).wait()
+        other = PhoneTransaction((await bench.carrier.urls)["phone"])
+        bench.air.put(other.advertise(routing_id=b"abc", tunnel_domain=DOMAIN + 1).service_data)
+        await bench.air.drained()
+        assert bench.stages.count(Stage.ADVERT_HEARD) == 1
+        bench.carrier.states.put_nowait(claimed("phone"))
+        await held
+
+    async with Gate(bench, silent=True) as gate:
+        tunnels = {DOMAIN: bench.base, DOMAIN + 1: gate.base}
+        signed_in, _ = await asyncio.gather(bench.sign_in(tunnels=tunnels), phones())
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.CHANNEL_OPEN) == 1
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize(
+    ("then", "reason"),
+    [(None, TrustReason.NOT_CLAIMED), ("bert", TrustReason.RECIPIENT_MISMATCH)],
+    ids=["given back", "another one's"],
+)
+async def test_a_claim_that_is_gone_before_the_command_counts_no_more(
+    bench: Bench, then: str | None, reason: TrustReason
+) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, ("anna", "bert"), needs_claim=True)
+    bench.carrier.states.put_nowait(claimed("anna"))
+
+    async def options() -> dict[str, Any]:
+        bench._reached.pop(Stage.CLAIMED)
+        bench.carrier.states.put_nowait(claimed(None))
+        await bench.reached(Stage.DELIVERED).wait()
+        if then is not None:
+            bench.carrier.states.put_nowait(claimed(then))
+            await bench.reached(Stage.CLAIMED).wait()
+        asyncio.get_running_loop().call_soon(bench.clock.passes, CLAIM_TIMEOUT)
+        return REQUEST
+
+    ask = Ask(kind=RequestKind.GET_ASSERTION, origin=ORIGIN, rp_id="login.example")
+    answering = asyncio.create_task(bench.answered(recipient="anna"))
+    with pytest.raises(TrustError) as caught:
+        await bench.sign_in(ask, options, timeout=5 * TIMEOUT)
+    assert caught.value.reason is reason
+    assert Stage.REQUEST_SENT not in bench.stages
+    await answering
+
+
+@pytest.mark.threat("T3")
+async def test_a_claim_that_the_delivery_refuses_ends_the_ceremony(bench: Bench) -> None:
+    bench.carrier = Carrier(bench.air, needs_claim=True)
+    bench.carrier.states.put_nowait(TrustError(TrustReason.BAD_CLAIM, "invented"))
+    with pytest.raises(TrustError) as caught:
+        await bench.sign_in()
+    assert caught.value.reason is TrustReason.BAD_CLAIM
+    assert bench.carrier.finished == [(DeviceEvent.FAILED, "bad-claim")]
 
 
 async def test_a_delivery_to_nobody_says_so_at_once(bench: Bench) -> None:

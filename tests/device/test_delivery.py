@@ -2,16 +2,18 @@
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import RelayClient
-from headless_passkey.ceremony import Ask
+from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
+from headless_passkey.ceremony import Ask, Progress
 from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
@@ -25,11 +27,15 @@ from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
-from headless_passkey.request import DeviceEvent
+from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
+from headless_passkey.trust.ring import Ring
+from headless_passkey.trust.word import Claim, Word
 from tests.relay.household import Household, running_relay
+from tests.trust.people import Person, companion, device, found, grow
+from tests.trust.refusal import refused
 
 ASK = Ask(
     kind=RequestKind.GET_ASSERTION,
@@ -126,13 +132,154 @@ async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> No
         phone, frame = home.companions[0], home.devices[0]
         await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
         (item,) = await phone.inbox()
-        await phone.act(frame, item["id"], "claimed")
+        await phone.claims(frame, item)
         await phone.act(frame, item["id"], "opened")
         async with contextlib.aclosing(delivery.progress()) as states:
             first = await anext(states)
         assert (first.state, first.claimed_by) == ("opened", phone.name)
         await delivery.finish(DeviceEvent.COMPLETED)
         assert (await frame.status(item["id"]))["state"] == "completed"
+
+
+# Claims, whatever the relay shows
+
+
+class LyingRelay(RelayClient):
+    """The relay's answers, with a claim and a ring that it invented."""
+
+    def __init__(self, http: ProvenHttp) -> None:
+        super().__init__(http)
+        self.lies: dict[str, Any] = {}
+
+    async def status(self, *arguments: Any, **more: Any) -> RequestStatus:
+        return replace(await super().status(*arguments, **more), **self.lies)
+
+
+@dataclass
+class Asked:
+    """A request that was submitted through a lying relay: one companion, whose inbox has the item."""
+
+    delivery: RelayDelivery
+    relay: LyingRelay
+    home: Household
+    item: Mapping[str, Any]
+
+    def word(
+        self, by: Person | None = None, ring: Ring | None = None, now: float = 0, **changes: Any
+    ) -> bytes:
+        """A word of `by` with the claim of the item, at `now` seconds from now. changes: fields of the claim."""
+        values = {
+            "device": self.home.devices[0].name,
+            "request_id": from_base64url(self.item["id"]),
+            "sealed": from_base64url(self.item["sealed"]),
+        }
+        key = (by or self.home.companions[0].person).key
+        claim = Claim.of(**(values | changes))
+        return Word.give(key, ring=ring or self.home.ring, now=time.time() + now, claim=claim).document
+
+    async def shown(self, word: bytes, by: str | None = None, **lies: Any) -> Progress:
+        """What the delivery says of the first status with this claim."""
+        claim = ShownClaim(by=by or self.home.companions[0].name, word=word)
+        self.relay.lies = {"claim": claim, "state": RequestState.CLAIMED, **lies}
+        async with contextlib.aclosing(self.delivery.progress()) as states:
+            return await anext(states)
+
+
+@pytest.fixture
+async def asked(tmp_path: Path) -> AsyncIterator[Asked]:
+    async with delivering(tmp_path) as (_, home), open_session(None) as session:
+        joined = enrolment.load(tmp_path / "state")
+        relay = LyingRelay(ProvenHttp(session, joined.relay_url, joined.key))
+        delivery = RelayDelivery(relay, tmp_path / "state")
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=60)
+        (item,) = await home.companions[0].inbox()
+        yield Asked(delivery, relay, home, item)
+
+
+@pytest.mark.threat("T3")
+async def test_a_claim_that_the_companion_signed_is_told_whoever_shows_it(asked: Asked) -> None:
+    assert (await asked.shown(asked.word())).claimed_by == asked.home.companions[0].name
+    assert (await asked.shown(asked.word(now=-100))).claimed_by is not None
+    assert (await asked.shown(asked.word(now=170))).claimed_by is not None
+    first = Ring.parse_kept(asked.home.ring.document)
+    assert (await asked.shown(asked.word(ring=first))).claimed_by is not None
+
+
+INVENTED: Mapping[str, Callable[[Asked], tuple[bytes, str | None]]] = {
+    "no word": lambda _asked: (b"word", None),
+    "nothing signed": lambda asked: (asked.word()[:-64] + bytes(64), None),
+    "a stranger's": lambda asked: (asked.word(companion("eve")), None),
+    "a stranger's in its own name": lambda asked: (asked.word(eve := companion("eve")), eve.name),
+    "the other companion's": lambda asked: (asked.word(asked.home.companions[1].person), None),
+    "the device's own": lambda asked: (asked.word(asked.home.devices[0].person), asked.home.devices[0].name),
+    "other bytes": lambda asked: (asked.word(sealed=b"other bytes"), None),
+    "another device's request": lambda asked: (asked.word(device=asked.home.companions[0].name), None),
+    "another request": lambda asked: (asked.word(request_id=bytes(16)), None),
+    "another account": lambda asked: (asked.word(ring=found(asked.home.companions[0].person)), None),
+    "an earlier request": lambda asked: (asked.word(now=-130), None),
+    "a later one": lambda asked: (asked.word(now=200), None),
+    "a word without a claim": lambda asked: (
+        Word.give(asked.home.companions[0].person.key, ring=asked.home.ring, now=time.time()).document,
+        None,
+    ),
+}
+
+
+@pytest.mark.threat("T3")
+@pytest.mark.parametrize("invented", INVENTED.values(), ids=INVENTED.keys())
+async def test_a_claim_that_the_relay_invents_is_refused(
+    asked: Asked, invented: Callable[[Asked], tuple[bytes, str | None]]
+) -> None:
+    word, by = invented(asked)
+    with refused(TrustReason.BAD_CLAIM):
+        await asked.shown(word, by)
+
+
+@pytest.mark.threat("T3")
+async def test_the_other_companions_claim_over_its_own_bytes_does_not_pass_for_this_ones(
+    asked: Asked,
+) -> None:
+    _, two = asked.home.companions
+    (item,) = await two.inbox()
+    word = asked.word(two.person, sealed=from_base64url(item["sealed"]))
+    assert (await asked.shown(word, two.name)).claimed_by == two.name
+    with refused(TrustReason.BAD_CLAIM):
+        await asked.shown(word, asked.home.companions[0].name)
+
+
+@pytest.mark.threat("T2")
+async def test_a_claim_by_a_ring_that_the_relay_does_not_show_is_a_withheld_ring(asked: Asked) -> None:
+    one, _ = asked.home.companions
+    withheld = grow(asked.home.ring, one.person, one.person, asked.home.devices[0].person)
+    with refused(TrustReason.WITHHELD_RING):
+        await asked.shown(asked.word(ring=withheld))
+    with refused(TrustReason.WITHHELD_RING):
+        await asked.shown(asked.word(), ring_version=withheld.version, ring_hash=withheld.hash)
+
+
+@pytest.mark.threat("T2")
+async def test_a_claim_by_another_ring_of_a_version_that_the_device_holds_is_a_fork(asked: Asked) -> None:
+    one, _ = asked.home.companions
+    other = found(one.person, account=asked.home.account)
+    other = grow(other, one.person, one.person, asked.home.devices[0].person)
+    assert other.version == asked.home.ring.version
+    with refused(TrustReason.FORKED_RING):
+        await asked.shown(asked.word(ring=other))
+    with refused(TrustReason.FORKED_RING):
+        await asked.shown(asked.word(), ring_version=other.version, ring_hash=other.hash)
+
+
+@pytest.mark.threat("T2")
+async def test_the_device_catches_up_with_the_ring_of_the_claim_and_looks_who_is_left(asked: Asked) -> None:
+    (one, two), frame = asked.home.companions, asked.home.devices[0]
+    (item,) = await two.inbox()
+    await asked.home.append(one.person, two.person, frame.person, device("new"))
+    assert (await asked.shown(asked.word())).claimed_by == one.name
+    before = asked.home.ring
+    await asked.home.append(one.person, frame.person)
+    word = asked.word(two.person, ring=before, sealed=from_base64url(item["sealed"]))
+    with refused(TrustReason.STALE_RING, saying="was removed"):
+        await asked.shown(word, two.name)
 
 
 async def test_progress_tells_who_refused_by_label_and_ends_with_the_reason(tmp_path: Path) -> None:
@@ -164,7 +311,7 @@ async def test_what_was_completed_after_the_claim_had_ended_is_over_for_the_othe
         (one, two), frame = home.companions, home.devices[0]
         await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
         (item,) = await one.inbox()
-        await one.act(frame, item["id"], "claimed")
+        await one.claims(frame, item)
         await one.act(frame, item["id"], "released")
         await delivery.finish(DeviceEvent.COMPLETED)
         status = await frame.status(item["id"])

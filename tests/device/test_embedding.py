@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, ClassVar, assert_type
 
 from certificates import Certificate
 
@@ -65,6 +65,8 @@ class Radio:
 @dataclass
 class ByHand:
     """Gives the URL to one phone."""
+
+    needs_claim: ClassVar = False
 
     phone: SoftwarePhone
     ended: list[DeviceEvent] = field(default_factory=list)

@@ -88,12 +88,12 @@ async def test_the_device_follows_its_request_to_the_end(home: Household, frame:
     assert (submitted.state, submitted.version) == (RequestState.PENDING, 1)
     seen = []
     async for status in frame.watch(request_id):
-        seen.append((status.state, status.claimed_by))
+        seen.append((status.state, status.claim and status.claim.by))
         match status.state:
             case RequestState.PENDING:
                 await phone.inbox()
             case RequestState.DELIVERED:
-                await phone.act(device_, name, "claimed")
+                await phone.claims(device_, (await phone.inbox())[0])
             case RequestState.CLAIMED:
                 await phone.act(device_, name, "opened")
             case RequestState.OPENED:
@@ -309,7 +309,8 @@ STATUS: Mapping[str, Any] = {
     "version": 1,
     "expires_at": NOW + 300,
     "now": NOW,
-    "claimed_by": None,
+    "claim": None,
+    "ring": {"version": 1, "hash": base64url(bytes(32))},
     "reason": None,
     "failures": [],
 }

@@ -120,9 +120,9 @@ async def test_of_two_companions_exactly_one_opens_two_hundred_times(world: Worl
             assert sorted(results) == [False, True], f"race {race}"
             opened = {name: racer.opener.urls[-1:] for name, racer in racers.items()}
             status = await device.status(request_id)
-            assert status.claimed_by is not None
-            assert opened[status.claimed_by] == [urls[status.claimed_by]]
-            won.append(status.claimed_by)
+            assert status.claim is not None
+            assert opened[status.claim.by] == [urls[status.claim.by]]
+            won.append(status.claim.by)
             assert sum(len(racer.opener.urls) for racer in racers.values()) == race + 1
             await device.report(request_id, DeviceEvent.COMPLETED)
     assert set(won) == set(racers), "each wins sometimes, or it was no race"

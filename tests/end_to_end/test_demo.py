@@ -124,6 +124,40 @@ async def test_in_the_race_one_companion_opens_each_request(tmp_path: Path) -> N
     assert len(signing) == 2  # a registration and a sign-in
 
 
+@pytest.mark.threat("T3")
+@pytest.mark.threat("T16")
+async def test_a_phone_whose_companion_does_not_claim_gets_no_command(tmp_path: Path) -> None:
+    story = await tell("--unclaimed", temporary=tmp_path)
+    assert (story.status, story.end["status"], story.end["user"]) == (0, 8, None)
+    assert story.end["text"].startswith("The defence held")
+    assert "phone-asked" not in story.stages(TABLET)
+    assert "opened" in story.stages(TABLET)
+
+
+CHANNEL: list["Told"] = [(demo.DEVICE, "channel-open", None)]
+SENT: list["Told"] = [(demo.DEVICE, "request-sent", None)]
+NOT_CLAIMED: list["Told"] = [(demo.DEVICE, None, "not-claimed")]
+
+
+@pytest.mark.parametrize(
+    ("steps", "status", "right"),
+    [
+        ([*CHANNEL, *SENT, *CHANNEL, *NOT_CLAIMED], 8, True),
+        ([*CHANNEL, *SENT, *CHANNEL, *SENT, *NOT_CLAIMED], 8, False),
+        ([*CHANNEL, *SENT, *NOT_CLAIMED], 8, False),
+        ([*CHANNEL, *SENT, *CHANNEL], 8, False),
+        ([*CHANNEL, *SENT, *CHANNEL, *NOT_CLAIMED], 7, False),
+    ],
+    ids=["no command", "a command", "no phone", "another reason", "another status"],
+)
+def test_an_unclaimed_story_ends_well_when_a_phone_was_there_and_got_no_command(
+    steps: list["Told"],
+    status: int,
+    right: bool,  # noqa: FBT001
+) -> None:
+    assert demo.ENDINGS["unclaimed"].is_right(told(*steps), status, None) is right
+
+
 @pytest.mark.threat("T2")
 async def test_the_rogue_relay_is_refused_before_everybodys_eyes(tmp_path: Path) -> None:
     story = await tell("--rogue-relay", temporary=tmp_path)
@@ -149,7 +183,7 @@ async def test_a_defence_that_nothing_was_up_against_did_not_hold(
 
 
 PHONE, TABLET = "Ada's phone", "Ada's tablet"
-Told = tuple[str, str, str | None]  # who tells of which stage, and the reason
+Told = tuple[str, str | None, str | None]  # who tells of which stage, and the reason
 
 
 def told(*steps: Told) -> demo.Timeline:

@@ -68,4 +68,4 @@ async def test_a_companion_that_is_stopped_for_a_while_has_its_claim_back(world:
     companion.process.send_signal(signal.SIGCONT)
     await device.stage("claimed", "opened")
     status = await home.request_status(home.hub, request)
-    assert (status.claimed_by, status.failures) == (home.identity(home.phone).keys.name, ())
+    assert (status.claim and status.claim.by, status.failures) == (home.identity(home.phone).keys.name, ())

@@ -119,6 +119,35 @@ async def test_a_url_signed_by_a_device_of_another_account_is_refused(
     await honest_request_works(world, home, relay)
 
 
+@pytest.mark.threat("T3")
+async def test_a_claim_that_the_relay_invents_ends_the_ceremony(
+    world: World, home: Home, relay: Mode
+) -> None:
+    relay.be("invent-claim")
+    device = await world.device(home.hub, "sign-in")
+    assert await ends(device) == 8
+    assert device.failure is not None
+    assert device.failure["reason"] == "bad-claim"
+    await world.companion(home.phone)
+    await honest_request_works(world, home, relay)
+
+
+@pytest.mark.threat("T3")
+async def test_a_claim_that_the_relay_hides_gets_no_command_to_the_phone(
+    world: World, home: Home, relay: Mode
+) -> None:
+    companion = await world.companion(home.phone)
+    relay.be("hide-claim")
+    device = await world.device(home.hub, "sign-in", "--timeout", "15")
+    await companion.stage("phone-advertising")
+    assert await ends(device) == 8
+    assert device.failure is not None
+    assert device.failure["reason"] == "not-claimed"
+    assert "request-sent" not in device.stages
+    assert "phone-asked" not in companion.stages
+    await honest_request_works(world, home, relay)
+
+
 @pytest.mark.threat("T5")
 async def test_an_envelope_under_another_request_id_is_refused(world: World, home: Home, relay: Mode) -> None:
     companion = await world.companion(home.phone)

@@ -21,9 +21,10 @@ from companion_push.relay.mailbox import Quota, Rate
 from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
 from headless_passkey.net.proof import PROOF_HEADER, make_proof
-from headless_passkey.text.base64url import base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring
-from tests.trust.people import Person, companion, device, grow
+from headless_passkey.trust.word import Claim, Word
+from tests.trust.people import Person, companion, device, found, grow
 
 PROBLEM = "urn:headless-passkey:problem:"
 HELD_PER_MEMBER = 4  # by default
@@ -106,9 +107,29 @@ class Caller:
     async def act(
         self, device: "Caller", name: str, event: str, reason: str | None = None, **more: object
     ) -> Reply:
-        """A companion's event."""
+        """A companion's event; a claim is over what `submit` sends, by the newest ring."""
         body = {"event": event, "reason": reason} | more
+        if event == "claimed" and "word" not in body:
+            body["word"] = await self.claim(device, name)
         return await self.post(f"/v1/inbox/{device.name}/{name}/events", body)
+
+    async def claim(self, owner: "Caller", name: str, **changes: object) -> str:
+        """A word that claims a request of `owner`. changes: fields of the claim."""
+        reply = await self.get("/v1/ring")
+        document = from_base64url(reply.body["rings"][-1]) if reply.status == 200 else b""
+        ring = Ring.parse_kept(document) if document else found(companion())
+        values: dict[str, Any] = {
+            "device": owner.name,
+            "request_id": from_base64url(name),
+            "sealed": from_base64url(SEALED),
+        }
+        claim = Claim.of(**(values | changes))
+        return base64url(Word.give(self.person.key, ring=ring, now=self.clock(), claim=claim).document)
+
+    async def claims(self, owner: "Caller", item: Mapping[str, Any], **changes: object) -> Reply:
+        """Claim an item of the inbox over the bytes that it came with."""
+        word = await self.claim(owner, item["id"], **({"sealed": from_base64url(item["sealed"])} | changes))
+        return await self.act(owner, item["id"], "claimed", word=word)
 
     async def inbox(self) -> list[dict[str, Any]]:
         reply = await self.get("/v1/inbox")
@@ -119,6 +140,16 @@ class Caller:
         reply = await self.get(f"/v1/requests/{name}")
         assert reply.status == 200
         return dict(reply.body)
+
+    async def claimer(self, name: str) -> str | None:
+        """The companion that the relay names as the holder of the claim."""
+        return claimer(await self.status(name))
+
+
+def claimer(status: Mapping[str, Any]) -> str | None:
+    """The companion that holds the claim, by the relay's status."""
+    claim = status.get("claim")
+    return None if claim is None else str(claim["by"])
 
 
 async def all_held(caller: Caller, cursor: str, *, wait: int) -> set[asyncio.Task[Reply]]:

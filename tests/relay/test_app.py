@@ -15,7 +15,8 @@ import pytest
 from companion_push.relay import app, database, mailbox, operations
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
-from headless_passkey.text.base64url import base64url
+from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.trust.word import Claim, Word
 from tests.relay.household import (
     SEALED,
     Caller,
@@ -26,7 +27,7 @@ from tests.relay.household import (
     rates,
     running_relay,
 )
-from tests.trust.people import companion, device
+from tests.trust.people import companion, device, found, grow
 
 SOON = 20.0  # seconds: less than the 25 of a hold
 
@@ -67,7 +68,8 @@ async def test_a_request_goes_from_the_device_to_the_claimer_and_to_its_end(home
         "version": 1,
         "expires_at": submitted.body["expires_at"],
         "now": submitted.body["now"],
-        "claimed_by": None,
+        "claim": None,
+        "ring": {"version": home.ring.version, "hash": base64url(home.ring.hash)},
         "reason": None,
         "failures": [],
     }
@@ -90,7 +92,7 @@ async def test_a_request_goes_from_the_device_to_the_claimer_and_to_its_end(home
     lost = await bert.act(frame, name, "claimed")
     assert (lost.status, lost.problem) == (409, "already-claimed")
     assert (lost.body["state"], lost.body["version"]) == ("claimed", 3)
-    assert (await frame.status(name))["claimed_by"] == anna.name
+    assert await frame.claimer(name) == anna.name
     assert (await bert.inbox())[0]["claimed_by"] == anna.name
     assert (await anna.act(frame, name, "opened")).body["state"] == "opened"
     completed = await frame.tell(name, "completed")
@@ -261,7 +263,7 @@ async def test_a_claim_that_is_given_back_goes_to_whoever_wants_it(relay: Relay,
     released = await anna.act(frame, name, "released")
     assert (released.status, released.body["state"]) == (200, "delivered")
     status = (await answer(waiting)).body
-    assert (status["state"], status["claimed_by"], status["failures"]) == ("delivered", None, [])
+    assert (status["state"], status["claim"], status["failures"]) == ("delivered", None, [])
     assert [item["claimed_by"] for item in await bert.inbox()] == [None]
     assert (await bert.act(frame, name, "claimed")).status == 200
     assert (await anna.act(frame, name, "claimed")).problem == "already-claimed"
@@ -278,13 +280,13 @@ async def test_a_holder_that_makes_no_call_loses_its_claim_to_whoever_comes(
     relay.clock.ahead += 50
     await anna.get("/v1/ring")  # any call counts
     relay.clock.ahead += 50
-    assert (await frame.status(name))["claimed_by"] == anna.name
+    assert await frame.claimer(name) == anna.name
     relay.clock.ahead += 11
     status = await frame.status(name)
-    assert (status["state"], status["claimed_by"]) == ("delivered", None)
+    assert (status["state"], status["claim"]) == ("delivered", None)
     assert status["failures"] == [{"by": anna.name, "reason": "vanished"}]
     assert (await bert.act(frame, name, "claimed")).status == 200
-    assert (await frame.status(name))["claimed_by"] == bert.name
+    assert await frame.claimer(name) == bert.name
 
 
 async def test_a_holder_that_vanished_may_claim_again(relay: Relay, home: Household) -> None:
@@ -298,7 +300,7 @@ async def test_a_holder_that_vanished_may_claim_again(relay: Relay, home: Househ
     assert (await anna.act(frame, name, "opened")).problem == "state-conflict"
     assert (await anna.act(frame, name, "claimed")).status == 200
     status = await frame.status(name)
-    assert (status["claimed_by"], status["failures"]) == (anna.name, [])
+    assert (status["claim"]["by"], status["failures"]) == (anna.name, [])
 
 
 @pytest.mark.parametrize("stays", [True, False])
@@ -365,7 +367,7 @@ async def test_a_relay_that_was_away_blames_nobody(tmp_path: Path) -> None:
         await home.devices[0].submit(home.companions[0], name=name)
         await home.companions[0].act(home.devices[0], name, "claimed")
     async with running_relay(tmp_path / "s", ahead=100) as relay:
-        assert (await relay.caller(frame).status(name))["claimed_by"] == anna.name
+        assert await relay.caller(frame).claimer(name) == anna.name
         relay.clock.ahead += 61
         assert (await relay.caller(frame).status(name))["state"] == "delivered"
 
@@ -648,6 +650,91 @@ async def test_who_goes_away_while_waiting_leaves_no_trace(relay: Relay, home: H
             pass
 
 
+# Claims
+
+
+@pytest.mark.threat("T3")
+async def test_the_device_is_shown_the_word_of_the_companion_that_claims(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    word = await anna.claim(frame, name)
+    await anna.act(frame, name, "claimed", word=word)
+    assert (await frame.status(name))["claim"] == {"by": anna.name, "word": word}
+    await anna.act(frame, name, "claimed")  # the same again changes nothing
+    assert (await frame.status(name))["claim"] == {"by": anna.name, "word": word}
+    await anna.act(frame, name, "released")
+    assert (await frame.status(name))["claim"] is None
+    await bert.act(frame, name, "claimed")
+    assert await frame.claimer(name) == bert.name
+
+
+@pytest.mark.threat("T3")
+async def test_a_claim_is_granted_only_with_a_word_over_this_request_and_its_sealed_bytes(
+    home: Household,
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    words = {
+        "another companion's": await bert.claim(frame, name),
+        "other bytes": await anna.claim(frame, name, sealed=b"other"),
+        "another device": await anna.claim(frame, name, device=bert.name),
+        "another request": await anna.claim(frame, name, request_id=bytes(16)),
+        "no claim": base64url(Word.give(anna.person.key, ring=home.ring, now=time.time()).document),
+        "no word": base64url(b"word"),
+        "too long": base64url(bytes(513)),
+        "no base64url": "+/",
+        "nothing": "",
+    }
+    for what, word in words.items():
+        refused = await anna.act(frame, name, "claimed", word=word)
+        assert (refused.status, refused.problem) == (400, "invalid-request"), what
+    missing = await anna.post(f"/v1/inbox/{frame.name}/{name}/events", {"event": "claimed"})
+    assert (missing.status, missing.problem) == (400, "invalid-request")
+    assert (await frame.status(name))["state"] == "pending"
+
+
+@pytest.mark.threat("T3")
+async def test_a_claim_names_a_ring_that_the_relay_holds(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    never_appended = grow(home.ring, anna.person, anna.person, bert.person)
+    claim = Claim.of(device=frame.name, request_id=from_base64url(name), sealed=from_base64url(SEALED))
+    ahead = Word.give(anna.person.key, ring=never_appended, now=time.time(), claim=claim)
+    refused = await anna.act(frame, name, "claimed", word=base64url(ahead.document))
+    assert (refused.status, refused.problem) == (400, "unknown-ring")
+    founding = found(anna.person, account=home.account)  # another ring of version 1 than the relay's
+    other = Word.give(anna.person.key, ring=founding, now=time.time(), claim=claim)
+    refused = await anna.act(frame, name, "claimed", word=base64url(other.document))
+    assert (refused.status, refused.problem) == (400, "unknown-ring")
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("event", ["opened", "released", "declined", "failed"])
+async def test_only_a_claim_has_a_word(home: Household, event: str) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    word = await anna.claim(frame, name)
+    assert (await anna.act(frame, name, event, word=word)).problem == "invalid-request"
+
+
+@pytest.mark.threat("T2")
+async def test_the_device_is_shown_the_newest_ring_with_each_status(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    ring = await home.append(anna.person, bert.person, frame.person, device("new"))
+    assert (await frame.status(name))["ring"] == {"version": ring.version, "hash": base64url(ring.hash)}
+
+
 # Races and limits
 
 
@@ -664,7 +751,7 @@ async def test_of_two_companions_exactly_one_wins_each_of_two_hundred_races(home
         assert sorted(reply.status for reply in replies) == [200, 409]
         winner = racers[[reply.status for reply in replies].index(200)]
         assert {reply.problem for reply in replies} == {None, "already-claimed"}
-        assert (await frame.status(name))["claimed_by"] == winner.name
+        assert await frame.claimer(name) == winner.name
         assert (await winner.act(frame, name, "claimed")).status == 200
         winners.add(winner.name)
     assert winners == {anna.name, bert.name}

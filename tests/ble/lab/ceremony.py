@@ -41,6 +41,8 @@ REQUEST: Final[Mapping[str, Any]] = {
 class Carrier:
     """A delivery that keeps the URLs until somebody asks for them."""
 
+    needs_claim: Final = False
+
     def __init__(self, recipients: Sequence[str]) -> None:
         self._recipients = recipients
         self.urls: asyncio.Future[Mapping[str, FidoUrl]] = asyncio.get_running_loop().create_future()
