@@ -46,10 +46,11 @@ from headless_passkey.rp.conduit import (
     find_relying_party,
     service_origin,
 )
+from headless_passkey.rp.key_store import KeyStore, OriginKeys
 from headless_passkey.rp.session import Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.rp.users import PinnedUsers
-from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from headless_passkey.trust.signing import thumbprint
 from headless_passkey.webauthn.options import Credential
 from headless_passkey.webauthn.origins import RelatedOrigins, check_origin, is_within
 
@@ -97,7 +98,9 @@ class Device:
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
+        keys: OriginKeys | None = None,
     ) -> None:
+        self._keys = keys or KeyStore(state)
         self.state, self._http, self._radio = state, http, radio
         self._tunnels, self._tls, self._clock = tunnels, tls, clock
 
@@ -110,17 +113,18 @@ class Device:
         radio: AdvertSource | str = "bleak",
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        keys: OriginKeys | None = None,
     ) -> AsyncIterator[Self]:
         """Open the device whose account and sessions are in `state`; its connections close with the context.
 
         state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it; it is turned on
         for a ceremony only. tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to
-        believe, None for the system's roots. `UsageError` for a radio that there is not, `SetupError` for one whose package
+        believe, None for the system's roots. keys: for relying parties, None for those in `state`. `UsageError` for a radio that there is not, `SetupError` for one whose package
         is not installed.
         """
         source = open_radio(radio) if isinstance(radio, str) else radio
         async with open_session(tls) as http:
-            yield cls(state, http=http, radio=source, tunnels=tunnels, tls=tls)
+            yield cls(state, http=http, radio=source, tunnels=tunnels, tls=tls, keys=keys)
 
     async def sign_in(
         self,
@@ -185,7 +189,9 @@ class Device:
 
     def session(self, relying_party: str | None = None, *, url: str | None = None) -> Session:
         """Load a stored session, as `Session.load` does."""
-        return Session.load(self.state, relying_party, url=url, http=self._http, clock=self._clock)
+        return Session.load(
+            self.state, relying_party, url=url, http=self._http, clock=self._clock, keys=self._keys
+        )
 
     async def ask(
         self,
@@ -219,9 +225,9 @@ class Device:
             None if asked.any_user else PinnedUsers(self.state, rp_id, add=asked.add_user, clock=self._clock)
         )
         expected = self._expected(users, asked)
-        key = SoftwareSigningKey.generate() if joined is None else joined.key
         store = SessionStore(self.state)
         store.prepare()
+        key = await self._keys.key(named.origin)
         what = f"{named} did not answer within {timeout:g} seconds"
         base = await by(deadline, find_relying_party(self._http, named, key), what)
         conduit = Conduit(
@@ -239,7 +245,6 @@ class Device:
                 relying_party=str(base),
                 opened=opened,
                 key_name=thumbprint(key.public_key),
-                key=key if joined is None else None,  # the only place where it is stored
                 told=told,
                 received_at=int(self._clock()),
             )
@@ -276,7 +281,9 @@ class Device:
             ceremony=completed,
             relying_party=str(base),
             opened=completed.result,
-            session=None if kept is None else Session(store, kept, http=self._http, clock=self._clock),
+            session=None
+            if kept is None
+            else Session(store, kept, http=self._http, clock=self._clock, keys=self._keys),
             user_pinned=users is not None and users.newly_pinned,
         )
 

@@ -144,6 +144,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     ): "`rm PATH`, then sign in with the user whom this device is to expect",
     (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
+    (SetupReason.STATE_INCOMPATIBLE, "session"): "sign in again, which replaces it",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.STATE_UNWRITABLE, None): (
         "see to it that this user can write there (`ls -ld PATH`), or name another directory with `--state`"

@@ -226,7 +226,7 @@ async def filled(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
     async with TestServer(app, host="127.0.0.1") as server:
         state = tmp_path / "state"
         url = f"http://127.0.0.1:{server.port}"
-        keep(state, url, expires_at=1 << 40)
+        await keep(state, url, expires_at=1 << 40)
         (state / "options.json").write_text(OPTIONS)
         (state / "text").write_text("a letter, and not a database of anybody's" * 40)
         for name in ("open", "damaged"):

@@ -63,10 +63,10 @@ def damaged(path: Path) -> SetupError:
     return setup_error(f"{path} is damaged", SetupReason.STATE_DAMAGED, **mend_names(path))
 
 
-def incompatible(path: Path) -> SetupError:
-    """The error for a file that another version of the program wrote."""
+def incompatible(path: Path, case: str | None = None) -> SetupError:
+    """The error for a file that another version of the program wrote. case: as `mends` has it."""
     return setup_error(
-        f"{path} was written by another version", SetupReason.STATE_INCOMPATIBLE, **mend_names(path)
+        f"{path} was written by another version", SetupReason.STATE_INCOMPATIBLE, case, **mend_names(path)
     )
 
 

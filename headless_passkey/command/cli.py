@@ -93,7 +93,11 @@ def make_parser() -> argparse.ArgumentParser:
     _ca_option(join)
 
     leave = _command(
-        commands, "leave", _leave, "forget the account and this device's key", "headless-passkey leave"
+        commands,
+        "leave",
+        _leave,
+        "forget the account, this device's keys and its sessions",
+        "headless-passkey leave",
     )
     _state_option(leave)
 
@@ -311,7 +315,7 @@ def _state_option(options: Options) -> None:
         "--state",
         metavar="DIR",
         default=DEFAULT_STATE,
-        help=f"where this device keeps its key (default: {DEFAULT_STATE})",
+        help=f"where this device keeps its keys (default: {DEFAULT_STATE})",
     )
 
 
@@ -491,11 +495,13 @@ def _say(args: argparse.Namespace, text: str, **details: object) -> None:
 
 async def _leave(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.rp.key_store import KeyStore  # noqa: PLC0415
     from headless_passkey.rp.session_store import SessionStore  # noqa: PLC0415
     from headless_passkey.rp.users import all_users  # noqa: PLC0415
 
     left = enrolment.leave(_state(args))
-    if gone := SessionStore(_state(args)).remove_bound():
+    KeyStore(_state(args)).remove_all()
+    if gone := SessionStore(_state(args)).remove_all():
         talk(
             f"forgot the sessions at {', '.join(gone)}, where they last to their end: sign out before leaving"
         )
@@ -514,7 +520,9 @@ async def _leave(args: argparse.Namespace) -> None:
 
 async def _status(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.rp.key_store import KeyStore  # noqa: PLC0415
     from headless_passkey.rp.users import all_users  # noqa: PLC0415
+    from headless_passkey.trust.signing import thumbprint  # noqa: PLC0415
 
     joined = enrolment.load(_state(args))
     ring = joined.chain.head
@@ -531,6 +539,9 @@ async def _status(args: argparse.Namespace) -> None:
                     {"name": member.name, "role": member.role, "label": member.label}
                     for member in ring.members
                 ],
+                "keys": {
+                    origin: thumbprint(key.public_key) for origin, key in KeyStore(_state(args)).all().items()
+                },
                 "users": [
                     {"rp_id": pinned.rp_id, **user.to_json()} for pinned in users for user in pinned.read()
                 ],

@@ -14,7 +14,7 @@ _shtab_headless_passkey_commands() {
     doctor:'say what would keep a sign-in from working, and what to do about it; with --json in one object'
     inspect:'show what the FIDO URL on stdin holds, without its secrets'
     join:'join an account with an invitation'
-    leave:'forget the account and this device'"'"'s key'
+    leave:'forget the account, this device'"'"'s keys and its sessions'
     register:'make a passkey on a phone'
     session:'use the session of a sign-in'
     sign-in:'sign in with a passkey on a phone'
@@ -68,7 +68,7 @@ _shtab_headless_passkey_doctor_options=(
   "--radio[bleak\[\:ADAPTER\], bumble\:TRANSPORT or stdin (default\: bleak)]:RADIO:"
   "--scan[passive only listens\: less power, where the Bluetooth service can do it (default\: active)]:scan:(active passive)"
   "*--tunnel[the tunnel service of domain number N\; repeatable]:N=wss://HOST:PORT:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )
 
@@ -96,7 +96,7 @@ _shtab_headless_passkey_join_options=(
   "--rp-id[let this device ask for this relying party only]:ID:"
   "--origin[let this device speak for this origin only]:ORIGIN:"
   "--timeout[seconds to wait for the inviter (default\: 600)\; the same command goes on after that]:S:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )
 
@@ -108,7 +108,7 @@ _shtab_headless_passkey_leave_options=(
   "--config[TOML file with these options in table \[leave\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -138,7 +138,7 @@ _shtab_headless_passkey_register_options=(
   "--timeout[deadline in seconds (default\: 420)]:S:"
   "--note[a line to show on the companion]:note:"
   "--match-digits[show two digits here that must be typed on the companion]"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )
 
@@ -158,7 +158,7 @@ _shtab_headless_passkey_session_fetch_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--rp[the session of this relying party\; needed where several are kept that may be used at the URL]:URL:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
   "--method[default\: GET, and POST with --data]:METHOD:"
   "--data[what to send\: \@FILE, \@- for stdin, or the text itself where it is no secret]:DATA:"
@@ -177,7 +177,7 @@ _shtab_headless_passkey_session_refresh_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--rp[the session of this relying party\; needed where several are kept]:URL:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )
 
@@ -190,7 +190,7 @@ _shtab_headless_passkey_session_show_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--rp[the session of this relying party\; needed where several are kept]:URL:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -202,7 +202,7 @@ _shtab_headless_passkey_session_sign_out_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--rp[the session of this relying party\; needed where several are kept]:URL:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
   "--anyway[forget it also when the relying party cannot be told]"
 )
@@ -234,7 +234,7 @@ _shtab_headless_passkey_sign_in_options=(
   "--timeout[deadline in seconds (default\: 420)]:S:"
   "--note[a line to show on the companion]:note:"
   "--match-digits[show two digits here that must be typed on the companion]"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )
 
@@ -246,7 +246,7 @@ _shtab_headless_passkey_status_options=(
   "--config[TOML file with these options in table \[status\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -277,7 +277,7 @@ _shtab_headless_passkey_users_forget_options=(
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--rp-id[the RP ID of the relying party]:ID:"
   "--handle[base64url user handle (default\: all users there)]:HANDLE:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -289,7 +289,7 @@ _shtab_headless_passkey_users_list_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--rp-id[at this relying party only]:ID:"
-  "--state[where this device keeps its key (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
 )
 
 # guard to ensure default positional specs are added only once per session

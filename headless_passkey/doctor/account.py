@@ -36,6 +36,7 @@ from headless_passkey.errors import (
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.net.proxy import Way
 from headless_passkey.process.private_file import nearest, refuse_others, why_not_writable
+from headless_passkey.rp.key_store import is_key_file
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.rp.users import all_users, is_users_file
 from headless_passkey.trust.chain import RingChain
@@ -90,7 +91,10 @@ def examine_state(state: Path) -> list[Finding]:
         ours = [
             file
             for file in files
-            if enrolment.FILE_NAME in file.name or is_session_file(file) or is_users_file(file)
+            if enrolment.FILE_NAME in file.name
+            or is_session_file(file)
+            or is_users_file(file)
+            or is_key_file(file)
         ]
         # only our own files: the directory may hold others, as with `--state /etc`
         case = "directory" if files and not ours else None

@@ -1,7 +1,7 @@
 """The device's client of a relying party's ceremonies (docs/protocol/relying-party.md).
 
 It fetches the challenge once the channel to the phone is open, so that it is fresh, and sends it over this channel
-only. Begin and complete carry proofs of possession of the device's key: nobody else can complete the ceremony, and the
+only. Begin and complete carry proofs of possession of the device's key for this origin: nobody else can complete the ceremony, and the
 relying party binds the session to this key.
 """
 
@@ -31,6 +31,7 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import setup_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
+from headless_passkey.rp.key_store import KeyStore, OriginKeys
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.text.names import plain
@@ -188,20 +189,22 @@ class Conduit:
         user_name: str | None = None,
         display_name: str | None = None,
         tls: ssl.SSLContext | None = None,
+        keys: OriginKeys | None = None,
     ) -> AsyncIterator[Self]:
         """The relying party at an address, over a connection of its own, for the device of a state directory.
 
-        state: of a device that has joined, whose key proves the requests and binds the session; else `NotEnrolled`.
-        relying_party: its address, with the path it is mounted at. kind: GET_ASSERTION or MAKE_CREDENTIAL. tls: whom to
-        believe, None for the system's roots. `RemoteProtocolError` (wrong-server) when there is none.
+        state: of a device that has joined; else `NotEnrolled`. Its key for the relying party's origin proves the requests
+        and binds the session. relying_party: its address, with the path it is mounted at. kind: GET_ASSERTION or
+        MAKE_CREDENTIAL. tls: whom to believe, None for the system's roots. keys: None for those in the state directory. `RemoteProtocolError` (wrong-server) when there is none.
         """
         joined = enrolment.load(state)
         named = BaseUrl.parse(relying_party)
         check_origin(named.origin)
+        key = await (keys or KeyStore(state)).key(named.origin)
         async with open_session(tls) as http:
-            base = await find_relying_party(http, named, joined.key)
+            base = await find_relying_party(http, named, key)
             yield cls(
-                ProvenHttp(http, str(base), joined.key),
+                ProvenHttp(http, str(base), key),
                 origin=base.origin,
                 kind=kind,
                 user_name=user_name,

@@ -29,10 +29,8 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
-from headless_passkey.account import enrolment
 from headless_passkey.errors import (
     HeadlessPasskeyError,
-    NotEnrolled,
     NotSignedIn,
     ProtocolReason,
     RemoteProtocolError,
@@ -48,10 +46,11 @@ from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, send_proven
 from headless_passkey.rp.conduit import OpenedSession, service_origin
+from headless_passkey.rp.key_store import KeyStore, OriginKeys
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import answer_members
-from headless_passkey.trust.signing import SigningKey
+from headless_passkey.trust.signing import SigningKey, thumbprint
 
 AHEAD: Final = (
     60.0  # seconds before its end that a token is refreshed, or a tenth of its life where that is less
@@ -112,9 +111,11 @@ class Session:
         *,
         http: aiohttp.ClientSession,
         clock: Callable[[], float] = time.time,
+        keys: OriginKeys | None = None,
     ) -> None:
-        """http: as `open_session` makes it. clock: Unix seconds."""
+        """http: as `open_session` makes it. clock: Unix seconds. keys: None for those in the state directory."""
         self._store, self._kept, self._http, self._clock = store, kept, http, clock
+        self._keys = keys or KeyStore(store.state)
 
     @classmethod
     def load(
@@ -125,6 +126,7 @@ class Session:
         url: str | None = None,
         http: aiohttp.ClientSession,
         clock: Callable[[], float] = time.time,
+        keys: OriginKeys | None = None,
     ) -> Self:
         """Load the stored session of a relying party, or the one whose token may be sent to `url`.
 
@@ -133,7 +135,7 @@ class Session:
         for `url`, `UsageError` when there are several.
         """
         store = SessionStore(state)
-        return cls(store, _choose(store, relying_party, url), http=http, clock=clock)
+        return cls(store, _choose(store, relying_party, url), http=http, clock=clock, keys=keys)
 
     @property
     def relying_party(self) -> str:
@@ -247,7 +249,7 @@ class Session:
     async def _end_held(self) -> None:
         """End the session at the relying party. The caller holds its lock."""
         kept = self._kept
-        relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
+        relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
         try:
             await relying_party.call("DELETE", "/session", access_token=kept.opened.token, patience=PATIENCE)
         except ProblemAnswer as problem:
@@ -289,7 +291,7 @@ class Session:
         """Refresh, and write the tokens to disk before their use. The caller holds the session's lock."""
         if kept.opened.refresh_token is None:
             self._over(kept, "its token has ended, and there is none to refresh it with")
-        relying_party = ProvenHttp(self._http, kept.relying_party, self._key(kept), clock=self._clock)
+        relying_party = ProvenHttp(self._http, kept.relying_party, await self._key(kept), clock=self._clock)
         try:
             answer = await relying_party.post(
                 "/session/refresh", {"refresh_token": kept.opened.refresh_token}, patience=PATIENCE
@@ -338,21 +340,16 @@ class Session:
             advice=_sign_in_at(kept.relying_party),
         )
 
-    def _key(self, kept: KeptSession) -> SigningKey:
-        """Find the key that the session is bound to: its own, or the one of the device's account."""
-        if kept.key is not None:
-            return kept.key
-        try:
-            joined = enrolment.load(self._store.state)
-        except NotEnrolled:
-            joined = None
-        if joined is None or joined.name != kept.key_name:
+    async def _key(self, kept: KeptSession) -> SigningKey:
+        """Get the key that the session is bound to: the device's key for the relying party's origin."""
+        key = await self._keys.key(BaseUrl.parse(kept.relying_party).origin)
+        if thumbprint(key.public_key) != kept.key_name:
             raise NotSignedIn(
                 f"the session at {kept.relying_party} is bound to a key that this device no longer has",
                 reason=SessionReason.SESSION_KEY_GONE,
                 advice=_sign_in_at(kept.relying_party),
             )
-        return joined.key
+        return key
 
     async def _send(self, request: "_Request", kept: KeptSession) -> Answer:
         headers = dict(request.headers)
@@ -362,7 +359,7 @@ class Session:
             self._http,
             request.method,
             request.url,
-            key=self._key(kept),
+            key=await self._key(kept),
             clock=self._clock,
             data=request.data,
             headers=headers,

@@ -4,8 +4,8 @@
 
     STATE/session-login.example-3f8a61d20c94.json
 
-A file holds the tokens, and the key that they are bound to: its name where it is the key of the device's account, or
-the key itself for a device without account. A change holds the file's lock from before the request to the
+A file holds the tokens, and the name of the key that they are bound to: the device's key for the relying party's origin
+(`headless_passkey.rp.key_store`). A change holds the file's lock from before the request to the
 relying party until the write, so that no two processes use the same refresh token. A write is atomic, and durable before
 its tokens are used (docs/protocol/relying-party.md, Refreshing).
 """
@@ -15,7 +15,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,15 +31,13 @@ from headless_passkey.process.private_file import (
     write_private,
 )
 from headless_passkey.rp.conduit import OpenedSession, service_origin
-from headless_passkey.text.base64url import base64url
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
-from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 
 PREFIX: Final = "session-"
 LOCK_SECONDS: Final = 60.0  # that others may hold the lock: longer than the slowest refresh
 MAX_FILE: Final = 64 * 1024  # bytes
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +49,6 @@ class KeptSession:
     relying_party: str  # its base URL
     opened: OpenedSession
     key_name: str  # thumbprint (RFC 7638) of the key that the tokens are bound to
-    key: SoftwareSigningKey | None = field(
-        default=None, repr=False
-    )  # the key itself, unless it is the account's
     told: tuple[str, ...] = ()  # origins of services that the owner named
     received_at: int  # Unix seconds by our own clock
 
@@ -116,7 +111,6 @@ class SessionStore:
             "format": _FORMAT,
             "relying_party": session.relying_party,
             "key_name": session.key_name,
-            "key": None if session.key is None else base64url(session.key.to_bytes()),
             "told": list(session.told),
             "received_at": session.received_at,
             "session": session.opened.to_json(),
@@ -131,14 +125,14 @@ class SessionStore:
         if path.parent.is_dir():
             remove_private(path)
 
-    def remove_bound(self) -> list[str]:
-        """Remove the sessions that are bound to the account's removed key; returns their relying parties.
+    def remove_all(self) -> list[str]:
+        """Remove all sessions, whose keys have been removed; returns the relying parties of those that can be read.
 
-        It waits for no lock: without the key no process can refresh them.
+        It waits for no lock: without its key no process can refresh a session.
         """
-        gone = [session.relying_party for session in self.all() if session.key is None]
-        for relying_party in gone:
-            self.remove(relying_party)
+        gone = [session.relying_party for session in self.all()]
+        for path in self._files():
+            remove_private(path)
         return gone
 
     @asynccontextmanager
@@ -167,24 +161,20 @@ def _read(path: Path) -> KeptSession | None:
     try:
         members = file_members(decode_json(content), path.name)
         if members.integer("format") != _FORMAT:
-            raise incompatible(path)
-        key = members.optional_octets("key", 32)
+            raise incompatible(path, "session")
         session = KeptSession(
             relying_party=str(BaseUrl.parse(members.text("relying_party", 1024))),
             opened=OpenedSession.parse(members.object("session")),
             key_name=members.text("key_name", 64),
-            key=None if key is None else SoftwareSigningKey.from_bytes(key),
             told=tuple(service_origin(str(origin)) for origin in members.items("told", 64)),
             received_at=members.integer("received_at"),
         )
     except (ValueError, HeadlessPasskeyError) as error:
         if isinstance(error, SetupError):
             raise
-        raise _damaged(path, "is damaged") from error
-    if session.key is not None and thumbprint(session.key.public_key) != session.key_name:
-        raise _damaged(path, "is damaged, its key is another")
+        raise _damaged(path) from error
     return session
 
 
-def _damaged(path: Path, how: str) -> SetupError:
-    return setup_error(f"{path} {how}", SetupReason.STATE_DAMAGED, "session", **mend_names(path))
+def _damaged(path: Path) -> SetupError:
+    return setup_error(f"{path} is damaged", SetupReason.STATE_DAMAGED, "session", **mend_names(path))

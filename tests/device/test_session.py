@@ -3,11 +3,12 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,11 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
+from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.rp import session, session_store
 from headless_passkey.rp.conduit import OpenedSession
+from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.session import MAX_BODY, Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.text.members import answer_members
@@ -55,7 +58,7 @@ class Party:
     state: Path
     http: aiohttp.ClientSession
     clock: Clock
-    key: SoftwareSigningKey = field(default_factory=SoftwareSigningKey.generate)
+    key: SoftwareSigningKey  # of the device for this origin
     passkey: Passkey | None = None
     seen: list[str] = field(default_factory=list)  # requests, as METHOD path
     before: Callable[[web.Request], Awaitable[web.StreamResponse | None]] | None = None
@@ -91,7 +94,6 @@ class Party:
             relying_party=self.url,
             opened=OpenedSession.parse(answer),
             key_name=thumbprint(self.key.public_key),
-            key=self.key,
             told=told,
             received_at=int(self.clock()),
         )
@@ -123,7 +125,8 @@ async def a_party(folder: Path, **changes: Any) -> AsyncIterator[Party]:
     )
     app = make_app(config, clock=clock)
     async with open_session(None) as http:
-        party = Party(url=url, config=config, state=folder / "state", http=http, clock=clock)
+        key = await KeyStore(folder / "state").key(url)
+        party = Party(url=url, config=config, state=folder / "state", http=http, clock=clock, key=key)
 
         @web.middleware
         async def watch(
@@ -520,7 +523,8 @@ async def test_a_refresh_whose_answer_is_lost_is_asked_for_again(
     party.after = None
     assert party.kept.opened == old.opened
     assert sorted(path.name for path in party.state.iterdir() if not path.name.endswith(".lock")) == [
-        party.store.path(party.url).name
+        KeyStore(party.state).path(party.url).name,
+        party.store.path(party.url).name,
     ]
     party.clock.now += 3 * 24 * 3600
     assert (await party.session().fetch(f"{party.url}/session")).status == 200
@@ -580,8 +584,8 @@ async def test_a_session_ends_with_its_time(party: Party) -> None:
 async def test_a_refresh_token_that_a_thief_has_used_ends_the_session_and_says_so(party: Party) -> None:
     """The thief has a copy of the state directory, key and all."""
     stolen = await party.sign_in()
+    shutil.copytree(party.state, party.state.parent / "copy")
     thief = Session(SessionStore(party.state.parent / "copy"), stolen, http=party.http, clock=party.clock)
-    SessionStore(party.state.parent / "copy").write(stolen)
     await thief.refresh()
     assert (await thief.fetch(f"{party.url}/session")).status == 200
     party.clock.now += LATE_SECONDS + 1
@@ -599,7 +603,7 @@ async def test_within_the_minute_for_late_copies_it_says_to_try_again(
 ) -> None:
     monkeypatch.setattr(session, "PATIENCE", 0)
     stolen = await party.sign_in()
-    SessionStore(party.state.parent / "copy").write(stolen)
+    shutil.copytree(party.state, party.state.parent / "copy")
     thief = Session(SessionStore(party.state.parent / "copy"), stolen, http=party.http, clock=party.clock)
     await thief.refresh()
     await thief.fetch(f"{party.url}/session")
@@ -650,9 +654,32 @@ async def test_a_relying_party_that_cannot_be_told_keeps_the_session_here_unless
     assert party.store.read(party.url) is None
 
 
+class InHardware:
+    """Keys that are not in files."""
+
+    def __init__(self) -> None:
+        self.made: dict[str, SoftwareSigningKey] = {}
+
+    async def key(self, origin: str) -> SoftwareSigningKey:
+        return self.made.setdefault(origin, SoftwareSigningKey.generate())
+
+
+async def test_a_session_of_a_key_that_is_in_no_file_is_used_with_the_programs_own_keys(party: Party) -> None:
+    keys = InHardware()
+    party.key = await keys.key(party.url)
+    await party.sign_in()
+    answer = await party.session(keys=keys).fetch(f"{party.url}/session")
+    assert answer.status == 200
+    await party.session(keys=keys).refresh()
+    assert list(keys.made) == [party.url]
+    with pytest.raises(NotSignedIn):
+        await party.session().refresh()
+    await party.session(keys=keys).sign_out()
+
+
 async def test_a_session_of_a_key_that_is_gone_can_only_be_forgotten(party: Party) -> None:
-    kept = await party.sign_in()
-    party.store.write(replace(kept, key=None))
+    await party.sign_in()
+    KeyStore(party.state).remove_all()
     for use in (
         lambda: party.session().fetch(f"{party.url}/session"),
         lambda: party.session().refresh(),
@@ -717,8 +744,7 @@ async def test_a_malformed_answer_changes_nothing(party: Party, answer: dict[str
 # Which session
 
 
-def keep(state: Path, rp: str, *audience: str, expires_at: int = 1) -> None:
-    key = SoftwareSigningKey.generate()
+async def keep(state: Path, rp: str, *audience: str, expires_at: int = 1) -> None:
     opened = OpenedSession.parse(
         answer_members(
             {
@@ -733,15 +759,14 @@ def keep(state: Path, rp: str, *audience: str, expires_at: int = 1) -> None:
             "a session",
         )
     )
-    kept = KeptSession(
-        relying_party=rp, opened=opened, key_name=thumbprint(key.public_key), key=key, received_at=0
-    )
+    key = await KeyStore(state).key(BaseUrl.parse(rp).origin)
+    kept = KeptSession(relying_party=rp, opened=opened, key_name=thumbprint(key.public_key), received_at=0)
     SessionStore(state).write(kept)
 
 
 async def test_a_session_is_found_by_its_relying_party_or_by_where_it_may_be_used(tmp_path: Path) -> None:
-    keep(tmp_path / "s", "https://a.example/passkeys", "https://api.example", "https://both.example")
-    keep(tmp_path / "s", "https://b.example", "https://both.example")
+    await keep(tmp_path / "s", "https://a.example/passkeys", "https://api.example", "https://both.example")
+    await keep(tmp_path / "s", "https://b.example", "https://both.example")
     async with open_session(None) as http:
 
         def found(rp: str | None = None, url: str | None = None) -> str:

@@ -22,8 +22,8 @@ A, B = "https://a.example/passkeys", "https://b.example"
 @pytest.fixture
 def state(tmp_path: Path) -> Path:
     """Two sessions that may be used at one service, and one of them at another."""
-    keep(tmp_path / "state", A, "https://api.example", "https://both.example")
-    keep(tmp_path / "state", B, "https://both.example")
+    asyncio.run(keep(tmp_path / "state", A, "https://api.example", "https://both.example"))
+    asyncio.run(keep(tmp_path / "state", B, "https://both.example"))
     return tmp_path / "state"
 
 

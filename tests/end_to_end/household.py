@@ -30,6 +30,7 @@ from headless_passkey.account.relay import RelayClient, RequestStatus
 from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.tls import tls_context
+from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.account_code import AccountCode
@@ -148,12 +149,11 @@ class Session:
     """A device's session at the relying party, as the device keeps it."""
 
     world: World
-    enrolment: Enrolment
     state: Path
 
     @classmethod
     def of(cls, home: Home, device: str) -> "Session":
-        return cls(home.world, home.enrolment(device), home.world.state(device))
+        return cls(home.world, home.world.state(device))
 
     @property
     def kept(self) -> KeptSession:
@@ -164,7 +164,8 @@ class Session:
     async def get(self) -> Any:
         """What the relying party says of it, asked with a proof of the device's key."""
         async with open_session(trusted(self.world)) as http:
-            answer = await ProvenHttp(http, self.world.relying_party, self.enrolment.key).call(
+            key = await KeyStore(self.state).key(self.world.relying_party)
+            answer = await ProvenHttp(http, self.world.relying_party, key).call(
                 "GET", "/session", access_token=self.kept.opened.token
             )
         return answer._value

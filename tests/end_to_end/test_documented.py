@@ -12,8 +12,10 @@ from programs import Program
 from world import World
 
 from headless_passkey.account import enrolment
+from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.trust.ring import Role
+from headless_passkey.trust.signing import thumbprint
 from tests.end_to_end.conftest import MARKER
 from tests.end_to_end.household import Home, ends
 from tests.ports import reserved_port
@@ -107,7 +109,9 @@ async def test_the_page_of_the_sdk_runs_from_the_first_block_to_the_last(
     assert f"joined {joined.account} as Kitchen hub" in said
     assert "ada has a passkey now" in said
     assert "signed in as ada" in said
-    assert any("'device': " in line and joined.name in line for line in said)
+    (key,) = KeyStore(tmp_path / STATE).all().values()
+    assert any("'device': " in line and thumbprint(key.public_key) in line for line in said)
+    assert not any("'device': " in line and joined.name in line for line in said)
     assert said[-2] == "no-session"
     assert said[-1].startswith("ada has a session until ")
     assert SessionStore(tmp_path / STATE).all() == []

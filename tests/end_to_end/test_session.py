@@ -88,7 +88,7 @@ async def test_a_sign_in_leaves_a_session_that_a_shell_script_uses(world: World,
     status, body = await fetched(world, state, f"{api}/me")
     assert status == 0
     me = json.loads(body)
-    assert me["device"] == hub.enrolment(hub.hub).name
+    assert me["device"] == Session.of(hub, hub.hub).kept.key_name != hub.enrolment(hub.hub).name
     assert me["user"] == Session.of(hub, hub.hub).kept.opened.user_handle
 
 
