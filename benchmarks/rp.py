@@ -240,9 +240,9 @@ class Bench:
 
         async def run() -> None:
             await verify()
-            await store.credential(name)
+            await store.credential(name, now=time.time())
             await store.sign_in(use, session, ends=None)
-            await store.credentials_of(user)
+            await store.credentials_of(user, now=time.time())
 
         return run
 

@@ -18,6 +18,7 @@
         ├── StepUpRequired       401  the operation needs a step-up of its own
         ├── VerificationFailed   403  a check failed; the check's name stays inside
         ├── BrowsersOnly         403  a device does not manage its user's account
+        ├── YoungerPasskey       403  a removal is called off with an older passkey
         ├── NotFound             404
         ├── UserExists           409  that name is taken, and the caller is not its owner
         ├── LastCredential       409  a user's only passkey is not removed
@@ -174,6 +175,13 @@ class BrowsersOnly(RequestRefused):
 
     slug, status = "browsers-only", 403
     title = "Accounts are managed in a browser"
+
+
+class YoungerPasskey(RequestRefused):
+    """A removal can be called off only in a session of the passkey that asked for it, or of an older one."""
+
+    slug, status = "younger-passkey", 403
+    title = "A removal is called off with an older passkey"
 
 
 class Check(StrEnum):

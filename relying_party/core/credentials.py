@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from relying_party.core.removals import Aged, Change, Removal
 from relying_party.core.sessions import Session
 
 
@@ -53,6 +54,9 @@ class Credential:
     discoverable: bool | None = None  # credProps.rk, if the client sent it
     prf: bool | None = None  # whether it supports prf, if that was requested
 
+    def aged(self) -> Aged:
+        return Aged(credential_id=self.credential_id, created_at=self.created_at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialUse:
@@ -73,16 +77,22 @@ class Registered:
     user: User
     credentials: tuple[Credential, ...]
     sessions: tuple[Session, ...]
+    removals: tuple[Removal, ...] = ()  # the one that takes effect first in front
+    changes: tuple[Change, ...] = ()  # newest first
 
 
 class CredentialStore(Protocol):
-    """The interface of a store for users, credentials and sessions."""
+    """The interface of a store for users, credentials and sessions.
 
-    async def user_by_name(self, name: str) -> User | None: ...
+    `now` is Unix seconds. A method that has it finds every removal that is due by then done. `by` is the session in which a
+    change is made; its user is who is changed, and the change is noted for their other sessions.
+    """
 
-    async def credentials_of(self, user_handle: bytes) -> Sequence[Credential]: ...
+    async def user_by_name(self, name: str, *, now: float) -> User | None: ...
 
-    async def credential(self, credential_id: bytes) -> Credential | None: ...
+    async def credentials_of(self, user_handle: bytes, *, now: float) -> Sequence[Credential]: ...
+
+    async def credential(self, credential_id: bytes, *, now: float) -> Credential | None: ...
 
     async def register(
         self, credential: Credential, user: User, session: Session, *, ends: bytes | None
@@ -128,19 +138,30 @@ class CredentialStore(Protocol):
     async def end_session(self, user_handle: bytes, session_id: bytes) -> bool:
         """End a session of that user; returns whether it existed."""
 
-    async def end_other_sessions(self, user_handle: bytes, *, but: bytes) -> int:
-        """End all sessions of a user except one; returns how many it ended. but: its id."""
+    async def end_sessions(self, session_id: bytes | None, *, by: Session, now: float) -> int:
+        """End another session of the user, or with None all but `by`; returns how many it ended."""
 
-    async def rename_user(self, user_handle: bytes, display_name: str) -> User | None: ...
+    async def rename_user(self, display_name: str, *, by: Session, now: float) -> None: ...
 
-    async def rename_credential(self, user_handle: bytes, credential_id: bytes, label: str | None) -> bool:
-        """Rename a credential of that user; returns whether it exists."""
+    async def rename_credential(
+        self, credential_id: bytes, label: str | None, *, by: Session, now: float
+    ) -> None:
+        """Rename a credential; `NotFound` when it is not the user's."""
 
-    async def remove_credential(self, user_handle: bytes, credential_id: bytes, *, but: bytes) -> bool:
-        """Remove a credential of that user, with the sessions that it opened; returns whether it existed.
+    async def remove_credential(
+        self, credential_id: bytes, *, removal_id: bytes, by: Session, now: float
+    ) -> Removal | None:
+        """Remove a credential with the sessions that it opened, except `by`; None when that is done.
 
-        but: the id of a session that goes on. `LastCredential` when the user has no other one.
+        Where it is delayed (`relying_party.core.removals`), it returns the removal, of that id or the one asked for before.
+        `NotFound` when it is not the user's, `LastCredential` when no other one would stay.
         """
+
+    async def remove_user(self, *, removal_id: bytes, by: Session, now: float) -> Removal | None:
+        """Remove the user with everything; None when that is done, else the removal, as for `remove_credential`."""
+
+    async def call_off(self, removal_id: bytes, *, by: Session, now: float) -> None:
+        """Call a removal off; `NotFound` when the user has none of that id, `YoungerPasskey` when `by` may not."""
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
         """List users, newest first, with their live sessions."""

@@ -22,6 +22,7 @@ class OperationKind(StrEnum):
     RENAME_USER = "rename-user"
     END_SESSION = "end-session"
     END_OTHER_SESSIONS = "end-other-sessions"
+    DELETE_ACCOUNT = "delete-account"
     SERVICE = "service"  # of a service that mounts the relying party, in its own words
 
     @property

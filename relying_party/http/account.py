@@ -1,10 +1,12 @@
 """A user and their own account: what is registered, what is signed in, and how to change it.
 
 Each change needs a step-up made for it (`relying_party.core.operations`), except that a session may end itself. It
-answers with the account as it is afterwards and with the signals that keep passkey providers in step with it. A browser
-is known by its cookie and, when it changes something, by its origin.
+answers with the account as it is afterwards and with the signals that keep passkey providers in step with it; the
+other sessions are told. A removal that is delayed (`relying_party.core.removals`) is called off without a step-up, in a
+session of a passkey that is old enough. A browser is known by its cookie and, when it changes something, by its origin.
 """
 
+import logging
 from typing import Final
 
 from aiohttp import web
@@ -19,6 +21,10 @@ from relying_party.errors import NotFound, NotSignedIn
 from relying_party.http.answers import account_json, json_answer, set_cookie
 from relying_party.http.request import STATE, State, account_holder, json_body, spend_step_up
 
+REMOVAL_ID_SIZE: Final = 16
+
+logger = logging.getLogger(__name__)
+
 
 async def get_account(request: web.Request) -> web.Response:
     state = request.app[STATE]
@@ -31,7 +37,7 @@ async def rename_user(request: web.Request) -> web.Response:
     _, found = await account_holder(request, state)
     name = parse_display_name(await json_body(request))
     await spend_step_up(state, found.session, Operation(kind=OperationKind.RENAME_USER, name=name))
-    await state.store.rename_user(found.user.handle, name)
+    await state.store.rename_user(name, by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)
 
 
@@ -41,8 +47,7 @@ async def rename_credential(request: web.Request) -> web.Response:
     label, named = parse_label(await json_body(request)), _named(request)
     operation = Operation(kind=OperationKind.RENAME_PASSKEY, target=named, name=label)
     await spend_step_up(state, found.session, operation)
-    if not await state.store.rename_credential(found.user.handle, named, label):
-        raise NotFound("no such passkey")
+    await state.store.rename_credential(named, label, by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)
 
 
@@ -51,8 +56,29 @@ async def remove_credential(request: web.Request) -> web.Response:
     _, found = await account_holder(request, state)
     named = _named(request)
     await spend_step_up(state, found.session, Operation(kind=OperationKind.REMOVE_PASSKEY, target=named))
-    if not await state.store.remove_credential(found.user.handle, named, but=found.session.session_id):
-        raise NotFound("no such passkey")
+    removal = await state.store.remove_credential(
+        named, removal_id=state.random(REMOVAL_ID_SIZE), by=found.session, now=state.clock()
+    )
+    return await _account(state, found.user, found.session, status=200 if removal is None else 202)
+
+
+async def remove_user(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    _, found = await account_holder(request, state)
+    await spend_step_up(state, found.session, Operation(kind=OperationKind.DELETE_ACCOUNT))
+    removal = await state.store.remove_user(
+        removal_id=state.random(REMOVAL_ID_SIZE), by=found.session, now=state.clock()
+    )
+    if removal is not None:
+        return await _account(state, found.user, found.session, status=202)
+    logger.info("an account was deleted")
+    return _signed_out(state, found.session)
+
+
+async def call_off(request: web.Request) -> web.Response:
+    state = request.app[STATE]
+    _, found = await account_holder(request, state)
+    await state.store.call_off(_named(request), by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)
 
 
@@ -60,23 +86,20 @@ async def end_session(request: web.Request) -> web.Response:
     state = request.app[STATE]
     _, found = await account_holder(request, state)
     named, own = _named(request), found.session.session_id
-    if named != own:
-        await spend_step_up(state, found.session, Operation(kind=OperationKind.END_SESSION, target=named))
-    if not await state.store.end_session(found.user.handle, named):
+    if named == own:
+        await state.store.end_session(found.user.handle, own)
+        return _signed_out(state, found.session)
+    await spend_step_up(state, found.session, Operation(kind=OperationKind.END_SESSION, target=named))
+    if not await state.store.end_sessions(named, by=found.session, now=state.clock()):
         raise NotFound("no such session")
-    if named != own:
-        return await _account(state, found.user, found.session)
-    response = web.Response(status=204)
-    if found.session.client_kind is ClientKind.WEB:
-        set_cookie(state.config, response, "", lifetime=0)
-    return response
+    return await _account(state, found.user, found.session)
 
 
 async def end_other_sessions(request: web.Request) -> web.Response:
     state = request.app[STATE]
     _, found = await account_holder(request, state)
     await spend_step_up(state, found.session, Operation(kind=OperationKind.END_OTHER_SESSIONS))
-    await state.store.end_other_sessions(found.user.handle, but=found.session.session_id)
+    await state.store.end_sessions(None, by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)
 
 
@@ -96,6 +119,8 @@ async def require_target(state: State, user: User, operation: Operation) -> None
 ROUTES: Final = [
     web.get("/me", get_account),
     web.patch("/me", rename_user),
+    web.delete("/me", remove_user),
+    web.delete("/me/removals/{id}", call_off),
     web.patch("/me/credentials/{id}", rename_credential),
     web.delete("/me/credentials/{id}", remove_credential),
     web.delete("/me/sessions/{id}", end_session),
@@ -110,8 +135,15 @@ def _named(request: web.Request) -> bytes:
     return data
 
 
-async def _account(state: State, user: User, session: Session) -> web.Response:
+def _signed_out(state: State, session: Session) -> web.Response:
+    response = web.Response(status=204)
+    if session.client_kind is ClientKind.WEB:
+        set_cookie(state.config, response, "", lifetime=0)
+    return response
+
+
+async def _account(state: State, user: User, session: Session, *, status: int = 200) -> web.Response:
     registered = await state.store.registered(user.handle, now=state.clock())
     if registered is None:
         raise NotSignedIn("there is none, or it has ended")
-    return json_answer(account_json(state.config, registered, session))
+    return json_answer(account_json(state.config, registered, session), status=status)

@@ -10,6 +10,7 @@ from aiohttp import web
 from relying_party.config import Config
 from relying_party.core.credentials import Credential, Registered, User
 from relying_party.core.encoding import base64url
+from relying_party.core.removals import Removal, may_call_off
 from relying_party.core.sessions import Session
 from relying_party.errors import (
     ProofClock,
@@ -60,6 +61,17 @@ def account_json(config: Config, registered: Registered, current: Session) -> di
         "user": user_json(registered.user),
         "credentials": [credential_json(one) for one in registered.credentials],
         "sessions": [_listed_session(one, current) for one in registered.sessions],
+        "removals": [_removal(one, registered, current) for one in registered.removals],
+        "changes": [
+            {
+                "kind": one.kind,
+                "at": one.at,
+                "name": one.name,
+                "client_kind": one.client_kind,
+                "here": one.session_id == current.session_id,
+            }
+            for one in registered.changes
+        ],
         "signals": signals(config, registered.user, registered.credentials),
     }
 
@@ -79,6 +91,17 @@ def credential_json(credential: Credential) -> dict[str, Any]:
         "counter_anomalies": credential.counter_anomalies,
         "discoverable": credential.discoverable,
         "prf": credential.prf,
+    }
+
+
+def _removal(removal: Removal, registered: Registered, current: Session) -> dict[str, Any]:
+    ages = [one.aged() for one in registered.credentials]
+    return {
+        "id": base64url(removal.removal_id),
+        "credential_id": None if removal.credential_id is None else base64url(removal.credential_id),
+        "asked_at": removal.asked_at,
+        "due_at": removal.due_at,
+        "may_call_off": may_call_off(removal, ages, current.credential_id),
     }
 
 

@@ -269,7 +269,7 @@ async def registration_options(request: web.Request) -> web.Response:
     caller, token = caller_of(request, state)
     wanted = parse_registration_options(await json_body(request))
     caller = described(caller, wanted.client)
-    user = await state.store.user_by_name(wanted.user_name)
+    user = await state.store.user_by_name(wanted.user_name, now=state.clock())
     existing: tuple[Descriptor, ...] = ()
     if user is None:
         handle = state.random(USER_HANDLE_SIZE)
@@ -282,7 +282,7 @@ async def registration_options(request: web.Request) -> web.Response:
         refuse_device(found.session)
         caller = replace(caller, kind=found.session.client_kind)
         await spend_step_up(state, found.session, Operation(kind=OperationKind.ADD_PASSKEY))
-        existing = _descriptors(await state.store.credentials_of(user.handle))
+        existing = _descriptors(await state.store.credentials_of(user.handle, now=state.clock()))
         session_id = found.session.session_id
     begun = state.ceremonies.begin_registration(
         caller,
@@ -328,9 +328,9 @@ async def authentication_options(request: web.Request) -> web.Response:
     handle: bytes | None = None
     allowed: tuple[Descriptor, ...] = ()
     if wanted.user_name is not None:
-        user = await state.store.user_by_name(wanted.user_name)
+        user = await state.store.user_by_name(wanted.user_name, now=state.clock())
         handle = state.random(USER_HANDLE_SIZE) if user is None else user.handle
-        allowed = _descriptors(await state.store.credentials_of(handle))
+        allowed = _descriptors(await state.store.credentials_of(handle, now=state.clock()))
         allowed = allowed or (decoy(state.decoy_secret, wanted.user_name),)
     begun = state.ceremonies.begin_authentication(
         caller,
@@ -366,7 +366,7 @@ async def step_up_options(request: web.Request) -> web.Response:
     begun = state.ceremonies.begin_authentication(
         replace(caller, kind=found.session.client_kind),
         expected=found.user.handle,
-        allowed=_descriptors(await state.store.credentials_of(found.user.handle)),
+        allowed=_descriptors(await state.store.credentials_of(found.user.handle, now=state.clock())),
         now=state.clock(),
         challenge=state.random(CHALLENGE_SIZE),
         session_id=found.session.session_id,
@@ -563,7 +563,7 @@ async def _authenticated(
 ) -> tuple[Credential, Authentication]:
     """Verify an authentication; returns its credential and the changes. The ceremony is used up also by a failure."""
     record = await state.challenges.take(ceremony, now=now)
-    credential = await state.store.credential(response.credential_id)
+    credential = await state.store.credential(response.credential_id, now=now)
     try:
         done = state.ceremonies.complete_authentication(
             record, caller, response, credential, now=now, session_id=session_id
@@ -626,7 +626,7 @@ def _id_of(found: SignedIn | None) -> bytes | None:
 async def _session_answer(state: State, opened: Opened, user: User, *, status: int) -> web.Response:
     """Make the answer with a new session: tokens in the body for a device, a cookie for a browser; and the accepted credentials."""
     session, config = opened.session, state.config
-    theirs = signals(config, user, await state.store.credentials_of(user.handle))
+    theirs = signals(config, user, await state.store.credentials_of(user.handle, now=state.clock()))
     if session.client_kind.proves_key:
         body = session_json(
             session,

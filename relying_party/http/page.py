@@ -18,6 +18,7 @@ from relying_party.config import Config
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, Registered, User
 from relying_party.core.encoding import base64url
+from relying_party.core.removals import Change, ChangeKind, Removal, may_call_off
 from relying_party.core.sessions import Session
 
 _KINDS: Final = {
@@ -35,6 +36,16 @@ _WAYS: Final = {
     "smart-card": "in a card reader",
 }
 _SECURITY_KEY: Final = frozenset({"usb", "nfc", "ble", "smart-card"})
+
+_CHANGES: Final = {  # what happened, with the name of what it happened to, or without
+    ChangeKind.PASSKEY_ADDED: ("The passkey {name} was added", "A passkey was added"),
+    ChangeKind.PASSKEY_REMOVED: ("The passkey {name} was removed", "A passkey was removed"),
+    ChangeKind.PASSKEY_RENAMED: ("A passkey was renamed to {name}", "A passkey lost its name"),
+    ChangeKind.NAME_CHANGED: ("Your name was changed to {name}", "Your name was changed"),
+    ChangeKind.SESSIONS_ENDED: ("{name} was signed out", "Sessions were signed out"),
+    ChangeKind.REMOVAL_ASKED: ("The removal of {name} was asked for", "A removal was asked for"),
+    ChangeKind.REMOVAL_CALLED_OFF: ("The removal of {name} was called off", "A removal was called off"),
+}
 
 _NO_PAGE: Final = "There is no page here", "The address may be mistyped, or what was here is gone."
 _PROBLEMS: Final = {
@@ -112,10 +123,50 @@ def _account(own: Registered, current: Session) -> str:
         "account.html",
         display_name=escape(own.user.display_name),
         user_name=escape(own.user.name),
+        removals=_join(_removal(one, own, current) for one in own.removals),
+        changes=_changes(own.changes, current),
         passkeys=_join(_passkey(one, only=len(own.credentials) == 1) for one in own.credentials),
         sessions=_join(_session(session, current) for session in own.sessions),
         end_others=_button("end-other-sessions", "Sign out everywhere else") if others else "",
     )
+
+
+def _removal(removal: Removal, own: Registered, current: Session) -> str:
+    """Render a removal that is to come, and how it is called off."""
+    names = {one.credential_id: one.label or provider(one) for one in own.credentials}
+    name = None if removal.credential_id is None else names.get(removal.credential_id, "Passkey")
+    what = "Your account is" if name is None else f"The passkey “{escape(name)}” is"
+    asked_by = names.get(removal.asked_by, "a passkey that is gone")
+    ages = [one.aged() for one in own.credentials]
+    about = {"id": base64url(removal.removal_id), "name": name or "your account"}
+    if may_call_off(removal, ages, current.credential_id):
+        then = _button("call-off", "Keep it", about, spoken=f"Keep {about['name']}")
+    else:
+        then = "<p>To keep it, sign in with a passkey that is older than that one.</p>"
+    return (
+        f'<section class="alarm" role="alert"><p><strong>{what} removed on {_time(removal.due_at)}.</strong> '
+        f"This was asked for with “{escape(asked_by)}” on {_time(removal.asked_at)}. If it was not you, keep it, "
+        f"and remove every passkey that is not yours.</p>{then}</section>\n"
+    )
+
+
+def _changes(changes: Sequence[Change], current: Session) -> str:
+    """Render what has happened to the account, for the sessions that did not do it."""
+    if not changes:
+        return ""
+    listed = _join(f"<li>{_change(one, current)}</li>" for one in changes)
+    return (
+        '<section aria-labelledby="changes"><div class="heading"><h2 id="changes">Recent changes</h2></div>'
+        f'<ul class="changes">{listed}</ul></section>'
+    )
+
+
+def _change(change: Change, current: Session) -> str:
+    named, unnamed = _CHANGES[change.kind]
+    text = unnamed if change.name is None else named.format(name=f"“{escape(change.name)}”")
+    here = ", here" if change.session_id == current.session_id else ""
+    where = "" if change.client_kind is None else f", {_KINDS[change.client_kind]}{here}"
+    return f"{text}{where}: {_time(change.at)}"
 
 
 def _passkey(credential: Credential, *, only: bool) -> str:

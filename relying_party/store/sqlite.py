@@ -25,14 +25,27 @@ from typing import Any, Final, Self, TypeVar
 
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, CredentialUse, Registered, User
+from relying_party.core.removals import (
+    CHANGES_OF_A_KIND,
+    DELAY_SECONDS,
+    SHOWN_SECONDS,
+    Change,
+    ChangeKind,
+    Removal,
+    is_delayed,
+    may_call_off,
+    remaining,
+)
 from relying_party.core.sessions import Session
 from relying_party.errors import (
     Check,
     LastCredential,
+    NotFound,
     SetupError,
     StoreUnavailable,
     UserExists,
     VerificationFailed,
+    YoungerPasskey,
 )
 
 _Value = TypeVar("_Value")
@@ -91,6 +104,20 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """CREATE TABLE step_ups (
             session_id BLOB PRIMARY KEY REFERENCES sessions (session_id) ON DELETE CASCADE,
             operation BLOB NOT NULL, until INTEGER NOT NULL) STRICT""",
+    ),
+    (  # removals that are delayed; changes of accounts; accounts that were never used
+        """CREATE TABLE removals (
+            removal_id BLOB PRIMARY KEY,
+            user_handle BLOB NOT NULL REFERENCES users (handle) ON DELETE CASCADE,
+            credential_id BLOB UNIQUE REFERENCES credentials (credential_id) ON DELETE CASCADE,
+            asked_by BLOB NOT NULL, asked_at INTEGER NOT NULL, due_at INTEGER NOT NULL) STRICT""",
+        "CREATE INDEX removals_of_user ON removals (user_handle)",
+        "CREATE INDEX removals_by_due ON removals (due_at)",
+        """CREATE TABLE changes (
+            change_id INTEGER PRIMARY KEY,
+            user_handle BLOB NOT NULL REFERENCES users (handle) ON DELETE CASCADE,
+            kind TEXT NOT NULL, at INTEGER NOT NULL, name TEXT, session_id BLOB, client_kind TEXT) STRICT""",
+        "CREATE INDEX changes_of_user ON changes (user_handle, kind)",
     ),
 )
 
@@ -162,24 +189,24 @@ class SqliteStore:
     ) -> None:
         await self._close()
 
-    async def user_by_name(self, name: str) -> User | None:
+    async def user_by_name(self, name: str, *, now: float) -> User | None:
         def work(connection: sqlite3.Connection) -> User | None:
             row = connection.execute("SELECT * FROM users WHERE name = ?", (name,)).fetchone()
             return None if row is None else _user(row)
 
-        return await self._transaction(work)
+        return await self._settled(work, now)
 
-    async def credentials_of(self, user_handle: bytes) -> Sequence[Credential]:
-        return await self._transaction(lambda connection: _credentials_of(connection, user_handle))
+    async def credentials_of(self, user_handle: bytes, *, now: float) -> Sequence[Credential]:
+        return await self._settled(lambda connection: _credentials_of(connection, user_handle), now)
 
-    async def credential(self, credential_id: bytes) -> Credential | None:
+    async def credential(self, credential_id: bytes, *, now: float) -> Credential | None:
         def work(connection: sqlite3.Connection) -> Credential | None:
             row = connection.execute(
                 "SELECT * FROM credentials WHERE credential_id = ?", (credential_id,)
             ).fetchone()
             return None if row is None else _credential(row)
 
-        return await self._transaction(work)
+        return await self._settled(work, now)
 
     async def register(
         self, credential: Credential, user: User, session: Session, *, ends: bytes | None
@@ -203,6 +230,7 @@ class SqliteStore:
             if user is None or not _replace_session(connection, session, was):
                 raise VerificationFailed(Check.SESSION)
             _add_credential(connection, credential)
+            _note(connection, ChangeKind.PASSKEY_ADDED, None, by=session, now=credential.created_at)
             return user
 
         return await self._transaction(work, writes=True)
@@ -261,44 +289,93 @@ class SqliteStore:
         )
         return changed > 0
 
-    async def end_other_sessions(self, user_handle: bytes, *, but: bytes) -> int:
-        return await self._change(
-            "DELETE FROM sessions WHERE user_handle = ? AND session_id <> ?", user_handle, but
-        )
-
-    async def rename_user(self, user_handle: bytes, display_name: str) -> User | None:
-        def work(connection: sqlite3.Connection) -> User | None:
-            connection.execute(
-                "UPDATE users SET display_name = ? WHERE handle = ?", (display_name, user_handle)
-            )
-            return _user_by_handle(connection, user_handle)
+    async def end_sessions(self, session_id: bytes | None, *, by: Session, now: float) -> int:
+        def work(connection: sqlite3.Connection) -> int:
+            rows = connection.execute(
+                """SELECT * FROM sessions WHERE user_handle = ? AND session_id <> ? AND session_id = coalesce(?, session_id)""",
+                (by.user_handle, by.session_id, session_id),
+            ).fetchall()
+            for row in rows:
+                connection.execute("DELETE FROM sessions WHERE session_id = ?", (row["session_id"],))
+            if rows:
+                name = rows[0]["label"] if session_id is not None else None
+                _note(connection, ChangeKind.SESSIONS_ENDED, name, by=by, now=now)
+            return len(rows)
 
         return await self._transaction(work, writes=True)
 
-    async def rename_credential(self, user_handle: bytes, credential_id: bytes, label: str | None) -> bool:
-        changed = await self._change(
-            "UPDATE credentials SET label = ? WHERE user_handle = ? AND credential_id = ?",
-            label,
-            user_handle,
-            credential_id,
-        )
-        return changed > 0
+    async def rename_user(self, display_name: str, *, by: Session, now: float) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                "UPDATE users SET display_name = ? WHERE handle = ?", (display_name, by.user_handle)
+            )
+            _note(connection, ChangeKind.NAME_CHANGED, display_name, by=by, now=now)
 
-    async def remove_credential(self, user_handle: bytes, credential_id: bytes, *, but: bytes) -> bool:
-        def work(connection: sqlite3.Connection) -> bool:
-            theirs = [one.credential_id for one in _credentials_of(connection, user_handle)]
-            if credential_id not in theirs:
-                return False
-            if len(theirs) == 1:
+        await self._transaction(work, writes=True)
+
+    async def rename_credential(
+        self, credential_id: bytes, label: str | None, *, by: Session, now: float
+    ) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            changed = connection.execute(
+                "UPDATE credentials SET label = ? WHERE user_handle = ? AND credential_id = ?",
+                (label, by.user_handle, credential_id),
+            )
+            if changed.rowcount != 1:
+                raise NotFound("no such passkey")
+            _note(connection, ChangeKind.PASSKEY_RENAMED, label, by=by, now=now)
+
+        await self._transaction(work, writes=True)
+
+    async def remove_credential(
+        self, credential_id: bytes, *, removal_id: bytes, by: Session, now: float
+    ) -> Removal | None:
+        def work(connection: sqlite3.Connection) -> Removal | None:
+            _settle(connection, now)
+            theirs = {one.credential_id: one for one in _credentials_of(connection, by.user_handle)}
+            removed, pending = theirs.get(credential_id), _removals_of(connection, by.user_handle)
+            if removed is None:
+                raise NotFound("no such passkey")
+            stay = remaining([one.aged() for one in theirs.values()], credential_id, pending)
+            if not stay:
                 raise LastCredential("add another one before")
-            connection.execute("DELETE FROM credentials WHERE credential_id = ?", (credential_id,))
-            connection.execute(
-                "DELETE FROM sessions WHERE user_handle = ? AND credential_id = ? AND session_id <> ?",
-                (user_handle, credential_id, but),
-            )
-            return True
+            if is_delayed(removed.aged(), stay, now=now):
+                return _ask(connection, credential_id, removed.label, removal_id=removal_id, by=by, now=now)
+            _remove_credential(connection, credential_id, but=by.session_id)
+            _note(connection, ChangeKind.PASSKEY_REMOVED, removed.label, by=by, now=now)
+            return None
 
         return await self._transaction(work, writes=True)
+
+    async def remove_user(self, *, removal_id: bytes, by: Session, now: float) -> Removal | None:
+        def work(connection: sqlite3.Connection) -> Removal | None:
+            _settle(connection, now)
+            theirs = [one.aged() for one in _credentials_of(connection, by.user_handle)]
+            if any(one.is_old(now) for one in theirs):
+                return _ask(connection, None, None, removal_id=removal_id, by=by, now=now)
+            _remove_user(connection, by.user_handle)
+            return None
+
+        return await self._transaction(work, writes=True)
+
+    async def call_off(self, removal_id: bytes, *, by: Session, now: float) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            _settle(connection, now)
+            pending = {one.removal_id: one for one in _removals_of(connection, by.user_handle)}
+            if removal_id not in pending:
+                raise NotFound("no such removal")
+            theirs = {one.credential_id: one for one in _credentials_of(connection, by.user_handle)}
+            removal = pending[removal_id]
+            if not may_call_off(removal, [one.aged() for one in theirs.values()], by.credential_id):
+                raise YoungerPasskey(
+                    "sign in with a passkey that is older than the one that asked for the removal"
+                )
+            connection.execute("DELETE FROM removals WHERE removal_id = ?", (removal_id,))
+            target = theirs.get(removal.credential_id or b"")
+            name = None if target is None else target.label
+            _note(connection, ChangeKind.REMOVAL_CALLED_OFF, name, by=by, now=now)
+
+        await self._transaction(work, writes=True)
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
         def work(connection: sqlite3.Connection) -> list[Registered]:
@@ -307,14 +384,14 @@ class SqliteStore:
             ).fetchall()
             return [_registered(connection, _user(row), now) for row in rows]
 
-        return await self._transaction(work)
+        return await self._settled(work, now)
 
     async def registered(self, user_handle: bytes, *, now: float) -> Registered | None:
         def work(connection: sqlite3.Connection) -> Registered | None:
             user = _user_by_handle(connection, user_handle)
             return None if user is None else _registered(connection, user, now)
 
-        return await self._transaction(work)
+        return await self._settled(work, now)
 
     async def secret(self, name: str) -> bytes:
         def known(connection: sqlite3.Connection) -> bytes | None:
@@ -341,13 +418,26 @@ class SqliteStore:
             user = None if row is None else _user_by_handle(connection, row["user_handle"])
             return None if user is None else (_session(row), user)
 
-        return await self._transaction(work)
+        return await self._settled(work, now)
 
     async def _change(self, statement: str, *values: Any) -> int:
         """Run a statement; returns the number of changed rows."""
         return await self._transaction(
             lambda connection: connection.execute(statement, values).rowcount, writes=True
         )
+
+    async def _settled(self, work: Callable[[sqlite3.Connection], _Value], now: float) -> _Value:
+        """Read, after the removals that are due by `now`: nobody sees one that is due and not done."""
+
+        def read(connection: sqlite3.Connection) -> tuple[_Value] | None:
+            due = connection.execute("SELECT 1 FROM removals WHERE due_at <= ? LIMIT 1", (now,)).fetchone()
+            return None if due else (work(connection),)
+
+        found = await self._transaction(read)
+        if found is not None:
+            return found[0]
+        await self._transaction(lambda connection: _settle(connection, now), writes=True)
+        return await self._transaction(work)
 
     async def _transaction(
         self, work: Callable[[sqlite3.Connection], _Value], *, writes: bool = False
@@ -499,6 +589,128 @@ def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes 
     _insert(connection, "sessions", _session_values(session))
 
 
+def _settle(connection: sqlite3.Connection, now: float) -> None:
+    """Do the removals that are due."""
+    rows = connection.execute(
+        "SELECT * FROM removals WHERE due_at <= ? ORDER BY due_at, removal_id", (now,)
+    ).fetchall()
+    for row in rows:
+        if row["credential_id"] is None:
+            _remove_user(connection, row["user_handle"])
+            continue
+        found = connection.execute(
+            "SELECT label FROM credentials WHERE credential_id = ?", (row["credential_id"],)
+        ).fetchone()
+        if found is not None:  # it may have gone with its user
+            _remove_credential(connection, row["credential_id"], but=None)
+            _note_for(
+                connection, ChangeKind.PASSKEY_REMOVED, found["label"], row["user_handle"], row["due_at"]
+            )
+
+
+def _ask(
+    connection: sqlite3.Connection,
+    credential_id: bytes | None,
+    name: str | None,
+    *,
+    removal_id: bytes,
+    by: Session,
+    now: float,
+) -> Removal:
+    """Keep a removal until it is due; one that was asked for before keeps its time."""
+    for known in _removals_of(connection, by.user_handle):
+        if known.credential_id == credential_id:
+            return known
+    removal = Removal(
+        removal_id=removal_id,
+        credential_id=credential_id,
+        asked_by=by.credential_id,
+        asked_at=int(now),
+        due_at=int(now) + DELAY_SECONDS,
+    )
+    values = {item.name: getattr(removal, item.name) for item in fields(removal)}
+    _insert(connection, "removals", {**values, "user_handle": by.user_handle})
+    _note(connection, ChangeKind.REMOVAL_ASKED, name, by=by, now=now)
+    return removal
+
+
+def _remove_credential(connection: sqlite3.Connection, credential_id: bytes, *, but: bytes | None) -> None:
+    """Remove a passkey, the sessions that it opened, and the removals that it asked for. but: a session that goes on."""
+    connection.execute("DELETE FROM removals WHERE asked_by = ?", (credential_id,))
+    connection.execute(
+        """DELETE FROM sessions WHERE credential_id = :id AND session_id IS NOT :but
+        AND user_handle = (SELECT user_handle FROM credentials WHERE credential_id = :id)""",
+        {"id": credential_id, "but": but},
+    )
+    connection.execute("DELETE FROM credentials WHERE credential_id = ?", (credential_id,))
+
+
+def _remove_user(connection: sqlite3.Connection, handle: bytes) -> None:
+    for table in ("sessions", "credentials"):
+        connection.execute(f"DELETE FROM {table} WHERE user_handle = ?", (handle,))  # noqa: S608  our names
+    connection.execute("DELETE FROM users WHERE handle = ?", (handle,))
+
+
+def _removals_of(connection: sqlite3.Connection, handle: bytes) -> list[Removal]:
+    rows = connection.execute(
+        """SELECT removal_id, credential_id, asked_by, asked_at, due_at FROM removals WHERE user_handle = ?
+        ORDER BY due_at, removal_id""",
+        (handle,),
+    ).fetchall()
+    return [Removal(**dict(row)) for row in rows]
+
+
+def _changes_of(connection: sqlite3.Connection, handle: bytes, now: float) -> list[Change]:
+    rows = connection.execute(
+        """SELECT kind, at, name, session_id, client_kind FROM changes WHERE user_handle = ? AND at > ?
+        ORDER BY at DESC, change_id DESC""",
+        (handle, now - SHOWN_SECONDS),
+    ).fetchall()
+    return [
+        Change(
+            kind=ChangeKind(row["kind"]),
+            at=row["at"],
+            name=row["name"],
+            session_id=row["session_id"],
+            client_kind=None if row["client_kind"] is None else ClientKind(row["client_kind"]),
+        )
+        for row in rows
+    ]
+
+
+def _note(
+    connection: sqlite3.Connection, kind: ChangeKind, name: str | None, *, by: Session, now: float
+) -> None:
+    """Note a change for the user's other sessions."""
+    _note_for(connection, kind, name, by.user_handle, int(now), by=by)
+
+
+def _note_for(
+    connection: sqlite3.Connection,
+    kind: ChangeKind,
+    name: str | None,
+    handle: bytes,
+    at: int,
+    *,
+    by: Session | None = None,
+) -> None:
+    values = {
+        "user_handle": handle,
+        "kind": str(kind),
+        "at": at,
+        "name": name,
+        "session_id": None if by is None else by.session_id,
+        "client_kind": None if by is None else str(by.client_kind),
+    }
+    _insert(connection, "changes", values)
+    connection.execute(
+        """DELETE FROM changes WHERE user_handle = :user_handle AND kind = :kind AND change_id NOT IN (
+            SELECT change_id FROM changes WHERE user_handle = :user_handle AND kind = :kind
+            ORDER BY change_id DESC LIMIT :most)""",
+        {"user_handle": handle, "kind": str(kind), "most": CHANGES_OF_A_KIND},
+    )
+
+
 def _replace_session(connection: sqlite3.Connection, session: Session, was: bytes) -> bool:
     row = connection.execute(
         "SELECT * FROM sessions WHERE session_id = ? AND token_hash = ?", (session.session_id, was)
@@ -550,6 +762,8 @@ def _registered(connection: sqlite3.Connection, user: User, now: float) -> Regis
         user=user,
         credentials=tuple(_credentials_of(connection, user.handle)),
         sessions=tuple(_session(row) for row in rows),
+        removals=tuple(_removals_of(connection, user.handle)),
+        changes=tuple(_changes_of(connection, user.handle, now)),
     )
 
 

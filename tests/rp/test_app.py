@@ -215,7 +215,7 @@ async def test_a_registration_may_say_nothing_in_each_way(
     passkey, response = create(options, who.client_origin)
     answer = await site.finish(who, "registration", ceremony, _changed(response, path, nothing))
     assert answer.status == 201
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     assert (stored.discoverable, stored.prf) == (None, None)
     assert stored.transports == (() if "transports" in path else ("hybrid", "internal"))
 
@@ -294,7 +294,7 @@ async def test_client_data_may_begin_with_a_byte_order_mark_which_is_signed_too(
     ceremony, options = await site.begin(who, "registration", user_name="ada")
     passkey, response = create(options, who.client_origin, marked)
     assert (await site.finish(who, "registration", ceremony, response)).status == 201
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     sent = unb64(response["response"]["clientDataJSON"])
     assert sent.startswith(b'\xef\xbb\xbf{"type":"webauthn.create"')
     assert stored.client_data_hash == hashlib.sha256(sent).digest()
@@ -531,7 +531,7 @@ async def test_a_store_whose_file_was_deleted_acknowledges_nothing(
 async def test_a_fault_of_ours_is_a_problem_that_tells_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def broken(name: str) -> None:
+    async def broken(name: str, *, now: float) -> None:
         raise ZeroDivisionError("ada.lovelace")
 
     monkeypatch.setattr(site.state.store, "user_by_name", broken)

@@ -146,7 +146,7 @@ async def test_another_webauthn_library_accepts_the_same_registration(site: Site
         require_user_verification=True,
     )
     assert verified.credential_id == passkey.credential_id
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     assert verified.aaguid.replace("-", "") == stored.aaguid.hex()
     assert verified.credential_public_key == stored.attested_data[-len(verified.credential_public_key) :]
     assert (verified.credential_backed_up, verified.sign_count) == (stored.backed_up, stored.sign_count)
@@ -155,7 +155,7 @@ async def test_another_webauthn_library_accepts_the_same_registration(site: Site
 async def test_another_webauthn_library_accepts_the_same_sign_in(site: Site) -> None:
     device = Device()
     passkey, _ = await site.register(device, "ada")
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     ceremony, options = await site.begin(device, "authentication")
     response = get(passkey, options, DEVICE_ORIGIN, Faults(counter=7))
     assert (await site.finish(device, "authentication", ceremony, response)).status == 200
@@ -250,7 +250,7 @@ async def test_a_registration_is_refused(
     assert (answer.status, answer.slug) == (403, "verification-failed")
     assert set(answer.body) == {"type", "title", "status"}
     assert _checks(caplog) == [check]
-    assert await site.state.store.user_by_name("ada") is None
+    assert await site.state.store.user_by_name("ada", now=2) is None
     good = attest(passkey, options, who.client_origin)
     assert (await site.finish(who, "registration", ceremony, good)).slug == "ceremony-gone"
 
@@ -261,14 +261,14 @@ async def test_a_sign_in_is_refused(
     site: Site, who: Who, faults: Faults, check: Check, caplog: pytest.LogCaptureFixture
 ) -> None:
     passkey, _ = await site.register(Device(), "ada")
-    before = await site.state.store.credential(passkey.credential_id)
+    before = await site.state.store.credential(passkey.credential_id, now=2)
     ceremony, options = await site.begin(who, "authentication")
     response = get(passkey, options, who.client_origin, faults)
     answer = await site.finish(who, "authentication", ceremony, response)
     assert (answer.status, answer.slug) == (403, "verification-failed")
     assert set(answer.body) == {"type", "title", "status"}
     assert _checks(caplog) == [check]
-    assert await site.state.store.credential(passkey.credential_id) == before
+    assert await site.state.store.credential(passkey.credential_id, now=2) == before
     good = get(passkey, options, who.client_origin)
     assert (await site.finish(who, "authentication", ceremony, good)).slug == "ceremony-gone"
 
@@ -307,7 +307,7 @@ async def test_extension_outputs_that_nobody_asked_for_are_ignored(
     passkey, answer = await site.register(who, "ada", faults)
     assert answer.status == 201
     assert (await site.sign_in(who, passkey, faults)).status == 200
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     assert stored.prf is None  # only what was asked for is looked at
     assert stored.discoverable is (True if "credProps" in faults.client_outputs else None)
 
@@ -328,9 +328,9 @@ async def test_backup_that_was_never_possible_cannot_begin(
 async def test_backup_state_is_followed(site: Site) -> None:
     device = Device()
     passkey, _ = await site.register(device, "ada", Faults(flags=UP | UV | BE))
-    assert not (await site.state.store.credential(passkey.credential_id)).backed_up
+    assert not (await site.state.store.credential(passkey.credential_id, now=2)).backed_up
     assert (await site.sign_in(device, passkey)).status == 200
-    assert (await site.state.store.credential(passkey.credential_id)).backed_up
+    assert (await site.state.store.credential(passkey.credential_id, now=2)).backed_up
 
 
 @pytest.mark.parametrize(
@@ -344,7 +344,7 @@ async def test_a_counter_that_stands_still_is_noted_and_locks_nobody_out(
     passkey, _ = await site.register(device, "ada")
     for counter in counters:
         assert (await site.sign_in(device, passkey, Faults(counter=counter))).status == 200
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     assert (stored.counter_anomalies, stored.sign_count) == (anomalies, kept)
     assert sum("counter did not grow" in text for text in caplog.messages) == anomalies
 
@@ -357,7 +357,7 @@ async def test_a_credential_id_is_registered_once(site: Site, caplog: pytest.Log
     answer = await site.finish(device, "registration", ceremony, response)
     assert answer.slug == "verification-failed"
     assert _checks(caplog) == [Check.CREDENTIAL_TAKEN]
-    assert await site.state.store.user_by_name("eve") is None
+    assert await site.state.store.user_by_name("eve", now=2) is None
 
 
 async def test_only_the_user_that_was_asked_for_signs_in(
@@ -598,7 +598,7 @@ async def test_transports_are_kept_as_far_as_they_look_like_transports(
 ) -> None:
     passkey, answer = await site.register(Device(), "ada", Faults(transports=sent))
     assert answer.status == 201
-    assert (await site.state.store.credential(passkey.credential_id)).transports == kept
+    assert (await site.state.store.credential(passkey.credential_id, now=2)).transports == kept
 
 
 @pytest.mark.threat("T11")

@@ -476,6 +476,6 @@ async def test_what_an_audit_needs_is_kept(site: Site) -> None:
     ceremony, options = await site.begin(device := Device(), "registration", user_name="ada")
     passkey, response = create(options, DEVICE_ORIGIN)
     await site.finish(device, "registration", ceremony, response)
-    stored = await site.state.store.credential(passkey.credential_id)
+    stored = await site.state.store.credential(passkey.credential_id, now=2)
     assert stored.attestation_object == unb64(response["response"]["attestationObject"])
     assert len(stored.client_data_hash) == 32

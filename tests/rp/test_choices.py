@@ -62,7 +62,7 @@ async def test_ml_dsa_signs_in_where_it_is_switched_on(opened: Open, algorithm: 
         assert [item["alg"] for item in options["pubKeyCredParams"]] == [-7, -8, -257, -48, -49, -50]
         passkey, answer = await site.register(Browser(), "ada", key=MLDSAKey(algorithm))
         assert answer.status == 201
-        assert (await site.state.store.credential(passkey.credential_id)).algorithm == algorithm
+        assert (await site.state.store.credential(passkey.credential_id, now=2)).algorithm == algorithm
         assert (await site.sign_in(Browser(), passkey)).status == 200
         assert (await site.sign_in(Browser(), passkey, Faults(signature=bytes(2420)))).status == 403
 
@@ -132,7 +132,7 @@ async def test_whether_a_passkey_is_discoverable_is_kept_where_the_client_said_s
 ) -> None:
     passkey, answer = await site.register(Browser(), "ada", Faults(client_outputs={"credProps": value}))
     assert answer.status == 201
-    assert (await site.state.store.credential(passkey.credential_id)).discoverable is kept
+    assert (await site.state.store.credential(passkey.credential_id, now=2)).discoverable is kept
 
 
 FRAMED: list[tuple[dict[str, Any], bool]] = [
@@ -271,9 +271,9 @@ async def test_a_changed_backup_eligibility_is_for_the_operator_to_judge_and_to_
     async with opened(backup_eligibility=BackupEligibility(policy)) as site:
         device = Device()
         passkey, _ = await site.register(device, "ada", Faults(flags=flags[0]))
-        before = await site.state.store.credential(passkey.credential_id)
+        before = await site.state.store.credential(passkey.credential_id, now=2)
         answer = await site.sign_in(device, passkey, Faults(flags=flags[1]))
-        stored = await site.state.store.credential(passkey.credential_id)
+        stored = await site.state.store.credential(passkey.credential_id, now=2)
         change, outcome = "gained" if flags is GAINED else "lost", "accepted" if taken else "refused"
         assert (
             "a passkey of provider 00112233-4455-6677-8899-aabbccddeeff"

@@ -106,7 +106,9 @@ async def test_a_passkey_has_the_name_its_user_gave_it_and_who_keeps_it(site: Si
     await site.step_up(browser, passkey, "rename-passkey", target=name, name="Phone")
     await site.send(browser, "PATCH", f"/me/credentials/{name}", {"label": "Phone"})
     assert "Phone synced" in await _page(site, browser)
-    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    (credential,) = await site.state.store.credentials_of(
+        unb64(answer.body["user"]["handle"]), now=site.clock.now
+    )
     known = replace(credential, aaguid=UUID("fbfc3007-154e-4ecc-8c0b-6e020557d7bd").bytes)
     assert "Kept by" in _account_of(site, known)
     assert "Kept by" not in _account_of(site, replace(known, label=None))
@@ -114,7 +116,9 @@ async def test_a_passkey_has_the_name_its_user_gave_it_and_who_keeps_it(site: Si
 
 async def test_a_passkey_that_needs_a_name_first_says_so(site: Site) -> None:
     _, answer = await site.register(Browser(), "ada")
-    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    (credential,) = await site.state.store.credentials_of(
+        unb64(answer.body["user"]["handle"]), now=site.clock.now
+    )
     for discoverable, told in ((None, False), (True, False), (False, True)):
         text = _account_of(site, replace(credential, discoverable=discoverable))
         assert ("give your user name first" in text) is told
@@ -122,7 +126,9 @@ async def test_a_passkey_that_needs_a_name_first_says_so(site: Site) -> None:
 
 async def test_only_a_passkey_that_is_not_the_only_one_can_be_removed(site: Site) -> None:
     _, answer = await site.register(Browser(), "ada")
-    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    (credential,) = await site.state.store.credentials_of(
+        unb64(answer.body["user"]["handle"]), now=site.clock.now
+    )
     assert "Remove" not in _account_of(site, credential)
     assert _account_of(site, credential, credential).count(">Remove<") == 2
 
@@ -172,7 +178,9 @@ async def test_a_passkey_is_named_by_who_made_it(
     site: Site, aaguid: str, transports: tuple[str, ...], name: str
 ) -> None:
     _, answer = await site.register(Browser(), "ada")
-    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    (credential,) = await site.state.store.credentials_of(
+        unb64(answer.body["user"]["handle"]), now=site.clock.now
+    )
     made = replace(credential, aaguid=UUID(aaguid).bytes, transports=transports)
     assert provider(made) == name
 
@@ -286,7 +294,9 @@ async def test_the_page_knows_where_it_belongs(site: Site) -> None:
 @pytest.mark.parametrize("transport", ["internal", "hybrid", "usb", "nfc", "ble", "smart-card"])
 async def test_transports_are_shown_in_peoples_words(site: Site, transport: str) -> None:
     _, answer = await site.register(Browser(), "ada", Faults(transports=[transport, "teleport"]))
-    (credential,) = await site.state.store.credentials_of(unb64(answer.body["user"]["handle"]))
+    (credential,) = await site.state.store.credentials_of(
+        unb64(answer.body["user"]["handle"]), now=site.clock.now
+    )
     text = re.sub(r"<[^>]+>", " ", _account_of(site, credential))
     assert "Works" in text
     assert not re.search(rf"\b({transport}|teleport)\b", text)

@@ -63,9 +63,9 @@ async def test_what_is_stored_comes_back_after_reopening(tmp_path: Path) -> None
         assert await store.register(credential(), ADA, session(), ends=None) == ADA
         secret = await store.secret("decoy")
     async with SqliteStore(tmp_path / "s") as store:
-        assert await store.user_by_name("ada") == ADA
-        assert await store.credential(b"credential") == credential()
-        assert await store.credentials_of(ADA.handle) == [credential()]
+        assert await store.user_by_name("ada", now=2) == ADA
+        assert await store.credential(b"credential", now=2) == credential()
+        assert await store.credentials_of(ADA.handle, now=2) == [credential()]
         assert await store.session(b"token", now=99) == (session(), ADA)
         assert await store.session(b"token", now=100) is None
         assert await store.secret("decoy") == secret != await store.secret("another")
@@ -113,7 +113,7 @@ async def test_a_refused_registration_leaves_nothing_behind(tmp_path: Path) -> N
         namesake = User(handle=b"n" * 32, name="ada", display_name="")
         with pytest.raises(UserExists):
             await store.register(credential(namesake, b"c2"), namesake, session(namesake, b"t2"), ends=None)
-        assert await store.user_by_name("eve") is None
+        assert await store.user_by_name("eve", now=2) is None
         assert await store.session(b"other", now=2) is None
         assert await store.session(b"token", now=2) is not None
 
@@ -164,8 +164,8 @@ async def test_a_cancelled_caller_tears_no_transaction(tmp_path: Path) -> None:
         task.cancel()
         await asyncio.wait([task])
         there = [
-            await store.user_by_name("ada") is not None,
-            await store.credential(b"credential") is not None,
+            await store.user_by_name("ada", now=2) is not None,
+            await store.credential(b"credential", now=2) is not None,
             await store.session(b"token", now=2) is not None,
         ]
         assert len(set(there)) == 1
@@ -174,9 +174,9 @@ async def test_a_cancelled_caller_tears_no_transaction(tmp_path: Path) -> None:
 async def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s") as one, SqliteStore(tmp_path / "s") as two:
         await one.register(credential(), ADA, session(), ends=None)
-        assert await two.user_by_name("ada") == ADA
+        assert await two.user_by_name("ada", now=2) == ADA
         await two.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
-        assert await one.user_by_name("eve") == EVE
+        assert await one.user_by_name("eve", now=2) == EVE
 
 
 # Others who use the file
@@ -199,16 +199,18 @@ async def test_reads_do_not_wait_for_a_writer(tmp_path: Path, monkeypatch: pytes
     async with SqliteStore(tmp_path / "s") as store:
         await store.register(credential(), ADA, session(), ends=None)
         with held(tmp_path / "s"):
-            writes = [asyncio.create_task(store.rename_user(ADA.handle, f"Ada {n}")) for n in range(5)]
+            writes = [
+                asyncio.create_task(store.rename_user(f"Ada {n}", by=session(), now=2)) for n in range(5)
+            ]
             for _ in range(5):
-                assert await store.user_by_name("ada") == ADA
+                assert await store.user_by_name("ada", now=2) == ADA
                 assert await store.session(b"token", now=2) == (session(), ADA)
-                assert await store.credentials_of(ADA.handle) == [credential()]
+                assert await store.credentials_of(ADA.handle, now=2) == [credential()]
                 assert len(await store.everyone(now=2, most=9)) == 1
             assert not any(write.done() for write in writes)
         for write in writes:
-            assert await write is not None
-        assert await store.user_by_name("ada") == replace(ADA, display_name="Ada 4")
+            await write
+        assert await store.user_by_name("ada", now=2) == replace(ADA, display_name="Ada 4")
 
 
 async def test_a_write_waits_from_when_it_was_asked_for_and_not_from_its_turn(
@@ -220,7 +222,7 @@ async def test_a_write_waits_from_when_it_was_asked_for_and_not_from_its_turn(
         await store._transaction(lambda connection: connection.set_trace_callback(said.append), writes=True)
         for waited in (0, 3, 5, 60):  # in a queue, until it is this one's turn
             monkeypatch.setattr(sqlite, "monotonic", iter((100, 100 + waited)).__next__)
-            await store.rename_user(ADA.handle, "Ada")
+            await store.rename_user("Ada", by=session(), now=2)
     timeouts = [line.rpartition("= ")[2] for line in said if "busy_timeout" in line]
     assert timeouts == ["5000", "2000", "0", "0"]
 
@@ -233,11 +235,11 @@ async def test_many_who_wait_for_one_lock_are_all_told_and_lose_nothing(
         await store.register(credential(), ADA, session(), ends=None)
         with held(tmp_path / "s"):
             results = await asyncio.gather(
-                *(store.rename_user(ADA.handle, "Eve") for _ in range(20)), return_exceptions=True
+                *(store.rename_user("Eve", by=session(), now=2) for _ in range(20)), return_exceptions=True
             )
         assert {type(result) for result in results} == {StoreUnavailable}
-        assert await store.user_by_name("ada") == ADA
-        assert await store.rename_user(ADA.handle, "Ada") is not None
+        assert await store.user_by_name("ada", now=2) == ADA
+        await store.rename_user("Ada", by=session(), now=2)
 
 
 async def test_another_program_that_opens_and_closes_the_file_changes_nothing(tmp_path: Path) -> None:
@@ -248,8 +250,8 @@ async def test_another_program_that_opens_and_closes_the_file_changes_nothing(tm
         other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, tmp_path / "s")
         assert await other.wait() == 0
         for store in (one, two):
-            assert await store.user_by_name("ada") == ADA
-            assert await store.rename_user(ADA.handle, ADA.display_name) == ADA
+            assert await store.user_by_name("ada", now=2) == ADA
+            await store.rename_user(ADA.display_name, by=session(), now=2)
 
 
 async def test_a_store_opens_although_another_program_holds_it(
@@ -261,7 +263,7 @@ async def test_a_store_opens_although_another_program_holds_it(
         secret = await store.secret("decoy")
     with held(tmp_path / "s"):
         async with SqliteStore(tmp_path / "s") as store:
-            assert await store.user_by_name("ada") == ADA
+            assert await store.user_by_name("ada", now=2) == ADA
             assert await store.secret("decoy") == secret
             with pytest.raises(StoreUnavailable):
                 await store.secret("a new one")
@@ -301,8 +303,8 @@ async def test_a_store_that_is_no_longer_the_file_at_its_path_acknowledges_nothi
         change(tmp_path / name)
         for work in (
             store.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None),
-            store.rename_user(ADA.handle, "Eve"),
-            store.user_by_name("ada"),
+            store.rename_user("Eve", by=session(), now=2),
+            store.user_by_name("ada", now=2),
             store.session(b"token", now=2),
         ):
             with pytest.raises(StoreUnavailable, match="no longer the file at"):
@@ -317,8 +319,8 @@ async def test_a_store_that_is_put_back_goes_on(tmp_path: Path, name: str) -> No
         with pytest.raises(StoreUnavailable):
             await store.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
         (tmp_path / "away").rename(tmp_path / name)
-        assert await store.user_by_name("ada") == ADA
-        assert await store.user_by_name("eve") is None  # what was refused has not happened
+        assert await store.user_by_name("ada", now=2) == ADA
+        assert await store.user_by_name("eve", now=2) is None  # what was refused has not happened
         await store.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
 
 
@@ -335,14 +337,14 @@ async def test_a_store_is_found_from_every_working_folder(
     async with SqliteStore(Path("s")) as store:
         monkeypatch.chdir("/")
         await store.register(credential(), ADA, session(), ends=None)
-        assert await store.user_by_name("ada") == ADA
+        assert await store.user_by_name("ada", now=2) == ADA
 
 
 async def test_a_closed_store_says_so(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s") as store:
         pass
     with pytest.raises(StoreUnavailable):
-        await store.user_by_name("ada")
+        await store.user_by_name("ada", now=2)
 
 
 def _other_program(path: Path) -> None:
@@ -380,7 +382,7 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, monkeypatch: 
     newer = (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",))
     monkeypatch.setattr(sqlite, "MIGRATIONS", newer)
     async with SqliteStore(tmp_path / "s") as store:
-        assert await store.user_by_name("ada") == ADA
+        assert await store.user_by_name("ada", now=2) == ADA
     connection = sqlite3.connect(tmp_path / "s")
     assert connection.execute("PRAGMA user_version").fetchone() == (len(newer),)
     assert connection.execute("SELECT * FROM added").fetchall() == []
@@ -436,8 +438,8 @@ async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> N
     connection.close()
     ada = User(handle=b"\xaa", name="ada", display_name="Ada L.")
     async with SqliteStore(tmp_path / "s") as store:
-        assert await store.user_by_name("ada") == ada
-        kept = await store.credential(b"\xcc")
+        assert await store.user_by_name("ada", now=2) == ada
+        kept = await store.credential(b"\xcc", now=2)
         assert kept is not None
         assert (kept.attested_data, kept.sign_count, kept.counter_anomalies) == (b"\x01", 5, 4)
         assert (kept.transports, kept.last_used_at) == (("hybrid",), 3)
@@ -454,8 +456,8 @@ async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> N
             assert (one.created_at, one.auth_time, one.ends_at) == (created, created, ends)
             assert len(one.session_id) == 16
         assert await store.secret("decoy") == b"\xdd"
-        assert await store.rename_credential(ada.handle, b"\xcc", "phone")
-        assert await store.end_other_sessions(ada.handle, but=b"") == 2
+        await store.rename_credential(b"\xcc", "phone", by=session(ada), now=2)
+        assert await store.end_sessions(None, by=session(ada), now=2) == 2
     fresh = tmp_path / "fresh"
     async with SqliteStore(fresh):
         pass
@@ -479,7 +481,7 @@ async def test_a_session_changes_only_from_the_state_that_was_seen(tmp_path: Pat
         assert await store.session(b"t2", now=2) == (second, ADA)
         with pytest.raises(VerificationFailed):
             await store.step_up(use(), replace(second, token_hash=b"t4"), was=b"t1", operation=b"o", until=9)
-        kept = await store.credential(b"credential")
+        kept = await store.credential(b"credential", now=2)
         assert kept is not None
         assert kept.last_used_at is None  # all of it, or nothing
 

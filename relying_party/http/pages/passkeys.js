@@ -195,6 +195,8 @@ for (const input of document.querySelectorAll("input")) {
 
 const passkey = (element) => `/me/credentials/${element.dataset.id}`;
 const session = (element) => `/me/sessions/${element.dataset.id}`;
+const later = (account, target) => account.removals.some((one) => one.credential_id === target);
+const CALL_OFF = "Until then, it can be called off here.";
 
 // Browsers want a passkey asked for soon after a click: after the first one is used, it may be too long ago.
 
@@ -250,8 +252,21 @@ const deeds = {
     const text = "It will not sign in here any more, and what it signed in is signed out.";
     if ((await ask({ title: `Remove “${name}”?`, text, yes: "Remove", risky: true })) === null) return null;
     await stepUp(`remove the passkey “${name}”`, { operation: "remove-passkey", target });
-    await call("DELETE", passkey(element));
-    return `The passkey “${name}” is removed.`;
+    const left = await call("DELETE", passkey(element));
+    return later(left, target) ? `The passkey “${name}” is going to be removed. ${CALL_OFF}` : `The passkey “${name}” is removed.`;
+  },
+
+  async "call-off"(element) {
+    const { id, name } = element.dataset;
+    await call("DELETE", `/me/removals/${id}`);
+    return name === "your account" ? "Your account stays." : `The passkey “${name}” stays.`;
+  },
+
+  async "delete-account"() {
+    const text = "Your passkeys will not sign in here any more, and everything that is signed in is signed out.";
+    if ((await ask({ title: "Delete your account?", text, yes: "Delete", risky: true })) === null) return null;
+    await stepUp("delete your account", { operation: "delete-account" });
+    return (await call("DELETE", "/me")) === null ? "Your account is deleted." : `Your account is going to be deleted. ${CALL_OFF}`;
   },
 
   async "end-session"(element) {
@@ -273,7 +288,7 @@ const waiting = {
   register: "Waiting for your new passkey…",
   "add-passkey": "Waiting for your new passkey…",
 };
-const needing = new Set(Object.keys(deeds).filter((deed) => deed !== "sign-out")); // a passkey
+const needing = new Set(Object.keys(deeds).filter((deed) => !["sign-out", "call-off"].includes(deed))); // a passkey
 const outdated = new Set(["not-found", "not-signed-in"]); // the page shows what is no longer so
 
 function sayWhyNot() {

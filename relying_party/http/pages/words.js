@@ -31,6 +31,7 @@ const refusals = {
   "not-signed-in": "You were signed out here. Sign in again to go on.",
   "browsers-only": "This is not possible where you are signed in. Open this page in a browser, and sign in there.",
   "step-up-required": "Your passkey was not used for this, or too long ago. Please try again.",
+  "younger-passkey": "To keep it, sign in with a passkey that is older than the one with which this was asked for.",
   "user-exists":
     "That user name is taken. If it is yours, sign in with your passkey; if it is not, choose another name.",
   "verification-failed":

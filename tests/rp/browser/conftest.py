@@ -1,6 +1,7 @@
 """The relying party as a program with TLS, and Debian's Chromium to look at it with."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +21,14 @@ async def chromium(loopback_certificate: Certificate) -> AsyncIterator[Browser]:
         yield browser
 
 
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rp") / "store.sqlite"  # as `serving` names it
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def url(
-    loopback_certificate: Certificate, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[str]:
-    async with visitor.serving(loopback_certificate, tmp_path_factory.mktemp("rp")) as url:
+async def url(loopback_certificate: Certificate, store: Path) -> AsyncIterator[str]:
+    async with visitor.serving(loopback_certificate, store.parent) as url:
         yield url
 
 

@@ -1,7 +1,11 @@
 """The account page in a real browser: names, removal, sessions, and what passkey providers are told."""
 
+import base64
 import re
+import sqlite3
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from certificates import Certificate
@@ -201,6 +205,12 @@ CHANGES = {
         says="To sign out everywhere else, use your passkey…",
         operation='{"operation":"end-other-sessions"}',
     ),
+    "delete": Asked(
+        button="Delete account",
+        yes="Delete",
+        says="To delete your account, use your passkey…",
+        operation='{"operation":"delete-account"}',
+    ),
 }
 
 
@@ -247,3 +257,45 @@ async def test_who_does_not_use_their_passkey_changes_nothing(visiting: Visit) -
     await says(visitor, "That was cancelled, or took too long.")
     assert not any(path == "/me" for _, path in visitor.answers)
     await signed_in(visitor, name)
+
+
+@pytest.mark.threat("T16")
+async def test_the_removal_of_an_old_passkey_is_announced_and_called_off(
+    visiting: Visit, store: Path
+) -> None:
+    here, there = await visiting(), await visiting()
+    await same_user_twice(here, there)
+    (old,) = await here.credentials()
+    with closing(sqlite3.connect(store)) as connection, connection:
+        connection.execute(
+            "UPDATE credentials SET created_at = created_at - 7 * 86400 WHERE credential_id = ?",
+            (base64.b64decode(old["credentialId"]),),
+        )
+    first = here.authenticator
+    await here.another_authenticator("usb")
+    await here.page.get_by_role("button", name="Add a passkey").click()
+    await has_passkeys(here, 2)
+    await here.remove_authenticator()
+    here.authenticator = first
+    await here.page.get_by_role("button", name="Remove Passkey").click()
+    await answer(here, None, yes="Remove")
+    await says(here, "The passkey “Passkey” is going to be removed. Until then, it can be called off here.")
+    await there.page.reload()
+    await expect(there.page.get_by_role("alert")).to_contain_text("The passkey “Passkey” is removed on")
+    changes = there.page.get_by_role("region", name="Recent changes").get_by_role("listitem")
+    await expect(changes).to_contain_text(["A removal was asked for, in a browser:", "A passkey was added"])
+    await there.page.get_by_role("button", name="Keep Passkey").click()
+    await says(there, "The passkey “Passkey” stays.")
+    await expect(there.page.get_by_role("alert")).to_have_count(0)
+    await expect(changes.first).to_contain_text("A removal was called off, in a browser, here:")
+
+
+async def test_an_account_is_deleted(visiting: Visit) -> None:
+    visitor = await visiting()
+    await registered(visitor)
+    await visitor.page.get_by_role("button", name="Delete account").click()
+    await answer(visitor, None, yes="Delete")
+    await welcomed(visitor)
+    await says(visitor, "Your account is deleted.")
+    await sign_in(visitor)
+    await says(visitor, "This passkey was not accepted.")

@@ -77,6 +77,7 @@ SAID = {
     "rate-limited": "Too many attempts. Wait 7 seconds, and try again.",
     "step-up-required": "Your passkey was not used for this, or too long ago. Please try again.",
     "store-unavailable": "The site cannot look anything up right now. Try again in 7 seconds.",
+    "younger-passkey": "To keep it, sign in with a passkey that is older",
     "user-exists": "That user name is taken. If it is yours, sign in with your passkey",
     "verification-failed": "This passkey was not accepted. Try again, or use another one",
 }
