@@ -43,6 +43,7 @@ _WHY: Final = {
     TrustReason.CANNOT_OPEN: "it cannot open what was sealed to it",
     TrustReason.BAD_SIGNATURE: "this device's signature does not verify",
     TrustReason.RP_NOT_ALLOWED: "this device may not ask for this relying party",
+    TrustReason.DIGITS_MISSING: "it wants a number to be typed that this device shows",
     TrustReason.WRONG_DIGITS: "a wrong number was typed",
     TrustReason.REPLAYED: "it has opened the request before",
 }

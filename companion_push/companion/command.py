@@ -17,9 +17,9 @@ from typing import Any, Final
 
 from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.attend import Outcomes, answer_pending, wait_for_requests
-from companion_push.companion.consent import Answer, AtTerminal, Consent, Policy, describe, summary
+from companion_push.companion.consent import UNASKED, Answer, AtTerminal, Consent, Policy, describe, summary
 from companion_push.companion.credential_file import CredentialFile
-from companion_push.companion.inbox import Inbox, Notice, NoticeKind
+from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.membership import Membership
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
@@ -33,6 +33,7 @@ from companion_push.companion.phone import (
 )
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.terminal import Terminal
+from companion_push.companion.wording import known_as, must_say
 from headless_passkey.command.command_line import (
     MAX_SECRET_LINE,
     expand_home,
@@ -214,7 +215,7 @@ async def members(args: argparse.Namespace) -> None:
     for member in ring.members:
         bound = "" if member.rp_ids is None else f"  only {', '.join(member.rp_ids)}"
         this = "  (this one)" if member.name == me else ""
-        out(f"{member.role!s:9}  {member.name}  {printable(member.label)}{bound}{this}")
+        out(f"{member.role!s:9}  {member.name}  {known_as(member, ring.members)}{bound}{this}")
 
 
 async def run(args: argparse.Namespace) -> None:
@@ -241,7 +242,7 @@ async def run(args: argparse.Namespace) -> None:
 
             picture.on_end = catch_up
 
-            inbox = Inbox(state, relay, on_notice=on_notice)
+            inbox = Inbox(state, relay, on_notice=on_notice, needs_digits=args.digits)
             if args.pending:
                 await answer_pending(inbox, consent, opener, outcomes, once=args.once)
                 if not outcomes.ended.is_set():
@@ -272,9 +273,10 @@ def _picture(
 ) -> QrPicture:
     """A QR code where the person is: at the terminal that asks, or else at the one that stderr is."""
 
-    def on_file(file: Path) -> None:
+    def on_file(file: Path, rp_id: str) -> None:
         message = f"the QR code is in {file}, which is removed when the request ends: scan it with the phone's camera"
-        talk(_line(args, message, stage="qr-file", file=str(file)))
+        say = must_say(rp_id)
+        talk(_line(args, f"{message}. {say}", stage="qr-file", file=str(file), message=say, rp_id=rp_id))
 
     if terminal is None and not args.json:
         terminal = stack.enter_context(Terminal.of_stderr())
@@ -304,7 +306,15 @@ def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | N
 def _consent(args: argparse.Namespace, terminal: Terminal | None) -> Consent:
     match args.consent:
         case "accept":
-            return Policy(Answer.YES)
+            if args.digits:
+                raise UsageError("--digits wants somebody to type them, and --consent accept asks nobody")
+            talk(_line(args, UNASKED, warning=UNASKED))
+
+            def on_use(request: CheckedRequest) -> None:
+                said = f"WARNING: approved without asking anybody: {summary(request)}"
+                talk(_line(args, said, warning=said, request=request.short_id))
+
+            return Policy(Answer.YES, on_use)
         case "decline":
             return Policy(Answer.NO)
     if terminal is None:

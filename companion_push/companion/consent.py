@@ -14,10 +14,10 @@ from enum import Enum
 from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
-from companion_push.companion.openers import ASKS
 from companion_push.companion.terminal import Terminal
+from companion_push.companion.wording import ASKS
 from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.envelope import Announcement
 
 _NO: Final = ("n", "no")
@@ -44,13 +44,20 @@ class Consent(Protocol):
         """
 
 
+UNASKED: Final = (
+    "WARNING: --consent accept approves every request without asking anybody, and compares no digits"
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Answers every request alike without asking, match digits included. For tests."""
 
     answer: Answer
+    on_use: Callable[[CheckedRequest], None] = lambda _request: None  # called before each answer
 
     async def ask(self, pending: Sequence[CheckedRequest]) -> Answered:
+        self.on_use(pending[0])
         return pending[:1], self.answer
 
 
@@ -100,9 +107,7 @@ class AtTerminal:
 def summary(request: CheckedRequest) -> str:
     """Describe a request in one line: the device, what it asks for, and the relying party."""
     said = request.announcement
-    return (
-        f"{printable(request.device.label)} asks to {ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
-    )
+    return f"{request.known_as} asks to {ASKS[said.kind]} at {printable(said.rp_id, MAX_DOMAIN)}"
 
 
 def describe(request: CheckedRequest, now: float) -> list[str]:
@@ -110,13 +115,13 @@ def describe(request: CheckedRequest, now: float) -> list[str]:
     said = request.announcement
     at = printable(said.rp_id, MAX_DOMAIN)
     if said.rp_name is not None:
-        at += f' (in its words: "{printable(said.rp_name)}")'
+        at += f" (in its words: {quoted(said.rp_name)})"
     lines = [
-        f"{printable(request.device.label)} asks to {ASKS[said.kind]}",
+        f"{request.known_as} asks to {ASKS[said.kind]}",
         f"  at       {at}",
     ]
     if said.note is not None:
-        lines.append(f'  it says  "{printable(said.note, 140)}"')
+        lines.append(f"  it says  {quoted(said.note, 140)}")
     clock_time = time.strftime("%H:%M:%S", time.localtime(said.expires))
     lines.append(f"  until    {clock_time} ({_left(request, now)})")
     return lines

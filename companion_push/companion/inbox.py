@@ -25,6 +25,7 @@ from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
 from companion_push.companion.relay_client import CompanionRelay, Event, Item
+from companion_push.companion.wording import known_as, must_say
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -42,9 +43,9 @@ from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url
-from headless_passkey.trust.checks import check_envelope, recheck, usable_until
+from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
-from headless_passkey.trust.ring import MAX_SKEW, Member
+from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim, Word
 
 FINISH: Final = 120  # seconds that a claimed request may last after its expiry
@@ -70,6 +71,7 @@ class CheckedRequest:
     announcement: Announcement
     claim: Claim = field(repr=False)  # what approving it claims: the very bytes that came
     device: Member  # from the ring, with the label that people gave it when it joined
+    known_as: str  # how people are shown the device: its label, and more where another's looks the same
     over: asyncio.Event = field(
         default_factory=asyncio.Event, repr=False
     )  # set when the relay lists the request no more
@@ -138,7 +140,10 @@ class Inbox:
         *,
         on_notice: Callable[[Notice], None] = lambda _notice: None,
         clock: Callable[[], float] = time.time,
+        needs_digits: bool = False,
     ) -> None:
+        """needs_digits: whether a request without match digits is refused (digits-missing)."""
+        self._needs_digits = needs_digits
         self._state, self._relay, self._on_notice, self._clock = state, relay, on_notice, clock
         self._keys = state.identity().keys
         self._me = self._keys.name
@@ -360,7 +365,7 @@ class Inbox:
         chain = self._state.chain()
         newer = await self._relay.bring_up_to_date(chain)
         if newer.head.version != chain.head.version:
-            chain = await self._state.adopt(newer, now=self._clock())
+            chain = await self._state.adopt(newer)
             self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
         if chain.head.member(self._me) is None:
             raise TrustError(
@@ -378,12 +383,14 @@ class Inbox:
             chain=chain,
             opened_before=self._state.opened_before(),
             now=self._clock(),
+            needs_digits=self._needs_digits,
         )
         device = chain.head.member(item.device)
         if device is None:
             raise TrustError(TrustReason.UNKNOWN_DEVICE, "the request is from no device of this account")
         claim = Claim.of(device=item.device, request_id=item.request_id, sealed=item.sealed)
-        return CheckedRequest(announcement=announcement, claim=claim, device=device)
+        shown = known_as(device, chain.head.members)
+        return CheckedRequest(announcement=announcement, claim=claim, device=device, known_as=shown)
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
         """Report a refusal to the relay, and then give the notice, on which the program may end."""
@@ -477,7 +484,10 @@ class Inbox:
             opening = await self._prepare(request)
             claim.used = True
             async with opener.open(opening):
-                self._tell(NoticeKind.OPENED, opener.handed_over, request)
+                done = opener.handed_over
+                if not opener.phone_checks:
+                    done += f". {must_say(request.announcement.rp_id)}"
+                self._tell(NoticeKind.OPENED, done, request)
                 await self._try_to_tell(request, self._relay.opened(*request.key, stays=claim.stays))
         except HeadlessPasskeyError as error:
             if claim.lost:
@@ -521,7 +531,7 @@ class Inbox:
             raise TrustError(TrustReason.REPLAYED, "this request was opened before")
         return Opening(
             url=announcement.url,
-            device=request.device.label,
+            device=request.known_as,
             announced=Announced(kind=announcement.kind, rp_id=announcement.rp_id),
             seconds=max(1.0, announcement.expires + FINISH - now),
             over=request.over,

@@ -19,13 +19,12 @@ from typing import ClassVar, Final, Protocol, Self
 from companion_push.companion import qr
 from companion_push.companion.phone import Announced, SoftwarePhone
 from companion_push.companion.terminal import Terminal
+from companion_push.companion.wording import ASKS
 from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
-from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.mends import mend
 from headless_passkey.process.private_file import remove_private, write_private
 from headless_passkey.process.tasks import end_quietly
 
-ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
 _KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM
 
@@ -35,7 +34,7 @@ class Opening:
     """An approved request for an opener."""
 
     url: str = field(repr=False)
-    device: str  # its label
+    device: str  # as people know it (`wording.known_as`), escaped
     announced: Announced
     seconds: float  # until the URL expires
     over: asyncio.Event  # set when the request has ended, or another companion has it
@@ -47,6 +46,13 @@ class Opener(Protocol):
     @property
     def handed_over(self) -> str:
         """A sentence that says exactly what has happened when the context of `open` is entered."""
+
+    @property
+    def phone_checks(self) -> bool:
+        """Whether the phone itself refuses another relying party than was announced, or the opener says what it must name.
+
+        Otherwise the user is told to compare (`wording.must_say`).
+        """
 
     @property
     def stays(self) -> bool:
@@ -68,6 +74,7 @@ class SystemLauncher:
 
     command: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to this system's URL launcher"
+    phone_checks: ClassVar[bool] = False
     stays: ClassVar[bool] = False  # the phone's system may suspend this process
 
     @classmethod
@@ -98,6 +105,7 @@ class Command:
 
     words: tuple[str, ...]
     handed_over: ClassVar[str] = "handed to the opener command"
+    phone_checks: ClassVar[bool] = False
     stays: ClassVar[bool] = False  # the program has the URL, also after this process has ended
 
     @classmethod
@@ -124,11 +132,12 @@ class QrPicture:
 
     screen: Terminal | None  # None: without a terminal
     file: Path  # in a private directory
-    on_file: Callable[[Path], None]  # called with the file when the picture is not on a terminal
+    on_file: Callable[[Path, str], None]  # called with file and RP ID when the picture is not on a terminal
     on_end: Callable[[], None] = lambda: None  # called when the terminal's main screen is back
     tick: float = 1.0  # seconds between two checks of clock and window size
     showing: bool = field(default=False, init=False)  # whether the terminal's alternate screen is in use
     handed_over: ClassVar[str] = "the QR code is there to be scanned"
+    phone_checks: ClassVar[bool] = True  # beside the code it says so
     stays: ClassVar[bool] = True
 
     @contextlib.asynccontextmanager
@@ -141,7 +150,7 @@ class QrPicture:
         try:
             if self.screen is None:
                 self._write(code)
-                self.on_file(self.file)
+                self.on_file(self.file, opening.announced.rp_id)
             else:
                 self.showing = True
                 drawn = await self._draw(self.screen, code, caption, None, opening.seconds)
@@ -201,6 +210,7 @@ class BuiltInPhone:
 
     phone: SoftwarePhone
     handed_over: ClassVar[str] = "handed to the phone"
+    phone_checks: ClassVar[bool] = True
     stays: ClassVar[bool] = True
 
     @contextlib.asynccontextmanager

@@ -153,7 +153,14 @@ def _add_run(commands: Any) -> None:
         "--consent",
         choices=("ask", "accept", "decline"),
         default="ask",
-        help="ask at the terminal (default), or answer every request alike: for tests",
+        said_only=("accept",),
+        help="ask at the terminal (default), or answer every request alike, without digits: for tests; accept "
+        "is taken from the command line only",
+    )
+    run.add_argument(
+        "--digits",
+        action="store_true",
+        help="refuse every request for which the device shows no number to type here (sign-in --match-digits)",
     )
     run.add_argument("--once", action="store_true", help="end when one request has ended")
     run.add_argument(

@@ -17,9 +17,10 @@ from typing import Final
 import segno
 from rich.cells import cell_len, chop_cells
 
+from companion_push.companion.wording import must_say
 from headless_passkey.hybrid.fido_url import PREFIX
 from headless_passkey.text.domains import MAX_DOMAIN
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import printable, shown_line
 
 _QUIET: Final = 4  # light modules around a code, by ISO/IEC 18004
 _MIN_QUIET: Final = 2
@@ -27,6 +28,7 @@ _ERRORS: Final = ("m", "l")  # of the error corrections, best first
 _GAP: Final = 2  # columns between code and caption
 _NARROWEST: Final = 24  # columns of a caption beside the code
 _SCALE: Final = 8  # pixels of a module in a file
+_DIFFERS: Final = "Phone differs? Cancel."  # `must_say`, where there is no room for it
 
 # colours are set: cameras need light modules light, whatever the terminal's colours are
 _LIGHT_ON_DARK, _LIGHT, _DARK, _OFF = "\x1b[97;40m", "\x1b[97;107m", "\x1b[30;40m", "\x1b[0m"
@@ -55,7 +57,7 @@ class Cells(Enum):
 class Caption:
     """The text beside a code: device, kind of request, relying party, time left."""
 
-    device: str  # its label
+    device: str  # as people know it, escaped
     asks: str  # sign in, create a passkey
     rp_id: str
 
@@ -64,17 +66,18 @@ class Caption:
 
         The RP ID begins a line, so that no device name can move it, however a terminal draws that.
         """
-        who, at = f"{printable(self.device)} asks to {self.asks}", f"at {printable(self.rp_id, MAX_DOMAIN)}"
-        how = "Scan this code with the phone's camera."
+        who, at = f"{shown_line(self.device)} asks to {self.asks}", f"at {printable(self.rp_id, MAX_DOMAIN)}"
+        how = f"Scan this code with the phone's camera. {must_say(self.rp_id)}"
         return [*_wrap(who, width), *_wrap(at, width), "", *_wrap(how, width), "", _left(seconds)]
 
     def short_lines(self, width: int, seconds: float) -> list[str]:
-        """Write the caption in three lines. A long RP ID keeps its end, the registrable domain."""
-        who = _cut(f"{printable(self.device)} asks to {self.asks}", width)
+        """Write the caption in three lines, or four where it is narrow. A long RP ID keeps its end, the registrable domain."""
+        who = _cut(f"{shown_line(self.device)} asks to {self.asks}", width)
         at = printable(self.rp_id, MAX_DOMAIN)
         if cell_len(f"at {at}") > width:
             at = "…" + at[-max(1, width - 4) :]
-        return [who, f"at {at}", _left(seconds)]
+        rest = f"{_left(seconds)}. {_DIFFERS}"
+        return [who, f"at {at}", *([rest] if cell_len(rest) <= width else [_DIFFERS, _left(seconds)])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import time
 import tomllib
 import traceback
 from codecs import BOM_UTF8
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
@@ -67,6 +67,7 @@ class _Setting:
 
     action: argparse.Action
     repeated: bool  # whether each occurrence adds a value
+    said_only: Container[object]  # values that only the command line can give
 
 
 class Options(Protocol):
@@ -92,17 +93,22 @@ class SettingsParser(argparse.ArgumentParser):
         # values of file or environment for repeatable options; as a default, the command line would append to them
         self._repeated: dict[argparse.Action, list[Any]] = {}
 
-    def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
-        return self._keep(super().add_argument(*names, **how), how)
+    def add_argument(self, *names: Any, said_only: Container[object] = (), **how: Any) -> argparse.Action:
+        """Add an option. said_only: values that file and environment cannot give: what gives up a question to a person."""
+        return self._keep(super().add_argument(*names, **how), how, said_only)
 
     def titled_group(self, title: str) -> Options:
         """Make a group with a title in the help, whose options are settings too."""
         return _TitledGroup(self, title)
 
-    def _keep(self, action: argparse.Action, how: Mapping[str, Any]) -> argparse.Action:
+    def _keep(
+        self, action: argparse.Action, how: Mapping[str, Any], said_only: Container[object] = ()
+    ) -> argparse.Action:
         long = [name[2:] for name in action.option_strings if name.startswith("--")]
         if long and long[0] not in ("help", "config"):
-            self.settings[long[0]] = _Setting(action=action, repeated=how.get("action") == "append")
+            self.settings[long[0]] = _Setting(
+                action=action, repeated=how.get("action") == "append", said_only=said_only
+            )
         return action
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -141,7 +147,12 @@ class SettingsParser(argparse.ArgumentParser):
                 )
                 self._repeated[action] = [self._converted(action, word, called) for word in words]
             else:
-                action.default = self._converted(action, value, called)
+                converted = self._converted(action, value, called)
+                if converted in setting.said_only:
+                    self.error(
+                        f"{called}: --{key} is for the command line only where it answers for a person"
+                    )
+                action.default = converted
 
     def _converted(self, action: argparse.Action, value: Any, called: str) -> Any:
         if action.nargs == 0:  # a switch

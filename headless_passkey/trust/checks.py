@@ -9,12 +9,13 @@ from typing import Final
 
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
-from headless_passkey.mends import clock_skew
+from headless_passkey.mends import clock_skew, mend
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.hpke import HpkePrivateKey
-from headless_passkey.trust.ring import MAX_SKEW, Member, Role
+from headless_passkey.trust.ring import Member, Role
 
+MAX_SKEW: Final = 120  # seconds that two members' clocks may differ: each may be 60 s off the relay's
 MAX_URL_AGE: Final = 300  # seconds
 MAX_URL_LENGTH: Final = 512  # characters; ours have about 170
 
@@ -29,12 +30,14 @@ def check_envelope(
     chain: RingChain,
     opened_before: Container[tuple[str, bytes]],
     now: float,
+    needs_digits: bool = False,
 ) -> Announcement:
     """Open and check an envelope; returns what the device asks for.
 
     device, request_id: as the relay names the request. me: our own name in the ring. chain: our verified rings, up to
     date with the relay. opened_before: (device, request id) of each request that was handed to an opener and has not
-    expired yet, to detect a replay. now: Unix seconds by our clock.
+    expired yet, to detect a replay. now: Unix seconds by our clock. needs_digits: whether this companion shows no request
+    without match digits.
     """
     opened = open_envelope(
         sealed,
@@ -53,6 +56,12 @@ def check_envelope(
     _check_url(announcement, now)
     if not sender.allows(announcement.rp_id):
         raise TrustError(TrustReason.RP_NOT_ALLOWED, f"{sender.label} may not ask for {announcement.rp_id}")
+    if needs_digits and announcement.digits is None:
+        raise TrustError(
+            TrustReason.DIGITS_MISSING,
+            "the device shows no digits, and without them nothing is approved here",
+            advice=mend(TrustReason.DIGITS_MISSING),
+        )
     return announcement
 
 

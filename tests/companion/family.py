@@ -122,6 +122,7 @@ class Hands:
     """An opener that takes note of what it was handed."""
 
     handed_over = "handed to these hands"
+    phone_checks = True
 
     def __init__(self, error: BaseException | None = None, *, stays: bool = False) -> None:
         self.opened: list[Opening] = []

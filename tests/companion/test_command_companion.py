@@ -30,7 +30,7 @@ def state_of(folder: Path, name: str) -> Path:
 
 async def code_of(relay: Relay, name: str = "family") -> str:
     account, code = await relay.account_code(name)
-    return AccountCode(relay_url=relay.url, account=account, account_name=name, code=code).encode()
+    return AccountCode(relay_url=relay.url, account=account, code=code).encode()
 
 
 async def founded(relay: Relay, folder: Path) -> Path:
@@ -391,6 +391,7 @@ async def test_a_second_companion_on_the_same_state_is_4(anna_outside: Someone) 
         ["--opener", "phone", "--credentials", "x", "--radio", "stdout"],
         ["--opener", "carrier-pigeon"],
         ["--opener", "qr", "--consent", "ask"],
+        ["--opener", "qr", "--digits"],
     ],
 )
 async def test_run_words_that_do_not_do_are_2(anna_outside: Someone, words: list[str]) -> None:
@@ -398,6 +399,40 @@ async def test_run_words_that_do_not_do_are_2(anna_outside: Someone, words: list
     status, _, said = await outcome("companion", "run", "--state", anna_outside.state, *given)
     assert status == 2
     assert not any("Traceback" in line for line in said)
+
+
+@pytest.mark.threat("T4")
+async def test_consent_without_asking_is_loud_at_each_use(anna_outside: Someone, frame: Frame) -> None:
+    await frame.ask(anna_outside.caller)
+    words = ["companion", "run", "--state", anna_outside.state, "--consent", "accept", "--pending"]
+    status, _, said = await outcome(*words, "--opener", "command", "--opener-command", "cat")
+    assert status == 0
+    assert (
+        "WARNING: --consent accept approves every request without asking anybody, and compares no digits"
+        in said
+    )
+    assert 'WARNING: approved without asking anybody: "frame 0" asks to sign in at example.com' in said
+    assert 'handed to the opener command. Your phone must now say "example.com".' in "\n".join(said)
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize("place", ["environment", "file"])
+async def test_consent_without_asking_is_said_on_the_command_line_or_not_at_all(
+    anna_outside: Someone, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[object] = ["companion", "run", "--state", anna_outside.state, "--pending"]
+    if place == "environment":
+        monkeypatch.setenv("COMPANION_PUSH_COMPANION_RUN_CONSENT", "accept")
+    else:
+        (tmp_path / "run.toml").write_text('[companion.run]\nconsent = "accept"\n')
+        words += ["--config", tmp_path / "run.toml"]
+    status, _, said = await outcome(*words)
+    assert status == 2
+    assert "command line" in said[-1]
+    monkeypatch.setenv("COMPANION_PUSH_COMPANION_RUN_CONSENT", "decline")
+    words = words[:5]
+    status, _, said = await outcome(*words)
+    assert (status, said[-1]) == (0, "nothing is pending")
 
 
 # At the terminal
@@ -410,7 +445,7 @@ async def test_a_person_is_shown_the_request_and_asked(
     name = await frame.ask(anna_outside.caller, note="by the window", rp_name="Example Inc")
     async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
         seen = await screen.until("Approve? y or n:")
-        for text in ("frame 0 asks to sign in", "example.com", "Example Inc", "by the window", "s left"):
+        for text in ('"frame 0" asks to sign in', "example.com", "Example Inc", "by the window", "s left"):
             assert text in seen
         screen.type("what?\n")
         await screen.until("Approve? y or n:")

@@ -10,7 +10,11 @@ import pytest
 from companion_push.companion.attend import Outcomes, put_pending
 from companion_push.companion.consent import Answer, Policy, describe, summary
 from companion_push.companion.inbox import CheckedRequest, Notice, NoticeKind
+from companion_push.companion.wording import known_as, must_say
 from headless_passkey.errors import NotApproved, Outcome, TransportError, TrustError, TrustReason
+from headless_passkey.text.names import quoted
+from headless_passkey.trust.envelope import Announcement
+from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim
 from tests.companion.family import Companion, Frame, Hands
 from tests.relay.household import Household, Relay
@@ -21,12 +25,17 @@ CLAIM = Claim.of(device=HOME.frame.name, request_id=bytes(16), sealed=b"sealed")
 
 
 def request(**changes: Any) -> CheckedRequest:
-    return CheckedRequest(announcement=HOME.say(**changes), claim=CLAIM, device=HOME.frame.member)
+    return checked(HOME.say(**changes), HOME.frame.member)
+
+
+def checked(announcement: Announcement, member: Member) -> CheckedRequest:
+    shown = known_as(member, [member])
+    return CheckedRequest(announcement=announcement, claim=CLAIM, device=member, known_as=shown)
 
 
 def test_everything_needed_to_decide_is_shown() -> None:
     shown = "\n".join(describe(request(rp_name="Example Inc", note="by the window", digits="42"), NOW + 10))
-    for text in ("frame asks to sign in", "example.com", '"Example Inc"', '"by the window"', "290 s left"):
+    for text in ('"frame" asks to sign in', "example.com", '"Example Inc"', '"by the window"', "290 s left"):
         assert text in shown
     assert "create a passkey" in summary(request(kind="mc"))
 
@@ -57,17 +66,13 @@ NASTY = [
 def test_nothing_that_others_wrote_moves_the_cursor_or_the_reading_order(text: str) -> None:
     """The formats refuse such text already; what is shown does not rely on it."""
     asked = request()
-    hostile = CheckedRequest(
-        announcement=replace(asked.announcement, rp_name=text, note=text, rp_id=text),
-        claim=CLAIM,
-        device=asked.device,
-    )
-    object.__setattr__(hostile.device, "label", text)
+    object.__setattr__(asked.device, "label", text)
     try:
-        for line in [*describe(hostile, NOW), summary(hostile)]:
-            assert line.isprintable()
+        hostile = checked(replace(asked.announcement, rp_name=text, note=text, rp_id=text), asked.device)
     finally:
-        object.__setattr__(hostile.device, "label", "frame")
+        object.__setattr__(asked.device, "label", "frame")
+    for line in [*describe(hostile, NOW), summary(hostile)]:
+        assert line.isprintable()
 
 
 def test_names_are_shown_as_people_write_them() -> None:
@@ -77,11 +82,34 @@ def test_names_are_shown_as_people_write_them() -> None:
         "\u2764\ufe0f \U0001fae9",
     )
     asked = request(rp_name=rp_name, note=note)
-    named = replace(asked, device=replace(asked.device, label=label))
+    named = checked(asked.announcement, replace(asked.device, label=label))
     shown = "\n".join(describe(named, NOW))
-    assert f"{label} asks to sign in" in shown
-    assert f'"{note}"' in shown
+    assert f'"{label}" asks to sign in' in shown
+    assert f'"\u2068{note}\u2069"' in shown  # isolated: it is right to left
     assert f'"{rp_name}"' in shown
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(
+    "twin", ["frame", "FRAME", "fr\u0430me", "fr\u034fame"], ids=["same", "capitals", "Cyrillic", "U+034F"]
+)
+def test_of_two_that_are_called_the_same_each_is_shown_with_its_short_name(twin: str) -> None:
+    frame, other = HOME.frame.member, device("lamp").member
+    object.__setattr__(other, "label", twin)
+    members = [HOME.phone.member, frame, other]
+    assert known_as(HOME.phone.member, members) == '"phone"'
+    assert known_as(frame, members).startswith(f'"frame" ({frame.name[:8]}; ')
+    assert known_as(other, members).startswith(f"{quoted(twin)} ({other.name[:8]}; ")
+
+
+@pytest.mark.threat("T4")
+def test_the_user_is_told_what_the_phone_must_name() -> None:
+    assert must_say("home.example") == (
+        'Your phone must now say "home.example". If it names anything else, cancel.'
+    )
+    assert (
+        must_say("a\x1b[2J") == 'Your phone must now say "a<U+001B>[2J". If it names anything else, cancel.'
+    )
 
 
 # One act per request

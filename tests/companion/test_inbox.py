@@ -144,6 +144,38 @@ async def test_an_approved_request_is_claimed_recorded_opened_and_reported(
     assert anna.inbox.pending == ()
 
 
+@pytest.mark.threat("T4")
+async def test_where_nobody_else_does_the_companion_says_what_the_phone_must_name(
+    anna: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    (request,) = anna.inbox.pending
+    hands = Hands()
+    hands.phone_checks = False
+    assert await anna.inbox.approve(request, hands)
+    (opened,) = [notice.message for notice in anna.notices if notice.kind is NoticeKind.OPENED]
+    assert opened == (
+        f'{Hands.handed_over}. Your phone must now say "example.com". If it names anything else, cancel.'
+    )
+
+
+@pytest.mark.threat("T4")
+async def test_a_companion_that_demands_digits_asks_nobody_without_them(
+    anna: Companion, frame: Frame
+) -> None:
+    anna.inbox._needs_digits = True
+    name = await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    assert anna.inbox.pending == ()
+    assert anna.refusals == ["digits-missing"]
+    failures = (await frame.caller.status(name))["failures"]
+    assert failures == [{"by": anna.caller.name, "reason": "digits-missing"}]
+    await frame.ask(anna.caller, digits="42")
+    await anna.inbox.poll()
+    assert len(anna.inbox.pending) == 1
+
+
 async def test_the_request_is_recorded_before_the_opener_runs(anna: Companion, frame: Frame) -> None:
     await frame.ask(anna.caller)
     await anna.inbox.poll()
@@ -654,7 +686,7 @@ async def test_a_companion_that_cannot_check_says_so_at_once(  # noqa: PLR0917  
     await home.append(*(each.person for each in (*home.companions, *home.devices)))
     name = await frame.ask(anna.caller)
 
-    def fails(*_: Any, **_named: Any) -> Any:
+    def fails(*_: Any) -> Any:
         raise error
 
     monkeypatch.setattr(anna.state, broken, fails)

@@ -166,7 +166,10 @@ class Shown:
         )
         self.file, self.told = folder / "fido-url.png", list[Path]()
         self.picture = QrPicture(
-            screen=Terminal(self._inner, encoding), file=self.file, on_file=self.told.append, tick=0.01
+            screen=Terminal(self._inner, encoding),
+            file=self.file,
+            on_file=lambda file, _: self.told.append(file),
+            tick=0.01,
         )
         asyncio.get_running_loop().add_reader(self._outer, self._read)
 
@@ -324,7 +327,9 @@ async def test_without_a_terminal_the_picture_is_in_a_file_of_ones_own_until_the
     tmp_path: Path,
 ) -> None:
     told: list[Path] = []
-    picture = QrPicture(screen=None, file=tmp_path / "fido-url.png", on_file=told.append)
+    picture = QrPicture(
+        screen=None, file=tmp_path / "fido-url.png", on_file=lambda file, _: told.append(file)
+    )
     what = opening()
     async with picture.open(what):
         assert told == [tmp_path / "fido-url.png"]
@@ -335,7 +340,7 @@ async def test_without_a_terminal_the_picture_is_in_a_file_of_ones_own_until_the
 
 
 async def test_a_file_that_was_left_behind_is_forgotten(tmp_path: Path) -> None:
-    picture = QrPicture(screen=None, file=tmp_path / "fido-url.png", on_file=lambda _: None)
+    picture = QrPicture(screen=None, file=tmp_path / "fido-url.png", on_file=lambda *_: None)
     picture.forget()
     picture.file.write_bytes(b"")
     picture.forget()
@@ -343,7 +348,7 @@ async def test_a_file_that_was_left_behind_is_forgotten(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_cannot_be_written_is_a_setup_error(tmp_path: Path) -> None:
-    picture = QrPicture(screen=None, file=tmp_path / "nowhere" / "fido-url.png", on_file=lambda _: None)
+    picture = QrPicture(screen=None, file=tmp_path / "nowhere" / "fido-url.png", on_file=lambda *_: None)
     with pytest.raises(SetupError, match="cannot write") as failed:
         await through(picture, opening())
     assert failed.value.reason is SetupReason.OUTPUT_UNWRITABLE

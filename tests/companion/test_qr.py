@@ -147,6 +147,18 @@ def test_no_name_moves_the_code(device: str, columns: int, rows: int) -> None:
 
 
 @pytest.mark.threat("T4")
+def test_beside_the_code_it_says_what_the_phone_must_name() -> None:
+    wide, narrow = shown(100, 30, Cells.HALF_BLOCKS), shown(37, 22, Cells.HALF_BLOCKS)
+    assert wide is not None
+    assert narrow is not None
+    said = " ".join(" ".join(CAPTION.lines(200, 61)).split())
+    assert 'Your phone must now say "home.example". If it names anything else, cancel.' in said
+    assert "If it names" in wide.text
+    assert "Phone differs? Cancel." in narrow.text
+    assert "at home.example" in narrow.text
+
+
+@pytest.mark.threat("T4")
 def test_of_an_rp_id_that_is_too_long_its_end_is_shown() -> None:
     """Its end says whose it is."""
     rp_id = "login.bank.example." + "sub." * 20 + "evil.test"

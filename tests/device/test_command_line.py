@@ -52,6 +52,7 @@ def parser() -> SettingsParser:
     serve.add_argument("--label")
     serve.add_argument("--opener", choices=("qr", "system"), default="qr")
     serve.add_argument("--quiet", action="store_true")
+    serve.add_argument("--consent", choices=("ask", "accept"), default="ask", said_only=("accept",))
     serve.add_argument("--advertise", action=argparse.BooleanOptionalAction, default=True)
     serve.add_argument("-t", "--tunnel", action="append", metavar="N=URL", default=[])
     serve.add_argument("--port-range", type=int, action="append")

@@ -27,6 +27,7 @@ WORDS = [
     ("cannot-open", TrustError, "cannot-open", 8),
     ("bad-url", TrustError, "bad-url", 8),
     ("wrong-digits", TrustError, "wrong-digits", 8),
+    ("digits-missing", TrustError, "digits-missing", 8),
     ("replayed", TrustError, "replayed", 8),
     ("no-adapter", TransportError, "no-adapter", 4),
     ("unreachable", TransportError, "unreachable", 4),

@@ -43,6 +43,7 @@ class CountingOpener:
     """Opens nothing, and remembers which URLs it was handed."""
 
     handed_over = "counted"
+    phone_checks = True
     stays = False
 
     def __init__(self) -> None:

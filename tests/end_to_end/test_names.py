@@ -44,7 +44,7 @@ async def test_names_of_any_script_join_register_and_sign_in(
     assert registered["user"]["name"] in await page(world)
 
     members = ("companion-push", "companion", "members", "--state", world.state(PHONE), *world.trust)
-    assert f"  {HUB}\n" in await world.run_to_end("members", *members)
+    assert f'  "{HUB}"\n' in await world.run_to_end("members", *members)
     listed = json.loads(await world.run_to_end("members", *members, "--json"))
     assert [each["label"] for each in listed["members"]] == [PHONE, HUB]
 
@@ -57,4 +57,4 @@ async def test_a_terminal_that_cannot_write_a_name_gets_it_spelled_out(
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     members = ("companion-push", "companion", "members", "--state", world.state(home.phone), *world.trust)
     output = await world.run_to_end("members", *members)
-    assert "  K\\xfcche \\U0001f469\\u200d\\U0001f373\n" in output
+    assert '  "K\\xfcche \\U0001f469\\u200d\\U0001f373"\n' in output

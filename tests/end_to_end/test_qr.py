@@ -55,7 +55,7 @@ async def test_a_phone_reads_the_code_off_the_terminal_and_signs_in(
         await window.until(lambda: "Approve? y or n:" in window.screen.text)
         window.type("y\n")
         await window.until(lambda: " left" in window.screen.text and window.screen.read() is not None)
-        assert f"{home.hub} asks to create a passkey" in window.screen.text
+        assert f'"{home.hub}" asks to create a passkey' in window.screen.text
         assert "at localhost" in window.screen.text
         url = window.screen.read()
         assert url is not None

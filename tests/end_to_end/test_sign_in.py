@@ -242,6 +242,20 @@ async def test_other_digits_open_nothing(world: World, home: Home, terminal: Ter
     assert "claimed" not in companion.stages
 
 
+@pytest.mark.threat("T4")
+async def test_a_companion_that_demands_digits_approves_nothing_without_them(
+    world: World, home: Home, ada: dict[str, Any], terminal: Terminal
+) -> None:
+    companion = await world.companion(
+        home.phone, "--once", "--consent", "ask", "--digits", in_front=terminal.in_front
+    )
+    device = await world.device(home.hub, "sign-in")
+    assert (await ends(device), await ends(companion)) == (8, 8)
+    assert device.failure is not None
+    assert device.failure["reason"] == "digits-missing"
+    assert "claimed" not in companion.stages
+
+
 def _digits(said: list[str]) -> str:
     """What the device shows, or speaks."""
     (digits,) = [each["digits"] for each in map(event, said) if each is not None and "digits" in each]
@@ -286,11 +300,11 @@ async def test_several_requests_are_listed_and_answered_one_by_one(
     (line,) = [line for line in listed.splitlines() if den in line]
     terminal.type(f"{line.split()[0]}\n")
     shown = await terminal.answer(APPROVE, "n")
-    assert f"{den} asks" in shown
+    assert f'"{den}" asks' in shown
     assert await ends(den_asks) == 6
 
     shown = await terminal.answer(APPROVE, "y")
-    assert f"{home.hub} asks" in shown
+    assert f'"{home.hub}" asks' in shown
     assert await ends(hub_asks) == 0
     assert await ends(companion) == 6  # one was declined
 
