@@ -30,6 +30,7 @@ import time
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -45,7 +46,7 @@ from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
-from headless_passkey.trust.ring import Member, Ring, Role
+from headless_passkey.trust.ring import Member, Ring, Role, prove_possession
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.word import Claim, Word
 
@@ -111,9 +112,11 @@ class RogueRelay:
     def _remember(self, request: web.Request, body: dict[str, Any]) -> None:
         if isinstance(body.get("ring"), str):
             document = from_base64url(body["ring"])
-            for grow in (Ring.parse_founding, *(ring.extend for ring in self._rings.values())):
+            grow: list[Callable[[bytes], Ring]] = [Ring.parse_founding]
+            grow += [partial(ring.extend, now=time.time()) for ring in self._rings.values()]
+            for parse in grow:
                 with suppress(HeadlessPasskeyError):  # another account's ring, or one that we have already
-                    ring = grow(document)
+                    ring = parse(document)
                     self._rings[ring.account] = ring
                     break
         if request.path.startswith("/v1/requests/") and "envelopes" in body:
@@ -191,6 +194,7 @@ class RogueRelay:
             role=Role.DEVICE,
             signing_key=self._own.public_key,
             hpke_key=None,
+            possession=prove_possession(self._own, account=ring.account, role=Role.DEVICE),
             label=ring.members[-1].label,
         )
         signer = Liar(companion.signing_key, self._own)

@@ -118,6 +118,22 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TrustReason.WITHHELD_RING, None): (
         "the relay hides a change of the account's members: ask its operator, and look at `companion-push companion members`"
     ),
+    (TrustReason.BACKDATED_RING, None): (
+        f"set the clock of the companion that changed the account, there with {SET_CLOCK}; if it was right, look at the members"
+    ),
+    (
+        TrustReason.CHANGED_MEMBER,
+        None,
+    ): "look at the members with `companion-push companion members`, and remove who did this",
+    (
+        TrustReason.BAD_POSSESSION,
+        None,
+    ): "look at the members with `companion-push companion members`, and remove who did this",
+    (TrustReason.NOT_A_COMPANION, None): "change the account with a companion",
+    (TrustReason.LAST_COMPANION, None): (
+        "let another companion in first, with `companion-push companion invite --kind companion`"
+    ),
+    (TrustReason.RING_FULL, None): "remove members that are not used any more",
     # the state of this device
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"
@@ -145,6 +161,10 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     ): "`rm PATH`, then sign in with the user whom this device is to expect",
     (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
+    (
+        SetupReason.STATE_INCOMPATIBLE,
+        "earlier",
+    ): "`rm PATH`, then `headless-passkey join` with a new invitation",
     (SetupReason.STATE_INCOMPATIBLE, "session"): "sign in again, which replaces it",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.STATE_UNWRITABLE, None): (

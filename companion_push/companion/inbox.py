@@ -43,9 +43,9 @@ from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url
-from headless_passkey.trust.checks import MAX_SKEW, check_envelope, recheck, usable_until
+from headless_passkey.trust.checks import check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
-from headless_passkey.trust.ring import Member
+from headless_passkey.trust.ring import MAX_SKEW, Member
 from headless_passkey.trust.word import Claim, Word
 
 FINISH: Final = 120  # seconds that a claimed request may last after its expiry
@@ -365,7 +365,7 @@ class Inbox:
         chain = self._state.chain()
         newer = await self._relay.bring_up_to_date(chain)
         if newer.head.version != chain.head.version:
-            chain = await self._state.adopt(newer)
+            chain = await self._state.adopt(newer, now=self._clock())
             self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
         if chain.head.member(self._me) is None:
             raise TrustError(

@@ -46,12 +46,16 @@ from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import check_relay_url
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 _LIMIT: Final = 2 * MAX_KEPT * MAX_DOCUMENT  # bytes of one file
 _MAX_OPENED: Final = 4096
 _MAX_INVITATIONS: Final = 64
 
 _Version = Annotated[int, msgspec.Meta(ge=_VERSION, le=_VERSION)]
+
+
+class _AnyVersion(msgspec.Struct, frozen=True):
+    version: int
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -231,17 +235,17 @@ class CompanionState:
         with self._strict("ring.json"):
             return RingChain.restore(kept.documents)
 
-    async def adopt(self, newer: RingChain) -> RingChain:
+    async def adopt(self, newer: RingChain, *, now: float) -> RingChain:
         """Extend the stored chain by the rings of `newer`, itself an extension of the chain as it was."""
         chain = self.chain()
         further = [ring.document for ring in newer.rings if ring.version > chain.head.version]
-        return await self.extend(further) if further else chain
+        return await self.extend(further, now=now) if further else chain
 
-    async def extend(self, documents: Iterable[bytes]) -> RingChain:
-        """Verify and store rings that extend the chain. `TrustError` (forked-ring, bad-signature) leaves it unchanged."""
+    async def extend(self, documents: Iterable[bytes], *, now: float) -> RingChain:
+        """Verify and store rings that extend the chain. A `TrustError` (`ring.check_next`) leaves it unchanged."""
         async with self._locked():
             chain = self.chain()
-            extended = chain.extend(documents)
+            extended = chain.extend(documents, now=now)
             if extended.head is not chain.head:
                 self._write("ring.json", _Rings(documents=list(extended.documents)))
             return extended
@@ -314,6 +318,12 @@ class CompanionState:
         if content is None:
             return None
         with self._strict(name):
+            if msgspec.json.decode(without_mark(content), type=_AnyVersion).version != _VERSION:
+                raise SetupError(
+                    f"{self._directory / name} was written by another version",
+                    reason=SetupReason.STATE_INCOMPATIBLE,
+                    advice=f"use the version of this program that wrote it; for this one, {self._mend(name)}",
+                )
             return msgspec.json.decode(without_mark(content), type=kind)
 
     def _write(self, name: str, content: _File) -> None:

@@ -35,10 +35,9 @@ from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import PREFIX as INVITATION
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord, accept
-from headless_passkey.trust.ring import Member, Ring, Role
+from headless_passkey.trust.ring import MAX_SKEW, Member, Ring, Role
 
 _QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
 
@@ -167,10 +166,14 @@ class Membership:
         keys = KeyPair()
         match means:
             case AccountCode():
-                member = Member(
-                    role=Role.COMPANION, signing_key=keys.signing.public_key, hpke_key=keys.hpke.public, label=label
-                )  # fmt: skip
-                ring = Ring.found(keys.signing, account=means.account, member=member, now=self.clock())
+                ring = Ring.found(
+                    keys.signing,
+                    account=means.account,
+                    account_name=means.account_name,
+                    hpke_key=keys.hpke.public,
+                    label=label,
+                    now=self.clock(),
+                )
                 said: tuple[bytes, ...] = (ring.document,)
             case Invitation():
                 means.check_expiry(self.clock(), skew=MAX_SKEW)
@@ -276,12 +279,12 @@ class Membership:
             if ring is not head:
                 if not await relay.append_ring(ring):
                     continue
-                await self.state.extend([ring.document])
+                await self.state.extend([ring.document], now=self.clock())
             if await relay.answer(record.invitation, ring, mac):
                 return introduction.member(record.rp_ids)
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
-        return await self.state.adopt(await relay.bring_up_to_date(self.state.chain()))
+        return await self.state.adopt(await relay.bring_up_to_date(self.state.chain()), now=self.clock())
 
 
 def _parse(line: str) -> AccountCode | Invitation:

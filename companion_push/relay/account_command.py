@@ -63,7 +63,7 @@ async def _add(args: argparse.Namespace) -> None:
     if added is None:
         raise UsageError("the name is taken: its first companion has joined already")
     account, code = added
-    out(AccountCode(relay_url=relay_url, account=account, code=code).encode())
+    out(AccountCode(relay_url=relay_url, account=account, account_name=args.name, code=code).encode())
 
 
 def _hours(text: str) -> int:

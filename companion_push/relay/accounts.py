@@ -4,10 +4,12 @@ Each function is a part of one transaction on an open store (`companion_push.rel
 tickets, which admit members, are stored as hashes only. This module holds nothing that decrypts.
 """
 
+import contextlib
 import hashlib
 import hmac
 import secrets
 import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
@@ -15,6 +17,7 @@ from typing import Final
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.text.base64url import base64url
+from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Word
 
@@ -90,7 +93,7 @@ def add_account(
     An account that is not founded yet gets a new code, which makes the earlier one void.
     """
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
-    account = str(row[0]) if row is not None else secrets.token_hex(16)
+    account = str(row[0]) if row is not None else new_account()
     if row is None:
         db.execute("INSERT INTO accounts VALUES (?, ?, ?)", (account, name, int(now)))
     elif head(db, account) is not None:
@@ -104,17 +107,18 @@ def found(
     db: sqlite3.Connection, *, caller: str, code: bytes, document: bytes, now: float
 ) -> tuple[str, bool]:
     """Found an account's ring with its code; returns the account's id, and whether this changed anything (idempotent)."""
-    try:
+    with _refusals():
         ring = Ring.parse_founding(document)
-    except (RemoteProtocolError, TrustError) as error:
-        raise invalid(f"ring: {error}") from error
     if ring.members[0].name != caller:
         raise invalid("the proof must be made with the key of the ring's only member")
     row = db.execute(
-        "SELECT hash, expires_at FROM account_codes WHERE account = ?", (ring.account,)
+        "SELECT hash, expires_at, name FROM account_codes JOIN accounts ON id = account WHERE account = ?",
+        (ring.account,),
     ).fetchone()
     if row is None or not hmac.compare_digest(row[0], _hash(code)):
         raise not_found()
+    if ring.account_name != row[2]:
+        raise invalid("ring: the account has another name")
     first = head(db, ring.account)
     if first is not None:
         if first.hash == ring.hash:
@@ -190,26 +194,45 @@ def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) ->
     return word
 
 
-def append_ring(db: sqlite3.Connection, account: str, document: bytes) -> tuple[Ring, frozenset[str]]:
-    """Append a ring that extends the head (compare and set); returns the new head, and the removed members.
+def append_ring(
+    db: sqlite3.Connection, member: Membership, document: bytes, *, now: float
+) -> tuple[Ring, frozenset[str]]:
+    """Append a ring that `member` signed and that extends the head (compare and set).
+
+    Returns the new head, and the removed members.
 
     The head itself is accepted again and changes nothing (idempotent).
     """
-    old = head(db, account)
+    old = head(db, member.account)
     if old is None:
         raise not_found()
     if old.hash == document_hash(document):
         return old, frozenset()
-    try:
-        ring = old.extend(document)
-    except TrustError as error:
-        if error.reason is TrustReason.FORKED_RING:
-            raise ring_conflict(old) from error
-        raise invalid(f"ring: {error}") from error
-    except RemoteProtocolError as error:
-        raise invalid(f"ring: {error}") from error
+    with _refusals(old):
+        ring = old.extend(document, now=now)
+    if ring.signer != member.name:
+        raise invalid("ring: it must be signed by the key that makes the proof")
+    if abs(ring.issued - int(now)) > _SKEW:
+        raise Problem(
+            Slug.BAD_RING,
+            f"the ring must be dated within {_SKEW} s of the relay's clock",
+            reason=TrustReason.CLOCK_SKEW,
+        )
     _store_ring(db, ring)
     return ring, frozenset(member.name for member in old.members if ring.member(member.name) is None)
+
+
+@contextlib.contextmanager
+def _refusals(old: Ring | None = None) -> Iterator[None]:
+    """Translate what is wrong with a ring. old: the head that it should follow."""
+    try:
+        yield
+    except TrustError as error:
+        if old is not None and error.reason is TrustReason.FORKED_RING:
+            raise ring_conflict(old) from error
+        raise Problem(Slug.BAD_RING, str(error), reason=error.reason) from error
+    except RemoteProtocolError as error:
+        raise invalid(f"ring: {error}") from error
 
 
 def ring_conflict(ring: Ring) -> Problem:

@@ -147,7 +147,7 @@ class RelayEndpoints:
         if added is None:
             return None
         account, code = added
-        return AccountCode(relay_url=self._config.public_url, account=account, code=code)
+        return AccountCode(relay_url=self._config.public_url, account=account, account_name=name, code=code)
 
     # Invitations and introductions
 

@@ -24,7 +24,8 @@ from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupReason
 from headless_passkey.process.private_file import reason_of
 
-_APPLICATION_ID: Final = 0x68704B31  # "hpK1" in the file's header: a store of this program
+_APPLICATION_ID: Final = 0x68704B32  # "hpK2" in the file's header: a store of this program
+_EARLIER_ID: Final = 0x68704B31  # "hpK1": of a version whose rings nobody reads any more
 _BUSY_SECONDS: Final = 5.0  # for an `account add` beside a running relay
 
 T = TypeVar("T")
@@ -211,6 +212,11 @@ def _migrate(connection: sqlite3.Connection) -> None:
 def _check_ours(connection: sqlite3.Connection) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    if application == _EARLIER_ID:
+        raise StoreUnusable(
+            "the store was made by an earlier version of this program; start with a new one, for which everybody joins again",
+            reason=SetupReason.STATE_INCOMPATIBLE,
+        )
     if application != _APPLICATION_ID and (application or tables):
         raise StoreUnusable("the file is another program's database", reason=SetupReason.STATE_DAMAGED)
     if _version(connection) > len(_MIGRATIONS):
@@ -291,6 +297,8 @@ _MIGRATIONS: Final = (
         version INTEGER NOT NULL,
         claimed_by TEXT,
         reason TEXT,
+        stays INTEGER NOT NULL DEFAULT 0, -- whether who opened it said that it goes on calling: 0 or 1
+        word BLOB,                        -- the signed claim of the companion in claimed_by; null together with it
         PRIMARY KEY (device, id)
     ) STRICT;
     CREATE INDEX requests_of ON requests (account);
@@ -300,7 +308,9 @@ _MIGRATIONS: Final = (
         id TEXT NOT NULL,
         recipient TEXT NOT NULL,
         sealed BLOB,                      -- null once the request is over
+        fetched INTEGER NOT NULL DEFAULT 0, -- whether the recipient has read its envelope: 0 or 1
         failed INTEGER,                   -- the order in which companions failed; null for the others
+        failed_at REAL,                   -- when it failed; null together with the column failed
         reason TEXT,
         PRIMARY KEY (device, id, recipient),
         FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
@@ -324,18 +334,5 @@ _MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX proofs_until ON proofs (until);
     CREATE INDEX proofs_of_strangers ON proofs (member) WHERE member = 0;
-    """,
-    """
-    -- whether who opened it said that it goes on calling: 0 or 1
-    ALTER TABLE requests ADD COLUMN stays INTEGER NOT NULL DEFAULT 0;
-    -- whether the recipient has read its envelope: 0 or 1
-    ALTER TABLE envelopes ADD COLUMN fetched INTEGER NOT NULL DEFAULT 0;
-    -- when it failed; null together with the column failed
-    ALTER TABLE envelopes ADD COLUMN failed_at REAL;
-    UPDATE envelopes SET failed_at = 0 WHERE failed IS NOT NULL
-    """,
-    """
-    -- the signed claim of the companion in claimed_by; null together with it
-    ALTER TABLE requests ADD COLUMN word BLOB
     """,
 )

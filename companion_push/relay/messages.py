@@ -16,14 +16,13 @@ from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.request import DeviceEvent
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.json_text import without_mark
-from headless_passkey.trust.ring import MAX_DOCUMENT, Role
+from headless_passkey.trust.ring import MAX_COMPANIONS, MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import MAX_WORD
 
-MAX_BODY: Final = 65_536  # bytes
+MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
 MAX_WAIT: Final = 25  # seconds a request may be held
-_MAX_ENVELOPES: Final = 8
-_MAX_SEALED: Final = 4096  # bytes
+_MAX_SEALED: Final = 3072  # bytes
 _REQUEST_ID_SIZE: Final = 16  # bytes
 _HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
 _TICKET_SIZE: Final = 32  # bytes
@@ -96,7 +95,7 @@ class _Envelope(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_in: Annotated[int, msgspec.Meta(ge=1, le=300)]
-    envelopes: Annotated[list[_Envelope], msgspec.Meta(min_length=1, max_length=_MAX_ENVELOPES)]
+    envelopes: Annotated[list[_Envelope], msgspec.Meta(min_length=1, max_length=MAX_COMPANIONS)]
 
     def parse(self) -> dict[str, bytes]:
         """Parse to the envelopes by recipient."""

@@ -128,8 +128,9 @@ def append_ring(body: RingBody) -> Operation:
     document = body.parse()
 
     def operation(call: Call) -> Answer:
-        account = call.member(Role.COMPANION).account
-        ring, removed = accounts.append_ring(call.db, account, document)
+        member = call.member()
+        account = member.account
+        ring, removed = accounts.append_ring(call.db, member, document, now=call.now)
         left = store.spent(call.db, account).get("rings")
         store.spend(call.db, account, {"rings": _RING_RATE.take(left, call.now)})
         withdrawn = [

@@ -8,6 +8,7 @@ class Slug(StrEnum):
     """The last word of a problem's type, which never changes."""
 
     ALREADY_CLAIMED = "already-claimed"
+    BAD_RING = "bad-ring"
     DRAINING = "draining"
     EXPIRED = "expired"
     INVALID_REQUEST = "invalid-request"
@@ -72,6 +73,7 @@ def invalid(detail: str) -> Problem:
 
 _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.INVALID_REQUEST: (400, "The request is malformed"),
+    Slug.BAD_RING: (400, "The ring is not valid"),
     Slug.UNKNOWN_RECIPIENT: (400, "An envelope is for somebody who is not a companion of the account"),
     Slug.UNKNOWN_RING: (400, "The word names a ring that the relay does not hold"),
     Slug.PROOF_INVALID: (401, "The proof of the caller's key does not hold"),

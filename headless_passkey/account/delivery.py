@@ -25,8 +25,6 @@ from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim
 
-MAX_RECIPIENTS: Final = 8  # envelopes in one request, the relay's limit
-
 logger = logging.getLogger(__name__)
 
 
@@ -85,7 +83,7 @@ class RelayDelivery:
             yield cls(RelayClient(ProvenHttp(http, joined.relay_url, joined.key)), state)
 
     async def recipients(self) -> Sequence[str]:
-        """Update the rings; returns the account's companions."""
+        """Update the rings; returns the account's companions, all of them."""
         self._refuse_a_second()
         self._enrolment = await enrolment.refresh(self._state, self._relay)
         companions = [
@@ -93,9 +91,7 @@ class RelayDelivery:
             for member in self._enrolment.chain.head.companions
             if member.hpke_key is not None and can_seal_to(member.hpke_key)
         ]
-        if len(companions) > MAX_RECIPIENTS:
-            logger.warning("%d companions, of which the newest %d are asked", len(companions), MAX_RECIPIENTS)
-        self._companions = {member.name: member for member in companions[-MAX_RECIPIENTS:]}
+        self._companions = {member.name: member for member in companions}
         if not self._companions:
             raise TrustError(TrustReason.NOT_A_MEMBER, "the account has no companion this device can seal to")
         return tuple(self._companions)

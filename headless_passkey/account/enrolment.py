@@ -62,7 +62,6 @@ from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, file_members
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
-from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import (
     LIFETIME,
     MAC_SIZE,
@@ -71,12 +70,12 @@ from headless_passkey.trust.invitation import (
     Invitation,
     accept,
 )
-from headless_passkey.trust.ring import MAX_DOCUMENT, Member, Role
+from headless_passkey.trust.ring import MAX_DOCUMENT, MAX_SKEW, Member, Role
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url
 
 FILE_NAME: Final = "enrolment.json"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 JOIN_TIMEOUT: Final = float(LIFETIME)  # seconds that a newcomer waits for its inviter
 _MAX_FILE: Final = 2 * MAX_KEPT * MAX_DOCUMENT
 
@@ -319,11 +318,12 @@ def _read(state: Path) -> Enrolment | _Joining | None:
         return None
     try:
         members = file_members(decode_json(content), FILE_NAME)
-        if members.integer("format") == _FORMAT:
+        wrote = members.integer("format")
+        if wrote == _FORMAT:
             return _parse(members)
     except (ValueError, RemoteProtocolError, TrustError) as error:
         raise damaged(state / FILE_NAME) from error
-    raise incompatible(state / FILE_NAME)
+    raise incompatible(state / FILE_NAME, "earlier" if wrote < _FORMAT else None)
 
 
 def _parse(members: Members) -> Enrolment | _Joining:

@@ -163,7 +163,7 @@ class MemberClient:
         while True:
             with self._known():
                 answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
-            longer = chain.extend(map(_ring_document, answer.items("rings")))
+            longer = chain.extend(map(_ring_document, answer.items("rings")), now=self._http.now())
             if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
                 return longer
             if longer.head is chain.head:

@@ -103,6 +103,10 @@ class ProvenHttp:
         except ValueError as error:
             raise LocalProtocolError("a server's base URL is https://HOST[:PORT][/PATH]") from error
 
+    def now(self) -> float:
+        """Unix seconds by the clock that dates the proofs."""
+        return self._clock()
+
     async def get(
         self, path: str, *, wait: int = 0, patience: float = PATIENCE, **query: str | int
     ) -> Members:

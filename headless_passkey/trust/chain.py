@@ -5,7 +5,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Self
 
-from headless_passkey.errors import LocalProtocolError, TrustError, TrustReason
+from headless_passkey.errors import (
+    LocalProtocolError,
+    ProtocolReason,
+    RemoteProtocolError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.trust.ring import Ring, document_hash
 
 MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
@@ -28,9 +34,13 @@ class RingChain:
 
     @classmethod
     def restore(cls, documents: Iterable[bytes]) -> Self:
-        """Restore a chain from our own storage, without verifying it again."""
-        first, *rest = documents
-        return cls.start(Ring.parse_kept(first)).extend(rest)
+        """Restore a chain from our own storage, without verifying it again; `RemoteProtocolError` when it is none."""
+        rings = tuple(map(Ring.parse_kept, documents))
+        if any(later.previous != earlier.hash for earlier, later in pairwise(rings)):
+            raise RemoteProtocolError(
+                "the rings do not follow each other", reason=ProtocolReason.MALFORMED_RING
+            )
+        return cls(rings)
 
     @property
     def documents(self) -> tuple[bytes, ...]:
@@ -40,16 +50,17 @@ class RingChain:
     def head(self) -> Ring:
         return self.rings[-1]
 
-    def extend(self, documents: Iterable[bytes]) -> Self:
+    def extend(self, documents: Iterable[bytes], *, now: float) -> Self:
         """Extend the chain by `documents`, each the next version; rings that it holds already are skipped.
 
-        Raises `TrustError` (forked-ring, bad-signature), or `RemoteProtocolError` when malformed.
+        now: Unix seconds by our own clock. Raises `TrustError` (`ring.check_next` has the reasons), or
+        `RemoteProtocolError` when malformed.
         """
         rings = list(self.rings)
         known = {ring.hash for ring in rings}
         for document in documents:
             if document_hash(document) not in known:
-                rings.append(rings[-1].extend(document))
+                rings.append(rings[-1].extend(document, now=now))
         return type(self)(tuple(rings[-MAX_KEPT:]))
 
     def ancestor(self, version: int, ring_hash: bytes) -> Ring | None:

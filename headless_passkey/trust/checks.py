@@ -13,9 +13,8 @@ from headless_passkey.mends import clock_skew, mend
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.hpke import HpkePrivateKey
-from headless_passkey.trust.ring import Member, Role
+from headless_passkey.trust.ring import MAX_SKEW, Member, Role
 
-MAX_SKEW: Final = 120  # seconds that two members' clocks may differ: each may be 60 s off the relay's
 MAX_URL_AGE: Final = 300  # seconds
 MAX_URL_LENGTH: Final = 512  # characters; ours have about 170
 

@@ -1,8 +1,7 @@
 """The device's checks of what the relay shows it of companions, before it sends its command (docs/protocol/trust.md)."""
 
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
-from headless_passkey.trust.checks import MAX_SKEW
-from headless_passkey.trust.ring import Member
+from headless_passkey.trust.ring import MAX_SKEW, Member
 from headless_passkey.trust.word import Claim, Word
 
 

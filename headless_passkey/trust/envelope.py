@@ -37,7 +37,7 @@ from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_docu
 ENVELOPE_LABEL: Final = f"{PROJECT} envelope v1"
 REQUEST_ID_SIZE: Final = 16
 MAX_LIFETIME: Final = 300  # seconds; a limit of the format
-MAX_SEALED: Final = 4096  # bytes, the relay's limit
+MAX_SEALED: Final = 3072  # bytes, the relay's limit
 MAX_NOTE: Final = 140  # characters
 _MAX_VERSION: Final = 1 << 32
 _KINDS: Final = (RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL)
@@ -244,7 +244,7 @@ def _encode(said: Announcement) -> bytes:
 
 def _parse(body: bytes) -> Announcement:
     fields = Fields.of(body, ENVELOPE_LABEL, 16, limit=MAX_SEALED)
-    account = fields.text(MAX_LABEL)
+    account = fields.account()
     request_id = fields.octets(REQUEST_ID_SIZE)
     device, recipient = fields.name(), fields.name()
     hpke_key_name = fields.octets(32)

@@ -4,19 +4,35 @@ The label separates the formats (domain separation), so that no byte string of o
 takes the items in order and checks type and size of each.
 """
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.names import why_not_plain
 from headless_passkey.trust.signing import NAME_SIZE
 
 PROJECT: Final = "headless-passkey"
 MAX_TIME: Final = 1 << 48  # seconds; later than any clock, and exact in every language's integers
 
+ACCOUNT_SIZE: Final = 22  # characters: base64url of 16 bytes
+
 T = TypeVar("T")
+
+
+def new_account() -> str:
+    """Make the id of a new account: base64url of 16 random bytes, 22 characters."""
+    return base64url(secrets.token_bytes(16))
+
+
+def is_account(text: str) -> bool:
+    """Whether `text` is an account's id."""
+    try:
+        return len(text) == ACCOUNT_SIZE and len(from_base64url(text)) == 16
+    except RemoteProtocolError:
+        return False
 
 
 class Fields:
@@ -102,6 +118,24 @@ class Fields:
                 reason=ProtocolReason.MALFORMED_DOCUMENT,
             )
         from_base64url(value)
+        return value
+
+    def account(self) -> str:
+        """Take an account's id: base64url of 16 bytes."""
+        value = self.take()
+        if not isinstance(value, str) or not is_account(value):
+            raise RemoteProtocolError(
+                f"{self._what}: expected an account's id of {ACCOUNT_SIZE} characters",
+                reason=ProtocolReason.MALFORMED_DOCUMENT,
+            )
+        return value
+
+    def truth(self) -> bool:
+        value = self.take()
+        if not isinstance(value, bool):
+            raise RemoteProtocolError(
+                f"{self._what}: expected true or false", reason=ProtocolReason.MALFORMED_DOCUMENT
+            )
         return value
 
     def optional(self, take: Callable[[], T]) -> T | None:

@@ -39,6 +39,8 @@ from headless_passkey.trust.ring import (
     parse_hpke_key,
     parse_role,
     parse_rp_ids,
+    prove_possession,
+    proves_possession,
 )
 from headless_passkey.trust.signing import (
     POINT_SIZE,
@@ -148,7 +150,7 @@ class Invitation:
         fields = Fields.of(data, INVITATION_LABEL, 6, limit=MAX_TEXT)
         return cls(
             relay_url=check_relay_url(fields.text(MAX_RELAY_URL)),
-            account=fields.text(MAX_LABEL),
+            account=fields.account(),
             kind=parse_role(fields.take()),
             inviter=fields.name(),
             secret=fields.octets(SECRET_SIZE),
@@ -160,7 +162,8 @@ class Invitation:
 class Introduction:
     """A newcomer's introduction: its description, with proof of possession of its key and of the invitation.
 
-    body = [label, kind, account, relay URL, inviter, signing key, [suite, public key] | null, label text]
+    body = [label, kind, account, relay URL, inviter, signing key, [suite, public key] | null, possession,
+            label text]
     """
 
     kind: Role
@@ -169,6 +172,7 @@ class Introduction:
     inviter: str
     signing_key: bytes  # 65 bytes
     hpke_key: HpkeKey | None
+    possession: bytes = field(repr=False)  # 64 bytes: of the newcomer's entry in the ring
     label: str
     body: bytes = field(repr=False)
     signature: bytes = field(repr=False)  # of body, by signing_key: proof of possession
@@ -179,6 +183,9 @@ class Introduction:
         cls, invitation: Invitation, *, key: SigningKey, hpke_key: HpkeKey | None, label: str
     ) -> "Introduction":
         """Make the introduction of the holder of `key`; a companion has an `hpke_key` too."""
+        possession = prove_possession(
+            key, account=invitation.account, role=invitation.kind, hpke_key=hpke_key
+        )
         body = cbor.encode(
             [
                 INTRODUCTION_LABEL,
@@ -188,6 +195,7 @@ class Introduction:
                 invitation.inviter,
                 key.public_key,
                 encode_hpke_key(hpke_key),
+                possession,
                 label,
             ]
         )
@@ -212,6 +220,7 @@ class Introduction:
             role=self.kind,
             signing_key=self.signing_key,
             hpke_key=self.hpke_key,
+            possession=self.possession,
             label=self.label,
             rp_ids=rp_ids,
         )
@@ -223,14 +232,15 @@ class Introduction:
                 "an introduction has a signature of 64 bytes and a MAC of 32",
                 reason=ProtocolReason.MALFORMED_INVITATION,
             )
-        fields = Fields.of(body, INTRODUCTION_LABEL, 7, limit=MAX_INTRODUCTION)
+        fields = Fields.of(body, INTRODUCTION_LABEL, 8, limit=MAX_INTRODUCTION)
         introduction = cls(
             kind=parse_role(fields.take()),
-            account=fields.text(MAX_LABEL),
+            account=fields.account(),
             relay_url=check_relay_url(fields.text(MAX_RELAY_URL)),
             inviter=fields.name(),
             signing_key=fields.octets(POINT_SIZE),
             hpke_key=fields.optional(lambda: parse_hpke_key(fields.take())),
+            possession=fields.octets(SIGNATURE_SIZE),
             label=fields.text(MAX_LABEL),
             body=body,
             signature=signature,
@@ -281,6 +291,14 @@ class InvitationRecord:
             raise TrustError(TrustReason.BAD_SIGNATURE, "the newcomer does not hold the key it shows")
         if not hmac.compare_digest(mac, _mac(invitation.k_new, body)):
             raise TrustError(TrustReason.BAD_MAC, "the newcomer does not hold the invitation")
+        if not proves_possession(
+            introduction.possession,
+            account=introduction.account,
+            role=introduction.kind,
+            signing_key=introduction.signing_key,
+            hpke_key=introduction.hpke_key,
+        ):
+            raise TrustError(TrustReason.BAD_POSSESSION, "the newcomer does not prove its keys")
         return introduction
 
     def taken_by(self, introduction: Introduction) -> "InvitationRecord":
@@ -301,14 +319,14 @@ class InvitationRecord:
             raise LocalProtocolError("only the inviter answers its invitation")
         newcomer = introduction.member(self.rp_ids)
         present = ring.member(newcomer.name)
-        if present is not None and present != newcomer:
+        if present is not None and (present.keys, present.label) != (newcomer.keys, newcomer.label):
             raise RemoteProtocolError(
                 "the newcomer's key is already a member, under another description",
                 reason=ProtocolReason.MALFORMED_INVITATION,
             )
         if present is None or ring.signer != self.invitation.inviter:
             others = [member for member in ring.members if member.name != newcomer.name]
-            ring = ring.next(key, members=[*others, newcomer], now=now)
+            ring = ring.next(key, members=[*others, present or newcomer], now=now)
         return ring, answer_mac(self.invitation, introduction.body, ring.hash)
 
     def to_bytes(self) -> bytes:
@@ -340,7 +358,7 @@ def accept(invitation: Invitation, introduction: Introduction, *, ring: bytes, m
     if first.account != invitation.account:
         raise TrustError(TrustReason.ACCOUNT_MISMATCH, "the answer is a ring of another account")
     member = first.member(thumbprint(introduction.signing_key))
-    if member is None or member != introduction.member(member.rp_ids):
+    if member is None or (member.keys, member.label) != (introduction.member().keys, introduction.label):
         raise TrustError(
             TrustReason.NOT_A_MEMBER, "the answer's ring does not hold us as we introduced ourselves"
         )

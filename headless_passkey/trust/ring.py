@@ -1,19 +1,21 @@
 """The ring: an account's list of members, as a versioned and signed document (docs/protocol/trust.md).
 
-    document = body || signature (64 bytes)
-    body     = [label, account, version, previous, issued, members, signer]
-    member   = [role, signing key, [suite, public key] | null, label, rp ids | null]
+    document   = body || signature (64 bytes)
+    body       = [label, account, account name, version, previous, issued, members, signer]
+    member     = [role, signing key, [suite, public key] | null, possession, label, joined, introduced by | null,
+                  needs digits, rp ids | null]
+    possession = signature by the signing key of [label, account, role, signing key, [suite, public key] | null]
 
-Version n + 1 is valid when it names the hash of version n and a companion of version n has signed it. Admission adds a
-member, revocation removes one, rotation replaces a key; `Ring.extend` verifies all of them. Version 1 is signed by its
-only member.
+Version n + 1 names the hash of version n and is signed by a member of version n. `check_next` is the whole rule, the
+same for relay, devices and companions. Admission adds a member, removal leaves one out, a change of label keeps its keys.
+Version 1 is signed by its only member.
 
 This module holds nothing that decrypts. The relay imports it to authorise its callers.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final
 
@@ -25,6 +27,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid import cbor
+from headless_passkey.mends import clock_skew, mend
 from headless_passkey.text.domains import is_domain
 from headless_passkey.text.names import MAX_LABEL, why_not_plain
 from headless_passkey.trust.fields import PROJECT, Fields
@@ -38,11 +41,13 @@ from headless_passkey.trust.signing import (
     verify,
 )
 
-RING_LABEL: Final = f"{PROJECT} ring v1"
+RING_LABEL: Final = f"{PROJECT} ring v2"
 MEMBER_LABEL: Final = f"{PROJECT} member v2"
-MAX_DOCUMENT: Final = 32768  # bytes
+MAX_DOCUMENT: Final = 49_152  # bytes
 MAX_MEMBERS: Final = 64
-MAX_RP_IDS: Final = 16
+MAX_COMPANIONS: Final = 16
+MAX_RP_IDS: Final = 8
+MAX_SKEW: Final = 120  # seconds that two members' clocks may differ: each may be 60 s off the relay's
 SUITE_P256: Final = 1  # DHKEM(P-256, HKDF-SHA256), HKDF-SHA256, AES-256-GCM
 _MAX_VERSION: Final = 1 << 32
 _MAX_PUBLIC_KEY: Final = 2048  # bytes: room for a post-quantum hybrid
@@ -87,7 +92,13 @@ class Member:
     role: Role
     signing_key: bytes  # 65 bytes, uncompressed P-256
     hpke_key: HpkeKey | None
+    possession: bytes = field(
+        repr=False
+    )  # 64 bytes: the proof that its holder joins this account in this role
     label: str  # its name for people, at most 64 characters
+    joined: int = 0  # Unix seconds by the introducer's clock; `Ring.next` sets it for a newcomer
+    introduced_by: str | None = None  # a name; None for the founder
+    needs_digits: bool = False  # a companion shows no request of this device without match digits
     rp_ids: tuple[str, ...] | None = None  # the relying parties it may ask for; None: any
     name: str = field(init=False, compare=False)  # the thumbprint of its signing key
 
@@ -96,16 +107,25 @@ class Member:
         object.__setattr__(self, "name", thumbprint(self.signing_key))
         if wrong := why_not_plain(self.label):
             raise RemoteProtocolError(f"a label {wrong}", reason=ProtocolReason.MALFORMED_RING)
+        if len(self.possession) != SIGNATURE_SIZE:
+            raise RemoteProtocolError(
+                f"a proof of possession has {SIGNATURE_SIZE} bytes", reason=ProtocolReason.MALFORMED_RING
+            )
         if (self.role is Role.COMPANION) != (self.hpke_key is not None):
             raise RemoteProtocolError(
                 "companions have an HPKE key, devices have none", reason=ProtocolReason.MALFORMED_RING
             )
+        if self.role is not Role.DEVICE and (self.rp_ids is not None or self.needs_digits):
+            raise RemoteProtocolError(
+                "only devices are bound to rp ids and digits", reason=ProtocolReason.MALFORMED_RING
+            )
         if self.rp_ids is not None:
-            if self.role is not Role.DEVICE:
-                raise RemoteProtocolError(
-                    "only devices are bound to rp ids", reason=ProtocolReason.MALFORMED_RING
-                )
             check_rp_ids(self.rp_ids)
+
+    @property
+    def keys(self) -> tuple[Role, bytes, HpkeKey | None, bytes]:
+        """What only its holder can have made: role, keys and the proof of possession."""
+        return self.role, self.signing_key, self.hpke_key, self.possession
 
     def allows(self, rp_id: str) -> bool:
         """Whether this device may ask for a passkey of `rp_id`."""
@@ -116,10 +136,11 @@ class Member:
 class Ring:
     """One version of an account's membership. Every constructor verifies it."""
 
-    account: str
+    account: str  # the account's id, 22 characters
+    account_name: str  # a label
     version: int  # from 1
     previous: bytes | None  # 32 bytes: the hash of version - 1; None in version 1
-    issued: int  # Unix seconds by the signer's clock
+    issued: int  # Unix seconds by the signer's clock, never before the ring's before
     members: tuple[Member, ...]
     signer: str  # a member's name
     document: bytes = field(
@@ -127,64 +148,94 @@ class Ring:
     )  # the verified bytes; their body is what the fields say
 
     @classmethod
-    def found(cls, key: SigningKey, *, account: str, member: Member, now: float) -> "Ring":
+    def found(
+        cls,
+        key: SigningKey,
+        *,
+        account: str,
+        account_name: str,
+        hpke_key: HpkeKey,
+        label: str,
+        now: float,
+    ) -> "Ring":
         """Found the ring of `account`: version 1, whose only member is the companion that holds `key`."""
-        if member.signing_key != key.public_key or member.role is not Role.COMPANION:
-            raise LocalProtocolError("a ring is founded by its only member, a companion")
-        return cls._sign(key, account=account, version=1, previous=None, members=(member,), now=now)
+        founder = Member(
+            role=Role.COMPANION,
+            signing_key=key.public_key,
+            hpke_key=hpke_key,
+            possession=prove_possession(key, account=account, role=Role.COMPANION, hpke_key=hpke_key),
+            label=label,
+            joined=int(now),
+        )
+        return cls._sign(
+            key,
+            account=account,
+            account_name=account_name,
+            version=1,
+            previous=None,
+            issued=int(now),
+            members=(founder,),
+        )
 
     @classmethod
     def parse_founding(cls, document: bytes) -> "Ring":
-        """Parse and verify a version 1: its only member, a companion, has signed it."""
+        """Parse and verify a version 1: its only member, a companion whom nobody introduced, has signed it."""
         ring = cls._parse(document)
-        if ring.version != 1 or len(ring.members) != 1:
-            raise TrustError(TrustReason.FORKED_RING, "a founding ring is version 1 with one member")
-        return _verified(ring, ring.member(ring.signer))
+        if ring.version != 1 or len(ring.members) != 1 or ring.members[0].introduced_by is not None:
+            raise _refused(TrustReason.FORKED_RING, "a founding ring is version 1 with one member")
+        return _verified_first(ring, ring.signer)
 
     @classmethod
     def parse_vouched(cls, document: bytes, *, inviter: str) -> "Ring":
         """Parse and verify a newcomer's first ring, of any version: the pinned inviter, a companion in it, has signed it."""
         ring = cls._parse(document)
         if ring.signer != inviter:
-            raise TrustError(TrustReason.BAD_SIGNATURE, "the ring is not signed by the inviter")
-        return _verified(ring, ring.member(inviter))
+            raise _refused(TrustReason.BAD_SIGNATURE, "the ring is not signed by the inviter")
+        return _verified_first(ring, inviter)
 
     @classmethod
     def parse_kept(cls, document: bytes) -> "Ring":
-        """Parse a ring from our own storage, which holds verified rings only; the signature is not verified again."""
+        """Parse a ring from our own storage, which holds verified rings only; nothing is verified again."""
         return cls._parse(document)
 
-    def extend(self, document: bytes) -> "Ring":
-        """Parse and verify `document` as the next version; anything else is a fork.
+    def extend(self, document: bytes, *, now: float) -> "Ring":
+        """Parse and verify `document` as the next version. now: Unix seconds by our own clock.
 
-        Raises `TrustError` (forked-ring, bad-signature), or `RemoteProtocolError` when malformed.
+        Raises `TrustError` with the reason of `check_next`, or `RemoteProtocolError` when malformed.
         """
         ring = self._parse(document)
-        if ring.account != self.account:
-            raise TrustError(TrustReason.FORKED_RING, "the ring is another account's")
-        if ring.version != self.version + 1:
-            raise TrustError(
-                TrustReason.FORKED_RING, f"expected ring version {self.version + 1}, got {ring.version}"
-            )
-        if ring.previous != self.hash:
-            raise TrustError(
-                TrustReason.FORKED_RING, f"ring version {ring.version} does not follow the one we hold"
-            )
-        return _verified(ring, self.member(ring.signer))
+        check_next(self, ring, now=now)
+        return ring
 
     def next(self, key: SigningKey, *, members: Sequence[Member], now: float) -> "Ring":
-        """Make and sign the next version with `members`; the signer is a companion of this version."""
+        """Make and sign the next version with `members`; who is new among them is introduced by the signer, now.
+
+        The signer is a member of this version: a companion, or a device that takes itself out. `TrustError` when
+        `check_next` would refuse the members.
+        """
         signer = self.member(thumbprint(key.public_key))
-        if signer is None or signer.role is not Role.COMPANION:
-            raise LocalProtocolError("only a companion of the ring signs the next one")
-        return self._sign(
+        if signer is None:
+            raise LocalProtocolError("only a member of the ring signs the next one")
+        issued = max(int(now), self.issued)
+        known = {member.name for member in self.members}
+        ring = self._sign(
             key,
             account=self.account,
+            account_name=self.account_name,
             version=self.version + 1,
             previous=self.hash,
-            members=tuple(members),
-            now=now,
+            issued=issued,
+            members=tuple(
+                member if member.name in known else replace(member, joined=issued, introduced_by=signer.name)
+                for member in members
+            ),
         )
+        _check_content(self, ring, signer)
+        return ring
+
+    def without(self, key: SigningKey, *names: str, now: float) -> "Ring":
+        """Make and sign the next version without these members."""
+        return self.next(key, members=[each for each in self.members if each.name not in names], now=now)
 
     @property
     def hash(self) -> bytes:
@@ -206,8 +257,9 @@ class Ring:
                 f"a ring has {SIGNATURE_SIZE + 1} to {MAX_DOCUMENT} bytes, got {len(document)}",
                 reason=ProtocolReason.TOO_LONG if too_long else ProtocolReason.MALFORMED_RING,
             )
-        fields = Fields.of(document[:-SIGNATURE_SIZE], RING_LABEL, 6, limit=MAX_DOCUMENT)
-        account = fields.text(MAX_LABEL)
+        fields = Fields.of(document[:-SIGNATURE_SIZE], RING_LABEL, 7, limit=MAX_DOCUMENT)
+        account = fields.account()
+        account_name = fields.text(MAX_LABEL)
         version = fields.integer(1, _MAX_VERSION)
         previous = fields.optional(lambda: fields.octets(32))
         issued = fields.time()
@@ -220,6 +272,7 @@ class Ring:
             )
         return cls(
             account=account,
+            account_name=account_name,
             version=version,
             previous=previous,
             issued=issued,
@@ -234,28 +287,146 @@ class Ring:
         key: SigningKey,
         *,
         account: str,
+        account_name: str,
         version: int,
         previous: bytes | None,
+        issued: int,
         members: tuple[Member, ...],
-        now: float,
     ) -> "Ring":
         encoded = [_encode_member(member) for member in members]
         signer = thumbprint(key.public_key)
-        body = cbor.encode([RING_LABEL, account, version, previous, int(now), encoded, signer])
+        body = cbor.encode([RING_LABEL, account, account_name, version, previous, issued, encoded, signer])
         try:
             return cls._parse(body + sign_document(key, body))
         except RemoteProtocolError as error:
             raise LocalProtocolError(f"the ring would be invalid: {error}") from error
 
 
-def _verified(ring: Ring, signer: Member | None) -> Ring:
-    """Verify that `signer` is a companion and has signed `ring`."""
-    if signer is None or signer.role is not Role.COMPANION:
-        raise TrustError(TrustReason.FORKED_RING, "the ring is signed by someone who may not change it")
+def check_next(held: Ring, ring: Ring, *, now: float) -> None:
+    """Check that `ring` follows `held`, the ring before it: the table of docs/protocol/trust.md, in its order.
+
+    now: Unix seconds by our own clock. Raises `TrustError`; the first rule that fails gives the reason.
+    """
+    signer = _check_lineage(held, ring)
+    _check_signature(ring, signer)
+    _check_time(held, ring, now)
+    _check_content(held, ring, signer)
+
+
+def _check_content(held: Ring, ring: Ring, signer: Member) -> None:
+    _check_who_stays(held, ring)
+    _check_newcomers(held, ring)
+    _check_right(held, ring, signer)
+    _check_whole(ring)
+
+
+def _check_lineage(held: Ring, ring: Ring) -> Member:
+    """Check what `ring` says that it follows; returns its signer's entry of the ring before."""
+    if (ring.account, ring.account_name) != (held.account, held.account_name):
+        raise _refused(TrustReason.FORKED_RING, "the ring is another account's")
+    if ring.version != held.version + 1:
+        raise _refused(
+            TrustReason.FORKED_RING, f"expected ring version {held.version + 1}, got {ring.version}"
+        )
+    if ring.previous != held.hash:
+        raise _refused(
+            TrustReason.FORKED_RING, f"ring version {ring.version} does not follow the one we hold"
+        )
+    signer = held.member(ring.signer)
+    if signer is None:
+        raise _refused(
+            TrustReason.FORKED_RING, f"ring version {ring.version} is signed by somebody who is no member"
+        )
+    return signer
+
+
+def _check_signature(ring: Ring, signer: Member) -> None:
     body, signature = ring.document[:-SIGNATURE_SIZE], ring.document[-SIGNATURE_SIZE:]
     if not verify(signer.signing_key, signature, body):
-        raise TrustError(TrustReason.BAD_SIGNATURE, "the ring's signature does not verify")
+        raise _refused(
+            TrustReason.BAD_SIGNATURE, f"the signature of ring version {ring.version} does not verify"
+        )
+
+
+def _check_time(held: Ring, ring: Ring, now: float) -> None:
+    if ring.issued < held.issued:
+        raise _refused(
+            TrustReason.BACKDATED_RING, f"ring version {ring.version} is dated before the one that it follows"
+        )
+    ahead = ring.issued - int(now)
+    if ahead > MAX_SKEW:
+        raise clock_skew(
+            f"ring version {ring.version} was signed by a clock {ahead} s ahead of this one; at most {MAX_SKEW} s are allowed",
+            "members",
+        )
+
+
+def _check_who_stays(held: Ring, ring: Ring) -> None:
+    """Check that who stays a member is the same one; keys for envelopes are changed only by their holder."""
+    for member in ring.members:
+        before = held.member(member.name)
+        if before is None:
+            continue
+        itself = member.name == ring.signer
+        if (before.role, before.joined, before.introduced_by) != (
+            member.role,
+            member.joined,
+            member.introduced_by,
+        ) or (not itself and before.keys != member.keys):
+            raise _refused(
+                TrustReason.CHANGED_MEMBER,
+                f"ring version {ring.version} says of a member what only that member may change, or nobody",
+            )
+
+
+def _check_newcomers(held: Ring, ring: Ring) -> None:
+    for member in ring.members:
+        before = held.member(member.name)
+        if (before is None or before.keys != member.keys) and not _possesses(ring, member):
+            raise _refused(
+                TrustReason.BAD_POSSESSION, f"ring version {ring.version} lists a key without its holder"
+            )
+        if before is None and (member.joined, member.introduced_by) != (ring.issued, ring.signer):
+            raise _refused(
+                TrustReason.CHANGED_MEMBER,
+                f"ring version {ring.version} does not say of a new member when it came and by whom",
+            )
+
+
+def _check_right(held: Ring, ring: Ring, signer: Member) -> None:
+    """Check that a device signs nothing but the ring that takes itself out."""
+    left = tuple(member for member in held.members if member.name != signer.name)
+    if signer.role is not Role.COMPANION and ring.members != left:
+        raise _refused(
+            TrustReason.NOT_A_COMPANION, f"ring version {ring.version} is signed by a device, for others"
+        )
+
+
+def _check_whole(ring: Ring) -> None:
+    companions = len(ring.companions)
+    if not companions:
+        raise _refused(TrustReason.LAST_COMPANION, "the ring would have no companion left")
+    if companions > MAX_COMPANIONS or len(ring.members) > MAX_MEMBERS:
+        raise _refused(
+            TrustReason.RING_FULL,
+            f"an account has at most {MAX_MEMBERS} members, {MAX_COMPANIONS} of them companions",
+        )
+
+
+def _verified_first(ring: Ring, signer_name: str) -> Ring:
+    """Verify a first ring, which follows none that we hold: its signer is a companion in it, and all keys have their holders."""
+    signer = ring.member(signer_name)
+    if signer is None or signer.role is not Role.COMPANION:
+        raise _refused(TrustReason.FORKED_RING, "the ring is signed by someone who may not change it")
+    _check_signature(ring, signer)
+    if not all(_possesses(ring, member) for member in ring.members):
+        raise _refused(TrustReason.BAD_POSSESSION, "the ring lists a key without its holder")
+    _check_whole(ring)
     return ring
+
+
+def _refused(reason: TrustReason, what: str) -> TrustError:
+    return TrustError(reason, what, advice=mend(reason))
 
 
 def document_hash(document: bytes) -> bytes:
@@ -275,12 +446,22 @@ def proves_possession(
     return verify(signing_key, possession, _possession_body(account, role, signing_key, hpke_key))
 
 
+def _possesses(ring: Ring, member: Member) -> bool:
+    return proves_possession(
+        member.possession,
+        account=ring.account,
+        role=member.role,
+        signing_key=member.signing_key,
+        hpke_key=member.hpke_key,
+    )
+
+
 def _possession_body(account: str, role: Role, signing_key: bytes, hpke_key: HpkeKey | None) -> bytes:
     return cbor.encode([MEMBER_LABEL, account, str(role), signing_key, encode_hpke_key(hpke_key)])
 
 
 def check_rp_ids(rp_ids: Sequence[str]) -> None:
-    """Refuse what is not a list of relying party ids: 1 to 16 different lower-case domain names."""
+    """Refuse what is not a list of relying party ids: 1 to 8 different lower-case domain names."""
     if not 0 < len(rp_ids) <= MAX_RP_IDS or len(set(rp_ids)) != len(rp_ids):
         raise RemoteProtocolError(
             f"expected 1 to {MAX_RP_IDS} different rp ids", reason=ProtocolReason.MALFORMED_RING
@@ -293,28 +474,29 @@ def check_rp_ids(rp_ids: Sequence[str]) -> None:
 
 
 def _parse_members(items: Any) -> tuple[Member, ...]:
-    if not isinstance(items, list) or not 0 < len(items) <= MAX_MEMBERS:
-        raise RemoteProtocolError(
-            f"a ring has 1 to {MAX_MEMBERS} members", reason=ProtocolReason.MALFORMED_RING
-        )
+    if not isinstance(items, list) or not items:
+        raise RemoteProtocolError("a ring has a list of members", reason=ProtocolReason.MALFORMED_RING)
     members = tuple(_parse_member(item) for item in items)
     if len({member.name for member in members}) != len(members):
         raise RemoteProtocolError(
             "a signing key appears twice in the ring", reason=ProtocolReason.MALFORMED_RING
         )
-    if all(member.role is not Role.COMPANION for member in members):
-        raise RemoteProtocolError("a ring has no companion", reason=ProtocolReason.MALFORMED_RING)
     return members
 
 
 def _parse_member(item: Any) -> Member:
-    fields = Fields(item, "ring member", 5)
-    role = parse_role(fields.take())
-    signing_key = fields.octets(POINT_SIZE)
-    hpke_key = fields.optional(lambda: parse_hpke_key(fields.take()))
-    label = fields.text(MAX_LABEL)
-    rp_ids = fields.optional(lambda: parse_rp_ids(fields.take()))
-    return Member(role=role, signing_key=signing_key, hpke_key=hpke_key, label=label, rp_ids=rp_ids)
+    fields = Fields(item, "ring member", 9)
+    return Member(
+        role=parse_role(fields.take()),
+        signing_key=fields.octets(POINT_SIZE),
+        hpke_key=fields.optional(lambda: parse_hpke_key(fields.take())),
+        possession=fields.octets(SIGNATURE_SIZE),
+        label=fields.text(MAX_LABEL),
+        joined=fields.time(),
+        introduced_by=fields.optional(fields.name),
+        needs_digits=fields.truth(),
+        rp_ids=fields.optional(lambda: parse_rp_ids(fields.take())),
+    )
 
 
 def parse_role(item: Any) -> Role:
@@ -347,5 +529,14 @@ def encode_hpke_key(key: HpkeKey | None) -> list[Any] | None:
 
 
 def _encode_member(member: Member) -> list[Any]:
-    rp_ids = None if member.rp_ids is None else list(member.rp_ids)
-    return [str(member.role), member.signing_key, encode_hpke_key(member.hpke_key), member.label, rp_ids]
+    return [
+        str(member.role),
+        member.signing_key,
+        encode_hpke_key(member.hpke_key),
+        member.possession,
+        member.label,
+        member.joined,
+        member.introduced_by,
+        member.needs_digits,
+        None if member.rp_ids is None else list(member.rp_ids),
+    ]

@@ -23,7 +23,6 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.ring import Member, Ring
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_document, thumbprint, verify
@@ -96,7 +95,7 @@ class Word:
     def _parse(cls, document: bytes) -> "Word":
         fields = Fields.of(document[:-SIGNATURE_SIZE], WORD_LABEL, 6, limit=MAX_WORD)
         return cls(
-            account=fields.text(MAX_LABEL),
+            account=fields.account(),
             by=fields.name(),
             version=fields.integer(1, _MAX_VERSION),
             ring_hash=fields.octets(32),

@@ -30,7 +30,7 @@ def state_of(folder: Path, name: str) -> Path:
 
 async def code_of(relay: Relay, name: str = "family") -> str:
     account, code = await relay.account_code(name)
-    return AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    return AccountCode(relay_url=relay.url, account=account, account_name=name, code=code).encode()
 
 
 async def founded(relay: Relay, folder: Path) -> Path:

@@ -686,7 +686,7 @@ async def test_a_companion_that_cannot_check_says_so_at_once(  # noqa: PLR0917  
     await home.append(*(each.person for each in (*home.companions, *home.devices)))
     name = await frame.ask(anna.caller)
 
-    def fails(*_: Any) -> Any:
+    def fails(*_: Any, **_named: Any) -> Any:
         raise error
 
     monkeypatch.setattr(anna.state, broken, fails)

@@ -108,17 +108,17 @@ def test_one_state_joins_once(state: CompanionState) -> None:
 
 
 async def test_a_ring_that_extends_ours_is_kept(state: CompanionState, tmp_path: Path) -> None:
-    await state.extend([NEXT.document])
+    await state.extend([NEXT.document], now=NOW)
     assert CompanionState(tmp_path / "state").chain().head.version == 2
-    await state.extend([NEXT.document])  # known already
-    await state.adopt(RingChain.start(RING).extend([NEXT.document]))
+    await state.extend([NEXT.document], now=NOW)  # known already
+    await state.adopt(RingChain.start(RING).extend([NEXT.document], now=NOW), now=NOW)
     assert state.chain().head.version == 2
 
 
 @pytest.mark.threat("T2")
 async def test_a_ring_that_does_not_extend_ours_changes_nothing(state: CompanionState) -> None:
     with pytest.raises(TrustError) as caught:
-        await state.extend([forge(RING, FRAME, PHONE, FRAME)])
+        await state.extend([forge(RING, FRAME, PHONE, FRAME)], now=NOW)
     assert caught.value.reason in (TrustReason.FORKED_RING, TrustReason.BAD_SIGNATURE)
     assert state.chain().head.document == RING.document
 
@@ -159,7 +159,7 @@ async def test_invitations_are_kept_while_they_are_open(state: CompanionState) -
 @pytest.mark.parametrize(
     "name", ["companion.json", "ring.json", "opened.json", "invitations.json", "joining.json"]
 )
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"[" * 50_000, b'{"version": 2}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b"[" * 50_000, b'{"version": "2"}'])
 def test_a_damaged_file_is_refused(state: CompanionState, tmp_path: Path, name: str, content: bytes) -> None:
     file = tmp_path / "state" / name
     file.touch(mode=0o600)
@@ -169,6 +169,23 @@ def test_a_damaged_file_is_refused(state: CompanionState, tmp_path: Path, name: 
     with pytest.raises(SetupError) as caught:
         _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
     assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["companion.json", "ring.json", "opened.json", "invitations.json", "joining.json"]
+)
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_file_of_another_version_is_refused_with_what_to_do(
+    state: CompanionState, tmp_path: Path, name: str, version: int
+) -> None:
+    file = tmp_path / "state" / name
+    file.touch(mode=0o600)
+    file.write_text(json.dumps({"version": version, "what": "nobody knows"}))
+    with pytest.raises(SetupError) as caught:
+        _ = [state.identity(), state.chain(), state.opened_before(), state.invitations(NOW), state.joining()]
+    assert caught.value.reason is SetupReason.STATE_INCOMPATIBLE
+    assert f"{file} was written by another version" in str(caught.value)
+    assert f"`rm {file.parent}" in str(caught.value.advice)
 
 
 @pytest.mark.parametrize(
@@ -239,9 +256,9 @@ async def test_what_is_known_already_is_adopted_without_a_lock_or_a_write(
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(fcntl, "flock", refuses)
-    assert (await state.adopt(RingChain.start(RING))).head.version == 1
+    assert (await state.adopt(RingChain.start(RING), now=NOW)).head.version == 1
     with pytest.raises(HeadlessPasskeyError, match="Read-only"):
-        await state.adopt(RingChain.start(RING).extend([NEXT.document]))
+        await state.adopt(RingChain.start(RING).extend([NEXT.document], now=NOW), now=NOW)
 
 
 RECORD = """
@@ -287,6 +304,6 @@ async def test_a_crash_while_writing_leaves_the_old_rings(
 
     monkeypatch.setattr(os, "fsync", power_fails)
     with pytest.raises(SetupError):
-        await state.extend([NEXT.document])
+        await state.extend([NEXT.document], now=NOW)
     monkeypatch.undo()
     assert state.chain().head.version == 1

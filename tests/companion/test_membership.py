@@ -68,7 +68,7 @@ class Inviter:
 async def first(relay: Relay, tmp_path: Path) -> Inviter:
     account, code = await relay.account_code("family")
     membership = Membership(state=CompanionState(tmp_path / "first"), tls=None, clock=relay.clock)
-    line = AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    line = AccountCode(relay_url=relay.url, account=account, account_name="family", code=code).encode()
     await membership.join(line, label="My phone")
     return Inviter(membership, asyncio.get_running_loop().create_future())
 
@@ -301,7 +301,7 @@ async def test_a_founding_that_was_interrupted_goes_on_with_the_same_label_only(
 ) -> None:
     account, code = await relay.account_code("family")
     membership = Membership(state=CompanionState(tmp_path / "x"), tls=None, clock=relay.clock)
-    line = AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    line = AccountCode(relay_url=relay.url, account=account, account_name="family", code=code).encode()
     with pytest.raises(NotApproved, match="the relay did not answer"):
         await membership.join(line, label="My phone", seconds=0)
     with pytest.raises(JoinDiffers, match="'My phone'"):
@@ -425,7 +425,7 @@ async def test_a_lost_answer_to_founding_is_asked_for_again_with_the_same_keys(
 ) -> None:
     account, code = await relay.account_code("family")
     membership = Membership(state=CompanionState(tmp_path / "x"), tls=None, clock=relay.clock)
-    line = AccountCode(relay_url=relay.url, account=account, code=code).encode()
+    line = AccountCode(relay_url=relay.url, account=account, account_name="family", code=code).encode()
     found = CompanionRelay.found
 
     async def answer_gets_lost(self: CompanionRelay, *words: Any) -> None:

@@ -6,7 +6,6 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
 from headless_passkey.trust.ring import Ring, Role
 from tests.relay.household import Caller, Household, Relay
-from tests.trust.people import NOW
 
 
 @dataclass
@@ -50,7 +49,9 @@ class Inviter:
         return introduction
 
     async def admit(self, introduction: Introduction) -> Ring:
-        ring, mac = self.record.admit(introduction, ring=self.home.ring, key=self.phone.person.key, now=NOW)
+        ring, mac = self.record.admit(
+            introduction, ring=self.home.ring, key=self.phone.person.key, now=self.phone.clock()
+        )
         reply = await self.phone.post("/v1/ring", {"ring": base64url(ring.document)})
         assert reply.status == 201, reply
         await self.answer({"ring": base64url(ring.document), "mac": base64url(mac)})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from headless_passkey.account import enrolment
-from headless_passkey.account.delivery import MAX_RECIPIENTS, RelayDelivery, StdoutDelivery
+from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
 from headless_passkey.ceremony import Ask, Progress
@@ -110,11 +110,22 @@ async def test_a_companion_that_has_come_since_is_found(tmp_path: Path) -> None:
         assert second.name in await delivery.recipients()
 
 
-async def test_no_more_companions_are_asked_than_the_relay_takes(tmp_path: Path) -> None:
-    async with delivering(tmp_path, companions=MAX_RECIPIENTS + 2) as (delivery, home):
+@pytest.mark.threat("T16")
+async def test_of_as_many_companions_as_an_account_may_have_all_are_asked(tmp_path: Path) -> None:
+    longest = Ask(
+        kind=RequestKind.GET_ASSERTION,
+        origin="https://login.example",
+        rp_id=".".join(["a" * 61] * 4),
+        rp_name="\N{FAMILY}" * 64,
+        note="\N{FAMILY}" * 140,
+        digits="12345678",
+    )
+    async with delivering(tmp_path, companions=16) as (delivery, home):
         names = await delivery.recipients()
-        assert set(names) == {companion.name for companion in home.companions[-MAX_RECIPIENTS:]}
-        await delivery.submit(ASK, fresh_urls(*names), lifetime=300)
+        assert set(names) == {companion.name for companion in home.companions}
+        await delivery.submit(longest, fresh_urls(*names), lifetime=300)
+        for companion in home.companions:
+            assert len(await companion.inbox()) == 1
 
 
 @pytest.mark.threat("T4")

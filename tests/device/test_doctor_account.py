@@ -112,7 +112,7 @@ async def test_a_device_that_is_well_has_no_problem_and_keeps_its_files(
 def newcomer(enrolled: Enrolment, home: Household) -> Person:
     """The device as its household lists it."""
     member = enrolled.member
-    return Person(member.role, member.label, member.rp_ids, enrolled.key)
+    return Person(member.role, member.label, member.rp_ids, key=enrolled.key)
 
 
 # What is kept here
@@ -194,7 +194,7 @@ async def test_a_damaged_key_file_is_a_problem(state: Path, content: bytes) -> N
 
 @pytest.mark.usefixtures("enrolled")
 async def test_a_key_file_of_another_version_is_not_to_be_thrown_away(state: Path) -> None:
-    (state / FILE_NAME).write_bytes(b'{"format": 2}')
+    (state / FILE_NAME).write_bytes(b'{"format": 3}')
     found = await examined(state)
     assert problems(found) == {Check.ENROLMENT: SetupReason.STATE_INCOMPATIBLE}
     assert found[Check.ENROLMENT].exit_status is ExitStatus.SETUP
@@ -529,7 +529,9 @@ async def test_a_device_that_was_removed_and_knows_it_is_told(
 ) -> None:
     people = [caller.person for caller in home.companions]
     ring = await home.append(*people)
-    kept = Enrolment(key=enrolled.key, relay_url=relay.url, chain=enrolled.chain.extend([ring.document]))
+    kept = Enrolment(
+        key=enrolled.key, relay_url=relay.url, chain=enrolled.chain.extend([ring.document], now=ring.issued)
+    )
     enrolment._write(state, kept)
     found = await examined(state)
     assert problems(found) == {Check.MEMBERSHIP: TrustReason.NOT_A_MEMBER}
@@ -566,9 +568,10 @@ async def test_a_relay_that_shows_another_ring_is_told(
     person = home.companions[0].person
     other = Home(phone=person, account=home.account)
     chain = RingChain.start(other.chain.rings[0])
+    me = newcomer(enrolled, home)
     while chain.head.version < enrolled.chain.head.version + 1:
-        ring = chain.head.next(person.key, members=[person.member, enrolled.member], now=NOW)
-        chain = chain.extend([ring.document])
+        ring = grow(chain.head, person, person, me)
+        chain = chain.extend([ring.document], now=NOW)
     enrolment._write(state, Enrolment(key=enrolled.key, relay_url=enrolled.relay_url, chain=chain))
     found = await examined(state)
     assert problems(found) == {Check.MEMBERSHIP: TrustReason.FORKED_RING}

@@ -148,7 +148,7 @@ async def test_leaving_says_what_it_removes_and_takes_what_a_crash_left(
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "nothing in it": lambda file: file.write_bytes(b""),
     "half of it": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
-    "something else in it": lambda file: file.write_bytes(b'{"format": 1}'),
+    "something else in it": lambda file: file.write_bytes(b'{"format": 2}'),
     "another key": lambda file: file.write_text(
         json.dumps(json.loads(file.read_bytes()) | {"key": base64url(bytes(32))})
     ),
@@ -177,7 +177,7 @@ async def test_what_is_not_this_devices_to_remove_stays(
 ) -> None:
     await joined(state, inviter)
     kept, elsewhere = state / FILE_NAME, tmp_path / "elsewhere"
-    newer = json.dumps(json.loads(kept.read_bytes()) | {"format": 2}).encode()
+    newer = json.dumps(json.loads(kept.read_bytes()) | {"format": 3}).encode()
     kept.write_bytes(newer)
     with pytest.raises(SetupError, match="another version"):
         leave(state)
@@ -493,10 +493,10 @@ async def test_newer_rings_are_taken_over_and_kept(state: Path, inviter: Inviter
     async with speaking(enrolled) as relay:
         assert (await refresh(state, relay)).chain == enrolled.chain
         me = enrolled.member
-        ring = home.ring.next(people[0].key, members=[people[0].member, me], now=0)
+        ring = home.ring.next(people[0].key, members=[*home.ring.companions, me], now=inviter.phone.clock())
         assert (await home.companions[0].post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
         assert (await refresh(state, relay)).chain.head == ring
-    assert load(state).chain == RingChain.start(home.ring).extend([ring.document])
+    assert load(state).chain == RingChain.start(home.ring).extend([ring.document], now=ring.issued)
 
 
 @pytest.mark.threat("T2")
@@ -515,9 +515,8 @@ async def test_a_forked_ring_changes_nothing(state: Path, inviter: Inviter) -> N
 async def test_a_device_that_was_removed_is_told_so(state: Path, inviter: Inviter) -> None:
     enrolled = await joined(state, inviter)
     people = [caller.person for caller in inviter.home.companions]
-    removed = replace(
-        enrolled, chain=enrolled.chain.extend([grow(enrolled.chain.head, people[0], *people).document])
-    )
+    without = grow(enrolled.chain.head, people[0], *people)
+    removed = replace(enrolled, chain=enrolled.chain.extend([without.document], now=without.issued))
     with refused(TrustReason.NOT_A_MEMBER, saying="removed"):
         _ = removed.member
     await inviter.home.append(*people)
@@ -529,12 +528,13 @@ async def test_a_device_that_was_removed_is_told_so(state: Path, inviter: Invite
 async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inviter: Inviter) -> None:
     enrolled = await joined(state, inviter)
     people = [caller.person for caller in inviter.home.companions]
-    ring = enrolled.chain.head.next(people[0].key, members=[people[0].member, enrolled.member], now=0)
+    head = enrolled.chain.head
+    ring = head.next(people[0].key, members=[*head.companions[:1], enrolled.member], now=head.issued)
 
     class Leaving(RelayClient):
         async def bring_up_to_date(self, chain: RingChain, *, patience: float = 0) -> RingChain:
             leave(state)
-            return chain.extend([ring.document])
+            return chain.extend([ring.document], now=ring.issued)
 
     async with open_session(None) as session:
         with pytest.raises(NotEnrolled):
@@ -586,7 +586,7 @@ def kept(state: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"format": 2},
+        {"format": 3},
         {"format": True},
         {"key": None},
         {"key": base64url(bytes(32))},
@@ -618,7 +618,7 @@ async def test_an_editors_byte_order_mark_is_read_over(state: Path, inviter: Inv
 
 @given(
     st.binary(max_size=200)
-    | st.text(max_size=100).map(lambda text: json.dumps({"format": 1, "key": text}).encode())
+    | st.text(max_size=100).map(lambda text: json.dumps({"format": 2, "key": text}).encode())
 )
 @pytest.mark.threat("T12")
 def test_any_bytes_on_disk_are_refused_politely(content: bytes) -> None:
@@ -635,9 +635,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], SetupReason, str]] = {
         "{file} is damaged: `headless-passkey leave`, or `rm {file}`, then `headless-passkey join` with a new invitation",
     ),
     "of another version": (
-        lambda file: file.write_bytes(b'{"format": 2}'),
+        lambda file: file.write_bytes(b'{"format": 3}'),
         SetupReason.STATE_INCOMPATIBLE,
         "{file} was written by another version: use the version of this program that wrote it, or a newer one",
+    ),
+    "of an earlier version": (
+        lambda file: file.write_bytes(b'{"format": 1}'),
+        SetupReason.STATE_INCOMPATIBLE,
+        "{file} was written by another version: `rm {file}`, then `headless-passkey join` with a new invitation",
     ),
     "open to others": (
         lambda file: file.chmod(0o644),

@@ -37,7 +37,7 @@ from headless_passkey.trust.ring import Role
 from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
 from tests.relay import household
 from tests.relay.household import Caller, Household, running_relay
-from tests.trust.people import NOW, Home, Person, device, forge, grow
+from tests.trust.people import ACCOUNT, NOW, Home, Person, device, forge, grow
 from tests.trust.refusal import refused
 
 SEALED = b"sealed"
@@ -418,7 +418,7 @@ async def test_a_report_whose_answer_was_lost_is_not_an_error() -> None:
 
 async def test_what_a_relay_may_say_of_an_introduction() -> None:
     invitation = Invitation.make(
-        relay_url="https://relay.example", account="alice", kind=Role.DEVICE, inviter=HOME.phone.name, now=NOW
+        relay_url="https://relay.example", account=ACCOUNT, kind=Role.DEVICE, inviter=HOME.phone.name, now=NOW
     )
     introduction = Introduction.make(invitation, key=HOME.frame.key, hpke_key=None, label="frame")
     waiting = ok(state="waiting", ring=None, mac=None)

@@ -72,7 +72,7 @@ class Home:
                 lambda db: add_account(db, name=home.account, now=now, expires_at=int(now) + 600)
             )
         assert added is not None
-        code = AccountCode(relay_url=world.relay, account=added[0], code=added[1])
+        code = AccountCode(relay_url=world.relay, account=added[0], account_name=home.account, code=added[1])
         await home.membership(home.phone).join(code.encode(), label=home.phone)
         for name in home.companions[1:]:
             await home.let_in(Role.COMPANION, name)

@@ -244,7 +244,7 @@ def _trust() -> dict[str, list[bytes]]:
     second = FOUNDED.next(COMPANION, members=(COMPANION_MEMBER, DEVICE_MEMBER), now=NOW + 1)
     newcomer = Introduction.make(INVITATION, key=DEVICE, hpke_key=None, label="kiosk")
     record = InvitationRecord(invitation=INVITATION, rp_ids=("login.example",))
-    code = AccountCode(relay_url="https://relay.example", account=ACCOUNT, code=bytes(32))
+    code = AccountCode(relay_url="https://relay.example", account=ACCOUNT, account_name="ada", code=bytes(32))
     said = Announcement.address(
         COMPANION_MEMBER,
         ring=FOUNDED,

@@ -94,7 +94,15 @@ from headless_passkey.trust.invitation import (
     InvitationRecord,
 )
 from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
-from headless_passkey.trust.ring import RING_LABEL, Member, Ring, Role, encode_hpke_key
+from headless_passkey.trust.ring import (
+    RING_LABEL,
+    Member,
+    Ring,
+    Role,
+    document_hash,
+    encode_hpke_key,
+    prove_possession,
+)
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, sign_document
 from headless_passkey.trust.text_form import to_line
 from headless_passkey.trust.word import WORD_LABEL, Word
@@ -110,7 +118,7 @@ T = TypeVar("T")
 
 TARGETS: Final[dict[str, Target]] = {}
 
-ACCOUNT: Final = "ada"
+ACCOUNT: Final = "YWRhJ3MgYWNjb3VudCwgYQ"  # base64url of 16 bytes
 ORIGIN: Final = "https://login.example"
 NOW: Final = 1_790_000_000
 PROOF_URL: Final = "https://relay.example/v1/requests"
@@ -124,11 +132,17 @@ def private(number: int) -> ec.EllipticCurvePrivateKey:
 COMPANION: Final = SoftwareSigningKey(private(3))
 DEVICE: Final = SoftwareSigningKey(private(5))
 HPKE: Final = SoftwareHpkeKey(private(7))
-COMPANION_MEMBER: Final = Member(
-    role=Role.COMPANION, signing_key=COMPANION.public_key, hpke_key=HPKE.public, label="phone"
+FOUNDED: Final = Ring.found(
+    COMPANION, account=ACCOUNT, account_name="ada", hpke_key=HPKE.public, label="phone", now=NOW
 )
+COMPANION_MEMBER: Final = FOUNDED.members[0]
 DEVICE_MEMBER: Final = Member(
-    role=Role.DEVICE, signing_key=DEVICE.public_key, hpke_key=None, label="kiosk", rp_ids=("login.example",)
+    role=Role.DEVICE,
+    signing_key=DEVICE.public_key,
+    hpke_key=None,
+    possession=prove_possession(DEVICE, account=ACCOUNT, role=Role.DEVICE),
+    label="kiosk",
+    rp_ids=("login.example",),
 )
 EID_KEY: Final = bytes(range(64))
 QR_KEY: Final = private(11)
@@ -629,21 +643,26 @@ def ring(data: bytes) -> None:
     if parsed is None:
         return
     members = [_ring._encode_member(member) for member in parsed.members]
-    fields = [parsed.account, parsed.version, parsed.previous, parsed.issued, members, parsed.signer]
+    fields = [
+        parsed.account,
+        parsed.account_name,
+        parsed.version,
+        parsed.previous,
+        parsed.issued,
+        members,
+        parsed.signer,
+    ]
     assert _cbor.encode([RING_LABEL, *fields]) == data
     document = data + sign_document(COMPANION, data)
     for open_ring in (
         lambda: Ring.parse_founding(document),
         lambda: Ring.parse_vouched(document, inviter=COMPANION_MEMBER.name),
-        lambda: RingChain.start(FOUNDED).extend([document]).head,
+        lambda: RingChain.start(FOUNDED).extend([document], now=NOW).head,
     ):
         opened = attempt(open_ring, REFUSED)
         if opened is not None:
-            assert opened.document == document
+            assert opened.hash == document_hash(document)
             assert opened.signer == COMPANION_MEMBER.name
-
-
-FOUNDED: Final = Ring.found(COMPANION, account=ACCOUNT, member=COMPANION_MEMBER, now=NOW)
 
 
 @target
@@ -676,7 +695,8 @@ def introduction(data: bytes) -> None:
     if parsed is None:
         return
     fields = [parsed.kind, parsed.account, parsed.relay_url, parsed.inviter, parsed.signing_key]
-    assert _cbor.encode([INTRODUCTION_LABEL, *fields, encode_hpke_key(parsed.hpke_key), parsed.label]) == data
+    keys = [encode_hpke_key(parsed.hpke_key), parsed.possession]
+    assert _cbor.encode([INTRODUCTION_LABEL, *fields, *keys, parsed.label]) == data
     record = InvitationRecord(invitation=INVITATION)
     mac = hmac.digest(INVITATION.k_new, data, "sha256")
     attempt(lambda: record.check(body=data, signature=sign_document(DEVICE, data), mac=mac, now=NOW), REFUSED)

@@ -201,7 +201,7 @@ class Relay:
         phones = [companion(f"phone {number}") for number in range(companions)]
         frames = [device(f"frame {number}") for number in range(devices)]
         first = self.caller(phones[0])
-        ring = Ring.found(first.person.key, account=account, member=first.person.member, now=self.clock())
+        ring = found(first.person, account=account, account_name=name, now=self.clock())
         reply = await first.post("/v1/accounts", {"code": base64url(code), "ring": base64url(ring.document)})
         assert reply.status == 201, reply
         household = Household(
@@ -227,7 +227,7 @@ class Household:
     async def append(self, *members: Person) -> Ring:
         """The next ring, with exactly `members`, signed and appended by the first companion."""
         first = self.companions[0]
-        ring = grow(self.ring, first.person, *members)
+        ring = grow(self.ring, first.person, *members, now=first.clock())
         reply = await first.post("/v1/ring", {"ring": base64url(ring.document)})
         assert reply.status == 201, reply
         self.ring = ring

@@ -18,10 +18,10 @@ from companion_push.cli import main
 from companion_push.relay import database
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.ring import Ring
 from tests.ports import reserved_port
 from tests.programs import run, running
 from tests.relay.household import Caller, Clock, all_held, fresh_id
+from tests.trust import people
 from tests.trust.people import Person, companion, device, grow
 
 HOLD = 25  # seconds that the relay is asked to hold an answer
@@ -52,7 +52,7 @@ async def found(path: Path, anna: Caller, frame: Person) -> None:
     assert status == 0
     code = AccountCode.parse(line)
     assert code.relay_url == anna.url
-    ring = Ring.found(anna.person.key, account=code.account, member=anna.person.member, now=time.time())
+    ring = people.found(anna.person, account=code.account, account_name=code.account_name, now=time.time())
     body = {"code": base64url(code.code), "ring": base64url(ring.document)}
     assert (await anna.post("/v1/accounts", body)).status == 201
     ring = grow(ring, anna.person, anna.person, frame)

@@ -13,11 +13,10 @@ import aiohttp
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import open_database
 from headless_passkey.text.base64url import base64url
-from headless_passkey.trust.ring import Ring
 from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, all_held
-from tests.trust.people import companion
+from tests.trust.people import companion, found
 
 
 @asynccontextmanager
@@ -51,7 +50,7 @@ async def test_host_and_relay_answer_side_by_side(tmp_path: Path) -> None:
             )
         assert added is not None
         anna = Caller(companion(), session, url + "/push", Clock())
-        ring = Ring.found(anna.person.key, account=added[0], member=anna.person.member, now=now)
+        ring = found(anna.person, account=added[0], now=now)
         body = {"code": base64url(added[1]), "ring": base64url(ring.document)}
         assert (await anna.post("/v1/accounts", body)).status == 201
         inbox = await anna.get("/v1/inbox")

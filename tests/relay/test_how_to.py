@@ -15,11 +15,10 @@ from companion_push.relay.config import RelayConfig
 from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.ring import Ring
 from tests.ports import reserved_port
 from tests.programs import ROOT
 from tests.relay.household import Caller, Clock, Reply, running_relay
-from tests.trust.people import companion
+from tests.trust.people import companion, found
 
 PATIENCE = 60.0  # seconds: a safety net, so that a hang is a failure
 PAGE = ROOT / "docs/how-to/relay-in-your-service.md"
@@ -27,9 +26,7 @@ PAGE = ROOT / "docs/how-to/relay-in-your-service.md"
 
 async def join(caller: Caller, code: AccountCode) -> Reply:
     """The first companion founds the account's ring."""
-    ring = Ring.found(
-        caller.person.key, account=code.account, member=caller.person.member, now=caller.clock()
-    )
+    ring = found(caller.person, account=code.account, account_name=code.account_name, now=caller.clock())
     return await caller.post("/v1/accounts", {"code": base64url(code.code), "ring": base64url(ring.document)})
 
 

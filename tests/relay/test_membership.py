@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,15 +12,16 @@ from companion_push.relay.accounts import MAX_INVITATIONS
 from companion_push.relay.operations import MAX_RINGS
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
 from tests.relay.household import Caller, Household, Relay, Reply
-from tests.trust.people import companion, device, forge, grow, twin
+from tests.trust.people import Person, companion, device, encoded, forge, found, grow, twin
 
 SOON = 20.0  # seconds: less than the 25 of a hold
 
 
-def founding(founder: Caller, account: str) -> str:
-    ring = Ring.found(founder.person.key, account=account, member=founder.person.member, now=founder.clock())
+def founding(founder: Caller, account: str, name: str = "alice") -> str:
+    ring = found(founder.person, account=account, account_name=name, now=founder.clock())
     return base64url(ring.document)
 
 
@@ -60,7 +62,7 @@ async def test_a_wrong_code_and_an_absent_account_look_alike(relay: Relay) -> No
     anna = relay.caller(companion())
     wrong = base64url(secrets.token_bytes(32))
     there = await anna.post("/v1/accounts", {"code": wrong, "ring": founding(anna, account)})
-    not_there = await anna.post("/v1/accounts", {"code": wrong, "ring": founding(anna, "elsewhere")})
+    not_there = await anna.post("/v1/accounts", {"code": wrong, "ring": founding(anna, new_account())})
     assert (there.status, there.problem) == (404, "not-found")
     assert there.body == not_there.body
 
@@ -95,15 +97,16 @@ async def test_an_account_is_founded_only_by_the_ring_that_its_caller_signed(
         Ring.parse_founding(from_base64url(founding(anna, account))), anna.person, anna.person, other.person
     )
     member_elsewhere = home.companions[1]
-    for caller, ring in [
-        (other, founding(anna, account)),
-        (anna, base64url(bytes(tampered))),
-        (anna, base64url(second.document)),
-        (anna, base64url(b"no ring")),
-        (member_elsewhere, founding(member_elsewhere, account)),
+    for caller, ring, problem in [
+        (other, founding(anna, account, "carol"), "invalid-request"),
+        (anna, founding(anna, account, "Carol"), "invalid-request"),
+        (anna, base64url(bytes(tampered)), "bad-ring"),
+        (anna, base64url(second.document), "bad-ring"),
+        (anna, base64url(b"no ring"), "invalid-request"),
+        (member_elsewhere, founding(member_elsewhere, account, "carol"), "invalid-request"),
     ]:
         reply = await caller.post("/v1/accounts", {"code": base64url(code), "ring": ring})
-        assert (reply.status, reply.problem) == (400, "invalid-request")
+        assert (reply.status, reply.problem) == (400, problem)
 
 
 # Rings
@@ -116,7 +119,7 @@ async def test_every_member_reads_the_rings_it_does_not_have(home: Household) ->
     for caller in (anna, bert, frame):
         body = (await caller.get("/v1/ring")).body
         first, *rest = (from_base64url(ring) for ring in body["rings"])
-        chain = RingChain.start(Ring.parse_founding(first)).extend(rest)
+        chain = RingChain.start(Ring.parse_founding(first)).extend(rest, now=caller.clock())
         assert chain.head.version == body["version"] == 3
         assert base64url(chain.head.hash) == body["hash"]
         assert (await caller.get("/v1/ring?after=2")).body["rings"] == body["rings"][2:]
@@ -161,8 +164,7 @@ async def test_what_does_not_extend_the_head_is_refused(relay: Relay, home: Hous
     conflicts = [
         skipped,
         forge(home.ring, anna.person, *people, previous=bytes(32)),
-        forge(home.ring, anna.person, *people, account="bob"),
-        forge(home.ring, frame.person, *people),  # a device may not change the ring
+        forge(home.ring, anna.person, *people, account=new_account()),
         forge(home.ring, stranger, *people, stranger),
     ]
     for document in conflicts:
@@ -171,20 +173,97 @@ async def test_what_does_not_extend_the_head_is_refused(relay: Relay, home: Hous
     signed_by_another = forge(home.ring, stranger, *people, stranger, signer=anna.name)
     for document in [signed_by_another, b"no ring", home.ring.document + b"\0"]:
         reply = await anna.post("/v1/ring", {"ring": base64url(document)})
-        assert (reply.status, reply.problem) == (400, "invalid-request")
+        assert reply.status == 400
+        assert reply.problem == ("bad-ring" if document is signed_by_another else "invalid-request")
     assert (await anna.get("/v1/ring")).body["version"] == 2
 
 
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (lambda home, people: forge(home.ring, people[2], *people), "not-a-companion"),
+        (
+            lambda home, people: forge(home.ring, people[0], *people, issued=home.ring.issued - 1),
+            "backdated-ring",
+        ),
+        (
+            lambda home, people: forge(home.ring, people[0], *people, issued=home.ring.issued + 75),
+            "clock-skew",
+        ),
+        (
+            lambda home, people: forge(home.ring, people[0], *people, issued=home.ring.issued + 500),
+            "clock-skew",
+        ),
+        (lambda home, people: forge(home.ring, people[0], people[2]), "last-companion"),
+        (
+            lambda home, people: forge(home.ring, people[0], *people, *map(companion, "abcdefghijklmno")),
+            "ring-full",
+        ),
+    ],
+    ids=["of-a-device", "backdated", "ahead", "far-ahead", "last-companion", "seventeen-companions"],
+)
+async def test_a_ring_that_breaks_a_rule_is_told_which(
+    home: Household, wrong: Callable[[Household, list[Person]], bytes], reason: str
+) -> None:
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    document = wrong(home, people)
+    signer = home.devices[0] if reason == "not-a-companion" else home.companions[0]
+    reply = await signer.post("/v1/ring", {"ring": base64url(document)})
+    assert (reply.status, reply.problem, reply.body["reason"]) == (400, "bad-ring", reason)
+
+
+@pytest.mark.threat("T16")
+async def test_a_ring_is_handed_in_by_its_signer(home: Household) -> None:
+    anna, bert = home.companions
+    ring = grow(home.ring, anna.person, anna.person, bert.person)
+    reply = await bert.post("/v1/ring", ring_body(ring))
+    assert (reply.status, reply.problem) == (400, "invalid-request")
+
+
+@pytest.mark.threat("T16")
+async def test_a_device_takes_itself_out_and_nobody_else(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    ring = grow(home.ring, frame.person, anna.person, bert.person)
+    assert (await frame.post("/v1/ring", ring_body(ring))).status == 201
+    assert (await frame.get("/v1/inbox")).status == 404
+    assert [member.name for member in ring.members] == [anna.name, bert.name]
+
+
 @pytest.mark.threat("T13")
+@pytest.mark.threat("T16")
+async def test_whoever_lists_a_key_without_its_holder_learns_nothing_and_keeps_nobody_out(
+    relay: Relay, home: Household
+) -> None:
+    neighbours = await relay.household("bob")
+    first = neighbours.companions[0]
+    anna, bert = home.companions
+    (frame,) = home.devices
+    told = []
+    for victim in (frame.person, device("of no account")):
+        stolen = encoded(neighbours.ring, victim, by=first.person, possession=bytes(64))
+        present = [
+            encoded(neighbours.ring, caller.person, by=first.person) for caller in neighbours.companions
+        ]
+        document = forge(neighbours.ring, first.person, members=[*present, stolen])
+        reply = await first.post("/v1/ring", {"ring": base64url(document)})
+        told.append((reply.status, reply.body))
+    assert told[0] == told[1]
+    assert (told[0][0], told[0][1]["reason"]) == (400, "bad-possession")
+    # its holder can go there, once it has left
+    await home.append(anna.person, bert.person)
+    people = [caller.person for caller in neighbours.companions]
+    ring = grow(neighbours.ring, first.person, *people, frame.person)
+    assert (await first.post("/v1/ring", ring_body(ring))).status == 201
+
+
 async def test_a_key_belongs_to_one_account(relay: Relay, home: Household) -> None:
     neighbours = await relay.household("bob")
     first = neighbours.companions[0]
     ring = grow(neighbours.ring, first.person, first.person, home.devices[0].person)
     reply = await first.post("/v1/ring", ring_body(ring))
     assert (reply.status, reply.problem) == (400, "invalid-request")
-    # once it has left, it may
-    await home.append(home.companions[0].person)
-    assert (await first.post("/v1/ring", ring_body(ring))).status == 201
 
 
 async def test_many_rings_come_in_several_answers(home: Household) -> None:
@@ -211,7 +290,7 @@ async def test_the_head_comes_again_with_another_signature_and_a_new_ring_has_th
     assert (reply.status, reply.body["hash"]) == (201, base64url(ring.hash))
     new = grow(ring, anna.person, *people)
     reply = await anna.post("/v1/ring", {"ring": base64url(twin(new.document))})
-    assert (reply.status, reply.problem) == (400, "invalid-request")
+    assert (reply.status, reply.body["reason"]) == (400, "bad-signature")
     assert (await anna.post("/v1/ring", ring_body(new))).status == 201
 
 

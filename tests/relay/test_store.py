@@ -22,6 +22,7 @@ from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Lea
 from companion_push.relay.operations import Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import Proof
+from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
 
 NOW = 1_800_000_000
@@ -137,6 +138,17 @@ async def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
     assert "newer version" in await refused_to_open(path, StoreUnusable)
 
 
+async def test_a_store_of_rings_that_nobody_reads_any_more_is_refused(path: Path) -> None:
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE accounts (id TEXT)")
+    connection.execute(f"PRAGMA application_id = {0x68704B31}")
+    connection.close()
+    with pytest.raises(StoreUnusable, match="everybody joins again") as refusal:
+        async with open_database(path):
+            pass
+    assert refusal.value.reason is SetupReason.STATE_INCOMPATIBLE
+
+
 async def test_a_folder_or_a_missing_folder_is_refused(tmp_path: Path) -> None:
     await refused_to_open(tmp_path, StoreUnusable)
     await refused_to_open(tmp_path / "absent" / "store", StoreUnusable)
@@ -154,26 +166,6 @@ async def test_a_store_of_an_older_version_is_brought_up_step_by_step(
         async with open_database(path) as database:
             assert await database.transact(lambda db: db.execute("SELECT a FROM more").fetchall()) == [(7,)]
             assert await database.transact(lambda db: store.request(db, "frame", "r1")) is not None
-
-
-async def test_a_store_from_before_claims_had_leases_is_brought_up(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as earlier:
-        earlier.setattr(database_module, "_MIGRATIONS", database_module._MIGRATIONS[:1])
-        async with open_database(path) as database:
-            await database.transact(_opened_before)
-    async with open_database(path) as database:
-        kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
-    assert kept is not None
-    assert (kept.state, kept.claimed_by, kept.leased) == (RequestState.OPENED, "anna", False)
-
-
-def _opened_before(db: sqlite3.Connection) -> None:
-    db.execute("INSERT INTO accounts VALUES ('a', 'alice', 0)")
-    db.execute(
-        "INSERT INTO requests VALUES ('frame', 'r1', 'a', zeroblob(32), 0, 300, 'opened', 4, 'anna', NULL)"
-    )
 
 
 async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ them. Keys are fixed and signatures are random, so a second run gives other sign
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,24 @@ from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import Announcement, seal
 from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
+from headless_passkey.trust.ring import Ring, document_hash
 from headless_passkey.trust.signing import CURVE, SIGNATURE_SIZE, SoftwareSigningKey, sign_document
 from headless_passkey.trust.word import Claim, Word
 from tests.strategies import P256_ORDER
-from tests.trust.people import ACCOUNT, NOW, REQUEST_ID, Person, companion, device, found, grow
+from tests.trust.people import (
+    ACCOUNT,
+    ACCOUNT_NAME,
+    NOW,
+    REQUEST_ID,
+    Person,
+    companion,
+    device,
+    encoded,
+    forge,
+    found,
+    grow,
+    twin,
+)
 
 FOLDER = Path(__file__).parent.parent / "vectors"
 
@@ -49,7 +64,7 @@ def rings() -> dict[str, Any]:
         "spec": "docs/protocol/trust.md, the ring",
         "rings": [
             {
-                "name": f"{ACCOUNT}: founded, a device, a second companion, the first one removed",
+                "name": f"{ACCOUNT_NAME}: founded, a device, a second companion, the first one removed",
                 "chain": [
                     {"version": ring.version, "document": ring.document.hex(), "hash": ring.hash.hex()}
                     for ring in (first, second, third, fourth)
@@ -57,7 +72,145 @@ def rings() -> dict[str, Any]:
                 "members": [member.name for member in fourth.members],
             }
         ],
+        "refused": list(_refused(third)),
+        "vouched": list(_vouched(third)),
     }
+
+
+def _refused(held: Ring) -> Iterator[dict[str, Any]]:
+    """A next ring of `held` for each rule, which breaks this rule and no earlier one."""
+    people = (PHONE, FRAME, TABLET)
+    stranger, hub = fixed(companion("stranger"), 4), fixed(device("hub"), 5)
+    key = fixed(companion(), 6).hpke_key
+    assert key is not None
+    said = [encoded(held, person, by=PHONE) for person in people]
+
+    def changed(person: Person, **changes: object) -> list[object]:
+        others = [each for each in people if each is not person]
+        return [
+            *(encoded(held, each, by=PHONE) for each in others),
+            encoded(held, person, by=PHONE, **changes),
+        ]
+
+    def new(**changes: object) -> list[object]:
+        return [*said, encoded(held, hub, by=PHONE, **changes)]
+
+    hub.account = "A" * 22
+    elsewhere = hub.possession
+    replaced = [key.suite, key.public_key]
+    crowd = [fixed(companion(f"tablet {number}"), 10 + number) for number in range(15)]
+    cases: list[tuple[str, str, bytes]] = [
+        ("another account", "forked-ring", forge(held, PHONE, *people, account="A" * 22)),
+        ("another account name", "forked-ring", forge(held, PHONE, *people, account_name="bob")),
+        ("a version is skipped", "forked-ring", forge(held, PHONE, *people, version=held.version + 2)),
+        ("it follows another ring", "forked-ring", forge(held, PHONE, *people, previous=bytes(32))),
+        ("the signer is no member", "forked-ring", forge(held, stranger, *people, stranger)),
+        ("signed by another key", "bad-signature", forge(held, stranger, *people, signer=PHONE.name)),
+        ("the higher s", "bad-signature", twin(forge(held, PHONE, *people))),
+        (
+            "dated before the ring before",
+            "backdated-ring",
+            forge(held, PHONE, *people, issued=held.issued - 1),
+        ),
+        ("dated 121 s ahead", "clock-skew", forge(held, PHONE, *people, issued=NOW + 121)),
+        (
+            "another role",
+            "changed-member",
+            forge(held, PHONE, members=changed(FRAME, role="companion", hpke_key=replaced, rp_ids=None)),
+        ),
+        (
+            "joined at another time",
+            "changed-member",
+            forge(held, PHONE, members=changed(FRAME, joined=NOW + 1)),
+        ),
+        (
+            "introduced by another",
+            "changed-member",
+            forge(held, PHONE, members=changed(FRAME, introduced_by=TABLET.name)),
+        ),
+        (
+            "another's key for envelopes",
+            "changed-member",
+            forge(held, PHONE, members=changed(TABLET, hpke_key=replaced)),
+        ),
+        (
+            "another's proof of possession",
+            "changed-member",
+            forge(held, PHONE, members=changed(TABLET, possession=bytes(64))),
+        ),
+        (
+            "its own key without a new proof",
+            "bad-possession",
+            forge(held, PHONE, members=changed(PHONE, hpke_key=replaced)),
+        ),
+        ("no proof of possession", "bad-possession", forge(held, PHONE, members=new(possession=bytes(64)))),
+        (
+            "a proof for another account",
+            "bad-possession",
+            forge(held, PHONE, members=new(possession=elsewhere)),
+        ),
+        (
+            "the higher s in a proof",
+            "bad-possession",
+            forge(
+                held, PHONE, members=[*said, encoded(held, hub, by=PHONE, possession=twin(_proof(held, hub)))]
+            ),
+        ),
+        ("a newcomer that joined before", "changed-member", forge(held, PHONE, members=new(joined=NOW - 1))),
+        (
+            "a newcomer introduced by another",
+            "changed-member",
+            forge(held, PHONE, members=new(introduced_by=TABLET.name)),
+        ),
+        (
+            "a newcomer introduced by nobody",
+            "changed-member",
+            forge(held, PHONE, members=new(introduced_by=None)),
+        ),
+        ("a device takes another out", "not-a-companion", forge(held, FRAME, PHONE)),
+        ("a device changes nothing", "not-a-companion", forge(held, FRAME, *people)),
+        ("no companion remains", "last-companion", forge(held, PHONE, FRAME)),
+        ("seventeen companions", "ring-full", forge(held, PHONE, *people, *crowd)),
+    ]
+    for name, reason, document in cases:
+        yield {
+            "name": name,
+            "reason": reason,
+            "held": held.document.hex(),
+            "document": document.hex(),
+            "now": NOW,
+        }
+
+
+def _proof(ring: Ring, person: Person) -> bytes:
+    """The proof of possession with which `person` joins the account of `ring`."""
+    person.account = ring.account
+    return person.possession
+
+
+def _vouched(ring: Ring) -> Iterator[dict[str, Any]]:
+    """First rings of a newcomer, with the name of the inviter that it has pinned."""
+    hub = fixed(device("hub"), 5)
+    stolen = [
+        *(encoded(ring, each, by=PHONE) for each in (PHONE, FRAME, TABLET)),
+        encoded(ring, hub, by=PHONE, possession=bytes(64)),
+    ]
+    good = forge(ring, PHONE, PHONE, FRAME, TABLET, hub)
+    for name, inviter, reason, document in (
+        ("signed by the inviter", PHONE, None, good),
+        ("signed by another companion", TABLET, "bad-signature", good),
+        ("signed by a device", FRAME, "forked-ring", forge(ring, FRAME, PHONE, FRAME)),
+        ("without the inviter", PHONE, "forked-ring", forge(ring, PHONE, FRAME, TABLET)),
+        ("the higher s", PHONE, "bad-signature", twin(good)),
+        ("a key without its holder", PHONE, "bad-possession", forge(ring, PHONE, members=stolen)),
+    ):
+        yield {
+            "name": name,
+            "inviter": inviter.name,
+            "reason": reason,
+            "document": document.hex(),
+            "hash": document_hash(document).hex(),
+        }
 
 
 def words() -> dict[str, Any]:
@@ -219,7 +372,7 @@ def invitations() -> dict[str, Any]:
                 "answer_mac": mac.hex(),
             }
         )
-    code = AccountCode(relay_url=relay_url, account=ACCOUNT, code=bytes(range(32)))
+    code = AccountCode(relay_url=relay_url, account=ACCOUNT, account_name=ACCOUNT_NAME, code=bytes(range(32)))
     return {
         "source": "self",
         "spec": "docs/protocol/trust.md, invitation and introduction",
@@ -231,6 +384,7 @@ def invitations() -> dict[str, Any]:
                 "text": code.encode(),
                 "relay_url": code.relay_url,
                 "account": code.account,
+                "account_name": code.account_name,
                 "code": code.code.hex(),
             }
         ],

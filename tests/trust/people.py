@@ -12,12 +12,14 @@ from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import ENVELOPE_LABEL, Announcement, seal
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.ring import RING_LABEL, HpkeKey, Member, Ring, Role
+from headless_passkey.trust.ring import RING_LABEL, HpkeKey, Member, Ring, Role, prove_possession
 from headless_passkey.trust.signing import CURVE, SoftwareSigningKey, sign_document, uncompressed
 from tests.trust import reference_hpke
 
-NOW = 1_800_000_000
-ACCOUNT = "alice"
+NOW = 1_700_000_000  # in the past, so that a program with the real clock takes what was signed then
+ACCOUNT = "YWxpY2UncyBhY2NvdW50IQ"  # base64url of 16 bytes, "alice's account!"
+ACCOUNT_NAME = "alice"
+BOBS = "Ym9iJ3MgYWNjb3VudCBoZQ"  # another account
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551  # of P-256
 
 
@@ -28,19 +30,38 @@ class Person:
     role: Role
     label: str
     rp_ids: tuple[str, ...] | None = None
+    account: str = ACCOUNT  # that it joins
     key: SoftwareSigningKey = field(default_factory=SoftwareSigningKey.generate)
     hpke: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(CURVE))
+    _proofs: dict[object, bytes] = field(default_factory=dict)
+
+    @property
+    def hpke_key(self) -> HpkeKey | None:
+        if self.role is not Role.COMPANION:
+            return None
+        return HpkeKey(suite=1, public_key=uncompressed(self.hpke.public_key()))
 
     @property
     def member(self) -> Member:
-        hpke_key = HpkeKey(suite=1, public_key=uncompressed(self.hpke.public_key()))
+        """Its entry before it joins: `Ring.next` says when that was, and by whom."""
         return Member(
             role=self.role,
             signing_key=self.key.public_key,
-            hpke_key=hpke_key if self.role is Role.COMPANION else None,
+            hpke_key=self.hpke_key,
+            possession=self.possession,
             label=self.label,
             rp_ids=self.rp_ids,
         )
+
+    @property
+    def possession(self) -> bytes:
+        """The proof of possession, always the same one for the same account and keys."""
+        what = (self.account, self.role, self.key.public_key, self.hpke_key)
+        if what not in self._proofs:
+            self._proofs[what] = prove_possession(
+                self.key, account=self.account, role=self.role, hpke_key=self.hpke_key
+            )
+        return self._proofs[what]
 
     @property
     def name(self) -> str:
@@ -59,17 +80,42 @@ def device(label: str = "frame", *, rp_ids: tuple[str, ...] | None = None) -> Pe
     return Person(Role.DEVICE, label, rp_ids)
 
 
-def found(first: Person, *, account: str = ACCOUNT) -> Ring:
-    return Ring.found(first.key, account=account, member=first.member, now=NOW)
+def found(
+    first: Person, *, account: str = ACCOUNT, account_name: str = ACCOUNT_NAME, now: float = NOW
+) -> Ring:
+    """The first ring of an account, which `first` joins by it."""
+    first.account = account
+    assert first.hpke_key is not None
+    return Ring.found(
+        first.key,
+        account=account,
+        account_name=account_name,
+        hpke_key=first.hpke_key,
+        label=first.label,
+        now=now,
+    )
 
 
-def grow(ring: Ring, signer: Person, *members: Person) -> Ring:
-    """The next version with exactly `members`."""
-    return ring.next(signer.key, members=[person.member for person in members], now=NOW)
+def entry(ring: Ring, person: Person) -> Member:
+    """What the next ring says of `person`: as before, or that it joins."""
+    present = ring.member(person.name)
+    if present is not None:
+        return present
+    person.account = ring.account
+    return person.member
+
+
+def grow(ring: Ring, signer: Person, *members: Person, now: float | None = None) -> Ring:
+    """The next version with exactly `members`, made at once unless `now` says otherwise."""
+    return ring.next(
+        signer.key,
+        members=[entry(ring, person) for person in members],
+        now=ring.issued if now is None else now,
+    )
 
 
 def chain_of(*rings: Ring) -> RingChain:
-    return RingChain.start(rings[0]).extend(ring.document for ring in rings[1:])
+    return RingChain.start(rings[0]).extend((ring.document for ring in rings[1:]), now=rings[-1].issued)
 
 
 def forge(ring: Ring, by: Person, /, *members: Person, **changes: object) -> bytes:
@@ -77,10 +123,11 @@ def forge(ring: Ring, by: Person, /, *members: Person, **changes: object) -> byt
     values: dict[str, object] = {
         "label": RING_LABEL,
         "account": ring.account,
+        "account_name": ring.account_name,
         "version": ring.version + 1,
         "previous": ring.hash,
-        "issued": NOW,
-        "members": [encoded(person) for person in members],
+        "issued": ring.issued,
+        "members": [encoded(ring, person, by=by) for person in members],
         "signer": by.name,
     }
     body = cbor.encode(list((values | changes).values()))
@@ -93,12 +140,22 @@ def twin(signed: bytes) -> bytes:
     return signed[:-32] + (ORDER - s).to_bytes(32, "big")
 
 
-def encoded(person: Person) -> list[object]:
-    """A member as the ring's CBOR has it."""
-    member = person.member
-    hpke_key = None if member.hpke_key is None else [member.hpke_key.suite, member.hpke_key.public_key]
-    rp_ids = None if member.rp_ids is None else list(member.rp_ids)
-    return [str(member.role), member.signing_key, hpke_key, member.label, rp_ids]
+def encoded(ring: Ring, person: Person, /, *, by: Person, **changes: object) -> list[object]:
+    """A member as the CBOR of the next ring has it, any field changed. by: who introduces it, when it is new."""
+    member = entry(ring, person)
+    new = ring.member(person.name) is None
+    values: dict[str, object] = {
+        "role": str(member.role),
+        "signing_key": member.signing_key,
+        "hpke_key": None if member.hpke_key is None else [member.hpke_key.suite, member.hpke_key.public_key],
+        "possession": member.possession,
+        "label": member.label,
+        "joined": ring.issued if new else member.joined,
+        "introduced_by": by.name if new else member.introduced_by,
+        "needs_digits": member.needs_digits,
+        "rp_ids": None if member.rp_ids is None else list(member.rp_ids),
+    }
+    return list((values | changes).values())
 
 
 # Envelopes

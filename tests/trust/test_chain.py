@@ -4,7 +4,7 @@ import pytest
 
 from headless_passkey.errors import LocalProtocolError, TrustReason
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
-from tests.trust.people import chain_of, companion, device, forge, found, grow
+from tests.trust.people import NOW, chain_of, companion, device, forge, found, grow
 from tests.trust.refusal import refused
 
 PHONE, TABLET, FRAME = companion("phone"), companion("tablet"), device("frame")
@@ -14,21 +14,21 @@ THIRD = grow(SECOND, TABLET, TABLET, FRAME)
 
 
 def test_a_chain_grows_link_by_link_and_is_restored_as_it_was() -> None:
-    chain = RingChain.start(FIRST).extend([SECOND.document, THIRD.document])
+    chain = RingChain.start(FIRST).extend([SECOND.document, THIRD.document], now=NOW)
     assert chain.head == THIRD
     assert RingChain.restore(chain.documents) == chain
 
 
 def test_rings_it_already_holds_are_skipped() -> None:
     chain = chain_of(FIRST, SECOND)
-    assert chain.extend([FIRST.document, SECOND.document, THIRD.document]).head == THIRD
+    assert chain.extend([FIRST.document, SECOND.document, THIRD.document], now=NOW).head == THIRD
 
 
 @pytest.mark.threat("T2")
 def test_a_ring_it_holds_is_skipped_whatever_signature_it_comes_with() -> None:
     again = forge(FIRST, PHONE, PHONE, TABLET, FRAME)
     assert again != SECOND.document
-    assert chain_of(FIRST, SECOND).extend([again, THIRD.document]).head == THIRD
+    assert chain_of(FIRST, SECOND).extend([again, THIRD.document], now=NOW).head == THIRD
 
 
 def test_ancestors_are_found_by_version_and_hash_together() -> None:
@@ -51,7 +51,7 @@ def test_the_removed_are_remembered_even_when_they_came_back() -> None:
 def test_old_rings_are_let_go() -> None:
     chain = RingChain.start(FIRST)
     for _ in range(MAX_KEPT + 5):
-        chain = chain.extend([grow(chain.head, PHONE, PHONE).document])
+        chain = chain.extend([grow(chain.head, PHONE, PHONE).document], now=NOW)
     assert len(chain.rings) == MAX_KEPT
     assert RingChain.restore(chain.documents) == chain
 
@@ -79,7 +79,7 @@ def test_a_fork_anywhere_in_the_answer_is_refused_and_changes_nothing() -> None:
     fork = grow(FIRST, PHONE, PHONE)
     for documents in ([fork.document], [THIRD.document, fork.document], [grow(fork, PHONE, PHONE).document]):
         with refused(TrustReason.FORKED_RING):
-            chain.extend(documents)
+            chain.extend(documents, now=NOW)
     assert chain.head == SECOND
 
 

@@ -1,5 +1,6 @@
 """What a companion checks before it shows a request: every sentence of the order is a test here."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.trust.checks import MAX_URL_LENGTH, check_envelope, recheck, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.ring import HpkeKey, Member, Role
-from tests.trust.people import NOW, REQUEST_ID, Home, Person, device, fido_url, grow, reseal
+from headless_passkey.trust.ring import HpkeKey, Member, Ring, Role, prove_possession
+from tests.trust.people import BOBS, NOW, REQUEST_ID, Home, Person, device, entry, fido_url, grow, reseal
 from tests.trust.refusal import refused
 
 HOME = Home()
@@ -75,7 +76,7 @@ def test_a_companion_is_no_device() -> None:
 
 @pytest.mark.threat("T1")
 def test_a_removed_device_is_refused() -> None:
-    chain = HOME.chain.extend([grow(HOME.ring, PHONE, PHONE, TABLET).document])
+    chain = HOME.chain.extend([grow(HOME.ring, PHONE, PHONE, TABLET).document], now=NOW)
     with refused(TrustReason.UNKNOWN_DEVICE):
         checked(HOME.seal(), chain=chain)
 
@@ -92,7 +93,7 @@ def test_the_relay_cannot_put_in_a_url_of_its_own() -> None:
 
 @pytest.mark.threat("T2")
 def test_a_key_of_another_account_is_refused() -> None:
-    neighbours = Home(account="bob")
+    neighbours = Home(account=BOBS)
     sealed = reseal(HOME.say(), by=neighbours.frame, to=PHONE)
     with refused(TrustReason.BAD_SIGNATURE):
         checked(sealed)
@@ -104,7 +105,7 @@ def test_a_key_of_another_account_is_refused() -> None:
 @pytest.mark.threat("T2")
 def test_what_is_said_to_others_is_refused() -> None:
     with refused(TrustReason.ACCOUNT_MISMATCH):
-        checked(reseal(HOME.say(), by=FRAME, to=PHONE, account="bob"))
+        checked(reseal(HOME.say(), by=FRAME, to=PHONE, account=BOBS))
     with refused(TrustReason.RECIPIENT_MISMATCH):
         checked(reseal(HOME.say(TABLET), by=FRAME, to=PHONE))
     with refused(TrustReason.KIND_MISMATCH):
@@ -157,7 +158,7 @@ def test_an_expired_envelope_is_refused_with_the_difference() -> None:
 
 @pytest.mark.threat("T2")
 def test_a_device_one_ring_behind_is_fine_while_nothing_it_uses_was_removed() -> None:
-    ahead = HOME.chain.extend([grow(HOME.ring, PHONE, PHONE, FRAME, device("another")).document])
+    ahead = HOME.chain.extend([grow(HOME.ring, PHONE, PHONE, FRAME, device("another")).document], now=NOW)
     checked(HOME.seal(), chain=ahead)
 
 
@@ -175,7 +176,7 @@ def test_a_ring_that_is_not_on_our_chain_is_stale() -> None:
 def test_a_device_that_was_removed_since_and_came_back_must_use_a_newer_ring() -> None:
     without = grow(HOME.ring, PHONE, PHONE, TABLET)
     again = grow(without, PHONE, PHONE, TABLET, FRAME)
-    chain = HOME.chain.extend([without.document, again.document])
+    chain = HOME.chain.extend([without.document, again.document], now=NOW)
     with refused(TrustReason.STALE_RING):
         checked(HOME.seal(), chain=chain)
     checked(HOME.seal(ring=again), chain=chain)
@@ -184,16 +185,15 @@ def test_a_device_that_was_removed_since_and_came_back_must_use_a_newer_ring() -
 @pytest.mark.threat("T2")
 def test_an_envelope_to_a_key_we_replaced_since_is_stale() -> None:
     fresh = SoftwareHpkeKey.generate()
-    rotated = replaced(PHONE.member, fresh.public)
-    members = [rotated, TABLET.member, FRAME.member]
-    chain = HOME.chain.extend([HOME.ring.next(PHONE.key, members=members, now=NOW).document])
+    members = [replaced(PHONE, HOME.ring, fresh.public), *HOME.ring.members[1:]]
+    chain = HOME.chain.extend([HOME.ring.next(PHONE.key, members=members, now=NOW).document], now=NOW)
     with refused(TrustReason.STALE_RING, saying="replaced"):
         checked(HOME.seal(), chain=chain)
 
 
 @pytest.mark.threat("T2")
 def test_a_companion_that_was_removed_opens_nothing_more() -> None:
-    chain = HOME.chain.extend([grow(HOME.ring, TABLET, TABLET, FRAME).document])
+    chain = HOME.chain.extend([grow(HOME.ring, TABLET, TABLET, FRAME).document], now=NOW)
     with refused(TrustReason.STALE_RING):
         checked(HOME.seal(), chain=chain)
 
@@ -343,6 +343,7 @@ def test_the_first_thing_wrong_is_the_one_that_is_said() -> None:
     checked(reseal(now, by=home.frame, to=PHONE), **mine | {"now": NOW})
 
 
-def replaced(member: Member, hpke_key: HpkeKey) -> Member:
-    assert member.role is Role.COMPANION
-    return Member(role=member.role, signing_key=member.signing_key, hpke_key=hpke_key, label=member.label)
+def replaced(person: Person, ring: Ring, hpke_key: HpkeKey) -> Member:
+    """The entry of a companion that has replaced its key for envelopes."""
+    possession = prove_possession(person.key, account=ring.account, role=Role.COMPANION, hpke_key=hpke_key)
+    return replace(entry(ring, person), hpke_key=hpke_key, possession=possession)

@@ -21,7 +21,7 @@ from headless_passkey.trust.envelope import (
 )
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import Ring
-from tests.trust.people import REQUEST_ID, Home, Person, companion, device, fido_url, reseal
+from tests.trust.people import BOBS, REQUEST_ID, Home, Person, companion, device, fido_url, reseal
 from tests.trust.refusal import refused
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "envelope.json").read_text())
@@ -149,7 +149,7 @@ def test_another_companion_cannot_open_it() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"account": "bob"},
+        {"account": BOBS},
         {"request_id": bytes(16)},
         {"device": device().name},
         {"recipient": HOME.tablet.name},
@@ -201,7 +201,7 @@ def test_an_announcement_of_another_request_sealed_again_under_this_id_is_refuse
 
 @pytest.mark.threat("T2")
 def test_an_announcement_for_another_account_is_refused() -> None:
-    sealed = reseal(HOME.say(), by=HOME.frame, to=HOME.phone, account="bob")
+    sealed = reseal(HOME.say(), by=HOME.frame, to=HOME.phone, account=BOBS)
     with refused(TrustReason.ACCOUNT_MISMATCH):
         opened(sealed).verified(HOME.frame.member)
 
@@ -280,9 +280,9 @@ def test_an_envelope_cannot_be_made_wrong() -> None:
     with pytest.raises(LocalProtocolError):
         HOME.seal(url="FIDO:/" + "1" * 5000)
     with pytest.raises(LocalProtocolError):
-        HOME.seal(url="FIDO:/" + "1" * 3500, note="\N{FAMILY}" * 140)
-    with pytest.raises(LocalProtocolError, match="at most 4096 bytes"):  # what fits unsigned, and not sealed
-        HOME.seal(url="FIDO:/" + "1" * 3780)
+        HOME.seal(url="FIDO:/" + "1" * 2500, note="\N{FAMILY}" * 140)
+    with pytest.raises(LocalProtocolError, match="at most 3072 bytes"):  # what fits unsigned, and not sealed
+        HOME.seal(url="FIDO:/" + "1" * 2756)
     tablet_key = HOME.tablet.member.hpke_key
     assert tablet_key is not None
     with pytest.raises(LocalProtocolError):

@@ -15,7 +15,6 @@ from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, Tru
 from headless_passkey.hybrid import cbor
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.checks import MAX_SKEW
 from headless_passkey.trust.invitation import (
     INVITATION_LABEL,
     LIFETIME,
@@ -26,9 +25,9 @@ from headless_passkey.trust.invitation import (
     answer_mac,
     check_number,
 )
-from headless_passkey.trust.ring import Ring, Role
+from headless_passkey.trust.ring import MAX_SKEW, Ring, Role
 from headless_passkey.trust.text_form import check_relay_url
-from tests.trust.people import ACCOUNT, NOW, Person, companion, device, forge, found, grow
+from tests.trust.people import ACCOUNT, ACCOUNT_NAME, BOBS, NOW, Person, companion, device, forge, found, grow
 from tests.trust.refusal import refused
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "invitation.json").read_text())
@@ -113,9 +112,9 @@ def test_an_invitation_is_one_line_and_read_back(kind: Role) -> None:
 
 
 def test_an_account_code_is_one_line_and_read_back() -> None:
-    code = AccountCode.generate(relay_url=RELAY, account=ACCOUNT)
+    code = AccountCode.generate(relay_url=RELAY, account=ACCOUNT, account_name=ACCOUNT_NAME)
     assert AccountCode.parse(code.encode() + "\n") == code
-    assert AccountCode.generate(relay_url=RELAY, account=ACCOUNT) != code
+    assert AccountCode.generate(relay_url=RELAY, account=ACCOUNT, account_name=ACCOUNT_NAME) != code
 
 
 @given(st.text(max_size=200))
@@ -150,10 +149,11 @@ def test_a_newcomer_gets_in_and_everybody_agrees_on_the_ring(kind: Role, newcome
     invitation = invite(kind)
     introduction = introduce(invitation, newcomer)
     ring, mac = admitted(invitation, introduction)
-    assert RING.extend(ring.document) == ring
+    assert RING.extend(ring.document, now=NOW) == ring
     first = accept(invitation, introduction, ring=ring.document, mac=mac)
     assert first == ring
-    assert first.member(newcomer.name) == newcomer.member
+    member = first.member(newcomer.name)
+    assert member == replace(introduction.member(), joined=NOW, introduced_by=PHONE.name)
 
 
 def test_the_inviter_binds_a_device_to_relying_parties() -> None:
@@ -193,7 +193,7 @@ def test_an_answer_can_be_made_again_when_the_ring_has_moved_or_the_append_is_in
     assert record.admit(introduction, ring=ring, key=PHONE.key, now=NOW) == (ring, mac)
     moved = grow(ring, TABLET, PHONE, TABLET, FRAME)
     ours, mac = record.admit(introduction, ring=moved, key=PHONE.key, now=NOW)
-    assert moved.extend(ours.document) == ours
+    assert moved.extend(ours.document, now=NOW) == ours
     assert accept(invitation, introduction, ring=ours.document, mac=mac) == ours
 
 
@@ -279,11 +279,13 @@ def test_a_relay_is_reached_over_https_or_on_loopback(url: str) -> None:
 
 def test_an_account_code_out_of_shape_is_refused() -> None:
     with pytest.raises(RemoteProtocolError):
-        AccountCode(relay_url=RELAY, account="a\tb", code=bytes(32))
+        AccountCode(relay_url=RELAY, account=ACCOUNT, account_name="a\tb", code=bytes(32))
     with pytest.raises(RemoteProtocolError):
-        AccountCode(relay_url=RELAY, account="alice", code=bytes(16))
+        AccountCode(relay_url=RELAY, account="alice", account_name="alice", code=bytes(32))
     with pytest.raises(RemoteProtocolError):
-        AccountCode(relay_url="http://relay.example", account="alice", code=bytes(32))
+        AccountCode(relay_url=RELAY, account=ACCOUNT, account_name="alice", code=bytes(16))
+    with pytest.raises(RemoteProtocolError):
+        AccountCode(relay_url="http://relay.example", account=ACCOUNT, account_name="alice", code=bytes(32))
 
 
 # Refusals: the inviter, by its own record and clock
@@ -328,7 +330,7 @@ def test_the_loser_of_a_stolen_invitation_race_is_refused_whoever_comes_second()
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"account": "bob"}, TrustReason.ACCOUNT_MISMATCH),
+        ({"account": BOBS}, TrustReason.ACCOUNT_MISMATCH),
         ({"relay_url": "https://other.example"}, TrustReason.ACCOUNT_MISMATCH),
         ({"inviter": TABLET.name}, TrustReason.RECIPIENT_MISMATCH),
     ],
@@ -457,7 +459,7 @@ def test_a_ring_signed_by_anybody_but_the_pinned_inviter_is_refused() -> None:
     with refused(TrustReason.FORKED_RING):
         accepted(forge(RING, PHONE, TABLET, FRAME))
     with refused(TrustReason.ACCOUNT_MISMATCH):
-        accepted(forge(RING, PHONE, PHONE, FRAME, account="bob"))
+        accepted(found(replace(PHONE), account=BOBS).document)
 
 
 @pytest.mark.threat("T2")
@@ -478,7 +480,7 @@ def test_a_newcomer_must_be_in_the_ring_exactly_as_it_introduced_itself() -> Non
 @pytest.mark.threat("T11")
 def test_secrets_do_not_show_in_a_repr() -> None:
     invitation = invite()
-    code = AccountCode.generate(relay_url=RELAY, account=ACCOUNT)
+    code = AccountCode.generate(relay_url=RELAY, account=ACCOUNT, account_name=ACCOUNT_NAME)
     record = InvitationRecord(invitation=invitation)
     for value in (invitation, record, introduce(invitation), code):
         text = repr(value)

@@ -25,7 +25,11 @@ CLAIM = Claim.of(device=HOME.frame.name, request_id=REQUEST_ID, sealed=b"sealed"
 def signing(case: dict[str, Any]) -> Member:
     key = bytes.fromhex(case["signing_key"])
     return Member(
-        role=Role.COMPANION, signing_key=key, hpke_key=HpkeKey(suite=1, public_key=key), label="phone"
+        role=Role.COMPANION,
+        signing_key=key,
+        hpke_key=HpkeKey(suite=1, public_key=key),
+        possession=bytes(64),
+        label="phone",
     )
 
 
