@@ -1,6 +1,7 @@
 """The sentences in which several parts of the companion name a request, a member and a relying party."""
 
-from collections.abc import Iterable
+import time
+from collections.abc import Sequence
 from typing import Final
 
 from companion_push.companion.twins import twin_of
@@ -13,12 +14,26 @@ ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL
 SHORT_NAME: Final = 8  # characters of a member's name, which is a thumbprint
 
 
-def known_as(member: Member, members: Iterable[Member]) -> str:
-    """Name a member of a ring for people: its label, and more where another member's label looks the same."""
+def known_as(member: Member, members: Sequence[Member]) -> str:
+    """Name a member of a ring for people: its label, and where another member's label looks the same more.
+
+    Nobody can choose the rest: the start of its name, which is a thumbprint, the day on which it joined, and who
+    introduced it.
+    """
     shown = quoted(member.label)
     if twin_of(member.label, members, but=member.name) is None:
         return shown
-    return f"{shown} ({member.name[:SHORT_NAME]}; another member is called the same)"
+    day = time.strftime("%Y-%m-%d", time.localtime(member.joined))
+    return f"{shown} ({member.name[:SHORT_NAME]}, joined {day}, {_introduced(member, members)})"
+
+
+def _introduced(member: Member, members: Sequence[Member]) -> str:
+    if member.introduced_by is None:
+        return "the first member"
+    for each in members:
+        if each.name == member.introduced_by:
+            return f"introduced by {quoted(each.label)} ({each.name[:SHORT_NAME]})"
+    return f"introduced by {member.introduced_by[:SHORT_NAME]}, which was removed"
 
 
 def must_say(rp_id: str) -> str:

@@ -36,7 +36,7 @@ def check_envelope(
     device, request_id: as the relay names the request. me: our own name in the ring. chain: our verified rings, up to
     date with the relay. opened_before: (device, request id) of each request that was handed to an opener and has not
     expired yet, to detect a replay. now: Unix seconds by our clock. needs_digits: whether this companion shows no request
-    without match digits.
+    without match digits; the device's entry in the ring may demand them too.
     """
     opened = open_envelope(
         sealed,
@@ -55,7 +55,7 @@ def check_envelope(
     _check_url(announcement, now)
     if not sender.allows(announcement.rp_id):
         raise TrustError(TrustReason.RP_NOT_ALLOWED, f"{sender.label} may not ask for {announcement.rp_id}")
-    if needs_digits and announcement.digits is None:
+    if (needs_digits or sender.needs_digits) and announcement.digits is None:
         raise TrustError(
             TrustReason.DIGITS_MISSING,
             "the device shows no digits, and without them nothing is approved here",

@@ -1,6 +1,7 @@
 """What a person is shown, and that nothing in it can lie."""
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -93,13 +94,28 @@ def test_names_are_shown_as_people_write_them() -> None:
 @pytest.mark.parametrize(
     "twin", ["frame", "FRAME", "fr\u0430me", "fr\u034fame"], ids=["same", "capitals", "Cyrillic", "U+034F"]
 )
-def test_of_two_that_are_called_the_same_each_is_shown_with_its_short_name(twin: str) -> None:
-    frame, other = HOME.frame.member, device("lamp").member
+def test_of_two_that_are_called_the_same_each_is_shown_with_what_nobody_can_choose(twin: str) -> None:
+    phone, frame = HOME.phone.member, HOME.ring.member(HOME.frame.name)
+    assert frame is not None
+    day = time.strftime("%Y-%m-%d", time.localtime(NOW))
+    other = replace(device("lamp").member, joined=NOW + 40 * 86400, introduced_by="removed-one")
     object.__setattr__(other, "label", twin)
-    members = [HOME.phone.member, frame, other]
-    assert known_as(HOME.phone.member, members) == '"phone"'
-    assert known_as(frame, members).startswith(f'"frame" ({frame.name[:8]}; ')
-    assert known_as(other, members).startswith(f"{quoted(twin)} ({other.name[:8]}; ")
+    members = [phone, frame, other]
+    assert known_as(phone, members) == '"phone"'
+    assert known_as(frame, members) == (
+        f'"frame" ({frame.name[:8]}, joined {day}, introduced by "phone" ({phone.name[:8]}))'
+    )
+    later = time.strftime("%Y-%m-%d", time.localtime(other.joined))
+    assert known_as(other, members) == (
+        f"{quoted(twin)} ({other.name[:8]}, joined {later}, introduced by removed-, which was removed)"
+    )
+
+
+@pytest.mark.threat("T4")
+def test_a_twin_of_the_first_member_is_told_from_it() -> None:
+    first = HOME.ring.members[0]
+    other = replace(device("phone").member, joined=NOW, introduced_by=first.name)
+    assert known_as(first, [first, other]).endswith(", the first member)")
 
 
 @pytest.mark.threat("T4")

@@ -31,6 +31,7 @@ class Person:
     label: str
     rp_ids: tuple[str, ...] | None = None
     account: str = ACCOUNT  # that it joins
+    needs_digits: bool = False
     key: SoftwareSigningKey = field(default_factory=SoftwareSigningKey.generate)
     hpke: ec.EllipticCurvePrivateKey = field(default_factory=lambda: ec.generate_private_key(CURVE))
     _proofs: dict[object, bytes] = field(default_factory=dict)
@@ -50,6 +51,7 @@ class Person:
             hpke_key=self.hpke_key,
             possession=self.possession,
             label=self.label,
+            needs_digits=self.needs_digits,
             rp_ids=self.rp_ids,
         )
 

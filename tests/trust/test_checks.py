@@ -277,6 +277,17 @@ def test_where_digits_are_demanded_a_request_without_them_is_refused() -> None:
         checked(HOME.seal(), needs_digits=True)
 
 
+@pytest.mark.threat("T4")
+def test_a_device_whose_entry_demands_digits_is_asked_for_them() -> None:
+    home = Home()
+    home.frame.needs_digits = True
+    home.__post_init__()
+    mine: dict[str, Any] = {"device": home.frame.name, "by": home.phone, "chain": home.chain}
+    checked(home.seal(digits="42"), **mine)
+    with refused(TrustReason.DIGITS_MISSING):
+        checked(home.seal(), **mine)
+
+
 # times again
 
 
