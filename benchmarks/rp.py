@@ -43,6 +43,7 @@ from relying_party.core.challenges import AuthenticationRecord
 from relying_party.core.credentials import Credential, CredentialUse, User
 from relying_party.core.encoding import base64url
 from relying_party.core.messages import parse_authentication_result
+from relying_party.core.proofs import ProofsInMemory
 from relying_party.core.sessions import Lifetimes, open_session
 from relying_party.http.app import authentication_options, authentication_result, make_app
 from relying_party.http.request import STATE, State
@@ -200,7 +201,9 @@ class Bench:
         return make_mocked_request("POST", path, headers, payload=payload, app=self.app)
 
     def _proof(self, path: str) -> str:
-        return make_proof(self.device, method="POST", url=ORIGIN + path, now=time.time())
+        proofs, now = self.state.used_proofs, time.time()
+        assert isinstance(proofs, ProofsInMemory)
+        return make_proof(self.device, method="POST", url=ORIGIN + path, now=now, nonce=proofs.nonce(now=now))
 
     def _body(self, ceremony: str, challenge: str) -> bytes:
         client_data = json.dumps(

@@ -199,6 +199,11 @@ def _parsers() -> tuple[_Parser, _Parser]:
         default=Path("relying-party.sqlite"),
         help="default: relying-party.sqlite",
     )
+    add(
+        "--shared-store",
+        action="store_true",
+        help="several processes serve with this store, each with this option: they share used proofs in it",
+    )
     add("--cert", metavar="FILE", type=Path, help="certificate chain, PEM; without it plain HTTP on loopback")
     add("--key", metavar="FILE", type=Path, help="its private key, PEM")
     add(

@@ -61,6 +61,7 @@ class Config:
     enroll: str = "/"
     lifetimes: Lifetimes = DEFAULT_LIFETIMES
     requests_per_minute: int = 600  # from one address
+    shared_store: bool = False  # other processes serve with this store too, each with this setting
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "public_url", check_public_url(self.public_url))
@@ -94,6 +95,7 @@ class Config:
         store: Path,
         page_shows: PageShows | None = None,
         requests_per_minute: int = 600,
+        shared_store: bool = False,
         related_origins: tuple[str, ...] = (),
         android_apps: tuple[str, ...] = (),
         top_origins: tuple[str, ...] = (),
@@ -113,6 +115,7 @@ class Config:
         page_shows: None lets strangers see everyone only where there are no strangers, on localhost.
         related_origins: of other domains, whose pages use the same RP ID (/.well-known/webauthn).
         android_apps: certificates, as SHA-256 fingerprint or as `android:apk-key-hash:…`.
+        shared_store: several processes serve with this store, and share used proofs in it.
         top_origins: pages of others in whose frames ours may ask for a passkey.
         resources: services that take our access tokens, as origins. resource_secrets: by which those that ask us
         about a token are known, by origin; they need not be in `resources` too. token_keys: sign access tokens
@@ -151,6 +154,7 @@ class Config:
             backup_eligibility=backup_eligibility,
             lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
+            shared_store=shared_store,
             resources=services,
             resource_secrets={_check_secret(secret): name for name, secret in resource_secrets.items()},
             token_keys=token_keys,

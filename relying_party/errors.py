@@ -113,6 +113,18 @@ class ProofClock(RequestRefused):
         self.now: Final = now
 
 
+class UseDpopNonce(RequestRefused):
+    """The proof is valid except that it lacks a recent nonce of this server: send a new one with `nonce` (RFC 9449 §8)."""
+
+    slug, status = "use-dpop-nonce", 401
+    title = "The proof needs the newest nonce of this server"
+
+    def __init__(self, *, nonce: str) -> None:
+        """nonce: for the header ``DPoP-Nonce`` of the answer."""
+        super().__init__()
+        self.nonce: Final = nonce
+
+
 class NotSignedIn(RequestRefused):
     """The request has no session, or an ended one."""
 

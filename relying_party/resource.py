@@ -2,8 +2,8 @@
 
 There are two ways to verify a token. `Introspection` asks the relying party (RFC 7662), and so notices the end of a
 session at once. `Keys` verifies a JWT (RFC 9068) with the relying party's public keys, without a request. In both ways the
-token is bound to a key: each request has a proof of possession for its method, URL, token and time, and a
-proof cannot be replayed (RFC 9449 §4.3, §7)::
+token is bound to a key: each request has a proof of possession for its method, URL, token and time, with a nonce of
+this service, and a proof cannot be replayed (RFC 9449 §4.3, §7, §9)::
 
     guard = Guard(resource="https://api.example", issuer="https://login.example", verify=Keys(jwks_uri=…))
     app = web.Application(middlewares=[guard.middleware])
@@ -33,10 +33,10 @@ from joserfc.jwk import ECKey
 
 from relying_party.core.access_tokens import ALGORITHM, TYPE
 from relying_party.core.domains import is_this_machine
-from relying_party.core.proofs import SeenProofs, verify_proof
+from relying_party.core.proofs import ProofsInMemory, UsedProofs, verify_proof
 from relying_party.errors import IssuerUnavailable, ProofInvalid, RequestRefused, TokenInvalid, UsageError
-from relying_party.http.answers import problem, refused
-from relying_party.http.request import PROOF_HEADER
+from relying_party.http.answers import NONCE_HEADER, problem, refused
+from relying_party.http.request import NONCE, PROOF_HEADER
 from relying_party.proxy import proxy_for
 
 MAX_TOKEN: Final = 4096  # characters
@@ -101,16 +101,17 @@ class Guard:
         verify: Verify,
         urls: tuple[str, ...] = (),
         tls: ssl.SSLContext | None = None,
+        used_proofs: UsedProofs | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """resource: our origin, which tokens name as their audience. issuer: the relying party's base URL.
 
         urls: more origins of this service; a proof names one of them. tls: trusted roots for the relying party's
-        addresses, None for the system's.
+        addresses, None for the system's. used_proofs: shared by the processes of this service; None for one process.
         """
         self.resource, self.issuer, self.clock = resource, issuer, clock
         self._verify, self._urls, self._tls = verify, (resource, *urls), tls
-        self._seen = SeenProofs()
+        self._used_proofs: UsedProofs = ProofsInMemory() if used_proofs is None else used_proofs
         self._http: aiohttp.ClientSession | None = None
 
     async def opened(self, _app: web.Application) -> AsyncIterator[None]:
@@ -141,10 +142,16 @@ class Guard:
                 members={"retry_after": 5},
                 headers={"Retry-After": "5"},
             )
-        return await handler(request)
+        response = await handler(request)
+        if not response.prepared:  # an answer that the handler has begun to send is without
+            response.headers[NONCE_HEADER] = request[NONCE]
+        return response
 
     async def check(self, request: web.Request) -> AccessToken:
-        """Verify token and proof of a request; `RequestRefused`, or `IssuerUnavailable`."""
+        """Verify token and proof of a request; `RequestRefused`, or `IssuerUnavailable`.
+
+        ``request[NONCE]`` is then the newest nonce, for the header ``DPoP-Nonce`` of the answer.
+        """
         token = _token(request)
         proofs = request.headers.getall(PROOF_HEADER, [])
         if len(proofs) != 1:
@@ -166,7 +173,7 @@ class Guard:
             raise TokenInvalid("the token has ended, or is not good yet")
         if claims.cnf.jkt != proof.key_thumbprint:
             raise TokenInvalid("the token is bound to another key")
-        self._seen.take(proof, now=now)
+        request[NONCE] = await self._used_proofs.take_proof(proof, now=now)
         return AccessToken(
             subject=claims.sub,
             key_thumbprint=claims.cnf.jkt,

@@ -73,6 +73,7 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
         store=args.store,
         page_shows=args.page,
         requests_per_minute=args.requests_per_minute,
+        shared_store=args.shared_store,
         related_origins=tuple(_with_port(origin, port) for origin in args.related_origin),
         android_apps=tuple(args.android_app),
         top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),

@@ -25,14 +25,16 @@ from companion_push.cli import main as push_main
 from companion_push.relay.config import RelayConfig
 from companion_push.tunnel_service.app import make_app as make_tunnel_service
 from headless_passkey.errors import UsageError as PushUsageError
+from headless_passkey.text.base64url import base64url
 from relying_party.cli import main as party_main
 from relying_party.config import Config
 from relying_party.errors import UsageError
 from tests.programs import Program, running
 from tests.relay.household import Caller, Clock
+from tests.relay.test_command import found
 from tests.rp.authenticator_double import create
 from tests.rp.test_program import Visitor
-from tests.trust.people import companion
+from tests.trust.people import companion, device
 
 PATIENCE = 30.0  # seconds: far more than anything here takes, so that a hang is a failure
 SECRET = b"00112233445566778899AABBCCDDEEFF"  # stands for a tunnel ID, a proof, a cookie
@@ -518,13 +520,16 @@ async def test_a_full_disk_is_one_line_a_request_at_the_relay_and_it_goes_on_whe
         ClientSession() as session,
     ):
         anna = Caller(companion(), session, await relay.line(), Clock())
-        assert (await anna.get("/v1/ring")).problem == "not-found"
+        await found(disk.folder / "store", anna, device())
+        path = f"/v1/invitations/{base64url(bytes(32))}"
+        announcement = {"kind": "device", "expires_at": int(anna.clock()) + 500}
         disk.fill(relay)
         for _ in range(3):
-            reply = await anna.get("/v1/ring")
+            reply = await anna.put(path, announcement)
             assert (reply.status, reply.problem) == (503, "store-unavailable")
+            assert (await anna.get("/v1/ring")).status == 200  # reading needs no room
         disk.free(relay)
-        assert (await anna.get("/v1/ring")).problem == "not-found"
+        assert (await anna.put(path, announcement)).status == 201
         assert await relay.end() == 0
         lines = [line for line in (await relay.stderr()).splitlines() if not NOTE.search(line)]
     assert len(lines) == 3, lines

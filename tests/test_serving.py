@@ -205,11 +205,13 @@ async def refused(port: int) -> None:
             writer.transport.abort()
 
 
-def half_a_request(name: str, url: str) -> tuple[bytes, bytes]:
+async def half_a_request(name: str, url: str) -> tuple[bytes, bytes]:
     """A request that the server has begun to read, and its rest."""
     body = b"{}"
     if name == "relay":
-        caller = Caller(companion(), None, url, Clock())  # type: ignore[arg-type]
+        async with aiohttp.ClientSession() as session:
+            caller = Caller(companion(), session, url, Clock())
+            await caller.get("/v1/ring")  # which gives it a nonce
         path, more = "/v1/accounts", f"DPoP: {caller.proof('POST', '/v1/accounts')}"
     else:
         path, more = "/webauthn/authentication/options", f"Origin: {url}"
@@ -281,7 +283,7 @@ async def test_a_body_that_does_not_come_is_refused_in_the_same_words(
     await web.TCPSite(runner, "127.0.0.1", port_of(url)).start()
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port_of(url))
-        writer.write(half_a_request(name, url)[0])
+        writer.write((await half_a_request(name, url))[0])
         async with asyncio.timeout(PATIENCE):
             head = await reader.readuntil(b"\r\n\r\n")
             length = re.search(rb"Content-Length: (\d+)", head)
@@ -300,7 +302,7 @@ async def test_a_client_that_never_ends_its_request_keeps_no_server_from_ending(
 ) -> None:
     async with running(*words(name, tmp_path)) as program:
         url = await program.line()
-        first, _ = half_a_request(name, url)
+        first, _ = await half_a_request(name, url)
         _, writer = await under_way(url, first)
         async with asyncio.timeout(PATIENCE):
             assert await program.end() == 0
@@ -517,18 +519,23 @@ async def test_programs_are_called_below_the_path_of_their_public_url(
         arrives = f"http://127.0.0.1:{port_of(await program.line())}{'/push' if left_on else ''}"
         anna = Caller(companion(), None, base, Clock())  # type: ignore[arg-type]
         async with aiohttp.ClientSession() as session:
-            headers = {"DPoP": anna.proof("GET", "/v1/ring")}
-            async with session.get(arrives + "/v1/ring", headers=headers) as response:
-                assert (await response.json(content_type=None))["type"].endswith(":not-found")
+            for answer in (":use-dpop-nonce", ":not-found"):
+                headers = {"DPoP": anna.proof("GET", "/v1/ring")}
+                async with session.get(arrives + "/v1/ring", headers=headers) as response:
+                    assert (await response.json(content_type=None))["type"].endswith(answer)
+                    anna.kept["nonce"] = response.headers["DPoP-Nonce"]
     options = ("--public-url", "https://host.example/passkeys", "--rp-id", "host.example")
     async with running(*words("relying-party", tmp_path, *options)) as program:
         prefix = "/passkeys" if left_on else ""
         arrives = f"http://127.0.0.1:{port_of(await program.line())}{prefix}"
         async with aiohttp.ClientSession() as session:
             path = "/webauthn/authentication/options"
-            proof = DeviceKey().proof("POST", "https://host.example/passkeys" + path, time.time(), None)
-            async with session.post(arrives + path, json={}, headers={"DPoP": proof}) as response:
-                assert response.status == 200, await response.text()
+            key, url, nonce = DeviceKey(), "https://host.example/passkeys" + path, None
+            for status in (401, 200):
+                proof = key.proof("POST", url, time.time(), nonce=nonce)
+                async with session.post(arrives + path, json={}, headers={"DPoP": proof}) as response:
+                    assert response.status == status, await response.text()
+                    nonce = response.headers["DPoP-Nonce"]
             async with session.get(arrives + "/") as response:
                 assert '"/passkeys/static/passkeys.js"' in await response.text()
             async with session.get(arrives + "/.well-known/passkey-endpoints") as response:

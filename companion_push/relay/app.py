@@ -22,7 +22,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from companion_push.errors import StoreUnavailable
-from companion_push.relay import accounts, operations, store
+from companion_push.relay import accounts, operations
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.held_requests import HeldRequests
@@ -45,7 +45,7 @@ from companion_push.relay.messages import (
 )
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import HEADER, check_proof
+from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from headless_passkey.process.tasks import until_done
@@ -111,6 +111,7 @@ class RelayEndpoints:
         self._config = config
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
+        self._used_proofs = UsedProofs()
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
@@ -242,6 +243,10 @@ class RelayEndpoints:
 
     # What they share
 
+    def nonce(self) -> str:
+        """The newest nonce for proofs (RFC 9449 §8)."""
+        return self._used_proofs.nonce(self._config.clock())
+
     async def _caller(self, request: web.Request) -> str:
         """Authenticate the request: the name of its key. The proof is used up (replay)."""
         if self.held_requests.closing:
@@ -255,7 +260,7 @@ class RelayEndpoints:
             url=self._config.public_url + path,
             now=now,
         )
-        await self._open_store.note(lambda db: store.take_proof(db, proof))
+        self._used_proofs.take(proof, now)
         return proof.name
 
     async def _act(self, caller: str, operation: Operation) -> web.Response:
@@ -405,6 +410,8 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except Exception as error:  # noqa: BLE001  the edge of the application
         logger.error("%s", _place(error))  # noqa: TRY400
         response = untyped(500)
+    if HEADER in request.headers:
+        response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
     milliseconds = math.ceil((loop.time() - start) * 1000)
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "elsewhere"
@@ -467,7 +474,8 @@ def _problem(problem: Problem) -> web.Response:
     if problem.retry_after is not None:
         response.headers["Retry-After"] = str(problem.retry_after)
     if problem.status == 401:
-        response.headers["WWW-Authenticate"] = 'DPoP algs="ES256"'
+        error = "use_dpop_nonce" if problem.slug is Slug.USE_DPOP_NONCE else "invalid_dpop_proof"
+        response.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{error}"'
     return response
 
 

@@ -1,8 +1,7 @@
 """The relay's store: one SQLite file, used by one thread, one transaction at a time.
 
 `transact` runs a function inside ``BEGIN IMMEDIATE`` and returns once the commit is on the disk (WAL with
-synchronous=FULL): an acknowledged change survives a kill and a power cut. `note` is for records that survive a kill and
-may be lost in a power cut: it does not wait for the disk.
+synchronous=FULL): an acknowledged change survives a kill and a power cut.
 
 While another process holds the write lock, a transaction waits `_BUSY_SECONDS` from its call, however many others wait
 too. After the file was moved, deleted or replaced, every transaction fails: its change would be in a file
@@ -37,8 +36,7 @@ class Database:
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
-        self._durable: sqlite3.Connection
-        self._quick: sqlite3.Connection
+        self._connection: sqlite3.Connection
         self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
 
     async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -47,21 +45,14 @@ class Database:
         `StoreUnavailable`, of which `StoreBusy` is one, when the store does not answer.
         """
         asked = monotonic()
-        return await self._in_worker(lambda: self._checked(self._durable, work, asked))
+        return await self._in_worker(lambda: self._checked(work, asked))
 
-    async def note(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction, without waiting for the disk."""
-        asked = monotonic()
-        return await self._in_worker(lambda: self._checked(self._quick, work, asked))
-
-    def _checked(
-        self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T], asked: float
-    ) -> T:
+    def _checked(self, work: Callable[[sqlite3.Connection], T], asked: float) -> T:
         left = max(0.0, asked + _BUSY_SECONDS - monotonic())
         self._check()
         try:
-            connection.execute(f"PRAGMA busy_timeout={int(left * 1000)}")
-            result = _transaction(connection, work)
+            self._connection.execute(f"PRAGMA busy_timeout={int(left * 1000)}")
+            result = _transaction(self._connection, work)
         except sqlite3.Error as error:
             if _is_locked(error):
                 raise StoreBusy(f"another process keeps the store {self._path} locked") from error
@@ -81,17 +72,15 @@ class Database:
     def _open(self) -> None:
         with _translated(self._path):
             _make_private_file(self._path)
-            self._durable = _connect(self._path, synchronous="FULL")
-            _migrate(self._durable)
-            self._quick = _connect(self._path, synchronous="NORMAL")
+            self._connection = _connect(self._path)
+            _migrate(self._connection)
             # WAL and its index exist while a connection is open
             companions = (self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))
             self._files = {path: _identity(path) for path in (self._path, *companions)}
 
     def _close(self) -> None:
-        for connection in ("_quick", "_durable"):
-            if hasattr(self, connection):
-                getattr(self, connection).close()
+        if hasattr(self, "_connection"):
+            self._connection.close()
 
 
 @contextlib.asynccontextmanager
@@ -195,9 +184,9 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _connect(path: Path, *, synchronous: str) -> sqlite3.Connection:
+def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", "foreign_keys=ON", "secure_delete=ON"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     return connection
 
@@ -323,16 +312,5 @@ _MIGRATIONS: Final = (
         full_at REAL NOT NULL,            -- when the rate is whole again
         PRIMARY KEY (account, rate)
     ) STRICT, WITHOUT ROWID;
-
-    -- ids of proofs that were taken
-    CREATE TABLE proofs (
-        key TEXT NOT NULL,
-        jti TEXT NOT NULL,
-        until REAL NOT NULL,
-        member INTEGER NOT NULL,          -- 0: the key is nobody's
-        PRIMARY KEY (key, jti)
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX proofs_until ON proofs (until);
-    CREATE INDEX proofs_of_strangers ON proofs (member) WHERE member = 0;
     """,
 )

@@ -25,6 +25,7 @@ class Slug(StrEnum):
     TOO_MANY_PENDING = "too-many-pending"
     UNKNOWN_RECIPIENT = "unknown-recipient"
     UNKNOWN_RING = "unknown-ring"
+    USE_DPOP_NONCE = "use-dpop-nonce"
     WITHDRAWN = "withdrawn"
 
 
@@ -78,6 +79,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.UNKNOWN_RING: (400, "The word names a ring that the relay does not hold"),
     Slug.PROOF_INVALID: (401, "The proof of the caller's key does not hold"),
     Slug.PROOF_CLOCK: (401, "The caller's clock differs too much from the relay's"),
+    Slug.USE_DPOP_NONCE: (401, "The proof needs the newest nonce of this relay"),
     Slug.NOT_FOUND: (404, "There is no such thing, or it is not yours"),
     Slug.ALREADY_CLAIMED: (409, "Another companion holds the claim"),
     Slug.INVITATION_USED: (409, "Somebody else has used this, or is waiting"),

@@ -1,9 +1,13 @@
 """Authentication of callers: each request has a proof of possession of the caller's key (DPoP, RFC 9449; docs/protocol/relay.md).
 
-`check_proof` is pure; the store detects replay by the proof's id (`store.take_proof`).
+`check_proof` is pure. `UsedProofs` detects replay: each proof carries a nonce of this process, and its id is remembered
+for as long as its nonce is taken (docs/adr/0016).
 """
 
+import hashlib
+import hmac
 import re
+import secrets
 import string
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
@@ -16,10 +20,13 @@ from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 
 HEADER: Final = "DPoP"
+NONCE_HEADER: Final = "DPoP-Nonce"
 SKEW: Final = 60  # seconds by which the caller's clock may be ahead or behind
+STEP: Final = 300  # seconds: how long a nonce is given out; it is taken for one step more
+MAX_IDS: Final = 100_000  # in one step, which then ends early: about 10 MB
 _MAX_SIZE: Final = 4096  # characters; a proof of ours has about 500
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
@@ -32,7 +39,7 @@ class Proof:
 
     name: str  # the caller: the thumbprint of its key
     jti: str = field(repr=False)
-    until: float  # when the proof expires, and its id can be forgotten
+    nonce: str | None = field(repr=False)
 
 
 def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Proof:
@@ -50,7 +57,50 @@ def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Pro
         raise _refused("htu is not the URL of this request below the relay's public URL")
     if abs(now - claims.iat) > SKEW:
         raise Problem(Slug.PROOF_CLOCK, now=int(now))
-    return Proof(name=key.thumbprint(), jti=claims.jti, until=claims.iat + SKEW + 1)
+    return Proof(name=key.thumbprint(), jti=claims.jti, nonce=claims.nonce)
+
+
+class UsedProofs:
+    """The proofs that this process has taken, each once.
+
+    A nonce is a MAC over the number of a step, with a key that this object makes. So no proof that was made before it
+    existed is taken, whatever the clocks said, and what it must remember are the ids of two steps. The steps are counted:
+    a clock that jumps can only begin the next one.
+    """
+
+    def __init__(self, *, most: int = MAX_IDS) -> None:
+        """most: ids in one step. When there are more, the next step begins, so that no caller is refused for others."""
+        self._most = most
+        self._key = secrets.token_bytes(32)
+        self._step, self._began = 0, 0.0
+        self._now: set[bytes] = set()  # ids of this step, and of the one before
+        self._before: set[bytes] = set()
+
+    def nonce(self, now: float) -> str:
+        """The nonce for proofs from now on."""
+        age = abs(now - self._began)
+        if age >= STEP or len(self._now) >= self._most:
+            recent = age < 2 * STEP
+            self._before, self._now = (self._now if recent else set()), set()
+            self._step += 1 if recent else 2  # a nonce ends with the memory of its proofs
+            self._began = self._began + STEP if recent and now >= self._began + STEP else now
+        return self._nonce_of(self._step)
+
+    def take(self, proof: Proof, now: float) -> None:
+        """Use up a proof. Refuses with `use-dpop-nonce` when it lacks a recent nonce, with `proof-invalid` for a replay."""
+        newest = self.nonce(now)
+        given = (proof.nonce or "").encode()
+        taken = (newest, self._nonce_of(self._step - 1))
+        if not any(hmac.compare_digest(given, nonce.encode()) for nonce in taken):
+            raise Problem(Slug.USE_DPOP_NONCE)
+        # of one size, however long the jti is; the nonce is in what was signed, so a replay is of the same step
+        used = hashlib.sha256(f"{proof.name} {proof.jti}".encode()).digest()[:16]
+        if used in self._now or used in self._before:
+            raise _refused("the proof has been used before")
+        self._now.add(used)
+
+    def _nonce_of(self, step: int) -> str:
+        return base64url(hmac.digest(self._key, b"headless-passkey dpop nonce %d" % step, "sha256")[:16])
 
 
 class _Jwk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -78,6 +128,7 @@ class _Claims(msgspec.Struct, frozen=True):
     htu: str
     iat: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
     jti: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{22,128}\Z")]  # 16 random bytes or more
+    nonce: str | None = None
 
 
 def _verified(compact: str) -> tuple[ECKey, _Claims]:

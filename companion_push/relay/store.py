@@ -1,4 +1,4 @@
-"""Requests in the store, with their envelopes, rate limits and used proofs.
+"""Requests in the store, with their envelopes and rate limits.
 
 Each function is a part of one transaction on an open store (`companion_push.relay.database`). Envelopes are
 deleted when their request ends; its outcome stays readable for a while (`mailbox.KEPT`).
@@ -9,12 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request
-from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import Proof
 from headless_passkey.request import RequestState
-
-_MAX_PROOFS_OF_A_KEY: Final = 10_000  # in the two minutes that a proof is remembered
-_MAX_PROOFS_OF_STRANGERS: Final = 10_000  # of all keys together that are no members'
 
 _COLUMNS: Final = "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, word, stays, reason"
 
@@ -116,24 +111,6 @@ def spend(db: sqlite3.Connection, account: str, rates: Mapping[str, float]) -> N
     db.executemany("REPLACE INTO spent VALUES (?, ?, ?)", rows)
 
 
-def take_proof(db: sqlite3.Connection, proof: Proof) -> None:
-    """Use up a proof; refuses a replay, and a key that makes more proofs than any client needs."""
-    member = db.execute("SELECT 1 FROM members WHERE name = ?", (proof.name,)).fetchone() is not None
-    if member:
-        (taken,) = db.execute("SELECT count(*) FROM proofs WHERE key = ?", (proof.name,)).fetchone()
-        limit = _MAX_PROOFS_OF_A_KEY
-    else:
-        (taken,) = db.execute("SELECT count(*) FROM proofs WHERE member = 0").fetchone()
-        limit = _MAX_PROOFS_OF_STRANGERS
-    if taken >= limit:
-        raise Problem(Slug.RATE_LIMITED, retry_after=60)
-    cursor = db.execute(
-        "INSERT OR IGNORE INTO proofs VALUES (?, ?, ?, ?)", (proof.name, proof.jti, proof.until, member)
-    )
-    if cursor.rowcount == 0:
-        raise Problem(Slug.PROOF_INVALID, "the proof has been used before")
-
-
 def sweep_requests(
     db: sqlite3.Connection, now: float, current: Callable[[Request], Request]
 ) -> list[Request]:
@@ -152,7 +129,6 @@ def sweep_requests(
             save(db, after)
             changed.append(after)
     db.execute("DELETE FROM requests WHERE expires_at <= ?", (now - GRACE - KEPT,))
-    db.execute("DELETE FROM proofs WHERE until <= ?", (now,))
     db.execute("DELETE FROM spent WHERE full_at <= ?", (now,))
     return changed
 

@@ -1,7 +1,8 @@
 """JSON over HTTPS to one server, every request with a proof of one key (docs/protocol/relay.md).
 
 The server is not trusted: TLS is verified, no redirect is followed, no cookie is kept, answers are bounded
-and parsed strictly. A transient failure is retried with a fresh proof and the same bytes, after the pause of `Retry-After`
+and parsed strictly. It may demand a nonce of its own in each proof (RFC 9449 §8): the newest one of each server is
+kept with the client session, and a request that lacks it is sent again at once. A transient failure is retried with a fresh proof and the same bytes, after the pause of `Retry-After`
 or a random one (exponential back-off with jitter). A permanent failure is raised at once:
 
     TransportError           transient: it was retried for `patience` seconds
@@ -21,6 +22,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from yarl import URL
@@ -38,7 +40,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.mends import clock_skew, setup_error
-from headless_passkey.net.proof import PROOF_HEADER, make_proof
+from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
@@ -50,9 +52,15 @@ REQUEST_TIMEOUT: Final = 10.0  # seconds for one attempt, beside the time that t
 PATIENCE: Final = 20.0  # seconds in which transient failures are retried
 _FIRST_PAUSE: Final = 0.2  # seconds, doubled with each attempt; the pause is a random part of it (jitter)
 _MAX_PAUSE: Final = 5.0
+_NONCE_ANSWERS: Final = 2  # demands for a nonce that one request meets; another one is the server's last word
+_NONCE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,256}", re.ASCII)  # RFC 9449 §8.1
+_DEMANDS_NONCE: Final = re.compile(r'\bDPoP\b.*\berror="use_dpop_nonce"', re.ASCII | re.IGNORECASE)
 _PROBLEM: Final = "urn:headless-passkey:problem:"
 _SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses of transient failures
+
+# the newest nonce of each server, by its base URL, for as long as the client session lives
+_nonces: Final[WeakKeyDictionary[aiohttp.ClientSession, dict[str, str]]] = WeakKeyDictionary()
 
 logger = logging.getLogger(__name__)
 
@@ -132,10 +140,12 @@ class ProvenHttp:
         wait: int = 0,
         patience: float = PATIENCE,
         access_token: str | None = None,
+        meets_nonce: bool = True,
     ) -> Members:
         """Make one exchange; transient failures are retried for `patience` seconds.
 
         path: below the base URL, with a slash in front. access_token: goes along as ``Authorization: DPoP``.
+        meets_nonce: whether a demand for a nonce is met with another request, or is the answer (``use-dpop-nonce``).
         Every request of the contracts is idempotent, so it can be repeated with the same bytes.
         """
         url = URL(self._base_url + path, encoded=True)
@@ -146,7 +156,7 @@ class ProvenHttp:
         while True:
             begun = time.monotonic()
             try:
-                return await self._attempt(method, url, data, wait, access_token)
+                return await self._attempt(method, url, data, wait, access_token, meets_nonce=meets_nonce)
             except _Transient as transient:
                 pause = self._pause(attempt, transient.retry_after)
                 patience -= time.monotonic() - begun + pause
@@ -163,7 +173,14 @@ class ProvenHttp:
         return min(_MAX_PAUSE, _FIRST_PAUSE * 2.0 ** min(attempt, 10)) * (0.5 + self._chance() / 2)
 
     async def _attempt(
-        self, method: str, url: URL, data: bytes | None, wait: int, access_token: str | None
+        self,
+        method: str,
+        url: URL,
+        data: bytes | None,
+        wait: int,
+        access_token: str | None,
+        *,
+        meets_nonce: bool,
     ) -> Members:
         headers = {} if data is None else {"Content-Type": "application/json"}
         try:
@@ -178,6 +195,8 @@ class ProvenHttp:
                 access_token=access_token,
                 timeout=REQUEST_TIMEOUT + wait,
                 cut_off=TRANSIENT,  # whatever more they say
+                server=self._base_url,
+                meets_nonce=meets_nonce,
             )
         except TransportError as failure:
             if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
@@ -247,19 +266,65 @@ async def send_proven(
     timeout: float = REQUEST_TIMEOUT,  # noqa: ASYNC109  aiohttp keeps it
     limit: int = MAX_ANSWER,
     cut_off: Collection[int] = (),
+    server: str | None = None,
+    meets_nonce: bool = True,
 ) -> tuple[aiohttp.ClientResponse, bytes]:
-    """Send one request with a proof of `key`, once; returns the whole answer, of any status. No redirect is followed.
+    """Send one request with a proof of `key`; returns the whole answer, of any status. No redirect is followed.
 
-    timeout: seconds for everything. limit: bytes of the answer's body; `RemoteProtocolError` for more, except with a
-    status of `cut_off`. What fails on the way is a `TransportError`.
+    It is sent once, and again at once where the server demands another nonce (`meets_nonce`). timeout: seconds for
+    everything. limit: bytes of the answer's body; `RemoteProtocolError` for more, except with a status of `cut_off`.
+    server: the base URL of the server that gives the nonces; the URL's origin by default. What fails on the way is a
+    `TransportError`.
     """
+    server = str(url.origin()) if server is None else server
+    end = time.monotonic() + timeout
+    for demands in range(_NONCE_ANSWERS + 1):
+        response, content = await _send_once(
+            session,
+            method,
+            url,
+            key=key,
+            clock=clock,
+            data=data,
+            headers=headers,
+            access_token=access_token,
+            timeout=max(0.001, end - time.monotonic()),
+            limit=limit,
+            server=server,
+        )
+        given = _keep_nonce(session, server, response)
+        if not (meets_nonce and given and demands < _NONCE_ANSWERS and _demands_nonce(response)):
+            break
+    if len(content) > limit and response.status not in cut_off:
+        raise RemoteProtocolError(f"an answer of more than {limit} bytes", reason=ProtocolReason.TOO_LONG)
+    return response, content
 
+
+async def _send_once(
+    session: aiohttp.ClientSession,
+    method: str,
+    url: URL,
+    *,
+    key: SigningKey,
+    clock: Callable[[], float],
+    data: bytes | None,
+    headers: Mapping[str, str] | None,
+    access_token: str | None,
+    timeout: float,  # noqa: ASYNC109  aiohttp keeps it
+    limit: int,
+    server: str,
+) -> tuple[aiohttp.ClientResponse, bytes]:
     async def prove(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
         # aiohttp itself repeats a request whose kept connection was closed: each attempt needs a new proof
         request.headers[PROOF_HEADER] = make_proof(
-            key, method=method, url=str(url), now=clock(), access_token=access_token
+            key,
+            method=method,
+            url=str(url),
+            now=clock(),
+            access_token=access_token,
+            nonce=_nonces.get(session, {}).get(server),
         )
         return await send(request)
 
@@ -273,10 +338,23 @@ async def send_proven(
         middlewares=(prove,),
         timeout=aiohttp.ClientTimeout(total=timeout),
     ) as response:
-        content = await read_bounded(response, limit)
-    if len(content) > limit and response.status not in cut_off:
-        raise RemoteProtocolError(f"an answer of more than {limit} bytes", reason=ProtocolReason.TOO_LONG)
-    return response, content
+        return response, await read_bounded(response, limit)
+
+
+def _keep_nonce(session: aiohttp.ClientSession, server: str, response: aiohttp.ClientResponse) -> bool:
+    """Keep the nonce that an answer gives, for the next proofs; returns whether it gives one."""
+    given = response.headers.getall(NONCE_HEADER, [])
+    if len(given) != 1 or not _NONCE.fullmatch(given[0]):
+        return False
+    _nonces.setdefault(session, {})[server] = given[0]
+    return True
+
+
+def _demands_nonce(response: aiohttp.ClientResponse) -> bool:
+    """Whether the answer refuses the proof only because it lacks the nonce given with it (RFC 9449 §8, §9)."""
+    return response.status == 401 and any(
+        map(_DEMANDS_NONCE.search, response.headers.getall("WWW-Authenticate", []))
+    )
 
 
 def _parse_json(content: bytes, host: str) -> Any:

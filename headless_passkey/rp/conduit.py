@@ -266,9 +266,10 @@ async def _what_is_there(
 ) -> str | None:
     """Ask a URL; None for a relying party, else a description of what answered."""
     try:
-        await ProvenHttp(http, str(base), key).get("/session", patience=patience)
+        await ProvenHttp(http, str(base), key).call("GET", "/session", patience=patience, meets_nonce=False)
     except ProblemAnswer as problem:
-        if problem.slug == "not-signed-in":
+        # it demands a nonce from a proof in which nothing else is wrong, and gives it for the next request
+        if problem.slug in ("not-signed-in", "use-dpop-nonce"):
             return None
         if problem.status in (404, 405) or problem.slug.startswith("http-"):
             return f"HTTP status {problem.status}"

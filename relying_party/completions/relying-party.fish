@@ -67,6 +67,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l rp-name -x -d
 complete -c relying-party -n '_shtab_relying_party_using serve' -l origin -x -d 'where our pages are, exactly; may be given again; port 0 means the one we listen on; default: that of --public-url'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l device-origin -x -d 'what devices may name as their origin; may be given again; default: as --origin'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: relying-party.sqlite'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l shared-store -d 'several processes serve with this store, each with this option: they share used proofs in it'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'

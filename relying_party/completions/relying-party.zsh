@@ -41,6 +41,7 @@ _shtab_relying_party_serve_options=(
   "*--origin[where our pages are, exactly\; may be given again\; port 0 means the one we listen on\; default\: that of --public-url]:ORIGIN:"
   "*--device-origin[what devices may name as their origin\; may be given again\; default\: as --origin]:ORIGIN:"
   "--store[default\: relying-party.sqlite]:FILE:_files"
+  "--shared-store[several processes serve with this store, each with this option\: they share used proofs in it]"
   "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
   "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"

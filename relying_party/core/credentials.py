@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from relying_party.core.proofs import Proof
 from relying_party.core.removals import Aged, Change, Removal
 from relying_party.core.sessions import Session
 
@@ -167,6 +168,9 @@ class CredentialStore(Protocol):
         """List users, newest first, with their live sessions."""
 
     async def registered(self, user_handle: bytes, *, now: float) -> Registered | None: ...
+
+    async def take_proof(self, proof: Proof, *, now: float) -> str:
+        """As in `UsedProofs`, for all processes on this store; called only where they share it (``shared_store``)."""
 
     async def secret(self, name: str) -> bytes:
         """A secret of 32 random bytes, made once in the life of the store."""

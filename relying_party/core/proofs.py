@@ -1,16 +1,17 @@
 """Verification of proofs of possession (DPoP, RFC 9449; docs/protocol/relying-party.md).
 
-Pure: time is passed in, and the caller holds `SeenProofs`, which detects replay.
+`verify_proof` is pure: time is passed in. A `UsedProofs` detects replay: each proof carries a nonce of the server (RFC 9449 §8),
+and its id is remembered for as long as its nonce is taken (docs/adr/0016).
 """
 
 import hashlib
 import hmac
-import math
 import re
+import secrets
 import string
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Final, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -19,14 +20,12 @@ from joserfc.errors import JoseError
 from joserfc.jwk import ECKey
 
 from relying_party.core.encoding import base64url, from_base64url
-from relying_party.errors import ProofClock, ProofInvalid, RateLimited
+from relying_party.errors import ProofClock, ProofInvalid, UseDpopNonce
 
 CLOCK_TOLERANCE: Final = 60  # seconds, ahead or behind
 MAX_PROOF_CHARACTERS: Final = 4096
-MAX_IDS: Final = 100_000
-SWEEP_PAUSE: Final = (
-    1.0  # seconds: looking through all ids is work, and may not be asked for with each request
-)
+STEP_SECONDS: Final = 300  # how long a nonce is given out; it is taken for one step more
+MAX_IDS: Final = 100_000  # in one step, which then ends early: about 10 MB
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _REGISTRY: Final = jws.JWSRegistry(algorithms=["ES256"], strict_check_header=False)
@@ -54,6 +53,7 @@ class _Claims(msgspec.Struct):
     iat: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]
     jti: Annotated[str, msgspec.Meta(pattern=r"\A[A-Za-z0-9_-]{22,128}\Z")]  # 16 random bytes or more
     ath: str | None = None
+    nonce: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,28 +62,85 @@ class Proof:
 
     key_thumbprint: str
     id: str
-    issued_at: int
+    nonce: str | None = field(repr=False)
+
+    @property
+    def digest(self) -> bytes:
+        """What is remembered of a used proof: 16 bytes, however long its id is."""
+        return hashlib.sha256(f"{self.key_thumbprint} {self.id}".encode()).digest()[:16]
 
 
-@dataclass(slots=True)
-class SeenProofs:
-    """The ids of used proofs, each stored until its proof has expired."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step of the nonce. Steps are counted: a clock that jumps can only begin the next one."""
 
-    most: int = MAX_IDS
-    _until: dict[tuple[str, str], float] = field(default_factory=dict, repr=False)
-    _swept_at: float = -math.inf
+    number: int = 0
+    began: float = 0.0  # Unix seconds
+    used: int = 0  # proofs taken in it
 
-    def take(self, proof: Proof, *, now: float) -> None:
-        """Use up a proof; `ProofInvalid` for a replay."""
-        key = (proof.key_thumbprint, proof.id)
-        if self._until.get(key, now) > now:
+    def at(self, now: float, *, most: int = MAX_IDS) -> Self:
+        """The step at `now`: this one, until its time is over or `most` proofs were taken in it.
+
+        The one after the next, when a whole step was left out: the proofs of both earlier ones have ended.
+        """
+        age = abs(now - self.began)
+        if age < STEP_SECONDS and self.used < most:
+            return self
+        recent = age < 2 * STEP_SECONDS
+        on_time = recent and now >= self.began + STEP_SECONDS
+        began = self.began + STEP_SECONDS if on_time else now
+        return type(self)(number=self.number + (1 if recent else 2), began=began)
+
+    def nonce(self, key: bytes, *, back: int = 0) -> str:
+        """The nonce of this step, or of so many before. key: 32 secret bytes."""
+        step = b"headless-passkey dpop nonce %d" % (self.number - back)
+        return base64url(hmac.digest(key, step, "sha256")[:16])
+
+    def check(self, proof: Proof, key: bytes) -> str:
+        """Check that the proof has the nonce of this step or of the one before (`UseDpopNonce`); returns this step's."""
+        newest, given = self.nonce(key), (proof.nonce or "").encode()
+        if not any(hmac.compare_digest(given, one.encode()) for one in (newest, self.nonce(key, back=1))):
+            raise UseDpopNonce(nonce=newest)
+        return newest
+
+
+class UsedProofs(Protocol):
+    """The interface of a memory for used proofs, which several processes may share."""
+
+    async def take_proof(self, proof: Proof, *, now: float) -> str:
+        """Use up a proof; returns the newest nonce, for the answer.
+
+        `UseDpopNonce` when it lacks a recent nonce, `ProofInvalid` for a replay. It is atomic: of two concurrent calls
+        with one proof one succeeds.
+        """
+
+
+class ProofsInMemory:
+    """The used proofs of one process. The key of its nonces lives as long as this memory: no proof from before is taken."""
+
+    def __init__(self, *, most: int = MAX_IDS) -> None:
+        """most: proofs in one step. When there are more, the next step begins, so that no caller is refused for others."""
+        self._most, self._key = most, secrets.token_bytes(32)
+        self._step = Step()
+        self._used: dict[int, set[bytes]] = {0: set()}  # by step: the current one, and the one before
+
+    def nonce(self, *, now: float) -> str:
+        """The newest nonce."""
+        step = self._step.at(now, most=self._most)
+        if step.number != self._step.number:
+            before = self._used.get(step.number - 1, set())
+            self._used = {step.number - 1: before, step.number: set()}
+        self._step = step
+        return step.nonce(self._key)
+
+    async def take_proof(self, proof: Proof, *, now: float) -> str:
+        self.nonce(now=now)
+        nonce, digest = self._step.check(proof, self._key), proof.digest
+        if any(digest in used for used in self._used.values()):
             raise ProofInvalid("the proof was used before")
-        if len(self._until) >= self.most and abs(now - self._swept_at) >= SWEEP_PAUSE:
-            self._until = {known: until for known, until in self._until.items() if until > now}
-            self._swept_at = now
-        if len(self._until) >= self.most:
-            raise RateLimited(retry_after=CLOCK_TOLERANCE)
-        self._until[key] = proof.issued_at + CLOCK_TOLERANCE + 1
+        self._used[self._step.number].add(digest)
+        self._step = replace(self._step, used=self._step.used + 1)
+        return nonce
 
 
 def verify_proof(
@@ -107,7 +164,7 @@ def verify_proof(
             raise ProofInvalid("the proof is for another token")
     if abs(claims.iat - now) > CLOCK_TOLERANCE:
         raise ProofClock("the proof was made at another time than now", now=int(now))
-    return Proof(key_thumbprint=key.thumbprint(), id=claims.jti, issued_at=claims.iat)
+    return Proof(key_thumbprint=key.thumbprint(), id=claims.jti, nonce=claims.nonce)
 
 
 def _verified(text: str) -> tuple[ECKey, _Claims]:

@@ -21,11 +21,13 @@ from relying_party.errors import (
     StepUpRequired,
     TokenInvalid,
     UnknownResource,
+    UseDpopNonce,
 )
 
 PROBLEM_TYPE: Final = "application/problem+json"
 PROBLEM: Final = "urn:headless-passkey:problem:"
 CHALLENGE_HEADER: Final = 'DPoP algs="ES256"'
+NONCE_HEADER: Final = "DPoP-Nonce"
 
 
 def session_json(
@@ -173,6 +175,8 @@ def refused(refusal: RequestRefused) -> web.Response:
         headers["WWW-Authenticate"] = "Bearer"
     elif refusal.status == 401:
         headers["WWW-Authenticate"] = CHALLENGE_HEADER + _oauth_error(refusal)
+    if isinstance(refusal, UseDpopNonce):
+        headers[NONCE_HEADER] = refusal.nonce
     detail = {} if refusal.detail is None else {"detail": refusal.detail}
     return problem(
         refusal.slug, refusal.status, refusal.title, members={**detail, **refusal.members}, headers=headers
@@ -180,12 +184,14 @@ def refused(refusal: RequestRefused) -> web.Response:
 
 
 def _oauth_error(refusal: RequestRefused) -> str:
-    """What OAuth calls it (RFC 6750 §3.1, RFC 9449 §7.1, RFC 9470 §3)."""
+    """What OAuth calls it (RFC 6750 §3.1, RFC 9449 §7.1 and §9, RFC 9470 §3)."""
     match refusal:
         case StepUpRequired():
             return ', error="insufficient_user_authentication"'
         case TokenInvalid(given=True):
             return ', error="invalid_token"'
+        case UseDpopNonce():
+            return ', error="use_dpop_nonce"'
         case ProofInvalid() | ProofClock():
             return ', error="invalid_dpop_proof"'
         case _:

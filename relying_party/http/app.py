@@ -13,7 +13,7 @@ import secrets
 import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -51,6 +51,7 @@ from relying_party.core.messages import (
     parse_step_up_options,
 )
 from relying_party.core.operations import STEP_UP_SECONDS, Operation, OperationKind
+from relying_party.core.proofs import ProofsInMemory
 from relying_party.core.sessions import (
     LATE_SECONDS,
     Opened,
@@ -78,6 +79,7 @@ from relying_party.errors import (
 )
 from relying_party.http import account
 from relying_party.http.answers import (
+    NONCE_HEADER,
     PROBLEM_TYPE,
     http_problem,
     json_answer,
@@ -93,6 +95,7 @@ from relying_party.http.limits import RateLimit
 from relying_party.http.metrics import CONTENT_TYPE, Metrics
 from relying_party.http.page import render, render_problem
 from relying_party.http.request import (
+    NONCE,
     STATE,
     Clock,
     SignedIn,
@@ -109,7 +112,7 @@ from relying_party.http.request import (
     spend_step_up,
 )
 from relying_party.http.well_known import device_endpoint, passkey_endpoints, related_origins
-from relying_party.store.sqlite import SqliteStore
+from relying_party.store.sqlite import SqliteStore, locked
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +158,7 @@ def make_app(
         handler_args={"logger": http_logger},
     )
     app[METRICS] = Metrics()
-    open_it: OpenStore = open_store or (lambda: SqliteStore(config.store))
+    open_it: OpenStore = open_store or (lambda: _locked_store(config))
 
     async def opened_store(app: web.Application) -> AsyncIterator[None]:
         mounted_at = app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
@@ -176,6 +179,7 @@ def make_app(
                 metrics=app[METRICS],
                 decoy_secret=await store.secret("decoy"),
                 prf_salt=await store.secret("prf") if config.prf else None,
+                used_proofs=store if config.shared_store else ProofsInMemory(),
                 rate_limit=RateLimit(per_minute=config.requests_per_minute),
                 issuer=TokenIssuer(
                     key=config.token_keys[0] if config.token_keys else None,
@@ -206,6 +210,14 @@ def make_app(
         app.router.add_get("/static/{name}", get_static)
         app.router.add_routes(well_known_routes(config))
     return app
+
+
+@asynccontextmanager
+async def _locked_store(config: Config) -> AsyncIterator[CredentialStore]:
+    """Open the store of `config`, locked against processes that would not share its used proofs."""
+    with locked(config.store, shared=config.shared_store):
+        async with SqliteStore(config.store) as store:
+            yield store
 
 
 def well_known_routes(config: Config) -> list[web.RouteDef]:
@@ -245,7 +257,7 @@ async def who(request: web.Request, app: web.Application) -> SignedIn | None:
     or with a bad proof, it raises `RequestRefused`, which `problem_of` answers.
     """
     state = app[STATE]
-    caller, token = caller_of(request, state, reads=request.method in ("GET", "HEAD"))
+    caller, token = await caller_of(request, state, reads=request.method in ("GET", "HEAD"))
     return await session_of(state, caller, token)
 
 
@@ -266,7 +278,7 @@ async def require_step_up(found: SignedIn, app: web.Application, words: str) -> 
 
 async def registration_options(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, token = caller_of(request, state)
+    caller, token = await caller_of(request, state)
     wanted = parse_registration_options(await json_body(request))
     caller = described(caller, wanted.client)
     user = await state.store.user_by_name(wanted.user_name, now=state.clock())
@@ -297,7 +309,7 @@ async def registration_options(request: web.Request) -> web.Response:
 
 async def registration_result(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, token = caller_of(request, state)
+    caller, token = await caller_of(request, state)
     ceremony, response = parse_registration_result(await json_body(request))
     found = await session_of(state, caller, token)
     now = state.clock()
@@ -320,7 +332,7 @@ async def registration_result(request: web.Request) -> web.Response:
 
 async def authentication_options(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, _ = caller_of(request, state)
+    caller, _ = await caller_of(request, state)
     wanted = parse_authentication_options(await json_body(request))
     caller = described(caller, wanted.client)
     if wanted.conditional and caller.kind is not ClientKind.WEB:
@@ -346,7 +358,7 @@ async def authentication_options(request: web.Request) -> web.Response:
 
 async def authentication_result(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, token = caller_of(request, state)
+    caller, token = await caller_of(request, state)
     ceremony, response = parse_authentication_result(await json_body(request))
     found = await session_of(state, caller, token)
     now = state.clock()
@@ -424,7 +436,7 @@ async def delete_session(request: web.Request) -> web.Response:
 async def refresh_session(request: web.Request) -> web.Response:
     """Refresh a session: each refresh token works once (`sessions.refreshed`)."""
     state = request.app[STATE]
-    caller, _ = caller_of(request, state)
+    caller, _ = await caller_of(request, state)
     presented = hash_token(parse_refresh(await json_body(request)))
     for _ in range(REFRESH_ATTEMPTS):
         now = state.clock()
@@ -484,7 +496,7 @@ async def get_key_set(request: web.Request) -> web.Response:
 async def get_page(request: web.Request) -> web.Response:
     state = request.app[STATE]
     now = state.clock()
-    _, token = caller_of(request, state, reads=True)
+    _, token = await caller_of(request, state, reads=True)
     found = await session_of(state, Caller(kind=ClientKind.WEB), token)
     if state.config.page_shows == "everyone":
         registered = await state.store.everyone(now=now, most=MAX_USERS_SHOWN)
@@ -653,6 +665,8 @@ async def _finish(request: web.Request, handler: Handler) -> web.StreamResponse:
     config = state.config
     for name, value in SECURITY_HEADERS.items():
         response.headers.setdefault(name, value)
+    if NONCE in request:
+        response.headers[NONCE_HEADER] = request[NONCE]
     embedders = " ".join(sorted(config.top_origins)) or "'none'"
     response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY + embedders)
     if config.uses_tls and not config.is_local:

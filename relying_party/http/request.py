@@ -16,7 +16,7 @@ from relying_party.core.challenges import ChallengeStore
 from relying_party.core.credentials import CredentialStore, User
 from relying_party.core.messages import Client
 from relying_party.core.operations import Operation
-from relying_party.core.proofs import SeenProofs, verify_proof
+from relying_party.core.proofs import UsedProofs, verify_proof
 from relying_party.core.sessions import IssueToken, RandomBytes, Session, confirmed, hash_token
 from relying_party.errors import (
     BrowsersOnly,
@@ -50,7 +50,7 @@ class State:
     metrics: Metrics
     decoy_secret: bytes = field(repr=False)
     prf_salt: bytes | None = field(repr=False)  # None: prf is not requested
-    seen_proofs: SeenProofs = field(default_factory=SeenProofs)
+    used_proofs: UsedProofs
     rate_limit: RateLimit
     issuer: TokenIssuer
     mounted_at: str = ""  # the prefix under which a service has mounted the application
@@ -84,9 +84,10 @@ class SignedIn:
 
 
 STATE: Final = web.AppKey("relying_party_state", State)
+NONCE: Final = web.RequestKey("relying_party_nonce", str)  # for the answer to a request with a proof
 
 
-def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, str | None]:
+async def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, str | None]:
     """Authenticate a request's caller; returns it with the session token, if any.
 
     A device proves its key. A browser always sends its origin with a request that changes something, which must be one of
@@ -97,7 +98,7 @@ def caller_of(request: web.Request, state: State, *, reads: bool = False) -> tup
     if PROOF_HEADER in request.headers or "Authorization" in request.headers:
         if "Origin" in request.headers:
             raise InvalidRequest("a request has either a proof or an Origin")
-        return _device(request, state)
+        return await _device(request, state)
     if not reads and request.headers.getall("Origin", []) not in [
         [origin] for origin in state.config.web_origins
     ]:
@@ -143,7 +144,7 @@ async def _seen(state: State, session: Session, user: User) -> SignedIn | None:
 
 async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, SignedIn]:
     """Authenticate caller and session; `NotSignedIn` without a session."""
-    caller, token = caller_of(request, state, reads=reads)
+    caller, token = await caller_of(request, state, reads=reads)
     found = await session_of(state, caller, token)
     if found is None:
         raise NotSignedIn("there is none, or it has ended")
@@ -211,7 +212,7 @@ async def _read(request: web.Request) -> bytes:
     return body
 
 
-def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
+async def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
     proofs = request.headers.getall(PROOF_HEADER, [])
     if len(proofs) != 1:
         raise ProofInvalid("expected one proof of key")
@@ -228,5 +229,5 @@ def _device(request: web.Request, state: State) -> tuple[Caller, str | None]:
         now=now,
         access_token=token,
     )
-    state.seen_proofs.take(proof, now=now)
+    request[NONCE] = await state.used_proofs.take_proof(proof, now=now)
     return Caller(kind=ClientKind.DEVICE, key_thumbprint=proof.key_thumbprint), token

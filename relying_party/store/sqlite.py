@@ -10,6 +10,7 @@ replaced, every transaction fails: its change would be in a file that nobody rea
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import sqlite3
@@ -25,6 +26,7 @@ from typing import Any, Final, Self, TypeVar
 
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, CredentialUse, Registered, User
+from relying_party.core.proofs import Proof, Step
 from relying_party.core.removals import (
     CHANGES_OF_A_KIND,
     DELAY_SECONDS,
@@ -41,8 +43,11 @@ from relying_party.errors import (
     Check,
     LastCredential,
     NotFound,
+    ProofInvalid,
+    RequestRefused,
     SetupError,
     StoreUnavailable,
+    UseDpopNonce,
     UserExists,
     VerificationFailed,
     YoungerPasskey,
@@ -119,6 +124,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             kind TEXT NOT NULL, at INTEGER NOT NULL, name TEXT, session_id BLOB, client_kind TEXT) STRICT""",
         "CREATE INDEX changes_of_user ON changes (user_handle, kind)",
     ),
+    (  # used proofs, where several processes share the store
+        "CREATE TABLE proof_step (number INTEGER NOT NULL, began REAL NOT NULL, used INTEGER NOT NULL) STRICT",
+        "INSERT INTO proof_step VALUES (0, 0.0, 0)",
+        "CREATE TABLE used_proofs (digest BLOB PRIMARY KEY, step INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+        "CREATE INDEX used_proofs_by_step ON used_proofs (step)",
+    ),
 )
 
 
@@ -173,6 +184,7 @@ class SqliteStore:
         self._writer = _Worker(self._path, "writer", check=self._check)
         self._reader = _Worker(self._path, "reader", check=self._check)
         self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
+        self._nonces: bytes | None = None  # the key of the nonces, once it was read
 
     async def __aenter__(self) -> Self:
         try:
@@ -407,6 +419,40 @@ class SqliteStore:
             raise StoreUnavailable("the store does not keep its secrets")
         return found
 
+    async def take_proof(self, proof: Proof, *, now: float) -> str:
+        key = await self._nonce_key()
+
+        def work(connection: sqlite3.Connection) -> str | RequestRefused:
+            row = connection.execute("SELECT * FROM proof_step").fetchone()
+            known = Step(number=row["number"], began=row["began"], used=row["used"])
+            step = known.at(now)
+            if step is not known:
+                connection.execute(
+                    "UPDATE proof_step SET number = ?, began = ?, used = 0", (step.number, step.began)
+                )
+                connection.execute("DELETE FROM used_proofs WHERE step < ?", (step.number - 1,))
+            try:
+                nonce = step.check(proof, key)
+            except UseDpopNonce as refusal:
+                return refusal  # the step has begun all the same
+            taken = connection.execute(
+                "INSERT OR IGNORE INTO used_proofs VALUES (?, ?)", (proof.digest, step.number)
+            )
+            if taken.rowcount == 0:
+                raise ProofInvalid("the proof was used before")
+            connection.execute("UPDATE proof_step SET used = used + 1")
+            return nonce
+
+        outcome = await self._transaction(work, writes=True)
+        if isinstance(outcome, RequestRefused):
+            raise outcome
+        return outcome
+
+    async def _nonce_key(self) -> bytes:
+        if self._nonces is None:
+            self._nonces = await self.secret("dpop-nonce")
+        return self._nonces
+
     async def _session_where(
         self, condition: str, token_hash: bytes, now: float
     ) -> tuple[Session, User] | None:
@@ -454,6 +500,31 @@ class SqliteStore:
     async def _close(self) -> None:
         await self._reader.close()
         await self._writer.close()
+
+
+@contextmanager
+def locked(path: Path, *, shared: bool) -> Iterator[None]:
+    """Lock a store for one process, or for those that share it; `StoreUnavailable` when another one has it otherwise.
+
+    The system releases the lock when the process ends, also when it is killed.
+    """
+    lock = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise SetupError(f"cannot open the store {path}: {error.strerror}") from error
+    try:
+        try:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreUnavailable(
+                f"another relying party is using the store {path}: start each with --shared-store"
+            ) from error
+        except OSError as error:  # such as ENOLCK of a network file system without locks
+            raise SetupError(f"cannot lock the store {path}: {error.strerror}") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:

@@ -135,6 +135,88 @@ async def test_a_token_goes_along_bound_to_the_proof() -> None:
     assert "ath" in server.proofs[0]
 
 
+# Nonces of the server (RFC 9449 §8)
+
+
+def demand(nonce: str, **more: Any) -> Step:
+    body = json.dumps(
+        {"type": PROBLEM + "use-dpop-nonce", "status": 401, "title": "a nonce, please"}
+    ).encode()
+    headers = {"WWW-Authenticate": 'DPoP algs="ES256", error="use_dpop_nonce"', "DPoP-Nonce": nonce, **more}
+    return answer(body, kind="application/problem+json", status=401, headers=headers)
+
+
+def gives(nonce: str) -> Step:
+    return answer(b"{}", headers={"DPoP-Nonce": nonce})
+
+
+@pytest.mark.threat("T13")
+async def test_a_nonce_that_is_demanded_is_given_at_once_with_a_new_proof_and_the_same_bytes() -> None:
+    pauses = Pauses()
+    async with serving(demand("n1"), ok(done=1)) as server, talking_to(server.url, pauses=pauses) as http:
+        assert (await http.post("/v1/ring", {"a": 1})).integer("done") == 1
+    assert [proof.get("nonce") for proof in server.proofs] == [None, "n1"]
+    assert [seen[2] for seen in server.seen] == [b'{"a":1}'] * 2
+    assert len({proof["jti"] for proof in server.proofs}) == 2
+    assert pauses.slept == []
+
+
+async def test_the_newest_nonce_of_each_answer_is_used_by_all_clients_of_the_session() -> None:
+    async with serving(demand("n1"), gives("n2"), gives("n3"), ok()) as server, open_session(None) as session:
+        for _ in range(3):
+            await ProvenHttp(session, server.url, KEY).get("/v1/ring")
+    assert [proof.get("nonce") for proof in server.proofs] == [None, "n1", "n2", "n3"]
+
+
+async def test_each_server_is_given_its_own_nonce() -> None:
+    async with serving(gives("n1")) as one, serving(gives("n2")) as two, open_session(None) as session:
+        for server in (one, two, one, two):
+            await ProvenHttp(session, server.url, KEY).get("/x")
+        for path in ("/push", "/passkeys"):  # two servers behind one address
+            await ProvenHttp(session, one.url + path, KEY).get("/x")
+    assert [proof.get("nonce") for proof in one.proofs] == [None, "n1", None, None]
+    assert [proof.get("nonce") for proof in two.proofs] == [None, "n2"]
+
+
+async def test_a_server_that_is_never_content_with_its_nonces_is_asked_three_times() -> None:
+    async with (
+        serving(*(demand(f"n{number}") for number in range(9))) as server,
+        talking_to(server.url) as http,
+    ):
+        with pytest.raises(ProblemAnswer) as refusal:
+            await http.get("/x")
+    assert refusal.value.slug == "use-dpop-nonce"
+    assert [proof.get("nonce") for proof in server.proofs] == [None, "n0", "n1"]
+
+
+@pytest.mark.parametrize(
+    "nonce",
+    ["", "a b", 'a"b', "a\\b", "\u00e4", "x" * 257],
+    ids=["empty", "space", "quote", "slash", "latin", "long"],
+)
+async def test_what_is_no_nonce_is_not_repeated(nonce: str) -> None:
+    async with serving(demand(nonce), ok()) as server, talking_to(server.url) as http:
+        with pytest.raises(ProblemAnswer):
+            await http.get("/x")
+        await http.get("/x")
+    assert [proof.get("nonce") for proof in server.proofs] == [None, None]
+
+
+async def test_an_answer_that_refuses_something_else_is_no_demand_for_its_nonce() -> None:
+    async with serving(problem(401, "proof-invalid"), ok()) as server, talking_to(server.url) as http:
+        with pytest.raises(ProblemAnswer):
+            await http.get("/x")
+    assert len(server.seen) == 1
+
+
+async def test_a_demand_may_be_the_answer_and_its_nonce_is_kept() -> None:
+    async with serving(demand("n1"), ok()) as server, talking_to(server.url) as http:
+        with pytest.raises(ProblemAnswer, match="use-dpop-nonce"):
+            await http.call("GET", "/session", meets_nonce=False)
+        await http.get("/x")
+    assert [proof.get("nonce") for proof in server.proofs] == [None, "n1"]
+
+
 async def test_no_cookie_is_kept() -> None:
     baker = answer(b"{}", headers={"Set-Cookie": "who=you; Path=/"})
     async with serving(baker, ok()) as server, talking_to(server.url) as http:

@@ -201,7 +201,7 @@ async def test_a_relay_that_restarts_is_waited_for(tmp_path: Path) -> None:
         async with speaking(home.devices[0].person, relay) as frame:
             await frame.submit(request_id, sealed_to(home.companions[0]), expires_in=300)
     async with aiohttp.ClientSession() as session, speaking(home.devices[0].person, relay) as frame:
-        phone = replace(home.companions[0], session=session)
+        phone = replace(home.companions[0], session=session, newest=None)
         watched = frame.watch(request_id)
         first = asyncio.ensure_future(anext(watched))
         await asyncio.sleep(0)

@@ -36,11 +36,15 @@ from headless_passkey.rp.conduit import OpenedSession
 from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.session import MAX_BODY, Session
 from headless_passkey.rp.session_store import KeptSession, SessionStore
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.members import answer_members
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from relying_party.config import Config
+from relying_party.core.proofs import Proof, ProofsInMemory
 from relying_party.core.sessions import LATE_SECONDS, Lifetimes
+from relying_party.errors import UseDpopNonce
 from relying_party.http.app import make_app
+from relying_party.http.request import STATE
 from tests.device.test_proof import claims_of
 from tests.ports import reserved_port
 from tests.rp.authenticator_double import Passkey, create, get
@@ -132,6 +136,8 @@ async def a_party(folder: Path, **changes: Any) -> AsyncIterator[Party]:
         async def watch(
             request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
         ) -> web.StreamResponse:
+            if lacks_nonce(request, app, clock):
+                return await handler(request)  # the demand; what is watched is the request that meets it
             party.seen.append(f"{request.method} {request.path}")
             early = None if party.before is None else await party.before(request)
             response = await handler(request) if early is None else early
@@ -140,6 +146,20 @@ async def a_party(folder: Path, **changes: Any) -> AsyncIterator[Party]:
         app.middlewares.insert(0, watch)
         async with TestServer(app, host="localhost", port=int(url.rpartition(":")[2])):
             yield party
+
+
+def lacks_nonce(request: web.Request, app: web.Application, clock: Clock) -> bool:
+    """Whether the proof of a request has no recent nonce of the relying party."""
+    memory = app[STATE].used_proofs
+    assert isinstance(memory, ProofsInMemory)
+    memory.nonce(now=clock())
+    _, claims, _ = request.headers["DPoP"].split(".")
+    nonce = json.loads(from_base64url(claims)).get("nonce")
+    try:
+        memory._step.check(Proof(key_thumbprint="", id="", nonce=nonce), memory._key)
+    except UseDpopNonce:
+        return True
+    return False
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Quota, Rate
 from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
-from headless_passkey.net.proof import PROOF_HEADER, make_proof
+from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
@@ -65,6 +65,10 @@ class Caller:
     session: aiohttp.ClientSession
     url: str
     clock: Clock
+    newest: Callable[[], str] | None = (
+        None  # the nonce of a relay in this process; else what answers give is kept
+    )
+    kept: dict[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -82,16 +86,25 @@ class Caller:
     async def call(
         self, method: str, path: str, body: object = None, *, proofs: list[str] | None = None
     ) -> Reply:
-        """One request. proofs: the values of the header ``DPoP``; by default one that holds."""
-        if proofs is None:
-            proofs = [self.proof(method, path)]
+        """One request. proofs: the values of the header ``DPoP``; by default one that holds, with the newest nonce."""
+        reply = await self._send(method, path, body, [self.proof(method, path)] if proofs is None else proofs)
+        if proofs is None and reply.problem == "use-dpop-nonce":
+            reply = await self._send(method, path, body, [self.proof(method, path)])
+        return reply
+
+    async def _send(self, method: str, path: str, body: object, proofs: list[str]) -> Reply:
         headers = [(PROOF_HEADER, proof) for proof in proofs]
         data = {"data": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
         async with self.session.request(method, self.url + path, headers=headers, **data) as response:
+            if NONCE_HEADER in response.headers:
+                self.kept["nonce"] = response.headers[NONCE_HEADER]
             return Reply(response.status, await response.json(content_type=None), response.headers)
 
     def proof(self, method: str, path: str) -> str:
-        return make_proof(self.person.key, method=method, url=self.url + path, now=self.clock())
+        """A proof with the newest nonce of the relay that is known."""
+        nonce = self.newest() if self.newest is not None else self.kept.get("nonce")
+        url, now = self.url + path, self.clock()
+        return make_proof(self.person.key, method=method, url=url, now=now, nonce=nonce)
 
     # What devices and companions do all day
 
@@ -183,7 +196,7 @@ class Relay:
         return self._relay._leases._open[member] > 0
 
     def caller(self, person: Person) -> Caller:
-        return Caller(person, self.session, self.url, self.clock)
+        return Caller(person, self.session, self.url, self.clock, self._relay.nonce)
 
     async def account_code(self, name: str) -> tuple[str, bytes]:
         """A new account's id and one-time code, as `companion-push account add` makes them."""
@@ -246,13 +259,14 @@ async def running_relay(
     idle: float = 30,
     cancels: bool = True,
     ahead: float = 0,
+    port: int = 0,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
 
     cancels: whether who hangs up ends its handler.
     """
     clock = Clock(ahead)
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = socket.create_server(("127.0.0.1", port))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     config = RelayConfig(
         public_url=url,

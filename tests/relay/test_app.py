@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from companion_push.relay import app, database, mailbox, operations
+from companion_push.relay.app import RELAY
 from companion_push.relay.mailbox import Quota
 from companion_push.relay.messages import MAX_BODY
+from companion_push.relay.proofs import STEP
+from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.word import Claim, Word
 from tests.relay.household import (
@@ -515,6 +519,68 @@ async def test_a_proof_counts_as_used_even_when_what_it_asked_for_was_refused(ho
     proof = frame.proof("GET", path)
     assert (await frame.call("GET", path, proofs=[proof])).status == 404
     assert (await frame.call("GET", path, proofs=[proof])).status == 401
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_without_the_relays_nonce_is_answered_with_it(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    bare = make_proof(anna.person.key, method="GET", url=f"{relay.url}/v1/ring", now=relay.clock())
+    reply = await anna.call("GET", "/v1/ring", proofs=[bare])
+    assert (reply.status, reply.problem) == (401, "use-dpop-nonce")
+    assert reply.headers["WWW-Authenticate"] == 'DPoP algs="ES256", error="use_dpop_nonce"'
+    assert reply.headers["DPoP-Nonce"] == relay.app[RELAY].nonce()
+    assert reply.headers["Cache-Control"] == "no-store"
+    assert (await anna.call("GET", "/v1/ring", proofs=[bare])).problem == "use-dpop-nonce"
+
+
+@pytest.mark.threat("T13")
+async def test_every_answer_to_a_proof_has_the_newest_nonce(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    for path, status in (("/v1/ring", 200), ("/v1/nowhere", 404), (f"/v1/requests/{fresh_id()}", 404)):
+        reply = await anna.get(path)
+        assert (reply.status, reply.headers["DPoP-Nonce"]) == (status, relay.app[RELAY].nonce())
+    first = relay.app[RELAY].nonce()
+    relay.clock.ahead += STEP
+    assert (await anna.get("/v1/ring")).headers["DPoP-Nonce"] != first
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_made_ahead_is_refused_at_its_time_for_want_of_a_nonce(
+    relay: Relay, home: Household
+) -> None:
+    """Who held the key for a moment made proofs for later; its nonce is old by then."""
+    anna, _ = home.companions
+    later = relay.clock() + 3600
+    ahead = make_proof(
+        anna.person.key, method="GET", url=f"{relay.url}/v1/ring", now=later, nonce=relay.app[RELAY].nonce()
+    )
+    relay.clock.ahead += 3600
+    assert (await anna.call("GET", "/v1/ring", proofs=[ahead])).problem == "use-dpop-nonce"
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("ahead", [0, 59], ids=["clock right", "clock ahead"])
+async def test_no_proof_is_good_again_after_a_restart(tmp_path: Path, ahead: int) -> None:
+    async with running_relay(tmp_path / "s") as relay:
+        anna = (await relay.household()).companions[0]
+        url = f"{relay.url}/v1/ring"
+        used, kept = (
+            make_proof(
+                anna.person.key,
+                method="GET",
+                url=url,
+                now=relay.clock() + ahead,
+                nonce=relay.app[RELAY].nonce(),
+            )
+            for _ in range(2)
+        )
+        assert (await anna.call("GET", "/v1/ring", proofs=[used])).status == 200
+        port = URL(relay.url).port or 0
+    async with running_relay(tmp_path / "s", port=port) as relay:
+        anna = relay.caller(anna.person)
+        for proof in (used, kept):
+            assert (await anna.call("GET", "/v1/ring", proofs=[proof])).problem == "use-dpop-nonce"
+        assert (await anna.get("/v1/ring")).status == 200
 
 
 async def test_a_proof_for_another_endpoint_or_none_is_refused(home: Household) -> None:

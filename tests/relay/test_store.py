@@ -21,7 +21,6 @@ from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Leases, Request
 from companion_push.relay.operations import Call, sweep
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import Proof
 from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
 
@@ -88,7 +87,6 @@ async def test_a_store_opens_again_with_what_was_in_it(path: Path) -> None:
 async def test_what_is_acknowledged_is_on_the_disk(database: Database) -> None:
     assert await database.transact(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
     assert await database.transact(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
-    assert await database.note(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (1,)
 
 
 async def test_a_transaction_that_fails_leaves_nothing_behind(database: Database) -> None:
@@ -217,7 +215,7 @@ async def test_all_who_wait_for_one_lock_are_told_that_the_store_is_busy(
     monkeypatch.setattr(database_module, "_BUSY_SECONDS", 0.01)
     other = sqlite3.connect(path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    calls = [use(the_file) for use in (database.transact, database.note) for _ in range(10)]
+    calls = [database.transact(the_file) for _ in range(10)]
     results = await asyncio.gather(*calls, return_exceptions=True)
     other.execute("ROLLBACK")
     other.close()
@@ -238,9 +236,8 @@ async def test_a_store_that_is_no_longer_the_file_at_its_path_acknowledges_nothi
 ) -> None:
     await a_request(database)
     change(Path(f"{path}{end}"))
-    for use in (database.transact, database.note):
-        with pytest.raises(StoreUnavailable, match="no longer the file at"):
-            await use(the_file)
+    with pytest.raises(StoreUnavailable, match="no longer the file at"):
+        await database.transact(the_file)
 
 
 async def test_a_store_that_is_put_back_goes_on(path: Path, database: Database) -> None:
@@ -420,49 +417,6 @@ async def test_a_code_is_stored_as_its_hash_only(path: Path, database: Database)
     assert added is not None
     assert b"alice" in contents(path.parent)
     assert added[1] not in contents(path.parent)
-
-
-# Proofs
-
-
-def proof(number: int, *, name: str = "anna") -> Proof:
-    return Proof(name=name, jti=f"{number}", until=NOW + 61)
-
-
-@pytest.mark.threat("T13")
-async def test_a_taken_proof_stays_taken_over_a_restart(path: Path) -> None:
-    async with open_database(path) as database:
-        await database.note(lambda db: store.take_proof(db, proof(1)))
-    async with open_database(path) as database:
-        with pytest.raises(Problem) as problem:
-            await database.note(lambda db: store.take_proof(db, proof(1)))
-        assert problem.value.slug is Slug.PROOF_INVALID
-        await database.note(lambda db: store.take_proof(db, proof(2)))
-        await database.note(lambda db: store.take_proof(db, proof(1, name="bert")))
-
-
-@pytest.mark.threat("T13")
-async def test_strangers_cannot_fill_the_store_with_proofs_nor_crowd_members_out(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    request = await a_request(database)
-    monkeypatch.setattr(store, "_MAX_PROOFS_OF_STRANGERS", 3)
-    monkeypatch.setattr(store, "_MAX_PROOFS_OF_A_KEY", 2)
-    await database.transact(
-        lambda db: db.execute("INSERT INTO members VALUES ('anna', ?, 'companion')", (request.account,))
-    )
-
-    async def take(number: int, name: str) -> Slug | None:
-        try:
-            await database.note(lambda db: store.take_proof(db, proof(number, name=name)))
-        except Problem as problem:
-            return problem.slug
-        return None
-
-    assert [await take(n, f"stranger {n}") for n in range(4)] == [None, None, None, Slug.RATE_LIMITED]
-    assert [await take(n, "anna") for n in range(3)] == [None, None, Slug.RATE_LIMITED]
-    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 61, leases=LEASES)))
-    assert [await take(0, "stranger 0"), await take(0, "anna")] == [None, None]
 
 
 @pytest.mark.parametrize(

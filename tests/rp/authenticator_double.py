@@ -220,12 +220,16 @@ class DeviceKey:
         now: float,
         token: str | None = None,
         faults: ProofFaults | None = None,
+        *,
+        nonce: str | None = None,
     ) -> str:
         faults = faults or ProofFaults()
         header = {"typ": "dpop+jwt", "alg": "ES256", "jwk": {**self.jwk, **faults.jwk}, **faults.header}
         claims = {"htm": method, "htu": url, "iat": int(now), "jti": secrets.token_urlsafe(16)}
         if token is not None:
             claims["ath"] = b64(hashlib.sha256(token.encode()).digest())
+        if nonce is not None:
+            claims["nonce"] = nonce
         claims |= faults.claims
         signed = ".".join(b64(json.dumps(part).encode()) for part in (header, claims))
         r, s = decode_dss_signature(self._private.sign(signed.encode(), ec.ECDSA(SHA256())))

@@ -80,14 +80,17 @@ class Device:
     key: DeviceKey = field(default_factory=DeviceKey)
     token: str | None = None
     client_origin: str = DEVICE_ORIGIN
+    nonce: str | None = None  # the newest one of the relying party
 
     def headers(self, method: str, path: str, now: float) -> dict[str, str]:
-        headers = {"DPoP": self.key.proof(method, WEB_ORIGIN + path, now, self.token)}
+        proof = self.key.proof(method, WEB_ORIGIN + path, now, self.token, nonce=self.nonce)
+        headers = {"DPoP": proof}
         if self.token is not None:
             headers["Authorization"] = f"DPoP {self.token}"
         return headers
 
     def keep(self, answer: Answer) -> None:
+        self.nonce = answer.headers.get("DPoP-Nonce", self.nonce)
         if isinstance(answer.body, dict) and answer.body.get("token"):
             self.token = answer.body["token"]
 
@@ -109,10 +112,18 @@ class Site:
     def state(self) -> Any:
         return self.app[STATE]
 
+    @property
+    def nonce(self) -> str:
+        """The newest nonce of a relying party that remembers its proofs in memory."""
+        return str(self.state.used_proofs.nonce(now=self.clock.now))
+
     async def send(self, who: Who, method: str, path: str, body: Any = None) -> Answer:
-        headers = who.headers(method, path, self.clock.now)
-        answer = await self.raw(method, path, headers, None if body is None else json.dumps(body).encode())
+        data = None if body is None else json.dumps(body).encode()
+        answer = await self.raw(method, path, who.headers(method, path, self.clock.now), data)
         who.keep(answer)
+        if answer.status == 401 and answer.slug == "use-dpop-nonce":
+            answer = await self.raw(method, path, who.headers(method, path, self.clock.now), data)
+            who.keep(answer)
         return answer
 
     async def raw(self, method: str, path: str, headers: dict[str, str], body: bytes | None = None) -> Answer:

@@ -193,7 +193,10 @@ async def test_another_site_changes_nothing_with_the_visitors_cookie(
 
 @pytest.mark.parametrize(("method", "path", "body"), [("GET", "/me", None), *CHANGES])
 async def test_a_stranger_has_no_account(site: Site, method: str, path: str, body: bytes | None) -> None:
-    for headers in (Browser().headers(method, path, 0), Device().headers(method, path, site.clock.now)):
+    for headers in (
+        Browser().headers(method, path, 0),
+        Device(nonce=site.nonce).headers(method, path, site.clock.now),
+    ):
         assert (await site.raw(method, path, headers, body)).slug == "not-signed-in"
 
 

@@ -478,7 +478,7 @@ async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:
     async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
         site = Site(http=http, app=app, clock=clock, config=config)
         for _ in range(3):
-            await site.begin(Device(), "authentication")
+            await site.begin(Device(nonce=site.nonce), "authentication")
         answer = await site.send(Device(), "POST", POSTS[2], {})
         assert (answer.status, answer.slug) == (429, "rate-limited")
         assert int(answer.headers["Retry-After"]) == answer.body["retry_after"] == 20
@@ -487,7 +487,7 @@ async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:
         assert (await site.send(Browser(), "GET", "/session")).slug == "not-signed-in"
         assert (await site.raw("GET", "/livez", {})).status == 200
         clock.now += 20
-        await site.begin(Device(), "authentication")
+        await site.begin(Device(nonce=site.nonce), "authentication")
 
 
 async def test_a_store_that_does_not_answer_is_a_problem_and_loses_nothing(

@@ -22,7 +22,7 @@ async def _told(site: Site) -> str:
 
 
 async def test_ceremonies_are_counted_by_purpose_kind_and_outcome(site: Site) -> None:
-    device = Device()
+    device = Device(nonce=site.nonce)
     passkey, _ = await site.register(device, "ada")
     await site.sign_in(device, passkey, Faults(counter=5))
     await site.sign_in(device, passkey, Faults(counter=5))

@@ -113,7 +113,7 @@ async def test_both_kinds_of_clients_sign_in_in_every_service(host: web.Applicat
 )
 async def test_a_proof_is_for_the_address_that_clients_know(path: str, prefix: str, tmp_path: Path) -> None:
     async with mounted(web.Application(), prefix, tmp_path / "s", path=path) as site:
-        device, body = Device(), b"{}"
+        device, body = Device(nonce=site.nonce), b"{}"
         for known, status in ((path, 200), (path + "/other", 401), ("/passkeys/passkeys", 401)):
             headers = device.headers("POST", f"{known}/webauthn/authentication/options", site.clock.now)
             answer = await site.raw("POST", f"{prefix}/webauthn/authentication/options", headers, body)
@@ -142,7 +142,7 @@ async def test_a_handler_of_the_service_is_asked_at_the_address_that_clients_kno
     host.router.add_get("/notes", notes)
     async with mounted(host, prefix, tmp_path / "s", path=path) as site:
         for address, status in ((known, 401), ("/elsewhere", 400), (path + "/notes", 400)):  # 401: a stranger
-            headers = Device().headers("GET", address, site.clock.now)
+            headers = Device(nonce=site.nonce).headers("GET", address, site.clock.now)
             assert (await site.raw("GET", "/notes", headers)).status == status, address
 
 

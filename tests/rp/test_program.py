@@ -62,11 +62,16 @@ class Visitor:
 
     def __init__(self, url: str, http: ClientSession, origin: str | None = None) -> None:
         self.url, self.origin, self._http, self._key = url, origin or url, http, DeviceKey()
+        self._nonce: str | None = None
 
     async def post(self, path: str, body: JSON) -> tuple[int, JSON]:
-        headers = {"DPoP": self._key.proof("POST", self.url + path, time())}
-        async with self._http.post(self.url + path, json=body, headers=headers) as response:
-            return response.status, await response.json(content_type=None)
+        while True:
+            proof = self._key.proof("POST", self.url + path, time(), nonce=self._nonce)
+            async with self._http.post(self.url + path, json=body, headers={"DPoP": proof}) as response:
+                said, known = await response.json(content_type=None), self._nonce
+                self._nonce = response.headers.get("DPoP-Nonce", known)
+                if not str(said.get("type")).endswith(":use-dpop-nonce") or self._nonce == known:
+                    return response.status, said
 
     async def begin(self, ceremony: str, **body: str) -> tuple[str, JSON]:
         status, answer = await self.post(f"/webauthn/{ceremony}/options", body)

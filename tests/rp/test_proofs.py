@@ -1,7 +1,11 @@
 """Request proofs (RFC 9449): a good one names its key, and each way to be bad is refused."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -12,8 +16,18 @@ from joserfc import jwk
 
 from headless_passkey.net.proof import make_proof
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
-from relying_party.core.proofs import CLOCK_TOLERANCE, MAX_PROOF_CHARACTERS, Proof, SeenProofs, verify_proof
-from relying_party.errors import ProofClock, ProofInvalid, RateLimited, RequestRefused
+from relying_party.core.proofs import (
+    CLOCK_TOLERANCE,
+    MAX_PROOF_CHARACTERS,
+    STEP_SECONDS,
+    Proof,
+    ProofsInMemory,
+    Step,
+    UsedProofs,
+    verify_proof,
+)
+from relying_party.errors import ProofClock, ProofInvalid, RequestRefused, UseDpopNonce
+from relying_party.store.sqlite import SqliteStore
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
 from tests.vectors_loader import Vector, name, vectors
 
@@ -33,7 +47,8 @@ def proof(token: str | None = None, **faults: Any) -> str:
 def test_a_good_proof_names_its_key() -> None:
     verified = verify(proof())
     assert verified.key_thumbprint == KEY.thumbprint == jwk.thumbprint(KEY.jwk)
-    assert verified.issued_at == int(NOW)
+    assert verified.nonce is None
+    assert verify(proof(claims={"nonce": "a nonce"})).nonce == "a nonce"
 
 
 def test_the_thumbprint_of_rfc_7638_comes_out_for_a_known_key() -> None:
@@ -125,6 +140,7 @@ def test_an_address_may_be_written_in_equal_ways(url: str) -> None:
         {"claims": {"jti": "short"}},
         {"claims": {"jti": "x" * 129}},
         {"claims": {"jti": None}},
+        {"claims": {"nonce": 1}},
         {"signature": bytes(64)},
         {"signature": bytes(63)},
         {"signature": b"\xff" * 64},
@@ -191,49 +207,126 @@ def test_a_wrong_clock_does_not_hide_a_worse_fault() -> None:
             verify(text)
 
 
-def _seen(identifier: str, *, key: str = "key", issued_at: float = NOW) -> Proof:
-    return Proof(key_thumbprint=key, id=identifier, issued_at=int(issued_at))
+# Replay
 
 
-@pytest.mark.threat("T5")
-def test_a_proof_is_taken_once_for_as_long_as_it_would_verify() -> None:
-    seen = SeenProofs()
-    seen.take(_seen("a", issued_at=NOW + CLOCK_TOLERANCE), now=NOW)
-    for later in (0, CLOCK_TOLERANCE, 2 * CLOCK_TOLERANCE):
+def _made(nonce: str | None, *, identifier: str = "a", key: str = "key") -> Proof:
+    return Proof(key_thumbprint=key, id=identifier, nonce=nonce)
+
+
+@pytest.fixture(params=["memory", "store"])
+async def used(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UsedProofs]:
+    """Either memory of used proofs in turn."""
+    if request.param == "memory":
+        yield ProofsInMemory()
+        return
+    async with SqliteStore(tmp_path / "s") as store:
+        yield store
+
+
+async def newest(used: UsedProofs, now: float = NOW) -> str:
+    """The nonce that is given to who has none."""
+    with pytest.raises(UseDpopNonce) as refusal:
+        await used.take_proof(_made(None), now=now)
+    return refusal.value.nonce
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_is_taken_once_for_as_long_as_its_nonce_is(used: UsedProofs) -> None:
+    nonce = await newest(used)
+    assert await used.take_proof(_made(nonce), now=NOW) == nonce
+    for later in (0, STEP_SECONDS, 2 * STEP_SECONDS - 1):
         with pytest.raises(ProofInvalid):
-            seen.take(_seen("a", issued_at=NOW + CLOCK_TOLERANCE), now=NOW + later)
-    seen.take(_seen("a", key="another"), now=NOW)
-    seen.take(_seen("b"), now=NOW)
+            await used.take_proof(_made(nonce), now=NOW + later)
+    with pytest.raises(UseDpopNonce):
+        await used.take_proof(_made(nonce), now=NOW + 2 * STEP_SECONDS)
 
 
-def test_old_ids_make_room_and_fresh_ones_do_not() -> None:
-    seen = SeenProofs(most=2)
-    seen.take(_seen("a"), now=NOW)
-    seen.take(_seen("b"), now=NOW)
-    with pytest.raises(RateLimited):
-        seen.take(_seen("c"), now=NOW)
-    seen.take(_seen("c", issued_at=NOW + 120), now=NOW + 120)
+@pytest.mark.threat("T13")
+async def test_a_proof_of_another_key_or_id_is_another_proof(used: UsedProofs) -> None:
+    nonce = await newest(used)
+    for key, identifier in (("key", "a"), ("other", "a"), ("key", "b")):
+        await used.take_proof(_made(nonce, key=key, identifier=identifier), now=NOW)
 
 
-@pytest.mark.threat("T12")
-def test_all_ids_are_looked_through_once_a_second_at_most() -> None:
-    seen, sweeps = SeenProofs(most=10), 0
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize(
+    "nonce", [None, "", "x", "A" * 22, "\U0001f511"], ids=["none", "empty", "x", "A", "key"]
+)
+async def test_a_proof_without_a_nonce_of_ours_needs_one(used: UsedProofs, nonce: str | None) -> None:
+    with pytest.raises(UseDpopNonce):
+        await used.take_proof(_made(nonce), now=NOW)
 
-    class Counting(dict[tuple[str, str], float]):
-        def items(self) -> Any:
-            nonlocal sweeps
-            sweeps += 1
-            return super().items()
 
-    for number in range(10):
-        seen.take(_seen(str(number)), now=NOW)
-    for number in range(500):
-        seen._until = Counting(seen._until)
-        with pytest.raises(RateLimited):
-            seen.take(_seen(f"more {number}"), now=NOW + number / 1000)
-    assert sweeps == 1
-    seen.take(_seen("later", issued_at=NOW + 120), now=NOW + 130)
-    assert len(seen._until) == 1
+@pytest.mark.threat("T13")
+async def test_the_answer_to_a_proof_has_the_newest_nonce(used: UsedProofs) -> None:
+    first = await newest(used)
+    second = await used.take_proof(_made(first), now=NOW + STEP_SECONDS)
+    assert second != first
+    assert await used.take_proof(_made(second, identifier="b"), now=NOW + STEP_SECONDS) == second
+
+
+@pytest.mark.threat("T13")
+async def test_a_nonce_does_not_last_because_nobody_calls(used: UsedProofs) -> None:
+    nonce = await newest(used)
+    await used.take_proof(_made(nonce), now=NOW)
+    with pytest.raises(UseDpopNonce):
+        await used.take_proof(_made(nonce, identifier="b"), now=NOW + 3 * STEP_SECONDS)
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("jump", [-(10**9), -3600, -STEP_SECONDS, -1, STEP_SECONDS, 3600, 10**9], ids=str)
+async def test_no_clock_that_jumps_makes_a_proof_good_again(used: UsedProofs, jump: int) -> None:
+    nonce = await newest(used)
+    await used.take_proof(_made(nonce), now=NOW)
+    for now in (NOW + jump, NOW, NOW + jump, NOW):
+        with pytest.raises((UseDpopNonce, ProofInvalid)):
+            await used.take_proof(_made(nonce), now=now)
+        other = _made(await newest(used, now), identifier=token_hex(8))
+        await used.take_proof(other, now=now)  # and whoever asks for a nonce goes on
+
+
+@pytest.mark.threat("T13")
+async def test_no_proof_from_before_a_start_is_taken_whatever_its_clock_said() -> None:
+    before, after = ProofsInMemory(), ProofsInMemory()
+    nonce = before.nonce(now=NOW)
+    await before.take_proof(_made(nonce), now=NOW)
+    for identifier in ("a", "held back"):
+        with pytest.raises(UseDpopNonce):
+            await after.take_proof(_made(nonce, identifier=identifier), now=NOW + 30)
+
+
+@pytest.mark.threat("T13")
+async def test_processes_that_share_a_store_take_a_proof_once_between_them(tmp_path: Path) -> None:
+    async with SqliteStore(tmp_path / "s") as one, SqliteStore(tmp_path / "s") as two:
+        nonce = await newest(one)
+        assert await newest(two) == nonce
+        both = (one.take_proof(_made(nonce), now=NOW), two.take_proof(_made(nonce), now=NOW))
+        outcomes = await asyncio.gather(*both, return_exceptions=True)
+        assert sorted(map(str, outcomes)) == sorted([nonce, "the proof was used before"])
+    async with SqliteStore(tmp_path / "s") as restarted:
+        with pytest.raises(ProofInvalid):
+            await restarted.take_proof(_made(nonce), now=NOW)
+        await restarted.take_proof(_made(nonce, identifier="b"), now=NOW)
+
+
+@pytest.mark.threat("T17")
+@given(most=st.integers(1, 5), number=st.integers(1, 60))
+async def test_nobody_is_refused_because_strangers_made_many_proofs_and_few_are_remembered(
+    most: int, number: int
+) -> None:
+    memory = ProofsInMemory(most=most)
+    for stranger in range(number):
+        await memory.take_proof(_made(memory.nonce(now=NOW), identifier=str(stranger)), now=NOW)
+    await memory.take_proof(_made(memory.nonce(now=NOW), identifier="ours"), now=NOW)
+    assert sum(map(len, memory._used.values())) <= 2 * most
+
+
+@pytest.mark.threat("T17")
+def test_a_step_is_over_when_enough_proofs_were_taken_in_it() -> None:
+    full = Step(number=7, began=NOW, used=10)
+    assert full.at(NOW + 1, most=11) is full
+    assert full.at(NOW + 1, most=10) == Step(number=8, began=NOW + 1)
 
 
 @given(st.text())

@@ -99,9 +99,8 @@ async def test_any_spent_token_ends_the_session_however_old(site: Site) -> None:
 
 async def test_a_late_copy_of_a_refresh_that_was_sent_again_ends_nothing(site: Site) -> None:
     device, first = await _signed_in(site)
-    late = Device(device.key).headers(
-        "POST", PATH, site.clock.now
-    )  # given up by the device, still on its way
+    # given up by the device, still on its way
+    late = Device(device.key, nonce=site.nonce).headers("POST", PATH, site.clock.now)
     latest = (await _refresh(site, device, first)).body["refresh_token"]
     assert (await site.send(device, "GET", "/session")).status == 200
     site.clock.now += LATE_SECONDS

@@ -62,10 +62,22 @@ class Services:
     ) -> Answer:
         """One request with the device's token and a new proof."""
         token = device.token if token is None else token
-        made = {"method": method, "url": HTU, "now": self.site.clock.now, "token": token, **proof}
+        made: dict[str, Any] = {
+            "method": method,
+            "url": HTU,
+            "now": self.site.clock.now,
+            "token": token,
+            "nonce": self.nonce,
+        }
+        made |= proof
         return await self.raw(
             {"Authorization": f"{scheme} {token}", "DPoP": device.key.proof(**made)}, method
         )
+
+    @property
+    def nonce(self) -> str:
+        """The guard's newest nonce."""
+        return str(self.guard._used_proofs.nonce(now=self.site.clock.now))  # type: ignore[attr-defined]
 
     async def raw(self, headers: Any, method: str = "GET") -> Answer:
         async with self.api.request(method, ADDRESS, headers=headers) as response:
@@ -189,7 +201,7 @@ async def test_a_service_of_several_addresses_takes_a_proof_for_each(tmp_path: P
             clock=running.site.clock,
         )  # fmt: skip
         async with TestClient(TestServer(guarded(both))) as api:
-            running.api = api
+            running.api, running.guard = api, both
             for url in (HTU, HTU.replace("api.", "alias.")):
                 assert (await running.ask(device, url=url)).status == 200
             assert (await running.ask(device, url=HTU.replace("api.", "other."))).slug == "proof-invalid"
@@ -223,10 +235,37 @@ async def test_a_proof_for_something_else_is_refused(both: Services, wrong: dict
 @pytest.mark.threat("T5")
 async def test_a_proof_is_taken_once(both: Services) -> None:
     device, _ = await both.signed_in()
-    proof = device.key.proof("GET", HTU, both.site.clock.now, device.token)
+    proof = device.key.proof("GET", HTU, both.site.clock.now, device.token, nonce=both.nonce)
     headers = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
     assert (await both.raw(headers)).status == 200
     assert (await both.raw(headers)).slug == "proof-invalid"
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_without_the_guards_nonce_is_answered_with_it(both: Services) -> None:
+    device, _ = await both.signed_in()
+    answer = await both.ask(device, nonce=None)
+    assert (answer.status, answer.slug) == (401, "use-dpop-nonce")
+    assert answer.headers["WWW-Authenticate"] == 'DPoP algs="ES256", error="use_dpop_nonce"'
+    nonce = answer.headers["DPoP-Nonce"]
+    answer = await both.ask(device, nonce=nonce)
+    assert (answer.status, answer.headers["DPoP-Nonce"]) == (200, nonce)
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_made_ahead_is_refused_at_its_time_for_want_of_a_nonce(introspection: Services) -> None:
+    device, _ = await introspection.signed_in()
+    later = introspection.site.clock.now + 1200
+    ahead = device.key.proof("GET", HTU, later, device.token, nonce=introspection.nonce)
+    introspection.site.clock.now = later
+    headers = {"Authorization": f"DPoP {device.token}", "DPoP": ahead}
+    assert (await introspection.raw(headers)).slug == "use-dpop-nonce"
+
+
+@pytest.mark.threat("T13")
+async def test_who_has_no_good_token_fills_no_memory(both: Services) -> None:
+    await both.ask(Device(DeviceKey(), "x"))
+    assert both.guard._used_proofs._step.used == 0  # type: ignore[attr-defined]
 
 
 @pytest.mark.threat("T5")
@@ -710,10 +749,12 @@ async def test_the_example_knows_who_calls(tmp_path: Path, signed: bool) -> None
         async with TestClient(
             TestServer(service, host="localhost", port=int(origin.rpartition(":")[2]))
         ) as api:
-            proof = device.key.proof("GET", f"{origin}/me", time(), device.token)
-            head = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
-            async with api.get("/me", headers=head) as response:
-                said = await response.json()
+            nonce = None
+            for _ in range(2):
+                proof = device.key.proof("GET", f"{origin}/me", time(), device.token, nonce=nonce)
+                head = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
+                async with api.get("/me", headers=head) as response:
+                    nonce, said = response.headers["DPoP-Nonce"], await response.json(content_type=None)
     assert said == {"user": answer.body["user"]["handle"], "device": device.key.thumbprint}
 
 
@@ -724,4 +765,4 @@ class AtAddress(Device):
         super().__init__(client_origin=origin)
 
     def headers(self, method: str, path: str, now: float) -> dict[str, str]:
-        return {"DPoP": self.key.proof(method, self.client_origin + path, now, self.token)}
+        return {"DPoP": self.key.proof(method, self.client_origin + path, now, self.token, nonce=self.nonce)}

@@ -103,7 +103,7 @@ async def test_another_store_takes_the_place_of_the_file(tmp_path: Path) -> None
 
 
 async def test_two_processes_with_one_place_for_ceremonies_finish_each_others(tmp_path: Path) -> None:
-    shared, config = Challenges(), make_config(tmp_path / "s")
+    shared, config = Challenges(), make_config(tmp_path / "s", shared_store=True)
     apps = [make_app(config, challenges=shared, clock=Clock()) for _ in range(2)]
     async with (
         TestClient(TestServer(apps[0]), cookie_jar=DummyCookieJar()) as first,

@@ -1,13 +1,28 @@
 """Sessions over HTTP: whose they are, how long they last, and who cannot use them."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
+from aiohttp import DummyCookieJar, web
+from aiohttp.test_utils import TestClient, TestServer
 from multidict import CIMultiDict
 
 from relying_party.core.encoding import base64url
+from relying_party.errors import StoreUnavailable
+from relying_party.http.app import make_app
 from tests.rp.authenticator_double import DeviceKey, unb64
-from tests.rp.clients import DEVICE_ORIGIN, WEB_ORIGIN, Answer, Browser, Device, Site, Who
+from tests.rp.clients import (
+    DEVICE_ORIGIN,
+    WEB_ORIGIN,
+    Answer,
+    Browser,
+    Clock,
+    Device,
+    Site,
+    Who,
+    make_config,
+)
 
 
 async def test_nobody_is_signed_in_to_begin_with(site: Site, who: Who) -> None:
@@ -102,7 +117,7 @@ async def test_a_token_needs_a_proof_that_names_it(site: Site) -> None:
         }
         assert (await site.raw("GET", "/session", headers)).slug == "proof-invalid"
     headers = {
-        "DPoP": device.key.proof("GET", url, site.clock.now, device.token),
+        "DPoP": device.key.proof("GET", url, site.clock.now, device.token, nonce=site.nonce),
         "Authorization": f"Bearer {device.token}",
     }
     assert (await site.raw("GET", "/session", headers)).slug == "not-signed-in"
@@ -113,7 +128,7 @@ async def test_a_cookie_is_nothing_to_a_device(site: Site) -> None:
     await site.register(browser, "ada")
     device.token = browser.cookie
     assert (await site.send(device, "GET", "/session")).slug == "not-signed-in"
-    headers = Device().headers("GET", "/session", site.clock.now)
+    headers = Device(nonce=site.nonce).headers("GET", "/session", site.clock.now)
     headers["Cookie"] = f"__Host-session={browser.cookie}"
     assert (await site.raw("GET", "/session", headers)).slug == "not-signed-in"
 
@@ -147,13 +162,94 @@ async def test_a_page_cannot_pose_as_a_device(site: Site) -> None:
 
 async def test_a_proof_is_for_one_request(site: Site) -> None:
     key, now = DeviceKey(), site.clock.now
-    proof = key.proof("POST", WEB_ORIGIN + OPTIONS, now)
+    proof = key.proof("POST", WEB_ORIGIN + OPTIONS, now, nonce=site.nonce)
     assert (await _options(site, {"DPoP": proof})).status == 200
     answer = await _options(site, {"DPoP": proof})
     assert (answer.status, answer.slug) == (401, "proof-invalid")
     for method, url in (("GET", WEB_ORIGIN + OPTIONS), ("POST", "https://evil.test" + OPTIONS)):
         answer = await _options(site, {"DPoP": key.proof(method, url, now)})
         assert answer.slug == "proof-invalid"
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_without_the_relying_partys_nonce_is_answered_with_it(site: Site) -> None:
+    bare = DeviceKey().proof("POST", WEB_ORIGIN + OPTIONS, site.clock.now)
+    answer = await _options(site, {"DPoP": bare})
+    assert (answer.status, answer.slug) == (401, "use-dpop-nonce")
+    assert answer.headers["WWW-Authenticate"] == 'DPoP algs="ES256", error="use_dpop_nonce"'
+    assert answer.headers["DPoP-Nonce"] == site.nonce
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.threat("T13")
+async def test_every_answer_to_a_proof_has_the_newest_nonce_and_no_other_has(site: Site) -> None:
+    device = Device(nonce=site.nonce)
+    for path in ("/session", "/me"):
+        assert (await site.send(device, "GET", path)).headers["DPoP-Nonce"] == site.nonce
+    await site.register(device, "ada")
+    assert (await site.send(device, "DELETE", "/session")).headers["DPoP-Nonce"] == site.nonce
+    assert "DPoP-Nonce" not in (await site.send(Browser(), "GET", "/session")).headers
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_made_ahead_is_refused_at_its_time_for_want_of_a_nonce(site: Site) -> None:
+    ahead = DeviceKey().proof("POST", WEB_ORIGIN + OPTIONS, site.clock.now + 3600, nonce=site.nonce)
+    site.clock.now += 3600
+    assert (await _options(site, {"DPoP": ahead})).slug == "use-dpop-nonce"
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("shared", [False, True], ids=["alone", "shared"])
+@pytest.mark.parametrize("ahead", [0, 59], ids=["clock right", "clock ahead"])
+async def test_no_proof_is_good_again_after_a_restart(tmp_path: Path, shared: bool, ahead: int) -> None:  # noqa: FBT001
+    config, clock, key = make_config(tmp_path / "s", shared_store=shared), Clock(), DeviceKey()
+    answers = []
+    nonce = None
+    for _ in range(2):
+        app = make_app(config, clock=clock)
+        async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
+            site = Site(http=http, app=app, clock=clock, config=config)
+            if nonce is None:
+                bare = key.proof("POST", WEB_ORIGIN + OPTIONS, clock.now)
+                nonce = (await _options(site, {"DPoP": bare})).headers["DPoP-Nonce"]
+                used = key.proof("POST", WEB_ORIGIN + OPTIONS, clock.now + ahead, nonce=nonce)
+            answers.append(await _options(site, {"DPoP": used}))
+            assert (await site.send(Device(), "POST", OPTIONS, {})).status == 200
+    assert answers[0].status == 200
+    assert answers[1].slug == ("proof-invalid" if shared else "use-dpop-nonce")
+
+
+@pytest.mark.threat("T13")
+async def test_a_second_process_takes_no_proof_that_the_first_has_taken(tmp_path: Path) -> None:
+    config, clock = make_config(tmp_path / "s", shared_store=True), Clock()
+    apps = [make_app(config, clock=clock) for _ in range(2)]
+    async with (
+        TestClient(TestServer(apps[0]), cookie_jar=DummyCookieJar()) as first,
+        TestClient(TestServer(apps[1]), cookie_jar=DummyCookieJar()) as second,
+    ):
+        one, two = (
+            Site(http=http, app=app, clock=clock, config=config)
+            for http, app in zip((first, second), apps, strict=True)
+        )
+        device = Device()
+        assert (await one.send(device, "POST", OPTIONS, {})).status == 200
+        headers = device.headers("POST", OPTIONS, clock.now)
+        assert (await two.raw("POST", OPTIONS, headers, b"{}")).status == 200
+        assert (await one.raw("POST", OPTIONS, headers, b"{}")).slug == "proof-invalid"
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("first", [False, True], ids=["alone", "shared"])
+async def test_a_second_process_that_would_not_share_used_proofs_does_not_start(
+    tmp_path: Path,
+    first: bool,  # noqa: FBT001
+) -> None:
+    other = make_app(make_config(tmp_path / "s", shared_store=not first))
+    async with TestClient(TestServer(make_app(make_config(tmp_path / "s", shared_store=first)))):
+        with pytest.raises(StoreUnavailable, match="--shared-store"):
+            await web.AppRunner(other).setup()
+    async with TestClient(TestServer(make_app(make_config(tmp_path / "s", shared_store=not first)))):
+        pass  # once the first has ended
 
 
 async def test_the_address_in_a_proof_is_ours_whatever_host_was_asked_for(site: Site) -> None:

@@ -18,6 +18,7 @@ class BrowserDevice:
 
     def __init__(self, url: str, certificate: Certificate) -> None:
         self._url, self._key, self._token = url, DeviceKey(), ""
+        self._nonce: str | None = None
         self._http = ClientSession(connector=TCPConnector(ssl=certificate.client_context()))
 
     async def __aenter__(self) -> Self:
@@ -47,13 +48,20 @@ class BrowserDevice:
         self._token = session["token"]
 
     async def is_signed_in(self) -> bool:
-        url = f"{self._url}/session"
-        proof = self._key.proof("GET", url, time(), self._token)
-        headers = {"DPoP": proof, "Authorization": f"DPoP {self._token}"}
-        async with self._http.get(url, headers=headers) as answer:
-            return answer.status == 200
+        status, _ = await self._send("GET", "/session", None, self._token)
+        return status == 200
 
     async def _post(self, path: str, body: JSON) -> tuple[int, JSON]:
-        headers = {"DPoP": self._key.proof("POST", self._url + path, time())}
-        async with self._http.post(self._url + path, json=body, headers=headers) as answer:
-            return answer.status, dict(await answer.json(content_type=None))
+        return await self._send("POST", path, body)
+
+    async def _send(
+        self, method: str, path: str, body: JSON | None, token: str | None = None
+    ) -> tuple[int, JSON]:
+        url, head = self._url + path, {} if token is None else {"Authorization": f"DPoP {token}"}
+        while True:
+            proof = self._key.proof(method, url, time(), token, nonce=self._nonce)
+            async with self._http.request(method, url, json=body, headers={"DPoP": proof, **head}) as answer:
+                said, known = dict(await answer.json(content_type=None)), self._nonce
+                self._nonce = answer.headers.get("DPoP-Nonce", known)
+                if not str(said.get("type")).endswith(":use-dpop-nonce") or self._nonce == known:
+                    return answer.status, said
