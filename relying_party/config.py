@@ -167,13 +167,21 @@ class Config:
 
     @property
     def uses_tls(self) -> bool:
-        """Whether every browser reaches us over TLS, here or at a proxy in front."""
-        return all(origin.startswith("https://") for origin in self.web_origins)
+        """Whether every browser reaches us over TLS, here or at a proxy in front.
+
+        Pages of related origins are elsewhere, such as on a developer's own machine: they reach us as all others do.
+        """
+        return all(origin.startswith("https://") for origin in self._own_origins)
 
     @property
     def is_local(self) -> bool:
         """Whether we are only reached on this machine."""
-        return all(is_local(origin) for origin in self.web_origins)
+        return all(is_local(origin) for origin in self._own_origins)
+
+    @property
+    def _own_origins(self) -> list[str]:
+        """The web origins of the RP ID's own domain."""
+        return [origin for origin in self.web_origins if verify_rp_id(self.rp_id, origin)]
 
 
 def _shown_name(rp_name: str) -> str:

@@ -66,6 +66,19 @@ def test_devices_have_a_list_of_their_own() -> None:
     assert set(config.urls) == {"https://rp.example", "https://www.rp.example", "https://rp.example:8443"}
 
 
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("related", ["http://localhost:3000", "http://dev.localhost", "https://other.test"])
+def test_a_related_origin_takes_no_protection_from_our_own_pages(related: str) -> None:
+    config = make(related_origins=(related,))
+    assert config.uses_tls
+    assert not config.is_local
+    local = make(
+        rp_id="localhost", public_url="https://localhost:8443", related_origins=("https://other.test",)
+    )
+    assert local.uses_tls
+    assert local.is_local
+
+
 def test_on_localhost_everyone_is_shown_and_plain_http_will_do() -> None:
     config = make(rp_id="localhost", public_url="http://localhost:8080")
     assert config.page_shows == "everyone"
