@@ -22,9 +22,9 @@ def private_directory(path: Path) -> None:
         private_file.private_directory(path)
 
 
-def read_private(path: Path, *, limit: int) -> bytes | None:
-    """The content of `path`, at most `limit` bytes; None when there is no such file."""
-    with _mended(path):
+def read_private(path: Path, *, limit: int, case: str | None = None) -> bytes | None:
+    """The content of `path`, at most `limit` bytes; None when there is no such file. case: as `mends` has it."""
+    with _mended(path, case=case):
         return private_file.read_private(path, limit=limit)
 
 

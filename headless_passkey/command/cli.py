@@ -241,8 +241,8 @@ def _session(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, 
 
 
 def _users_commands(commands: Any) -> None:
-    """``users list|forget``: the commands for the users whom this device expects."""
-    what = "list or forget the users whom this device expects at relying parties"
+    """``users list|add|forget``: the commands for the users whom this device expects."""
+    what = "list, add or forget the users whom this device expects at relying parties"
     users = commands.add_parser("users", help=what, description=what)
     actions = users.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
@@ -256,6 +256,17 @@ def _users_commands(commands: Any) -> None:
         section="users.list",
     )
     show.add_argument("--rp-id", metavar="ID", help="at this relying party only")
+    add = _command(
+        actions,
+        "add",
+        _users("add"),
+        "expect a user, before the first sign-in or beside those who are expected",
+        "headless-passkey users add --rp-id login.example --handle YWRh --name ada",
+        section="users.add",
+    )
+    add.add_argument("--rp-id", metavar="ID", required=True, help="the RP ID of the relying party")
+    add.add_argument("--handle", metavar="HANDLE", required=True, help="base64url user handle")
+    add.add_argument("--name", metavar="NAME", type=label_or_name, help="the user name, for people")
     forget = _command(
         actions,
         "forget",
@@ -266,7 +277,7 @@ def _users_commands(commands: Any) -> None:
     )
     forget.add_argument("--rp-id", metavar="ID", required=True, help="the RP ID of the relying party")
     forget.add_argument("--handle", metavar="HANDLE", help="base64url user handle (default: all users there)")
-    for parser in (show, forget):
+    for parser in (show, add, forget):
         _state_option(parser)
 
 
@@ -505,7 +516,7 @@ async def _leave(args: argparse.Namespace) -> None:
         talk(
             f"forgot the sessions at {', '.join(gone)}, where they last to their end: sign out before leaving"
         )
-    if pinned := [users.rp_id for users in all_users(_state(args))]:
+    if pinned := all_users(_state(args)):
         talk(
             f"still expects its users at {', '.join(pinned)}: `headless-passkey users forget` before somebody else gets this device"
         )
@@ -543,7 +554,7 @@ async def _status(args: argparse.Namespace) -> None:
                     origin: thumbprint(key.public_key) for origin, key in KeyStore(_state(args)).all().items()
                 },
                 "users": [
-                    {"rp_id": pinned.rp_id, **user.to_json()} for pinned in users for user in pinned.read()
+                    {"rp_id": rp_id, **user.to_json()} for rp_id, pinned in users.items() for user in pinned
                 ],
             }
         )

@@ -1,4 +1,4 @@
-"""``users list|forget`` as commands: the users whom this device expects at each relying party (T3)."""
+"""``users list|add|forget`` as commands: the users whom this device expects at each relying party (T3)."""
 
 import argparse
 import json
@@ -13,12 +13,18 @@ from headless_passkey.text.names import printable
 async def show(args: argparse.Namespace) -> None:
     """Print the pinned users, one JSON object a line."""
     damaged: list[HeadlessPasskeyError] = []
-    for users in all_users(expand_home(args.state), damaged.append):
-        if args.rp_id in (None, users.rp_id):
-            for user in users.read():
-                out(json.dumps({"rp_id": users.rp_id, **user.to_json()}))
+    for rp_id, users in all_users(expand_home(args.state), damaged.append).items():
+        if args.rp_id in (None, rp_id):
+            for user in users:
+                out(json.dumps({"rp_id": rp_id, **user.to_json()}))
     if damaged:
         raise damaged[0]
+
+
+async def add(args: argparse.Namespace) -> None:
+    users = PinnedUsers(expand_home(args.state), args.rp_id)
+    if not await users.pin(parse_handle(args.handle), args.name) and not args.json:
+        talk("this device expects this user already")
 
 
 async def forget(args: argparse.Namespace) -> None:

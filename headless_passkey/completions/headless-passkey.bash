@@ -6,7 +6,7 @@
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
 _shtab_headless_passkey_session_subparsers=(show refresh fetch sign-out)
-_shtab_headless_passkey_users_subparsers=(list forget)
+_shtab_headless_passkey_users_subparsers=(list add forget)
 _shtab_headless_passkey_subparsers=(join leave status sign-in register session users doctor inspect tunnel-domain completion)
 
 _shtab_headless_passkey_join_option_strings=(-h --help --config --json --log-level --invitation --label --rp-id --origin --timeout --state --ca)
@@ -20,6 +20,7 @@ _shtab_headless_passkey_session_fetch_option_strings=(-h --help --config --json 
 _shtab_headless_passkey_session_sign_out_option_strings=(-h --help --config --json --log-level --rp --state --ca --anyway)
 _shtab_headless_passkey_session_option_strings=(-h --help)
 _shtab_headless_passkey_users_list_option_strings=(-h --help --config --json --log-level --rp-id --state)
+_shtab_headless_passkey_users_add_option_strings=(-h --help --config --json --log-level --rp-id --handle --name --state)
 _shtab_headless_passkey_users_forget_option_strings=(-h --help --config --json --log-level --rp-id --handle --state)
 _shtab_headless_passkey_users_option_strings=(-h --help)
 _shtab_headless_passkey_doctor_option_strings=(-h --help --config --json --log-level --rp --radio --scan --tunnel --state --ca)
@@ -57,6 +58,8 @@ _shtab_headless_passkey_session_sign_out___state_COMPGEN=_shtab_compgen_dirs
 _shtab_headless_passkey_session_sign_out___ca_COMPGEN=_shtab_compgen_files
 _shtab_headless_passkey_users_list___config_COMPGEN=_shtab_compgen_files
 _shtab_headless_passkey_users_list___state_COMPGEN=_shtab_compgen_dirs
+_shtab_headless_passkey_users_add___config_COMPGEN=_shtab_compgen_files
+_shtab_headless_passkey_users_add___state_COMPGEN=_shtab_compgen_dirs
 _shtab_headless_passkey_users_forget___config_COMPGEN=_shtab_compgen_files
 _shtab_headless_passkey_users_forget___state_COMPGEN=_shtab_compgen_dirs
 _shtab_headless_passkey_doctor___config_COMPGEN=_shtab_compgen_files
@@ -80,8 +83,9 @@ _shtab_headless_passkey_session_fetch___log_level_choices=(debug info warning er
 _shtab_headless_passkey_session_sign_out___log_level_choices=(debug info warning error)
 _shtab_headless_passkey_session_pos_0_choices=(show refresh fetch sign-out)
 _shtab_headless_passkey_users_list___log_level_choices=(debug info warning error)
+_shtab_headless_passkey_users_add___log_level_choices=(debug info warning error)
 _shtab_headless_passkey_users_forget___log_level_choices=(debug info warning error)
-_shtab_headless_passkey_users_pos_0_choices=(list forget)
+_shtab_headless_passkey_users_pos_0_choices=(list add forget)
 _shtab_headless_passkey_doctor___log_level_choices=(debug info warning error)
 _shtab_headless_passkey_doctor___scan_choices=(active passive)
 _shtab_headless_passkey_inspect___log_level_choices=(debug info warning error)
@@ -131,6 +135,9 @@ _shtab_headless_passkey_session___help_nargs=0
 _shtab_headless_passkey_users_list__h_nargs=0
 _shtab_headless_passkey_users_list___help_nargs=0
 _shtab_headless_passkey_users_list___json_nargs=0
+_shtab_headless_passkey_users_add__h_nargs=0
+_shtab_headless_passkey_users_add___help_nargs=0
+_shtab_headless_passkey_users_add___json_nargs=0
 _shtab_headless_passkey_users_forget__h_nargs=0
 _shtab_headless_passkey_users_forget___help_nargs=0
 _shtab_headless_passkey_users_forget___json_nargs=0

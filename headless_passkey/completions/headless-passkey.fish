@@ -50,8 +50,8 @@ function _shtab_headless_passkey_using
   test "$_shtab_headless_passkey_cmdpath" = "$argv"
 end
 
-set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users forget' doctor inspect tunnel-domain completion
-set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --note --options --origin --radio --rp --rp-id --scan --state --timeout --tunnel --user
+set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users add' 'users forget' doctor inspect tunnel-domain completion
+set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --rp --rp-id --scan --state --timeout --tunnel --user
 
 complete -c headless-passkey -e
 complete -c headless-passkey -f
@@ -173,7 +173,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out'
 complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe instead of the system'"'"'s'
 complete -c headless-passkey -n '_shtab_headless_passkey_using session sign-out' -l anyway -d 'forget it also when the relying party cannot be told'
-complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a users -d 'list or forget the users whom this device expects at relying parties'
+complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a users -d 'list, add or forget the users whom this device expects at relying parties'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users' -s h -l help -d 'show this help message and exit'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users; and test $_shtab_headless_passkey_npos -eq 0' -a list -d 'show the users whom this device expects, one JSON object a line'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -s h -l help -d 'show this help message and exit'
@@ -182,6 +182,15 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l js
 complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l rp-id -x -d 'at this relying party only'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users list' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users; and test $_shtab_headless_passkey_npos -eq 0' -a add -d 'expect a user, before the first sign-in or beside those who are expected'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [users.add]'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l json -d 'failures and progress as JSON, one object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l rp-id -x -d 'the RP ID of the relying party'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l handle -x -d 'base64url user handle'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l name -x -d 'the user name, for people'
+complete -c headless-passkey -n '_shtab_headless_passkey_using users add' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users; and test $_shtab_headless_passkey_npos -eq 0' -a forget -d 'forget a user; when none is left, the next who signs in or registers is expected from then on'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -s h -l help -d 'show this help message and exit'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [users.forget]'

@@ -20,7 +20,7 @@ _shtab_headless_passkey_commands() {
     sign-in:'sign in with a passkey on a phone'
     status:'show what account this device belongs to, as JSON'
     tunnel-domain:'print the host of a tunnel domain number'
-    users:'list or forget the users whom this device expects at relying parties'
+    users:'list, add or forget the users whom this device expects at relying parties'
   )
   _describe 'headless-passkey commands' _commands
 }
@@ -37,6 +37,7 @@ _shtab_headless_passkey_session_commands() {
 
 _shtab_headless_passkey_users_commands() {
   local _commands=(
+    add:'expect a user, before the first sign-in or beside those who are expected'
     forget:'forget a user; when none is left, the next who signs in or registers is expected from then on'
     list:'show the users whom this device expects, one JSON object a line'
   )
@@ -270,6 +271,20 @@ _shtab_headless_passkey_users_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_headless_passkey_users_defaults_added=0
 
+_shtab_headless_passkey_users_add_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[users.add\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--rp-id[the RP ID of the relying party]:ID:"
+  "--handle[base64url user handle]:HANDLE:"
+  "--name[the user name, for people]:NAME:"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_users_add_defaults_added=0
+
 _shtab_headless_passkey_users_forget_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file with these options in table \[users.forget\]]:FILE:_files"
@@ -373,6 +388,7 @@ _shtab_headless_passkey_users() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_headless_passkey_users-$line[1]:"
       case $line[1] in
+        add) _arguments -C -s $_shtab_headless_passkey_users_add_options ;;
         forget) _arguments -C -s $_shtab_headless_passkey_users_forget_options ;;
         list) _arguments -C -s $_shtab_headless_passkey_users_list_options ;;
       esac

@@ -75,9 +75,7 @@ def examine_state(state: Path) -> list[Finding]:
     try:
         status = state.stat()
     except FileNotFoundError:
-        return _unwritable(state, Status.PROBLEM) or [
-            Finding.ok(Check.STATE, f"{state} is not there yet; joining makes it")
-        ]
+        return _unwritable(state) or [Finding.ok(Check.STATE, f"{state} is not there yet; joining makes it")]
     except OSError as error:
         return [_unreadable(state, error)]
     if not stat.S_ISDIR(status.st_mode):
@@ -107,16 +105,14 @@ def examine_state(state: Path) -> list[Finding]:
         findings.append(_unreadable(state, error))
     # the files are private, but other users can list or replace them
     findings += _exposed(state, status, 0o700, Status.WARNING, case)
-    # an enrolled device writes only when the account has a newer ring
-    joined = (state / enrolment.FILE_NAME).exists()
-    findings += _unwritable(state, Status.WARNING if joined else Status.PROBLEM)
+    findings += _unwritable(state)
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
 
 
 def examine_users(state: Path) -> list[Finding]:
     """Check that the files of pinned users are in order; as information, whom this device expects where."""
     damaged: list[HeadlessPasskeyError] = []
-    pinned = [(users.rp_id, users.read()) for users in all_users(state, damaged.append)]
+    pinned = all_users(state, damaged.append)
     told = (SetupReason.STATE_EXPOSED, SetupReason.STATE_FOREIGN)  # by the check of the state
     if damaged and all(error.reason in told for error in damaged):
         return [Finding.not_checked(Check.USERS, f"because of {Check.STATE}")]
@@ -128,7 +124,7 @@ def examine_users(state: Path) -> list[Finding]:
         ]
     names = "; ".join(
         f"{', '.join(user.name or 'one without a name' for user in users)} at {rp_id}"
-        for rp_id, users in pinned
+        for rp_id, users in pinned.items()
     )
     return [Finding.ok(Check.USERS, f"expects {names}")]
 
@@ -148,13 +144,13 @@ def _unreadable(path: Path, error: OSError) -> Finding:
     return Finding.of(Check.STATE, unreadable, names=mend_names(path))
 
 
-def _unwritable(state: Path, severity: Status) -> list[Finding]:
-    """Check that a join, or a newer ring, could be written there."""
+def _unwritable(state: Path) -> list[Finding]:
+    """Check that a join, or what a sign-in stores, could be written there."""
     error = why_not_writable(state)
     if error is None:
         return []
     names = mend_names(nearest(state))
-    return [Finding.of(Check.STATE, error, names=names, status=severity)]
+    return [Finding.of(Check.STATE, error, names=names)]
 
 
 def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:

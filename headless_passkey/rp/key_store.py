@@ -110,7 +110,7 @@ def is_key_file(path: Path) -> bool:
 
 def _read(path: Path) -> tuple[str, SoftwareSigningKey] | None:
     """Read a file's origin and key; None without a file."""
-    content = read_private(path, limit=_MAX_FILE)
+    content = read_private(path, limit=_MAX_FILE, case="session")
     if content is None:
         return None
     try:

@@ -13,23 +13,25 @@ its tokens are used (docs/protocol/relying-party.md, Refreshing).
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from headless_passkey.account.device_files import incompatible, mend_names
-from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason
-from headless_passkey.mends import setup_error
-from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.process.private_file import (
+from headless_passkey.account.device_files import (
+    incompatible,
     lock_within,
+    mend_names,
     private_directory,
     read_private,
     remove_private,
     write_private,
 )
+from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason
+from headless_passkey.mends import setup_error
+from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.rp.conduit import OpenedSession, service_origin
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import file_members
@@ -38,6 +40,7 @@ PREFIX: Final = "session-"
 LOCK_SECONDS: Final = 60.0  # that others may hold the lock: longer than the slowest refresh
 MAX_FILE: Final = 64 * 1024  # bytes
 _FORMAT: Final = 2
+_PROBE: Final = 32 * 1024  # bytes, more than what a sign-in stores
 
 logger = logging.getLogger(__name__)
 
@@ -101,8 +104,16 @@ class SessionStore:
         return sorted(kept, key=lambda session: session.relying_party)
 
     def prepare(self) -> None:
-        """Make the state directory, or refuse one that others may enter; called before a user is asked."""
+        """Make the state directory, or refuse one that others may enter or that has no room; called before a user is asked.
+
+        A sign-in that could not be stored would end the earlier session nevertheless.
+        """
         private_directory(self.state)
+        probe = self.state / f".{PREFIX}{secrets.token_hex(8)}"
+        try:
+            write_private(probe, bytes(_PROBE))
+        finally:
+            remove_private(probe)
 
     def write(self, session: KeptSession) -> Path:
         """Write a session in place of the earlier one; returns its file. The caller holds its lock."""
@@ -155,7 +166,7 @@ def is_session_file(path: Path) -> bool:
 
 
 def _read(path: Path) -> KeptSession | None:
-    content = read_private(path, limit=MAX_FILE)
+    content = read_private(path, limit=MAX_FILE, case="session")
     if content is None:
         return None
     try:

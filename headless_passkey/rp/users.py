@@ -135,6 +135,20 @@ class PinnedUsers:
             self._accepted(users, _user_of(result, credential, now=int(self._clock())))
         return result
 
+    async def pin(self, handle: bytes, name: str | None = None) -> bool:
+        """Pin a user whom the caller knows, such as one whom a relying party has accepted elsewhere; False when it was pinned before.
+
+        name: for people. `TrustError` (unexpected-user) when `MAX_USERS` are pinned.
+        """
+        private_directory(self.state)
+        async with lock_within(self.path, LOCK_SECONDS):
+            users = self.read()
+            if any(user.handle == handle for user in users):
+                return False
+            self._check_room(users)
+            self._write((*users, PinnedUser(handle=handle, name=name, pinned_at=int(self._clock()))))
+        return True
+
     async def forget(self, handle: bytes | None = None) -> tuple[PinnedUser, ...]:
         """Remove a user, or with None all users of the RP ID; returns those who were removed."""
         if not self.state.is_dir():
@@ -153,9 +167,12 @@ class PinnedUsers:
             return True
         if users and not self._add:
             self._refuse("which expects others", mend(TrustReason.UNEXPECTED_USER))
+        self._check_room(users)
+        return False
+
+    def _check_room(self, users: tuple[PinnedUser, ...]) -> None:
         if len(users) >= MAX_USERS:
             self._refuse(f"which has {MAX_USERS} already", mend(TrustReason.UNEXPECTED_USER, "full"))
-        return False
 
     def _refuse(self, why: str, advice: str | None) -> NoReturn:
         raise TrustError(
@@ -185,9 +202,9 @@ class PinnedUsers:
 
 def all_users(
     state: Path, on_damaged: Callable[[HeadlessPasskeyError], None] | None = None
-) -> list[PinnedUsers]:
-    """The pinned users of each RP ID, in its order. on_damaged: called for each file that is not in order."""
-    found = []
+) -> dict[str, tuple[PinnedUser, ...]]:
+    """Read the pinned users of each RP ID. on_damaged: called for each file that is not in order."""
+    found = {}
     try:
         paths = sorted(state.glob(f"{PREFIX}*.json"))
     except OSError as error:
@@ -201,10 +218,9 @@ def all_users(
             if on_damaged is not None:
                 on_damaged(error)
         else:
-            users = None if content is None else PinnedUsers(state, content[0])
-            if users is not None and users.path == path:
-                found.append(users)
-    return sorted(found, key=lambda users: users.rp_id)
+            if content is not None and PinnedUsers(state, content[0]).path == path:
+                found[content[0]] = content[1]
+    return dict(sorted(found.items()))
 
 
 def is_users_file(path: Path) -> bool:
@@ -235,7 +251,7 @@ def _user_of(result: object, credential: Credential, *, now: int) -> PinnedUser 
 
 def _read(path: Path) -> tuple[str, tuple[PinnedUser, ...]] | None:
     """Read a file's RP ID and users; None without a file."""
-    content = read_private(path, limit=_MAX_FILE)
+    content = read_private(path, limit=_MAX_FILE, case="users")
     if content is None:
         return None
     try:

@@ -1,7 +1,9 @@
 """The SDK in one object, where no phone is needed; tests/end_to_end/test_documented.py has the rest."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import shutil
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
     NotEnrolled,
     NotSignedIn,
+    SetupError,
+    SetupReason,
     TransportError,
     TrustError,
     TrustReason,
@@ -19,6 +23,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.source import Advert
+from headless_passkey.rp.users import PinnedUsers
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import silent
 from tests.ports import reserved_port
@@ -89,6 +94,68 @@ async def test_a_relying_party_that_does_not_answer_is_waited_for_until_the_dead
     async with silent() as host, device(tmp_path / "state") as hub:
         with pytest.raises(TransportError, match=r"did not answer within 0\.2 seconds"):
             await hub.sign_in(f"http://{host}", timeout=0.2)
+
+
+@pytest.mark.threat("T3")
+async def test_pinned_users_that_cannot_be_kept_or_read_are_told_before_anybody_is_asked(
+    relay: Relay, tmp_path: Path
+) -> None:
+    """Nobody listens at the address, so a device that asks there fails in another way."""
+    await join(relay, tmp_path / "state")
+    nowhere = f"http://localhost:{reserved_port()}"
+    users = PinnedUsers(tmp_path / "state", "localhost")
+    await users.pin(b"ada's handle", "ada")
+    async with device(tmp_path / "state") as hub:
+        with pytest.raises(TrustError) as refused:
+            await hub.register(nowhere, "eve")
+        assert refused.value.reason is TrustReason.UNEXPECTED_USER
+        with pytest.raises(UsageError, match="exclude each other"):
+            await hub.sign_in(nowhere, add_user=True, any_user=True)
+        users.path.write_text("{")
+        for attempt in (
+            hub.sign_in(nowhere),
+            hub.sign_in(nowhere, user_handle=b"ada's handle"),
+            hub.sign_in(nowhere, add_user=True),
+            hub.register(nowhere, "ada"),
+        ):
+            with pytest.raises(SetupError) as damaged:
+                await attempt
+            assert damaged.value.reason is SetupReason.STATE_DAMAGED
+        with pytest.raises(TransportError):
+            await hub.sign_in(nowhere, any_user=True, timeout=1)
+
+
+@pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """A directory on a file system of 64 KiB, which a file fills."""
+    folder = tmp_path / "full"
+    folder.mkdir(mode=0o700)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("only root may mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+async def test_a_sign_in_that_could_not_be_stored_asks_nobody(
+    relay: Relay, full_disk: Path, tmp_path: Path
+) -> None:
+    await join(relay, tmp_path / "state")
+    shutil.copytree(tmp_path / "state", full_disk / "state")
+    (full_disk / "filler").write_bytes(bytes(40 * 1024))
+    before = sorted((full_disk / "state").iterdir())
+    async with device(full_disk / "state") as hub:
+        for attempt in (
+            hub.sign_in(f"http://localhost:{reserved_port()}"),
+            hub.register(f"http://localhost:{reserved_port()}", "ada"),
+        ):
+            with pytest.raises(SetupError) as refused:
+                await attempt
+            assert refused.value.reason is SetupReason.DISK_FULL
+            assert "df -h" in str(refused.value.advice)
+    assert sorted((full_disk / "state").iterdir()) == before
 
 
 @pytest.mark.parametrize(

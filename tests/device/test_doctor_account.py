@@ -272,12 +272,9 @@ def test_a_file_on_the_way_to_the_state_is_a_problem(tmp_path: Path) -> None:
     assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_UNREADABLE)
 
 
-@pytest.mark.parametrize(("joined", "status"), [(False, Status.PROBLEM), (True, Status.WARNING)])
-def test_a_state_that_cannot_be_written_is_a_warning_once_the_device_has_joined(
-    joined: bool,  # noqa: FBT001
-    status: Status,
-) -> None:
-    """A sign-in reads it, and writes when the account has a newer ring."""
+@pytest.mark.parametrize("joined", [False, True], ids=["not joined", "joined"])
+def test_a_state_that_cannot_be_written_is_a_problem(*, joined: bool) -> None:
+    """A join writes there, and so does each sign-in."""
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "device"
         state.mkdir(mode=0o700)
@@ -296,7 +293,7 @@ def test_a_state_that_cannot_be_written_is_a_warning_once_the_device_has_joined(
             state.chmod(0o700)
             if user == 65534:
                 os.seteuid(0)
-    assert (finding.status, finding.reason) == (status, SetupReason.STATE_UNWRITABLE)
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_UNWRITABLE)
 
 
 async def test_a_state_directory_that_cannot_be_looked_into_is_a_problem(state: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,7 +157,7 @@ async def test_the_users_of_one_rp_id_say_nothing_of_another(state: Path) -> Non
     await settle(PinnedUsers(state, RP_ID), ADA)
     await settle(PinnedUsers(state, "other.example"), EVE)
     assert (handles(state), handles(state, "other.example")) == ([ADA], [EVE])
-    assert [users.rp_id for users in all_users(state)] == [RP_ID, "other.example"]
+    assert list(all_users(state)) == [RP_ID, "other.example"]
 
 
 @pytest.mark.threat("T3")
@@ -253,7 +254,20 @@ async def test_of_two_first_sign_ins_at_once_one_pins_and_the_other_is_refused_u
     assert handles(state) == [ADA]
 
 
-# Forgetting
+# Adding and forgetting
+
+
+@pytest.mark.threat("T3")
+async def test_a_user_who_is_added_before_the_first_sign_in_is_the_only_one(state: Path) -> None:
+    assert await PinnedUsers(state, RP_ID).pin(ADA, "ada") is True
+    assert await PinnedUsers(state, RP_ID).pin(ADA) is False
+    await is_refused(PinnedUsers(state, RP_ID), EVE)
+    assert PinnedUsers(state, RP_ID).check(ADA) is True
+    for number in range(MAX_USERS - 1):
+        assert await PinnedUsers(state, RP_ID).pin(f"user {number}".encode())
+    with pytest.raises(TrustError, match="has 16 already"):
+        await PinnedUsers(state, RP_ID).pin(BOB)
+    assert await PinnedUsers(state, RP_ID).pin(ADA) is False
 
 
 async def test_a_forgotten_user_is_a_stranger_and_with_the_last_one_the_file_goes(state: Path) -> None:
@@ -294,9 +308,16 @@ def _a_directory(path: Path) -> None:
     path.mkdir()
 
 
+def _somebody_elses(path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("only root may give a file away")
+    os.chown(path, 65534, 65534)
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], SetupReason]] = {
     "0666": (_open_to_others, SetupReason.STATE_EXPOSED),
     "a symlink": (_a_link, SetupReason.STATE_UNREADABLE),
+    "of another user": (_somebody_elses, SetupReason.STATE_FOREIGN),
     "a directory": (_a_directory, SetupReason.STATE_DAMAGED),
     "empty": (lambda path: path.write_bytes(b""), SetupReason.STATE_DAMAGED),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:-9]), SetupReason.STATE_DAMAGED),
@@ -339,7 +360,7 @@ async def test_a_damaged_file_says_what_to_do_and_hides_no_other(state: Path, pi
     await settle(PinnedUsers(state, "other.example"), ADA)
     pinned.path.write_text("{")
     told: list[HeadlessPasskeyError] = []
-    assert [users.rp_id for users in all_users(state, told.append)] == ["other.example"]
+    assert list(all_users(state, told.append)) == ["other.example"]
     (error,) = told
     assert error.explain() == (
         f"{pinned.path} is damaged: `rm {pinned.path}`, then sign in with the user whom this device is to expect"
@@ -448,17 +469,29 @@ def test_one_user_is_forgotten_or_all_of_a_relying_party(
     assert handles(household, "other.example") == [EVE]
 
 
+def test_a_user_is_added_once(household: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("add", "--rp-id", "third.example", "--handle", base64url(BOB), "--name", "bob")
+    assert run(household, *words) == 0
+    assert capsys.readouterr().err == ""
+    assert run(household, *words) == 0
+    assert "already" in capsys.readouterr().err
+    (user,) = PinnedUsers(household, "third.example").read()
+    assert (user.handle, user.name) == (BOB, "bob")
+
+
 @pytest.mark.parametrize(
     "words",
     [
+        ("add", "--rp-id", "Not.Example", "--handle", base64url(EVE)),
+        ("add", "--rp-id", RP_ID, "--handle", ""),
         ("forget", "--rp-id", "nobody.example"),
         ("forget", "--rp-id", "../x"),
         ("forget", "--rp-id", RP_ID, "--handle", base64url(EVE)),
         ("forget", "--rp-id", RP_ID, "--handle", "?"),
     ],
-    ids=["no rp id", "a path", "no user", "no handle"],
+    ids=["no domain", "an empty handle", "no rp id", "a path", "no user", "no handle"],
 )
-def test_who_is_not_pinned_cannot_be_forgotten(
+def test_words_that_name_no_user_change_nothing(
     household: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     assert run(household, *words) == 2
