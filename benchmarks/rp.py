@@ -96,6 +96,7 @@ async def measured(folder: Path) -> list[Row]:
         public_url=ORIGIN,
         store=folder / "store.sqlite",
         requests_per_minute=10**9,
+        registrations_per_day=10**9,
     )
     app = make_app(config)
     runner = web.AppRunner(app)

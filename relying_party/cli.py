@@ -250,6 +250,13 @@ def _parsers() -> tuple[_Parser, _Parser]:
         help="from one address; default: 600",
     )
     add(
+        "--registrations-per-day",
+        metavar="N",
+        type=_positive,
+        default=100,
+        help="new accounts from one address; default: 100",
+    )
+    add(
         "--related-origin",
         metavar="ORIGIN",
         action="append",

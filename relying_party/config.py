@@ -62,12 +62,14 @@ class Config:
     lifetimes: Lifetimes = DEFAULT_LIFETIMES
     requests_per_minute: int = 600  # from one address
     shared_store: bool = False  # other processes serve with this store too, each with this setting
+    registrations_per_day: int = 100  # new users, from one address
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "public_url", check_public_url(self.public_url))
-        limit = self.requests_per_minute
-        if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-            raise UsageError(f"requests_per_minute: expected a whole number of 1 or more, got {limit!r:.40}")
+        for name in ("requests_per_minute", "registrations_per_day"):
+            limit = getattr(self, name)
+            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
+                raise UsageError(f"{name}: expected a whole number of 1 or more, got {limit!r:.40}")
         if self.page_shows not in ("everyone", "own"):
             raise UsageError("page_shows: expected everyone or own")
         for name in ("manage", "enroll"):
@@ -96,6 +98,7 @@ class Config:
         page_shows: PageShows | None = None,
         requests_per_minute: int = 600,
         shared_store: bool = False,
+        registrations_per_day: int = 100,
         related_origins: tuple[str, ...] = (),
         android_apps: tuple[str, ...] = (),
         top_origins: tuple[str, ...] = (),
@@ -155,6 +158,7 @@ class Config:
             lifetimes=lifetimes,
             requests_per_minute=requests_per_minute,
             shared_store=shared_store,
+            registrations_per_day=registrations_per_day,
             resources=services,
             resource_secrets={_check_secret(secret): name for name, secret in resource_secrets.items()},
             token_keys=token_keys,

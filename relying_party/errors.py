@@ -21,6 +21,7 @@
         ├── YoungerPasskey       403  a removal is called off with an older passkey
         ├── NotFound             404
         ├── UserExists           409  that name is taken, and the caller is not its owner
+        ├── TooManyPasskeys      409  the user has as many as a user may have
         ├── LastCredential       409  a user's only passkey is not removed
         ├── RefreshTokenSpent    409  a late copy of an answered refresh: the session goes on
         ├── CeremonyGone         410  unknown, used or expired: begin again
@@ -242,6 +243,13 @@ class UserExists(RequestRefused):
 
     slug, status = "user-exists", 409
     title = "The user name is taken"
+
+
+class TooManyPasskeys(RequestRefused):
+    """The user has as many passkeys as a user may have."""
+
+    slug, status = "too-many-passkeys", 409
+    title = "A user has a limited number of passkeys"
 
 
 class LastCredential(RequestRefused):

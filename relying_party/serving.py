@@ -74,6 +74,7 @@ def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Conf
         page_shows=args.page,
         requests_per_minute=args.requests_per_minute,
         shared_store=args.shared_store,
+        registrations_per_day=args.registrations_per_day,
         related_origins=tuple(_with_port(origin, port) for origin in args.related_origin),
         android_apps=tuple(args.android_app),
         top_origins=tuple(_with_port(origin, port) for origin in args.top_origin),

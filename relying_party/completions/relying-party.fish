@@ -51,7 +51,7 @@ function _shtab_relying_party_using
 end
 
 set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-level --metrics --origin --page --public-url --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -76,6 +76,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l connections-p
 complete -c relying-party -n '_shtab_relying_party_using serve' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l page -xka "everyone own" -d 'whom the page shows: everyone (default on localhost) or only those who look at it'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l requests-per-minute -x -d 'from one address; default: 600'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l registrations-per-day -x -d 'new accounts from one address; default: 100'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l related-origin -x -d 'pages of another domain that use the same passkeys; may be given again'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l android-app -x -d 'an app, by its certificate'"'"'s SHA-256 fingerprint or android:apk-key-hash; may be given again'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l top-origin -x -d 'a page of others that may embed ours; may be given again; default: nobody'

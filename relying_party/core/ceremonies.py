@@ -49,6 +49,9 @@ from relying_party.errors import Check, VerificationFailed
 ALGORITHMS: Final = {-7: 2, -8: 1, -257: 3}  # ES256, EdDSA (Ed25519), RS256
 ML_DSA: Final = {-48: 7, -49: 7, -50: 7}  # ML-DSA-44, -65 and -87, by configuration
 RSA_BITS: Final = (2048, 4096)
+MAX_RSA_EXPONENT: Final = 4  # bytes
+# COSE key type → the parameters of a public key, with the coordinates of Ed25519 (OKP), P-256 (EC2), RSA and ML-DSA (AKP).
+KEY_PARAMETERS: Final = {1: (1, 3, -1, -2), 2: (1, 3, -1, -2, -3), 3: (1, 3, -1, -2), 7: (1, 3, -1)}
 TIMEOUTS: Final = {ClientKind.WEB: 300, ClientKind.DEVICE: 600, ClientKind.ANDROID: 300}  # seconds
 CONDITIONAL_TIMEOUT: Final = 900  # conditional mediation waits for the user longer than a prompt
 CHALLENGE_SIZE: Final = 32
@@ -200,17 +203,20 @@ class Ceremonies:
         _check_public_key(credential.public_key)
         _check_backup_flags(data)
         _check_extensions(data)
+        kept = AttestedCredentialData.create(
+            credential.aaguid, credential.credential_id, _canonical(credential.public_key)
+        )
         stored = Credential(
             credential_id=credential.credential_id,
             user_handle=record.user.handle,
-            attested_data=bytes(credential),
+            attested_data=bytes(kept),
             aaguid=bytes(credential.aaguid),
             algorithm=algorithm,
             sign_count=data.counter,
             backup_eligible=data.is_backup_eligible(),
             backed_up=data.is_backed_up(),
             transports=response.transports,
-            attestation_object=response.attestation_object,
+            attestation_object=_without_statement(data, kept),
             client_data_hash=sha256(response.client_data).digest(),
             created_at=int(now),
             discoverable=response.discoverable if "credProps" in record.extensions else None,
@@ -452,8 +458,31 @@ def _check_public_key(key: CoseKey) -> None:
         raise VerificationFailed(Check.PUBLIC_KEY) from error
     if key[3] == RS256.ALGORITHM:
         bits = int.from_bytes(key[-1], "big").bit_length()
-        if not RSA_BITS[0] <= bits <= RSA_BITS[1]:
+        if not RSA_BITS[0] <= bits <= RSA_BITS[1] or len(key[-2]) > MAX_RSA_EXPONENT:
             raise VerificationFailed(Check.PUBLIC_KEY)
+        if key[-1][0] == 0 or key[-2][0] == 0:  # RFC 8230 §4
+            raise VerificationFailed(Check.PUBLIC_KEY)
+
+    elif key[1] == 2 and not len(key[-2]) == len(key[-3]) == 32:
+        raise VerificationFailed(Check.PUBLIC_KEY)
+
+
+def _canonical(key: CoseKey) -> CoseKey:
+    """Keep the parameters of a public key that verification reads (RFC 9053 §7, RFC 8230 §4), and no others.
+
+    A client may pad a key with parameters of its own, which would be stored for as long as the account.
+    """
+    return CoseKey.parse({label: key[label] for label in KEY_PARAMETERS[key[1]]})
+
+
+def _without_statement(data: AuthenticatorData, kept: AttestedCredentialData) -> bytes:
+    """Encode the attestation object with format ``none``: what was asked for, whatever the client sent (§8.7).
+
+    kept: the attested data that are stored. Extension outputs and members of the client's are left out.
+    """
+    flags = AuthenticatorData.FLAG(data.flags & ~AuthenticatorData.FLAG.ED)
+    authenticator_data = AuthenticatorData.create(data.rp_id_hash, flags, data.counter, bytes(kept))
+    return bytes(AttestationObject.create("none", authenticator_data, {}))
 
 
 def _check_backup_flags(data: AuthenticatorData) -> None:

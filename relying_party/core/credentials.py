@@ -6,11 +6,17 @@ Each method of `CredentialStore` is one transaction: atomic, and durable when th
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
 
 from relying_party.core.proofs import Proof
 from relying_party.core.removals import Aged, Change, Removal
 from relying_party.core.sessions import Session
+
+MAX_PASSKEYS: Final = 32  # of one user
+MAX_SESSIONS: Final = 100  # of one user: the oldest one ends for a new one
+NEVER_USED_SECONDS: Final = (
+    90 * 86400
+)  # after which an account goes that was registered and never signed in to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,13 +107,15 @@ class CredentialStore(Protocol):
         """Add a user with their first credential, and open a session.
 
         ends: the id of a session this one takes the place of. Returns the user as stored. `UserExists` when the name
-        is taken; `VerificationFailed` when the credential id is.
+        is taken; `VerificationFailed` when the credential id is. A few users are removed whose passkey has not been used
+        for `NEVER_USED_SECONDS`, never since it was registered, and who have no session.
         """
 
     async def add_credential(self, credential: Credential, session: Session, *, was: bytes) -> User:
         """Add a credential to the user of a session, and `replace_session`.
 
-        `VerificationFailed` when the credential id is taken, or the session has gone.
+        `VerificationFailed` when the credential id is taken, or the session has gone; `TooManyPasskeys` beyond
+        `MAX_PASSKEYS`.
         """
 
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:

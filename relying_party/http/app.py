@@ -78,6 +78,7 @@ from relying_party.errors import (
     VerificationFailed,
 )
 from relying_party.http import account
+from relying_party.http.addresses import neighbourhood
 from relying_party.http.answers import (
     NONCE_HEADER,
     PROBLEM_TYPE,
@@ -116,6 +117,7 @@ from relying_party.store.sqlite import SqliteStore, locked
 
 logger = logging.getLogger(__name__)
 
+DAY: Final = 86400.0  # seconds
 MAX_USERS_SHOWN: Final = 200  # users on the page
 REFRESH_ATTEMPTS: Final = 3
 CONTENT_SECURITY_POLICY: Final = (
@@ -180,7 +182,8 @@ def make_app(
                 decoy_secret=await store.secret("decoy"),
                 prf_salt=await store.secret("prf") if config.prf else None,
                 used_proofs=store if config.shared_store else ProofsInMemory(),
-                rate_limit=RateLimit(per_minute=config.requests_per_minute),
+                rate_limit=RateLimit(most=config.requests_per_minute),
+                registrations=RateLimit(most=config.registrations_per_day, seconds=DAY),
                 issuer=TokenIssuer(
                     key=config.token_keys[0] if config.token_keys else None,
                     issuer=config.public_url,
@@ -304,7 +307,7 @@ async def registration_options(request: web.Request) -> web.Response:
         now=state.clock(),
         challenge=state.random(CHALLENGE_SIZE),
     )
-    return await _begun(state, begun)
+    return await _begun(request, begun, session_id)
 
 
 async def registration_result(request: web.Request) -> web.Response:
@@ -316,6 +319,7 @@ async def registration_result(request: web.Request) -> web.Response:
     record = await state.challenges.take(ceremony, now=now)
     done = state.ceremonies.complete_registration(record, caller, response, now=now)
     if done.session_id is None:
+        state.registrations.take(request.remote or "", now=now)
         opened = _open_session(state, done.caller, done.credential, now)
         user = await state.store.register(done.credential, done.user, opened.session, ends=_id_of(found))
     elif found is None or found.session.session_id != done.session_id:
@@ -353,7 +357,7 @@ async def authentication_options(request: web.Request) -> web.Response:
         conditional=wanted.conditional,
         prf_salt=state.prf_salt,
     )
-    return await _begun(state, begun, **({"mediation": "conditional"} if wanted.conditional else {}))
+    return await _begun(request, begun, mediation="conditional" if wanted.conditional else None)
 
 
 async def authentication_result(request: web.Request) -> web.Response:
@@ -385,7 +389,7 @@ async def step_up_options(request: web.Request) -> web.Response:
         operation=operation,
         prf_salt=state.prf_salt,
     )
-    return await _begun(state, begun)
+    return await _begun(request, begun, found.session.session_id)
 
 
 async def step_up_result(request: web.Request) -> web.Response:
@@ -553,11 +557,19 @@ def _descriptors(credentials: Sequence[Credential]) -> tuple[Descriptor, ...]:
     )
 
 
-async def _begun(state: State, begun: Begun, **members: str) -> web.Response:
-    name = await state.challenges.add(begun.record, name=state.random(NAME_SIZE), now=state.clock())
+async def _begun(
+    request: web.Request, begun: Begun, session_id: bytes | None = None, *, mediation: str | None = None
+) -> web.Response:
+    """Answer with the options. session_id: of a signed-in caller, whose ceremonies strangers displace none of."""
+    state = request.app[STATE]
+    share = neighbourhood(request.remote or "") if session_id is None else f"session {session_id.hex()}"
+    name = await state.challenges.add(
+        begun.record, name=state.random(NAME_SIZE), share=share, now=state.clock()
+    )
     record = begun.record
     state.metrics.count("ceremonies_total", purpose=record.purpose, kind=record.caller.kind, outcome="begun")
-    return json_answer({"ceremony": name, **members, "publicKey": begun.public_key})
+    told = {} if mediation is None else {"mediation": mediation}
+    return json_answer({"ceremony": name, **told, "publicKey": begun.public_key})
 
 
 def _count_done(state: State, purpose: str, caller: Caller) -> None:

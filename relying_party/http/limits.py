@@ -12,9 +12,10 @@ MAX_ADDRESSES: Final = 50_000
 
 @dataclass(slots=True)
 class RateLimit:
-    """A rate limit of `per_minute` requests a minute and address, with bursts of the same size."""
+    """A rate limit of `most` in `seconds` for each address, with bursts of the same size."""
 
-    per_minute: int
+    most: int
+    seconds: float = 60.0
     _spent: OrderedDict[str, tuple[float, float]] = field(
         default_factory=OrderedDict, repr=False
     )  # tokens gone, when; the address that asked last at the end
@@ -25,11 +26,11 @@ class RateLimit:
         Of more than `MAX_ADDRESSES` the one that has not asked for longest is forgotten: many addresses keep nobody out.
         """
         address = neighbourhood(address)
-        rate = self.per_minute / 60
+        rate = self.most / self.seconds
         spent, before = self._spent.get(address, (0.0, now))
         spent = max(0.0, spent - max(0.0, now - before) * rate)
-        if spent + 1 > self.per_minute:
-            raise RateLimited(retry_after=max(1, round((spent + 1 - self.per_minute) / rate)))
+        if spent + 1 > self.most:
+            raise RateLimited(retry_after=max(1, round((spent + 1 - self.most) / rate)))
         self._spent[address] = (spent + 1, now)
         self._spent.move_to_end(address)
         if len(self._spent) > MAX_ADDRESSES:

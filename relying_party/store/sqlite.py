@@ -25,7 +25,15 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from relying_party.core.callers import ClientKind
-from relying_party.core.credentials import Credential, CredentialUse, Registered, User
+from relying_party.core.credentials import (
+    MAX_PASSKEYS,
+    MAX_SESSIONS,
+    NEVER_USED_SECONDS,
+    Credential,
+    CredentialUse,
+    Registered,
+    User,
+)
 from relying_party.core.proofs import Proof, Step
 from relying_party.core.removals import (
     CHANGES_OF_A_KIND,
@@ -47,6 +55,7 @@ from relying_party.errors import (
     RequestRefused,
     SetupError,
     StoreUnavailable,
+    TooManyPasskeys,
     UseDpopNonce,
     UserExists,
     VerificationFailed,
@@ -57,6 +66,7 @@ _Value = TypeVar("_Value")
 
 APPLICATION_ID: Final = 0x68705250  # "hpRP", in the header of the file
 BUSY_TIMEOUT: Final = 5.0  # seconds
+FORGOTTEN_AT_ONCE: Final = 10  # accounts, with each new one
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         """CREATE TABLE users (
@@ -110,7 +120,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             session_id BLOB PRIMARY KEY REFERENCES sessions (session_id) ON DELETE CASCADE,
             operation BLOB NOT NULL, until INTEGER NOT NULL) STRICT""",
     ),
-    (  # removals that are delayed; changes of accounts; accounts that were never used
+    (  # removals that are delayed; changes of accounts
         """CREATE TABLE removals (
             removal_id BLOB PRIMARY KEY,
             user_handle BLOB NOT NULL REFERENCES users (handle) ON DELETE CASCADE,
@@ -129,6 +139,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "INSERT INTO proof_step VALUES (0, 0.0, 0)",
         "CREATE TABLE used_proofs (digest BLOB PRIMARY KEY, step INTEGER NOT NULL) STRICT, WITHOUT ROWID",
         "CREATE INDEX used_proofs_by_step ON used_proofs (step)",
+    ),
+    (  # accounts that were never used
+        "ALTER TABLE users ADD COLUMN used INTEGER NOT NULL DEFAULT 0",
+        """UPDATE users SET used = 1 WHERE EXISTS (
+            SELECT 1 FROM credentials WHERE user_handle = handle AND last_used_at IS NOT NULL)""",
+        "CREATE INDEX users_never_used ON users (created_at) WHERE used = 0",
     ),
 )
 
@@ -226,8 +242,9 @@ class SqliteStore:
         def work(connection: sqlite3.Connection) -> User:
             if connection.execute("SELECT 1 FROM users WHERE name = ?", (user.name,)).fetchone():
                 raise UserExists
+            _forget_never_used(connection, credential.created_at)
             connection.execute(
-                "INSERT INTO users VALUES (?, ?, ?, ?)",
+                "INSERT INTO users (handle, name, display_name, created_at) VALUES (?, ?, ?, ?)",
                 (user.handle, user.name, user.display_name, credential.created_at),
             )
             _add_credential(connection, credential)
@@ -241,6 +258,8 @@ class SqliteStore:
             user = _user_by_handle(connection, credential.user_handle)
             if user is None or not _replace_session(connection, session, was):
                 raise VerificationFailed(Check.SESSION)
+            if len(_credentials_of(connection, user.handle)) >= MAX_PASSKEYS:
+                raise TooManyPasskeys("remove another one before")
             _add_credential(connection, credential)
             _note(connection, ChangeKind.PASSKEY_ADDED, None, by=session, now=credential.created_at)
             return user
@@ -645,10 +664,22 @@ def _note_use(connection: sqlite3.Connection, use: CredentialUse, user_handle: b
             use.credential_id,
         ),
     )
+    connection.execute("UPDATE users SET used = 1 WHERE handle = ? AND used = 0", (user_handle,))
     user = _user_by_handle(connection, user_handle)
     if changed.rowcount != 1 or user is None:
         raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
     return user
+
+
+def _forget_never_used(connection: sqlite3.Connection, now: float) -> None:
+    """Remove a few accounts that were registered long ago, never signed in to since, and have no session."""
+    rows = connection.execute(
+        """SELECT handle FROM users WHERE used = 0 AND created_at <= ? AND NOT EXISTS (
+            SELECT 1 FROM sessions WHERE user_handle = handle AND ends_at > ?) ORDER BY created_at LIMIT ?""",
+        (now - NEVER_USED_SECONDS, now, FORGOTTEN_AT_ONCE),
+    ).fetchall()
+    for row in rows:
+        _remove_user(connection, row["handle"])
 
 
 def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes | None) -> None:
@@ -656,6 +687,11 @@ def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes 
     connection.execute(
         "DELETE FROM sessions WHERE session_id = ? OR key_thumbprint = ? OR ends_at <= ?",
         (ends, session.key_thumbprint, session.created_at),
+    )
+    connection.execute(
+        """DELETE FROM sessions WHERE session_id IN (SELECT session_id FROM sessions WHERE user_handle = ?
+        ORDER BY created_at DESC, auth_time DESC LIMIT -1 OFFSET ?)""",
+        (session.user_handle, MAX_SESSIONS - 1),
     )
     _insert(connection, "sessions", _session_values(session))
 

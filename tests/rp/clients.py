@@ -28,6 +28,7 @@ def make_config(store: Path, **changes: Any) -> Config:
         "public_url": WEB_ORIGIN,
         "store": store,
         "requests_per_minute": 100_000,
+        "registrations_per_day": 100_000,
         **changes,
     }
     return Config.make(**settings)

@@ -206,11 +206,10 @@ def test_what_is_no_certificate_is_refused(app: str) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "600", None])
-def test_a_rate_limit_is_a_whole_number_of_one_or_more(value: Any) -> None:
-    with pytest.raises(
-        UsageError, match=r"\Arequests_per_minute: expected a whole number of 1 or more, got "
-    ):
-        make(requests_per_minute=value)
+@pytest.mark.parametrize("name", ["requests_per_minute", "registrations_per_day"])
+def test_a_rate_limit_is_a_whole_number_of_one_or_more(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=rf"\A{name}: expected a whole number of 1 or more, got "):
+        make(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["cookie", "token", "session"])

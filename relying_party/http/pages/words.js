@@ -32,6 +32,7 @@ const refusals = {
   "browsers-only": "This is not possible where you are signed in. Open this page in a browser, and sign in there.",
   "step-up-required": "Your passkey was not used for this, or too long ago. Please try again.",
   "younger-passkey": "To keep it, sign in with a passkey that is older than the one with which this was asked for.",
+  "too-many-passkeys": "You have as many passkeys as an account can have. Remove one that you do not use, then add this one.",
   "user-exists":
     "That user name is taken. If it is yours, sign in with your passkey; if it is not, choose another name.",
   "verification-failed":

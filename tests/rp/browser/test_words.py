@@ -78,6 +78,7 @@ SAID = {
     "step-up-required": "Your passkey was not used for this, or too long ago. Please try again.",
     "store-unavailable": "The site cannot look anything up right now. Try again in 7 seconds.",
     "younger-passkey": "To keep it, sign in with a passkey that is older",
+    "too-many-passkeys": "You have as many passkeys as an account can have.",
     "user-exists": "That user name is taken. If it is yours, sign in with your passkey",
     "verification-failed": "This passkey was not accepted. Try again, or use another one",
 }

@@ -193,6 +193,7 @@ async def serving(certificate: Certificate, folder: Path, *more: str) -> AsyncIt
     more: options of the program.
     """
     options: list[str | Path] = ["--listen", "127.0.0.1:0", "--page", "own"]
+    options += ["--registrations-per-day", "100000"]  # all visitors come from one address
     options += ["--rp-name", "Example", "--store", folder / "store.sqlite"]
     options += ["--cert", certificate.cert, "--key", certificate.key, *more]
     async with running("relying_party", "serve", *options) as program:
