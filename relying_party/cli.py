@@ -30,6 +30,7 @@ from relying_party.http.connections import (
     IDLE_SECONDS,
     MAX_SECONDS,
 )
+from relying_party.memory import forbid_core_dumps
 from relying_party.names import printable
 from relying_party.output import forget_stdout, out, without_keys, without_secrets
 
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == [SECTION]:
         words[1:1] = _settings(serve_parser, words[1:], os.environ)
     args = parser.parse_args(words)
+    forbid_core_dumps()
     logging.basicConfig(level=args.log_level.upper(), force=True)
     logging.getLogger().handlers[0].setFormatter(_PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO

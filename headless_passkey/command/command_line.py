@@ -34,6 +34,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import setup_error, transport_error
+from headless_passkey.process.memory import forbid_core_dumps
 from headless_passkey.process.private_file import cannot_write
 from headless_passkey.process.signals import on_termination
 from headless_passkey.process.streams import STDIN, read_some, talk
@@ -274,6 +275,7 @@ def run(
 
     extra: of the distribution, with the dependencies of `main`.
     """
+    forbid_core_dumps()
     _replace_closed_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
