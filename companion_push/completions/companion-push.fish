@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' ether completion
-set -g _shtab_companion_push_opts_with_value --ca --ceiling --cert --code --config --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -72,8 +72,9 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l store -xka 
 complete -c companion-push -n '_shtab_companion_push_using relay' -l ceiling -x -d 'seconds a request may wait for a claim, 300 at the most (default)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l lease -x -d 'seconds without a call after which a companion loses its claim, 60 at the most (default)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l pending-per-account -x -d 'unclaimed requests at a time, one per device (default: 3)'
-complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-minute -x -d 'of one account (default: 5)'
-complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-day -x -d 'of one account (default: 30)'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-minute -x -d 'of one device (default: 3)'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-day -x -d 'of one device (default: 20)'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l account-requests-per-day -x -d 'of all devices of one account, whose first 5 each are never refused for it (default: 100)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l held-per-address -x -d 'held requests from one network address (default: 256); 0: no limit'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l json -d 'failures and progress as JSON, one object a line'

@@ -196,10 +196,10 @@ def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) ->
 
 def append_ring(
     db: sqlite3.Connection, member: Membership, document: bytes, *, now: float
-) -> tuple[Ring, frozenset[str]]:
+) -> tuple[Ring, frozenset[str], bool]:
     """Append a ring that `member` signed and that extends the head (compare and set).
 
-    Returns the new head, and the removed members.
+    Returns the new head, the removed members, and whether it is free: nothing is new in it, it only takes members out.
 
     The head itself is accepted again and changes nothing (idempotent).
     """
@@ -207,7 +207,7 @@ def append_ring(
     if old is None:
         raise not_found()
     if old.hash == document_hash(document):
-        return old, frozenset()
+        return old, frozenset(), True
     with _refusals(old):
         ring = old.extend(document, now=now)
     if ring.signer != member.name:
@@ -219,7 +219,9 @@ def append_ring(
             reason=TrustReason.CLOCK_SKEW,
         )
     _store_ring(db, ring)
-    return ring, frozenset(member.name for member in old.members if ring.member(member.name) is None)
+    removed = frozenset(member.name for member in old.members if ring.member(member.name) is None)
+    is_free = bool(removed) and all(old.member(member.name) == member for member in ring.members)
+    return ring, removed, is_free
 
 
 @contextlib.contextmanager

@@ -45,11 +45,15 @@ def add_parser(subparsers: Any) -> None:
         help="unclaimed requests at a time, one per device (default: 3)",
     )  # fmt: skip
     parser.add_argument(
-        "--requests-per-minute", type=count, default=5, metavar="N", help="of one account (default: 5)"
+        "--requests-per-minute", type=count, default=3, metavar="N", help="of one device (default: 3)"
     )
     parser.add_argument(
-        "--requests-per-day", type=count, default=30, metavar="N", help="of one account (default: 30)"
+        "--requests-per-day", type=count, default=20, metavar="N", help="of one device (default: 20)"
     )
+    parser.add_argument(
+        "--account-requests-per-day", type=count, default=100, metavar="N",
+        help="of all devices of one account, whose first 5 each are never refused for it (default: 100)",
+    )  # fmt: skip
     parser.add_argument(
         "--held-per-address", type=count_or_none, default=256, metavar="N",
         help="held requests from one network address (default: 256); 0: no limit",
@@ -91,6 +95,10 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         store=args.store,
         ceiling=args.ceiling,
         lease=args.lease,
-        quota=Quota(pending=args.pending_per_account, rates=rates),
+        quota=Quota(
+            pending=args.pending_per_account,
+            rates=rates,
+            account_rates=(Rate(count=args.account_requests_per_day, seconds=86_400),),
+        ),
         held_per_address=args.held_per_address,
     )

@@ -307,10 +307,10 @@ _MIGRATIONS: Final = (
     CREATE INDEX envelopes_for ON envelopes (recipient) WHERE sealed IS NOT NULL;
 
     CREATE TABLE spent (
-        account TEXT NOT NULL,
+        whose TEXT NOT NULL,              -- a member's name, or an account's id
         rate TEXT NOT NULL,
         full_at REAL NOT NULL,            -- when the rate is whole again
-        PRIMARY KEY (account, rate)
+        PRIMARY KEY (whose, rate)
     ) STRICT, WITHOUT ROWID;
     """,
 )

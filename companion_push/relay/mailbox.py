@@ -10,6 +10,7 @@ Unix seconds by the relay's clock (docs/protocol/relay.md, States).
 
 import contextlib
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -249,6 +250,7 @@ class Leases:
     """The leases of claims: a member's claims end some time after its last call.
 
     A held call counts while it is open. A restart of the relay renews all leases, since nobody could call meanwhile.
+    The store's thread and the event loop may use it at the same time.
     """
 
     def __init__(self, seconds: float, *, began: float) -> None:
@@ -256,31 +258,39 @@ class Leases:
         self._seconds, self._began = seconds, began
         self._last: dict[str, float] = {}  # time of the last answered call, by member
         self._open: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def called(self, member: str, now: float) -> None:
-        self._last[member] = now
+        with self._lock:
+            self._last[member] = now
 
     @contextlib.contextmanager
     def held(self, member: str, clock: Callable[[], float]) -> Iterator[None]:
         """Count a held call of `member` while the context is open."""
-        self._open[member] += 1
+        with self._lock:
+            self._open[member] += 1
         try:
             yield
         finally:
-            self._open[member] -= 1
-            self.called(member, clock())
+            with self._lock:
+                self._open[member] -= 1
+                self._last[member] = clock()
 
     def end(self, member: str | None, now: float) -> float:
         """When the claims of `member` end unless it makes another call."""
-        if member is None or self._open[member]:
-            return now + self._seconds
-        return self._last.get(member, self._began) + self._seconds
+        with self._lock:
+            if member is None or self._open[member]:
+                return now + self._seconds
+            return self._last.get(member, self._began) + self._seconds
 
     def forget(self, now: float) -> None:
         """Drop members whose lease has expired."""
-        if self._began + self._seconds <= now:
-            self._last = {member: last for member, last in self._last.items() if last + self._seconds > now}
-        self._open += Counter()  # drops members without held calls
+        with self._lock:
+            if self._began + self._seconds <= now:
+                self._last = {
+                    member: last for member, last in self._last.items() if last + self._seconds > now
+                }
+            self._open += Counter()  # drops members without held calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,30 +316,65 @@ class Rate:
             raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
         return next_full
 
+    def left(self, full_at: float | None, now: float) -> bool:
+        """Whether one is left."""
+        return max(full_at or 0.0, now) + self.seconds / self.count - now - self.seconds <= _ROUNDING
+
+    def take_up_to(self, full_at: float | None, now: float) -> float:
+        """Take one if one is left, as `take`; else nothing."""
+        return self.take(full_at, now) if self.left(full_at, now) else full_at or 0.0
+
 
 _ROUNDING: Final = 1e-3  # seconds, of floating point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quota:
-    """The limits of one account's requests to its companions. Claims and declines are not limited."""
+    """The limits of requests to the companions of one account. Claims and declines are not limited.
 
-    pending: int = 3  # unclaimed requests, one per device
-    rates: tuple[Rate, ...] = (Rate(count=5, seconds=60), Rate(count=30, seconds=86_400))
+    Each device has limits of its own, inside those of its account. The account's refuse no device that has submitted
+    little, so that one device cannot spend the day of the others.
+    """
+
+    pending: int = 3  # unclaimed requests of the account, one per device
+    rates: tuple[Rate, ...] = (Rate(count=3, seconds=60), Rate(count=20, seconds=86_400))  # of each device
+    account_rates: tuple[Rate, ...] = (Rate(count=100, seconds=86_400),)
+    spared: Rate = Rate(count=5, seconds=86_400)  # of each device: within it the account's refuse nothing
 
     def __post_init__(self) -> None:
         check_bounds(self, "pending", lowest=1)
-        if not all(isinstance(rate, Rate) for rate in self.rates):
-            raise UsageError("rates: expected several of Rate")
+        for name in ("rates", "account_rates"):
+            if not all(isinstance(rate, Rate) for rate in getattr(self, name)):
+                raise UsageError(f"{name}: expected several of Rate")
+        if not isinstance(self.spared, Rate):
+            raise UsageError("spared: expected a Rate")
 
-    def admit(self, others: Iterable[Request], spent: Mapping[str, float], now: float) -> dict[str, float]:
-        """Admit one more request, or refuse it; returns the used rate limits.
+    def admit(
+        self, others: Iterable[Request], device: Mapping[str, float], account: Mapping[str, float], now: float
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """Admit one more request, or refuse it; returns the used rate limits of the device and of the account.
 
-        others: the account's requests of other devices. spent: from the last call.
+        others: the account's requests of other devices. device, account: what was used of the limits, from the last call.
         """
         waiting = sorted(request.ends_at for request in others if request.state in UNCLAIMED)
         if len(waiting) >= self.pending:
             retry_after = max(1, math.ceil(waiting[0] - now))
             raise Problem(Slug.TOO_MANY_PENDING, retry_after=retry_after)
-        keys = {f"{rate.count}/{rate.seconds:g}": rate for rate in self.rates}
-        return {key: rate.take(spent.get(key), now) for key, rate in keys.items()}
+        of_device = take_all(self.rates, device, now)
+        spared = self.spared.left(device.get(_SPARED), now)
+        of_device[_SPARED] = self.spared.take_up_to(device.get(_SPARED), now)
+        try:
+            return of_device, take_all(self.account_rates, account, now)
+        except Problem:
+            if not spared:
+                raise
+        return of_device, {}
+
+
+_SPARED: Final = "spared"
+
+
+def take_all(rates: Iterable[Rate], spent: Mapping[str, float], now: float) -> dict[str, float]:
+    """Take one of each rate (`rate-limited`). spent: from the last call; returns what is used then, by rate."""
+    keys = {f"{rate.count}/{rate.seconds:g}": rate for rate in rates}
+    return {key: rate.take(spent.get(key), now) for key, rate in keys.items()}

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from companion_push.relay import accounts, store
 from companion_push.relay.accounts import Ending, Invitation, Membership
-from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request
+from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
     Announcement,
     AnswerBody,
@@ -30,7 +30,8 @@ from headless_passkey.trust.ring import Role, document_hash
 from headless_passkey.trust.word import Claim
 
 MAX_RINGS: Final = 32  # ring documents in one answer
-_RING_RATE: Final = Rate(count=120, seconds=3600)  # ring versions of one account
+# ring versions of one signer, without those that only take members out
+_RING_RATES: Final = (Rate(count=30, seconds=3600), Rate(count=100, seconds=86_400))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,9 +131,10 @@ def append_ring(body: RingBody) -> Operation:
     def operation(call: Call) -> Answer:
         member = call.member()
         account = member.account
-        ring, removed = accounts.append_ring(call.db, member, document, now=call.now)
-        left = store.spent(call.db, account).get("rings")
-        store.spend(call.db, account, {"rings": _RING_RATE.take(left, call.now)})
+        ring, removed, is_free = accounts.append_ring(call.db, member, document, now=call.now)
+        if not is_free:
+            spent = store.spent(call.db, member.name)
+            store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now))
         withdrawn = [
             request.withdrawn("removed")
             for request in _current(call, account)
@@ -283,8 +285,11 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
             raise Problem(Slug.UNKNOWN_RECIPIENT)
         kept = _current(call, device.account)
         others = [request for request in kept if request.device != device.name]
-        spent = quota.admit(others, store.spent(call.db, device.account), call.now)
-        store.spend(call.db, device.account, spent)
+        of_device, of_account = quota.admit(
+            others, store.spent(call.db, device.name), store.spent(call.db, device.account), call.now
+        )
+        store.spend(call.db, device.name, of_device)
+        store.spend(call.db, device.account, of_account)
         superseded = [
             request.superseded() for request in kept if request.device == device.name and request.live
         ]

@@ -101,13 +101,13 @@ def save(db: sqlite3.Connection, changed: Request) -> None:
         db.execute("UPDATE envelopes SET sealed = NULL WHERE device = ? AND id = ?", key)
 
 
-def spent(db: sqlite3.Connection, account: str) -> dict[str, float]:
-    """Read the account's rate limits: for each the time at which it is unused again (GCRA)."""
-    return dict(db.execute("SELECT rate, full_at FROM spent WHERE account = ?", (account,)))
+def spent(db: sqlite3.Connection, whose: str) -> dict[str, float]:
+    """Read the rate limits of a member or an account: for each the time at which it is unused again (GCRA)."""
+    return dict(db.execute("SELECT rate, full_at FROM spent WHERE whose = ?", (whose,)))
 
 
-def spend(db: sqlite3.Connection, account: str, rates: Mapping[str, float]) -> None:
-    rows = [(account, rate, full_at) for rate, full_at in rates.items()]
+def spend(db: sqlite3.Connection, whose: str, rates: Mapping[str, float]) -> None:
+    rows = [(whose, rate, full_at) for rate, full_at in rates.items()]
     db.executemany("REPLACE INTO spent VALUES (?, ?, ?)", rows)
 
 

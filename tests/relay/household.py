@@ -28,7 +28,7 @@ from tests.trust.people import Person, companion, device, found, grow
 
 PROBLEM = "urn:headless-passkey:problem:"
 HELD_PER_MEMBER = 4  # by default
-NO_LIMITS = Quota(pending=1000, rates=())
+NO_LIMITS = Quota(pending=1000, rates=(), account_rates=())
 SEALED = base64url(b"sealed bytes that only look sealed")
 
 
@@ -297,4 +297,4 @@ def fresh_id() -> str:
 
 
 def rates(count: int, seconds: float) -> Quota:
-    return Quota(pending=1000, rates=(Rate(count=count, seconds=seconds),))
+    return Quota(pending=1000, rates=(Rate(count=count, seconds=seconds),), account_rates=())

@@ -15,7 +15,7 @@ from yarl import URL
 
 from companion_push.relay import app, database, mailbox, operations
 from companion_push.relay.app import RELAY
-from companion_push.relay.mailbox import Quota
+from companion_push.relay.mailbox import Quota, Rate
 from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.proofs import STEP
 from headless_passkey.net.proof import make_proof
@@ -839,6 +839,19 @@ async def test_more_requests_than_the_rate_allows_are_told_when_to_come_back(tmp
         assert (await anna.act(frame, name, "declined")).status == 200  # nor does declining
         relay.clock.ahead += 30
         assert (await frame.submit(anna)).status == 201
+
+
+@pytest.mark.threat("T17")
+async def test_one_device_that_submits_all_day_leaves_the_others_theirs(tmp_path: Path) -> None:
+    quota = Quota(pending=1000, rates=(), account_rates=(Rate(count=10, seconds=86_400),))
+    async with running_relay(tmp_path / "s", quota=quota) as relay:
+        home = await relay.household(devices=2)
+        anna, _ = home.companions
+        rogue, frame = home.devices
+        replies = [await rogue.submit(anna) for _ in range(20)]
+        assert [reply.status for reply in replies] == [201] * 10 + [429] * 10
+        replies = [await frame.submit(anna) for _ in range(6)]
+        assert [reply.status for reply in replies] == [201] * 5 + [429]
 
 
 @pytest.mark.threat("T6")

@@ -110,7 +110,8 @@ async def test_of_a_hundred_and_fifty_submissions_of_fifteen_devices_at_once_thr
 
 
 async def test_rates_of_one_account_leave_the_others_theirs(tmp_path: Path) -> None:
-    quota = Quota(pending=1000, rates=(Rate(count=1, seconds=86_400),))
+    spared = Rate(count=1, seconds=86_400)
+    quota = Quota(pending=1000, rates=(), account_rates=(Rate(count=1, seconds=86_400),), spared=spared)
     async with running_relay(tmp_path / "s", quota=quota) as relay:
         busy, quiet = await relay.household("busy"), await relay.household("quiet")
         calls = [begun(busy.devices[0].submit(busy.companions[0])) for _ in range(TIMES)]
@@ -123,8 +124,11 @@ async def test_of_eight_hundred_invitations_at_once_sixteen_are_open(tmp_path: P
     async with running_relay(tmp_path / "s") as relay:
         home = await relay.household()
         anna, _ = home.companions
-        calls = [begun(announce(anna)) for _ in range(accounts.MAX_INVITATIONS * TIMES)]
-        assert await outcomes(*calls) == {(201, None): 16, (429, "too-many-pending"): 784}
+        total: Counter[Outcome] = Counter()
+        for _ in range(2):  # at once as many as one address may have connections for
+            calls = [begun(announce(anna)) for _ in range(accounts.MAX_INVITATIONS * TIMES // 2)]
+            total += await outcomes(*calls)
+        assert total == {(201, None): 16, (429, "too-many-pending"): 784}
 
 
 async def announce(inviter: Caller) -> Reply:

@@ -1,9 +1,10 @@
 """The mailbox rules: the table of docs/protocol/relay.md, and what no sequence of events may bring about."""
 
 import contextlib
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -411,9 +412,9 @@ def waiting(count: int) -> list[Request]:
 @pytest.mark.threat("T6")
 def test_only_so_many_requests_wait_for_an_account() -> None:
     quota = Quota(pending=3, rates=())
-    assert quota.admit(waiting(2), {}, NOW) == {}
+    quota.admit(waiting(2), {}, {}, NOW)
     with pytest.raises(Problem) as problem:
-        quota.admit(waiting(3), {}, NOW + 100)
+        quota.admit(waiting(3), {}, {}, NOW + 100)
     assert problem.value.slug is Slug.TOO_MANY_PENDING
     assert problem.value.retry_after == CEILING - 100
 
@@ -421,33 +422,76 @@ def test_only_so_many_requests_wait_for_an_account() -> None:
 def test_what_is_claimed_or_over_does_not_count_as_waiting() -> None:
     quota = Quota(pending=1, rates=())
     others = [in_state(state) for state in RequestState if state not in (P, D)]
-    assert quota.admit(others, {}, NOW) == {}
+    quota.admit(others, {}, {}, NOW)
+
+
+@dataclass
+class Home:
+    """One account's devices, as the limits see them."""
+
+    quota: Quota = field(default_factory=Quota)
+    account: dict[str, float] = field(default_factory=dict)
+    devices: defaultdict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    def submits(self, device: str, now: float) -> int | None:
+        """None when the request is admitted, else the seconds to wait."""
+        try:
+            mine, ours = self.quota.admit([], self.devices[device], self.account, now)
+        except Problem as problem:
+            return problem.retry_after
+        self.devices[device] |= mine
+        self.account |= ours
+        return None
 
 
 @pytest.mark.threat("T6")
-def test_five_requests_a_minute_and_then_one_every_twelve_seconds() -> None:
-    quota = Quota()
-    spent: dict[str, float] = {}
-    for _ in range(5):
-        spent = quota.admit([], spent, NOW)
-    with pytest.raises(Problem) as problem:
-        quota.admit([], spent, NOW)
-    assert problem.value.slug is Slug.RATE_LIMITED
-    assert problem.value.retry_after == 12
-    spent = quota.admit([], spent, NOW + 12)
-    with pytest.raises(Problem):
-        quota.admit([], spent, NOW + 12)
+def test_three_requests_of_a_device_a_minute_and_then_one_every_twenty_seconds() -> None:
+    home = Home()
+    assert [home.submits("hub", NOW) for _ in range(4)] == [None, None, None, 20]
+    assert home.submits("frame", NOW) is None
+    assert [home.submits("hub", NOW + 20) for _ in range(2)] == [None, 20]
 
 
 @pytest.mark.threat("T6")
-def test_thirty_requests_a_day() -> None:
-    quota = Quota()
-    spent: dict[str, float] = {}
-    for number in range(30):
-        spent = quota.admit([], spent, NOW + 60 * number)
-    with pytest.raises(Problem) as problem:
-        quota.admit([], spent, NOW + 60 * 30)
-    assert problem.value.slug is Slug.RATE_LIMITED
+def test_twenty_requests_of_a_device_a_day() -> None:
+    home = Home()
+    assert [home.submits("hub", NOW + 60 * number) for number in range(20)] == [None] * 20
+    assert home.submits("hub", NOW + 60 * 20) == 4320 - 60 * 20
+
+
+@pytest.mark.threat("T6")
+def test_a_hundred_requests_of_an_account_a_day() -> None:
+    home = Home()
+    for hub in range(5):
+        assert [home.submits(f"hub {hub}", NOW + 60 * number) for number in range(20)] == [None] * 20
+    more = [home.submits("frame", NOW + 1200 + 60 * number) for number in range(6)]
+    assert more[:5] == [None] * 5
+    assert more[5] is not None
+
+
+@pytest.mark.threat("T17")
+@given(
+    st.lists(st.tuples(st.sampled_from(["rogue", "other rogue", "hub"]), st.integers(0, 3600)), max_size=200)
+)
+def test_a_device_that_submits_five_a_day_is_never_refused_because_of_others(
+    calls: list[tuple[str, int]],
+) -> None:
+    home = Home(Quota(rates=(), account_rates=(Rate(count=3, seconds=86_400),)))
+    now, ours = NOW, 0
+    for device, pause in calls:
+        now += pause
+        if device != "hub":
+            home.submits(device, now)
+        elif ours < 5:
+            ours += 1
+            assert home.submits("hub", now) is None
+
+
+@pytest.mark.threat("T6")
+def test_what_is_refused_costs_nothing() -> None:
+    home = Home(Quota(rates=(Rate(count=1, seconds=60),)))
+    assert [home.submits("hub", NOW) for _ in range(50)] == [None] + [60] * 49
+    assert home.submits("hub", NOW + 60) is None
 
 
 @given(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from companion_push.relay import operations
 from companion_push.relay.accounts import MAX_INVITATIONS
 from companion_push.relay.operations import MAX_RINGS
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -266,7 +267,29 @@ async def test_a_key_belongs_to_one_account(relay: Relay, home: Household) -> No
     assert (reply.status, reply.problem) == (400, "invalid-request")
 
 
-async def test_many_rings_come_in_several_answers(home: Household) -> None:
+@pytest.mark.threat("T17")
+async def test_neither_the_head_again_nor_a_spent_rate_of_another_keeps_a_removal_waiting(
+    home: Household,
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    for _ in range(200):  # the same hash again is free
+        assert (await anna.post("/v1/ring", ring_body(home.ring))).status == 201
+    answers = []
+    for _ in range(31):
+        ring = grow(home.ring, bert.person, anna.person, bert.person, frame.person)
+        answers.append(await bert.post("/v1/ring", ring_body(ring)))
+        home.ring = ring if answers[-1].status == 201 else home.ring
+    assert [reply.status for reply in answers] == [201] * 30 + [429]
+    assert answers[-1].problem == "rate-limited"
+    ring = grow(home.ring, bert.person, anna.person, bert.person)  # who has spent its rate takes out, too
+    assert (await bert.post("/v1/ring", ring_body(ring))).status == 201
+    ring = grow(ring, anna.person, anna.person)
+    assert (await anna.post("/v1/ring", ring_body(ring))).status == 201
+
+
+async def test_many_rings_come_in_several_answers(home: Household, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "_RING_RATES", ())
     anna = home.companions[0]
     for _ in range(MAX_RINGS):
         await home.append(anna.person)
