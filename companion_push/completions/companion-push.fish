@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -106,6 +106,7 @@ complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l li
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l silence -x -d 'seconds until an end that says nothing is pinged; it has half as many to answer (default: 20)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l tunnels -x -d 'tunnels at a time (default: 1024)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l tunnels-per-address -x -d 'tunnels at a time opened from one address (default: 256)'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l in-flight -x -d 'MiB that ends have sent and others not yet taken, in all tunnels together; one tunnel may hold 128 KiB (default: 32)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l rate -x -d 'requests a minute from one address (default: 600)'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a phone -d 'A phone in software, for demonstrations and tests: serves one FIDO URL, with passkeys in a file. With --radio stdout it prints its advert, one line every half second.'
 complete -c companion-push -n '_shtab_companion_push_using phone' -s h -l help -d 'show this help message and exit'

@@ -220,6 +220,7 @@ _shtab_companion_push_tunnel_service_options=(
   "--silence[seconds until an end that says nothing is pinged\; it has half as many to answer (default\: 20)]:S:"
   "--tunnels[tunnels at a time (default\: 1024)]:N:"
   "--tunnels-per-address[tunnels at a time opened from one address (default\: 256)]:N:"
+  "--in-flight[MiB that ends have sent and others not yet taken, in all tunnels together\; one tunnel may hold 128 KiB (default\: 32)]:MIB:"
   "--rate[requests a minute from one address (default\: 600)]:N:"
 )
 

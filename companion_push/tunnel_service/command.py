@@ -60,6 +60,14 @@ def add_parser(subparsers: Any) -> None:
         help="tunnels at a time opened from one address (default: %(default)s)",
     )
     parser.add_argument(
+        "--in-flight",
+        metavar="MIB",
+        type=count,
+        default=defaults.in_flight_of_all >> 20,
+        help="MiB that ends have sent and others not yet taken, in all tunnels together; one tunnel may hold 128 KiB"
+        " (default: %(default)s)",
+    )
+    parser.add_argument(
         "--rate",
         metavar="N",
         type=_positive,
@@ -81,6 +89,7 @@ async def serve(args: argparse.Namespace) -> None:
         tunnels=args.tunnels,
         tunnels_per_address=args.tunnels_per_address,
         rate=args.rate,
+        in_flight_of_all=args.in_flight << 20,
     )
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         async with serving(

@@ -5,14 +5,14 @@ it, once. A tunnel has exactly two ends, a deadline, and a budget of messages an
 message and never its bytes.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Final
 
 from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.bounds import check_bounds
-from headless_passkey.hybrid.tunnel_url import MAX_MESSAGE_SIZE
 
 REMEMBERED_ADDRESSES: Final = 1 << 16
 
@@ -26,11 +26,15 @@ class Limits:
 
     waiting: float = 180  # seconds until the second end has joined
     life: float = 600  # seconds from opening to the end, whatever happens
-    message_size: int = MAX_MESSAGE_SIZE
+    message_size: int = 1 << 16  # clients send less than that
     messages: int = 256  # from one end, while the tunnel lives
     size: int = 4 << 20  # bytes from one end, over the whole life
     early_messages: int = 16  # that wait for the second end
-    early_size: int = MAX_MESSAGE_SIZE  # their bytes
+    early_size: int = 1 << 16  # their bytes
+    in_flight: int = (
+        1 << 17
+    )  # bytes of one tunnel that one end has sent and the other has not taken, in both directions
+    in_flight_of_all: int = 32 << 20  # the same of all tunnels together
     silence: float = (
         20  # seconds without a message after which an end is pinged; it has half as many to answer
     )
@@ -42,6 +46,7 @@ class Limits:
     def __post_init__(self) -> None:
         check_bounds(self, "waiting", "life", "silence", "rate", lowest=0, whole=False)
         check_bounds(self, "message_size", "messages", "size", "early_messages", "early_size", lowest=1)
+        check_bounds(self, "in_flight", "in_flight_of_all", lowest=1)
         check_bounds(self, "controls", lowest=0)
         check_bounds(self, "tunnels", "tunnels_per_address", lowest=1)
 
@@ -63,6 +68,7 @@ class Breach(Enum):
     TOO_MUCH = "too many bytes"
     TOO_BUSY = "too many pings and pongs"
     TOO_EARLY = "too much before the other end has joined"
+    TOO_MUCH_AT_ONCE = "too much at once"
 
 
 class End(IntEnum):
@@ -85,6 +91,8 @@ class Tunnel:
     messages: list[int] = field(default_factory=lambda: [0, 0])
     sizes: list[int] = field(default_factory=lambda: [0, 0])
     controls: list[int] = field(default_factory=lambda: [0, 0])
+    held: int = 0  # bytes in flight
+    ended: bool = False  # nothing of it counts any more
 
     @property
     def deadline(self) -> float:
@@ -103,6 +111,8 @@ class Tunnel:
             return Breach.TOO_MUCH
         if not self.joined and (messages > self.limits.early_messages or total > self.limits.early_size):
             return Breach.TOO_EARLY
+        if self.held + size > self.limits.in_flight:
+            return Breach.TOO_MUCH_AT_ONCE
         self.messages[sender], self.sizes[sender] = messages, total
         return None
 
@@ -120,6 +130,9 @@ class Rendezvous:
         self._limits = limits
         self._tunnels: dict[bytes, Tunnel] = {}
         self._arrivals: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, at time
+        self._held: dict[Tunnel, None] = {}  # those with bytes in flight
+        self.in_flight = 0  # bytes, of all tunnels
+        self.evicted: list[Tunnel] = []  # those whose ends must be told
 
     def __len__(self) -> int:
         return len(self._tunnels)
@@ -138,13 +151,22 @@ class Rendezvous:
     def open(
         self, tunnel_id: bytes, *, routing_id: bytes, address: str, now: float
     ) -> Tunnel | TunnelRefusal:
-        """Open a tunnel for the first end, or refuse. The caller must `end` it."""
+        """Open a tunnel for the first end, or refuse. The caller must `end` it.
+
+        At a cap a tunnel that waits for its second end is evicted (`evicted`): of the same address at that address' cap, else of
+        the address that has most; there the one that has waited longest. A tunnel that has both ends stays.
+        """
         if self._alive(tunnel_id, now) is not None:
             return TunnelRefusal.TAKEN
         place = neighbourhood(address)
-        neighbours = sum(tunnel.neighbourhood == place for tunnel in self._tunnels.values())
-        if len(self._tunnels) >= self._limits.tunnels or neighbours >= self._limits.tunnels_per_address:
-            return TunnelRefusal.FULL
+        counts = Counter(tunnel.neighbourhood for tunnel in self._tunnels.values())
+        alone = counts[place] >= self._limits.tunnels_per_address
+        if alone or len(self._tunnels) >= self._limits.tunnels:
+            evicted = self._longest_waiting([place] if alone else [each for each, _ in counts.most_common()])
+            if evicted is None:
+                return TunnelRefusal.FULL
+            self.end(evicted)
+            self.evicted.append(evicted)
         tunnel = Tunnel(
             tunnel_id=tunnel_id, routing_id=routing_id, neighbourhood=place, opened=now, limits=self._limits
         )
@@ -159,14 +181,55 @@ class Rendezvous:
         tunnel.joined = True
         return tunnel
 
+    def hold(self, tunnel: Tunnel, size: int) -> None:
+        """Count the bytes of a message that is in flight from now on.
+
+        When all tunnels together hold too much, one is evicted: of the address that holds most, the one that holds most.
+        """
+        if tunnel.ended:
+            return
+        tunnel.held += size
+        self.in_flight += size
+        self._held[tunnel] = None
+        if self.in_flight > self._limits.in_flight_of_all:
+            by_address: Counter[str] = Counter()
+            for each in self._held:
+                by_address[each.neighbourhood] += each.held
+            ((busiest, _),) = by_address.most_common(1)
+            evicted = max(
+                (each for each in self._held if each.neighbourhood == busiest), key=lambda each: each.held
+            )
+            self.end(evicted)
+            self.evicted.append(evicted)
+
+    def let_go(self, tunnel: Tunnel, size: int) -> None:
+        """Count the bytes of a message that its receiver has taken."""
+        if tunnel.ended:
+            return
+        tunnel.held -= size
+        self.in_flight -= size
+        if not tunnel.held:
+            self._held.pop(tunnel, None)
+
     def end(self, tunnel: Tunnel) -> None:
-        """Remove a tunnel. Its ID may be used again."""
+        """Remove a tunnel. Its ID may be used again, and what it holds counts no more."""
         if self._tunnels.get(tunnel.tunnel_id) is tunnel:
             del self._tunnels[tunnel.tunnel_id]
+        if self._held.pop(tunnel, self) is None:
+            self.in_flight -= tunnel.held
+        tunnel.ended = True
+
+    def _longest_waiting(self, places: Iterable[str]) -> Tunnel | None:
+        """The tunnel that has waited longest for its second end, of the first of these addresses that has any."""
+        for place in places:
+            for tunnel in self._tunnels.values():  # the oldest first
+                if tunnel.neighbourhood == place and not tunnel.joined:
+                    return tunnel
+        return None
 
     def _alive(self, tunnel_id: bytes, now: float) -> Tunnel | None:
         tunnel = self._tunnels.get(tunnel_id)
         if tunnel is not None and now >= tunnel.deadline:
-            del self._tunnels[tunnel_id]
+            self.end(tunnel)
             return None
         return tunnel

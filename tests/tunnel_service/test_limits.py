@@ -42,10 +42,10 @@ class Service:
     async def new(self, number: int) -> tuple[int, Socket | None]:
         return await self.call(f"/cable/new/{number:032X}")
 
-    async def both(self) -> tuple[Socket, Socket]:
-        _, first = await self.new(1)
+    async def both(self, number: int = 1) -> tuple[Socket, Socket]:
+        _, first = await self.new(number)
         assert first is not None
-        _, second = await self.join(first)
+        _, second = await self.join(first, number)
         assert second is not None
         return first, second
 
@@ -78,19 +78,43 @@ async def until_closed(websocket: Socket) -> tuple[int, int | None]:
     return count, websocket.close_code
 
 
+LIMITED = pytest.mark.parametrize(
+    "limits", [Limits(tunnels=4), Limits(tunnels_per_address=4)], ids=["all", "address"]
+)
+
+
 @pytest.mark.threat("T9")
-@pytest.mark.parametrize("limits", [Limits(tunnels=4), Limits(tunnels_per_address=4)], ids=["all", "address"])
-async def test_of_two_hundred_tunnels_at_once_four_open_and_as_many_again_when_they_have_ended(
+@LIMITED
+async def test_of_two_hundred_tunnels_at_once_four_are_joined_and_as_many_again_when_they_have_ended(
     limits: Limits,
 ) -> None:
     async with serving(limits) as service:
-        answers = await asyncio.gather(*(service.new(number) for number in range(4 * TIMES)))
-        assert Counter(status for status, _ in answers) == {101: 4, 503: 196}
-        for _, websocket in answers:
-            if websocket is not None:
-                await websocket.close()
-        answers = await asyncio.gather(*(service.new(number) for number in range(4 * TIMES)))
-        assert Counter(status for status, _ in answers) == {101: 4, 503: 196}
+        for _ in range(2):
+            pairs = [await service.both(number) for number in range(4)]
+            answers = await asyncio.gather(*(service.new(number) for number in range(4, 4 * TIMES)))
+            assert Counter(status for status, _ in answers) == {503: 196}
+            for first, second in pairs:
+                await first.send_bytes(b"still here")
+                assert (await second.receive()).data == b"still here"
+                await first.close()
+                await second.receive()
+
+
+@pytest.mark.threat("T17")
+@LIMITED
+async def test_of_two_hundred_tunnels_that_wait_the_last_four_stay(limits: Limits) -> None:
+    async with serving(limits) as service:
+        sockets, ends = [], []
+        for number in range(4 * TIMES):
+            _, websocket = await service.new(number)
+            assert websocket is not None
+            sockets.append(websocket)
+            if number < 4 * TIMES - 4:
+                ends.append(asyncio.create_task(until_closed(websocket)))
+        assert await asyncio.gather(*ends) == [(0, 1013)] * (4 * TIMES - 4)
+        for number, waiting in enumerate(sockets[-4:], start=4 * TIMES - 4):
+            status, second = await service.join(waiting, number)
+            assert (status, second is not None) == (101, True)
 
 
 @pytest.mark.threat("T9")
@@ -183,8 +207,8 @@ HOSTS: dict[str, Callable[[], web.Application]] = {
 async def test_a_mounted_tunnel_service_carries_what_it_carries_by_itself(host: str, prefix: str) -> None:
     async with serving(Limits(), host=HOSTS[host](), prefix=prefix) as service:
         first, second = await service.both()
-        await first.send_bytes(bytes(1 << 20))
-        assert (await second.receive()).data == bytes(1 << 20)
+        await first.send_bytes(bytes(1 << 16))
+        assert (await second.receive()).data == bytes(1 << 16)
         assert (await service.call("/cable/contact/AAAA"))[0] == 404
 
 

@@ -86,21 +86,107 @@ def test_an_expired_tunnel_does_not_end_its_successor() -> None:
     assert rendezvous.join(ROUTING_ID, TUNNEL_ID, now=21) is successor
 
 
+class Opening:
+    """A rendezvous at which tunnels are opened by number and joined at once, unless they wait."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.rendezvous = Rendezvous(limits)
+        self.tunnels: dict[int, Tunnel] = {}
+
+    def open(self, number: int, address: str, *, waits: bool = False) -> TunnelRefusal | None:
+        tunnel_id = bytes([number] * 16)
+        result = self.rendezvous.open(tunnel_id, routing_id=ROUTING_ID, address=address, now=0)
+        if isinstance(result, TunnelRefusal):
+            return result
+        self.tunnels[number] = result
+        if not waits:
+            assert self.rendezvous.join(ROUTING_ID, tunnel_id, now=0) is result
+        return None
+
+    def evicted(self) -> list[int]:
+        """Which tunnels have been evicted since the last call."""
+        gone, self.rendezvous.evicted[:] = list(self.rendezvous.evicted), []
+        return [number for number, tunnel in self.tunnels.items() if tunnel in gone]
+
+
 @pytest.mark.threat("T9")
 def test_the_service_and_each_address_have_room_for_so_many() -> None:
-    rendezvous = Rendezvous(Limits(tunnels=3, tunnels_per_address=2))
+    here = Opening(Limits(tunnels=3, tunnels_per_address=2))
+    assert [here.open(number, HERE) for number in (1, 2, 3)] == [None, None, TunnelRefusal.FULL]
+    assert here.open(4, "192.0.2.2") is None
+    assert here.open(5, "192.0.2.3") is TunnelRefusal.FULL
+    here.rendezvous.end(here.tunnels[1])
+    assert here.open(6, "192.0.2.3") is None
+    assert here.evicted() == []
 
-    def open_from(address: str, number: int) -> Tunnel | TunnelRefusal:
-        return rendezvous.open(bytes([number] * 16), routing_id=ROUTING_ID, address=address, now=0)
 
-    first = open_from(HERE, 1)
-    assert isinstance(first, Tunnel)
-    assert isinstance(open_from(HERE, 2), Tunnel)
-    assert open_from(HERE, 3) is TunnelRefusal.FULL
-    assert isinstance(open_from("192.0.2.2", 4), Tunnel)
-    assert open_from("192.0.2.3", 5) is TunnelRefusal.FULL
-    rendezvous.end(first)
-    assert isinstance(open_from("192.0.2.3", 6), Tunnel)
+@pytest.mark.threat("T17")
+def test_for_a_new_tunnel_the_longest_waiting_one_of_its_address_goes_at_the_cap_of_the_address() -> None:
+    here = Opening(Limits(tunnels=10, tunnels_per_address=3))
+    here.open(9, "192.0.2.9", waits=True)
+    here.open(1, "2001:db8::1")
+    here.open(2, "2001:db8::2", waits=True)
+    here.open(3, "2001:db8::3", waits=True)
+    assert here.open(4, "2001:db8::4") is None
+    assert here.evicted() == [2]
+    assert here.open(5, "2001:db8::5") is None
+    assert here.evicted() == [3]
+    assert here.open(6, "2001:db8::6") is TunnelRefusal.FULL
+    assert here.open(6, "2001:db8:0:1::6") is None
+    assert here.evicted() == []
+
+
+@pytest.mark.threat("T17")
+def test_for_a_new_tunnel_the_longest_waiting_one_of_the_address_with_most_goes_at_the_cap_of_all() -> None:
+    here = Opening(Limits(tunnels=5, tunnels_per_address=4))
+    here.open(1, "192.0.2.1", waits=True)  # the longest of all, but of an address with one
+    for number in (2, 3, 4):
+        here.open(number, "192.0.2.2", waits=number > 2)
+    here.open(5, "192.0.2.3")
+    assert here.open(6, "192.0.2.6") is None
+    assert here.evicted() == [3]
+    assert here.rendezvous.join(ROUTING_ID, bytes([3] * 16), now=0) is TunnelRefusal.UNKNOWN
+    assert here.open(7, "192.0.2.7") is None
+    assert here.open(8, "192.0.2.8") is None  # the busiest has none that waits
+    assert here.evicted() == [1, 4]
+    assert here.open(9, "192.0.2.9") is TunnelRefusal.FULL
+
+
+@pytest.mark.threat("T9")
+def test_a_tunnel_has_so_many_bytes_in_flight_in_both_directions_together() -> None:
+    here = Opening(Limits(in_flight=100))
+    here.open(1, HERE)
+    tunnel = here.tunnels[1]
+    for end, size, breach in (
+        (End.FIRST, 60, None), (End.SECOND, 40, None), (End.SECOND, 1, Breach.TOO_MUCH_AT_ONCE)
+    ):  # fmt: skip
+        assert tunnel.carry(end, size) is breach
+        if breach is None:
+            here.rendezvous.hold(tunnel, size)
+    here.rendezvous.let_go(tunnel, 60)
+    assert tunnel.carry(End.SECOND, 60) is None
+    assert (tunnel.held, here.rendezvous.in_flight) == (40, 40)
+
+
+@pytest.mark.threat("T17")
+def test_when_all_tunnels_hold_too_much_the_address_that_holds_most_loses_the_tunnel_that_holds_most() -> (
+    None
+):
+    here = Opening(Limits(in_flight_of_all=100))
+    for number, address in ((1, "192.0.2.1"), (2, "192.0.2.2"), (3, "192.0.2.2"), (4, "192.0.2.4")):
+        here.open(number, address)
+    for number, size in ((1, 30), (2, 15), (3, 20), (4, 35)):
+        here.rendezvous.hold(here.tunnels[number], size)
+    assert here.evicted() == []
+    here.rendezvous.hold(here.tunnels[2], 1)  # 36 of two tunnels, against 35 of one
+    assert here.evicted() == [3]
+    assert here.rendezvous.in_flight == 81
+    here.rendezvous.let_go(here.tunnels[3], 20)  # what is ended no longer counts
+    here.rendezvous.hold(here.tunnels[3], 50)
+    for number in (1, 2, 3, 4):
+        here.rendezvous.end(here.tunnels[number])
+    assert here.rendezvous.in_flight == 0
+    assert len(here.rendezvous) == 0
 
 
 @pytest.mark.threat("T9")
@@ -186,13 +272,19 @@ class AnyOrder(RuleBasedStateMachine):
     def open(self, number: int, routing: int) -> Tunnel:
         tunnel_id = bytes([number] * 16)
         result = self.rendezvous.open(tunnel_id, routing_id=bytes([routing] * 3), address=HERE, now=self.now)
+        while self.rendezvous.evicted:
+            evicted = self.rendezvous.evicted.pop()
+            assert not evicted.joined
+            assert self.model.pop(evicted.tunnel_id) is evicted
         if isinstance(result, Tunnel):
-            alive = self.model.get(tunnel_id)
-            assert alive is None or alive.deadline <= self.now
+            before = self.model.get(tunnel_id)
+            assert before is None or before.deadline <= self.now
             self.model[tunnel_id] = result
             return result
         assert result in (TunnelRefusal.TAKEN, TunnelRefusal.FULL)
         assert len(self.rendezvous) > 0
+        alive = [tunnel for tunnel in self.model.values() if tunnel.deadline > self.now]
+        assert result is TunnelRefusal.TAKEN or all(tunnel.joined for tunnel in alive)
         return next(iter(self.model.values()))
 
     @rule(number=st.integers(1, 5), routing=st.integers(1, 2))
@@ -244,6 +336,8 @@ COUNTS = [
     "early_size",
     "tunnels",
     "tunnels_per_address",
+    "in_flight",
+    "in_flight_of_all",
 ]
 
 

@@ -1,0 +1,160 @@
+"""What ends send and nobody reads: the tunnel service holds little of it, and says so to its senders by not reading."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+
+from companion_push.serving.http_server import Runner
+from companion_push.tunnel_service import app as tunnel_app
+from companion_push.tunnel_service.app import Connection, make_app
+from companion_push.tunnel_service.rendezvous import Limits
+from tests.tunnel_service.test_limits import PATIENCE
+
+UPGRADE = (
+    "Host: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Protocol: fido.cable\r\n\r\n"
+)
+
+
+class Silent:
+    """A websocket client that sends and reads nothing."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, routing_id: str) -> None:
+        self.reader, self.writer, self.routing_id = reader, writer, routing_id
+
+    @classmethod
+    async def call(cls, port: int, path: str) -> "Silent":
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 16)
+        writer.write(f"GET {path} HTTP/1.1\r\n{UPGRADE}".encode())
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        assert head.startswith("HTTP/1.1 101 "), head
+        named = {line.partition(": ")[0].lower(): line.partition(": ")[2] for line in head.split("\r\n")}
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        return cls(reader, writer, named.get("x-cable-routing-id", ""))
+
+    def send(self, size: int, opcode: int = 2) -> None:
+        length = bytes([0x80 | size]) if size < 126 else bytes([0x80 | 126]) + size.to_bytes(2, "big")
+        self.writer.write(bytes([0x80 | opcode]) + length + bytes(4) + bytes(size))
+
+    async def code(self) -> int:
+        """The close code that comes behind everything else."""
+        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        said = b""
+        with contextlib.suppress(ConnectionError):
+            while more := await self.reader.read(1 << 16):
+                said = (said + more)[-4:]
+        assert said[:2] == b"\x88\x02", said
+        return int.from_bytes(said[2:], "big")
+
+
+class Service:
+    """A tunnel service, with its connections and the tunnels' books."""
+
+    def __init__(
+        self, port: int, connections: list[Connection], endpoints: tunnel_app.TunnelEndpoints
+    ) -> None:
+        self.port, self.connections, self.endpoints = port, connections, endpoints
+
+    async def both(self, number: int) -> tuple[Silent, Silent]:
+        first = await Silent.call(self.port, f"/cable/new/{number:032X}")
+        second = await Silent.call(self.port, f"/cable/connect/{first.routing_id}/{number:032X}")
+        return first, second
+
+    def held(self) -> list[int]:
+        """What each connection keeps in memory, in bytes: what was read and not received, and what was not sent."""
+        return [
+            each.unread + each.request.transport.get_write_buffer_size()
+            for each in self.connections
+            if each.request.transport is not None
+        ]
+
+
+@contextlib.asynccontextmanager
+async def serving(monkeypatch: pytest.MonkeyPatch, **limits: int) -> AsyncIterator[Service]:
+    connections: list[Connection] = []
+    prepare = Connection.prepare
+
+    async def noted(connection: Connection) -> None:
+        await prepare(connection)
+        connections.append(connection)
+
+    monkeypatch.setattr(Connection, "prepare", noted)
+    app = make_app(Limits(**limits))
+    runner = Runner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            yield Service(runner.addresses[0][1], connections, app[tunnel_app._TUNNELS])
+    finally:
+        await runner.cleanup()
+
+
+async def stuffed(ends: list[Silent], size: int, opcode: int = 2) -> None:
+    """Send until the service reads no more from any of these ends."""
+
+    async def stuff(end: Silent) -> None:
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            for _ in range(250):
+                end.send(size, opcode)
+                async with asyncio.timeout(1):
+                    await end.writer.drain()
+
+    await asyncio.gather(*(stuff(end) for end in ends))
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.parametrize("size", [60_000, 4000, 200])
+async def test_of_tunnels_that_nobody_reads_little_is_held(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(monkeypatch, messages=1 << 20, size=1 << 30, controls=1 << 20) as service:
+        ends = [end for number in range(5) for end in await service.both(number)]
+        await stuffed(ends, size)
+        assert all(tunnel.held <= 1 << 17 for tunnel in service.endpoints._open)
+        assert max(service.held()) <= tunnel_app.READ_AHEAD + (1 << 16) + 10
+        for end in ends:
+            end.writer.transport.abort()
+    assert service.endpoints.rendezvous.in_flight == 0
+
+
+@pytest.mark.threat("T9")
+async def test_pongs_for_an_end_that_reads_none_are_held_one_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(monkeypatch, controls=1 << 20) as service:
+        first, second = await service.both(1)
+        await stuffed([first] * 100, 125, opcode=9)
+        assert max(service.held()) <= tunnel_app.READ_AHEAD + 130
+        for end in (first, second):
+            end.writer.transport.abort()
+
+
+@pytest.mark.threat("T9")
+async def test_a_flood_of_empty_frames_ends_its_tunnel(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(monkeypatch, messages=1 << 20, controls=1 << 20) as service:
+        first, second = await service.both(1)
+        await stuffed([first], 60_000)  # so that the service sends on nothing more
+        second.writer.write(b"\x89\x80\0\0\0\0" * 20_000)
+        assert await second.code() == 1008
+        first.writer.transport.abort()
+        second.writer.transport.abort()
+
+
+@pytest.mark.threat("T17")
+async def test_a_tunnel_that_holds_most_makes_room_for_others_and_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with serving(monkeypatch, in_flight_of_all=100_000, messages=1 << 20, size=1 << 30) as service:
+        greedy, silent = await service.both(1)
+        await stuffed([greedy], 60_000)
+        assert service.endpoints.rendezvous.in_flight == 60_000
+        early = await Silent.call(service.port, f"/cable/new/{2:032X}")
+        early.send(50_000)
+        assert await greedy.code() == 1013
+        assert service.endpoints.rendezvous.in_flight == 50_000
+        for end in (greedy, silent, early):
+            end.writer.transport.abort()
