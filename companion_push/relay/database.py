@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +21,8 @@ from time import monotonic
 from typing import Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
-from headless_passkey.errors import SetupReason
-from headless_passkey.process.private_file import reason_of
+from headless_passkey.errors import SetupError, SetupReason
+from headless_passkey.process.private_file import reason_of, refuse_others
 
 _APPLICATION_ID: Final = 0x68704B32  # "hpK2" in the file's header: a store of this program
 _EARLIER_ID: Final = 0x68704B31  # "hpK1": of a version whose rings nobody reads any more
@@ -108,12 +109,13 @@ def sole_user(path: Path) -> Iterator[None]:
         raise StoreUnusable(f"cannot use the store {path}: it is a folder", reason=SetupReason.STATE_DAMAGED)
     lock = path.with_name(path.name + ".lock")
     try:
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise StoreUnusable(
             f"cannot use the store {path}: {error.strerror}", reason=reason_of(error)
         ) from error
     try:
+        _refuse_others(lock, os.fstat(descriptor))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -173,6 +175,20 @@ def _make_private_file(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    _refuse_others(path, path.lstat())
+
+
+def _refuse_others(path: Path, status: os.stat_result) -> None:
+    """Refuse a store or lock that is no file, or of another user, or open to others. status: of `path` itself, if a link."""
+    if not stat.S_ISREG(status.st_mode):
+        raise StoreUnusable(
+            f"cannot use the store {path}: it is no plain file", reason=SetupReason.STATE_DAMAGED
+        )
+    try:
+        refuse_others(status, path, 0o600)
+    except SetupError as error:
+        error.advice = f"`chmod 0600 {path}`, or `sudo chown` to the user that runs this"
+        raise
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

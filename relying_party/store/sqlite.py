@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -533,6 +534,7 @@ def locked(path: Path, *, shared: bool) -> Iterator[None]:
     except OSError as error:
         raise SetupError(f"cannot open the store {path}: {error.strerror}") from error
     try:
+        _refuse_others(lock, os.fstat(descriptor))
         try:
             fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -575,6 +577,17 @@ def _make_private(path: Path) -> None:
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    _refuse_others(path, path.lstat())
+
+
+def _refuse_others(path: Path, status: os.stat_result) -> None:
+    """Refuse a store or lock that is no file, or of another user, or open to others. status: of `path` itself, if a link."""
+    if not stat.S_ISREG(status.st_mode):
+        raise SetupError(f"cannot open the store {path}: it is no plain file")
+    if status.st_uid != os.geteuid():
+        raise SetupError(f"{path} belongs to another user: run as that one, or chown it")
+    if status.st_mode & 0o077:
+        raise SetupError(f"{path} is open to others: chmod 0600 {path}")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

@@ -204,6 +204,7 @@ async def test_a_file_that_is_no_store_is_a_setup_error(tmp_path: Path, letter: 
 
 @pytest.fixture
 def letter(path: Path) -> Path:
+    path.touch(mode=0o600)
     path.write_bytes(b"a letter to a friend, longer than a header of SQLite would be" * 20)
     return path
 

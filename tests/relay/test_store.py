@@ -108,6 +108,7 @@ async def refused_to_open(path: Path, error: type[Exception]) -> str:
 
 @pytest.fixture
 def letter(path: Path) -> bytes:
+    path.touch(mode=0o600)
     path.write_bytes(b"a letter to a friend, longer than a header of SQLite would be" * 20)
     return contents(path.parent)
 
@@ -117,8 +118,14 @@ async def test_a_file_that_is_no_database_is_refused_and_left_alone(path: Path, 
     assert contents(path.parent) == letter
 
 
+def private_file(path: Path) -> sqlite3.Connection:
+    """A database of some program, in a file for its owner alone."""
+    path.touch(mode=0o600)
+    return sqlite3.connect(path)
+
+
 async def test_another_programs_database_is_refused_and_left_alone(path: Path) -> None:
-    connection = sqlite3.connect(path)
+    connection = private_file(path)
     connection.execute("CREATE TABLE recipes (name TEXT)")
     connection.close()
     assert "another program" in await refused_to_open(path, StoreUnusable)
@@ -137,7 +144,7 @@ async def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
 
 
 async def test_a_store_of_rings_that_nobody_reads_any_more_is_refused(path: Path) -> None:
-    connection = sqlite3.connect(path)
+    connection = private_file(path)
     connection.execute("CREATE TABLE accounts (id TEXT)")
     connection.execute(f"PRAGMA application_id = {0x68704B31}")
     connection.close()

@@ -433,6 +433,7 @@ PRAGMA user_version = 1;
 
 
 async def test_a_file_of_the_first_version_keeps_everything(tmp_path: Path) -> None:
+    (tmp_path / "s").touch(mode=0o600)
     connection = sqlite3.connect(tmp_path / "s")
     connection.executescript(VERSION_1)
     connection.close()
