@@ -17,6 +17,7 @@ replay              delivers an envelope again after it was opened              
 fork                serves a next ring of its own making, with its own device     bad-signature
 invent-claim        shows the device a claim that no companion has made           bad-claim
 hide-claim          shows the device no claim                                     not-claimed
+withhold            shows devices neither the newest ring nor any word            withheld-ring
 ==================  ============================================================  =====================
 
 With --mode-file it reads the mode from that file for each request, and is honest while there is no such file.
@@ -61,6 +62,7 @@ MODES: Final = (
     "fork",
     "invent-claim",
     "hide-claim",
+    "withhold",
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -85,14 +87,17 @@ class RogueRelay:
         self._mode, self._insider = HONEST, ""
         self._own = SoftwareSigningKey.generate()
         self._rings: dict[str, Ring] = {}  # the newest, by account
+        self._earlier: dict[str, Ring] = {}  # the one before the newest, by account
         self._envelopes: dict[str, str] = {}  # the newest, by recipient
         self._opened: list[dict[str, Any]] = []
 
     async def cheat(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware in front of the real relay."""
         asked = await request.text()  # before the relay, which keeps no copy of it
-        answer = await handler(request)
         self._mode, _, self._insider = self._say_mode().partition(" ")
+        if self._mode == "withhold" and '"envelopes"' in asked:
+            request._read_bytes = self._for_members_only(asked, _caller(request))  # noqa: SLF001  what the relay reads
+        answer = await handler(request)
         if not isinstance(answer, web.Response) or not 200 <= answer.status < 300:
             return answer
         body = json.loads(asked) if asked else {}
@@ -100,6 +105,8 @@ class RogueRelay:
         self._remember(request, body)
         if request.path == "/v1/ring" and request.method == "GET" and self._mode == "fork":
             content = self._forked(content, _caller(request))
+        elif request.path == "/v1/ring" and request.method == "GET" and self._mode == "withhold":
+            content |= self._withheld(content, _caller(request))
         elif request.path == "/v1/inbox":
             content["requests"] = [self._changed(item, _caller(request)) for item in content["requests"]]
             if self._mode == "replay":
@@ -109,6 +116,13 @@ class RogueRelay:
             content |= self._shown_claim(request, content)
         return web.json_response(content, status=answer.status)
 
+    def _for_members_only(self, asked: str, device: str) -> bytes:
+        """A submission without envelopes for whom the newest ring no longer holds, which the real relay would refuse."""
+        body = json.loads(asked)
+        ring = self._ring_of(device)
+        body["envelopes"] = [each for each in body["envelopes"] if ring.member(each["to"]) is not None]
+        return json.dumps(body).encode()
+
     def _remember(self, request: web.Request, body: dict[str, Any]) -> None:
         if isinstance(body.get("ring"), str):
             document = from_base64url(body["ring"])
@@ -117,6 +131,7 @@ class RogueRelay:
             for parse in grow:
                 with suppress(HeadlessPasskeyError):  # another account's ring, or one that we have already
                     ring = parse(document)
+                    self._earlier[ring.account] = self._rings.get(ring.account, ring)
                     self._rings[ring.account] = ring
                     break
         if request.path.startswith("/v1/requests/") and "envelopes" in body:
@@ -150,9 +165,25 @@ class RogueRelay:
                 companion = self._ring_of(_caller(request)).companions[0]
                 word = self._claim_of(companion, _caller(request), from_base64url(content["id"]))
                 return {"state": "claimed", "claim": {"by": companion.name, "word": base64url(word.document)}}
+            case "withhold":
+                before = self._before_the_newest(_caller(request))
+                return {"ring": {"version": before.version, "hash": base64url(before.hash)}}
             case "hide-claim" if content["claim"] is not None:
                 return {"state": "delivered", "claim": None}
         return {}
+
+    def _withheld(self, content: dict[str, Any], member: str) -> dict[str, Any]:
+        """What is shown to a device: the rings without the newest one, and no words."""
+        caller = self._ring_of(member).member(member)
+        if caller is None or caller.role is not Role.DEVICE:
+            return {}
+        before = self._before_the_newest(member)
+        newer = content["version"] - before.version
+        rings = content["rings"][:-newer] if newer else content["rings"]
+        return {"version": before.version, "hash": base64url(before.hash), "rings": rings, "words": []}
+
+    def _before_the_newest(self, member: str) -> Ring:
+        return self._earlier[self._ring_of(member).account]
 
     def _claim_of(self, companion: Member, device: str, request_id: bytes) -> Word:
         """A claim in a companion's name, over the very bytes, signed by ourselves."""
@@ -174,6 +205,7 @@ class RogueRelay:
             ring=ring,
             device=device,
             request_id=from_base64url(item["id"]),
+            confirmed=int(time.time()),
             now=time.time(),
             lifetime=300,
             kind=RequestKind.GET_ASSERTION,
@@ -203,6 +235,7 @@ class RogueRelay:
             "version": forged.version,
             "hash": base64url(forged.hash),
             "rings": [*content["rings"], base64url(forged.document)],
+            "words": content["words"],
         }
 
 

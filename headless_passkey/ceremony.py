@@ -74,6 +74,7 @@ class Stage(StrEnum):
     """The stages of a ceremony, for a user interface."""
 
     PREPARED = "prepared"  # FIDO URLs made, radio on
+    RING_UNCONFIRMED = "ring-unconfirmed"  # no companion has confirmed the membership for a week
     SUBMITTED = "submitted"  # given to the delivery
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
@@ -92,8 +93,9 @@ class StageDetail(TypedDict, total=False):
     """Details of a stage. They hold no secret."""
 
     recipients: int  # PREPARED: the number of URLs
-    companion: str  # REFUSED: its name in the ring
-    label: str  # REFUSED: its name for people, where known
+    companion: str  # REFUSED, RING_UNCONFIRMED: its name in the ring
+    label: str  # the same: its name for people, where known
+    days: int  # RING_UNCONFIRMED: since its last word
     reason: str  # REFUSED: one word
     tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
     rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
@@ -151,12 +153,22 @@ class Ask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unconfirmed:
+    """A membership that no companion has confirmed for a week. The companion that did so last:"""
+
+    companion: str  # its name in the ring
+    label: str
+    days: int  # since its last word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """The state of a request, from the delivery."""
 
     state: RequestState
     claimed_by: str | None = None  # the recipient that holds the claim, verified by the delivery
     refusals: tuple[Refusal, ...] = ()  # of recipients
+    unconfirmed: Unconfirmed | None = None  # told once
 
 
 class Delivery(Protocol):
@@ -521,8 +533,15 @@ class _Ceremony:
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the request; any end but completion ends the ceremony."""
         seen: RequestState | None = None
+        told_unconfirmed = False
         async with aclosing(self.delivery.progress()) as states:
             async for progress in states:
+                if progress.unconfirmed is not None and not told_unconfirmed:
+                    told_unconfirmed, who = True, progress.unconfirmed
+                    self.report(
+                        Stage.RING_UNCONFIRMED,
+                        {"companion": who.companion, "label": who.label, "days": who.days},
+                    )
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
                 self._turn.set()

@@ -97,12 +97,14 @@ class Device:
         radio: AdvertSource,
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        require_witness: int | None = None,
         clock: Callable[[], float] = time.time,
         keys: OriginKeys | None = None,
     ) -> None:
         self._keys = keys or KeyStore(state)
         self.state, self._http, self._radio = state, http, radio
         self._tunnels, self._tls, self._clock = tunnels, tls, clock
+        self._require_witness = require_witness
 
     @classmethod
     @asynccontextmanager
@@ -113,18 +115,28 @@ class Device:
         radio: AdvertSource | str = "bleak",
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
+        require_witness: int | None = None,
         keys: OriginKeys | None = None,
     ) -> AsyncIterator[Self]:
         """Open the device whose account and sessions are in `state`; its connections close with the context.
 
         state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it; it is turned on
         for a ceremony only. tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to
-        believe, None for the system's roots. keys: for relying parties, None for those in `state`. `UsageError` for a radio that there is not, `SetupError` for one whose package
+        believe, None for the system's roots. require_witness: days after which a membership that no companion has confirmed
+        is refused with `TrustError` (unconfirmed-ring); None: that is told only. keys: for relying parties, None for those in `state`. `UsageError` for a radio that there is not, `SetupError` for one whose package
         is not installed.
         """
         source = open_radio(radio) if isinstance(radio, str) else radio
         async with open_session(tls) as http:
-            yield cls(state, http=http, radio=source, tunnels=tunnels, tls=tls, keys=keys)
+            yield cls(
+                state,
+                http=http,
+                radio=source,
+                tunnels=tunnels,
+                tls=tls,
+                require_witness=require_witness,
+                keys=keys,
+            )
 
     async def sign_in(
         self,
@@ -315,7 +327,7 @@ class Device:
         if joined is None:
             raise LocalProtocolError("a delivery through the relay needs an account")
         relay = RelayClient(ProvenHttp(self._http, joined.relay_url, joined.key, clock=self._clock))
-        return RelayDelivery(relay, self.state, clock=self._clock)
+        return RelayDelivery(relay, self.state, require_witness=self._require_witness, clock=self._clock)
 
     @staticmethod
     def _kept(opened: Opened) -> Session:

@@ -286,6 +286,7 @@ class TrustReason(StrEnum):
     RP_REFUSED = "rp-refused"
     SESSION_REUSED = "session-reused"
     STALE_RING = "stale-ring"
+    UNCONFIRMED_RING = "unconfirmed-ring"
     UNEXPECTED_USER = "unexpected-user"
     UNKNOWN_DEVICE = "unknown-device"
     WITHHELD_RING = "withheld-ring"

@@ -115,6 +115,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         "`headless-passkey users list` shows whom it expects; `--add-user` adds one more, `--any-user` takes whoever answers, this once"
     ),
     (TrustReason.UNEXPECTED_USER, "full"): "make room with `headless-passkey users forget`",
+    (TrustReason.UNCONFIRMED_RING, None): (
+        "start another companion, and try again: it says then which members it knows; or compare the number of `headless-passkey status` with that of `companion-push companion members`"
+    ),
     (TrustReason.WITHHELD_RING, None): (
         "the relay hides a change of the account's members: ask its operator, and look at `companion-push companion members`"
     ),

@@ -209,13 +209,26 @@ async def members(args: argparse.Namespace) -> None:
             }
             for member in ring.members
         ]
-        out(json.dumps({"account": ring.account, "version": ring.version, "members": members}))
+        out(
+            json.dumps(
+                {
+                    "account": ring.account,
+                    "version": ring.version,
+                    "hash": ring.hash.hex(),
+                    "number": ring.number,
+                    "members": members,
+                }
+            )
+        )
         return
     me = _state(args).identity().keys.name
     for member in ring.members:
         bound = "" if member.rp_ids is None else f"  only {', '.join(member.rp_ids)}"
         this = "  (this one)" if member.name == me else ""
         out(f"{member.role!s:9}  {member.name}  {known_as(member, ring.members)}{bound}{this}")
+    talk(
+        f"ring version {ring.version}, number {ring.number}: `headless-passkey status` on a device shows the same"
+    )
 
 
 async def run(args: argparse.Namespace) -> None:

@@ -43,8 +43,11 @@ from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url
-from headless_passkey.trust.checks import check_envelope, recheck, usable_until
+from headless_passkey.text.names import printable
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.checks import check_envelope, recheck, untold_ring, usable_until
 from headless_passkey.trust.envelope import Announcement
+from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, witnesses
 from headless_passkey.trust.ring import MAX_SKEW, Member
 from headless_passkey.trust.word import Claim, Word
 
@@ -54,6 +57,7 @@ _MIN_PAUSE: Final = 0.5  # seconds between polls without news, and before the fi
 _MAX_PAUSE: Final = 30.0
 _HELD: Final = 1.0  # seconds after which an answer counts as held by the relay
 _REPORT_TIMEOUT: Final = 10.0  # seconds for a report that the relay can do without
+_WORD_PAUSE: Final = 60.0  # seconds between two words
 _MAX_SETTLED: Final = 1024  # requests that are settled here and that the relay may still list
 _KEEP_OPENED: Final = (
     600  # seconds after its expiry that an opened request is remembered, since clocks are adjusted
@@ -96,6 +100,9 @@ class NoticeKind(StrEnum):
     LISTENING = "listening"  # the relay has answered
     UNREACHABLE = "unreachable"  # the relay has not answered; the inbox tries again
     RING_CHANGED = "ring-changed"
+    RING_UNCONFIRMED = (
+        "ring-unconfirmed"  # no other companion has confirmed the ring lately, or one contradicts it
+    )
     ARRIVED = "arrived"
     REFUSED = "refused"  # by a check
     GONE = "gone"  # cancelled, expired or claimed elsewhere while it was pending here
@@ -104,6 +111,7 @@ class NoticeKind(StrEnum):
     OPENED = "opened"  # handed to the opener
     FINISHED = "finished"  # the opener has done its part
     GIVEN_BACK = "given-back"  # this companion ends, and gives its claim to the others
+    DEVICE_BEHIND = "device-behind"  # the relay keeps a ring from a device that asks
     DECLINED = "declined"
     FAILED = "failed"
 
@@ -148,6 +156,8 @@ class Inbox:
         self._keys = state.identity().keys
         self._me = self._keys.name
         self._cursor: str | None = None
+        self._word_due: float = 0  # Unix seconds: when the next word is to be given
+        self._word_earliest: float = 0  # and when it may be
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
         self._pending: dict[Key, CheckedRequest] = {}
         self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined by this process
@@ -219,6 +229,8 @@ class Inbox:
             news |= await self._receive([item for item in page.items if self._is_fresh(item)])
         for item in page.items:
             await self._report_refused(item)
+        if self._word_is_due(wanted=page.word_wanted):
+            await self._give_word()
         self._cursor = page.cursor
         return news or time.monotonic() - asked > _HELD
 
@@ -347,6 +359,7 @@ class Inbox:
             else:
                 self._pending[item.key] = request
                 self._news.set()
+                self._tell_of_stale_rings(request)
                 self._on_notice(
                     Notice(
                         kind=NoticeKind.ARRIVED,
@@ -357,20 +370,49 @@ class Inbox:
                 )
         return len(self._pending) > before
 
+    def _word_is_due(self, *, wanted: bool) -> bool:
+        now = self._clock()
+        return now >= self._word_earliest and (wanted or now >= self._word_due)
+
+    async def _give_word(self) -> None:
+        """Catch up, say which ring this companion holds, and look who confirms it. What fails is tried again later."""
+        now = self._clock()
+        self._word_earliest = now + _WORD_PAUSE
+        try:
+            chain, at = await self._caught_up()
+            await self._relay.give_word(Word.give(self._keys.signing, ring=chain.head, now=now))
+        except TrustError as error:
+            self._tell(NoticeKind.RING_UNCONFIRMED, str(error), reason=error.reason, advice=error.advice)
+        except HeadlessPasskeyError as error:
+            logger.info("no word was given: %s", type(error).__name__)
+        else:
+            self._word_due = now + DAY
+            others = [each for each in witnesses(chain, at) if each.member.name != self._me]
+            if others and others[0].is_silent(now):
+                message = f'no word from "{printable(others[0].member.label)}" for {others[0].days(now)} days'
+                self._tell(NoticeKind.RING_UNCONFIRMED, message, reason=TrustReason.UNCONFIRMED_RING)
+
     async def catch_up(self) -> None:
         """Fetch, verify and store the relay's newer rings.
 
-        `TrustError` (forked-ring) when they do not follow our chain; (not-a-member) when the newest does not hold us.
+        `TrustError` (forked-ring) when they do not follow our chain; (withheld-ring) when a companion holds one that the
+        relay does not show; (not-a-member) when the newest does not hold us.
         """
+        await self._caught_up()
+
+    async def _caught_up(self) -> tuple[RingChain, Mapping[str, int]]:
+        """As `catch_up`; returns our chain, and the newest word's time of each companion."""
         chain = self._state.chain()
-        newer = await self._relay.bring_up_to_date(chain)
+        newer, at = await self._relay.catch_up(chain)
         if newer.head.version != chain.head.version:
             chain = await self._state.adopt(newer, now=self._clock())
+            self._word_due = 0  # the others may wait for it
             self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
         if chain.head.member(self._me) is None:
             raise TrustError(
                 TrustReason.NOT_A_MEMBER, "this companion was removed from the account", advice="join again"
             )
+        return chain, at
 
     def _check(self, item: Item) -> CheckedRequest:
         chain = self._state.chain()
@@ -391,6 +433,18 @@ class Inbox:
         claim = Claim.of(device=item.device, request_id=item.request_id, sealed=item.sealed)
         shown = known_as(device, chain.head.members)
         return CheckedRequest(announcement=announcement, claim=claim, device=device, known_as=shown)
+
+    def _tell_of_stale_rings(self, request: CheckedRequest) -> None:
+        """Warn when the relay keeps rings or words from the device. Its request is good: nobody whom it concerns was removed."""
+        said, label = request.announcement, printable(request.device.label)
+        untold = untold_ring(said, self._state.chain())
+        if untold is not None:
+            message = f'the relay has not told "{label}" of ring version {untold}'
+            self._tell(NoticeKind.DEVICE_BEHIND, message, request)
+        elif said.issued - said.confirmed > UNCONFIRMED_AFTER:
+            days = (said.issued - said.confirmed) // DAY
+            message = f'"{label}" has had no word that confirms the membership for {days} days'
+            self._tell(NoticeKind.RING_UNCONFIRMED, message, request, reason=TrustReason.UNCONFIRMED_RING)
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:
         """Report a refusal to the relay, and then give the notice, on which the program may end."""

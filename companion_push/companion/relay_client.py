@@ -84,6 +84,7 @@ class Page:
 
     cursor: str  # for the next call, which then waits for a change
     items: tuple[Item, ...]
+    word_wanted: bool  # whether a device asks for this companion's word
 
 
 class CompanionRelay(MemberClient):
@@ -103,7 +104,9 @@ class CompanionRelay(MemberClient):
         items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
         if len({item.key for item in items}) != len(items):
             raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)
-        return Page(cursor=answer.text("cursor", _MAX_CURSOR), items=items)
+        return Page(
+            cursor=answer.text("cursor", _MAX_CURSOR), items=items, word_wanted=answer.boolean("word_wanted")
+        )
 
     async def claim(self, device: str, request_id: bytes, word: Word) -> int | None:
         """Claim a request: None when the claim is ours, else the version since which another companion holds it.
@@ -172,6 +175,11 @@ class CompanionRelay(MemberClient):
                 return False
             raise
         return True
+
+    async def give_word(self, word: Word) -> None:
+        """Give a word about the newest ring, straight after catching up. It is tried once."""
+        with self._known():
+            await self._http.put("/v1/word", {"word": base64url(word.document)}, patience=0)
 
     # Enrolment
 

@@ -177,6 +177,44 @@ def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: by
     return row is not None and document_hash(row[0]) == ring_hash
 
 
+def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, now: float) -> None:
+    """Keep a word about the newest ring that `companion` holds, unless a newer one is kept; it is asked for no more."""
+    word = take_word(db, companion, document)
+    if word.claim is not None:
+        raise invalid("word: a claim is reported with the event of its request")
+    if abs(word.at - int(now)) > _SKEW:
+        raise invalid(f"word: it must be dated within {_SKEW} s of the relay's clock")
+    db.execute(
+        "INSERT INTO words VALUES (?, ?, ?, ?) ON CONFLICT (companion) DO UPDATE"
+        " SET at = excluded.at, word = excluded.word WHERE excluded.at >= at",
+        (companion.name, companion.account, word.at, document),
+    )
+    db.execute("DELETE FROM word_calls WHERE companion = ?", (companion.name,))
+
+
+def words(db: sqlite3.Connection, account: str) -> list[tuple[str, bytes]]:
+    """Read the newest word of each companion, with its name."""
+    rows = db.execute(
+        "SELECT companion, word FROM words JOIN members ON name = companion"
+        " WHERE words.account = ? AND members.account = words.account AND role = ? ORDER BY companion",
+        (account, Role.COMPANION),
+    )
+    return rows.fetchall()
+
+
+def call_for_words(db: sqlite3.Connection, account: str) -> frozenset[str]:
+    """Ask each companion for a word; returns their names."""
+    called = companions(db, account)
+    db.executemany("INSERT OR IGNORE INTO word_calls VALUES (?, ?)", [(name, account) for name in called])
+    return called
+
+
+def word_wanted(db: sqlite3.Connection, companion: str) -> bool:
+    """Whether `companion` was asked for a word that it has not given yet."""
+    row = db.execute("SELECT 1 FROM word_calls WHERE companion = ?", (companion,)).fetchone()
+    return row is not None
+
+
 def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) -> Word:
     """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
     ring = head(db, companion.account)
@@ -251,6 +289,11 @@ def _store_ring(db: sqlite3.Connection, ring: Ring) -> None:
     db.execute("DELETE FROM members WHERE account = ?", (ring.account,))
     rows = [(member.name, ring.account, member.role) for member in ring.members]
     db.executemany("INSERT INTO members VALUES (?, ?, ?)", rows)
+    for table in ("words", "word_calls"):
+        db.execute(
+            f"DELETE FROM {table} WHERE account = ? AND companion NOT IN (SELECT name FROM members)",  # noqa: S608
+            (ring.account,),
+        )
 
 
 # Invitations and introductions

@@ -38,6 +38,7 @@ from companion_push.relay.messages import (
     Query,
     RingBody,
     Submission,
+    WordBody,
     invitation_id,
     member_name,
     parse_body,
@@ -78,6 +79,8 @@ def make_app(config: RelayConfig) -> web.Application:
             web.post("/v1/accounts", relay.found_account),
             web.get("/v1/ring", relay.read_ring, allow_head=False),
             web.post("/v1/ring", relay.append_ring),
+            web.put("/v1/word", relay.give_word),
+            web.post("/v1/words/call", relay.call_for_words),
             web.put("/v1/invitations/{id}", relay.announce_invitation),
             web.get("/v1/invitations/{id}", relay.read_invitation, allow_head=False),
             web.delete("/v1/invitations/{id}", relay.withdraw_invitation),
@@ -135,6 +138,13 @@ class RelayEndpoints:
     async def append_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         return await self._act(caller, operations.append_ring(await _body(request, RingBody)))
+
+    async def give_word(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(caller, operations.give_word(await _body(request, WordBody)))
+
+    async def call_for_words(self, request: web.Request) -> web.Response:
+        return await self._act(await self._caller(request), operations.call_for_words)
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
         """As the function of that name."""

@@ -328,5 +328,20 @@ _MIGRATIONS: Final = (
         full_at REAL NOT NULL,            -- when the rate is whole again
         PRIMARY KEY (whose, rate)
     ) STRICT, WITHOUT ROWID;
+
+    -- the newest word of each companion about the ring that it holds
+    CREATE TABLE words (
+        companion TEXT PRIMARY KEY,
+        account TEXT NOT NULL REFERENCES accounts,
+        at INTEGER NOT NULL,
+        word BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX words_of ON words (account);
+
+    -- companions that a device waits for a word of
+    CREATE TABLE word_calls (
+        companion TEXT PRIMARY KEY,
+        account TEXT NOT NULL REFERENCES accounts
+    ) STRICT, WITHOUT ROWID;
     """,
 )

@@ -49,6 +49,13 @@ class RingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return octets(self.ring, "ring", 1, MAX_DOCUMENT)
 
 
+class WordBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    word: str
+
+    def parse(self) -> bytes:
+        return octets(self.word, "word", 1, MAX_WORD)
+
+
 class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kind: Literal["device", "companion"]
     expires_at: Annotated[int, msgspec.Meta(ge=0, le=1 << 48)]

@@ -23,6 +23,7 @@ from companion_push.relay.messages import (
     IntroductionBody,
     RingBody,
     Submission,
+    WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -32,6 +33,9 @@ from headless_passkey.trust.word import Claim
 MAX_RINGS: Final = 32  # ring documents in one answer
 # ring versions of one signer, without those that only take members out
 _RING_RATES: Final = (Rate(count=30, seconds=3600), Rate(count=100, seconds=86_400))
+
+_WORD_RATE: Final = Rate(count=10, seconds=600)  # words of one companion; a claim is free
+_CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +124,10 @@ def read_ring(after: int) -> Operation:
             raise not_found()
         documents = accounts.rings_after(call.db, account, after, MAX_RINGS)
         rings = [base64url(document) for document in documents]
-        return Answer(body={"version": head.version, "hash": base64url(head.hash), "rings": rings})
+        words = [{"by": by, "word": base64url(word)} for by, word in accounts.words(call.db, account)]
+        return Answer(
+            body={"version": head.version, "hash": base64url(head.hash), "rings": rings, "words": words}
+        )
 
     return operation
 
@@ -149,6 +156,31 @@ def append_ring(body: RingBody) -> Operation:
         )
 
     return operation
+
+
+def give_word(body: WordBody) -> Operation:
+    document = body.parse()
+
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        _spend(call, companion.name, "words", _WORD_RATE)
+        accounts.give_word(call.db, companion, document, call.now)
+        return Answer(body={})
+
+    return operation
+
+
+def call_for_words(call: Call) -> Answer:
+    """Ask all companions of the calling device's account for a word."""
+    device = call.member(Role.DEVICE)
+    _spend(call, device.name, "calls for words", _CALL_RATE)
+    called = accounts.call_for_words(call.db, device.account)
+    return Answer(body={}, status=202, topics=frozenset(map(inbox_topic, called)))
+
+
+def _spend(call: Call, member: str, what: str, rate: Rate) -> None:
+    left = store.spent(call.db, member).get(what)
+    store.spend(call.db, member, {what: rate.take(left, call.now)})
 
 
 # Invitations and introductions
@@ -351,9 +383,10 @@ def read_inbox(cursor: str | None) -> Operation:
                 store.save(call.db, request)
             if request.version != stored.version:
                 topics |= concerned([request])
-        new_cursor = _cursor(items)
+        word_wanted = accounts.word_wanted(call.db, companion.name)
+        new_cursor = _cursor(items, word_wanted=word_wanted)
         return Answer(
-            body={"cursor": new_cursor, "requests": items},
+            body={"cursor": new_cursor, "requests": items, "word_wanted": word_wanted},
             news=new_cursor != cursor,
             changes_at=changes_at,
             topics=topics - {inbox_topic(companion.name)},
@@ -461,7 +494,8 @@ def _item(request: Request, sealed: bytes) -> dict[str, Any]:
     }
 
 
-def _cursor(items: list[dict[str, Any]]) -> str:
+def _cursor(items: list[dict[str, Any]], *, word_wanted: bool) -> str:
     """A hash of the content, which needs no counter and survives restarts."""
     content = ";".join(f"{item['device']} {item['id']} {item['version']}" for item in items)
+    content += ";word" if word_wanted else ""
     return base64url(hashlib.sha256(content.encode()).digest()[:16])

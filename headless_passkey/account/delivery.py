@@ -6,21 +6,27 @@ import re
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
-from headless_passkey.ceremony import Ask, Progress
-from headless_passkey.errors import LocalProtocolError, TransportError, TrustError, TrustReason
+from headless_passkey.ceremony import Ask, Progress, Unconfirmed
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    LocalProtocolError,
+    TransportError,
+    TrustError,
+    TrustReason,
+)
 from headless_passkey.hybrid.fido_url import FidoUrl
-from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
 from headless_passkey.trust.device_checks import check_claim
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
+from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, unconfirmed, withheld
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim
@@ -60,9 +66,22 @@ class RelayDelivery:
 
     needs_claim: Final = True
 
-    def __init__(self, relay: RelayClient, state: Path, *, clock: Callable[[], float] = time.time) -> None:
-        """state: the device's state directory, whose rings are updated before each request."""
+    def __init__(
+        self,
+        relay: RelayClient,
+        state: Path,
+        *,
+        require_witness: int | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """state: the device's state directory, whose rings are updated before each request.
+
+        require_witness: days after which a membership that no companion has confirmed is refused (`unconfirmed-ring`); None:
+        it is told only.
+        """
         self._relay, self._state, self._clock = relay, state, clock
+        self._require_witness = require_witness
+        self._unconfirmed: Unconfirmed | None = None
         self._request_id: bytes | None = None  # of the current or last request
         self._enrolment: Enrolment | None = None
         self._companions: dict[str, Member] = {}
@@ -73,19 +92,24 @@ class RelayDelivery:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, state: Path, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[Self]:
+    async def connect(
+        cls, state: Path, *, tls: ssl.SSLContext | None = None, require_witness: int | None = None
+    ) -> AsyncIterator[Self]:
         """Open a delivery through the relay of this device's account, with a connection of its own.
 
         state: of a device that has joined; else `NotEnrolled`. tls: whom to believe, None for the system's roots.
+        require_witness: as the constructor takes it.
         """
         joined = enrolment.load(state)
         async with open_session(tls) as http:
-            yield cls(RelayClient(ProvenHttp(http, joined.relay_url, joined.key)), state)
+            relay = RelayClient(ProvenHttp(http, joined.relay_url, joined.key))
+            yield cls(relay, state, require_witness=require_witness)
 
     async def recipients(self) -> Sequence[str]:
         """Update the rings; returns the account's companions, all of them."""
         self._refuse_a_second()
         self._enrolment = await enrolment.refresh(self._state, self._relay)
+        await self._look_for_a_witness()
         companions = [
             member
             for member in self._enrolment.chain.head.companions
@@ -95,6 +119,23 @@ class RelayDelivery:
         if not self._companions:
             raise TrustError(TrustReason.NOT_A_MEMBER, "the account has no companion this device can seal to")
         return tuple(self._companions)
+
+    async def _look_for_a_witness(self) -> None:
+        """Note a membership that no companion has confirmed for a week, and ask for words; refuse it where that is asked for."""
+        now, witness = self._clock(), next(iter(self._joined.witnesses), None)
+        self._unconfirmed = None
+        days = self._require_witness
+        required = UNCONFIRMED_AFTER if days is None else min(UNCONFIRMED_AFTER, days * DAY)
+        if witness is None or not witness.is_silent(now, after=required):
+            return
+        with suppress(HeadlessPasskeyError):  # it is asked again with the next request
+            await self._relay.call_for_words()
+        if days is not None and witness.is_silent(now, after=days * DAY):
+            raise unconfirmed(witness, now)
+        if witness.is_silent(now):
+            self._unconfirmed = Unconfirmed(
+                companion=witness.member.name, label=witness.member.label, days=witness.days(now)
+            )
 
     async def submit(self, ask: Ask, urls: Mapping[str, FidoUrl], *, lifetime: float) -> None:
         joined = self._joined
@@ -111,6 +152,7 @@ class RelayDelivery:
                 ring=joined.chain.head,
                 device=joined.name,
                 request_id=request_id,
+                confirmed=joined.confirmed,
                 now=self._clock(),
                 lifetime=seconds,
                 kind=ask.kind,
@@ -147,6 +189,7 @@ class RelayDelivery:
                         state=status.state,
                         claimed_by=claimed_by,
                         refusals=status.refusals(self._label),
+                        unconfirmed=self._unconfirmed,
                     )
                     error = status.error(self._label)
                     if error is not None:
@@ -192,11 +235,7 @@ class RelayDelivery:
         if not self._joined.chain.agrees(version, ring_hash):
             self._enrolment = await enrolment.refresh(self._state, self._relay)
             if not self._joined.chain.agrees(version, ring_hash):
-                raise TrustError(
-                    TrustReason.WITHHELD_RING,
-                    f"the relay shows no ring version {version}, and there is one",
-                    advice=mend(TrustReason.WITHHELD_RING),
-                )
+                raise withheld(version)
 
     def _check_still_there(self, companion: str) -> None:
         """Check that the companion holds the key that was sealed to, and that this device is still a member."""

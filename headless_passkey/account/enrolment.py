@@ -62,6 +62,7 @@ from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, file_members
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
+from headless_passkey.trust.freshness import Witness, witnesses
 from headless_passkey.trust.invitation import (
     LIFETIME,
     MAC_SIZE,
@@ -89,6 +90,9 @@ class Enrolment:
     key: SoftwareSigningKey = field(repr=False)
     relay_url: str
     chain: RingChain = field(repr=False)
+    words: Mapping[str, int] = field(
+        default_factory=dict
+    )  # time of each companion's newest word, by its name
     rp_id: str | None = None  # the one relying party that this device is pinned to; None: as in the ring
     origin: str | None = None
 
@@ -116,6 +120,25 @@ class Enrolment:
     @property
     def label(self) -> str:
         return self.member.label
+
+    @property
+    def witnesses(self) -> tuple[Witness, ...]:
+        """The companions whose words confirm the newest ring, who spoke last first; none where there is one companion."""
+        return witnesses(self.chain, self.words)
+
+    @property
+    def confirmed(self) -> int:
+        """The older time of the two newest witnesses, else this device's joining, for its envelopes."""
+        newest = self.witnesses[:2]
+        return newest[-1].at if newest else self.member.joined
+
+    def with_news(self, chain: RingChain, words: Mapping[str, int]) -> "Enrolment":
+        """The enrolment after an answer of the relay, from `MemberClient.catch_up`. Words that it takes back count on."""
+        longer = chain if chain.head.version > self.chain.head.version else self.chain
+        heard = {**self.words, **words}
+        companions = {member.name for member in longer.head.companions}
+        newest = {name: max(at, self.words.get(name, 0)) for name, at in heard.items() if name in companions}
+        return replace(self, chain=longer, words=newest)
 
     def check_rp(self, *, rp_id: str, origin: str) -> None:
         """Refuse a relying party that this device may not ask for, by its ring or its own pins (T4)."""
@@ -196,24 +219,24 @@ async def join(
 
 
 async def refresh(state: Path, relay: RelayClient) -> Enrolment:
-    """Fetch, verify and store newer rings; returns the updated enrolment.
+    """Fetch, verify and store newer rings and words; returns the updated enrolment.
 
-    `TrustError` (forked-ring) when they do not extend our chain, which is then unchanged. After a fork, such as a reset of
-    the account, the device must leave and join again.
+    `TrustError` (forked-ring, withheld-ring) as from `MemberClient.catch_up`; what is stored is then unchanged. After a
+    fork, such as a reset of the account, the device must leave and join again.
     """
     enrolment = load(state)
-    chain = await relay.bring_up_to_date(enrolment.chain)
-    if chain == enrolment.chain:
+    chain, words = await relay.catch_up(enrolment.chain)
+    if enrolment.with_news(chain, words) == enrolment:
         return enrolment
     async with lock_within(state / FILE_NAME):
         current = load(state)
         if current.key.public_key != enrolment.key.public_key:
             raise _not_enrolled("this device left its account meanwhile")
-        if current.chain.head.version < chain.head.version:
-            current = replace(current, chain=chain)
-            _write(state, current)
-    logger.info("the account's ring is version %d now", current.chain.head.version)
-    return current
+        newer = current.with_news(chain, words)
+        if newer != current:
+            _write(state, newer)
+    logger.info("the account's ring is version %d now", newer.chain.head.version)
+    return newer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -344,9 +367,17 @@ def _parse(members: Members) -> Enrolment | _Joining:
         key=key,
         relay_url=check_relay_url(members.text("relay_url", MAX_RELAY_URL)),
         chain=RingChain.restore(documents),
+        words=_kept_words(members),
         rp_id=rp_id,
         origin=origin,
     )
+
+
+def _kept_words(members: Members) -> dict[str, int]:
+    words = members.mapping("words")
+    if not all(type(at) is int and at >= 0 for at in words.values()):
+        raise RemoteProtocolError(f"{FILE_NAME}: words have times", reason=ProtocolReason.MALFORMED_DOCUMENT)
+    return words
 
 
 def _write(state: Path, kept: Enrolment | _Joining) -> None:
@@ -369,5 +400,6 @@ def _write(state: Path, kept: Enrolment | _Joining) -> None:
             "state": "joined",
             "relay_url": kept.relay_url,
             "rings": [base64url(document) for document in kept.chain.documents],
+            "words": dict(kept.words),
         }
     write_private(state / FILE_NAME, json.dumps(values, indent=1).encode())

@@ -29,12 +29,14 @@ from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.freshness import hear, withheld
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.trust.word import MAX_WORD
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
+_MAX_WORDS: Final = 64  # more than an account has companions
 _QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
 
 
@@ -155,22 +157,37 @@ class MemberClient:
         async with open_session(tls) as session:
             yield cls(ProvenHttp(session, url, key, clock=clock))
 
-    async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
-        """Fetch and verify the relay's newer rings; `TrustError` (forked-ring) when they do not extend `chain`.
+    async def catch_up(
+        self, chain: RingChain, *, patience: float = PATIENCE
+    ) -> tuple[RingChain, Mapping[str, int]]:
+        """Fetch and verify the relay's newer rings; returns our chain with them, and the newest word's time of each companion.
 
-        `TrustError` (not-a-member) when the relay no longer knows this key.
+        `TrustError` (forked-ring) when the rings do not extend `chain`, or a companion holds another ring than we do;
+        (withheld-ring) when a companion holds one that the relay does not show; (not-a-member) when the relay no longer
+        knows this key.
         """
+        looked_again = False
         while True:
             with self._known():
                 answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
             longer = chain.extend(map(_ring_document, answer.items("rings")), now=self._http.now())
             if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
-                return longer
-            if longer.head is chain.head:
+                words = hear(_words(answer), longer, now=self._http.now())
+                if words.ahead is None:
+                    return longer, words.at
+                if looked_again:
+                    raise withheld(words.ahead)
+                looked_again = True  # its ring may have been appended meanwhile
+            elif longer.head is chain.head:
                 raise RemoteProtocolError(
                     "the relay names a ring that it does not show", reason=ProtocolReason.CONTRADICTION
                 )
             chain = longer
+
+    async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
+        """As `catch_up`, without the words."""
+        longer, _ = await self.catch_up(chain, patience=patience)
+        return longer
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
         """Send the introduction with the invitation's ticket. Idempotent.
@@ -291,6 +308,11 @@ class RelayClient(MemberClient):
             elif time.monotonic() < asked + _QUICK:
                 await self._sleep(_QUICK * (1 + self._chance()))
 
+    async def call_for_words(self) -> None:
+        """Ask the companions for their words, with their next call; the answer comes with a later ring answer."""
+        with self._known():
+            await self._http.post("/v1/words/call", {}, patience=0)
+
     async def report(self, request_id: bytes, event: DeviceEvent, reason: str | None = None) -> RequestStatus:
         """Report the end of a request. reason: at most 64 of [a-z0-9-].
 
@@ -322,6 +344,14 @@ def request_state(members: Members) -> RequestState:
 
 def _request_path(request_id: bytes) -> str:
     return f"/v1/requests/{base64url(request_id)}"
+
+
+def _words(answer: Members) -> list[tuple[str, bytes]]:
+    """The words of a ring answer, with the names of their signers."""
+    return [
+        (word.text("by", 64), word.octets("word", 1, MAX_WORD))
+        for word in answer.objects("words", _MAX_WORDS)
+    ]
 
 
 def _ring_document(item: object) -> bytes:

@@ -17,6 +17,7 @@ from headless_passkey.command.command_line import expand_home, out, progress, re
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
     TransportReason,
+    TrustReason,
     UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
@@ -41,6 +42,7 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 
 _TALK: Final[Mapping[Stage, str]] = {
     Stage.PREPARED: "listening for the phone",
+    Stage.RING_UNCONFIRMED: "no companion has confirmed the account's members for a week",
     Stage.SUBMITTED: "request sent, waiting for approval",
     Stage.DELIVERED: "a companion has the request",
     Stage.CLAIMED: "approved on a companion",
@@ -117,7 +119,14 @@ class Ceremony:
 
     async def _at_relying_party(self, http: aiohttp.ClientSession) -> None:
         args = self._args
-        device = Device(self._state, http=http, radio=self._radio, tunnels=dict(args.tunnel), tls=self._tls)
+        device = Device(
+            self._state,
+            http=http,
+            radio=self._radio,
+            tunnels=dict(args.tunnel),
+            tls=self._tls,
+            require_witness=args.require_witness,
+        )
         asked = Asked(
             kind=self._kind,
             user_name=args.user,
@@ -176,7 +185,8 @@ class Ceremony:
 
     def _relay_delivery(self, http: aiohttp.ClientSession) -> Delivery:
         joined = enrolment.load(self._state)
-        return RelayDelivery(RelayClient(ProvenHttp(http, joined.relay_url, joined.key)), self._state)
+        relay = RelayClient(ProvenHttp(http, joined.relay_url, joined.key))
+        return RelayDelivery(relay, self._state, require_witness=self._args.require_witness)
 
     def _on_report(self, what: str) -> None:
         talk(progress(warning=what) if self._args.json else what)
@@ -191,6 +201,11 @@ class Ceremony:
             talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), **event.detail))
         elif event.refusal is not None:  # printed also without a terminal
             talk(f"{event.elapsed:8.3f} s  {event.refusal} [{event.refusal.reason}]")
+        elif event.stage is Stage.RING_UNCONFIRMED:
+            who, days = printable(event.detail["label"]), event.detail["days"]
+            talk(
+                f'{event.elapsed:8.3f} s  no word from "{who}" for {days} days [{TrustReason.UNCONFIRMED_RING}]'
+            )
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 

@@ -44,6 +44,7 @@ from headless_passkey.webauthn.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
 DEFAULT_STATE: Final = "~/.local/state/headless-passkey"
+MAX_DAYS: Final = 365
 JOIN_TIMEOUT: Final = 600.0  # seconds: as long as an invitation lives
 
 
@@ -415,6 +416,12 @@ def _ceremony_options(parser: SettingsParser) -> None:
         type=_seconds,
         help="seconds from a phone's advert until its secure channel must be open; as --min-rssi",
     )
+    how.add_argument(
+        "--require-witness",
+        metavar="DAYS",
+        type=_days,
+        help="refuse when no other companion than the last one that changed the members has confirmed them for so many days",
+    )
     _tunnel_option(how)
     how.add_argument(
         "--timeout",
@@ -545,7 +552,7 @@ async def _status(args: argparse.Namespace) -> None:
                 "device": joined.name,
                 "label": joined.label,
                 "relay": joined.relay_url,
-                "ring": {"version": ring.version, "hash": ring.hash.hex()},
+                "ring": {"version": ring.version, "hash": ring.hash.hex(), "number": ring.number},
                 "members": [
                     {"name": member.name, "role": member.role, "label": member.label}
                     for member in ring.members
@@ -553,6 +560,10 @@ async def _status(args: argparse.Namespace) -> None:
                 "keys": {
                     origin: thumbprint(key.public_key) for origin, key in KeyStore(_state(args)).all().items()
                 },
+                "witnesses": [
+                    {"name": each.member.name, "label": each.member.label, "at": each.at}
+                    for each in joined.witnesses
+                ],
                 "users": [
                     {"rp_id": rp_id, **user.to_json()} for rp_id, pinned in users.items() for user in pinned
                 ],
@@ -615,6 +626,12 @@ async def _tunnel_domain(args: argparse.Namespace) -> None:
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 9):
         raise argparse.ArgumentTypeError("expected a whole number")
+    return int(text)
+
+
+def _days(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:5]) <= MAX_DAYS):
+        raise argparse.ArgumentTypeError(f"expected 1 to {MAX_DAYS} days")
     return int(text)
 
 

@@ -51,7 +51,7 @@ function _shtab_headless_passkey_using
 end
 
 set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users add' 'users forget' doctor inspect tunnel-domain completion
-set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --rp --rp-id --scan --state --timeout --tunnel --user
+set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --require-witness --rp --rp-id --scan --state --timeout --tunnel --user
 
 complete -c headless-passkey -e
 complete -c headless-passkey -f
@@ -102,6 +102,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l radio
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l scan -xka "active passive" -d 'passive only listens: less power, where the Bluetooth service can do it (default: active)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l min-rssi -x -d 'do not hear adverts weaker than this, such as -70; makes relaying harder, proves nothing'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l join-within -x -d 'seconds from a phone'"'"'s advert until its secure channel must be open; as --min-rssi'
+complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l require-witness -x -d 'refuse when no other companion than the last one that changed the members has confirmed them for so many days'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l tunnel -x -d 'the tunnel service of domain number N; repeatable'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l timeout -x -d 'deadline in seconds (default: 420)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l note -x -d 'a line to show on the companion'
@@ -128,6 +129,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l radi
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l scan -xka "active passive" -d 'passive only listens: less power, where the Bluetooth service can do it (default: active)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l min-rssi -x -d 'do not hear adverts weaker than this, such as -70; makes relaying harder, proves nothing'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l join-within -x -d 'seconds from a phone'"'"'s advert until its secure channel must be open; as --min-rssi'
+complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l require-witness -x -d 'refuse when no other companion than the last one that changed the members has confirmed them for so many days'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l tunnel -x -d 'the tunnel service of domain number N; repeatable'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l timeout -x -d 'deadline in seconds (default: 420)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l note -x -d 'a line to show on the companion'

@@ -8,7 +8,7 @@ import os
 import ssl
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from headless_passkey.rp.key_store import is_key_file
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.rp.users import all_users, is_users_file
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.freshness import unconfirmed
 
 TOLERANCE: Final = 60  # seconds by which our clock may differ from the relay's (docs/protocol/relay.md)
 NOTEWORTHY: Final = 20  # seconds of difference that give a warning
@@ -176,7 +177,7 @@ async def _examine_relay(
             ahead = None if answer.date is None else clock() - answer.date
             relay = RelayClient(ProvenHttp(session, url, enrolled.key, clock=clock))
             async with asyncio.timeout(LIMIT):
-                chain = await relay.bring_up_to_date(enrolled.chain, patience=0)
+                chain, words = await relay.catch_up(enrolled.chain, patience=0)
         except TrustError as error:
             return _refused(error, url, ahead)
         except ProblemAnswer as problem:
@@ -189,7 +190,7 @@ async def _examine_relay(
                 f"{host}{Way(url).through} does not answer in time", reason=TransportReason.UNREACHABLE
             )
             return _relay_failed(slow, url, clock())
-    return [_answers(url), _clock(ahead), _membership(enrolled, chain)]
+    return [_answers(url), _clock(ahead), _membership(enrolled, chain, words, clock())]
 
 
 def _refused(error: TrustError, url: str, ahead: float | None) -> list[Finding]:
@@ -235,11 +236,14 @@ def _clock(ahead: float | None) -> Finding:
     return Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, said), status=Status.WARNING)
 
 
-def _membership(enrolled: Enrolment, chain: RingChain) -> Finding:
+def _membership(enrolled: Enrolment, chain: RingChain, words: Mapping[str, int], now: float) -> Finding:
     ring = chain.head
     if ring.member(enrolled.name) is None:
         removed = TrustError(TrustReason.NOT_A_MEMBER, "this device was removed from the account")
         return Finding.of(Check.MEMBERSHIP, removed)
+    witness = next(iter(enrolled.with_news(chain, words).witnesses), None)
+    if witness is not None and witness.is_silent(now):
+        return Finding.of(Check.MEMBERSHIP, unconfirmed(witness, now), status=Status.WARNING)
     companions = len(ring.companions)
     newer = ""
     if ring.version > enrolled.chain.head.version:

@@ -12,9 +12,11 @@ from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
 from headless_passkey.mends import clock_skew, mend
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
+from headless_passkey.trust.freshness import withheld
 from headless_passkey.trust.hpke import HpkePrivateKey
 from headless_passkey.trust.ring import MAX_SKEW, Member, Role
 
+TELLING_TIME: Final = 600  # seconds after which a device that asks knows of a ring
 MAX_URL_AGE: Final = 300  # seconds
 MAX_URL_LENGTH: Final = 512  # characters; ours have about 170
 
@@ -77,6 +79,14 @@ def usable_until(announcement: Announcement) -> int:
     return times_end if made is None else min(times_end, made + MAX_URL_AGE)
 
 
+def untold_ring(announcement: Announcement, chain: RingChain) -> int | None:
+    """The version of a ring that the relay had had for a while and that the device did not know; None without one."""
+    later = next((ring for ring in chain.rings if ring.version == announcement.ring_version + 1), None)
+    if later is None or later.issued + TELLING_TIME >= announcement.issued:
+        return None
+    return later.version
+
+
 def _device_in_ring(chain: RingChain, name: str) -> Member:
     member = chain.head.member(name)
     if member is None or member.role is not Role.DEVICE:
@@ -106,6 +116,13 @@ def _clock_skew(what: str) -> TrustError:
 def _check_ring(announcement: Announcement, chain: RingChain) -> None:
     """Check that the device used our ring or an earlier one, and that no member or key that it used was removed since."""
     ring = chain.ancestor(announcement.ring_version, announcement.ring_hash)
+    if ring is None and announcement.ring_version > chain.head.version:
+        raise withheld(announcement.ring_version)
+    if ring is None and announcement.ring_version >= chain.rings[0].version:
+        raise TrustError(
+            TrustReason.FORKED_RING,
+            f"the device sealed from another ring version {announcement.ring_version} than we hold",
+        )
     if ring is None:
         raise TrustError(
             TrustReason.STALE_RING,

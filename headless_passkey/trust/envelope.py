@@ -3,7 +3,7 @@
     envelope  = HPKE seal to the recipient, info, of body || signature (64 bytes)
     info      = [label, suite, account, request id, device, recipient, HPKE key name]
     body      = [label, account, request id, device, recipient, HPKE key name, suite, ring version, ring hash,
-                 issued, expires, kind, FIDO URL, rp id, rp name | null, note | null, match digits | null]
+                 confirmed, issued, expires, kind, FIDO URL, rp id, rp name | null, note | null, match digits | null]
 
 The device signs, then seals; the signature covers recipient and request id. So nobody can send an envelope to another
 recipient or under another request id, and knowledge of the recipient's key is not enough to make one. Opening has two
@@ -34,7 +34,7 @@ from headless_passkey.trust.hpke import HpkePrivateKey, seal_to
 from headless_passkey.trust.ring import HpkeKey, Member, Ring
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_document, thumbprint, verify
 
-ENVELOPE_LABEL: Final = f"{PROJECT} envelope v1"
+ENVELOPE_LABEL: Final = f"{PROJECT} envelope v2"
 REQUEST_ID_SIZE: Final = 16
 MAX_LIFETIME: Final = 300  # seconds; a limit of the format
 MAX_SEALED: Final = 3072  # bytes, the relay's limit
@@ -55,6 +55,7 @@ class Announcement:
     suite: int
     ring_version: int  # of the ring the device took the recipient from
     ring_hash: bytes  # 32 bytes
+    confirmed: int  # Unix seconds: when two companions, or as many as there are, had confirmed that ring
     issued: int  # Unix seconds by the device's clock
     expires: int  # at most 300 s after issued
     kind: RequestKind  # GET_ASSERTION or MAKE_CREDENTIAL
@@ -72,6 +73,7 @@ class Announcement:
         ring: Ring,
         device: str,
         request_id: bytes,
+        confirmed: int,
         now: float,
         lifetime: int,
         kind: RequestKind,
@@ -98,6 +100,7 @@ class Announcement:
             suite=recipient.hpke_key.suite,
             ring_version=ring.version,
             ring_hash=ring.hash,
+            confirmed=confirmed,
             issued=int(now),
             expires=int(now) + lifetime,
             kind=kind,
@@ -230,6 +233,7 @@ def _encode(said: Announcement) -> bytes:
             said.suite,
             said.ring_version,
             said.ring_hash,
+            said.confirmed,
             said.issued,
             said.expires,
             said.kind,
@@ -243,14 +247,14 @@ def _encode(said: Announcement) -> bytes:
 
 
 def _parse(body: bytes) -> Announcement:
-    fields = Fields.of(body, ENVELOPE_LABEL, 16, limit=MAX_SEALED)
+    fields = Fields.of(body, ENVELOPE_LABEL, 17, limit=MAX_SEALED)
     account = fields.account()
     request_id = fields.octets(REQUEST_ID_SIZE)
     device, recipient = fields.name(), fields.name()
     hpke_key_name = fields.octets(32)
     suite = fields.integer(1, 0xFFFF)
     ring_version, ring_hash = fields.integer(1, _MAX_VERSION), fields.octets(32)
-    issued, expires = fields.time(), fields.time()
+    confirmed, issued, expires = fields.time(), fields.time(), fields.time()
     if not 0 < expires - issued <= MAX_LIFETIME:
         raise RemoteProtocolError(
             f"an envelope lives 1 to {MAX_LIFETIME} s, not {expires - issued}",
@@ -281,6 +285,7 @@ def _parse(body: bytes) -> Announcement:
         suite=suite,
         ring_version=ring_version,
         ring_hash=ring_hash,
+        confirmed=confirmed,
         issued=issued,
         expires=expires,
         kind=RequestKind(kind),

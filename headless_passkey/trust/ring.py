@@ -242,6 +242,12 @@ class Ring:
         """The ring's hash, 32 bytes: SHA-256 of the body, without the signature."""
         return document_hash(self.document)
 
+    @property
+    def number(self) -> str:
+        """Eighteen digits of the hash, in groups of three, which a person compares on two members' screens."""
+        digits = f"{int.from_bytes(self.hash[:8]) % 10**18:018}"
+        return " ".join(digits[start : start + 3] for start in range(0, 18, 3))
+
     def member(self, name: str) -> Member | None:
         return next((member for member in self.members if member.name == name), None)
 

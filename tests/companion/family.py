@@ -34,6 +34,7 @@ class Frame:
             "ring": self.home.ring,
             "device": self.caller.name,
             "request_id": request_id,
+            "confirmed": now,
             "now": now,
             "lifetime": 300,
             "kind": kind,

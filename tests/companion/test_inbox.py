@@ -32,8 +32,9 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.text.base64url import base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.word import Word
 from tests.companion.family import Companion, Frame, Hands, awake_again, enrolled
 from tests.relay.household import Household, Relay, claimer
 from tests.trust.people import device, forge, grow, reseal
@@ -726,7 +727,7 @@ async def test_a_relay_that_goes_away_between_is_asked_again_and_nothing_is_refu
         raise TransportError("gone", reason=TransportReason.UNREACHABLE)
 
     with monkeypatch.context() as gone:
-        gone.setattr(anna.inbox._relay, "bring_up_to_date", away)
+        gone.setattr(anna.inbox._relay, "catch_up", away)
         with pytest.raises(TransportError):
             await anna.inbox.poll()
     assert anna.refusals == []
@@ -821,7 +822,7 @@ async def test_a_forked_ring_refuses_what_comes_with_it(
     forked = forge(home.ring, stranger, *members, stranger)
     request_id = new_request_id()
     async with rogue_relay(anna, home) as rogue:
-        rogue.rings = {"version": 3, "hash": base64url(bytes(32)), "rings": [base64url(forked)]}
+        rogue.rings = {"version": 3, "hash": base64url(bytes(32)), "rings": [base64url(forked)], "words": []}
         rogue.list(frame.caller.name, request_id, frame.seal(anna.caller.person, request_id))
         async with rogue.companion() as companion:
             await companion.inbox.poll()
@@ -924,7 +925,7 @@ class RogueRelay:
 
     def __init__(self, anna: Companion, home: Household, url: str, folder: Path) -> None:
         ring = home.ring
-        self.rings: Any = {"version": ring.version, "hash": base64url(ring.hash), "rings": []}
+        self.rings: Any = {"version": ring.version, "hash": base64url(ring.hash), "rings": [], "words": []}
         self.inbox: Any = {"cursor": "c", "requests": []}
         self.events: list[Any] = []
         self.asked = 0
@@ -956,6 +957,8 @@ class RogueRelay:
         if request.path == "/v1/inbox":
             self.asked += 1
             return web.json_response(self.inbox)
+        if request.path == "/v1/word":
+            return web.json_response({})
         event = json.loads(await request.text())
         self.events.append(event)
         return web.json_response(
@@ -980,3 +983,97 @@ async def rogue_relay(anna: Companion, home: Household) -> AsyncIterator[RogueRe
         await runner.cleanup()
         listening.close()
         shutil.rmtree(folder)
+
+
+# Words
+
+
+async def test_a_companion_says_which_ring_it_holds_at_first_and_once_a_day(
+    anna: Companion, home: Household, relay: Relay
+) -> None:
+    await anna.inbox.poll()
+    first = await words(home)
+    assert {by: word.ring_hash for by, word in first.items()} == {anna.caller.name: home.ring.hash}
+    relay.clock.ahead += 3600
+    await anna.inbox.poll()
+    assert await words(home) == first
+    relay.clock.ahead += 86_400
+    await anna.inbox.poll()
+    assert (await words(home))[anna.caller.name].at >= first[anna.caller.name].at + 86_400
+
+
+async def test_a_companion_gives_its_word_when_it_is_asked_and_at_most_once_a_minute(
+    anna: Companion, home: Household, relay: Relay
+) -> None:
+    await anna.inbox.poll()
+    first = (await words(home))[anna.caller.name].at
+    await home.devices[0].post("/v1/words/call", {})
+    relay.clock.ahead += 59
+    await anna.inbox.poll()
+    assert (await words(home))[anna.caller.name].at == first
+    relay.clock.ahead += 2
+    await anna.inbox.poll()
+    assert (await words(home))[anna.caller.name].at > first
+
+
+@pytest.mark.threat("T2")
+async def test_a_companion_that_adopted_a_ring_says_so(
+    anna: Companion, frame: Frame, home: Household, relay: Relay
+) -> None:
+    await anna.inbox.poll()
+    ring = await home.append(*(each.person for each in (*home.companions, *home.devices)))
+    relay.clock.ahead += 61
+    await frame.ask(anna.caller)
+    await anna.inbox.poll()
+    assert (await words(home))[anna.caller.name].ring_hash == ring.hash
+
+
+@pytest.mark.threat("T2")
+async def test_a_companion_warns_when_no_other_one_has_given_a_word_for_a_week(
+    anna: Companion, home: Household, relay: Relay
+) -> None:
+    relay.clock.ahead += 7 * 86_400 + 60
+    await anna.inbox.poll()
+    assert [notice.message for notice in anna.notices if notice.kind is NoticeKind.RING_UNCONFIRMED] == (
+        ['no word from "phone 1" for 7 days'] if home.ring.signer == anna.caller.name else []
+    )
+
+
+@pytest.mark.threat("T2")
+async def test_a_device_that_was_not_told_of_a_ring_is_named_and_may_go_on(
+    anna: Companion, frame: Frame, home: Household
+) -> None:
+    before = home.ring
+    await home.append(*(each.person for each in (*home.companions, *home.devices)))
+    label, ahead = home.devices[0].person.label, home.ring.issued + 601
+    await frame.ask(anna.caller, ring=before, now=ahead - 500)
+    await anna.inbox.poll()
+    assert NoticeKind.DEVICE_BEHIND not in anna.kinds
+    anna.caller.clock.ahead += 601
+    await frame.ask(anna.caller, ring=before, now=ahead)
+    await anna.inbox.poll()
+    (behind,) = (notice for notice in anna.notices if notice.kind is NoticeKind.DEVICE_BEHIND)
+    assert behind.message == f'the relay has not told "{label}" of ring version {home.ring.version}'
+    assert len(anna.inbox.pending) == 1
+    assert anna.refusals == []
+
+
+@pytest.mark.threat("T2")
+async def test_a_device_whose_membership_nobody_has_confirmed_for_a_week_is_named(
+    anna: Companion, frame: Frame
+) -> None:
+    now = int(anna.caller.clock())
+    await frame.ask(anna.caller, confirmed=now - 9 * 86_400)
+    await anna.inbox.poll()
+    (told,) = (notice for notice in anna.notices if notice.kind is NoticeKind.RING_UNCONFIRMED)
+    assert "no word that confirms the membership for 9 days" in told.message
+    assert len(anna.inbox.pending) == 1
+
+
+async def words(home: Household) -> dict[str, Word]:
+    """What the relay hands out, by signer."""
+    body = (await home.devices[0].get("/v1/ring")).body
+    members = {member.name: member for member in home.ring.members}
+    return {
+        each["by"]: Word.parse(from_base64url(each["word"]), by=members[each["by"]]) for each in body["words"]
+    }

@@ -414,7 +414,7 @@ async def test_members_are_shown_as_last_seen_when_the_relay_is_away(
     async def away(*_: Any, **__: Any) -> Any:
         raise RemoteProtocolError("not a relay", reason=ProtocolReason.MALFORMED_ANSWER)
 
-    monkeypatch.setattr(CompanionRelay, "bring_up_to_date", away)
+    monkeypatch.setattr(CompanionRelay, "catch_up", away)
     ring, why = await first.membership.members()
     assert ring.version == 1
     assert isinstance(why, RemoteProtocolError)

@@ -24,6 +24,7 @@ from headless_passkey.ceremony import (
     Settled,
     Stage,
     StageEvent,
+    Unconfirmed,
     run_ceremony,
 )
 from headless_passkey.errors import (
@@ -872,6 +873,19 @@ async def test_a_companion_that_refuses_while_its_phone_is_connected_ends_the_ce
     await answering
 
 
+@pytest.mark.threat("T2")
+async def test_a_membership_that_nobody_confirmed_is_told_once(bench: Bench) -> None:
+    events: list[StageEvent] = []
+    silent = Unconfirmed(companion="tablet", label="the tablet", days=9)
+    for state in (RequestState.PENDING, RequestState.DELIVERED):
+        bench.carrier.states.put_nowait(Progress(state=state, unconfirmed=silent))
+    bench.carrier.states.put_nowait(NotApproved(Outcome.DECLINED, "over"))
+    with pytest.raises(NotApproved):
+        await bench.sign_in(on_stage=events.append)
+    (told,) = (event for event in events if event.stage is Stage.RING_UNCONFIRMED)
+    assert told.detail == {"companion": "tablet", "label": "the tablet", "days": 9}
+
+
 # The claim, where the delivery knows of claims
 
 
@@ -1085,7 +1099,7 @@ async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transpo
         await asyncio.gather(bench.sign_in(), gone())
 
 
-WITH_RELAY = (Stage.DELIVERED, Stage.CLAIMED, Stage.REFUSED, Stage.OPENED)
+WITH_RELAY = (Stage.RING_UNCONFIRMED, Stage.DELIVERED, Stage.CLAIMED, Stage.REFUSED, Stage.OPENED)
 CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTEMPT_FAILED, Stage.COMPLETED)]
 
 

@@ -13,7 +13,7 @@ from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
-from headless_passkey.ceremony import Ask, Progress
+from headless_passkey.ceremony import Ask, Progress, Unconfirmed
 from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
@@ -28,7 +28,7 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
 from headless_passkey.trust.ring import Ring
@@ -150,6 +150,62 @@ async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> No
         assert (first.state, first.claimed_by) == ("opened", phone.name)
         await delivery.finish(DeviceEvent.COMPLETED)
         assert (await frame.status(item["id"]))["state"] == "completed"
+
+
+# Witnesses
+
+
+@pytest.mark.threat("T2")
+async def test_a_membership_that_nobody_has_confirmed_for_a_week_is_told_and_words_are_asked_for(
+    tmp_path: Path,
+) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        one, two = home.companions
+        joined = home.ring.members[1].joined
+        delivery._clock = lambda: joined + 7 * 86_400
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        async with contextlib.aclosing(delivery.progress()) as states:
+            assert (await anext(states)).unconfirmed is None
+        await delivery.finish(DeviceEvent.CANCELLED)
+        assert not (await two.get("/v1/inbox")).body["word_wanted"]
+        delivery._clock = lambda: joined + 9 * 86_400
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        async with contextlib.aclosing(delivery.progress()) as states:
+            told = (await anext(states)).unconfirmed
+        assert told == Unconfirmed(companion=two.name, label=two.person.label, days=9)
+        assert (await two.get("/v1/inbox")).body["word_wanted"]
+        await delivery.finish(DeviceEvent.CANCELLED)
+        word = Word.give(two.person.key, ring=home.ring, now=time.time())
+        await two.put("/v1/word", {"word": base64url(word.document)})
+        delivery._clock = lambda: word.at + 7 * 86_400
+        await delivery.recipients()
+        assert delivery._unconfirmed is None
+        assert enrolment.load(tmp_path / "state").words == {two.name: word.at}
+        assert one.name == home.ring.signer
+
+
+@pytest.mark.threat("T2")
+async def test_a_membership_that_nobody_has_confirmed_is_refused_where_a_witness_is_required(
+    tmp_path: Path,
+) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        joined = home.ring.members[1].joined
+        delivery._require_witness = 2
+        delivery._clock = lambda: joined + 2 * 86_400
+        assert len(await delivery.recipients()) == 2
+        delivery._clock = lambda: joined + 2 * 86_400 + 1
+        with refused(TrustReason.UNCONFIRMED_RING, saying="for 2 days"):
+            await delivery.recipients()
+        assert (await home.companions[1].get("/v1/inbox")).body["word_wanted"]
+
+
+@pytest.mark.threat("T2")
+async def test_an_account_with_one_companion_needs_no_witness(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        delivery._require_witness = 1
+        delivery._clock = lambda: home.ring.issued + 90 * 86_400
+        assert len(await delivery.recipients()) == 1
+        assert delivery._unconfirmed is None
 
 
 # Claims, whatever the relay shows

@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,7 +71,8 @@ async def enrolled(relay: household.Relay, home: Household, state: Path) -> Enro
 def at(state: Path, relay_url: str) -> Enrolment:
     """A device that has joined at a relay which is not there to be asked."""
     home = Home()
-    kept = Enrolment(key=home.frame.key, relay_url=relay_url, chain=home.chain)
+    words = {home.tablet.name: AT}
+    kept = Enrolment(key=home.frame.key, relay_url=relay_url, chain=home.chain, words=words)
     private_directory(state)
     enrolment._write(state, kept)
     return kept
@@ -169,7 +171,10 @@ def test_files_that_are_not_this_devices_are_let_be(state: Path) -> None:
     state.mkdir(mode=0o755)
     (state / "passwd").touch(mode=0o644)
     (finding,) = examine_state(state)
-    assert (finding.status, finding.reason) == (Status.WARNING, SetupReason.STATE_EXPOSED)
+    assert (finding.status, finding.error and finding.error.reason) == (
+        Status.WARNING,
+        SetupReason.STATE_EXPOSED,
+    )
     assert finding.mend == mend(SetupReason.STATE_EXPOSED, "directory")
     assert "chmod" not in str(finding.mend)
 
@@ -485,7 +490,7 @@ async def test_a_date_counts_in_the_forms_of_http_alone_wherever_the_device_is(
         if request.path == "/livez":
             return web.Response(headers={"Date": date})
         head = kept.chain.head
-        body = {"version": head.version, "hash": base64url(head.hash), "rings": []}
+        body = {"version": head.version, "hash": base64url(head.hash), "rings": [], "words": []}
         return web.json_response(body)
 
     try:
@@ -509,6 +514,25 @@ async def test_a_clock_that_never_was_set_is_a_problem_without_any_relay(state: 
 
 
 # Membership
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.usefixtures("enrolled")
+async def test_a_membership_that_nobody_has_confirmed_for_a_week_is_told(
+    state: Path, home: Household
+) -> None:
+    enrolled = enrolment.load(state)
+    witness = enrolled.witnesses[0]
+    enrolment._write(state, replace(enrolled, words={witness.member.name: witness.at}))
+    found = await examined(state, clock=lambda: time.time() + 30)
+    assert found[Check.MEMBERSHIP].status is Status.OK
+    finding = account._membership(enrolled, enrolled.chain, {}, witness.at + 9 * 86_400)
+    assert (finding.status, finding.reason) == (Status.WARNING, TrustReason.UNCONFIRMED_RING)
+    assert f'no word from "{witness.member.label}" for 9 days' in finding.message
+    confirmed = account._membership(
+        enrolled, enrolled.chain, {witness.member.name: witness.at + 3 * 86_400}, witness.at + 9 * 86_400
+    )
+    assert confirmed.status is Status.OK
 
 
 @pytest.mark.usefixtures("enrolled")
@@ -547,6 +571,7 @@ async def test_a_relay_whose_newest_ring_is_without_this_device_is_told(
             "version": newest.version,
             "hash": base64url(newest.hash),
             "rings": [base64url(newest.document)],
+            "words": [],
         }
         return web.json_response(body)
 

@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from tests.device.test_proven_http import answer, ok, serving
 from tests.ports import reserved_port
 from tests.relay import household
 from tests.relay.household import Household
-from tests.trust.people import device, forge, grow
+from tests.trust.people import NOW, device, forge, grow
 from tests.trust.refusal import refused
 
 
@@ -532,15 +532,42 @@ async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inv
     ring = head.next(people[0].key, members=[*head.companions[:1], enrolled.member], now=head.issued)
 
     class Leaving(RelayClient):
-        async def bring_up_to_date(self, chain: RingChain, *, patience: float = 0) -> RingChain:
+        async def catch_up(
+            self, chain: RingChain, *, patience: float = 0
+        ) -> tuple[RingChain, Mapping[str, int]]:
             leave(state)
-            return chain.extend([ring.document], now=ring.issued)
+            return chain.extend([ring.document], now=ring.issued), {}
 
     async with open_session(None) as session:
         with pytest.raises(NotEnrolled):
             await refresh(state, Leaving(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
     with pytest.raises(NotEnrolled):
         load(state)
+
+
+@pytest.mark.threat("T2")
+async def test_the_newest_word_of_each_companion_is_kept_whatever_the_relay_takes_back(
+    state: Path, inviter: Inviter
+) -> None:
+    enrolled = await joined(state, inviter)
+    phone = inviter.home.companions[0]
+
+    async def say(at: float) -> Mapping[str, int]:
+        class Saying(RelayClient):
+            async def catch_up(
+                self, chain: RingChain, *, patience: float = 0
+            ) -> tuple[RingChain, Mapping[str, int]]:
+                return chain, {phone.name: int(at)} if at else {}
+
+        async with open_session(None) as session:
+            await refresh(state, Saying(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
+        return load(state).words
+
+    assert load(state).words == {}
+    assert await say(NOW) == {phone.name: NOW}
+    assert await say(NOW + 5) == {phone.name: NOW + 5}
+    assert await say(NOW) == {phone.name: NOW + 5}
+    assert await say(0) == {phone.name: NOW + 5}
 
 
 # What is on disk
@@ -596,6 +623,9 @@ def kept(state: Path, content: bytes) -> Path:
         {"rings": [1]},
         {"rings": ["AAAA"]},
         {"rings": None},
+        {"words": None},
+        {"words": {"phone": "yesterday"}},
+        {"words": {"phone": -1}},
         {"state": 7},
         {"state": "joining"},
         {"rp_id": 7},

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ from headless_passkey.text.members import answer_members
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Introduction, Invitation
-from headless_passkey.trust.ring import Role
+from headless_passkey.trust.ring import Ring, Role
+from headless_passkey.trust.word import Word
 from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
 from tests.relay import household
 from tests.relay.household import Caller, Household, running_relay
@@ -240,10 +242,57 @@ async def test_newer_rings_are_taken_over_however_many(home: Household, frame: R
     assert longer.head.version == chain.head.version + 40
 
 
-def rings(*documents: bytes, version: int, ring_hash: bytes) -> Step:
+def rings(*documents: bytes, version: int, ring_hash: bytes, words: Sequence[Word] = ()) -> Step:
     return ok(
-        version=version, hash=base64url(ring_hash), rings=[base64url(document) for document in documents]
+        version=version,
+        hash=base64url(ring_hash),
+        rings=[base64url(document) for document in documents],
+        words=[{"by": word.by, "word": base64url(word.document)} for word in words],
     )
+
+
+def word_of(who: Person, ring: Ring, *, ago: float = 0) -> Word:
+    return Word.give(who.key, ring=ring, now=time.time() - ago)
+
+
+async def test_words_come_with_the_rings() -> None:
+    said = [word_of(HOME.phone, HOME.ring), word_of(HOME.tablet, HOME.chain.rings[0], ago=1000)]
+    async with lied_to(rings(version=2, ring_hash=HOME.ring.hash, words=said)) as relay:
+        chain, at = await relay.catch_up(HOME.chain)
+    assert chain == HOME.chain
+    assert at == {word.by: word.at for word in said}
+
+
+@pytest.mark.threat("T2")
+async def test_a_ring_that_a_companion_names_and_the_relay_does_not_show_is_withheld() -> None:
+    third = grow(HOME.ring, HOME.phone, HOME.phone, HOME.tablet)
+    withheld = rings(version=2, ring_hash=HOME.ring.hash, words=[word_of(HOME.tablet, third)])
+    async with lied_to(withheld) as relay:
+        with refused(TrustReason.WITHHELD_RING, saying="ring version 3"):
+            await relay.bring_up_to_date(HOME.chain)
+
+
+async def test_a_ring_that_was_appended_between_the_answer_and_the_word_is_fetched() -> None:
+    third = grow(HOME.ring, HOME.phone, HOME.phone, HOME.tablet)
+    words = [word_of(HOME.tablet, third)]
+    steps = [
+        rings(version=2, ring_hash=HOME.ring.hash, words=words),
+        rings(third.document, version=3, ring_hash=third.hash, words=words),
+    ]
+    async with lied_to(*steps) as relay:
+        chain, at = await relay.catch_up(HOME.chain)
+    assert chain.head.hash == third.hash
+    assert at == {words[0].by: words[0].at}
+
+
+@pytest.mark.threat("T2")
+async def test_a_word_of_another_ring_than_ours_is_a_fork() -> None:
+    fork = grow(HOME.chain.rings[0], HOME.phone, HOME.phone, HOME.tablet)
+    async with lied_to(
+        rings(version=2, ring_hash=HOME.ring.hash, words=[word_of(HOME.tablet, fork)])
+    ) as relay:
+        with refused(TrustReason.FORKED_RING):
+            await relay.bring_up_to_date(HOME.chain)
 
 
 @pytest.mark.threat("T2")
@@ -292,8 +341,12 @@ async def test_a_relay_that_is_behind_changes_nothing() -> None:
         {"version": 3, "hash": base64url(bytes(32)), "rings": ["====="]},
         {"version": 3, "hash": base64url(bytes(32)), "rings": ["AAAA"]},
         {"version": 3, "hash": base64url(bytes(32)), "rings": ["A" * 100_000]},
+        {"version": 2, "hash": base64url(HOME.ring.hash), "rings": []},
+        {"version": 2, "hash": base64url(HOME.ring.hash), "rings": [], "words": ["A"]},
+        {"version": 2, "hash": base64url(HOME.ring.hash), "rings": [], "words": [{"by": "x"}]},
+        {"version": 2, "hash": base64url(HOME.ring.hash), "rings": [], "words": [{}] * 65},
     ],
-    ids=range(7),
+    ids=range(11),
 )
 async def test_rings_out_of_shape_are_a_protocol_error(body: dict[str, object]) -> None:
     async with lied_to(ok(**body)) as relay:

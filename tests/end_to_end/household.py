@@ -104,6 +104,17 @@ class Home:
             )
         return inviting.result()
 
+    async def remove(self, who: str) -> None:
+        """The first companion takes `who`, a companion, out of the ring."""
+        me, name = self.identity(self.phone), self.identity(who).keys.name
+        state = CompanionState(self.world.state(self.phone))
+        async with CompanionRelay.connect(
+            self.world.relay, me.keys.signing, tls=trusted(self.world)
+        ) as relay:
+            head = (await relay.bring_up_to_date(state.chain())).head
+            members = [member for member in head.members if member.name != name]
+            assert await relay.append_ring(head.next(me.keys.signing, members=members, now=time.time()))
+
     def membership(self, companion: str) -> Membership:
         return Membership(state=CompanionState(self.world.state(companion)), tls=trusted(self.world))
 

@@ -84,6 +84,7 @@ async def submit(home: Home, relay: RelayClient) -> tuple[bytes, dict[str, str]]
             ring=ring,
             device=joined.name,
             request_id=request_id,
+            confirmed=joined.confirmed,
             now=time.time(),
             lifetime=60,
             kind=RequestKind.GET_ASSERTION,

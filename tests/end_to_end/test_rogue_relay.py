@@ -148,6 +148,24 @@ async def test_a_claim_that_the_relay_hides_gets_no_command_to_the_phone(
     await honest_request_works(world, home, relay)
 
 
+@pytest.mark.threat("T2")
+@pytest.mark.threat("T16")
+async def test_a_removal_that_the_relay_withholds_is_noticed_at_the_next_honest_claim(
+    world: World, tidy: None, relay: Mode
+) -> None:
+    home = await Home.make(world, companions=2)
+    await home.remove(home.companions[1])
+    relay.be("withhold")
+    companion = await world.companion(home.phone)
+    device = await world.device(home.hub, "sign-in")
+    await companion.stage("claimed")
+    assert await ends(device) == 8
+    assert device.failure is not None
+    assert device.failure["reason"] == "withheld-ring"
+    assert "request-sent" not in device.stages
+    await honest_request_works(world, home, relay)
+
+
 @pytest.mark.threat("T5")
 async def test_an_envelope_under_another_request_id_is_refused(world: World, home: Home, relay: Mode) -> None:
     companion = await world.companion(home.phone)

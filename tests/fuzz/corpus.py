@@ -250,6 +250,7 @@ def _trust() -> dict[str, list[bytes]]:
         ring=FOUNDED,
         device=DEVICE_MEMBER.name,
         request_id=bytes(16),
+        confirmed=NOW - 60,
         now=NOW,
         lifetime=120,
         kind=RequestKind.GET_ASSERTION,

@@ -22,6 +22,8 @@ ENDPOINTS: Final = [
     ("POST", "/v1/accounts"),
     ("GET", "/v1/ring"),
     ("POST", "/v1/ring"),
+    ("PUT", "/v1/word"),
+    ("POST", "/v1/words/call"),
     ("PUT", f"/v1/invitations/{HASH}"),
     ("GET", f"/v1/invitations/{HASH}"),
     ("DELETE", f"/v1/invitations/{HASH}"),
@@ -70,6 +72,7 @@ MEMBERS = st.sampled_from(
         "sealed",
         "event",
         "reason",
+        "word",
     ]
 )
 ANY_JSON = st.recursive(
@@ -92,6 +95,7 @@ NEARLY = st.fixed_dictionaries(
         "expires_in": st.integers(),
         "envelopes": st.lists(st.fixed_dictionaries({"to": WORDS, "sealed": WORDS}), max_size=3),
         "event": WORDS,
+        "word": WORDS,
         "reason": WORDS | st.none(),
     },
 )

@@ -20,6 +20,7 @@ from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.proofs import STEP
 from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from tests.relay.household import (
     SEALED,
@@ -656,7 +657,7 @@ async def test_nothing_changed_is_answered_after_the_time_the_caller_would_wait(
     cursor = (await anna.get("/v1/inbox")).body["cursor"]
     start = time.monotonic()
     reply = await anna.get(f"/v1/inbox?cursor={cursor}&wait=1")
-    assert reply.body == {"cursor": cursor, "requests": []}
+    assert reply.body == {"cursor": cursor, "requests": [], "word_wanted": False}
     assert 1 <= time.monotonic() - start < SOON
 
 
@@ -798,6 +799,107 @@ async def test_the_device_is_shown_the_newest_ring_with_each_status(home: Househ
     await frame.submit(anna, name=name)
     ring = await home.append(anna.person, bert.person, frame.person, device("new"))
     assert (await frame.status(name))["ring"] == {"version": ring.version, "hash": base64url(ring.hash)}
+
+
+# Words about the newest ring
+
+
+async def gives(caller: Caller, ring: Ring, *, at: float | None = None, **more: Any) -> Reply:
+    word = Word.give(caller.person.key, ring=ring, now=caller.clock() if at is None else at, **more)
+    return await caller.put("/v1/word", {"word": base64url(word.document)})
+
+
+async def words(caller: Caller) -> dict[str, Word]:
+    """What the relay hands out, by signer."""
+    body = (await caller.get("/v1/ring")).body
+    members = {member.name: member for member in Ring.parse_kept(from_base64url(body["rings"][-1])).members}
+    return {
+        each["by"]: Word.parse(from_base64url(each["word"]), by=members[each["by"]]) for each in body["words"]
+    }
+
+
+@pytest.mark.threat("T2")
+async def test_every_member_gets_the_newest_word_of_each_companion(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    assert await words(frame) == {}
+    now = relay.clock()
+    assert (await gives(anna, home.ring, at=now)).status == 200
+    assert (await gives(bert, home.ring, at=now + 5)).status == 200
+    assert (await gives(bert, home.ring, at=now - 5)).status == 200  # an older one changes nothing
+    for caller in (frame, anna, bert):
+        assert {by: word.at for by, word in (await words(caller)).items()} == {
+            anna.name: int(now),
+            bert.name: int(now + 5),
+        }
+
+
+@pytest.mark.threat("T2")
+async def test_a_word_is_taken_of_a_companion_about_a_ring_that_the_relay_holds(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    neighbour = await relay.household("bob")
+    unknown = grow(home.ring, anna.person, anna.person, now=relay.clock())
+    claim = Claim.of(device=frame.name, request_id=bytes(16), sealed=b"")
+    assert (await gives(anna, unknown)).problem == "unknown-ring"
+    assert (await gives(frame, home.ring)).problem == "not-found"
+    for refused in (
+        await gives(anna, neighbour.ring),
+        await gives(anna, home.ring, claim=claim),
+        await gives(anna, home.ring, at=relay.clock() + 90),
+        await gives(anna, home.ring, at=relay.clock() - 90),
+        await anna.put("/v1/word", {"word": base64url(b"word")}),
+        await anna.put("/v1/word", {}),
+        await anna.put(
+            "/v1/word",
+            {"word": base64url(Word.give(bert.person.key, ring=home.ring, now=relay.clock()).document)},
+        ),
+    ):
+        assert (refused.status, refused.problem) == (400, "invalid-request")
+    assert await words(frame) == {}
+
+
+@pytest.mark.threat("T2")
+async def test_the_word_of_a_companion_that_was_removed_is_handed_out_no_more(home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    await gives(anna, home.ring)
+    await gives(bert, home.ring)
+    await home.append(anna.person, frame.person)
+    assert list(await words(frame)) == [anna.name]
+
+
+async def test_companions_are_asked_for_a_word_until_they_have_given_it(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    seen = (await anna.get("/v1/inbox")).body
+    assert not seen["word_wanted"]
+    waiting = await eventually_held(relay, f"/v1/inbox?cursor={seen['cursor']}&wait=25", anna)
+    called = await frame.post("/v1/words/call", {})
+    assert (called.status, called.body) == (202, {})
+    assert (await answer(waiting)).body["word_wanted"]
+    await gives(anna, home.ring)
+    assert not (await anna.get("/v1/inbox")).body["word_wanted"]
+    assert (await bert.get("/v1/inbox")).body["word_wanted"]
+    assert (await anna.post("/v1/words/call", {})).problem == "not-found"
+
+
+@pytest.mark.threat("T17")
+async def test_words_and_calls_for_them_are_limited(relay: Relay, home: Household) -> None:
+    anna, _ = home.companions
+    (frame,) = home.devices
+    assert [(await frame.post("/v1/words/call", {})).status for _ in range(4)] == [202, 202, 202, 429]
+    assert [(await gives(anna, home.ring)).status for _ in range(11)] == [200] * 10 + [429]
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    assert (await anna.act(frame, name, "claimed")).status == 200  # a claim is free
+    relay.clock.ahead += 60
+    assert (await gives(anna, home.ring)).status == 200
+    assert (await frame.post("/v1/words/call", {})).status == 202
 
 
 # Races and limits
@@ -1180,7 +1282,7 @@ async def test_a_relay_that_closes_answers_who_waits_and_takes_nothing_new(
     cursor = (await anna.get("/v1/inbox")).body["cursor"]
     waiting = await eventually_held(relay, f"/v1/inbox?cursor={cursor}&wait=25", anna)
     relay.held_requests.close()
-    assert (await answer(waiting)).body == {"cursor": cursor, "requests": []}
+    assert (await answer(waiting)).body == {"cursor": cursor, "requests": [], "word_wanted": False}
     refused = await home.devices[0].submit(anna)
     assert (refused.status, refused.problem) == (503, "draining")
     assert refused.headers["Retry-After"] == "1"

@@ -298,6 +298,7 @@ def envelopes() -> dict[str, Any]:
             ring=ring,
             device=FRAME.name,
             request_id=REQUEST_ID,
+            confirmed=NOW - 3600,
             now=NOW,
             lifetime=300,
             kind=RequestKind.GET_ASSERTION,
@@ -317,6 +318,7 @@ def envelopes() -> dict[str, Any]:
                 "sealed": seal(said, FRAME.key, recipient.member.hpke_key).hex(),
                 "says": {
                     "account": ACCOUNT,
+                    "confirmed": NOW - 3600,
                     "issued": NOW,
                     "expires": NOW + 300,
                     "kind": "ga",

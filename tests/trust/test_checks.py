@@ -7,7 +7,8 @@ import pytest
 
 from headless_passkey.errors import TrustReason
 from headless_passkey.hybrid.fido_url import RequestKind
-from headless_passkey.trust.checks import MAX_URL_LENGTH, check_envelope, recheck, usable_until
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.checks import MAX_URL_LENGTH, check_envelope, recheck, untold_ring, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import HpkeKey, Member, Ring, Role, prove_possession
@@ -163,13 +164,35 @@ def test_a_device_one_ring_behind_is_fine_while_nothing_it_uses_was_removed() ->
 
 
 @pytest.mark.threat("T2")
-def test_a_ring_that_is_not_on_our_chain_is_stale() -> None:
+def test_a_ring_above_ours_that_the_relay_did_not_show_us_is_withheld() -> None:
     ahead = grow(HOME.ring, PHONE, PHONE, TABLET, FRAME)
-    with refused(TrustReason.STALE_RING):
+    with refused(TrustReason.WITHHELD_RING, saying=f"ring version {ahead.version}"):
         checked(HOME.seal(ring=ahead))
+
+
+@pytest.mark.threat("T2")
+def test_another_ring_of_a_version_that_we_hold_is_a_fork() -> None:
     fork = grow(HOME.chain.rings[0], PHONE, PHONE, FRAME)
-    with refused(TrustReason.STALE_RING):
+    with refused(TrustReason.FORKED_RING):
         checked(HOME.seal(ring=fork))
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_older_than_what_we_keep_is_stale() -> None:
+    with refused(TrustReason.STALE_RING):
+        checked(HOME.seal(ring=HOME.chain.rings[0]), chain=RingChain.start(HOME.ring))
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_that_the_device_should_know_by_now_was_kept_from_it() -> None:
+    later = [grow(HOME.ring, PHONE, PHONE, TABLET, FRAME, now=NOW + 5)]
+    later.append(grow(later[0], PHONE, PHONE, TABLET, FRAME, now=NOW + 50))
+    chain = HOME.chain.extend([ring.document for ring in later], now=NOW + 50)
+    said = HOME.say(now=NOW + 606)
+    assert untold_ring(said, chain) == later[0].version
+    assert untold_ring(HOME.say(now=NOW + 605), chain) is None
+    assert untold_ring(HOME.say(now=NOW + 606, ring=later[0]), chain) is None
+    assert untold_ring(HOME.say(now=NOW + 9999, ring=later[1]), chain) is None
 
 
 @pytest.mark.threat("T2")
@@ -344,7 +367,7 @@ def test_the_first_thing_wrong_is_the_one_that_is_said() -> None:
         checked(sealed, **mine, opened_before=seen)
     with refused(TrustReason.EXPIRED):
         checked(sealed, **mine)
-    with refused(TrustReason.STALE_RING):
+    with refused(TrustReason.FORKED_RING):
         checked(sealed, **mine | {"now": NOW})
     now = home.say(lifetime=10)
     with refused(TrustReason.BAD_URL):
