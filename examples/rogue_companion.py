@@ -5,6 +5,7 @@
 It is the real companion without its calls that claim and report. The device must send its phone no command.
 """
 
+import argparse
 import sys
 from typing import Any
 from unittest.mock import patch
@@ -26,13 +27,20 @@ async def _unsaid(_relay: CompanionRelay, *_arguments: Any, **_more: Any) -> Non
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "words", nargs=argparse.REMAINDER, metavar="WORD", help="companion-push, its command and options"
+    )
+    words = parser.parse_args().words
     with (
         patch.object(Inbox, "_claim", _unclaimed),
         patch.object(CompanionRelay, "opened", _unsaid),
         patch.object(CompanionRelay, "report", _unsaid),
         patch.object(CompanionRelay, "release", _unsaid),
     ):
-        return companion_push(sys.argv[2:])
+        return companion_push(words[1:])
 
 
 if __name__ == "__main__":
