@@ -229,10 +229,10 @@ class Device:
         told = tuple(map(service_origin, asked.audience))
         if asked.add_user and asked.any_user:
             raise UsageError("add_user pins one more user, any_user pins nobody: they exclude each other")
+        rp_id = asked.rp_id or named.host
         joined = self._joined(needed=delivery is None)
         if joined is not None:
-            joined.check_rp(rp_id=asked.rp_id or named.host, origin=named.origin)
-        rp_id = asked.rp_id or named.host
+            joined.check_rp(rp_id=rp_id, origin=named.origin)
         users = (
             None if asked.any_user else PinnedUsers(self.state, rp_id, add=asked.add_user, clock=self._clock)
         )

@@ -27,6 +27,7 @@ from headless_passkey.command.command_line import (
     run,
 )
 from headless_passkey.errors import (
+    HeadlessPasskeyError,
     ProtocolReason,
     RemoteProtocolError,
     TransportReason,
@@ -544,7 +545,8 @@ async def _status(args: argparse.Namespace) -> None:
 
     joined = enrolment.load(_state(args))
     ring = joined.chain.head
-    users = all_users(_state(args), lambda error: talk(error.explain()))
+    users = all_users(_state(args), _tell_damage)
+    keys = KeyStore(_state(args)).all(_tell_damage)
     out(
         json.dumps(
             {
@@ -557,9 +559,7 @@ async def _status(args: argparse.Namespace) -> None:
                     {"name": member.name, "role": member.role, "label": member.label}
                     for member in ring.members
                 ],
-                "keys": {
-                    origin: thumbprint(key.public_key) for origin, key in KeyStore(_state(args)).all().items()
-                },
+                "keys": {origin: thumbprint(key.public_key) for origin, key in keys.items()},
                 "witnesses": [
                     {"name": each.member.name, "label": each.member.label, "at": each.at}
                     for each in joined.witnesses
@@ -570,6 +570,10 @@ async def _status(args: argparse.Namespace) -> None:
             }
         )
     )
+
+
+def _tell_damage(error: HeadlessPasskeyError) -> None:
+    talk(error.explain())
 
 
 def _state(args: argparse.Namespace) -> Path:

@@ -36,7 +36,7 @@ from headless_passkey.errors import (
 from headless_passkey.net.proven_http import ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.net.proxy import Way
 from headless_passkey.process.private_file import nearest, refuse_others, why_not_writable
-from headless_passkey.rp.key_store import is_key_file
+from headless_passkey.rp.key_store import KeyStore, is_key_file
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.rp.users import all_users, is_users_file
 from headless_passkey.trust.chain import RingChain
@@ -46,6 +46,8 @@ TOLERANCE: Final = 60  # seconds by which our clock may differ from the relay's 
 NOTEWORTHY: Final = 20  # seconds of difference that give a warning
 WRITTEN: Final = 1_767_225_600  # Unix seconds: the year of this code (2026); an earlier clock is wrong
 
+# what `examine_state` finds without reading a file
+_BY_STAT: Final = (SetupReason.STATE_EXPOSED, SetupReason.STATE_FOREIGN)
 _AT_RELAY: Final = (Check.RELAY, Check.CLOCK, Check.MEMBERSHIP)
 
 
@@ -107,6 +109,9 @@ def examine_state(state: Path) -> list[Finding]:
     # the files are private, but other users can list or replace them
     findings += _exposed(state, status, 0o700, Status.WARNING, case)
     findings += _unwritable(state)
+    damaged: list[HeadlessPasskeyError] = []
+    KeyStore(state).all(damaged.append)
+    findings += [Finding.of(Check.STATE, error) for error in damaged if error.reason not in _BY_STAT]
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
 
 
@@ -114,11 +119,10 @@ def examine_users(state: Path) -> list[Finding]:
     """Check that the files of pinned users are in order; as information, whom this device expects where."""
     damaged: list[HeadlessPasskeyError] = []
     pinned = all_users(state, damaged.append)
-    told = (SetupReason.STATE_EXPOSED, SetupReason.STATE_FOREIGN)  # by the check of the state
-    if damaged and all(error.reason in told for error in damaged):
+    if damaged and all(error.reason in _BY_STAT for error in damaged):
         return [Finding.not_checked(Check.USERS, f"because of {Check.STATE}")]
     if damaged:
-        return [Finding.of(Check.USERS, error) for error in damaged if error.reason not in told]
+        return [Finding.of(Check.USERS, error) for error in damaged if error.reason not in _BY_STAT]
     if not pinned:
         return [
             Finding.ok(Check.USERS, "none yet: the first who signs in or registers is expected from then on")

@@ -15,7 +15,7 @@ A program whose keys are elsewhere, such as in a TPM, gives an `OriginKeys` of i
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -78,14 +78,18 @@ class KeyStore:
             raise _damaged(path)
         return kept[1]
 
-    def all(self) -> dict[str, SoftwareSigningKey]:
-        """Read all keys, by origin. Files that are not in order are passed over."""
+    def all(
+        self, on_damaged: Callable[[HeadlessPasskeyError], None] | None = None
+    ) -> dict[str, SoftwareSigningKey]:
+        """Read all keys, by origin. on_damaged: called for each file that is not in order."""
         keys = {}
         for path in self._files():
             try:
                 kept = _read(path)
             except HeadlessPasskeyError as error:
                 logger.info("a key is passed over: %s", error.explain())
+                if on_damaged is not None:
+                    on_damaged(error)
             else:
                 if kept is not None and self.path(kept[0]) == path:
                     keys[kept[0]] = kept[1]

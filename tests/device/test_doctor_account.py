@@ -39,6 +39,7 @@ from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.private_file import private_directory, write_private
+from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.users import PinnedUsers
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
@@ -306,6 +307,19 @@ async def test_a_state_directory_that_cannot_be_looked_into_is_a_problem(state: 
     found = await examined(state)
     assert problems(found) == {Check.STATE: SetupReason.STATE_UNREADABLE}
     assert f"ls -ld {state}" in str(found[Check.STATE].mend)
+
+
+async def test_a_key_for_a_relying_party_that_is_not_in_order_is_a_problem(state: Path) -> None:
+    keys = KeyStore(state)
+    await keys.key("https://login.example")
+    await keys.key("https://other.example")
+    assert [finding.status for finding in examine_state(state)] == [Status.OK]
+    keys.path("https://login.example").write_text("{")
+    (finding,) = examine_state(state)
+    assert (finding.status, finding.reason) == (Status.PROBLEM, SetupReason.STATE_DAMAGED)
+    assert f"`rm {keys.path('https://login.example')}`, then sign in again" == finding.mend
+    keys.path("https://login.example").chmod(0o640)
+    assert [finding.reason for finding in examine_state(state)] == [SetupReason.STATE_EXPOSED]
 
 
 # Pinned users

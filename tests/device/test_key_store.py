@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from headless_passkey.errors import SetupError, SetupReason, UsageError
+from headless_passkey.errors import HeadlessPasskeyError, SetupError, SetupReason, UsageError
 from headless_passkey.process.private_file import lock
 from headless_passkey.rp.key_store import KeyStore, is_key_file
 from headless_passkey.text.base64url import base64url
@@ -25,6 +25,7 @@ def store(tmp_path: Path) -> KeyStore:
     return KeyStore(tmp_path / "state")
 
 
+@pytest.mark.threat("T13")
 async def test_each_origin_has_a_key_of_its_own_which_stays(store: KeyStore) -> None:
     origins = [
         ORIGIN,
@@ -92,7 +93,9 @@ async def test_all_keys_are_removed_also_those_that_cannot_be_read(store: KeySto
     first = await store.key(ORIGIN)
     await store.key("https://other.example")
     store.path("https://other.example").write_text("{")
-    assert list(store.all()) == [ORIGIN]
+    told: list[HeadlessPasskeyError] = []
+    assert list(store.all(told.append)) == [ORIGIN]
+    assert [error.reason for error in told] == [SetupReason.STATE_DAMAGED]
     store.remove_all()
     assert store.all() == {}
     assert not store.path("https://other.example").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,8 @@ from headless_passkey.rp.conduit import OpenedSession
 from headless_passkey.rp.users import MAX_USERS, PinnedUsers, all_users, is_users_file, parse_handle
 from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import Credential
+from tests.device.test_conduit import BEGUN, SESSION, conduit
+from tests.device.test_proven_http import Step, ok, problem, serving, talking_to
 from tests.device.test_session_store import OPENED
 
 RP_ID = "login.example"
@@ -150,6 +153,35 @@ async def test_nobody_is_pinned_by_a_sign_in_that_is_cancelled_at_the_relying_pa
         await signing_in
     assert handles(state) == []
     await settle(PinnedUsers(state, RP_ID), ADA)
+
+
+async def hang_up(request: web.Request) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.close()
+    return web.Response()
+
+
+@pytest.mark.threat("T3")
+async def test_what_the_relying_party_sends_decides_who_is_pinned(state: Path) -> None:
+    """A server that fails, refuses, hangs up or names somebody else has accepted nobody, as far as is known here."""
+    user = bytes(3)  # as in `SESSION`
+    answers: dict[str, Step] = {
+        "503": problem(503, "store-unavailable"),
+        "refused": problem(403, "verification-failed"),
+        "no session": ok(),
+        "another user": ok(**{**SESSION, "user": {"name": "eve", "display_name": "Eve", "handle": "AAAB"}}),
+        "hangs up": hang_up,
+    }
+    for name, step in answers.items():
+        async with serving(BEGUN, step) as server, talking_to(server.url) as http:
+            begun = await conduit(http).begin()
+            with pytest.raises(HeadlessPasskeyError):
+                await PinnedUsers(state, RP_ID).settle(answered(user), begun.complete, expected=False)
+        assert handles(state) == [], name
+    async with serving(BEGUN, ok(**SESSION)) as server, talking_to(server.url) as http:
+        begun = await conduit(http).begin()
+        await PinnedUsers(state, RP_ID).settle(answered(user), begun.complete, expected=False)
+    assert handles(state) == [user]
 
 
 @pytest.mark.threat("T3")

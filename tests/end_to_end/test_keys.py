@@ -18,6 +18,7 @@ def seen_by(world: World, server: str) -> bytes:
     return b"".join(file.read_bytes() for file in sorted(world.folder.glob(f"{server}.db*")))
 
 
+@pytest.mark.threat("T13")
 async def test_relay_and_two_relying_parties_see_three_keys_before_and_after_a_restart(
     world: World, home: Home
 ) -> None:
