@@ -10,7 +10,7 @@
     │   └── RemoteProtocolError(reason)  3     the peer violated the protocol, or input is malformed: do not retry
     ├── SetupError(reason)               10    this machine, its files or its settings are wrong: mend them first
     ├── TransportError(reason)           4     radio, tunnel, relay or relying party failed: retrying may help
-    ├── TrustError(reason)               8     a check of a ring, envelope, invitation or account failed
+    ├── TrustError(reason)               8, 9  a check of a ring, envelope, invitation or account failed; 9: removed (not-a-member)
     ├── NotApproved(outcome)             6, 7  declined, expired, cancelled, superseded or withdrawn
     ├── CtapError(status, name)          5     the phone answered with an error
     ├── NotEnrolled(reason)              9     this device or companion belongs to no account yet
@@ -235,6 +235,10 @@ class TransportReason(StrEnum):
     UNTRUSTED_CERTIFICATE = "untrusted-certificate"
     PROXY_FAILED = "proxy-failed"  # the proxy that HTTPS_PROXY names
     WENT_SILENT = "went-silent"  # the connection was open, and no answer comes
+    UNKNOWN_TO_RELAY = (
+        "unknown-to-relay"  # the relay knows no member with this key, and shows no ring without it
+    )
+    RELAY_INCONSISTENT = "relay-inconsistent"  # the relay's answers contradict each other, try after try
     SERVER_FAILED = "server-failed"  # the server answered with a transient failure
 
 
@@ -273,6 +277,7 @@ class TrustReason(StrEnum):
     INVITATION_EXPIRED = "invitation-expired"
     INVITATION_USED = "invitation-used"
     KIND_MISMATCH = "kind-mismatch"
+    LABEL_TAKEN = "label-taken"
     LAST_COMPANION = "last-companion"
     NOT_A_COMPANION = "not-a-companion"
     NOT_A_MEMBER = "not-a-member"
@@ -289,14 +294,13 @@ class TrustReason(StrEnum):
     UNCONFIRMED_RING = "unconfirmed-ring"
     UNEXPECTED_USER = "unexpected-user"
     UNKNOWN_DEVICE = "unknown-device"
+    UNSUPPORTED_SUITE = "unsupported-suite"
     WITHHELD_RING = "withheld-ring"
     WRONG_DIGITS = "wrong-digits"
 
 
 class TrustError(HeadlessPasskeyError):
-    """A check of a ring, envelope, invitation, account or session failed."""
-
-    exit_status = ExitStatus.NOT_TRUSTED
+    """A check of a ring, envelope, invitation, account or session failed; or this device or companion was removed."""
 
     def __init__(self, reason: TrustReason, message: str, *, advice: str | None = None) -> None:
         super().__init__(message, advice=advice)
@@ -305,6 +309,11 @@ class TrustError(HeadlessPasskeyError):
     @property
     def reason(self) -> TrustReason:
         return self._reason
+
+    @property
+    def exit_status(self) -> ExitStatus:  # type: ignore[override]  # finer than its class
+        removed = self._reason is TrustReason.NOT_A_MEMBER
+        return ExitStatus.NOT_ENROLLED if removed else ExitStatus.NOT_TRUSTED
 
 
 class Outcome(StrEnum):

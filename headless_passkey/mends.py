@@ -98,6 +98,10 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TransportReason.WENT_SILENT, None): (
         "try again; where it happens each time, look at what is in between: a proxy or firewall may forget connections"
     ),
+    (TransportReason.UNKNOWN_TO_RELAY, None): (
+        "ask its operator whether the relay was set up anew; if it was, `headless-passkey leave --anyway` and join with a new invitation"
+    ),
+    (TransportReason.RELAY_INCONSISTENT, None): "try again later; where it stays, ask its operator",
     (TransportReason.SERVER_FAILED, None): "try again later; the server's log tells its operator more",
     # trust
     (TrustReason.CLOCK_SKEW, None): (

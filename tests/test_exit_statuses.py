@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestServer
 
 import companion_push.errors
 import headless_passkey.errors
-from headless_passkey.errors import CtapError, ExitStatus, NotApproved, Outcome
+from headless_passkey.errors import CtapError, ExitStatus, NotApproved, Outcome, TrustError, TrustReason
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Role
 from tests.device.test_session import keep
@@ -44,6 +44,8 @@ def statuses_of(error: type[Exception]) -> set[int]:
     """What a program may end with for an error of this class."""
     if issubclass(error, NotApproved):
         return {int(error(outcome, "").exit_status) for outcome in Outcome}
+    if issubclass(error, TrustError):
+        return {int(error(reason, "").exit_status) for reason in TrustReason}
     instance, _ = made(error)
     return {int(instance.exit_status)}  # type: ignore[attr-defined]
 
@@ -84,7 +86,7 @@ class Call:
 def invitation(kind: Role) -> str:
     return Invitation(
         relay_url="https://relay.example",
-        account="home",
+        account="aG9tZSdzIGFjY291bnQhIQ",
         kind=kind,
         inviter="A" * 43,
         secret=bytes(16),

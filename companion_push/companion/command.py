@@ -21,6 +21,7 @@ from companion_push.companion.consent import UNASKED, Answer, AtTerminal, Consen
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
+from companion_push.companion.members import described, find, find_former, introduced
 from companion_push.companion.membership import Membership
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
 from companion_push.companion.phone import (
@@ -43,16 +44,16 @@ from headless_passkey.command.command_line import (
     refuse_secret,
     show_progress,
 )
-from headless_passkey.errors import TransportReason, UsageError
+from headless_passkey.errors import NotApproved, Outcome, TransportReason, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH
 from headless_passkey.mends import transport_error
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
 from headless_passkey.process.tasks import end
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import name_of, printable
 from headless_passkey.trust.invitation import Introduction
-from headless_passkey.trust.ring import MAX_RP_IDS, Role
+from headless_passkey.trust.ring import MAX_RP_IDS, Member, Ring, Role
 
 # The software phone
 
@@ -205,6 +206,9 @@ async def members(args: argparse.Namespace) -> None:
                 "name": member.name,
                 "role": str(member.role),
                 "label": member.label,
+                "joined": member.joined,
+                "introduced_by": member.introduced_by,
+                "needs_digits": member.needs_digits,
                 "rp_ids": None if member.rp_ids is None else list(member.rp_ids),
             }
             for member in ring.members
@@ -213,6 +217,7 @@ async def members(args: argparse.Namespace) -> None:
             json.dumps(
                 {
                     "account": ring.account,
+                    "account_name": ring.account_name,
                     "version": ring.version,
                     "hash": ring.hash.hex(),
                     "number": ring.number,
@@ -229,6 +234,118 @@ async def members(args: argparse.Namespace) -> None:
     talk(
         f"ring version {ring.version}, number {ring.number}: `headless-passkey status` on a device shows the same"
     )
+
+
+async def remove(args: argparse.Namespace) -> None:
+    membership = _membership(args)
+    ring = await _newest(membership)
+    subject = find(ring, args.who)
+    guests = introduced(ring, subject.name)
+    with _asking(args) as terminal:
+        _show(args, "removing", subject, ring)
+        for guest in guests:
+            _show(args, "introduced", guest, ring)
+        also = args.introduced
+        if guests and not args.introduced and not args.only:
+            if terminal is None:
+                raise UsageError("it let others in: say --introduced or --only")
+            also = bool(await terminal.yes("It let these in. Take them out too? y or n:"))
+        await _verify_user(args, terminal, subject, "take it out")
+    names = [subject.name, *(guest.name for guest in guests if also)]
+    newest = await membership.remove(*names)
+    gone = len(names) == 1
+    said = (
+        f'"{printable(subject.label)}" is'
+        if gone
+        else f'"{printable(subject.label)}" and {len(names) - 1} more are'
+    )
+    talk(
+        _line(
+            args,
+            f"{said} out of the account; the membership is version {newest.version}",
+            stage="removed",
+            names=names,
+            version=newest.version,
+        )
+    )
+
+
+async def rename(args: argparse.Namespace) -> None:
+    membership = _membership(args)
+    ring = await _newest(membership)
+    subject = find(ring, args.who)
+    with _asking(args) as terminal:
+        _show(args, "renaming", subject, ring)
+        await _verify_user(args, terminal, subject, "rename it")
+    newest = await membership.rename(subject.name, args.label)
+    talk(
+        _line(
+            args,
+            f'"{printable(subject.label)}" is called "{printable(args.label)}" now',
+            stage="renamed",
+            name=subject.name,
+            label=args.label,
+            version=newest.version,
+        )
+    )
+
+
+async def restore(args: argparse.Namespace) -> None:
+    membership = _membership(args)
+    ring = await _newest(membership)
+    former = find_former(_state(args).chain(), args.who)
+    with _asking(args) as terminal:
+        _show(args, "restoring", former, ring)
+        await _verify_user(args, terminal, former, "put it back")
+    newest = await membership.restore(former)
+    talk(
+        _line(
+            args,
+            f'"{printable(former.label)}" belongs to the account again',
+            stage="restored",
+            name=former.name,
+            version=newest.version,
+        )
+    )
+
+
+async def _newest(membership: Membership) -> Ring:
+    """The newest ring, which a change needs: what the relay cannot show is an error."""
+    ring, why = await membership.members()
+    if why is not None:
+        raise why
+    return ring
+
+
+def _show(args: argparse.Namespace, stage: str, member: Member, ring: Ring) -> None:
+    talk(
+        _line(
+            args,
+            described(member, ring),
+            stage=stage,
+            name=member.name,
+            role=str(member.role),
+            label=member.label,
+            joined=member.joined,
+            introduced_by=member.introduced_by,
+        )
+    )
+
+
+def _asking(args: argparse.Namespace) -> contextlib.AbstractContextManager[Terminal | None]:
+    """The terminal that asks; None where the answer is an option."""
+    return Terminal.open() if args.confirm is None else contextlib.nullcontext()
+
+
+async def _verify_user(
+    args: argparse.Namespace, terminal: Terminal | None, subject: Member, act: str
+) -> None:
+    """Verify that the user means this member and this moment: its label is typed. `NotApproved` when it is not."""
+    typed = args.confirm
+    if terminal is not None:
+        typed = await terminal.ask(f"To {act}, type its label:", lambda line: line or None)
+    if typed is None or name_of(typed) != subject.label:
+        raise NotApproved(Outcome.DECLINED, "the label was not typed; nothing has changed")
 
 
 async def run(args: argparse.Namespace) -> None:
@@ -384,4 +501,7 @@ ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None
     "invite": invite,
     "run": run,
     "members": members,
+    "remove": remove,
+    "rename": rename,
+    "restore": restore,
 }

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
 from companion_push.companion.keys import CompanionState
+from companion_push.companion.members import refuse_removed
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
 from companion_push.companion.relay_client import CompanionRelay, Event, Item
@@ -103,6 +104,7 @@ class NoticeKind(StrEnum):
     RING_UNCONFIRMED = (
         "ring-unconfirmed"  # no other companion has confirmed the ring lately, or one contradicts it
     )
+    RING_REFUSED = "ring-refused"  # the relay's newer ring does not verify
     ARRIVED = "arrived"
     REFUSED = "refused"  # by a check
     GONE = "gone"  # cancelled, expired or claimed elsewhere while it was pending here
@@ -158,6 +160,7 @@ class Inbox:
         self._cursor: str | None = None
         self._word_due: float = 0  # Unix seconds: when the next word is to be given
         self._word_earliest: float = 0  # and when it may be
+        self._ring = state.chain().head.version  # the newest that the relay has named, or that is kept here
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
         self._pending: dict[Key, CheckedRequest] = {}
         self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined by this process
@@ -216,7 +219,12 @@ class Inbox:
         wait: seconds the relay may hold the answer while nothing is new. arrivals: as with `listen`.
         """
         asked = time.monotonic()
-        page = await self._relay.inbox(cursor=self._cursor, wait=wait)
+        try:
+            page = await self._relay.inbox(cursor=self._cursor, wait=wait)
+        except TransportError as error:
+            if error.reason is TransportReason.UNKNOWN_TO_RELAY:
+                await self.catch_up()  # which has the proof, where this companion was removed
+            raise
         if not self._heard_of:
             self._heard_of = True
             self._tell(NoticeKind.LISTENING, "connected to the relay")
@@ -227,6 +235,9 @@ class Inbox:
         await self._give_back_what_ended(page.items)
         if arrivals:
             news |= await self._receive([item for item in page.items if self._is_fresh(item)])
+        if page.ring_version > self._ring:
+            await self._learn_of_change()
+            self._ring = page.ring_version
         for item in page.items:
             await self._report_refused(item)
         if self._word_is_due(wanted=page.word_wanted):
@@ -392,6 +403,24 @@ class Inbox:
                 message = f'no word from "{printable(others[0].member.label)}" for {others[0].days(now)} days'
                 self._tell(NoticeKind.RING_UNCONFIRMED, message, reason=TrustReason.UNCONFIRMED_RING)
 
+    async def _learn_of_change(self) -> None:
+        """Catch up because the relay names a newer ring; what is wrong with it is told, and refuses the next request."""
+        try:
+            await self.catch_up()
+        except (RemoteProtocolError, TrustError, SetupError) as error:
+            if error.reason is TrustReason.NOT_A_MEMBER or (
+                isinstance(error, SetupError) and error.reason not in _DISK
+            ):
+                raise
+            self._on_notice(
+                Notice(
+                    kind=NoticeKind.RING_REFUSED,
+                    message=str(error),
+                    reason=error.reason,
+                    advice=error.advice,
+                )
+            )
+
     async def catch_up(self) -> None:
         """Fetch, verify and store the relay's newer rings.
 
@@ -405,13 +434,15 @@ class Inbox:
         chain = self._state.chain()
         newer, at = await self._relay.catch_up(chain)
         if newer.head.version != chain.head.version:
+            before = chain.head.version
             chain = await self._state.adopt(newer, now=self._clock())
             self._word_due = 0  # the others may wait for it
-            self._tell(NoticeKind.RING_CHANGED, f"the membership is now version {chain.head.version}")
-        if chain.head.member(self._me) is None:
-            raise TrustError(
-                TrustReason.NOT_A_MEMBER, "this companion was removed from the account", advice="join again"
+            self._tell(
+                NoticeKind.RING_CHANGED,
+                f"the membership is now version {chain.head.version}: {chain.changes_since(before)}",
             )
+        self._ring = max(self._ring, chain.head.version)
+        refuse_removed(chain, self._me)
         return chain, at
 
     def _check(self, item: Item) -> CheckedRequest:

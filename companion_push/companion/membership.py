@@ -11,13 +11,16 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
+from companion_push.companion.members import refuse_removed
 from companion_push.companion.relay_client import CompanionRelay
+from companion_push.companion.twins import twin_of
 from headless_passkey.account.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
+from headless_passkey.account.relay import PAUSES, inconsistent
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -31,7 +34,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.mends import ELSEWHERE
 from headless_passkey.net.proven_http import MAX_WAIT
-from headless_passkey.text.names import name_of
+from headless_passkey.text.names import name_of, printable
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
@@ -157,6 +160,71 @@ class Membership:
         except HeadlessPasskeyError as error:
             return self.state.chain().head, error
 
+    async def change(self, make: Callable[[RingChain], Ring | None]) -> Ring:
+        """Change the account by a ring that this companion signs, and return it.
+
+        make: makes the next ring from our chain, up to date with the relay; None when nothing is left to do. It is called
+        again when another ring was appended meanwhile.
+        """
+        me = self.state.identity()
+        async with CompanionRelay.connect(
+            me.relay_url, me.keys.signing, tls=self.tls, clock=self.clock
+        ) as relay:
+            for pause in (*PAUSES, None):
+                chain = await self._catch_up(relay)
+                refuse_removed(chain, me.keys.name)
+                ring = make(chain)
+                if ring is None:
+                    return chain.head
+                if await relay.append_ring(ring):
+                    await self.state.extend([ring.document], now=self.clock())
+                    return ring
+                if pause is not None:
+                    await asyncio.sleep(pause)
+        raise inconsistent()
+
+    async def remove(self, *names: str) -> Ring:
+        """Take members out of the account, all by one ring; those that are gone already are passed over."""
+        key = self.state.identity().keys.signing
+
+        def make(chain: RingChain) -> Ring | None:
+            if not any(chain.head.member(name) for name in names):
+                return None
+            return chain.head.without(key, *names, now=self.clock())
+
+        return await self.change(make)
+
+    async def rename(self, name: str, label: str) -> Ring:
+        """Give a member another label. `TrustError` (label-taken) when it looks like another member's."""
+        key, label = self.state.identity().keys.signing, name_of(label)
+
+        def make(chain: RingChain) -> Ring:
+            twin = twin_of(label, chain.head.members, but=name)
+            if twin is not None:
+                raise TrustError(
+                    TrustReason.LABEL_TAKEN,
+                    f'"{printable(label)}" looks like the label of "{printable(twin.label)}"',
+                    advice="choose another one",
+                )
+            members = [
+                replace(member, label=label) if member.name == name else member
+                for member in chain.head.members
+            ]
+            return chain.head.next(key, members=members, now=self.clock())
+
+        return await self.change(make)
+
+    async def restore(self, former: Member) -> Ring:
+        """Put back a member that was taken out, as an earlier ring had it; it is new, and let in by this companion."""
+        key = self.state.identity().keys.signing
+
+        def make(chain: RingChain) -> Ring | None:
+            if chain.head.member(former.name) is not None:
+                return None
+            return chain.head.next(key, members=[*chain.head.members, former], now=self.clock())
+
+        return await self.change(make)
+
     def _begin(self, line: str, means: AccountCode | Invitation, label: str) -> Joining:
         """Resume the stored join of this line, or make and store a new one."""
         joining = self.state.joining()
@@ -273,7 +341,8 @@ class Membership:
         self, relay: CompanionRelay, record: InvitationRecord, introduction: Introduction, keys: KeyPair
     ) -> Member:
         """Append a ring with the newcomer, and send the answer; retried when another ring was appended meanwhile."""
-        while True:
+        for pause in (0.0, *PAUSES):
+            await asyncio.sleep(pause)
             head = (await self._catch_up(relay)).head
             ring, mac = record.admit(introduction, ring=head, key=keys.signing, now=self.clock())
             if ring is not head:
@@ -282,6 +351,7 @@ class Membership:
                 await self.state.extend([ring.document], now=self.clock())
             if await relay.answer(record.invitation, ring, mac):
                 return introduction.member(record.rp_ids)
+        raise inconsistent()
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
         return await self.state.adopt(await relay.bring_up_to_date(self.state.chain()), now=self.clock())

@@ -65,7 +65,7 @@ def add_parser(subparsers: Any) -> None:
 
     companion = subparsers.add_parser(
         "companion",
-        help="the companion app: join, invite, run, members",
+        help="the companion app: join, invite, run, members, remove, rename, restore",
         description="The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.",
         epilog="companion-push companion COMMAND --help tells a command's options.",
     )
@@ -74,6 +74,7 @@ def add_parser(subparsers: Any) -> None:
     _add_invite(commands)
     _add_run(commands)
     _add_members(commands)
+    _add_changes(commands)
 
 
 def _add_join(commands: Any) -> None:
@@ -168,6 +169,53 @@ def _add_run(commands: Any) -> None:
     )
     phone = run.titled_group("for --opener phone, which is for demonstrations and tests")
     _phone_options(phone, required=False)
+
+
+def _add_changes(commands: Any) -> None:
+    remove = _command(
+        commands,
+        "remove",
+        "take a member out of the account; what it had let in is shown, and offered for removal too",
+        "companion-push companion remove 'Old phone'",
+    )
+    _who(remove, "member")
+    introduced = remove.add_mutually_exclusive_group()
+    introduced.add_argument(
+        "--introduced", action="store_true", help="with all that it let in, without asking about them"
+    )
+    introduced.add_argument("--only", action="store_true", help="alone, without asking about what it let in")
+    _confirm_option(remove)
+    rename = _command(
+        commands,
+        "rename",
+        "give a member another label",
+        "companion-push companion rename 'Phone' 'Phone of Ada'",
+    )
+    _who(rename, "member")
+    rename.add_argument("label", metavar="LABEL", type=label_or_name, help="its new label")
+    _confirm_option(rename)
+    restore = _command(
+        commands,
+        "restore",
+        "put back a member that was taken out and still has its state: it need not join again",
+        "companion-push companion restore 'Kitchen hub'",
+    )
+    _who(restore, "former member")
+    _confirm_option(restore)
+
+
+def _who(parser: SettingsParser, what: str) -> None:
+    parser.add_argument(
+        "who", metavar="WHO", help=f"the {what}'s label, or the start of its name (6 characters or more)"
+    )
+
+
+def _confirm_option(parser: SettingsParser) -> None:
+    parser.add_argument(
+        "--confirm",
+        metavar="LABEL",
+        help="the member's label, which is otherwise to be typed at the terminal: for automation",
+    )
 
 
 def _add_members(commands: Any) -> None:

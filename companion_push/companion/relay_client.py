@@ -85,14 +85,13 @@ class Page:
     cursor: str  # for the next call, which then waits for a change
     items: tuple[Item, ...]
     word_wanted: bool  # whether a device asks for this companion's word
+    ring_version: int  # of the newest ring that the relay has
 
 
 class CompanionRelay(MemberClient):
     """Makes a companion's calls to the relay."""
 
-    _unknown = (
-        "the relay knows no companion with this key: it was removed, or the account was reset; join again"
-    )
+    _unknown = "the relay knows no companion with this key"
 
     # Requests
 
@@ -105,7 +104,10 @@ class CompanionRelay(MemberClient):
         if len({item.key for item in items}) != len(items):
             raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)
         return Page(
-            cursor=answer.text("cursor", _MAX_CURSOR), items=items, word_wanted=answer.boolean("word_wanted")
+            cursor=answer.text("cursor", _MAX_CURSOR),
+            items=items,
+            word_wanted=answer.boolean("word_wanted"),
+            ring_version=answer.object("ring").integer("version"),
         )
 
     async def claim(self, device: str, request_id: bytes, word: Word) -> int | None:
@@ -162,19 +164,6 @@ class CompanionRelay(MemberClient):
             if problem.slug == "not-found":
                 raise NotApproved(Outcome.EXPIRED, "the relay has no such request any more") from problem
             raise
-
-    # Rings
-
-    async def append_ring(self, ring: Ring) -> bool:
-        """Append a ring (compare and set); False when another ring was appended meanwhile."""
-        try:
-            with self._known():
-                await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
-        except ProblemAnswer as problem:
-            if problem.slug == "ring-conflict":
-                return False
-            raise
-        return True
 
     async def give_word(self, word: Word) -> None:
         """Give a word about the newest ring, straight after catching up. It is tried once."""

@@ -50,8 +50,8 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -167,6 +167,32 @@ complete -c companion-push -n '_shtab_companion_push_using companion members' -l
 complete -c companion-push -n '_shtab_companion_push_using companion members' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
 complete -c companion-push -n '_shtab_companion_push_using companion members' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion members' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a remove -d 'Take a member out of the account; what it had let in is shown, and offered for removal too.'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.remove]'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l introduced -d 'with all that it let in, without asking about them'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l only -d 'alone, without asking about what it let in'
+complete -c companion-push -n '_shtab_companion_push_using companion remove' -l confirm -x -d 'the member'"'"'s label, which is otherwise to be typed at the terminal: for automation'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a rename -d 'Give a member another label.'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.rename]'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion rename' -l confirm -x -d 'the member'"'"'s label, which is otherwise to be typed at the terminal: for automation'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a restore -d 'Put back a member that was taken out and still has its state: it need not join again.'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.restore]'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion restore' -l confirm -x -d 'the member'"'"'s label, which is otherwise to be typed at the terminal: for automation'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a ether -d 'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
 complete -c companion-push -n '_shtab_companion_push_using ether' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using ether' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [ether]'

@@ -33,6 +33,9 @@ _shtab_companion_push_companion_commands() {
     invite:'Let a device or another companion in; the first line on stdout is the invitation, a secret.'
     join:'Found an account with its code, or join one with an invitation.'
     members:'List who belongs to the account; with --json as one object.'
+    remove:'Take a member out of the account; what it had let in is shown, and offered for removal too.'
+    rename:'Give a member another label.'
+    restore:'Put back a member that was taken out and still has its state: it need not join again.'
     run:'Wait for requests, ask, and bring what is approved to a phone.'
   )
   _describe 'companion-push companion commands' _commands
@@ -116,6 +119,51 @@ _shtab_companion_push_companion_members_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_companion_members_defaults_added=0
+
+_shtab_companion_push_companion_remove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.remove\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  "--introduced[with all that it let in, without asking about them]"
+  "--only[alone, without asking about what it let in]"
+  "--confirm[the member\'s label, which is otherwise to be typed at the terminal\: for automation]:LABEL:"
+  ":the member\'s label, or the start of its name (6 characters or more):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_remove_defaults_added=0
+
+_shtab_companion_push_companion_rename_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.rename\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  "--confirm[the member\'s label, which is otherwise to be typed at the terminal\: for automation]:LABEL:"
+  ":the member\'s label, or the start of its name (6 characters or more):"
+  ":its new label:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_rename_defaults_added=0
+
+_shtab_companion_push_companion_restore_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.restore\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  "--confirm[the member\'s label, which is otherwise to be typed at the terminal\: for automation]:LABEL:"
+  ":the former member\'s label, or the start of its name (6 characters or more):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_restore_defaults_added=0
 
 _shtab_companion_push_companion_run_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -301,6 +349,9 @@ _shtab_companion_push_companion() {
         invite) _arguments -C -s $_shtab_companion_push_companion_invite_options ;;
         join) _arguments -C -s $_shtab_companion_push_companion_join_options ;;
         members) _arguments -C -s $_shtab_companion_push_companion_members_options ;;
+        remove) _arguments -C -s $_shtab_companion_push_companion_remove_options ;;
+        rename) _arguments -C -s $_shtab_companion_push_companion_rename_options ;;
+        restore) _arguments -C -s $_shtab_companion_push_companion_restore_options ;;
         run) _arguments -C -s $_shtab_companion_push_companion_run_options ;;
       esac
   esac

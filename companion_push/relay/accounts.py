@@ -28,6 +28,8 @@ _SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock
 _ANSWERABLE: Final = (
     600  # seconds after an invitation's expiry in which an introduction may still be answered
 )
+_ANY: Final = 1 << 62  # no version is as high
+_FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
 _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
 
 
@@ -126,7 +128,7 @@ def found(
         raise Problem(Slug.INVITATION_USED, "the account has been founded with this code")
     if now >= row[1]:
         raise Problem(Slug.EXPIRED)
-    _store_ring(db, ring)
+    _store_ring(db, ring, now)
     return ring.account, True
 
 
@@ -139,24 +141,41 @@ def membership(db: sqlite3.Connection, name: str) -> Membership | None:
     return None if row is None else Membership(name=name, account=row[0], role=Role(row[1]))
 
 
+def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
+    """Look up whose rings a key may read: its account, and the last version; None for a member, who may read all.
+
+    A former member reads the ring that took it out, which is its proof, and nothing later.
+    """
+    member = membership(db, name)
+    if member is not None:
+        return member.account, None
+    row = db.execute("SELECT account, version FROM former WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        raise not_found()
+    return row[0], row[1]
+
+
 def companions(db: sqlite3.Connection, account: str) -> frozenset[str]:
     rows = db.execute("SELECT name FROM members WHERE account = ? AND role = ?", (account, Role.COMPANION))
     return frozenset(name for (name,) in rows)
 
 
-def head(db: sqlite3.Connection, account: str) -> Ring | None:
-    """Read the account's newest ring; None before it is founded."""
+def head(db: sqlite3.Connection, account: str, *, last: int | None = None) -> Ring | None:
+    """Read the account's newest ring; None before it is founded. last: no version after it is looked at."""
     row = db.execute(
-        "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
+        "SELECT document FROM rings WHERE account = ? AND version <= ? ORDER BY version DESC LIMIT 1",
+        (account, _ANY if last is None else last),
     ).fetchone()
     return None if row is None else Ring.parse_kept(row[0])
 
 
-def rings_after(db: sqlite3.Connection, account: str, version: int, limit: int) -> list[bytes]:
-    """Read the ring documents after `version`, oldest first, at most `limit`."""
+def rings_after(
+    db: sqlite3.Connection, account: str, version: int, limit: int, *, last: int | None = None
+) -> list[bytes]:
+    """Read the ring documents after `version` and up to `last`, oldest first, at most `limit`."""
     rows = db.execute(
-        "SELECT document FROM rings WHERE account = ? AND version > ? ORDER BY version LIMIT ?",
-        (account, version, limit),
+        "SELECT document FROM rings WHERE account = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?",
+        (account, version, _ANY if last is None else last, limit),
     )
     return [document for (document,) in rows]
 
@@ -256,7 +275,7 @@ def append_ring(
             f"the ring must be dated within {_SKEW} s of the relay's clock",
             reason=TrustReason.CLOCK_SKEW,
         )
-    _store_ring(db, ring)
+    _store_ring(db, ring, now)
     removed = frozenset(member.name for member in old.members if ring.member(member.name) is None)
     is_free = bool(removed) and all(old.member(member.name) == member for member in ring.members)
     return ring, removed, is_free
@@ -280,12 +299,17 @@ def ring_conflict(ring: Ring) -> Problem:
     return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
 
 
-def _store_ring(db: sqlite3.Connection, ring: Ring) -> None:
+def _store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
     for member in ring.members:
         other = membership(db, member.name)
         if other is not None and other.account != ring.account:
             raise invalid("ring: a member's key belongs to another account")
     db.execute("INSERT INTO rings VALUES (?, ?, ?)", (ring.account, ring.version, ring.document))
+    db.execute(
+        "REPLACE INTO former SELECT name, account, ?, ? FROM members WHERE account = ?",
+        (ring.version, int(now), ring.account),
+    )
+    db.executemany("DELETE FROM former WHERE name = ?", [(member.name,) for member in ring.members])
     db.execute("DELETE FROM members WHERE account = ?", (ring.account,))
     rows = [(member.name, ring.account, member.role) for member in ring.members]
     db.executemany("INSERT INTO members VALUES (?, ?, ?)", rows)
@@ -420,6 +444,7 @@ def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
     """Delete what has expired: invitations, codes, and accounts that were never founded."""
     db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - _ANSWERABLE,))
     db.execute("DELETE FROM account_codes WHERE expires_at <= ?", (now - _CODE_KEPT,))
+    db.execute("DELETE FROM former WHERE removed_at <= ?", (now - _FORMER_KEPT,))
     db.execute(
         "DELETE FROM accounts WHERE id NOT IN (SELECT account FROM rings)"
         " AND id NOT IN (SELECT account FROM account_codes)"

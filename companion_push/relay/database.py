@@ -274,6 +274,14 @@ _MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX members_of ON members (account);
 
+    -- who was in a ring and is in none: it reads the rings up to the one that took it out
+    CREATE TABLE former (
+        name TEXT PRIMARY KEY,
+        account TEXT NOT NULL REFERENCES accounts,
+        version INTEGER NOT NULL,         -- of that ring
+        removed_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
     CREATE TABLE invitations (
         account TEXT NOT NULL REFERENCES accounts,
         id BLOB NOT NULL,                 -- SHA-256 of the ticket, which is not stored

@@ -137,6 +137,10 @@ class Request:
         """The request after its device was removed from the ring."""
         return self._become(RequestState.CANCELLED, reason=reason) if self.live else self
 
+    def without_holder(self, names: frozenset[str], now: float) -> "Request":
+        """The request after these companions were removed from the ring: a claim of one of them ends at once."""
+        return self._vanished(now) if self.state in HELD and self.claimed_by in names else self
+
     def device_says(self, event: DeviceEvent, reason: str | None) -> "Request":
         """The request after its device's event (idempotent)."""
         target = RequestState(event)

@@ -118,13 +118,14 @@ def found_account(body: Founding) -> Operation:
 
 def read_ring(after: int) -> Operation:
     def operation(call: Call) -> Answer:
-        account = call.member().account
-        head = accounts.head(call.db, account)
+        account, last = accounts.reader(call.db, call.caller)
+        head = accounts.head(call.db, account, last=last)
         if head is None:
             raise not_found()
-        documents = accounts.rings_after(call.db, account, after, MAX_RINGS)
+        documents = accounts.rings_after(call.db, account, after, MAX_RINGS, last=last)
         rings = [base64url(document) for document in documents]
-        words = [{"by": by, "word": base64url(word)} for by, word in accounts.words(call.db, account)]
+        newest = accounts.words(call.db, account) if last is None else ()  # they name rings of later
+        words = [{"by": by, "word": base64url(word)} for by, word in newest]
         return Answer(
             body={"version": head.version, "hash": base64url(head.hash), "rings": rings, "words": words}
         )
@@ -142,17 +143,19 @@ def append_ring(body: RingBody) -> Operation:
         if not is_free:
             spent = store.spent(call.db, member.name)
             store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now))
-        withdrawn = [
-            request.withdrawn("removed")
-            for request in _current(call, account)
-            if request.live and request.device in removed
-        ]
-        for request in withdrawn:
-            store.save(call.db, request)
+        changed = []
+        for request in _current(call, account):
+            after = request.withdrawn("removed") if request.device in removed else request
+            after = after.without_holder(removed, call.now)
+            if after is not request:
+                store.save(call.db, after)
+                changed.append(after)
+        store.erase_envelopes(call.db, removed)
+        told = removed.union(member.name for member in ring.companions)  # of the change
         return Answer(
             body={"version": ring.version, "hash": base64url(ring.hash)},
             status=201,
-            topics=concerned(withdrawn) | frozenset(map(inbox_topic, removed)),
+            topics=concerned(changed) | frozenset(map(inbox_topic, told)),
         )
 
     return operation
@@ -383,10 +386,16 @@ def read_inbox(cursor: str | None) -> Operation:
                 store.save(call.db, request)
             if request.version != stored.version:
                 topics |= concerned([request])
+        version, ring_hash = accounts.head_hash(call.db, companion.account)
         word_wanted = accounts.word_wanted(call.db, companion.name)
-        new_cursor = _cursor(items, word_wanted=word_wanted)
+        new_cursor = _cursor(items, version, word_wanted=word_wanted)
         return Answer(
-            body={"cursor": new_cursor, "requests": items, "word_wanted": word_wanted},
+            body={
+                "cursor": new_cursor,
+                "requests": items,
+                "word_wanted": word_wanted,
+                "ring": {"version": version, "hash": base64url(ring_hash)},
+            },
             news=new_cursor != cursor,
             changes_at=changes_at,
             topics=topics - {inbox_topic(companion.name)},
@@ -494,8 +503,8 @@ def _item(request: Request, sealed: bytes) -> dict[str, Any]:
     }
 
 
-def _cursor(items: list[dict[str, Any]], *, word_wanted: bool) -> str:
+def _cursor(items: list[dict[str, Any]], ring: int, *, word_wanted: bool) -> str:
     """A hash of the content, which needs no counter and survives restarts."""
-    content = ";".join(f"{item['device']} {item['id']} {item['version']}" for item in items)
+    content = ";".join([f"{ring}", *(f"{item['device']} {item['id']} {item['version']}" for item in items)])
     content += ";word" if word_wanted else ""
     return base64url(hashlib.sha256(content.encode()).digest()[:16])

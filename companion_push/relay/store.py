@@ -36,6 +36,13 @@ def sealed_for(db: sqlite3.Connection, companion: str) -> list[tuple[Request, by
     return [(found, sealed) for found, sealed in pairs if found is not None]
 
 
+def erase_envelopes(db: sqlite3.Connection, recipients: Iterable[str]) -> None:
+    """Erase every envelope to these companions, which were removed."""
+    db.executemany(
+        "UPDATE envelopes SET sealed = NULL WHERE recipient = ?", [(recipient,) for recipient in recipients]
+    )
+
+
 def sealed_to(db: sqlite3.Connection, request: Request, companion: str) -> bytes | None:
     """Read the envelope of `request` for `companion`; None when it is deleted, or was for others only."""
     row = db.execute(

@@ -109,6 +109,7 @@ class RelayDelivery:
         """Update the rings; returns the account's companions, all of them."""
         self._refuse_a_second()
         self._enrolment = await enrolment.refresh(self._state, self._relay)
+        _ = self._enrolment.member  # refuses a device that was removed
         await self._look_for_a_witness()
         companions = [
             member
@@ -117,7 +118,9 @@ class RelayDelivery:
         ]
         self._companions = {member.name: member for member in companions}
         if not self._companions:
-            raise TrustError(TrustReason.NOT_A_MEMBER, "the account has no companion this device can seal to")
+            raise TrustError(
+                TrustReason.UNSUPPORTED_SUITE, "the account has no companion this device can seal to"
+            )
         return tuple(self._companions)
 
     async def _look_for_a_witness(self) -> None:

@@ -38,7 +38,7 @@ from headless_passkey.account.device_files import (
     remove_private,
     write_private,
 )
-from headless_passkey.account.relay import RelayClient
+from headless_passkey.account.relay import PAUSES, RelayClient, inconsistent
 from headless_passkey.errors import (
     EnrolmentReason,
     HeadlessPasskeyError,
@@ -55,7 +55,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.mends import mend, setup_error
-from headless_passkey.net.proven_http import ProvenHttp, open_session
+from headless_passkey.net.proven_http import PATIENCE, ProvenHttp, open_session
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.domains import is_domain
 from headless_passkey.text.json_text import decode_json
@@ -112,7 +112,7 @@ class Enrolment:
         if member is None:
             raise TrustError(
                 TrustReason.NOT_A_MEMBER,
-                f"this device was removed from account {self.account}",
+                f"this device was removed from account {self.account} {self.chain.removal(self.name) or ''}".rstrip(),
                 advice=mend(TrustReason.NOT_A_MEMBER),
             )
         return member
@@ -139,6 +139,11 @@ class Enrolment:
         companions = {member.name for member in longer.head.companions}
         newest = {name: max(at, self.words.get(name, 0)) for name, at in heard.items() if name in companions}
         return replace(self, chain=longer, words=newest)
+
+    @property
+    def removed(self) -> bool:
+        """Whether the newest ring holds this device no more."""
+        return self.chain.head.member(self.name) is None
 
     def check_rp(self, *, rp_id: str, origin: str) -> None:
         """Refuse a relying party that this device may not ask for, by its ring or its own pins (T4)."""
@@ -218,14 +223,14 @@ async def join(
     return enrolment
 
 
-async def refresh(state: Path, relay: RelayClient) -> Enrolment:
+async def refresh(state: Path, relay: RelayClient, *, patience: float = PATIENCE) -> Enrolment:
     """Fetch, verify and store newer rings and words; returns the updated enrolment.
 
     `TrustError` (forked-ring, withheld-ring) as from `MemberClient.catch_up`; what is stored is then unchanged. After a
     fork, such as a reset of the account, the device must leave and join again.
     """
     enrolment = load(state)
-    chain, words = await relay.catch_up(enrolment.chain)
+    chain, words = await relay.catch_up(enrolment.chain, patience=patience)
     if enrolment.with_news(chain, words) == enrolment:
         return enrolment
     async with lock_within(state / FILE_NAME):
@@ -247,8 +252,32 @@ class Left:
     removed: tuple[Path, ...]
 
 
+async def take_out(state: Path, *, tls: ssl.SSLContext | None = None, patience: float = PATIENCE) -> bool:
+    """Take this device out of the account's ring, by a ring that it signs itself; its state stays until `leave`.
+
+    False when there was nothing to take out: it has not joined, or was removed before. `TransportError` when the relay
+    cannot be asked or does not know this device, `TrustError` when its rings do not verify.
+    """
+    try:
+        joined = load(state)
+    except NotEnrolled:
+        return False
+    async with open_session(tls) as session:
+        relay = RelayClient(ProvenHttp(session, joined.relay_url, joined.key))
+        for pause in (*PAUSES, None):
+            joined = await refresh(state, relay, patience=patience)
+            if joined.removed:
+                return False
+            head = joined.chain.head
+            if await relay.append_ring(head.without(joined.key, joined.name, now=time.time())):
+                return True
+            if pause is not None:
+                await asyncio.sleep(pause)
+    raise inconsistent()
+
+
 def leave(state: Path) -> Left:
-    """Remove account and key from disk. The ring holds this device until a companion removes it.
+    """Remove account and key from disk. The ring holds this device unless `take_out` came first.
 
     Damaged and exposed files are removed too, if they are plain files of this user, and so are temporary files of a crash.
     Files of another user or another version of the program stay.

@@ -20,9 +20,11 @@ from headless_passkey.errors import (
     ProtocolReason,
     RemoteProtocolError,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
+from headless_passkey.mends import clock_skew, mend, transport_error
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import DeviceEvent, RequestState
@@ -31,11 +33,12 @@ from headless_passkey.text.members import Members
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.freshness import hear, withheld
 from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
-from headless_passkey.trust.ring import MAX_DOCUMENT
+from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.trust.word import MAX_WORD
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
+PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to append a ring
 _MAX_WORDS: Final = 64  # more than an account has companions
 _QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
 
@@ -132,7 +135,7 @@ class Admission:
 class MemberClient:
     """Makes the calls that devices and companions share: for rings and introductions."""
 
-    _unknown: ClassVar = "the relay knows no member with this key: was it removed?"
+    _unknown: ClassVar = "the relay knows no member with this key"
 
     def __init__(
         self,
@@ -163,8 +166,9 @@ class MemberClient:
         """Fetch and verify the relay's newer rings; returns our chain with them, and the newest word's time of each companion.
 
         `TrustError` (forked-ring) when the rings do not extend `chain`, or a companion holds another ring than we do;
-        (withheld-ring) when a companion holds one that the relay does not show; (not-a-member) when the relay no longer
-        knows this key.
+        (withheld-ring) when a companion holds one that the relay does not show. The newest ring may be the one that took
+        this member out: then the relay shows no later one. `TransportError` (unknown-to-relay) when the relay does not
+        know this key and shows no such ring.
         """
         looked_again = False
         while True:
@@ -188,6 +192,22 @@ class MemberClient:
         """As `catch_up`, without the words."""
         longer, _ = await self.catch_up(chain, patience=patience)
         return longer
+
+    async def append_ring(self, ring: Ring) -> bool:
+        """Append a ring (compare and set); False when another ring was appended meanwhile.
+
+        `TrustError` with the rule that the relay says it breaks.
+        """
+        try:
+            with self._known():
+                await self._http.post("/v1/ring", {"ring": base64url(ring.document)})
+        except ProblemAnswer as problem:
+            if problem.slug == "ring-conflict":
+                return False
+            if problem.slug == "bad-ring":
+                raise _bad_ring(problem) from problem
+            raise
+        return True
 
     async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
         """Send the introduction with the invitation's ticket. Idempotent.
@@ -250,12 +270,12 @@ class MemberClient:
 
     @contextmanager
     def _known(self) -> Iterator[None]:
-        """Translate `not-found` where every member would get an answer: the relay does not know this key (not-a-member)."""
+        """Translate `not-found` where every member would get an answer (unknown-to-relay): a relay's word removes nobody."""
         try:
             yield
         except ProblemAnswer as problem:
             if problem.slug == "not-found":
-                raise TrustError(TrustReason.NOT_A_MEMBER, self._unknown) from problem
+                raise transport_error(self._unknown, TransportReason.UNKNOWN_TO_RELAY) from problem
             raise
 
 
@@ -340,6 +360,26 @@ def request_state(members: Members) -> RequestState:
         raise RemoteProtocolError(
             "the relay names a state that does not exist", reason=ProtocolReason.UNKNOWN_STATE
         ) from error
+
+
+def inconsistent() -> TransportError:
+    """The error for a relay that refuses a ring because of a newer one, try after try, and shows none (relay-inconsistent)."""
+    return transport_error(
+        "the relay says that the account has changed meanwhile, and shows no change",
+        TransportReason.RELAY_INCONSISTENT,
+    )
+
+
+def _bad_ring(problem: ProblemAnswer) -> HeadlessPasskeyError:
+    """The error for a ring that the relay refuses. Its reason is a word of ours, or it is not believed."""
+    reason = problem.members.optional_text("reason", 64)
+    if reason == TrustReason.CLOCK_SKEW:
+        return clock_skew("the relay's clock and this one differ too much for a change of the account")
+    if reason in tuple(TrustReason):
+        return TrustError(
+            TrustReason(reason), "the relay refuses the change of the account", advice=mend(reason)
+        )
+    return problem
 
 
 def _request_path(request_id: bytes) -> str:

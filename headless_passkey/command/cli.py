@@ -30,6 +30,8 @@ from headless_passkey.errors import (
     HeadlessPasskeyError,
     ProtocolReason,
     RemoteProtocolError,
+    SetupError,
+    SetupReason,
     TransportReason,
     UsageError,
 )
@@ -98,10 +100,16 @@ def make_parser() -> argparse.ArgumentParser:
         commands,
         "leave",
         _leave,
-        "forget the account, this device's keys and its sessions",
+        "take this device out of its account, and forget account, keys and sessions",
         "headless-passkey leave",
     )
     _state_option(leave)
+    _ca_option(leave)
+    leave.add_argument(
+        "--anyway",
+        action="store_true",
+        help="forget it here also when the relay cannot take this device out of the account's list",
+    )
 
     status = _command(
         commands,
@@ -512,13 +520,34 @@ def _say(args: argparse.Namespace, text: str, **details: object) -> None:
     talk(progress(**details) if args.json else text)
 
 
+# without a usable key file there is nothing to sign with, and `leave` says what it may remove
+_NOTHING_TO_SIGN_WITH: Final = (
+    SetupReason.STATE_DAMAGED,
+    SetupReason.STATE_EXPOSED,
+    SetupReason.STATE_FOREIGN,
+    SetupReason.STATE_INCOMPATIBLE,
+    SetupReason.STATE_UNREADABLE,
+)
+
+
 async def _leave(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.net.tls import tls_context  # noqa: PLC0415
     from headless_passkey.rp.key_store import KeyStore  # noqa: PLC0415
     from headless_passkey.rp.session_store import SessionStore  # noqa: PLC0415
     from headless_passkey.rp.users import all_users  # noqa: PLC0415
 
-    left = enrolment.leave(_state(args))
+    state, taken_out = _state(args), False
+    try:
+        taken_out = await enrolment.take_out(state, tls=tls_context(args.ca))
+    except HeadlessPasskeyError as error:
+        unusable = isinstance(error, SetupError) and error.reason in _NOTHING_TO_SIGN_WITH
+        if not args.anyway and not unusable:
+            talk(
+                "the account still lists this device, so nothing was removed: `leave --anyway` forgets it here only"
+            )
+            raise
+    left = enrolment.leave(state)
     KeyStore(_state(args)).remove_all()
     if gone := SessionStore(_state(args)).remove_all():
         talk(
@@ -534,7 +563,8 @@ async def _leave(args: argparse.Namespace) -> None:
             f"removed {files}, which could not be used any more; an account that lists this device does so until a companion removes it"
         )
     else:
-        talk(f"left, and removed {files}; the account lists this device until a companion removes it")
+        still = "" if taken_out else "; the account may list this device until a companion removes it"
+        talk(f"left, and removed {files}{still}")
 
 
 async def _status(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ _shtab_headless_passkey_commands() {
     doctor:'say what would keep a sign-in from working, and what to do about it; with --json in one object'
     inspect:'show what the FIDO URL on stdin holds, without its secrets'
     join:'join an account with an invitation'
-    leave:'forget the account, this device'"'"'s keys and its sessions'
+    leave:'take this device out of its account, and forget account, keys and sessions'
     register:'make a passkey on a phone'
     session:'use the session of a sign-in'
     sign-in:'sign in with a passkey on a phone'
@@ -110,6 +110,8 @@ _shtab_headless_passkey_leave_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
+  "--anyway[forget it here also when the relay cannot take this device out of the account\'s list]"
 )
 
 # guard to ensure default positional specs are added only once per session

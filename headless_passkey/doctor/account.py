@@ -243,7 +243,8 @@ def _clock(ahead: float | None) -> Finding:
 def _membership(enrolled: Enrolment, chain: RingChain, words: Mapping[str, int], now: float) -> Finding:
     ring = chain.head
     if ring.member(enrolled.name) is None:
-        removed = TrustError(TrustReason.NOT_A_MEMBER, "this device was removed from the account")
+        by = chain.removal(enrolled.name) or "in a ring that is not kept here"
+        removed = TrustError(TrustReason.NOT_A_MEMBER, f"this device was removed from the account {by}")
         return Finding.of(Check.MEMBERSHIP, removed)
     witness = next(iter(enrolled.with_news(chain, words).witnesses), None)
     if witness is not None and witness.is_silent(now):

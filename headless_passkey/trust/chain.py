@@ -12,6 +12,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.text.names import printable
 from headless_passkey.trust.ring import Ring, document_hash
 
 MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
@@ -66,6 +67,36 @@ class RingChain:
     def ancestor(self, version: int, ring_hash: bytes) -> Ring | None:
         """Find a ring of the chain by version and hash; None when it is not on the chain."""
         return next((ring for ring in self.rings if (ring.version, ring.hash) == (version, ring_hash)), None)
+
+    def removal(self, name: str) -> str | None:
+        """Say who took a member out, and in which ring; None when the head holds it, or the chain never did."""
+        if self.head.member(name) is not None:
+            return None
+        for before, after in reversed([*pairwise(self.rings)]):
+            if before.member(name) is not None:
+                signer = before.member(after.signer)
+                by = "itself" if after.signer == name else f'"{printable(signer.label) if signer else "?"}"'
+                return f"by {by} in ring {after.version}"
+        return None
+
+    def changes_since(self, version: int) -> str:
+        """Say for people what has changed since a version: who came, who went, and by whom; labels are escaped."""
+        said = []
+        for before, after in pairwise(ring for ring in self.rings if ring.version >= version):
+            signer = before.member(after.signer)
+            by = f'by "{printable(signer.label)}"' if signer else "by somebody"
+            was, now = (
+                {each.name: each for each in before.members},
+                {each.name: each for each in after.members},
+            )
+            said += [f'"{printable(now[name].label)}" came, {by}' for name in now if name not in was]
+            said += [f'"{printable(was[name].label)}" was taken out, {by}' for name in was if name not in now]
+            said += [
+                f'"{printable(was[name].label)}" was changed, {by}'
+                for name in now
+                if name in was and was[name] != now[name]
+            ]
+        return "; ".join(said) or "nobody came or went"
 
     def agrees(self, version: int, ring_hash: bytes) -> bool:
         """Compare our chain with the relay's newest ring, given by version and hash.

@@ -19,6 +19,7 @@ from companion_push.companion.openers import Opening
 from headless_passkey.errors import (
     CtapError,
     EnrolmentReason,
+    ExitStatus,
     HeadlessPasskeyError,
     NotApproved,
     NotEnrolled,
@@ -875,7 +876,7 @@ async def test_any_item_is_refused_or_a_protocol_error(
     async with rogue_relay(anna, home) as rogue, rogue.companion() as companion:
         for name in item:
             for value in values:
-                rogue.inbox = {"cursor": "c", "requests": [item | {name: value}]}
+                rogue.inbox = {"cursor": "c", "requests": [item | {name: value}], "ring": RING_1}
                 with contextlib.suppress(HeadlessPasskeyError):
                     await companion.inbox.poll()
         assert all(request.announcement.device == frame.caller.name for request in companion.inbox.pending)
@@ -898,6 +899,23 @@ async def test_a_companion_that_was_removed_is_told_so(anna: Companion, home: Ho
     with pytest.raises(TrustError) as caught:
         await anna.inbox.listen()
     assert caught.value.reason is TrustReason.NOT_A_MEMBER
+    assert f'by "{bert.person.label}" in ring 3' in str(caught.value)
+    assert caught.value.exit_status is ExitStatus.NOT_ENROLLED
+
+
+@pytest.mark.threat("T16")
+async def test_every_change_of_the_account_is_told_at_once(anna: Companion, home: Household) -> None:
+    await anna.inbox.poll()
+    bert = home.companions[1]
+    people = [bert.person, anna.caller.person, *(caller.person for caller in home.devices)]
+    listening = asyncio.ensure_future(anna.inbox.poll(wait=20))
+    ring = grow(home.ring, bert.person, *people, device("new hub"), now=bert.clock())
+    assert (await bert.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
+    await listening
+    told = [notice for notice in anna.notices if notice.kind is NoticeKind.RING_CHANGED]
+    assert [notice.message for notice in told] == [
+        f'the membership is now version 3: "new hub" came, by "{bert.person.label}"'
+    ]
 
 
 async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(
@@ -920,13 +938,16 @@ async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(
     assert anna.kinds.count(NoticeKind.UNREACHABLE) == 1
 
 
+RING_1 = {"version": 1, "hash": base64url(bytes(32))}  # older than what a companion holds
+
+
 class RogueRelay:
     """A relay that says what it is told to say."""
 
     def __init__(self, anna: Companion, home: Household, url: str, folder: Path) -> None:
         ring = home.ring
         self.rings: Any = {"version": ring.version, "hash": base64url(ring.hash), "rings": [], "words": []}
-        self.inbox: Any = {"cursor": "c", "requests": []}
+        self.inbox: Any = {"cursor": "c", "requests": [], "word_wanted": False, "ring": RING_1}
         self.events: list[Any] = []
         self.asked = 0
         self._caller = anna.caller

@@ -554,7 +554,7 @@ async def test_a_device_that_was_removed_is_told(state: Path, home: Household) -
     await home.append(*(caller.person for caller in home.companions))
     found = await examined(state)
     assert problems(found) == {Check.MEMBERSHIP: TrustReason.NOT_A_MEMBER}
-    assert found[Check.MEMBERSHIP].exit_status is ExitStatus.NOT_TRUSTED
+    assert found[Check.MEMBERSHIP].exit_status is ExitStatus.NOT_ENROLLED
     assert "headless-passkey leave" in str(found[Check.MEMBERSHIP].mend)
     assert found[Check.CLOCK].status is Status.OK
 

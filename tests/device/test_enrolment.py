@@ -19,9 +19,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.account import enrolment
-from headless_passkey.account.enrolment import FILE_NAME, Enrolment, Left, join, leave, load, refresh
+from headless_passkey.account.enrolment import (
+    FILE_NAME,
+    Enrolment,
+    Left,
+    join,
+    leave,
+    load,
+    refresh,
+    take_out,
+)
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import (
+    ExitStatus,
     JoinDiffers,
     NotApproved,
     NotEnrolled,
@@ -34,10 +44,10 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.process import private_file
-from headless_passkey.text.base64url import base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.invitation import answer_mac
-from headless_passkey.trust.ring import Role
+from headless_passkey.trust.ring import Ring, Role
 from tests.device.inviter import Inviter
 from tests.device.test_proven_http import answer, ok, serving
 from tests.ports import reserved_port
@@ -519,10 +529,43 @@ async def test_a_device_that_was_removed_is_told_so(state: Path, inviter: Invite
     removed = replace(enrolled, chain=enrolled.chain.extend([without.document], now=without.issued))
     with refused(TrustReason.NOT_A_MEMBER, saying="removed"):
         _ = removed.member
-    await inviter.home.append(*people)
+    inviter.home.ring = enrolled.chain.head
+    proof = await inviter.home.append(*people)
     async with speaking(enrolled) as relay:
-        with refused(TrustReason.NOT_A_MEMBER):
-            await refresh(state, relay)
+        refreshed = await refresh(state, relay)
+    assert refreshed.chain.head == proof
+    with refused(TrustReason.NOT_A_MEMBER, saying='by "phone 0" in ring 4') as caught:
+        _ = load(state).member
+    assert caught.value.exit_status is ExitStatus.NOT_ENROLLED
+
+
+@pytest.mark.threat("T16")
+async def test_a_device_takes_itself_out_before_it_forgets(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    phone = inviter.home.companions[0]
+    assert await take_out(state)
+    ring = Ring.parse_kept(from_base64url((await phone.get("/v1/ring")).body["rings"][-1]))
+    assert (ring.member(enrolled.name), ring.signer) == (None, enrolled.name)
+    assert not await take_out(state), "it is out"
+    leave(state)
+    assert not await take_out(state), "it has forgotten"
+
+
+async def test_a_device_that_is_put_back_works_again(state: Path, inviter: Inviter) -> None:
+    enrolled = await joined(state, inviter)
+    home = inviter.home
+    people = [caller.person for caller in home.companions]
+    home.ring = enrolled.chain.head
+    await home.append(*people)
+    async with speaking(enrolled) as relay:
+        assert (await refresh(state, relay)).removed
+        head = home.ring.next(
+            people[0].key, members=[*home.ring.members, enrolled.member], now=inviter.phone.clock()
+        )
+        reply = await home.companions[0].post("/v1/ring", {"ring": base64url(head.document)})
+        assert reply.status == 201
+        assert not (await refresh(state, relay)).removed
+    assert load(state).member.introduced_by == people[0].name
 
 
 async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inviter: Inviter) -> None:

@@ -15,15 +15,18 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from companion_push.relay import operations
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from headless_passkey.account.relay import RelayClient, RequestStatus
 from headless_passkey.errors import (
+    ExitStatus,
     HeadlessPasskeyError,
     NotApproved,
     Outcome,
     RemoteProtocolError,
     TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
@@ -182,17 +185,33 @@ async def test_a_request_nobody_knows_is_lost(home: Household, frame: RelayClien
 
 
 @pytest.mark.threat("T13")
-async def test_a_stranger_and_a_removed_device_are_no_members(
-    relay: household.Relay, home: Household, frame: RelayClient
+@pytest.mark.threat("T16")
+async def test_a_removed_device_reads_the_ring_that_took_it_out_and_nothing_later(
+    home: Household, frame: RelayClient
 ) -> None:
     chain = RingChain.start(home.ring)
-    await home.append(*(caller.person for caller in home.companions))
+    people = [caller.person for caller in home.companions]
+    proof = await home.append(*people)
+    await home.append(*people, device("another"))
+    removed = await frame.bring_up_to_date(chain)
+    assert removed.head == proof
+    assert removed.removal(home.devices[0].name) == 'by "phone 0" in ring 3'
+    with pytest.raises(TransportError) as unknown:
+        await frame.submit(new_request_id(), sealed_to(*home.companions), expires_in=300)
+    assert unknown.value.reason is TransportReason.UNKNOWN_TO_RELAY
+
+
+@pytest.mark.threat("T16")
+async def test_a_relay_that_knows_no_such_key_removes_nobody(relay: household.Relay, home: Household) -> None:
     async with speaking(device("stranger"), relay) as stranger:
-        for who in (frame, stranger):
-            with refused(TrustReason.NOT_A_MEMBER):
-                await who.bring_up_to_date(chain)
-            with refused(TrustReason.NOT_A_MEMBER):
-                await who.submit(new_request_id(), sealed_to(*home.companions), expires_in=300)
+        for call in (
+            stranger.bring_up_to_date(RingChain.start(home.ring)),
+            stranger.submit(new_request_id(), sealed_to(*home.companions), expires_in=300),
+        ):
+            with pytest.raises(TransportError) as unknown:
+                await call
+            assert unknown.value.reason is TransportReason.UNKNOWN_TO_RELAY
+            assert unknown.value.exit_status is ExitStatus.TRANSPORT
 
 
 async def test_a_relay_that_restarts_is_waited_for(tmp_path: Path) -> None:
@@ -231,7 +250,10 @@ async def _serving_at(url: str, store: Path) -> AsyncIterator[None]:
 # Rings
 
 
-async def test_newer_rings_are_taken_over_however_many(home: Household, frame: RelayClient) -> None:
+async def test_newer_rings_are_taken_over_however_many(
+    home: Household, frame: RelayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_RING_RATES", ())  # one companion signs more than in an hour
     chain = RingChain.start(home.ring)
     people = [caller.person for caller in (*home.companions, *home.devices)]
     assert await frame.bring_up_to_date(chain) == chain

@@ -75,7 +75,11 @@ async def test_leaving_forgets_the_keys_of_relying_parties_too(world: World, hom
     assert (status, await companion.wait()) == (0, 0)
     (before,) = KeyStore(world.state(home.hub)).all().values()
     assert (
-        await ends(await world.run("leave", "headless-passkey", "leave", "--state", world.state(home.hub)))
+        await ends(
+            await world.run(
+                "leave", "headless-passkey", "leave", "--state", world.state(home.hub), *world.trust
+            )
+        )
         == 0
     )
     assert KeyStore(world.state(home.hub)).all() == {}

@@ -214,7 +214,7 @@ async def test_a_thief_with_a_copy_of_the_state_is_found_out(world: World, hub: 
 
 async def test_leaving_the_account_forgets_its_sessions(world: World, hub: Home, api: str) -> None:
     state = world.state(hub.hub)
-    leaving = await world.run("leave", "headless-passkey", "leave", "--state", state)
+    leaving = await world.run("leave", "headless-passkey", "leave", "--state", state, *world.trust)
     assert await ends(leaving) == 0
     assert any(world.relying_party in line for line in leaving.said)
     assert await fetched(world, state, f"{api}/me") == (11, "")

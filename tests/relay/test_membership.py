@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from companion_push.relay import operations
-from companion_push.relay.accounts import MAX_INVITATIONS
+from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
+from companion_push.relay.database import open_database
 from companion_push.relay.operations import MAX_RINGS
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
-from tests.relay.household import Caller, Household, Relay, Reply
+from tests.relay.household import Caller, Household, Relay, Reply, fresh_id
 from tests.trust.people import Person, companion, device, encoded, forge, found, grow, twin
 
 SOON = 20.0  # seconds: less than the 25 of a hold
@@ -257,6 +258,52 @@ async def test_whoever_lists_a_key_without_its_holder_learns_nothing_and_keeps_n
     people = [caller.person for caller in neighbours.companions]
     ring = grow(neighbours.ring, first.person, *people, frame.person)
     assert (await first.post("/v1/ring", ring_body(ring))).status == 201
+
+
+@pytest.mark.threat("T16")
+async def test_a_former_member_reads_the_ring_that_took_it_out_for_ninety_days(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    proof = await home.append(anna.person, bert.person)
+    await home.append(anna.person)
+    for days in (0, 89):
+        relay.clock.ahead = days * 86_400
+        body = (await frame.get("/v1/ring?after=2")).body
+        assert (body["version"], body["hash"]) == (3, base64url(proof.hash))
+        assert body["rings"] == [base64url(proof.document)]
+        assert (await bert.get("/v1/ring")).body["version"] == 4
+        assert (await frame.submit(anna)).problem == "not-found"
+    relay.clock.ahead = 91 * 86_400
+    async with open_database(relay.store) as database:
+        await database.transact(lambda db: sweep_accounts(db, relay.clock()))
+    assert (await frame.get("/v1/ring")).problem == "not-found"
+
+
+@pytest.mark.threat("T16")
+async def test_the_claim_of_a_removed_companion_ends_at_once_and_its_envelopes_are_erased(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    ((his,), (hers,)) = (await bert.inbox(), await anna.inbox())
+    assert (await bert.claims(frame, his)).status == 200
+    assert (await anna.claims(frame, hers)).problem == "already-claimed"
+    version = (await frame.status(name))["version"]
+    waiting = asyncio.ensure_future(frame.get(f"/v1/requests/{name}?version={version}&wait=20"))
+    await home.append(anna.person, frame.person)
+    status = (await waiting).body
+    assert (status["state"], status["failures"]) == ("delivered", [{"by": bert.name, "reason": "vanished"}])
+    assert (await bert.get("/v1/inbox")).problem == "not-found"
+    assert (await anna.claims(frame, hers)).status == 200
+    async with open_database(relay.store) as database:
+        kept = await database.transact(
+            lambda db: db.execute("SELECT recipient FROM envelopes WHERE sealed IS NOT NULL").fetchall()
+        )
+    assert kept == [(anna.name,)]
 
 
 async def test_a_key_belongs_to_one_account(relay: Relay, home: Household) -> None:

@@ -1,0 +1,75 @@
+"""Members of an account for people: found by label or name, described, and with what they let in."""
+
+import time
+from typing import Final
+
+from headless_passkey.errors import TrustError, TrustReason, UsageError
+from headless_passkey.text.names import printable
+from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.ring import Member, Ring
+
+_SHORTEST: Final = 6  # characters of a name that find a member
+
+
+def find(ring: Ring, who: str) -> Member:
+    """Find the one member with this label, or whose name begins with `who`; `UsageError` when there is none, or several."""
+    found = [member for member in ring.members if member.label == who]
+    if not found and len(who) >= _SHORTEST:
+        found = [member for member in ring.members if member.name.startswith(who)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(member.name[:10] for member in found)
+        raise UsageError(f"several members are called so: name one by the start of its name ({names})")
+    raise UsageError("no member has this label or name: `companion-push companion members` lists them")
+
+
+def find_former(chain: RingChain, who: str) -> Member:
+    """Find somebody who is in an earlier ring and not in the newest: its newest entry. `UsageError` as with `find`."""
+    present = {member.name for member in chain.head.members}
+    former = {
+        member.name: member for ring in chain.rings for member in ring.members if member.name not in present
+    }
+    found = [member for member in former.values() if member.label == who]
+    if not found and len(who) >= _SHORTEST:
+        found = [member for member in former.values() if member.name.startswith(who)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(member.name[:10] for member in found)
+        raise UsageError(
+            f"several former members were called so: name one by the start of its name ({names})"
+        )
+    raise UsageError("nobody with this label or name was a member in the rings that are kept here")
+
+
+def introduced(ring: Ring, name: str) -> tuple[Member, ...]:
+    """Whom this member let in, and whom those let in, in the order of the ring; not the member itself."""
+    guests: set[str] = set()
+    while more := {
+        member.name
+        for member in ring.members
+        if member.introduced_by in {name, *guests} and member.name not in {name, *guests}
+    }:
+        guests |= more
+    return tuple(member for member in ring.members if member.name in guests)
+
+
+def described(member: Member, ring: Ring) -> str:
+    """A line for a terminal: role, label, short name, and when it came and by whom."""
+    host = None if member.introduced_by is None else ring.member(member.introduced_by)
+    by = f', let in by "{printable(host.label)}"' if host is not None else ""
+    if host is None and member.introduced_by is not None:
+        by = f", let in by {member.introduced_by[:10]}, who is gone"
+    day = time.strftime("%Y-%m-%d", time.gmtime(member.joined))
+    return f'{member.role} "{printable(member.label)}" ({member.name[:10]}), here since {day}{by}'
+
+
+def refuse_removed(chain: RingChain, me: str) -> None:
+    """Refuse to go on as a companion that the newest ring does not hold; `TrustError` (not-a-member) says who took it out."""
+    if chain.head.member(me) is None:
+        raise TrustError(
+            TrustReason.NOT_A_MEMBER,
+            f"this companion was removed from the account {chain.removal(me) or ''}".rstrip(),
+            advice="join again with a new invitation and a new state directory",
+        )
