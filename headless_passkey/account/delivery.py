@@ -22,6 +22,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid.fido_url import FidoUrl
+from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
 from headless_passkey.trust.device_checks import check_claim
@@ -144,6 +145,12 @@ class RelayDelivery:
         joined = self._joined
         self._refuse_a_second()
         joined.check_rp(rp_id=ask.rp_id, origin=ask.origin)
+        if joined.member.needs_digits and ask.digits is None:  # every companion would refuse it
+            raise TrustError(
+                TrustReason.DIGITS_MISSING,
+                "this device was let in on the condition that it shows digits to type",
+                advice=mend(TrustReason.DIGITS_MISSING),
+            )
         request_id = new_request_id()
         seconds = min(MAX_LIFETIME, math.ceil(lifetime))
         envelopes: dict[str, bytes] = {}

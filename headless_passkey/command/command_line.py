@@ -179,8 +179,8 @@ class _TitledGroup:
     def __init__(self, parser: SettingsParser, title: str) -> None:
         self._parser, self._group = parser, parser.add_argument_group(title)
 
-    def add_argument(self, *names: str, **how: Any) -> argparse.Action:
-        return self._parser._keep(self._group.add_argument(*names, **how), how)  # noqa: SLF001  both are of this module
+    def add_argument(self, *names: str, said_only: Container[object] = (), **how: Any) -> argparse.Action:
+        return self._parser._keep(self._group.add_argument(*names, **how), how, said_only)  # noqa: SLF001  both are of this module
 
 
 def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: str) -> None:

@@ -138,6 +138,28 @@ async def test_a_relying_party_the_device_may_not_ask_for_is_refused(tmp_path: P
         assert await home.companions[0].inbox() == []
 
 
+@pytest.mark.threat("T4")
+async def test_a_device_that_must_show_digits_asks_for_nothing_without_them(tmp_path: Path) -> None:
+    async with delivering(tmp_path) as (_, home):
+        strict = device("strict frame")
+        strict.needs_digits = True
+        await home.append(*(each.person for each in (*home.companions, *home.devices)), strict)
+        state = tmp_path / "strict"
+        state.mkdir(mode=0o700)
+        joined = Enrolment(
+            key=strict.key, relay_url=home.devices[0].url, chain=RingChain.start(home.ring), rp_id=None
+        )
+        enrolment._write(state, joined)
+        async with RelayDelivery.connect(state) as delivery:
+            names = await delivery.recipients()
+            with pytest.raises(TrustError) as refusal:
+                await delivery.submit(replace(ASK, digits=None), fresh_urls(*names), lifetime=300)
+            assert refusal.value.reason is TrustReason.DIGITS_MISSING
+            assert await home.companions[0].inbox() == []
+            await delivery.submit(ASK, fresh_urls(*names), lifetime=300)
+            assert len(await home.companions[0].inbox()) == 1
+
+
 async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> None:
     async with delivering(tmp_path, companions=1) as (delivery, home):
         phone, frame = home.companions[0], home.devices[0]
