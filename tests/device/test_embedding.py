@@ -22,6 +22,7 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.rp.users import PinnedUsers
 from headless_passkey.text.base64url import base64url
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from tests.companion.device import tunnel_service
@@ -153,6 +154,7 @@ async def log_in(delivery: ByHand, radio: Radio, world: "World", display: Displa
         tunnels=world.tunnels,
         tls=world.certificate.client_context(),
         on_stage=display.show,
+        users=PinnedUsers(world.folder / "state", RP_ID),
         timeout=60,
     )
     assert_type(ended, Settled[Session])
@@ -205,6 +207,7 @@ async def test_a_program_signs_in_with_parts_of_its_own(
         registered = await register(delivery, radio, world)
         assert registered.credential.credential_id
         assert await log_in(delivery, radio, world, display) == Session(user="ada")
+        assert [user.name for user in PinnedUsers(world.folder / "state", RP_ID).read()] == ["ada"]
         assert await check(delivery, radio, world) == len(registered.credential.credential_id)
     assert display.lines == ["1 asked", "near: -40 dBm", "done"]
     assert delivery.ended == [DeviceEvent.COMPLETED] * 3
