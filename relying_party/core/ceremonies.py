@@ -393,25 +393,6 @@ class Ceremonies:
         return server
 
 
-def decoy(secret: bytes, user_name: str) -> Descriptor:
-    """Make a decoy for an unknown user name: always the same credential ID, which belongs to nobody.
-
-    secret: 32 bytes of ours. So the options do not show whether a user name exists (account enumeration).
-    """
-    half = hmac.digest(secret, b"decoy credential\0" + user_name.encode(), "sha256")[:16]
-    return Descriptor(credential_id=half + _decoy_mark(secret, half), transports=("hybrid", "internal"))
-
-
-def is_decoy(secret: bytes, credential_id: bytes) -> bool:
-    """Whether a credential ID is a decoy, which must get the same answer as a real one."""
-    half, mark = credential_id[:16], credential_id[16:]
-    return hmac.compare_digest(mark, _decoy_mark(secret, half))
-
-
-def _decoy_mark(secret: bytes, half: bytes) -> bytes:
-    return hmac.digest(secret, b"decoy mark\0" + half, "sha256")[:16]
-
-
 def _purpose(session_id: bytes | None) -> Purpose:
     return Purpose.SIGN_IN if session_id is None else Purpose.STEP_UP
 

@@ -138,6 +138,9 @@ class CredentialStore(Protocol):
     async def session_of_refresh(self, refresh_hash: bytes, *, now: float) -> tuple[Session, User] | None:
         """Look up the live session of a refresh token, also of a spent one."""
 
+    async def is_signed_in(self, user_handle: bytes, key_thumbprint: str, *, now: float) -> bool:
+        """Whether the user has a live session that is bound to a key."""
+
     async def replace_session(self, session: Session, *, was: bytes) -> bool:
         """Store a session's new state if its token's hash is still `was` (compare and set).
 

@@ -34,8 +34,6 @@ from relying_party.core.ceremonies import (
     Begun,
     Ceremonies,
     Descriptor,
-    decoy,
-    is_decoy,
 )
 from relying_party.core.ceremonies import RelyingParty as CeremonyParty
 from relying_party.core.challenges import NAME_SIZE, Challenges, ChallengeStore
@@ -179,7 +177,6 @@ def make_app(
                 clock=clock,
                 random=random,
                 metrics=app[METRICS],
-                decoy_secret=await store.secret("decoy"),
                 prf_salt=await store.secret("prf") if config.prf else None,
                 used_proofs=store if config.shared_store else ProofsInMemory(),
                 rate_limit=RateLimit(most=config.requests_per_minute),
@@ -287,12 +284,14 @@ async def registration_options(request: web.Request) -> web.Response:
     user = await state.store.user_by_name(wanted.user_name, now=state.clock())
     existing: tuple[Descriptor, ...] = ()
     if user is None:
+        state.registrations.check(request.remote or "", now=state.clock())
         handle = state.random(USER_HANDLE_SIZE)
         user = User(handle=handle, name=wanted.user_name, display_name=wanted.display_name)
         session_id = None
     else:
         found = await session_of(state, caller, token)
         if found is None or found.user.handle != user.handle:
+            state.registrations.take(request.remote or "", now=state.clock())
             raise UserExists("sign in as that user to add a passkey")
         refuse_device(found.session)
         caller = replace(caller, kind=found.session.client_kind)
@@ -336,7 +335,7 @@ async def registration_result(request: web.Request) -> web.Response:
 
 async def authentication_options(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, _ = await caller_of(request, state)
+    caller, token = await caller_of(request, state)
     wanted = parse_authentication_options(await json_body(request))
     caller = described(caller, wanted.client)
     if wanted.conditional and caller.kind is not ClientKind.WEB:
@@ -346,8 +345,8 @@ async def authentication_options(request: web.Request) -> web.Response:
     if wanted.user_name is not None:
         user = await state.store.user_by_name(wanted.user_name, now=state.clock())
         handle = state.random(USER_HANDLE_SIZE) if user is None else user.handle
-        allowed = _descriptors(await state.store.credentials_of(handle, now=state.clock()))
-        allowed = allowed or (decoy(state.decoy_secret, wanted.user_name),)
+        if await _is_known_to(state, caller, token, handle):
+            allowed = _descriptors(await state.store.credentials_of(handle, now=state.clock()))
     begun = state.ceremonies.begin_authentication(
         caller,
         expected=handle,
@@ -557,6 +556,19 @@ def _descriptors(credentials: Sequence[Credential]) -> tuple[Descriptor, ...]:
     )
 
 
+async def _is_known_to(state: State, caller: Caller, token: str | None, user_handle: bytes) -> bool:
+    """Whether the user has a session with this caller, by its token or its key: only then are their passkeys named.
+
+    Strangers learn neither whether a user exists (account enumeration) nor the ids of passkeys. The work is the same for a
+    user who does not exist.
+    """
+    found = await session_of(state, caller, token)
+    if found is not None:
+        return found.user.handle == user_handle
+    key = caller.key_thumbprint
+    return key is not None and await state.store.is_signed_in(user_handle, key, now=state.clock())
+
+
 async def _begun(
     request: web.Request, begun: Begun, session_id: bytes | None = None, *, mediation: str | None = None
 ) -> web.Response:
@@ -594,7 +606,8 @@ async def _authenticated(
         )
     except VerificationFailed as refusal:
         if refusal.check is Check.LIBRARY and credential is None:
-            raise _refused_unknown(state, response.credential_id) from refusal
+            signal = unknown_credential(state.config, response.credential_id)
+            raise VerificationFailed(Check.UNKNOWN_CREDENTIAL, signals=signal) from refusal
         if refusal.check is Check.BACKUP_ELIGIBILITY and credential is not None:
             _tell_eligibility(state, credential, outcome="refused")
         raise
@@ -619,15 +632,6 @@ def _tell_eligibility(state: State, credential: Credential, *, outcome: str) -> 
         change,
         outcome,
         state.config.backup_eligibility,
-    )
-
-
-def _refused_unknown(state: State, credential_id: bytes) -> VerificationFailed:
-    """Make the refusal of an unknown credential. It says so (WebAuthn signal API), except for a decoy, which must look real."""
-    if is_decoy(state.decoy_secret, credential_id):
-        return VerificationFailed(Check.LIBRARY)
-    return VerificationFailed(
-        Check.UNKNOWN_CREDENTIAL, signals=unknown_credential(state.config, credential_id)
     )
 
 

@@ -26,12 +26,21 @@ class RateLimit:
         Of more than `MAX_ADDRESSES` the one that has not asked for longest is forgotten: many addresses keep nobody out.
         """
         address = neighbourhood(address)
+        spent = self._spent_by(address, now)
+        self._spent[address] = (spent + 1, now)
+        self._spent.move_to_end(address)
+        if len(self._spent) > MAX_ADDRESSES:
+            self._spent.popitem(last=False)
+
+    def check(self, address: str, *, now: float) -> None:
+        """Take nothing; `RateLimited` where `take` would be refused."""
+        self._spent_by(neighbourhood(address), now)
+
+    def _spent_by(self, address: str, now: float) -> float:
+        """What a neighbourhood has spent by `now`; `RateLimited` when no token is left."""
         rate = self.most / self.seconds
         spent, before = self._spent.get(address, (0.0, now))
         spent = max(0.0, spent - max(0.0, now - before) * rate)
         if spent + 1 > self.most:
             raise RateLimited(retry_after=max(1, round((spent + 1 - self.most) / rate)))
-        self._spent[address] = (spent + 1, now)
-        self._spent.move_to_end(address)
-        if len(self._spent) > MAX_ADDRESSES:
-            self._spent.popitem(last=False)
+        return spent

@@ -219,7 +219,9 @@ def _counter(credential: Credential) -> str:
 def _by_name_only(credential: Credential) -> str:
     if credential.discoverable is not False:
         return ""
-    return '<p class="warning">Signs in only where you give your user name first.</p>'
+    return (
+        '<p class="warning">May sign in only where you are signed in already. Try it before you need it.</p>'
+    )
 
 
 def _session(session: Session, current: Session) -> str:

@@ -48,7 +48,6 @@ class State:
     clock: Clock
     random: RandomBytes
     metrics: Metrics
-    decoy_secret: bytes = field(repr=False)
     prf_salt: bytes | None = field(repr=False)  # None: prf is not requested
     used_proofs: UsedProofs
     rate_limit: RateLimit

@@ -310,6 +310,16 @@ class SqliteStore:
             now,
         )
 
+    async def is_signed_in(self, user_handle: bytes, key_thumbprint: str, *, now: float) -> bool:
+        def work(connection: sqlite3.Connection) -> bool:
+            found = connection.execute(
+                "SELECT 1 FROM sessions WHERE key_thumbprint = ? AND user_handle = ? AND ends_at > ?",
+                (key_thumbprint, user_handle, now),
+            ).fetchone()
+            return found is not None
+
+        return await self._settled(work, now)
+
     async def replace_session(self, session: Session, *, was: bytes) -> bool:
         return await self._transaction(
             lambda connection: _replace_session(connection, session, was), writes=True

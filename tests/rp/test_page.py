@@ -121,7 +121,7 @@ async def test_a_passkey_that_needs_a_name_first_says_so(site: Site) -> None:
     )
     for discoverable, told in ((None, False), (True, False), (False, True)):
         text = _account_of(site, replace(credential, discoverable=discoverable))
-        assert ("give your user name first" in text) is told
+        assert ("only where you are signed in already" in text) is told
 
 
 async def test_only_a_passkey_that_is_not_the_only_one_can_be_removed(site: Site) -> None:
