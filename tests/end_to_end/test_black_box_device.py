@@ -1169,6 +1169,8 @@ WRONG_WORDS: Final = [
     ["--scan", "lazily"],
     ["--min-rssi", "-70"],  # the radio here is stdin, which tells no strength
     ["--min-rssi", "strong"],
+    ["--require-witness", "0"],
+    ["--require-witness", "a week"],
     ["--join-within", "0"],
     ["--delivery", "post"],
     ["--expect-user", "not base64url!"],

@@ -1,0 +1,35 @@
+"""What `sign-in` and `register` tell of a ceremony's stages."""
+
+import json
+
+import pytest
+
+from headless_passkey.ceremony import Stage, StageEvent
+from headless_passkey.command.ceremony import Ceremony
+from headless_passkey.command.cli import make_parser
+from headless_passkey.hybrid.fido_url import RequestKind
+
+SIGN_IN = ["sign-in", "--rp", "https://login.example", "--radio", "stdin"]
+
+
+def ceremony(*options: str) -> Ceremony:
+    return Ceremony(make_parser().parse_args([*SIGN_IN, *options]), RequestKind.GET_ASSERTION)
+
+
+@pytest.mark.threat("T2")
+def test_a_membership_that_nobody_confirms_is_told_also_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    silent = StageEvent(
+        stage=Stage.RING_UNCONFIRMED,
+        elapsed=0.25,
+        detail={"companion": "x" * 43, "label": "Ada's tablet\x1b[2J", "days": 9},
+    )
+    ceremony()._on_stage(silent)
+    said = capsys.readouterr().err
+    assert "no word from \"Ada's tablet" in said
+    assert "for 9 days [unconfirmed-ring]" in said
+    assert "\x1b" not in said
+    ceremony("--json")._on_stage(silent)
+    told = json.loads(capsys.readouterr().err)
+    assert (told["stage"], told["days"]) == ("ring-unconfirmed", 9)
