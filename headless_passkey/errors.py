@@ -362,6 +362,7 @@ class EnrolmentReason(StrEnum):
     """Why there is no account to use."""
 
     NOT_ENROLLED = "not-enrolled"
+    ACCOUNT_CLOSED = "account-closed"  # the relay says so: it was reset or deleted by its operator
     JOIN_UNFINISHED = "join-unfinished"  # an interrupted join, which can be resumed
 
 

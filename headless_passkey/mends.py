@@ -145,6 +145,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"
     ),
+    (EnrolmentReason.ACCOUNT_CLOSED, None): (
+        "ask its operator; where it was set up anew, leave, and join again with an invitation from a companion of the new account"
+    ),
     (EnrolmentReason.JOIN_UNFINISHED, None): (
         "`headless-passkey join` again, with the same invitation or with another one"
     ),

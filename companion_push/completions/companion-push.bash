@@ -5,12 +5,15 @@
 #    source ~/.local/share/bash_completion/companion-push
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_companion_push_account_subparsers=(add)
+_shtab_companion_push_account_subparsers=(add reset delete list)
 _shtab_companion_push_companion_subparsers=(join invite run members remove rename restore)
 _shtab_companion_push_subparsers=(relay account tunnel-service phone companion ether completion)
 
 _shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --held-per-address --config --json --log-level)
-_shtab_companion_push_account_add_option_strings=(-h --help --store --relay --valid-hours --config --json --log-level)
+_shtab_companion_push_account_add_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
+_shtab_companion_push_account_reset_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
+_shtab_companion_push_account_delete_option_strings=(-h --help --store --config --json --log-level)
+_shtab_companion_push_account_list_option_strings=(-h --help --store --config --json --log-level)
 _shtab_companion_push_account_option_strings=(-h --help)
 _shtab_companion_push_tunnel_service_option_strings=(-h --help --config --json --log-level --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --waiting --life --silence --tunnels --tunnels-per-address --in-flight --rate)
 _shtab_companion_push_phone_option_strings=(-h --help --config --json --log-level --url --credentials --radio --tunnel --uv --timeout --ca)
@@ -32,6 +35,12 @@ _shtab_companion_push_relay___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___config_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_reset___store_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_reset___config_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_delete___store_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_delete___config_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_list___store_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_list___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_tunnel_service___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_tunnel_service___cert_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_tunnel_service___key_COMPGEN=_shtab_compgen_files
@@ -66,7 +75,10 @@ _shtab_companion_push_ether___config_COMPGEN=_shtab_compgen_files
 
 _shtab_companion_push_relay___log_level_choices=(debug info warning error)
 _shtab_companion_push_account_add___log_level_choices=(debug info warning error)
-_shtab_companion_push_account_pos_0_choices=(add)
+_shtab_companion_push_account_reset___log_level_choices=(debug info warning error)
+_shtab_companion_push_account_delete___log_level_choices=(debug info warning error)
+_shtab_companion_push_account_list___log_level_choices=(debug info warning error)
+_shtab_companion_push_account_pos_0_choices=(add reset delete list)
 _shtab_companion_push_tunnel_service___log_level_choices=(debug info warning error)
 _shtab_companion_push_phone___log_level_choices=(debug info warning error)
 _shtab_companion_push_phone___uv_choices=(ask accept decline)
@@ -92,6 +104,15 @@ _shtab_companion_push_relay___json_nargs=0
 _shtab_companion_push_account_add__h_nargs=0
 _shtab_companion_push_account_add___help_nargs=0
 _shtab_companion_push_account_add___json_nargs=0
+_shtab_companion_push_account_reset__h_nargs=0
+_shtab_companion_push_account_reset___help_nargs=0
+_shtab_companion_push_account_reset___json_nargs=0
+_shtab_companion_push_account_delete__h_nargs=0
+_shtab_companion_push_account_delete___help_nargs=0
+_shtab_companion_push_account_delete___json_nargs=0
+_shtab_companion_push_account_list__h_nargs=0
+_shtab_companion_push_account_list___help_nargs=0
+_shtab_companion_push_account_list___json_nargs=0
 _shtab_companion_push_account_pos_0_nargs=A...
 _shtab_companion_push_account__h_nargs=0
 _shtab_companion_push_account___help_nargs=0

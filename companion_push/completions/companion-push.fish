@@ -50,7 +50,7 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
 set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
@@ -79,16 +79,36 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l held-per-ad
 complete -c companion-push -n '_shtab_companion_push_using relay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
-complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a account -d 'add accounts to a relay'"'"'s store'
+complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a account -d 'add, list, reset and delete accounts of a relay'"'"'s store'
 complete -c companion-push -n '_shtab_companion_push_using account' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using account; and test $_shtab_companion_push_npos -eq 0' -a add -d 'Add an account and print its one-time code, with which the first companion joins. A name that nobody has joined yet gets a new code. The relay may be running.'
 complete -c companion-push -n '_shtab_companion_push_using account add' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using account add' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
-complete -c companion-push -n '_shtab_companion_push_using account add' -l relay -x -d 'the relay'"'"'s public URL'
-complete -c companion-push -n '_shtab_companion_push_using account add' -l valid-hours -x -d 'how long the code is good for (default: 24)'
 complete -c companion-push -n '_shtab_companion_push_using account add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.add]'
 complete -c companion-push -n '_shtab_companion_push_using account add' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using account add' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using account add' -l relay -x -d 'the relay'"'"'s public URL'
+complete -c companion-push -n '_shtab_companion_push_using account add' -l valid-hours -x -d 'how long the code is good for (default: 24)'
+complete -c companion-push -n '_shtab_companion_push_using account; and test $_shtab_companion_push_npos -eq 0' -a reset -d 'Close an account for good, and print the one-time code of a new account with the same name and another id: for whoever was shut out of it. Its companions and devices are told that it is closed; they follow nobody, and join again with new invitations. The relay may be running.'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.reset]'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -l relay -x -d 'the relay'"'"'s public URL'
+complete -c companion-push -n '_shtab_companion_push_using account reset' -l valid-hours -x -d 'how long the code is good for (default: 24)'
+complete -c companion-push -n '_shtab_companion_push_using account; and test $_shtab_companion_push_npos -eq 0' -a delete -d 'Close an account for good. Its companions and devices are told so. The relay may be running.'
+complete -c companion-push -n '_shtab_companion_push_using account delete' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using account delete' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
+complete -c companion-push -n '_shtab_companion_push_using account delete' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.delete]'
+complete -c companion-push -n '_shtab_companion_push_using account delete' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using account delete' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using account; and test $_shtab_companion_push_npos -eq 0' -a list -d 'List the accounts: name, id, and how many companions and devices they have.'
+complete -c companion-push -n '_shtab_companion_push_using account list' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using account list' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
+complete -c companion-push -n '_shtab_companion_push_using account list' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.list]'
+complete -c companion-push -n '_shtab_companion_push_using account list' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using account list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a tunnel-service -d 'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [tunnel-service]'

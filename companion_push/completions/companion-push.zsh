@@ -10,7 +10,7 @@
 
 _shtab_companion_push_commands() {
   local _commands=(
-    account:'add accounts to a relay'"'"'s store'
+    account:'add, list, reset and delete accounts of a relay'"'"'s store'
     companion:'The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.'
     completion:'Print the script that lets a shell complete this command line.'
     ether:'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
@@ -24,6 +24,9 @@ _shtab_companion_push_commands() {
 _shtab_companion_push_account_commands() {
   local _commands=(
     add:'Add an account and print its one-time code, with which the first companion joins. A name that nobody has joined yet gets a new code. The relay may be running.'
+    delete:'Close an account for good. Its companions and devices are told so. The relay may be running.'
+    list:'List the accounts: name, id, and how many companions and devices they have.'
+    reset:'Close an account for good, and print the one-time code of a new account with the same name and another id: for whoever was shut out of it. Its companions and devices are told that it is closed; they follow nobody, and join again with new invitations. The relay may be running.'
   )
   _describe 'companion-push account commands' _commands
 }
@@ -59,16 +62,53 @@ _shtab_companion_push_account_defaults_added=0
 _shtab_companion_push_account_add_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--config[TOML file with these options in table \[account.add\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--relay[the relay\'s public URL]:URL:"
   "--valid-hours[how long the code is good for (default\: 24)]:N:"
-  "--config[TOML file with these options in table \[account.add\]]:FILE:_files"
+  ":what the account is called:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_account_add_defaults_added=0
+
+_shtab_companion_push_account_delete_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--config[TOML file with these options in table \[account.delete\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   ":what the account is called:"
 )
 
 # guard to ensure default positional specs are added only once per session
-_shtab_companion_push_account_add_defaults_added=0
+_shtab_companion_push_account_delete_defaults_added=0
+
+_shtab_companion_push_account_list_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--config[TOML file with these options in table \[account.list\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_account_list_defaults_added=0
+
+_shtab_companion_push_account_reset_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--config[TOML file with these options in table \[account.reset\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--relay[the relay\'s public URL]:URL:"
+  "--valid-hours[how long the code is good for (default\: 24)]:N:"
+  ":what the account is called:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_account_reset_defaults_added=0
 
 _shtab_companion_push_companion_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -324,6 +364,9 @@ _shtab_companion_push_account() {
       curcontext="${curcontext%:*:*}:_shtab_companion_push_account-$line[1]:"
       case $line[1] in
         add) _arguments -C -s $_shtab_companion_push_account_add_options ;;
+        delete) _arguments -C -s $_shtab_companion_push_account_delete_options ;;
+        list) _arguments -C -s $_shtab_companion_push_account_list_options ;;
+        reset) _arguments -C -s $_shtab_companion_push_account_reset_options ;;
       esac
   esac
 }

@@ -1,16 +1,19 @@
-"""``companion-push account add``: the built-in account system, at its simplest."""
+"""``companion-push account``: the built-in account system, at its simplest."""
 
 import argparse
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Final
 
-from companion_push.relay.accounts import add_account
+from companion_push.relay.accounts import add_account, close_account, listed
 from companion_push.relay.config import DEFAULT_STORE
 from companion_push.relay.database import open_database
 from headless_passkey.command.command_line import SettingsParser, add_settings, example, label_or_name, out
-from headless_passkey.errors import RemoteProtocolError, UsageError
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.process.streams import talk
+from headless_passkey.text.names import printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
 
@@ -18,25 +21,68 @@ _HOUR: Final = 3600
 
 
 def add_parser(subparsers: Any) -> None:
-    """Add ``account add`` to the programs of ``companion-push``."""
-    account = subparsers.add_parser("account", help="add accounts to a relay's store")
+    """Add ``account`` and its commands to the programs of ``companion-push``."""
+    account = subparsers.add_parser("account", help="add, list, reset and delete accounts of a relay's store")
     actions = account.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
     )
-    parser = actions.add_parser(
+    add = _action(
+        actions,
         "add",
-        help="add an account and print its one-time code",
-        description="Add an account and print its one-time code, with which the first companion joins. "
+        "add an account and print its one-time code",
+        "Add an account and print its one-time code, with which the first companion joins. "
         "A name that nobody has joined yet gets a new code. The relay may be running.",
-        epilog=example(
+        example(
             "companion-push account add alice --relay https://push.example |",
             "    companion-push companion join --code - --label 'My phone'",
         ),
     )
-    parser.add_argument("name", metavar="NAME", type=label_or_name, help="what the account is called")
+    _code_options(add)
+    add.set_defaults(main=_add)
+    reset = _action(
+        actions,
+        "reset",
+        "close an account for good, and print a one-time code for a new one of the same name",
+        "Close an account for good, and print the one-time code of a new account with the same name and another id: for "
+        "whoever was shut out of it. Its companions and devices are told that it is closed; they follow nobody, and join "
+        "again with new invitations. The relay may be running.",
+        example("companion-push account reset alice --relay https://push.example"),
+    )
+    _code_options(reset)
+    reset.set_defaults(main=_reset)
+    delete = _action(
+        actions,
+        "delete",
+        "close an account for good",
+        "Close an account for good. Its companions and devices are told so. The relay may be running.",
+        example("companion-push account delete alice"),
+    )
+    delete.set_defaults(main=_delete)
+    listing = _action(
+        actions,
+        "list",
+        "list the accounts",
+        "List the accounts: name, id, and how many companions and devices they have.",
+        example("companion-push account list"),
+        named=False,
+    )
+    listing.set_defaults(main=_list)
+
+
+def _action(
+    actions: Any, name: str, summary: str, description: str, epilog: str, *, named: bool = True
+) -> SettingsParser:
+    parser: SettingsParser = actions.add_parser(name, help=summary, description=description, epilog=epilog)
+    if named:
+        parser.add_argument("name", metavar="NAME", type=label_or_name, help="what the account is called")
     parser.add_argument(
         "--store", type=Path, default=Path(DEFAULT_STORE), metavar="FILE", help=f"default: {DEFAULT_STORE}"
     )
+    add_settings(parser, section=f"account.{name}", environment=f"COMPANION_PUSH_ACCOUNT_{name.upper()}")
+    return parser
+
+
+def _code_options(parser: SettingsParser) -> None:
     parser.add_argument("--relay", required=True, metavar="URL", help="the relay's public URL")
     parser.add_argument(
         "--valid-hours",
@@ -45,25 +91,70 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="how long the code is good for (default: 24)",
     )
-    add_settings(parser, section="account.add", environment="COMPANION_PUSH_ACCOUNT_ADD")
-    parser.set_defaults(main=_add)
 
 
 async def _add(args: argparse.Namespace) -> None:
-    try:
-        relay_url = check_relay_url(str(BaseUrl.parse(args.relay)))
-    except RemoteProtocolError as error:
-        raise UsageError(str(error)) from error
-    now = time.time()
-    expires_at = int(now) + args.valid_hours * _HOUR
+    relay_url, now = _relay_url(args), time.time()
     async with open_database(args.store) as database:
-        added = await database.transact(
-            lambda db: add_account(db, name=args.name, now=now, expires_at=expires_at)
-        )
+        added = await database.transact(lambda db: _added(db, args, now))
     if added is None:
         raise UsageError("the name is taken: its first companion has joined already")
-    account, code = added
-    out(AccountCode(relay_url=relay_url, account=account, account_name=args.name, code=code).encode())
+    _print_code(relay_url, args.name, *added)
+
+
+async def _reset(args: argparse.Namespace) -> None:
+    relay_url, now = _relay_url(args), time.time()
+
+    def reset(db: sqlite3.Connection) -> tuple[str, bytes] | None:
+        if close_account(db, name=args.name, now=now) is None:
+            raise _unknown()
+        return _added(db, args, now)
+
+    async with open_database(args.store) as database:
+        added = await database.transact(reset)
+    if added is None:
+        raise LocalProtocolError("a closed account still has its name")
+    _print_code(relay_url, args.name, *added)
+    talk("the account before is closed; its companions and devices are told so, and join again by invitation")
+
+
+async def _delete(args: argparse.Namespace) -> None:
+    async with open_database(args.store) as database:
+        members = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
+    if members is None:
+        raise _unknown()
+    talk(f"the account is closed, and {len(members)} members are told so")
+
+
+async def _list(args: argparse.Namespace) -> None:
+    async with open_database(args.store) as database:
+        found = await database.transact(listed)
+    for account in found:
+        members = (
+            "not founded yet"
+            if account.version is None
+            else f"companions {account.companions}, devices {account.devices}, ring {account.version}"
+        )
+        out(f"{account.id}  {printable(account.name)}  {members}")
+
+
+def _added(db: sqlite3.Connection, args: argparse.Namespace, now: float) -> tuple[str, bytes] | None:
+    return add_account(db, name=args.name, now=now, expires_at=int(now) + args.valid_hours * _HOUR)
+
+
+def _print_code(relay_url: str, name: str, account: str, code: bytes) -> None:
+    out(AccountCode(relay_url=relay_url, account=account, account_name=name, code=code).encode())
+
+
+def _unknown() -> UsageError:
+    return UsageError("there is no account of this name: `companion-push account list`")
+
+
+def _relay_url(args: argparse.Namespace) -> str:
+    try:
+        return check_relay_url(str(BaseUrl.parse(args.relay)))
+    except RemoteProtocolError as error:
+        raise UsageError(str(error)) from error
 
 
 def _hours(text: str) -> int:

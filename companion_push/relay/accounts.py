@@ -97,12 +97,75 @@ def add_account(
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
     account = str(row[0]) if row is not None else new_account()
     if row is None:
-        db.execute("INSERT INTO accounts VALUES (?, ?, ?)", (account, name, int(now)))
+        db.execute("INSERT INTO accounts VALUES (?, ?, ?, NULL)", (account, name, int(now)))
     elif head(db, account) is not None:
         return None
     code = secrets.token_bytes(CODE_SIZE)
     db.execute("REPLACE INTO account_codes VALUES (?, ?, ?)", (account, _hash(code), expires_at))
     return account, code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """An account as its operator sees it."""
+
+    id: str
+    name: str
+    created_at: int  # Unix seconds
+    version: int | None  # of its newest ring; None before it is founded
+    companions: int
+    devices: int
+
+
+def listed(db: sqlite3.Connection) -> list[Listed]:
+    """List the open accounts by name."""
+    rows = db.execute(
+        "SELECT id, name, created_at, (SELECT max(version) FROM rings WHERE account = id),"
+        " (SELECT count(*) FROM members WHERE account = id AND role = ?),"
+        " (SELECT count(*) FROM members WHERE account = id AND role = ?)"
+        " FROM accounts WHERE closed_at IS NULL ORDER BY name",
+        (Role.COMPANION, Role.DEVICE),
+    )
+    return [
+        Listed(id=row[0], name=row[1], created_at=row[2], version=row[3], companions=row[4], devices=row[5])
+        for row in rows
+    ]
+
+
+def close_account(db: sqlite3.Connection, *, name: str, now: float) -> frozenset[str] | None:
+    """Close an account for good and delete what it holds; returns its members' names, None when there is no such account.
+
+    Its id stays closed. Its members of now are told so for as long as former members are remembered.
+    """
+    row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
+    if row is None:
+        return None
+    (account,) = row
+    members = frozenset(
+        name for (name,) in db.execute("SELECT name FROM members WHERE account = ?", (account,))
+    )
+    db.execute(
+        "REPLACE INTO former SELECT name, account, 0, ? FROM members WHERE account = ?", (int(now), account)
+    )
+    for table in ("words", "word_calls", "requests", "invitations", "members", "rings", "account_codes"):
+        db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
+    db.execute("UPDATE accounts SET name = NULL, closed_at = ? WHERE id = ?", (int(now), account))
+    return members
+
+
+def refuse_closed(db: sqlite3.Connection, account: str) -> None:
+    """Refuse the request when the account is closed (account-closed)."""
+    row = db.execute("SELECT closed_at FROM accounts WHERE id = ?", (account,)).fetchone()
+    if row is not None and row[0] is not None:
+        raise Problem(Slug.ACCOUNT_CLOSED)
+
+
+def stranger(db: sqlite3.Connection, name: str) -> Problem:
+    """Make the problem for a key that is no member's: its account is closed, or there is nothing (not-found)."""
+    row = db.execute("SELECT account FROM former WHERE name = ?", (name,)).fetchone()
+    if row is not None:
+        refuse_closed(db, row[0])
+    return not_found()
 
 
 def found(
@@ -113,6 +176,7 @@ def found(
         ring = Ring.parse_founding(document)
     if ring.members[0].name != caller:
         raise invalid("the proof must be made with the key of the ring's only member")
+    refuse_closed(db, ring.account)
     row = db.execute(
         "SELECT hash, expires_at, name FROM account_codes JOIN accounts ON id = account WHERE account = ?",
         (ring.account,),
@@ -152,6 +216,7 @@ def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
     row = db.execute("SELECT account, version FROM former WHERE name = ?", (name,)).fetchone()
     if row is None:
         raise not_found()
+    refuse_closed(db, row[0])
     return row[0], row[1]
 
 
@@ -366,6 +431,7 @@ def introduce(
 ) -> tuple[bytes, bool]:
     """Use up a ticket; returns the invitation's id, and whether this changed anything (idempotent)."""
     invitation_id = _hash(ticket)
+    refuse_closed(db, account)
     known = _invitation(db, "account = ? AND id = ?", (account, invitation_id))
     if known is None:
         raise not_found()
@@ -446,7 +512,7 @@ def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
     db.execute("DELETE FROM account_codes WHERE expires_at <= ?", (now - _CODE_KEPT,))
     db.execute("DELETE FROM former WHERE removed_at <= ?", (now - _FORMER_KEPT,))
     db.execute(
-        "DELETE FROM accounts WHERE id NOT IN (SELECT account FROM rings)"
+        "DELETE FROM accounts WHERE closed_at IS NULL AND id NOT IN (SELECT account FROM rings)"
         " AND id NOT IN (SELECT account FROM account_codes)"
     )
 

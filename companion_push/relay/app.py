@@ -49,6 +49,7 @@ from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
+from headless_passkey.errors import UsageError
 from headless_passkey.process.tasks import until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
@@ -107,6 +108,17 @@ async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 36
     return await relay[RELAY].new_account(name, valid=valid)
 
 
+async def close_account(
+    relay: web.Application, name: str, *, again: bool = False, valid: int = 24 * 3600
+) -> AccountCode | None:
+    """Close an account for good: its members are told so (account-closed), and follow nobody.
+
+    again: set it up anew under the same name, with another id; returns its one-time code, as `new_account` does.
+    `UsageError` for what is no account's name.
+    """
+    return await relay[RELAY].close_account(name, again=again, valid=valid)
+
+
 class RelayEndpoints:
     """The endpoints: each parses its request and runs an operation."""
 
@@ -159,6 +171,18 @@ class RelayEndpoints:
             return None
         account, code = added
         return AccountCode(relay_url=self._config.public_url, account=account, account_name=name, code=code)
+
+    async def close_account(self, name: str, *, again: bool, valid: int) -> AccountCode | None:
+        """As the function of that name."""
+        name = name_of(name)
+        if self._database is None:
+            raise StoreUnavailable("the relay has not been started, or has ended")
+        now = self._config.clock()
+        members = await self._database.transact(lambda db: accounts.close_account(db, name=name, now=now))
+        if members is None:
+            raise UsageError("there is no account of this name")
+        self.held_requests.wake_members(members)
+        return await self.new_account(name, valid=valid) if again else None
 
     # Invitations and introductions
 

@@ -248,8 +248,9 @@ _MIGRATIONS: Final = (
     """
     CREATE TABLE accounts (
         id TEXT PRIMARY KEY,
-        name TEXT NOT NULL UNIQUE,
-        created_at INTEGER NOT NULL
+        name TEXT UNIQUE,                 -- null once it is closed: another account may have the name
+        created_at INTEGER NOT NULL,
+        closed_at INTEGER                 -- null while it is open; a closed one keeps its id and nothing else
     ) STRICT, WITHOUT ROWID;
 
     -- one-time codes for founding an account: only their hashes

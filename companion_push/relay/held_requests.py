@@ -82,6 +82,12 @@ class HeldRequests:
             for held in self._by_topic.get(topic, ()):
                 held.wake()
 
+    def wake_members(self, members: Iterable[str]) -> None:
+        """Wake every held request of these members."""
+        for member in members:
+            for held in self._by_member.get(member, ()):
+                held.wake()
+
     def close(self) -> None:
         """Release every held request, and each that comes later at once."""
         self.closing = True

@@ -69,7 +69,9 @@ class Call:
     def member(self, role: Role | None = None) -> Membership:
         """Authorise the caller; `not-found` when it is no member, or not of this role."""
         found = accounts.membership(self.db, self.caller)
-        if found is None or (role is not None and found.role is not role):
+        if found is None:
+            raise accounts.stranger(self.db, self.caller)
+        if role is not None and found.role is not role:
             raise not_found()
         return found
 

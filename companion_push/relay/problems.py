@@ -7,6 +7,7 @@ from typing import Any, Final
 class Slug(StrEnum):
     """The last word of a problem's type, which never changes."""
 
+    ACCOUNT_CLOSED = "account-closed"
     ALREADY_CLAIMED = "already-claimed"
     BAD_RING = "bad-ring"
     DRAINING = "draining"
@@ -86,6 +87,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.REQUEST_CONFLICT: (409, "The id is taken by other bytes"),
     Slug.RING_CONFLICT: (409, "The ring does not extend the head"),
     Slug.STATE_CONFLICT: (409, "The state does not allow this"),
+    Slug.ACCOUNT_CLOSED: (410, "The account is closed"),
     Slug.EXPIRED: (410, "It has expired"),
     Slug.WITHDRAWN: (410, "The inviter has taken the invitation back"),
     Slug.PAYLOAD_TOO_LARGE: (413, "The body is too large"),

@@ -28,6 +28,7 @@ from headless_passkey.command.command_line import (
 )
 from headless_passkey.errors import (
     HeadlessPasskeyError,
+    NotEnrolled,
     ProtocolReason,
     RemoteProtocolError,
     SetupError,
@@ -541,7 +542,8 @@ async def _leave(args: argparse.Namespace) -> None:
     try:
         taken_out = await enrolment.take_out(state, tls=tls_context(args.ca))
     except HeadlessPasskeyError as error:
-        unusable = isinstance(error, SetupError) and error.reason in _NOTHING_TO_SIGN_WITH
+        closed = isinstance(error, NotEnrolled)
+        unusable = closed or (isinstance(error, SetupError) and error.reason in _NOTHING_TO_SIGN_WITH)
         if not args.anyway and not unusable:
             talk(
                 "the account still lists this device, so nothing was removed: `leave --anyway` forgets it here only"

@@ -184,6 +184,8 @@ async def _examine_relay(
                 chain, words = await relay.catch_up(enrolled.chain, patience=0)
         except TrustError as error:
             return _refused(error, url, ahead)
+        except NotEnrolled as error:  # the account is closed
+            return [_answers(url), _clock(ahead), Finding.of(Check.MEMBERSHIP, error)]
         except ProblemAnswer as problem:
             what = f"the relay {host} refuses this device's requests ({problem.slug})"
             return _relay_failed(RemoteProtocolError(what, reason=ProtocolReason.REFUSED), url, clock())

@@ -28,8 +28,10 @@ import aiohttp
 from yarl import URL
 
 from headless_passkey.errors import (
+    EnrolmentReason,
     LocalProtocolError,
     NotApproved,
+    NotEnrolled,
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
@@ -39,7 +41,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.mends import clock_skew, setup_error
+from headless_passkey.mends import clock_skew, mend, setup_error
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
 from headless_passkey.text.json_text import decode_json
@@ -226,6 +228,13 @@ class ProvenHttp:
         match problem.slug:
             case "expired":
                 return NotApproved(Outcome.EXPIRED, f"{self._host} says that it has expired")
+            case "account-closed":
+                reason = EnrolmentReason.ACCOUNT_CLOSED
+                return NotEnrolled(
+                    f"{self._host} says that this account is closed: it was set up anew, or deleted",
+                    reason=reason,
+                    advice=mend(reason),
+                )
             case "withdrawn":
                 return NotApproved(
                     Outcome.WITHDRAWN, "the inviter took this invitation back", advice="ask for a new one"

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.openers import Opening
+from companion_push.relay.app import close_account
 from headless_passkey.errors import (
     CtapError,
     EnrolmentReason,
@@ -901,6 +902,18 @@ async def test_a_companion_that_was_removed_is_told_so(anna: Companion, home: Ho
     assert caught.value.reason is TrustReason.NOT_A_MEMBER
     assert f'by "{bert.person.label}" in ring 3' in str(caught.value)
     assert caught.value.exit_status is ExitStatus.NOT_ENROLLED
+
+
+@pytest.mark.threat("T16")
+async def test_a_companion_of_a_closed_account_is_told_so_while_it_waits(
+    anna: Companion, relay: Relay
+) -> None:
+    await anna.inbox.poll()
+    listening = asyncio.ensure_future(anna.inbox.listen())
+    await close_account(relay.app, "alice")
+    with pytest.raises(NotEnrolled) as caught:
+        await listening
+    assert caught.value.reason is EnrolmentReason.ACCOUNT_CLOSED
 
 
 @pytest.mark.threat("T16")

@@ -18,6 +18,7 @@ import pytest_asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from companion_push.relay.app import close_account
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import (
     FILE_NAME,
@@ -31,6 +32,7 @@ from headless_passkey.account.enrolment import (
 )
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.errors import (
+    EnrolmentReason,
     ExitStatus,
     JoinDiffers,
     NotApproved,
@@ -549,6 +551,21 @@ async def test_a_device_takes_itself_out_before_it_forgets(state: Path, inviter:
     assert not await take_out(state), "it is out"
     leave(state)
     assert not await take_out(state), "it has forgotten"
+
+
+@pytest.mark.threat("T16")
+async def test_a_device_of_a_closed_account_says_so_and_keeps_all(
+    state: Path, inviter: Inviter, relay: household.Relay
+) -> None:
+    enrolled = await joined(state, inviter)
+    await close_account(relay.app, "alice")
+    async with speaking(enrolled) as client:
+        with pytest.raises(NotEnrolled) as caught:
+            await refresh(state, client)
+    assert caught.value.reason is EnrolmentReason.ACCOUNT_CLOSED
+    assert caught.value.exit_status is ExitStatus.NOT_ENROLLED
+    assert caught.value.advice
+    assert load(state).chain == enrolled.chain
 
 
 async def test_a_device_that_is_put_back_works_again(state: Path, inviter: Inviter) -> None:

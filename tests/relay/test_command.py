@@ -327,3 +327,24 @@ def test_a_store_that_stays_locked_is_a_transport_error(
     finally:
         connection.close()
     assert "locked" in capsys.readouterr().err
+
+
+@pytest.mark.threat("T16")
+async def test_accounts_are_listed_reset_and_deleted(path: Path) -> None:
+    relay = ("--relay", "https://relay.example")
+    status, line, _ = await run("companion_push", "account", "add", "alice", "--store", path, *relay)
+    assert status == 0
+    first = AccountCode.parse(line)
+    status, shown, _ = await run("companion_push", "account", "list", "--store", path)
+    assert (status, shown.split()) == (0, [first.account, "alice", "not", "founded", "yet"])
+    status, line, _ = await run("companion_push", "account", "reset", "alice", "--store", path, *relay)
+    second = AccountCode.parse(line)
+    assert (status, second.account_name) == (0, "alice")
+    assert second.account != first.account
+    status, _, _ = await run("companion_push", "account", "delete", "alice", "--store", path)
+    assert status == 0
+    status, shown, _ = await run("companion_push", "account", "list", "--store", path)
+    assert (status, shown) == (0, "")
+    for words in (("reset", "alice", *relay), ("delete", "alice")):
+        status, _, _ = await run("companion_push", "account", *words, "--store", path)
+        assert status == 2

@@ -10,8 +10,10 @@ import pytest
 
 from companion_push.relay import operations
 from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
+from companion_push.relay.app import close_account
 from companion_push.relay.database import open_database
 from companion_push.relay.operations import MAX_RINGS
+from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.fields import new_account
@@ -304,6 +306,52 @@ async def test_the_claim_of_a_removed_companion_ends_at_once_and_its_envelopes_a
             lambda db: db.execute("SELECT recipient FROM envelopes WHERE sealed IS NOT NULL").fetchall()
         )
     assert kept == [(anna.name,)]
+
+
+@pytest.mark.threat("T16")
+async def test_an_account_that_is_set_up_anew_is_closed_to_its_members_for_good(
+    relay: Relay, home: Household
+) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    name = fresh_id()
+    await frame.submit(anna, name=name)
+    cursor = (await bert.get("/v1/inbox")).body["cursor"]
+    held = [
+        asyncio.ensure_future(bert.get(f"/v1/inbox?cursor={cursor}&wait=20")),
+        asyncio.ensure_future(frame.get(f"/v1/requests/{name}?version=2&wait=20")),
+    ]
+    await asyncio.sleep(0)
+    code = await close_account(relay.app, "alice", again=True)
+    assert code is not None
+    assert code.account != home.account
+    for caller, path in ((anna, "/v1/inbox"), (frame, "/v1/ring"), (frame, f"/v1/requests/{name}")):
+        reply = await caller.get(path)
+        assert (reply.status, reply.problem) == (410, "account-closed")
+    assert [(await reply).problem for reply in held] == ["account-closed", "account-closed"]
+    grown = grow(home.ring, anna.person, anna.person)
+    assert (await anna.post("/v1/ring", ring_body(grown))).problem == "account-closed"
+    again = relay.caller(companion())
+    body = {"code": base64url(code.code), "ring": founding(again, home.account)}
+    assert (await again.post("/v1/accounts", body)).problem == "account-closed"
+    body = {"code": base64url(code.code), "ring": founding(anna, code.account)}
+    assert (await anna.post("/v1/accounts", body)).status == 201, (
+        "the same key, with a new proof of possession"
+    )
+    assert (await anna.get("/v1/ring")).body["version"] == 1
+    async with open_database(relay.store) as database:
+        kept = await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone())
+    assert kept == (0,)
+
+
+@pytest.mark.threat("T16")
+async def test_a_deleted_account_has_no_code_and_its_name_is_free(relay: Relay, home: Household) -> None:
+    assert await close_account(relay.app, "alice") is None
+    assert (await home.devices[0].get("/v1/ring")).problem == "account-closed"
+    with pytest.raises(UsageError):
+        await close_account(relay.app, "alice")
+    account, _ = await relay.account_code("alice")
+    assert account != home.account
 
 
 async def test_a_key_belongs_to_one_account(relay: Relay, home: Household) -> None:
