@@ -142,10 +142,12 @@ async def test_an_account_with_a_live_session_stays(site: Site) -> None:
 
 
 async def register(session: aiohttp.ClientSession, base: URL, origin: str, client: str, name: str) -> int:
-    """Register a new user through a proxy, as a client at that address; returns the status."""
+    """Register a new user through a proxy, as a client at that address; returns the status of the last answer."""
     headers = {"Origin": origin, "X-Forwarded-For": client}
     path = base / "webauthn/registration"
     async with session.post(path / "options", json={"user_name": name}, headers=headers) as answer:
+        if answer.status != 200:
+            return answer.status
         begun = json.loads(await answer.read())
     _, response = create(begun["publicKey"], origin, NO_FAULTS)
     body = {"ceremony": begun["ceremony"], "response": response}
