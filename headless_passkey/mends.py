@@ -109,6 +109,10 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     ),
     (TrustReason.CLOCK_SKEW, "members"): f"set both clocks, here with {SET_CLOCK}",
     (TrustReason.DIGITS_MISSING, None): "sign in with `--match-digits`, and type the number on the companion",
+    (
+        TrustReason.LABEL_TAKEN,
+        None,
+    ): "choose another label, or `companion-push companion rename` the other member",
     (TrustReason.NOT_A_MEMBER, None): (
         "`headless-passkey leave`, then `headless-passkey join` with a new invitation"
     ),

@@ -18,7 +18,7 @@ from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_canc
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from companion_push.companion.members import refuse_removed
 from companion_push.companion.relay_client import CompanionRelay
-from companion_push.companion.twins import twin_of
+from companion_push.companion.twins import refuse_a_twin
 from headless_passkey.account.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
 from headless_passkey.account.relay import PAUSES, inconsistent
 from headless_passkey.errors import (
@@ -34,7 +34,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.mends import ELSEWHERE
 from headless_passkey.net.proven_http import MAX_WAIT
-from headless_passkey.text.names import name_of, printable
+from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.chain import RingChain
@@ -199,13 +199,7 @@ class Membership:
         key, label = self.state.identity().keys.signing, name_of(label)
 
         def make(chain: RingChain) -> Ring:
-            twin = twin_of(label, chain.head.members, but=name)
-            if twin is not None:
-                raise TrustError(
-                    TrustReason.LABEL_TAKEN,
-                    f'"{printable(label)}" looks like the label of "{printable(twin.label)}"',
-                    advice="choose another one",
-                )
+            refuse_a_twin(label, chain.head.members, but=name)
             members = [
                 replace(member, label=label) if member.name == name else member
                 for member in chain.head.members
@@ -215,12 +209,16 @@ class Membership:
         return await self.change(make)
 
     async def restore(self, former: Member) -> Ring:
-        """Put back a member that was taken out, as an earlier ring had it; it is new, and let in by this companion."""
+        """Put back a member that was taken out, as an earlier ring had it; it is new, and let in by this companion.
+
+        `TrustError` (label-taken) when another member's label looks like its own by now.
+        """
         key = self.state.identity().keys.signing
 
         def make(chain: RingChain) -> Ring | None:
             if chain.head.member(former.name) is not None:
                 return None
+            refuse_a_twin(former.label, chain.head.members)
             return chain.head.next(key, members=[*chain.head.members, former], now=self.clock())
 
         return await self.change(make)

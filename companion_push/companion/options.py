@@ -179,11 +179,19 @@ def _add_changes(commands: Any) -> None:
         "companion-push companion remove 'Old phone'",
     )
     _who(remove, "member")
-    introduced = remove.add_mutually_exclusive_group()
+    introduced = remove.exclusive_group()
     introduced.add_argument(
-        "--introduced", action="store_true", help="with all that it let in, without asking about them"
+        "--introduced",
+        action="store_true",
+        said_only=(True,),
+        help="with all that it let in, without asking about them",
     )
-    introduced.add_argument("--only", action="store_true", help="alone, without asking about what it let in")
+    introduced.add_argument(
+        "--only",
+        action="store_true",
+        said_only=(True,),
+        help="alone, without asking about what it let in",
+    )
     _confirm_option(remove)
     rename = _command(
         commands,

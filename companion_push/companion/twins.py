@@ -10,6 +10,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from headless_passkey.errors import TrustError, TrustReason
+from headless_passkey.mends import mend
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.ring import Member
 
 _MARK: Final = "\u200e"  # stands around right-to-left characters in the table
@@ -31,6 +34,20 @@ def twin_of(label: str, members: Iterable[Member], *, but: str | None = None) ->
         if member.name != but and _are_alike(wanted, _skeletons(member.label)):
             return member
     return None
+
+
+def refuse_a_twin(label: str, members: Iterable[Member], *, but: str | None = None) -> None:
+    """Refuse a label that looks like a member's, with `TrustError` (label-taken): called by whoever signs a ring.
+
+    but: as for `twin_of`.
+    """
+    twin = twin_of(label, members, but=but)
+    if twin is not None:
+        raise TrustError(
+            TrustReason.LABEL_TAKEN,
+            f"{quoted(label)} looks like the label of {quoted(twin.label)}",
+            advice=mend(TrustReason.LABEL_TAKEN),
+        )
 
 
 def are_twins(one: str, other: str) -> bool:

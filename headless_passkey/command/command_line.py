@@ -100,7 +100,11 @@ class SettingsParser(argparse.ArgumentParser):
 
     def titled_group(self, title: str) -> Options:
         """Make a group with a title in the help, whose options are settings too."""
-        return _TitledGroup(self, title)
+        return _Group(self, self.add_argument_group(title))
+
+    def exclusive_group(self) -> Options:
+        """Make a group of which the command line gives one option at most; they are settings too."""
+        return _Group(self, self.add_mutually_exclusive_group())
 
     def _keep(
         self, action: argparse.Action, how: Mapping[str, Any], said_only: Container[object] = ()
@@ -173,11 +177,11 @@ class SettingsParser(argparse.ArgumentParser):
         return converted
 
 
-class _TitledGroup:
-    """A titled group of a parser's options."""
+class _Group:
+    """A group of a parser's options."""
 
-    def __init__(self, parser: SettingsParser, title: str) -> None:
-        self._parser, self._group = parser, parser.add_argument_group(title)
+    def __init__(self, parser: SettingsParser, group: Options) -> None:
+        self._parser, self._group = parser, group
 
     def add_argument(self, *names: str, said_only: Container[object] = (), **how: Any) -> argparse.Action:
         return self._parser._keep(self._group.add_argument(*names, **how), how, said_only)  # noqa: SLF001  both are of this module

@@ -118,6 +118,15 @@ async def test_who_was_removed_is_put_back_by_its_name(state: Path) -> None:
 
 
 @pytest.mark.threat("T16")
+async def test_who_was_removed_is_not_put_back_beside_its_twin(state: Path) -> None:
+    assert (await change(state, "remove", "Kitchen hub", "--confirm", "Kitchen hub"))[0] == 0
+    assert (await change(state, "rename", "Frame", "KITCHEN HUB", "--confirm", "Frame"))[0] == 0
+    status, said = await change(state, "restore", HUB.name[:10], "--confirm", "Kitchen hub")
+    assert (status, said[-1]["reason"]) == (8, "label-taken")
+    assert await labels(state) == ["phone 0", "Tablet", "KITCHEN HUB"]
+
+
+@pytest.mark.threat("T16")
 async def test_the_last_companion_stays(state: Path) -> None:
     assert (await change(state, "remove", "Tablet", "--only", "--confirm", "Tablet"))[0] == 0
     status, said = await change(state, "remove", "phone 0", "--only", "--confirm", "phone 0")
