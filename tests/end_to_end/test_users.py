@@ -1,7 +1,9 @@
 """A device expects its first user at a relying party, by programs: who is refused, added, taken once and forgotten (T3)."""
 
 import json
+import shutil
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from world import World
 
 from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.rp.users import PinnedUsers
+from headless_passkey.trust.ring import Role
 from tests.end_to_end.household import Home, ends, handle_of
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.threat("T3")]
@@ -112,6 +115,26 @@ async def test_a_pinned_name_that_is_somebody_elses_now_is_refused(world: World,
     assert status == 8
     assert device.failure is not None
     assert device.failure["reason"] == "unexpected-user"
+
+
+@pytest.mark.threat("T16")
+async def test_whoever_takes_the_account_over_does_not_get_the_device_into_an_account_of_their_own(
+    world: World, hub: Home
+) -> None:
+    """A thief with a copy of the owner's state lets a companion in and removes the owner; the device asks that companion."""
+    copy, thiefs = f"copy of {hub.phone}", f"thief of {hub.account}"
+    shutil.copytree(world.state(hub.phone), world.state(copy))
+    taken_over = replace(hub, companions=(copy, hub.phone, thiefs))
+    owner = hub.identity(hub.phone).keys.name
+    await taken_over.let_in(Role.COMPANION, thiefs)
+    await hub.membership(thiefs).remove(owner)
+    taken_over = replace(hub, companions=(thiefs,))
+    status, session, device = await ceremony(world, taken_over, "eve", "sign-in")
+    assert "claimed" in device.stages
+    assert (status, session) == (8, None)
+    assert device.failure is not None
+    assert device.failure["reason"] == "unexpected-user"
+    assert kept(world, hub) == f"ada {hub.account}"
 
 
 async def test_users_are_listed_kept_by_a_device_that_leaves_and_forgotten(
