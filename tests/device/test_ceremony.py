@@ -13,6 +13,7 @@ from certificates import Certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
+from headless_passkey import ceremony
 from headless_passkey.ceremony import (
     CLAIM_TIMEOUT,
     LAST_PAUSE,
@@ -1007,6 +1008,38 @@ async def test_adverts_of_a_companion_whose_channel_waits_for_the_claim_are_kept
         signed_in, _ = await asyncio.gather(bench.sign_in(tunnels=tunnels), phones())
     assert signed_in.credential.user_handle == USER
     assert bench.stages.count(Stage.CHANNEL_OPEN) == 1
+
+
+@pytest.mark.threat("T3")
+async def test_of_two_channels_that_open_at_once_before_the_claim_one_is_held(
+    bench: Bench, loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.register()
+    bench.carrier = Carrier(bench.air, needs_claim=True)
+    both_joined = asyncio.Barrier(2)
+    shake_hands = ceremony._shake_hands
+
+    async def together(*tunnel: Any) -> Any:
+        await both_joined.wait()
+        return await shake_hands(*tunnel)
+
+    async def phones(elsewhere: str) -> None:
+        url = (await bench.carrier.urls)["phone"].encode()
+        answering = [asyncio.create_task(bench.phone().answer(url, timeout=20))]
+        other = replace(bench.phone(), tunnel_service=TunnelService(number=DOMAIN + 1, base=elsewhere))
+        answering.append(asyncio.create_task(other.answer(url, timeout=20)))
+        await bench.reached(Stage.ATTEMPT_FAILED).wait()
+        assert bench.stages.count(Stage.CHANNEL_OPEN) == 1
+        bench.carrier.states.put_nowait(claimed("phone"))
+        await asyncio.wait(answering, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*answering, return_exceptions=True)
+
+    monkeypatch.setattr(ceremony, "_shake_hands", together)
+    async with tunnel_service(loopback_certificate) as elsewhere:
+        tunnels = {DOMAIN: bench.base, DOMAIN + 1: elsewhere}
+        signed_in, _ = await asyncio.gather(bench.sign_in(tunnels=tunnels), phones(elsewhere))
+    assert signed_in.credential.user_handle == USER
+    assert bench.stages.count(Stage.REQUEST_SENT) == 1
 
 
 @pytest.mark.threat("T3")
