@@ -432,7 +432,9 @@ class Inbox:
     async def _caught_up(self) -> tuple[RingChain, Mapping[str, int]]:
         """As `catch_up`; returns our chain, and the newest word's time of each companion."""
         chain = self._state.chain()
-        newer, at = await self._relay.catch_up(chain)
+        newer, at = await self._relay.catch_up(
+            chain, keep=lambda longer: self._state.adopt(longer, now=self._clock())
+        )
         if newer.head.version != chain.head.version:
             before = chain.head.version
             chain = await self._state.adopt(newer, now=self._clock())

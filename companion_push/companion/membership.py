@@ -113,6 +113,7 @@ class Membership:
         newcomer gets its answer in any case: now, or by `finish_answers`.
         """
         me, now = self.state.identity(), self.clock()
+        until = time.monotonic() + seconds
         record = InvitationRecord(
             invitation=Invitation.make(
                 relay_url=me.relay_url, account=me.account, kind=kind, inviter=me.keys.name, now=now
@@ -133,7 +134,9 @@ class Membership:
                 await finish_when_cancelled(self._take_back(relay, record, error))
                 raise
             try:
-                member = await finish_when_cancelled(self._admit(relay, taken, introduction, me.keys))
+                member = await finish_when_cancelled(
+                    self._admit(relay, taken, introduction, me.keys, until=until)
+                )
             except (NotApproved, TrustError, RemoteProtocolError) as error:
                 await finish_when_cancelled(self._take_back(relay, record, error))
                 raise
@@ -336,10 +339,21 @@ class Membership:
                 await asyncio.sleep(_QUICK)
 
     async def _admit(
-        self, relay: CompanionRelay, record: InvitationRecord, introduction: Introduction, keys: KeyPair
+        self,
+        relay: CompanionRelay,
+        record: InvitationRecord,
+        introduction: Introduction,
+        keys: KeyPair,
+        *,
+        until: float | None = None,
     ) -> Member:
-        """Append a ring with the newcomer, and send the answer; retried when another ring was appended meanwhile."""
+        """Append a ring with the newcomer, and send the answer; retried when another ring was appended meanwhile.
+
+        until: no try begins after it, of the monotonic clock; `TransportError` (relay-inconsistent) then.
+        """
         for pause in (0.0, *PAUSES):
+            if pause and until is not None and time.monotonic() + pause > until:
+                break
             await asyncio.sleep(pause)
             head = (await self._catch_up(relay)).head
             ring, mac = record.admit(introduction, ring=head, key=keys.signing, now=self.clock())
@@ -352,7 +366,11 @@ class Membership:
         raise inconsistent()
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
-        return await self.state.adopt(await relay.bring_up_to_date(self.state.chain()), now=self.clock())
+        async def keep(newer: RingChain) -> None:
+            await self.state.adopt(newer, now=self.clock())
+
+        await relay.bring_up_to_date(self.state.chain(), keep=keep)
+        return self.state.chain()
 
 
 def _parse(line: str) -> AccountCode | Invitation:

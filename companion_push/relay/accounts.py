@@ -346,6 +346,41 @@ def append_ring(
     return ring, removed, is_free
 
 
+def append_links(
+    db: sqlite3.Connection, caller: str, documents: list[bytes], *, now: float
+) -> tuple[str, Ring, Ring]:
+    """Append rings that the relay has lost, each of which follows the one before; returns the account, and its head before and after.
+
+    Who hands them in is a member of the head, or of the last ring. Rings that the relay holds are passed over.
+    """
+    member = membership(db, caller)
+    account = member.account if member is not None else _account_of(documents[-1], caller)
+    before = head(db, account)
+    if before is None:
+        raise stranger(db, caller)
+    ring = before
+    for document in documents:
+        with _refusals():
+            known = Ring.parse_kept(document)
+        if holds_ring(db, account, known.version, known.hash):
+            continue
+        with _refusals(ring):
+            ring = ring.extend(document, now=now)
+        _store_ring(db, ring, now)
+    if member is None and ring.member(caller) is None:
+        raise not_found()
+    return account, before, ring
+
+
+def _account_of(document: bytes, member: str) -> str:
+    """The account of an unverified ring that lists `member`; the rings are verified afterwards."""
+    with _refusals():
+        ring = Ring.parse_kept(document)
+    if ring.member(member) is None:
+        raise not_found()
+    return ring.account
+
+
 @contextlib.contextmanager
 def _refusals(old: Ring | None = None) -> Iterator[None]:
     """Translate what is wrong with a ring. old: the head that it should follow."""

@@ -35,6 +35,7 @@ from companion_push.relay.messages import (
     DeviceReport,
     Founding,
     IntroductionBody,
+    LinksBody,
     Query,
     RingBody,
     Submission,
@@ -80,6 +81,7 @@ def make_app(config: RelayConfig) -> web.Application:
             web.post("/v1/accounts", relay.found_account),
             web.get("/v1/ring", relay.read_ring, allow_head=False),
             web.post("/v1/ring", relay.append_ring),
+            web.post("/v1/ring/links", relay.append_links),
             web.put("/v1/word", relay.give_word),
             web.post("/v1/words/call", relay.call_for_words),
             web.put("/v1/invitations/{id}", relay.announce_invitation),
@@ -157,6 +159,10 @@ class RelayEndpoints:
 
     async def call_for_words(self, request: web.Request) -> web.Response:
         return await self._act(await self._caller(request), operations.call_for_words)
+
+    async def append_links(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(caller, operations.append_links(await _body(request, LinksBody)))
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
         """As the function of that name."""

@@ -21,6 +21,7 @@ from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import MAX_WORD
 
 MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
+MAX_LINKS: Final = 32  # rings that are handed in again in one call
 MAX_WAIT: Final = 25  # seconds a request may be held
 _MAX_SEALED: Final = 3072  # bytes
 _REQUEST_ID_SIZE: Final = 16  # bytes
@@ -54,6 +55,13 @@ class WordBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def parse(self) -> bytes:
         return octets(self.word, "word", 1, MAX_WORD)
+
+
+class LinksBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    rings: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_LINKS)]
+
+    def parse(self) -> list[bytes]:
+        return [octets(ring, "ring", 1, MAX_DOCUMENT) for ring in self.rings]
 
 
 class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -21,13 +21,14 @@ from companion_push.relay.messages import (
     DeviceReport,
     Founding,
     IntroductionBody,
+    LinksBody,
     RingBody,
     Submission,
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.trust.ring import Role, document_hash
+from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Claim
 
 MAX_RINGS: Final = 32  # ring documents in one answer
@@ -145,19 +146,10 @@ def append_ring(body: RingBody) -> Operation:
         if not is_free:
             spent = store.spent(call.db, member.name)
             store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now))
-        changed = []
-        for request in _current(call, account):
-            after = request.withdrawn("removed") if request.device in removed else request
-            after = after.without_holder(removed, call.now)
-            if after is not request:
-                store.save(call.db, after)
-                changed.append(after)
-        store.erase_envelopes(call.db, removed)
-        told = removed.union(member.name for member in ring.companions)  # of the change
         return Answer(
             body={"version": ring.version, "hash": base64url(ring.hash)},
             status=201,
-            topics=concerned(changed) | frozenset(map(inbox_topic, told)),
+            topics=_after_change(call, account, ring, removed),
         )
 
     return operation
@@ -186,6 +178,35 @@ def call_for_words(call: Call) -> Answer:
 def _spend(call: Call, member: str, what: str, rate: Rate) -> None:
     left = store.spent(call.db, member).get(what)
     store.spend(call.db, member, {what: rate.take(left, call.now)})
+
+
+def append_links(body: LinksBody) -> Operation:
+    documents = body.parse()
+
+    def operation(call: Call) -> Answer:
+        account, before, ring = accounts.append_links(call.db, call.caller, documents, now=call.now)
+        removed = frozenset(each.name for each in before.members if ring.member(each.name) is None)
+        return Answer(
+            body={"version": ring.version, "hash": base64url(ring.hash)},
+            status=201,
+            topics=_after_change(call, account, ring, removed),
+        )
+
+    return operation
+
+
+def _after_change(call: Call, account: str, ring: Ring, removed: frozenset[str]) -> frozenset[str]:
+    """End what the removed members had under way; returns the topics of the change."""
+    changed = []
+    for request in _current(call, account):
+        after = request.withdrawn("removed") if request.device in removed else request
+        after = after.without_holder(removed, call.now)
+        if after is not request:
+            store.save(call.db, after)
+            changed.append(after)
+    store.erase_envelopes(call.db, removed)
+    told = removed.union(member.name for member in ring.companions)  # of the change
+    return concerned(changed) | frozenset(map(inbox_topic, told))
 
 
 # Invitations and introductions

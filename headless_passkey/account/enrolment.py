@@ -230,18 +230,20 @@ async def refresh(state: Path, relay: RelayClient, *, patience: float = PATIENCE
     fork, such as a reset of the account, the device must leave and join again.
     """
     enrolment = load(state)
-    chain, words = await relay.catch_up(enrolment.chain, patience=patience)
-    if enrolment.with_news(chain, words) == enrolment:
-        return enrolment
-    async with lock_within(state / FILE_NAME):
-        current = load(state)
-        if current.key.public_key != enrolment.key.public_key:
-            raise _not_enrolled("this device left its account meanwhile")
-        newer = current.with_news(chain, words)
-        if newer != current:
-            _write(state, newer)
-    logger.info("the account's ring is version %d now", newer.chain.head.version)
-    return newer
+
+    async def keep(chain: RingChain, words: Mapping[str, int] | None = None) -> Enrolment:
+        async with lock_within(state / FILE_NAME):
+            current = load(state)
+            if current.key.public_key != enrolment.key.public_key:
+                raise _not_enrolled("this device left its account meanwhile")
+            newer = current.with_news(chain, words or {})
+            if newer != current:
+                _write(state, newer)
+        logger.info("the account's ring is version %d now", newer.chain.head.version)
+        return newer
+
+    chain, words = await relay.catch_up(enrolment.chain, patience=patience, keep=keep)
+    return enrolment if enrolment.with_news(chain, words) == enrolment else await keep(chain, words)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

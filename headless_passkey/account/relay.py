@@ -5,6 +5,7 @@ the state of a request only tells the device what to wait for.
 """
 
 import asyncio
+import logging
 import random
 import ssl
 import time
@@ -40,7 +41,12 @@ from headless_passkey.trust.word import MAX_WORD
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to append a ring
 _MAX_WORDS: Final = 64  # more than an account has companions
+_MAX_LINKS: Final = 32  # rings in one call
+_BURST: Final = 8  # changes of a request that come without a pause: more than an honest relay has to tell
 _QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +167,12 @@ class MemberClient:
             yield cls(ProvenHttp(session, url, key, clock=clock))
 
     async def catch_up(
-        self, chain: RingChain, *, patience: float = PATIENCE
+        self,
+        chain: RingChain,
+        *,
+        patience: float = PATIENCE,
+        keep: Callable[[RingChain], Awaitable[object]] | None = None,
+        links: bool = True,
     ) -> tuple[RingChain, Mapping[str, int]]:
         """Fetch and verify the relay's newer rings; returns our chain with them, and the newest word's time of each companion.
 
@@ -169,13 +180,21 @@ class MemberClient:
         (withheld-ring) when a companion holds one that the relay does not show. The newest ring may be the one that took
         this member out: then the relay shows no later one. `TransportError` (unknown-to-relay) when the relay does not
         know this key and shows no such ring.
+
+        keep: stores the chain after every answer, so that an interruption loses nothing. links: whether to hand in rings
+        that we hold and the relay has forgotten, such as after it was restored from a backup.
         """
         looked_again = False
         while True:
             with self._known():
                 answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
             longer = chain.extend(map(_ring_document, answer.items("rings")), now=self._http.now())
-            if longer.agrees(answer.integer("version"), answer.octets("hash", 32)):
+            version, ring_hash = answer.integer("version"), answer.octets("hash", 32)
+            if keep is not None and longer.head is not chain.head:
+                await keep(longer)
+            if longer.agrees(version, ring_hash):
+                if links and version < longer.head.version and longer.ancestor(version, ring_hash):
+                    await self._hand_in(longer, version)
                 words = hear(_words(answer), longer, now=self._http.now())
                 if words.ahead is None:
                     return longer, words.at
@@ -188,10 +207,44 @@ class MemberClient:
                 )
             chain = longer
 
-    async def bring_up_to_date(self, chain: RingChain, *, patience: float = PATIENCE) -> RingChain:
+    async def bring_up_to_date(
+        self,
+        chain: RingChain,
+        *,
+        patience: float = PATIENCE,
+        keep: Callable[[RingChain], Awaitable[object]] | None = None,
+    ) -> RingChain:
         """As `catch_up`, without the words."""
-        longer, _ = await self.catch_up(chain, patience=patience)
+        longer, _ = await self.catch_up(chain, patience=patience, keep=keep)
         return longer
+
+    async def _hand_in(self, chain: RingChain, version: int) -> None:
+        """Hand in the rings after `version`, which the relay had once and has forgotten; a failure is logged alone."""
+        missing = [ring.document for ring in chain.rings if ring.version > version]
+        try:
+            while missing:
+                count, size = 1, len(missing[0])
+                while (
+                    count < len(missing) and count < _MAX_LINKS and size + len(missing[count]) <= MAX_DOCUMENT
+                ):
+                    size += len(missing[count])
+                    count += 1
+                body = {"rings": [base64url(document) for document in missing[:count]]}
+                await self._http.post("/v1/ring/links", body)
+                missing = missing[count:]
+        except HeadlessPasskeyError as error:
+            logger.warning(
+                "relay-forgot-rings: the relay has forgotten ring %d to %d, and does not take them again (%s)",
+                version + 1,
+                chain.head.version,
+                error.reason or type(error).__name__,
+            )
+        else:
+            logger.warning(
+                "relay-forgot-rings: the relay had forgotten ring %d to %d; it has them again from here",
+                version + 1,
+                chain.head.version,
+            )
 
     async def append_ring(self, ring: Ring) -> bool:
         """Append a ring (compare and set); False when another ring was appended meanwhile.
@@ -310,6 +363,7 @@ class RelayClient(MemberClient):
         patience: seconds the relay may be unreachable before that is a `TransportError`.
         """
         seen: int | None = None
+        quick = 0  # changes in a row that came at once
         while True:
             asked = time.monotonic()
             try:
@@ -325,6 +379,9 @@ class RelayClient(MemberClient):
                 yield status
                 if status.state.terminal:
                     return
+                quick = quick + 1 if time.monotonic() < asked + _QUICK else 0
+                if quick > _BURST:
+                    await self._sleep(_QUICK * (1 + self._chance()))
             elif time.monotonic() < asked + _QUICK:
                 await self._sleep(_QUICK * (1 + self._chance()))
 

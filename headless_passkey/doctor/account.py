@@ -181,7 +181,7 @@ async def _examine_relay(
             ahead = None if answer.date is None else clock() - answer.date
             relay = RelayClient(ProvenHttp(session, url, enrolled.key, clock=clock))
             async with asyncio.timeout(LIMIT):
-                chain, words = await relay.catch_up(enrolled.chain, patience=0)
+                chain, words = await relay.catch_up(enrolled.chain, patience=0, links=False)
         except TrustError as error:
             return _refused(error, url, ahead)
         except NotEnrolled as error:  # the account is closed

@@ -725,7 +725,7 @@ async def test_a_relay_that_goes_away_between_is_asked_again_and_nothing_is_refu
 ) -> None:
     await frame.ask(anna.caller)
 
-    async def away(*_: Any) -> Any:
+    async def away(*_: Any, **_options: Any) -> Any:
         raise TransportError("gone", reason=TransportReason.UNREACHABLE)
 
     with monkeypatch.context() as gone:

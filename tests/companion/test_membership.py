@@ -18,6 +18,8 @@ from headless_passkey.errors import (
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
+    TransportError,
+    TransportReason,
     TrustError,
     TrustReason,
 )
@@ -440,3 +442,24 @@ async def test_a_lost_answer_to_founding_is_asked_for_again_with_the_same_keys(
     ring, why = await membership.members()
     assert why is None
     assert [member.name for member in ring.members] == [identity.keys.name]
+
+
+@pytest.mark.threat("T16")
+async def test_a_relay_that_says_conflict_for_ever_is_left_within_the_inviters_time(
+    first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    async def conflict(_relay: CompanionRelay, ring: Ring) -> bool:
+        tries.append(ring.version)
+        return False
+
+    monkeypatch.setattr(CompanionRelay, "append_ring", conflict)
+    inviting = first.invite(Role.COMPANION, seconds=3)
+    newcomer = Membership(state=CompanionState(tmp_path / "new"), tls=None, clock=first.membership.clock)
+    joining = asyncio.ensure_future(newcomer.join((await first.invitation).encode(), label="Tablet"))
+    with pytest.raises(TransportError) as caught:
+        await inviting
+    assert caught.value.reason is TransportReason.RELAY_INCONSISTENT
+    assert 1 <= len(tries) <= 6
+    joining.cancel()

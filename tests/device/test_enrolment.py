@@ -592,9 +592,7 @@ async def test_a_device_that_left_meanwhile_is_not_brought_back(state: Path, inv
     ring = head.next(people[0].key, members=[*head.companions[:1], enrolled.member], now=head.issued)
 
     class Leaving(RelayClient):
-        async def catch_up(
-            self, chain: RingChain, *, patience: float = 0
-        ) -> tuple[RingChain, Mapping[str, int]]:
+        async def catch_up(self, chain: RingChain, **_options: Any) -> tuple[RingChain, Mapping[str, int]]:
             leave(state)
             return chain.extend([ring.document], now=ring.issued), {}
 
@@ -615,7 +613,7 @@ async def test_the_newest_word_of_each_companion_is_kept_whatever_the_relay_take
     async def say(at: float) -> Mapping[str, int]:
         class Saying(RelayClient):
             async def catch_up(
-                self, chain: RingChain, *, patience: float = 0
+                self, chain: RingChain, **_options: Any
             ) -> tuple[RingChain, Mapping[str, int]]:
                 return chain, {phone.name: int(at)} if at else {}
 

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from companion_push.relay import operations
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
+from companion_push.relay.database import open_database
 from headless_passkey.account.relay import RelayClient, RequestStatus
 from headless_passkey.errors import (
     ExitStatus,
@@ -32,7 +33,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent, RequestState
-from headless_passkey.text.base64url import base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import answer_members
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
@@ -262,6 +263,45 @@ async def test_newer_rings_are_taken_over_however_many(
     longer = await frame.bring_up_to_date(chain)
     assert longer.head == home.ring
     assert longer.head.version == chain.head.version + 40
+
+
+@pytest.mark.threat("T16")
+async def test_a_relay_that_has_forgotten_rings_gets_them_again(
+    relay: household.Relay, home: Household, frame: RelayClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    for name in ("one", "two"):
+        await home.append(*people, device(name))
+    chain = await frame.bring_up_to_date(RingChain.start(home.ring))
+    held = await frame.bring_up_to_date(chain)
+    kept = (await home.companions[0].get("/v1/ring")).body["rings"]
+    long = RingChain.restore(from_base64url(ring) for ring in kept)
+    async with open_database(relay.store) as database:  # as a backup has it
+        await database.transact(lambda db: db.execute("DELETE FROM rings WHERE version > 2"))
+    assert (await frame.bring_up_to_date(long)).head == held.head
+    assert (await home.companions[1].get("/v1/ring")).body["rings"] == kept
+    assert "relay-forgot-rings: the relay had forgotten ring 3 to 4" in caplog.text
+
+
+async def test_rings_are_kept_after_every_answer(
+    home: Household, frame: RelayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_RING_RATES", ())
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    start = RingChain.start(home.ring)
+    for _ in range(40):
+        await home.append(*people)
+    kept: list[int] = []
+
+    async def keep(chain: RingChain) -> None:
+        kept.append(chain.head.version)
+        if len(kept) == 1:
+            raise asyncio.CancelledError  # interrupted, right after the first answer
+
+    with pytest.raises(asyncio.CancelledError):
+        await frame.bring_up_to_date(start, keep=keep)
+    await frame.bring_up_to_date(start, keep=keep)
+    assert kept == [34, 34, 42]
 
 
 def rings(*documents: bytes, version: int, ring_hash: bytes, words: Sequence[Word] = ()) -> Step:

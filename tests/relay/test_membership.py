@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import secrets
+import sqlite3
 from collections.abc import Callable
 from typing import Any
 
@@ -352,6 +353,43 @@ async def test_a_deleted_account_has_no_code_and_its_name_is_free(relay: Relay, 
         await close_account(relay.app, "alice")
     account, _ = await relay.account_code("alice")
     assert account != home.account
+
+
+@pytest.mark.threat("T16")
+async def test_a_member_hands_in_the_rings_that_a_relay_has_lost(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    (frame,) = home.devices
+    lost = [
+        await home.append(anna.person, bert.person, frame.person, device("hub")),
+        await home.append(anna.person, frame.person),
+    ]
+    async with open_database(relay.store) as database:  # as a backup of yesterday has it
+        await database.transact(
+            lambda db: _forget(db, home.account, [anna.person, bert.person, frame.person])
+        )
+    assert (await frame.get("/v1/ring")).body["version"] == 2
+    stranger = relay.caller(companion("stranger"))
+    links = {"rings": [base64url(ring.document) for ring in lost]}
+    assert (await stranger.post("/v1/ring/links", links)).problem == "not-found"
+    forged = forge(home.ring, bert.person, anna.person, bert.person, signer=anna.name)
+    wrong = {"rings": [links["rings"][0], base64url(forged)]}
+    assert (await frame.post("/v1/ring/links", wrong)).problem == "ring-conflict"
+    assert (await frame.get("/v1/ring")).body["version"] == 2, "all or nothing"
+    for _ in range(2):
+        reply = await frame.post("/v1/ring/links", links)
+        assert (reply.status, reply.body["version"]) == (201, 4)
+    assert (await bert.get("/v1/inbox")).problem == "not-found"
+    body = (await bert.get("/v1/ring?after=3")).body
+    assert (body["version"], body["rings"]) == (4, [links["rings"][1]])
+
+
+def _forget(db: sqlite3.Connection, account: str, people: list[Person]) -> None:
+    """Let the store of a relay be what it was when `people` were the members by ring 2."""
+    db.execute("DELETE FROM rings WHERE account = ? AND version > 2", (account,))
+    db.execute("DELETE FROM members WHERE account = ?", (account,))
+    db.execute("DELETE FROM former WHERE account = ?", (account,))
+    rows = [(person.name, account, person.role) for person in people]
+    db.executemany("INSERT INTO members VALUES (?, ?, ?)", rows)
 
 
 async def test_a_key_belongs_to_one_account(relay: Relay, home: Household) -> None:
