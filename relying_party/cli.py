@@ -249,7 +249,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
         metavar="N",
         type=_positive,
         default=600,
-        help="from one address; default: 600",
+        help="from one address, and four times as many that only read; default: 600",
     )
     add(
         "--registrations-per-day",

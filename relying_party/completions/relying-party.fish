@@ -75,7 +75,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l connections -
 complete -c relying-party -n '_shtab_relying_party_using serve' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l page -xka "everyone own" -d 'whom the page shows: everyone (default on localhost) or only those who look at it'
-complete -c relying-party -n '_shtab_relying_party_using serve' -l requests-per-minute -x -d 'from one address; default: 600'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l requests-per-minute -x -d 'from one address, and four times as many that only read; default: 600'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l registrations-per-day -x -d 'new accounts from one address; default: 100'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l related-origin -x -d 'pages of another domain that use the same passkeys; may be given again'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l android-app -x -d 'an app, by its certificate'"'"'s SHA-256 fingerprint or android:apk-key-hash; may be given again'

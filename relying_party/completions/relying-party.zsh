@@ -49,7 +49,7 @@ _shtab_relying_party_serve_options=(
   "--connections-per-address[of those from one address, or requests at a time of one address behind a trusted proxy\; default\: 512]:N:"
   "--idle-seconds[until a connection without a request is closed\; default\: 75]:N:"
   "--page[whom the page shows\: everyone (default on localhost) or only those who look at it]:page:(everyone own)"
-  "--requests-per-minute[from one address\; default\: 600]:N:"
+  "--requests-per-minute[from one address, and four times as many that only read\; default\: 600]:N:"
   "--registrations-per-day[new accounts from one address\; default\: 100]:N:"
   "*--related-origin[pages of another domain that use the same passkeys\; may be given again]:ORIGIN:"
   "*--android-app[an app, by its certificate\'s SHA-256 fingerprint or android\:apk-key-hash\; may be given again]:CERTIFICATE:"

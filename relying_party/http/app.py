@@ -118,6 +118,7 @@ logger = logging.getLogger(__name__)
 DAY: Final = 86400.0  # seconds
 MAX_USERS_SHOWN: Final = 200  # users on the page
 REFRESH_ATTEMPTS: Final = 3
+READS: Final = 4  # requests that only read, for each of `requests_per_minute`: a page brings its parts
 CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; require-trusted-types-for 'script'; frame-ancestors "
@@ -180,6 +181,7 @@ def make_app(
                 prf_salt=await store.secret("prf") if config.prf else None,
                 used_proofs=store if config.shared_store else ProofsInMemory(),
                 rate_limit=RateLimit(most=config.requests_per_minute),
+                read_limit=RateLimit(most=config.requests_per_minute * READS),
                 registrations=RateLimit(most=config.registrations_per_day, seconds=DAY),
                 issuer=TokenIssuer(
                     key=config.token_keys[0] if config.token_keys else None,
@@ -718,8 +720,11 @@ async def _show_problems(request: web.Request, handler: Handler) -> web.StreamRe
 @web.middleware
 async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every failure into a problem document."""
-    metrics = request.app[STATE].metrics
+    state = request.app[STATE]
+    metrics = state.metrics
     try:
+        if request.method in ("GET", "HEAD", "OPTIONS") and request.match_info.route.name != _LIVEZ:
+            state.read_limit.take(request.remote or "", now=state.clock())
         return await handler(request)
     except VerificationFailed as refusal:
         metrics.count("refusals_total", check=refusal.check)

@@ -51,6 +51,7 @@ class State:
     prf_salt: bytes | None = field(repr=False)  # None: prf is not requested
     used_proofs: UsedProofs
     rate_limit: RateLimit
+    read_limit: RateLimit  # of requests that only read
     registrations: RateLimit  # new users, from one neighbourhood
     issuer: TokenIssuer
     mounted_at: str = ""  # the prefix under which a service has mounted the application

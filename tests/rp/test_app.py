@@ -490,6 +490,29 @@ async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:
         await site.begin(Device(nonce=site.nonce), "authentication")
 
 
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize(
+    "path", ["/", "/session", "/jwks.json", "/static/passkeys.js", "/.well-known/webauthn", "/nothing"],
+    ids=["page", "session", "keys", "script", "well-known", "nothing"],
+)  # fmt: skip
+async def test_an_address_that_reads_too_often_waits_and_keeps_nobody_else_waiting(
+    tmp_path: Path, path: str
+) -> None:
+    clock = Clock()
+    config = make_config(tmp_path / "rp.sqlite", requests_per_minute=2)
+    app = make_app(config, clock=clock)
+    async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
+        site = Site(http=http, app=app, clock=clock, config=config)
+        statuses = [(await site.raw("GET", path, {})).status for _ in range(10)]
+        assert 429 not in statuses[:8]
+        assert statuses[8:] == [429, 429]
+        assert (await site.raw("HEAD", path, {})).status == 429
+        assert (await site.raw("GET", "/livez", {})).status == 200
+        await site.begin(Browser(), "authentication")  # what changes something has a limit of its own
+        clock.now += 8
+        assert (await site.raw("GET", path, {})).status == statuses[0]
+
+
 async def test_a_store_that_does_not_answer_is_a_problem_and_loses_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
