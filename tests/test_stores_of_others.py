@@ -59,11 +59,12 @@ MADE: dict[str, Callable[[Path], None]] = {
 
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize("made", MADE.values(), ids=MADE)
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"], ids=["store", "log", "index"])
 @pytest.mark.parametrize("program", OPEN)
 def test_a_store_that_others_may_use_is_refused(
-    tmp_path: Path, program: str, made: Callable[[Path], None]
+    tmp_path: Path, program: str, end: str, made: Callable[[Path], None]
 ) -> None:
-    made(tmp_path / "store.sqlite")
+    made(tmp_path / f"store.sqlite{end}")
     with pytest.raises(Refused):
         OPEN[program](tmp_path / "store.sqlite")
 

@@ -75,9 +75,7 @@ class Database:
             _make_private_file(self._path)
             self._connection = _connect(self._path)
             _migrate(self._connection)
-            # WAL and its index exist while a connection is open
-            companions = (self._path.with_name(self._path.name + end) for end in ("-wal", "-shm"))
-            self._files = {path: _identity(path) for path in (self._path, *companions)}
+            self._files = {path: _identity(path) for path in (self._path, *_companions(self._path))}
 
     def _close(self) -> None:
         if hasattr(self, "_connection"):
@@ -175,7 +173,14 @@ def _make_private_file(path: Path) -> None:
     """
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
-    _refuse_others(path, path.lstat())
+    for each in (path, *_companions(path)):
+        with contextlib.suppress(FileNotFoundError):
+            _refuse_others(each, each.lstat())
+
+
+def _companions(path: Path) -> list[Path]:
+    """The write-ahead log and its index, which exist while a connection is open, and after a crash."""
+    return [path.with_name(path.name + end) for end in ("-wal", "-shm")]
 
 
 def _refuse_others(path: Path, status: os.stat_result) -> None:

@@ -587,7 +587,9 @@ def _make_private(path: Path) -> None:
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    _refuse_others(path, path.lstat())
+    for each in map(Path, _files_of(path)):
+        with suppress(FileNotFoundError):
+            _refuse_others(each, each.lstat())
 
 
 def _refuse_others(path: Path, status: os.stat_result) -> None:
