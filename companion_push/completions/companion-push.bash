@@ -9,7 +9,7 @@ _shtab_companion_push_account_subparsers=(add reset delete list)
 _shtab_companion_push_companion_subparsers=(join invite run members remove rename restore)
 _shtab_companion_push_subparsers=(relay account tunnel-service phone companion ether completion)
 
-_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --held-per-address --config --json --log-level)
+_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --held-per-address --failures-per-address --config --json --log-level)
 _shtab_companion_push_account_add_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_reset_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_delete_option_strings=(-h --help --store --config --json --log-level)

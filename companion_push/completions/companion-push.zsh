@@ -283,6 +283,7 @@ _shtab_companion_push_relay_options=(
   "--requests-per-day[of one device (default\: 20)]:N:"
   "--account-requests-per-day[of all devices of one account, whose first 5 each are never refused for it (default\: 100)]:N:"
   "--held-per-address[held requests from one network address (default\: 256)\; 0\: no limit]:N:"
+  "--failures-per-address[failed requests a minute from one network address, beyond which only known callers and newcomers with an open ticket or code are served there (default\: 600)\; 0\: no limit]:N:"
   "--config[TOML file with these options in table \[relay\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"

@@ -484,6 +484,20 @@ def introduce(
     return invitation_id, True
 
 
+def shown_ticket(db: sqlite3.Connection, account: str, ticket: bytes, now: float) -> bytes | None:
+    """The hash of a ticket whose invitation is open; None for any other."""
+    known = _invitation(db, "account = ? AND id = ?", (account, _hash(ticket)))
+    return known.id if known is not None and known.ending is None and now < known.expires_at else None
+
+
+def shown_code(db: sqlite3.Connection, code: bytes, now: float) -> bytes | None:
+    """The hash of an account code that has not expired; None for any other."""
+    row = db.execute(
+        "SELECT 1 FROM account_codes WHERE hash = ? AND expires_at > ?", (_hash(code), now)
+    ).fetchone()
+    return None if row is None else _hash(code)
+
+
 def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id: bytes) -> Invitation:
     """Read an invitation, for its inviter only."""
     found_one = _invitation(

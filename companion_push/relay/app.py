@@ -47,7 +47,8 @@ from companion_push.relay.messages import (
 )
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof
+from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
+from companion_push.relay.strangers import Strangers
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from headless_passkey.errors import UsageError
@@ -61,6 +62,7 @@ _LIVEZ: Final = "livez"
 BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
+_SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -129,6 +131,7 @@ class RelayEndpoints:
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
         self._used_proofs = UsedProofs()
+        self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
@@ -141,8 +144,11 @@ class RelayEndpoints:
     # Rings and accounts
 
     async def found_account(self, request: web.Request) -> web.Response:
-        caller = await self._caller(request)
-        return await self._act(caller, operations.found_account(await _body(request, Founding)))
+        def shown(db: sqlite3.Connection, body: Founding) -> bytes | None:
+            return accounts.shown_code(db, body.parse()[0], self._config.clock())
+
+        caller, body = await self._newcomer(request, Founding, shown)
+        return await self._act(caller, operations.found_account(body))
 
     async def read_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -222,8 +228,11 @@ class RelayEndpoints:
         return await self._act(caller, operations.answer_introduction(invitation, body))
 
     async def introduce(self, request: web.Request) -> web.Response:
-        caller = await self._caller(request)
-        return await self._act(caller, operations.introduce(await _body(request, IntroductionBody)))
+        def shown(db: sqlite3.Connection, body: IntroductionBody) -> bytes | None:
+            return accounts.shown_ticket(db, body.account, body.parse()[0], self._config.clock())
+
+        caller, body = await self._newcomer(request, IntroductionBody, shown)
+        return await self._act(caller, operations.introduce(body))
 
     async def read_introduction(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -287,21 +296,57 @@ class RelayEndpoints:
         """The newest nonce for proofs (RFC 9449 §8)."""
         return self._used_proofs.nonce(self._config.clock())
 
-    async def _caller(self, request: web.Request) -> str:
-        """Authenticate the request: the name of its key. The proof is used up (replay)."""
+    async def _caller(self, request: web.Request, *, secret: bytes | None = None) -> str:
+        """Authenticate the request: the name of its key. The proof is used up (replay).
+
+        secret: the hash of the open ticket or code that the request shows.
+        """
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         now = self._config.clock()
+        proofs = request.headers.getall(HEADER, [])
+        claimed = claimed_in(proofs)
+        if claimed is not None:
+            request[_SHOWN], nonce = claimed
+            self._used_proofs.check_nonce(nonce, now)
+        self._strangers.admit(
+            request.remote or "", request.get(_SHOWN), secret, now
+        )  # before a signature is verified
         # the path below the prefix of host and proxy
         path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
         proof = check_proof(
-            request.headers.getall(HEADER, []),
+            proofs,
             method=request.method,
             url=self._config.public_url + path,
             now=now,
         )
         self._used_proofs.take(proof, now)
         return proof.name
+
+    async def _newcomer(
+        self,
+        request: web.Request,
+        kind: type[Body],
+        shown: Callable[[sqlite3.Connection, Body], bytes | None],
+    ) -> tuple[str, Body]:
+        """Authenticate a request that shows a ticket or code, also where strangers have spent its address's failures.
+
+        shown: looks up the hash of the ticket or code.
+        """
+        if not self._strangers.is_spent(request.remote or "", self._config.clock()):
+            return await self._caller(request), await _body(request, kind)
+        body = await _body(request, kind)
+        secret = await self._open_store.transact(lambda db: shown(db, body))
+        return await self._caller(request, secret=secret), body
+
+    def answered(self, request: web.Request, problem: Problem | None) -> None:
+        """Count the outcome of a request with a proof, for those that come after it."""
+        name = request.get(_SHOWN)
+        if problem is None:
+            if name is not None:
+                self._strangers.succeeded(name)
+        elif problem.status in (400, 401, 404) and problem.slug is not Slug.USE_DPOP_NONCE:
+            self._strangers.failed(request.remote or "", name, self._config.clock())
 
     async def _act(self, caller: str, operation: Operation) -> web.Response:
         return _response(await self._run(caller, operation))
@@ -452,6 +497,8 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         response = untyped(500)
     if HEADER in request.headers:
         response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
+        if response.status < 400 or problem is not None:
+            request.app[RELAY].answered(request, problem)
     milliseconds = math.ceil((loop.time() - start) * 1000)
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "elsewhere"

@@ -58,6 +58,11 @@ def add_parser(subparsers: Any) -> None:
         "--held-per-address", type=count_or_none, default=256, metavar="N",
         help="held requests from one network address (default: 256); 0: no limit",
     )  # fmt: skip
+    parser.add_argument(
+        "--failures-per-address", type=count_or_none, default=600, metavar="N",
+        help="failed requests a minute from one network address, beyond which only known callers and newcomers with an "
+        "open ticket or code are served there (default: 600); 0: no limit",
+    )  # fmt: skip
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
     parser.set_defaults(main=serve)
 
@@ -101,4 +106,5 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
             account_rates=(Rate(count=args.account_requests_per_day, seconds=86_400),),
         ),
         held_per_address=args.held_per_address,
+        failures_per_address=args.failures_per_address,
     )

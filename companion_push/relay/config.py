@@ -26,6 +26,9 @@ class RelayConfig:
     quota: Quota = field(default_factory=Quota)
     held_per_member: int = 4  # the oldest held request is released when a member has more
     held_per_address: int = 256  # more are refused with rate-limited; 0: no limit, for a relay behind a proxy
+    failures_per_address: int = (
+        600  # failed requests a minute, before signatures are verified for known callers only; 0: no limit
+    )
     clock: Callable[[], float] = time.time  # Unix seconds
 
     def __post_init__(self) -> None:
@@ -33,6 +36,7 @@ class RelayConfig:
         check_bounds(self, "lease", lowest=1, highest=LEASE)
         check_bounds(self, "held_per_member", lowest=1)
         check_bounds(self, "held_per_address", lowest=0)
+        check_bounds(self, "failures_per_address", lowest=0)
         if not isinstance(self.quota, Quota):
             raise UsageError("quota: expected a Quota")
         if not callable(self.clock):

@@ -264,6 +264,7 @@ _MIGRATIONS: Final = (
         hash BLOB NOT NULL,
         expires_at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX account_codes_by_hash ON account_codes (hash);
 
     CREATE TABLE rings (
         account TEXT NOT NULL REFERENCES accounts,

@@ -60,6 +60,20 @@ def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Pro
     return Proof(name=key.thumbprint(), jti=claims.jti, nonce=claims.nonce)
 
 
+def claimed_in(headers: list[str]) -> tuple[str, str | None] | None:
+    """The caller and the nonce that a proof shows, **not verified**; None for what is no proof. It costs no signature check."""
+    if len(headers) != 1 or len(headers[0]) > _MAX_SIZE:
+        return None
+    try:
+        raw_header, raw_claims, _ = map(from_base64url, headers[0].split("."))
+        jwk = msgspec.json.decode(raw_header, type=_Header).jwk
+        claims = msgspec.json.decode(raw_claims, type=_Claims)
+    except (RemoteProtocolError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
+        return None
+    members = f'{{"crv":"{jwk.crv}","kty":"{jwk.kty}","x":"{jwk.x}","y":"{jwk.y}"}}'  # RFC 7638
+    return base64url(hashlib.sha256(members.encode()).digest()), claims.nonce
+
+
 class UsedProofs:
     """The proofs that this process has taken, each once.
 
@@ -88,16 +102,18 @@ class UsedProofs:
 
     def take(self, proof: Proof, now: float) -> None:
         """Use up a proof. Refuses with `use-dpop-nonce` when it lacks a recent nonce, with `proof-invalid` for a replay."""
-        newest = self.nonce(now)
-        given = (proof.nonce or "").encode()
-        taken = (newest, self._nonce_of(self._step - 1))
-        if not any(hmac.compare_digest(given, nonce.encode()) for nonce in taken):
-            raise Problem(Slug.USE_DPOP_NONCE)
+        self.check_nonce(proof.nonce, now)
         # of one size, however long the jti is; the nonce is in what was signed, so a replay is of the same step
         used = hashlib.sha256(f"{proof.name} {proof.jti}".encode()).digest()[:16]
         if used in self._now or used in self._before:
             raise _refused("the proof has been used before")
         self._now.add(used)
+
+    def check_nonce(self, given: str | None, now: float) -> None:
+        """Refuse with `use-dpop-nonce` what is no nonce of this step or the one before."""
+        taken = (self.nonce(now), self._nonce_of(self._step - 1))
+        if not any(hmac.compare_digest((given or "").encode(), nonce.encode()) for nonce in taken):
+            raise Problem(Slug.USE_DPOP_NONCE)
 
     def _nonce_of(self, step: int) -> str:
         return base64url(hmac.digest(self._key, b"headless-passkey dpop nonce %d" % step, "sha256")[:16])

@@ -256,6 +256,7 @@ async def running_relay(
     lease: int = 60,
     held_per_member: int = 4,
     held_per_address: int = 256,
+    failures_per_address: int = 0,
     idle: float = 30,
     cancels: bool = True,
     ahead: float = 0,
@@ -276,6 +277,7 @@ async def running_relay(
         lease=lease,
         held_per_member=held_per_member,
         held_per_address=held_per_address,
+        failures_per_address=failures_per_address,
         clock=clock,
     )
     app = make_app(config)

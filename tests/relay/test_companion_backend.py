@@ -58,7 +58,7 @@ async def test_host_and_relay_answer_side_by_side(tmp_path: Path) -> None:
         assert (await anna.get("/v1/nothing")).problem == "not-found"
 
         # a proof for the address without the prefix is a proof for something else
-        beside = Caller(anna.person, session, url, Clock())
+        beside = Caller(anna.person, session, url, Clock(), kept=anna.kept)
         proof = beside.proof("GET", "/v1/inbox")
         assert (await anna.call("GET", "/v1/inbox", proofs=[proof])).problem == "proof-invalid"
 

@@ -11,7 +11,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import SKEW, STEP, Proof, UsedProofs, check_proof
+from companion_push.relay.proofs import SKEW, STEP, Proof, UsedProofs, check_proof, claimed_in
 from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
@@ -138,6 +138,29 @@ def test_a_proof_with_one_character_changed_is_refused(position: int, bit: int) 
 
 def test_the_id_stays_out_of_repr() -> None:
     assert JTI not in repr(check(signed(header(), claims())))
+
+
+# Before a signature is verified
+
+
+def test_what_a_proof_shows_is_read_without_its_signature() -> None:
+    proof = make_proof(KEY, method="GET", url=URL, now=NOW, nonce="a nonce")
+    assert claimed_in([proof]) == (check(proof).name, "a nonce")
+    assert claimed_in([proof.rpartition(".")[0] + ".AAAA"]) == (check(proof).name, "a nonce")
+
+
+@pytest.mark.threat("T12")
+@given(
+    st.lists(st.text(max_size=50), max_size=2)
+    | st.lists(st.text(alphabet="AQezIi019_-", max_size=60), max_size=4).map(lambda parts: [".".join(parts)])
+)
+def test_what_is_no_proof_shows_nothing(headers: list[str]) -> None:
+    assert claimed_in(headers) is None
+
+
+@pytest.mark.threat("T12")
+def test_a_long_proof_is_not_read() -> None:
+    assert claimed_in([signed(header(), claims(more="x" * 5000))]) is None
 
 
 # Replay
