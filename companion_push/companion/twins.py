@@ -15,6 +15,7 @@ from headless_passkey.mends import mend
 from headless_passkey.text.names import quoted
 from headless_passkey.trust.ring import Member
 
+_MAX_STEPS: Final = 8  # twice what the table needs today
 _MARK: Final = "\u200e"  # stands around right-to-left characters in the table
 _BLANK: Final = "\N{BRAILLE PATTERN BLANK}"
 # the default-ignorable code points (UAX #44)
@@ -99,12 +100,19 @@ def _prototypes() -> Mapping[str, str]:
             alone = len(alike.get(prototype, ())) == 1
             if not alone or len(prototype) > 1 or text > prototype:
                 single[text] = prototype
-    return {
-        text: "".join(
-            single.get(character, character) for character in unicodedata.normalize("NFD", prototype)
+    return {text: _resolved(prototype, single) for text, prototype in single.items()}
+
+
+def _resolved(text: str, single: Mapping[str, str]) -> str:
+    """Replace what has a prototype until nothing has one: the compatibility form of a prototype may have one of its own."""
+    for _ in range(_MAX_STEPS):
+        replaced = "".join(
+            single.get(character, character) for character in unicodedata.normalize("NFKD", text)
         )
-        for text, prototype in single.items()
-    }
+        if replaced == text:
+            break
+        text = replaced
+    return text
 
 
 def _bare(text: str) -> str:
