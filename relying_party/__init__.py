@@ -12,6 +12,8 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 ``relying_party.core.challenges``     challenge records: single use, and expiring
 ``relying_party.core.proofs``         proofs of possession of a key (RFC 9449), pure
 ``relying_party.core.sessions``       sessions and refresh tokens, stored as hashes
+``relying_party.core.operations``     what a step-up is for: one operation, its target and its text
+``relying_party.core.removals``       which removals are delayed, and who calls them off
 ``relying_party.core.access_tokens``  tokens that other services verify (RFC 9068)
 ``relying_party.resource``            such a service's guard: token and proof of each request
 ``relying_party.core.credentials``    users, passkeys, sessions: what is stored, and the store's interface

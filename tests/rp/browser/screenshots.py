@@ -42,16 +42,18 @@ async def _fill_account(visitor: Visitor, url: str, certificate: Certificate) ->
     await page.get_by_label("User name").fill("ada")
     await page.get_by_role("button", name="Create an account").click()
     await signed_in(visitor, "ada")
-    (credential,) = await visitor.credentials()
     await page.get_by_role("button", name="Change name").click()
     await answer(visitor, "Ada Lovelace", yes="Save")
     await expect(page.get_by_role("heading", name="Ada Lovelace")).to_be_visible()
     await page.get_by_role("button", name="Rename Passkey").click()
     await answer(visitor, "Phone", yes="Save")
     await expect(page.get_by_role("heading", name="Phone")).to_be_visible()
+    phone = visitor.authenticator
     await visitor.another_authenticator("usb")
     await page.get_by_role("button", name="Add a passkey").click()
     await has_passkeys(visitor, 2)
+    visitor.authenticator = phone
+    (credential,) = await visitor.credentials()  # with the counter of all that it was used for
     async with BrowserDevice(url, certificate) as device:
         await device.sign_in(credential, "Coffee machine")
     await page.reload()
