@@ -231,6 +231,7 @@ async def filled(tmp_path: Path) -> AsyncIterator[dict[str, str]]:
         await keep(state, url, expires_at=1 << 40)
         (state / "options.json").write_text(OPTIONS)
         (state / "text").write_text("a letter, and not a database of anybody's" * 40)
+        (state / "text").chmod(0o600)
         for name in ("open", "damaged"):
             (state / name).mkdir(mode=0o700)
             (state / name / "enrolment.json").write_text("{")
