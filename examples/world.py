@@ -129,31 +129,32 @@ class World:
         await self.join_companion(who, await self.account_code(account))
 
     async def join_companion(self, who: str, code: str) -> None:
-        """Join a companion. code: an account code or an invitation."""
-        await self.run_to_end(
-            who, "companion-push", "companion", "join", "--code", "-", "--label", who,
-            "--state", self.state(who), *self.trust, stdin=code,
-        )  # fmt: skip
+        """Join a companion. code: an account code."""
+        await self.run_to_end(who, *self._join("companion", who), stdin=code)
 
     async def invite(self, inviter: str, kind: str, who: str, *options: str) -> None:
-        """`inviter` lets a device or companion in; the invitation does not pass through the relay."""
-        inviting = await self.run(
-            inviter, "companion-push", "companion", "invite", "--kind", kind, "--yes", *options,
-            "--state", self.state(inviter), *self.trust,
-        )  # fmt: skip
-        invitation = await inviting.line()
-        if kind == "companion":
-            await self.join_companion(who, invitation)
-        else:
-            await self.join_device(who, invitation)
-        if await inviting.wait() != 0:
-            raise ProgramFailed(f"the invitation failed: {inviting.last_words}")
+        """`inviter` lets a device or companion in. Neither the invitation nor the number passes through the relay.
 
-    async def join_device(self, who: str, invitation: str) -> None:
-        await self.run_to_end(
-            who, "headless-passkey", "join", "--invitation", "-", "--label", who,
-            "--state", self.state(who), *self.trust, stdin=invitation,
+        The newcomer's number is carried to the inviter, as a person does that types it.
+        """
+        any_rp_id = ("--any-rp-id",) if kind == "device" and "--rp-id" not in options else ()
+        inviting = await self.run(
+            inviter, "companion-push", "companion", "invite", "--kind", kind, "--yes", "--number", "-",
+            *any_rp_id, *options, "--state", self.state(inviter), *self.trust,
         )  # fmt: skip
+        newcomer = await self.run(who, *self._join(kind, who))
+        await newcomer.write(await inviting.line())
+        shown = await newcomer.stage("number")
+        await inviting.write(f"{shown['check_number']}\n")
+        for program in (newcomer, inviting):
+            if await program.wait() != 0:
+                raise ProgramFailed(f"the invitation failed: {program.last_words}")
+
+    def _join(self, kind: str, who: str) -> tuple[str | Path, ...]:
+        """The command with which `who` joins; it reads the code or invitation from stdin."""
+        as_device = ("headless-passkey", "join", "--invitation", "-")
+        command = as_device if kind == "device" else ("companion-push", "companion", "join", "--code", "-")
+        return (*command, "--label", who, "--state", self.state(who), *self.trust)
 
     async def companion(self, who: str, *options: str | Path, in_front: Sequence[str | Path] = ()) -> Program:
         """Start a companion with the software phone in it, and wait until it is connected to the relay.

@@ -264,6 +264,7 @@ class TrustReason(StrEnum):
     ACCOUNT_MISMATCH = "account-mismatch"
     BACKDATED_RING = "backdated-ring"
     BAD_CLAIM = "bad-claim"
+    BAD_COMMITMENT = "bad-commitment"
     BAD_MAC = "bad-mac"
     BAD_POSSESSION = "bad-possession"
     BAD_SIGNATURE = "bad-signature"
@@ -297,6 +298,7 @@ class TrustReason(StrEnum):
     UNSUPPORTED_SUITE = "unsupported-suite"
     WITHHELD_RING = "withheld-ring"
     WRONG_DIGITS = "wrong-digits"
+    WRONG_NUMBER = "wrong-number"
 
 
 class TrustError(HeadlessPasskeyError):

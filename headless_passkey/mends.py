@@ -145,6 +145,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         "let another companion in first, with `companion-push companion invite --kind companion`"
     ),
     (TrustReason.RING_FULL, None): "remove members that are not used any more",
+    (TrustReason.WRONG_NUMBER, None): (
+        "invite again; if it was no slip, give the new invitation to the newcomer in another way, which nobody else can see"
+    ),
     # the state of this device
     (EnrolmentReason.NOT_ENROLLED, None): (
         "`companion-push companion invite` on a companion, then `headless-passkey join --invitation FILE --label NAME` here"

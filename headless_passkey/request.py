@@ -1,4 +1,4 @@
-"""The states of a request, and how a device reports its end to the relay (docs/protocol/relay.md)."""
+"""The states of a request and of an invitation, and how a device reports the end of a request to the relay (docs/protocol/relay.md)."""
 
 from enum import StrEnum
 from typing import Final
@@ -18,6 +18,16 @@ class RequestState(StrEnum):
     @property
     def terminal(self) -> bool:
         return self not in (self.PENDING, self.DELIVERED, self.CLAIMED, self.OPENED)
+
+
+class InvitationState(StrEnum):
+    """The state of an invitation at the relay: what came last."""
+
+    OPEN = "open"
+    INTRODUCED = "introduced"  # the newcomer's introduction
+    ANSWERING = "answering"  # the inviter's nonce
+    REVEALED = "revealed"  # the newcomer's nonce
+    ANSWERED = "answered"  # the inviter's answer
 
 
 class DeviceEvent(StrEnum):

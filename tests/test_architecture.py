@@ -19,7 +19,10 @@ CAN_OPEN = {
         f"headless_passkey.hybrid.{module}"
         for module in ("fido_url", "eid", "linking", "client_platform", "authenticator")
     ),
-    *(f"headless_passkey.trust.{module}" for module in ("envelope", "invitation", "hpke", "checks")),
+    *(
+        f"headless_passkey.trust.{module}"
+        for module in ("envelope", "invitation", "introduction", "admission", "hpke", "checks")
+    ),
     "cryptography.hazmat.primitives.hpke",
 }
 

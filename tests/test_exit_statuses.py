@@ -87,8 +87,10 @@ def invitation(kind: Role) -> str:
     return Invitation(
         relay_url="https://relay.example",
         account="aG9tZSdzIGFjY291bnQhIQ",
+        account_name="home",
         kind=kind,
         inviter="A" * 43,
+        inviter_label="phone",
         secret=bytes(16),
         expires_at=1 << 40,
     ).encode()

@@ -22,7 +22,7 @@ from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
 from companion_push.companion.members import described, find, find_former, introduced
-from companion_push.companion.membership import Membership
+from companion_push.companion.membership import Membership, parse_means
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
 from companion_push.companion.phone import (
     WARNING,
@@ -33,8 +33,9 @@ from companion_push.companion.phone import (
     decline,
 )
 from companion_push.companion.relay_client import CompanionRelay
-from companion_push.companion.terminal import Terminal
+from companion_push.companion.twins import twin_of
 from companion_push.companion.wording import known_as, must_say
+from headless_passkey.account.joining import check_account
 from headless_passkey.command.command_line import (
     MAX_SECRET_LINE,
     expand_home,
@@ -44,6 +45,14 @@ from headless_passkey.command.command_line import (
     refuse_secret,
     show_progress,
 )
+from headless_passkey.command.joining import (
+    details,
+    go_on,
+    number_line,
+    terminal_to_ask,
+    waiting_line,
+    whereto,
+)
 from headless_passkey.errors import NotApproved, Outcome, TransportReason, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH
 from headless_passkey.mends import transport_error
@@ -51,9 +60,15 @@ from headless_passkey.net.tls import tls_context
 from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
 from headless_passkey.process.tasks import end
-from headless_passkey.text.names import name_of, printable
-from headless_passkey.trust.invitation import Introduction
+from headless_passkey.process.terminal import Terminal
+from headless_passkey.text.domains import is_domain
+from headless_passkey.text.names import name_of, printable, quoted
+from headless_passkey.trust.admission import Candidate, InvitationRecord
+from headless_passkey.trust.introduction import Introduction, digits_of
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_RP_IDS, Member, Ring, Role
+
+_NO_NUMBER: Final = "That is no number of six digits."
 
 # The software phone
 
@@ -114,85 +129,171 @@ async def _line_within(source: str, seconds: float, what: str, *, limit: int = M
 async def join(args: argparse.Namespace) -> None:
     until = time.monotonic() + args.timeout
     line = await _line_within(args.code, args.timeout, "code or invitation")
-    seconds = max(0.01, until - time.monotonic())
-
-    def show_check_number(number: str) -> None:
-        talk(
-            _line(
-                args,
-                f"check number: {number}; the inviter must see the same",
-                stage="introduced",
-                check_number=number,
-            )
+    means, seconds = parse_means(line), max(0.01, until - time.monotonic())
+    check_account(means, args.expect_account)
+    talk(_line(args, whereto(means), stage="account", **details(means)))
+    if isinstance(means, Invitation):
+        talk(_line(args, waiting_line(seconds), stage="waiting", seconds=round(seconds)))
+    with contextlib.ExitStack() as stack:
+        terminal = terminal_to_ask(stack, json=args.json, expected=args.expect_account)
+        identity = await _membership(args).join(
+            line,
+            label=args.label,
+            expect_account=args.expect_account,
+            seconds=seconds,
+            on_check_number=lambda number: talk(
+                _line(args, number_line(number), stage="number", check_number=number)
+            ),
+            go_on=lambda: go_on(terminal),
         )
-        talk(
-            _line(
-                args,
-                f"waiting for the inviter to let this companion in, {seconds:.0f} s at most",
-                stage="waiting",
-                seconds=round(seconds),
-            )
-        )
-
-    identity = await _membership(args).join(
-        line, label=args.label, seconds=seconds, on_check_number=show_check_number
-    )
+    head = _state(args).chain().head
+    member = head.member(identity.keys.name)
+    label = args.label if member is None else member.label
     talk(
         _line(
             args,
-            f"joined account {printable(identity.account)} as {args.label}",
+            f"joined account {quoted(head.account_name)} as {quoted(label)}",
             stage="joined",
             account=identity.account,
             name=identity.keys.name,
+            label=label,
         )
     )
 
 
 async def invite(args: argparse.Namespace) -> None:
     kind = Role(args.kind)
-    if args.rp_id and kind is not Role.DEVICE:
-        raise UsageError("--rp-id is for devices")
-    rp_ids = tuple(dict.fromkeys(args.rp_id)) if args.rp_id else None
-    if rp_ids is not None and len(rp_ids) > MAX_RP_IDS:
-        raise UsageError(f"a device is bound to at most {MAX_RP_IDS} relying parties")
+    if args.yes and args.number is None and not args.without_number:
+        raise UsageError(
+            "--yes needs --number FILE, with the number that the newcomer shows, or --without-number"
+        )
+    if args.number is not None and args.without_number:
+        raise UsageError("--number and --without-number exclude each other")
+    if args.number is not None and not args.yes:
+        raise UsageError("--number goes with --yes: without it the number is asked for at the terminal")
     with contextlib.ExitStack() as stack:
         terminal = None if args.yes else stack.enter_context(Terminal.open())
+        rp_ids = await _rp_ids(args, kind, terminal)
 
         def show(line: str) -> None:
             out(line)
-            talk(_line(args, "the line above lets one newcomer in: show it to nobody else", stage="invited"))
-
-        async def consent(introduction: Introduction) -> bool:
-            label, number = printable(introduction.label), introduction.check_number
-            talk(
-                _line(
-                    args,
-                    f"a {introduction.kind} called {label} has come; its check number is {number}",
-                    stage="introduced",
-                    kind=str(introduction.kind),
-                    label=introduction.label,
-                    check_number=number,
+            if args.without_number:
+                danger = (
+                    "without a number, whoever has seen the line above can get in: show it to nobody else"
                 )
-            )
-            return terminal is None or await terminal.yes(f"Let {label} in? y or n:")
+                talk(_line(args, danger, stage="invited", without_number=True))
+            else:
+                talk(_line(args, "the line above invites one newcomer", stage="invited"))
 
         member = await _membership(args).invite(
             kind,
             rp_ids=rp_ids,
             seconds=args.timeout,
             show=show,
-            consent=consent,
+            consent=lambda candidate: _agree(args, candidate, terminal),
         )
-    label = printable(member.label)
     talk(
         _line(
             args,
-            f"{label} belongs to the account now",
+            f"{quoted(member.label)} belongs to the account now",
             stage="admitted",
             name=member.name,
             label=member.label,
         )
     )
+
+
+async def _rp_ids(args: argparse.Namespace, kind: Role, terminal: Terminal | None) -> tuple[str, ...] | None:
+    """The relying parties that a device is bound to, by the options or asked for; None for any."""
+    if kind is not Role.DEVICE:
+        if args.rp_id or args.any_rp_id:
+            raise UsageError("--rp-id and --any-rp-id are for devices")
+        return None
+    if args.rp_id and args.any_rp_id:
+        raise UsageError("--rp-id and --any-rp-id exclude each other")
+    if args.any_rp_id:
+        return None
+    if args.rp_id:
+        return _at_most(tuple(dict.fromkeys(args.rp_id)))
+    if terminal is None:
+        raise UsageError("say with --rp-id which relying parties the device may ask for, or --any-rp-id")
+
+    def meaning(line: str) -> tuple[str, ...] | None:
+        words = tuple(dict.fromkeys(line.replace(",", " ").lower().split()))
+        if words == ("any",):
+            return ()
+        return words if 0 < len(words) <= MAX_RP_IDS and all(map(is_domain, words)) else None
+
+    rp_ids = await terminal.ask(
+        "Which relying parties may the device ask for? Domains such as login.example, or any:",
+        meaning,
+        slip=f"That is not 1 to {MAX_RP_IDS} domains, and not any.",
+    )
+    if rp_ids is None:
+        raise NotApproved(Outcome.DECLINED, "nobody was invited")
+    return rp_ids or None
+
+
+def _at_most(rp_ids: tuple[str, ...]) -> tuple[str, ...]:
+    if len(rp_ids) > MAX_RP_IDS:
+        raise UsageError(f"a device is bound to at most {MAX_RP_IDS} relying parties")
+    return rp_ids
+
+
+async def _agree(
+    args: argparse.Namespace, candidate: Candidate, terminal: Terminal | None
+) -> InvitationRecord | None:
+    """Ask the person, or the options, about the newcomer. It is shown by kind and label; its number is typed."""
+    came = candidate.introduction
+    said = f"a {came.kind} has come that calls itself {quoted(came.label)}"
+    talk(_line(args, said, stage="introduced", kind=str(came.kind), label=came.label))
+    if terminal is None:
+        if args.without_number:
+            return candidate.agree_without_number()
+        return candidate.agree(await _number(args))
+    label = await _free_label(args, came, terminal)
+    if label is None:
+        return None
+    if args.without_number:
+        agreed = await terminal.yes(f"Let {quoted(label)} in without a number? y or n:")
+        return candidate.agree_without_number(label=label) if agreed else None
+    typed = await terminal.ask(
+        "Type the six digits that it shows, or n to refuse it:",
+        lambda line: "" if line.lower() in ("n", "no") else digits_of(line),
+        slip=_NO_NUMBER,
+    )
+    return candidate.agree(typed, label=label) if typed else None
+
+
+async def _free_label(args: argparse.Namespace, came: Introduction, terminal: Terminal) -> str | None:
+    """The newcomer's label, or another one where a member has it already; None to refuse the newcomer."""
+    members = _state(args).chain().head.members
+    twin = twin_of(came.label, members, but=came.name)
+    if twin is None:
+        return came.label
+
+    def meaning(line: str) -> str | None:
+        with contextlib.suppress(UsageError):
+            label = name_of(line)
+            return None if twin_of(label, members) else label
+        return None
+
+    return await terminal.ask(
+        f"A member is called {quoted(twin.label)} already. Type another name for the newcomer:",
+        meaning,
+        slip="That name is taken too, or is no name.",
+    )
+
+
+async def _number(args: argparse.Namespace) -> str:
+    """The number of `--number`: the first line that is one."""
+    while True:
+        digits = digits_of(await read_secret_line(args.number))
+        if digits is not None:
+            return digits
+        talk(_line(args, _NO_NUMBER, stage="no-number"))
+        if args.number != "-":
+            raise UsageError("--number: the file does not begin with a number of six digits")
 
 
 async def members(args: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ from enum import Enum
 from typing import Final, Protocol
 
 from companion_push.companion.inbox import CheckedRequest
-from companion_push.companion.terminal import Terminal
 from companion_push.companion.wording import ASKS
+from headless_passkey.process.terminal import Terminal
 from headless_passkey.text.domains import MAX_DOMAIN
 from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.envelope import Announcement

@@ -39,9 +39,9 @@ from headless_passkey.process.private_file import (
     write_private,
 )
 from headless_passkey.text.json_text import without_mark
+from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.invitation import Introduction, InvitationRecord
 from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import check_relay_url
@@ -73,7 +73,8 @@ class _Joining(_File, frozen=True, kw_only=True):
     line: str
     signing_key: bytes
     hpke_key: bytes
-    said: list[bytes]
+    founds: bool
+    said: bytes
 
 
 class _Rings(_File, frozen=True, kw_only=True):
@@ -123,15 +124,14 @@ class Joining:
 
     line: str = field(repr=False)  # the account code or invitation
     keys: KeyPair
-    said: tuple[bytes, ...] = field(repr=False)  # founding ring, or introduction: body, signature, MAC
+    said: Ring | Newcomer = field(repr=False)  # the founding ring, or the record of a newcomer
 
     @property
     def label(self) -> str:
         """The label that this companion introduced itself with."""
-        if len(self.said) == 1:
-            return Ring.parse_founding(self.said[0]).members[0].label
-        body, signature, mac = self.said
-        return Introduction.parse(body=body, signature=signature, mac=mac).label
+        if isinstance(self.said, Ring):
+            return self.said.members[0].label
+        return self.said.introduction.label
 
 
 class CompanionState:
@@ -179,24 +179,23 @@ class CompanionState:
         if kept is None:
             return None
         with self._strict("joining.json"):
-            if len(kept.said) not in (1, 3):
-                raise ValueError
             return Joining(
                 line=kept.line,
                 keys=KeyPair.from_bytes(kept.signing_key, kept.hpke_key),
-                said=tuple(kept.said),
+                said=Ring.parse_kept(kept.said) if kept.founds else Newcomer.from_bytes(kept.said),
             )
 
     def begin_joining(self, joining: Joining) -> None:
-        """Write a join before it is sent."""
-        keys = joining.keys
+        """Write a join, or its next step, before it is sent."""
+        keys, said = joining.keys, joining.said
         self._write(
             "joining.json",
             _Joining(
                 line=joining.line,
                 signing_key=keys.signing.to_bytes(),
                 hpke_key=keys.hpke.to_bytes(),
-                said=list(joining.said),
+                founds=isinstance(said, Ring),
+                said=said.document if isinstance(said, Ring) else said.to_bytes(),
             ),
         )
 
@@ -271,11 +270,23 @@ class CompanionState:
     # Invitations
 
     def invitations(self, now: float) -> tuple[InvitationRecord, ...]:
-        """Read the invitations that have not expired by our clock."""
+        """Read the invitations that are not over by our clock."""
         kept = self._read("invitations.json", _Invitations) or _Invitations()
         with self._strict("invitations.json"):
             records = [InvitationRecord.from_bytes(data) for data in kept.records]
-        return tuple(record for record in records if record.invitation.expires_at > now)
+        return tuple(record for record in records if record.ends_at > now)
+
+    def left_invitations(self, now: float) -> tuple[InvitationRecord, ...]:
+        """Read the invitations to which nobody has agreed, and for which no process waits any more."""
+        try:
+            with lock(self._directory / "inviting"):
+                return tuple(record for record in self.invitations(now) if record.agreed is None)
+        except TransportError:
+            return ()  # a process is inviting now
+
+    def inviting(self) -> contextlib.AbstractContextManager[None]:
+        """Lock the state as one of the processes that wait for a newcomer."""
+        return lock(self._directory / "inviting", shared=True)
 
     async def remember_invitation(self, record: InvitationRecord, now: float) -> None:
         """Write the record of an invitation, and replace its earlier record."""

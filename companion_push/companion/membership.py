@@ -2,7 +2,8 @@
 
 A join writes its messages to disk before it sends them. After a crash or a lost connection, the same code or
 invitation resumes it with the same bytes (idempotent). The inviter checks a newcomer by its own record and clock, and
-asks the user before it changes the ring.
+its user types the newcomer's number before the ring is changed. After a crash the inviter finishes what its user has agreed to,
+and withdraws its other invitations.
 """
 
 import asyncio
@@ -12,14 +13,20 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Final
 
 from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
 from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
 from companion_push.companion.members import refuse_removed
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.twins import refuse_a_twin
-from headless_passkey.account.enrolment import JOIN_TIMEOUT, check_same_words, unanswered
+from headless_passkey.account.joining import (
+    JOIN_TIMEOUT,
+    be_admitted,
+    check_account,
+    check_same_words,
+    go_on_anyway,
+    unanswered,
+)
 from headless_passkey.account.relay import PAUSES, inconsistent
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -33,16 +40,17 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.mends import ELSEWHERE
-from headless_passkey.net.proven_http import MAX_WAIT
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.admission import Candidate, InvitationRecord, Newcomer
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.introduction import Introduction
 from headless_passkey.trust.invitation import PREFIX as INVITATION
-from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord, accept
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_SKEW, Member, Ring, Role
 
-_QUICK: Final = 1.0  # seconds: the relay did not hold an unchanged answer that came sooner
+Consent = Callable[[Candidate], Awaitable[InvitationRecord | None]]
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +69,20 @@ class Membership:
         *,
         label: str,
         seconds: float = JOIN_TIMEOUT,
+        expect_account: str | None = None,
         on_check_number: Callable[[str], None] = lambda _number: None,
+        go_on: Callable[[], Awaitable[bool]] = go_on_anyway,
     ) -> Identity:
         """Found an account (`line` is an account code) or join one (`line` is an invitation).
 
-        label: what people will call this companion; its normal form C is kept. on_check_number: is given the six
-        digits that the inviter sees too, once the relay has taken the introduction and the wait for the inviter begins.
-        seconds: for all of it, then `NotApproved` (expired). After that, and after cancelling, the same line and label
-        go on; another label is `JoinDiffers`.
+        label: what people will call this companion; its normal form C is kept, and the inviter may give it another one.
+        expect_account: the id of the account to join; `TrustError` (account-mismatch) for a line of another one, and
+        nothing is sent. on_check_number: is given the number that a person types at the inviter. go_on: asked after that;
+        False gives the join up. seconds: for all of it, then `NotApproved` (expired). After that, and after cancelling,
+        the same line and label go on; another label is `JoinDiffers`.
         """
-        means, label = _parse(line), name_of(label)
+        means, label = parse_means(line), name_of(label)
+        check_account(means, expect_account)
         self.state.create()
         with self.state.sole_joiner():
             if self.state.is_enrolled():
@@ -83,7 +95,7 @@ class Membership:
             joining = self._begin(line.strip(), means, label)
             try:
                 async with asyncio.timeout(seconds):
-                    return await self._say(means, joining, on_check_number)
+                    return await self._say(means, joining, on_check_number, go_on)
             except TimeoutError as error:
                 by_relay = (
                     f"the relay did not answer within {round(seconds, 1):g} s; the same command goes on"
@@ -102,49 +114,63 @@ class Membership:
         rp_ids: tuple[str, ...] | None,
         seconds: float,
         show: Callable[[str], None],
-        consent: Callable[[Introduction], Awaitable[bool]],
+        consent: Consent,
     ) -> Member:
         """Let one newcomer in.
 
         rp_ids: the relying parties that a device is bound to; None for any. show: called with the invitation, a secret.
-        consent: called with the newcomer's verified introduction. seconds: for everything until the consent.
+        consent: called with the newcomer, which it agrees to (`Candidate.agree`); None refuses the newcomer. seconds: for
+        everything until the consent.
 
         An end before the consent withdraws the invitation, so that no newcomer waits for it. After the consent the
         newcomer gets its answer in any case: now, or by `finish_answers`.
         """
         me, now = self.state.identity(), self.clock()
         until = time.monotonic() + seconds
-        record = InvitationRecord(
-            invitation=Invitation.make(
-                relay_url=me.relay_url, account=me.account, kind=kind, inviter=me.keys.name, now=now
-            ),
-            rp_ids=rp_ids,
-        )
         async with CompanionRelay.connect(
             me.relay_url, me.keys.signing, tls=self.tls, clock=self.clock
         ) as relay:
             await self._finish_answers(relay, me.keys)
-            await self._catch_up(relay)
-            await self.state.remember_invitation(record, now)
+            head = (await self._catch_up(relay)).head
+            record = InvitationRecord(
+                invitation=Invitation.make(
+                    relay_url=me.relay_url, ring=head, kind=kind, inviter=me.keys.name, now=now
+                ),
+                rp_ids=rp_ids,
+            )
+            return await self._invite(relay, record, keys=me.keys, until=until, show=show, consent=consent)
+
+    async def _invite(
+        self,
+        relay: CompanionRelay,
+        record: InvitationRecord,
+        *,
+        keys: KeyPair,
+        until: float,
+        show: Callable[[str], None],
+        consent: Consent,
+    ) -> Member:
+        with self.state.inviting():
+            await self.state.remember_invitation(record, self.clock())
             try:
                 await relay.announce(record.invitation)
                 show(record.invitation.encode())
-                introduction, taken = await self._agreed(relay, record, seconds, consent)
-            except BaseException as error:
-                await finish_when_cancelled(self._take_back(relay, record, error))
+                introduction, agreed = await self._agreed(relay, record, until - time.monotonic(), consent)
+            except BaseException:
+                await finish_when_cancelled(self._take_back(relay, record))
                 raise
             try:
                 member = await finish_when_cancelled(
-                    self._admit(relay, taken, introduction, me.keys, until=until)
+                    self._admit(relay, agreed, introduction, keys, until=until)
                 )
-            except (NotApproved, TrustError, RemoteProtocolError) as error:
-                await finish_when_cancelled(self._take_back(relay, record, error))
+            except (NotApproved, TrustError, RemoteProtocolError):
+                await finish_when_cancelled(self._take_back(relay, record))
                 raise
             await self.state.forget_invitation(record, self.clock())
             return member
 
     async def finish_answers(self) -> None:
-        """Send the answers that a crash prevented: to newcomers that are in the ring already."""
+        """Finish what a crash has interrupted: admit whom the user agreed to, and withdraw other invitations."""
         me = self.state.identity()
         if self.state.invitations(self.clock()):
             async with CompanionRelay.connect(
@@ -235,7 +261,7 @@ class Membership:
         keys = KeyPair()
         match means:
             case AccountCode():
-                ring = Ring.found(
+                said: Ring | Newcomer = Ring.found(
                     keys.signing,
                     account=means.account,
                     account_name=means.account_name,
@@ -243,100 +269,88 @@ class Membership:
                     label=label,
                     now=self.clock(),
                 )
-                said: tuple[bytes, ...] = (ring.document,)
             case Invitation():
                 means.check_expiry(self.clock(), skew=MAX_SKEW)
-                introduction = Introduction.make(
-                    means, key=keys.signing, hpke_key=keys.hpke.public, label=label
-                )
-                said = (introduction.body, introduction.signature, introduction.mac)
+                said = Newcomer.make(means, key=keys.signing, hpke_key=keys.hpke.public, label=label)
         joining = Joining(line=line, keys=keys, said=said)
         self.state.begin_joining(joining)
         return joining
 
     async def _say(
-        self, means: AccountCode | Invitation, joining: Joining, on_check_number: Callable[[str], None]
+        self,
+        means: AccountCode | Invitation,
+        joining: Joining,
+        on_check_number: Callable[[str], None],
+        go_on: Callable[[], Awaitable[bool]],
     ) -> Identity:
-        keys = joining.keys
+        keys, said = joining.keys, joining.said
         async with CompanionRelay.connect(
             means.relay_url, keys.signing, tls=self.tls, clock=self.clock
         ) as relay:
-            match means:
-                case AccountCode():
-                    ring = Ring.parse_founding(joining.said[0])
-                    await relay.found(means, ring)
-                case Invitation():
-                    body, signature, mac = joining.said
-                    introduction = Introduction.parse(body=body, signature=signature, mac=mac)
-                    await relay.introduce(means, introduction)
-                    on_check_number(introduction.check_number)
-                    admission = await relay.admission(means)
-                    ring = accept(means, introduction, ring=admission.ring, mac=admission.mac)
+            if isinstance(means, AccountCode) and isinstance(said, Ring):
+                await relay.found(means, said)
+                ring = said
+            elif isinstance(said, Newcomer):
+                ring = await be_admitted(
+                    relay,
+                    said,
+                    store=lambda newcomer: self.state.begin_joining(replace(joining, said=newcomer)),
+                    on_check_number=on_check_number,
+                    go_on=go_on,
+                )
         identity = Identity(relay_url=means.relay_url, account=means.account, keys=keys)
         self.state.finish_joining(identity, RingChain.start(ring))
         return identity
 
     async def _agreed(
-        self,
-        relay: CompanionRelay,
-        record: InvitationRecord,
-        seconds: float,
-        consent: Callable[[Introduction], Awaitable[bool]],
+        self, relay: CompanionRelay, record: InvitationRecord, seconds: float, consent: Consent
     ) -> tuple[Introduction, InvitationRecord]:
-        """Wait for the newcomer, and for the user's consent to it."""
+        """Wait for the newcomer, and for the user's consent to it, which is written to disk."""
         try:
             async with asyncio.timeout(seconds):
                 introduction, record = await self._newcomer(relay, record)
-                agreed = await consent(introduction)
+                await relay.send_nonce(record)
+                nonce = await relay.newcomer_nonce(record.invitation)
+                agreed = await consent(record.candidate(introduction, nonce))
         except TimeoutError as error:
-            raise NotApproved(Outcome.EXPIRED, f"nobody was let in within {seconds:g} s") from error
-        if not agreed:
+            raise NotApproved(Outcome.EXPIRED, f"nobody was let in within {round(seconds, 1):g} s") from error
+        if agreed is None:
             raise NotApproved(Outcome.DECLINED, "the newcomer was not let in")
-        return introduction, record
+        await self.state.remember_invitation(agreed, self.clock())
+        return introduction, agreed
 
-    async def _take_back(self, relay: CompanionRelay, record: InvitationRecord, error: BaseException) -> None:
+    async def _take_back(self, relay: CompanionRelay, record: InvitationRecord) -> None:
         """Withdraw the invitation at the relay: the user declined, or the inviter has stopped waiting."""
-        declined = isinstance(error, NotApproved) and error.reason is Outcome.DECLINED
-        tell = relay.turn_away if declined else relay.withdraw
         try:
             async with asyncio.timeout(CANCEL_TIMEOUT):
-                await tell(record.invitation)
+                await relay.withdraw(record.invitation)
         except (HeadlessPasskeyError, TimeoutError) as failure:  # it expires by itself
             logger.info("the end of the invitation was not told (%s)", type(failure).__name__)
         finally:
             await self.state.forget_invitation(record, self.clock())
 
     async def _finish_answers(self, relay: CompanionRelay, keys: KeyPair) -> None:
+        for record in self.state.left_invitations(self.clock()):
+            await self._take_back(relay, record)
         for record in self.state.invitations(self.clock()):
-            if record.newcomer is None:
-                continue  # of a process that is inviting now, or that ended before the consent
-            with suppress(HeadlessPasskeyError):  # its failure must not stop the others
-                came = await relay.introduction(record.invitation, wait=0)
-                head = (await self._catch_up(relay)).head
-                if came is None:
-                    continue
-                body, signature, mac = came
+            if record.agreed is None:
+                continue  # of a process that is inviting now
+            with suppress(HeadlessPasskeyError, TimeoutError):  # its failure must not stop the others
+                async with asyncio.timeout(CANCEL_TIMEOUT):
+                    body, signature, mac = await relay.introduction(record.invitation)
                 introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
-                if head.member(introduction.member(record.rp_ids).name) is not None:
-                    await self._admit(relay, record, introduction, keys)
-                    await self.state.forget_invitation(record, self.clock())
+                await self._admit(relay, record, introduction, keys)
+                await self.state.forget_invitation(record, self.clock())
 
     async def _newcomer(
         self, relay: CompanionRelay, record: InvitationRecord
     ) -> tuple[Introduction, InvitationRecord]:
-        """Wait for the newcomer, verify it, and record it."""
-        while True:
-            record.invitation.check_expiry(self.clock())
-            asked = time.monotonic()
-            came = await relay.introduction(record.invitation, wait=MAX_WAIT)
-            if came is not None:
-                body, signature, mac = came
-                introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
-                record = record.taken_by(introduction)
-                await self.state.remember_invitation(record, self.clock())
-                return introduction, record
-            if time.monotonic() < asked + _QUICK:
-                await asyncio.sleep(_QUICK)
+        """Wait for the newcomer, verify it, and record it with a nonce for it."""
+        body, signature, mac = await relay.introduction(record.invitation)
+        introduction = record.check(body=body, signature=signature, mac=mac, now=self.clock())
+        record = record.taken_by(introduction)
+        await self.state.remember_invitation(record, self.clock())
+        return introduction, record
 
     async def _admit(
         self,
@@ -356,13 +370,15 @@ class Membership:
                 break
             await asyncio.sleep(pause)
             head = (await self._catch_up(relay)).head
+            label = introduction.label if record.agreed is None else record.agreed.label
+            refuse_a_twin(label, head.members, but=introduction.name)
             ring, mac = record.admit(introduction, ring=head, key=keys.signing, now=self.clock())
             if ring is not head:
                 if not await relay.append_ring(ring):
                     continue
                 await self.state.extend([ring.document], now=self.clock())
             if await relay.answer(record.invitation, ring, mac):
-                return introduction.member(record.rp_ids)
+                return next(member for member in ring.members if member.name == introduction.name)
         raise inconsistent()
 
     async def _catch_up(self, relay: CompanionRelay) -> RingChain:
@@ -373,7 +389,8 @@ class Membership:
         return self.state.chain()
 
 
-def _parse(line: str) -> AccountCode | Invitation:
+def parse_means(line: str) -> AccountCode | Invitation:
+    """Parse what a companion joins with: an account code, or an invitation of a companion."""
     line = line.strip()
     if line.startswith(ACCOUNT_CODE):
         return AccountCode.parse(line)

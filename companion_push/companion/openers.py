@@ -18,12 +18,12 @@ from typing import ClassVar, Final, Protocol, Self
 
 from companion_push.companion import qr
 from companion_push.companion.phone import Announced, SoftwarePhone
-from companion_push.companion.terminal import Terminal
 from companion_push.companion.wording import ASKS
 from headless_passkey.errors import SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.mends import mend
 from headless_passkey.process.private_file import remove_private, write_private
 from headless_passkey.process.tasks import end_quietly
+from headless_passkey.process.terminal import Terminal
 
 _LAUNCH_TIMEOUT: Final = 30.0  # seconds that a launcher may run
 _KILL_TIMEOUT: Final = 3.0  # seconds that a child may take to end after SIGTERM

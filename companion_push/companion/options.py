@@ -15,6 +15,7 @@ from headless_passkey.command.command_line import (
     SettingsParser,
     add_settings,
     example,
+    expect_account_option,
     label_or_name,
 )
 from headless_passkey.text.domains import is_domain
@@ -96,6 +97,7 @@ def _add_join(commands: Any) -> None:
         required=True,
         help="what people will call this companion, such as 'My phone'",
     )
+    expect_account_option(join)
     join.add_argument(
         "--timeout",
         metavar="S",
@@ -118,10 +120,23 @@ def _add_invite(commands: Any) -> None:
         metavar="ID",
         action="append",
         type=_rp_id,
-        help="a relying party that the device may ask for; repeatable (default: any)",
+        help="a relying party that the device may ask for; repeatable (default: asked at the terminal)",
+    )
+    invite.add_argument("--any-rp-id", action="store_true", help="let the device ask for every relying party")
+    invite.add_argument(
+        "--yes",
+        action="store_true",
+        help="ask nothing at the terminal: for automation, with --number or --without-number",
     )
     invite.add_argument(
-        "--yes", action="store_true", help="let the newcomer in without asking: for automation"
+        "--number",
+        metavar="FILE",
+        help="with --yes: where the newcomer's number comes from, a file or - for stdin, read when it has come",
+    )
+    invite.add_argument(
+        "--without-number",
+        action="store_true",
+        help="for a newcomer that can neither show nor speak its number: whoever has seen the invitation can get in",
     )
     invite.add_argument(
         "--timeout",

@@ -30,7 +30,6 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.software_key import Assertion, Registration, refuse
-from companion_push.companion.terminal import Terminal
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -54,6 +53,7 @@ from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
 from headless_passkey.process.tasks import end_quietly
+from headless_passkey.process.terminal import Terminal
 from headless_passkey.text.domains import MAX_DOMAIN
 from headless_passkey.text.names import printable
 

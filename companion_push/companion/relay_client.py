@@ -11,6 +11,7 @@ from typing import Final, Self
 
 from headless_passkey.account.relay import MemberClient, request_state
 from headless_passkey.errors import (
+    LocalProtocolError,
     NotApproved,
     Outcome,
     ProtocolReason,
@@ -20,13 +21,15 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer
-from headless_passkey.request import RequestState
+from headless_passkey.request import InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.admission import InvitationRecord
 from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
-from headless_passkey.trust.invitation import MAC_SIZE, MAX_INTRODUCTION, Invitation
+from headless_passkey.trust.introduction import MAC_SIZE, MAX_INTRODUCTION, NONCE_SIZE
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import Word
@@ -195,44 +198,42 @@ class CompanionRelay(MemberClient):
         with self._known():
             await self._http.put(f"/v1/invitations/{invitation.id}", body)
 
-    async def introduction(self, invitation: Invitation, *, wait: int) -> tuple[bytes, bytes, bytes] | None:
-        """Fetch the introduction for an invitation: body, signature and MAC; None when none has come yet."""
-        answer = await self._http.get(f"/v1/invitations/{invitation.id}", wait=min(wait, MAX_WAIT))
-        match answer.text("state"):
-            case "open":
-                return None
-            case "introduced" | "answered":
-                came = answer.object("introduction")
-                return (
-                    came.octets("body", 1, MAX_INTRODUCTION),
-                    came.octets("signature", SIGNATURE_SIZE),
-                    came.octets("mac", MAC_SIZE),
-                )
-        raise RemoteProtocolError(
-            "the relay names a state of the invitation that does not exist",
-            reason=ProtocolReason.UNKNOWN_STATE,
+    async def introduction(self, invitation: Invitation) -> tuple[bytes, bytes, bytes]:
+        """Wait for the introduction of a newcomer, without a timeout: body, signature and MAC."""
+        answer = await self._invitation(invitation, InvitationState.OPEN)
+        came = answer.object("introduction")
+        return (
+            came.octets("body", 1, MAX_INTRODUCTION),
+            came.octets("signature", SIGNATURE_SIZE),
+            came.octets("mac", MAC_SIZE),
         )
+
+    async def send_nonce(self, record: InvitationRecord) -> None:
+        """Send the inviter's nonce to the newcomer. Idempotent."""
+        if record.nonce is None:
+            raise LocalProtocolError("a nonce is sent to the newcomer of the record")
+        body = {"nonce": base64url(record.nonce)}
+        await self._http.post(f"/v1/invitations/{record.invitation.id}/nonce", body)
+
+    async def newcomer_nonce(self, invitation: Invitation) -> bytes:
+        """Wait until the newcomer reveals its nonce, 32 bytes, without a timeout."""
+        answer = await self._invitation(invitation, InvitationState.ANSWERING)
+        return answer.octets("nonce", NONCE_SIZE)
 
     async def answer(self, invitation: Invitation, ring: Ring, mac: bytes) -> bool:
         """Admit the newcomer that `ring`, the head, holds. False when another ring was appended meanwhile."""
+        body = {"ring": base64url(ring.document), "mac": base64url(mac)}
         try:
-            await self._answer(invitation, {"ring": base64url(ring.document), "mac": base64url(mac)})
+            await self._http.post(f"/v1/invitations/{invitation.id}/answer", body)
         except ProblemAnswer as problem:
             if problem.slug == "ring-conflict":
                 return False
             raise
         return True
 
-    async def turn_away(self, invitation: Invitation) -> None:
-        """Decline the newcomer."""
-        await self._answer(invitation, {"declined": True})
-
-    async def withdraw(self, invitation: Invitation) -> None:
-        """Withdraw the invitation; a newcomer that holds it is told so. Idempotent."""
-        await self._http.delete(f"/v1/invitations/{invitation.id}")
-
-    async def _answer(self, invitation: Invitation, body: dict[str, str | bool]) -> None:
-        await self._http.post(f"/v1/invitations/{invitation.id}/answer", body)
+    async def _invitation(self, invitation: Invitation, state: InvitationState) -> Members:
+        """Wait until the invitation has left `state`, which it is in or will come to."""
+        return await self._left_state(f"/v1/invitations/{invitation.id}", state, PATIENCE)
 
 
 def _ended(state: RequestState) -> NotApproved | TransportError:

@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --number --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -152,6 +152,7 @@ complete -c companion-push -n '_shtab_companion_push_using companion join' -l st
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l code -xka "(__fish_complete_path (commandline -ct))" -d 'file with the account code or invitation, or - for stdin'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l label -x -d 'what people will call this companion, such as '"'"'My phone'"'"''
+complete -c companion-push -n '_shtab_companion_push_using companion join' -l expect-account -x -d 'the account to join, by its id: an invitation into another one is refused, and nothing is sent'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l timeout -x -d 'seconds to wait for the inviter (default: 600); the same command goes on after that'
 complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a invite -d 'Let a device or another companion in; the first line on stdout is the invitation, a secret.'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -s h -l help -d 'show this help message and exit'
@@ -161,8 +162,11 @@ complete -c companion-push -n '_shtab_companion_push_using companion invite' -l 
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l kind -xka "companion device" -d kind
-complete -c companion-push -n '_shtab_companion_push_using companion invite' -l rp-id -x -d 'a relying party that the device may ask for; repeatable (default: any)'
-complete -c companion-push -n '_shtab_companion_push_using companion invite' -l yes -d 'let the newcomer in without asking: for automation'
+complete -c companion-push -n '_shtab_companion_push_using companion invite' -l rp-id -x -d 'a relying party that the device may ask for; repeatable (default: asked at the terminal)'
+complete -c companion-push -n '_shtab_companion_push_using companion invite' -l any-rp-id -d 'let the device ask for every relying party'
+complete -c companion-push -n '_shtab_companion_push_using companion invite' -l yes -d 'ask nothing at the terminal: for automation, with --number or --without-number'
+complete -c companion-push -n '_shtab_companion_push_using companion invite' -l number -xka "(__fish_complete_path (commandline -ct))" -d 'with --yes: where the newcomer'"'"'s number comes from, a file or - for stdin, read when it has come'
+complete -c companion-push -n '_shtab_companion_push_using companion invite' -l without-number -d 'for a newcomer that can neither show nor speak its number: whoever has seen the invitation can get in'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l timeout -x -d 'seconds to wait for the newcomer and your answer (default: 600); then, as after Ctrl-C, the invitation is taken back'
 complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a run -d 'Wait for requests, ask, and bring what is approved to a phone.'
 complete -c companion-push -n '_shtab_companion_push_using companion run' -s h -l help -d 'show this help message and exit'

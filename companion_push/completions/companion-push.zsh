@@ -125,8 +125,11 @@ _shtab_companion_push_companion_invite_options=(
   "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
   "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
   "--kind[kind]:kind:(companion device)"
-  "*--rp-id[a relying party that the device may ask for\; repeatable (default\: any)]:ID:"
-  "--yes[let the newcomer in without asking\: for automation]"
+  "*--rp-id[a relying party that the device may ask for\; repeatable (default\: asked at the terminal)]:ID:"
+  "--any-rp-id[let the device ask for every relying party]"
+  "--yes[ask nothing at the terminal\: for automation, with --number or --without-number]"
+  "--number[with --yes\: where the newcomer\'s number comes from, a file or - for stdin, read when it has come]:FILE:_files"
+  "--without-number[for a newcomer that can neither show nor speak its number\: whoever has seen the invitation can get in]"
   "--timeout[seconds to wait for the newcomer and your answer (default\: 600)\; then, as after Ctrl-C, the invitation is taken back]:S:"
 )
 
@@ -142,6 +145,7 @@ _shtab_companion_push_companion_join_options=(
   "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
   "--code[file with the account code or invitation, or - for stdin]:FILE:_files"
   "--label[what people will call this companion, such as \'My phone\']:label:"
+  "--expect-account[the account to join, by its id\: an invitation into another one is refused, and nothing is sent]:ID:"
   "--timeout[seconds to wait for the inviter (default\: 600)\; the same command goes on after that]:S:"
 )
 

@@ -9,7 +9,14 @@ from typing import Any, Final
 from companion_push.relay.accounts import add_account, close_account, listed
 from companion_push.relay.config import DEFAULT_STORE
 from companion_push.relay.database import open_database
-from headless_passkey.command.command_line import SettingsParser, add_settings, example, label_or_name, out
+from headless_passkey.command.command_line import (
+    SettingsParser,
+    add_settings,
+    example,
+    label_or_name,
+    out,
+    progress,
+)
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.process.streams import talk
@@ -99,6 +106,8 @@ async def _add(args: argparse.Namespace) -> None:
         added = await database.transact(lambda db: _added(db, args, now))
     if added is None:
         raise UsageError("the name is taken: its first companion has joined already")
+    said = f"the account's id is {added[0]}: newcomers can be told to expect it"
+    talk(progress(stage="added", account=added[0]) if args.json else said)
     _print_code(relay_url, args.name, *added)
 
 

@@ -11,11 +11,11 @@ import secrets
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
+from headless_passkey.request import InvitationState
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring, Role, document_hash
@@ -25,9 +25,7 @@ CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # open ones of an account
 _SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock
-_ANSWERABLE: Final = (
-    600  # seconds after an invitation's expiry in which an introduction may still be answered
-)
+ANSWERABLE: Final = 600  # seconds after an invitation's expiry in which an introduction may still be answered
 _ANY: Final = 1 << 62  # no version is as high
 _FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
 _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
@@ -62,26 +60,45 @@ class Invitation:
     expires_at: int
     newcomer: str | None  # the key that used the ticket
     introduction: Introduction | None
-    ending: "Ending | None"  # None until the inviter has answered
-    ring_version: int | None
+    inviter_nonce: bytes | None
+    newcomer_nonce: bytes | None
+    withdrawn: bool
+    ring_version: int | None  # None until the inviter has answered
     answer_mac: bytes | None
+
+    @property
+    def state(self) -> InvitationState:
+        """What came last."""
+        for value, state in (
+            (self.answer_mac, InvitationState.ANSWERED),
+            (self.newcomer_nonce, InvitationState.REVEALED),
+            (self.inviter_nonce, InvitationState.ANSWERING),
+            (self.introduction, InvitationState.INTRODUCED),
+        ):
+            if value is not None:
+                return state
+        return InvitationState.OPEN
+
+    @property
+    def ends_at(self) -> int:
+        """When time ends it, unless it is answered before: Unix seconds."""
+        return self.expires_at + (0 if self.introduction is None else ANSWERABLE)
 
     def introduced_as(self, introduction: Introduction) -> bool:
         """Whether this is the introduction that came; it may be signed anew."""
         return self.introduction is not None and self.introduction.body == introduction.body
 
-    def refuse_withdrawn(self) -> None:
-        """Refuse the request when the invitation is withdrawn."""
-        if self.ending is Ending.WITHDRAWN:
+    def refuse_ended(self, now: float) -> None:
+        """Refuse the request when the invitation is withdrawn or has expired."""
+        if self.withdrawn:
             raise Problem(Slug.WITHDRAWN)
+        if now >= self.ends_at:
+            raise Problem(Slug.EXPIRED)
 
-
-class Ending(StrEnum):
-    """The inviter's answer, which ends the invitation."""
-
-    ADMITTED = "admitted"
-    DECLINED = "declined"
-    WITHDRAWN = "withdrawn"  # the inviter waits for nobody any more
+    def require(self, state: InvitationState) -> None:
+        """Refuse the request when the invitation is in another state."""
+        if self.state is not state:
+            raise Problem(Slug.STATE_CONFLICT, state=self.state)
 
 
 # Accounts and their codes
@@ -437,13 +454,13 @@ def invite(
         raise invalid(f"expires_at must lie ahead, by {INVITATION_LIFE} seconds at most")
     known = _invitation(db, "account = ? AND id = ?", (inviter.account, invitation_id))
     if known is not None:
-        known.refuse_withdrawn()
+        known.refuse_ended(now)
         if (known.inviter, known.kind, known.expires_at) == (inviter.name, kind, expires_at):
             return False
         raise Problem(Slug.REQUEST_CONFLICT)
     open_ends = db.execute(
         "SELECT count(*), min(expires_at) FROM invitations WHERE account = ? AND newcomer IS NULL"
-        " AND answer IS NULL AND expires_at > ?",
+        " AND NOT withdrawn AND expires_at > ?",
         (inviter.account, now),
     ).fetchone()
     if open_ends[0] >= MAX_INVITATIONS:
@@ -470,13 +487,11 @@ def introduce(
     known = _invitation(db, "account = ? AND id = ?", (account, invitation_id))
     if known is None:
         raise not_found()
-    known.refuse_withdrawn()
+    known.refuse_ended(now)
     if known.newcomer is not None:
         if known.newcomer == newcomer and known.introduced_as(introduction):
             return invitation_id, False
         raise Problem(Slug.INVITATION_USED)
-    if now >= known.expires_at:
-        raise Problem(Slug.EXPIRED)
     db.execute(
         "UPDATE invitations SET newcomer = ?, body = ?, signature = ?, mac = ? WHERE account = ? AND id = ?",
         (newcomer, introduction.body, introduction.signature, introduction.mac, account, invitation_id),
@@ -487,7 +502,9 @@ def introduce(
 def shown_ticket(db: sqlite3.Connection, account: str, ticket: bytes, now: float) -> bytes | None:
     """The hash of a ticket whose invitation is open; None for any other."""
     known = _invitation(db, "account = ? AND id = ?", (account, _hash(ticket)))
-    return known.id if known is not None and known.ending is None and now < known.expires_at else None
+    if known is None or known.withdrawn or known.answer_mac is not None or now >= known.ends_at:
+        return None
+    return known.id
 
 
 def shown_code(db: sqlite3.Connection, code: bytes, now: float) -> bytes | None:
@@ -508,6 +525,14 @@ def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id:
     return found_one
 
 
+def withdrawable(db: sqlite3.Connection, *, caller: str, invitation_id: bytes) -> Invitation:
+    """Read an invitation, for its inviter, a companion still, and for the newcomer that used it."""
+    member = membership(db, caller)
+    if member is not None and member.role is Role.COMPANION:
+        return invitation_of(db, inviter=member, invitation_id=invitation_id)
+    return introduced_by(db, newcomer=caller, invitation_id=invitation_id)
+
+
 def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes) -> Invitation:
     """Read the invitation that this key used, for this key only."""
     found_one = _invitation(db, "newcomer = ? AND id = ?", (newcomer, invitation_id))
@@ -516,36 +541,46 @@ def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes
     return found_one
 
 
-def answer(
-    db: sqlite3.Connection,
-    invitation: Invitation,
-    *,
-    ending: Ending,
-    ring_version: int | None,
-    mac: bytes | None,
-) -> None:
-    """Store the answer to an introduction (idempotent). ending: admitted or declined."""
-    invitation.refuse_withdrawn()
-    if invitation.newcomer is None:
-        raise Problem(Slug.STATE_CONFLICT, state="open")
-    if invitation.ending is not None:
-        if (invitation.ending, invitation.answer_mac) == (ending, mac):
-            return
-        raise Problem(Slug.STATE_CONFLICT, state="answered")
-    db.execute(
-        "UPDATE invitations SET answer = ?, ring_version = ?, answer_mac = ? WHERE account = ? AND id = ?",
-        (ending, ring_version, mac, invitation.account, invitation.id),
-    )
+def send_nonce(db: sqlite3.Connection, invitation: Invitation, nonce: bytes) -> bool:
+    """Store the inviter's nonce for its newcomer; returns whether this changed anything (idempotent)."""
+    if invitation.inviter_nonce == nonce:
+        return False
+    invitation.require(InvitationState.INTRODUCED)
+    return _set(db, invitation, "inviter_nonce = ?", nonce)
 
 
-def withdraw(db: sqlite3.Connection, invitation: Invitation) -> None:
-    """Withdraw an unanswered invitation (idempotent)."""
-    if invitation.ending in (Ending.ADMITTED, Ending.DECLINED):
-        raise Problem(Slug.STATE_CONFLICT, state="answered")
+def reveal(db: sqlite3.Connection, invitation: Invitation, nonce: bytes) -> bool:
+    """Store the newcomer's nonce for the inviter; returns whether this changed anything (idempotent)."""
+    if invitation.newcomer_nonce == nonce:
+        return False
+    invitation.require(InvitationState.ANSWERING)
+    return _set(db, invitation, "newcomer_nonce = ?", nonce)
+
+
+def answer(db: sqlite3.Connection, invitation: Invitation, *, ring_version: int, mac: bytes) -> bool:
+    """Store the answer to an introduction; returns whether this changed anything (idempotent)."""
+    if invitation.answer_mac == mac:
+        return False
+    invitation.require(InvitationState.REVEALED)
+    return _set(db, invitation, "ring_version = ?, answer_mac = ?", ring_version, mac)
+
+
+def withdraw(db: sqlite3.Connection, invitation: Invitation) -> bool:
+    """Withdraw an unanswered invitation; returns whether this changed anything (idempotent)."""
+    if invitation.withdrawn:
+        return False
+    if invitation.state is InvitationState.ANSWERED:
+        raise Problem(Slug.STATE_CONFLICT, state=invitation.state)
+    return _set(db, invitation, "withdrawn = ?", 1)
+
+
+def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *values: bytes | int) -> bool:
+    """Change an invitation. assignment: SQL of this module, never a caller's."""
     db.execute(
-        "UPDATE invitations SET answer = ? WHERE account = ? AND id = ?",
-        (Ending.WITHDRAWN, invitation.account, invitation.id),
+        f"UPDATE invitations SET {assignment} WHERE account = ? AND id = ?",  # noqa: S608
+        (*values, invitation.account, invitation.id),
     )
+    return True
 
 
 def ring_document(db: sqlite3.Connection, account: str, version: int) -> bytes:
@@ -557,7 +592,7 @@ def ring_document(db: sqlite3.Connection, account: str, version: int) -> bytes:
 
 def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
     """Delete what has expired: invitations, codes, and accounts that were never founded."""
-    db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - _ANSWERABLE,))
+    db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - ANSWERABLE,))
     db.execute("DELETE FROM account_codes WHERE expires_at <= ?", (now - _CODE_KEPT,))
     db.execute("DELETE FROM former WHERE removed_at <= ?", (now - _FORMER_KEPT,))
     db.execute(
@@ -567,7 +602,8 @@ def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
 
 
 _INVITATION_COLUMNS: Final = (
-    "account, id, inviter, kind, expires_at, newcomer, body, signature, mac, answer, ring_version, answer_mac"
+    "account, id, inviter, kind, expires_at, newcomer, body, signature, mac, inviter_nonce, newcomer_nonce, withdrawn,"
+    " ring_version, answer_mac"
 )
 
 
@@ -576,20 +612,8 @@ def _invitation(db: sqlite3.Connection, condition: str, values: tuple[str | byte
     row = db.execute(f"SELECT {_INVITATION_COLUMNS} FROM invitations WHERE {condition}", values).fetchone()  # noqa: S608
     if row is None:
         return None
-    (
-        account,
-        invitation_id,
-        inviter,
-        kind,
-        expires_at,
-        newcomer,
-        body,
-        signature,
-        mac,
-        said,
-        version,
-        answer_mac,
-    ) = row
+    account, invitation_id, inviter, kind, expires_at, newcomer, body, signature, mac, *rest = row
+    inviter_nonce, newcomer_nonce, withdrawn, version, answer_mac = rest
     introduced = newcomer is not None
     return Invitation(
         account=account,
@@ -599,7 +623,9 @@ def _invitation(db: sqlite3.Connection, condition: str, values: tuple[str | byte
         expires_at=expires_at,
         newcomer=newcomer,
         introduction=Introduction(body=body, signature=signature, mac=mac) if introduced else None,
-        ending=None if said is None else Ending(said),
+        inviter_nonce=inviter_nonce,
+        newcomer_nonce=newcomer_nonce,
+        withdrawn=bool(withdrawn),
         ring_version=version,
         answer_mac=answer_mac,
     )

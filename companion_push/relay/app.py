@@ -36,6 +36,7 @@ from companion_push.relay.messages import (
     Founding,
     IntroductionBody,
     LinksBody,
+    NonceBody,
     Query,
     RingBody,
     Submission,
@@ -89,9 +90,11 @@ def make_app(config: RelayConfig) -> web.Application:
             web.put("/v1/invitations/{id}", relay.announce_invitation),
             web.get("/v1/invitations/{id}", relay.read_invitation, allow_head=False),
             web.delete("/v1/invitations/{id}", relay.withdraw_invitation),
+            web.post("/v1/invitations/{id}/nonce", relay.send_nonce),
             web.post("/v1/invitations/{id}/answer", relay.answer_introduction),
             web.post("/v1/introductions", relay.introduce),
             web.get("/v1/introductions/{id}", relay.read_introduction, allow_head=False),
+            web.post("/v1/introductions/{id}/nonce", relay.reveal),
             web.put("/v1/requests/{id}", relay.submit),
             web.get("/v1/requests/{id}", relay.read_request, allow_head=False),
             web.post("/v1/requests/{id}/events", relay.device_event),
@@ -207,12 +210,13 @@ class RelayEndpoints:
     async def read_invitation(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         invitation = invitation_id(request.match_info["id"])
+        query = _query(request, "state", "wait")
         return await self._hold(
             request,
             caller,
-            operations.read_invitation(invitation),
+            operations.read_invitation(invitation, query.invitation_state()),
             topic=operations.invitation_topic(invitation),
-            wait=_query(request, "wait").wait(),
+            wait=query.wait(),
         )
 
     async def withdraw_invitation(self, request: web.Request) -> web.Response:
@@ -220,6 +224,16 @@ class RelayEndpoints:
         return await self._act(
             caller, operations.withdraw_invitation(invitation_id(request.match_info["id"]))
         )
+
+    async def send_nonce(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        invitation = invitation_id(request.match_info["id"])
+        return await self._act(caller, operations.send_nonce(invitation, await _body(request, NonceBody)))
+
+    async def reveal(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        invitation = invitation_id(request.match_info["id"])
+        return await self._act(caller, operations.reveal(invitation, await _body(request, NonceBody)))
 
     async def answer_introduction(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -237,12 +251,13 @@ class RelayEndpoints:
     async def read_introduction(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         invitation = invitation_id(request.match_info["id"])
+        query = _query(request, "state", "wait")
         return await self._hold(
             request,
             caller,
-            operations.read_introduction(invitation),
+            operations.read_introduction(invitation, query.invitation_state()),
             topic=operations.invitation_topic(invitation),
-            wait=_query(request, "wait").wait(),
+            wait=query.wait(),
         )
 
     # Requests

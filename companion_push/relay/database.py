@@ -299,8 +299,10 @@ _MIGRATIONS: Final = (
         body BLOB,
         signature BLOB,
         mac BLOB,
-        answer TEXT,                      -- null, then 'admitted', 'declined' or 'withdrawn'
-        ring_version INTEGER,             -- this and the next: null unless admitted
+        inviter_nonce BLOB,               -- null until the inviter has checked the introduction
+        newcomer_nonce BLOB,              -- null until the newcomer has revealed it
+        withdrawn INTEGER NOT NULL DEFAULT 0,  -- 0 or 1
+        ring_version INTEGER,             -- this and the next: null unless answered
         answer_mac BLOB,
         PRIMARY KEY (account, id)
     ) STRICT;

@@ -13,9 +13,10 @@ from companion_push.relay.accounts import CODE_SIZE, Introduction
 from companion_push.relay.mailbox import CompanionEvent
 from companion_push.relay.problems import invalid
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.request import DeviceEvent
+from headless_passkey.request import DeviceEvent, InvitationState
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.json_text import without_mark
+from headless_passkey.trust.fields import ACCOUNT_SIZE
 from headless_passkey.trust.ring import MAX_COMPANIONS, MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import MAX_WORD
@@ -27,6 +28,7 @@ _MAX_SEALED: Final = 3072  # bytes
 _REQUEST_ID_SIZE: Final = 16  # bytes
 _HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
 _TICKET_SIZE: Final = 32  # bytes
+_NONCE_SIZE: Final = 32  # bytes
 _MAX_INTRODUCTION: Final = 4096  # bytes
 _MAX_CURSOR: Final = 64  # characters
 
@@ -74,7 +76,7 @@ class Announcement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class IntroductionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    account: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    account: Annotated[str, msgspec.Meta(min_length=ACCOUNT_SIZE, max_length=ACCOUNT_SIZE)]
     ticket: str
     body: str
     signature: str
@@ -89,17 +91,19 @@ class IntroductionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-class AnswerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    ring: str | None = None
-    mac: str | None = None
-    declined: bool = False
+class NonceBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    nonce: str
 
-    def parse(self) -> tuple[bytes, bytes] | None:
-        """Parse to ring document and MAC; None for a decline."""
-        if self.declined and self.ring is None and self.mac is None:
-            return None
-        if self.declined or self.ring is None or self.mac is None:
-            raise invalid("expected ring and mac, or declined")
+    def parse(self) -> bytes:
+        return octets(self.nonce, "nonce", _NONCE_SIZE)
+
+
+class AnswerBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ring: str
+    mac: str
+
+    def parse(self) -> tuple[bytes, bytes]:
+        """Parse to ring document and MAC."""
         return octets(self.ring, "ring", 1, MAX_DOCUMENT), octets(self.mac, "mac", _HASH_SIZE)
 
 
@@ -213,6 +217,14 @@ class Query:
     def wait(self) -> int:
         """Seconds the caller is willing to wait; default: 0."""
         return self.number("wait", MAX_WAIT) or 0
+
+    def invitation_state(self) -> InvitationState | None:
+        """The state which the caller is willing to wait for the end of; None to be answered at once."""
+        text = self._parameters.get("state")
+        try:
+            return None if text is None else InvitationState(text)
+        except ValueError as error:
+            raise invalid("state: expected a state of an invitation") from error
 
     def cursor(self) -> str | None:
         text = self._parameters.get("cursor")

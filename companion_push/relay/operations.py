@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from companion_push.relay import accounts, store
-from companion_push.relay.accounts import Ending, Invitation, Membership
+from companion_push.relay.accounts import Invitation, Membership
 from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
     Announcement,
@@ -22,11 +22,13 @@ from companion_push.relay.messages import (
     Founding,
     IntroductionBody,
     LinksBody,
+    NonceBody,
     RingBody,
     Submission,
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from headless_passkey.request import InvitationState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Claim
@@ -248,78 +250,107 @@ def introduce(body: IntroductionBody) -> Operation:
     return operation
 
 
-def read_invitation(invitation_id: bytes) -> Operation:
+def read_invitation(invitation_id: bytes, state: InvitationState | None) -> Operation:
+    """Read an invitation as its inviter; there is no news while it is in `state`."""
+
     def operation(call: Call) -> Answer:
-        inviter = call.member(Role.COMPANION)
-        invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
-        invitation.refuse_withdrawn()
+        invitation = _invited(call, invitation_id)
         introduction = invitation.introduction
-        if introduction is None and call.now >= invitation.expires_at:
-            raise Problem(Slug.EXPIRED)
-        if introduction is None:
-            body: dict[str, Any] = {"state": "open", "introduction": None}
-            return Answer(body=body, news=False, changes_at=invitation.expires_at)
-        return Answer(
-            body={
-                "state": "introduced" if invitation.ending is None else "answered",
-                "introduction": {
-                    "body": base64url(introduction.body),
-                    "signature": base64url(introduction.signature),
-                    "mac": base64url(introduction.mac),
-                },
-            }
+        came = introduction and {
+            "body": base64url(introduction.body),
+            "signature": base64url(introduction.signature),
+            "mac": base64url(introduction.mac),
+        }
+        nonce = invitation.newcomer_nonce
+        return _stage(invitation, state, introduction=came, nonce=nonce and base64url(nonce))
+
+    return operation
+
+
+def read_introduction(invitation_id: bytes, state: InvitationState | None) -> Operation:
+    """Read an invitation as its newcomer; there is no news while it is in `state`."""
+
+    def operation(call: Call) -> Answer:
+        invitation = _introduced(call, invitation_id)
+        nonce, mac, version = invitation.inviter_nonce, invitation.answer_mac, invitation.ring_version
+        ring = None
+        if version is not None:
+            ring = base64url(accounts.ring_document(call.db, invitation.account, version))
+        return _stage(
+            invitation, state, nonce=nonce and base64url(nonce), ring=ring, mac=mac and base64url(mac)
         )
 
     return operation
+
+
+def _stage(invitation: Invitation, state: InvitationState | None, **members: Any) -> Answer:
+    """The answer to who waits until the invitation has left `state`."""
+    return Answer(
+        body={"state": invitation.state, **members},
+        news=invitation.state is not state,
+        changes_at=invitation.ends_at,
+    )
+
+
+def _invited(call: Call, invitation_id: bytes) -> Invitation:
+    """Authorise the caller as the inviter of an invitation that has not ended."""
+    inviter = call.member(Role.COMPANION)
+    invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
+    invitation.refuse_ended(call.now)
+    return invitation
+
+
+def _introduced(call: Call, invitation_id: bytes) -> Invitation:
+    """Authorise the caller as the newcomer of an invitation that has not ended."""
+    invitation = accounts.introduced_by(call.db, newcomer=call.caller, invitation_id=invitation_id)
+    invitation.refuse_ended(call.now)
+    return invitation
+
+
+def send_nonce(invitation_id: bytes, body: NonceBody) -> Operation:
+    nonce = body.parse()
+    return _advance(
+        invitation_id, lambda call: accounts.send_nonce(call.db, _invited(call, invitation_id), nonce)
+    )
+
+
+def reveal(invitation_id: bytes, body: NonceBody) -> Operation:
+    nonce = body.parse()
+    return _advance(
+        invitation_id, lambda call: accounts.reveal(call.db, _introduced(call, invitation_id), nonce)
+    )
 
 
 def answer_introduction(invitation_id: bytes, body: AnswerBody) -> Operation:
-    said = body.parse()
+    document, mac = body.parse()
 
-    def operation(call: Call) -> Answer:
-        inviter = call.member(Role.COMPANION)
-        invitation = accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
-        if said is None:
-            accounts.answer(call.db, invitation, ending=Ending.DECLINED, ring_version=None, mac=None)
-        else:
-            _admit(call.db, invitation, *said)
-        return Answer(body={}, topics=frozenset({invitation_topic(invitation_id)}))
+    def admit(call: Call) -> bool:
+        invitation = _invited(call, invitation_id)
+        head = accounts.head(call.db, invitation.account)
+        if head is None:
+            raise not_found()
+        if invitation.answer_mac is None and head.hash != document_hash(document):
+            raise accounts.ring_conflict(head)
+        return accounts.answer(call.db, invitation, ring_version=head.version, mac=mac)
 
-    return operation
+    return _advance(invitation_id, admit)
 
 
 def withdraw_invitation(invitation_id: bytes) -> Operation:
+    def withdraw(call: Call) -> bool:
+        invitation = accounts.withdrawable(call.db, caller=call.caller, invitation_id=invitation_id)
+        return accounts.withdraw(call.db, invitation)
+
+    return _advance(invitation_id, withdraw)
+
+
+def _advance(invitation_id: bytes, change: Callable[[Call], bool]) -> Operation:
+    """An operation that changes an invitation, and wakes who waits for it. change: returns whether it did."""
+
     def operation(call: Call) -> Answer:
-        inviter = call.member(Role.COMPANION)
-        accounts.withdraw(
-            call.db, accounts.invitation_of(call.db, inviter=inviter, invitation_id=invitation_id)
-        )
-        return Answer(body={}, topics=frozenset({invitation_topic(invitation_id)}))
-
-    return operation
-
-
-def _admit(db: sqlite3.Connection, invitation: Invitation, document: bytes, mac: bytes) -> None:
-    head = accounts.head(db, invitation.account)
-    if head is None:
-        raise not_found()
-    if invitation.ending is None and head.hash != document_hash(document):
-        raise accounts.ring_conflict(head)
-    accounts.answer(db, invitation, ending=Ending.ADMITTED, ring_version=head.version, mac=mac)
-
-
-def read_introduction(invitation_id: bytes) -> Operation:
-    def operation(call: Call) -> Answer:
-        invitation = accounts.introduced_by(call.db, newcomer=call.caller, invitation_id=invitation_id)
-        invitation.refuse_withdrawn()
-        if invitation.ending is None:
-            return Answer(body={"state": "waiting", "ring": None, "mac": None}, news=False)
-        if invitation.ring_version is None or invitation.answer_mac is None:
-            return Answer(body={"state": "declined", "ring": None, "mac": None})
-        document = accounts.ring_document(call.db, invitation.account, invitation.ring_version)
-        return Answer(
-            body={"state": "admitted", "ring": base64url(document), "mac": base64url(invitation.answer_mac)}
-        )
+        changed = change(call)
+        topics = frozenset({invitation_topic(invitation_id)}) if changed else frozenset()
+        return Answer(body={}, topics=topics)
 
     return operation
 

@@ -1,16 +1,7 @@
 """Enrolment of a device in an account, and its state on disk: one file of mode 0600 in its state directory.
 
 The file holds the device's signing key, the relay's URL and the verified rings (docs/protocol/trust.md). A join writes
-each step to disk before it takes it, so it can resume:
-
-==================================  ==========================================================================
-a crash or a lost connection …      what happens then
-==================================  ==========================================================================
-before the introduction is stored   the invitation is unused; join again
-after that, before the answer       `join` with the same invitation resumes with the same key: the relay takes
-                                    the same introduction again (idempotent)
-after the ring is stored            the device has joined
-==================================  ==========================================================================
+each step to disk before it takes it, so it can resume (`headless_passkey.account.joining`).
 
 A resumed join needs the same label and pins: others are refused, because the inviter has seen, or will see, the first
 ones. `join` with another invitation gives an unfinished one up. If the first inviter still admits it, the account has a
@@ -22,7 +13,7 @@ import json
 import logging
 import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -38,11 +29,18 @@ from headless_passkey.account.device_files import (
     remove_private,
     write_private,
 )
+from headless_passkey.account.joining import (
+    JOIN_TIMEOUT,
+    be_admitted,
+    check_account,
+    check_same_words,
+    go_on_anyway,
+    unanswered,
+)
 from headless_passkey.account.relay import PAUSES, RelayClient, inconsistent
 from headless_passkey.errors import (
     EnrolmentReason,
     HeadlessPasskeyError,
-    JoinDiffers,
     NotApproved,
     NotEnrolled,
     Outcome,
@@ -61,23 +59,16 @@ from headless_passkey.text.domains import is_domain
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, file_members
 from headless_passkey.text.names import name_of
+from headless_passkey.trust.admission import MAX_RECORD, Newcomer
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.freshness import Witness, witnesses
-from headless_passkey.trust.invitation import (
-    LIFETIME,
-    MAC_SIZE,
-    MAX_INTRODUCTION,
-    Introduction,
-    Invitation,
-    accept,
-)
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, MAX_SKEW, Member, Role
-from headless_passkey.trust.signing import SIGNATURE_SIZE, SoftwareSigningKey, thumbprint
-from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url
+from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
+from headless_passkey.trust.text_form import MAX_RELAY_URL, check_relay_url
 
 FILE_NAME: Final = "enrolment.json"
 _FORMAT: Final = 2
-JOIN_TIMEOUT: Final = float(LIFETIME)  # seconds that a newcomer waits for its inviter
 _MAX_FILE: Final = 2 * MAX_KEPT * MAX_DOCUMENT
 
 logger = logging.getLogger(__name__)
@@ -175,22 +166,23 @@ async def join(
     tls: ssl.SSLContext | None = None,
     rp_id: str | None = None,
     origin: str | None = None,
+    expect_account: str | None = None,
     timeout: float = JOIN_TIMEOUT,  # noqa: ASYNC109  a wait of ten minutes for a person is part of what a join is
     on_check_number: Callable[[str], None] = lambda _number: None,
+    go_on: Callable[[], Awaitable[bool]] = go_on_anyway,
     clock: Callable[[], float] = time.time,
 ) -> Enrolment:
     """Join the invitation's account: introduce this device, and wait until the inviter admits it.
 
-    label: the device's name for people, stored in normal form C. rp_id, origin: pin this device to one relying party.
-    on_check_number: called with the check number, which the inviter sees too, once the relay has the introduction.
+    label: the device's name for people, stored in normal form C; the inviter may give it another one. rp_id, origin: pin
+    this device to one relying party. expect_account: the id of the account to join; `TrustError` (account-mismatch) for an
+    invitation into another one, and nothing is sent. on_check_number: called with the number that this device shows or
+    speaks, and that a person types at the inviter. go_on: asked after that; False gives the join up (`NotApproved`, declined).
     timeout: seconds for everything, then `NotApproved` (expired). After that or a cancellation, the same invitation,
-    label and pins resume the join; others raise `JoinDiffers`. `NotApproved` (declined, withdrawn) when the inviter
+    label and pins resume the join; others raise `JoinDiffers`. `NotApproved` (withdrawn) when the inviter
     declines or has stopped waiting.
     """
-    if invitation.kind is not Role.DEVICE:
-        raise TrustError(
-            TrustReason.KIND_MISMATCH, f"the invitation is for a {invitation.kind}, not for a device"
-        )
+    check_invitation(invitation, expect_account=expect_account)
     label = name_of(label)
     if rp_id is not None and not is_domain(rp_id):
         raise UsageError("an rp id is a domain name in lower case")
@@ -201,16 +193,19 @@ async def join(
             relay = RelayClient(ProvenHttp(session, invitation.relay_url, joining.key, clock=clock))
             try:
                 async with asyncio.timeout(timeout):
-                    await relay.introduce(invitation, joining.introduction)
-                    on_check_number(joining.introduction.check_number)
-                    admission = await relay.admission(invitation)
+                    ring = await be_admitted(
+                        relay,
+                        joining.newcomer,
+                        store=lambda newcomer: _write(state, replace(joining, newcomer=newcomer)),
+                        on_check_number=on_check_number,
+                        go_on=go_on,
+                    )
             except TimeoutError as error:
                 raise NotApproved(Outcome.EXPIRED, unanswered(timeout)) from error
             except (NotApproved, TrustError) as error:
                 if _is_final(error):
                     remove_private(state / FILE_NAME)
                 raise
-        ring = accept(invitation, joining.introduction, ring=admission.ring, mac=admission.mac)
         enrolment = Enrolment(
             key=joining.key,
             relay_url=invitation.relay_url,
@@ -221,6 +216,15 @@ async def join(
         _write(state, enrolment)
     logger.info("joined the account at %s; its ring is version %d", invitation.relay_url, ring.version)
     return enrolment
+
+
+def check_invitation(invitation: Invitation, *, expect_account: str | None = None) -> None:
+    """Refuse an invitation that is for a companion, or into another account than the expected one. `join` does this first."""
+    if invitation.kind is not Role.DEVICE:
+        raise TrustError(
+            TrustReason.KIND_MISMATCH, f"the invitation is for a {invitation.kind}, not for a device"
+        )
+    check_account(invitation, expect_account)
 
 
 async def refresh(state: Path, relay: RelayClient, *, patience: float = PATIENCE) -> Enrolment:
@@ -289,7 +293,7 @@ def leave(state: Path) -> Left:
         found = _read(state)
         if found is None:
             raise _not_enrolled(f"this device belongs to no account ({state})")
-        account = found.account if isinstance(found, Enrolment) else found.invitation.account
+        account = found.account if isinstance(found, Enrolment) else found.newcomer.invitation.account
     except SetupError as error:
         if error.reason not in _REMOVABLE or not is_ours(kept):
             raise
@@ -309,9 +313,8 @@ _REMOVABLE: Final = (SetupReason.STATE_DAMAGED, SetupReason.STATE_EXPOSED, Setup
 class _Joining:
     """An unfinished join, with everything to resume it."""
 
-    invitation: Invitation
+    newcomer: Newcomer
     key: SoftwareSigningKey = field(repr=False)
-    introduction: Introduction
     rp_id: str | None
     origin: str | None
 
@@ -326,9 +329,9 @@ def _begin(
             f"this device belongs to account {kept.account} already", SetupReason.ALREADY_ENROLLED
         )
     if isinstance(kept, _Joining):
-        if kept.invitation == invitation:
+        if kept.newcomer.invitation == invitation:
             check_same_words(
-                {"label": kept.introduction.label, "rp id": kept.rp_id, "origin": kept.origin},
+                {"label": kept.newcomer.introduction.label, "rp id": kept.rp_id, "origin": kept.origin},
                 {"label": label, "rp id": rp_id, "origin": origin},
             )
             logger.info("going on with a join that was interrupted")
@@ -336,26 +339,10 @@ def _begin(
         logger.warning("an unfinished join is given up; should its inviter still say yes, remove that member")
     invitation.check_expiry(now, skew=MAX_SKEW)
     key = SoftwareSigningKey.generate()
-    introduction = Introduction.make(invitation, key=key, hpke_key=None, label=label)
-    joining = _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
+    newcomer = Newcomer.make(invitation, key=key, hpke_key=None, label=label)
+    joining = _Joining(newcomer=newcomer, key=key, rp_id=rp_id, origin=origin)
     _write(state, joining)
     return joining
-
-
-def check_same_words(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> None:
-    """Refuse to resume a join with other values. before, now: values by name, such as ``label``."""
-    for what, was in before.items():
-        if now[what] != was:
-            raise JoinDiffers(
-                f"this join was begun with {f'the {what} {was!r}' if was is not None else f'no {what}'}, and goes on with"
-                " the same only",
-                advice="for another one, ask for a new invitation",
-            )
-
-
-def unanswered(seconds: float) -> str:
-    """The message of a join that has timed out."""
-    return f"the inviter did not answer within {round(seconds, 1):g} s; the same command goes on waiting, while the invitation is open"
 
 
 def _is_final(error: HeadlessPasskeyError) -> bool:
@@ -384,13 +371,8 @@ def _parse(members: Members) -> Enrolment | _Joining:
     key = SoftwareSigningKey.from_bytes(members.octets("key", 32))
     rp_id, origin = members.optional_text("rp_id"), members.optional_text("origin")
     if members.text("state") == "joining":
-        introduction = Introduction.parse(
-            body=members.octets("body", 1, MAX_INTRODUCTION),
-            signature=members.octets("signature", SIGNATURE_SIZE),
-            mac=members.octets("mac", MAC_SIZE),
-        )
-        invitation = Invitation.parse(members.text("invitation", MAX_TEXT))
-        return _Joining(invitation=invitation, key=key, introduction=introduction, rp_id=rp_id, origin=origin)
+        newcomer = Newcomer.from_bytes(members.octets("newcomer", 1, MAX_RECORD))
+        return _Joining(newcomer=newcomer, key=key, rp_id=rp_id, origin=origin)
     documents = [from_base64url(str(item)) for item in members.items("rings", MAX_KEPT)]
     if not documents:
         raise RemoteProtocolError(f"{FILE_NAME}: there are no rings", reason=ProtocolReason.MALFORMED_RING)
@@ -421,10 +403,7 @@ def _write(state: Path, kept: Enrolment | _Joining) -> None:
     if isinstance(kept, _Joining):
         values |= {
             "state": "joining",
-            "invitation": kept.invitation.encode(),
-            "body": base64url(kept.introduction.body),
-            "signature": base64url(kept.introduction.signature),
-            "mac": base64url(kept.introduction.mac),
+            "newcomer": base64url(kept.newcomer.to_bytes()),
         }
     else:
         values |= {

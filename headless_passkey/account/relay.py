@@ -28,12 +28,14 @@ from headless_passkey.errors import (
 from headless_passkey.mends import clock_skew, mend, transport_error
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
-from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.request import DeviceEvent, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
+from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.freshness import hear, withheld
-from headless_passkey.trust.invitation import MAC_SIZE, Introduction, Invitation
+from headless_passkey.trust.introduction import MAC_SIZE, NONCE_SIZE
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
 from headless_passkey.trust.signing import SigningKey
 from headless_passkey.trust.word import MAX_WORD
@@ -132,7 +134,7 @@ class RequestStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Admission:
-    """The inviter's answer, unverified until `invitation.accept`."""
+    """The inviter's answer, unverified until `Newcomer.accept`."""
 
     ring: bytes
     mac: bytes
@@ -262,11 +264,14 @@ class MemberClient:
             raise
         return True
 
-    async def introduce(self, invitation: Invitation, introduction: Introduction) -> None:
+    # A newcomer's calls, with its new key
+
+    async def introduce(self, newcomer: Newcomer) -> None:
         """Send the introduction with the invitation's ticket. Idempotent.
 
         `NotApproved` (withdrawn) when the inviter has taken it back.
         """
+        invitation, introduction = newcomer.invitation, newcomer.introduction
         body = {
             "account": invitation.account,
             "ticket": base64url(invitation.ticket),
@@ -290,36 +295,58 @@ class MemberClient:
                 "the relay knows no such invitation: it is over, or of another relay",
             ) from problem
 
+    async def inviter_nonce(self, invitation: Invitation, *, patience: float = WATCH_PATIENCE) -> bytes:
+        """Wait for the inviter's nonce, 32 bytes, without a timeout. `NotApproved` as with `admission`."""
+        answer = await self._introduction(invitation, InvitationState.INTRODUCED, patience)
+        return answer.octets("nonce", NONCE_SIZE)
+
+    async def reveal(self, newcomer: Newcomer) -> None:
+        """Reveal the newcomer's nonce. Idempotent."""
+        body = {"nonce": base64url(newcomer.nonce)}
+        with self._waiting():
+            await self._http.post(f"/v1/introductions/{newcomer.invitation.id}/nonce", body)
+
     async def admission(self, invitation: Invitation, *, patience: float = WATCH_PATIENCE) -> Admission:
         """Wait for the inviter's answer, without a timeout.
 
-        `NotApproved` when the inviter declines (declined), or has withdrawn the invitation (withdrawn).
+        `NotApproved` when the inviter has withdrawn the invitation (withdrawn), or has let it expire.
         """
+        answer = await self._introduction(invitation, InvitationState.REVEALED, patience)
+        return Admission(ring=answer.octets("ring", 1, MAX_DOCUMENT), mac=answer.octets("mac", MAC_SIZE))
+
+    async def withdraw(self, invitation: Invitation) -> None:
+        """Withdraw the invitation, as its inviter or its newcomer; the other side is told so. Idempotent."""
+        await self._http.delete(f"/v1/invitations/{invitation.id}")
+
+    async def _introduction(self, invitation: Invitation, state: InvitationState, patience: float) -> Members:
+        """Wait until the introduction has left `state`, which it is in or will come to."""
+        with self._waiting():
+            return await self._left_state(f"/v1/introductions/{invitation.id}", state, patience)
+
+    async def _left_state(self, path: str, state: InvitationState, patience: float) -> Members:
+        """Wait at `path` until the invitation has left `state`; asks at most once a second."""
         while True:
             asked = time.monotonic()
-            try:
-                answer = await self._http.get(
-                    f"/v1/introductions/{invitation.id}", wait=MAX_WAIT, patience=patience
-                )
-            except ProblemAnswer as problem:
-                if problem.slug != "not-found":
-                    raise
-                raise NotApproved(Outcome.EXPIRED, "nobody answered the introduction in time") from problem
-            match answer.text("state"):
-                case "admitted":
-                    return Admission(
-                        ring=answer.octets("ring", 1, MAX_DOCUMENT), mac=answer.octets("mac", MAC_SIZE)
-                    )
-                case "declined":
-                    raise NotApproved(Outcome.DECLINED, "the inviter did not admit this device")
-                case "waiting":
-                    if time.monotonic() < asked + _QUICK:
-                        await self._sleep(_QUICK * (1 + self._chance()))
-                case _:
+            answer = await self._http.get(path, wait=MAX_WAIT, patience=patience, state=str(state))
+            now = _invitation_state(answer)
+            if now is not state:
+                if _ORDER.index(now) < _ORDER.index(state):
                     raise RemoteProtocolError(
-                        "the relay names a state of the introduction that does not exist",
-                        reason=ProtocolReason.UNKNOWN_STATE,
+                        f"the relay goes back to {now} from {state}", reason=ProtocolReason.CONTRADICTION
                     )
+                return answer
+            if time.monotonic() < asked + _QUICK:
+                await self._sleep(_QUICK * (1 + self._chance()))
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """Translate `not-found` of an introduction that was sent: it is over."""
+        try:
+            yield
+        except ProblemAnswer as problem:
+            if problem.slug != "not-found":
+                raise
+            raise NotApproved(Outcome.EXPIRED, "nobody answered the introduction in time") from problem
 
     @contextmanager
     def _known(self) -> Iterator[None]:
@@ -417,6 +444,19 @@ def request_state(members: Members) -> RequestState:
         raise RemoteProtocolError(
             "the relay names a state that does not exist", reason=ProtocolReason.UNKNOWN_STATE
         ) from error
+
+
+def _invitation_state(members: Members) -> InvitationState:
+    try:
+        return InvitationState(members.text("state"))
+    except ValueError as error:
+        raise RemoteProtocolError(
+            "the relay names a state of the invitation that does not exist",
+            reason=ProtocolReason.UNKNOWN_STATE,
+        ) from error
+
+
+_ORDER: Final = tuple(InvitationState)
 
 
 def inconsistent() -> TransportError:

@@ -5,6 +5,7 @@ stdout is data, stderr is for people, and the exit status tells the branch of th
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -20,6 +21,7 @@ from headless_passkey.command.command_line import (
     add_version,
     example,
     expand_home,
+    expect_account_option,
     label_or_name,
     out,
     progress,
@@ -43,7 +45,7 @@ from headless_passkey.mends import transport_error
 from headless_passkey.net.base_url import WEB, BaseUrl
 from headless_passkey.process.streams import talk
 from headless_passkey.request import CEREMONY_TIMEOUT
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import quoted
 from headless_passkey.webauthn.origins import check_origin
 
 ENVIRONMENT: Final = "HEADLESS_PASSKEY"
@@ -83,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         required=True,
         help="what people will call this device, such as 'Kitchen hub'",
     )
+    expect_account_option(join)
     join.add_argument("--rp-id", metavar="ID", help="let this device ask for this relying party only")
     join.add_argument(
         "--origin", metavar="ORIGIN", type=_origin, help="let this device speak for this origin only"
@@ -471,6 +474,14 @@ async def _doctor(args: argparse.Namespace) -> None:
 
 async def _join(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.command.joining import (  # noqa: PLC0415
+        details,
+        go_on,
+        number_line,
+        terminal_to_ask,
+        waiting_line,
+        whereto,
+    )
     from headless_passkey.net.tls import tls_context  # noqa: PLC0415
     from headless_passkey.trust.invitation import Invitation  # noqa: PLC0415
 
@@ -482,37 +493,33 @@ async def _join(args: argparse.Namespace) -> None:
         what = f"no invitation came within {args.timeout:g} s"
         raise transport_error(what, TransportReason.NO_INPUT) from error
     seconds = max(0.01, until - time.monotonic())
-
-    def show_check_number(number: str) -> None:
-        _say(
-            args,
-            f"check number, which the inviter sees too: {number}",
-            stage="introduced",
-            check_number=number,
+    invitation = Invitation.parse(line)
+    enrolment.check_invitation(invitation, expect_account=args.expect_account)
+    _say(args, whereto(invitation), stage="account", **details(invitation))
+    _say(args, waiting_line(seconds), stage="waiting", seconds=round(seconds))
+    with contextlib.ExitStack() as stack:
+        terminal = terminal_to_ask(stack, json=args.json, expected=args.expect_account)
+        joined = await enrolment.join(
+            _state(args),
+            invitation,
+            label=args.label,
+            tls=tls_context(args.ca),
+            rp_id=args.rp_id,
+            origin=args.origin,
+            expect_account=args.expect_account,
+            timeout=seconds,
+            on_check_number=lambda number: _say(
+                args, number_line(number), stage="number", check_number=number
+            ),
+            go_on=lambda: go_on(terminal),
         )
-        _say(
-            args,
-            f"waiting for the inviter to let this device in, {seconds:.0f} s at most",
-            stage="waiting",
-            seconds=round(seconds),
-        )
-
-    joined = await enrolment.join(
-        _state(args),
-        Invitation.parse(line),
-        label=args.label,
-        tls=tls_context(args.ca),
-        rp_id=args.rp_id,
-        origin=args.origin,
-        timeout=seconds,
-        on_check_number=show_check_number,
-    )
     _say(
         args,
-        f"joined account {printable(joined.account)} as {printable(joined.label)}",
+        f"joined account {quoted(invitation.account_name)} as {quoted(joined.label)}",
         stage="joined",
         account=joined.account,
         name=joined.name,
+        label=joined.label,
     )
 
 

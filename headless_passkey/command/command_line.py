@@ -41,6 +41,7 @@ from headless_passkey.process.streams import STDIN, read_some, talk
 from headless_passkey.text.json_text import without_mark
 from headless_passkey.text.names import name_of, printable
 from headless_passkey.text.secret_words import looks_secret, without_keys, without_secrets
+from headless_passkey.trust.fields import is_account
 
 DISTRIBUTION: Final = "headless-passkey"
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -398,6 +399,22 @@ def host_port(text: str) -> tuple[str, int]:
     if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 0xFFFF:
         raise argparse.ArgumentTypeError("expected HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def expect_account_option(parser: Options) -> None:
+    """Add ``--expect-account``, of the commands that join."""
+    parser.add_argument(
+        "--expect-account",
+        metavar="ID",
+        type=_account,
+        help="the account to join, by its id: an invitation into another one is refused, and nothing is sent",
+    )
+
+
+def _account(text: str) -> str:
+    if not is_account(text):
+        raise argparse.ArgumentTypeError("an account's id has 22 characters: letters, digits, - and _")
+    return text
 
 
 def label_or_name(text: str) -> str:

@@ -9,7 +9,7 @@ _shtab_headless_passkey_session_subparsers=(show refresh fetch sign-out)
 _shtab_headless_passkey_users_subparsers=(list add forget)
 _shtab_headless_passkey_subparsers=(join leave status sign-in register session users doctor inspect tunnel-domain completion)
 
-_shtab_headless_passkey_join_option_strings=(-h --help --config --json --log-level --invitation --label --rp-id --origin --timeout --state --ca)
+_shtab_headless_passkey_join_option_strings=(-h --help --config --json --log-level --invitation --label --expect-account --rp-id --origin --timeout --state --ca)
 _shtab_headless_passkey_leave_option_strings=(-h --help --config --json --log-level --state --ca --anyway)
 _shtab_headless_passkey_status_option_strings=(-h --help --config --json --log-level --state)
 _shtab_headless_passkey_sign_in_option_strings=(-h --help --config --json --log-level --rp --audience --no-keep --rp-id --user --options --origin --expect-user --add-user --any-user --delivery --radio --scan --min-rssi --join-within --require-witness --tunnel --timeout --note --match-digits --state --ca)

@@ -51,7 +51,7 @@ function _shtab_headless_passkey_using
 end
 
 set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users add' 'users forget' doctor inspect tunnel-domain completion
-set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --require-witness --rp --rp-id --scan --state --timeout --tunnel --user
+set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-account --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --require-witness --rp --rp-id --scan --state --timeout --tunnel --user
 
 complete -c headless-passkey -e
 complete -c headless-passkey -f
@@ -65,6 +65,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l json -d 
 complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
 complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l invitation -xka "(__fish_complete_path (commandline -ct))" -d 'file with the invitation, or - for stdin'
 complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l label -x -d 'what people will call this device, such as '"'"'Kitchen hub'"'"''
+complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l expect-account -x -d 'the account to join, by its id: an invitation into another one is refused, and nothing is sent'
 complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l rp-id -x -d 'let this device ask for this relying party only'
 complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l origin -x -d 'let this device speak for this origin only'
 complete -c headless-passkey -n '_shtab_headless_passkey_using join' -l timeout -x -d 'seconds to wait for the inviter (default: 600); the same command goes on after that'

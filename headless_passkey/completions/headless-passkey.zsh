@@ -94,6 +94,7 @@ _shtab_headless_passkey_join_options=(
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--invitation[file with the invitation, or - for stdin]:FILE:_files"
   "--label[what people will call this device, such as \'Kitchen hub\']:label:"
+  "--expect-account[the account to join, by its id\: an invitation into another one is refused, and nothing is sent]:ID:"
   "--rp-id[let this device ask for this relying party only]:ID:"
   "--origin[let this device speak for this origin only]:ORIGIN:"
   "--timeout[seconds to wait for the inviter (default\: 600)\; the same command goes on after that]:S:"

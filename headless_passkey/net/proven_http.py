@@ -237,7 +237,9 @@ class ProvenHttp:
                 )
             case "withdrawn":
                 return NotApproved(
-                    Outcome.WITHDRAWN, "the inviter took this invitation back", advice="ask for a new one"
+                    Outcome.WITHDRAWN,
+                    "the other side has withdrawn this invitation",
+                    advice="begin again with a new one",
                 )
             case "invitation-used":
                 return TrustError(

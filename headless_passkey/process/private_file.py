@@ -95,14 +95,14 @@ def remove_private(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(path: Path) -> Iterator[None]:
+def lock(path: Path, *, shared: bool = False) -> Iterator[None]:
     """Lock `path`, by a file beside it, against other processes; `TransportError` when another one holds the lock.
 
-    It does not wait; `lock_within` does, and lets other tasks run.
+    It does not wait; `lock_within` does, and lets other tasks run. shared: against those only that do not share it.
     """
     descriptor = _open_lock(path)
     try:
-        if not _try_lock(descriptor, path):
+        if not _try_lock(descriptor, path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
             raise _in_use(path)
         yield
     finally:
@@ -138,10 +138,10 @@ def _open_lock(path: Path) -> int:
         raise _failed("lock", path, error) from error
 
 
-def _try_lock(descriptor: int, path: Path) -> bool:
+def _try_lock(descriptor: int, path: Path, how: int = fcntl.LOCK_EX) -> bool:
     """Try to lock; False when another process holds the lock."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:  # such as ENOLCK of a network file system without locks

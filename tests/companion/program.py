@@ -65,7 +65,8 @@ class Program:
             return await self.process.wait()
 
     async def _stderr_line(self) -> str | None:
-        assert self.process.stderr is not None
+        if self.process.stderr is None:  # it is a terminal
+            return None
         line = await self.process.stderr.readline()
         if not line:
             return None
@@ -151,9 +152,11 @@ class Screen:
 
 @contextlib.asynccontextmanager
 async def at_terminal(
-    *words: object, stdin: str | None = None, raw: bool = True
+    *words: object, stdin: str | None = None, raw: bool = True, stderr: bool = False
 ) -> AsyncIterator[tuple[Program, Screen]]:
     """`companion-push words…` with a terminal to ask at; stdin, stdout and stderr are pipes all the same.
+
+    stderr: whether it is the terminal too.
 
     raw: keys are bytes and not shown; otherwise Ctrl-C and Ctrl-D do what they do at any terminal.
     """
@@ -170,7 +173,7 @@ async def at_terminal(
         cwd=ROOT,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+        stderr=inner if stderr else asyncio.subprocess.PIPE,
         start_new_session=True,
     )
     program, screen = Program(process), Screen(outer)

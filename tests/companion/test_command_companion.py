@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import signal
 import stat
 import sys
 from collections.abc import AsyncIterator
@@ -15,13 +14,14 @@ import pytest
 
 from companion_push.companion.keys import CompanionState
 from headless_passkey.account import enrolment
-from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.envelope import new_request_id
 from headless_passkey.trust.invitation import Invitation
 from tests.companion.family import Companion, Frame, Hands, enrolled
 from tests.companion.program import Program, at_terminal, outcome, running
 from tests.relay.household import Household, Relay
-from tests.trust.people import device, reseal
+from tests.trust.people import ACCOUNT, device, reseal
+
+UNASKED = ["--yes", "--without-number"]  # and for devices --any-rp-id
 
 
 def state_of(folder: Path, name: str) -> Path:
@@ -29,8 +29,7 @@ def state_of(folder: Path, name: str) -> Path:
 
 
 async def code_of(relay: Relay, name: str = "family") -> str:
-    account, code = await relay.account_code(name)
-    return AccountCode(relay_url=relay.url, account=account, account_name=name, code=code).encode()
+    return await relay.account_line(name)
 
 
 async def founded(relay: Relay, folder: Path) -> Path:
@@ -88,18 +87,17 @@ async def test_a_line_that_is_no_code_is_3(tmp_path: Path, line: str, expected: 
 async def test_a_join_that_was_interrupted_goes_on_with_the_same_keys(relay: Relay, tmp_path: Path) -> None:
     first, state = await founded(relay, tmp_path), state_of(tmp_path, "second")
     words = ["companion", "join", "--code", "-", "--label", "Tablet", "--json", "--state", state]
-    async with running(
-        "companion", "invite", "--kind", "companion", "--state", first, "--yes", "--json"
-    ) as inviter:
+    invite = ["companion", "invite", "--kind", "companion", "--state", first]
+    async with at_terminal(*invite, raw=False) as (inviter, screen):
         invitation = await inviter.line()
-        inviter.process.send_signal(signal.SIGSTOP)
         async with running(*words, stdin=invitation) as newcomer:
-            number = (await newcomer.until_stage("introduced"))["check_number"]
+            number = (await newcomer.until_stage("number"))["check_number"]
             newcomer.terminate()
             assert await newcomer.ended() == 130
-        inviter.process.send_signal(signal.SIGCONT)
         async with running(*words, stdin=invitation) as newcomer:
-            assert (await newcomer.until_stage("introduced"))["check_number"] == number
+            assert (await newcomer.until_stage("number"))["check_number"] == number
+            await screen.until("Type the six digits")
+            screen.type(f"{number}\n")
             assert await newcomer.ended() == 0
         assert await inviter.ended() == 0
 
@@ -126,7 +124,8 @@ async def test_a_label_that_is_none_is_2_and_says_why(tmp_path: Path, label: str
 
 
 @pytest.mark.parametrize(
-    "command", [["members"], ["run", "--consent", "accept"], ["invite", "--kind", "device", "--yes"]]
+    "command",
+    [["members"], ["run", "--consent", "accept"], ["invite", "--kind", "device", "--any-rp-id", *UNASKED]],
 )
 async def test_who_has_not_joined_is_9(tmp_path: Path, command: list[str]) -> None:
     status, _, said = await outcome("companion", *command, "--state", tmp_path / "nothing")
@@ -146,78 +145,201 @@ async def test_a_state_directory_that_others_may_enter_is_refused(tmp_path: Path
 # Inviting
 
 
-async def test_a_device_is_invited_shown_and_let_in(relay: Relay, tmp_path: Path) -> None:
+@pytest.mark.threat("T2")
+async def test_a_device_is_invited_shown_and_let_in_when_its_number_comes(
+    relay: Relay, tmp_path: Path
+) -> None:
+    state = await founded(relay, tmp_path)
+    words = ["companion", "invite", "--kind", "device", "--rp-id", "example.com", "--state", state, "--json"]
+    number: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    async with running(*words, "--yes", "--number", "-") as program:
+        invitation = Invitation.parse(await program.line())
+        joined = asyncio.create_task(
+            enrolment.join(tmp_path / "device", invitation, label="Frame", on_check_number=number.set_result)
+        )
+        came = await program.until_stage("introduced")
+        assert (came["kind"], came["label"]) == ("device", "Frame")
+        assert "check_number" not in came, "who types it is not shown it"
+        await program.write("not yet\n")
+        await program.until_stage("no-number")
+        await program.write(f"{await number}\n")
+        assert await program.ended() == 0
+        assert (await joined).member.rp_ids == ("example.com",)
+        assert not any(invitation.encode() in line for line in program.said)
+    _, stdout, _ = await outcome("companion", "members", "--state", state)
+    assert "only example.com" in stdout
+
+
+JOIN = ["companion", "join", "--code", "-", "--json"]
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [("right", 0), ("wrong", 8), ("n\n", 6), ("\x03", 6), ("\x04", 6)],
+    ids=["right", "wrong", "n", "Ctrl-C", "Ctrl-D"],
+)
+async def test_a_companion_is_let_in_by_a_person_who_types_its_number(
+    relay: Relay, tmp_path: Path, answer: str, status: int
+) -> None:
+    state = await founded(relay, tmp_path)
+    invite = ["companion", "invite", "--kind", "companion", "--state", state]
+    async with at_terminal(*invite, raw=False) as (inviter, screen):
+        join = [*JOIN, "--label", "Tablet", "--state", state_of(tmp_path, "2")]
+        async with running(*join, stdin=await inviter.line() + "\n") as newcomer:
+            number = (await newcomer.until_stage("number"))["check_number"]
+            await inviter.until_said('a companion has come that calls itself "Tablet"')
+            await screen.until("Type the six digits that it shows, or n to refuse it:")
+            screen.type("12345\n")  # a slip
+            await screen.until("That is no number of six digits.")
+            wrong = f"{(int(number.replace(' ', '')) + 1) % 1_000_000:06d}\n"
+            screen.type({"right": f"{number}\n", "wrong": wrong}.get(answer, answer))
+            assert await inviter.ended() == status
+            assert await newcomer.ended() == (0 if status == 0 else 7)
+        assert not any(number in line for line in inviter.said), "the number is never shown where it is typed"
+
+
+@pytest.mark.threat("T4")
+async def test_a_newcomer_that_is_called_as_a_member_gets_another_name_from_the_person(
+    relay: Relay, tmp_path: Path
+) -> None:
+    state = await founded(relay, tmp_path)
+    invite = ["companion", "invite", "--kind", "companion", "--state", state]
+    async with at_terminal(*invite, raw=False) as (inviter, screen):
+        join = [*JOIN, "--label", "My phone", "--state", state_of(tmp_path, "2")]
+        async with running(*join, stdin=await inviter.line() + "\n") as newcomer:
+            number = (await newcomer.until_stage("number"))["check_number"]
+            await screen.until('A member is called "My phone" already.')
+            screen.type("my phone\n")
+            await screen.until("That name is taken too, or is no name.")
+            screen.type("Ada's tablet\n")
+            await screen.until("Type the six digits")
+            screen.type(f"{number}\n")
+            assert (await newcomer.until_stage("joined"))["label"] == "Ada's tablet"
+            assert (await newcomer.ended(), await inviter.ended()) == (0, 0)
+
+
+@pytest.mark.threat("T4")
+async def test_a_newcomer_that_is_called_as_a_member_is_refused_where_nobody_is_asked(
+    relay: Relay, tmp_path: Path
+) -> None:
+    state = await founded(relay, tmp_path)
+    async with running("companion", "invite", "--kind", "companion", *UNASKED, "--state", state) as inviter:
+        join = [*JOIN, "--label", "My phone", "--state", state_of(tmp_path, "2")]
+        status, _, _ = await outcome(*join, stdin=await inviter.line() + "\n")
+        assert (status, await inviter.ended()) == (7, 8)
+        assert 'looks like the label of "My phone"' in inviter.said[-1]
+
+
+@pytest.mark.threat("T2")
+async def test_a_newcomer_is_shown_where_the_invitation_leads_and_asked_whether_to_go_on(
+    relay: Relay, tmp_path: Path
+) -> None:
+    state = await founded(relay, tmp_path)
+    account = CompanionState(state).identity().account
+    async with running("companion", "invite", "--kind", "companion", *UNASKED, "--state", state) as inviter:
+        code = tmp_path / "invitation"
+        code.write_text(await inviter.line())
+        join = ["companion", "join", "--code", code, "--label", "Tablet", "--state", state_of(tmp_path, "2")]
+        async with at_terminal(*join, stderr=True) as (newcomer, screen):
+            await screen.until(f'"My phone" invites into account "family" ({account}) at {relay.url}')
+            await screen.until("Go on? y or n:")
+            screen.type("n\n")
+            assert await newcomer.ended() == 6
+        assert await inviter.ended() == 7, "the inviter hears it at once"
+
+
+@pytest.mark.threat("T2")
+async def test_an_invitation_into_another_account_than_expected_is_8_and_sends_nothing(
+    relay: Relay, tmp_path: Path
+) -> None:
+    state = await founded(relay, tmp_path)
+    account = CompanionState(state).identity().account
+    async with running("companion", "invite", "--kind", "companion", *UNASKED, "--state", state) as inviter:
+        line = await inviter.line() + "\n"
+        join = [*JOIN, "--label", "Tablet", "--state", state_of(tmp_path, "2"), "--expect-account"]
+        status, _, said = await outcome(*join, ACCOUNT, stdin=line)
+        assert (status, json.loads(said[-1])["reason"]) == (8, "account-mismatch")
+        status, _, said = await outcome(*join, "family", stdin=line)
+        assert status == 2
+        assert (await outcome(*join, account, stdin=line))[0] == 0
+        assert await inviter.ended() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--yes"], "--yes needs --number FILE"),
+        (["--number", "-"], "--number goes with --yes"),
+        (["--yes", "--number", "-", "--without-number"], "exclude each other"),
+        (["--kind", "companion", "--rp-id", "example.com"], "are for devices"),
+        (["--kind", "companion", "--any-rp-id"], "are for devices"),
+        (["--rp-id", "example.com", "--any-rp-id"], "exclude each other"),
+        (["--yes", "--without-number"], "--rp-id which relying parties"),
+    ],
+    ids=range(7),
+)
+async def test_options_that_do_not_fit_are_2_and_say_why(
+    relay: Relay, tmp_path: Path, options: list[str], why: str
+) -> None:
+    state = await founded(relay, tmp_path)
+    invite = ["companion", "invite", "--kind", "device", "--state", state, *options]
+    async with at_terminal(*invite) as (inviter, _):
+        assert await inviter.ended() == 2
+        assert why in inviter.said[-1]
+
+
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(
+    ("typed", "rp_ids"),
+    [
+        ("login.example\n", ["login.example"]),
+        ("a.example, b.example\n", ["a.example", "b.example"]),
+        ("any\n", None),
+    ],
+    ids=["one", "two", "any"],
+)
+async def test_the_person_is_asked_which_relying_parties_a_device_may_ask_for(
+    relay: Relay, tmp_path: Path, typed: str, rp_ids: list[str] | None
+) -> None:
+    state = await founded(relay, tmp_path)
+    invite = ["companion", "invite", "--kind", "device", "--without-number", "--state", state]
+    async with at_terminal(*invite, raw=False) as (inviter, screen):
+        await screen.until("Which relying parties may the device ask for?")
+        screen.type("https://login.example\n")
+        await screen.until("That is not 1 to 8 domains, and not any.")
+        screen.type(typed)
+        invitation = Invitation.parse(await inviter.line())
+        assert "whoever has seen" in await inviter.until_said("without a number")
+        joined = asyncio.create_task(enrolment.join(tmp_path / "device", invitation, label="Frame"))
+        await screen.until('Let "Frame" in without a number? y or n:')
+        screen.type("y\n")
+        assert await inviter.ended() == 0
+        assert (await joined).member.rp_ids == (None if rp_ids is None else tuple(rp_ids))
+
+
+async def test_an_invitation_nobody_uses_is_7_at_its_deadline(relay: Relay, tmp_path: Path) -> None:
     state = await founded(relay, tmp_path)
     words = [
         "companion",
         "invite",
         "--kind",
         "device",
-        "--rp-id",
-        "example.com",
-        "--yes",
+        "--any-rp-id",
+        *UNASKED,
+        "--timeout",
+        "0.5",
         "--state",
         state,
-        "--json",
     ]
-    numbers: list[str] = []
-    async with running(*words) as program:
-        invitation = Invitation.parse(await program.line())
-        joined = asyncio.create_task(
-            enrolment.join(tmp_path / "device", invitation, label="Frame", on_check_number=numbers.append)
-        )
-        came = await program.until_stage("introduced")
-        assert (came["kind"], came["label"]) == ("device", "Frame")
-        assert await program.ended() == 0
-        assert (await joined).member.rp_ids == ("example.com",)
-        assert numbers == [came["check_number"]]
-        assert not any(invitation.encode() in line for line in program.said)
-    _, stdout, _ = await outcome("companion", "members", "--state", state)
-    assert "only example.com" in stdout
-
-
-@pytest.mark.parametrize(
-    ("answer", "status"),
-    [("y\n", 0), ("n\n", 6), ("\x03", 6), ("\x04", 6)],
-    ids=["y", "n", "Ctrl-C", "Ctrl-D"],
-)
-async def test_a_companion_is_let_in_by_a_person_who_saw_its_number(
-    relay: Relay, tmp_path: Path, answer: str, status: int
-) -> None:
-    state = await founded(relay, tmp_path)
-    invite = ["companion", "invite", "--kind", "companion", "--state", state]
-    async with at_terminal(*invite, raw=False) as (inviter, screen):
-        join = [
-            "companion",
-            "join",
-            "--code",
-            "-",
-            "--label",
-            "Tablet",
-            "--json",
-            "--state",
-            state_of(tmp_path, "2"),
-        ]
-        async with running(*join, stdin=await inviter.line() + "\n") as newcomer:
-            number = (await newcomer.until_stage("introduced"))["check_number"]
-            assert f"its check number is {number}" in await inviter.until_said("check number")
-            await screen.until("Let Tablet in? y or n:")
-            screen.type("perhaps\n")
-            await screen.until("y or n:")
-            screen.type(answer)
-            assert await inviter.ended() == status
-            assert await newcomer.ended() == status
-
-
-async def test_an_invitation_nobody_uses_is_7_at_its_deadline(relay: Relay, tmp_path: Path) -> None:
-    state = await founded(relay, tmp_path)
-    words = ["companion", "invite", "--kind", "device", "--yes", "--timeout", "0.5", "--state", state]
     assert (await outcome(*words))[0] == 7
 
 
 async def test_an_invitation_for_a_device_lets_no_companion_in(relay: Relay, tmp_path: Path) -> None:
     state = await founded(relay, tmp_path)
-    async with running("companion", "invite", "--kind", "device", "--yes", "--state", state) as inviter:
+    async with running(
+        "companion", "invite", "--kind", "device", "--any-rp-id", *UNASKED, "--state", state
+    ) as inviter:
         words = ["companion", "join", "--code", "-", "--label", "x", "--state", state_of(tmp_path, "2")]
         assert (await outcome(*words, stdin=await inviter.line()))[0] == 8
 

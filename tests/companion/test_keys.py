@@ -21,14 +21,23 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
+from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.invitation import LIFETIME, Invitation, InvitationRecord
+from headless_passkey.trust.invitation import LIFETIME, Invitation
 from headless_passkey.trust.ring import Role
 from tests.trust.people import ACCOUNT, NOW, companion, device, forge, found, grow
 
 PHONE, FRAME = companion("phone"), device("frame")
 RING = found(PHONE)
 NEXT = grow(RING, PHONE, PHONE, FRAME)
+NEWCOMER = Newcomer.make(
+    Invitation.make(
+        relay_url="https://relay.example", ring=RING, kind=Role.COMPANION, inviter=PHONE.name, now=NOW
+    ),
+    key=PHONE.key,
+    hpke_key=PHONE.hpke_key,
+    label="new phone",
+)
 KEYS = KeyPair(signing=PHONE.key, hpke=PHONE.hpke_private)
 IDENTITY = Identity(relay_url="https://relay.example", account=ACCOUNT, keys=KEYS)
 
@@ -49,7 +58,7 @@ def state(empty: CompanionState) -> CompanionState:
 def record(expires_in: int = LIFETIME) -> InvitationRecord:
     invitation = Invitation.make(
         relay_url="https://relay.example",
-        account=ACCOUNT,
+        ring=RING,
         kind=Role.DEVICE,
         inviter=PHONE.name,
         now=NOW + expires_in - LIFETIME,
@@ -86,18 +95,21 @@ async def test_everything_is_its_owners_alone(state: CompanionState, tmp_path: P
 @pytest.mark.threat("T11")
 def test_private_keys_stay_out_of_reprs(state: CompanionState) -> None:
     identity = state.identity()
-    joining = Joining(line="hpk-account:secret", keys=KEYS, said=(b"said",))
+    joining = Joining(line="hpk-account:secret", keys=KEYS, said=RING)
     shown = repr(identity) + repr(joining)
     assert "hpk-account" not in shown
     assert PHONE.key.to_bytes().hex() not in shown
 
 
-def test_an_attempt_to_join_is_kept_until_it_is_over(empty: CompanionState) -> None:
+@pytest.mark.parametrize("how", ["founding", "introduced"])
+def test_an_attempt_to_join_is_kept_until_it_is_over(empty: CompanionState, how: str) -> None:
     assert empty.joining() is None
-    empty.begin_joining(Joining(line="hpk-account:x", keys=KEYS, said=(b"one", b"two", b"three")))
+    said = RING if how == "founding" else NEWCOMER
+    empty.begin_joining(Joining(line="hpk-account:x", keys=KEYS, said=said))
     kept = empty.joining()
     assert kept is not None
-    assert (kept.line, kept.said, kept.keys.name) == ("hpk-account:x", (b"one", b"two", b"three"), PHONE.name)
+    assert (kept.line, kept.said, kept.keys.name) == ("hpk-account:x", said, PHONE.name)
+    assert kept.label == ("phone" if how == "founding" else "new phone")
     empty.finish_joining(IDENTITY, RingChain.start(RING))
     assert empty.joining() is None
 
@@ -145,7 +157,9 @@ async def test_the_record_of_opened_requests_is_bounded(
         await state.record_opened(FRAME.name, b"\2", until=NOW, now=NOW)
 
 
-async def test_invitations_are_kept_while_they_are_open(state: CompanionState) -> None:
+async def test_invitations_are_kept_while_they_are_open_and_longer_when_a_newcomer_came(
+    state: CompanionState,
+) -> None:
     first, second = record(), record(expires_in=10)
     for each in (first, second):
         await state.remember_invitation(each, NOW)
@@ -153,6 +167,22 @@ async def test_invitations_are_kept_while_they_are_open(state: CompanionState) -
     assert state.invitations(NOW + 20) == (first,)
     await state.forget_invitation(first, NOW + 20)
     assert state.invitations(NOW) == ()
+    taken = second.taken_by(NEWCOMER.introduction)
+    await state.remember_invitation(taken, NOW)
+    assert state.invitations(NOW + 609) == (taken,)
+    assert state.invitations(NOW + 610) == ()
+
+
+async def test_what_nobody_agreed_to_is_left_behind_when_nobody_invites_any_more(
+    state: CompanionState,
+) -> None:
+    waiting, agreed = record(), record().taken_by(NEWCOMER.introduction)
+    agreed = agreed.candidate(NEWCOMER.introduction, NEWCOMER.nonce).agree_without_number()
+    for each in (waiting, agreed):
+        await state.remember_invitation(each, NOW)
+    with state.inviting(), state.inviting():
+        assert state.left_invitations(NOW) == ()
+    assert state.left_invitations(NOW) == (waiting,)
 
 
 @pytest.mark.threat("T12")

@@ -1,15 +1,14 @@
 """Letting others in, against the real relay, with newcomers and relays that do not keep to the rules."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from companion_push.companion.keys import CompanionState
-from companion_push.companion.membership import Membership
+from companion_push.companion.membership import Consent, Membership
 from companion_push.companion.relay_client import CompanionRelay
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -25,12 +24,14 @@ from headless_passkey.errors import (
 )
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.admission import Candidate, InvitationRecord, Newcomer
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.invitation import Introduction, Invitation
-from headless_passkey.trust.ring import Member, Ring, Role
+from headless_passkey.trust.introduction import Introduction
+from headless_passkey.trust.invitation import Invitation
+from headless_passkey.trust.ring import HpkeKey, Member, Ring, Role
 from headless_passkey.trust.signing import SoftwareSigningKey
 from tests.relay.household import Relay
-from tests.trust.people import device
+from tests.trust.people import ACCOUNT, device
 
 
 @dataclass
@@ -39,16 +40,17 @@ class Inviter:
 
     membership: Membership
     invitation: "asyncio.Future[Invitation]"
+    numbers: list[str] = field(default_factory=list)  # that newcomers have shown
 
     def invite(
         self,
         kind: Role = Role.DEVICE,
         *,
         seconds: float = 20,
-        consent: Callable[[Introduction], Awaitable[bool]] | None = None,
+        consent: Consent | None = None,
     ) -> "asyncio.Task[Member]":
-        async def agree(_introduction: Introduction) -> bool:
-            return True
+        async def agree(candidate: Candidate) -> InvitationRecord:
+            return candidate.agree(self.numbers[-1])
 
         self.invitation = asyncio.get_running_loop().create_future()
         return asyncio.create_task(
@@ -75,6 +77,14 @@ async def first(relay: Relay, tmp_path: Path) -> Inviter:
     return Inviter(membership, asyncio.get_running_loop().create_future())
 
 
+async def nobody_is_asked(candidate: Candidate) -> InvitationRecord | None:
+    raise AssertionError(candidate.introduction.label)
+
+
+def made(invitation: Invitation, key: SoftwareSigningKey, hpke_key: HpkeKey | None = None) -> Introduction:
+    return Newcomer.make(invitation, key=key, hpke_key=hpke_key, label="Frame").introduction
+
+
 async def introduce(
     relay: Relay, invitation: Invitation, introduction: Introduction, key: SoftwareSigningKey
 ) -> Any:
@@ -95,11 +105,10 @@ async def test_a_second_companion_joins_and_both_know_the_same_ring(
 ) -> None:
     inviting = first.invite(Role.COMPANION)
     second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
-    numbers: list[str] = []
-    await second.join((await first.invitation).encode(), label="Tablet", on_check_number=numbers.append)
+    await second.join((await first.invitation).encode(), label="Tablet", on_check_number=first.numbers.append)
     assert (await inviting).label == "Tablet"
     assert second.state.chain().head.hash == first.membership.state.chain().head.hash
-    assert len(numbers[0]) == 7
+    assert len(first.numbers[0]) == 7
     assert first.membership.state.invitations(relay.clock()) == ()
     ring, why = await second.members()
     assert [member.label for member in ring.members] == ["My phone", "Tablet"]
@@ -112,7 +121,7 @@ async def test_a_ring_that_moves_meanwhile_is_rebased_on(
     """Two companions admit at the same time: both newcomers end up in the ring."""
     inviting = first.invite(Role.COMPANION)
     second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
-    await second.join((await first.invitation).encode(), label="Tablet")
+    await second.join((await first.invitation).encode(), label="Tablet", on_check_number=first.numbers.append)
     await inviting
     other = Inviter(second, first.invitation)
     both = [first.invite(Role.COMPANION), other.invite(Role.COMPANION)]
@@ -121,36 +130,88 @@ async def test_a_ring_that_moves_meanwhile_is_rebased_on(
     ]
     lines = [(await each.invitation).encode() for each in (first, other)]
     await asyncio.gather(
-        *(each.join(line, label="x") for each, line in zip(newcomers, lines, strict=True)), *both
+        *(
+            each.join(line, label=f"x {number}", on_check_number=inviter.numbers.append)
+            for number, (each, line, inviter) in enumerate(zip(newcomers, lines, (first, other), strict=True))
+        ),
+        *both,
     )
     ring, _ = await first.membership.members()
     assert len(ring.members) == 4
 
 
-async def test_who_is_not_wanted_is_turned_away(relay: Relay, first: Inviter, tmp_path: Path) -> None:
-    async def refuse(_introduction: Introduction) -> bool:
-        return False
+@pytest.mark.parametrize("how", ["refused", "wrong number"])
+@pytest.mark.threat("T2")
+async def test_a_newcomer_that_is_refused_or_whose_number_is_wrong_is_withdrawn_at_once(
+    relay: Relay, first: Inviter, tmp_path: Path, how: str
+) -> None:
+    async def refuse(candidate: Candidate) -> InvitationRecord | None:
+        return candidate.agree("not the number") if how == "wrong number" else None
 
     inviting = first.invite(Role.COMPANION, consent=refuse)
-    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
-    with pytest.raises(NotApproved) as caught:
-        await second.join((await first.invitation).encode(), label="Tablet")
-    assert caught.value.reason is Outcome.DECLINED
-    with pytest.raises(NotApproved):
+    second, _ = await joining(relay, first, tmp_path)
+    await withdrawn(second)
+    with pytest.raises(HeadlessPasskeyError) as caught:
         await inviting
+    assert caught.value.reason == ("wrong-number" if how == "wrong number" else "declined")
     assert first.version == 1
-    assert second.state.joining() is None
+    assert CompanionState(tmp_path / "second").joining() is None
+    assert first.membership.state.invitations(relay.clock()) == ()
+
+
+@pytest.mark.threat("T4")
+async def test_a_newcomer_with_the_label_of_a_member_gets_another_one_or_does_not_get_in(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    inviting = first.invite(Role.COMPANION)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    with pytest.raises(NotApproved):
+        await second.join(
+            (await first.invitation).encode(), label="my PHONE", on_check_number=first.numbers.append
+        )
+    with pytest.raises(TrustError) as caught:
+        await inviting
+    assert caught.value.reason is TrustReason.LABEL_TAKEN
+    assert first.version == 1
+
+    async def rename(candidate: Candidate) -> InvitationRecord:
+        return candidate.agree(first.numbers[-1], label="Second phone")
+
+    inviting = first.invite(Role.COMPANION, consent=rename)
+    await second.join(
+        (await first.invitation).encode(), label="my PHONE", on_check_number=first.numbers.append
+    )
+    assert (await inviting).label == "Second phone"
+    assert [member.label for member in second.state.chain().head.members] == ["My phone", "Second phone"]
+
+
+@pytest.mark.threat("T2")
+async def test_a_line_of_another_account_than_expected_is_refused_and_nothing_is_kept(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    inviting = first.invite(Role.COMPANION)
+    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+    for line in ((await first.invitation).encode(), await relay.account_line("another")):
+        with pytest.raises(TrustError) as caught:
+            await second.join(line, label="Tablet", expect_account=ACCOUNT)
+        assert caught.value.reason is TrustReason.ACCOUNT_MISMATCH
+    assert not (tmp_path / "second").exists()
+    inviting.cancel()
+    await asyncio.wait([inviting])
 
 
 async def joining(relay: Relay, first: Inviter, folder: Path) -> tuple["asyncio.Task[Any]", asyncio.Event]:
-    """A second companion that waits for the first, and when the relay has its introduction."""
-    introduced = asyncio.Event()
+    """A second companion that waits for the first, and when it shows its number."""
+    numbered = asyncio.Event()
+
+    def shown(number: str) -> None:
+        first.numbers.append(number)
+        numbered.set()
+
     second = Membership(state=CompanionState(folder / "second"), tls=None, clock=relay.clock)
     line = (await first.invitation).encode()
-    task = asyncio.create_task(
-        second.join(line, label="Tablet", on_check_number=lambda _number: introduced.set())
-    )
-    return task, introduced
+    task = asyncio.create_task(second.join(line, label="Tablet", on_check_number=shown))
+    return task, numbered
 
 
 async def withdrawn(task: "asyncio.Task[Any]") -> None:
@@ -164,7 +225,7 @@ async def test_an_inviter_whose_time_is_over_takes_the_invitation_back(
 ) -> None:
     over = asyncio.Event()
 
-    async def nobody_answers(_introduction: Introduction) -> bool:
+    async def nobody_answers(_candidate: Candidate) -> InvitationRecord | None:
         await over.wait()
         raise TimeoutError  # as the deadline does
 
@@ -187,10 +248,10 @@ async def test_an_inviter_that_is_cancelled_takes_the_invitation_back(
 ) -> None:
     asked = asyncio.Event()
 
-    async def nobody_answers(_introduction: Introduction) -> bool:
+    async def nobody_answers(_candidate: Candidate) -> InvitationRecord | None:
         asked.set()
         await asyncio.Future()
-        return False
+        return None
 
     inviting = first.invite(Role.COMPANION, consent=nobody_answers)
     second, _ = await joining(relay, first, tmp_path)
@@ -208,10 +269,10 @@ async def test_an_inviter_that_is_cancelled_twice_still_withdraws_its_invitation
     asked, withdrawing, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
     withdraw = CompanionRelay.withdraw
 
-    async def nobody_answers(_introduction: Introduction) -> bool:
+    async def nobody_answers(_candidate: Candidate) -> InvitationRecord | None:
         asked.set()
         await asyncio.Future()
-        return False
+        return None
 
     async def slowly(self: CompanionRelay, invitation: Invitation) -> None:
         withdrawing.set()
@@ -245,16 +306,13 @@ async def test_an_inviter_that_cannot_show_its_invitation_takes_it_back(
     def gone(_line: str) -> None:
         raise BrokenPipeError
 
-    async def nobody_is_asked(introduction: Introduction) -> bool:
-        raise AssertionError(introduction)
-
     monkeypatch.setattr(CompanionRelay, "announce", remember)
     with pytest.raises(BrokenPipeError):
         await first.membership.invite(
             Role.DEVICE, rp_ids=None, seconds=20, show=gone, consent=nobody_is_asked
         )
     key = SoftwareSigningKey.generate()
-    introduction = Introduction.make(announced[0], key=key, hpke_key=None, label="Frame")
+    introduction = made(announced[0], key)
     assert (await introduce(relay, announced[0], introduction, key)).problem == "withdrawn"
 
 
@@ -293,7 +351,7 @@ async def test_a_join_that_was_interrupted_goes_on_with_the_same_label_only(
         await second.join(line, label="Tablet", seconds=0)
     with pytest.raises(JoinDiffers, match="'Tablet'"):
         await second.join(line, label="tablet")
-    await second.join(line, label="Tablet")
+    await second.join(line, label="Tablet", on_check_number=first.numbers.append)
     assert (await inviting).label == "Tablet"
 
 
@@ -317,13 +375,10 @@ async def test_a_newcomer_that_does_not_hold_the_invitation_is_not_even_shown(
 ) -> None:
     """What a relay can do that has the ticket, but not the secret it comes from."""
 
-    async def nobody_is_asked(introduction: Introduction) -> bool:
-        raise AssertionError(introduction)
-
     inviting = first.invite(consent=nobody_is_asked)
     invitation = await first.invitation
     key = SoftwareSigningKey.generate()
-    honest = Introduction.make(invitation, key=key, hpke_key=None, label="Frame")
+    honest = made(invitation, key)
     forged = Introduction.parse(body=honest.body, signature=honest.signature, mac=bytes(32))
     assert (await introduce(relay, invitation, forged, key)).status == 201
     with pytest.raises(TrustError) as caught:
@@ -336,15 +391,7 @@ async def test_a_newcomer_of_another_kind_is_refused(relay: Relay, first: Invite
     inviting = first.invite(Role.DEVICE)
     invitation = await first.invitation
     key, hpke = SoftwareSigningKey.generate(), SoftwareHpkeKey.generate()
-    as_companion = Invitation(
-        relay_url=invitation.relay_url,
-        account=invitation.account,
-        kind=Role.COMPANION,
-        inviter=invitation.inviter,
-        secret=invitation.secret,
-        expires_at=invitation.expires_at,
-    )
-    forged = Introduction.make(as_companion, key=key, hpke_key=hpke.public, label="Frame")
+    forged = made(replace(invitation, kind=Role.COMPANION), key, hpke.public)
     await introduce(relay, invitation, forged, key)
     with pytest.raises(TrustError) as caught:
         await inviting
@@ -355,7 +402,7 @@ async def test_an_invitation_ends_by_our_own_clock(relay: Relay, first: Inviter)
     inviting = first.invite(seconds=20)
     invitation = await first.invitation
     key = SoftwareSigningKey.generate()
-    introduction = Introduction.make(invitation, key=key, hpke_key=None, label="Frame")
+    introduction = made(invitation, key)
     relay.clock.ahead = 601  # which is the inviter's clock too
     reply = await introduce(relay, invitation, introduction, key)
     assert reply.status in (201, 410)
@@ -385,29 +432,91 @@ async def test_inviting_can_be_cancelled_and_leaves_nothing_open(relay: Relay, f
     assert first.membership.state.invitations(relay.clock()) == ()
 
 
-async def test_a_newcomer_is_answered_after_the_inviter_crashed_between_ring_and_answer(
-    relay: Relay, first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+STEPS = ["announce", "introduction", "send_nonce", "newcomer_nonce", "append_ring", "answer"]
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize("at", [f"{when} {step}" for step in STEPS for when in ("before", "after")])
+async def test_an_inviter_that_crashes_at_any_step_finishes_what_was_agreed_and_withdraws_the_rest(
+    relay: Relay, first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    async def power_fails(*_: Any) -> bool:
+    when, step = at.split()
+    genuine = getattr(CompanionRelay, step)
+
+    async def power_fails(self: CompanionRelay, *words: Any) -> None:
+        if when == "after":
+            await genuine(self, *words)
         raise asyncio.CancelledError
 
     async def is_not_reached(*_: Any) -> None:
         pass
 
-    monkeypatch.setattr(CompanionRelay, "answer", power_fails)
-    monkeypatch.setattr(CompanionState, "forget_invitation", is_not_reached)
-    inviting = first.invite(Role.COMPANION)
-    second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
-    joining = asyncio.create_task(second.join((await first.invitation).encode(), label="Tablet"))
-    with pytest.raises(asyncio.CancelledError):
-        await inviting
-    assert first.version == 2
-    assert not joining.done()
-    monkeypatch.undo()
+    invited = asyncio.get_running_loop().create_future()
+    remember = CompanionState.remember_invitation
+
+    async def remembered(self: CompanionState, record: InvitationRecord, now: float) -> None:
+        if not invited.done():
+            invited.set_result(record.invitation)
+        await remember(self, record, now)
+
+    with monkeypatch.context() as crash:
+        crash.setattr(CompanionRelay, step, power_fails)
+        crash.setattr(CompanionRelay, "withdraw", is_not_reached)
+        crash.setattr(CompanionState, "forget_invitation", is_not_reached)
+        crash.setattr(CompanionState, "remember_invitation", remembered)
+        inviting = first.invite(Role.COMPANION)
+        second = Membership(state=CompanionState(tmp_path / "second"), tls=None, clock=relay.clock)
+        line = (await invited).encode()
+        if step != "announce":
+            await first.invitation
+        joining = asyncio.create_task(second.join(line, label="Tablet", on_check_number=first.numbers.append))
+        await asyncio.wait({inviting})
+        assert inviting.cancelled()
+    assert len(first.membership.state.invitations(relay.clock())) == 1
     await first.membership.finish_answers()
-    await joining
-    assert first.version == 2
+    if step in ("append_ring", "answer"):
+        await joining
+        assert first.version == 2
+    else:
+        with pytest.raises(HeadlessPasskeyError):
+            await joining
+        assert first.version == 1
+        again = asyncio.create_task(second.join(line, label="Tablet"))
+        with pytest.raises(HeadlessPasskeyError) as caught:
+            await again
+        assert caught.value.reason in ("withdrawn", "invitation-expired")
     assert first.membership.state.invitations(relay.clock()) == ()
+
+
+async def test_an_inviter_that_is_waiting_is_not_disturbed_by_another_process(
+    relay: Relay, first: Inviter, tmp_path: Path
+) -> None:
+    inviting = first.invite(Role.COMPANION)
+    await first.invitation
+    await first.membership.finish_answers()
+    second, _ = await joining(relay, first, tmp_path)
+    assert (await inviting).label == "Tablet"
+    await second
+
+
+@pytest.mark.threat("T2")
+async def test_the_agreement_is_on_disk_before_the_ring_is_appended(
+    relay: Relay, first: Inviter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: list[bool] = []
+    append = CompanionRelay.append_ring
+
+    async def watched(self: CompanionRelay, ring: Ring) -> bool:
+        (record,) = first.membership.state.invitations(relay.clock())
+        on_disk.append(record.agreed is not None)
+        return await append(self, ring)
+
+    monkeypatch.setattr(CompanionRelay, "append_ring", watched)
+    inviting = first.invite(Role.COMPANION)
+    second, _ = await joining(relay, first, tmp_path)
+    await inviting
+    await second
+    assert on_disk == [True]
 
 
 async def test_members_are_shown_as_last_seen_when_the_relay_is_away(

@@ -26,9 +26,9 @@ from companion_push.companion.openers import (
     SystemLauncher,
 )
 from companion_push.companion.phone import Announced, SoftwarePhone, TunnelService, accept, decline
-from companion_push.companion.terminal import Terminal
 from headless_passkey.errors import NotApproved, SetupError, SetupReason, TransportError, UsageError
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.process.terminal import Terminal
 from tests.camera import Screen, read_file
 from tests.companion.device import Air, Device, creation, ok, transaction, tunnel_service
 

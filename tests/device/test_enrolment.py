@@ -47,15 +47,16 @@ from headless_passkey.errors import (
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.process import private_file
 from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.invitation import answer_mac
+from headless_passkey.trust.introduction import Introduction
 from headless_passkey.trust.ring import Ring, Role
 from tests.device.inviter import Inviter
 from tests.device.test_proven_http import answer, ok, serving
 from tests.ports import reserved_port
 from tests.relay import household
 from tests.relay.household import Household
-from tests.trust.people import NOW, device, forge, grow
+from tests.trust.people import ACCOUNT, NOW, device, forge, grow
 from tests.trust.refusal import refused
 
 
@@ -75,9 +76,11 @@ def state(tmp_path: Path) -> Path:
 
 
 async def joined(state: Path, inviter: Inviter, label: str = "frame") -> Enrolment:
-    """A whole join: the device asks, the inviter says yes."""
+    """A whole join: the device asks, and its number is typed at the inviter."""
     async with asyncio.TaskGroup() as tasks:
-        joining = tasks.create_task(join(state, inviter.invitation, label=label))
+        joining = tasks.create_task(
+            join(state, inviter.invitation, label=label, on_check_number=inviter.numbers.append)
+        )
         await inviter.admit(await inviter.introduced())
     return joining.result()
 
@@ -109,13 +112,64 @@ async def test_a_device_joins_and_is_what_the_inviter_admitted(state: Path, invi
     assert kept.key.to_bytes() == enrolled.key.to_bytes()
 
 
-async def test_both_sides_see_the_same_check_number_before_consent(state: Path, inviter: Inviter) -> None:
+@pytest.mark.threat("T2")
+async def test_the_number_that_the_device_shows_is_the_one_that_the_inviter_expects(
+    state: Path, inviter: Inviter
+) -> None:
     shown: list[str] = []
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(join(state, inviter.invitation, label="frame", on_check_number=shown.append))
         introduction = await inviter.introduced()
-        assert shown == [introduction.check_number]
+        assert shown == [], "there is no number before the inviter's nonce"
+        candidate = await inviter.candidate(introduction)
+        (number,) = shown
+        wrong = f"{(int(number.replace(' ', '')) + 1) % 1_000_000:06d}"
+        with refused(TrustReason.WRONG_NUMBER):
+            candidate.agree(wrong)
+        inviter.numbers.append(number)
         await inviter.admit(introduction)
+
+
+async def test_the_inviter_may_give_the_device_another_label(state: Path, inviter: Inviter) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        joining = tasks.create_task(join(state, inviter.invitation, label="frame"))
+        await inviter.admit(await inviter.introduced(), label="second frame")
+    assert joining.result().label == "second frame"
+    assert load(state).label == "second frame"
+
+
+@pytest.mark.threat("T2")
+async def test_an_invitation_into_another_account_than_expected_is_refused_and_nothing_is_sent(
+    state: Path, inviter: Inviter
+) -> None:
+    with refused(TrustReason.ACCOUNT_MISMATCH, saying=inviter.home.account):
+        await join(state, inviter.invitation, label="frame", expect_account=ACCOUNT)
+    with pytest.raises(UsageError, match="22 characters"):
+        await join(state, inviter.invitation, label="frame", expect_account="home")
+    assert files(state) == []
+    reply = await inviter.phone.get(f"/v1/invitations/{inviter.invitation.id}")
+    assert reply.body["state"] == "open"
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(join(state, inviter.invitation, label="frame", expect_account=inviter.home.account))
+        await inviter.admit(await inviter.introduced())
+
+
+async def test_a_person_who_does_not_go_on_gives_the_join_up_before_the_nonce_is_revealed(
+    state: Path, inviter: Inviter
+) -> None:
+    async def no() -> bool:
+        return False
+
+    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame", go_on=no))
+    await inviter.introduced()
+    await inviter.send_nonce()
+    with pytest.raises(NotApproved) as caught:
+        await joining
+    assert (caught.value.reason, caught.value.exit_status) == (Outcome.DECLINED, 6)
+    reply = await inviter.phone.get(f"/v1/invitations/{inviter.invitation.id}?state=answering&wait=20")
+    assert reply.problem == "withdrawn"
+    with pytest.raises(NotEnrolled, match="no account"):
+        load(state)
 
 
 async def test_what_is_kept_is_for_its_owner_alone(state: Path, inviter: Inviter) -> None:
@@ -216,17 +270,6 @@ async def test_what_belongs_to_another_user_stays(state: Path, inviter: Inviter)
     assert (state / FILE_NAME).exists()
 
 
-async def test_a_decline_ends_the_join_and_leaves_nothing(state: Path, inviter: Inviter) -> None:
-    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
-    await inviter.introduced()
-    await inviter.answer({"declined": True})
-    with pytest.raises(NotApproved) as caught:
-        await joining
-    assert caught.value.reason is Outcome.DECLINED
-    with pytest.raises(NotEnrolled):
-        leave(state)
-
-
 async def test_the_inviter_may_bind_the_device_to_relying_parties(
     state: Path, relay: household.Relay, home: Household
 ) -> None:
@@ -258,21 +301,84 @@ async def test_the_device_may_be_pinned_to_one_relying_party(state: Path, invite
 # Crashes
 
 
-async def test_an_interrupted_join_goes_on_with_the_same_invitation_and_key(
-    state: Path, inviter: Inviter
+STEPS = ["introduce", "inviter_nonce", "reveal", "admission"]
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("step", STEPS)
+async def test_a_join_that_a_crash_interrupts_at_any_step_goes_on_with_the_same_bytes(
+    state: Path, inviter: Inviter, monkeypatch: pytest.MonkeyPatch, step: str, when: str
 ) -> None:
-    joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
-    introduction = await inviter.introduced()
-    joining.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await joining
+    genuine = getattr(RelayClient, step)
+
+    async def power_fails(self: RelayClient, *words: Any) -> None:
+        if when == "after":
+            await genuine(self, *words)
+        raise asyncio.CancelledError
+
+    async def invite() -> None:
+        introductions.append(await inviter.introduced())
+        await inviter.admit(introductions[0])
+
+    introductions: list[Introduction] = []
+    shown = inviter.numbers
+    inviting = asyncio.ensure_future(invite())
+    with monkeypatch.context() as crash:
+        crash.setattr(RelayClient, step, power_fails)
+        with pytest.raises(asyncio.CancelledError):
+            await join(state, inviter.invitation, label="frame", on_check_number=shown.append)
     with pytest.raises(NotEnrolled) as unfinished:
         load(state)
     assert "same invitation" in str(unfinished.value.advice)
-    await inviter.admit(introduction)
-    enrolled = await join(state, inviter.invitation, label="frame")
-    assert enrolled.member.signing_key == introduction.signing_key
-    assert enrolled.label == "frame"
+    enrolled = await join(state, inviter.invitation, label="frame", on_check_number=shown.append)
+    await inviting
+    assert enrolled.member.signing_key == introductions[0].signing_key
+    assert len(set(shown)) == 1, "the number stays"
+    assert len(shown) == (2 if step in ("reveal", "admission") else 1)
+
+
+@pytest.mark.threat("T2")
+async def test_a_device_that_crashed_after_a_nonce_came_takes_no_other_one(
+    state: Path, inviter: Inviter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A go-between could try one nonce after the other, until the number fits."""
+
+    async def power_fails(*_words: object) -> None:
+        raise asyncio.CancelledError
+
+    async def another(*_words: object) -> bytes:
+        return b"another nonce of thirty-two byte"
+
+    numbers: list[str] = []
+    monkeypatch.setattr(RelayClient, "reveal", power_fails)
+    joining = asyncio.ensure_future(
+        join(state, inviter.invitation, label="frame", on_check_number=numbers.append)
+    )
+    await inviter.introduced()
+    await inviter.send_nonce()
+    with pytest.raises(asyncio.CancelledError):
+        await joining
+    before = (state / FILE_NAME).read_bytes()
+    monkeypatch.setattr(RelayClient, "inviter_nonce", another)
+    with refused(TrustReason.REPLAYED):
+        await join(state, inviter.invitation, label="frame", on_check_number=numbers.append)
+    assert len(numbers) == 1, "no other number is shown"
+    assert (state / FILE_NAME).read_bytes() == before
+
+
+@pytest.mark.threat("T2")
+async def test_the_inviters_nonce_is_on_disk_before_a_number_is_shown(state: Path, inviter: Inviter) -> None:
+    on_disk: list[bool] = []
+
+    def shown(_number: str) -> None:
+        kept = json.loads((state / FILE_NAME).read_bytes())
+        on_disk.append(Newcomer.from_bytes(from_base64url(kept["newcomer"])).inviter_nonce is not None)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(join(state, inviter.invitation, label="frame", on_check_number=shown))
+        await inviter.admit(await inviter.introduced())
+    assert on_disk == [True]
 
 
 WORDS: dict[str, Any] = {
@@ -328,23 +434,18 @@ async def test_a_join_that_was_begun_without_a_pin_gets_none_later(
 
 
 async def test_a_join_waits_so_long_and_goes_on_later(state: Path, inviter: Inviter) -> None:
-    waiting: set[str] = set()
-    while not waiting:
-        with pytest.raises(NotApproved, match="goes on waiting") as caught:
-            await join(state, inviter.invitation, label="frame", timeout=0.5, on_check_number=waiting.add)
-        assert caught.value.reason is Outcome.EXPIRED
-    introduction = await inviter.introduced()
-    assert waiting == {introduction.check_number}
-    await inviter.admit(introduction)
-    enrolled = await join(state, inviter.invitation, label="frame")
-    assert enrolled.member.signing_key == introduction.signing_key
+    with pytest.raises(NotApproved, match="goes on waiting") as caught:
+        await join(state, inviter.invitation, label="frame", timeout=0)
+    assert caught.value.reason is Outcome.EXPIRED
+    enrolled = await joined(state, inviter)
+    assert enrolled.label == "frame"
 
 
 async def test_an_inviter_that_waits_no_longer_ends_the_join_at_once(state: Path, inviter: Inviter) -> None:
     joining = asyncio.ensure_future(join(state, inviter.invitation, label="frame"))
     await inviter.introduced()
     await inviter.phone.call("DELETE", f"/v1/invitations/{inviter.invitation.id}")
-    with pytest.raises(NotApproved, match="took this invitation back") as caught:
+    with pytest.raises(NotApproved, match="has withdrawn this invitation") as caught:
         await joining
     assert (caught.value.reason, caught.value.exit_status) == (Outcome.WITHDRAWN, 7)
     with pytest.raises(NotEnrolled, match="no account"):
@@ -485,12 +586,12 @@ async def test_a_relay_cannot_answer_in_the_inviters_place(
 ) -> None:
     """It has the ring, its own key and everything that went through it, but not the invitation."""
     ring = forge(home.ring, device("relay"), device("frame"), signer=inviter.invitation.inviter)
-    for mac in (bytes(32), answer_mac(replace(inviter.invitation, secret=bytes(16)), b"", bytes(32))):
-        admitted = ok(state="admitted", ring=base64url(ring), mac=base64url(mac))
-        async with serving(answer(b'{"id": "x"}', status=201), admitted) as server:
-            invitation = replace(inviter.invitation, relay_url=server.url)
-            with refused(TrustReason.BAD_MAC):
-                await join(state, invitation, label="frame")
+    nonce = ok(state="answering", nonce=base64url(bytes(32)))
+    admitted = ok(state="answered", ring=base64url(ring), mac=base64url(bytes(32)))
+    async with serving(answer(b'{"id": "x"}', status=201), nonce, ok(), admitted) as server:
+        invitation = replace(inviter.invitation, relay_url=server.url)
+        with refused(TrustReason.BAD_MAC):
+            await join(state, invitation, label="frame")
     with pytest.raises(NotEnrolled):
         load(state)
 

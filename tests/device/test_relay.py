@@ -35,15 +35,16 @@ from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer, ProvenHttp
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import answer_members
+from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
-from headless_passkey.trust.invitation import Introduction, Invitation
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring, Role
 from headless_passkey.trust.word import Word
 from tests.device.test_proven_http import Pauses, Step, answer, ok, problem, serving
 from tests.relay import household
 from tests.relay.household import Caller, Household, running_relay
-from tests.trust.people import ACCOUNT, NOW, Home, Person, device, forge, grow
+from tests.trust.people import NOW, Home, Person, device, forge, grow
 from tests.trust.refusal import refused
 
 SEALED = b"sealed"
@@ -531,33 +532,65 @@ async def test_a_report_whose_answer_was_lost_is_not_an_error() -> None:
 # Introductions
 
 
-async def test_what_a_relay_may_say_of_an_introduction() -> None:
-    invitation = Invitation.make(
-        relay_url="https://relay.example", account=ACCOUNT, kind=Role.DEVICE, inviter=HOME.phone.name, now=NOW
-    )
-    introduction = Introduction.make(invitation, key=HOME.frame.key, hpke_key=None, label="frame")
-    waiting = ok(state="waiting", ring=None, mac=None)
-    admitted = ok(state="admitted", ring="AAAA", mac=base64url(bytes(32)))
+INVITATION = Invitation.make(
+    relay_url="https://relay.example", ring=HOME.ring, kind=Role.DEVICE, inviter=HOME.phone.name, now=NOW
+)
+NEWCOMER = Newcomer.make(INVITATION, key=HOME.frame.key, hpke_key=None, label="frame")
+NONCE = base64url(bytes(32))
+
+
+async def test_a_newcomer_waits_for_the_nonce_and_for_the_answer_with_pauses() -> None:
+    introduced = ok(state="introduced", nonce=None, ring=None, mac=None)
+    answering = ok(state="answering", nonce=NONCE, ring=None, mac=None)
+    revealed = ok(state="revealed", nonce=NONCE, ring=None, mac=None)
+    answered = ok(state="answered", nonce=NONCE, ring="AAAA", mac=base64url(bytes(32)))
     pauses = Pauses()
-    async with lied_to(waiting, waiting, admitted, pauses=pauses) as relay:
-        assert (await relay.admission(invitation)).ring == bytes(3)
+    async with lied_to(introduced, introduced, answering, pauses=pauses) as relay:
+        assert await relay.inviter_nonce(INVITATION) == bytes(32)
     assert pauses.slept == [1.5, 1.5]
-    async with lied_to(problem(404, "not-found")) as relay:
-        with pytest.raises(NotApproved) as caught:
-            await relay.admission(invitation)
-        assert caught.value.reason is Outcome.EXPIRED
-    for nonsense in (
+    async with lied_to(revealed, answered, pauses=pauses) as relay:
+        assert (await relay.admission(INVITATION)).ring == bytes(3)
+    for later in (revealed, answered):  # after a crash
+        async with lied_to(later) as relay:
+            assert await relay.inviter_nonce(INVITATION) == bytes(32)
+
+
+async def test_an_introduction_that_the_relay_no_longer_has_is_over() -> None:
+    gone = problem(404, "not-found")
+    async with lied_to(gone, gone, gone) as relay:
+        for call in (
+            relay.inviter_nonce(INVITATION),
+            relay.reveal(NEWCOMER),
+            relay.admission(INVITATION),
+        ):
+            with pytest.raises(NotApproved) as caught:
+                await call
+            assert caught.value.reason is Outcome.EXPIRED
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize(
+    "nonsense",
+    [
         ok(state="lost"),
         ok(),
-        ok(state="admitted"),
-        ok(state="admitted", ring="AAAA", mac="AAAA"),
+        ok(state="answered"),
+        ok(state="answered", nonce=NONCE, ring="AAAA", mac="AAAA"),
+        ok(state="introduced", nonce=NONCE),
         problem(400, "invalid-request"),
-    ):
-        async with lied_to(nonsense) as relay:
-            with pytest.raises(RemoteProtocolError):
-                await relay.admission(invitation)
-    async with lied_to(problem(400, "invalid-request")) as relay:
+    ],
+    ids=["another state", "none", "nothing else", "a short MAC", "an earlier state", "a problem"],
+)
+async def test_what_a_relay_may_not_say_of_an_introduction(nonsense: Any) -> None:
+    async with lied_to(nonsense) as relay:
+        with pytest.raises(RemoteProtocolError):
+            await relay.admission(INVITATION)
+
+
+async def test_a_problem_that_has_no_other_meaning_is_told_as_it_is() -> None:
+    bad = problem(400, "invalid-request")
+    async with lied_to(bad, bad) as relay:
         with pytest.raises(ProblemAnswer):
-            await relay.introduce(invitation, introduction)
+            await relay.introduce(NEWCOMER)
         with pytest.raises(ProblemAnswer):
             await anext(relay.watch(bytes(16)))

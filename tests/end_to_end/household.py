@@ -34,7 +34,8 @@ from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.session_store import KeptSession, SessionStore
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust.account_code import AccountCode
-from headless_passkey.trust.invitation import Introduction, Invitation
+from headless_passkey.trust.admission import Candidate, InvitationRecord
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Member, Role
 
 _numbers: Final = itertools.count(1)
@@ -83,23 +84,29 @@ class Home:
     async def let_in(self, kind: Role, who: str, *, rp_ids: tuple[str, ...] | None = None) -> Member:
         invitation: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
-        async def yes(_introduction: Introduction) -> bool:
-            return True
+        number: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def typed(candidate: Candidate) -> InvitationRecord:
+            return candidate.agree(await number)
 
         async def join() -> None:
             line = await invitation
             if kind is Role.COMPANION:
-                await self.membership(who).join(line, label=who)
+                await self.membership(who).join(line, label=who, on_check_number=number.set_result)
             else:
                 await enrolment.join(
-                    self.world.state(who), Invitation.parse(line), label=who, tls=trusted(self.world)
+                    self.world.state(who),
+                    Invitation.parse(line),
+                    label=who,
+                    tls=trusted(self.world),
+                    on_check_number=number.set_result,
                 )
 
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(join())
             inviting = tasks.create_task(
                 self.membership(self.phone).invite(
-                    kind, rp_ids=rp_ids, seconds=30, show=invitation.set_result, consent=yes
+                    kind, rp_ids=rp_ids, seconds=30, show=invitation.set_result, consent=typed
                 )
             )
         return inviting.result()

@@ -93,8 +93,8 @@ async def test_the_page_of_the_sdk_runs_from_the_first_block_to_the_last(
 ) -> None:
     companion = await world.companion(home.phone, "--credentials", tmp_path / "passkeys.json")
     inviting = await world.run(
-        home.phone, "companion-push", "companion", "invite", "--kind", "device", "--yes",
-        "--state", world.state(home.phone), *world.trust,
+        home.phone, "companion-push", "companion", "invite", "--kind", "device", "--yes", "--without-number",
+        "--any-rp-id", "--state", world.state(home.phone), *world.trust,
     )  # fmt: skip
     invitation = tmp_path / "invitation.txt"
     invitation.write_text(await inviting.line())

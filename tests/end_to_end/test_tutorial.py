@@ -152,10 +152,11 @@ async def test_the_tutorial_works_as_it_is_written(tmp_path: Path) -> None:
         companion.begin(invite)
         await companion.until(r"\nhpk-invitation:\S+\n")
         hub.begin(*joining)
-        number = re.search(r"number[^\n]*?(\d{3} \d{3})", await hub.until(r"number[^\n]*\d{3} \d{3}"))
+        number = re.search(r"number: (\d{3} \d{3})", await hub.until(r"number: \d{3} \d{3}"))
         assert number is not None
-        assert number[1] in await companion.until(r"y or n: ")
-        await companion.answer("y or n:", "y")
+        await hub.answer("Go on\\? y or n:", "y")
+        assert number[1] not in await companion.until(r"Type the six digits [^\n]*: ")
+        await companion.answer("refuse it:", number[1])
         await companion.until(rf"belongs to the account now\n{PROMPT}$")
         await hub.until(rf"joined account [^\n]*\n{PROMPT}$")
 

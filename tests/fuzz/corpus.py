@@ -19,8 +19,8 @@ from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.trust import envelope
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.envelope import Announcement, seal
-from headless_passkey.trust.invitation import Introduction, InvitationRecord
 from headless_passkey.trust.signing import SIGNATURE_SIZE
 from headless_passkey.trust.word import Claim, Word
 from tests.fuzz.targets import (
@@ -242,7 +242,8 @@ def _keys() -> list[bytes]:
 
 def _trust() -> dict[str, list[bytes]]:
     second = FOUNDED.next(COMPANION, members=(COMPANION_MEMBER, DEVICE_MEMBER), now=NOW + 1)
-    newcomer = Introduction.make(INVITATION, key=DEVICE, hpke_key=None, label="kiosk")
+    newcomer = Newcomer.make(INVITATION, key=DEVICE, hpke_key=None, label="kiosk")
+    came = newcomer.introduction
     record = InvitationRecord(invitation=INVITATION, rp_ids=("login.example",))
     code = AccountCode(relay_url="https://relay.example", account=ACCOUNT, account_name="ada", code=bytes(32))
     said = Announcement.address(
@@ -269,8 +270,13 @@ def _trust() -> dict[str, list[bytes]]:
         "invitation": [_content(INVITATION.encode())],
         "account-code": [_content(code.encode())],
         "text-lines": [INVITATION.encode().encode(), code.encode().encode() + b"\n"],
-        "introduction": [newcomer.body],
-        "invitation-record": [record.to_bytes(), record.taken_by(newcomer).to_bytes()],
+        "introduction": [came.body],
+        "invitation-record": [
+            record.to_bytes(),
+            record.taken_by(came).to_bytes(),
+            record.taken_by(came).candidate(came, newcomer.nonce).agree_without_number().to_bytes(),
+        ],
+        "newcomer-record": [newcomer.to_bytes(), newcomer.hears(bytes(32)).to_bytes()],
         "word": [word.document[:-SIGNATURE_SIZE] for word in words],
         "envelope": [envelope._encode(said)],
         "envelope-sealed": [sealed],

@@ -84,16 +84,13 @@ from headless_passkey.trust import envelope as _envelope
 from headless_passkey.trust import ring as _ring
 from headless_passkey.trust.account_code import PREFIX as ACCOUNT_PREFIX
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Opened, open_envelope
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.invitation import (
-    INTRODUCTION_LABEL,
-    Introduction,
-    Invitation,
-    InvitationRecord,
-)
+from headless_passkey.trust.introduction import INTRODUCTION_LABEL, Introduction
 from headless_passkey.trust.invitation import PREFIX as INVITATION_PREFIX
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import (
     RING_LABEL,
     Member,
@@ -696,7 +693,7 @@ def introduction(data: bytes) -> None:
         return
     fields = [parsed.kind, parsed.account, parsed.relay_url, parsed.inviter, parsed.signing_key]
     keys = [encode_hpke_key(parsed.hpke_key), parsed.possession]
-    assert _cbor.encode([INTRODUCTION_LABEL, *fields, *keys, parsed.label]) == data
+    assert _cbor.encode([INTRODUCTION_LABEL, *fields, *keys, parsed.label, parsed.commitment]) == data
     record = InvitationRecord(invitation=INVITATION)
     mac = hmac.digest(INVITATION.k_new, data, "sha256")
     attempt(lambda: record.check(body=data, signature=sign_document(DEVICE, data), mac=mac, now=NOW), REFUSED)
@@ -705,8 +702,10 @@ def introduction(data: bytes) -> None:
 INVITATION: Final = Invitation(
     relay_url="https://relay.example",
     account=ACCOUNT,
+    account_name="ada",
     kind=Role.DEVICE,
     inviter=COMPANION_MEMBER.name,
+    inviter_label=COMPANION_MEMBER.label,
     secret=bytes(range(16)),
     expires_at=NOW + 600,
 )
@@ -720,6 +719,13 @@ def invitation_record(data: bytes) -> None:
     if record is not None:
         again = record.to_bytes()
         assert InvitationRecord.from_bytes(again) == record
+
+
+@target
+def newcomer_record(data: bytes) -> None:
+    record = attempt(lambda: Newcomer.from_bytes(data))
+    if record is not None:
+        assert record.to_bytes() == data
 
 
 @target

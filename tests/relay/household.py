@@ -22,6 +22,7 @@ from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from tests.trust.people import Person, companion, device, found, grow
@@ -207,6 +208,11 @@ class Relay:
             )
         assert added is not None
         return added
+
+    async def account_line(self, name: str) -> str:
+        """The account code of a new account, as its first companion gets it."""
+        account, code = await self.account_code(name)
+        return AccountCode(relay_url=self.url, account=account, account_name=name, code=code).encode()
 
     async def household(self, name: str = "alice", *, companions: int = 2, devices: int = 1) -> "Household":
         """A founded account with so many members."""

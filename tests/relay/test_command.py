@@ -263,10 +263,11 @@ async def test_an_account_code_is_one_line(path: Path) -> None:
         "--relay",
         "HTTPS://Relay.example:443/push/",
     )
-    assert (status, stderr) == (0, "")
+    assert status == 0
     (line,) = stdout.splitlines()
     code = AccountCode.parse(line)
-    assert code.relay_url == relay
+    assert stderr == f"the account's id is {code.account}: newcomers can be told to expect it\n"
+    assert (code.relay_url, code.account_name) == (relay, "alice")
     status, again, _ = await run(
         "companion_push", "account", "add", "alice", "--store", path, "--relay", relay
     )

@@ -1,6 +1,6 @@
 """Make the vectors of tests/vectors that have no published source (marked ``self``).
 
-    python -m tests.trust.make_vectors [ring|word|envelope|invitation]...
+    python -m tests.trust.make_vectors [ring|word|envelope|invitation|introduction]...
 
 They pin our formats: a change here is a change of the protocol, and a port to another language starts from
 them. Keys are fixed and signatures are random, so a second run gives other signatures over the same bodies.
@@ -18,8 +18,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import compressed
 from headless_passkey.trust.account_code import AccountCode
+from headless_passkey.trust.admission import InvitationRecord
 from headless_passkey.trust.envelope import Announcement, seal
-from headless_passkey.trust.invitation import Introduction, Invitation, InvitationRecord
+from headless_passkey.trust.introduction import Introduction, Nonces
+from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring, document_hash
 from headless_passkey.trust.signing import CURVE, SIGNATURE_SIZE, SoftwareSigningKey, sign_document
 from headless_passkey.trust.word import Claim, Word
@@ -333,25 +335,28 @@ def envelopes() -> dict[str, Any]:
     return {"source": "self", "spec": "docs/protocol/trust.md, the envelope", "envelopes": cases}
 
 
+RELAY_URL = "https://relay.example/push"
+
+
+def invitation_for(newcomer: Person) -> Invitation:
+    return Invitation(
+        relay_url=RELAY_URL,
+        account=ACCOUNT,
+        account_name=ACCOUNT_NAME,
+        kind=newcomer.role,
+        inviter=PHONE.name,
+        inviter_label=PHONE.label,
+        secret=hashlib.sha256(newcomer.role.encode()).digest()[:16],
+        expires_at=NOW + 600,
+    )
+
+
 def invitations() -> dict[str, Any]:
-    relay_url = "https://relay.example/push"
-    ring = found(PHONE)
-    invited, introduced = [], []
-    for newcomer in (fixed(device("frame"), 3), TABLET):
-        invitation = Invitation(
-            relay_url=relay_url,
-            account=ACCOUNT,
-            kind=newcomer.role,
-            inviter=PHONE.name,
-            secret=hashlib.sha256(newcomer.role.encode()).digest()[:16],
-            expires_at=NOW + 600,
-        )
-        introduction = Introduction.make(
-            invitation, key=newcomer.key, hpke_key=newcomer.member.hpke_key, label=newcomer.label
-        )
-        record = InvitationRecord(invitation=invitation).taken_by(introduction)
-        next_ring, mac = record.admit(introduction, ring=ring, key=PHONE.key, now=NOW)
-        invited.append(
+    code = AccountCode(relay_url=RELAY_URL, account=ACCOUNT, account_name=ACCOUNT_NAME, code=bytes(range(32)))
+    return {
+        "source": "self",
+        "spec": "docs/protocol/trust.md, invitation and account code",
+        "invitations": [
             {
                 "name": f"for a {newcomer.role}",
                 "text": invitation.encode(),
@@ -361,25 +366,9 @@ def invitations() -> dict[str, Any]:
                 "k_new": invitation.k_new.hex(),
                 "k_inv": invitation.k_inv.hex(),
             }
-        )
-        introduced.append(
-            {
-                "name": f"a {newcomer.role}",
-                "invitation": invitation.encode(),
-                "body": introduction.body.hex(),
-                "signature": introduction.signature.hex(),
-                "mac": introduction.mac.hex(),
-                "check_number": introduction.check_number,
-                "ring": next_ring.document.hex(),
-                "answer_mac": mac.hex(),
-            }
-        )
-    code = AccountCode(relay_url=relay_url, account=ACCOUNT, account_name=ACCOUNT_NAME, code=bytes(range(32)))
-    return {
-        "source": "self",
-        "spec": "docs/protocol/trust.md, invitation and introduction",
-        "invitations": invited,
-        "introductions": introduced,
+            for newcomer in (FRAME, TABLET)
+            for invitation in [invitation_for(newcomer)]
+        ],
         "account_codes": [
             {
                 "name": "an account",
@@ -393,8 +382,53 @@ def invitations() -> dict[str, Any]:
     }
 
 
+def introductions() -> dict[str, Any]:
+    ring = found(PHONE)
+    introduced = []
+    for newcomer in (fixed(device("frame"), 3), TABLET):
+        invitation = invitation_for(newcomer)
+        theirs, ours = (
+            hashlib.sha256(f"{newcomer.role} {side}".encode()).digest() for side in ("newcomer", "inviter")
+        )
+        introduction = Introduction.make(
+            invitation, key=newcomer.key, hpke_key=newcomer.hpke_key, label=newcomer.label, nonce=theirs
+        )
+        record = InvitationRecord(invitation=invitation, newcomer=introduction.hash, nonce=ours)
+        record = record.candidate(introduction, theirs).agree_without_number()
+        next_ring, mac = record.admit(introduction, ring=ring, key=PHONE.key, now=NOW)
+        introduced.append(
+            {
+                "name": f"a {newcomer.role}",
+                "invitation": invitation.encode(),
+                "kind": newcomer.role,
+                "label": newcomer.label,
+                "newcomer": newcomer.name,
+                "body": introduction.body.hex(),
+                "signature": introduction.signature.hex(),
+                "mac": introduction.mac.hex(),
+                "newcomer_nonce": theirs.hex(),
+                "commitment": introduction.commitment.hex(),
+                "inviter_nonce": ours.hex(),
+                "number": Nonces(newcomer=theirs, inviter=ours).number(introduction),
+                "ring": next_ring.document.hex(),
+                "answer_mac": mac.hex(),
+            }
+        )
+    return {
+        "source": "self",
+        "spec": "docs/protocol/trust.md, introduction, number and answer",
+        "introductions": introduced,
+    }
+
+
 def main() -> None:
-    made = {"ring": rings, "word": words, "envelope": envelopes, "invitation": invitations}
+    made = {
+        "ring": rings,
+        "word": words,
+        "envelope": envelopes,
+        "invitation": invitations,
+        "introduction": introductions,
+    }
     for name in sys.argv[1:] or made:
         (FOLDER / f"{name}.json").write_text(json.dumps(made[name](), indent=1) + "\n")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import pytest
 import pytest_asyncio
 
-from companion_push.companion.terminal import Terminal
 from headless_passkey.errors import TransportError
+from headless_passkey.process.terminal import Terminal
 from tests.companion.program import Screen
 
 END_OF_INPUT = "\x04"  # Ctrl-D, as the line discipline takes it
