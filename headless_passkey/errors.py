@@ -288,6 +288,7 @@ class TrustReason(StrEnum):
     RECIPIENT_MISMATCH = "recipient-mismatch"
     REPLAYED = "replayed"
     RING_FULL = "ring-full"
+    RING_GAP = "ring-gap"
     RP_NOT_ALLOWED = "rp-not-allowed"
     RP_REFUSED = "rp-refused"
     SESSION_REUSED = "session-reused"

@@ -144,6 +144,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (TrustReason.LAST_COMPANION, None): (
         "let another companion in first, with `companion-push companion invite --kind companion`"
     ),
+    (TrustReason.RING_GAP, None): (
+        "`headless-passkey leave --anyway`, then `headless-passkey join` with a new invitation; a companion joins again too"
+    ),
     (TrustReason.RING_FULL, None): "remove members that are not used any more",
     (TrustReason.WRONG_NUMBER, None): (
         "invite again; if it was no slip, give the new invitation to the newcomer in another way, which nobody else can see"

@@ -235,8 +235,13 @@ class CompanionState:
             return RingChain.restore(kept.documents)
 
     async def adopt(self, newer: RingChain, *, now: float) -> RingChain:
-        """Extend the stored chain by the rings of `newer`, itself an extension of the chain as it was."""
+        """Extend the stored chain by the rings of `newer`, itself an extension of the chain as it was, or taken over after a gap."""
         chain = self.chain()
+        if newer.rings[0].version > chain.head.version + 1:
+            async with self._locked():
+                if newer.head.version > self.chain().head.version:
+                    self._write("ring.json", _Rings(documents=list(newer.documents)))
+                return self.chain()
         further = [ring.document for ring in newer.rings if ring.version > chain.head.version]
         return await self.extend(further, now=now) if further else chain
 

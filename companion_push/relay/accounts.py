@@ -26,6 +26,8 @@ INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # open ones of an account
 _SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock
 ANSWERABLE: Final = 600  # seconds after an invitation's expiry in which an introduction may still be answered
+KEPT_RINGS: Final = 256  # of an account, the newest
+KEPT_BYTES: Final = 4 << 20
 _ANY: Final = 1 << 62  # no version is as high
 _FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
 _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
@@ -270,6 +272,12 @@ def head_hash(db: sqlite3.Connection, account: str) -> tuple[int, bytes]:
     return version, document_hash(document)
 
 
+def has_ring(db: sqlite3.Connection, account: str, version: int) -> bool:
+    """Whether the relay still has this version."""
+    row = db.execute("SELECT 1 FROM rings WHERE account = ? AND version = ?", (account, version)).fetchone()
+    return row is not None
+
+
 def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
     """Whether the relay holds this ring of the account."""
     row = db.execute(
@@ -411,6 +419,18 @@ def _refusals(old: Ring | None = None) -> Iterator[None]:
         raise invalid(f"ring: {error}") from error
 
 
+def _prune(db: sqlite3.Connection, account: str) -> None:
+    """Drop the account's oldest rings beyond the last 256, and beyond 4 MiB; never the newest."""
+    kept = size = 0
+    for version, length in db.execute(
+        "SELECT version, length(document) FROM rings WHERE account = ? ORDER BY version DESC", (account,)
+    ).fetchall():
+        kept, size = kept + 1, size + length
+        if kept > 1 and (kept > KEPT_RINGS or size > KEPT_BYTES):
+            db.execute("DELETE FROM rings WHERE account = ? AND version <= ?", (account, version))
+            return
+
+
 def ring_conflict(ring: Ring) -> Problem:
     """Make the problem for a ring that does not extend the head, which is `ring`."""
     return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
@@ -422,6 +442,7 @@ def _store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
         if other is not None and other.account != ring.account:
             raise invalid("ring: a member's key belongs to another account")
     db.execute("INSERT INTO rings VALUES (?, ?, ?)", (ring.account, ring.version, ring.document))
+    _prune(db, ring.account)
     db.execute(
         "REPLACE INTO former SELECT name, account, ?, ? FROM members WHERE account = ?",
         (ring.version, int(now), ring.account),

@@ -128,11 +128,20 @@ def read_ring(after: int) -> Operation:
         if head is None:
             raise not_found()
         documents = accounts.rings_after(call.db, account, after, MAX_RINGS, last=last)
+        gap = after < head.version and not accounts.has_ring(call.db, account, after + 1)
+        if gap:
+            documents = [head.document]
         rings = [base64url(document) for document in documents]
         newest = accounts.words(call.db, account) if last is None else ()  # they name rings of later
         words = [{"by": by, "word": base64url(word)} for by, word in newest]
         return Answer(
-            body={"version": head.version, "hash": base64url(head.hash), "rings": rings, "words": words}
+            body={
+                "version": head.version,
+                "hash": base64url(head.hash),
+                "rings": rings,
+                "words": words,
+                "gap": gap,
+            }
         )
 
     return operation

@@ -33,7 +33,7 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.freshness import hear, withheld
+from headless_passkey.trust.freshness import hear, take_over, withheld
 from headless_passkey.trust.introduction import MAC_SIZE, NONCE_SIZE
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
@@ -183,6 +183,9 @@ class MemberClient:
         this member out: then the relay shows no later one. `TransportError` (unknown-to-relay) when the relay does not
         know this key and shows no such ring.
 
+        Where the relay has dropped rings in between, the newest is taken over by the words of companions, else `TrustError`
+        (ring-gap).
+
         keep: stores the chain after every answer, so that an interruption loses nothing. links: whether to hand in rings
         that we hold and the relay has forgotten, such as after it was restored from a backup.
         """
@@ -190,7 +193,13 @@ class MemberClient:
         while True:
             with self._known():
                 answer = await self._http.get("/v1/ring", after=chain.head.version, patience=patience)
-            longer = chain.extend(map(_ring_document, answer.items("rings")), now=self._http.now())
+            documents = [_ring_document(item) for item in answer.items("rings")]
+            if answer.boolean("gap") and documents:
+                longer = take_over(
+                    chain, documents[-1], words=_words(answer), me=self._http.name, now=self._http.now()
+                )
+            else:
+                longer = chain.extend(documents, now=self._http.now())
             version, ring_hash = answer.integer("version"), answer.octets("hash", 32)
             if keep is not None and longer.head is not chain.head:
                 await keep(longer)

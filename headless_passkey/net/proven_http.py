@@ -46,7 +46,7 @@ from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
-from headless_passkey.trust.signing import SigningKey
+from headless_passkey.trust.signing import SigningKey, thumbprint
 
 MAX_ANSWER: Final = 2 << 20  # bytes
 MAX_WAIT: Final = 25  # seconds a server may hold a request
@@ -112,6 +112,11 @@ class ProvenHttp:
             self._host = URL(base_url).host_port_subcomponent or ""
         except ValueError as error:
             raise LocalProtocolError("a server's base URL is https://HOST[:PORT][/PATH]") from error
+
+    @property
+    def name(self) -> str:
+        """The name of the key that makes the proofs, its thumbprint."""
+        return thumbprint(self._key.public_key)
 
     def now(self) -> float:
         """Unix seconds by the clock that dates the proofs."""

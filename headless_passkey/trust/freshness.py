@@ -57,6 +57,38 @@ def hear(words: Iterable[tuple[str, bytes]], chain: RingChain, *, now: float) ->
     return Words(at=at, ahead=ahead)
 
 
+def take_over(
+    chain: RingChain, document: bytes, *, words: Iterable[tuple[str, bytes]], me: str, now: float
+) -> RingChain:
+    """Take a later ring over although the relay has dropped the rings in between; the chain begins with it.
+
+    Two companions of our head (the one, where there is one), who are in the new ring too, must have given words for
+    exactly this ring, which must hold `me`. `TrustError` (ring-gap) otherwise, or what is wrong with the ring.
+    """
+    head = chain.head
+    ring = head.skip_to(document, now=now)
+    vouching = set()
+    for by, said in words:
+        companion = head.member(by)
+        if companion is None or companion.role is not Role.COMPANION or ring.member(by) is None:
+            continue
+        try:
+            word = Word.parse(said, by=companion)
+        except HeadlessPasskeyError:
+            continue
+        if (word.account, word.version, word.ring_hash) == (ring.account, ring.version, ring.hash):
+            vouching.add(by)
+    needed = min(2, len(head.companions))
+    if len(vouching) < needed or ring.member(me) is None:
+        raise TrustError(
+            TrustReason.RING_GAP,
+            f"the relay has dropped the rings between {head.version} and {ring.version}, and {len(vouching)} of {needed} "
+            "companions confirm the newest",
+            advice=mend(TrustReason.RING_GAP),
+        )
+    return RingChain.start(ring)
+
+
 def withheld(version: int) -> TrustError:
     """Make the error for a ring that somebody names and the relay does not show."""
     return TrustError(

@@ -207,6 +207,27 @@ class Ring:
         check_next(self, ring, now=now)
         return ring
 
+    def skip_to(self, document: bytes, *, now: float) -> "Ring":
+        """Parse and verify a later version whose links to this one are lost; `freshness.take_over` says when it is taken.
+
+        It is checked as a newcomer's first ring is, by a signer that it lists or that this version lists.
+        """
+        ring = self._parse(document)
+        if (ring.account, ring.account_name) != (
+            self.account,
+            self.account_name,
+        ) or ring.version <= self.version:
+            raise _refused(TrustReason.FORKED_RING, "the ring is no later one of this account")
+        signer = ring.member(ring.signer) or self.member(ring.signer)
+        if signer is None:
+            raise _refused(TrustReason.RING_GAP, "the ring is signed by somebody whom nobody knows")
+        _check_signature(ring, signer)
+        _check_time(self, ring, now)
+        if not all(_possesses(ring, member) for member in ring.members):
+            raise _refused(TrustReason.BAD_POSSESSION, "the ring lists a key without its holder")
+        _check_whole(ring)
+        return ring
+
     def next(self, key: SigningKey, *, members: Sequence[Member], now: float) -> "Ring":
         """Make and sign the next version with `members`; who is new among them is introduced by the signer, now.
 

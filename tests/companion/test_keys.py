@@ -337,3 +337,12 @@ async def test_a_crash_while_writing_leaves_the_old_rings(
         await state.extend([NEXT.document], now=NOW)
     monkeypatch.undo()
     assert state.chain().head.version == 1
+
+
+async def test_a_chain_that_was_taken_over_after_a_gap_takes_the_place_of_the_one_before(
+    state: CompanionState,
+) -> None:
+    later = grow(grow(NEXT, PHONE, PHONE, FRAME), PHONE, PHONE, FRAME)
+    assert (await state.adopt(RingChain.start(later), now=NOW)).rings == (later,)
+    assert state.chain().rings == (later,)
+    assert (await state.adopt(RingChain.start(RING), now=NOW)).head == later, "nothing goes back"

@@ -15,7 +15,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from companion_push.relay import operations
+from companion_push.relay import accounts, operations
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
@@ -282,6 +282,46 @@ async def test_a_relay_that_has_forgotten_rings_gets_them_again(
     assert (await frame.bring_up_to_date(long)).head == held.head
     assert (await home.companions[1].get("/v1/ring")).body["rings"] == kept
     assert "relay-forgot-rings: the relay had forgotten ring 3 to 4" in caplog.text
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("vouching", [2, 1, 0])
+async def test_over_a_gap_the_newest_ring_is_taken_by_the_words_of_two_companions(
+    home: Household, frame: RelayClient, monkeypatch: pytest.MonkeyPatch, vouching: int
+) -> None:
+    monkeypatch.setattr(accounts, "KEPT_RINGS", 3)
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    start = RingChain.start(home.ring)
+    for number in range(5):
+        await home.append(*people, device(f"hub {number}"))
+    for caller in home.companions[:vouching]:
+        word = Word.give(caller.person.key, ring=home.ring, now=caller.clock())
+        assert (await caller.put("/v1/word", {"word": base64url(word.document)})).status == 200
+    if vouching == 2:
+        chain = await frame.bring_up_to_date(start)
+        assert chain == RingChain.start(home.ring)
+        return
+    with refused(TrustReason.RING_GAP, saying=f"between 2 and 7, and {vouching} of 2 companions"):
+        await frame.bring_up_to_date(start)
+
+
+@pytest.mark.threat("T17")
+async def test_a_relay_keeps_the_last_rings_and_shows_who_is_behind_them_the_newest(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna = home.companions[0]
+    people = [caller.person for caller in (*home.companions, *home.devices)]
+    size = len(home.ring.document)
+    for name, limit in (("KEPT_RINGS", 3), ("KEPT_BYTES", 4 * size)):
+        with monkeypatch.context() as limits:
+            limits.setattr(accounts, name, limit)
+            for _ in range(5):
+                await home.append(*people)
+        newest = home.ring.version
+        kept = (await anna.get(f"/v1/ring?after={newest - 3}")).body
+        assert (kept["gap"], len(kept["rings"])) == (False, 3)
+        behind = (await anna.get("/v1/ring?after=1")).body
+        assert (behind["gap"], behind["rings"]) == (True, [base64url(home.ring.document)])
 
 
 async def test_rings_are_kept_after_every_answer(

@@ -4,10 +4,23 @@ import pytest
 
 from headless_passkey.errors import TrustReason
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.freshness import DAY, hear, witnesses
+from headless_passkey.trust.freshness import DAY, hear, take_over, witnesses
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
-from tests.trust.people import BOBS, NOW, Home, Person, chain_of, companion, device, found, grow
+from tests.trust.people import (
+    BOBS,
+    NOW,
+    Home,
+    Person,
+    chain_of,
+    companion,
+    device,
+    encoded,
+    forge,
+    found,
+    grow,
+    twin,
+)
 from tests.trust.refusal import refused
 
 HOME = Home()
@@ -96,3 +109,68 @@ def test_a_witness_that_said_nothing_for_more_than_seven_days_is_silent() -> Non
     assert tablet.is_silent(NOW + 7 * DAY + 1)
     assert tablet.is_silent(NOW + 2 * DAY, after=DAY)
     assert (tablet.days(NOW + 9 * DAY + 5), tablet.age(NOW - 60)) == (9, 0)
+
+
+# A ring whose links are gone
+
+
+def far(*members: Person, by: Person = HOME.phone) -> Ring:
+    """A ring three versions after the head, with `members` in the end."""
+    chain = longer(HOME.chain, HOME.phone, TABLET, HOME.frame)
+    chain = longer(chain, HOME.phone, TABLET, HOME.frame)
+    return longer(chain, *members, by=by).head
+
+
+def taken(ring: Ring, *words: tuple[str, bytes], document: bytes | None = None, now: float = NOW) -> Ring:
+    return take_over(HOME.chain, document or ring.document, words=words, me=HOME.frame.name, now=now).head
+
+
+def test_the_newest_ring_is_taken_by_the_words_of_two_companions() -> None:
+    ring = far(HOME.phone, TABLET, HOME.frame)
+    assert taken(ring, word(TABLET, ring), word(HOME.phone, ring)) == ring
+
+
+@pytest.mark.threat("T16")
+def test_too_few_words_for_exactly_this_ring_are_a_gap() -> None:
+    ring = far(HOME.phone, TABLET, HOME.frame)
+    puppet = companion("puppet")
+    with_puppet = far(HOME.phone, puppet, HOME.frame)
+    head = HOME.chain.head
+    for words in (
+        [],
+        [word(TABLET, ring)],
+        [word(TABLET, ring), word(TABLET, ring)],
+        [word(TABLET, ring), word(HOME.phone, head)],
+        [word(TABLET, ring), (HOME.phone.name, word(TABLET, ring)[1])],
+        [word(TABLET, ring), word(HOME.frame, ring)],
+    ):
+        with refused(TrustReason.RING_GAP):
+            taken(ring, *words)
+    with refused(TrustReason.RING_GAP, saying="1 of 2"):  # the puppet is nobody to us, the tablet is out
+        taken(
+            with_puppet, word(HOME.phone, with_puppet), word(puppet, with_puppet), word(TABLET, with_puppet)
+        )
+
+
+@pytest.mark.threat("T16")
+def test_a_ring_over_a_gap_is_checked_as_a_first_ring_is() -> None:
+    ring = far(HOME.phone, TABLET, HOME.frame)
+    words = [word(TABLET, ring), word(HOME.phone, ring)]
+    with refused(TrustReason.BAD_SIGNATURE):
+        taken(ring, *words, document=twin(ring.document))
+    with refused(TrustReason.CLOCK_SKEW):
+        taken(ring, *words, now=NOW - 500)
+    with refused(TrustReason.FORKED_RING):
+        taken(HOME.chain.head, *words)
+    with refused(TrustReason.FORKED_RING):
+        taken(ring, *words, document=forge(ring, HOME.phone, HOME.phone, account=BOBS))
+    stolen = [
+        encoded(ring, HOME.phone, by=HOME.phone),
+        encoded(ring, HOME.frame, by=HOME.phone),
+        encoded(ring, device("stolen"), by=HOME.phone, possession=bytes(64)),
+    ]
+    with refused(TrustReason.BAD_POSSESSION):
+        taken(ring, *words, document=forge(ring, HOME.phone, members=stolen))
+    without = far(HOME.phone, TABLET)
+    with refused(TrustReason.RING_GAP):
+        taken(without, word(TABLET, without), word(HOME.phone, without))
