@@ -167,6 +167,8 @@ async def invite(args: argparse.Namespace) -> None:
         raise UsageError(
             "--yes needs --number FILE, with the number that the newcomer shows, or --without-number"
         )
+    if args.needs_digits and kind is not Role.DEVICE:
+        raise UsageError("--needs-digits is for devices")
     if args.number is not None and args.without_number:
         raise UsageError("--number and --without-number exclude each other")
     if args.number is not None and not args.yes:
@@ -188,6 +190,7 @@ async def invite(args: argparse.Namespace) -> None:
         member = await _membership(args).invite(
             kind,
             rp_ids=rp_ids,
+            needs_digits=args.needs_digits,
             seconds=args.timeout,
             show=show,
             consent=lambda candidate: _agree(args, candidate, terminal),
@@ -330,6 +333,7 @@ async def members(args: argparse.Namespace) -> None:
     me = _state(args).identity().keys.name
     for member in ring.members:
         bound = "" if member.rp_ids is None else f"  only {', '.join(member.rp_ids)}"
+        bound += "  needs digits" if member.needs_digits else ""
         this = "  (this one)" if member.name == me else ""
         out(f"{member.role!s:9}  {member.name}  {known_as(member, ring.members)}{bound}{this}")
     talk(

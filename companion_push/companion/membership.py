@@ -112,13 +112,15 @@ class Membership:
         kind: Role,
         *,
         rp_ids: tuple[str, ...] | None,
+        needs_digits: bool = False,
         seconds: float,
         show: Callable[[str], None],
         consent: Consent,
     ) -> Member:
         """Let one newcomer in.
 
-        rp_ids: the relying parties that a device is bound to; None for any. show: called with the invitation, a secret.
+        rp_ids: the relying parties that a device is bound to; None for any. needs_digits: whether companions refuse what the
+        device asks without match digits. show: called with the invitation, a secret.
         consent: called with the newcomer, which it agrees to (`Candidate.agree`); None refuses the newcomer. seconds: for
         everything until the consent.
 
@@ -137,6 +139,7 @@ class Membership:
                     relay_url=me.relay_url, ring=head, kind=kind, inviter=me.keys.name, now=now
                 ),
                 rp_ids=rp_ids,
+                needs_digits=needs_digits,
             )
             return await self._invite(relay, record, keys=me.keys, until=until, show=show, consent=consent)
 

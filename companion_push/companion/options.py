@@ -124,8 +124,14 @@ def _add_invite(commands: Any) -> None:
     )
     invite.add_argument("--any-rp-id", action="store_true", help="let the device ask for every relying party")
     invite.add_argument(
+        "--needs-digits",
+        action="store_true",
+        help="let every companion refuse what the device asks without a number to type (sign-in --match-digits)",
+    )
+    invite.add_argument(
         "--yes",
         action="store_true",
+        said_only=(True,),
         help="ask nothing at the terminal: for automation, with --number or --without-number",
     )
     invite.add_argument(
@@ -136,6 +142,7 @@ def _add_invite(commands: Any) -> None:
     invite.add_argument(
         "--without-number",
         action="store_true",
+        said_only=(True,),
         help="for a newcomer that can neither show nor speak its number: whoever has seen the invitation can get in",
     )
     invite.add_argument(

@@ -164,6 +164,7 @@ complete -c companion-push -n '_shtab_companion_push_using companion invite' -l 
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l kind -xka "companion device" -d kind
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l rp-id -x -d 'a relying party that the device may ask for; repeatable (default: asked at the terminal)'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l any-rp-id -d 'let the device ask for every relying party'
+complete -c companion-push -n '_shtab_companion_push_using companion invite' -l needs-digits -d 'let every companion refuse what the device asks without a number to type (sign-in --match-digits)'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l yes -d 'ask nothing at the terminal: for automation, with --number or --without-number'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l number -xka "(__fish_complete_path (commandline -ct))" -d 'with --yes: where the newcomer'"'"'s number comes from, a file or - for stdin, read when it has come'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l without-number -d 'for a newcomer that can neither show nor speak its number: whoever has seen the invitation can get in'

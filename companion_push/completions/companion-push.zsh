@@ -127,6 +127,7 @@ _shtab_companion_push_companion_invite_options=(
   "--kind[kind]:kind:(companion device)"
   "*--rp-id[a relying party that the device may ask for\; repeatable (default\: asked at the terminal)]:ID:"
   "--any-rp-id[let the device ask for every relying party]"
+  "--needs-digits[let every companion refuse what the device asks without a number to type (sign-in --match-digits)]"
   "--yes[ask nothing at the terminal\: for automation, with --number or --without-number]"
   "--number[with --yes\: where the newcomer\'s number comes from, a file or - for stdin, read when it has come]:FILE:_files"
   "--without-number[for a newcomer that can neither show nor speak its number\: whoever has seen the invitation can get in]"

@@ -158,11 +158,14 @@ class InvitationRecord:
 
     invitation: Invitation
     rp_ids: tuple[str, ...] | None = None  # the relying parties to which the device is bound
+    needs_digits: bool = False  # whether the device must show digits with each request
     newcomer: bytes | None = None  # the hash of the first introduction; None before one came
     nonce: bytes | None = field(default=None, repr=False)  # the inviter's, 32 bytes, for this introduction
     agreed: Agreed | None = None  # None before the user has agreed
 
     def __post_init__(self) -> None:
+        if self.needs_digits and self.invitation.kind is not Role.DEVICE:
+            raise LocalProtocolError("only devices show digits")
         if self.rp_ids is not None:
             if self.invitation.kind is not Role.DEVICE:
                 raise LocalProtocolError("only devices are bound to rp ids")
@@ -267,7 +270,7 @@ class InvitationRecord:
             raise LocalProtocolError("only the newcomer that the user agreed to can be admitted")
         if thumbprint(key.public_key) != self.invitation.inviter:
             raise LocalProtocolError("only the inviter answers its invitation")
-        newcomer = introduction.member(self.rp_ids, label=self.agreed.label)
+        newcomer = introduction.member(self.rp_ids, label=self.agreed.label, needs_digits=self.needs_digits)
         present = ring.member(newcomer.name)
         if present is not None and present.keys != newcomer.keys:
             raise RemoteProtocolError(
@@ -285,15 +288,24 @@ class InvitationRecord:
         rp_ids = None if self.rp_ids is None else list(self.rp_ids)
         agreed = None if self.agreed is None else [self.agreed.nonce, self.agreed.label]
         return cbor.encode(
-            [_RECORD_LABEL, self.invitation.encode(), rp_ids, self.newcomer, self.nonce, agreed]
+            [
+                _RECORD_LABEL,
+                self.invitation.encode(),
+                rp_ids,
+                self.needs_digits,
+                self.newcomer,
+                self.nonce,
+                agreed,
+            ]
         )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "InvitationRecord":
-        fields = Fields.of(data, _RECORD_LABEL, 5, limit=MAX_RECORD)
+        fields = Fields.of(data, _RECORD_LABEL, 6, limit=MAX_RECORD)
         return cls(
             invitation=Invitation.parse(fields.text(MAX_TEXT)),
             rp_ids=fields.optional(lambda: parse_rp_ids(fields.take())),
+            needs_digits=fields.truth(),
             newcomer=fields.optional(lambda: fields.octets(hashlib.sha256().digest_size)),
             nonce=fields.optional(lambda: fields.octets(NONCE_SIZE)),
             agreed=fields.optional(lambda: _parse_agreed(Fields(fields.take(), "agreement", 2))),

@@ -131,10 +131,17 @@ class Introduction:
         """The introduction's hash, 32 bytes: SHA-256 of the body."""
         return hashlib.sha256(self.body).digest()
 
-    def member(self, rp_ids: tuple[str, ...] | None = None, *, label: str | None = None) -> Member:
+    def member(
+        self,
+        rp_ids: tuple[str, ...] | None = None,
+        *,
+        label: str | None = None,
+        needs_digits: bool = False,
+    ) -> Member:
         """Make the newcomer's entry of the ring.
 
         rp_ids: the relying parties to which the inviter binds a device. label: another one than it introduced itself with.
+        needs_digits: whether companions refuse what this device asks without match digits.
         """
         return Member(
             role=self.kind,
@@ -142,6 +149,7 @@ class Introduction:
             hpke_key=self.hpke_key,
             possession=self.possession,
             label=self.label if label is None else label,
+            needs_digits=needs_digits,
             rp_ids=rp_ids,
         )
 

@@ -113,6 +113,17 @@ def test_the_inviter_binds_a_device_to_relying_parties_and_may_name_it() -> None
     assert (member.rp_ids, member.label) == (("example.com",), "second frame")
 
 
+@pytest.mark.threat("T4")
+def test_the_inviter_lets_a_device_in_on_the_condition_that_it_shows_digits() -> None:
+    invitation = invite()
+    newcomer, candidate = met(InvitationRecord(invitation=invitation, needs_digits=True), come(invitation))
+    record = InvitationRecord.from_bytes(candidate.agree(newcomer.number).to_bytes())
+    ring, mac = record.admit(newcomer.introduction, ring=RING, key=PHONE.key, now=NOW)
+    member = newcomer.accept(ring=ring.document, mac=mac).member(FRAME.name)
+    assert member is not None
+    assert member.needs_digits
+
+
 @pytest.mark.threat("T2")
 def test_one_wrong_number_is_refused_and_a_slip_never_fits() -> None:
     invitation = invite()
