@@ -566,7 +566,8 @@ async def test_a_relay_that_says_conflict_for_ever_is_left_within_the_inviters_t
     monkeypatch.setattr(CompanionRelay, "append_ring", conflict)
     inviting = first.invite(Role.COMPANION, seconds=3)
     newcomer = Membership(state=CompanionState(tmp_path / "new"), tls=None, clock=first.membership.clock)
-    joining = asyncio.ensure_future(newcomer.join((await first.invitation).encode(), label="Tablet"))
+    line = (await first.invitation).encode()
+    joining = asyncio.ensure_future(newcomer.join(line, label="Tablet", on_check_number=first.numbers.append))
     with pytest.raises(TransportError) as caught:
         await inviting
     assert caught.value.reason is TransportReason.RELAY_INCONSISTENT
