@@ -49,7 +49,7 @@ from companion_push.relay.messages import (
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
-from companion_push.relay.strangers import Strangers
+from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from headless_passkey.errors import UsageError
@@ -61,6 +61,7 @@ logger = logging.getLogger(__name__)
 
 _LIVEZ: Final = "livez"
 BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
+REFUSAL_SECONDS: Final = 1.0  # before a key that has had its share is told so
 _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
@@ -134,6 +135,8 @@ class RelayEndpoints:
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
         self._used_proofs = UsedProofs()
+        self._ring_bytes = Budget(per_minute=RING_BYTES)
+        self._calls = Budget(per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self.held_requests = HeldRequests(
@@ -154,9 +157,11 @@ class RelayEndpoints:
         return await self._act(caller, operations.found_account(body))
 
     async def read_ring(self, request: web.Request) -> web.Response:
-        caller = await self._caller(request)
+        caller = await self._caller(request, self._ring_bytes)
         after = _query(request, "after").number("after", _HIGHEST_VERSION)
-        return await self._act(caller, operations.read_ring(after or 0))
+        answer = await self._run(caller, operations.read_ring(after or 0))
+        self._ring_bytes.count(caller, sum(map(len, answer.body["rings"])), self._config.clock())
+        return _response(answer)
 
     async def append_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -311,10 +316,10 @@ class RelayEndpoints:
         """The newest nonce for proofs (RFC 9449 §8)."""
         return self._used_proofs.nonce(self._config.clock())
 
-    async def _caller(self, request: web.Request, *, secret: bytes | None = None) -> str:
+    async def _caller(self, request: web.Request, *budgets: Budget, secret: bytes | None = None) -> str:
         """Authenticate the request: the name of its key. The proof is used up (replay).
 
-        secret: the hash of the open ticket or code that the request shows.
+        budgets: of the caller, which it must not have spent. secret: the hash of the open ticket or code that the request shows.
         """
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
@@ -324,6 +329,14 @@ class RelayEndpoints:
         if claimed is not None:
             request[_SHOWN], nonce = claimed
             self._used_proofs.check_nonce(nonce, now)
+            try:
+                for budget in (self._calls, *budgets):
+                    budget.admit(request[_SHOWN], now)
+            except Problem:
+                await asyncio.sleep(
+                    REFUSAL_SECONDS
+                )  # so that who asks on at once has few answers to wait for
+                raise
         self._strangers.admit(
             request.remote or "", request.get(_SHOWN), secret, now
         )  # before a signature is verified
@@ -336,6 +349,7 @@ class RelayEndpoints:
             now=now,
         )
         self._used_proofs.take(proof, now)
+        self._calls.count(proof.name, 1, now)
         return proof.name
 
     async def _newcomer(

@@ -1,5 +1,5 @@
-"""Budgets for callers whose requests fail: how many of them one network address may have before its requests are refused
-without verifying a signature.
+"""Budgets that are kept in memory: for callers whose requests fail, how many of them one network address may have before its
+requests are refused without verifying a signature; and for the calls of one key and the rings that one member reads.
 
 Members and newcomers are not refused because of strangers at the same address: a key whose last call succeeded is known, and
 an open ticket or account code has a budget of its own. All tables are bounded, and the longest unused entry makes room.
@@ -12,6 +12,8 @@ from companion_push.relay.mailbox import Rate
 from companion_push.serving.addresses import neighbourhood
 
 TRIES: Final = 10  # requests that show one ticket or account code, beyond what their address has left
+RING_BYTES: Final = 2 << 20  # of rings a minute, for each member
+CALLS: Final = 3000  # a minute, of each key; a companion that only waits makes 3
 _MOST: Final = 10_000  # entries of each table
 
 Key = TypeVar("Key")
@@ -57,6 +59,26 @@ class Strangers:
         if self._rate is not None:
             where = neighbourhood(address)
             _put(self._failures, where, self._rate.take_up_to(self._failures.get(where), now))
+
+
+class Budget:
+    """What each key may have in a minute, such as bytes; the answer that exceeds it is given, and paid for afterwards.
+
+    It is counted by verified keys, and asked by the key that a proof shows, before its signature is verified: whoever shows a
+    key that is not its own can only be refused itself.
+    """
+
+    def __init__(self, *, per_minute: int) -> None:
+        self._rate = Rate(count=per_minute, seconds=60)
+        self._had: dict[str, float] = {}  # when the key has its whole rate again; longest unused first
+
+    def admit(self, key: str, now: float) -> None:
+        """Refuse (`rate-limited`) a key that has had its share."""
+        self._rate.take(self._had.get(key), now)
+
+    def count(self, key: str, size: int, now: float) -> None:
+        seconds = size * self._rate.seconds / self._rate.count
+        _put(self._had, key, max(self._had.get(key, 0.0), now) + seconds)
 
 
 def _put(table: dict[Key, Value], key: Key, value: Value) -> None:

@@ -10,7 +10,7 @@ from companion_push.relay import app as relay_app
 from companion_push.relay import strangers as module
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import check_proof
-from companion_push.relay.strangers import TRIES, Strangers
+from companion_push.relay.strangers import TRIES, Budget, Strangers
 from headless_passkey.text.base64url import base64url
 from tests.relay.household import Caller, Relay, fresh_id, running_relay
 from tests.relay.test_membership import founding
@@ -178,3 +178,60 @@ async def test_a_member_that_was_taken_out_is_a_stranger(tmp_path: Path) -> None
         assert {reply.status for reply in replies[:10]} == {404}
         assert 429 in {reply.status for reply in replies}
         assert (await anna.get("/v1/ring")).status == 200
+
+
+@pytest.mark.threat("T17")
+def test_a_member_reads_so_many_bytes_a_minute_and_others_theirs() -> None:
+    rings = Budget(per_minute=6000)
+    for _ in range(6):
+        rings.admit("anna", NOW)
+        rings.count("anna", 1000, NOW)
+    with pytest.raises(Problem) as problem:
+        rings.admit("anna", NOW)
+    assert problem.value.slug is Slug.RATE_LIMITED
+    rings.admit("bert", NOW)
+    rings.admit("anna", NOW + 1)
+
+
+@pytest.mark.threat("T17")
+async def test_who_has_had_its_share_costs_no_signature_and_whoever_shows_another_key_spends_nothing_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_app, "REFUSAL_SECONDS", 0)
+    async with running_relay(tmp_path / "s") as relay:
+        home = await relay.household()
+        anna, bert = home.companions
+        relay.app[relay_app.RELAY]._calls = Budget(per_minute=5)
+        for _ in range(20):
+            forged = f"{anna.proof('GET', '/v1/ring').rpartition('.')[0]}.{base64url(bytes(64))}"
+            assert (await bert.call("GET", "/v1/ring", proofs=[forged])).problem == "proof-invalid"
+        assert [(await anna.get("/v1/ring")).status for _ in range(6)] == [200] * 5 + [429]
+        monkeypatch.setattr(relay_app, "check_proof", None)
+        assert (await anna.get("/v1/inbox")).problem == "rate-limited"
+
+
+@pytest.mark.threat("T17")
+def test_one_large_answer_is_given_and_paid_for_afterwards() -> None:
+    rings = Budget(per_minute=6000)
+    rings.admit("anna", NOW)
+    rings.count("anna", 9000, NOW)
+    with pytest.raises(Problem) as problem:
+        rings.admit("anna", NOW + 29)
+    assert problem.value.retry_after == 2
+    rings.admit("anna", NOW + 31)
+
+
+@pytest.mark.threat("T17")
+async def test_who_reads_rings_all_the_time_is_told_to_wait_and_an_empty_answer_is_free(
+    tmp_path: Path,
+) -> None:
+    async with running_relay(tmp_path / "s") as relay:
+        home = await relay.household()
+        anna, bert = home.companions
+        relay.app[relay_app.RELAY]._ring_bytes = Budget(per_minute=20_000)
+        replies = [await anna.get("/v1/ring") for _ in range(50)]
+        assert [reply.status for reply in replies[:3]] == [200] * 3
+        (refused, *_) = [reply for reply in replies if reply.status != 200]
+        assert (refused.problem, int(refused.headers["Retry-After"]) > 0) == ("rate-limited", True)
+        for _ in range(100):
+            assert (await bert.get(f"/v1/ring?after={home.ring.version}")).status == 200
