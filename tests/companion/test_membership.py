@@ -564,7 +564,7 @@ async def test_a_relay_that_says_conflict_for_ever_is_left_within_the_inviters_t
         return False
 
     monkeypatch.setattr(CompanionRelay, "append_ring", conflict)
-    inviting = first.invite(Role.COMPANION, seconds=3)
+    inviting = first.invite(Role.COMPANION, seconds=10)
     newcomer = Membership(state=CompanionState(tmp_path / "new"), tls=None, clock=first.membership.clock)
     line = (await first.invitation).encode()
     joining = asyncio.ensure_future(newcomer.join(line, label="Tablet", on_check_number=first.numbers.append))
