@@ -18,7 +18,7 @@ from companion_push.serving.addresses import Network, is_in, neighbourhood
 from companion_push.serving.log_limit import LogLimit
 from headless_passkey.errors import UsageError
 
-CONNECTIONS: Final = 4096
+CONNECTIONS: Final = 2048  # over TLS each takes about 0.3 MiB
 CONNECTIONS_PER_ADDRESS: Final = 512
 IDLE_SECONDS: Final = 75.0
 HEAD_SECONDS: Final = 10.0  # for a TLS handshake, and then for a request's head, from its first byte

@@ -39,7 +39,7 @@ class Limits:
         20  # seconds without a message after which an end is pinged; it has half as many to answer
     )
     controls: int = 1024  # pings and unasked pongs from one end, over the whole life
-    tunnels: int = 1024
+    tunnels: int = 960  # two connections each: some of those that a server has are left
     tunnels_per_address: int = 256
     rate: float = 600  # token bucket: arrivals a minute from one address, and the size of a burst
 

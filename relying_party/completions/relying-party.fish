@@ -71,7 +71,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l shared-store 
 complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
-complete -c relying-party -n '_shtab_relying_party_using serve' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 4096'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 2048'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l page -xka "everyone own" -d 'whom the page shows: everyone (default on localhost) or only those who look at it'

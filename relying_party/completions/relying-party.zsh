@@ -45,7 +45,7 @@ _shtab_relying_party_serve_options=(
   "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
   "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"
-  "--connections[connections at a time, and fewer where the system allows fewer open files\; beyond them the longest idle one of the busiest address is closed\; default\: 4096]:N:"
+  "--connections[connections at a time, and fewer where the system allows fewer open files\; beyond them the longest idle one of the busiest address is closed\; default\: 2048]:N:"
   "--connections-per-address[of those from one address, or requests at a time of one address behind a trusted proxy\; default\: 512]:N:"
   "--idle-seconds[until a connection without a request is closed\; default\: 75]:N:"
   "--page[whom the page shows\: everyone (default on localhost) or only those who look at it]:page:(everyone own)"

@@ -18,7 +18,7 @@ from relying_party.errors import UsageError
 from relying_party.http.addresses import Network, is_in, neighbourhood
 from relying_party.http.log_limit import LogLimit
 
-CONNECTIONS: Final = 4096
+CONNECTIONS: Final = 2048  # over TLS each takes about 0.3 MiB
 CONNECTIONS_PER_ADDRESS: Final = 512
 IDLE_SECONDS: Final = 75.0
 HEAD_SECONDS: Final = 10.0  # for a TLS handshake, and then for a request's head, from its first byte
