@@ -28,6 +28,7 @@ _SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock
 ANSWERABLE: Final = 600  # seconds after an invitation's expiry in which an introduction may still be answered
 KEPT_RINGS: Final = 256  # of an account, the newest
 KEPT_BYTES: Final = 4 << 20
+MAX_PAGE: Final = 192 << 10  # bytes of rings in one answer, 256 KiB in base64url
 _ANY: Final = 1 << 62  # no version is as high
 _FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
 _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
@@ -256,12 +257,19 @@ def head(db: sqlite3.Connection, account: str, *, last: int | None = None) -> Ri
 def rings_after(
     db: sqlite3.Connection, account: str, version: int, limit: int, *, last: int | None = None
 ) -> list[bytes]:
-    """Read the ring documents after `version` and up to `last`, oldest first, at most `limit`."""
+    """Read the ring documents after `version` and up to `last`, oldest first: at most `limit`, and of several at most `MAX_PAGE` bytes."""
     rows = db.execute(
         "SELECT document FROM rings WHERE account = ? AND version > ? AND version <= ? ORDER BY version LIMIT ?",
         (account, version, _ANY if last is None else last, limit),
     )
-    return [document for (document,) in rows]
+    documents: list[bytes] = []
+    size = 0
+    for (document,) in rows:
+        size += len(document)
+        if documents and size > MAX_PAGE:
+            break
+        documents.append(document)
+    return documents
 
 
 def head_hash(db: sqlite3.Connection, account: str) -> tuple[int, bytes]:

@@ -431,6 +431,24 @@ async def test_many_rings_come_in_several_answers(home: Household, monkeypatch: 
     assert len((await anna.get(f"/v1/ring?after={MAX_RINGS}")).body["rings"]) == 2
 
 
+@pytest.mark.threat("T17")
+async def test_large_rings_come_in_answers_that_every_member_takes(home: Household) -> None:
+    anna = home.companions[0]
+    long = tuple(".".join([f"{number}", *3 * ["a" * 63], "a" * 50]) for number in range(8))
+    people = [anna.person, *(device(f"frame {number}", rp_ids=long) for number in range(20))]
+    for _ in range(7):
+        await home.append(*people)
+    assert len(home.ring.document) > 40_000
+    after, sizes = 2, []
+    while after < home.ring.version:
+        documents = (await anna.get(f"/v1/ring?after={after}")).body["rings"]
+        sizes.append(sum(map(len, documents)))
+        after += len(documents)
+    assert after == home.ring.version
+    assert max(sizes) <= 256 * 1024
+    assert len(sizes) == 2
+
+
 @pytest.mark.threat("T16")
 async def test_the_head_comes_again_with_another_signature_and_a_new_ring_has_the_lower_s(
     home: Household,
