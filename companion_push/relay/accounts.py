@@ -384,25 +384,36 @@ def append_links(
 ) -> tuple[str, Ring, Ring]:
     """Append rings that the relay has lost, each of which follows the one before; returns the account, and its head before and after.
 
-    Who hands them in is a member of the head, or of the last ring. Rings that the relay holds are passed over.
+    Who hands them in is a member of the head, or of the last ring; whoever else does learns nothing (not-found). Rings
+    that the relay holds are passed over.
     """
     member = membership(db, caller)
     account = member.account if member is not None else _account_of(documents[-1], caller)
     before = head(db, account)
     if before is None:
         raise stranger(db, caller)
-    ring = before
+    try:
+        ring = _extended(db, before, documents, now=now)
+    except Problem as problem:
+        if member is None:
+            raise stranger(db, caller) from problem
+        raise
+    if member is None and ring.member(caller) is None:
+        raise not_found()
+    return account, before, ring
+
+
+def _extended(db: sqlite3.Connection, ring: Ring, documents: list[bytes], *, now: float) -> Ring:
+    """Append each document that follows the one before, and pass over those that the relay holds; returns the last ring."""
     for document in documents:
         with _refusals():
             known = Ring.parse_kept(document)
-        if holds_ring(db, account, known.version, known.hash):
+        if holds_ring(db, ring.account, known.version, known.hash):
             continue
         with _refusals(ring):
             ring = ring.extend(document, now=now)
         _store_ring(db, ring, now)
-    if member is None and ring.member(caller) is None:
-        raise not_found()
-    return account, before, ring
+    return ring
 
 
 def _account_of(document: bytes, member: str) -> str:

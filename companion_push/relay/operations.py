@@ -38,6 +38,8 @@ MAX_RINGS: Final = 32  # ring documents in one answer
 _RING_RATES: Final = (Rate(count=30, seconds=3600), Rate(count=100, seconds=86_400))
 
 _WORD_RATE: Final = Rate(count=10, seconds=600)  # words of one companion; a claim is free
+# of an account, fewer than the rings that are kept: whoever is in time is led past no gap
+_LINK_RATE: Final = Rate(count=128, seconds=3600)
 _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 
 
@@ -186,9 +188,10 @@ def call_for_words(call: Call) -> Answer:
     return Answer(body={}, status=202, topics=frozenset(map(inbox_topic, called)))
 
 
-def _spend(call: Call, member: str, what: str, rate: Rate) -> None:
-    left = store.spent(call.db, member).get(what)
-    store.spend(call.db, member, {what: rate.take(left, call.now)})
+def _spend(call: Call, whose: str, what: str, rate: Rate) -> None:
+    """Take one of a rate (`rate-limited`). whose: a member's name, or an account's id."""
+    left = store.spent(call.db, whose).get(what)
+    store.spend(call.db, whose, {what: rate.take(left, call.now)})
 
 
 def append_links(body: LinksBody) -> Operation:
@@ -196,6 +199,8 @@ def append_links(body: LinksBody) -> Operation:
 
     def operation(call: Call) -> Answer:
         account, before, ring = accounts.append_links(call.db, call.caller, documents, now=call.now)
+        for _ in range(ring.version - before.version):
+            _spend(call, account, "links", _LINK_RATE)
         removed = frozenset(each.name for each in before.members if ring.member(each.name) is None)
         return Answer(
             body={"version": ring.version, "hash": base64url(ring.hash)},

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from companion_push.relay import operations
+from companion_push.relay import accounts, operations
 from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
 from companion_push.relay.app import close_account
 from companion_push.relay.database import open_database
+from companion_push.relay.mailbox import Rate
 from companion_push.relay.operations import MAX_RINGS
 from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -381,6 +382,39 @@ async def test_a_member_hands_in_the_rings_that_a_relay_has_lost(relay: Relay, h
     assert (await bert.get("/v1/inbox")).problem == "not-found"
     body = (await bert.get("/v1/ring?after=3")).body
     assert (body["version"], body["rings"]) == (4, [links["rings"][1]])
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("known", [False, True], ids=["a stranger", "who was taken out"])
+async def test_whoever_is_no_member_learns_nothing_by_handing_rings_in(home: Household, *, known: bool) -> None:
+    anna, bert = home.companions
+    outsider = bert if known else Caller(companion("stranger"), bert.session, bert.url, bert.clock, bert.newest)
+    await home.append(anna.person)
+    made_up = forge(home.ring, outsider.person, anna.person, outsider.person)
+    for document in (made_up, forge(home.ring, outsider.person, outsider.person, account=new_account())):
+        reply = await outsider.post("/v1/ring/links", {"rings": [base64url(document)]})
+        assert (reply.status, reply.problem) == (404, "not-found")
+        assert not {"version", "hash", "reason"} & reply.body.keys()
+
+
+@pytest.mark.threat("T17")
+async def test_nobody_hands_in_so_many_rings_that_others_are_led_past_a_gap(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert operations._LINK_RATE.count < accounts.KEPT_RINGS
+    monkeypatch.setattr(operations, "_LINK_RATE", Rate(count=5, seconds=3600))
+    anna, bert = home.companions
+    rings = [home.ring]
+    for _ in range(6):
+        rings.append(grow(rings[-1], anna.person, anna.person, bert.person))
+    links = [base64url(ring.document) for ring in rings[1:]]
+    for caller in (anna, bert):
+        assert (await caller.post("/v1/ring/links", {"rings": links})).problem == "rate-limited"
+    assert (await anna.get("/v1/ring")).body["version"] == 2, "all or nothing"
+    assert (await anna.post("/v1/ring/links", {"rings": links[:5]})).body["version"] == 7
+    for _ in range(10):  # what the relay holds is free
+        assert (await bert.post("/v1/ring/links", {"rings": links[:5]})).status == 201
+    assert (await bert.post("/v1/ring/links", {"rings": links})).problem == "rate-limited"
 
 
 def _forget(db: sqlite3.Connection, account: str, people: list[Person]) -> None:
