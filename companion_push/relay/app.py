@@ -65,6 +65,8 @@ REFUSAL_SECONDS: Final = 1.0  # before a key that has had its share is told so
 _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
+_HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
+_FAILURES: Final = frozenset({400, 401, 404, 413, 415})  # statuses that cost an address
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -348,6 +350,7 @@ class RelayEndpoints:
             url=self._config.public_url + path,
             now=now,
         )
+        request[_HELD] = proof.name
         self._used_proofs.take(proof, now)
         self._calls.count(proof.name, 1, now)
         return proof.name
@@ -368,13 +371,12 @@ class RelayEndpoints:
         secret = await self._open_store.transact(lambda db: shown(db, body))
         return await self._caller(request, secret=secret), body
 
-    def answered(self, request: web.Request, problem: Problem | None) -> None:
+    def answered(self, request: web.Request, status: int, slug: Slug | None) -> None:
         """Count the outcome of a request with a proof, for those that come after it."""
-        name = request.get(_SHOWN)
-        if problem is None:
-            if name is not None:
-                self._strangers.succeeded(name)
-        elif problem.status in (400, 401, 404) and problem.slug is not Slug.USE_DPOP_NONCE:
+        name = request.get(_HELD)
+        if status < 400 and name is not None:
+            self._strangers.succeeded(name)
+        elif status in _FAILURES and slug is not Slug.USE_DPOP_NONCE:
             self._strangers.failed(request.remote or "", name, self._config.clock())
 
     async def _act(self, caller: str, operation: Operation) -> web.Response:
@@ -526,8 +528,7 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         response = untyped(500)
     if HEADER in request.headers:
         response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
-        if response.status < 400 or problem is not None:
-            request.app[RELAY].answered(request, problem)
+        request.app[RELAY].answered(request, response.status, None if problem is None else problem.slug)
     milliseconds = math.ceil((loop.time() - start) * 1000)
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "elsewhere"

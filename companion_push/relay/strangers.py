@@ -53,7 +53,10 @@ class Strangers:
         _put(self._known, caller, None)
 
     def failed(self, address: str, caller: str | None, now: float) -> None:
-        """Count a failure. caller: the name of the key that the proof shows, verified or not."""
+        """Count a failure. caller: the name of the key that made the proof; None when that was not verified.
+
+        Whoever shows a key without holding it does not make it unknown: a former member knows the keys of the others.
+        """
         if caller is not None:
             self._known.pop(caller, None)
         if self._rate is not None:

@@ -386,9 +386,13 @@ async def test_a_member_hands_in_the_rings_that_a_relay_has_lost(relay: Relay, h
 
 @pytest.mark.threat("T13")
 @pytest.mark.parametrize("known", [False, True], ids=["a stranger", "who was taken out"])
-async def test_whoever_is_no_member_learns_nothing_by_handing_rings_in(home: Household, *, known: bool) -> None:
+async def test_whoever_is_no_member_learns_nothing_by_handing_rings_in(
+    home: Household, *, known: bool
+) -> None:
     anna, bert = home.companions
-    outsider = bert if known else Caller(companion("stranger"), bert.session, bert.url, bert.clock, bert.newest)
+    outsider = (
+        bert if known else Caller(companion("stranger"), bert.session, bert.url, bert.clock, bert.newest)
+    )
     await home.append(anna.person)
     made_up = forge(home.ring, outsider.person, anna.person, outsider.person)
     for document in (made_up, forge(home.ring, outsider.person, outsider.person, account=new_account())):

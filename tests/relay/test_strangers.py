@@ -8,6 +8,7 @@ import pytest
 
 from companion_push.relay import app as relay_app
 from companion_push.relay import strangers as module
+from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import check_proof
 from companion_push.relay.strangers import TRIES, Budget, Strangers
@@ -177,6 +178,37 @@ async def test_a_member_that_was_taken_out_is_a_stranger(tmp_path: Path) -> None
         replies = [await bert.get(f"/v1/requests/{fresh_id()}") for _ in range(50)]
         assert {reply.status for reply in replies[:10]} == {404}
         assert 429 in {reply.status for reply in replies}
+        assert (await anna.get("/v1/ring")).status == 200
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("body", ["compressed", "too large"])
+async def test_a_body_that_is_not_read_is_a_failure_too(tmp_path: Path, body: str) -> None:
+    async with running_relay(tmp_path / "s", failures_per_address=5) as relay:
+        stranger = relay.caller(companion("stranger"))
+        statuses = []
+        for _ in range(20):
+            headers = {"DPoP": stranger.proof("POST", "/v1/ring")}
+            if body == "compressed":
+                headers["Content-Encoding"] = "gzip"
+            data = b"" if body == "compressed" else bytes(MAX_BODY + 1)
+            async with relay.session.post(relay.url + "/v1/ring", data=data, headers=headers) as response:
+                statuses.append(response.status)
+        assert statuses[:5] == [415 if body == "compressed" else 413] * 5
+        assert 429 in statuses
+
+
+@pytest.mark.threat("T17")
+async def test_whoever_shows_a_members_key_without_holding_it_keeps_nobody_out(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", failures_per_address=10) as relay:
+        home = await relay.household()
+        anna = home.companions[0]
+        assert (await anna.get("/v1/ring")).status == 200
+        while 429 not in await flood(relay, 5):
+            pass
+        for _ in range(50):
+            forged = f"{anna.proof('GET', '/v1/ring').rpartition('.')[0]}.{base64url(bytes(64))}"
+            assert (await anna.call("GET", "/v1/ring", proofs=[forged])).status in (401, 429)
         assert (await anna.get("/v1/ring")).status == 200
 
 
