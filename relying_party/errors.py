@@ -11,11 +11,12 @@
         ├── InvalidRequest       400  malformed: nothing changed
         ├── ProofInvalid         401  the proof of possession is missing or wrong
         ├── ProofClock(now)      401  only the proof's clock is wrong
+        ├── UseDpopNonce(nonce)  401  the proof lacks a recent nonce of the server
         ├── NotSignedIn          401  no session, or one that has ended
         ├── RefreshTokenReused   401  reuse of a spent refresh token, which ends the session
         ├── TokenInvalid         401  at a resource server: no valid access token
         ├── UnknownResource      401  introspection by an unknown resource server
-        ├── StepUpRequired       401  the operation needs a step-up of its own
+        ├── StepUpRequired(operation)  401  the operation needs a step-up of its own
         ├── VerificationFailed   403  a check failed; the check's name stays inside
         ├── BrowsersOnly         403  a device does not manage its user's account
         ├── YoungerPasskey       403  a removal is called off with an older passkey

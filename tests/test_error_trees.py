@@ -49,6 +49,8 @@ GIVEN: dict[str, Any] = {
     "host": "tunnels.example",
     "proxy": "proxy.example:3128",
     "slug": "not-found",
+    "nonce": "a nonce",
+    "operation": "remove-credential",
     "members": {"a": 1},
     "problems": (Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, "wrong")),),
     "advice": "mend it",

@@ -6,11 +6,13 @@ Each method of `CredentialStore` is one transaction: atomic, and durable when th
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from relying_party.core.proofs import Proof
 from relying_party.core.removals import Aged, Change, Removal
 from relying_party.core.sessions import Session
+
+if TYPE_CHECKING:  # a proof is verified with libraries that reading the command line does without
+    from relying_party.core.proofs import Proof
 
 MAX_PASSKEYS: Final = 32  # of one user
 MAX_SESSIONS: Final = 100  # of one user: the oldest one ends for a new one
@@ -180,7 +182,7 @@ class CredentialStore(Protocol):
 
     async def registered(self, user_handle: bytes, *, now: float) -> Registered | None: ...
 
-    async def take_proof(self, proof: Proof, *, now: float) -> str:
+    async def take_proof(self, proof: "Proof", *, now: float) -> str:
         """As in `UsedProofs`, for all processes on this store; called only where they share it (``shared_store``)."""
 
     async def secret(self, name: str) -> bytes:
