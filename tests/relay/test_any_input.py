@@ -102,6 +102,10 @@ NEARLY = st.fixed_dictionaries(
 BODIES = (ANY_JSON | NEARLY).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=100)
 
 
+WITHOUT_BODY = [(method, path) for method, path in ENDPOINTS if method in ("GET", "DELETE")]
+WITHOUT_BODY.append(("POST", "/v1/words/call"))
+
+
 class Running:
     """A relay that outlives one example: an event loop of its own, in this thread."""
 
@@ -131,7 +135,7 @@ def test_any_body_to_any_endpoint_is_answered_properly(
     method, path = endpoint
     reply = running.loop.run_until_complete(running.callers[caller].call(method, path, body))
     assert_proper(reply.status, reply.problem)
-    if method != "GET" and reply.status < 300:
+    if reply.status < 300 and endpoint not in WITHOUT_BODY:
         assert isinstance(json.loads(body), dict)
 
 
