@@ -117,24 +117,58 @@ async def test_a_pinned_name_that_is_somebody_elses_now_is_refused(world: World,
     assert device.failure["reason"] == "unexpected-user"
 
 
+async def take_over(world: World, home: Home) -> Home:
+    """With a copy of the owner's state let a companion in and remove the owner; returns the home as the thief has it."""
+    copy, thiefs = f"copy of {home.phone}", f"thief of {home.account}"
+    shutil.copytree(world.state(home.phone), world.state(copy))
+    owner = home.identity(home.phone).keys.name
+    await replace(home, companions=(copy, home.phone, thiefs)).let_in(Role.COMPANION, thiefs)
+    await home.membership(thiefs).remove(owner)
+    return replace(home, companions=(thiefs,))
+
+
 @pytest.mark.threat("T16")
 async def test_whoever_takes_the_account_over_does_not_get_the_device_into_an_account_of_their_own(
     world: World, hub: Home
 ) -> None:
     """A thief with a copy of the owner's state lets a companion in and removes the owner; the device asks that companion."""
-    copy, thiefs = f"copy of {hub.phone}", f"thief of {hub.account}"
-    shutil.copytree(world.state(hub.phone), world.state(copy))
-    taken_over = replace(hub, companions=(copy, hub.phone, thiefs))
-    owner = hub.identity(hub.phone).keys.name
-    await taken_over.let_in(Role.COMPANION, thiefs)
-    await hub.membership(thiefs).remove(owner)
-    taken_over = replace(hub, companions=(thiefs,))
+    taken_over = await take_over(world, hub)
     status, session, device = await ceremony(world, taken_over, "eve", "sign-in")
     assert "claimed" in device.stages
     assert (status, session) == (8, None)
     assert device.failure is not None
     assert device.failure["reason"] == "unexpected-user"
     assert kept(world, hub) == f"ada {hub.account}"
+
+
+@pytest.mark.threat("T16")
+async def test_whoever_was_put_out_has_the_account_reset_and_the_device_joins_the_new_one(
+    world: World, hub: Home
+) -> None:
+    taken_over = await take_over(world, hub)
+    _, told = await hub.membership(hub.phone).members()
+    assert told is None, "the owner reads the ring that took it out"
+    code = await world.run_to_end(
+        "reset", "companion-push", "account", "reset", hub.account, "--store", world.relay_store,
+        "--relay", world.relay,
+    )  # fmt: skip
+    device = await world.device(hub.hub, "sign-in")
+    assert await ends(device) == 9
+    assert device.failure is not None
+    assert device.failure["reason"] == "account-closed"
+    for companion in (hub.phone, taken_over.phone):
+        _, told = await hub.membership(companion).members()
+        assert told is not None
+        assert told.reason == "account-closed"
+    leaving = await world.run(
+        "leave", "headless-passkey", "leave", "--anyway", "--state", world.state(hub.hub), *world.trust
+    )
+    assert await ends(leaving) == 0
+    anew = replace(hub, companions=(f"new {hub.phone}",))
+    await anew.membership(anew.phone).join(code.strip(), label=anew.phone)
+    await anew.let_in(Role.DEVICE, hub.hub)
+    assert (await ceremony(world, anew, "ada", "sign-in"))[0] == 0
+    assert (await ceremony(world, anew, "eve", "sign-in"))[0] == 8, "the device still expects its user"
 
 
 async def test_users_are_listed_kept_by_a_device_that_leaves_and_forgotten(
