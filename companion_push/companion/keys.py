@@ -218,10 +218,20 @@ class CompanionState:
                     hpke_key=identity.keys.hpke.to_bytes(),
                 ),
             )
-            self.give_up_joining()
+            self.forget_joining()
 
     def give_up_joining(self) -> None:
-        """Remove a join whose code or invitation is used up."""
+        """Remove a join whose code or invitation is used up.
+
+        One in which the inviter's nonce came stays until another invitation takes its place: each new beginning with the same
+        one would be one more chance for a go-between that needs a number that fits.
+        """
+        joining = self.joining()
+        if joining is None or not isinstance(joining.said, Newcomer) or joining.said.inviter_nonce is None:
+            self.forget_joining()
+
+    def forget_joining(self) -> None:
+        """Remove a join."""
         remove_private(self._directory / "joining.json")
 
     # Rings

@@ -103,7 +103,9 @@ class Membership:
                 why = by_relay if isinstance(means, AccountCode) else unanswered(seconds)
                 raise NotApproved(Outcome.EXPIRED, why) from error
             except (NotApproved, TrustError) as error:
-                if _is_spent(error):
+                if error.reason is Outcome.DECLINED:  # by its own user
+                    self.state.forget_joining()
+                elif _is_spent(error):
                     self.state.give_up_joining()
                 raise
 

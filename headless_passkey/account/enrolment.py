@@ -203,7 +203,7 @@ async def join(
             except TimeoutError as error:
                 raise NotApproved(Outcome.EXPIRED, unanswered(timeout)) from error
             except (NotApproved, TrustError) as error:
-                if _is_final(error):
+                if error.reason is Outcome.DECLINED or (_is_final(error) and not _has_heard(state)):
                     remove_private(state / FILE_NAME)
                 raise
         enrolment = Enrolment(
@@ -351,6 +351,15 @@ def _is_final(error: HeadlessPasskeyError) -> bool:
         TrustReason.INVITATION_USED,
         TrustReason.INVITATION_EXPIRED,
     )
+
+
+def _has_heard(state: Path) -> bool:
+    """Whether the inviter's nonce came: then this invitation is never begun anew, whatever the relay says of its end.
+
+    Each new beginning would be one more chance for a go-between that needs a number that fits.
+    """
+    kept = _read(state)
+    return isinstance(kept, _Joining) and kept.newcomer.inviter_nonce is not None
 
 
 def _read(state: Path) -> Enrolment | _Joining | None:

@@ -114,6 +114,17 @@ def test_an_attempt_to_join_is_kept_until_it_is_over(empty: CompanionState, how:
     assert empty.joining() is None
 
 
+@pytest.mark.threat("T2")
+def test_an_invitation_by_which_a_nonce_came_is_not_begun_anew(empty: CompanionState) -> None:
+    heard = NEWCOMER.hears(bytes(32))
+    for said, stays in ((NEWCOMER, False), (RING, False), (heard, True)):
+        empty.begin_joining(Joining(line="a line", keys=KEYS, said=said))
+        empty.give_up_joining()
+        assert (empty.joining() is not None) == stays
+    empty.forget_joining()
+    assert empty.joining() is None
+
+
 def test_one_state_joins_once(state: CompanionState) -> None:
     with pytest.raises(SetupError):
         state.finish_joining(IDENTITY, RingChain.start(RING))

@@ -155,7 +155,7 @@ async def test_a_newcomer_that_is_refused_or_whose_number_is_wrong_is_withdrawn_
         await inviting
     assert caught.value.reason == ("wrong-number" if how == "wrong number" else "declined")
     assert first.version == 1
-    assert CompanionState(tmp_path / "second").joining() is None
+    assert heard(tmp_path / "second"), "the same invitation is not begun anew"
     assert first.membership.state.invitations(relay.clock()) == ()
 
 
@@ -214,6 +214,14 @@ async def joining(relay: Relay, first: Inviter, folder: Path) -> tuple["asyncio.
     return task, numbered
 
 
+def heard(state: Path) -> bool:
+    """Whether a newcomer keeps the inviter's nonce."""
+    joining = CompanionState(state).joining()
+    return (
+        joining is not None and isinstance(joining.said, Newcomer) and joining.said.inviter_nonce is not None
+    )
+
+
 async def withdrawn(task: "asyncio.Task[Any]") -> None:
     with pytest.raises(NotApproved) as caught:
         await task
@@ -237,7 +245,7 @@ async def test_an_inviter_whose_time_is_over_takes_the_invitation_back(
         await inviting
     assert caught.value.reason is Outcome.EXPIRED
     await withdrawn(second)
-    assert CompanionState(tmp_path / "second").joining() is None
+    assert heard(tmp_path / "second")
     assert first.membership.state.invitations(relay.clock()) == ()
     again, _ = await joining(relay, first, tmp_path)
     await withdrawn(again)

@@ -368,6 +368,36 @@ async def test_a_device_that_crashed_after_a_nonce_came_takes_no_other_one(
 
 
 @pytest.mark.threat("T2")
+@pytest.mark.parametrize("outcome", [Outcome.WITHDRAWN, Outcome.EXPIRED], ids=["withdrawn", "expired"])
+async def test_a_device_that_is_told_that_its_invitation_is_over_begins_no_second_time_with_it(
+    state: Path, inviter: Inviter, monkeypatch: pytest.MonkeyPatch, outcome: Outcome
+) -> None:
+    """A go-between at the relay could end one try after the other, until the number fits."""
+
+    async def over(*_words: object) -> None:
+        raise NotApproved(outcome, "the inviter has withdrawn this invitation")
+
+    async def another(*_words: object) -> bytes:
+        return b"another nonce of thirty-two byte"
+
+    numbers: list[str] = []
+    monkeypatch.setattr(RelayClient, "admission", over)
+    joining = asyncio.ensure_future(
+        join(state, inviter.invitation, label="frame", on_check_number=numbers.append)
+    )
+    await inviter.introduced()
+    await inviter.send_nonce()
+    with pytest.raises(NotApproved):
+        await joining
+    with pytest.raises(NotApproved):
+        await join(state, inviter.invitation, label="frame", on_check_number=numbers.append)
+    monkeypatch.setattr(RelayClient, "inviter_nonce", another)
+    with refused(TrustReason.REPLAYED):
+        await join(state, inviter.invitation, label="frame", on_check_number=numbers.append)
+    assert len(set(numbers)) == 1, "no other number is shown"
+
+
+@pytest.mark.threat("T2")
 async def test_the_inviters_nonce_is_on_disk_before_a_number_is_shown(state: Path, inviter: Inviter) -> None:
     on_disk: list[bool] = []
 
