@@ -40,6 +40,7 @@ _RING_RATES: Final = (Rate(count=30, seconds=3600), Rate(count=100, seconds=86_4
 _WORD_RATE: Final = Rate(count=10, seconds=600)  # words of one companion; a claim is free
 # of an account, fewer than the rings that are kept: whoever is in time is led past no gap
 _LINK_RATE: Final = Rate(count=128, seconds=3600)
+_INVITATION_RATE: Final = Rate(count=60, seconds=3600)  # invitations of one companion, the withdrawn ones too
 _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 
 
@@ -230,14 +231,17 @@ def _after_change(call: Call, account: str, ring: Ring, removed: frozenset[str])
 
 def announce_invitation(invitation_id: bytes, body: Announcement) -> Operation:
     def operation(call: Call) -> Answer:
+        inviter = call.member(Role.COMPANION)
         news = accounts.invite(
             call.db,
-            inviter=call.member(Role.COMPANION),
+            inviter=inviter,
             invitation_id=invitation_id,
             kind=body.role,
             expires_at=body.expires_at,
             now=call.now,
         )
+        if news:
+            _spend(call, inviter.name, "invitations", _INVITATION_RATE)
         return Answer(body={}, status=201 if news else 200)
 
     return operation

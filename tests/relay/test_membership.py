@@ -777,6 +777,18 @@ async def test_a_withdrawn_invitation_makes_room_for_another(home: Household) ->
     assert (await many[16].announce()).status == 201
 
 
+@pytest.mark.threat("T12")
+async def test_whoever_withdraws_one_invitation_after_the_other_fills_no_table(home: Household) -> None:
+    statuses = []
+    for _ in range(61):
+        one = Inviting(home)
+        statuses.append((await one.announce()).status)
+        statuses.append((await one.announce()).status)  # the same again is free
+        if statuses[-1] == 200:
+            assert (await one.withdraw()).status == 200
+    assert statuses == [201, 200] * 60 + [429, 429]
+
+
 async def test_a_waiting_inviter_is_told_when_its_invitation_ends(
     home: Household, inviting: Inviting
 ) -> None:
