@@ -31,6 +31,7 @@ KEPT_BYTES: Final = 4 << 20
 MAX_PAGE: Final = 192 << 10  # bytes of rings in one answer, 256 KiB in base64url
 _ANY: Final = 1 << 62  # no version is as high
 _FORMER_KEPT: Final = 90 * 86_400  # seconds in which a former member reads the ring that took it out
+MAX_FORMER: Final = 1000  # former members of an account that are remembered, those who were removed last
 _CODE_KEPT: Final = 86_400  # seconds after its expiry in which a code gets the answer "expired"
 
 
@@ -467,6 +468,11 @@ def _store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
         (ring.version, int(now), ring.account),
     )
     db.executemany("DELETE FROM former WHERE name = ?", [(member.name,) for member in ring.members])
+    db.execute(
+        "DELETE FROM former WHERE name IN (SELECT name FROM former WHERE account = ?"
+        " ORDER BY version DESC, name LIMIT -1 OFFSET ?)",
+        (ring.account, MAX_FORMER),
+    )
     db.execute("DELETE FROM members WHERE account = ?", (ring.account,))
     rows = [(member.name, ring.account, member.role) for member in ring.members]
     db.executemany("INSERT INTO members VALUES (?, ?, ?)", rows)

@@ -288,6 +288,7 @@ _MIGRATIONS: Final = (
         version INTEGER NOT NULL,         -- of that ring
         removed_at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+    CREATE INDEX former_of ON former (account, version);
 
     CREATE TABLE invitations (
         account TEXT NOT NULL REFERENCES accounts,

@@ -285,6 +285,19 @@ async def test_a_former_member_reads_the_ring_that_took_it_out_for_ninety_days(
     assert (await frame.get("/v1/ring")).problem == "not-found"
 
 
+@pytest.mark.threat("T12")
+async def test_of_many_former_members_those_who_were_removed_last_are_remembered(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accounts, "MAX_FORMER", 3)
+    anna = home.companions[0]
+    lamps = [relay.caller(device(f"lamp {number}")) for number in range(5)]
+    for lamp in lamps:
+        await home.append(anna.person, lamp.person)
+    await home.append(anna.person)
+    assert [(await lamp.get("/v1/ring")).status for lamp in lamps] == [404, 404, 200, 200, 200]
+
+
 @pytest.mark.threat("T16")
 async def test_the_claim_of_a_removed_companion_ends_at_once_and_its_envelopes_are_erased(
     relay: Relay, home: Household
