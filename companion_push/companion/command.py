@@ -21,7 +21,7 @@ from companion_push.companion.consent import UNASKED, Answer, AtTerminal, Consen
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState
-from companion_push.companion.members import described, find, find_former, introduced
+from companion_push.companion.members import described, find, find_former, introduced, is_called, short_name
 from companion_push.companion.membership import Membership, parse_means
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
 from companion_push.companion.phone import (
@@ -445,11 +445,15 @@ def _asking(args: argparse.Namespace) -> contextlib.AbstractContextManager[Termi
 async def _verify_user(
     args: argparse.Namespace, terminal: Terminal | None, subject: Member, act: str
 ) -> None:
-    """Verify that the user means this member and this moment: its label is typed. `NotApproved` when it is not."""
+    """Verify that the user means this member and this moment: its label is typed, or the start of its name where nobody can type the
+    label. `NotApproved` when it is not.
+    """
     typed = args.confirm
     if terminal is not None:
-        typed = await terminal.ask(f"To {act}, type its label:", lambda line: line or None)
-    if typed is None or name_of(typed) != subject.label:
+        typed = await terminal.ask(
+            f"To {act}, type its label (or {short_name(subject)}):", lambda line: line or None
+        )
+    if typed is None or not is_called(subject, typed):
         raise NotApproved(Outcome.DECLINED, "the label was not typed; nothing has changed")
 
 

@@ -1,6 +1,7 @@
 """Members of an account for people: found by label or name, described, and with what they let in."""
 
 import time
+import unicodedata
 from typing import Final
 
 from headless_passkey.errors import TrustError, TrustReason, UsageError
@@ -9,11 +10,29 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import Member, Ring
 
 _SHORTEST: Final = 6  # characters of a name that find a member
+_SHORT_NAME: Final = 10  # characters of a name that are shown, and that stand for the label
+
+
+def short_name(member: Member) -> str:
+    """The start of the member's name, as `described` shows it."""
+    return member.name[:_SHORT_NAME]
+
+
+def is_called(member: Member, text: str) -> bool:
+    """Whether `text` is the member's label, in whatever normal form, or its short name or more of its name."""
+    text = text.strip(" ")
+    return _normal(text) == _normal(member.label) or (
+        len(text) >= _SHORT_NAME and member.name.startswith(text)
+    )
+
+
+def _normal(label: str) -> str:
+    return unicodedata.normalize("NFC", label)
 
 
 def find(ring: Ring, who: str) -> Member:
     """Find the one member with this label, or whose name begins with `who`; `UsageError` when there is none, or several."""
-    found = [member for member in ring.members if member.label == who]
+    found = [member for member in ring.members if _normal(member.label) == _normal(who)]
     if not found and len(who) >= _SHORTEST:
         found = [member for member in ring.members if member.name.startswith(who)]
     if len(found) == 1:
@@ -30,7 +49,7 @@ def find_former(chain: RingChain, who: str) -> Member:
     former = {
         member.name: member for ring in chain.rings for member in ring.members if member.name not in present
     }
-    found = [member for member in former.values() if member.label == who]
+    found = [member for member in former.values() if _normal(member.label) == _normal(who)]
     if not found and len(who) >= _SHORTEST:
         found = [member for member in former.values() if member.name.startswith(who)]
     if len(found) == 1:

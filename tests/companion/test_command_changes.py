@@ -80,7 +80,7 @@ async def test_whoever_let_others_in_is_not_removed_without_a_word_about_them(st
 async def test_at_a_terminal_the_label_is_typed_and_the_introduced_are_offered(state: Path) -> None:
     async with at_terminal("companion", "remove", "Tablet", "--state", state) as (program, screen):
         await press(screen, "y or n:", "y\n")
-        await press(screen, "type its label:", "Tablet\n")
+        await press(screen, "type its label (or ", "Tablet\n")
         assert await program.ended() == 0
     assert await labels(state) == ["phone 0", "Kitchen hub"]
 
@@ -89,11 +89,29 @@ async def test_at_a_terminal_the_label_is_typed_and_the_introduced_are_offered(s
 @pytest.mark.parametrize("typed", ["Tabletop", "tablet", "y"])
 async def test_another_label_than_the_members_changes_nothing(state: Path, typed: str) -> None:
     async with at_terminal("companion", "remove", "Kitchen hub", "--state", state) as (program, screen):
-        await press(screen, "type its label:", f"{typed}\n")
+        await press(screen, "type its label (or ", f"{typed}\n")
         assert await program.ended() == 6
     status, _ = await change(state, "remove", "Kitchen hub", "--confirm", typed)
     assert status == 6
     assert len(await labels(state)) == 4
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("how", ["label", "short name"])
+async def test_a_member_whose_label_nobody_can_type_is_removed_all_the_same(
+    state: Path, home: Household, how: str
+) -> None:
+    """A hostile companion names its puppets; the ring takes labels that are in no normal form, or of any script."""
+    phone = home.companions[0]
+    puppet = companion("Cafe\u0301 \U00012000")
+    ring = grow(home.ring, phone.person, phone.person, TABLET, HUB, FRAME, puppet)
+    assert (await phone.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
+    typed = "Caf\u00e9 \U00012000" if how == "label" else puppet.name[:10]
+    status, said = await change(state, "remove", typed, "--confirm", typed)
+    assert status == 0, said
+    assert await labels(state) == ["phone 0", "Tablet", "Kitchen hub", "Frame"]
+    status, _ = await change(state, "remove", "Kitchen hub", "--confirm", HUB.name[:5])
+    assert status == 6, "too short to be meant"
 
 
 async def test_a_member_is_renamed_and_keeps_what_it_is(state: Path, home: Household) -> None:
