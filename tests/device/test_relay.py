@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -19,6 +20,7 @@ from companion_push.relay import accounts, operations
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
+from headless_passkey.account import relay as relay_module
 from headless_passkey.account.relay import RelayClient, RequestStatus
 from headless_passkey.errors import (
     ExitStatus,
@@ -324,6 +326,7 @@ async def test_a_relay_keeps_the_last_rings_and_shows_who_is_behind_them_the_new
         assert (behind["gap"], behind["rings"]) == (True, [base64url(home.ring.document)])
 
 
+@pytest.mark.threat("T17")
 async def test_rings_are_kept_after_every_answer(
     home: Household, frame: RelayClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -544,6 +547,21 @@ async def test_a_relay_that_does_not_hold_us_is_not_asked_in_a_hurry() -> None:
         states = [status.state async for status in relay.watch(new_request_id())]
     assert states == ["pending", "expired"]
     assert pauses.slept == [1.5, 1.5]
+
+
+@pytest.mark.threat("T9")
+@pytest.mark.threat("T17")
+async def test_a_relay_that_changes_the_version_in_every_answer_is_asked_with_pauses(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relay_module, "time", SimpleNamespace(monotonic=lambda: 0.0))  # all come at once
+    pauses = Pauses()
+    live = [ok(**{**STATUS, "state": "delivered", "version": version}) for version in range(1, 30)]
+    done = ok(**{**STATUS, "state": "expired", "version": 30})
+    async with lied_to(*live, done, pauses=pauses) as relay:
+        seen = [status.version async for status in relay.watch(bytes(16))]
+    assert seen == [*range(1, 31)]
+    assert pauses.slept == [1.5] * 21, "after all but the first eight"
 
 
 async def test_a_held_request_says_how_long_it_may_be_held_and_what_we_know() -> None:
