@@ -299,7 +299,10 @@ class Leases:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
-    """A rate limit: a burst of `count`, and `count` more every `seconds`."""
+    """A rate limit: a burst of `count`, and `count` more every `seconds`.
+
+    A time `full_at` that is further ahead than the rate can reach is of a clock that has gone back since: nothing is used.
+    """
 
     count: int
     seconds: float
@@ -314,22 +317,27 @@ class Rate:
         Refuses with `rate-limited` when none is left.
         """
         interval = self.seconds / self.count
-        next_full = max(full_at or 0.0, now) + interval
+        next_full = self._used_until(full_at, now) + interval
         over = next_full - now - self.seconds
-        if over > _ROUNDING:
+        if over > ROUNDING:
             raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
         return next_full
 
     def left(self, full_at: float | None, now: float) -> bool:
         """Whether one is left."""
-        return max(full_at or 0.0, now) + self.seconds / self.count - now - self.seconds <= _ROUNDING
+        return self._used_until(full_at, now) + self.seconds / self.count - now - self.seconds <= ROUNDING
 
     def take_up_to(self, full_at: float | None, now: float) -> float:
         """Take one if one is left, as `take`; else nothing."""
         return self.take(full_at, now) if self.left(full_at, now) else full_at or 0.0
 
+    def _used_until(self, full_at: float | None, now: float) -> float:
+        if full_at is None or not now < full_at <= now + self.seconds + ROUNDING:
+            return now
+        return full_at
 
-_ROUNDING: Final = 1e-3  # seconds, of floating point
+
+ROUNDING: Final = 1e-3  # seconds, of floating point
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,11 @@ an open ticket or account code has a budget of its own. All tables are bounded, 
 Nothing here survives a restart.
 """
 
+import math
 from typing import Final, TypeVar
 
-from companion_push.relay.mailbox import Rate
+from companion_push.relay.mailbox import ROUNDING, Rate
+from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.addresses import neighbourhood
 
 TRIES: Final = 10  # requests that show one ticket or account code, beyond what their address has left
@@ -77,11 +79,17 @@ class Budget:
 
     def admit(self, key: str, now: float) -> None:
         """Refuse (`rate-limited`) a key that has had its share."""
-        self._rate.take(self._had.get(key), now)
+        over = self._used(key, now) + self._rate.seconds / self._rate.count - self._rate.seconds
+        if over > ROUNDING:
+            raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
 
     def count(self, key: str, size: int, now: float) -> None:
-        seconds = size * self._rate.seconds / self._rate.count
-        _put(self._had, key, max(self._had.get(key, 0.0), now) + seconds)
+        _put(self._had, key, now + self._used(key, now) + size * self._rate.seconds / self._rate.count)
+
+    def _used(self, key: str, now: float) -> float:
+        """Seconds until the key has its whole rate again. More than two rates are of a clock that has gone back since: none."""
+        used = max(0.0, self._had.get(key, 0.0) - now)
+        return used if used <= 2 * self._rate.seconds else 0.0
 
 
 def _put(table: dict[Key, Value], key: Key, value: Value) -> None:

@@ -192,6 +192,7 @@ async def test_a_companion_is_let_in_by_a_person_who_types_its_number(
             await screen.until("Type the six digits that it shows, or n to refuse it:")
             screen.type("12345\n")  # a slip
             await screen.until("That is no number of six digits.")
+            await screen.until("or n to refuse it:")  # what is typed before the question is discarded
             wrong = f"{(int(number.replace(' ', '')) + 1) % 1_000_000:06d}\n"
             screen.type({"right": f"{number}\n", "wrong": wrong}.get(answer, answer))
             assert await inviter.ended() == status
@@ -212,6 +213,7 @@ async def test_a_newcomer_that_is_called_as_a_member_gets_another_name_from_the_
             await screen.until('A member is called "My phone" already.')
             screen.type("my phone\n")
             await screen.until("That name is taken too, or is no name.")
+            await screen.until("Type another name for the newcomer:")
             screen.type("Ada's tablet\n")
             await screen.until("Type the six digits")
             screen.type(f"{number}\n")

@@ -525,6 +525,21 @@ def test_who_waits_as_long_as_told_is_admitted(count: int, seconds: float) -> No
     rate.take(full_at, NOW + problem.value.retry_after)
 
 
+@given(count=st.integers(1, 20), seconds=st.floats(1, 1000), back=st.floats(1, 1e9))
+def test_a_rate_that_a_clock_spent_in_the_future_is_whole_again(
+    count: int, seconds: float, back: float
+) -> None:
+    rate = Rate(count=count, seconds=seconds)
+    full_at: float | None = None
+    for _ in range(count):
+        full_at = rate.take(full_at, NOW)
+    now = NOW - back
+    for _ in range(count):
+        full_at = rate.take(full_at, now)
+    with pytest.raises(Problem):
+        rate.take(full_at, now)
+
+
 # Any sequence of events
 
 

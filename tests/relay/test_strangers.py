@@ -254,6 +254,18 @@ def test_one_large_answer_is_given_and_paid_for_afterwards() -> None:
 
 
 @pytest.mark.threat("T17")
+@pytest.mark.parametrize("back", [121, 3600, 10**8])
+def test_a_clock_that_has_gone_back_refuses_nobody(back: float) -> None:
+    rings = Budget(per_minute=1)
+    rings.count("anna", 1, NOW)
+    rings.admit("anna", NOW - back)
+    rings.count("anna", 1, NOW - back)
+    with pytest.raises(Problem):
+        rings.admit("anna", NOW - back)
+    assert refused(spent(Strangers(per_minute=3)), HERE, NOW - back) is None
+
+
+@pytest.mark.threat("T17")
 async def test_who_reads_rings_all_the_time_is_told_to_wait_and_an_empty_answer_is_free(
     tmp_path: Path,
 ) -> None:
