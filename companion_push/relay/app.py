@@ -162,7 +162,7 @@ class RelayEndpoints:
         caller = await self._caller(request, self._ring_bytes)
         after = _query(request, "after").number("after", _HIGHEST_VERSION)
         answer = await self._run(caller, operations.read_ring(after or 0))
-        self._ring_bytes.count(caller, sum(map(len, answer.body["rings"])), self._config.clock())
+        self._ring_bytes.count(caller, sum(map(len, answer.body["rings"])), _ticks())
         return _response(answer)
 
     async def append_ring(self, request: web.Request) -> web.Response:
@@ -333,15 +333,14 @@ class RelayEndpoints:
             self._used_proofs.check_nonce(nonce, now)
             try:
                 for budget in (self._calls, *budgets):
-                    budget.admit(request[_SHOWN], now)
+                    budget.admit(request[_SHOWN], _ticks())
             except Problem:
                 await asyncio.sleep(
                     REFUSAL_SECONDS
                 )  # so that who asks on at once has few answers to wait for
                 raise
-        self._strangers.admit(
-            request.remote or "", request.get(_SHOWN), secret, now
-        )  # before a signature is verified
+        # before a signature is verified
+        self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
         # the path below the prefix of host and proxy
         path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
         proof = check_proof(
@@ -352,7 +351,7 @@ class RelayEndpoints:
         )
         request[_HELD] = proof.name
         self._used_proofs.take(proof, now)
-        self._calls.count(proof.name, 1, now)
+        self._calls.count(proof.name, 1, _ticks())
         return proof.name
 
     async def _newcomer(
@@ -365,7 +364,7 @@ class RelayEndpoints:
 
         shown: looks up the hash of the ticket or code.
         """
-        if not self._strangers.is_spent(request.remote or "", self._config.clock()):
+        if not self._strangers.is_spent(request.remote or "", _ticks()):
             return await self._caller(request), await _body(request, kind)
         body = await _body(request, kind)
         secret = await self._open_store.transact(lambda db: shown(db, body))
@@ -377,7 +376,7 @@ class RelayEndpoints:
         if status < 400 and name is not None:
             self._strangers.succeeded(name)
         elif status in _FAILURES and slug is not Slug.USE_DPOP_NONCE:
-            self._strangers.failed(request.remote or "", name, self._config.clock())
+            self._strangers.failed(request.remote or "", name, _ticks())
 
     async def _act(self, caller: str, operation: Operation) -> web.Response:
         return _response(await self._run(caller, operation))
@@ -468,6 +467,11 @@ class RelayEndpoints:
 
 
 RELAY: Final = web.AppKey("relay", RelayEndpoints)
+
+
+def _ticks() -> float:
+    """Seconds for budgets that are kept in memory: they must not stand still when somebody sets the clock back."""
+    return asyncio.get_running_loop().time()
 
 
 def _unheard(transaction: asyncio.Future[Answer]) -> None:

@@ -243,6 +243,18 @@ async def test_who_has_had_its_share_costs_no_signature_and_whoever_shows_anothe
 
 
 @pytest.mark.threat("T17")
+async def test_a_clock_that_is_set_back_refuses_nobody(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", failures_per_address=600) as relay:
+        home = await relay.household()
+        stranger = relay.caller(companion("stranger"))
+        assert (await home.companions[0].get("/v1/ring")).status == 200
+        assert (await stranger.get("/v1/ring")).status == 404
+        relay.clock.ahead = -10_000
+        assert (await home.companions[0].get("/v1/ring")).status == 200
+        assert (await stranger.get("/v1/ring")).status == 404
+
+
+@pytest.mark.threat("T17")
 def test_one_large_answer_is_given_and_paid_for_afterwards() -> None:
     rings = Budget(per_minute=6000)
     rings.admit("anna", NOW)
