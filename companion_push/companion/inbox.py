@@ -160,7 +160,7 @@ class Inbox:
         self._cursor: str | None = None
         self._word_due: float = 0  # Unix seconds: when the next word is to be given
         self._word_earliest: float = 0  # and when it may be
-        self._ring = state.chain().head.version  # the newest that the relay has named, or that is kept here
+        self._ring = state.chain().head.version  # that the relay named last, or the newest that is kept here
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
         self._pending: dict[Key, CheckedRequest] = {}
         self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined by this process
@@ -235,7 +235,7 @@ class Inbox:
         await self._give_back_what_ended(page.items)
         if arrivals:
             news |= await self._receive([item for item in page.items if self._is_fresh(item)])
-        if page.ring_version > self._ring:
+        if page.ring_version != self._ring:  # lower: the relay has forgotten rings, and gets them again
             await self._learn_of_change()
             self._ring = page.ring_version
         for item in page.items:

@@ -17,6 +17,7 @@ from aiohttp import web
 from companion_push.companion.inbox import NoticeKind
 from companion_push.companion.openers import Opening
 from companion_push.relay.app import close_account
+from companion_push.relay.database import open_database
 from headless_passkey.errors import (
     CtapError,
     EnrolmentReason,
@@ -929,6 +930,23 @@ async def test_every_change_of_the_account_is_told_at_once(anna: Companion, home
     assert [notice.message for notice in told] == [
         f'the membership is now version 3: "new hub" came, by "{bert.person.label}"'
     ]
+
+
+@pytest.mark.threat("T16")
+async def test_a_relay_that_was_restored_from_a_backup_has_the_lost_ring_after_the_next_call(
+    anna: Companion, home: Household, relay: Relay, caplog: pytest.LogCaptureFixture
+) -> None:
+    bert = home.companions[1]
+    people = [bert.person, anna.caller.person, *(caller.person for caller in home.devices)]
+    ring = grow(home.ring, bert.person, *people, device("new hub"), now=bert.clock())
+    assert (await bert.post("/v1/ring", {"ring": base64url(ring.document)})).status == 201
+    await anna.inbox.poll()
+    await anna.inbox.poll()
+    async with open_database(relay.store) as database:
+        await database.transact(lambda db: db.execute("DELETE FROM rings WHERE version > 2"))
+    await anna.inbox.poll()
+    assert (await bert.get("/v1/ring")).body["version"] == 3
+    assert "relay-forgot-rings" in caplog.text
 
 
 async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(
