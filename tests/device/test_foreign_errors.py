@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headless_passkey.ceremony import Ask, Progress, Stage, StageEvent
+from headless_passkey.ceremony import Ask, Progress, Stage, StageEvent, Unconfirmed
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
@@ -134,7 +134,8 @@ async def _at_a_stage(bench: Bench, tunnels: Tunnels, stage: Stage, error: Excep
     await bench.register()
     tunnels.opened = tunnels.closed = 0
     ways = {DOMAIN: f"wss://localhost:{reserved_port()}" if stage is Stage.ATTEMPT_FAILED else bench.base}
-    bench.carrier.states.put_nowait(Progress(state=RequestState.DELIVERED))
+    silent = Unconfirmed(companion="phone", label="Phone", days=9)
+    bench.carrier.states.put_nowait(Progress(state=RequestState.DELIVERED, unconfirmed=silent))
     bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="phone"))
 
     def spoil(event: StageEvent) -> None:
