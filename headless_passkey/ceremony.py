@@ -54,6 +54,7 @@ from headless_passkey.process.tasks import end, task_group
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 
@@ -75,6 +76,7 @@ class Stage(StrEnum):
 
     PREPARED = "prepared"  # FIDO URLs made, radio on
     RING_UNCONFIRMED = "ring-unconfirmed"  # no companion has confirmed the membership for a week
+    RELAY_FORGOT_RINGS = "relay-forgot-rings"  # the relay had lost rings that this device holds
     SUBMITTED = "submitted"  # given to the delivery
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
@@ -96,7 +98,10 @@ class StageDetail(TypedDict, total=False):
     companion: str  # REFUSED, RING_UNCONFIRMED: its name in the ring
     label: str  # the same: its name for people, where known
     days: int  # RING_UNCONFIRMED: since its last word
-    reason: str  # REFUSED: one word
+    first: int  # RELAY_FORGOT_RINGS: the version of the first ring that was lost
+    last: int  # the same: of the last
+    given: bool  # the same: whether the relay has them again
+    reason: str  # REFUSED: one word; RELAY_FORGOT_RINGS: why the relay does not take them, where it does not
     tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
     rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
     why: str  # ATTEMPT_FAILED: a message for people
@@ -169,6 +174,7 @@ class Progress:
     claimed_by: str | None = None  # the recipient that holds the claim, verified by the delivery
     refusals: tuple[Refusal, ...] = ()  # of recipients
     unconfirmed: Unconfirmed | None = None  # told once
+    forgotten: ForgottenRings | None = None  # told once
 
 
 class Delivery(Protocol):
@@ -533,7 +539,7 @@ class _Ceremony:
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the request; any end but completion ends the ceremony."""
         seen: RequestState | None = None
-        told_unconfirmed = False
+        told_unconfirmed, told_forgotten = False, None
         async with aclosing(self.delivery.progress()) as states:
             async for progress in states:
                 if progress.unconfirmed is not None and not told_unconfirmed:
@@ -542,6 +548,13 @@ class _Ceremony:
                         Stage.RING_UNCONFIRMED,
                         {"companion": who.companion, "label": who.label, "days": who.days},
                     )
+                lost = progress.forgotten
+                if lost is not None and lost != told_forgotten:
+                    told_forgotten = lost
+                    detail: StageDetail = {"first": lost.first, "last": lost.last, "given": lost.given}
+                    if lost.why_not is not None:
+                        detail["reason"] = lost.why_not
+                    self.report(Stage.RELAY_FORGOT_RINGS, detail)
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
                 self._turn.set()

@@ -64,6 +64,7 @@ from headless_passkey.process.terminal import Terminal
 from headless_passkey.text.domains import is_domain
 from headless_passkey.text.names import name_of, printable, quoted
 from headless_passkey.trust.admission import Candidate, InvitationRecord
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.introduction import Introduction, digits_of
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_RP_IDS, Member, Ring, Role
@@ -601,7 +602,11 @@ def _state(args: argparse.Namespace) -> CompanionState:
 
 
 def _membership(args: argparse.Namespace) -> Membership:
-    return Membership(state=_state(args), tls=tls_context(args.ca))
+    def tell(rings: ForgottenRings) -> None:
+        kind, said = NoticeKind.RELAY_FORGOT_RINGS, str(rings)
+        talk(_line(args, f"{said} [{kind}]", stage=kind, message=said))
+
+    return Membership(state=_state(args), tls=tls_context(args.ca), on_forgotten=tell)
 
 
 ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]]] = {

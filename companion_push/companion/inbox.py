@@ -104,6 +104,7 @@ class NoticeKind(StrEnum):
     RING_UNCONFIRMED = (
         "ring-unconfirmed"  # no other companion has confirmed the ring lately, or one contradicts it
     )
+    RELAY_FORGOT_RINGS = "relay-forgot-rings"  # the relay had lost rings that this companion holds
     RING_REFUSED = "ring-refused"  # the relay's newer ring does not verify
     ARRIVED = "arrived"
     REFUSED = "refused"  # by a check
@@ -433,7 +434,9 @@ class Inbox:
         """As `catch_up`; returns our chain, and the newest word's time of each companion."""
         chain = self._state.chain()
         newer, at = await self._relay.catch_up(
-            chain, keep=lambda longer: self._state.adopt(longer, now=self._clock())
+            chain,
+            keep=lambda longer: self._state.adopt(longer, now=self._clock()),
+            on_forgotten=lambda rings: self._tell(NoticeKind.RELAY_FORGOT_RINGS, str(rings)),
         )
         if newer.head.version != chain.head.version:
             before = chain.head.version

@@ -27,7 +27,7 @@ from headless_passkey.account.joining import (
     go_on_anyway,
     unanswered,
 )
-from headless_passkey.account.relay import PAUSES, inconsistent
+from headless_passkey.account.relay import PAUSES, inconsistent, log_forgotten
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotApproved,
@@ -45,6 +45,7 @@ from headless_passkey.trust.account_code import PREFIX as ACCOUNT_CODE
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.admission import Candidate, InvitationRecord, Newcomer
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.introduction import Introduction
 from headless_passkey.trust.invitation import PREFIX as INVITATION
 from headless_passkey.trust.invitation import Invitation
@@ -62,6 +63,7 @@ class Membership:
     state: CompanionState
     tls: ssl.SSLContext | None
     clock: Callable[[], float] = time.time
+    on_forgotten: Callable[[ForgottenRings], None] = log_forgotten  # told of rings that the relay had lost
 
     async def join(
         self,
@@ -390,7 +392,7 @@ class Membership:
         async def keep(newer: RingChain) -> None:
             await self.state.adopt(newer, now=self.clock())
 
-        await relay.bring_up_to_date(self.state.chain(), keep=keep)
+        await relay.bring_up_to_date(self.state.chain(), keep=keep, on_forgotten=self.on_forgotten)
         return self.state.chain()
 
 

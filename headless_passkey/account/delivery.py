@@ -12,7 +12,7 @@ from typing import Final, Self
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
+from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim, log_forgotten
 from headless_passkey.ceremony import Ask, Progress, Unconfirmed
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -27,7 +27,7 @@ from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
 from headless_passkey.trust.device_checks import check_claim
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
-from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, unconfirmed, withheld
+from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, ForgottenRings, unconfirmed, withheld
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.ring import Member
 from headless_passkey.trust.word import Claim
@@ -83,6 +83,7 @@ class RelayDelivery:
         self._relay, self._state, self._clock = relay, state, clock
         self._require_witness = require_witness
         self._unconfirmed: Unconfirmed | None = None
+        self._forgotten: ForgottenRings | None = None  # the last alarm of this request
         self._request_id: bytes | None = None  # of the current or last request
         self._enrolment: Enrolment | None = None
         self._companions: dict[str, Member] = {}
@@ -109,12 +110,13 @@ class RelayDelivery:
     async def recipients(self) -> Sequence[str]:
         """Update the rings; returns the account's companions, all of them."""
         self._refuse_a_second()
-        self._enrolment = await enrolment.refresh(self._state, self._relay)
-        _ = self._enrolment.member  # refuses a device that was removed
+        self._forgotten = None
+        await self._refresh()
+        _ = self._joined.member  # refuses a device that was removed
         await self._look_for_a_witness()
         companions = [
             member
-            for member in self._enrolment.chain.head.companions
+            for member in self._joined.chain.head.companions
             if member.hpke_key is not None and can_seal_to(member.hpke_key)
         ]
         self._companions = {member.name: member for member in companions}
@@ -123,6 +125,13 @@ class RelayDelivery:
                 TrustReason.UNSUPPORTED_SUITE, "the account has no companion this device can seal to"
             )
         return tuple(self._companions)
+
+    async def _refresh(self) -> None:
+        def note(rings: ForgottenRings) -> None:
+            log_forgotten(rings)  # the request may end before its progress tells it
+            self._forgotten = rings
+
+        self._enrolment = await enrolment.refresh(self._state, self._relay, on_forgotten=note)
 
     async def _look_for_a_witness(self) -> None:
         """Note a membership that no companion has confirmed for a week, and ask for words; refuse it where that is asked for."""
@@ -200,6 +209,7 @@ class RelayDelivery:
                         claimed_by=claimed_by,
                         refusals=status.refusals(self._label),
                         unconfirmed=self._unconfirmed,
+                        forgotten=self._forgotten,
                     )
                     error = status.error(self._label)
                     if error is not None:
@@ -243,7 +253,7 @@ class RelayDelivery:
     async def _catch_up(self, version: int, ring_hash: bytes) -> None:
         """Update the rings up to one that somebody names; `TrustError` when the relay does not show it."""
         if not self._joined.chain.agrees(version, ring_hash):
-            self._enrolment = await enrolment.refresh(self._state, self._relay)
+            await self._refresh()
             if not self._joined.chain.agrees(version, ring_hash):
                 raise withheld(version)
 

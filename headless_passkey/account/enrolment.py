@@ -37,7 +37,7 @@ from headless_passkey.account.joining import (
     go_on_anyway,
     unanswered,
 )
-from headless_passkey.account.relay import PAUSES, RelayClient, inconsistent
+from headless_passkey.account.relay import PAUSES, RelayClient, inconsistent, log_forgotten
 from headless_passkey.errors import (
     EnrolmentReason,
     HeadlessPasskeyError,
@@ -61,7 +61,7 @@ from headless_passkey.text.members import Members, file_members
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.admission import MAX_RECORD, Newcomer
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
-from headless_passkey.trust.freshness import Witness, witnesses
+from headless_passkey.trust.freshness import ForgottenRings, Witness, witnesses
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, MAX_SKEW, Member, Role
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
@@ -227,11 +227,18 @@ def check_invitation(invitation: Invitation, *, expect_account: str | None = Non
     check_account(invitation, expect_account)
 
 
-async def refresh(state: Path, relay: RelayClient, *, patience: float = PATIENCE) -> Enrolment:
+async def refresh(
+    state: Path,
+    relay: RelayClient,
+    *,
+    patience: float = PATIENCE,
+    on_forgotten: Callable[[ForgottenRings], None] = log_forgotten,
+) -> Enrolment:
     """Fetch, verify and store newer rings and words; returns the updated enrolment.
 
     `TrustError` (forked-ring, withheld-ring) as from `MemberClient.catch_up`; what is stored is then unchanged. After a
-    fork, such as a reset of the account, the device must leave and join again.
+    fork, such as a reset of the account, the device must leave and join again. on_forgotten: as `MemberClient.catch_up`
+    takes it.
     """
     enrolment = load(state)
 
@@ -246,7 +253,9 @@ async def refresh(state: Path, relay: RelayClient, *, patience: float = PATIENCE
         logger.info("the account's ring is version %d now", newer.chain.head.version)
         return newer
 
-    chain, words = await relay.catch_up(enrolment.chain, patience=patience, keep=keep)
+    chain, words = await relay.catch_up(
+        enrolment.chain, patience=patience, keep=keep, on_forgotten=on_forgotten
+    )
     return enrolment if enrolment.with_news(chain, words) == enrolment else await keep(chain, words)
 
 

@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Self
 
 from headless_passkey.errors import (
@@ -33,7 +33,7 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.freshness import hear, take_over, withheld
+from headless_passkey.trust.freshness import ForgottenRings, hear, take_over, withheld
 from headless_passkey.trust.introduction import MAC_SIZE, NONCE_SIZE
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
@@ -140,6 +140,11 @@ class Admission:
     mac: bytes
 
 
+def log_forgotten(rings: ForgottenRings) -> None:
+    """Log the alarm, where no user is told of it."""
+    logger.warning("relay-forgot-rings: %s", rings)
+
+
 class MemberClient:
     """Makes the calls that devices and companions share: for rings and introductions."""
 
@@ -175,6 +180,7 @@ class MemberClient:
         patience: float = PATIENCE,
         keep: Callable[[RingChain], Awaitable[object]] | None = None,
         links: bool = True,
+        on_forgotten: Callable[[ForgottenRings], None] = log_forgotten,
     ) -> tuple[RingChain, Mapping[str, int]]:
         """Fetch and verify the relay's newer rings; returns our chain with them, and the newest word's time of each companion.
 
@@ -187,7 +193,8 @@ class MemberClient:
         (ring-gap).
 
         keep: stores the chain after every answer, so that an interruption loses nothing. links: whether to hand in rings
-        that we hold and the relay has forgotten, such as after it was restored from a backup.
+        that we hold and the relay has forgotten, such as after it was restored from a backup. on_forgotten: told of these
+        (the alarm relay-forgot-rings); it is logged where nobody asks for it.
         """
         looked_again = False
         while True:
@@ -204,8 +211,9 @@ class MemberClient:
             if keep is not None and longer.head is not chain.head:
                 await keep(longer)
             if longer.agrees(version, ring_hash):
-                if links and version < longer.head.version and longer.ancestor(version, ring_hash):
-                    await self._hand_in(longer, version)
+                if version < longer.head.version and longer.ancestor(version, ring_hash):
+                    lost = ForgottenRings(first=version + 1, last=longer.head.version, given=False)
+                    on_forgotten(await self._hand_in(longer, lost) if links else lost)
                 words = hear(_words(answer), longer, now=self._http.now())
                 if words.ahead is None:
                     return longer, words.at
@@ -224,14 +232,15 @@ class MemberClient:
         *,
         patience: float = PATIENCE,
         keep: Callable[[RingChain], Awaitable[object]] | None = None,
+        on_forgotten: Callable[[ForgottenRings], None] = log_forgotten,
     ) -> RingChain:
         """As `catch_up`, without the words."""
-        longer, _ = await self.catch_up(chain, patience=patience, keep=keep)
+        longer, _ = await self.catch_up(chain, patience=patience, keep=keep, on_forgotten=on_forgotten)
         return longer
 
-    async def _hand_in(self, chain: RingChain, version: int) -> None:
-        """Hand in the rings after `version`, which the relay had once and has forgotten; a failure is logged alone."""
-        missing = [ring.document for ring in chain.rings if ring.version > version]
+    async def _hand_in(self, chain: RingChain, lost: ForgottenRings) -> ForgottenRings:
+        """Hand in the rings that the relay has forgotten; returns what became of it, and a failure is no error."""
+        missing = [ring.document for ring in chain.rings if ring.version >= lost.first]
         try:
             while missing:
                 count, size = 1, len(missing[0])
@@ -244,18 +253,8 @@ class MemberClient:
                 await self._http.post("/v1/ring/links", body)
                 missing = missing[count:]
         except HeadlessPasskeyError as error:
-            logger.warning(
-                "relay-forgot-rings: the relay has forgotten ring %d to %d, and does not take them again (%s)",
-                version + 1,
-                chain.head.version,
-                error.reason or type(error).__name__,
-            )
-        else:
-            logger.warning(
-                "relay-forgot-rings: the relay had forgotten ring %d to %d; it has them again from here",
-                version + 1,
-                chain.head.version,
-            )
+            return replace(lost, why_not=error.reason or type(error).__name__)
+        return replace(lost, given=True)
 
     async def append_ring(self, ring: Ring) -> bool:
         """Append a ring (compare and set); False when another ring was appended meanwhile.

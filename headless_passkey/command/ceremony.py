@@ -31,6 +31,7 @@ from headless_passkey.radio.choose import open_radio
 from headless_passkey.rp.users import PinnedUsers, parse_handle
 from headless_passkey.text.base64url import base64url
 from headless_passkey.text.names import printable
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
     AuthenticationOptions,
@@ -43,6 +44,7 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 _TALK: Final[Mapping[Stage, str]] = {
     Stage.PREPARED: "listening for the phone",
     Stage.RING_UNCONFIRMED: "no companion has confirmed the account's members for a week",
+    Stage.RELAY_FORGOT_RINGS: "the relay has forgotten rings",
     Stage.SUBMITTED: "request sent, waiting for approval",
     Stage.DELIVERED: "a companion has the request",
     Stage.CLAIMED: "approved on a companion",
@@ -206,6 +208,12 @@ class Ceremony:
             talk(
                 f'{event.elapsed:8.3f} s  no word from "{who}" for {days} days [{TrustReason.UNCONFIRMED_RING}]'
             )
+        elif event.stage is Stage.RELAY_FORGOT_RINGS:
+            lost = event.detail
+            said = ForgottenRings(
+                first=lost["first"], last=lost["last"], given=lost["given"], why_not=lost.get("reason")
+            )
+            talk(f"{event.elapsed:8.3f} s  {said} [{event.stage}]")
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 

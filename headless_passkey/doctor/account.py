@@ -40,7 +40,7 @@ from headless_passkey.rp.key_store import KeyStore, is_key_file
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.rp.users import all_users, is_users_file
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.freshness import unconfirmed
+from headless_passkey.trust.freshness import ForgottenRings, unconfirmed
 
 TOLERANCE: Final = 60  # seconds by which our clock may differ from the relay's (docs/protocol/relay.md)
 NOTEWORTHY: Final = 20  # seconds of difference that give a warning
@@ -174,6 +174,7 @@ async def _examine_relay(
     enrolled: Enrolment, tls: ssl.SSLContext | None, clock: Callable[[], float]
 ) -> list[Finding]:
     url, host = enrolled.relay_url, urlsplit(enrolled.relay_url).netloc
+    forgotten: list[ForgottenRings] = []
     async with open_session(tls) as session:
         try:
             # first without a proof: a failure is the network's, and is not retried
@@ -181,7 +182,9 @@ async def _examine_relay(
             ahead = None if answer.date is None else clock() - answer.date
             relay = RelayClient(ProvenHttp(session, url, enrolled.key, clock=clock))
             async with asyncio.timeout(LIMIT):
-                chain, words = await relay.catch_up(enrolled.chain, patience=0, links=False)
+                chain, words = await relay.catch_up(
+                    enrolled.chain, patience=0, links=False, on_forgotten=forgotten.append
+                )
         except TrustError as error:
             return _refused(error, url, ahead)
         except NotEnrolled as error:  # the account is closed
@@ -196,7 +199,10 @@ async def _examine_relay(
                 f"{host}{Way(url).through} does not answer in time", reason=TransportReason.UNREACHABLE
             )
             return _relay_failed(slow, url, clock())
-    return [_answers(url), _clock(ahead), _membership(enrolled, chain, words, clock())]
+    membership = _membership(enrolled, chain, words, clock())
+    if forgotten and membership.status is not Status.PROBLEM:
+        membership = _forgotten(forgotten[-1])
+    return [_answers(url), _clock(ahead), membership]
 
 
 def _refused(error: TrustError, url: str, ahead: float | None) -> list[Finding]:
@@ -240,6 +246,16 @@ def _clock(ahead: float | None) -> Finding:
     direction = "ahead of" if ahead > 0 else "behind"
     said = f"this clock is {abs(ahead):.0f} s {direction} the relay's, which refuses more than {TOLERANCE} s"
     return Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, said), status=Status.WARNING)
+
+
+def _forgotten(rings: ForgottenRings) -> Finding:
+    return Finding(
+        check=Check.MEMBERSHIP,
+        status=Status.WARNING,
+        message=str(rings),
+        reason="relay-forgot-rings",
+        mend="ask the relay's operator whether it was restored from a backup; the next sign-in hands in what it lacks",
+    )
 
 
 def _membership(enrolled: Enrolment, chain: RingChain, words: Mapping[str, int], now: float) -> Finding:

@@ -26,6 +26,23 @@ class Words:
     ahead: int | None = None  # the version that a word names and the chain does not have yet
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForgottenRings:
+    """An alarm: rings that the relay had once and no longer has, such as after it was restored from a backup."""
+
+    first: int  # a version
+    last: int
+    given: bool  # whether the relay has them again, from us
+    why_not: str | None = None  # a word, where it does not take them
+
+    def __str__(self) -> str:
+        rings = f"ring {self.first}" if self.first == self.last else f"rings {self.first} to {self.last}"
+        said, them = f"the relay has forgotten {rings}", "it" if self.first == self.last else "them"
+        if self.given:
+            return f"{said} and was given {them} again"
+        return said if self.why_not is None else f"{said} and does not take {them} again ({self.why_not})"
+
+
 def hear(words: Iterable[tuple[str, bytes]], chain: RingChain, *, now: float) -> Words:
     """Verify words that the relay hands out, each with the name of its signer, and compare them with our chain.
 

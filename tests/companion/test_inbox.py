@@ -1091,6 +1091,22 @@ async def test_a_companion_warns_when_no_other_one_has_given_a_word_for_a_week(
     )
 
 
+@pytest.mark.threat("T16")
+async def test_rings_that_the_relay_has_forgotten_are_told(
+    anna: Companion, home: Household, relay: Relay
+) -> None:
+    await home.append(*(each.person for each in (*home.companions, *home.devices)))
+    await anna.inbox.catch_up()
+    async with open_database(relay.store) as database:  # as a backup has it
+        await database.transact(
+            lambda db: db.execute("DELETE FROM rings WHERE version = ?", (home.ring.version,))
+        )
+    for _ in range(2):
+        await anna.inbox.catch_up()
+    (told,) = (notice for notice in anna.notices if notice.kind is NoticeKind.RELAY_FORGOT_RINGS)
+    assert told.message == f"the relay has forgotten ring {home.ring.version} and was given it again"
+
+
 @pytest.mark.threat("T2")
 async def test_a_device_that_was_not_told_of_a_ring_is_named_and_may_go_on(
     anna: Companion, frame: Frame, home: Household

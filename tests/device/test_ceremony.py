@@ -50,6 +50,7 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 from tests.companion.device import tunnel_service
@@ -887,6 +888,22 @@ async def test_a_membership_that_nobody_confirmed_is_told_once(bench: Bench) -> 
     assert told.detail == {"companion": "tablet", "label": "the tablet", "days": 9}
 
 
+@pytest.mark.threat("T16")
+async def test_rings_that_the_relay_has_forgotten_are_told_once(bench: Bench) -> None:
+    events: list[StageEvent] = []
+    given = ForgottenRings(first=5, last=7, given=True)
+    kept_out = ForgottenRings(first=5, last=7, given=False, why_not="rate-limited")
+    for lost in (None, given, given, kept_out):
+        bench.carrier.states.put_nowait(Progress(state=RequestState.PENDING, forgotten=lost))
+    bench.carrier.states.put_nowait(NotApproved(Outcome.DECLINED, "over"))
+    with pytest.raises(NotApproved):
+        await bench.sign_in(on_stage=events.append)
+    assert [event.detail for event in events if event.stage is Stage.RELAY_FORGOT_RINGS] == [
+        {"first": 5, "last": 7, "given": True},
+        {"first": 5, "last": 7, "given": False, "reason": "rate-limited"},
+    ]
+
+
 # The claim, where the delivery knows of claims
 
 
@@ -1132,7 +1149,14 @@ async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transpo
         await asyncio.gather(bench.sign_in(), gone())
 
 
-WITH_RELAY = (Stage.RING_UNCONFIRMED, Stage.DELIVERED, Stage.CLAIMED, Stage.REFUSED, Stage.OPENED)
+WITH_RELAY = (
+    Stage.RING_UNCONFIRMED,
+    Stage.RELAY_FORGOT_RINGS,
+    Stage.DELIVERED,
+    Stage.CLAIMED,
+    Stage.REFUSED,
+    Stage.OPENED,
+)
 CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTEMPT_FAILED, Stage.COMPLETED)]
 
 

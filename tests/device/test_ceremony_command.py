@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from headless_passkey.ceremony import Stage, StageEvent
+from headless_passkey.ceremony import Stage, StageDetail, StageEvent
 from headless_passkey.command.ceremony import Ceremony
 from headless_passkey.command.cli import make_parser
 from headless_passkey.hybrid.fido_url import RequestKind
@@ -33,3 +33,30 @@ def test_a_membership_that_nobody_confirms_is_told_also_without_a_terminal(
     ceremony("--json")._on_stage(silent)
     told = json.loads(capsys.readouterr().err)
     assert (told["stage"], told["days"]) == ("ring-unconfirmed", 9)
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        (
+            {"first": 5, "last": 7, "given": True},
+            "the relay has forgotten rings 5 to 7 and was given them again [relay-forgot-rings]",
+        ),
+        (
+            {"first": 5, "last": 5, "given": False, "reason": "unreachable"},
+            "the relay has forgotten ring 5 and does not take it again (unreachable) [relay-forgot-rings]",
+        ),
+    ],
+    ids=["given", "not-taken"],
+)
+def test_rings_that_the_relay_has_forgotten_are_told_also_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], detail: StageDetail, said: str
+) -> None:
+    event = StageEvent(stage=Stage.RELAY_FORGOT_RINGS, elapsed=0.25, detail=detail)
+    ceremony()._on_stage(event)
+    assert capsys.readouterr().err == f"   0.250 s  {said}\n"
+    ceremony("--json")._on_stage(event)
+    told = json.loads(capsys.readouterr().err)
+    del told["at"]
+    assert told == {"stage": "relay-forgot-rings", "elapsed": 0.25, **detail}

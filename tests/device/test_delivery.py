@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from companion_push.relay.database import open_database
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
@@ -31,6 +32,7 @@ from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import open_envelope
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from tests.relay.household import Household, running_relay
@@ -204,6 +206,22 @@ async def test_a_membership_that_nobody_has_confirmed_for_a_week_is_told_and_wor
         assert delivery._unconfirmed is None
         assert enrolment.load(tmp_path / "state").words == {two.name: word.at}
         assert one.name == home.ring.signer
+
+
+@pytest.mark.threat("T16")
+async def test_rings_that_the_relay_has_forgotten_are_told_with_the_request(tmp_path: Path) -> None:
+    async with delivering(tmp_path) as (delivery, home):
+        await home.append(*(each.person for each in (*home.companions, *home.devices)), device("one"))
+        await delivery.recipients()
+        async with open_database(tmp_path / "relay.db") as database:  # as a backup has it
+            await database.transact(
+                lambda db: db.execute("DELETE FROM rings WHERE version = ?", (home.ring.version,))
+            )
+        for expected in (ForgottenRings(first=3, last=3, given=True), None):
+            await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+            async with contextlib.aclosing(delivery.progress()) as states:
+                assert (await anext(states)).forgotten == expected
+            await delivery.finish(DeviceEvent.CANCELLED)
 
 
 @pytest.mark.threat("T2")

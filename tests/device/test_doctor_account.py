@@ -616,3 +616,29 @@ async def test_a_relay_that_shows_another_ring_is_told(
         with pytest.raises(HeadlessPasskeyError) as failed:
             await enrolment.refresh(state, RelayClient(ProvenHttp(session, enrolled.relay_url, enrolled.key)))
     assert failed.value.reason is TrustReason.FORKED_RING
+
+
+@pytest.mark.threat("T16")
+async def test_rings_that_the_relay_has_forgotten_are_a_warning_and_not_handed_in(
+    state: Path, loopback_certificate: Certificate
+) -> None:
+    people = Home()
+    newest = grow(people.ring, people.phone, people.phone, people.tablet, people.frame)
+    asked: list[str] = []
+
+    async def as_a_backup_has_it(request: web.Request) -> web.StreamResponse:
+        asked.append(request.method)
+        old = people.ring
+        return web.json_response(
+            {"version": old.version, "hash": base64url(old.hash), "rings": [], "words": [], "gap": False}
+        )
+
+    async with answering(as_a_backup_has_it, loopback_certificate) as host:
+        private_directory(state)
+        chain = people.chain.extend([newest.document], now=NOW)
+        enrolment._write(state, Enrolment(key=people.frame.key, relay_url=f"https://{host}", chain=chain))
+        found = await examined(state, loopback_certificate.ca)
+    told = found[Check.MEMBERSHIP]
+    assert (told.status, told.reason) == (Status.WARNING, "relay-forgot-rings")
+    assert told.message == f"the relay has forgotten ring {newest.version}"
+    assert set(asked) == {"GET"}

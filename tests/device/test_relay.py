@@ -40,6 +40,7 @@ from headless_passkey.text.members import answer_members
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring, Role
 from headless_passkey.trust.word import Word
@@ -281,9 +282,35 @@ async def test_a_relay_that_has_forgotten_rings_gets_them_again(
     long = RingChain.restore(from_base64url(ring) for ring in kept)
     async with open_database(relay.store) as database:  # as a backup has it
         await database.transact(lambda db: db.execute("DELETE FROM rings WHERE version > 2"))
+    told: list[ForgottenRings] = []
+    await frame.catch_up(long, links=False, on_forgotten=told.append)
+    assert str(told.pop()) == "the relay has forgotten rings 3 to 4"
     assert (await frame.bring_up_to_date(long)).head == held.head
     assert (await home.companions[1].get("/v1/ring")).body["rings"] == kept
-    assert "relay-forgot-rings: the relay had forgotten ring 3 to 4" in caplog.text
+    assert "relay-forgot-rings: the relay has forgotten rings 3 to 4 and was given them again" in caplog.text
+    await frame.catch_up(long, on_forgotten=told.append)
+    assert told == [], "it has them again"
+
+
+@pytest.mark.threat("T16")
+async def test_a_relay_that_does_not_take_the_rings_it_has_forgotten_stops_nobody(
+    relay: household.Relay, home: Household, frame: RelayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await home.append(*(caller.person for caller in (*home.companions, *home.devices)), device("one"))
+    kept = (await home.companions[0].get("/v1/ring")).body["rings"]
+    long = RingChain.restore(from_base64url(ring) for ring in kept)
+    async with open_database(relay.store) as database:  # as a backup has it
+        await database.transact(lambda db: db.execute("DELETE FROM rings WHERE version > 2"))
+
+    async def away(*_args: object) -> None:
+        raise TransportError("the relay cannot be reached", reason=TransportReason.UNREACHABLE)
+
+    monkeypatch.setattr(ProvenHttp, "post", away)
+    told: list[ForgottenRings] = []
+    longer, _ = await frame.catch_up(long, on_forgotten=told.append)
+    assert longer.head == home.ring
+    assert told == [ForgottenRings(first=3, last=3, given=False, why_not="unreachable")]
+    assert str(told[0]) == "the relay has forgotten ring 3 and does not take it again (unreachable)"
 
 
 @pytest.mark.threat("T16")
