@@ -3,7 +3,7 @@ requests are refused without verifying a signature; and for the calls of one key
 
 Members and newcomers are not refused because of strangers at the same address: a key whose last call succeeded is known, and
 an open ticket or account code has a budget of its own. All tables are bounded, and the longest unused entry makes room.
-Nothing here survives a restart.
+Nothing here survives a restart. `now` is of a clock that never goes back, in seconds.
 """
 
 import math
@@ -22,19 +22,6 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 
-class _Time:
-    """A time that goes on when the clock goes back, so that nobody waits until the clock has caught up."""
-
-    def __init__(self) -> None:
-        self._last, self._behind = 0.0, 0.0
-
-    def at(self, now: float) -> float:
-        """The time at which the clock says `now`; called in the order of events."""
-        self._behind += max(0.0, self._last - now)
-        self._last = now
-        return now + self._behind
-
-
 class Strangers:
     """The failures of each address, the keys that are known, and the tries of each ticket or code."""
 
@@ -45,14 +32,11 @@ class Strangers:
             str, float
         ] = {}  # when the address has its whole rate again; longest unused first
         self._known: dict[str, None] = {}
-        self._time = _Time()
         self._tries: dict[bytes, int] = {}
 
     def is_spent(self, address: str, now: float) -> bool:
         """Whether the address has no failure left."""
-        if self._rate is None:
-            return False
-        return not self._rate.left(self._failures.get(neighbourhood(address)), self._time.at(now))
+        return self._rate is not None and not self._rate.left(self._failures.get(neighbourhood(address)), now)
 
     def admit(self, address: str, caller: str | None, secret: bytes | None, now: float) -> None:
         """Admit a request to the verification of its proof, or refuse it (`rate-limited`).
@@ -65,9 +49,7 @@ class Strangers:
         if secret is not None and self._tries.get(secret, 0) < TRIES:
             _put(self._tries, secret, self._tries.get(secret, 0) + 1)
             return
-        self._rate.take(
-            self._failures.get(neighbourhood(address)), self._time.at(now)
-        )  # refuses, and says until when
+        self._rate.take(self._failures.get(neighbourhood(address)), now)  # refuses, and says until when
 
     def succeeded(self, caller: str) -> None:
         _put(self._known, caller, None)
@@ -81,7 +63,7 @@ class Strangers:
             self._known.pop(caller, None)
         if self._rate is not None:
             where = neighbourhood(address)
-            _put(self._failures, where, self._rate.take_up_to(self._failures.get(where), self._time.at(now)))
+            _put(self._failures, where, self._rate.take_up_to(self._failures.get(where), now))
 
 
 class Budget:
@@ -93,19 +75,15 @@ class Budget:
 
     def __init__(self, *, per_minute: int) -> None:
         self._rate = Rate(count=per_minute, seconds=60)
-        self._time = _Time()
         self._had: dict[str, float] = {}  # when the key has its whole rate again; longest unused first
 
     def admit(self, key: str, now: float) -> None:
         """Refuse (`rate-limited`) a key that has had its share."""
-        over = (
-            self._used(key, self._time.at(now)) + self._rate.seconds / self._rate.count - self._rate.seconds
-        )
+        over = self._used(key, now) + self._rate.seconds / self._rate.count - self._rate.seconds
         if over > ROUNDING:
             raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
 
     def count(self, key: str, size: int, now: float) -> None:
-        now = self._time.at(now)
         _put(self._had, key, now + self._used(key, now) + size * self._rate.seconds / self._rate.count)
 
     def _used(self, key: str, now: float) -> float:
