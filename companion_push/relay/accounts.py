@@ -630,9 +630,12 @@ def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *value
 
 
 def ring_document(db: sqlite3.Connection, account: str, version: int) -> bytes:
+    """Give a ring of the account; refuses with `expired` when it is no longer kept."""
     row = db.execute(
         "SELECT document FROM rings WHERE account = ? AND version = ?", (account, version)
     ).fetchone()
+    if row is None:
+        raise Problem(Slug.EXPIRED)
     return bytes(row[0])
 
 

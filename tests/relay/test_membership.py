@@ -636,6 +636,22 @@ async def test_a_newcomer_is_introduced_and_admitted(
     assert (await newcomer.get("/v1/ring?after=2")).status == 200
 
 
+async def test_a_newcomer_whose_ring_is_no_longer_kept_is_too_late(
+    home: Household, inviting: Inviting, newcomer: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, bert = home.companions
+    monkeypatch.setattr(accounts, "KEPT_RINGS", 1)
+    await inviting.announce()
+    await inviting.introduce(newcomer)
+    await inviting.send_nonce(OURS)
+    await inviting.reveal(newcomer, THEIRS)
+    ring = await home.append(anna.person, bert.person, newcomer.person)
+    assert (await inviting.answer({"ring": base64url(ring.document), "mac": MAC})).status == 200
+    await home.append(anna.person, newcomer.person)
+    late = await inviting.heard(newcomer)
+    assert (late.status, late.problem) == (410, "expired")
+
+
 async def test_each_side_is_woken_by_each_step_of_the_other(
     home: Household, inviting: Inviting, newcomer: Caller
 ) -> None:
