@@ -934,7 +934,7 @@ async def test_every_change_of_the_account_is_told_at_once(anna: Companion, home
 
 @pytest.mark.threat("T16")
 async def test_a_relay_that_was_restored_from_a_backup_has_the_lost_ring_after_the_next_call(
-    anna: Companion, home: Household, relay: Relay, caplog: pytest.LogCaptureFixture
+    anna: Companion, home: Household, relay: Relay
 ) -> None:
     bert = home.companions[1]
     people = [bert.person, anna.caller.person, *(caller.person for caller in home.devices)]
@@ -946,7 +946,7 @@ async def test_a_relay_that_was_restored_from_a_backup_has_the_lost_ring_after_t
         await database.transact(lambda db: db.execute("DELETE FROM rings WHERE version > 2"))
     await anna.inbox.poll()
     assert (await bert.get("/v1/ring")).body["version"] == 3
-    assert "relay-forgot-rings" in caplog.text
+    assert NoticeKind.RELAY_FORGOT_RINGS in anna.kinds
 
 
 async def test_a_relay_that_cannot_be_reached_is_told_and_asked_again(

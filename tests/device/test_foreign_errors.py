@@ -12,6 +12,7 @@ from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
+from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import Credential
 from tests.device.test_ceremony import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels
 from tests.ports import reserved_port
@@ -135,7 +136,10 @@ async def _at_a_stage(bench: Bench, tunnels: Tunnels, stage: Stage, error: Excep
     tunnels.opened = tunnels.closed = 0
     ways = {DOMAIN: f"wss://localhost:{reserved_port()}" if stage is Stage.ATTEMPT_FAILED else bench.base}
     silent = Unconfirmed(companion="phone", label="Phone", days=9)
-    bench.carrier.states.put_nowait(Progress(state=RequestState.DELIVERED, unconfirmed=silent))
+    lost = ForgottenRings(first=5, last=7, given=True)
+    bench.carrier.states.put_nowait(
+        Progress(state=RequestState.DELIVERED, unconfirmed=silent, forgotten=lost)
+    )
     bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="phone"))
 
     def spoil(event: StageEvent) -> None:
