@@ -171,6 +171,32 @@ async def test_whoever_was_put_out_has_the_account_reset_and_the_device_joins_th
     assert (await ceremony(world, anew, "eve", "sign-in"))[0] == 8, "the device still expects its user"
 
 
+@pytest.mark.threat("T16")
+@pytest.mark.threat("T2")
+async def test_the_owner_takes_out_a_stolen_companion_and_whom_it_let_in_by_one_command(
+    world: World, hub: Home
+) -> None:
+    tablet, copy, thiefs = (f"{what} of {hub.account}" for what in ("tablet", "copy of the tablet", "thief"))
+    await hub.let_in(Role.COMPANION, tablet)
+    shutil.copytree(world.state(tablet), world.state(copy))
+    await replace(hub, companions=(copy, hub.phone, tablet)).let_in(Role.COMPANION, thiefs)
+    await world.run_to_end(
+        hub.phone, "companion-push", "companion", "remove", tablet, "--introduced", "--confirm", tablet,
+        "--state", world.state(hub.phone), *world.trust,
+    )  # fmt: skip
+    ring, why = await hub.membership(hub.phone).members()
+    assert why is None
+    assert [member.label for member in ring.members] == [hub.phone, hub.hub]
+    for stolen in (copy, thiefs):
+        _, told = await hub.membership(stolen).members()
+        assert told is None, "it reads the ring that took it out"
+        listening = await world.start_companion(stolen)
+        assert await ends(listening) == 9
+        assert listening.failure is not None
+        assert listening.failure["reason"] == "not-a-member"
+    assert (await ceremony(world, hub, "ada", "sign-in"))[0] == 0
+
+
 async def test_users_are_listed_kept_by_a_device_that_leaves_and_forgotten(
     world: World, hub: Home, tmp_path: Path
 ) -> None:
