@@ -18,10 +18,12 @@ fork                serves a next ring of its own making, with its own device   
 invent-claim        shows the device a claim that no companion has made           bad-claim
 hide-claim          shows the device no claim                                     not-claimed
 withhold            shows devices neither the newest ring nor any word            withheld-ring
+conflict            says of each ring that a newer one is there, and shows none   relay-inconsistent
 ==================  ============================================================  =====================
 
 With --mode-file it reads the mode from that file for each request, and is honest while there is no such file.
-In the file, the state directory of the device that takes part follows ``other-account``.
+In the file, the state directory of the device that takes part follows ``other-account``, and may follow ``conflict`` the
+path of a file, which gets one line for each ring.
 """
 
 import argparse
@@ -63,6 +65,7 @@ MODES: Final = (
     "invent-claim",
     "hide-claim",
     "withhold",
+    "conflict",
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -97,6 +100,8 @@ class RogueRelay:
         self._mode, _, self._insider = self._say_mode().partition(" ")
         if self._mode == "withhold" and '"envelopes"' in asked:
             request._read_bytes = self._for_members_only(asked, _caller(request))  # noqa: SLF001  what the relay reads
+        if self._mode == "conflict" and (request.method, request.path) == ("POST", "/v1/ring"):
+            return self._conflict()
         answer = await handler(request)
         if not isinstance(answer, web.Response) or not 200 <= answer.status < 300:
             return answer
@@ -115,6 +120,18 @@ class RogueRelay:
         elif request.path.startswith("/v1/requests/"):
             content |= self._shown_claim(request, content)
         return web.json_response(content, status=answer.status)
+
+    def _conflict(self) -> web.Response:
+        """What is said of a ring that follows the newest one."""
+        if self._insider:
+            with Path(self._insider).open("a", encoding="utf-8") as file:
+                file.write("a ring\n")
+        problem = {
+            "type": "urn:headless-passkey:problem:ring-conflict",
+            "status": 409,
+            "title": "a newer ring is there",
+        }
+        return web.json_response(problem, status=409, content_type="application/problem+json")
 
     def _for_members_only(self, asked: str, device: str) -> bytes:
         """A submission without envelopes for whom the newest ring no longer holds, which the real relay would refuse."""

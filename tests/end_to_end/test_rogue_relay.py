@@ -231,3 +231,45 @@ async def test_a_forked_ring_is_refused_by_the_device_before_anything_is_sealed(
     assert "submitted" not in device.stages
     assert set(companion.stages) <= {"listening", "ring-unconfirmed"}  # it notices the fork too
     await honest_request_works(world, home, relay)
+
+
+async def invite_at_a_relay_that_conflicts(
+    world: World, home: Home, relay: Mode, seconds: int
+) -> tuple[Program, Program, int]:
+    """The inviter that had the newcomer's number, when it has ended, the newcomer, and how many rings were handed in."""
+    who, rings = f"newcomer {seconds} of {home.account}", world.folder / f"rings {seconds} of {home.account}"
+    inviter = await world.run(
+        home.phone, "companion-push", "companion", "invite", "--kind", "device", "--yes", "--number", "-",
+        "--any-rp-id", "--timeout", str(seconds), "--state", world.state(home.phone), *world.trust,
+    )  # fmt: skip
+    newcomer = await world.run(
+        who, "headless-passkey", "join", "--invitation", "-", "--label", who, "--state", world.state(who),
+        *world.trust,
+    )  # fmt: skip
+    await newcomer.write(await inviter.line())
+    shown = await newcomer.stage("number")
+    relay.be(f"conflict {rings}")
+    await inviter.write(f"{shown['check_number']}\n")
+    await ends(inviter)
+    relay.be_honest()
+    return inviter, newcomer, len(rings.read_text().splitlines()) if rings.exists() else 0
+
+
+@pytest.mark.threat("T16")
+async def test_a_relay_that_says_conflict_for_ever_is_left_after_six_rings(
+    world: World, home: Home, relay: Mode
+) -> None:
+    before = home.enrolment(home.hub).chain.head.version
+    for seconds in (5, 25, 125):  # a longer time where the machine was too slow for the shorter one
+        inviter, newcomer, rings = await invite_at_a_relay_that_conflicts(world, home, relay, seconds)
+        assert rings <= 6
+        if await ends(inviter) == 4:
+            break
+        assert (await ends(inviter), await ends(newcomer)) == (7, 7)
+    assert rings >= 1
+    assert inviter.failure is not None
+    assert inviter.failure["reason"] == "relay-inconsistent"
+    await world.invite(home.phone, "device", f"late hub of {home.account}")
+    assert await ends(newcomer) == 0, "its number was typed: it gets in when the relay takes rings again"
+    newest, why = await home.membership(home.phone).members()
+    assert (newest.version, why) == (before + 2, None)
