@@ -460,7 +460,7 @@ async def _verify_user(
 
 async def run(args: argparse.Namespace) -> None:
     state, outcomes = _state(args), Outcomes()
-    me = state.identity()
+    state.identity()  # `NotEnrolled` comes first; no HPKE key is held here beyond its erasure
     with contextlib.ExitStack() as stack:
         stack.enter_context(state.sole_runner())
         await _membership(args).finish_answers()
@@ -468,7 +468,7 @@ async def run(args: argparse.Namespace) -> None:
         picture = _picture(args, stack, terminal, state)
         opener, consent = _opener(args, stack) or picture, _consent(args, terminal)
         later: list[Notice] = []  # what would be written over the picture on the terminal
-        async with CompanionRelay.connect(me.relay_url, me.keys.signing, tls=tls_context(args.ca)) as relay:
+        async with _connect(args, state) as relay:
 
             def on_notice(notice: Notice) -> None:
                 outcomes.note(notice)
@@ -590,6 +590,13 @@ def _tell(args: argparse.Namespace, notice: Notice) -> None:
                 talk(f"failed: {said}")
             case _:
                 talk(said)
+
+
+def _connect(
+    args: argparse.Namespace, state: CompanionState
+) -> contextlib.AbstractAsyncContextManager[CompanionRelay]:
+    me = state.identity()
+    return CompanionRelay.connect(me.relay_url, me.keys.signing, tls=tls_context(args.ca))
 
 
 def _line(args: argparse.Namespace, text: str, **details: object) -> str:

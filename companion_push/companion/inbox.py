@@ -11,6 +11,7 @@ the client waits before it polls again after an answer that came too fast.
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import OrderedDict
@@ -21,7 +22,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
-from companion_push.companion.keys import CompanionState
+from companion_push.companion.keys import KEEP_PREVIOUS, CompanionState
 from companion_push.companion.members import refuse_removed
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
@@ -49,6 +50,7 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.checks import check_envelope, recheck, untold_ring, usable_until
 from headless_passkey.trust.envelope import Announcement
 from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, witnesses
+from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.ring import MAX_SKEW, Member
 from headless_passkey.trust.word import Claim, Word
 
@@ -59,6 +61,7 @@ _MAX_PAUSE: Final = 30.0
 _HELD: Final = 1.0  # seconds after which an answer counts as held by the relay
 _REPORT_TIMEOUT: Final = 10.0  # seconds for a report that the relay can do without
 _WORD_PAUSE: Final = 60.0  # seconds between two words
+_KEY_PAUSE: Final = 3600.0  # seconds until a replacement of the HPKE key that failed is tried again
 _MAX_SETTLED: Final = 1024  # requests that are settled here and that the relay may still list
 _KEEP_OPENED: Final = (
     600  # seconds after its expiry that an opened request is remembered, since clocks are adjusted
@@ -105,6 +108,7 @@ class NoticeKind(StrEnum):
         "ring-unconfirmed"  # no other companion has confirmed the ring lately, or one contradicts it
     )
     RELAY_FORGOT_RINGS = "relay-forgot-rings"  # the relay had lost rings that this companion holds
+    KEY_REPLACED = "key-replaced"  # this companion's HPKE key, as every 30 days
     RING_REFUSED = "ring-refused"  # the relay's newer ring does not verify
     ARRIVED = "arrived"
     REFUSED = "refused"  # by a check
@@ -156,11 +160,17 @@ class Inbox:
         """needs_digits: whether a request without match digits is refused (digits-missing)."""
         self._needs_digits = needs_digits
         self._state, self._relay, self._on_notice, self._clock = state, relay, on_notice, clock
-        self._keys = state.identity().keys
-        self._me = self._keys.name
+        keys = state.identity().keys
+        self._key, self._me = (
+            keys.signing,
+            keys.name,
+        )  # an HPKE key is read when needed, so that it can be erased
         self._cursor: str | None = None
         self._word_due: float = 0  # Unix seconds: when the next word is to be given
         self._word_earliest: float = 0  # and when it may be
+        self._keys_settle: float = 0  # Unix seconds: when a key on disk is to be put in place or erased
+        self._keys_due: float = 0  # and when to see whether the HPKE key is to be replaced
+        self._keys_earliest: float = 0  # and when it may be: two with one state do not outdo each other
         self._ring = state.chain().head.version  # that the relay named last, or the newest that is kept here
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
         self._pending: dict[Key, CheckedRequest] = {}
@@ -220,6 +230,7 @@ class Inbox:
         wait: seconds the relay may hold the answer while nothing is new. arrivals: as with `listen`.
         """
         asked = time.monotonic()
+        await self._settle_keys()
         try:
             page = await self._relay.inbox(cursor=self._cursor, wait=wait)
         except TransportError as error:
@@ -241,6 +252,9 @@ class Inbox:
             self._ring = page.ring_version
         for item in page.items:
             await self._report_refused(item)
+        under_way = page.items or self._in_hand  # requests sealed to the key as it is
+        if not under_way and self._clock() >= self._keys_due:
+            await self._replace_key()
         if self._word_is_due(wanted=page.word_wanted):
             await self._give_word()
         self._cursor = page.cursor
@@ -392,7 +406,7 @@ class Inbox:
         self._word_earliest = now + _WORD_PAUSE
         try:
             chain, at = await self._caught_up()
-            await self._relay.give_word(Word.give(self._keys.signing, ring=chain.head, now=now))
+            await self._relay.give_word(Word.give(self._key, ring=chain.head, now=now))
         except TrustError as error:
             self._tell(NoticeKind.RING_UNCONFIRMED, str(error), reason=error.reason, advice=error.advice)
         except HeadlessPasskeyError as error:
@@ -403,6 +417,42 @@ class Inbox:
             if others and others[0].is_silent(now):
                 message = f'no word from "{printable(others[0].member.label)}" for {others[0].days(now)} days'
                 self._tell(NoticeKind.RING_UNCONFIRMED, message, reason=TrustReason.UNCONFIRMED_RING)
+
+    async def _settle_keys(self) -> None:
+        """Put the HPKE key that the ring names in place, and erase the one before when its time is up."""
+        now = self._clock()
+        if now < self._keys_settle <= now + KEEP_PREVIOUS or self._keys_settle == math.inf:
+            return
+        try:
+            erased_at = await self._state.settle_hpke_keys(now)
+        except HeadlessPasskeyError as error:  # the disk is full, or another process is slow
+            logger.warning("the HPKE keys were not put in order: %s", type(error).__name__)
+            self._keys_settle = now + _MAX_PAUSE
+        else:
+            self._keys_settle = math.inf if erased_at is None else erased_at
+
+    async def _replace_key(self) -> None:
+        """Replace the HPKE key when it has had its time. What fails is tried again later, with the same new key."""
+        now = self._clock()
+        self._keys_due = now + DAY
+        try:
+            if not self._state.wants_new_hpke_key(now):
+                return
+            self._keys_due = self._keys_earliest = now + _KEY_PAUSE
+            chain, _ = await self._caught_up()
+            if self._state.wants_new_hpke_key(now):  # still: the relay may have had our ring already
+                key = await self._state.next_hpke_key()
+                ring = chain.head.with_hpke_key(self._key, key.public, now=now)
+                if not await self._relay.append_ring(ring):
+                    return
+                chain = await self._state.extend([ring.document], now=now)
+                self._ring, self._word_due = chain.head.version, 0  # the others may wait for the word
+            self._keys_settle = 0
+            await self._settle_keys()
+        except HeadlessPasskeyError as error:
+            logger.info("the HPKE key was not replaced: %s", type(error).__name__)
+        else:
+            self._tell(NoticeKind.KEY_REPLACED, "this companion has a new key for requests")
 
     async def _learn_of_change(self) -> None:
         """Catch up because the relay names a newer ring; what is wrong with it is told, and refuses the next request."""
@@ -442,6 +492,8 @@ class Inbox:
             before = chain.head.version
             chain = await self._state.adopt(newer, now=self._clock())
             self._word_due = 0  # the others may wait for it
+            self._keys_settle = 0  # it may name our next key, or one that we do not hold
+            self._keys_due = min(self._keys_due, self._keys_earliest)
             self._tell(
                 NoticeKind.RING_CHANGED,
                 f"the membership is now version {chain.head.version}: {chain.changes_since(before)}",
@@ -452,23 +504,40 @@ class Inbox:
 
     def _check(self, item: Item) -> CheckedRequest:
         chain = self._state.chain()
-        announcement = check_envelope(
-            item.sealed,
-            device=item.device,
-            request_id=item.request_id,
-            hpke_private=self._keys.hpke,
-            me=self._me,
-            chain=chain,
-            opened_before=self._state.opened_before(),
-            now=self._clock(),
-            needs_digits=self._needs_digits,
-        )
+        announcement = self._announcement(item, chain)
         device = chain.head.member(item.device)
         if device is None:
             raise TrustError(TrustReason.UNKNOWN_DEVICE, "the request is from no device of this account")
         claim = Claim.of(device=item.device, request_id=item.request_id, sealed=item.sealed)
         shown = known_as(device, chain.head.members)
         return CheckedRequest(announcement=announcement, claim=claim, device=device, known_as=shown)
+
+    def _announcement(self, item: Item, chain: RingChain) -> Announcement:
+        """Open and check the envelope with the HPKE key that it was sealed to."""
+        now = self._clock()
+        current, *others = self._state.hpke_keys(now)
+        opened_before = self._state.opened_before()
+
+        def check(key: SoftwareHpkeKey) -> Announcement:
+            return check_envelope(
+                item.sealed,
+                device=item.device,
+                request_id=item.request_id,
+                hpke_private=key,
+                me=self._me,
+                chain=chain,
+                opened_before=opened_before,
+                now=now,
+                needs_digits=self._needs_digits,
+            )
+
+        for key in others:
+            try:
+                return check(key)
+            except TrustError as error:
+                if error.reason is not TrustReason.CANNOT_OPEN:
+                    raise
+        return check(current)
 
     def _tell_of_stale_rings(self, request: CheckedRequest) -> None:
         """Warn when the relay keeps rings or words from the device. Its request is good: nobody whom it concerns was removed."""
@@ -566,7 +635,7 @@ class Inbox:
     def _word(self, request: CheckedRequest) -> Word:
         """Give this companion's word that it claims the request, by the newest ring that it holds."""
         ring = self._state.chain().head
-        return Word.give(self._keys.signing, ring=ring, now=self._clock(), claim=request.claim)
+        return Word.give(self._key, ring=ring, now=self._clock(), claim=request.claim)
 
     async def _open(self, request: CheckedRequest, claim: _Claim, opener: Opener) -> bool:
         """Hand the URL to the opener, and wait for what it waits for. False when another companion took over."""

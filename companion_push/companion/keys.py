@@ -2,7 +2,7 @@
 
 The directory has mode 0700; each file has mode 0600, and is replaced atomically::
 
-    companion.json    relay URL, account, signing key, HPKE key: written once, when joined
+    companion.json    relay URL, account, signing key, and the HPKE keys: the current, the next and the previous one
     joining.json      the same until `join` has its answer, so that it can resume after a crash
     ring.json         the chain of rings, the newest last
     opened.json       requests handed to an opener, until they have expired (replay)
@@ -42,7 +42,7 @@ from headless_passkey.text.json_text import without_mark
 from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from headless_passkey.trust.hpke import SoftwareHpkeKey
-from headless_passkey.trust.ring import MAX_DOCUMENT, Ring
+from headless_passkey.trust.ring import MAX_DOCUMENT, HpkeKey, Member, Ring
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
 from headless_passkey.trust.text_form import check_relay_url
 
@@ -50,6 +50,8 @@ _VERSION: Final = 2
 _LIMIT: Final = 2 * MAX_KEPT * MAX_DOCUMENT  # bytes of one file
 _MAX_OPENED: Final = 4096
 _MAX_INVITATIONS: Final = 64
+HPKE_KEY_LIFE: Final = 30 * 86_400  # seconds until a companion replaces its HPKE key
+KEEP_PREVIOUS: Final = 600  # seconds until the one before is erased: no request to it lives longer
 
 _Version = Annotated[int, msgspec.Meta(ge=_VERSION, le=_VERSION)]
 
@@ -62,11 +64,19 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     version: _Version = _VERSION
 
 
+class _Previous(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    hpke_key: bytes
+    until: int  # Unix seconds: when it is erased
+
+
 class _Keys(_File, frozen=True, kw_only=True):
     relay_url: str
     account: str
     signing_key: bytes
     hpke_key: bytes
+    hpke_since: int | None = None  # Unix seconds: when a ring named it; None: when the companion joined
+    next_hpke_key: bytes | None = None  # written before the ring that names it is sent
+    previous_hpke_key: _Previous | None = None
 
 
 class _Joining(_File, frozen=True, kw_only=True):
@@ -153,9 +163,7 @@ class CompanionState:
 
     def identity(self) -> Identity:
         """Read the identity; `NotEnrolled` when this companion has not joined."""
-        kept = self._read("companion.json", _Keys)
-        if kept is None:
-            raise self._not_enrolled()
+        kept = self._kept()
         with self._strict("companion.json"):
             return Identity(
                 relay_url=check_relay_url(kept.relay_url),
@@ -172,6 +180,86 @@ class CompanionState:
 
     def is_enrolled(self) -> bool:
         return self._read("companion.json", _Keys) is not None
+
+    # HPKE keys
+
+    def hpke_keys(self, now: float) -> tuple[SoftwareHpkeKey, ...]:
+        """Read the keys that an envelope may be sealed to: current, next, and the previous one until its time."""
+        kept, previous = self._kept(), None
+        if kept.previous_hpke_key is not None and now < kept.previous_hpke_key.until:
+            previous = kept.previous_hpke_key.hpke_key
+        with self._strict("companion.json"):
+            keys = (kept.hpke_key, kept.next_hpke_key, previous)
+            return tuple(SoftwareHpkeKey.from_bytes(key) for key in keys if key is not None)
+
+    def wants_new_hpke_key(self, now: float) -> bool:
+        """Whether the HPKE key has had its time, or our entry in the newest ring names none that we hold (an old copy)."""
+        kept, entry = self._kept(), self._entry()
+        if entry is None:
+            return False
+        if entry.hpke_key != self._public(kept.hpke_key):
+            return entry.hpke_key != self._public(kept.next_hpke_key)
+        since = entry.joined if kept.hpke_since is None else kept.hpke_since
+        return now - since >= HPKE_KEY_LIFE
+
+    async def next_hpke_key(self) -> SoftwareHpkeKey:
+        """Read the key that replaces the current one, or make and write it.
+
+        A key that was sent to the relay once is never made anew: its ring may have arrived, although the answer was lost.
+        """
+        async with self._locked():
+            kept = self._kept()
+            with self._strict("companion.json"):
+                if kept.next_hpke_key is not None:
+                    return SoftwareHpkeKey.from_bytes(kept.next_hpke_key)
+            key = SoftwareHpkeKey.generate()
+            self._write("companion.json", msgspec.structs.replace(kept, next_hpke_key=key.to_bytes()))
+            return key
+
+    async def settle_hpke_keys(self, now: float) -> int | None:
+        """Make the next key the current one when our entry in the newest ring names it, and erase a previous one whose time is up.
+
+        Returns when the previous key is to be erased, in Unix seconds; None without one.
+        """
+        kept = self._kept()
+        if kept.next_hpke_key is None and kept.previous_hpke_key is None:
+            return None
+        async with self._locked():
+            kept, entry = self._kept(), self._entry()
+            settled, previous = kept, kept.previous_hpke_key
+            named = None if entry is None else entry.hpke_key
+            if kept.next_hpke_key is not None and named == self._public(kept.next_hpke_key):
+                previous = _Previous(hpke_key=kept.hpke_key, until=int(now) + KEEP_PREVIOUS)
+                settled = msgspec.structs.replace(
+                    kept,
+                    hpke_key=kept.next_hpke_key,
+                    hpke_since=self.chain().head.issued,
+                    next_hpke_key=None,
+                )
+            if previous is not None and now >= previous.until:
+                previous = None
+            elif previous is not None and previous.until > now + KEEP_PREVIOUS:  # the clock was set back
+                previous = msgspec.structs.replace(previous, until=int(now) + KEEP_PREVIOUS)
+            settled = msgspec.structs.replace(settled, previous_hpke_key=previous)
+            if settled != kept:
+                self._write("companion.json", settled)
+            return None if previous is None else previous.until
+
+    def _kept(self) -> _Keys:
+        kept = self._read("companion.json", _Keys)
+        if kept is None:
+            raise self._not_enrolled()
+        return kept
+
+    def _entry(self) -> Member | None:
+        """Read our own entry in the newest ring."""
+        return self.chain().head.member(self.identity().keys.name)
+
+    def _public(self, kept: bytes | None) -> HpkeKey | None:
+        with self._strict("companion.json"):
+            return None if kept is None else SoftwareHpkeKey.from_bytes(kept).public
+
+    # Joining
 
     def joining(self) -> Joining | None:
         """Read the join that has no answer yet; None without one."""

@@ -1,7 +1,7 @@
 """A chain of verified rings, which every member stores, and extends only by a valid next version."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final, Self
 
@@ -13,7 +13,7 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.text.names import printable
-from headless_passkey.trust.ring import Ring, document_hash
+from headless_passkey.trust.ring import Member, Ring, document_hash
 
 MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
 
@@ -92,7 +92,7 @@ class RingChain:
             said += [f'"{printable(now[name].label)}" came, {by}' for name in now if name not in was]
             said += [f'"{printable(was[name].label)}" was taken out, {by}' for name in was if name not in now]
             said += [
-                f'"{printable(was[name].label)}" was changed, {by}'
+                f'"{printable(was[name].label)}" {_change(was[name], now[name])}, {by}'
                 for name in now
                 if name in was and was[name] != now[name]
             ]
@@ -115,3 +115,9 @@ class RingChain:
         """The names removed in or after `version`, those that were added again included."""
         later = [{member.name for member in ring.members} for ring in self.rings if ring.version >= version]
         return frozenset().union(*(before - after for before, after in pairwise(later)))
+
+
+def _change(was: Member, now: Member) -> str:
+    """Say what a later ring says otherwise of a member; a companion replaces its HPKE key every 30 days."""
+    key_alone = replace(was, hpke_key=now.hpke_key, possession=now.possession) == now
+    return "was given a new key for requests" if key_alone else "was changed"

@@ -258,6 +258,16 @@ class Ring:
         """Make and sign the next version without these members."""
         return self.next(key, members=[each for each in self.members if each.name not in names], now=now)
 
+    def with_hpke_key(self, key: SigningKey, hpke_key: HpkeKey, *, now: float) -> "Ring":
+        """Make and sign the next version in which the signer, a companion, has another HPKE key."""
+        possession = prove_possession(key, account=self.account, role=Role.COMPANION, hpke_key=hpke_key)
+        signer = thumbprint(key.public_key)
+        members = [
+            replace(each, hpke_key=hpke_key, possession=possession) if each.name == signer else each
+            for each in self.members
+        ]
+        return self.next(key, members=members, now=now)
+
     @property
     def hash(self) -> bytes:
         """The ring's hash, 32 bytes: SHA-256 of the body, without the signature."""

@@ -16,6 +16,7 @@ from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, new_request_id, seal
+from headless_passkey.trust.ring import Member
 from tests.relay.household import Caller, Household, Reply
 from tests.trust.people import Person
 
@@ -41,10 +42,14 @@ class Frame:
             "url": QrTransaction.create(hint=kind, time=now).url.encode(),
             "rp_id": "example.com",
         }
-        return Announcement.address(to.member, **(values | changes))
+        return Announcement.address(self.entry(to), **(values | changes))
+
+    def entry(self, to: Person) -> Member:
+        """What the newest ring says of `to`, whose HPKE key may have been replaced."""
+        return self.home.ring.member(to.name) or to.member
 
     def seal(self, to: Person, request_id: bytes, **changes: Any) -> bytes:
-        hpke_key = to.member.hpke_key
+        hpke_key = self.entry(to).hpke_key
         assert hpke_key is not None
         return seal(self.say(to, request_id, **changes), self.caller.person.key, hpke_key)
 

@@ -1,8 +1,10 @@
 """The companion's inbox against the real relay, and against one that lies."""
 
 import asyncio
+import base64
 import contextlib
 import json
+import re
 import shutil
 import socket
 import tempfile
@@ -15,7 +17,9 @@ import pytest
 from aiohttp import web
 
 from companion_push.companion.inbox import NoticeKind
+from companion_push.companion.keys import CompanionState
 from companion_push.companion.openers import Opening
+from companion_push.companion.relay_client import CompanionRelay
 from companion_push.relay.app import close_account
 from companion_push.relay.database import open_database
 from headless_passkey.errors import (
@@ -36,11 +40,13 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.text.base64url import base64url, from_base64url
-from headless_passkey.trust.envelope import new_request_id
+from headless_passkey.trust.envelope import new_request_id, open_envelope
+from headless_passkey.trust.hpke import SoftwareHpkeKey
+from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Word
-from tests.companion.family import Companion, Frame, Hands, awake_again, enrolled
+from tests.companion.family import Companion, Frame, Hands, awake, awake_again, enrolled
 from tests.relay.household import Household, Relay, claimer
-from tests.trust.people import device, forge, grow, reseal
+from tests.trust.people import REQUEST_ID, device, forge, grow, reseal
 
 # What arrives
 
@@ -1035,6 +1041,256 @@ async def rogue_relay(anna: Companion, home: Household) -> AsyncIterator[RogueRe
         await runner.cleanup()
         listening.close()
         shutil.rmtree(folder)
+
+
+# The HPKE key
+
+MONTH = 30 * 86_400
+
+
+@pytest.mark.threat("T16")
+async def test_a_state_that_is_copied_after_the_erasure_opens_no_envelope_of_before(
+    anna: Companion, frame: Frame, home: Household, relay: Relay, tmp_path: Path
+) -> None:
+    sealed = frame.seal(anna.caller.person, REQUEST_ID)
+    await anna.inbox.poll()
+    assert NoticeKind.KEY_REPLACED not in anna.kinds
+    before, within, after = (tmp_path / name for name in ("before", "within", "after"))
+    folder = tmp_path / anna.caller.name
+    shutil.copytree(folder, before)
+    relay.clock.ahead += MONTH
+    await anna.inbox.poll()
+    shutil.copytree(folder, within)
+    assert anna.kinds.count(NoticeKind.KEY_REPLACED) == 1
+    relay.clock.ahead += 601
+    await anna.inbox.poll()
+    shutil.copytree(folder, after)
+
+    def opens(copy: Path) -> bool:
+        return any(opened(sealed, key, anna, frame) for key in keys_in(copy))
+
+    assert (opens(before), opens(within), opens(after)) == (True, True, False)
+
+
+@pytest.mark.threat("T16")
+async def test_a_replaced_key_is_told_to_the_others_and_opens_what_is_sealed_to_it(
+    anna: Companion, bert: Companion, frame: Frame, home: Household, relay: Relay
+) -> None:
+    old = frame.entry(anna.caller.person)
+    relay.clock.ahead += MONTH - 60
+    await anna.inbox.poll()
+    assert anna.state.chain().head.version == 2
+    await bert.inbox.poll()
+    relay.clock.ahead += 86_400
+    await anna.inbox.poll()
+    home.ring = anna.state.chain().head
+    new = frame.entry(anna.caller.person)
+    assert home.ring.version == 3
+    assert new.hpke_key != old.hpke_key
+    assert (new.label, new.joined, new.introduced_by) == (old.label, old.joined, old.introduced_by)
+    await frame.ask(anna.caller, bert.caller, now=relay.clock())
+    await anna.inbox.poll()
+    await bert.inbox.poll()
+    assert len(anna.inbox.pending) == len(bert.inbox.pending) == 1
+    assert [each.message for each in bert.notices if each.kind is NoticeKind.RING_CHANGED] == [
+        'the membership is now version 3: "phone 0" was given a new key for requests, by "phone 0"'
+    ]
+
+
+async def test_no_key_is_replaced_while_requests_of_two_devices_are_under_way(
+    relay: Relay, tmp_path: Path
+) -> None:
+    home = await relay.household("bob", companions=1, devices=2)
+    async with awake(tmp_path, home.companions[0], home) as companion:
+        relay.clock.ahead += MONTH
+        frames = [Frame(caller=caller, home=home) for caller in home.devices]
+        names = [await frame.ask(companion.caller, now=relay.clock()) for frame in frames]
+        for left, (frame, name) in zip((2, 1), zip(frames, names, strict=True), strict=True):
+            await companion.inbox.poll()
+            assert len(companion.inbox.pending) == left
+            assert companion.state.chain().head.version == 2
+            (request,) = (each for each in companion.inbox.pending if each.device.name == frame.caller.name)
+            assert await companion.inbox.approve(request, Hands())
+            await companion.inbox.poll()
+            assert companion.state.chain().head.version == 2
+            await frame.caller.tell(name, "completed")
+        await companion.inbox.poll()
+        assert companion.state.chain().head.version == 3
+        assert companion.refusals == []
+
+
+async def test_a_request_that_was_sealed_just_before_says_that_the_key_was_replaced(
+    anna: Companion, frame: Frame, relay: Relay
+) -> None:
+    relay.clock.ahead += MONTH
+    await anna.inbox.poll()
+    assert anna.state.chain().head.version == 3
+    await frame.ask(anna.caller, now=anna.caller.clock())  # from ring 2
+    await anna.inbox.poll()
+    assert anna.refusals == ["stale-ring"]
+    relay.clock.ahead += 601
+    await anna.inbox.poll()
+    await frame.ask(anna.caller, now=anna.caller.clock())
+    await anna.inbox.poll()
+    assert anna.refusals == ["stale-ring", "cannot-open"]
+
+
+async def test_a_companion_that_slept_for_90_days_replaces_its_key_once(
+    anna: Companion, relay: Relay
+) -> None:
+    relay.clock.ahead += 90 * 86_400
+    async with awake_again(anna.state, anna.caller) as woken:
+        for _ in range(3):
+            await woken.inbox.poll()
+        assert woken.kinds.count(NoticeKind.KEY_REPLACED) == 1
+        assert anna.state.chain().head.version == 3
+        relay.clock.ahead += MONTH
+        await woken.inbox.poll()
+        assert anna.state.chain().head.version == 4
+
+
+class PowerFailure(BaseException):
+    """The end of a process at some point."""
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize(
+    "where",
+    [
+        "before next_hpke_key",
+        "after next_hpke_key",
+        "before append_ring",
+        "after append_ring",
+        "before extend",
+        "after extend",
+        "after settle_hpke_keys",
+    ],
+)
+async def test_a_crash_while_the_key_is_replaced_loses_no_request(
+    anna: Companion, frame: Frame, relay: Relay, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    await anna.inbox.poll()
+    relay.clock.ahead += MONTH
+    when, step = where.split()
+    owner = CompanionRelay if step == "append_ring" else CompanionState
+    real = getattr(owner, step)
+
+    async def fails(*args: Any, **kwargs: Any) -> None:
+        if when == "after":
+            await real(*args, **kwargs)
+        raise PowerFailure
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, step, fails)
+        with pytest.raises(PowerFailure):
+            await anna.inbox.poll()
+    async with awake_again(anna.state, anna.caller) as again:
+        for document in (await frame.caller.get("/v1/ring?after=2")).body["rings"]:
+            frame.home.ring = frame.home.ring.extend(from_base64url(document), now=relay.clock())
+        await frame.ask(anna.caller, now=relay.clock())
+        await again.inbox.poll()
+        assert again.refusals == []
+        assert len(again.inbox.pending) == 1
+        assert await again.inbox.approve(again.inbox.pending[0], Hands())
+        relay.clock.ahead += 600
+        for _ in range(3):
+            await again.inbox.poll()
+            relay.clock.ahead += 600
+        assert anna.state.chain().head.version == 3
+        entry = anna.state.chain().head.member(anna.caller.name)
+        assert entry is not None
+        assert [key.public for key in anna.state.hpke_keys(relay.clock())] == [entry.hpke_key]
+
+
+async def test_a_replacement_that_fails_is_tried_again_an_hour_later_with_the_same_key(
+    anna: Companion, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay.clock.ahead += MONTH
+    sent: list[object] = []
+
+    async def limited(_: CompanionRelay, ring: Ring) -> bool:
+        entry = ring.member(anna.caller.name)
+        assert entry is not None
+        sent.append(entry.hpke_key)
+        if len(sent) == 1:
+            raise TransportError("not now (rate-limited)")
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CompanionRelay, "append_ring", limited)
+        for _ in range(2):
+            await anna.inbox.poll()
+            await anna.inbox.poll()
+            relay.clock.ahead += 3601
+    assert len(sent) == 2
+    assert NoticeKind.KEY_REPLACED not in anna.kinds
+    await anna.inbox.poll()
+    assert anna.kinds.count(NoticeKind.KEY_REPLACED) == 1
+    entry = anna.state.chain().head.member(anna.caller.name)
+    assert entry is not None
+    assert [entry.hpke_key, entry.hpke_key] == sent
+
+
+async def test_a_state_of_before_a_replacement_gets_a_key_of_its_own_at_once(
+    anna: Companion, frame: Frame, home: Household, relay: Relay, tmp_path: Path
+) -> None:
+    """A companion is restored from a backup: its entry names a key that it does not hold."""
+    backup = tmp_path / "backup"
+    shutil.copytree(tmp_path / anna.caller.name, backup)
+    relay.clock.ahead += MONTH
+    await anna.inbox.poll()
+    async with awake_again(CompanionState(backup), anna.caller) as restored:
+        await restored.inbox.poll()
+        home.ring = restored.state.chain().head
+        assert home.ring.version == 4
+        await frame.ask(anna.caller, now=relay.clock())
+        await restored.inbox.poll()
+        assert len(restored.inbox.pending) == 1
+
+
+async def test_two_that_run_with_one_state_replace_a_key_once_an_hour_at_most(
+    anna: Companion, relay: Relay, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / anna.caller.name, copy)
+    relay.clock.ahead += MONTH
+    async with awake_again(CompanionState(copy), anna.caller) as other:
+        for _ in range(5):
+            await anna.inbox.poll()
+            await other.inbox.poll()
+        assert other.state.chain().head.version == 4  # one each
+        relay.clock.ahead += 3601
+        for _ in range(5):
+            await anna.inbox.poll()
+            await other.inbox.poll()
+        assert other.state.chain().head.version == 6
+
+
+def keys_in(folder: Path) -> list[SoftwareHpkeKey]:
+    """Each HPKE key in the files of a state, whatever they say of it."""
+    words = re.findall(r'"([A-Za-z0-9+/=]+)"', (folder / "companion.json").read_text())
+    keys = []
+    for word in words:
+        with contextlib.suppress(ValueError, HeadlessPasskeyError):
+            octets = base64.b64decode(word)
+            if len(octets) == 34:
+                keys.append(SoftwareHpkeKey.from_bytes(octets))
+    return keys
+
+
+def opened(sealed: bytes, key: SoftwareHpkeKey, to: Companion, by: Frame) -> bool:
+    try:
+        open_envelope(
+            sealed,
+            hpke_private=key,
+            account=by.home.account,
+            request_id=REQUEST_ID,
+            device=by.caller.name,
+            recipient=to.caller.name,
+        )
+    except TrustError:
+        return False
+    return True
 
 
 # Words

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from companion_push.companion.keys import CompanionState, Identity, Joining, KeyPair
+from companion_push.companion.keys import HPKE_KEY_LIFE, CompanionState, Identity, Joining, KeyPair
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     NotEnrolled,
@@ -23,6 +23,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.trust.admission import InvitationRecord, Newcomer
 from headless_passkey.trust.chain import RingChain
+from headless_passkey.trust.hpke import SoftwareHpkeKey
 from headless_passkey.trust.invitation import LIFETIME, Invitation
 from headless_passkey.trust.ring import Role
 from tests.trust.people import ACCOUNT, NOW, companion, device, forge, found, grow
@@ -357,3 +358,65 @@ async def test_a_chain_that_was_taken_over_after_a_gap_takes_the_place_of_the_on
     assert (await state.adopt(RingChain.start(later), now=NOW)).rings == (later,)
     assert state.chain().rings == (later,)
     assert (await state.adopt(RingChain.start(RING), now=NOW)).head == later, "nothing goes back"
+
+
+# The HPKE keys
+
+
+async def renewed(state: CompanionState, now: float) -> SoftwareHpkeKey:
+    """The next key, and the ring that names it."""
+    key = await state.next_hpke_key()
+    ring = state.chain().head.with_hpke_key(PHONE.key, key.public, now=now)
+    await state.extend([ring.document], now=now)
+    return key
+
+
+@pytest.mark.threat("T16")
+async def test_the_previous_key_is_kept_for_600_seconds_and_then_erased(
+    state: CompanionState, tmp_path: Path
+) -> None:
+    file = tmp_path / "state" / "companion.json"
+    now = NOW + HPKE_KEY_LIFE
+    old = json.loads(file.read_bytes())["hpke_key"]
+    assert not state.wants_new_hpke_key(now - 1)
+    assert state.wants_new_hpke_key(now)
+    new = await renewed(state, now)
+    assert [key.public for key in state.hpke_keys(now)] == [PHONE.hpke_key, new.public]
+    assert await state.settle_hpke_keys(now) == now + 600
+    assert not state.wants_new_hpke_key(now + HPKE_KEY_LIFE - 1)
+    assert state.wants_new_hpke_key(now + HPKE_KEY_LIFE)
+    assert state.identity().keys.hpke.public == new.public
+    assert [key.public for key in state.hpke_keys(now + 599)] == [new.public, PHONE.hpke_key]
+    assert [key.public for key in state.hpke_keys(now + 600)] == [new.public]
+    assert await state.settle_hpke_keys(now + 599) == now + 600
+    assert old in file.read_text()
+    assert await state.settle_hpke_keys(now + 600) is None
+    assert old not in file.read_text()
+
+
+@pytest.mark.threat("T16")
+async def test_a_clock_that_is_set_back_keeps_no_previous_key_for_longer(state: CompanionState) -> None:
+    await renewed(state, NOW + HPKE_KEY_LIFE)
+    await state.settle_hpke_keys(NOW + HPKE_KEY_LIFE)
+    assert await state.settle_hpke_keys(NOW) == NOW + 600
+    assert await state.settle_hpke_keys(NOW + 600) is None
+
+
+async def test_the_next_key_stays_the_same_until_a_ring_names_it(
+    state: CompanionState, tmp_path: Path
+) -> None:
+    first = await state.next_hpke_key()
+    again = await CompanionState(tmp_path / "state").next_hpke_key()
+    assert again.public == first.public
+    await state.extend([NEXT.document], now=NOW)  # which does not name it
+    assert await state.settle_hpke_keys(NOW) is None
+    assert (await state.next_hpke_key()).public == first.public
+    assert state.identity().keys.hpke.public == PHONE.hpke_key
+
+
+async def test_an_entry_with_a_key_that_is_not_kept_here_wants_a_new_one(state: CompanionState) -> None:
+    elsewhere = SoftwareHpkeKey.generate().public
+    await state.extend([RING.with_hpke_key(PHONE.key, elsewhere, now=NOW).document], now=NOW)
+    assert state.wants_new_hpke_key(NOW)
+    await renewed(state, NOW)
+    assert not state.wants_new_hpke_key(NOW)

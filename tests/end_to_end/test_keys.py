@@ -5,6 +5,7 @@ import json
 import pytest
 from world import World
 
+from companion_push.companion.keys import CompanionState
 from headless_passkey.rp.key_store import KeyStore
 from headless_passkey.rp.session_store import SessionStore
 from headless_passkey.trust.signing import thumbprint
@@ -67,6 +68,32 @@ async def test_relay_and_two_relying_parties_see_three_keys_before_and_after_a_r
     assert said["keys"] == before
     assert said["device"] == name
     await companion.stop()
+
+
+@pytest.mark.threat("T16")
+async def test_a_companion_with_an_old_key_replaces_it_and_signs_in_and_erases_the_old_one(
+    world: World,
+) -> None:
+    home = await Home.make(world)
+    state, file = CompanionState(world.state(home.phone)), world.state(home.phone) / "companion.json"
+    old, version = json.loads(file.read_bytes())["hpke_key"], state.chain().head.version
+    file.write_text(json.dumps(json.loads(file.read_bytes()) | {"hpke_since": 1}))
+    companion = await world.companion(home.phone)
+    await companion.stage("key-replaced")
+    assert state.chain().head.version == version + 1
+    status, _ = await world.ceremony(home.hub, "register", "--user", home.account)
+    assert status == 0
+    assert "refused" not in companion.stages
+    await companion.stop()
+    kept = json.loads(file.read_bytes())
+    assert kept["previous_hpke_key"]["hpke_key"] == old
+    kept["previous_hpke_key"]["until"] = 1
+    file.write_text(json.dumps(kept))
+    again = await world.companion(home.phone)
+    assert await ends(await world.device(home.hub, "sign-in")) == 0
+    await again.stop()
+    assert old not in file.read_text()
+    assert state.chain().head.version == version + 1
 
 
 async def test_leaving_forgets_the_keys_of_relying_parties_too(world: World, home: Home) -> None:

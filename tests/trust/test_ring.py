@@ -507,3 +507,17 @@ def test_a_member_is_bound_to_its_rp_ids() -> None:
 def test_a_key_or_member_cannot_be_made_out_of_shape(wrong: Callable[[], object]) -> None:
     with pytest.raises(RemoteProtocolError):
         wrong()
+
+
+@pytest.mark.threat("T16")
+def test_a_companion_replaces_its_own_hpke_key_and_nobody_elses() -> None:
+    held = grow(FOUNDED, PHONE, PHONE, TABLET, FRAME)
+    fresh = companion().hpke_key
+    assert fresh is not None
+    ring = held.extend(held.with_hpke_key(TABLET.key, fresh, now=NOW).document, now=NOW)
+    assert [each.hpke_key for each in ring.members] == [PHONE.hpke_key, fresh, None]
+    entry, before = ring.members[1], held.members[1]
+    assert replace(before, hpke_key=fresh, possession=entry.possession) == entry
+    assert (ring.members[0], ring.members[2]) == (held.members[0], held.members[2])
+    with pytest.raises(LocalProtocolError):
+        held.with_hpke_key(STRANGER.key, fresh, now=NOW)
