@@ -129,9 +129,10 @@ class Terminal:
     async def _until_answered(
         self, question: str, answer: Callable[[str], T | None], slip: str | None
     ) -> T | None:
+        again = ""
         while True:
             self._forget_keys()  # typed before the question
-            self._write(f"{shown_line(question)} ")
+            self._write(f"{again}{shown_line(question)} ")
             line = await self._line()
             if line is None:
                 self._write("\n")
@@ -139,8 +140,8 @@ class Terminal:
             meaning = answer(line.decode(self.encoding, errors="replace").strip())
             if meaning is not None:
                 return meaning
-            if slip is not None:
-                self.show(slip)
+            # in one piece with the question: what is typed after it counts
+            again = "" if slip is None else f"{shown_line(slip)}\n"
 
     def _end_line(self) -> None:
         """End a withdrawn question, and discard what was typed."""

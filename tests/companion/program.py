@@ -92,7 +92,8 @@ async def running(
     program = Program(process)
     try:
         if stdin is not None:
-            await program.write(stdin, close=True)
+            with contextlib.suppress(ConnectionError):  # it has read the line and ended already
+                await program.write(stdin, close=True)
         yield program
     finally:
         await _finish(process)
