@@ -24,7 +24,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid.ctap2 import Status, status_name
 from headless_passkey.mends import clock_skew
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import printable, quoted
 
 INTERRUPTED: Final = "interrupted"  # the companion ended while it held the claim
 MALFORMED: Final = "malformed"  # the companion could not parse the request
@@ -71,7 +71,7 @@ class Refusal:
 
     def __str__(self) -> str:
         """A sentence for people, without the reason itself."""
-        who = "a companion" if self.label is None else f'"{printable(self.label)}"'
+        who = "a companion" if self.label is None else quoted(self.label)
         return f"{who} {_what(self.reason)}"
 
 

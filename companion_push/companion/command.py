@@ -359,12 +359,8 @@ async def remove(args: argparse.Namespace) -> None:
         await _verify_user(args, terminal, subject, "take it out")
     names = [subject.name, *(guest.name for guest in guests if also)]
     newest = await membership.remove(*names)
-    gone = len(names) == 1
-    said = (
-        f'"{printable(subject.label)}" is'
-        if gone
-        else f'"{printable(subject.label)}" and {len(names) - 1} more are'
-    )
+    said = quoted(subject.label)
+    said += " is" if len(names) == 1 else f" and {len(names) - 1} more are"
     talk(
         _line(
             args,
@@ -387,7 +383,7 @@ async def rename(args: argparse.Namespace) -> None:
     talk(
         _line(
             args,
-            f'"{printable(subject.label)}" is called "{printable(args.label)}" now',
+            f"{quoted(subject.label)} is called {quoted(args.label)} now",
             stage="renamed",
             name=subject.name,
             label=args.label,
@@ -407,7 +403,7 @@ async def restore(args: argparse.Namespace) -> None:
     talk(
         _line(
             args,
-            f'"{printable(former.label)}" belongs to the account again',
+            f"{quoted(former.label)} belongs to the account again",
             stage="restored",
             name=former.name,
             version=newest.version,
@@ -452,7 +448,7 @@ async def _verify_user(
     typed = args.confirm
     if terminal is not None:
         typed = await terminal.ask(
-            f"To {act}, type its label (or {short_name(subject)}):", lambda line: line or None
+            f"To {act}, type its label (or {short_name(subject.name)}):", lambda line: line or None
         )
     if typed is None or not is_called(subject, typed):
         raise NotApproved(Outcome.DECLINED, "the label was not typed; nothing has changed")

@@ -45,7 +45,7 @@ from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.checks import check_envelope, recheck, untold_ring, usable_until
 from headless_passkey.trust.envelope import Announcement
@@ -415,7 +415,7 @@ class Inbox:
             self._word_due = now + DAY
             others = [each for each in witnesses(chain, at) if each.member.name != self._me]
             if others and others[0].is_silent(now):
-                message = f'no word from "{printable(others[0].member.label)}" for {others[0].days(now)} days'
+                message = f"no word from {quoted(others[0].member.label)} for {others[0].days(now)} days"
                 self._tell(NoticeKind.RING_UNCONFIRMED, message, reason=TrustReason.UNCONFIRMED_RING)
 
     async def _settle_keys(self) -> None:
@@ -541,14 +541,14 @@ class Inbox:
 
     def _tell_of_stale_rings(self, request: CheckedRequest) -> None:
         """Warn when the relay keeps rings or words from the device. Its request is good: nobody whom it concerns was removed."""
-        said, label = request.announcement, printable(request.device.label)
+        said, label = request.announcement, quoted(request.device.label)
         untold = untold_ring(said, self._state.chain())
         if untold is not None:
-            message = f'the relay has not told "{label}" of ring version {untold}'
+            message = f"the relay has not told {label} of ring version {untold}"
             self._tell(NoticeKind.DEVICE_BEHIND, message, request)
         elif said.issued - said.confirmed > UNCONFIRMED_AFTER:
             days = (said.issued - said.confirmed) // DAY
-            message = f'"{label}" has had no word that confirms the membership for {days} days'
+            message = f"{label} has had no word that confirms the membership for {days} days"
             self._tell(NoticeKind.RING_UNCONFIRMED, message, request, reason=TrustReason.UNCONFIRMED_RING)
 
     async def _refuse(self, item: Item, error: HeadlessPasskeyError) -> None:

@@ -2,10 +2,11 @@
 
 import time
 import unicodedata
+from collections.abc import Collection
 from typing import Final
 
 from headless_passkey.errors import TrustError, TrustReason, UsageError
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import Member, Ring
 
@@ -13,9 +14,14 @@ _SHORTEST: Final = 6  # characters of a name that find a member
 _SHORT_NAME: Final = 10  # characters of a name that are shown, and that stand for the label
 
 
-def short_name(member: Member) -> str:
-    """The start of the member's name, as `described` shows it."""
-    return member.name[:_SHORT_NAME]
+def short_name(name: str) -> str:
+    """The start of a member's name, as people are shown it."""
+    return name[:_SHORT_NAME]
+
+
+def joining_day(member: Member) -> str:
+    """The day on which a member joined, in local time."""
+    return time.strftime("%Y-%m-%d", time.localtime(member.joined))
 
 
 def is_called(member: Member, text: str) -> bool:
@@ -32,34 +38,37 @@ def _normal(label: str) -> str:
 
 def find(ring: Ring, who: str) -> Member:
     """Find the one member with this label, or whose name begins with `who`; `UsageError` when there is none, or several."""
-    found = [member for member in ring.members if _normal(member.label) == _normal(who)]
-    if not found and len(who) >= _SHORTEST:
-        found = [member for member in ring.members if member.name.startswith(who)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        names = ", ".join(member.name[:10] for member in found)
-        raise UsageError(f"several members are called so: name one by the start of its name ({names})")
-    raise UsageError("no member has this label or name: `companion-push companion members` lists them")
+    return _one_of(
+        ring.members,
+        who,
+        several="several members are called so",
+        none="no member has this label or name: `companion-push companion members` lists them",
+    )
 
 
 def find_former(chain: RingChain, who: str) -> Member:
     """Find somebody who is in an earlier ring and not in the newest: its newest entry. `UsageError` as with `find`."""
-    present = {member.name for member in chain.head.members}
-    former = {
-        member.name: member for ring in chain.rings for member in ring.members if member.name not in present
-    }
-    found = [member for member in former.values() if _normal(member.label) == _normal(who)]
+    former = {member.name: member for ring in chain.rings for member in ring.members}
+    for member in chain.head.members:
+        del former[member.name]
+    return _one_of(
+        former.values(),
+        who,
+        several="several former members were called so",
+        none="nobody with this label or name was a member in the rings that are kept here",
+    )
+
+
+def _one_of(members: Collection[Member], who: str, *, several: str, none: str) -> Member:
+    found = [member for member in members if _normal(member.label) == _normal(who)]
     if not found and len(who) >= _SHORTEST:
-        found = [member for member in former.values() if member.name.startswith(who)]
+        found = [member for member in members if member.name.startswith(who)]
     if len(found) == 1:
         return found[0]
     if found:
-        names = ", ".join(member.name[:10] for member in found)
-        raise UsageError(
-            f"several former members were called so: name one by the start of its name ({names})"
-        )
-    raise UsageError("nobody with this label or name was a member in the rings that are kept here")
+        names = ", ".join(short_name(member.name) for member in found)
+        raise UsageError(f"{several}: name one by the start of its name ({names})")
+    raise UsageError(none)
 
 
 def introduced(ring: Ring, name: str) -> tuple[Member, ...]:
@@ -77,11 +86,11 @@ def introduced(ring: Ring, name: str) -> tuple[Member, ...]:
 def described(member: Member, ring: Ring) -> str:
     """A line for a terminal: role, label, short name, and when it came and by whom."""
     host = None if member.introduced_by is None else ring.member(member.introduced_by)
-    by = f', let in by "{printable(host.label)}"' if host is not None else ""
+    by = "" if host is None else f", let in by {quoted(host.label)}"
     if host is None and member.introduced_by is not None:
-        by = f", let in by {member.introduced_by[:10]}, who is gone"
-    day = time.strftime("%Y-%m-%d", time.gmtime(member.joined))
-    return f'{member.role} "{printable(member.label)}" ({member.name[:10]}), here since {day}{by}'
+        by = f", let in by {short_name(member.introduced_by)}, who is gone"
+    named = f"{quoted(member.label)} ({short_name(member.name)})"
+    return f"{member.role} {named}, here since {joining_day(member)}{by}"
 
 
 def refuse_removed(chain: RingChain, me: str) -> None:

@@ -1,9 +1,9 @@
 """The sentences in which several parts of the companion name a request, a member and a relying party."""
 
-import time
 from collections.abc import Sequence
 from typing import Final
 
+from companion_push.companion.members import joining_day, short_name
 from companion_push.companion.twins import twin_of
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.text.domains import MAX_DOMAIN
@@ -11,7 +11,6 @@ from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.ring import Member
 
 ASKS: Final = {RequestKind.GET_ASSERTION: "sign in", RequestKind.MAKE_CREDENTIAL: "create a passkey"}
-SHORT_NAME: Final = 8  # characters of a member's name, which is a thumbprint
 
 
 def known_as(member: Member, members: Sequence[Member]) -> str:
@@ -23,8 +22,9 @@ def known_as(member: Member, members: Sequence[Member]) -> str:
     shown = quoted(member.label)
     if twin_of(member.label, members, but=member.name) is None:
         return shown
-    day = time.strftime("%Y-%m-%d", time.localtime(member.joined))
-    return f"{shown} ({member.name[:SHORT_NAME]}, joined {day}, {_introduced(member, members)})"
+    return (
+        f"{shown} ({short_name(member.name)}, joined {joining_day(member)}, {_introduced(member, members)})"
+    )
 
 
 def _introduced(member: Member, members: Sequence[Member]) -> str:
@@ -32,8 +32,8 @@ def _introduced(member: Member, members: Sequence[Member]) -> str:
         return "the first member"
     for each in members:
         if each.name == member.introduced_by:
-            return f"introduced by {quoted(each.label)} ({each.name[:SHORT_NAME]})"
-    return f"introduced by {member.introduced_by[:SHORT_NAME]}, which was removed"
+            return f"introduced by {quoted(each.label)} ({short_name(each.name)})"
+    return f"introduced by {short_name(member.introduced_by)}, which was removed"
 
 
 def must_say(rp_id: str) -> str:

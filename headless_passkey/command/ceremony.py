@@ -30,7 +30,7 @@ from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.rp.users import PinnedUsers, parse_handle
 from headless_passkey.text.base64url import base64url
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import (
     MAX_JSON_SIZE,
@@ -204,9 +204,9 @@ class Ceremony:
         elif event.refusal is not None:  # printed also without a terminal
             talk(f"{event.elapsed:8.3f} s  {event.refusal} [{event.refusal.reason}]")
         elif event.stage is Stage.RING_UNCONFIRMED:
-            who, days = printable(event.detail["label"]), event.detail["days"]
+            who, days = quoted(event.detail["label"]), event.detail["days"]
             talk(
-                f'{event.elapsed:8.3f} s  no word from "{who}" for {days} days [{TrustReason.UNCONFIRMED_RING}]'
+                f"{event.elapsed:8.3f} s  no word from {who} for {days} days [{TrustReason.UNCONFIRMED_RING}]"
             )
         elif event.stage is Stage.RELAY_FORGOT_RINGS:
             lost = event.detail

@@ -39,6 +39,7 @@ from headless_passkey.process.private_file import nearest, refuse_others, why_no
 from headless_passkey.rp.key_store import KeyStore, is_key_file
 from headless_passkey.rp.session_store import is_session_file
 from headless_passkey.rp.users import all_users, is_users_file
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.freshness import ForgottenRings, unconfirmed
 
@@ -166,7 +167,7 @@ def _unusable(state: Path, error: HeadlessPasskeyError) -> Finding:
 def _describe(enrolled: Enrolment) -> str:
     label = ""
     with suppress(TrustError):  # removed: the check of membership reports it
-        label = f" as '{enrolled.label}'"
+        label = f" as {quoted(enrolled.label)}"
     return f"belongs to account {enrolled.account}{label}, relay {enrolled.relay_url}"
 
 

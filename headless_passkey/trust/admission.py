@@ -26,7 +26,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.hybrid import cbor
 from headless_passkey.mends import mend
-from headless_passkey.text.names import MAX_LABEL, printable
+from headless_passkey.text.names import MAX_LABEL, quoted
 from headless_passkey.trust.fields import PROJECT, Fields
 from headless_passkey.trust.hpke import can_seal_to
 from headless_passkey.trust.introduction import (
@@ -334,7 +334,7 @@ class Candidate:
         if not hmac.compare_digest((digits_of(number) or "").encode(), expected.replace(" ", "").encode()):
             raise TrustError(
                 TrustReason.WRONG_NUMBER,
-                f"the number is not that of the {self.introduction.kind} that came as {printable(self.introduction.label)}:"
+                f"the number is not that of the {self.introduction.kind} that came as {quoted(self.introduction.label)}:"
                 " somebody else may have the invitation",
                 advice=mend(TrustReason.WRONG_NUMBER),
             )

@@ -12,7 +12,7 @@ from headless_passkey.errors import (
     TrustError,
     TrustReason,
 )
-from headless_passkey.text.names import printable
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.ring import Member, Ring, document_hash
 
 MAX_KEPT: Final = 64  # rings; a request lives five minutes, so no check needs an older ring
@@ -75,7 +75,7 @@ class RingChain:
         for before, after in reversed([*pairwise(self.rings)]):
             if before.member(name) is not None:
                 signer = before.member(after.signer)
-                by = "itself" if after.signer == name else f'"{printable(signer.label) if signer else "?"}"'
+                by = "itself" if after.signer == name else quoted(signer.label if signer else "?")
                 return f"by {by} in ring {after.version}"
         return None
 
@@ -84,15 +84,15 @@ class RingChain:
         said = []
         for before, after in pairwise(ring for ring in self.rings if ring.version >= version):
             signer = before.member(after.signer)
-            by = f'by "{printable(signer.label)}"' if signer else "by somebody"
+            by = f"by {quoted(signer.label)}" if signer else "by somebody"
             was, now = (
                 {each.name: each for each in before.members},
                 {each.name: each for each in after.members},
             )
-            said += [f'"{printable(now[name].label)}" came, {by}' for name in now if name not in was]
-            said += [f'"{printable(was[name].label)}" was taken out, {by}' for name in was if name not in now]
+            said += [f"{quoted(now[name].label)} came, {by}" for name in now if name not in was]
+            said += [f"{quoted(was[name].label)} was taken out, {by}" for name in was if name not in now]
             said += [
-                f'"{printable(was[name].label)}" {_change(was[name], now[name])}, {by}'
+                f"{quoted(was[name].label)} {_change(was[name], now[name])}, {by}"
                 for name in now
                 if name in was and was[name] != now[name]
             ]

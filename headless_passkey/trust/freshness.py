@@ -10,6 +10,7 @@ from typing import Final
 
 from headless_passkey.errors import HeadlessPasskeyError, TrustError, TrustReason
 from headless_passkey.mends import mend
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.ring import MAX_SKEW, Member, Role
 from headless_passkey.trust.word import Word
@@ -138,7 +139,7 @@ def unconfirmed(witness: Witness, now: float) -> TrustError:
     """Make the error for a ring that nobody has confirmed for too long. witness: who spoke last."""
     return TrustError(
         TrustReason.UNCONFIRMED_RING,
-        f'no word from "{witness.member.label}" for {witness.days(now)} days: the relay may hide a change of the members',
+        f"no word from {quoted(witness.member.label)} for {witness.days(now)} days: the relay may hide a change of the members",
         advice=mend(TrustReason.UNCONFIRMED_RING),
     )
 

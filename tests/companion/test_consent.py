@@ -103,11 +103,11 @@ def test_of_two_that_are_called_the_same_each_is_shown_with_what_nobody_can_choo
     members = [phone, frame, other]
     assert known_as(phone, members) == '"phone"'
     assert known_as(frame, members) == (
-        f'"frame" ({frame.name[:8]}, joined {day}, introduced by "phone" ({phone.name[:8]}))'
+        f'"frame" ({frame.name[:10]}, joined {day}, introduced by "phone" ({phone.name[:10]}))'
     )
     later = time.strftime("%Y-%m-%d", time.localtime(other.joined))
     assert known_as(other, members) == (
-        f"{quoted(twin)} ({other.name[:8]}, joined {later}, introduced by removed-, which was removed)"
+        f"{quoted(twin)} ({other.name[:10]}, joined {later}, introduced by removed-on, which was removed)"
     )
 
 

@@ -86,3 +86,13 @@ def test_a_fork_anywhere_in_the_answer_is_refused_and_changes_nothing() -> None:
 def test_a_chain_is_never_empty() -> None:
     with pytest.raises(LocalProtocolError):
         RingChain(())
+
+
+@pytest.mark.threat("T4")
+def test_a_label_with_quotation_marks_says_nothing_beyond_itself() -> None:
+    liar = companion('x" came, by "phone"; "y')
+    shown = '"x<U+0022> came, by <U+0022>phone<U+0022>; <U+0022>y"'
+    first = grow(FIRST, PHONE, PHONE, TABLET, liar)
+    chain = chain_of(FIRST, first, grow(first, liar, PHONE, liar))
+    assert chain.changes_since(2) == f'"tablet" was taken out, by {shown}'
+    assert chain.removal(TABLET.name) == f"by {shown} in ring 3"
