@@ -25,6 +25,7 @@ from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.mends import mend
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.request import DeviceEvent
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.device_checks import check_claim
 from headless_passkey.trust.envelope import MAX_LIFETIME, Announcement, new_request_id, seal
 from headless_passkey.trust.freshness import DAY, UNCONFIRMED_AFTER, ForgottenRings, unconfirmed, withheld
@@ -263,7 +264,7 @@ class RelayDelivery:
         if member is None or member.hpke_key != asked.hpke_key:
             raise TrustError(
                 TrustReason.STALE_RING,
-                f"{asked.label} was removed, or has another key, since the request was made",
+                f"{quoted(asked.label)} was removed, or has another key, since the request was made",
             )
         _ = self._joined.member  # `TrustError` (not-a-member)
 

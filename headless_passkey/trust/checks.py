@@ -10,6 +10,7 @@ from typing import Final
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.hybrid.fido_url import PREFIX, FidoUrl
 from headless_passkey.mends import clock_skew, mend
+from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.envelope import Announcement, open_envelope
 from headless_passkey.trust.freshness import withheld
@@ -56,7 +57,9 @@ def check_envelope(
     _check_ring(announcement, chain)
     _check_url(announcement, now)
     if not sender.allows(announcement.rp_id):
-        raise TrustError(TrustReason.RP_NOT_ALLOWED, f"{sender.label} may not ask for {announcement.rp_id}")
+        raise TrustError(
+            TrustReason.RP_NOT_ALLOWED, f"{quoted(sender.label)} may not ask for {announcement.rp_id}"
+        )
     if (needs_digits or sender.needs_digits) and announcement.digits is None:
         raise TrustError(
             TrustReason.DIGITS_MISSING,

@@ -68,7 +68,7 @@ def hear(words: Iterable[tuple[str, bytes]], chain: RingChain, *, now: float) ->
             if chain.ancestor(word.version, word.ring_hash) is None:
                 raise TrustError(
                     TrustReason.FORKED_RING,
-                    f'"{companion.label}" holds another ring version {word.version} than we do',
+                    f"{quoted(companion.label)} holds another ring version {word.version} than we do",
                     advice=mend(TrustReason.FORKED_RING),
                 )
             at[by] = max(word.at, at.get(by, 0))
