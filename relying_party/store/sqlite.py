@@ -722,22 +722,19 @@ def _open_session(connection: sqlite3.Connection, session: Session, ends: bytes 
 
 
 def _settle(connection: sqlite3.Connection, now: float) -> None:
-    """Do the removals that are due."""
-    rows = connection.execute(
-        "SELECT * FROM removals WHERE due_at <= ? ORDER BY due_at, removal_id", (now,)
-    ).fetchall()
-    for row in rows:
+    """Do the removals that are due, one after the other: each ends those that its passkey asked for."""
+    while row := connection.execute(
+        """SELECT removal_id, removals.user_handle, credential_id, due_at, label
+        FROM removals LEFT JOIN credentials USING (credential_id)
+        WHERE due_at <= ? ORDER BY due_at, removal_id LIMIT 1""",
+        (now,),
+    ).fetchone():
+        connection.execute("DELETE FROM removals WHERE removal_id = ?", (row["removal_id"],))
         if row["credential_id"] is None:
             _remove_user(connection, row["user_handle"])
             continue
-        found = connection.execute(
-            "SELECT label FROM credentials WHERE credential_id = ?", (row["credential_id"],)
-        ).fetchone()
-        if found is not None:  # it may have gone with its user
-            _remove_credential(connection, row["credential_id"], but=None)
-            _note_for(
-                connection, ChangeKind.PASSKEY_REMOVED, found["label"], row["user_handle"], row["due_at"]
-            )
+        _remove_credential(connection, row["credential_id"], but=None)
+        _note_for(connection, ChangeKind.PASSKEY_REMOVED, row["label"], row["user_handle"], row["due_at"])
 
 
 def _ask(

@@ -159,6 +159,59 @@ async def test_a_removal_that_nobody_calls_off_takes_effect_after_72_hours(theft
 
 
 @pytest.mark.threat("T16")
+@pytest.mark.parametrize("between", [True, False], ids=["seen between", "not seen between"])
+async def test_an_account_stays_when_the_passkey_that_asked_for_its_end_goes_before(
+    theft: Theft, *, between: bool
+) -> None:
+    site = theft.site
+    assert (await theft.remove(theft.thief, theft.young, theft.old)).status == 202
+    site.clock.now += 3600
+    assert (await theft.delete(theft.owner, theft.old)).status == 202
+    site.clock.now += DELAY - 3600
+    if between:
+        assert (await site.sign_in(Browser(), theft.young)).status == 200
+    site.clock.now += 3600
+    assert (await site.sign_in(theft.thief, theft.young)).status == 200
+    body = await theft.account(theft.thief)
+    assert [one["id"] for one in body["credentials"]] == [b64(theft.young.credential_id)]
+    assert body["removals"] == []
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.parametrize("between", [True, False], ids=["seen between", "not seen between"])
+async def test_a_passkey_stays_when_the_one_that_asked_for_its_removal_goes_before(
+    site: Site, *, between: bool
+) -> None:
+    browser, day = Browser(), 86400
+    first, _ = await site.register(browser, "ada")
+    site.clock.now += 6.5 * day
+    await site.sign_in(browser, first)
+    second = await site.add_passkey(browser, first)
+    site.clock.now += 4.5 * day
+    await site.sign_in(browser, first)
+    third = await site.add_passkey(browser, first)
+    site.clock.now += 2 * day
+    await site.sign_in(browser, third)
+    assert (await site.remove_passkey(browser, third, first)).status == 202  # the only old one
+    site.clock.now += day
+    await site.sign_in(browser, first)
+    assert (await site.remove_passkey(browser, first, second)).status == 202  # the only old one that stays
+    site.clock.now += DELAY - day
+    if between:
+        assert (await site.sign_in(Browser(), third)).status == 200
+    site.clock.now += day
+    assert (await site.sign_in(browser, second)).status == 200
+    body = (await site.send(browser, "GET", "/me")).body
+    assert [one["id"] for one in body["credentials"]] == [
+        b64(second.credential_id),
+        b64(third.credential_id),
+    ]
+    assert [(one["kind"], one["at"]) for one in body["changes"]][:1] == [
+        ("passkey-removed", int(site.clock.now) - day)
+    ]
+
+
+@pytest.mark.threat("T16")
 async def test_asking_again_neither_hastens_nor_delays_it(theft: Theft) -> None:
     due = (await theft.remove(theft.thief, theft.young, theft.old)).body["removals"]
     theft.site.clock.now += 3600
