@@ -111,6 +111,7 @@ from relying_party.http.request import (
     spend_step_up,
 )
 from relying_party.http.well_known import device_endpoint, passkey_endpoints, related_origins
+from relying_party.names import name_of
 from relying_party.store.sqlite import SqliteStore, locked
 
 logger = logging.getLogger(__name__)
@@ -272,10 +273,12 @@ async def require_step_up(found: SignedIn, app: web.Application, words: str) -> 
     """Use up a step-up that the user made for one operation of a service; `StepUpRequired` without one.
 
     words: what the step-up was for, exactly as its options named it (``{"operation": "service", "name": words}``): with
-    everything that matters in it, such as "pay 5 EUR to Bert". `BrowsersOnly` for a session that began on a device.
+    everything that matters in it, such as "pay 5 EUR to Bert", in 1 to 64 code points. `InvalidRequest` for words that no
+    step-up can be for. `BrowsersOnly` for a session that began on a device.
     """
+    operation = Operation(kind=OperationKind.SERVICE, name=name_of(words))
     refuse_device(found.session)
-    await spend_step_up(app[STATE], found.session, Operation(kind=OperationKind.SERVICE, name=words))
+    await spend_step_up(app[STATE], found.session, operation)
 
 
 async def registration_options(request: web.Request) -> web.Response:

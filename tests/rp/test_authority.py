@@ -14,7 +14,7 @@ from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.core.sessions import hash_token
-from relying_party.errors import BrowsersOnly, StepUpRequired
+from relying_party.errors import BrowsersOnly, InvalidRequest, StepUpRequired
 from relying_party.http.app import make_app, require_step_up
 from relying_party.http.request import SignedIn
 from tests.rp.authenticator_double import Passkey, b64, create, get
@@ -365,3 +365,30 @@ async def test_a_service_asks_for_a_passkey_for_operations_of_its_own(household:
     device = await a_device(household)
     with pytest.raises(BrowsersOnly):
         await require_step_up(await signed_in(household, device), site.app, words)
+
+
+@pytest.mark.parametrize(
+    ("words", "stepped_up_for"),
+    [
+        ("pay 5 EUR to Zoe\u0308", "pay 5 EUR to Zoe\u0308"),
+        ("pay 5 EUR to Zoe\u0308", "pay 5 EUR to Zo\u00eb"),
+        ("pay 5 EUR to Zo\u00eb", "pay 5 EUR to Zoe\u0308"),
+        ("open gate \u212b", "open gate \u00c5"),
+        ("w" * 64, "w" * 64),
+    ],
+    ids=ascii,
+)
+async def test_a_services_words_are_those_of_the_step_up_in_every_form(
+    household: Household, words: str, stepped_up_for: str
+) -> None:
+    site, owner = household.site, household.owner
+    answer = await site.step_up(owner, household.passkey, "service", name=stepped_up_for)
+    assert answer.status == 200
+    await require_step_up(await signed_in(household, owner), site.app, words)
+
+
+@pytest.mark.parametrize("words", ["", "w" * 65, "pay\nEve", " pay", "pay \u202eEve"], ids=ascii)
+async def test_words_that_no_step_up_can_be_for_are_refused_as_such(household: Household, words: str) -> None:
+    found = await signed_in(household, household.owner)
+    with pytest.raises(InvalidRequest, match="a name has"):
+        await require_step_up(found, household.site.app, words)
