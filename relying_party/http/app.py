@@ -37,7 +37,7 @@ from relying_party.core.ceremonies import (
 )
 from relying_party.core.ceremonies import RelyingParty as CeremonyParty
 from relying_party.core.challenges import NAME_SIZE, Challenges, ChallengeStore
-from relying_party.core.credentials import Credential, CredentialStore, User
+from relying_party.core.credentials import MAX_PASSKEYS, Credential, CredentialStore, User
 from relying_party.core.messages import (
     AuthenticationResponse,
     parse_authentication_options,
@@ -71,6 +71,7 @@ from relying_party.errors import (
     RefreshTokenSpent,
     RequestRefused,
     StoreUnavailable,
+    TooManyPasskeys,
     UnknownResource,
     UserExists,
     VerificationFailed,
@@ -300,8 +301,11 @@ async def registration_options(request: web.Request) -> web.Response:
             raise UserExists("sign in as that user to add a passkey")
         refuse_device(found.session)
         caller = replace(caller, kind=found.session.client_kind)
+        credentials = await state.store.credentials_of(user.handle, now=state.clock())
+        if len(credentials) >= MAX_PASSKEYS:  # before a passkey is made that the store would refuse
+            raise TooManyPasskeys("remove another one before")
         await spend_step_up(state, found.session, Operation(kind=OperationKind.ADD_PASSKEY))
-        existing = _descriptors(await state.store.credentials_of(user.handle, now=state.clock()))
+        existing = _descriptors(credentials)
         session_id = found.session.session_id
     begun = state.ceremonies.begin_registration(
         caller,

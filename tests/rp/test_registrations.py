@@ -11,6 +11,7 @@ from yarl import URL
 
 from relying_party.core.credentials import MAX_PASSKEYS, MAX_SESSIONS, NEVER_USED_SECONDS
 from relying_party.errors import Check
+from relying_party.http import app
 from relying_party.store import sqlite
 from tests.programs import running
 from tests.rp.authenticator_double import (
@@ -78,15 +79,37 @@ async def test_a_key_with_leading_zeros_is_refused(
 @pytest.mark.threat("T17")
 async def test_a_user_has_thirty_two_passkeys(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_PASSKEYS == 32
-    monkeypatch.setattr(sqlite, "MAX_PASSKEYS", 2)
+    for module in (app, sqlite):
+        monkeypatch.setattr(module, "MAX_PASSKEYS", 2)
     browser = Browser()
     passkey, _ = await site.register(browser, "ada")
-    second = await site.add_passkey(browser, passkey)
-    await site.step_up(browser, passkey, "add-passkey")
-    _, answer = await site.register(browser, "ada")
-    assert (answer.status, answer.slug) == (409, "too-many-passkeys")
+    begun = []
+    for _ in range(2):
+        await site.step_up(browser, passkey, "add-passkey")
+        begun.append(await site.begin(browser, "registration", user_name="ada"))
+    made = [(ceremony, *create(options, browser.client_origin)) for ceremony, options in begun]
+    answers = [
+        await site.finish(browser, "registration", ceremony, response) for ceremony, _, response in made
+    ]
+    second = made[0][1]
+    assert [answer.status for answer in answers] == [201, 409]
+    assert answers[1].slug == "too-many-passkeys"
     assert (await site.remove_passkey(browser, passkey, second)).status == 200
     await site.add_passkey(browser, passkey)
+
+
+async def test_a_passkey_too_many_is_refused_before_it_is_made_and_before_the_step_up_is_spent(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser, path = Browser(), "/webauthn/registration/options"
+    passkey, _ = await site.register(browser, "ada")
+    await site.add_passkey(browser, passkey)
+    await site.step_up(browser, passkey, "add-passkey")
+    monkeypatch.setattr(app, "MAX_PASSKEYS", 2)
+    answer = await site.send(browser, "POST", path, {"user_name": "ada"})
+    assert (answer.status, answer.slug) == (409, "too-many-passkeys")
+    monkeypatch.setattr(app, "MAX_PASSKEYS", 3)
+    assert (await site.send(browser, "POST", path, {"user_name": "ada"})).status == 200
 
 
 @pytest.mark.threat("T17")
