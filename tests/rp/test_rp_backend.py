@@ -1,17 +1,23 @@
 """The relying party mounted in a host's service: examples/rp_backend.py, and docs/how-to/relying-party.md."""
 
+import json
 import re
-import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from time import time
+from secrets import token_bytes
+from typing import Any
 
 import pytest
 import rp_backend
 from aiohttp import DummyCookieJar
 from aiohttp.test_utils import TestClient, TestServer
 
+from relying_party.core.callers import Caller, ClientKind
+from relying_party.core.ceremonies import Ceremonies, RelyingParty
 from relying_party.core.challenges import Challenges
+from relying_party.core.credentials import User
+from relying_party.core.messages import RegistrationResponse, parse_registration_result
 from relying_party.http.app import make_app
 from relying_party.store.sqlite import SqliteStore
 from tests.rp.authenticator_double import b64, create, get
@@ -24,7 +30,7 @@ async def host(tmp_path: Path) -> AsyncIterator[Site]:
     async with TestClient(TestServer(service), cookie_jar=DummyCookieJar()) as http:
         passkeys = service[rp_backend.PASSKEYS]
         config = make_config(tmp_path / "s")
-        yield Site(http=http, app=passkeys, clock=Clock(time()), config=config, prefix=rp_backend.PREFIX)
+        yield Site(http=http, app=passkeys, clock=Clock(time.time()), config=config, prefix=rp_backend.PREFIX)
 
 
 async def test_a_browser_and_a_device_are_known_to_the_host(host: Site) -> None:
@@ -132,4 +138,32 @@ def test_the_page_shows_what_the_example_does() -> None:
         assert name in example
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
     for name in re.findall(r"\b(begin_\w+|complete_\w+)\(", code):
-        assert hasattr(sys.modules["relying_party.core.ceremonies"].Ceremonies, name)
+        assert hasattr(Ceremonies, name)
+
+
+class Names(dict[str, Any]):
+    """The names of a page's code, in which a response comes when it is asked for, to what was begun."""
+
+    def __missing__(self, name: str) -> RegistrationResponse:
+        if name != "response":
+            raise KeyError(name)
+        _, response = create(self["begun"].public_key, "https://example.com")
+        _, parsed = parse_registration_result(json.dumps({"ceremony": "", "response": response}).encode())
+        return parsed
+
+
+def test_the_pages_ceremonies_run_as_they_are_written() -> None:
+    page = (Path(__file__).parents[2] / "docs/how-to/relying-party.md").read_text()
+    (code,) = re.findall(r"```python\n(ceremonies = .*?)```", page, re.DOTALL)
+    names = Names(
+        Ceremonies=Ceremonies,
+        RelyingParty=RelyingParty,
+        ClientKind=ClientKind,
+        caller=Caller(kind=ClientKind.WEB),
+        user=User(handle=bytes(32), name="ada", display_name="Ada"),
+        time=time,
+        token_bytes=token_bytes,
+    )
+    exec(code, {}, names)  # noqa: S102  our own page
+    assert names["done"].credential.user_handle == bytes(32)
+    assert names["done"].session_id is None
