@@ -35,6 +35,7 @@ async def sign_in(visitor: Visitor) -> None:
 
 
 async def says(visitor: Visitor, text: str) -> None:
+    """The page says this; give words of a deed's end only: its name is said before, and then the page is loaded anew."""
     await expect(visitor.page.get_by_role("status")).to_contain_text(text)
 
 

@@ -27,8 +27,8 @@ CREATE = "Create an account"
 RAW = ("`", "urn:", "HTTP", "undefined", "null", "NaN", "Error", "JSON", "fetch", "object", "PublicKey")
 
 
-# Both at once: a page that is loaded anew says nothing between "Waiting" and what it has to say
-SETTLED = re.compile(r"^(?!.*Waiting).*\S", re.DOTALL)
+# Both at once: a page that is loaded anew says nothing between "Waiting…" or "…, use your passkey…" and what it has to say
+SETTLED = re.compile(r"^(?!.*…\s*$).*\S", re.DOTALL)
 
 
 async def said(visitor: Visitor) -> str:
