@@ -142,7 +142,11 @@ class Guard:
                 members={"retry_after": 5},
                 headers={"Retry-After": "5"},
             )
-        response = await handler(request)
+        try:
+            response = await handler(request)
+        except web.HTTPException as error:  # an answer too, as aiohttp's own handlers give it
+            error.headers[NONCE_HEADER] = request[NONCE]
+            raise
         if not response.prepared:  # an answer that the handler has begun to send is without
             response.headers[NONCE_HEADER] = request[NONCE]
         return response

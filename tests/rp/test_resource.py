@@ -111,6 +111,10 @@ async def me(request: web.Request) -> web.Response:
     )
 
 
+async def gone(_: web.Request) -> web.Response:
+    raise web.HTTPGone
+
+
 @asynccontextmanager
 async def services(folder: Path, *, signed: bool, **changes: Any) -> AsyncIterator[Services]:
     clock, key = Clock(), TokenKey.load(folder / "token-key.pem")
@@ -139,6 +143,7 @@ def guarded(guard: Guard) -> web.Application:
     service = web.Application(middlewares=[guard.middleware])
     service.cleanup_ctx.append(guard.opened)
     service.router.add_route("*", "/notes/{name}/today", me)
+    service.router.add_get("/gone", gone)
     return service
 
 
@@ -250,6 +255,29 @@ async def test_a_proof_without_the_guards_nonce_is_answered_with_it(both: Servic
     nonce = answer.headers["DPoP-Nonce"]
     answer = await both.ask(device, nonce=nonce)
     assert (answer.status, answer.headers["DPoP-Nonce"]) == (200, nonce)
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/notes/%C3%A4/today", 200),
+        ("GET", "/gone", 410),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/gone", 405),
+    ],
+)
+async def test_every_answer_to_an_admitted_request_has_the_newest_nonce(
+    introspection: Services, method: str, path: str, status: int
+) -> None:
+    device, _ = await introspection.signed_in()
+    nonce, site = introspection.nonce, introspection.site
+    site.clock.now += 300  # the next step
+    proof = device.key.proof(method, RESOURCE + path, site.clock.now, device.token, nonce=nonce)
+    headers = {"Authorization": f"DPoP {device.token}", "DPoP": proof}
+    async with introspection.api.request(method, path, headers=headers) as answer:
+        assert (answer.status, answer.headers["DPoP-Nonce"]) == (status, introspection.nonce)
+    assert introspection.nonce != nonce
 
 
 @pytest.mark.threat("T13")
