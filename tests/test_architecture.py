@@ -125,6 +125,7 @@ BREACHES = {
         "companion_push/relay/mailbox.py",
         "companion_push.companion.consent",
     ),
+    "The relay stands on its rooms": ("companion_push/push/channel.py", "companion_push.relay.mailbox"),
     "The relying party is one staircase": ("relying_party/core/sessions.py", "relying_party.store.sqlite"),
 }
 
