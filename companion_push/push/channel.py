@@ -4,6 +4,7 @@ A push says that something waits, and nothing else: whoever runs the push servic
 URL. A companion that is woken reads its inbox, which is the truth; a push that is lost costs time only.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -103,6 +104,22 @@ class Channel(Protocol):
 
     @property
     def kind(self) -> Kind: ...
+
+    @property
+    def offer(self) -> Mapping[str, object]:
+        """What a companion must know to get an address here, as the relay answers it: JSON, and public.
+
+        Of Web Push ``{"vapid_key": …}`` (base64url, what browsers call applicationServerKey), of FCM ``{"apps": […]}``,
+        of APNs ``{"topics": […]}``.
+        """
+        ...
+
+    def refusal(self, address: Address) -> str | None:
+        """Say why no push ever goes to `address`, without repeating it; None for one that may be tried. For registrations.
+
+        It looks nothing up. address: of this channel's kind.
+        """
+        ...
 
     async def send(self, address: Address, push: Push) -> Delivery:
         """Hand over one push, within the time that it has left. address: of this channel's kind."""
