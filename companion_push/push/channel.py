@@ -92,6 +92,7 @@ class Delivery:
 
     outcome: PushOutcome
     retry_after: float | None = None  # seconds, of the service; with `BUSY`
+    since: float | None = None  # Unix seconds, with `GONE`: a channel that was registered later is kept
     detail: str = ""  # for the operator's log: what the service said, without a token, endpoint or name
 
 
