@@ -13,7 +13,7 @@ import logging
 import math
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -130,7 +130,10 @@ async def close_account(
 
 
 class RelayEndpoints:
-    """The endpoints: each parses its request and runs an operation."""
+    """The endpoints: each parses its request and runs an operation.
+
+    `authenticate`, `run` and `hold` are for other shells over the same operations.
+    """
 
     def __init__(self, config: RelayConfig) -> None:
         self._config = config
@@ -161,7 +164,7 @@ class RelayEndpoints:
     async def read_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request, self._ring_bytes)
         after = _query(request, "after").number("after", _HIGHEST_VERSION)
-        answer = await self._run(caller, operations.read_ring(after or 0))
+        answer = await self.run(caller, operations.read_ring(after or 0))
         self._ring_bytes.count(caller, sum(map(len, answer.body["rings"])), _ticks())
         return _response(answer)
 
@@ -319,14 +322,30 @@ class RelayEndpoints:
         return self._used_proofs.nonce(self._config.clock())
 
     async def _caller(self, request: web.Request, *budgets: Budget, secret: bytes | None = None) -> str:
+        """Authenticate the request by its header, as `authenticate` does."""
+        # the path below the prefix of host and proxy
+        path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
+        return await self.authenticate(
+            request, request.headers.getall(HEADER, []), path, budgets=budgets, secret=secret
+        )
+
+    async def authenticate(
+        self,
+        request: web.Request,
+        proofs: list[str],
+        path: str,
+        *,
+        budgets: Collection[Budget] = (),
+        secret: bytes | None = None,
+    ) -> str:
         """Authenticate the request: the name of its key. The proof is used up (replay).
 
-        budgets: of the caller, which it must not have spent. secret: the hash of the open ticket or code that the request shows.
+        path: of the request, below the public URL. budgets: of the caller, which it must not have spent. secret: the hash
+        of the open ticket or code that the request shows.
         """
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         now = self._config.clock()
-        proofs = request.headers.getall(HEADER, [])
         claimed = claimed_in(proofs)
         if claimed is not None:
             request[_SHOWN], nonce = claimed
@@ -341,8 +360,6 @@ class RelayEndpoints:
                 raise
         # before a signature is verified
         self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
-        # the path below the prefix of host and proxy
-        path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
         proof = check_proof(
             proofs,
             method=request.method,
@@ -379,29 +396,34 @@ class RelayEndpoints:
             self._strangers.failed(request.remote or "", name, _ticks())
 
     async def _act(self, caller: str, operation: Operation) -> web.Response:
-        return _response(await self._run(caller, operation))
+        return _response(await self.run(caller, operation))
 
     async def _hold(
         self, request: web.Request, caller: str, operation: Operation, *, topic: str, wait: int
     ) -> web.Response:
-        """Run the operation until it has news, at most `wait` seconds, and answer (long polling)."""
+        return _response(await self.hold(request, caller, operation, topic=topic, wait=wait))
+
+    async def hold(
+        self, request: web.Request, caller: str, operation: Operation, *, topic: str, wait: int
+    ) -> Answer:
+        """Run the operation until it has news, at most `wait` seconds (long polling)."""
         if not wait:
-            return await self._act(caller, operation)
+            return await self.run(caller, operation)
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         with self.held_requests.hold(topic=topic, member=caller, address=request.remote or "") as held:
             while True:
                 held.reset()
-                answer = await self._run(caller, operation)
+                answer = await self.run(caller, operation)
                 left = end - loop.time()
                 if answer.news or held.released or left <= 0:
-                    return _response(answer)
+                    return answer
                 # no call wakes a held request for what changes with time alone
                 pause = min(left, max(0.01, answer.changes_at - self._config.clock()))
                 with self._leases.held(caller, self._config.clock):
                     await held.wait(pause)
 
-    async def _run(self, caller: str, operation: Operation) -> Answer:
+    async def run(self, caller: str, operation: Operation) -> Answer:
         """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither."""
         transaction = asyncio.ensure_future(self._transact(caller, operation))
         self._transactions.add(transaction)
@@ -454,7 +476,7 @@ class RelayEndpoints:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
         while True:
             try:
-                answer = await self._run("", operations.sweep)
+                answer = await self.run("", operations.sweep)
                 self._leases.forget(self._config.clock())
                 logger.debug(
                     "swept: %d requests changed, %d held", answer.body["changed"], len(self.held_requests)
