@@ -144,6 +144,7 @@ class RelayEndpoints:
         self._calls = Budget(per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
+        self._followers: list[Callable[[Answer], None]] = []
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
         )
@@ -444,7 +445,19 @@ class RelayEndpoints:
 
         answer = await self._open_store.transact(work)
         self.held_requests.wake(answer.topics)
+        for follower in self._followers:
+            try:
+                follower(answer)
+            except Exception as error:  # noqa: BLE001  what follows the relay never fails a call of it
+                logger.error("a follower failed: %s", _place(error))  # noqa: TRY400
         return answer
+
+    def follow(self, follower: Callable[[Answer], None]) -> None:
+        """Call `follower` with each operation's answer, on the event loop, after its change is durable and before the caller is answered.
+
+        It must not wait. It sees what the operation has changed (`Answer.changed`), never one that was rolled back.
+        """
+        self._followers.append(follower)
 
     @property
     def _open_store(self) -> Database:

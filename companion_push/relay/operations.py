@@ -1,14 +1,15 @@
 """The operation of each endpoint: one transaction, from typed input to an answer.
 
 An operation looks up the caller's membership in the transaction in which it acts, so that a removed member cannot act
-(time of check to time of use). Its answer names the topics of its change, and the HTTP shell wakes their held requests.
+(time of check to time of use). Its answer says what it has changed; after the commit the HTTP shell wakes the held requests
+of these topics, and then whoever else follows the relay (`RelayEndpoints.follow`).
 """
 
 import hashlib
 import math
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from companion_push.relay import accounts, store
@@ -28,7 +29,7 @@ from companion_push.relay.messages import (
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
-from headless_passkey.request import InvitationState
+from headless_passkey.request import InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Claim
@@ -45,14 +46,29 @@ _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What an operation has done to one request."""
+
+    was: RequestState | None  # None: it was submitted
+    request: Request  # as it is now
+    by: str | None = None  # the member who did it; None: time, or the relay
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The answer to the caller."""
+    """The answer to the caller, and what else the operation has changed."""
 
     body: Mapping[str, Any]
     status: int = 200
     news: bool = True  # False: nothing has changed, so the request may be held
     changes_at: float = math.inf  # Unix seconds at which time alone changes the answer
-    topics: frozenset[str] = field(default=frozenset())  # of the held requests to wake: see below
+    changed: tuple[Change, ...] = ()  # each request at most once
+    woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """Of the held requests to wake: see below."""
+        return self.woken | concerned(change.request for change in self.changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -160,11 +176,7 @@ def append_ring(body: RingBody) -> Operation:
         if not is_free:
             spent = store.spent(call.db, member.name)
             store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now))
-        return Answer(
-            body={"version": ring.version, "hash": base64url(ring.hash)},
-            status=201,
-            topics=_after_change(call, account, ring, removed),
-        )
+        return _changed_ring(call, account, ring, removed)
 
     return operation
 
@@ -186,7 +198,7 @@ def call_for_words(call: Call) -> Answer:
     device = call.member(Role.DEVICE)
     _spend(call, device.name, "calls for words", _CALL_RATE)
     called = accounts.call_for_words(call.db, device.account)
-    return Answer(body={}, status=202, topics=frozenset(map(inbox_topic, called)))
+    return Answer(body={}, status=202, woken=frozenset(map(inbox_topic, called)))
 
 
 def _spend(call: Call, whose: str, what: str, rate: Rate) -> None:
@@ -203,27 +215,28 @@ def append_links(body: LinksBody) -> Operation:
         for _ in range(ring.version - before.version):
             _spend(call, account, "links", _LINK_RATE)
         removed = frozenset(each.name for each in before.members if ring.member(each.name) is None)
-        return Answer(
-            body={"version": ring.version, "hash": base64url(ring.hash)},
-            status=201,
-            topics=_after_change(call, account, ring, removed),
-        )
+        return _changed_ring(call, account, ring, removed)
 
     return operation
 
 
-def _after_change(call: Call, account: str, ring: Ring, removed: frozenset[str]) -> frozenset[str]:
-    """End what the removed members had under way; returns the topics of the change."""
+def _changed_ring(call: Call, account: str, ring: Ring, removed: frozenset[str]) -> Answer:
+    """End what the removed members had under way, and answer with the new head."""
     changed = []
     for request in _current(call, account):
         after = request.withdrawn("removed") if request.device in removed else request
         after = after.without_holder(removed, call.now)
         if after is not request:
             store.save(call.db, after)
-            changed.append(after)
+            changed.append(Change(was=request.state, request=after, by=call.caller))
     store.erase_envelopes(call.db, removed)
     told = removed.union(member.name for member in ring.companions)  # of the change
-    return concerned(changed) | frozenset(map(inbox_topic, told))
+    return Answer(
+        body={"version": ring.version, "hash": base64url(ring.hash)},
+        status=201,
+        changed=tuple(changed),
+        woken=frozenset(map(inbox_topic, told)),
+    )
 
 
 # Invitations and introductions
@@ -262,7 +275,7 @@ def introduce(body: IntroductionBody) -> Operation:
         return Answer(
             body={"id": base64url(invitation_id)},
             status=201 if news else 200,
-            topics=frozenset({invitation_topic(invitation_id)}),
+            woken=frozenset({invitation_topic(invitation_id)}),
         )
 
     return operation
@@ -367,8 +380,8 @@ def _advance(invitation_id: bytes, change: Callable[[Call], bool]) -> Operation:
 
     def operation(call: Call) -> Answer:
         changed = change(call)
-        topics = frozenset({invitation_topic(invitation_id)}) if changed else frozenset()
-        return Answer(body={}, topics=topics)
+        woken = frozenset({invitation_topic(invitation_id)}) if changed else frozenset()
+        return Answer(body={}, woken=woken)
 
     return operation
 
@@ -386,8 +399,8 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
         if known is not None:
             if known.fingerprint != fingerprint:
                 raise Problem(Slug.REQUEST_CONFLICT)
-            current, topics = _now(call, known)
-            return Answer(body=_status(call, current), topics=topics)
+            current = _now(call, known)
+            return Answer(body=_status(call, current), changed=_changes(known, current))
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
         kept = _current(call, device.account)
@@ -398,10 +411,12 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
         store.spend(call.db, device.name, of_device)
         store.spend(call.db, device.account, of_account)
         superseded = [
-            request.superseded() for request in kept if request.device == device.name and request.live
+            Change(was=request.state, request=request.superseded(), by=device.name)
+            for request in kept
+            if request.device == device.name and request.live
         ]
-        for request in superseded:
-            store.save(call.db, request)
+        for change in superseded:
+            store.save(call.db, change.request)
         new = Request(
             account=device.account,
             device=device.name,
@@ -412,19 +427,24 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
             expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
         )
         store.insert(call.db, new, envelopes)
-        return Answer(body=_status(call, new), status=201, topics=concerned([new, *superseded]))
+        return Answer(
+            body=_status(call, new),
+            status=201,
+            changed=(Change(was=None, request=new, by=device.name), *superseded),
+        )
 
     return operation
 
 
 def read_request(request_id: str, version: int | None) -> Operation:
     def operation(call: Call) -> Answer:
-        current, topics = _own(call, request_id)
+        stored = _own(call, request_id)
+        current = _now(call, stored)
         return Answer(
             body=_status(call, current),
             news=current.version != version or not current.live,
             changes_at=call.changes_at(current) if current.live else math.inf,
-            topics=topics,
+            changed=_changes(stored, current),
         )
 
     return operation
@@ -432,12 +452,11 @@ def read_request(request_id: str, version: int | None) -> Operation:
 
 def device_event(request_id: str, report: DeviceReport) -> Operation:
     def operation(call: Call) -> Answer:
-        current, topics = _own(call, request_id)
-        after = current.device_says(report.event, report.reason)
-        if after is not current:
+        stored = _own(call, request_id)
+        after = call.current(stored).device_says(report.event, report.reason)
+        if after is not stored:
             store.save(call.db, after)
-            topics |= concerned([after])
-        return Answer(body=_status(call, after), topics=topics)
+        return Answer(body=_status(call, after), changed=_changes(stored, after, call.caller))
 
     return operation
 
@@ -446,7 +465,7 @@ def read_inbox(cursor: str | None) -> Operation:
     def operation(call: Call) -> Answer:
         companion = call.member(Role.COMPANION)
         items: list[dict[str, Any]] = []
-        topics: frozenset[str] = frozenset()
+        changed: list[Change] = []
         changes_at = math.inf
         for stored, sealed in store.sealed_for(call.db, companion.name):
             request = call.current(stored)
@@ -457,7 +476,7 @@ def read_inbox(cursor: str | None) -> Operation:
             if request is not stored:
                 store.save(call.db, request)
             if request.version != stored.version:
-                topics |= concerned([request])
+                changed += _changes(stored, request, companion.name if request.live else None)
         version, ring_hash = accounts.head_hash(call.db, companion.account)
         word_wanted = accounts.word_wanted(call.db, companion.name)
         new_cursor = _cursor(items, version, word_wanted=word_wanted)
@@ -470,7 +489,7 @@ def read_inbox(cursor: str | None) -> Operation:
             },
             news=new_cursor != cursor,
             changes_at=changes_at,
-            topics=topics - {inbox_topic(companion.name)},
+            changed=tuple(changed),
         )
 
     return operation
@@ -489,10 +508,8 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
         after = call.current(stored).companion_says(
             companion.name, report.event, report.reason, now=call.now, stays=bool(report.stays), word=word
         )
-        topics: frozenset[str] = frozenset()
         if after is not stored:
             store.save(call.db, after)
-            topics = concerned([after])
         return Answer(
             body={
                 "state": after.state,
@@ -500,7 +517,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
                 "expires_at": after.expires_at,
                 "now": int(call.now),
             },
-            topics=topics,
+            changed=_changes(stored, after, companion.name),
         )
 
     return operation
@@ -518,26 +535,40 @@ def _check_claim(call: Call, companion: Membership, request: Request, document: 
 
 def sweep(call: Call) -> Answer:
     """Store what time has changed, and delete what has expired."""
-    changed = store.sweep_requests(call.db, call.now, call.current)
+    before: dict[tuple[str, str], RequestState] = {}
+
+    def current(request: Request) -> Request:
+        before[request.device, request.id] = request.state
+        return call.current(request)
+
+    changed = store.sweep_requests(call.db, call.now, current)
     accounts.sweep_accounts(call.db, call.now)
-    return Answer(body={"changed": len(changed)}, topics=concerned(changed))
+    return Answer(
+        body={"changed": len(changed)},
+        changed=tuple(Change(was=before[request.device, request.id], request=request) for request in changed),
+    )
 
 
-def _own(call: Call, request_id: str) -> tuple[Request, frozenset[str]]:
-    """Read the calling device's request in its current state, and the topics of its expiry."""
+def _own(call: Call, request_id: str) -> Request:
+    """Read the calling device's request as it is stored."""
     device = call.member(Role.DEVICE)
     stored = store.request(call.db, device.name, request_id)
     if stored is None:
         raise not_found()
-    return _now(call, stored)
+    return stored
 
 
-def _now(call: Call, stored: Request) -> tuple[Request, frozenset[str]]:
+def _now(call: Call, stored: Request) -> Request:
+    """Read the request in its current state, and store what time has changed."""
     current = call.current(stored)
-    if current is stored:
-        return stored, frozenset()
-    store.save(call.db, current)
-    return current, concerned([current])
+    if current is not stored:
+        store.save(call.db, current)
+    return current
+
+
+def _changes(stored: Request, after: Request, by: str | None = None) -> tuple[Change, ...]:
+    """Say what has changed of a request; nothing where it is as it was stored. by: as with `Change`."""
+    return () if after is stored else (Change(was=stored.state, request=after, by=by),)
 
 
 def _current(call: Call, account: str) -> list[Request]:
