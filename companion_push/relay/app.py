@@ -49,6 +49,7 @@ from companion_push.relay.messages import (
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
+from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
@@ -84,6 +85,7 @@ def make_app(config: RelayConfig) -> web.Application:
     app.add_routes(
         [
             web.get("/livez", _livez, name=_LIVEZ, allow_head=False),
+            web.get("/readyz", relay.read_readiness, allow_head=False),
             web.post("/v1/accounts", relay.found_account),
             web.get("/v1/ring", relay.read_ring, allow_head=False),
             web.post("/v1/ring", relay.append_ring),
@@ -145,6 +147,7 @@ class RelayEndpoints:
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self._followers: list[Callable[[Answer], None]] = []
+        self._readiness = Readiness(lambda: self._begin("", operations.read_store))
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
         )
@@ -152,6 +155,15 @@ class RelayEndpoints:
     @property
     def public_url(self) -> str:
         return self._config.public_url
+
+    # The relay itself
+
+    async def read_readiness(self, _request: web.Request) -> web.Response:
+        """Answer whether the relay can do its work: it is not shutting down, and its store answers."""
+        if self.held_requests.closing:
+            raise Problem(Slug.DRAINING, retry_after=1)
+        await self._readiness.check()
+        return _json({"status": "ready"}, 200)
 
     # Rings and accounts
 
@@ -426,14 +438,19 @@ class RelayEndpoints:
 
     async def run(self, caller: str, operation: Operation) -> Answer:
         """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither."""
-        transaction = asyncio.ensure_future(self._transact(caller, operation))
-        self._transactions.add(transaction)
-        transaction.add_done_callback(self._transactions.discard)
+        transaction = self._begin(caller, operation)
         try:
             return await asyncio.shield(transaction)
         except asyncio.CancelledError:
             transaction.add_done_callback(_unheard)
             raise
+
+    def _begin(self, caller: str, operation: Operation) -> "asyncio.Future[Answer]":
+        """Begin a transaction, which is done before the store is closed."""
+        transaction = asyncio.ensure_future(self._transact(caller, operation))
+        self._transactions.add(transaction)
+        transaction.add_done_callback(self._transactions.discard)
+        return transaction
 
     async def _transact(self, caller: str, operation: Operation) -> Answer:
         now = self._config.clock()

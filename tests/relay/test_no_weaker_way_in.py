@@ -14,7 +14,7 @@ from tests.trust.people import device
 
 pytestmark = pytest.mark.threat("T15")
 
-OPEN: Final = {("GET", "/livez")}
+OPEN: Final = {("GET", "/livez"), ("GET", "/readyz")}
 WITHOUT_AN_ACCOUNT: Final = {  # a code, a ticket or an ID admits there; the proof is asked for all the same
     ("POST", "/v1/accounts"),
     ("POST", "/v1/introductions"),
