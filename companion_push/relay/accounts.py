@@ -620,6 +620,19 @@ def withdraw(db: sqlite3.Connection, invitation: Invitation) -> bool:
     return _set(db, invitation, "withdrawn = ?", 1)
 
 
+def withdraw_orphaned(db: sqlite3.Connection, account: str) -> list[bytes]:
+    """Withdraw the unanswered invitations whose inviter is no companion of the account any more; returns their ids.
+
+    They would count as open until they expire, and nobody else can withdraw them.
+    """
+    rows = db.execute(
+        "UPDATE invitations SET withdrawn = 1 WHERE account = ? AND NOT withdrawn AND answer_mac IS NULL"
+        " AND inviter NOT IN (SELECT name FROM members WHERE account = ? AND role = ?) RETURNING id",
+        (account, account, Role.COMPANION),
+    )
+    return [invitation_id for (invitation_id,) in rows.fetchall()]
+
+
 def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *values: bytes | int) -> bool:
     """Change an invitation. assignment: SQL of this module, never a caller's."""
     db.execute(

@@ -230,12 +230,13 @@ def _changed_ring(call: Call, account: str, ring: Ring, removed: frozenset[str])
             store.save(call.db, after)
             changed.append(Change(was=request.state, request=after, by=call.caller))
     store.erase_envelopes(call.db, removed)
+    withdrawn = accounts.withdraw_orphaned(call.db, account)
     told = removed.union(member.name for member in ring.companions)  # of the change
     return Answer(
         body={"version": ring.version, "hash": base64url(ring.hash)},
         status=201,
         changed=tuple(changed),
-        woken=frozenset(map(inbox_topic, told)),
+        woken=frozenset([*map(inbox_topic, told), *map(invitation_topic, withdrawn)]),
     )
 
 

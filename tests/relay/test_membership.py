@@ -525,9 +525,9 @@ async def test_the_head_comes_again_with_another_signature_and_a_new_ring_has_th
 class Inviting:
     """An invitation as the relay sees it."""
 
-    def __init__(self, household: Household) -> None:
+    def __init__(self, household: Household, inviter: Caller | None = None) -> None:
         self.household = household
-        self.inviter = household.companions[0]
+        self.inviter = inviter or household.companions[0]
         self.ticket = secrets.token_bytes(32)
         self.id = base64url(hashlib.sha256(self.ticket).digest())
         self.expires_at = int(self.inviter.clock()) + 600
@@ -595,6 +595,12 @@ OURS, THEIRS = base64url(b"i" * 32), base64url(b"n" * 32)  # nonces of inviter a
 
 def _held(state: str | None) -> str:
     return "" if state is None else f"?state={state}&wait=25"
+
+
+async def _until_held(relay: Relay, *callers: Caller) -> None:
+    """Wait until the relay holds a call of each."""
+    while not all(relay.is_held(caller.name) for caller in callers):  # noqa: ASYNC110  nothing tells of it
+        await asyncio.sleep(0.01)
 
 
 async def test_a_newcomer_is_introduced_and_admitted(
@@ -816,6 +822,53 @@ async def test_whoever_withdraws_one_invitation_after_the_other_fills_no_table(h
         if statuses[-1] == 200:
             assert (await one.withdraw()).status == 200
     assert statuses == [201, 200] * 60 + [429, 429]
+
+
+@pytest.mark.threat("T16")
+@pytest.mark.threat("T17")
+async def test_the_open_invitations_of_a_removed_companion_keep_nobody_from_inviting(home: Household) -> None:
+    anna, bert = home.companions
+    for _ in range(MAX_INVITATIONS):
+        assert (await Inviting(home, bert).announce()).status == 201
+    assert (await Inviting(home).announce()).problem == "too-many-pending"
+    await home.append(anna.person)
+    assert (await Inviting(home).announce()).status == 201
+
+
+@pytest.mark.threat("T16")
+async def test_who_waits_for_an_invitation_of_a_removed_companion_hears_it_at_once(
+    relay: Relay, home: Household, newcomer: Caller
+) -> None:
+    anna, bert = home.companions
+    used, unused = Inviting(home, bert), Inviting(home, bert)
+    await used.announce()
+    await unused.announce()
+    await used.introduce(newcomer)
+    calls = (used.heard(newcomer, "introduced"), unused.seen("open"))
+    waiting = [asyncio.ensure_future(call) for call in calls]
+    await _until_held(relay, newcomer, bert)
+    async with asyncio.timeout(SOON):
+        await home.append(anna.person)
+        heard, seen = await asyncio.gather(*waiting)
+    assert (heard.status, heard.problem) == (410, "withdrawn")
+    assert (seen.status, seen.problem) == (404, "not-found")
+    late = await unused.introduce(relay.caller(device("late")))
+    assert (late.status, late.problem) == (410, "withdrawn")
+
+
+@pytest.mark.threat("T16")
+async def test_what_a_companion_has_answered_or_another_announced_outlasts_its_removal(
+    home: Household, newcomer: Caller
+) -> None:
+    anna, bert = home.companions
+    answered, hers = Inviting(home, bert), Inviting(home, anna)
+    await answered.revealed_by(newcomer)
+    await hers.announce()
+    ring = await home.append(anna.person, bert.person, newcomer.person)
+    assert (await answered.answer({"ring": base64url(ring.document), "mac": MAC})).status == 200
+    await home.append(anna.person, newcomer.person)
+    assert (await answered.heard(newcomer)).body["state"] == "answered"
+    assert (await hers.seen()).body["state"] == "open"
 
 
 async def test_a_waiting_inviter_is_told_when_its_invitation_ends(
