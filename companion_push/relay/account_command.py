@@ -129,10 +129,10 @@ async def _reset(args: argparse.Namespace) -> None:
 
 async def _delete(args: argparse.Namespace) -> None:
     async with open_database(args.store) as database:
-        members = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
-    if members is None:
+        told = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
+    if told is None:
         raise _unknown()
-    talk(f"the account is closed, and {len(members)} members are told so")
+    talk(f"the account is closed, and {len(told)} members and newcomers are told so")
 
 
 async def _list(args: argparse.Namespace) -> None:

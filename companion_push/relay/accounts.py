@@ -154,24 +154,26 @@ def listed(db: sqlite3.Connection) -> list[Listed]:
 
 
 def close_account(db: sqlite3.Connection, *, name: str, now: float) -> frozenset[str] | None:
-    """Close an account for good and delete what it holds; returns its members' names, None when there is no such account.
+    """Close an account for good and delete what it holds; returns who is told so, None when there is no such account.
 
-    Its id stays closed. Its members of now are told so for as long as former members are remembered.
+    Its id stays closed. Its members of now, and the newcomers of its invitations, are told so for as long as former
+    members are remembered.
     """
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
     if row is None:
         return None
     (account,) = row
-    members = frozenset(
-        name for (name,) in db.execute("SELECT name FROM members WHERE account = ?", (account,))
-    )
-    db.execute(
-        "REPLACE INTO former SELECT name, account, 0, ? FROM members WHERE account = ?", (int(now), account)
-    )
+    rows = db.execute(
+        "SELECT name FROM members WHERE account = ?"
+        " UNION SELECT newcomer FROM invitations WHERE account = ? AND newcomer IS NOT NULL",
+        (account, account),
+    ).fetchall()
+    told = frozenset(name for (name,) in rows)
+    db.executemany("REPLACE INTO former VALUES (?, ?, 0, ?)", [(each, account, int(now)) for each in told])
     for table in ("words", "word_calls", "requests", "invitations", "members", "rings", "account_codes"):
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE accounts SET name = NULL, closed_at = ? WHERE id = ?", (int(now), account))
-    return members
+    return told
 
 
 def refuse_closed(db: sqlite3.Connection, account: str) -> None:
@@ -583,7 +585,7 @@ def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes
     """Read the invitation that this key used, for this key only."""
     found_one = _invitation(db, "newcomer = ? AND id = ?", (newcomer, invitation_id))
     if found_one is None:
-        raise not_found()
+        raise stranger(db, newcomer)
     return found_one
 
 

@@ -281,7 +281,8 @@ _MIGRATIONS: Final = (
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX members_of ON members (account);
 
-    -- who was in a ring and is in none: it reads the rings up to the one that took it out
+    -- who was in a ring and is in none: it reads the rings up to the one that took it out; and of a closed account also
+    -- the newcomers that waited for an answer
     CREATE TABLE former (
         name TEXT PRIMARY KEY,
         account TEXT NOT NULL REFERENCES accounts,

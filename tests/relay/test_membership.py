@@ -871,6 +871,32 @@ async def test_what_a_companion_has_answered_or_another_announced_outlasts_its_r
     assert (await hers.seen()).body["state"] == "open"
 
 
+@pytest.mark.threat("T16")
+async def test_a_newcomer_of_a_closed_account_hears_at_once_that_it_is_closed(
+    relay: Relay, home: Household, inviting: Inviting, newcomer: Caller
+) -> None:
+    await inviting.announce()
+    await inviting.introduce(newcomer)
+    waiting = asyncio.ensure_future(inviting.heard(newcomer, "introduced"))
+    await _until_held(relay, newcomer)
+    async with asyncio.timeout(SOON):
+        await close_account(relay.app, "alice", again=True)
+        replies = [await waiting]
+    replies += [
+        await inviting.heard(newcomer),
+        await inviting.reveal(newcomer, THEIRS),
+        await inviting.introduce(newcomer),
+        await newcomer.call("DELETE", f"/v1/invitations/{inviting.id}"),
+        await newcomer.get("/v1/ring"),
+    ]
+    assert [(reply.status, reply.problem) for reply in replies] == [(410, "account-closed")] * 6
+    neighbours = await relay.household("bob")
+    assert (await Inviting(neighbours).announce()).status == 201
+    first = neighbours.companions[0]
+    await neighbours.append(first.person, newcomer.person)
+    assert (await newcomer.get("/v1/ring")).status == 200, "it may join elsewhere with the same key"
+
+
 async def test_a_waiting_inviter_is_told_when_its_invitation_ends(
     home: Household, inviting: Inviting
 ) -> None:
