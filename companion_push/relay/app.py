@@ -123,10 +123,10 @@ async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 36
 async def close_account(
     relay: web.Application, name: str, *, again: bool = False, valid: int = 24 * 3600
 ) -> AccountCode | None:
-    """Close an account for good: its members are told so (account-closed), and follow nobody.
+    """Close an account for good: members and newcomers are told so (account-closed), and follow nobody.
 
     again: set it up anew under the same name, with another id; returns its one-time code, as `new_account` does.
-    `UsageError` for what is no account's name.
+    `UsageError` for what is no account's name, `StoreUnavailable` when the store does not answer; nothing has changed then.
     """
     return await relay[RELAY].close_account(name, again=again, valid=valid)
 
@@ -198,29 +198,41 @@ class RelayEndpoints:
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
         """As the function of that name."""
-        name = name_of(name)
-        if self._database is None:
-            raise StoreUnavailable("the relay has not been started, or has ended")
-        now = self._config.clock()
-        added = await self._database.transact(
+        name, now = name_of(name), self._config.clock()
+        added = await self._started.transact(
             lambda db: accounts.add_account(db, name=name, now=now, expires_at=int(now) + valid)
         )
+        return self._code(name, added)
+
+    async def close_account(self, name: str, *, again: bool, valid: int) -> AccountCode | None:
+        """As the function of that name."""
+        name, now = name_of(name), self._config.clock()
+
+        def close(db: sqlite3.Connection) -> tuple[frozenset[str], tuple[str, bytes] | None]:
+            told = accounts.close_account(db, name=name, now=now)
+            if told is None:
+                raise UsageError("there is no account of this name")
+            if not again:
+                return told, None
+            return told, accounts.add_account(db, name=name, now=now, expires_at=int(now) + valid)
+
+        told, added = await self._started.transact(close)
+        self.held_requests.wake_members(told)
+        return self._code(name, added)
+
+    def _code(self, name: str, added: tuple[str, bytes] | None) -> AccountCode | None:
+        """The account code for an id and its one-time secret; None where nothing was added."""
         if added is None:
             return None
         account, code = added
         return AccountCode(relay_url=self._config.public_url, account=account, account_name=name, code=code)
 
-    async def close_account(self, name: str, *, again: bool, valid: int) -> AccountCode | None:
-        """As the function of that name."""
-        name = name_of(name)
+    @property
+    def _started(self) -> Database:
+        """The store, for calls of the host."""
         if self._database is None:
             raise StoreUnavailable("the relay has not been started, or has ended")
-        now = self._config.clock()
-        members = await self._database.transact(lambda db: accounts.close_account(db, name=name, now=now))
-        if members is None:
-            raise UsageError("there is no account of this name")
-        self.held_requests.wake_members(members)
-        return await self.new_account(name, valid=valid) if again else None
+        return self._database
 
     # Invitations and introductions
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from companion_push.errors import StoreUnavailable
 from companion_push.relay import accounts, operations
 from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
 from companion_push.relay.app import close_account
@@ -357,6 +358,20 @@ async def test_an_account_that_is_set_up_anew_is_closed_to_its_members_for_good(
     async with open_database(relay.store) as database:
         kept = await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone())
     assert kept == (0,)
+
+
+async def test_an_account_that_cannot_be_set_up_anew_stays_open(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(accounts, "add_account", full)
+    with pytest.raises(StoreUnavailable):
+        await close_account(relay.app, "alice", again=True)
+    assert [(await caller.get("/v1/ring")).status for caller in (*home.companions, *home.devices)] == [
+        200
+    ] * 3
 
 
 @pytest.mark.threat("T16")
