@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 import math
+import random
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -25,7 +26,9 @@ from companion_push.errors import StoreUnavailable
 from companion_push.relay import accounts, operations
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
+from companion_push.relay.following import Following
 from companion_push.relay.held_requests import HeldRequests
+from companion_push.relay.inbox_stream import REFUSED, stream
 from companion_push.relay.mailbox import Leases
 from companion_push.relay.messages import (
     MAX_BODY,
@@ -53,7 +56,6 @@ from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
-from companion_push.serving.rate_limit import Unit, limit_headers
 from headless_passkey.errors import UsageError
 from headless_passkey.process.tasks import until_done
 from headless_passkey.text.names import name_of
@@ -105,6 +107,7 @@ def make_app(config: RelayConfig) -> web.Application:
             web.get("/v1/requests/{id}", relay.read_request, allow_head=False),
             web.post("/v1/requests/{id}/events", relay.device_event),
             web.get("/v1/inbox", relay.read_inbox, allow_head=False),
+            web.get("/v1/inbox/stream", relay.stream_inbox, allow_head=False),
             web.post("/v1/inbox/{device}/{id}/events", relay.companion_event),
         ]
     )
@@ -135,7 +138,7 @@ async def close_account(
 class RelayEndpoints:
     """The endpoints: each parses its request and runs an operation.
 
-    `authenticate`, `run` and `hold` are for other shells over the same operations.
+    `authenticate`, `run`, `hold` and `followed` are for other shells over the same operations.
     """
 
     def __init__(self, config: RelayConfig) -> None:
@@ -143,8 +146,8 @@ class RelayEndpoints:
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
         self._used_proofs = UsedProofs()
-        self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
-        self._calls = Budget(name="calls", per_minute=CALLS)
+        self._ring_bytes = Budget(per_minute=RING_BYTES)
+        self._calls = Budget(per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self._followers: list[Callable[[Answer], None]] = []
@@ -334,6 +337,14 @@ class RelayEndpoints:
             wait=query.wait(),
         )
 
+    async def stream_inbox(self, request: web.Request) -> web.StreamResponse:
+        caller = await self._caller(request)
+        cursor = _query(request, "cursor").cursor(request.headers.getall("Last-Event-ID", ()))
+        with self.followed(caller, address=request.remote or "", cursor=cursor) as inbox:
+            first = await inbox.news(0)
+            self.answered(request, 200, None)  # the middleware hears of it in a quarter of an hour
+            return await stream(request, inbox, first, headers={NONCE_HEADER: self.nonce()})
+
     async def companion_event(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         device = member_name(request.match_info["device"], "device")
@@ -449,28 +460,60 @@ class RelayEndpoints:
                 with self._leases.held(caller, self._config.clock):
                     await held.wait(pause)
 
-    async def run(self, caller: str, operation: Operation) -> Answer:
-        """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither."""
-        transaction = self._begin(caller, operation)
+    @contextlib.contextmanager
+    def followed(self, caller: str, *, address: str, cursor: str | None = None) -> Iterator[Following]:
+        """Follow the inbox of an authenticated companion on one connection, which counts as a held call while it is open.
+
+        address: the caller's. cursor: of the answer that the caller has; None for none. Refuses with `rate-limited` when
+        too much is held for the address. The connection's beginning is a call of the caller, and what it is sent is none:
+        the system of a phone acknowledges for an app that sleeps. A sign of life is (`Following.heard`).
+        """
+        clock = self._config.clock
+
+        async def read(newest: str | None) -> Answer:
+            called = not inbox.has_read
+            return await self.run(caller, operations.read_inbox(newest), called=called)
+
+        life = self._config.stream_life * random.uniform(0.8, 1)  # noqa: S311  those who came together do not all go together
+        topic = operations.inbox_topic(caller)
+        with self.held_requests.hold(topic=topic, member=caller, address=address) as held:
+            inbox = Following(
+                read,
+                held,
+                among=self.held_requests,
+                cursor=cursor,
+                until=_ticks() + life,
+                clock=clock,
+                heard=lambda: self._leases.called(caller, clock()),
+            )
+            yield inbox
+
+    async def run(self, caller: str, operation: Operation, *, called: bool = True) -> Answer:
+        """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither.
+
+        called: whether it is a call of the caller, which renews its leases.
+        """
+        transaction = self._begin(caller, operation, called=called)
         try:
             return await asyncio.shield(transaction)
         except asyncio.CancelledError:
             transaction.add_done_callback(_unheard)
             raise
 
-    def _begin(self, caller: str, operation: Operation) -> "asyncio.Future[Answer]":
+    def _begin(self, caller: str, operation: Operation, *, called: bool = True) -> "asyncio.Future[Answer]":
         """Begin a transaction, which is done before the store is closed."""
-        transaction = asyncio.ensure_future(self._transact(caller, operation))
+        transaction = asyncio.ensure_future(self._transact(caller, operation, called=called))
         self._transactions.add(transaction)
         transaction.add_done_callback(self._transactions.discard)
         return transaction
 
-    async def _transact(self, caller: str, operation: Operation) -> Answer:
+    async def _transact(self, caller: str, operation: Operation, *, called: bool) -> Answer:
         now = self._config.clock()
 
         def work(db: sqlite3.Connection) -> Answer:
             answer = operation(Call(db=db, caller=caller, now=now, leases=self._leases))
-            self._leases.called(caller, now)  # before another call looks at the caller's claims
+            if called:
+                self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
 
         answer = await self._open_store.transact(work)
@@ -595,9 +638,12 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except Exception as error:  # noqa: BLE001  the edge of the application
         logger.error("%s", _place(error))  # noqa: TRY400
         response = untyped(500)
+    problem = request.get(REFUSED, problem)
     if HEADER in request.headers:
-        response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
-        request.app[RELAY].answered(request, response.status, None if problem is None else problem.slug)
+        if not response.prepared:
+            response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
+        status, slug = (response.status, None) if problem is None else (problem.status, problem.slug)
+        request.app[RELAY].answered(request, status, slug)
     milliseconds = math.ceil((loop.time() - start) * 1000)
     resource = request.match_info.route.resource
     endpoint = resource.canonical if resource is not None else "elsewhere"
@@ -658,7 +704,7 @@ def _response(answer: Answer) -> web.Response:
 def _problem(problem: Problem) -> web.Response:
     response = _json(problem.body(), problem.status, content_type="application/problem+json")
     if problem.retry_after is not None:
-        response.headers.update(limit_headers(problem.policy, problem.retry_after))
+        response.headers["Retry-After"] = str(problem.retry_after)
     if problem.status == 401:
         error = "use_dpop_nonce" if problem.slug is Slug.USE_DPOP_NONCE else "invalid_dpop_proof"
         response.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{error}"'

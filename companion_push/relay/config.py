@@ -24,6 +24,9 @@ class RelayConfig:
     ceiling: int = CEILING  # seconds until an unclaimed request expires; at most 300
     lease: int = LEASE  # seconds a companion may hold a claim without another call; at most 60
     quota: Quota = field(default_factory=Quota)
+    stream_life: int = (
+        900  # seconds at most until a stream of the inbox ends, and its companion comes with a new proof
+    )
     held_per_member: int = 4  # the oldest held request is released when a member has more
     held_per_address: int = 256  # more are refused with rate-limited; 0: no limit, for a relay behind a proxy
     failures_per_address: int = (
@@ -34,6 +37,7 @@ class RelayConfig:
     def __post_init__(self) -> None:
         check_bounds(self, "ceiling", lowest=1, highest=CEILING)
         check_bounds(self, "lease", lowest=1, highest=LEASE)
+        check_bounds(self, "stream_life", lowest=1, highest=3600)
         check_bounds(self, "held_per_member", lowest=1)
         check_bounds(self, "held_per_address", lowest=0)
         check_bounds(self, "failures_per_address", lowest=0)

@@ -19,7 +19,6 @@ from typing import Any, Final
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
-from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import UsageError
 from headless_passkey.request import DeviceEvent, RequestState
 
@@ -312,17 +311,16 @@ class Rate:
         check_bounds(self, "count", lowest=1)
         check_bounds(self, "seconds", lowest=0, whole=False)
 
-    def take(self, full_at: float | None, now: float, *, of: str = "requests") -> float:
+    def take(self, full_at: float | None, now: float) -> float:
         """Take one (GCRA). full_at: when the limit is unused again; None when it is. Returns the new `full_at`.
 
-        Refuses with `rate-limited` when none is left. of: the limit's name.
+        Refuses with `rate-limited` when none is left.
         """
         interval = self.seconds / self.count
         next_full = self._used_until(full_at, now) + interval
         over = next_full - now - self.seconds
         if over > ROUNDING:
-            policy = Policy(name=of, quota=self.count, seconds=self.seconds)
-            raise Problem(Slug.RATE_LIMITED, policy=policy, retry_after=math.ceil(over))
+            raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
         return next_full
 
     def left(self, full_at: float | None, now: float) -> bool:
@@ -373,13 +371,12 @@ class Quota:
         waiting = sorted(request.ends_at for request in others if request.state in UNCLAIMED)
         if len(waiting) >= self.pending:
             retry_after = max(1, math.ceil(waiting[0] - now))
-            policy = Policy(name="pending-requests", quota=self.pending, unit=Unit.AT_A_TIME)
-            raise Problem(Slug.TOO_MANY_PENDING, policy=policy, retry_after=retry_after)
-        of_device = take_all(self.rates, device, now, of="requests-of-device")
+            raise Problem(Slug.TOO_MANY_PENDING, retry_after=retry_after)
+        of_device = take_all(self.rates, device, now)
         spared = self.spared.left(device.get(_SPARED), now)
         of_device[_SPARED] = self.spared.take_up_to(device.get(_SPARED), now)
         try:
-            return of_device, take_all(self.account_rates, account, now, of="requests-of-account")
+            return of_device, take_all(self.account_rates, account, now)
         except Problem:
             if not spared:
                 raise
@@ -389,7 +386,7 @@ class Quota:
 _SPARED: Final = "spared"
 
 
-def take_all(rates: Iterable[Rate], spent: Mapping[str, float], now: float, *, of: str) -> dict[str, float]:
-    """Take one of each rate (`rate-limited`). spent: from the last call; returns what is used then, by rate. of: their name."""
+def take_all(rates: Iterable[Rate], spent: Mapping[str, float], now: float) -> dict[str, float]:
+    """Take one of each rate (`rate-limited`). spent: from the last call; returns what is used then, by rate."""
     keys = {f"{rate.count}/{rate.seconds:g}": rate for rate in rates}
-    return {key: rate.take(spent.get(key), now, of=of) for key, rate in keys.items()}
+    return {key: rate.take(spent.get(key), now) for key, rate in keys.items()}

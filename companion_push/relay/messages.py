@@ -4,7 +4,7 @@ It is strict: unknown members, padded base64url and exceeded bounds are refused.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
@@ -226,8 +226,11 @@ class Query:
         except ValueError as error:
             raise invalid("state: expected a state of an invitation") from error
 
-    def cursor(self) -> str | None:
-        text = self._parameters.get("cursor")
+    def cursor(self, newer: Sequence[str] = ()) -> str | None:
+        """newer: the values of the header ``Last-Event-ID``, with which a stream goes on after an interruption."""
+        if len(newer) > 1:
+            raise invalid("expected one header Last-Event-ID")
+        text = newer[0] if newer else self._parameters.get("cursor")
         if text is not None and not 0 < len(text) <= _MAX_CURSOR:
             raise invalid(f"cursor: expected at most {_MAX_CURSOR} characters")
         return text

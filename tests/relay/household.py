@@ -17,6 +17,7 @@ from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
+from companion_push.relay.following import Following
 from companion_push.relay.mailbox import Quota, Rate
 from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
@@ -196,6 +197,12 @@ class Relay:
         """Whether a call of `member` counts as held."""
         return self._relay._leases._open[member] > 0
 
+    def followed(
+        self, member: Caller, *, cursor: str | None = None
+    ) -> contextlib.AbstractContextManager[Following]:
+        """What a connection of `member` follows, without the connection."""
+        return self._relay.followed(member.name, address="127.0.0.1", cursor=cursor)
+
     def caller(self, person: Person) -> Caller:
         return Caller(person, self.session, self.url, self.clock, self._relay.nonce)
 
@@ -260,6 +267,7 @@ async def running_relay(
     quota: Quota = NO_LIMITS,
     ceiling: int = 300,
     lease: int = 60,
+    stream_life: int = 900,
     held_per_member: int = 4,
     held_per_address: int = 256,
     failures_per_address: int = 0,
@@ -281,6 +289,7 @@ async def running_relay(
         quota=quota,
         ceiling=ceiling,
         lease=lease,
+        stream_life=stream_life,
         held_per_member=held_per_member,
         held_per_address=held_per_address,
         failures_per_address=failures_per_address,

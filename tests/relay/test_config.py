@@ -74,6 +74,12 @@ def test_configuration_only_shortens_the_lease(value: Any) -> None:
         made(lease=value)
 
 
+@pytest.mark.parametrize("value", [*NO_COUNTS, 3601])
+def test_one_proof_is_good_for_an_hour_at_most(value: Any) -> None:
+    with pytest.raises(UsageError, match=r"\Astream_life: expected a whole number from 1 to 3600, got "):
+        made(stream_life=value)
+
+
 @pytest.mark.parametrize("value", NO_COUNTS)
 def test_a_count_is_a_whole_number_of_one_or_more(value: Any) -> None:
     for name, make in (
