@@ -354,10 +354,8 @@ def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) ->
 
 def append_ring(
     db: sqlite3.Connection, member: Membership, document: bytes, *, now: float
-) -> tuple[Ring, frozenset[str], bool]:
-    """Append a ring that `member` signed and that extends the head (compare and set).
-
-    Returns the new head, the removed members, and whether it is free: nothing is new in it, it only takes members out.
+) -> tuple[Ring, Ring]:
+    """Append a ring that `member` signed and that extends the head (compare and set); returns the head before and after.
 
     The head itself is accepted again and changes nothing (idempotent).
     """
@@ -365,7 +363,7 @@ def append_ring(
     if old is None:
         raise not_found()
     if old.hash == document_hash(document):
-        return old, frozenset(), True
+        return old, old
     with _refusals(old):
         ring = old.extend(document, now=now)
     if ring.signer != member.name:
@@ -377,15 +375,13 @@ def append_ring(
             reason=TrustReason.CLOCK_SKEW,
         )
     _store_ring(db, ring, now)
-    removed = frozenset(member.name for member in old.members if ring.member(member.name) is None)
-    is_free = bool(removed) and all(old.member(member.name) == member for member in ring.members)
-    return ring, removed, is_free
+    return old, ring
 
 
 def append_links(
     db: sqlite3.Connection, caller: str, documents: list[bytes], *, now: float
-) -> tuple[str, Ring, Ring]:
-    """Append rings that the relay has lost, each of which follows the one before; returns the account, and its head before and after.
+) -> tuple[Ring, Ring]:
+    """Append rings that the relay has lost, each of which follows the one before; returns the head before and after.
 
     Who hands them in is a member of the head, or of the last ring; whoever else does learns nothing (not-found). Rings
     that the relay holds are passed over.
@@ -403,7 +399,7 @@ def append_links(
         raise
     if member is None and ring.member(caller) is None:
         raise not_found()
-    return account, before, ring
+    return before, ring
 
 
 def _extended(db: sqlite3.Connection, ring: Ring, documents: list[bytes], *, now: float) -> Ring:

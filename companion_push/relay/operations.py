@@ -171,14 +171,25 @@ def append_ring(body: RingBody) -> Operation:
 
     def operation(call: Call) -> Answer:
         member = call.member()
-        account = member.account
-        ring, removed, is_free = accounts.append_ring(call.db, member, document, now=call.now)
-        if not is_free:
+        before, ring = accounts.append_ring(call.db, member, document, now=call.now)
+        if not _is_free(before, ring):
             spent = store.spent(call.db, member.name)
             store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now))
-        return _changed_ring(call, account, ring, removed)
+        return _changed_ring(call, before, ring)
 
     return operation
+
+
+def _is_free(before: Ring, ring: Ring) -> bool:
+    """Whether nothing is new in the ring: it is the head again, or only takes members out."""
+    if ring.hash == before.hash:
+        return True
+    return bool(_removed(before, ring)) and all(before.member(each.name) == each for each in ring.members)
+
+
+def _removed(before: Ring, ring: Ring) -> frozenset[str]:
+    """The names of the members that are not in the ring any more."""
+    return frozenset(each.name for each in before.members if ring.member(each.name) is None)
 
 
 def give_word(body: WordBody) -> Operation:
@@ -211,29 +222,32 @@ def append_links(body: LinksBody) -> Operation:
     documents = body.parse()
 
     def operation(call: Call) -> Answer:
-        account, before, ring = accounts.append_links(call.db, call.caller, documents, now=call.now)
+        before, ring = accounts.append_links(call.db, call.caller, documents, now=call.now)
         for _ in range(ring.version - before.version):
-            _spend(call, account, "links", _LINK_RATE)
-        removed = frozenset(each.name for each in before.members if ring.member(each.name) is None)
-        return _changed_ring(call, account, ring, removed)
+            _spend(call, ring.account, "links", _LINK_RATE)
+        return _changed_ring(call, before, ring)
 
     return operation
 
 
-def _changed_ring(call: Call, account: str, ring: Ring, removed: frozenset[str]) -> Answer:
-    """End what the removed members had under way, and answer with the new head."""
+def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
+    """End what the removed members had under way, and answer with the head. Nobody is woken for the head that was there."""
+    body = {"version": ring.version, "hash": base64url(ring.hash)}
+    if ring.hash == before.hash:
+        return Answer(body=body, status=201)
+    removed = _removed(before, ring)
     changed = []
-    for request in _current(call, account):
+    for request in _current(call, ring.account):
         after = request.withdrawn("removed") if request.device in removed else request
         after = after.without_holder(removed, call.now)
         if after is not request:
             store.save(call.db, after)
             changed.append(Change(was=request.state, request=after, by=call.caller))
     store.erase_envelopes(call.db, removed)
-    withdrawn = accounts.withdraw_orphaned(call.db, account)
+    withdrawn = accounts.withdraw_orphaned(call.db, ring.account)
     told = removed.union(member.name for member in ring.companions)  # of the change
     return Answer(
-        body={"version": ring.version, "hash": base64url(ring.hash)},
+        body=body,
         status=201,
         changed=tuple(changed),
         woken=frozenset([*map(inbox_topic, told), *map(invitation_topic, withdrawn)]),

@@ -12,10 +12,10 @@ import pytest
 from companion_push.errors import StoreUnavailable
 from companion_push.relay import accounts, operations
 from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
-from companion_push.relay.app import close_account
+from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Rate
-from companion_push.relay.operations import MAX_RINGS
+from companion_push.relay.operations import MAX_RINGS, Answer
 from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
@@ -159,6 +159,21 @@ async def test_the_head_handed_in_again_is_no_conflict(home: Household) -> None:
     reply = await anna.post("/v1/ring", ring_body(ring))
     assert (reply.status, reply.body) == (201, {"version": 3, "hash": base64url(ring.hash)})
     assert len((await anna.get("/v1/ring")).body["rings"]) == 3
+
+
+@pytest.mark.threat("T5")
+async def test_the_head_handed_in_again_wakes_nobody(relay: Relay, home: Household) -> None:
+    anna, bert = home.companions
+    answers: list[Answer] = []
+    relay.app[RELAY].follow(answers.append)
+    await home.append(anna.person, bert.person)
+    for path, body in (
+        ("/v1/ring", ring_body(home.ring)),
+        ("/v1/ring/links", {"rings": [base64url(home.ring.document)]}),
+    ):
+        assert (await anna.post(path, body)).status == 201
+    woken = [operations.inbox_topic(caller.name) for caller in (anna, bert, *home.devices)]
+    assert [answer.topics for answer in answers] == [set(woken), set(), set()]
 
 
 @pytest.mark.threat("T2")
