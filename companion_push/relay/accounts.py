@@ -10,7 +10,7 @@ import hmac
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
@@ -105,6 +105,18 @@ class Invitation:
             raise Problem(Slug.STATE_CONFLICT, state=self.state)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptRing:
+    """A ring as the store has it, unparsed: it was verified when it came, and who only names or carries it reads no member."""
+
+    version: int
+    document: bytes = field(repr=False)
+
+    @property
+    def hash(self) -> bytes:
+        return document_hash(self.document)
+
+
 # Accounts and their codes
 
 
@@ -119,7 +131,7 @@ def add_account(
     account = str(row[0]) if row is not None else new_account()
     if row is None:
         db.execute("INSERT INTO accounts VALUES (?, ?, ?, NULL)", (account, name, int(now)))
-    elif head(db, account) is not None:
+    elif _newest(db, account) is not None:
         return None
     code = secrets.token_bytes(CODE_SIZE)
     db.execute("REPLACE INTO account_codes VALUES (?, ?, ?)", (account, _hash(code), expires_at))
@@ -185,9 +197,7 @@ def refuse_closed(db: sqlite3.Connection, account: str) -> None:
 
 def stranger(db: sqlite3.Connection, name: str) -> Problem:
     """Make the problem for a key that is no member's: its account is closed, or there is nothing (not-found)."""
-    row = db.execute("SELECT account FROM former WHERE name = ?", (name,)).fetchone()
-    if row is not None:
-        refuse_closed(db, row[0])
+    _former(db, name)  # which refuses for a closed account
     return not_found()
 
 
@@ -208,7 +218,7 @@ def found(
         raise not_found()
     if ring.account_name != row[2]:
         raise invalid("ring: the account has another name")
-    first = head(db, ring.account)
+    first = _newest(db, ring.account)
     if first is not None:
         if first.hash == ring.hash:
             return ring.account, False
@@ -236,9 +246,17 @@ def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
     member = membership(db, name)
     if member is not None:
         return member.account, None
+    former = _former(db, name)
+    if former is None:
+        raise not_found()
+    return former
+
+
+def _former(db: sqlite3.Connection, name: str) -> tuple[str, int] | None:
+    """Look up the account that a key belongs to no more, and the last ring that it reads; refuses when that account is closed."""
     row = db.execute("SELECT account, version FROM former WHERE name = ?", (name,)).fetchone()
     if row is None:
-        raise not_found()
+        return None
     refuse_closed(db, row[0])
     return row[0], row[1]
 
@@ -248,13 +266,26 @@ def companions(db: sqlite3.Connection, account: str) -> frozenset[str]:
     return frozenset(name for (name,) in rows)
 
 
-def head(db: sqlite3.Connection, account: str, *, last: int | None = None) -> Ring | None:
-    """Read the account's newest ring; None before it is founded. last: no version after it is looked at."""
+def newest(db: sqlite3.Connection, account: str, *, last: int | None = None) -> KeptRing:
+    """Read the newest ring of a founded account. last: no version after it is looked at."""
+    kept = _newest(db, account, last)
+    if kept is None:
+        raise not_found()
+    return kept
+
+
+def _newest(db: sqlite3.Connection, account: str, last: int | None = None) -> KeptRing | None:
+    """Read the account's newest ring; None before it is founded, and after it is closed."""
     row = db.execute(
-        "SELECT document FROM rings WHERE account = ? AND version <= ? ORDER BY version DESC LIMIT 1",
+        "SELECT version, document FROM rings WHERE account = ? AND version <= ? ORDER BY version DESC LIMIT 1",
         (account, _ANY if last is None else last),
     ).fetchone()
-    return None if row is None else Ring.parse_kept(row[0])
+    return None if row is None else KeptRing(version=row[0], document=row[1])
+
+
+def _head(db: sqlite3.Connection, account: str) -> Ring:
+    """Read and parse the newest ring of a founded account, for whoever needs its members."""
+    return Ring.parse_kept(newest(db, account).document)
 
 
 def rings_after(
@@ -275,26 +306,18 @@ def rings_after(
     return documents
 
 
-def head_hash(db: sqlite3.Connection, account: str) -> tuple[int, bytes]:
-    """Read version and hash of the founded account's newest ring."""
-    version, document = db.execute(
-        "SELECT version, document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
-    ).fetchone()
-    return version, document_hash(document)
-
-
-def has_ring(db: sqlite3.Connection, account: str, version: int) -> bool:
-    """Whether the relay still has this version."""
-    row = db.execute("SELECT 1 FROM rings WHERE account = ? AND version = ?", (account, version)).fetchone()
-    return row is not None
-
-
-def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
-    """Whether the relay holds this ring of the account."""
+def kept_document(db: sqlite3.Connection, account: str, version: int) -> bytes | None:
+    """Read a ring of the account; None when the relay has it no more, or never had it."""
     row = db.execute(
         "SELECT document FROM rings WHERE account = ? AND version = ?", (account, version)
     ).fetchone()
-    return row is not None and document_hash(row[0]) == ring_hash
+    return None if row is None else bytes(row[0])
+
+
+def _holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
+    """Whether the relay holds this ring of the account."""
+    kept = kept_document(db, account, version)
+    return kept is not None and document_hash(kept) == ring_hash
 
 
 def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, now: float) -> None:
@@ -314,11 +337,7 @@ def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, no
 
 def words(db: sqlite3.Connection, account: str) -> list[tuple[str, bytes]]:
     """Read the newest word of each companion, with its name."""
-    rows = db.execute(
-        "SELECT companion, word FROM words JOIN members ON name = companion"
-        " WHERE words.account = ? AND members.account = words.account AND role = ? ORDER BY companion",
-        (account, Role.COMPANION),
-    )
+    rows = db.execute("SELECT companion, word FROM words WHERE account = ? ORDER BY companion", (account,))
     return rows.fetchall()
 
 
@@ -337,9 +356,9 @@ def word_wanted(db: sqlite3.Connection, companion: str) -> bool:
 
 def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) -> Word:
     """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
-    ring = head(db, companion.account)
-    member = None if ring is None else ring.member(companion.name)
-    if ring is None or member is None:
+    ring = _head(db, companion.account)
+    member = ring.member(companion.name)
+    if member is None:
         raise not_found()
     try:
         word = Word.parse(document, by=member)
@@ -347,7 +366,7 @@ def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) ->
         raise invalid(f"word: {error}") from error
     if word.account != ring.account:
         raise invalid("word: it is about another account")
-    if not holds_ring(db, companion.account, word.version, word.ring_hash):
+    if not _holds_ring(db, companion.account, word.version, word.ring_hash):
         raise Problem(Slug.UNKNOWN_RING)
     return word
 
@@ -359,9 +378,7 @@ def append_ring(
 
     The head itself is accepted again and changes nothing (idempotent).
     """
-    old = head(db, member.account)
-    if old is None:
-        raise not_found()
+    old = _head(db, member.account)
     if old.hash == document_hash(document):
         return old, old
     with _refusals(old):
@@ -388,9 +405,10 @@ def append_links(
     """
     member = membership(db, caller)
     account = member.account if member is not None else _account_of(documents[-1], caller)
-    before = head(db, account)
-    if before is None:
+    kept = _newest(db, account)
+    if kept is None:
         raise stranger(db, caller)
+    before = Ring.parse_kept(kept.document)
     try:
         ring = _extended(db, before, documents, now=now)
     except Problem as problem:
@@ -407,7 +425,7 @@ def _extended(db: sqlite3.Connection, ring: Ring, documents: list[bytes], *, now
     for document in documents:
         with _refusals():
             known = Ring.parse_kept(document)
-        if holds_ring(db, ring.account, known.version, known.hash):
+        if _holds_ring(db, ring.account, known.version, known.hash):
             continue
         with _refusals(ring):
             ring = ring.extend(document, now=now)
@@ -449,7 +467,7 @@ def _prune(db: sqlite3.Connection, account: str) -> None:
             return
 
 
-def ring_conflict(ring: Ring) -> Problem:
+def ring_conflict(ring: Ring | KeptRing) -> Problem:
     """Make the problem for a ring that does not extend the head, which is `ring`."""
     return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
 
@@ -638,16 +656,6 @@ def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *value
         (*values, invitation.account, invitation.id),
     )
     return True
-
-
-def ring_document(db: sqlite3.Connection, account: str, version: int) -> bytes:
-    """Give a ring of the account; refuses with `expired` when it is no longer kept."""
-    row = db.execute(
-        "SELECT document FROM rings WHERE account = ? AND version = ?", (account, version)
-    ).fetchone()
-    if row is None:
-        raise Problem(Slug.EXPIRED)
-    return bytes(row[0])
 
 
 def sweep_accounts(db: sqlite3.Connection, now: float) -> None:

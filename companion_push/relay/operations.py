@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from companion_push.relay import accounts, store
-from companion_push.relay.accounts import Invitation, Membership
+from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
     Announcement,
@@ -143,25 +143,15 @@ def found_account(body: Founding) -> Operation:
 def read_ring(after: int) -> Operation:
     def operation(call: Call) -> Answer:
         account, last = accounts.reader(call.db, call.caller)
-        head = accounts.head(call.db, account, last=last)
-        if head is None:
-            raise not_found()
+        head = accounts.newest(call.db, account, last=last)
         documents = accounts.rings_after(call.db, account, after, MAX_RINGS, last=last)
-        gap = after < head.version and not accounts.has_ring(call.db, account, after + 1)
+        gap = after < head.version and accounts.kept_document(call.db, account, after + 1) is None
         if gap:
             documents = [head.document]
         rings = [base64url(document) for document in documents]
         newest = accounts.words(call.db, account) if last is None else ()  # they name rings of later
         words = [{"by": by, "word": base64url(word)} for by, word in newest]
-        return Answer(
-            body={
-                "version": head.version,
-                "hash": base64url(head.hash),
-                "rings": rings,
-                "words": words,
-                "gap": gap,
-            }
-        )
+        return Answer(body={**_named(head), "rings": rings, "words": words, "gap": gap})
 
     return operation
 
@@ -178,6 +168,11 @@ def append_ring(body: RingBody) -> Operation:
         return _changed_ring(call, before, ring)
 
     return operation
+
+
+def _named(ring: Ring | KeptRing) -> dict[str, Any]:
+    """Name a ring as answers do."""
+    return {"version": ring.version, "hash": base64url(ring.hash)}
 
 
 def _is_free(before: Ring, ring: Ring) -> bool:
@@ -232,9 +227,8 @@ def append_links(body: LinksBody) -> Operation:
 
 def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
     """End what the removed members had under way, and answer with the head. Nobody is woken for the head that was there."""
-    body = {"version": ring.version, "hash": base64url(ring.hash)}
     if ring.hash == before.hash:
-        return Answer(body=body, status=201)
+        return Answer(body=_named(ring), status=201)
     removed = _removed(before, ring)
     changed = []
     for request in _current(call, ring.account):
@@ -247,7 +241,7 @@ def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
     withdrawn = accounts.withdraw_orphaned(call.db, ring.account)
     told = removed.union(member.name for member in ring.companions)  # of the change
     return Answer(
-        body=body,
+        body=_named(ring),
         status=201,
         changed=tuple(changed),
         woken=frozenset([*map(inbox_topic, told), *map(invitation_topic, withdrawn)]),
@@ -319,11 +313,15 @@ def read_introduction(invitation_id: bytes, state: InvitationState | None) -> Op
     def operation(call: Call) -> Answer:
         invitation = _introduced(call, invitation_id)
         nonce, mac, version = invitation.inviter_nonce, invitation.answer_mac, invitation.ring_version
-        ring = None
-        if version is not None:
-            ring = base64url(accounts.ring_document(call.db, invitation.account, version))
+        ring = None if version is None else accounts.kept_document(call.db, invitation.account, version)
+        if version is not None and ring is None:
+            raise Problem(Slug.EXPIRED)
         return _stage(
-            invitation, state, nonce=nonce and base64url(nonce), ring=ring, mac=mac and base64url(mac)
+            invitation,
+            state,
+            nonce=nonce and base64url(nonce),
+            ring=ring and base64url(ring),
+            mac=mac and base64url(mac),
         )
 
     return operation
@@ -372,9 +370,7 @@ def answer_introduction(invitation_id: bytes, body: AnswerBody) -> Operation:
 
     def admit(call: Call) -> bool:
         invitation = _invited(call, invitation_id)
-        head = accounts.head(call.db, invitation.account)
-        if head is None:
-            raise not_found()
+        head = accounts.newest(call.db, invitation.account)
         if invitation.answer_mac is None and head.hash != document_hash(document):
             raise accounts.ring_conflict(head)
         return accounts.answer(call.db, invitation, ring_version=head.version, mac=mac)
@@ -492,15 +488,15 @@ def read_inbox(cursor: str | None) -> Operation:
                 store.save(call.db, request)
             if request.version != stored.version:
                 changed += _changes(stored, request, companion.name if request.live else None)
-        version, ring_hash = accounts.head_hash(call.db, companion.account)
+        head = accounts.newest(call.db, companion.account)
         word_wanted = accounts.word_wanted(call.db, companion.name)
-        new_cursor = _cursor(items, version, word_wanted=word_wanted)
+        new_cursor = _cursor(items, head.version, word_wanted=word_wanted)
         return Answer(
             body={
                 "cursor": new_cursor,
                 "requests": items,
                 "word_wanted": word_wanted,
-                "ring": {"version": version, "hash": base64url(ring_hash)},
+                "ring": _named(head),
             },
             news=new_cursor != cursor,
             changes_at=changes_at,
@@ -598,7 +594,6 @@ def _current(call: Call, account: str) -> list[Request]:
 
 
 def _status(call: Call, request: Request) -> dict[str, Any]:
-    version, ring_hash = accounts.head_hash(call.db, request.account)
     word = request.word
     return {
         "id": request.id,
@@ -607,7 +602,7 @@ def _status(call: Call, request: Request) -> dict[str, Any]:
         "expires_at": request.expires_at,
         "now": int(call.now),
         "claim": None if word is None else {"by": request.claimed_by, "word": base64url(word)},
-        "ring": {"version": version, "hash": base64url(ring_hash)},
+        "ring": _named(accounts.newest(call.db, request.account)),
         "reason": request.reason,
         "failures": [{"by": failure.by, "reason": failure.reason} for failure in request.failures],
     }
