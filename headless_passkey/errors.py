@@ -194,6 +194,7 @@ class SetupReason(StrEnum):
     CANNOT_LISTEN = "cannot-listen"  # at this address, or as this user
     WRONG_SERVER = "wrong-server"  # another kind of server answered
     MISSING_PACKAGE = "missing-package"
+    CREDENTIALS_REFUSED = "credentials-refused"  # the operator's own, by a push service
 
 
 class SetupError(HeadlessPasskeyError):

@@ -210,6 +210,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (SetupReason.WRONG_SERVER, "path"): (
         "check the address, and name the path that the relying party is mounted at, as in https://HOST/passkeys"
     ),
+    (SetupReason.CREDENTIALS_REFUSED, None): (
+        "look in the push service's console whether this key is still there, and what it is for; name its file anew"
+    ),
     (SetupReason.MISSING_PACKAGE, None): "`pip install '.[EXTRA]'` in the clone of headless-passkey",
 }
 

@@ -71,6 +71,12 @@ class Push:
     expires_at: float  # Unix seconds, after which the push is worth nothing
     request_id: str | None = None  # of the request that it is about: base64url of 16 bytes
 
+    @property
+    def content(self) -> dict[str, str]:
+        """What the app is told, the same in each push service: members of text, as FCM carries nothing else."""
+        said = {"v": "1", "purpose": str(self.purpose), "handle": self.handle}
+        return said if self.request_id is None else {**said, "request": self.request_id}
+
 
 class PushOutcome(StrEnum):
     """What became of a push."""
