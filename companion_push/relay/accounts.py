@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
 from headless_passkey.text.base64url import base64url
@@ -526,7 +527,8 @@ def invite(
         (inviter.account, now),
     ).fetchone()
     if open_ends[0] >= MAX_INVITATIONS:
-        raise Problem(Slug.TOO_MANY_PENDING, retry_after=max(1, int(open_ends[1] - now)))
+        policy = Policy(name="open-invitations", quota=MAX_INVITATIONS, unit=Unit.AT_A_TIME)
+        raise Problem(Slug.TOO_MANY_PENDING, policy=policy, retry_after=max(1, int(open_ends[1] - now)))
     db.execute(
         "INSERT INTO invitations (account, id, inviter, kind, expires_at) VALUES (?, ?, ?, ?, ?)",
         (inviter.account, invitation_id, inviter.name, kind, expires_at),

@@ -56,6 +56,7 @@ from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
+from companion_push.serving.rate_limit import Unit, limit_headers
 from headless_passkey.errors import UsageError
 from headless_passkey.process.tasks import until_done
 from headless_passkey.text.names import name_of
@@ -146,8 +147,8 @@ class RelayEndpoints:
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
         self._used_proofs = UsedProofs()
-        self._ring_bytes = Budget(per_minute=RING_BYTES)
-        self._calls = Budget(per_minute=CALLS)
+        self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
+        self._calls = Budget(name="calls", per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self._followers: list[Callable[[Answer], None]] = []
@@ -704,7 +705,7 @@ def _response(answer: Answer) -> web.Response:
 def _problem(problem: Problem) -> web.Response:
     response = _json(problem.body(), problem.status, content_type="application/problem+json")
     if problem.retry_after is not None:
-        response.headers["Retry-After"] = str(problem.retry_after)
+        response.headers.update(limit_headers(problem.policy, problem.retry_after))
     if problem.status == 401:
         error = "use_dpop_nonce" if problem.slug is Slug.USE_DPOP_NONCE else "invalid_dpop_proof"
         response.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{error}"'

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.addresses import neighbourhood
+from companion_push.serving.rate_limit import Policy, Unit
 
 
 class HeldRequest:
@@ -60,7 +61,8 @@ class HeldRequests:
         """
         address = neighbourhood(address)
         if self._per_address and self._by_address[address] >= self._per_address:
-            raise Problem(Slug.RATE_LIMITED, retry_after=5)
+            policy = Policy(name="held-of-address", quota=self._per_address, unit=Unit.AT_A_TIME)
+            raise Problem(Slug.RATE_LIMITED, policy=policy, retry_after=5)
         held = HeldRequest()
         held.released = self.closing
         mine = self._by_member[member]

@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
+from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import UsageError
 from headless_passkey.request import DeviceEvent, RequestState
 
@@ -311,16 +312,17 @@ class Rate:
         check_bounds(self, "count", lowest=1)
         check_bounds(self, "seconds", lowest=0, whole=False)
 
-    def take(self, full_at: float | None, now: float) -> float:
+    def take(self, full_at: float | None, now: float, *, of: str = "requests") -> float:
         """Take one (GCRA). full_at: when the limit is unused again; None when it is. Returns the new `full_at`.
 
-        Refuses with `rate-limited` when none is left.
+        Refuses with `rate-limited` when none is left. of: the limit's name.
         """
         interval = self.seconds / self.count
         next_full = self._used_until(full_at, now) + interval
         over = next_full - now - self.seconds
         if over > ROUNDING:
-            raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
+            policy = Policy(name=of, quota=self.count, seconds=self.seconds)
+            raise Problem(Slug.RATE_LIMITED, policy=policy, retry_after=math.ceil(over))
         return next_full
 
     def left(self, full_at: float | None, now: float) -> bool:
@@ -371,12 +373,13 @@ class Quota:
         waiting = sorted(request.ends_at for request in others if request.state in UNCLAIMED)
         if len(waiting) >= self.pending:
             retry_after = max(1, math.ceil(waiting[0] - now))
-            raise Problem(Slug.TOO_MANY_PENDING, retry_after=retry_after)
-        of_device = take_all(self.rates, device, now)
+            policy = Policy(name="pending-requests", quota=self.pending, unit=Unit.AT_A_TIME)
+            raise Problem(Slug.TOO_MANY_PENDING, policy=policy, retry_after=retry_after)
+        of_device = take_all(self.rates, device, now, of="requests-of-device")
         spared = self.spared.left(device.get(_SPARED), now)
         of_device[_SPARED] = self.spared.take_up_to(device.get(_SPARED), now)
         try:
-            return of_device, take_all(self.account_rates, account, now)
+            return of_device, take_all(self.account_rates, account, now, of="requests-of-account")
         except Problem:
             if not spared:
                 raise
@@ -386,7 +389,7 @@ class Quota:
 _SPARED: Final = "spared"
 
 
-def take_all(rates: Iterable[Rate], spent: Mapping[str, float], now: float) -> dict[str, float]:
-    """Take one of each rate (`rate-limited`). spent: from the last call; returns what is used then, by rate."""
+def take_all(rates: Iterable[Rate], spent: Mapping[str, float], now: float, *, of: str) -> dict[str, float]:
+    """Take one of each rate (`rate-limited`). spent: from the last call; returns what is used then, by rate. of: their name."""
     keys = {f"{rate.count}/{rate.seconds:g}": rate for rate in rates}
-    return {key: rate.take(spent.get(key), now) for key, rate in keys.items()}
+    return {key: rate.take(spent.get(key), now, of=of) for key, rate in keys.items()}

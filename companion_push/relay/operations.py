@@ -164,7 +164,7 @@ def append_ring(body: RingBody) -> Operation:
         before, ring = accounts.append_ring(call.db, member, document, now=call.now)
         if not _is_free(before, ring):
             spent = store.spent(call.db, member.name)
-            store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now))
+            store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now, of="rings"))
         return _changed_ring(call, before, ring)
 
     return operation
@@ -210,7 +210,7 @@ def call_for_words(call: Call) -> Answer:
 def _spend(call: Call, whose: str, what: str, rate: Rate) -> None:
     """Take one of a rate (`rate-limited`). whose: a member's name, or an account's id."""
     left = store.spent(call.db, whose).get(what)
-    store.spend(call.db, whose, {what: rate.take(left, call.now)})
+    store.spend(call.db, whose, {what: rate.take(left, call.now, of=what.replace(" ", "-"))})
 
 
 def append_links(body: LinksBody) -> Operation:

@@ -3,6 +3,8 @@
 from enum import StrEnum
 from typing import Any, Final
 
+from companion_push.serving.rate_limit import Policy
+
 
 class Slug(StrEnum):
     """The last word of a problem's type, which never changes."""
@@ -33,10 +35,18 @@ class Slug(StrEnum):
 class Problem(Exception):  # noqa: N818  a refusal, spelled as RFC 9457 spells it
     """The relay refuses a request; the HTTP shell sends this as the answer."""
 
-    def __init__(self, slug: Slug, detail: str | None = None, **members: str | int | None) -> None:
-        """detail: for people; says what was expected, never what came. members: for programs."""
+    def __init__(
+        self,
+        slug: Slug,
+        detail: str | None = None,
+        *,
+        policy: Policy | None = None,
+        **members: str | int | None,
+    ) -> None:
+        """detail: for people; says what was expected, never what came. policy: the limit that refuses. members: for programs."""
         super().__init__(detail or slug)
         self.slug = slug
+        self.policy = policy
         self.detail = detail
         self.members = members
 

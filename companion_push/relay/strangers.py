@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 from companion_push.relay.mailbox import ROUNDING, Rate
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.addresses import neighbourhood
+from companion_push.serving.rate_limit import Policy, Unit
 
 TRIES: Final = 10  # requests that show one ticket or account code, beyond what their address has left
 RING_BYTES: Final = 2 << 20  # of rings a minute, for each member
@@ -49,7 +50,8 @@ class Strangers:
         if secret is not None and self._tries.get(secret, 0) < TRIES:
             _put(self._tries, secret, self._tries.get(secret, 0) + 1)
             return
-        self._rate.take(self._failures.get(neighbourhood(address)), now)  # refuses, and says until when
+        # refuses, and says until when
+        self._rate.take(self._failures.get(neighbourhood(address)), now, of="failures-of-address")
 
     def succeeded(self, caller: str) -> None:
         _put(self._known, caller, None)
@@ -73,15 +75,17 @@ class Budget:
     key that is not its own can only be refused itself.
     """
 
-    def __init__(self, *, per_minute: int) -> None:
+    def __init__(self, *, name: str, per_minute: int, unit: Unit = Unit.REQUESTS) -> None:
+        """name: of this limit."""
         self._rate = Rate(count=per_minute, seconds=60)
+        self._policy = Policy(name=name, quota=per_minute, seconds=60, unit=unit)
         self._had: dict[str, float] = {}  # when the key has its whole rate again; longest unused first
 
     def admit(self, key: str, now: float) -> None:
         """Refuse (`rate-limited`) a key that has had its share."""
         over = self._used(key, now) + self._rate.seconds / self._rate.count - self._rate.seconds
         if over > ROUNDING:
-            raise Problem(Slug.RATE_LIMITED, retry_after=math.ceil(over))
+            raise Problem(Slug.RATE_LIMITED, policy=self._policy, retry_after=math.ceil(over))
 
     def count(self, key: str, size: int, now: float) -> None:
         _put(self._had, key, now + self._used(key, now) + size * self._rate.seconds / self._rate.count)

@@ -31,6 +31,7 @@ from companion_push.serving.accepting import CLOSE_SECONDS, Site
 from companion_push.serving.addresses import Network, client_address
 from companion_push.serving.connections import ConnectionLimits, Connections, Slot
 from companion_push.serving.log_limit import PERIOD, LogLimit
+from companion_push.serving.rate_limit import Policy, Unit, limit_headers
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.mends import setup_error
 
@@ -152,7 +153,9 @@ class _Server(web.Server):
                 if allowed:
                     return await self._handle(seen)
                 refused = _Problem(429)
-                refused.headers[hdrs.RETRY_AFTER] = "5"
+                most = self._slots.limits.per_address
+                policy = Policy(name="requests-of-address", quota=most, unit=Unit.AT_A_TIME)
+                refused.headers.update(limit_headers(policy, 5))
                 return refused
         except web.HTTPException as error:
             if error.status < 400:

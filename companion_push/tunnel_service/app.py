@@ -13,6 +13,7 @@ does not answer. Logs hold counts, sizes and durations, and never an ID.
 
 import asyncio
 import logging
+import math
 import secrets
 import socket
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Final
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
 from companion_push.serving.http_server import http_logger, problem
+from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_HEADER,
@@ -34,6 +36,7 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_path,
 )
 
+FULL_SECONDS: Final = 5  # until who found no room asks again
 CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our close frame
 # seconds an end may leave a message unread, and never more than `Limits.silence`: during back-pressure the service reads
 # nothing from the sender, its pongs included
@@ -79,7 +82,7 @@ class TunnelEndpoints:
         )
         self._end_evicted()
         if isinstance(tunnel, TunnelRefusal):
-            return _refuse(tunnel)
+            return _refuse(tunnel, self.limits)
         opened = self._open[tunnel] = OpenTunnel(tunnel, self.hold, self.rendezvous.let_go)
         try:
             connection = Connection(_websocket(self.limits), request)
@@ -96,7 +99,7 @@ class TunnelEndpoints:
         """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
-            return _refuse(tunnel)
+            return _refuse(tunnel, self.limits)
         opened = self._open[tunnel]
         connection = Connection(_websocket(self.limits), request)
         try:
@@ -332,7 +335,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     endpoints = request.app[_TUNNELS]
     refusal = endpoints.rendezvous.arrive(request.remote or "", now=_now())
     if refusal is not None:
-        return _refuse(refusal)
+        return _refuse(refusal, endpoints.limits)
     path = parse_path(request.rel_url.raw_path.removeprefix(_mounted_at(request.app)))
     if path is None or isinstance(path, ContactTunnel):  # this service knows no linked authenticators
         return problem(404, "no such path")
@@ -381,7 +384,7 @@ def _websocket(limits: Limits) -> web.WebSocketResponse:
     )
 
 
-def _refuse(refusal: TunnelRefusal) -> web.Response:
+def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
     status = {
         TunnelRefusal.TOO_OFTEN: 429,
         TunnelRefusal.FULL: 503,
@@ -389,7 +392,13 @@ def _refuse(refusal: TunnelRefusal) -> web.Response:
         TunnelRefusal.UNKNOWN: 404,
     }[refusal]
     logger.info("refused with %d: %s", status, refusal.value)
-    return problem(status, refusal.value)
+    response = problem(status, refusal.value)
+    if refusal is TunnelRefusal.TOO_OFTEN:
+        policy = Policy(name="arrivals-of-address", quota=limits.rate, seconds=60)
+        response.headers.update(limit_headers(policy, math.ceil(60 / limits.rate)))
+    if refusal is TunnelRefusal.FULL:
+        response.headers.update(limit_headers(None, FULL_SECONDS))
+    return response
 
 
 def _left() -> Ending:

@@ -214,7 +214,7 @@ async def test_whoever_shows_a_members_key_without_holding_it_keeps_nobody_out(t
 
 @pytest.mark.threat("T17")
 def test_a_member_reads_so_many_bytes_a_minute_and_others_theirs() -> None:
-    rings = Budget(per_minute=6000)
+    rings = Budget(name="calls", per_minute=6000)
     for _ in range(6):
         rings.admit("anna", NOW)
         rings.count("anna", 1000, NOW)
@@ -233,7 +233,7 @@ async def test_who_has_had_its_share_costs_no_signature_and_whoever_shows_anothe
     async with running_relay(tmp_path / "s") as relay:
         home = await relay.household()
         anna, bert = home.companions
-        relay.app[relay_app.RELAY]._calls = Budget(per_minute=5)
+        relay.app[relay_app.RELAY]._calls = Budget(name="calls", per_minute=5)
         for _ in range(20):
             forged = f"{anna.proof('GET', '/v1/ring').rpartition('.')[0]}.{base64url(bytes(64))}"
             assert (await bert.call("GET", "/v1/ring", proofs=[forged])).problem == "proof-invalid"
@@ -256,7 +256,7 @@ async def test_a_clock_that_is_set_back_refuses_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.threat("T17")
 def test_one_large_answer_is_given_and_paid_for_afterwards() -> None:
-    rings = Budget(per_minute=6000)
+    rings = Budget(name="calls", per_minute=6000)
     rings.admit("anna", NOW)
     rings.count("anna", 9000, NOW)
     with pytest.raises(Problem) as problem:
@@ -272,7 +272,7 @@ async def test_who_reads_rings_all_the_time_is_told_to_wait_and_an_empty_answer_
     async with running_relay(tmp_path / "s") as relay:
         home = await relay.household()
         anna, bert = home.companions
-        relay.app[relay_app.RELAY]._ring_bytes = Budget(per_minute=20_000)
+        relay.app[relay_app.RELAY]._ring_bytes = Budget(name="calls", per_minute=20_000)
         replies = [await anna.get("/v1/ring") for _ in range(50)]
         assert [reply.status for reply in replies[:3]] == [200] * 3
         (refused, *_) = [reply for reply in replies if reply.status != 200]

@@ -329,6 +329,31 @@ async def test_an_address_may_come_so_often(start: Start) -> None:
         assert answers == ["404", "404", "429"]
 
 
+async def test_who_is_refused_is_told_when_to_come_again(start: Start) -> None:
+    answers = []
+    other = f"/cable/new/{'0' * 32}"
+    async with aiohttp.ClientSession() as session:
+        for limits in ({"rate": 2}, {"tunnels": 1}):
+            async with (
+                start(**limits) as service,
+                service.both(),
+                session.get(service.url(other), headers=UPGRADE, ssl=service.tls) as response,
+            ):
+                told = {"Retry-After", "RateLimit", "RateLimit-Policy"} & {*response.headers}
+                answers.append((response.status, {name: response.headers[name] for name in told}))
+    assert answers == [
+        (
+            429,
+            {
+                "Retry-After": "30",
+                "RateLimit": '"arrivals-of-address";r=0;t=30',
+                "RateLimit-Policy": '"arrivals-of-address";q=2;w=60',
+            },
+        ),
+        (503, {"Retry-After": "5"}),
+    ]
+
+
 @pytest.mark.threat("T9")
 async def test_an_end_that_does_not_read_slows_the_other_down_instead_of_filling_memory(start: Start) -> None:
     async with start(size=1 << 30, messages=1 << 20) as service, service.both() as (first, second):
