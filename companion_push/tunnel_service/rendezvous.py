@@ -6,7 +6,6 @@ message and never its bytes.
 """
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Final
@@ -159,10 +158,16 @@ class Rendezvous:
         if self._alive(tunnel_id, now) is not None:
             return TunnelRefusal.TAKEN
         place = neighbourhood(address)
-        counts = Counter(tunnel.neighbourhood for tunnel in self._tunnels.values())
+        counts: Counter[str] = Counter()
+        longest_waiting: dict[str, Tunnel] = {}  # for the second end, of each address that has any
+        for tunnel in self._tunnels.values():  # the oldest first
+            counts[tunnel.neighbourhood] += 1
+            if not tunnel.joined:
+                longest_waiting.setdefault(tunnel.neighbourhood, tunnel)
         alone = counts[place] >= self._limits.tunnels_per_address
         if alone or len(self._tunnels) >= self._limits.tunnels:
-            evicted = self._longest_waiting([place] if alone else [each for each, _ in counts.most_common()])
+            places = [place] if alone else [each for each, _ in counts.most_common()]
+            evicted = next((longest_waiting[each] for each in places if each in longest_waiting), None)
             if evicted is None:
                 return TunnelRefusal.FULL
             self.end(evicted)
@@ -218,14 +223,6 @@ class Rendezvous:
         if self._held.pop(tunnel, self) is None:
             self.in_flight -= tunnel.held
         tunnel.ended = True
-
-    def _longest_waiting(self, places: Iterable[str]) -> Tunnel | None:
-        """The tunnel that has waited longest for its second end, of the first of these addresses that has any."""
-        for place in places:
-            for tunnel in self._tunnels.values():  # the oldest first
-                if tunnel.neighbourhood == place and not tunnel.joined:
-                    return tunnel
-        return None
 
     def _alive(self, tunnel_id: bytes, now: float) -> Tunnel | None:
         tunnel = self._tunnels.get(tunnel_id)
