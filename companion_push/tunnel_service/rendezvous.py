@@ -129,7 +129,6 @@ class Rendezvous:
         self._limits = limits
         self._tunnels: dict[bytes, Tunnel] = {}
         self._arrivals: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, at time
-        self._held: dict[Tunnel, None] = {}  # those with bytes in flight
         self.in_flight = 0  # bytes, of all tunnels
         self.evicted: list[Tunnel] = []  # those whose ends must be told
 
@@ -195,14 +194,14 @@ class Rendezvous:
             return
         tunnel.held += size
         self.in_flight += size
-        self._held[tunnel] = None
         if self.in_flight > self._limits.in_flight_of_all:
             by_address: Counter[str] = Counter()
-            for each in self._held:
+            for each in self._tunnels.values():
                 by_address[each.neighbourhood] += each.held
             ((busiest, _),) = by_address.most_common(1)
             evicted = max(
-                (each for each in self._held if each.neighbourhood == busiest), key=lambda each: each.held
+                (each for each in self._tunnels.values() if each.neighbourhood == busiest),
+                key=lambda each: each.held,
             )
             self.end(evicted)
             self.evicted.append(evicted)
@@ -213,15 +212,13 @@ class Rendezvous:
             return
         tunnel.held -= size
         self.in_flight -= size
-        if not tunnel.held:
-            self._held.pop(tunnel, None)
 
     def end(self, tunnel: Tunnel) -> None:
         """Remove a tunnel. Its ID may be used again, and what it holds counts no more."""
-        if self._tunnels.get(tunnel.tunnel_id) is tunnel:
-            del self._tunnels[tunnel.tunnel_id]
-        if self._held.pop(tunnel, self) is None:
-            self.in_flight -= tunnel.held
+        if tunnel.ended:
+            return
+        del self._tunnels[tunnel.tunnel_id]
+        self.in_flight -= tunnel.held
         tunnel.ended = True
 
     def _alive(self, tunnel_id: bytes, now: float) -> Tunnel | None:
