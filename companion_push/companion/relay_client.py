@@ -27,7 +27,8 @@ from headless_passkey.text.members import Members
 from headless_passkey.text.names import MAX_LABEL
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.admission import InvitationRecord
-from headless_passkey.trust.envelope import MAX_SEALED, REQUEST_ID_SIZE
+from headless_passkey.trust.envelope import MAX_SEALED
+from headless_passkey.trust.fields import REQUEST_ID_SIZE
 from headless_passkey.trust.introduction import MAC_SIZE, MAX_INTRODUCTION, NONCE_SIZE
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import Ring

@@ -18,11 +18,11 @@ from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
 from headless_passkey.text.base64url import base64url
+from headless_passkey.trust.account_code import CODE_SIZE
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Word
 
-CODE_SIZE: Final = 32  # bytes
 INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # open ones of an account
 _SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock

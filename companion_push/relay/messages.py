@@ -9,14 +9,15 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from companion_push.relay.accounts import CODE_SIZE, Introduction
+from companion_push.relay.accounts import Introduction
 from companion_push.relay.mailbox import CompanionEvent
 from companion_push.relay.problems import invalid
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.request import DeviceEvent, InvitationState
 from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.json_text import without_mark
-from headless_passkey.trust.fields import ACCOUNT_SIZE
+from headless_passkey.trust.account_code import CODE_SIZE
+from headless_passkey.trust.fields import ACCOUNT_SIZE, REQUEST_ID_SIZE
 from headless_passkey.trust.ring import MAX_COMPANIONS, MAX_DOCUMENT, Role
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import MAX_WORD
@@ -25,7 +26,6 @@ MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
 MAX_LINKS: Final = 32  # rings that are handed in again in one call
 MAX_WAIT: Final = 25  # seconds a request may be held
 _MAX_SEALED: Final = 3072  # bytes
-_REQUEST_ID_SIZE: Final = 16  # bytes
 _HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
 _TICKET_SIZE: Final = 32  # bytes
 _NONCE_SIZE: Final = 32  # bytes
@@ -178,7 +178,7 @@ def octets(text: str, what: str, shortest: int, longest: int | None = None) -> b
 
 def request_id(text: str) -> str:
     """Check a request's id of the path."""
-    octets(text, "request id", _REQUEST_ID_SIZE)
+    octets(text, "request id", REQUEST_ID_SIZE)
     return text
 
 

@@ -16,7 +16,7 @@ from headless_passkey.trust.fields import ACCOUNT_SIZE, PROJECT, Fields, is_acco
 from headless_passkey.trust.text_form import MAX_RELAY_URL, MAX_TEXT, check_relay_url, from_line, to_line
 
 PREFIX: Final = "hpk-account:"
-CODE_SIZE: Final = 32
+CODE_SIZE: Final = 32  # bytes
 _LABEL: Final = f"{PROJECT} account v2"
 
 

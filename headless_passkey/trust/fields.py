@@ -18,6 +18,7 @@ PROJECT: Final = "headless-passkey"
 MAX_TIME: Final = 1 << 48  # seconds; later than any clock, and exact in every language's integers
 
 ACCOUNT_SIZE: Final = 22  # characters: base64url of 16 bytes
+REQUEST_ID_SIZE: Final = 16  # bytes
 
 T = TypeVar("T")
 

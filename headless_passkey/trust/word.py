@@ -23,13 +23,12 @@ from headless_passkey.errors import (
     TrustReason,
 )
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import PROJECT, Fields
+from headless_passkey.trust.fields import PROJECT, REQUEST_ID_SIZE, Fields
 from headless_passkey.trust.ring import Member, Ring
 from headless_passkey.trust.signing import SIGNATURE_SIZE, SigningKey, sign_document, thumbprint, verify
 
 WORD_LABEL: Final = f"{PROJECT} word v2"
 MAX_WORD: Final = 512  # bytes
-_REQUEST_ID_SIZE: Final = 16  # bytes
 _MAX_VERSION: Final = 1 << 32
 
 
@@ -106,4 +105,4 @@ class Word:
 
 
 def _parse_claim(fields: Fields) -> Claim:
-    return Claim(device=fields.name(), request_id=fields.octets(_REQUEST_ID_SIZE), sealed=fields.octets(32))
+    return Claim(device=fields.name(), request_id=fields.octets(REQUEST_ID_SIZE), sealed=fields.octets(32))
