@@ -145,7 +145,6 @@ class Listed:
 
     id: str
     name: str
-    created_at: int  # Unix seconds
     version: int | None  # of its newest ring; None before it is founded
     companions: int
     devices: int
@@ -154,16 +153,13 @@ class Listed:
 def listed(db: sqlite3.Connection) -> list[Listed]:
     """List the open accounts by name."""
     rows = db.execute(
-        "SELECT id, name, created_at, (SELECT max(version) FROM rings WHERE account = id),"
+        "SELECT id, name, (SELECT max(version) FROM rings WHERE account = id),"
         " (SELECT count(*) FROM members WHERE account = id AND role = ?),"
         " (SELECT count(*) FROM members WHERE account = id AND role = ?)"
         " FROM accounts WHERE closed_at IS NULL ORDER BY name",
         (Role.COMPANION, Role.DEVICE),
     )
-    return [
-        Listed(id=row[0], name=row[1], created_at=row[2], version=row[3], companions=row[4], devices=row[5])
-        for row in rows
-    ]
+    return [Listed(id=row[0], name=row[1], version=row[2], companions=row[3], devices=row[4]) for row in rows]
 
 
 def close_account(db: sqlite3.Connection, *, name: str, now: float) -> frozenset[str] | None:
