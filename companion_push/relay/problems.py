@@ -99,7 +99,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.STATE_CONFLICT: (409, "The state does not allow this"),
     Slug.ACCOUNT_CLOSED: (410, "The account is closed"),
     Slug.EXPIRED: (410, "It has expired"),
-    Slug.WITHDRAWN: (410, "The inviter has taken the invitation back"),
+    Slug.WITHDRAWN: (410, "The invitation has been withdrawn"),
     Slug.PAYLOAD_TOO_LARGE: (413, "The body is too large"),
     Slug.RATE_LIMITED: (429, "Too many in too short a time"),
     Slug.TOO_MANY_PENDING: (429, "Too many are waiting already"),
