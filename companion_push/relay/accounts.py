@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from companion_push.relay.proofs import SKEW
 from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
@@ -25,7 +26,6 @@ from headless_passkey.trust.word import Word
 
 INVITATION_LIFE: Final = 600  # seconds, at most
 MAX_INVITATIONS: Final = 16  # open ones of an account
-_SKEW: Final = 60  # seconds, since an invitation expires by its inviter's clock
 ANSWERABLE: Final = 600  # seconds after an invitation's expiry in which an introduction may still be answered
 KEPT_RINGS: Final = 256  # of an account, the newest
 KEPT_BYTES: Final = 4 << 20
@@ -322,8 +322,8 @@ def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, no
     word = take_word(db, companion, document)
     if word.claim is not None:
         raise invalid("word: a claim is reported with the event of its request")
-    if abs(word.at - int(now)) > _SKEW:
-        raise invalid(f"word: it must be dated within {_SKEW} s of the relay's clock")
+    if abs(word.at - int(now)) > SKEW:
+        raise invalid(f"word: it must be dated within {SKEW} s of the relay's clock")
     db.execute(
         "INSERT INTO words VALUES (?, ?, ?, ?) ON CONFLICT (companion) DO UPDATE"
         " SET at = excluded.at, word = excluded.word WHERE excluded.at >= at",
@@ -382,10 +382,10 @@ def append_ring(
         ring = old.extend(document, now=now)
     if ring.signer != member.name:
         raise invalid("ring: it must be signed by the key that makes the proof")
-    if abs(ring.issued - int(now)) > _SKEW:
+    if abs(ring.issued - int(now)) > SKEW:
         raise Problem(
             Slug.BAD_RING,
-            f"the ring must be dated within {_SKEW} s of the relay's clock",
+            f"the ring must be dated within {SKEW} s of the relay's clock",
             reason=TrustReason.CLOCK_SKEW,
         )
     _store_ring(db, ring, now)
@@ -509,7 +509,7 @@ def invite(
     now: float,
 ) -> bool:
     """Store an announced invitation; returns whether it is new."""
-    if not now < expires_at <= now + INVITATION_LIFE + _SKEW:
+    if not now < expires_at <= now + INVITATION_LIFE + SKEW:  # by its inviter's clock
         raise invalid(f"expires_at must lie ahead, by {INVITATION_LIFE} seconds at most")
     known = _invitation(db, "account = ? AND id = ?", (inviter.account, invitation_id))
     if known is not None:
