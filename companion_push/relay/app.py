@@ -361,7 +361,7 @@ class RelayEndpoints:
 
     async def _caller(self, request: web.Request, *budgets: Budget, secret: bytes | None = None) -> str:
         """Authenticate the request by its header, as `authenticate` does."""
-        # the path below the prefix of host and proxy
+        # without the prefix that the host or a proxy put before it; no path of ours has /v1/ twice
         path = "/v1/" + request.rel_url.raw_path.rpartition("/v1/")[2]
         return await self.authenticate(
             request, request.headers.getall(HEADER, []), path, budgets=budgets, secret=secret
@@ -392,9 +392,8 @@ class RelayEndpoints:
                 for budget in (self._calls, *budgets):
                     budget.admit(request[_SHOWN], _ticks())
             except Problem:
-                await asyncio.sleep(
-                    REFUSAL_SECONDS
-                )  # so that who asks on at once has few answers to wait for
+                # so that who asks on at once has few answers to wait for
+                await asyncio.sleep(REFUSAL_SECONDS)
                 raise
         # before a signature is verified
         self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
