@@ -43,6 +43,7 @@ from headless_passkey.command.command_line import (
     progress,
     read_secret_line,
     refuse_secret,
+    say,
     show_progress,
 )
 from headless_passkey.command.joining import (
@@ -77,7 +78,7 @@ _NO_NUMBER: Final = "That is no number of six digits."
 async def phone(args: argparse.Namespace) -> None:
     refuse_secret(args.url)
     until = time.monotonic() + args.timeout
-    talk(_line(args, WARNING, warning=WARNING))
+    say(args, WARNING, warning=WARNING)
     with contextlib.ExitStack() as stack:
         phone = _software_phone(args, stack)
         phone.credentials.load()  # a file that cannot be used is said before anybody waits
@@ -99,8 +100,8 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
         tunnel_service=args.tunnel[0],
         tls=tls_context(args.ca),
         verify_user=_user_verification(args.uv, stack),
-        on_stage=lambda stage: (talk if args.json else show_progress)(
-            _line(args, f"phone: {stage}", stage=f"phone-{stage}")
+        on_stage=lambda stage: (
+            say(args, "", stage=f"phone-{stage}") if args.json else show_progress(f"phone: {stage}")
         ),
     )
 
@@ -132,9 +133,9 @@ async def join(args: argparse.Namespace) -> None:
     line = await _line_within(args.code, args.timeout, "code or invitation")
     means, seconds = parse_means(line), max(0.01, until - time.monotonic())
     check_account(means, args.expect_account)
-    talk(_line(args, whereto(means), stage="account", **details(means)))
+    say(args, whereto(means), stage="account", **details(means))
     if isinstance(means, Invitation):
-        talk(_line(args, waiting_line(seconds), stage="waiting", seconds=round(seconds)))
+        say(args, waiting_line(seconds), stage="waiting", seconds=round(seconds))
     with contextlib.ExitStack() as stack:
         terminal = terminal_to_ask(stack, json=args.json, expected=args.expect_account)
         identity = await _membership(args).join(
@@ -142,23 +143,21 @@ async def join(args: argparse.Namespace) -> None:
             label=args.label,
             expect_account=args.expect_account,
             seconds=seconds,
-            on_check_number=lambda number: talk(
-                _line(args, number_line(number), stage="number", check_number=number)
+            on_check_number=lambda number: say(
+                args, number_line(number), stage="number", check_number=number
             ),
             go_on=lambda: go_on(terminal),
         )
     head = _state(args).chain().head
     member = head.member(identity.keys.name)
     label = args.label if member is None else member.label
-    talk(
-        _line(
-            args,
-            f"joined account {quoted(head.account_name)} as {quoted(label)}",
-            stage="joined",
-            account=identity.account,
-            name=identity.keys.name,
-            label=label,
-        )
+    say(
+        args,
+        f"joined account {quoted(head.account_name)} as {quoted(label)}",
+        stage="joined",
+        account=identity.account,
+        name=identity.keys.name,
+        label=label,
     )
 
 
@@ -184,9 +183,9 @@ async def invite(args: argparse.Namespace) -> None:
                 danger = (
                     "without a number, whoever has seen the line above can get in: show it to nobody else"
                 )
-                talk(_line(args, danger, stage="invited", without_number=True))
+                say(args, danger, stage="invited", without_number=True)
             else:
-                talk(_line(args, "the line above invites one newcomer", stage="invited"))
+                say(args, "the line above invites one newcomer", stage="invited")
 
         member = await _membership(args).invite(
             kind,
@@ -196,14 +195,12 @@ async def invite(args: argparse.Namespace) -> None:
             show=show,
             consent=lambda candidate: _agree(args, candidate, terminal),
         )
-    talk(
-        _line(
-            args,
-            f"{quoted(member.label)} belongs to the account now",
-            stage="admitted",
-            name=member.name,
-            label=member.label,
-        )
+    say(
+        args,
+        f"{quoted(member.label)} belongs to the account now",
+        stage="admitted",
+        name=member.name,
+        label=member.label,
     )
 
 
@@ -250,7 +247,7 @@ async def _agree(
     """Ask the person, or the options, about the newcomer. It is shown by kind and label; its number is typed."""
     came = candidate.introduction
     said = f"a {came.kind} has come that calls itself {quoted(came.label)}"
-    talk(_line(args, said, stage="introduced", kind=str(came.kind), label=came.label))
+    say(args, said, stage="introduced", kind=str(came.kind), label=came.label)
     if terminal is None:
         if args.without_number:
             return candidate.agree_without_number()
@@ -295,7 +292,7 @@ async def _number(args: argparse.Namespace) -> str:
         digits = digits_of(await read_secret_line(args.number))
         if digits is not None:
             return digits
-        talk(_line(args, _NO_NUMBER, stage="no-number"))
+        say(args, _NO_NUMBER, stage="no-number")
         if args.number != "-":
             raise UsageError("--number: the file does not begin with a number of six digits")
 
@@ -304,7 +301,7 @@ async def members(args: argparse.Namespace) -> None:
     ring, why = await _membership(args).members()
     if why is not None:
         message = f"{why}; this is the membership as last seen, version {ring.version}"
-        talk(_line(args, message, stage="not-refreshed", reason=why.reason))
+        say(args, message, stage="not-refreshed", reason=why.reason)
     if args.json:
         members = [
             {
@@ -361,14 +358,12 @@ async def remove(args: argparse.Namespace) -> None:
     newest = await membership.remove(*names)
     said = quoted(subject.label)
     said += " is" if len(names) == 1 else f" and {len(names) - 1} more are"
-    talk(
-        _line(
-            args,
-            f"{said} out of the account; the membership is version {newest.version}",
-            stage="removed",
-            names=names,
-            version=newest.version,
-        )
+    say(
+        args,
+        f"{said} out of the account; the membership is version {newest.version}",
+        stage="removed",
+        names=names,
+        version=newest.version,
     )
 
 
@@ -380,15 +375,13 @@ async def rename(args: argparse.Namespace) -> None:
         _show(args, "renaming", subject, ring)
         await _verify_user(args, terminal, subject, "rename it")
     newest = await membership.rename(subject.name, args.label)
-    talk(
-        _line(
-            args,
-            f"{quoted(subject.label)} is called {quoted(args.label)} now",
-            stage="renamed",
-            name=subject.name,
-            label=args.label,
-            version=newest.version,
-        )
+    say(
+        args,
+        f"{quoted(subject.label)} is called {quoted(args.label)} now",
+        stage="renamed",
+        name=subject.name,
+        label=args.label,
+        version=newest.version,
     )
 
 
@@ -400,14 +393,12 @@ async def restore(args: argparse.Namespace) -> None:
         _show(args, "restoring", former, ring)
         await _verify_user(args, terminal, former, "put it back")
     newest = await membership.restore(former)
-    talk(
-        _line(
-            args,
-            f"{quoted(former.label)} belongs to the account again",
-            stage="restored",
-            name=former.name,
-            version=newest.version,
-        )
+    say(
+        args,
+        f"{quoted(former.label)} belongs to the account again",
+        stage="restored",
+        name=former.name,
+        version=newest.version,
     )
 
 
@@ -420,17 +411,15 @@ async def _newest(membership: Membership) -> Ring:
 
 
 def _show(args: argparse.Namespace, stage: str, member: Member, ring: Ring) -> None:
-    talk(
-        _line(
-            args,
-            described(member, ring),
-            stage=stage,
-            name=member.name,
-            role=str(member.role),
-            label=member.label,
-            joined=member.joined,
-            introduced_by=member.introduced_by,
-        )
+    say(
+        args,
+        described(member, ring),
+        stage=stage,
+        name=member.name,
+        role=str(member.role),
+        label=member.label,
+        joined=member.joined,
+        introduced_by=member.introduced_by,
     )
 
 
@@ -482,7 +471,7 @@ async def run(args: argparse.Namespace) -> None:
             if args.pending:
                 await answer_pending(inbox, consent, opener, outcomes, once=args.once)
                 if not outcomes.ended.is_set():
-                    talk(_line(args, "nothing is pending", stage="nothing-pending"))
+                    say(args, "nothing is pending", stage="nothing-pending")
             elif args.once:
                 await wait_for_requests(inbox, consent, opener, outcomes, once=True)
             else:
@@ -511,8 +500,8 @@ def _picture(
 
     def on_file(file: Path, rp_id: str) -> None:
         message = f"the QR code is in {file}, which is removed when the request ends: scan it with the phone's camera"
-        say = must_say(rp_id)
-        talk(_line(args, f"{message}. {say}", stage="qr-file", file=str(file), message=say, rp_id=rp_id))
+        compare = must_say(rp_id)
+        say(args, f"{message}. {compare}", stage="qr-file", file=str(file), message=compare, rp_id=rp_id)
 
     if terminal is None and not args.json:
         terminal = stack.enter_context(Terminal.of_stderr())
@@ -532,7 +521,7 @@ def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | N
         case "command":
             return Command.parse(args.opener_command)
         case "phone":
-            talk(_line(args, WARNING, warning=WARNING))
+            say(args, WARNING, warning=WARNING)
             phone = _software_phone(args, stack)
             phone.credentials.load()
             return BuiltInPhone(phone=phone)
@@ -544,11 +533,11 @@ def _consent(args: argparse.Namespace, terminal: Terminal | None) -> Consent:
         case "accept":
             if args.digits:
                 raise UsageError("--digits wants somebody to type them, and --consent accept asks nobody")
-            talk(_line(args, UNASKED, warning=UNASKED))
+            say(args, UNASKED, warning=UNASKED)
 
             def on_use(request: CheckedRequest) -> None:
                 said = f"WARNING: approved without asking anybody: {summary(request)}"
-                talk(_line(args, said, warning=said, request=request.short_id))
+                say(args, said, warning=said, request=request.short_id)
 
             return Policy(Answer.YES, on_use)
         case "decline":
@@ -595,11 +584,6 @@ def _connect(
     return CompanionRelay.connect(me.relay_url, me.keys.signing, tls=tls_context(args.ca))
 
 
-def _line(args: argparse.Namespace, text: str, **details: object) -> str:
-    """A line of talk: text for people, an object for programs."""
-    return progress(**details) if args.json else text
-
-
 def _state(args: argparse.Namespace) -> CompanionState:
     return CompanionState(expand_home(args.state))
 
@@ -607,7 +591,7 @@ def _state(args: argparse.Namespace) -> CompanionState:
 def _membership(args: argparse.Namespace) -> Membership:
     def tell(rings: ForgottenRings) -> None:
         kind, said = NoticeKind.RELAY_FORGOT_RINGS, str(rings)
-        talk(_line(args, f"{said} [{kind}]", stage=kind, message=said))
+        say(args, f"{said} [{kind}]", stage=kind, message=said)
 
     return Membership(state=_state(args), tls=tls_context(args.ca), on_forgotten=tell)
 

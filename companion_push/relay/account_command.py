@@ -15,11 +15,10 @@ from headless_passkey.command.command_line import (
     example,
     label_or_name,
     out,
-    progress,
+    say,
 )
 from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.process.streams import talk
 from headless_passkey.text.names import printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.text_form import check_relay_url
@@ -107,7 +106,7 @@ async def _add(args: argparse.Namespace) -> None:
     if added is None:
         raise UsageError("the name is taken: its first companion has joined already")
     said = f"the account's id is {added[0]}: newcomers can be told to expect it"
-    talk(progress(stage="added", account=added[0]) if args.json else said)
+    say(args, said, stage="added", account=added[0])
     _print_code(relay_url, args.name, *added)
 
 
@@ -124,7 +123,11 @@ async def _reset(args: argparse.Namespace) -> None:
     if added is None:
         raise LocalProtocolError("a closed account still has its name")
     _print_code(relay_url, args.name, *added)
-    talk("the account before is closed; its companions and devices are told so, and join again by invitation")
+    said = (
+        f"the account's id is now {added[0]}; the one before is closed: its companions and devices are told so, and join "
+        "again by invitation"
+    )
+    say(args, said, stage="reset", account=added[0])
 
 
 async def _delete(args: argparse.Namespace) -> None:
@@ -132,7 +135,8 @@ async def _delete(args: argparse.Namespace) -> None:
         told = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
     if told is None:
         raise _unknown()
-    talk(f"the account is closed, and {len(told)} members and newcomers are told so")
+    said = f"the account is closed, and {len(told)} members and newcomers are told so"
+    say(args, said, stage="deleted", told=len(told))
 
 
 async def _list(args: argparse.Namespace) -> None:

@@ -24,9 +24,9 @@ from headless_passkey.command.command_line import (
     expect_account_option,
     label_or_name,
     out,
-    progress,
     read_secret_line,
     run,
+    say,
 )
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -495,8 +495,8 @@ async def _join(args: argparse.Namespace) -> None:
     seconds = max(0.01, until - time.monotonic())
     invitation = Invitation.parse(line)
     enrolment.check_invitation(invitation, expect_account=args.expect_account)
-    _say(args, whereto(invitation), stage="account", **details(invitation))
-    _say(args, waiting_line(seconds), stage="waiting", seconds=round(seconds))
+    say(args, whereto(invitation), stage="account", **details(invitation))
+    say(args, waiting_line(seconds), stage="waiting", seconds=round(seconds))
     with contextlib.ExitStack() as stack:
         terminal = terminal_to_ask(stack, json=args.json, expected=args.expect_account)
         joined = await enrolment.join(
@@ -508,12 +508,12 @@ async def _join(args: argparse.Namespace) -> None:
             origin=args.origin,
             expect_account=args.expect_account,
             timeout=seconds,
-            on_check_number=lambda number: _say(
+            on_check_number=lambda number: say(
                 args, number_line(number), stage="number", check_number=number
             ),
             go_on=lambda: go_on(terminal),
         )
-    _say(
+    say(
         args,
         f"joined account {quoted(invitation.account_name)} as {quoted(joined.label)}",
         stage="joined",
@@ -521,11 +521,6 @@ async def _join(args: argparse.Namespace) -> None:
         name=joined.name,
         label=joined.label,
     )
-
-
-def _say(args: argparse.Namespace, text: str, **details: object) -> None:
-    """Print a line on stderr: text for people, or an object for programs."""
-    talk(progress(**details) if args.json else text)
 
 
 # without a usable key file there is nothing to sign with, and `leave` says what it may remove

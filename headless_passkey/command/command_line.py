@@ -359,6 +359,11 @@ def progress(**details: object) -> str:
     return json.dumps({**details, "at": round(time.time(), 4)})
 
 
+def say(args: argparse.Namespace, text: str, **details: object) -> None:
+    """Print a line on stderr: text for people, or with --json an object of `details` for programs."""
+    talk(progress(**details) if args.json else text)
+
+
 def show_progress(message: str) -> None:
     """Print a line on stderr only if that is a terminal: pipes and journals get failures only."""
     if sys.stderr is not None and sys.stderr.isatty():

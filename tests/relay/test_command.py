@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import signal
 import socket
 import sqlite3
@@ -349,3 +350,20 @@ async def test_accounts_are_listed_reset_and_deleted(path: Path) -> None:
     for words in (("reset", "alice", *relay), ("delete", "alice")):
         status, _, _ = await run("companion_push", "account", *words, "--store", path)
         assert status == 2
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]], ids=["for-people", "for-programs"])
+async def test_reset_and_delete_say_what_has_become_of_the_account(path: Path, words: list[str]) -> None:
+    relay = ("--relay", "https://relay.example")
+    await run("companion_push", "account", "add", "alice", "--store", path, *relay)
+    _, line, said = await run("companion_push", "account", "reset", "alice", "--store", path, *relay, *words)
+    account = AccountCode.parse(line).account
+    _, _, deleted = await run("companion_push", "account", "delete", "alice", "--store", path, *words)
+    if words:
+        told = [
+            {key: value for key, value in json.loads(each).items() if key != "at"} for each in (said, deleted)
+        ]
+        assert told == [{"stage": "reset", "account": account}, {"stage": "deleted", "told": 0}]
+    else:
+        assert account in said
+        assert "0 members and newcomers" in deleted
