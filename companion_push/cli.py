@@ -33,6 +33,11 @@ PROGRAMS: Final = {
     "account": Program(
         module="companion_push.relay.account_command", extra="push", help="add accounts to a relay's store"
     ),
+    "push": Program(
+        module="companion_push.push_command",
+        extra="push",
+        help="make and check what the relay needs to push",
+    ),
     "tunnel-service": Program(
         module="companion_push.tunnel_service.command",
         extra="push",

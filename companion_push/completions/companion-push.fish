@@ -50,8 +50,8 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --number --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --waiting
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --number --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -110,6 +110,24 @@ complete -c companion-push -n '_shtab_companion_push_using account list' -l stor
 complete -c companion-push -n '_shtab_companion_push_using account list' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.list]'
 complete -c companion-push -n '_shtab_companion_push_using account list' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using account list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a push -d 'make and check what the relay needs to push'
+complete -c companion-push -n '_shtab_companion_push_using push' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using push; and test $_shtab_companion_push_npos -eq 0' -a keys -d 'Make a key pair for Web Push (VAPID), write the private key into a new file that nobody else can read, and print the public key as browsers want it (applicationServerKey). Keep it: a subscription is good for the key it was made with.'
+complete -c companion-push -n '_shtab_companion_push_using push keys' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using push keys' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [push.keys]'
+complete -c companion-push -n '_shtab_companion_push_using push keys' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using push keys' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using push keys; and test $_shtab_companion_push_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'where the private key is written; a new file'
+complete -c companion-push -n '_shtab_companion_push_using push; and test $_shtab_companion_push_npos -eq 0' -a check -d 'Ask each push service that is set up whether it takes the credentials, with the relay'"'"'s own settings: its options, its table in the configuration file, and its environment. It pushes to nobody.'
+complete -c companion-push -n '_shtab_companion_push_using push check' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l vapid-key -xka "(__fish_complete_path (commandline -ct))" -d 'the private key that `companion-push push keys` has made; with it, companions can be woken by Web Push'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l vapid-contact -x -d 'mailto:NAME@HOST or https://HOST/…, where push services write to before they block a sender; needed with a key'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l web-push-host -x -d 'a push service besides those of the browsers: HOST, *.HOST or HOST:PORT, or any for all hosts; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l web-push-network -x -d 'private addresses that such a host may have, as 192.168.1.0/24; else a push goes to public ones only; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l web-push-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file with the authorities of these push services, in place of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a tunnel-service -d 'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [tunnel-service]'

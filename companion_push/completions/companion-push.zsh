@@ -15,6 +15,7 @@ _shtab_companion_push_commands() {
     completion:'Print the script that lets a shell complete this command line.'
     ether:'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
     phone:'A phone in software, for demonstrations and tests: serves one FIDO URL, with passkeys in a file. With --radio stdout it prints its advert, one line every half second.'
+    push:'make and check what the relay needs to push'
     relay:'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
     tunnel-service:'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
   )
@@ -42,6 +43,14 @@ _shtab_companion_push_companion_commands() {
     run:'Wait for requests, ask, and bring what is approved to a phone.'
   )
   _describe 'companion-push companion commands' _commands
+}
+
+_shtab_companion_push_push_commands() {
+  local _commands=(
+    check:'Ask each push service that is set up whether it takes the credentials, with the relay'"'"'s own settings: its options, its table in the configuration file, and its environment. It pushes to nobody.'
+    keys:'Make a key pair for Web Push (VAPID), write the private key into a new file that nobody else can read, and print the public key as browsers want it (applicationServerKey). Keep it: a subscription is good for the key it was made with.'
+  )
+  _describe 'companion-push push commands' _commands
 }
 
 _shtab_companion_push_options=(
@@ -270,6 +279,39 @@ _shtab_companion_push_phone_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_phone_defaults_added=0
 
+_shtab_companion_push_push_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_push_defaults_added=0
+
+_shtab_companion_push_push_check_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--vapid-key[the private key that \`companion-push push keys\` has made\; with it, companions can be woken by Web Push]:FILE:_files"
+  "--vapid-contact[mailto\:NAME\@HOST or https\:\/\/HOST\/\…, where push services write to before they block a sender\; needed with a key]:URL:"
+  "*--web-push-host[a push service besides those of the browsers\: HOST, \*.HOST or HOST\:PORT, or any for all hosts\; may be given again]:HOST:"
+  "*--web-push-network[private addresses that such a host may have, as 192.168.1.0\/24\; else a push goes to public ones only\; may be given again]:NETWORK:"
+  "--web-push-ca[PEM file with the authorities of these push services, in place of the system\'s]:FILE:_files"
+  "--config[TOML file with these options in table \[relay\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_push_check_defaults_added=0
+
+_shtab_companion_push_push_keys_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[push.keys\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  ":where the private key is written\; a new file:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_push_keys_defaults_added=0
+
 _shtab_companion_push_relay_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--listen[default\: 127.0.0.1\:8470\; port 0 takes a free one]:HOST:PORT:"
@@ -345,6 +387,7 @@ _shtab_companion_push() {
         completion) _arguments -C -s $_shtab_companion_push_completion_options ;;
         ether) _arguments -C -s $_shtab_companion_push_ether_options ;;
         phone) _arguments -C -s $_shtab_companion_push_phone_options ;;
+        push) _shtab_companion_push_push ;;
         relay) _arguments -C -s $_shtab_companion_push_relay_options ;;
         tunnel-service) _arguments -C -s $_shtab_companion_push_tunnel_service_options ;;
       esac
@@ -402,6 +445,30 @@ _shtab_companion_push_companion() {
         rename) _arguments -C -s $_shtab_companion_push_companion_rename_options ;;
         restore) _arguments -C -s $_shtab_companion_push_companion_restore_options ;;
         run) _arguments -C -s $_shtab_companion_push_companion_run_options ;;
+      esac
+  esac
+}
+
+_shtab_companion_push_push() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->push'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_companion_push_push_defaults_added )); then
+    if (( ${_shtab_companion_push_push_options[(I)${(q)one_or_more}*]} +          ${_shtab_companion_push_push_options[(I)${(q)remainder}*]} +          ${_shtab_companion_push_push_options[(I)${(q)default}]} == 0 )); then
+      _shtab_companion_push_push_options+=(': :_shtab_companion_push_push_commands' '*::: :->push')
+    fi
+    _shtab_companion_push_push_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_companion_push_push_options
+
+  case $state in
+    push)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_companion_push_push-$line[1]:"
+      case $line[1] in
+        check) _arguments -C -s $_shtab_companion_push_push_check_options ;;
+        keys) _arguments -C -s $_shtab_companion_push_push_keys_options ;;
       esac
   esac
 }

@@ -35,7 +35,7 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
     parser.add_argument(
         "--trusted-proxy",
         metavar="NETWORK",
-        type=_network,
+        type=network_option,
         action="append",
         default=[],
         help="a proxy in front, whose X-Forwarded-For tells a client's address; may be given again",
@@ -99,7 +99,8 @@ def count_or_none(text: str) -> int:
     return int(text)
 
 
-def _network(text: str) -> Network:
+def network_option(text: str) -> Network:
+    """Parse an address or a network."""
     try:
         return network(text)
     except ValueError as error:

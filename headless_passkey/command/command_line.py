@@ -86,6 +86,7 @@ class SettingsParser(argparse.ArgumentParser):
 
     section: str | None = None  # the TOML table, dotted
     environment: str | None = None  # the prefix of the variables, without the underscore that follows
+    shares: bool = False  # whether the table is another program's too, whose settings are passed over
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.settings: dict[str, _Setting] = {}  # by TOML key; before argparse adds --help
@@ -144,6 +145,8 @@ class SettingsParser(argparse.ArgumentParser):
         for key, value in values.items():
             setting = self.settings.get(key)
             if setting is None:
+                if self.shares:
+                    continue
                 self.error(f"unknown setting {key!r} in {where}")
             action, called = setting.action, f"{key} in {where}"
             action.required = False
@@ -188,14 +191,17 @@ class _Group:
         return self._parser._keep(self._group.add_argument(*names, **how), how, said_only)  # noqa: SLF001  both are of this module
 
 
-def add_settings(parser: argparse.ArgumentParser, *, section: str, environment: str) -> None:
+def add_settings(
+    parser: argparse.ArgumentParser, *, section: str, environment: str, shares: bool = False
+) -> None:
     """Add --config, --json and --log-level, and let file and environment supply the other options.
 
-    section: the TOML table, dotted. environment: the prefix of the variables, such as HEADLESS_PASSKEY.
+    section: the TOML table, dotted. environment: the prefix of the variables, such as HEADLESS_PASSKEY. shares: both are
+    those of another program, whose other settings are passed over.
     """
     if not isinstance(parser, SettingsParser):
         raise TypeError("settings need a SettingsParser")
-    parser.section, parser.environment = section, environment
+    parser.section, parser.environment, parser.shares = section, environment, shares
     parser.add_argument("--config", metavar="FILE", help=f"TOML file with these options in table [{section}]")
     parser.add_argument(
         "--json", action="store_true", help="failures and progress as JSON, one object a line"

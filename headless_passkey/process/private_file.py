@@ -81,6 +81,31 @@ def write_private(path: Path, content: bytes) -> None:
             fresh.unlink()
 
 
+def create_private(path: Path, content: bytes) -> None:
+    """Write a new file with mode 0600; `SetupError` when there is something at `path` already, which is left as it is."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except FileExistsError as error:
+        raise SetupError(
+            f"{path} is there already, and is left as it is", reason=SetupReason.STATE_UNWRITABLE
+        ) from error
+    except OSError as error:
+        raise _failed("write", path, error) from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_directory(path.parent)
+    except BaseException as error:  # one that holds a part is of no use
+        with contextlib.suppress(OSError):
+            path.unlink()
+        if isinstance(error, OSError):
+            raise _failed("write", path, error) from error
+        raise
+
+
 def remove_private(path: Path) -> None:
     """Remove `path`, if it exists."""
     try:

@@ -7,6 +7,7 @@ import asyncio
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 
 from headless_passkey.errors import HeadlessPasskeyError, SetupReason
 from headless_passkey.process.private_file import (
+    create_private,
     lock,
     lock_within,
     private_directory,
@@ -77,6 +79,7 @@ WRITES: dict[str, Callable[[Path], None]] = {
     "remove": lambda folder: remove_private(folder / "there"),
     "lock": lambda folder: held(folder / "there"),
     "use": lambda folder: private_directory(folder / "below"),
+    "create": lambda folder: create_private(folder / "new", b"new"),
 }
 
 
@@ -122,6 +125,33 @@ def test_a_write_that_fails_on_the_way_leaves_nothing_beside_the_old_file(
         write_private(tmp_path / "file", b"new")
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
     assert read_private(tmp_path / "file", limit=10) == b"old"
+
+
+def test_a_new_file_is_its_owners_alone_and_replaces_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    create_private(path, b"first")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(HeadlessPasskeyError, match="is there already, and is left as it is") as refused:
+        create_private(path, b"second")
+    assert refused.value.reason is SetupReason.STATE_UNWRITABLE
+    assert read_private(path, limit=10) == b"first"
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(HeadlessPasskeyError, match="is there already"):
+        create_private(tmp_path / "link", b"second")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_new_file_that_cannot_be_written_whole_is_not_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(HeadlessPasskeyError, match="No space left on device") as failed:
+        create_private(tmp_path / "file", b"new")
+    assert failed.value.reason is SetupReason.DISK_FULL
+    assert list(tmp_path.iterdir()) == []
 
 
 # Locks
