@@ -294,10 +294,11 @@ class Keys:
         raise TokenInvalid("the token is signed with a key that the relying party does not have")
 
     def _is_due(self, name: str, now: float) -> bool:
+        """Whether keys are to be fetched now; a clock that was set back makes them so, as time does."""
         if self._fetched is None or self._tried is None:
             return True
-        wanted = name not in self._keys or now - self._fetched > KEYS_SECONDS
-        return wanted and now - self._tried > KEYS_PAUSE
+        wanted = name not in self._keys or abs(now - self._fetched) > KEYS_SECONDS
+        return wanted and abs(now - self._tried) > KEYS_PAUSE
 
     async def _fetch(self, name: str, guard: Guard) -> None:
         self._tried = guard.clock()

@@ -480,6 +480,20 @@ async def test_a_new_key_is_fetched_and_a_retired_one_is_good_while_it_is_listed
         assert (await running.ask(device)).slug == "token-invalid"
 
 
+@pytest.mark.threat("T16")
+async def test_after_a_clock_was_set_back_keys_are_fetched_as_before(tmp_path: Path) -> None:
+    async with services(tmp_path, signed=True) as running:
+        device, _ = await running.signed_in()
+        assert (await running.ask(device)).status == 200
+        newer = TokenKey.load(tmp_path / "newer.pem")
+        object.__setattr__(running.site.config, "token_keys", (newer,))
+        running.site.clock.now -= 86_400
+        retired = running.forge(device)
+        made = running.forge(device, key=newer.key, header={"kid": newer.name})
+        assert (await running.ask(device, token=made)).status == 200
+        assert (await running.ask(device, token=retired)).slug == "token-invalid"
+
+
 # The relying party's answers to resource servers
 
 
