@@ -101,6 +101,7 @@ def _removal(removal: Removal, registered: Registered, current: Session) -> dict
     return {
         "id": base64url(removal.removal_id),
         "credential_id": None if removal.credential_id is None else base64url(removal.credential_id),
+        "asked_by": base64url(removal.asked_by),
         "asked_at": removal.asked_at,
         "due_at": removal.due_at,
         "may_call_off": may_call_off(removal, ages, current.credential_id),

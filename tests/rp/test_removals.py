@@ -130,6 +130,7 @@ async def test_a_young_passkey_does_not_put_out_the_old_one_at_once(theft: Theft
         del shown["id"]
         assert shown == {
             "credential_id": b64(theft.old.credential_id),
+            "asked_by": b64(theft.young.credential_id),
             "asked_at": now,
             "due_at": now + DELAY,
             "may_call_off": may,
