@@ -81,7 +81,7 @@ class CredentialUse:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
-    """A user with passkeys and sessions, for the page."""
+    """A user with passkeys and live sessions, and what has happened to the account where that was asked for."""
 
     user: User
     credentials: tuple[Credential, ...]
@@ -178,7 +178,7 @@ class CredentialStore(Protocol):
         """Call a removal off; `NotFound` when the user has none of that id, `YoungerPasskey` when `by` may not."""
 
     async def everyone(self, *, now: float, most: int) -> Sequence[Registered]:
-        """List users, newest first, with their live sessions."""
+        """List users, newest first, with their passkeys and live sessions, and nothing else of their accounts."""
 
     async def registered(self, user_handle: bytes, *, now: float) -> Registered | None: ...
 

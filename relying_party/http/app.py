@@ -510,17 +510,10 @@ async def get_page(request: web.Request) -> web.Response:
     now = state.clock()
     _, token = await caller_of(request, state, reads=True)
     found = await session_of(state, Caller(kind=ClientKind.WEB), token)
-    if state.config.page_shows == "everyone":
-        registered = await state.store.everyone(now=now, most=MAX_USERS_SHOWN)
-    else:
-        own = found and await state.store.registered(found.user.handle, now=now)
-        registered = [own] if own else []
-    text = render(
-        state.config,
-        registered,
-        me=found.user if found else None,
-        current=found.session if found else None,
-    )
+    own = None if found is None else await state.store.registered(found.user.handle, now=now)
+    shows_all = state.config.page_shows == "everyone"
+    everyone = await state.store.everyone(now=now, most=MAX_USERS_SHOWN) if shows_all else ()
+    text = render(state.config, own, current=found.session if found else None, everyone=everyone)
     return web.Response(text=text, content_type="text/html", charset="utf-8")
 
 

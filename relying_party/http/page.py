@@ -63,10 +63,9 @@ _PROBLEMS: Final = {
 
 
 def render(
-    config: Config, registered: Sequence[Registered], *, me: User | None, current: Session | None
+    config: Config, own: Registered | None, *, current: Session | None, everyone: Sequence[Registered] = ()
 ) -> str:
-    """Render the page. registered: the users to show. me, current: the signed-in user and session, if any."""
-    own = next((one for one in registered if me is not None and one.user.handle == me.handle), None)
+    """Render the page. own, current: the signed-in user and session, if any. everyone: the users to show, where all are shown."""
     if own is not None and current is not None:
         who, title = _who(own.user), "Your account"
         content = _account(own, current)
@@ -74,7 +73,7 @@ def render(
         who, title = "", "Sign in"
         content = _fill("sign-in.html")
     if config.page_shows == "everyone":
-        content += _everyone(registered, current)
+        content += _everyone(everyone, current)
     return _whole(config, title, content, who=who)
 
 

@@ -18,7 +18,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from secrets import token_bytes
 from time import monotonic
@@ -424,14 +424,20 @@ class SqliteStore:
             rows = connection.execute(
                 "SELECT * FROM users ORDER BY created_at DESC, name LIMIT ?", (most,)
             ).fetchall()
-            return [_registered(connection, _user(row), now) for row in rows]
+            return [_with_sessions(connection, _user(row), now) for row in rows]
 
         return await self._settled(work, now)
 
     async def registered(self, user_handle: bytes, *, now: float) -> Registered | None:
         def work(connection: sqlite3.Connection) -> Registered | None:
             user = _user_by_handle(connection, user_handle)
-            return None if user is None else _registered(connection, user, now)
+            if user is None:
+                return None
+            return replace(
+                _with_sessions(connection, user, now),
+                removals=tuple(_removals_of(connection, user_handle)),
+                changes=tuple(_changes_of(connection, user_handle, now)),
+            )
 
         return await self._settled(work, now)
 
@@ -882,7 +888,7 @@ def _credentials_of(connection: sqlite3.Connection, handle: bytes) -> list[Crede
     return [_credential(row) for row in rows]
 
 
-def _registered(connection: sqlite3.Connection, user: User, now: float) -> Registered:
+def _with_sessions(connection: sqlite3.Connection, user: User, now: float) -> Registered:
     rows = connection.execute(
         "SELECT * FROM sessions WHERE user_handle = ? AND ends_at > ? ORDER BY created_at DESC",
         (user.handle, now),
@@ -891,8 +897,6 @@ def _registered(connection: sqlite3.Connection, user: User, now: float) -> Regis
         user=user,
         credentials=tuple(_credentials_of(connection, user.handle)),
         sessions=tuple(_session(row) for row in rows),
-        removals=tuple(_removals_of(connection, user.handle)),
-        changes=tuple(_changes_of(connection, user.handle, now)),
     )
 
 

@@ -16,6 +16,7 @@ from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, Registered, User
 from relying_party.core.sessions import Session
 from relying_party.errors import StoreUnavailable
+from relying_party.http import app
 from relying_party.http.app import make_app
 from relying_party.http.limits import RateLimit
 from relying_party.http.page import provider, render
@@ -63,6 +64,19 @@ async def test_it_shows_who_is_registered_and_who_is_signed_in(everyone: Site) -
         assert piece in text
     await everyone.send(device, "DELETE", "/session")
     assert "signed out" in await _page(everyone)
+
+
+async def test_who_registered_before_all_that_are_shown_sees_the_own_account(
+    everyone: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "MAX_USERS_SHOWN", 1)
+    browser = Browser()
+    await everyone.register(browser, "ada")
+    everyone.clock.now += 1
+    await everyone.register(Device(), "bert")
+    text = await _page(everyone, browser)
+    assert "Signed in as ada" in text
+    assert "Sign in with a passkey" not in text
 
 
 async def test_the_account_shows_passkeys_and_how_they_were_used(site: Site) -> None:
@@ -160,7 +174,7 @@ def _account_of(site: Site, *credentials: Credential) -> str:
         ends_at=1,
     )
     own = Registered(user=user, credentials=credentials, sessions=(session,))
-    return render(site.config, [own], me=user, current=session)
+    return render(site.config, own, current=session)
 
 
 @pytest.mark.parametrize(
