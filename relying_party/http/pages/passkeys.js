@@ -313,6 +313,7 @@ async function act(element) {
       anew(done, { element });
       return;
     }
+    say("");
   } catch (error) {
     const text = explained(error, deed);
     if (outdated.has(error?.slug)) {

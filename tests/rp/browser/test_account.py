@@ -54,6 +54,21 @@ async def test_a_question_can_be_left_unanswered(visiting: Visit) -> None:
     assert not any(path.startswith("/me") for _, path in visitor.answers)
 
 
+async def test_a_new_passkey_that_is_not_made_after_all_is_waited_for_no_more(visiting: Visit) -> None:
+    visitor = await visiting()
+    await registered(visitor)
+    # as after a use of the first passkey that took long
+    await visitor.page.evaluate(
+        "Object.defineProperty(navigator, 'userActivation', { value: { isActive: false } })"
+    )
+    await visitor.page.get_by_role("button", name="Add a passkey").click()
+    await expect(visitor.page.get_by_role("dialog")).to_contain_text("Make the new passkey")
+    await says(visitor, "Waiting for your new passkey…")
+    await visitor.page.get_by_role("button", name="Cancel").click()
+    await expect(visitor.page.get_by_role("status")).to_be_empty()
+    await has_passkeys(visitor, 1)
+
+
 async def test_the_only_passkey_is_not_removed(visiting: Visit) -> None:
     visitor = await visiting()
     await registered(visitor)
