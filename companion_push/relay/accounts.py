@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from companion_push.relay import channels
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.proofs import SKEW
 from companion_push.serving.rate_limit import Policy, Unit
@@ -179,6 +180,7 @@ def close_account(db: sqlite3.Connection, *, name: str, now: float) -> frozenset
     ).fetchall()
     told = frozenset(name for (name,) in rows)
     db.executemany("REPLACE INTO former VALUES (?, ?, 0, ?)", [(each, account, int(now)) for each in told])
+    channels.close(db, account, now)
     for table in ("words", "word_calls", "requests", "invitations", "members", "rings", "account_codes"):
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE accounts SET name = NULL, closed_at = ? WHERE id = ?", (int(now), account))
@@ -339,9 +341,12 @@ def words(db: sqlite3.Connection, account: str) -> list[tuple[str, bytes]]:
 
 
 def call_for_words(db: sqlite3.Connection, account: str) -> frozenset[str]:
-    """Ask each companion for a word; returns their names."""
-    called = companions(db, account)
-    db.executemany("INSERT OR IGNORE INTO word_calls VALUES (?, ?)", [(name, account) for name in called])
+    """Ask each companion for a word; returns the names of those who were not asked already."""
+    already = {
+        name for (name,) in db.execute("SELECT companion FROM word_calls WHERE account = ?", (account,))
+    }
+    called = companions(db, account) - already
+    db.executemany("INSERT INTO word_calls VALUES (?, ?)", [(name, account) for name in called])
     return called
 
 

@@ -14,7 +14,7 @@ import math
 import random
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -23,6 +23,7 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from companion_push.errors import StoreUnavailable
+from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
@@ -34,6 +35,7 @@ from companion_push.relay.messages import (
     MAX_BODY,
     Announcement,
     AnswerBody,
+    ChannelBody,
     CompanionReport,
     DeviceReport,
     Founding,
@@ -44,11 +46,13 @@ from companion_push.relay.messages import (
     RingBody,
     Submission,
     WordBody,
+    channel_id,
     invitation_id,
     member_name,
     parse_body,
     request_id,
 )
+from companion_push.relay.notifier import Notifier
 from companion_push.relay.operations import Answer, Call, Operation
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
@@ -58,7 +62,7 @@ from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from companion_push.serving.rate_limit import Unit, limit_headers
 from headless_passkey.errors import UsageError
-from headless_passkey.process.tasks import until_done
+from headless_passkey.process.tasks import end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 
@@ -77,13 +81,14 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def make_app(config: RelayConfig) -> web.Application:
+def make_app(config: RelayConfig, *, channels: Sequence[Channel] = ()) -> web.Application:
     """Make the relay of docs/protocol/relay.md. It opens its store when the application starts.
 
-    Starting raises `StoreUnusable` or `StoreBusy`.
+    channels: the push services that it wakes companions by, at most one of a kind; it closes them when the application
+    ends. Without any, companions poll. Starting raises `StoreUnusable` or `StoreBusy`.
     """
     app = web.Application(middlewares=[_answer_problems], handler_args={"logger": http_logger})
-    app[RELAY] = relay = RelayEndpoints(config)
+    app[RELAY] = relay = RelayEndpoints(config, channels)
     app.cleanup_ctx.append(_opened_store)
     app.on_shutdown.append(_let_go)
     app.add_routes(
@@ -110,6 +115,9 @@ def make_app(config: RelayConfig) -> web.Application:
             web.get("/v1/inbox", relay.read_inbox, allow_head=False),
             web.get("/v1/inbox/stream", relay.stream_inbox, allow_head=False),
             web.post("/v1/inbox/{device}/{id}/events", relay.companion_event),
+            web.get("/v1/channels", relay.read_channels, allow_head=False),
+            web.put("/v1/channels/{id}", relay.register_channel),
+            web.delete("/v1/channels/{id}", relay.remove_channel),
         ]
     )
     return app
@@ -142,7 +150,7 @@ class RelayEndpoints:
     `authenticate`, `run`, `hold` and `followed` are for other shells over the same operations.
     """
 
-    def __init__(self, config: RelayConfig) -> None:
+    def __init__(self, config: RelayConfig, channels: Sequence[Channel] = ()) -> None:
         self._config = config
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
@@ -151,7 +159,8 @@ class RelayEndpoints:
         self._calls = Budget(name="calls", per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
-        self._followers: list[Callable[[Answer], None]] = []
+        self._notifier = Notifier(channels, run=lambda operation: self.run("", operation), clock=config.clock)
+        self._followers: list[Callable[[Answer], None]] = [self._notifier.follow]
         self._readiness = Readiness(lambda: self._begin("", operations.read_store))
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
@@ -160,6 +169,11 @@ class RelayEndpoints:
     @property
     def public_url(self) -> str:
         return self._config.public_url
+
+    @property
+    def channels(self) -> Mapping[Kind, Channel]:
+        """The push services that companions can be woken by."""
+        return self._notifier.channels
 
     # The relay itself
 
@@ -223,6 +237,7 @@ class RelayEndpoints:
 
         told, added = await self._started.transact(close)
         self.held_requests.wake_members(told)
+        self._begin("", operations.take_up_pushes).add_done_callback(_unheard)
         return self._code(name, added)
 
     def _code(self, name: str, added: tuple[str, bytes] | None) -> AccountCode | None:
@@ -352,6 +367,21 @@ class RelayEndpoints:
         name = request_id(request.match_info["id"])
         report = await _body(request, CompanionReport)
         return await self._act(caller, operations.companion_event(device, name, report))
+
+    # Channels
+
+    async def read_channels(self, request: web.Request) -> web.Response:
+        return await self._act(await self._caller(request), operations.read_channels(self.channels))
+
+    async def register_channel(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        handle = channel_id(request.match_info["id"])
+        body = await _body(request, ChannelBody)
+        return await self._act(caller, operations.register_channel(handle, body, self.channels))
+
+    async def remove_channel(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(caller, operations.remove_channel(channel_id(request.match_info["id"])))
 
     # What they share
 
@@ -511,7 +541,16 @@ class RelayEndpoints:
         now = self._config.clock()
 
         def work(db: sqlite3.Connection) -> Answer:
-            answer = operation(Call(db=db, caller=caller, now=now, leases=self._leases))
+            call = Call(
+                db=db,
+                caller=caller,
+                now=now,
+                leases=self._leases,
+                kinds=self._notifier.kinds,
+                in_flight=self._notifier.in_flight,
+                awaits=self.held_requests.awaits,
+            )
+            answer = operations.with_pushes(call, operation(call))
             if called:
                 self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
@@ -549,14 +588,18 @@ class RelayEndpoints:
                 self._database = database
                 self._leases = Leases(self._config.lease, began=self._config.clock())
                 sweeper = asyncio.create_task(self._sweep())
+                self._notifier.start()
                 try:
                     yield
                 finally:
-                    sweeper.cancel()
                     try:
-                        await until_done(sweeper, *self._transactions)
+                        await end(sweeper)
+                        await self._notifier.close()
                     finally:
-                        self._database = None
+                        try:
+                            await until_done(*self._transactions)
+                        finally:
+                            self._database = None
 
     async def _sweep(self) -> None:
         """Sweep the store regularly; a failure is logged and does not end the loop."""

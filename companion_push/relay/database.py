@@ -362,5 +362,53 @@ _MIGRATIONS: Final = (
         companion TEXT PRIMARY KEY,
         account TEXT NOT NULL REFERENCES accounts
     ) STRICT, WITHOUT ROWID;
+
+    -- how companions are woken; the addresses are secrets
+    CREATE TABLE channels (
+        companion TEXT NOT NULL,
+        handle TEXT NOT NULL,
+        account TEXT NOT NULL REFERENCES accounts,
+        kind TEXT NOT NULL,
+        address BLOB NOT NULL,            -- JSON
+        identity BLOB NOT NULL UNIQUE,    -- a hash of the token or endpoint in its canonical form: one owner
+        registered_at REAL NOT NULL,      -- by the companion, the last time
+        state TEXT NOT NULL,
+        stale_at REAL,                    -- since when it is stale; null otherwise
+        PRIMARY KEY (companion, handle)
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX channels_of ON channels (account);
+
+    -- 16 random bytes for each account that has had a channel, by which push services know its pushes as one account's
+    CREATE TABLE push_tags (
+        account TEXT PRIMARY KEY REFERENCES accounts,
+        tag BLOB NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+    -- pushes that are under way; a row is deleted when its outcome is known
+    CREATE TABLE pushes (
+        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        companion TEXT NOT NULL,
+        handle TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        address BLOB NOT NULL,            -- as the channel had it: the channel may be gone
+        tag BLOB NOT NULL,
+        purpose TEXT NOT NULL,
+        device TEXT,                      -- this and the next: of the request; null for what is about none
+        request TEXT,
+        expires_at REAL NOT NULL
+    ) STRICT;
+
+    -- what has become of the pushes for a request
+    CREATE TABLE notified (
+        device TEXT NOT NULL,
+        id TEXT NOT NULL,
+        recipient TEXT NOT NULL,
+        handle TEXT NOT NULL,             -- empty for the inbox at which the recipient was waiting
+        kind TEXT NOT NULL,
+        outcome TEXT,                     -- null while it is under way
+        dismissed INTEGER NOT NULL DEFAULT 0,  -- 0 or 1
+        PRIMARY KEY (device, id, recipient, handle),
+        FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
     """,
 )

@@ -78,6 +78,10 @@ class HeldRequests:
         finally:
             self._leave(held, topic=topic, member=member, address=address)
 
+    def awaits(self, topic: str) -> bool:
+        """Whether a held request waits for this topic. The store's thread may ask."""
+        return topic in self._by_topic
+
     def wake(self, topics: Iterable[str]) -> None:
         """Wake every held request of these topics."""
         for topic in topics:

@@ -4,11 +4,15 @@ It is strict: unknown members, padded base64url and exceeded bounds are refused.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final, Literal, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import ec
 
+from companion_push.push.channel import Address, Apns, Fcm, Kind, WebPush
 from companion_push.relay.accounts import Introduction
 from companion_push.relay.mailbox import CompanionEvent
 from companion_push.relay.problems import invalid
@@ -26,6 +30,7 @@ MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
 MAX_LINKS: Final = 32  # rings that are handed in again in one call
 MAX_WAIT: Final = 25  # seconds a request may be held
 _MAX_SEALED: Final = 3072  # bytes
+_HANDLE_SIZE: Final = 16  # bytes, of a channel
 _HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
 _TICKET_SIZE: Final = 32  # bytes
 _NONCE_SIZE: Final = 32  # bytes
@@ -153,6 +158,103 @@ class CompanionReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return None if self.word is None else octets(self.word, "word", 1, MAX_WORD)
 
 
+class ChannelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A push address: the members of its kind, and no others."""
+
+    kind: Kind
+    endpoint: str | None = None
+    p256dh: str | None = None
+    auth: str | None = None
+    app: str | None = None
+    topic: str | None = None
+    token: str | None = None
+    sandbox: bool | None = None
+
+    def __post_init__(self) -> None:
+        needed = _CHANNEL_MEMBERS[self.kind]
+        given = {name for name in self.__struct_fields__ if getattr(self, name) is not None} - {"kind"}
+        if given - {"sandbox"} != needed or ("sandbox" in given and self.kind is not Kind.APNS):
+            raise ValueError(f"{self.kind} has the members {', '.join(sorted(needed))}")
+
+    def parse(self) -> Address:
+        """Parse to an address of its kind; nothing is looked up."""
+        match self.kind:
+            case Kind.WEB_PUSH:
+                return WebPush(
+                    endpoint=_endpoint(self.endpoint or ""),
+                    p256dh=_p256_point(self.p256dh or ""),
+                    auth=octets(self.auth or "", "auth", _AUTH_SIZE),
+                )
+            case Kind.FCM:
+                return Fcm(
+                    app=_matching(self.app, "app", _NAME, "an app's id"),
+                    token=_matching(self.token, "token", _FCM_TOKEN, "a registration token"),
+                )
+            case Kind.APNS:
+                return Apns(
+                    topic=_matching(self.topic, "topic", _NAME, "a bundle id"),
+                    token=_matching(self.token, "token", _APNS_TOKEN, "a device token, hexadecimal").lower(),
+                    sandbox=bool(self.sandbox),
+                )
+
+
+def _matching(text: str | None, what: str, pattern: re.Pattern[str], expected: str) -> str:
+    if text is None or pattern.fullmatch(text) is None:
+        raise invalid(f"{what}: expected {expected}")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    """Check the URL of a push subscription (RFC 8030); where it may lead to, the channel knows."""
+    wrong = invalid(
+        f"endpoint: expected an https URL without user and fragment, at most {_MAX_ENDPOINT} characters"
+    )
+    if _URL.fullmatch(text) is None:
+        raise wrong
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError as error:
+        raise wrong from error
+    has_dots = any(unquote(segment) in (".", "..") for segment in parts.path.split("/"))
+    if (
+        parts.scheme != "https"
+        or not parts.hostname
+        or port == 0
+        or "@" in parts.netloc
+        or "#" in text
+        or has_dots
+    ):
+        raise wrong
+    return text
+
+
+def _p256_point(text: str) -> bytes:
+    """Check a user agent's public key (RFC 8291 §2.1)."""
+    data = octets(text, "p256dh", _POINT_SIZE)
+    try:
+        ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP256R1(), data)
+    except ValueError as error:
+        raise invalid("p256dh: expected an uncompressed point of P-256") from error
+    return data
+
+
+_CHANNEL_MEMBERS: Final = {
+    Kind.WEB_PUSH: {"endpoint", "p256dh", "auth"},
+    Kind.FCM: {"app", "token"},
+    Kind.APNS: {"topic", "token"},
+}
+_AUTH_SIZE: Final = 16  # bytes
+_POINT_SIZE: Final = 65  # bytes
+_MAX_ENDPOINT: Final = 1024  # characters
+_URL: Final = re.compile(
+    r"[!-\[\]-~]{9,1024}"
+)  # printable ASCII, without the backslash, which programs read differently
+_NAME: Final = re.compile(r"[A-Za-z0-9._:-]{1,200}")
+_FCM_TOKEN: Final = re.compile(r"[A-Za-z0-9_:.=+/-]{1,1024}")
+_APNS_TOKEN: Final = re.compile(r"(?:[0-9A-Fa-f]{2}){32,100}")
+
+
 def parse_body(data: bytes, kind: type[Body]) -> Body:
     """Parse `data` as one JSON value of `kind`."""
     try:
@@ -179,6 +281,12 @@ def octets(text: str, what: str, shortest: int, longest: int | None = None) -> b
 def request_id(text: str) -> str:
     """Check a request's id of the path."""
     octets(text, "request id", REQUEST_ID_SIZE)
+    return text
+
+
+def channel_id(text: str) -> str:
+    """Check a channel's handle of the path."""
+    octets(text, "channel", _HANDLE_SIZE)
     return text
 
 

@@ -8,16 +8,20 @@ of these topics, and then whoever else follows the relay (`RelayEndpoints.follow
 import hashlib
 import math
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
-from companion_push.relay import accounts, store
+from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
+from companion_push.push.dispatcher import Order, kind_of
+from companion_push.relay import accounts, channels, store
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
     Announcement,
     AnswerBody,
+    ChannelBody,
     CompanionReport,
     DeviceReport,
     Founding,
@@ -43,6 +47,9 @@ _WORD_RATE: Final = Rate(count=10, seconds=600)  # words of one companion; a cla
 _LINK_RATE: Final = Rate(count=128, seconds=3600)
 _INVITATION_RATE: Final = Rate(count=60, seconds=3600)  # invitations of one companion, the withdrawn ones too
 _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
+_CHANNEL_RATE: Final = Rate(
+    count=30, seconds=3600
+)  # channels that one companion registers anew; the same again is free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +70,8 @@ class Answer:
     news: bool = True  # False: nothing has changed, so the request may be held
     changes_at: float = math.inf  # Unix seconds at which time alone changes the answer
     changed: tuple[Change, ...] = ()  # each request at most once
+    pushes: tuple[Order, ...] = ()  # to hand over now
+    outcomes: tuple[tuple[Kind, Purpose, PushOutcome], ...] = ()  # of pushes that are over
     woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
 
     @property
@@ -79,6 +88,9 @@ class Call:
     caller: str  # the name of the key that made the proof
     now: float
     leases: Leases  # of all members' claims
+    kinds: frozenset[Kind] = frozenset()  # of channels that the relay is set up for
+    in_flight: Collection[int] = ()  # the pushes under way
+    awaits: Callable[[str], bool] = lambda _topic: False  # whether a held request waits for the topic
 
     def current(self, request: Request) -> Request:
         """The state of a stored request at the time of the call."""
@@ -114,6 +126,20 @@ def inbox_topic(companion: str) -> str:
 
 def invitation_topic(invitation_id: bytes) -> str:
     return f"invitation {base64url(invitation_id)}"
+
+
+def with_pushes(call: Call, answer: Answer) -> Answer:
+    """The answer with the pushes that follow from what it has changed. They are stored in the same transaction."""
+    if not call.kinds or not answer.changed:
+        return answer
+    pushes = tuple(
+        push
+        for change in answer.changed
+        for push in channels.follow_up(
+            call.db, change.request, was=change.was, by=change.by, now=call.now, kinds=call.kinds
+        )
+    )
+    return replace(answer, pushes=(*answer.pushes, *pushes))
 
 
 def concerned(requests: Iterable[Request]) -> frozenset[str]:
@@ -204,7 +230,10 @@ def call_for_words(call: Call) -> Answer:
     device = call.member(Role.DEVICE)
     _spend(call, device.name, "calls for words", _CALL_RATE)
     called = accounts.call_for_words(call.db, device.account)
-    return Answer(body={}, status=202, woken=frozenset(map(inbox_topic, called)))
+    pushes = channels.tell(
+        call.db, device.account, Purpose.WORD, call.now, kinds=call.kinds, companions=called
+    )
+    return Answer(body={}, status=202, woken=frozenset(map(inbox_topic, called)), pushes=pushes)
 
 
 def _spend(call: Call, whose: str, what: str, rate: Rate) -> None:
@@ -226,7 +255,7 @@ def append_links(body: LinksBody) -> Operation:
 
 
 def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
-    """End what the removed members had under way, and answer with the head. Nobody is woken for the head that was there."""
+    """End what the removed members had under way, push the change to all companions, and answer with the head. Nobody is woken for the head that was there."""
     if ring.hash == before.hash:
         return Answer(body=_named(ring), status=201)
     removed = _removed(before, ring)
@@ -239,12 +268,17 @@ def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
             changed.append(Change(was=request.state, request=after, by=call.caller))
     store.erase_envelopes(call.db, removed)
     withdrawn = accounts.withdraw_orphaned(call.db, ring.account)
+    tell = partial(channels.tell, call.db, ring.account, now=call.now, kinds=call.kinds)
+    staying = frozenset(member.name for member in ring.companions)
+    pushes = (*tell(Purpose.REMOVED, companions=removed), *tell(Purpose.RING, companions=staying))
+    channels.forget(call.db, removed)
     told = removed.union(member.name for member in ring.companions)  # of the change
     return Answer(
         body=_named(ring),
         status=201,
         changed=tuple(changed),
         woken=frozenset([*map(inbox_topic, told), *map(invitation_topic, withdrawn)]),
+        pushes=pushes,
     )
 
 
@@ -438,10 +472,13 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
             expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
         )
         store.insert(call.db, new, envelopes)
+        waiting = [name for name in new.recipients if call.awaits(inbox_topic(name))]
+        pushes = channels.notify(call.db, new, kinds=call.kinds, waiting=waiting)
         return Answer(
             body=_status(call, new),
             status=201,
             changed=(Change(was=None, request=new, by=device.name), *superseded),
+            pushes=pushes,
         )
 
     return operation
@@ -451,9 +488,10 @@ def read_request(request_id: str, version: int | None) -> Operation:
     def operation(call: Call) -> Answer:
         stored = _own(call, request_id)
         current = _now(call, stored)
+        status = _status(call, current)
         return Answer(
-            body=_status(call, current),
-            news=current.version != version or not current.live,
+            body=status,
+            news=status["version"] != version or not current.live,
             changes_at=call.changes_at(current) if current.live else math.inf,
             changed=_changes(stored, current),
         )
@@ -544,8 +582,90 @@ def _check_claim(call: Call, companion: Membership, request: Request, document: 
         raise invalid("word: it does not claim this request as it was sealed to this companion")
 
 
+# Channels
+
+
+def read_channels(offered: Mapping[Kind, Channel]) -> Operation:
+    """List the calling companion's channels, and what the relay is set up for."""
+
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        registered = channels.registered(call.db, companion.name)
+        return Answer(
+            body={
+                "channels": [
+                    {
+                        "handle": each.handle,
+                        "kind": each.kind,
+                        "state": each.state,
+                        "registered_at": each.registered_at,
+                    }
+                    for each in registered
+                ],
+                "offers": {str(kind): dict(channel.offer) for kind, channel in offered.items()},
+            }
+        )
+
+    return operation
+
+
+def register_channel(handle: str, body: ChannelBody, offered: Mapping[Kind, Channel]) -> Operation:
+    """Register a channel of the calling companion, or confirm it. offered: what the relay is set up for."""
+    address = body.parse()
+
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        channel = offered.get(kind_of(address))
+        if channel is None:
+            raise Problem(Slug.UNSUPPORTED_CHANNEL, "the relay is not set up for this kind")
+        refusal = channel.refusal(address)
+        if refusal is not None:
+            raise Problem(Slug.UNSUPPORTED_CHANNEL, refusal)
+        news = channels.register(
+            call.db,
+            companion=companion.name,
+            account=companion.account,
+            handle=handle,
+            address=address,
+            now=call.now,
+        )
+        if news:
+            _spend(call, companion.name, "channels", _CHANNEL_RATE)
+        return Answer(body={}, status=201 if news else 200)
+
+    return operation
+
+
+def remove_channel(handle: str) -> Operation:
+    def operation(call: Call) -> Answer:
+        channels.remove(call.db, call.member(Role.COMPANION).name, handle)
+        return Answer(body={})
+
+    return operation
+
+
+def record_pushes(ends: Sequence[tuple[Order, Delivery]]) -> Operation:
+    """Store the outcomes of pushes; their devices are told."""
+
+    def operation(call: Call) -> Answer:
+        changed = channels.record(call.db, [(order.number, delivery) for order, delivery in ends], call.now)
+        return Answer(
+            body={},
+            woken=frozenset(request_topic(*request) for request in changed),
+            outcomes=tuple((order.kind, order.push.purpose, delivery.outcome) for order, delivery in ends),
+        )
+
+    return operation
+
+
+def take_up_pushes(call: Call) -> Answer:
+    """Hand over the pushes that are stored and not under way: a relay was killed, or an account closed."""
+    pushes, told = channels.collect(call.db, call.now, in_flight=call.in_flight, kinds=call.kinds)
+    return Answer(body={}, pushes=pushes, woken=frozenset(request_topic(*request) for request in told))
+
+
 def sweep(call: Call) -> Answer:
-    """Store what time has changed, and delete what has expired."""
+    """Store what time has changed, delete what has expired, and take up the pushes that nobody has handed over."""
     before: dict[tuple[str, str], RequestState] = {}
 
     def current(request: Request) -> Request:
@@ -554,7 +674,9 @@ def sweep(call: Call) -> Answer:
 
     changed = store.sweep_requests(call.db, call.now, current)
     accounts.sweep_accounts(call.db, call.now)
-    return Answer(
+    taken = take_up_pushes(call)
+    return replace(
+        taken,
         body={"changed": len(changed)},
         changed=tuple(Change(was=before[request.device, request.id], request=request) for request in changed),
     )
@@ -595,16 +717,19 @@ def _current(call: Call, account: str) -> list[Request]:
 
 def _status(call: Call, request: Request) -> dict[str, Any]:
     word = request.word
+    notified = channels.notified(call.db, request)
+    pushed = sum(each.channel != channels.INBOX and each.outcome != channels.PENDING for each in notified)
     return {
         "id": request.id,
         "state": request.state,
-        "version": request.version,
+        "version": request.version + pushed,  # each outcome is news to the device
         "expires_at": request.expires_at,
         "now": int(call.now),
         "claim": None if word is None else {"by": request.claimed_by, "word": base64url(word)},
         "ring": _named(accounts.newest(call.db, request.account)),
         "reason": request.reason,
         "failures": [{"by": failure.by, "reason": failure.reason} for failure in request.failures],
+        "notified": [{"to": each.to, "channel": each.channel, "outcome": each.outcome} for each in notified],
     }
 
 

@@ -25,9 +25,11 @@ class Slug(StrEnum):
     RING_CONFLICT = "ring-conflict"
     STATE_CONFLICT = "state-conflict"
     STORE_UNAVAILABLE = "store-unavailable"
+    TOO_MANY_CHANNELS = "too-many-channels"
     TOO_MANY_PENDING = "too-many-pending"
     UNKNOWN_RECIPIENT = "unknown-recipient"
     UNKNOWN_RING = "unknown-ring"
+    UNSUPPORTED_CHANNEL = "unsupported-channel"
     USE_DPOP_NONCE = "use-dpop-nonce"
     WITHDRAWN = "withdrawn"
 
@@ -88,6 +90,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.BAD_RING: (400, "The ring is not valid"),
     Slug.UNKNOWN_RECIPIENT: (400, "An envelope is for somebody who is not a companion of the account"),
     Slug.UNKNOWN_RING: (400, "The word names a ring that the relay does not hold"),
+    Slug.UNSUPPORTED_CHANNEL: (400, "The relay pushes to no such address"),
     Slug.PROOF_INVALID: (401, "The proof of the caller's key does not hold"),
     Slug.PROOF_CLOCK: (401, "The caller's clock differs too much from the relay's"),
     Slug.USE_DPOP_NONCE: (401, "The proof needs the newest nonce of this relay"),
@@ -97,6 +100,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.REQUEST_CONFLICT: (409, "The id is taken by other bytes"),
     Slug.RING_CONFLICT: (409, "The ring does not extend the head"),
     Slug.STATE_CONFLICT: (409, "The state does not allow this"),
+    Slug.TOO_MANY_CHANNELS: (409, "The companion has as many channels as it may have"),
     Slug.ACCOUNT_CLOSED: (410, "The account is closed"),
     Slug.EXPIRED: (410, "It has expired"),
     Slug.WITHDRAWN: (410, "The invitation has been withdrawn"),

@@ -5,7 +5,7 @@ import contextlib
 import secrets
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from companion_push.push.channel import Channel
 from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
@@ -275,6 +276,7 @@ async def running_relay(
     cancels: bool = True,
     ahead: float = 0,
     port: int = 0,
+    channels: Sequence[Channel] = (),
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
 
@@ -295,7 +297,7 @@ async def running_relay(
         failures_per_address=failures_per_address,
         clock=clock,
     )
-    app = make_app(config)
+    app = make_app(config, channels=channels)
     runner = Runner(
         app, handler_cancellation=cancels, limits=ConnectionLimits(head=idle, idle=idle), shutdown_timeout=1
     )

@@ -77,6 +77,7 @@ async def test_a_request_goes_from_the_device_to_the_claimer_and_to_its_end(home
         "ring": {"version": home.ring.version, "hash": base64url(home.ring.hash)},
         "reason": None,
         "failures": [],
+        "notified": [],
     }
     assert submitted.body["expires_at"] - submitted.body["now"] in (299, 300)
 

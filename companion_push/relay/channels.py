@@ -1,0 +1,422 @@
+"""The channels of companions in the store, and the pushes that follow from what operations change.
+
+Each function is a part of one transaction on an open store (`companion_push.relay.database`). A push is stored in the
+transaction that causes it, and deleted when its outcome is known: what a relay that was killed had not handed over yet,
+it finds again when it starts. Addresses are secrets; nobody is told one.
+"""
+
+import hashlib
+import json
+import re
+import secrets
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from companion_push.push.channel import (
+    Address,
+    Apns,
+    Delivery,
+    Fcm,
+    Kind,
+    Purpose,
+    Push,
+    PushOutcome,
+    WebPush,
+)
+from companion_push.push.dispatcher import Order, kind_of
+from companion_push.relay import store
+from companion_push.relay.mailbox import HELD, LIVE, Request
+from companion_push.relay.problems import Problem, Slug
+from headless_passkey.request import RequestState
+from headless_passkey.text.base64url import base64url, from_base64url
+
+MAX_CHANNELS: Final = 4  # of a companion
+INBOX: Final = "inbox"  # in place of a kind: the companion was waiting at its inbox
+PENDING: Final = "pending"  # in place of an outcome: the push is under way
+STALE_KEPT: Final = 7 * 86_400  # seconds in which the companion confirms a stale channel, or it is deleted
+_LIFE: Final = {  # seconds that a push is worth anything, where it is about no request
+    Purpose.WORD: 3600,
+    Purpose.RING: 86_400,
+    Purpose.REMOVED: 86_400,
+    Purpose.RESET: 86_400,
+}
+_DISMISS_LIFE: Final = 600  # seconds: what it dismisses is gone from the phone by then, too
+_TAG_SIZE: Final = 16  # bytes
+_COLLECTED: Final = 1000  # pushes that one sweep takes up
+_UNSEEN: Final = (
+    PushOutcome.GONE,
+    PushOutcome.STALE,
+    PushOutcome.REFUSED,
+    PushOutcome.BUSY,
+    PushOutcome.LATE,
+)
+_UNRESERVED: Final = re.compile(r"%([0-9A-Fa-f]{2})")
+
+
+class ChannelState(StrEnum):
+    """The state of a channel, as its owner sees it."""
+
+    GOOD = "good"
+    STALE = "stale"  # the push service calls it dead: it is deleted unless the companion registers it again
+    REFUSED = "refused"  # the push service takes nothing for it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Registered:
+    """A channel as its owner sees it."""
+
+    handle: str
+    kind: Kind
+    state: ChannelState
+    registered_at: int  # Unix seconds, the last time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notified:
+    """What has become of one push for a request."""
+
+    to: str  # a companion's name
+    channel: str  # its kind, or `INBOX`
+    outcome: str  # of `PushOutcome`, or `PENDING`
+
+
+# Registration
+
+
+def registered(db: sqlite3.Connection, companion: str) -> list[Registered]:
+    """List the channels of a companion."""
+    rows = db.execute(
+        "SELECT handle, kind, state, registered_at FROM channels WHERE companion = ? ORDER BY handle",
+        (companion,),
+    )
+    return [
+        Registered(handle=row[0], kind=Kind(row[1]), state=ChannelState(row[2]), registered_at=int(row[3]))
+        for row in rows
+    ]
+
+
+def register(
+    db: sqlite3.Connection, *, companion: str, account: str, handle: str, address: Address, now: float
+) -> bool:
+    """Store a channel; returns whether it is another one than before. The same again confirms it.
+
+    Whoever had its token or endpoint, by this handle or another, has it no longer.
+    """
+    blob, identity = _encoded(address), identity_of(address)
+    known = db.execute(
+        "UPDATE channels SET registered_at = ?, state = ?, stale_at = NULL"
+        " WHERE companion = ? AND handle = ? AND address = ? RETURNING 1",
+        (now, ChannelState.GOOD, companion, handle, blob),
+    ).fetchall()
+    if known:
+        return False
+    db.execute(
+        "DELETE FROM channels WHERE identity = ? OR (companion = ? AND handle = ?)",
+        (identity, companion, handle),
+    )
+    (others,) = db.execute("SELECT count(*) FROM channels WHERE companion = ?", (companion,)).fetchone()
+    if others >= MAX_CHANNELS:
+        raise Problem(Slug.TOO_MANY_CHANNELS, limit=MAX_CHANNELS)
+    db.execute("INSERT OR IGNORE INTO push_tags VALUES (?, ?)", (account, secrets.token_bytes(_TAG_SIZE)))
+    db.execute(
+        "INSERT INTO channels VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        (companion, handle, account, kind_of(address), blob, identity, now, ChannelState.GOOD),
+    )
+    return True
+
+
+def remove(db: sqlite3.Connection, companion: str, handle: str) -> None:
+    """Remove a channel of the companion (idempotent)."""
+    db.execute("DELETE FROM channels WHERE companion = ? AND handle = ?", (companion, handle))
+
+
+def forget(db: sqlite3.Connection, companions: Iterable[str]) -> None:
+    """Remove all channels of companions that are no longer members."""
+    db.executemany("DELETE FROM channels WHERE companion = ?", [(name,) for name in companions])
+
+
+def close(db: sqlite3.Connection, account: str, now: float) -> None:
+    """Tell all companions that the account is closed, and remove their channels.
+
+    The pushes are for whichever relay works on this store.
+    """
+    db.execute("DELETE FROM pushes WHERE tag = (SELECT tag FROM push_tags WHERE account = ?)", (account,))
+    tell(db, account, Purpose.RESET, now, kinds=frozenset(Kind))
+    for table in ("channels", "push_tags"):
+        db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
+
+
+def identity_of(address: Address) -> bytes:
+    """A hash of the token or endpoint in its canonical form: what addresses the same is the same."""
+    match address:
+        case Fcm():
+            canonical = f"fcm {address.token}"
+        case Apns():
+            canonical = f"apns {address.token.lower()}"
+        case _:
+            canonical = f"web-push {_canonical_url(address.endpoint)}"
+    return hashlib.sha256(canonical.encode()).digest()
+
+
+def _encoded(address: Address) -> bytes:
+    """An address as it is stored."""
+    match address:
+        case Fcm():
+            members: dict[str, str | bool] = {"app": address.app, "token": address.token}
+        case Apns():
+            members = {"topic": address.topic, "token": address.token, "sandbox": address.sandbox}
+        case _:
+            keys = {"p256dh": base64url(address.p256dh), "auth": base64url(address.auth)}
+            members = {"endpoint": address.endpoint, **keys}
+    return json.dumps(members).encode()
+
+
+def _decoded(kind: Kind, stored: bytes) -> Address:
+    members = json.loads(stored)
+    match kind:
+        case Kind.FCM:
+            return Fcm(**members)
+        case Kind.APNS:
+            return Apns(**members)
+        case Kind.WEB_PUSH:
+            return WebPush(
+                endpoint=members["endpoint"],
+                p256dh=from_base64url(members["p256dh"]),
+                auth=from_base64url(members["auth"]),
+            )
+
+
+def _canonical_url(url: str) -> str:
+    """Normalise an https URL for comparison (RFC 3986 §6.2.2, §6.2.3)."""
+
+    def decoded(found: re.Match[str]) -> str:
+        character = chr(int(found[1], 16))
+        return (
+            character
+            if character.isascii() and (character.isalnum() or character in "-._~")
+            else found[0].upper()
+        )
+
+    parts = urlsplit(url)
+    host = (parts.hostname or "").rstrip(".")
+    path = _UNRESERVED.sub(decoded, parts.path) or "/"
+    return f"https://{host}:{parts.port or 443}{path}?{_UNRESERVED.sub(decoded, parts.query)}"
+
+
+# Pushes
+
+
+def tell(
+    db: sqlite3.Connection,
+    account: str,
+    purpose: Purpose,
+    now: float,
+    *,
+    kinds: frozenset[Kind],
+    companions: Collection[str] | None = None,
+) -> tuple[Order, ...]:
+    """Push to companions of the account what is about no request. companions: None for all."""
+    if not kinds:
+        return ()
+    rows = [row for row in _channels_of(db, account, kinds) if companions is None or row[0] in companions]
+    return tuple(_order(db, row, purpose, now + _LIFE[purpose]) for row in rows)
+
+
+def notify(
+    db: sqlite3.Connection, request: Request, *, kinds: frozenset[Kind], waiting: Iterable[str]
+) -> tuple[Order, ...]:
+    """Push a new request to its recipients. waiting: those who are waiting at their inboxes."""
+    insert = "INSERT INTO notified (device, id, recipient, handle, kind, outcome) VALUES (?, ?, ?, ?, ?, ?)"
+    key = (request.device, request.id)
+    db.executemany(insert, [(*key, name, "", INBOX, PushOutcome.SENT) for name in waiting])
+    if not kinds:
+        return ()
+    rows = [row for row in _channels_of(db, request.account, kinds) if row[0] in request.recipients]
+    db.executemany(insert, [(*key, row[0], row[1], row[2], None) for row in rows])
+    return tuple(_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
+
+
+def notified(db: sqlite3.Connection, request: Request) -> list[Notified]:
+    """List what has become of the pushes for a request; an outcome that is known never changes."""
+    rows = db.execute(
+        "SELECT recipient, kind, outcome FROM notified WHERE device = ? AND id = ? ORDER BY recipient, handle",
+        (request.device, request.id),
+    )
+    return [Notified(to=to, channel=kind, outcome=outcome or PENDING) for to, kind, outcome in rows]
+
+
+def follow_up(
+    db: sqlite3.Connection,
+    request: Request,
+    *,
+    was: RequestState | None,
+    by: str | None,
+    now: float,
+    kinds: frozenset[Kind],
+) -> Iterator[Order]:
+    """Push what follows from a request's change to the companions that were notified of it.
+
+    A claim or an end dismisses what the others show. A claim that is given back notifies them again.
+    was: the state before; None when it was submitted. by: the member who changed it.
+    """
+    if was in HELD and request.live and request.state not in HELD:
+        for row in _notified_channels(db, request, kinds, dismissed=True):
+            if row[0] != by and request.waits_for(row[0]):
+                _set_dismissed(db, request, row, dismissed=False)
+                yield _order(db, row, Purpose.REQUEST, request.expires_at, request)
+    elif (request.state in HELD and was not in HELD) or (was in LIVE and not request.live):
+        for row in _notified_channels(db, request, kinds, dismissed=False):
+            if row[0] not in (by, request.claimed_by):
+                _set_dismissed(db, request, row, dismissed=True)
+                yield _order(db, row, Purpose.DISMISS, now + _DISMISS_LIFE, request)
+
+
+def record(db: sqlite3.Connection, ends: Sequence[tuple[int, Delivery]], now: float) -> set[tuple[str, str]]:
+    """Store the outcomes of pushes, by their numbers; returns the requests, by device and id, whose `notified` has changed."""
+    changed = set()
+    for number, delivery in ends:
+        row = db.execute(
+            "DELETE FROM pushes WHERE id = ? RETURNING companion, handle, address, purpose, device, request",
+            (number,),
+        ).fetchall()
+        for companion, handle, address, purpose, device, request in row:
+            _judge(db, (companion, handle, address), delivery, now)
+            if purpose == Purpose.REQUEST and _note(
+                db, (device, request, companion, handle), delivery.outcome
+            ):
+                changed.add((device, request))
+    return changed
+
+
+def collect(
+    db: sqlite3.Connection, now: float, *, in_flight: Collection[int], kinds: frozenset[Kind]
+) -> tuple[tuple[Order, ...], set[tuple[str, str]]]:
+    """Take up the pushes of which this process knows nothing: of a relay that was killed, or of an account that was closed beside it.
+
+    Dropped is what is over, what its recipient has fetched, and what this relay is not set up for. Returns the others,
+    and the requests whose `notified` has changed. in_flight: numbers of those that are known.
+    """
+    db.execute("DELETE FROM channels WHERE stale_at <= ?", (now - STALE_KEPT,))
+    rows = db.execute(
+        "SELECT id, companion, handle, kind, address, tag, purpose, device, request, expires_at FROM pushes"
+        " ORDER BY id LIMIT ?",
+        (_COLLECTED + len(in_flight),),
+    ).fetchall()
+    orders, over = [], []
+    for number, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:
+        if number in in_flight:
+            continue
+        stored = None if request is None else store.request(db, device, request)
+        is_wanted = purpose != Purpose.REQUEST or (
+            stored is not None
+            and stored.waits_for(companion)
+            and stored.state not in HELD
+            and companion not in stored.fetched_by
+        )
+        if is_wanted and kind in kinds and expires_at > now:
+            orders.append(
+                Order(
+                    number=number,
+                    address=_decoded(Kind(kind), address),
+                    push=Push(
+                        purpose=Purpose(purpose),
+                        handle=handle,
+                        account=tag,
+                        expires_at=expires_at,
+                        request_id=request,
+                    ),
+                )
+            )
+        else:
+            over.append((number, Delivery(outcome=PushOutcome.LATE)))
+    return tuple(orders), record(db, over, now)
+
+
+def _judge(db: sqlite3.Connection, channel: tuple[str, str, bytes], delivery: Delivery, now: float) -> None:
+    """Conclude from an outcome what the channel is worth, unless it has another address by now."""
+    where = "companion = ? AND handle = ? AND address = ?"
+    match delivery.outcome:
+        case PushOutcome.SENT:
+            db.execute(
+                f"UPDATE channels SET state = ?, stale_at = NULL WHERE {where} AND state <> ?",  # noqa: S608
+                (ChannelState.GOOD, *channel, ChannelState.GOOD),
+            )
+        case PushOutcome.STALE:
+            db.execute(
+                f"UPDATE channels SET state = ?, stale_at = coalesce(stale_at, ?) WHERE {where}",  # noqa: S608
+                (ChannelState.STALE, now, *channel),
+            )
+        case PushOutcome.REFUSED:
+            db.execute(
+                f"UPDATE channels SET state = ? WHERE {where} AND state <> ?",  # noqa: S608
+                (ChannelState.REFUSED, *channel, ChannelState.STALE),
+            )
+        case PushOutcome.GONE:
+            since = now if delivery.since is None else delivery.since
+            db.execute(f"DELETE FROM channels WHERE {where} AND registered_at <= ?", (*channel, since))  # noqa: S608
+
+
+def _note(db: sqlite3.Connection, key: tuple[str, str, str, str], outcome: PushOutcome) -> bool:
+    """Note the outcome of a push for a request; False when one is known already."""
+    updated = db.execute(
+        "UPDATE notified SET outcome = ? WHERE device = ? AND id = ? AND recipient = ? AND handle = ?"
+        " AND outcome IS NULL",
+        (outcome, *key),
+    )
+    return updated.rowcount > 0
+
+
+def _channels_of(db: sqlite3.Connection, account: str, kinds: frozenset[Kind]) -> list[tuple[Any, ...]]:
+    """Read the account's channels: companion, handle, kind, address, and the account's tag."""
+    rows = db.execute(
+        "SELECT companion, handle, kind, address, tag FROM channels JOIN push_tags USING (account)"
+        " WHERE account = ? ORDER BY companion, handle",
+        (account,),
+    )
+    return [row for row in rows if row[2] in kinds]
+
+
+def _notified_channels(
+    db: sqlite3.Connection, request: Request, kinds: frozenset[Kind], *, dismissed: bool
+) -> list[tuple[Any, ...]]:
+    """Read the channels that a push for the request has gone to or may have, as `_channels_of` does."""
+    rows = db.execute(
+        "SELECT companion, channels.handle, channels.kind, address, tag FROM notified"
+        " JOIN channels ON companion = recipient AND channels.handle = notified.handle JOIN push_tags USING (account)"
+        " WHERE device = ? AND id = ? AND dismissed = ? AND (outcome IS NULL OR outcome NOT IN (?, ?, ?, ?, ?))"
+        " ORDER BY companion, channels.handle",
+        (request.device, request.id, dismissed, *_UNSEEN),
+    )
+    return [row for row in rows.fetchall() if row[2] in kinds]
+
+
+def _set_dismissed(
+    db: sqlite3.Connection, request: Request, row: tuple[Any, ...], *, dismissed: bool
+) -> None:
+    db.execute(
+        "UPDATE notified SET dismissed = ? WHERE device = ? AND id = ? AND recipient = ? AND handle = ?",
+        (dismissed, request.device, request.id, row[0], row[1]),
+    )
+
+
+def _order(
+    db: sqlite3.Connection,
+    row: tuple[Any, ...],
+    purpose: Purpose,
+    expires_at: float,
+    request: Request | None = None,
+) -> Order:
+    """Store a push, as one that is under way. row: of `_channels_of`."""
+    companion, handle, kind, address, tag = row
+    about = (None, None) if request is None else (request.device, request.id)
+    number = db.execute(
+        "INSERT INTO pushes (companion, handle, kind, address, tag, purpose, device, request, expires_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (companion, handle, kind, address, tag, purpose, *about, expires_at),
+    ).lastrowid
+    push = Push(purpose=purpose, handle=handle, account=tag, expires_at=expires_at, request_id=about[1])
+    return Order(number=number or 0, address=_decoded(Kind(kind), address), push=push)
