@@ -272,6 +272,7 @@ class TrustReason(StrEnum):
     BAD_URL = "bad-url"
     CANNOT_OPEN = "cannot-open"
     CHANGED_MEMBER = "changed-member"
+    CHANGE_NOT_ALLOWED = "change-not-allowed"  # by the account service
     CLOCK_SKEW = "clock-skew"
     DIGITS_MISSING = "digits-missing"
     EXPIRED = "expired"
@@ -363,15 +364,16 @@ class CtapError(HeadlessPasskeyError):
 
 
 class EnrolmentReason(StrEnum):
-    """Why there is no account to use."""
+    """Why there is no account that can be used."""
 
     NOT_ENROLLED = "not-enrolled"
     ACCOUNT_CLOSED = "account-closed"  # the relay says so: it was reset or deleted by its operator
+    ACCOUNT_SUSPENDED = "account-suspended"  # the relay says so: it goes on when its operator lifts that
     JOIN_UNFINISHED = "join-unfinished"  # an interrupted join, which can be resumed
 
 
 class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
-    """This device or companion belongs to no account yet: it must join first."""
+    """This device or companion belongs to no account that it can use: it must join first, or its account is closed or suspended."""
 
     exit_status = ExitStatus.NOT_ENROLLED
 

@@ -158,6 +158,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (EnrolmentReason.ACCOUNT_CLOSED, None): (
         "ask its operator; where it was set up anew, leave, and join again with an invitation from a companion of the new account"
     ),
+    (EnrolmentReason.ACCOUNT_SUSPENDED, None): (
+        "ask its operator; nothing here has to change, and all goes on as before when the suspension is lifted"
+    ),
     (EnrolmentReason.JOIN_UNFINISHED, None): (
         "`headless-passkey join` again, with the same invitation or with another one"
     ),

@@ -44,6 +44,7 @@ class Membership:
     name: str
     account: str
     role: Role
+    suspended: bool = False  # the account
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,46 +146,92 @@ class Listed:
     """An account as its operator sees it."""
 
     id: str
-    name: str
+    name: str  # of an account that belongs to a subject: what its members are shown, so two may have the same
     version: int | None  # of its newest ring; None before it is founded
     companions: int
     devices: int
+    suspended: bool
 
 
 def listed(db: sqlite3.Connection) -> list[Listed]:
     """List the open accounts by name."""
     rows = db.execute(
-        "SELECT id, name, (SELECT max(version) FROM rings WHERE account = id),"
+        "SELECT id, coalesce(name, (SELECT label FROM subjects WHERE account = id), '') AS called,"
+        " (SELECT max(version) FROM rings WHERE account = id),"
         " (SELECT count(*) FROM members WHERE account = id AND role = ?),"
-        " (SELECT count(*) FROM members WHERE account = id AND role = ?)"
-        " FROM accounts WHERE closed_at IS NULL ORDER BY name",
+        " (SELECT count(*) FROM members WHERE account = id AND role = ?),"
+        " EXISTS (SELECT 1 FROM suspensions WHERE account = id)"
+        " FROM accounts WHERE closed_at IS NULL ORDER BY called, id",
         (Role.COMPANION, Role.DEVICE),
     )
-    return [Listed(id=row[0], name=row[1], version=row[2], companions=row[3], devices=row[4]) for row in rows]
+    return [
+        Listed(
+            id=row[0],
+            name=row[1],
+            version=row[2],
+            companions=row[3],
+            devices=row[4],
+            suspended=bool(row[5]),
+        )
+        for row in rows
+    ]
+
+
+def named(db: sqlite3.Connection, name: str) -> str | None:
+    """The id of the open built-in account of this name."""
+    row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def name_of_account(db: sqlite3.Connection, account: str) -> str | None:
+    """The name of a built-in account; None for that of a subject, and for a closed one."""
+    row = db.execute("SELECT name FROM accounts WHERE id = ?", (account,)).fetchone()
+    return None if row is None else row[0]
+
+
+def opened(db: sqlite3.Connection, account: str | None) -> str | None:
+    """The id itself when it is an open account's."""
+    row = db.execute("SELECT id FROM accounts WHERE id = ? AND closed_at IS NULL", (account,)).fetchone()
+    return None if row is None else str(row[0])
+
+
+def is_known(db: sqlite3.Connection, account: str) -> bool:
+    """Whether there is, or was, an account with this id."""
+    return db.execute("SELECT 1 FROM accounts WHERE id = ?", (account,)).fetchone() is not None
 
 
 def close_account(db: sqlite3.Connection, *, name: str, now: float) -> frozenset[str] | None:
-    """Close an account for good and delete what it holds; returns who is told so, None when there is no such account.
+    """Close a built-in account, as `close` does; None when there is no such account."""
+    account = named(db, name)
+    return None if account is None else close(db, account, now=now)
+
+
+def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]:
+    """Close an account for good and delete what it holds; returns who is told so.
 
     Its id stays closed. Its members of now, and the newcomers of its invitations, are told so for as long as former
     members are remembered.
     """
-    row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
-    if row is None:
-        return None
-    (account,) = row
+    told = members_of(db, account)
+    db.executemany("REPLACE INTO former VALUES (?, ?, 0, ?)", [(each, account, int(now)) for each in told])
+    channels.close(db, account, now)
+    for table in (
+        "words", "word_calls", "requests", "invitations", "members", "rings", "account_codes", "suspensions",
+    ):  # fmt: skip
+        db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
+    db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))
+    db.execute("UPDATE accounts SET name = NULL, closed_at = ? WHERE id = ?", (int(now), account))
+    return told
+
+
+def members_of(db: sqlite3.Connection, account: str) -> frozenset[str]:
+    """The names of all members of an account, and of the newcomers of its invitations."""
     rows = db.execute(
         "SELECT name FROM members WHERE account = ?"
         " UNION SELECT newcomer FROM invitations WHERE account = ? AND newcomer IS NOT NULL",
         (account, account),
-    ).fetchall()
-    told = frozenset(name for (name,) in rows)
-    db.executemany("REPLACE INTO former VALUES (?, ?, 0, ?)", [(each, account, int(now)) for each in told])
-    channels.close(db, account, now)
-    for table in ("words", "word_calls", "requests", "invitations", "members", "rings", "account_codes"):
-        db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
-    db.execute("UPDATE accounts SET name = NULL, closed_at = ? WHERE id = ?", (int(now), account))
-    return told
+    )
+    return frozenset(name for (name,) in rows)
 
 
 def refuse_closed(db: sqlite3.Connection, account: str) -> None:
@@ -192,6 +239,12 @@ def refuse_closed(db: sqlite3.Connection, account: str) -> None:
     row = db.execute("SELECT closed_at FROM accounts WHERE id = ?", (account,)).fetchone()
     if row is not None and row[0] is not None:
         raise Problem(Slug.ACCOUNT_CLOSED)
+
+
+def refuse_suspended(db: sqlite3.Connection, account: str) -> None:
+    """Refuse the request when the account is suspended (account-suspended)."""
+    if db.execute("SELECT 1 FROM suspensions WHERE account = ?", (account,)).fetchone() is not None:
+        raise Problem(Slug.ACCOUNT_SUSPENDED)
 
 
 def stranger(db: sqlite3.Connection, name: str) -> Problem:
@@ -204,10 +257,7 @@ def found(
     db: sqlite3.Connection, *, caller: str, code: bytes, document: bytes, now: float
 ) -> tuple[str, bool]:
     """Found an account's ring with its code; returns the account's id, and whether this changed anything (idempotent)."""
-    with _refusals():
-        ring = Ring.parse_founding(document)
-    if ring.members[0].name != caller:
-        raise invalid("the proof must be made with the key of the ring's only member")
+    ring = founding_ring(document, caller=caller)
     refuse_closed(db, ring.account)
     row = db.execute(
         "SELECT hash, expires_at, name FROM account_codes JOIN accounts ON id = account WHERE account = ?",
@@ -224,8 +274,18 @@ def found(
         raise Problem(Slug.INVITATION_USED, "the account has been founded with this code")
     if now >= row[1]:
         raise Problem(Slug.EXPIRED)
-    _store_ring(db, ring, now)
+    refuse_suspended(db, ring.account)
+    store_ring(db, ring, now)
     return ring.account, True
+
+
+def founding_ring(document: bytes, *, caller: str) -> Ring:
+    """Parse and verify a founding ring, whose only member is the caller."""
+    with _refusals():
+        ring = Ring.parse_founding(document)
+    if ring.members[0].name != caller:
+        raise invalid("the proof must be made with the key of the ring's only member")
+    return ring
 
 
 # Rings and members
@@ -233,8 +293,14 @@ def found(
 
 def membership(db: sqlite3.Connection, name: str) -> Membership | None:
     """Look up the membership of a key, by its account's newest ring."""
-    row = db.execute("SELECT account, role FROM members WHERE name = ?", (name,)).fetchone()
-    return None if row is None else Membership(name=name, account=row[0], role=Role(row[1]))
+    row = db.execute(
+        "SELECT account, role, EXISTS (SELECT 1 FROM suspensions WHERE account = members.account)"
+        " FROM members WHERE name = ?",
+        (name,),
+    ).fetchone()
+    if row is None:
+        return None
+    return Membership(name=name, account=row[0], role=Role(row[1]), suspended=bool(row[2]))
 
 
 def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
@@ -244,6 +310,8 @@ def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
     """
     member = membership(db, name)
     if member is not None:
+        if member.suspended:
+            raise Problem(Slug.ACCOUNT_SUSPENDED)
         return member.account, None
     former = _former(db, name)
     if former is None:
@@ -313,7 +381,7 @@ def kept_document(db: sqlite3.Connection, account: str, version: int) -> bytes |
     return None if row is None else bytes(row[0])
 
 
-def _holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
+def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
     """Whether the relay holds this ring of the account."""
     kept = kept_document(db, account, version)
     return kept is not None and document_hash(kept) == ring_hash
@@ -368,7 +436,7 @@ def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) ->
         raise invalid(f"word: {error}") from error
     if word.account != ring.account:
         raise invalid("word: it is about another account")
-    if not _holds_ring(db, companion.account, word.version, word.ring_hash):
+    if not holds_ring(db, companion.account, word.version, word.ring_hash):
         raise Problem(Slug.UNKNOWN_RING)
     return word
 
@@ -393,7 +461,7 @@ def append_ring(
             f"the ring must be dated within {SKEW} s of the relay's clock",
             reason=TrustReason.CLOCK_SKEW,
         )
-    _store_ring(db, ring, now)
+    store_ring(db, ring, now)
     return old, ring
 
 
@@ -411,6 +479,8 @@ def append_links(
     if kept is None:
         raise stranger(db, caller)
     before = Ring.parse_kept(kept.document)
+    if member is not None and member.suspended:
+        raise Problem(Slug.ACCOUNT_SUSPENDED)
     try:
         ring = _extended(db, before, documents, now=now)
     except Problem as problem:
@@ -419,6 +489,7 @@ def append_links(
         raise
     if member is None and ring.member(caller) is None:
         raise not_found()
+    refuse_suspended(db, account)
     return before, ring
 
 
@@ -427,11 +498,11 @@ def _extended(db: sqlite3.Connection, ring: Ring, documents: list[bytes], *, now
     for document in documents:
         with _refusals():
             known = Ring.parse_kept(document)
-        if _holds_ring(db, ring.account, known.version, known.hash):
+        if holds_ring(db, ring.account, known.version, known.hash):
             continue
         with _refusals(ring):
             ring = ring.extend(document, now=now)
-        _store_ring(db, ring, now)
+        store_ring(db, ring, now)
     return ring
 
 
@@ -474,7 +545,8 @@ def ring_conflict(ring: Ring | KeptRing) -> Problem:
     return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
 
 
-def _store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
+def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
+    """Store a verified ring as the account's newest, and its members."""
     for member in ring.members:
         other = membership(db, member.name)
         if other is not None and other.account != ring.account:
@@ -553,6 +625,7 @@ def introduce(
     if known is None:
         raise not_found()
     known.refuse_ended(now)
+    refuse_suspended(db, account)
     if known.newcomer is not None:
         if known.newcomer == newcomer and known.introduced_as(introduction):
             return invitation_id, False

@@ -23,6 +23,14 @@ from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from companion_push.errors import StoreUnavailable
+from companion_push.identity.authority import (
+    AccountAuthority,
+    AuthorityUnavailable,
+    BuiltInAccounts,
+    SignIn,
+    Subject,
+    TokenRefused,
+)
 from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
 from companion_push.relay.config import RelayConfig
@@ -45,6 +53,7 @@ from companion_push.relay.messages import (
     Query,
     RingBody,
     Submission,
+    TokenBody,
     WordBody,
     channel_id,
     invitation_id,
@@ -53,8 +62,8 @@ from companion_push.relay.messages import (
     request_id,
 )
 from companion_push.relay.notifier import Notifier
-from companion_push.relay.operations import Answer, Call, Operation
-from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.operations import Answer, Call, Operation, Who
+from companion_push.relay.problems import Problem, Slug, not_found
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
 from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
@@ -75,20 +84,35 @@ _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 _HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
+# of 401 answers, for the header WWW-Authenticate
+_ERRORS: Final = {
+    Slug.USE_DPOP_NONCE: "use_dpop_nonce",
+    Slug.TOKEN_REFUSED: "invalid_token",
+    Slug.SIGN_IN_TOO_OLD: "insufficient_user_authentication",  # RFC 9470 §3
+}
+_MAX_WHY: Final = 200  # characters of a veto
 _FAILURES: Final = frozenset({400, 401, 404, 413, 415})  # statuses that cost an address
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-def make_app(config: RelayConfig, *, channels: Sequence[Channel] = ()) -> web.Application:
+def make_app(
+    config: RelayConfig,
+    *,
+    authority: AccountAuthority | None = None,
+    channels: Sequence[Channel] = (),
+) -> web.Application:
     """Make the relay of docs/protocol/relay.md. It opens its store when the application starts.
 
-    channels: the push services that it wakes companions by, at most one of a kind; it closes them when the application
-    ends. Without any, companions poll. Starting raises `StoreUnusable` or `StoreBusy`.
+    authority: who knows the people to whom accounts belong; by default `BuiltInAccounts`, which founds accounts with one-time
+    codes only. channels: the push services that it wakes companions by, at most one of a kind; it closes them when the
+    application ends. Without any, companions poll. Starting raises `StoreUnusable` or `StoreBusy`.
     """
     app = web.Application(middlewares=[_answer_problems], handler_args={"logger": http_logger})
-    app[RELAY] = relay = RelayEndpoints(config, channels)
+    app[RELAY] = relay = RelayEndpoints(
+        config, channels, authority=BuiltInAccounts() if authority is None else authority
+    )
     app.cleanup_ctx.append(_opened_store)
     app.on_shutdown.append(_let_go)
     app.add_routes(
@@ -96,6 +120,8 @@ def make_app(config: RelayConfig, *, channels: Sequence[Channel] = ()) -> web.Ap
             web.get("/livez", _livez, name=_LIVEZ, allow_head=False),
             web.get("/readyz", relay.read_readiness, allow_head=False),
             web.post("/v1/accounts", relay.found_account),
+            web.get("/v1/accounts/sign-in", relay.read_way, allow_head=False),
+            web.post("/v1/accounts/mine", relay.read_mine),
             web.get("/v1/ring", relay.read_ring, allow_head=False),
             web.post("/v1/ring", relay.append_ring),
             web.post("/v1/ring/links", relay.append_links),
@@ -134,14 +160,35 @@ async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 36
 
 
 async def close_account(
-    relay: web.Application, name: str, *, again: bool = False, valid: int = 24 * 3600
+    relay: web.Application, who: str | Subject, *, again: bool = False, valid: int = 24 * 3600
 ) -> AccountCode | None:
     """Close an account for good: members and newcomers are told so (account-closed), and follow nobody.
 
-    again: set it up anew under the same name, with another id; returns its one-time code, as `new_account` does.
-    `UsageError` for what is no account's name, `StoreUnavailable` when the store does not answer; nothing has changed then.
+    who: the name of a built-in account, or the subject whose account it is. again: it may be set up anew, with another id.
+    A built-in account then gets a one-time code under the same name, which is returned, as by `new_account`; a subject founds
+    it with the token that it has. Without `again`, a subject's earlier tokens found nothing any more.
+    `UsageError` where there is no such account, `StoreUnavailable` when the store does not answer; nothing has changed then.
     """
-    return await relay[RELAY].close_account(name, again=again, valid=valid)
+    return await relay[RELAY].close_account(who, again=again, valid=valid)
+
+
+async def suspend_account(relay: web.Application, who: str | Subject) -> None:
+    """Suspend an account until `lift_suspension`: its live requests end, and each call of its members is answered
+    ``account-suspended``. A suspended subject founds nothing, and resets nothing.
+
+    who: as for `close_account`; a subject may be suspended before it has an account. `UsageError` where there is no such
+    account.
+    """
+    await relay[RELAY].administer(operations.suspend_account(_who(who)))
+
+
+async def lift_suspension(relay: web.Application, who: str | Subject) -> None:
+    """Let an account, and its subject, go on."""
+    await relay[RELAY].administer(operations.lift_suspension(_who(who)))
+
+
+def _who(who: str | Subject) -> Who:
+    return Who(subject=who) if isinstance(who, Subject) else Who(name=name_of(who))
 
 
 class RelayEndpoints:
@@ -150,8 +197,11 @@ class RelayEndpoints:
     `authenticate`, `run`, `hold` and `followed` are for other shells over the same operations.
     """
 
-    def __init__(self, config: RelayConfig, channels: Sequence[Channel] = ()) -> None:
+    def __init__(
+        self, config: RelayConfig, channels: Sequence[Channel] = (), *, authority: AccountAuthority
+    ) -> None:
         self._config = config
+        self._authority = authority
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
         self._used_proofs = UsedProofs()
@@ -188,10 +238,38 @@ class RelayEndpoints:
 
     async def found_account(self, request: web.Request) -> web.Response:
         def shown(db: sqlite3.Connection, body: Founding) -> bytes | None:
-            return accounts.shown_code(db, body.parse()[0], self._config.clock())
+            if body.code is None:
+                return None
+            return accounts.shown_code(db, body.secret(), self._config.clock())
 
         caller, body = await self._newcomer(request, Founding, shown)
-        return await self._act(caller, operations.found_account(body))
+        if body.token is None:
+            return await self._act(caller, operations.found_account(body))
+        sign_in = await self._sign_in(caller, body.token)
+        return await self._act(caller, operations.found_by_sign_in(body, sign_in))
+
+    async def read_way(self, request: web.Request) -> web.Response:
+        """Tell a companion where it gets a token."""
+        await self._caller(request)
+        way = self._authority.way()
+        if way is None:
+            raise not_found()
+        return _json({"issuer": way.issuer, "client": way.client, "audience": way.audience}, 200)
+
+    async def read_mine(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        body = await _body(request, TokenBody)
+        return await self._act(caller, operations.read_mine(await self._sign_in(caller, body.token)))
+
+    async def _sign_in(self, caller: str, token: str) -> SignIn:
+        """Ask the authority who signed in."""
+        try:
+            return await self._authority.sign_in(token, key=caller)
+        except TokenRefused as refused:
+            raise Problem(Slug.TOKEN_REFUSED, refused.detail) from refused
+        except AuthorityUnavailable as away:
+            logger.warning("the account authority cannot be asked: %s", away.detail)
+            raise Problem(Slug.AUTHORITY_UNAVAILABLE, retry_after=away.retry_after) from away
 
     async def read_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request, self._ring_bytes)
@@ -202,7 +280,7 @@ class RelayEndpoints:
 
     async def append_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
-        return await self._act(caller, operations.append_ring(await _body(request, RingBody)))
+        return await self._change(caller, operations.append_ring(await _body(request, RingBody)))
 
     async def give_word(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -213,7 +291,16 @@ class RelayEndpoints:
 
     async def append_links(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
-        return await self._act(caller, operations.append_links(await _body(request, LinksBody)))
+        return await self._change(caller, operations.append_links(await _body(request, LinksBody)))
+
+    async def _change(self, caller: str, operation: Operation) -> web.Response:
+        """Change a ring, unless the authority vetoes it. It follows the head that the authority was shown, or is refused."""
+        if self._authority.vetoes:
+            change = (await self.run(caller, operations.preview(operation))).body["change"]
+            why = None if change is None else await self._authority.veto(change)
+            if why is not None:
+                raise Problem(Slug.NOT_ALLOWED, why[:_MAX_WHY])
+        return await self._act(caller, operation)
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
         """As the function of that name."""
@@ -223,22 +310,11 @@ class RelayEndpoints:
         )
         return self._code(name, added)
 
-    async def close_account(self, name: str, *, again: bool, valid: int) -> AccountCode | None:
+    async def close_account(self, who: str | Subject, *, again: bool, valid: int) -> AccountCode | None:
         """As the function of that name."""
-        name, now = name_of(name), self._config.clock()
-
-        def close(db: sqlite3.Connection) -> tuple[frozenset[str], tuple[str, bytes] | None]:
-            told = accounts.close_account(db, name=name, now=now)
-            if told is None:
-                raise UsageError("there is no account of this name")
-            if not again:
-                return told, None
-            return told, accounts.add_account(db, name=name, now=now, expires_at=int(now) + valid)
-
-        told, added = await self._started.transact(close)
-        self.held_requests.wake_members(told)
-        self._begin("", operations.take_up_pushes).add_done_callback(_unheard)
-        return self._code(name, added)
+        operation = operations.close_account(_who(who), again=again, valid=valid)
+        added = (await self.administer(operation)).body["added"]
+        return self._code(who, added) if isinstance(who, str) else None
 
     def _code(self, name: str, added: tuple[str, bytes] | None) -> AccountCode | None:
         """The account code for an id and its one-time secret; None where nothing was added."""
@@ -246,6 +322,16 @@ class RelayEndpoints:
             return None
         account, code = added
         return AccountCode(relay_url=self._config.public_url, account=account, account_name=name, code=code)
+
+    async def administer(self, operation: Operation) -> Answer:
+        """Run an operation of the host. `UsageError` where there is no such account."""
+        _ = self._started
+        try:
+            return await self.run("", operation, called=False)
+        except Problem as problem:
+            if problem.slug is not Slug.NOT_FOUND:
+                raise
+            raise UsageError("there is no such account") from problem
 
     @property
     def _started(self) -> Database:
@@ -557,6 +643,7 @@ class RelayEndpoints:
 
         answer = await self._open_store.transact(work)
         self.held_requests.wake(answer.topics)
+        self.held_requests.wake_members(answer.told)
         for follower in self._followers:
             try:
                 follower(answer)
@@ -584,7 +671,7 @@ class RelayEndpoints:
         """Open the store, and sweep it regularly while it is open."""
         path: Path = self._config.store
         with sole_user(path):
-            async with open_database(path) as database:
+            async with open_database(path) as database, self._authority.opened():
                 self._database = database
                 self._leases = Leases(self._config.lease, began=self._config.clock())
                 sweeper = asyncio.create_task(self._sweep())
@@ -749,7 +836,7 @@ def _problem(problem: Problem) -> web.Response:
     if problem.retry_after is not None:
         response.headers.update(limit_headers(problem.policy, problem.retry_after))
     if problem.status == 401:
-        error = "use_dpop_nonce" if problem.slug is Slug.USE_DPOP_NONCE else "invalid_dpop_proof"
+        error = _ERRORS.get(problem.slug, "invalid_dpop_proof")
         response.headers["WWW-Authenticate"] = f'DPoP algs="ES256", error="{error}"'
     return response
 

@@ -253,7 +253,7 @@ _MIGRATIONS: Final = (
     """
     CREATE TABLE accounts (
         id TEXT PRIMARY KEY,
-        name TEXT UNIQUE,                 -- null once it is closed: another account may have the name
+        name TEXT UNIQUE,                 -- of a built-in account; null once it is closed: another account may have the name
         created_at INTEGER NOT NULL,
         closed_at INTEGER                 -- null while it is open; a closed one keeps its id and nothing else
     ) STRICT, WITHOUT ROWID;
@@ -409,6 +409,23 @@ _MIGRATIONS: Final = (
         dismissed INTEGER NOT NULL DEFAULT 0,  -- 0 or 1
         PRIMARY KEY (device, id, recipient, handle),
         FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
+    ) STRICT, WITHOUT ROWID;
+
+    -- whom an account authority knows, and the account that belongs to them
+    CREATE TABLE subjects (
+        issuer TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        account TEXT UNIQUE REFERENCES accounts,  -- null: none at the moment
+        label TEXT,                       -- the account's name, for its operator
+        suspended INTEGER NOT NULL DEFAULT 0,     -- whether an account may be founded and reset: 0 or 1
+        not_before INTEGER NOT NULL DEFAULT -1,   -- a token that was made until then founds nothing
+        PRIMARY KEY (issuer, subject)
+    ) STRICT, WITHOUT ROWID;
+
+    -- accounts that may do nothing until this is lifted
+    CREATE TABLE suspensions (
+        account TEXT PRIMARY KEY REFERENCES accounts,
+        since INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     """,
 )

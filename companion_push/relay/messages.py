@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from companion_push.identity.authority import MAX_TOKEN
 from companion_push.push.channel import Address, Apns, Fcm, Kind, WebPush
 from companion_push.relay.accounts import Introduction
 from companion_push.relay.mailbox import CompanionEvent
@@ -41,13 +42,32 @@ Reason = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{1,64}\Z")]
 Body = TypeVar("Body", bound=msgspec.Struct)
 
 
-class Founding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    code: str
-    ring: str
+Token = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TOKEN)]
 
-    def parse(self) -> tuple[bytes, bytes]:
-        """Parse to the account code's secret, and the ring document."""
-        return octets(self.code, "code", CODE_SIZE), octets(self.ring, "ring", 1, MAX_DOCUMENT)
+
+class Founding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    ring: str
+    code: str | None = None  # of a built-in account
+    token: Token | None = None  # of the account authority
+    reset: bool = False  # close the account before; with a token only
+
+    def __post_init__(self) -> None:
+        if (self.code is None) is (self.token is None):
+            raise ValueError("an account is founded with a code or with a token")
+        if self.reset and self.token is None:
+            raise ValueError("reset goes with a token")
+
+    def secret(self) -> bytes:
+        """Parse to the account code's secret."""
+        return octets(self.code or "", "code", CODE_SIZE)
+
+    def document(self) -> bytes:
+        """Parse to the ring document."""
+        return octets(self.ring, "ring", 1, MAX_DOCUMENT)
+
+
+class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    token: Token
 
 
 class RingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
+from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import accounts, channels, store
+from companion_push.relay import accounts, channels, store, subjects
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
@@ -46,6 +47,7 @@ _WORD_RATE: Final = Rate(count=10, seconds=600)  # words of one companion; a cla
 # of an account, fewer than the rings that are kept: whoever is in time is led past no gap
 _LINK_RATE: Final = Rate(count=128, seconds=3600)
 _INVITATION_RATE: Final = Rate(count=60, seconds=3600)  # invitations of one companion, the withdrawn ones too
+_FOUNDING_RATE: Final = Rate(count=5, seconds=86_400)  # accounts of one subject, each reset one more
 _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 _CHANNEL_RATE: Final = Rate(
     count=30, seconds=3600
@@ -73,6 +75,10 @@ class Answer:
     pushes: tuple[Order, ...] = ()  # to hand over now
     outcomes: tuple[tuple[Kind, Purpose, PushOutcome], ...] = ()  # of pushes that are over
     woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
+    told: frozenset[str] = (
+        frozenset()
+    )  # members of an account that was closed or suspended, whose held calls end
+    rings: tuple[Ring, Ring] | None = None  # the head before and after a change of the account
 
     @property
     def topics(self) -> frozenset[str]:
@@ -105,12 +111,30 @@ class Call:
         found = accounts.membership(self.db, self.caller)
         if found is None:
             raise accounts.stranger(self.db, self.caller)
+        if found.suspended:
+            raise Problem(Slug.ACCOUNT_SUSPENDED)
         if role is not None and found.role is not role:
             raise not_found()
         return found
 
 
 Operation = Callable[[Call], Answer]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Who:
+    """Which account is meant, by one of these."""
+
+    account: str | None = None  # its id
+    name: str | None = None  # of a built-in account
+    subject: Subject | None = None  # whose account it is, or will be
+
+    def find(self, db: sqlite3.Connection) -> tuple[str | None, Subject | None]:
+        """The open account, and the subject to whom it belongs."""
+        if self.subject is not None:
+            return subjects.account_of(db, self.subject), self.subject
+        account = accounts.opened(db, self.account) if self.name is None else accounts.named(db, self.name)
+        return account, None if account is None else subjects.subject_of(db, account)
 
 
 # Topics that a held request waits for. The names never leave the process.
@@ -155,13 +179,112 @@ def concerned(requests: Iterable[Request]) -> frozenset[str]:
 
 
 def found_account(body: Founding) -> Operation:
-    code, document = body.parse()
+    code, document = body.secret(), body.document()
 
     def operation(call: Call) -> Answer:
         account, news = accounts.found(
             call.db, caller=call.caller, code=code, document=document, now=call.now
         )
         return Answer(body={"account": account}, status=201 if news else 200)
+
+    return operation
+
+
+def read_mine(sign_in: SignIn) -> Operation:
+    """Tell who signed in what its account is called, and its id where it has one."""
+
+    def operation(call: Call) -> Answer:
+        account = subjects.standing(call.db, sign_in)
+        return Answer(body={"account": account, "account_name": sign_in.account_name})
+
+    return operation
+
+
+def found_by_sign_in(body: Founding, sign_in: SignIn) -> Operation:
+    document = body.document()
+
+    def operation(call: Call) -> Answer:
+        founded = subjects.found(
+            call.db,
+            caller=call.caller,
+            sign_in=sign_in,
+            document=document,
+            resets=body.reset,
+            now=call.now,
+        )
+        if founded.news:
+            _spend(call, _share(sign_in.subject), "foundings", _FOUNDING_RATE)
+        return replace(
+            take_up_pushes(call),
+            body={"account": founded.account},
+            status=201 if founded.news else 200,
+            told=founded.told,
+        )
+
+    return operation
+
+
+def _share(subject: Subject) -> str:
+    """The name under which a subject's rates are kept."""
+    return base64url(hashlib.sha256(f"{subject.issuer}\n{subject.id}".encode()).digest())
+
+
+def close_account(who: Who, *, again: bool, valid: int) -> Operation:
+    """Close an account for good, and refuse the tokens that its subject has.
+
+    again: a built-in account gets a code for a new one of the same name, for `valid` seconds; a subject may found a new one
+    with the token that it has.
+    """
+
+    def operation(call: Call) -> Answer:
+        account, subject = who.find(call.db)
+        if account is None and (subject is None or again):
+            raise not_found()
+        name = None if account is None else accounts.name_of_account(call.db, account)
+        told = frozenset() if account is None else accounts.close(call.db, account, now=call.now)
+        if subject is not None:
+            subjects.refuse_tokens(call.db, subject, until=None if again else call.now)
+        added = None
+        if again and name is not None:
+            added = accounts.add_account(call.db, name=name, now=call.now, expires_at=int(call.now) + valid)
+        return replace(
+            take_up_pushes(call),
+            body={"account": account, "name": name, "members": len(told), "added": added},
+            told=told,
+        )
+
+    return operation
+
+
+def suspend_account(who: Who) -> Operation:
+    """Suspend an account: its live requests end, and its members get no answer but that."""
+
+    def operation(call: Call) -> Answer:
+        account, subject = who.find(call.db)
+        if account is None and subject is None:
+            raise not_found()
+        told: frozenset[str] = frozenset()
+        changed = []
+        if account is not None:
+            told = accounts.members_of(call.db, account)
+            for request in _current(call, account):
+                if request.live:
+                    after = request.withdrawn("suspended")
+                    store.save(call.db, after)
+                    changed.append(Change(was=request.state, request=after))
+        subjects.suspend(call.db, account=account, subject=subject, now=call.now)
+        return Answer(body={"account": account, "members": len(told)}, changed=tuple(changed), told=told)
+
+    return operation
+
+
+def lift_suspension(who: Who) -> Operation:
+    def operation(call: Call) -> Answer:
+        account, subject = who.find(call.db)
+        if account is None and subject is None:
+            raise not_found()
+        subjects.lift(call.db, account=account, subject=subject)
+        return Answer(body={"account": account})
 
     return operation
 
@@ -211,6 +334,41 @@ def _is_free(before: Ring, ring: Ring) -> bool:
 def _removed(before: Ring, ring: Ring) -> frozenset[str]:
     """The names of the members that are not in the ring any more."""
     return frozenset(each.name for each in before.members if ring.member(each.name) is None)
+
+
+def preview(operation: Operation) -> Operation:
+    """An operation that changes nothing, and whose answer holds the change of the ring that `operation` would make.
+
+    The change is None where nothing is new in the ring: nobody may keep a member from taking another one out.
+    """
+
+    def previewed(call: Call) -> Answer:
+        call.db.execute("SAVEPOINT preview")
+        try:
+            rings = operation(call).rings
+            return Answer(body={"change": None if rings is None else _change(call, *rings)})
+        finally:
+            call.db.execute("ROLLBACK TO preview")
+            call.db.execute("RELEASE preview")
+
+    return previewed
+
+
+def _change(call: Call, before: Ring, after: Ring) -> RingChange | None:
+    if _is_free(before, after):
+        return None
+    return RingChange(
+        account=after.account,
+        subject=subjects.subject_of(call.db, after.account),
+        version=after.version,
+        signer=after.signer,
+        added=tuple(
+            (str(member.role), member.label) for member in after.members if before.member(member.name) is None
+        ),
+        removed=tuple(
+            (str(member.role), member.label) for member in before.members if after.member(member.name) is None
+        ),
+    )
 
 
 def give_word(body: WordBody) -> Operation:
@@ -279,6 +437,7 @@ def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
         changed=tuple(changed),
         woken=frozenset([*map(inbox_topic, told), *map(invitation_topic, withdrawn)]),
         pushes=pushes,
+        rings=(before, ring),
     )
 
 
@@ -381,6 +540,7 @@ def _invited(call: Call, invitation_id: bytes) -> Invitation:
 def _introduced(call: Call, invitation_id: bytes) -> Invitation:
     """Authorise the caller as the newcomer of an invitation that has not ended."""
     invitation = accounts.introduced_by(call.db, newcomer=call.caller, invitation_id=invitation_id)
+    accounts.refuse_suspended(call.db, invitation.account)
     invitation.refuse_ended(call.now)
     return invitation
 

@@ -10,12 +10,16 @@ class Slug(StrEnum):
     """The last word of a problem's type, which never changes."""
 
     ACCOUNT_CLOSED = "account-closed"
+    ACCOUNT_EXISTS = "account-exists"
+    ACCOUNT_SUSPENDED = "account-suspended"
     ALREADY_CLAIMED = "already-claimed"
+    AUTHORITY_UNAVAILABLE = "authority-unavailable"
     BAD_RING = "bad-ring"
     DRAINING = "draining"
     EXPIRED = "expired"
     INVALID_REQUEST = "invalid-request"
     INVITATION_USED = "invitation-used"
+    NOT_ALLOWED = "not-allowed"
     NOT_FOUND = "not-found"
     PAYLOAD_TOO_LARGE = "payload-too-large"
     PROOF_CLOCK = "proof-clock"
@@ -23,9 +27,11 @@ class Slug(StrEnum):
     RATE_LIMITED = "rate-limited"
     REQUEST_CONFLICT = "request-conflict"
     RING_CONFLICT = "ring-conflict"
+    SIGN_IN_TOO_OLD = "sign-in-too-old"
     STATE_CONFLICT = "state-conflict"
     STORE_UNAVAILABLE = "store-unavailable"
     TOO_MANY_CHANNELS = "too-many-channels"
+    TOKEN_REFUSED = "token-refused"  # noqa: S105  no password
     TOO_MANY_PENDING = "too-many-pending"
     UNKNOWN_RECIPIENT = "unknown-recipient"
     UNKNOWN_RING = "unknown-ring"
@@ -94,7 +100,12 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.PROOF_INVALID: (401, "The proof of the caller's key does not hold"),
     Slug.PROOF_CLOCK: (401, "The caller's clock differs too much from the relay's"),
     Slug.USE_DPOP_NONCE: (401, "The proof needs the newest nonce of this relay"),
+    Slug.SIGN_IN_TOO_OLD: (401, "The sign-in at the account service is not recent enough"),
+    Slug.TOKEN_REFUSED: (401, "The token of the account service does not hold here"),
+    Slug.ACCOUNT_SUSPENDED: (403, "The account is suspended"),
+    Slug.NOT_ALLOWED: (403, "The account service does not allow this"),
     Slug.NOT_FOUND: (404, "There is no such thing, or it is not yours"),
+    Slug.ACCOUNT_EXISTS: (409, "Who signed in has an account already"),
     Slug.ALREADY_CLAIMED: (409, "Another companion holds the claim"),
     Slug.INVITATION_USED: (409, "Somebody else has used this, or is waiting"),
     Slug.REQUEST_CONFLICT: (409, "The id is taken by other bytes"),
@@ -107,6 +118,7 @@ _TABLE: Final[dict[Slug, tuple[int, str]]] = {
     Slug.PAYLOAD_TOO_LARGE: (413, "The body is too large"),
     Slug.RATE_LIMITED: (429, "Too many in too short a time"),
     Slug.TOO_MANY_PENDING: (429, "Too many are waiting already"),
+    Slug.AUTHORITY_UNAVAILABLE: (503, "The account service cannot be asked at the moment"),
     Slug.DRAINING: (503, "The relay is shutting down"),
     Slug.STORE_UNAVAILABLE: (503, "The store cannot be used at the moment"),
 }

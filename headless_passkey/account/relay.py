@@ -31,6 +31,7 @@ from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import DeviceEvent, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
+from headless_passkey.text.names import printable
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.freshness import ForgottenRings, hear, take_over, withheld
@@ -269,6 +270,12 @@ class MemberClient:
                 return False
             if problem.slug == "bad-ring":
                 raise _bad_ring(problem) from problem
+            if problem.slug == "not-allowed":
+                why = printable(problem.members.optional_text("detail") or "it does not say why")
+                raise TrustError(
+                    TrustReason.CHANGE_NOT_ALLOWED,
+                    f"the account service does not allow this change of the account: {why}",
+                ) from problem
             raise
         return True
 

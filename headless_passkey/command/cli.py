@@ -29,8 +29,8 @@ from headless_passkey.command.command_line import (
     say,
 )
 from headless_passkey.errors import (
+    EnrolmentReason,
     HeadlessPasskeyError,
-    NotEnrolled,
     ProtocolReason,
     RemoteProtocolError,
     SetupError,
@@ -544,7 +544,7 @@ async def _leave(args: argparse.Namespace) -> None:
     try:
         taken_out = await enrolment.take_out(state, tls=tls_context(args.ca))
     except HeadlessPasskeyError as error:
-        closed = isinstance(error, NotEnrolled)
+        closed = error.reason is EnrolmentReason.ACCOUNT_CLOSED
         unusable = closed or (isinstance(error, SetupError) and error.reason in _NOTHING_TO_SIGN_WITH)
         if not args.anyway and not unusable:
             talk(

@@ -240,6 +240,11 @@ class ProvenHttp:
                     reason=reason,
                     advice=mend(reason),
                 )
+            case "account-suspended":
+                reason = EnrolmentReason.ACCOUNT_SUSPENDED
+                return NotEnrolled(
+                    f"{self._host} says that this account is suspended", reason=reason, advice=mend(reason)
+                )
             case "withdrawn":
                 return NotApproved(
                     Outcome.WITHDRAWN,

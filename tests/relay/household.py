@@ -13,6 +13,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 
+from companion_push.identity.authority import AccountAuthority
 from companion_push.push.channel import Channel
 from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
@@ -277,6 +278,7 @@ async def running_relay(
     ahead: float = 0,
     port: int = 0,
     channels: Sequence[Channel] = (),
+    authority: AccountAuthority | None = None,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
 
@@ -297,7 +299,7 @@ async def running_relay(
         failures_per_address=failures_per_address,
         clock=clock,
     )
-    app = make_app(config, channels=channels)
+    app = make_app(config, authority=authority, channels=channels)
     runner = Runner(
         app, handler_cancellation=cancels, limits=ConnectionLimits(head=idle, idle=idle), shutdown_timeout=1
     )

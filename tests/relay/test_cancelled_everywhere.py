@@ -47,7 +47,9 @@ async def test_a_handler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, path: str, again: int | None
 ) -> None:
     handlers = Handlers()
-    monkeypatch.setattr(household, "make_app", lambda config: handlers.added_to(make_app(config)))
+    monkeypatch.setattr(
+        household, "make_app", lambda config, **more: handlers.added_to(make_app(config, **more))
+    )
     async with household.running_relay(tmp_path / "relay.sqlite3") as relay:
         endpoints = relay.app[RELAY]
         home = await relay.household()
