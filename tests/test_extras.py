@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
-    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "joserfc", "msgspec", "publicsuffixlist", "rich", "segno", "yarl",
+    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "joserfc", "msgspec", "prometheus_client", "publicsuffixlist",
+    "rich", "segno", "yarl",
 )  # fmt: skip
 
 WITHOUT = """
@@ -42,8 +43,8 @@ sys.exit(getattr(import_module(module), function)())
 """
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", f"ABSENT = {EXTRAS!r}{WITHOUT}", *words]
+def run(*words: str, without: tuple[str, ...] = EXTRAS) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", f"ABSENT = {without!r}{WITHOUT}", *words]
     return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
 
 
@@ -82,6 +83,22 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(words: tuple[str
     done = run(*words)
     assert done.returncode == 10, done.stderr
     (line,) = done.stderr.splitlines()
+    assert f"pip install '.[{extra}]' in the clone of headless-passkey" in line.replace("`", "")
+
+
+@pytest.mark.parametrize("name", ["relay", "tunnel-service"])
+@pytest.mark.parametrize(
+    ("option", "package", "extra"),
+    [(("--metrics", "127.0.0.1:0"), "prometheus_client", "metrics")],
+    ids=["metrics"],
+)
+def test_an_option_that_needs_an_extra_of_its_own_names_that_one(
+    name: str, option: tuple[str, ...], package: str, extra: str
+) -> None:
+    done = run("companion_push.cli:main", name, *option, without=(package,))
+    assert done.returncode == 10, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert f"this needs {package}: " in line
     assert f"pip install '.[{extra}]' in the clone of headless-passkey" in line.replace("`", "")
 
 
@@ -143,18 +160,22 @@ def test_the_bare_core_needs_no_extra() -> None:
 
 
 # What each extra is for: its modules, and those of other extras, by their names' beginnings.
+OF_METRICS = (
+    "companion_push.serving.metrics", "companion_push.relay.metrics", "companion_push.tunnel_service.metrics"
+)  # fmt: skip
 MODULES = {
     "device": (("headless_passkey.",), ("headless_passkey.ctap_device", "headless_passkey.radio.bumble")),
     "fido2": (("headless_passkey.ctap_device",), ()),
     "push": (
         ("companion_push.",),
-        ("companion_push.emulation", "companion_push.companion.advertiser.bumble"),
+        ("companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS),
     ),
     "rp": (("relying_party.",), ()),
     "emulation": (
         ("companion_push.emulation", "companion_push.companion.advertiser.bumble", "headless_passkey.radio.bumble"),
         (),
     ),
+    "metrics": (OF_METRICS, ()),
 }  # fmt: skip
 OURS = ("headless_passkey", "companion_push", "relying_party")
 BROUGHT_BY = {"yarl": "aiohttp", "multidict": "aiohttp"}  # its interface speaks in their types
@@ -219,7 +240,11 @@ def test_an_extra_brings_nothing_that_its_modules_do_not_import(extra: str) -> N
 @pytest.mark.parametrize("extra", MODULES)
 def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
     """But for what they import when it is asked for, and then say what brings it."""
-    also = {"fido2": brought("device"), "emulation": brought("device") | brought("push")}.get(extra, set())
+    also = {
+        "fido2": brought("device"),
+        "emulation": brought("device") | brought("push"),
+        "metrics": brought("push"),
+    }.get(extra, set())
     assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
 
 

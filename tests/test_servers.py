@@ -44,6 +44,7 @@ PROGRAMS: dict[str, list[str]] = {
     "tunnel-service": ["companion_push", "tunnel-service"],
     "relying-party": ["relying_party", "serve"],
 }
+METRICS = {"metrics of relay": "relay", "metrics of relying-party": "relying-party"}
 
 
 # Certificates
@@ -306,8 +307,8 @@ async def whole_answer(reader: asyncio.StreamReader) -> bytes:
 
 @contextlib.asynccontextmanager
 async def serving(name: str, certificate: Certificate, folder: Path) -> AsyncIterator[Server]:
-    """One of the programs; "metrics" is the other address of the relying party."""
-    words = PROGRAMS.get(name) or [*PROGRAMS["relying-party"], "--json", "--metrics", "127.0.0.1:0"]
+    """One of the programs, or the address of one program's metrics."""
+    words = PROGRAMS.get(name) or [*PROGRAMS[METRICS[name]], "--metrics", "127.0.0.1:0"]
     tls = None
     if name == "tunnel-service":
         words = [*words, "--cert", str(certificate.cert), "--key", str(certificate.key)]
@@ -316,7 +317,7 @@ async def serving(name: str, certificate: Certificate, folder: Path) -> AsyncIte
         words = [*words, "--store", str(folder / "store")]
     async with running(*words, "--listen", "127.0.0.1:0") as program:
         base = await program.line()
-        if name == "metrics":
+        if name in METRICS:
             base = (await program.heard(r"metrics at (http://\S+)/metrics"))[1]
         yield Server(program=program, port=int(base.rpartition(":")[2]), tls=tls)
 
@@ -342,7 +343,7 @@ NOTE = re.compile("there is no TLS|no certificate|metrics at")  # what a program
 
 @pytest.mark.threat("T11")
 @pytest.mark.threat("T12")
-@pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])
+@pytest.mark.parametrize("name", [*PROGRAMS, *METRICS])
 async def test_a_request_that_is_not_http_is_answered_with_a_problem_and_leaves_one_line_without_its_bytes(
     name: str, loopback_certificate: Certificate, tmp_path: Path
 ) -> None:
@@ -358,7 +359,7 @@ async def test_a_request_that_is_not_http_is_answered_with_a_problem_and_leaves_
 
 
 @pytest.mark.threat("T13")
-@pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])
+@pytest.mark.parametrize("name", [*PROGRAMS, *METRICS])
 async def test_a_flood_of_requests_that_are_not_http_is_a_few_lines_and_their_number(
     name: str, loopback_certificate: Certificate, tmp_path: Path
 ) -> None:
@@ -378,7 +379,7 @@ async def test_a_flood_of_requests_that_are_not_http_is_a_few_lines_and_their_nu
 
 @pytest.mark.threat("T11")
 @pytest.mark.threat("T12")
-@pytest.mark.parametrize("name", [*PROGRAMS, "metrics"])
+@pytest.mark.parametrize("name", [*PROGRAMS, *METRICS])
 async def test_a_request_that_is_refused_or_cut_off_leaves_nothing_in_the_log(
     name: str, loopback_certificate: Certificate, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 # Words
 
 
-@pytest.mark.parametrize("option", ["--cert", "--key", "--trusted-proxy", "--listen"])
+@pytest.mark.parametrize("option", ["--cert", "--key", "--trusted-proxy", "--metrics", "--listen"])
 def test_an_option_of_all_servers_is_the_same_in_each(option: str) -> None:
     said = set()
     for name in PROGRAMS:

@@ -16,7 +16,7 @@ import sqlite3
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
@@ -75,6 +75,11 @@ from headless_passkey.process.tasks import end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from companion_push.relay.metrics import RelayMetrics
+
 logger = logging.getLogger(__name__)
 
 _LIVEZ: Final = "livez"
@@ -102,18 +107,23 @@ def make_app(
     *,
     authority: AccountAuthority | None = None,
     channels: Sequence[Channel] = (),
+    registry: "CollectorRegistry | None" = None,
 ) -> web.Application:
     """Make the relay of docs/protocol/relay.md. It opens its store when the application starts.
 
     authority: who knows the people to whom accounts belong; by default `BuiltInAccounts`, which founds accounts with one-time
     codes only. channels: the push services that it wakes companions by, at most one of a kind; it closes them when the
-    application ends. Without any, companions poll. Starting raises `StoreUnusable` or `StoreBusy`.
+    application ends. Without any, companions poll. registry: prometheus-client's, to which the relay adds its metrics; one
+    relay for each. Starting raises `StoreUnusable` or `StoreBusy`.
     """
     app = web.Application(middlewares=[_answer_problems], handler_args={"logger": http_logger})
     app[RELAY] = relay = RelayEndpoints(
         config, channels, authority=BuiltInAccounts() if authority is None else authority
     )
     app.cleanup_ctx.append(_opened_store)
+    if registry is not None:
+        relay.measure(registry)
+        app.cleanup_ctx.append(_watched_loop)
     app.on_shutdown.append(_let_go)
     app.add_routes(
         [
@@ -211,6 +221,7 @@ class RelayEndpoints:
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self._notifier = Notifier(channels, run=lambda operation: self.run("", operation), clock=config.clock)
         self._followers: list[Callable[[Answer], None]] = [self._notifier.follow]
+        self.metrics: RelayMetrics | None = None
         self._readiness = Readiness(lambda: self._begin("", operations.read_store))
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
@@ -226,6 +237,19 @@ class RelayEndpoints:
         return self._notifier.channels
 
     # The relay itself
+
+    def measure(self, registry: "CollectorRegistry") -> None:
+        """Add the relay's metrics to `registry`."""
+        from companion_push.relay.metrics import RelayMetrics  # noqa: PLC0415  of an extra
+
+        self.metrics = RelayMetrics(
+            registry,
+            clock=self._config.clock,
+            held_calls=lambda: len(self.held_requests),
+            transactions=lambda: len(self._transactions),
+            used_proofs=lambda: len(self._used_proofs),
+        )
+        self.follow(self.metrics.follow)
 
     async def read_readiness(self, _request: web.Request) -> web.Response:
         """Answer whether the relay can do its work: it is not shutting down, and its store answers."""
@@ -405,6 +429,8 @@ class RelayEndpoints:
 
     async def submit(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
+        if self.metrics is not None:
+            self.metrics.received()
         name = request_id(request.match_info["id"])
         body = await _body(request, Submission)
         operation = operations.submit(name, body, quota=self._config.quota, ceiling=self._config.ceiling)
@@ -641,7 +667,12 @@ class RelayEndpoints:
                 self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
 
-        answer = await self._open_store.transact(work)
+        began = _ticks()
+        try:
+            answer = await self._open_store.transact(work)
+        finally:
+            if self.metrics is not None:
+                self.metrics.transacted(_ticks() - began)
         self.held_requests.wake(answer.topics)
         self.held_requests.wake_members(answer.told)
         for follower in self._followers:
@@ -732,6 +763,14 @@ async def _opened_store(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
+async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
+    metrics = app[RELAY].metrics
+    assert metrics is not None  # noqa: S101  for mypy
+    watching = asyncio.create_task(metrics.loop_lag.watch())
+    yield
+    await end(watching)
+
+
 async def _let_go(app: web.Application) -> None:
     relay = app[RELAY]
     logger.info("closing: %d held requests are answered now", len(relay.held_requests))
@@ -774,18 +813,27 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
             response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
         status, slug = (response.status, None) if problem is None else (problem.status, problem.slug)
         request.app[RELAY].answered(request, status, slug)
-    milliseconds = math.ceil((loop.time() - start) * 1000)
-    resource = request.match_info.route.resource
-    endpoint = resource.canonical if resource is not None else "elsewhere"
+    seconds = loop.time() - start
+    endpoint = _endpoint(request)
+    metrics = request.app[RELAY].metrics
+    if metrics is not None:
+        at_once = "wait" not in request.query and not response.prepared
+        metrics.answered(endpoint, response.status, problem, seconds if at_once else None)
     logger.info(
-        "%s %s: %d %s in %d ms",
-        request.method if request.method in ("GET", "PUT", "POST", "DELETE") else "other",
+        "%s: %d %s in %d ms",
         endpoint,
         response.status,
         problem.slug if problem is not None else "ok",
-        milliseconds,
+        math.ceil(seconds * 1000),
     )
     return response
+
+
+def _endpoint(request: web.Request) -> str:
+    """Method and route of a request: of these there are only so many, whatever is asked."""
+    method = request.method if request.method in ("GET", "PUT", "POST", "DELETE") else "other"
+    resource = request.match_info.route.resource
+    return f"{method} {resource.canonical if resource is not None else 'elsewhere'}"
 
 
 def _place(error: Exception) -> str:

@@ -1,12 +1,20 @@
 """`companion-push relay`: the relay as a program of its own."""
 
 import argparse
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from companion_push.serving.options import add_serving, at_most, connection_limits, count, count_or_none
+from companion_push.serving.options import (
+    add_serving,
+    at_most,
+    connection_limits,
+    count,
+    count_or_none,
+    program_metrics,
+)
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
@@ -72,17 +80,24 @@ async def serve(args: argparse.Namespace) -> None:
     from companion_push.relay.app import make_app  # noqa: PLC0415
     from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
 
+    metrics = program_metrics(args)
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         config = _config(args, listener.base_url())
-        async with serving(
-            make_app(config),
-            listener,
-            say=talk,
-            trusted_proxies=args.trusted_proxy,
-            limits=connection_limits(args),
-            public_url=config.public_url,
-            handler_cancellation=True,
+        async with (
+            serving(
+                make_app(config, registry=None if metrics is None else metrics.registry),
+                listener,
+                say=talk,
+                trusted_proxies=args.trusted_proxy,
+                limits=connection_limits(args),
+                public_url=config.public_url,
+                handler_cancellation=True,
+                closed=(lambda _: None) if metrics is None else metrics.closed,
+            ) as connections,
+            contextlib.AsyncExitStack() as inside,
         ):
+            if metrics is not None:
+                await inside.enter_async_context(metrics.served(args.metrics, connections, say=talk))
             ended = until_terminated()
             out(listener.base_url())
             await ended

@@ -90,6 +90,10 @@ class UsedProofs:
         self._now: set[bytes] = set()  # ids of this step, and of the one before
         self._before: set[bytes] = set()
 
+    def __len__(self) -> int:
+        """How many ids are remembered."""
+        return len(self._now) + len(self._before)
+
     def nonce(self, now: float) -> str:
         """The nonce for proofs from now on."""
         age = abs(now - self._began)

@@ -19,7 +19,7 @@ from companion_push.errors import cannot_listen
 from companion_push.serving import accepting, connections
 from companion_push.serving.accepting import fit
 from companion_push.serving.addresses import Network
-from companion_push.serving.connections import ConnectionLimits
+from companion_push.serving.connections import ConnectionLimits, Connections
 from companion_push.serving.http_server import Runner, tls_context
 from headless_passkey.errors import UsageError
 from headless_passkey.text.domains import is_this_machine
@@ -46,17 +46,19 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(host: str, port: int, *, cert: Path | None, key: Path | None) -> Iterator[Listener]:
+def listening(
+    host: str, port: int, *, cert: Path | None, key: Path | None, anywhere: bool = False
+) -> Iterator[Listener]:
     """Listen at each address of `host`, on the same port, also for port 0.
 
-    cert, key: PEM files; without them only this machine is listened to. `SetupError` says what is wrong with them,
-    or that `host` and `port` cannot be had.
+    cert, key: PEM files; without them only this machine is listened to, unless `anywhere`. `SetupError` says what is wrong with
+    them, or that `host` and `port` cannot be had.
     """
     if (cert is None) != (key is None):
         raise UsageError("--cert and --key go together")
     tls = None if cert is None or key is None else tls_context(cert, key)
     with contextlib.ExitStack() as stack:
-        only_loopback = tls is None
+        only_loopback = not (tls or anywhere)
         sockets = [stack.enter_context(one) for one in _sockets(host, port, only_loopback=only_loopback)]
         yield Listener(host=host, sockets=sockets, tls=tls)
 
@@ -72,8 +74,10 @@ async def serving(
     handler_cancellation: bool = False,
     limits: ConnectionLimits | None = None,
     closed: Callable[[str], None] = lambda _: None,
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Connections]:
     """Serve `app` while the context is open; then stop accepting, and give running requests `DRAIN_SECONDS`.
+
+    Yields the connections.
 
     say: prints a line for the operator. public_url: what clients call `app` by; a proxy may take its path off.
     handler_cancellation: whether a client's disconnect cancels its handler. limits: of connections; they are lowered to what the
@@ -93,7 +97,7 @@ async def serving(
             say("no certificate: plain HTTP, on loopback only")
         for one in listener.sockets:
             await runner.site(one, listener.tls).start()
-        yield
+        yield runner.connections
     finally:
         await runner.cleanup()
         accepting.tell_the_rest()

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from companion_push.serving.addresses import Network, network
 from companion_push.serving.connections import (
@@ -13,7 +14,10 @@ from companion_push.serving.connections import (
     MAX_SECONDS,
     ConnectionLimits,
 )
-from headless_passkey.command.command_line import host_port
+from headless_passkey.command.command_line import host_port, missing
+
+if TYPE_CHECKING:
+    from companion_push.serving.metrics import ProgramMetrics
 
 
 def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
@@ -63,6 +67,12 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         default=int(IDLE_SECONDS),
         help=f"until a connection without a request is closed; default: {IDLE_SECONDS:.0f}",
     )
+    parser.add_argument(
+        "--metrics",
+        metavar="HOST:PORT",
+        type=host_port,
+        help="serve /metrics there, for Prometheus, over plain HTTP; without it nowhere",
+    )
 
 
 def connection_limits(args: argparse.Namespace) -> ConnectionLimits:
@@ -70,6 +80,20 @@ def connection_limits(args: argparse.Namespace) -> ConnectionLimits:
     return ConnectionLimits(
         total=args.connections, per_address=args.connections_per_address, idle=args.idle_seconds
     )
+
+
+def program_metrics(args: argparse.Namespace) -> "ProgramMetrics | None":
+    """Make the metrics of a program that is asked for them; `SetupError` when what they need is not installed."""
+    if args.metrics is None:
+        return None
+    try:
+        from companion_push.serving.metrics import ProgramMetrics  # noqa: PLC0415  of an extra
+    except ModuleNotFoundError as error:
+        what = missing(error, "metrics")
+        if what is None:
+            raise
+        raise what from error
+    return ProgramMetrics()
 
 
 def at_most(highest: int, unit: str = "") -> Callable[[str], int]:

@@ -16,9 +16,9 @@ import logging
 import math
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
@@ -35,6 +35,12 @@ from headless_passkey.hybrid.tunnel_url import (
     NewTunnel,
     parse_path,
 )
+from headless_passkey.process.tasks import end
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from companion_push.tunnel_service.metrics import TunnelMetrics
 
 FULL_SECONDS: Final = 5  # until who found no room asks again
 CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our close frame
@@ -50,17 +56,20 @@ READ_AHEAD: Final = 8 * SOCKET_BUFFER
 logger = logging.getLogger(__name__)
 
 
-def make_app(limits: Limits | None = None) -> web.Application:
+def make_app(limits: Limits | None = None, *, registry: "CollectorRegistry | None" = None) -> web.Application:
     """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs.
 
     Phones look for it at the root of a tunnel domain. Mounted under a prefix, it is found by clients that were
-    told ``wss://host/prefix``.
+    told ``wss://host/prefix``. registry: prometheus-client's, to which it adds its metrics.
     """
     app = web.Application(handler_args={"logger": http_logger})
     app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits())
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
     app.on_shutdown.append(_close_tunnels)
+    if registry is not None:
+        app[_TUNNELS].measure(registry)
+        app.cleanup_ctx.append(_watched_loop)
     return app
 
 
@@ -71,6 +80,18 @@ class TunnelEndpoints:
         self.limits = limits
         self.rendezvous = Rendezvous(limits)
         self._open: dict[Tunnel, OpenTunnel] = {}
+        self.metrics: TunnelMetrics | None = None
+
+    def measure(self, registry: "CollectorRegistry") -> None:
+        """Add the service's metrics to `registry`."""
+        from companion_push.tunnel_service.metrics import TunnelMetrics  # noqa: PLC0415  of an extra
+
+        self.metrics = TunnelMetrics(registry, self.rendezvous)
+
+    def refuse(self, refusal: TunnelRefusal) -> web.Response:
+        if self.metrics is not None:
+            self.metrics.refused(refusal)
+        return _refuse(refusal, self.limits)
 
     async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
         """Serve the first end: its handler owns the tunnel."""
@@ -82,8 +103,8 @@ class TunnelEndpoints:
         )
         self._end_evicted()
         if isinstance(tunnel, TunnelRefusal):
-            return _refuse(tunnel, self.limits)
-        opened = self._open[tunnel] = OpenTunnel(tunnel, self.hold, self.rendezvous.let_go)
+            return self.refuse(tunnel)
+        opened = self._open[tunnel] = OpenTunnel(tunnel, self.hold, self.rendezvous.let_go, self._ended)
         try:
             connection = Connection(_websocket(self.limits), request)
             connection.websocket.headers[ROUTING_ID_HEADER] = tunnel.routing_id.hex().upper()
@@ -99,7 +120,7 @@ class TunnelEndpoints:
         """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
-            return _refuse(tunnel, self.limits)
+            return self.refuse(tunnel)
         opened = self._open[tunnel]
         connection = Connection(_websocket(self.limits), request)
         try:
@@ -115,6 +136,10 @@ class TunnelEndpoints:
         """Count the bytes of a message in flight, and end the tunnel that is evicted for them."""
         self.rendezvous.hold(tunnel, size)
         self._end_evicted()
+
+    def _ended(self, tunnel: Tunnel, why: str) -> None:
+        if self.metrics is not None:
+            self.metrics.ended(tunnel, why)
 
     def _end_evicted(self) -> None:
         while self.rendezvous.evicted:
@@ -198,10 +223,11 @@ class OpenTunnel:
         tunnel: Tunnel,
         hold: Callable[[Tunnel, int], None],
         let_go: Callable[[Tunnel, int], None],
+        ended: Callable[[Tunnel, str], None],
     ) -> None:
-        """hold, let_go: count the bytes in flight of all tunnels."""
+        """hold, let_go: count the bytes in flight of all tunnels. ended: is told why it ended."""
         loop = asyncio.get_running_loop()
-        self._hold, self._let_go = hold, let_go
+        self._hold, self._let_go, self._ended = hold, let_go, ended
         self.over = asyncio.Event()
         self._tunnel = tunnel
         self._second: asyncio.Future[Connection] = loop.create_future()
@@ -228,6 +254,7 @@ class OpenTunnel:
         async with asyncio.TaskGroup() as group:
             for connection, code in zip(ends, ending.codes, strict=False):
                 group.create_task(connection.close(code))
+        self._ended(self._tunnel, ending.why)
         logger.info(
             "tunnel ended after %.1f s, because %s; %d messages of %d bytes one way, %d of %d the other",
             _now() - self._tunnel.opened,
@@ -335,7 +362,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     endpoints = request.app[_TUNNELS]
     refusal = endpoints.rendezvous.arrive(request.remote or "", now=_now())
     if refusal is not None:
-        return _refuse(refusal, endpoints.limits)
+        return endpoints.refuse(refusal)
     path = parse_path(request.rel_url.raw_path.removeprefix(_mounted_at(request.app)))
     if path is None or isinstance(path, ContactTunnel):  # this service knows no linked authenticators
         return problem(404, "no such path")
@@ -365,6 +392,14 @@ def _upgrades(request: web.Request, limits: Limits) -> bool:
         return bool(_websocket(limits).can_prepare(request))
     except ValueError:  # aiohttp 3.14: a Sec-WebSocket-Key that is not ASCII
         return False
+
+
+async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
+    metrics = app[_TUNNELS].metrics
+    assert metrics is not None  # noqa: S101  for mypy
+    watching = asyncio.create_task(metrics.loop_lag.watch())
+    yield
+    await end(watching)
 
 
 async def _close_tunnels(app: web.Application) -> None:

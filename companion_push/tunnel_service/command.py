@@ -1,9 +1,10 @@
 """``companion-push tunnel-service``: the tunnel service as a program."""
 
 import argparse
+import contextlib
 from typing import Any
 
-from companion_push.serving.options import add_serving, connection_limits, count
+from companion_push.serving.options import add_serving, connection_limits, count, program_metrics
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, out
 from headless_passkey.process.signals import until_terminated
@@ -91,14 +92,21 @@ async def serve(args: argparse.Namespace) -> None:
         rate=args.rate,
         in_flight_of_all=args.in_flight << 20,
     )
+    metrics = program_metrics(args)
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
-        async with serving(
-            make_app(limits),
-            listener,
-            say=talk,
-            trusted_proxies=args.trusted_proxy,
-            limits=connection_limits(args),
+        async with (
+            serving(
+                make_app(limits, registry=None if metrics is None else metrics.registry),
+                listener,
+                say=talk,
+                trusted_proxies=args.trusted_proxy,
+                limits=connection_limits(args),
+                closed=(lambda _: None) if metrics is None else metrics.closed,
+            ) as connections,
+            contextlib.AsyncExitStack() as inside,
         ):
+            if metrics is not None:
+                await inside.enter_async_context(metrics.served(args.metrics, connections, say=talk))
             ended = until_terminated()
             out(listener.base_url("ws"))
             await ended

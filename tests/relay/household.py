@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from prometheus_client import CollectorRegistry
 
 from companion_push.identity.authority import AccountAuthority
 from companion_push.push.channel import Channel
@@ -279,6 +280,7 @@ async def running_relay(
     port: int = 0,
     channels: Sequence[Channel] = (),
     authority: AccountAuthority | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
 
@@ -299,7 +301,7 @@ async def running_relay(
         failures_per_address=failures_per_address,
         clock=clock,
     )
-    app = make_app(config, authority=authority, channels=channels)
+    app = make_app(config, authority=authority, channels=channels, registry=registry)
     runner = Runner(
         app, handler_cancellation=cancels, limits=ConnectionLimits(head=idle, idle=idle), shutdown_timeout=1
     )

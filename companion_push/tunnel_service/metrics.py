@@ -1,0 +1,36 @@
+"""The tunnel service's metrics: how many tunnels there are, what they carry, why they end, and who is refused.
+
+No label holds an id or an address: their values are the refusals and endings of this program.
+"""
+
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge
+
+from companion_push.serving.metrics import LoopLag
+from companion_push.tunnel_service.rendezvous import Rendezvous, Tunnel, TunnelRefusal
+
+
+class TunnelMetrics:
+    """The metrics of one tunnel service in one registry, which has room for one only."""
+
+    def __init__(self, registry: CollectorRegistry, rendezvous: Rendezvous) -> None:
+        self.loop_lag = LoopLag(registry)
+        place: Any = {"namespace": "companion_push", "subsystem": "tunnels", "registry": registry}
+        Gauge("open", "Open tunnels, with one end or two.", **place).set_function(lambda: len(rendezvous))
+        Gauge("in_flight_bytes", "Bytes that ends have sent and others not yet taken.", **place).set_function(
+            lambda: rendezvous.in_flight
+        )
+        self._refused = Counter("refused", "Connections that were refused, by reason.", ["reason"], **place)
+        self._ended = Counter("ended", "Tunnels that have ended, by reason.", ["reason"], **place)
+        self._messages = Counter("messages", "Messages that ended tunnels have carried.", **place)
+        self._bytes = Counter("bytes", "Bytes of those messages.", **place)
+
+    def refused(self, refusal: TunnelRefusal) -> None:
+        self._refused.labels(refusal.value).inc()
+
+    def ended(self, tunnel: Tunnel, why: str) -> None:
+        """Count a tunnel that has ended. why: one of the few sentences of the log."""
+        self._ended.labels(why).inc()
+        self._messages.inc(sum(tunnel.messages))
+        self._bytes.inc(sum(tunnel.sizes))

@@ -1,0 +1,79 @@
+"""The tunnel service's metrics: tunnels, what they carried, and why they ended."""
+
+import re
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from companion_push.serving.http_server import Runner
+from companion_push.tunnel_service.app import make_app
+from companion_push.tunnel_service.rendezvous import Limits
+from headless_passkey.hybrid.tunnel_url import SUBPROTOCOL
+from tests.programs import running
+
+TUNNEL_ID = "0123456789ABCDEF0123456789ABCDEF"
+
+
+@pytest.mark.threat("T11")
+async def test_tunnels_are_counted_and_none_is_named() -> None:
+    registry = CollectorRegistry()
+    runner = Runner(make_app(Limits(rate=3), registry=registry))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    url = f"http://127.0.0.1:{runner.addresses[0][1]}/cable"
+    value = registry.get_sample_value
+    try:
+        async with aiohttp.ClientSession() as session:
+            first = await session.ws_connect(f"{url}/new/{TUNNEL_ID}", protocols=(SUBPROTOCOL,))
+            routing_id = first._response.headers["X-caBLE-Routing-ID"]
+            second = await session.ws_connect(
+                f"{url}/connect/{routing_id}/{TUNNEL_ID}", protocols=(SUBPROTOCOL,)
+            )
+            assert value("companion_push_tunnels_open") == 1
+            await first.send_bytes(bytes(100))
+            await second.send_bytes(bytes(23))
+            assert (await second.receive_bytes(), await first.receive_bytes()) == (bytes(100), bytes(23))
+            await first.close()
+            await second.receive()
+            await second.close()
+            for status in (404, 429):
+                async with session.get(
+                    f"{url}/connect/{routing_id}/{TUNNEL_ID}",
+                    headers={
+                        "Upgrade": "websocket",
+                        "Connection": "Upgrade",
+                        "Sec-WebSocket-Version": "13",
+                        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+                        "Sec-WebSocket-Protocol": SUBPROTOCOL,
+                    },
+                ) as response:
+                    assert response.status == status
+    finally:
+        await runner.cleanup()
+    assert value("companion_push_tunnels_open") == 0
+    assert value("companion_push_tunnels_in_flight_bytes") == 0
+    assert value("companion_push_tunnels_messages_total") == 2
+    assert value("companion_push_tunnels_bytes_total") == 123
+    assert value("companion_push_tunnels_ended_total", {"reason": "an end left"}) == 1
+    assert value("companion_push_tunnels_refused_total", {"reason": "no such tunnel"}) == 1
+    assert (
+        value("companion_push_tunnels_refused_total", {"reason": "too many arrivals from this address"}) == 1
+    )
+    text = generate_latest(registry).decode()
+    for secret in (TUNNEL_ID, routing_id, "127.0.0.1"):
+        assert not re.search(rf"\b{secret}\b", text, re.IGNORECASE)
+
+
+async def test_the_program_shows_them_on_an_address_of_their_own(tmp_path: Path) -> None:
+    words = ("tunnel-service", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0")
+    async with running("companion_push", *words) as program, aiohttp.ClientSession() as session:
+        await program.line()
+        metrics = (await program.heard(r"metrics at (http://127\.0\.0\.1:\d+/metrics)"))[1]
+        async with session.get(metrics) as response:
+            text = await response.text()
+        assert "\ncompanion_push_tunnels_open 0.0\n" in text
+        assert "\ncompanion_push_connections 0.0\n" in text
+        assert await program.end() == 0
