@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import pytest
 from aiohttp import web
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from yarl import URL
 
@@ -84,11 +84,14 @@ NEARLY = st.fixed_dictionaries(
 BODIES = (ANY_JSON | NEARLY).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=100)
 
 
+STREAM = "/v1/inbox/stream"  # its answers have no end, and tests of their own
+
+
 def filled(route: web.AbstractRoute) -> list[tuple[str, str]]:
     """Give a route's method with paths that it matches."""
     assert route.resource is not None
     path = route.resource.canonical.replace("{device}", HASH)
-    return [(route.method, path.replace("{id}", value)) for value in (ID, HASH)]
+    return [(route.method, path.replace("{id}", value)) for value in (ID, HASH) if path != STREAM]
 
 
 def reads_a_body(method: str, path: str) -> bool:
@@ -148,9 +151,9 @@ SEGMENTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | st.s
 def test_any_path_and_query_are_answered_properly(  # noqa: PLR0917  what varies
     running: Running, caller: int, method: str, resource: str, segments: list[str], query: dict[str, str]
 ) -> None:
-    reply = running.loop.run_until_complete(
-        _ask(running.callers[caller], method, "/".join(["/v1", resource, *segments]), query)
-    )
+    path = "/".join(["/v1", resource, *segments])
+    assume(path != STREAM)
+    reply = running.loop.run_until_complete(_ask(running.callers[caller], method, path, query))
     assert_proper(*reply)
 
 
