@@ -78,6 +78,8 @@ class Stage(StrEnum):
     RING_UNCONFIRMED = "ring-unconfirmed"  # no companion has confirmed the membership for a week
     RELAY_FORGOT_RINGS = "relay-forgot-rings"  # the relay had lost rings that this device holds
     SUBMITTED = "submitted"  # given to the delivery
+    NOTIFIED = "notified"  # a companion's phone has been notified
+    NOT_NOTIFIED = "not-notified"  # no companion could be notified, and none has the request: open the app
     DELIVERED = "delivered"  # a companion has fetched its URL
     CLAIMED = "claimed"  # a companion's user approved
     REFUSED = "refused"  # a companion cannot take the request; others may
@@ -95,8 +97,9 @@ class StageDetail(TypedDict, total=False):
     """Details of a stage. They hold no secret."""
 
     recipients: int  # PREPARED: the number of URLs
-    companion: str  # REFUSED, RING_UNCONFIRMED: its name in the ring
+    companion: str  # REFUSED, RING_UNCONFIRMED, NOTIFIED: its name in the ring
     label: str  # the same: its name for people, where known
+    channel: str  # NOTIFIED: the kind of push service
     days: int  # RING_UNCONFIRMED: since its last word
     first: int  # RELAY_FORGOT_RINGS: the version of the first ring that was lost
     last: int  # the same: of the last
@@ -167,6 +170,16 @@ class Unconfirmed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Notified:
+    """A push to a companion, as the relay says."""
+
+    companion: str  # its name in the ring
+    label: str | None
+    channel: str  # the kind of push service; `inbox` where the companion was waiting for requests
+    outcome: str  # `pending`, `sent`, or a word for what went wrong
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """The state of a request, from the delivery."""
 
@@ -175,6 +188,7 @@ class Progress:
     refusals: tuple[Refusal, ...] = ()  # of recipients
     unconfirmed: Unconfirmed | None = None  # told once
     forgotten: ForgottenRings | None = None  # told once
+    notified: tuple[Notified, ...] | None = None  # None where the delivery knows of no pushes
 
 
 class Delivery(Protocol):
@@ -436,6 +450,8 @@ class _Ceremony:
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     _submitted: bool = False  # the delivery may have sent the request
+    _notified: set[str] = field(default_factory=set)  # companions of whom NOTIFIED was told
+    _told_nobody: bool = False  # whether NOT_NOTIFIED was
 
     async def run(
         self, radio: AdvertSource, limit: asyncio.Timeout, lifetime: float, now: int
@@ -555,6 +571,7 @@ class _Ceremony:
                     if lost.why_not is not None:
                         detail["reason"] = lost.why_not
                     self.report(Stage.RELAY_FORGOT_RINGS, detail)
+                self._note_notified(progress)
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
                 self._turn.set()
@@ -564,6 +581,23 @@ class _Ceremony:
                 if progress.state != seen and stage is not None:
                     self.report(stage)
                 seen = progress.state
+
+    def _note_notified(self, progress: Progress) -> None:
+        """Give an event for each companion that was notified, and one when none could be."""
+        if progress.notified is None:
+            return
+        for each in progress.notified:
+            is_push = each.outcome == "sent" and each.channel != "inbox"
+            if is_push and each.companion not in self._notified:
+                self._notified.add(each.companion)
+                detail: StageDetail = {"companion": each.companion, "channel": each.channel}
+                if each.label is not None:
+                    detail["label"] = each.label
+                self.report(Stage.NOTIFIED, detail)
+        in_vain = not any(each.outcome in ("sent", "pending") for each in progress.notified)
+        if in_vain and progress.state is RequestState.PENDING and not self._told_nobody:
+            self._told_nobody = True
+            self.report(Stage.NOT_NOTIFIED)
 
     def _note_refusals(self, refusals: Sequence[Refusal]) -> None:
         """Give events for new refusals. A refusal by the companion whose phone is connected ends the ceremony."""

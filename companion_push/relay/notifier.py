@@ -19,6 +19,7 @@ from headless_passkey.process.tasks import end_quietly
 
 AFTER_ANSWER: Final = 0.01  # seconds before a push begins, in which the caller gets its answer
 DRAIN_SECONDS: Final = 2.0  # for what is with the push services when the relay ends
+GATHER: Final = 0.02  # seconds in which more outcomes may come, for one transaction
 _AGAIN: Final = 2.0  # seconds until a store that did not answer is tried again
 
 logger = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ class Notifier:
     async def _record(self) -> None:
         while True:
             await self._ended.wait()
+            await asyncio.sleep(GATHER)
             self._ended.clear()
             if not await self._flush():
                 await asyncio.sleep(_AGAIN)

@@ -13,7 +13,7 @@ from typing import Final, Self
 from headless_passkey.account import enrolment
 from headless_passkey.account.enrolment import Enrolment
 from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim, log_forgotten
-from headless_passkey.ceremony import Ask, Progress, Unconfirmed
+from headless_passkey.ceremony import Ask, Notified, Progress, Unconfirmed
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     LocalProtocolError,
@@ -211,6 +211,15 @@ class RelayDelivery:
                         refusals=status.refusals(self._label),
                         unconfirmed=self._unconfirmed,
                         forgotten=self._forgotten,
+                        notified=tuple(
+                            Notified(
+                                companion=push.to,
+                                label=self._label(push.to),
+                                channel=push.channel,
+                                outcome=push.outcome,
+                            )
+                            for push in status.notified
+                        ),
                     )
                     error = status.error(self._label)
                     if error is not None:

@@ -43,6 +43,7 @@ from headless_passkey.trust.word import MAX_WORD
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to append a ring
+_MAX_PUSHES: Final = 128  # more than an account's companions have channels
 _MAX_WORDS: Final = 64  # more than an account has companions
 _MAX_LINKS: Final = 32  # rings in one call
 _BURST: Final = 8  # changes of a request that come without a pause: more than an honest relay has to tell
@@ -58,6 +59,15 @@ class Failure:
 
     by: str  # a companion's name
     reason: str  # a word
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPush:
+    """What has become of a push to a companion, as the relay says."""
+
+    to: str  # a companion's name
+    channel: str  # a word
+    outcome: str  # a word
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +91,7 @@ class RequestStatus:
     ring_hash: bytes  # 32 bytes
     reason: str | None  # a word
     failures: tuple[Failure, ...]
+    notified: tuple[ShownPush, ...]
 
     @classmethod
     def parse(cls, members: Members) -> "RequestStatus":
@@ -99,6 +110,10 @@ class RequestStatus:
             failures=tuple(
                 Failure(by=failure.text("by", 64), reason=failure.word("reason"))
                 for failure in members.objects("failures", 16)
+            ),
+            notified=tuple(
+                ShownPush(to=push.text("to", 64), channel=push.word("channel"), outcome=push.word("outcome"))
+                for push in members.objects("notified", _MAX_PUSHES)
             ),
         )
 

@@ -46,6 +46,8 @@ _TALK: Final[Mapping[Stage, str]] = {
     Stage.RING_UNCONFIRMED: "no companion has confirmed the account's members for a week",
     Stage.RELAY_FORGOT_RINGS: "the relay has forgotten rings",
     Stage.SUBMITTED: "request sent, waiting for approval",
+    Stage.NOTIFIED: "your phone has been notified",
+    Stage.NOT_NOTIFIED: "no phone could be notified: open the app",
     Stage.DELIVERED: "a companion has the request",
     Stage.CLAIMED: "approved on a companion",
     Stage.REFUSED: "a companion cannot take it",
@@ -214,6 +216,10 @@ class Ceremony:
                 first=lost["first"], last=lost["last"], given=lost["given"], why_not=lost.get("reason")
             )
             talk(f"{event.elapsed:8.3f} s  {said} [{event.stage}]")
+        elif event.stage is Stage.NOTIFIED and "label" in event.detail:
+            show_progress(f"{event.elapsed:8.3f} s  {quoted(event.detail['label'])} has been notified")
+        elif event.stage is Stage.NOT_NOTIFIED:  # printed also without a terminal: somebody has to act
+            talk(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
         else:
             show_progress(f"{event.elapsed:8.3f} s  {_TALK[event.stage]}")
 

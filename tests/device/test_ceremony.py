@@ -21,6 +21,7 @@ from headless_passkey.ceremony import (
     MAX_ATTEMPTS,
     Ask,
     CeremonyResult,
+    Notified,
     Progress,
     Settled,
     Stage,
@@ -888,6 +889,61 @@ async def test_a_membership_that_nobody_confirmed_is_told_once(bench: Bench) -> 
     assert told.detail == {"companion": "tablet", "label": "the tablet", "days": 9}
 
 
+def pushes(**outcomes: str) -> tuple[Notified, ...]:
+    """By the companion's name; the channel of one that was waiting is its inbox."""
+    return tuple(
+        Notified(
+            companion=name,
+            label=f"the {name}",
+            channel="inbox" if outcome == "waiting" else "fcm",
+            outcome="sent" if outcome == "waiting" else outcome,
+        )
+        for name, outcome in outcomes.items()
+    )
+
+
+PENDING, DELIVERED = RequestState.PENDING, RequestState.DELIVERED
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [
+        ([(PENDING, ())], ["not-notified"]),
+        ([(PENDING, pushes(phone="failed", tablet="gone"))] * 2, ["not-notified"]),
+        ([(PENDING, pushes(phone="pending")), (PENDING, pushes(phone="late"))], ["not-notified"]),
+        ([(PENDING, pushes(phone="pending")), (PENDING, pushes(phone="sent"))], ["the phone"]),
+        ([(PENDING, pushes(phone="sent", tablet="failed"))] * 2, ["the phone"]),
+        ([(PENDING, pushes(phone="sent", tablet="sent"))], ["the phone", "the tablet"]),
+        ([(PENDING, pushes(phone="waiting"))], []),
+        ([(DELIVERED, ())], []),
+        ([(PENDING, None)], []),
+    ],
+    ids=[
+        "no channel",
+        "all failed",
+        "failed later",
+        "sent",
+        "one of two",
+        "both",
+        "waiting",
+        "delivered",
+        "unknown",
+    ],
+)
+async def test_who_was_notified_is_told_once_and_that_nobody_was(
+    bench: Bench, steps: list[tuple[RequestState, tuple[Notified, ...] | None]], told: list[str]
+) -> None:
+    events: list[StageEvent] = []
+    for state, notified in steps:
+        bench.carrier.states.put_nowait(Progress(state=state, notified=notified))
+    bench.carrier.states.put_nowait(NotApproved(Outcome.DECLINED, "over"))
+    with pytest.raises(NotApproved):
+        await bench.sign_in(on_stage=events.append)
+    about = [event for event in events if event.stage in (Stage.NOTIFIED, Stage.NOT_NOTIFIED)]
+    assert [event.detail.get("label", str(event.stage)) for event in about] == told
+    assert all(event.detail["channel"] == "fcm" for event in about if event.stage is Stage.NOTIFIED)
+
+
 @pytest.mark.threat("T16")
 async def test_rings_that_the_relay_has_forgotten_are_told_once(bench: Bench) -> None:
     events: list[StageEvent] = []
@@ -1152,6 +1208,8 @@ async def test_a_radio_that_ends_after_an_advert_that_leads_nowhere_is_a_transpo
 WITH_RELAY = (
     Stage.RING_UNCONFIRMED,
     Stage.RELAY_FORGOT_RINGS,
+    Stage.NOTIFIED,
+    Stage.NOT_NOTIFIED,
     Stage.DELIVERED,
     Stage.CLAIMED,
     Stage.REFUSED,

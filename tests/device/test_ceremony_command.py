@@ -35,6 +35,22 @@ def test_a_membership_that_nobody_confirms_is_told_also_without_a_terminal(
     assert (told["stage"], told["days"]) == ("ring-unconfirmed", 9)
 
 
+def test_that_nobody_could_be_notified_is_told_also_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    event = StageEvent(stage=Stage.NOT_NOTIFIED, elapsed=0.25)
+    ceremony()._on_stage(event)
+    assert capsys.readouterr().err == "   0.250 s  no phone could be notified: open the app\n"
+
+
+def test_who_was_notified_is_told_to_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    detail: StageDetail = {"companion": "x" * 43, "label": "Ada's phone", "channel": "fcm"}
+    ceremony("--json")._on_stage(StageEvent(stage=Stage.NOTIFIED, elapsed=0.25, detail=detail))
+    told = json.loads(capsys.readouterr().err)
+    del told["at"]
+    assert told == {"stage": "notified", "elapsed": 0.25, **detail}
+
+
 @pytest.mark.threat("T16")
 @pytest.mark.parametrize(
     ("detail", "said"),

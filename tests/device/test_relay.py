@@ -499,6 +499,7 @@ STATUS: Mapping[str, Any] = {
     "ring": {"version": 1, "hash": base64url(bytes(32))},
     "reason": None,
     "failures": [],
+    "notified": [],
 }
 
 
@@ -541,7 +542,12 @@ def test_a_companion_that_refuses_for_the_clocks_says_what_to_do() -> None:
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("reason", ["\x1b[2J", "a\u202eb", "a\nb", "Declined", "x" * 65, ""], ids=ascii)
 def test_a_reason_that_is_no_word_is_refused_and_reaches_no_terminal(reason: str) -> None:
-    for changes in ({"reason": reason}, {"failures": [{"by": "x", "reason": reason}]}):
+    for changes in (
+        {"reason": reason},
+        {"failures": [{"by": "x", "reason": reason}]},
+        {"notified": [{"to": "x", "channel": reason, "outcome": "sent"}]},
+        {"notified": [{"to": "x", "channel": "fcm", "outcome": reason}]},
+    ):
         with pytest.raises(RemoteProtocolError) as caught:
             status(state="failed", **changes)
         assert "\x1b" not in str(caught.value)

@@ -57,7 +57,8 @@ async def test_a_registered_user_signs_in_and_the_session_works_at_the_relying_p
     assert "on a device" in shown
     # what the relay tells and what the radio hears race
     told = [stage for stage in device.stages if stage in ("delivered", "claimed", "opened")]
-    heard = [stage for stage in device.stages if stage not in told]
+    # whether the companion waits at its inbox already when the request comes is a race too
+    heard = [stage for stage in device.stages if stage not in (*told, "not-notified")]
     assert told == ["delivered", "claimed", "opened"][: len(told)]
     assert heard == [
         *("prepared", "submitted", "advert-heard", "tunnel-joined"),
