@@ -92,6 +92,11 @@ class Dispatcher:
     def channels(self) -> Mapping[Kind, Channel]:
         return {kind: lane.channel for kind, lane in self._lanes.items()}
 
+    @property
+    def failing(self) -> Mapping[Kind, int]:
+        """How many services of each kind are left alone for a while, since they fail."""
+        return {kind: lane.failing for kind, lane in self._lanes.items()}
+
     def __len__(self) -> int:
         """How many orders are not told yet."""
         return sum(map(len, self._lanes.values()))
@@ -156,6 +161,10 @@ class _Lane:
 
     def __len__(self) -> int:
         return len(self._jobs)
+
+    @property
+    def failing(self) -> int:
+        return sum(circuit.is_broken for circuit in self._circuits.values())
 
     def put(self, order: Order) -> None:
         if self._closed:
@@ -347,12 +356,12 @@ class _Circuit:
         self._open_until, self._pause, self._probing = 0.0, FIRST_PAUSE, False
 
     @property
-    def _broken(self) -> bool:
+    def is_broken(self) -> bool:
         return self._failures >= FAILURES and len(self._accounts) >= ACCOUNTS
 
     def closed_for(self, now: float) -> float:
         """Seconds until the service is worth an attempt; 0 now, and then the caller makes it."""
-        if not self._broken:
+        if not self.is_broken:
             return 0.0
         if now < self._open_until:
             return self._open_until - now
@@ -369,7 +378,7 @@ class _Circuit:
         self._failures += 1
         if len(self._accounts) < ACCOUNTS:
             self._accounts |= {account}
-        if self._broken and now >= self._open_until:
+        if self.is_broken and now >= self._open_until:
             self._open_until = now + self._pause
             self._pause, self._probing = min(2 * self._pause, LAST_PAUSE), False
 

@@ -248,6 +248,8 @@ class RelayEndpoints:
             held_calls=lambda: len(self.held_requests),
             transactions=lambda: len(self._transactions),
             used_proofs=lambda: len(self._used_proofs),
+            pushes=lambda: len(self._notifier.in_flight),
+            failing_services=lambda: sum(self._notifier.failing.values()),
         )
         self.follow(self.metrics.follow)
 
@@ -256,7 +258,8 @@ class RelayEndpoints:
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         await self._readiness.check()
-        return _json({"status": "ready"}, 200)
+        channels = {kind: "failing" if failing else "ok" for kind, failing in self._notifier.failing.items()}
+        return _json({"status": "ready", "channels": channels}, 200)
 
     # Rings and accounts
 

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from companion_push.push.channel import Purpose, PushOutcome
 from companion_push.relay.mailbox import HELD, LIVE
 from companion_push.relay.operations import Answer, Change
 from companion_push.relay.problems import Problem
@@ -17,8 +18,15 @@ from headless_passkey.request import RequestState
 
 RECEIVED: Final = "received"
 STORED: Final = "stored"
+PUSHED: Final = "pushed"  # a push service has taken a push for it; one request may be pushed several times
 RELEASED: Final = "released"  # the claim was given back, or its lease is over
-MILESTONES: Final = (RECEIVED, STORED, *(state for state in RequestState if state != "pending"), RELEASED)
+MILESTONES: Final = (
+    RECEIVED,
+    STORED,
+    PUSHED,
+    *(state for state in RequestState if state != "pending"),
+    RELEASED,
+)
 _AGES: Final = (1, 2, 5, 10, 20, 30, 60, 120, 300)
 _TIMED: Final = (RequestState.DELIVERED, RequestState.CLAIMED, RequestState.COMPLETED)
 
@@ -34,6 +42,8 @@ class RelayMetrics:
         held_calls: Callable[[], int],
         transactions: Callable[[], int],
         used_proofs: Callable[[], int],
+        pushes: Callable[[], int],
+        failing_services: Callable[[], int],
     ) -> None:
         """clock: Unix seconds. The others give a number of now."""
         self._clock = clock
@@ -71,6 +81,15 @@ class RelayMetrics:
         Gauge("held_calls", "Calls that wait for news.", **place).set_function(held_calls)
         Gauge("transactions", "Transactions that run or wait.", **place).set_function(transactions)
         Gauge("used_proofs", "Ids of proofs that are remembered.", **place).set_function(used_proofs)
+        self._pushes = Counter(
+            "pushes", "Pushes by channel, purpose and outcome.", ["channel", "purpose", "outcome"], **place
+        )
+        Gauge("pushes_under_way", "Pushes without an outcome.", **place).set_function(pushes)
+        Gauge(
+            "push_services_failing",
+            "Push services that are left alone for a while, since they fail.",
+            **place,
+        ).set_function(failing_services)
         for milestone in MILESTONES:  # there from the start, so that their rates are right
             self._requests.labels(milestone)
 
@@ -86,6 +105,10 @@ class RelayMetrics:
                 self._requests.labels(milestone).inc()
             if milestone in _TIMED:
                 self._ages.labels(milestone).observe(max(0.0, self._clock() - change.request.submitted_at))
+        for kind, purpose, outcome in answer.outcomes:
+            self._pushes.labels(kind, purpose, outcome).inc()
+            if purpose is Purpose.REQUEST and outcome is PushOutcome.SENT:
+                self._requests.labels(PUSHED).inc()
 
     def transacted(self, seconds: float) -> None:
         self._store.observe(seconds)

@@ -54,6 +54,11 @@ class Notifier:
         return self._dispatcher.channels
 
     @property
+    def failing(self) -> Mapping[Kind, int]:
+        """How many services of each kind are left alone for a while, since they fail."""
+        return self._dispatcher.failing
+
+    @property
     def in_flight(self) -> Collection[int]:
         """The numbers of the pushes whose outcome is not stored yet. The store's thread may look."""
         return self._in_flight

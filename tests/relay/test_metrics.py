@@ -10,6 +10,7 @@ import aiohttp
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from companion_push.push.channel import Delivery, Kind, PushOutcome
 from companion_push.relay import operations
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
@@ -18,7 +19,9 @@ from companion_push.relay.problems import Slug
 from companion_push.serving import metrics as serving_metrics
 from headless_passkey.text.base64url import base64url
 from tests.programs import running
+from tests.push.recording import RecordingChannel
 from tests.relay.household import SEALED, Household, Relay, fresh_id, rates, running_relay
+from tests.relay.test_notifying import House, registers, token
 from tests.test_architecture import loaded_by
 
 SOON = 60.0  # seconds: a safety net
@@ -167,6 +170,25 @@ async def test_store_proofs_and_event_loop_are_measured(
         async with asyncio.timeout(SOON):
             while not registry.get_sample_value("companion_push_loop_lag_seconds_count"):
                 await home.companions[0].inbox()
+
+
+async def test_pushes_are_counted_by_channel_purpose_and_outcome(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    fcm = RecordingChannel(Kind.FCM, Delivery(outcome=PushOutcome.GONE))
+    async with running_relay(tmp_path / "relay.sqlite3", registry=registry, channels=[fcm]) as relay:
+        house = House(relay, fcm, await relay.household())
+        for caller in house.home.companions:
+            await registers(caller)
+        name = fresh_id()
+        await house.home.devices[0].submit(*house.home.companions, name=name)
+        await house.settled(name)
+        for outcome in ("sent", "gone"):
+            labels = {"channel": "fcm", "purpose": "request", "outcome": outcome}
+            assert registry.get_sample_value("companion_push_relay_pushes_total", labels) == 1
+        assert counted(registry) == {"received": 1, "stored": 1, "pushed": 1}
+        assert registry.get_sample_value("companion_push_relay_push_services_failing") == 0
+        text = generate_latest(registry).decode()
+        assert not any(token(caller) in text for caller in house.home.companions)
 
 
 LABEL = re.compile(r'(\w+)="([^"]*)"')

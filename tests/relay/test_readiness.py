@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from companion_push.push.channel import Fcm, Kind, PushOutcome
 from companion_push.relay import operations, readiness
+from companion_push.relay.app import RELAY
 from companion_push.relay.operations import Answer, Call
+from tests.push.recording import RecordingChannel
 from tests.relay.household import Relay, Reply, running_relay
 
 SOON = 60.0  # seconds: a safety net
@@ -21,7 +24,7 @@ async def ready(relay: Relay) -> Reply:
 
 async def test_a_relay_whose_store_answers_is_ready(relay: Relay) -> None:
     reply = await ready(relay)
-    assert (reply.status, reply.body) == (200, {"status": "ready"})
+    assert (reply.status, reply.body) == (200, {"status": "ready", "channels": {}})
     assert reply.headers["Cache-Control"] == "no-store"
 
 
@@ -80,3 +83,15 @@ async def test_strangers_who_ask_at_once_cost_one_read_of_the_store(
         replies.append(await ready(relay))
         assert {reply.status for reply in replies} == {200}
     assert len(reads) == 1
+
+
+async def test_a_push_service_that_fails_is_shown_and_makes_no_relay_unready(tmp_path: Path) -> None:
+    fcm = RecordingChannel(Kind.FCM)
+    async with running_relay(tmp_path / "s", channels=[fcm]) as relay:
+        assert (await ready(relay)).body == {"status": "ready", "channels": {"fcm": "ok"}}
+        lane = relay.app[RELAY]._notifier._dispatcher._lanes[Kind.FCM]
+        circuit = lane._circuit(Fcm(app="app.example", token="t"))
+        for number in range(10):
+            circuit.note(PushOutcome.FAILED, b"%d" % number, asyncio.get_running_loop().time())
+        reply = await ready(relay)
+        assert (reply.status, reply.body) == (200, {"status": "ready", "channels": {"fcm": "failing"}})
