@@ -19,7 +19,7 @@ from relying_party.core.operations import Operation, OperationKind
 from relying_party.core.sessions import Session
 from relying_party.errors import NotFound, NotSignedIn
 from relying_party.http.answers import account_json, json_answer, set_cookie
-from relying_party.http.request import STATE, State, account_holder, json_body, spend_step_up
+from relying_party.http.request import STATE, SignedIn, State, account_holder, json_body, spend_step_up
 
 REMOVAL_ID_SIZE: Final = 16
 
@@ -85,10 +85,9 @@ async def call_off(request: web.Request) -> web.Response:
 async def end_session(request: web.Request) -> web.Response:
     state = request.app[STATE]
     _, found = await account_holder(request, state)
-    named, own = _named(request), found.session.session_id
-    if named == own:
-        await state.store.end_session(found.user.handle, own)
-        return _signed_out(state, found.session)
+    named = _named(request)
+    if named == found.session.session_id:
+        return await end_own_session(state, found)
     await spend_step_up(state, found.session, Operation(kind=OperationKind.END_SESSION, target=named))
     if not await state.store.end_sessions(named, by=found.session, now=state.clock()):
         raise NotFound("no such session")
@@ -101,6 +100,12 @@ async def end_other_sessions(request: web.Request) -> web.Response:
     await spend_step_up(state, found.session, Operation(kind=OperationKind.END_OTHER_SESSIONS))
     await state.store.end_sessions(None, by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)
+
+
+async def end_own_session(state: State, found: SignedIn) -> web.Response:
+    """End the session of a request, and take a browser's cookie back."""
+    await state.store.end_session(found.user.handle, found.session.session_id)
+    return _signed_out(state, found.session)
 
 
 async def require_target(state: State, user: User, operation: Operation) -> None:

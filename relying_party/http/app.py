@@ -437,12 +437,8 @@ async def get_session(request: web.Request) -> web.Response:
 
 async def delete_session(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, found = await signed_in(request, state)
-    await state.store.end_session(found.user.handle, found.session.session_id)
-    response = web.Response(status=204)
-    if caller.kind is ClientKind.WEB:
-        set_cookie(state.config, response, "", lifetime=0)
-    return response
+    _, found = await signed_in(request, state)
+    return await account.end_own_session(state, found)
 
 
 async def refresh_session(request: web.Request) -> web.Response:
