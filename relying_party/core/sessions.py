@@ -68,6 +68,11 @@ class Session:
     )  # of the last refresh token whose answer has arrived
     confirmed_at: int | None = None  # when its arrival was seen
 
+    @property
+    def caller(self) -> Caller:
+        """Who uses the session, with the kind of client and the label that it began with."""
+        return Caller(kind=self.client_kind, key_thumbprint=self.key_thumbprint, label=self.label)
+
     def belongs_to(self, caller: Caller) -> bool:
         """Whether `caller` may use the session: a browser's session a browser, a bound one its key."""
         return (self.client_kind.proves_key, self.key_thumbprint) == (

@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 
 async def get_account(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state, reads=True)
+    found = await account_holder(request, state, reads=True)
     return await _account(state, found.user, found.session)
 
 
 async def rename_user(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     name = parse_display_name(await json_body(request))
     await spend_step_up(state, found.session, Operation(kind=OperationKind.RENAME_USER, name=name))
     await state.store.rename_user(name, by=found.session, now=state.clock())
@@ -43,7 +43,7 @@ async def rename_user(request: web.Request) -> web.Response:
 
 async def rename_credential(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     label, named = parse_label(await json_body(request)), _named(request)
     operation = Operation(kind=OperationKind.RENAME_PASSKEY, target=named, name=label)
     await spend_step_up(state, found.session, operation)
@@ -53,7 +53,7 @@ async def rename_credential(request: web.Request) -> web.Response:
 
 async def remove_credential(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     named = _named(request)
     await spend_step_up(state, found.session, Operation(kind=OperationKind.REMOVE_PASSKEY, target=named))
     removal = await state.store.remove_credential(
@@ -64,7 +64,7 @@ async def remove_credential(request: web.Request) -> web.Response:
 
 async def remove_user(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     await spend_step_up(state, found.session, Operation(kind=OperationKind.DELETE_ACCOUNT))
     removal = await state.store.remove_user(
         removal_id=state.random(REMOVAL_ID_SIZE), by=found.session, now=state.clock()
@@ -77,14 +77,14 @@ async def remove_user(request: web.Request) -> web.Response:
 
 async def call_off(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     await state.store.call_off(_named(request), by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)
 
 
 async def end_session(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     named = _named(request)
     if named == found.session.session_id:
         return await end_own_session(state, found)
@@ -96,7 +96,7 @@ async def end_session(request: web.Request) -> web.Response:
 
 async def end_other_sessions(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     await spend_step_up(state, found.session, Operation(kind=OperationKind.END_OTHER_SESSIONS))
     await state.store.end_sessions(None, by=found.session, now=state.clock())
     return await _account(state, found.user, found.session)

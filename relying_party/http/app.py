@@ -14,7 +14,6 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Final
@@ -300,7 +299,7 @@ async def registration_options(request: web.Request) -> web.Response:
             state.registrations.take(request.remote or "", now=state.clock())
             raise UserExists("sign in as that user to add a passkey")
         refuse_device(found.session)
-        caller = replace(caller, kind=found.session.client_kind)
+        caller = found.session.caller
         credentials = await state.store.credentials_of(user.handle, now=state.clock())
         if len(credentials) >= MAX_PASSKEYS:  # before a passkey is made that the store would refuse
             raise TooManyPasskeys("remove another one before")
@@ -384,11 +383,11 @@ async def authentication_result(request: web.Request) -> web.Response:
 async def step_up_options(request: web.Request) -> web.Response:
     """Begin a step-up for one operation: the user of the session must use one of their passkeys for it."""
     state = request.app[STATE]
-    caller, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     operation = parse_step_up_options(await json_body(request))
     await account.require_target(state, found.user, operation)
     begun = state.ceremonies.begin_authentication(
-        replace(caller, kind=found.session.client_kind),
+        found.session.caller,
         expected=found.user.handle,
         allowed=_descriptors(await state.store.credentials_of(found.user.handle, now=state.clock())),
         now=state.clock(),
@@ -402,11 +401,11 @@ async def step_up_options(request: web.Request) -> web.Response:
 
 async def step_up_result(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    caller, found = await account_holder(request, state)
+    found = await account_holder(request, state)
     ceremony, response = parse_authentication_result(await json_body(request))
     now, session = state.clock(), found.session
     credential, done = await _authenticated(
-        state, caller, ceremony, response, now=now, session_id=session.session_id
+        state, session.caller, ceremony, response, now=now, session_id=session.session_id
     )
     if done.operation is None:
         raise VerificationFailed(Check.PURPOSE)
@@ -430,14 +429,14 @@ async def step_up_result(request: web.Request) -> web.Response:
 
 
 async def get_session(request: web.Request) -> web.Response:
-    _, found = await signed_in(request, request.app[STATE], reads=True)
+    found = await signed_in(request, request.app[STATE], reads=True)
     audience = request.app[STATE].config.resources
     return json_answer(session_json(found.session, found.user, audience=audience))
 
 
 async def delete_session(request: web.Request) -> web.Response:
     state = request.app[STATE]
-    _, found = await signed_in(request, state)
+    found = await signed_in(request, state)
     return await account.end_own_session(state, found)
 
 

@@ -143,22 +143,20 @@ async def _seen(state: State, session: Session, user: User) -> SignedIn | None:
     return SignedIn(session=known or session, user=user)
 
 
-async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> tuple[Caller, SignedIn]:
+async def signed_in(request: web.Request, state: State, *, reads: bool = False) -> SignedIn:
     """Authenticate caller and session; `NotSignedIn` without a session."""
     caller, token = await caller_of(request, state, reads=reads)
     found = await session_of(state, caller, token)
     if found is None:
         raise NotSignedIn("there is none, or it has ended")
-    return caller, found
+    return found
 
 
-async def account_holder(
-    request: web.Request, state: State, *, reads: bool = False
-) -> tuple[Caller, SignedIn]:
+async def account_holder(request: web.Request, state: State, *, reads: bool = False) -> SignedIn:
     """Authenticate a user who may manage their account: in a browser or an app, not in a session that began on a device."""
-    caller, found = await signed_in(request, state, reads=reads)
+    found = await signed_in(request, state, reads=reads)
     refuse_device(found.session)
-    return caller, found
+    return found
 
 
 def refuse_device(session: Session) -> None:
