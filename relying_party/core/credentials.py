@@ -47,15 +47,15 @@ class Credential:
 
     credential_id: bytes = field(repr=False)
     user_handle: bytes = field(repr=False)
-    attested_data: bytes = field(repr=False)  # AAGUID, credential id and COSE public key, as attested
+    attested_data: bytes = field(repr=False)  # AAGUID, credential id and COSE public key, canonical
     aaguid: bytes  # 16 bytes
     algorithm: int  # COSE
     sign_count: int
     backup_eligible: bool  # changes only as `BackupEligibility` allows
     backed_up: bool
     transports: tuple[str, ...]
-    attestation_object: bytes = field(repr=False)  # for a later audit
-    client_data_hash: bytes = field(repr=False)  # of the attestation signature
+    attestation_object: bytes = field(repr=False)  # canonical, without the statement: format "none"
+    client_data_hash: bytes = field(repr=False)  # SHA-256 of the registration's client data
     created_at: int  # Unix seconds, as all times here
     last_used_at: int | None = None
     counter_anomalies: int = 0  # sign-ins whose counter did not increase: a risk signal
