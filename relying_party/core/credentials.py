@@ -93,7 +93,8 @@ class Registered:
 class CredentialStore(Protocol):
     """The interface of a store for users, credentials and sessions.
 
-    `now` is Unix seconds. A method that has it finds every removal that is due by then done. `by` is the session in which a
+    `now` is Unix seconds. A method that reads users, passkeys or sessions, or that removes or calls off, finds every
+    removal that is due by then done. `by` is the session in which a
     change is made; its user is who is changed, and the change is noted for their other sessions.
     """
 
