@@ -334,11 +334,10 @@ class SqliteStore:
     async def end_sessions(self, session_id: bytes | None, *, by: Session, now: float) -> int:
         def work(connection: sqlite3.Connection) -> int:
             rows = connection.execute(
-                """SELECT * FROM sessions WHERE user_handle = ? AND session_id <> ? AND session_id = coalesce(?, session_id)""",
+                """DELETE FROM sessions WHERE user_handle = ? AND session_id <> ? AND session_id = coalesce(?, session_id)
+                RETURNING label""",
                 (by.user_handle, by.session_id, session_id),
             ).fetchall()
-            for row in rows:
-                connection.execute("DELETE FROM sessions WHERE session_id = ?", (row["session_id"],))
             if rows:
                 name = rows[0]["label"] if session_id is not None else None
                 _note(connection, ChangeKind.SESSIONS_ENDED, name, by=by, now=now)
