@@ -53,7 +53,6 @@ from relying_party.errors import (
     LastCredential,
     NotFound,
     ProofInvalid,
-    RequestRefused,
     SetupError,
     StoreUnavailable,
     TooManyPasskeys,
@@ -457,7 +456,7 @@ class SqliteStore:
     async def take_proof(self, proof: Proof, *, now: float) -> str:
         key = await self._nonce_key()
 
-        def work(connection: sqlite3.Connection) -> str | RequestRefused:
+        def work(connection: sqlite3.Connection) -> str | UseDpopNonce:
             row = connection.execute("SELECT * FROM proof_step").fetchone()
             known = Step(number=row["number"], began=row["began"], used=row["used"])
             step = known.at(now)
@@ -479,7 +478,7 @@ class SqliteStore:
             return nonce
 
         outcome = await self._transaction(work, writes=True)
-        if isinstance(outcome, RequestRefused):
+        if isinstance(outcome, UseDpopNonce):
             raise outcome
         return outcome
 
