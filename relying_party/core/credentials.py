@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from relying_party.core.removals import Aged, Change, Removal
+from relying_party.core.removals import Aged, Change, Removal, may_call_off
 from relying_party.core.sessions import Session
 
 if TYPE_CHECKING:  # a proof is verified with libraries that reading the command line does without
@@ -88,6 +88,10 @@ class Registered:
     sessions: tuple[Session, ...]
     removals: tuple[Removal, ...] = ()  # the one that takes effect first in front
     changes: tuple[Change, ...] = ()  # newest first
+
+    def may_call_off(self, removal: Removal, session: Session) -> bool:
+        """Whether a session may call one of the removals off (`relying_party.core.removals`)."""
+        return may_call_off(removal, [one.aged() for one in self.credentials], session.credential_id)
 
 
 class CredentialStore(Protocol):

@@ -10,7 +10,7 @@ from aiohttp import web
 from relying_party.config import Config
 from relying_party.core.credentials import Credential, Registered, User
 from relying_party.core.encoding import base64url
-from relying_party.core.removals import Removal, may_call_off
+from relying_party.core.removals import Removal
 from relying_party.core.sessions import Session
 from relying_party.errors import (
     ProofClock,
@@ -97,14 +97,13 @@ def credential_json(credential: Credential) -> dict[str, Any]:
 
 
 def _removal(removal: Removal, registered: Registered, current: Session) -> dict[str, Any]:
-    ages = [one.aged() for one in registered.credentials]
     return {
         "id": base64url(removal.removal_id),
         "credential_id": None if removal.credential_id is None else base64url(removal.credential_id),
         "asked_by": base64url(removal.asked_by),
         "asked_at": removal.asked_at,
         "due_at": removal.due_at,
-        "may_call_off": may_call_off(removal, ages, current.credential_id),
+        "may_call_off": registered.may_call_off(removal, current),
     }
 
 

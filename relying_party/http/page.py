@@ -18,7 +18,7 @@ from relying_party.config import Config
 from relying_party.core.callers import ClientKind
 from relying_party.core.credentials import Credential, Registered, User
 from relying_party.core.encoding import base64url
-from relying_party.core.removals import Change, ChangeKind, Removal, may_call_off
+from relying_party.core.removals import Change, ChangeKind, Removal
 from relying_party.core.sessions import Session
 
 _KINDS: Final = {
@@ -136,9 +136,8 @@ def _removal(removal: Removal, own: Registered, current: Session) -> str:
     name = None if removal.credential_id is None else names.get(removal.credential_id, "Passkey")
     what = "Your account is" if name is None else f"The passkey “{escape(name)}” is"
     asked_by = names.get(removal.asked_by, "a passkey that is gone")
-    ages = [one.aged() for one in own.credentials]
     about = {"id": base64url(removal.removal_id), "name": name or "your account"}
-    if may_call_off(removal, ages, current.credential_id):
+    if own.may_call_off(removal, current):
         then = _button("call-off", "Keep it", about, spoken=f"Keep {about['name']}")
     else:
         then = "<p>To keep it, sign in with a passkey that is older than that one.</p>"
