@@ -126,15 +126,14 @@ def stepped_up(
     random: RandomBytes,
     issue: IssueToken | None = None,
 ) -> Opened:
-    """Step a session up after another use of a passkey: it gets new tokens, as after a sign-in."""
+    """Step a session up after another use of a passkey: `auth_time` and end are as after a sign-in, and the tokens new."""
     renewed = replace(
         session,
         credential_id=credential_id,
         auth_time=int(now),
         ends_at=_end(session.client_kind, now, lifetimes),
-        previous_refresh_hash=None,
     )
-    return _with_new_tokens(renewed, now=now, lifetimes=lifetimes, random=random, issue=issue)
+    return rotated(renewed, now=now, lifetimes=lifetimes, random=random, issue=issue)
 
 
 def rotated(
@@ -145,7 +144,7 @@ def rotated(
     random: RandomBytes,
     issue: IssueToken | None = None,
 ) -> Opened:
-    """Give a session new tokens and change nothing else: its passkey, times and end stay."""
+    """Give a session new tokens, with a new expiry; its passkey, `auth_time` and end stay. The tokens before are void."""
     return _with_new_tokens(
         replace(session, previous_refresh_hash=None),
         now=now,
