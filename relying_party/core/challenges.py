@@ -101,12 +101,8 @@ class Challenges:
 
     async def take(self, name: str, *, now: float) -> ChallengeRecord:
         """The record, which is gone afterwards; `CeremonyGone` when it already was."""
-        found = self._records.pop(name, None)
-        if found is None:
-            raise CeremonyGone("begin again")
-        record, share = found
-        self._shares.remove(share, name)
-        if record.expires_at <= now:
+        record = self._drop(name) if name in self._records else None
+        if record is None or record.expires_at <= now:
             raise CeremonyGone("begin again")
         return record
 
@@ -118,9 +114,10 @@ class Challenges:
                 return
             self._drop(oldest)
 
-    def _drop(self, name: str) -> None:
-        _, share = self._records.pop(name)
+    def _drop(self, name: str) -> ChallengeRecord:
+        record, share = self._records.pop(name)
         self._shares.remove(share, name)
+        return record
 
 
 class _Shares:
