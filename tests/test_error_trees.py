@@ -50,7 +50,7 @@ GIVEN: dict[str, Any] = {
     "proxy": "proxy.example:3128",
     "slug": "not-found",
     "nonce": "a nonce",
-    "operation": "remove-credential",
+    "operation": "remove-passkey",
     "members": {"a": 1},
     "problems": (Finding.of(Check.CLOCK, TrustError(TrustReason.CLOCK_SKEW, "wrong")),),
     "advice": "mend it",
@@ -58,7 +58,6 @@ GIVEN: dict[str, Any] = {
     "member": "StartDiscovery",
     "now": 1_800_000_000,
     "given": False,
-    "max_age": 300,
     "retry_after": 5,
     "check": relying_party.errors.Check.ORIGIN,
 }
