@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 from aiohttp import web
@@ -82,7 +83,7 @@ def credential_json(credential: Credential) -> dict[str, Any]:
     return {
         "id": base64url(credential.credential_id),
         "label": credential.label,
-        "aaguid": _uuid(credential.aaguid),
+        "aaguid": str(UUID(bytes=credential.aaguid)),
         "algorithm": credential.algorithm,
         "created_at": credential.created_at,
         "last_used_at": credential.last_used_at,
@@ -213,8 +214,3 @@ def set_cookie(config: Config, response: web.Response, value: str, *, lifetime: 
         httponly=True,
         samesite="Lax",
     )
-
-
-def _uuid(value: bytes) -> str:
-    text = value.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

@@ -13,6 +13,7 @@ from importlib import resources
 from string import Template
 from types import MappingProxyType
 from typing import Final
+from uuid import UUID
 
 from relying_party.config import Config
 from relying_party.core.callers import ClientKind
@@ -89,7 +90,7 @@ def render_problem(config: Config, status: int, *, retry_after: int | None = Non
 
 def provider(credential: Credential) -> str:
     """Name a passkey's provider or transport, so that users recognise their passkey."""
-    known = _providers().get(_aaguid(credential.aaguid))
+    known = _providers().get(str(UUID(bytes=credential.aaguid)))
     if known is not None:
         return known
     only_keys = bool(credential.transports) and _SECURITY_KEY.issuperset(credential.transports)
@@ -179,7 +180,7 @@ def _passkey(credential: Credential, *, only: bool) -> str:
     ways = [_WAYS[transport] for transport in credential.transports if transport in _WAYS]
     if ways:
         facts["Works"] = ", ".join(ways)
-    if _aaguid(credential.aaguid) in _providers() and credential.label:
+    if str(UUID(bytes=credential.aaguid)) in _providers() and credential.label:
         facts["Kept by"] = escape(made_by)
     about = {"id": base64url(credential.credential_id), "name": name}
     actions = _button("rename-passkey", "Rename", about, spoken=f"Rename {name}")
@@ -303,11 +304,6 @@ def _other_name(user: User) -> str:
 def _time(seconds: int) -> str:
     moment = datetime.fromtimestamp(seconds, UTC)
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%Y-%m-%d %H:%M} UTC</time>'
-
-
-def _aaguid(value: bytes) -> str:
-    text = value.hex()
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
 def _join(parts: Iterable[str]) -> str:
