@@ -16,6 +16,7 @@ import headless_passkey
 import headless_passkey.errors
 import relying_party
 import relying_party.errors
+from companion_push.serving.rate_limit import Policy
 from headless_passkey.doctor.finding import Check, Finding
 from headless_passkey.errors import (
     CtapError,
@@ -58,6 +59,7 @@ GIVEN: dict[str, Any] = {
     "member": "StartDiscovery",
     "now": 1_800_000_000,
     "given": False,
+    "policy": Policy(name="requests", quota=3, seconds=60),
     "retry_after": 5,
     "check": relying_party.errors.Check.ORIGIN,
 }
