@@ -103,7 +103,9 @@ class Caller:
         async with self.session.request(method, self.url + path, headers=headers, **data) as response:
             if NONCE_HEADER in response.headers:
                 self.kept["nonce"] = response.headers[NONCE_HEADER]
-            return Reply(response.status, await response.json(content_type=None), response.headers)
+            is_endless = response.content_type == "text/event-stream"
+            read = None if is_endless else await response.json(content_type=None)
+            return Reply(response.status, read, response.headers)
 
     def proof(self, method: str, path: str) -> str:
         """A proof with the newest nonce of the relay that is known."""
