@@ -10,7 +10,7 @@ _shtab_companion_push_push_subparsers=(keys check)
 _shtab_companion_push_companion_subparsers=(join invite run members remove rename restore)
 _shtab_companion_push_subparsers=(relay account push tunnel-service phone companion ether completion)
 
-_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --metrics --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --held-per-address --failures-per-address --config --json --log-level)
+_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --metrics --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --held-per-address --failures-per-address --oidc-issuer --oidc-client --oidc-audience --oidc-bound --oidc-ca --config --json --log-level)
 _shtab_companion_push_account_add_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_reset_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_delete_option_strings=(-h --help --store --config --json --log-level)
@@ -36,6 +36,7 @@ _shtab_companion_push_option_strings=(-h --help --version)
 _shtab_companion_push_relay___cert_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___key_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___store_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_relay___oidc_ca_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___config_COMPGEN=_shtab_compgen_files
@@ -113,6 +114,7 @@ _shtab_companion_push_pos_0_choices=(relay account push tunnel-service phone com
 
 _shtab_companion_push_relay__h_nargs=0
 _shtab_companion_push_relay___help_nargs=0
+_shtab_companion_push_relay___oidc_bound_nargs=0
 _shtab_companion_push_relay___json_nargs=0
 _shtab_companion_push_account_add__h_nargs=0
 _shtab_companion_push_account_add___help_nargs=0

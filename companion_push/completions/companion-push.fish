@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -78,6 +78,11 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-pe
 complete -c companion-push -n '_shtab_companion_push_using relay' -l account-requests-per-day -x -d 'of all devices of one account, whose first 5 each are never refused for it (default: 100)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l held-per-address -x -d 'held requests from one network address (default: 256); 0: no limit'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l failures-per-address -x -d 'failed requests a minute from one network address, beyond which only known callers and newcomers with an open ticket or code are served there (default: 600); 0: no limit'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-issuer -x -d 'the issuer, exactly as it names itself'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-client -x -d 'the client that companions are there; repeatable, the first counts'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-audience -x -d 'this relay'"'"'s name there, for access tokens; default: the client, for ID tokens'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-bound -d 'take only tokens that the issuer has bound to the companion'"'"'s key (DPoP)'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the issuer, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'

@@ -31,6 +31,7 @@ from companion_push.identity.authority import (
     Subject,
     TokenRefused,
 )
+from companion_push.identity.openid import OpenIdConnect
 from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
 from companion_push.relay.config import RelayConfig
@@ -111,15 +112,20 @@ def make_app(
 ) -> web.Application:
     """Make the relay of docs/protocol/relay.md. It opens its store when the application starts.
 
-    authority: who knows the people to whom accounts belong; by default `BuiltInAccounts`, which founds accounts with one-time
-    codes only. channels: the push services that it wakes companions by, at most one of a kind; it closes them when the
-    application ends. Without any, companions poll. registry: prometheus-client's, to which the relay adds its metrics; one
-    relay for each. Starting raises `StoreUnusable` or `StoreBusy`.
+    authority: who knows the people to whom accounts belong; by default the issuer of the configuration, or without one
+    `BuiltInAccounts`, which founds accounts with one-time codes only. channels: the push services that it wakes companions
+    by, at most one of a kind; it closes them when the application ends. Without any, companions poll. registry:
+    prometheus-client's, to which the relay adds its metrics; one relay for each. Starting raises `StoreUnusable` or
+    `StoreBusy`.
     """
+    if authority is not None and config.openid is not None:
+        raise UsageError("openid: there is another authority")
+    if authority is None:
+        authority = (
+            BuiltInAccounts() if config.openid is None else OpenIdConnect(config.openid, clock=config.clock)
+        )
     app = web.Application(middlewares=[_answer_problems], handler_args={"logger": http_logger})
-    app[RELAY] = relay = RelayEndpoints(
-        config, channels, authority=BuiltInAccounts() if authority is None else authority
-    )
+    app[RELAY] = relay = RelayEndpoints(config, channels, authority=authority)
     app.cleanup_ctx.append(_opened_store)
     if registry is not None:
         relay.measure(registry)

@@ -5,6 +5,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
 from companion_push.serving.options import (
@@ -71,6 +72,23 @@ def add_parser(subparsers: Any) -> None:
         help="failed requests a minute from one network address, beyond which only known callers and newcomers with an "
         "open ticket or code are served there (default: 600); 0: no limit",
     )  # fmt: skip
+    openid = parser.titled_group(
+        "accounts that are founded by an OpenID Connect sign-in, beside those with codes"
+    )
+    openid.add_argument("--oidc-issuer", metavar="URL", help="the issuer, exactly as it names itself")
+    openid.add_argument(
+        "--oidc-client", metavar="ID", action="append", help="the client that companions are there; repeatable, the first counts"
+    )  # fmt: skip
+    openid.add_argument(
+        "--oidc-audience", metavar="NAME",
+        help="this relay's name there, for access tokens; default: the client, for ID tokens",
+    )  # fmt: skip
+    openid.add_argument(
+        "--oidc-bound", action="store_true", help="take only tokens that the issuer has bound to the companion's key (DPoP)"
+    )  # fmt: skip
+    openid.add_argument(
+        "--oidc-ca", metavar="FILE", type=Path, help="PEM file of roots to believe for the issuer, instead of the system's"
+    )  # fmt: skip
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
     parser.set_defaults(main=serve)
 
@@ -122,4 +140,21 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         ),
         held_per_address=args.held_per_address,
         failures_per_address=args.failures_per_address,
+        openid=_openid(args),
+    )
+
+
+def _openid(args: argparse.Namespace) -> OpenIdSettings | None:
+    if args.oidc_issuer is None:
+        if args.oidc_client or args.oidc_audience or args.oidc_bound or args.oidc_ca:
+            raise UsageError("the other options of OpenID Connect need --oidc-issuer")
+        return None
+    if not args.oidc_client:
+        raise UsageError("--oidc-issuer needs --oidc-client")
+    return OpenIdSettings(
+        issuer=args.oidc_issuer,
+        audience=args.oidc_audience or args.oidc_client[0],
+        clients=tuple(args.oidc_client),
+        require_bound=args.oidc_bound,
+        ca=args.oidc_ca,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
 from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import RemoteProtocolError, UsageError
@@ -32,6 +33,7 @@ class RelayConfig:
     failures_per_address: int = (
         600  # failed requests a minute, before signatures are verified for known callers only; 0: no limit
     )
+    openid: OpenIdSettings | None = None  # whose tokens found accounts; None: one-time codes only
     clock: Callable[[], float] = time.time  # Unix seconds
 
     def __post_init__(self) -> None:
@@ -43,6 +45,8 @@ class RelayConfig:
         check_bounds(self, "failures_per_address", lowest=0)
         if not isinstance(self.quota, Quota):
             raise UsageError("quota: expected a Quota")
+        if not isinstance(self.openid, OpenIdSettings | None):
+            raise UsageError("openid: expected OpenIdSettings")
         if not callable(self.clock):
             raise UsageError("clock: expected a function that returns Unix seconds")
         try:

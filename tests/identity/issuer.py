@@ -1,0 +1,108 @@
+"""An OpenID Connect issuer on loopback, which signs whatever it is asked for: honest tokens and hostile ones."""
+
+import hmac
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiohttp import web
+from joserfc import jws
+from joserfc.jwk import ECKey, RSAKey
+
+from companion_push.serving.http_server import Runner
+from headless_passkey.text.base64url import base64url
+
+NOW = 1_800_000_000
+KEY = base64url(bytes(32))  # the name of a caller's key
+OTHER_KEY = base64url(b"\1" * 32)
+
+
+def ec_key(kid: str, curve: str = "P-256") -> ECKey:
+    return ECKey.generate_key(curve, {"kid": kid})
+
+
+def rsa_key(kid: str, bits: int = 2048) -> RSAKey:
+    return RSAKey.generate_key(bits, {"kid": kid})
+
+
+@dataclass
+class Issuer:
+    """An issuer, its keys, and how often it was asked for them."""
+
+    url: str = ""
+    keys: list[Any] = field(default_factory=lambda: [ec_key("first")])
+    asked: int = 0
+    metadata: dict[str, Any] = field(default_factory=dict)  # that differ from those of an honest one
+    answer: web.Response | None = None  # in place of the JWK set
+    more: list[dict[str, Any]] = field(default_factory=list)  # keys beside its own
+
+    def claims(self, **changes: Any) -> dict[str, Any]:
+        """The claims of an ID token of a moment ago; a change to None leaves one out."""
+        claims = {
+            "iss": self.url,
+            "sub": "17",
+            "aud": "companion",
+            "iat": NOW - 5,
+            "exp": NOW + 300,
+            "auth_time": NOW - 20,
+            "preferred_username": "anna",
+        }
+        return {name: value for name, value in (claims | changes).items() if value is not None}
+
+    def token(
+        self,
+        *,
+        key: Any = None,
+        alg: str = "ES256",
+        header: dict[str, Any] | None = None,
+        **changes: Any,
+    ) -> str:
+        """A signed token. key: by default the newest. header: changes of the JWS header."""
+        key = key or self.keys[-1]
+        protected = {"alg": alg, "kid": key.kid, "typ": "JWT"} | (header or {})
+        protected = {name: value for name, value in protected.items() if value is not None}
+        registry = jws.JWSRegistry(algorithms=[alg], strict_check_header=False)
+        return jws.serialize_compact(
+            protected, json.dumps(self.claims(**changes)).encode(), key, registry=registry
+        )
+
+    def unsigned(self, **changes: Any) -> str:
+        """A token of the algorithm ``none``."""
+        header = base64url(json.dumps({"alg": "none", "typ": "JWT"}).encode())
+        return f"{header}.{base64url(json.dumps(self.claims(**changes)).encode())}."
+
+    def confused(self) -> str:
+        """A token that is signed by HS256 with the bytes of the public key as the secret (key confusion)."""
+        header = base64url(json.dumps({"alg": "HS256", "kid": self.keys[-1].kid, "typ": "JWT"}).encode())
+        signed = f"{header}.{base64url(json.dumps(self.claims()).encode())}"
+        secret = self.keys[-1].as_pem(private=False)
+        return f"{signed}.{base64url(hmac.digest(secret, signed.encode(), 'sha256'))}"
+
+    async def _metadata(self, _request: web.Request) -> web.Response:
+        self.asked += 1
+        return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys"} | self.metadata)
+
+    async def _keys(self, _request: web.Request) -> web.Response:
+        if self.answer is not None:
+            return web.Response(status=self.answer.status, headers=self.answer.headers, body=self.answer.body)
+        keys = [key.as_dict(private=False) for key in self.keys]
+        return web.json_response({"keys": keys + self.more})
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Issuer"]:
+        app = web.Application()
+        app.router.add_get("/.well-known/openid-configuration", self._metadata)
+        app.router.add_get("/keys", self._keys)
+        app.router.add_get("/elsewhere", self._keys)
+        runner = Runner(app, shutdown_timeout=1)
+        await runner.setup()
+        try:
+            site = web.TCPSite(runner, "127.0.0.1", 0)
+            await site.start()
+            host, port = runner.addresses[0][:2]
+            self.url = f"http://{host}:{port}"
+            yield self
+        finally:
+            await runner.cleanup()
