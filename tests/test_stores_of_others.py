@@ -80,6 +80,42 @@ def test_a_lock_that_others_may_hold_is_refused(
         pass
 
 
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o722], ids=oct)
+@pytest.mark.parametrize("program", OPEN)
+def test_a_store_in_a_folder_that_others_may_write_is_refused(
+    tmp_path: Path, program: str, mode: int
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+    with pytest.raises(Refused) as refused:
+        OPEN[program](folder / "store.sqlite")
+    assert f"chmod go-w {folder}" in f"{refused.value} {getattr(refused.value, 'advice', '')}"
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("program", OPEN)
+def test_a_store_in_a_folder_of_somebody_else_is_refused(tmp_path: Path, program: str) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives folders away")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    os.chown(folder, SOMEBODY, SOMEBODY)
+    with pytest.raises(Refused, match="belongs to another user"):
+        OPEN[program](folder / "store.sqlite")
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o700, 0o1777], ids=oct)
+@pytest.mark.parametrize("program", OPEN)
+def test_a_store_in_a_folder_that_others_may_read_is_opened(tmp_path: Path, program: str, mode: int) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+    OPEN[program](folder / "store.sqlite")
+
+
 @pytest.mark.parametrize("program", OPEN)
 def test_a_store_of_ones_own_is_opened_again(tmp_path: Path, program: str) -> None:
     for _ in range(2):

@@ -22,7 +22,7 @@ from typing import Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupError, SetupReason
-from headless_passkey.process.private_file import reason_of, refuse_others
+from headless_passkey.process.private_file import reason_of, refuse_others, refuse_writers
 
 _APPLICATION_ID: Final = 0x68704B32  # "hpK2" in the file's header: a store of this program
 _EARLIER_ID: Final = 0x68704B31  # "hpK1": of a version whose rings nobody reads any more
@@ -171,6 +171,7 @@ def _make_private_file(path: Path) -> None:
 
     An existing file is not opened: closing it would release all locks of this process on it, SQLite's too (POSIX).
     """
+    refuse_writers(path.parent)
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
     for each in (path, *_companions(path)):

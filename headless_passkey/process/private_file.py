@@ -23,6 +23,7 @@ MAX_HELD: Final = 10.0  # seconds to wait for a lock: much longer than others ne
 _FIRST_PAUSE: Final = 0.01  # seconds before the next attempt; doubled each time
 _MAX_PAUSE: Final = 0.25
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+_WRITERS: Final = stat.S_IWGRP | stat.S_IWOTH
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -189,6 +190,26 @@ def refuse_others(status: os.stat_result, path: Path, mode: int) -> None:
         raise SetupError(
             f"{path} is open to others (mode {stat.S_IMODE(status.st_mode):04o}); it must be yours alone, mode {mode:04o}",
             reason=SetupReason.STATE_EXPOSED,
+        )
+
+
+def refuse_writers(directory: Path) -> None:
+    """Refuse a directory in which others can put another file in the place of ours. `OSError` without such a directory.
+
+    They may read it. In one with the sticky bit, as /tmp has it, they can only add files of their own.
+    """
+    status = directory.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise SetupError(
+            f"{directory} belongs to another user, who can replace what is in it",
+            reason=SetupReason.STATE_FOREIGN,
+            advice="use a folder of your own",
+        )
+    if status.st_mode & _WRITERS and not status.st_mode & stat.S_ISVTX:
+        raise SetupError(
+            f"{directory} is writable by others (mode {stat.S_IMODE(status.st_mode):04o}), who can replace what is in it",
+            reason=SetupReason.STATE_EXPOSED,
+            advice=f"`chmod go-w {directory}`",
         )
 
 

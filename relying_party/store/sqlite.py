@@ -589,6 +589,7 @@ def _make_private(path: Path) -> None:
 
     An existing file is not opened: closing it would release all locks of this process on it, SQLite's too (POSIX).
     """
+    _refuse_writers(path.parent)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     for each in map(Path, _files_of(path)):
@@ -604,6 +605,17 @@ def _refuse_others(path: Path, status: os.stat_result) -> None:
         raise SetupError(f"{path} belongs to another user: run as that one, or chown it")
     if status.st_mode & 0o077:
         raise SetupError(f"{path} is open to others: chmod 0600 {path}")
+
+
+def _refuse_writers(folder: Path) -> None:
+    """Refuse a folder in which others can put another file in the place of ours; with the sticky bit, as in /tmp, they cannot."""
+    status = folder.stat()
+    if status.st_uid not in (0, os.geteuid()):
+        raise SetupError(
+            f"{folder} belongs to another user, who can replace the store: use a folder of your own"
+        )
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+        raise SetupError(f"{folder} is writable by others, who can replace the store: chmod go-w {folder}")
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
