@@ -65,11 +65,13 @@ lint: $(VENV)/check.done
 	$(BIN)/python scripts/cli-docs --check
 	$(BIN)/python scripts/api-docs --check
 	$(BIN)/python scripts/completions --check
+	$(BIN)/python scripts/graphql-schema --check
 
-docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/sdk.md, docs/interop.md, scripts for completion
+docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, docs/interop.md, scripts for completion
 	$(BIN)/python scripts/cli-docs
 	$(BIN)/python scripts/api-docs
 	$(BIN)/python scripts/completions
+	$(BIN)/python scripts/graphql-schema
 	$(BIN)/python -m tests.interop.differences
 
 types: $(VENV)/check.done

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
     "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "joserfc", "msgspec", "prometheus_client", "publicsuffixlist",
-    "rich", "segno", "yarl",
+    "rich", "segno", "strawberry", "yarl",
 )  # fmt: skip
 
 WITHOUT = """
@@ -168,8 +168,10 @@ MODULES = {
     "fido2": (("headless_passkey.ctap_device",), ()),
     "push": (
         ("companion_push.",),
-        ("companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS),
+        ("companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS,
+         "companion_push.relay.graphql"),
     ),
+    "graphql": (("companion_push.relay.graphql",), ()),
     "rp": (("relying_party.",), ()),
     "emulation": (
         ("companion_push.emulation", "companion_push.companion.advertiser.bumble", "headless_passkey.radio.bumble"),
@@ -178,7 +180,10 @@ MODULES = {
     "metrics": (OF_METRICS, ()),
 }  # fmt: skip
 OURS = ("headless_passkey", "companion_push", "relying_party")
-BROUGHT_BY = {"yarl": "aiohttp", "multidict": "aiohttp"}  # its interface speaks in their types
+# its interface speaks in their types, or it is imported by another name
+BROUGHT_BY = {
+    "yarl": "aiohttp", "multidict": "aiohttp", "graphql": "strawberry_graphql", "strawberry": "strawberry_graphql",
+}  # fmt: skip
 
 
 def our_modules() -> dict[str, Path]:
@@ -244,6 +249,7 @@ def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
         "fido2": brought("device"),
         "emulation": brought("device") | brought("push"),
         "metrics": brought("push"),
+        "graphql": brought("push"),
     }.get(extra, set())
     assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
 

@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --graphql-documents --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -83,6 +83,10 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-client
 complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-audience -x -d 'this relay'"'"'s name there, for access tokens; default: the client, for ID tokens'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-bound -d 'take only tokens that the issuer has bound to the companion'"'"'s key (DPoP)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the issuer, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql -d 'answer at /graphql too; needs the extra graphql'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql-documents -xka "(__fish_complete_path (commandline -ct))" -d 'JSON: documents by the SHA-256 with which callers may name them'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql-documents-only -d 'refuse every other document'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql-introspection -d 'show the schema to callers, for development'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'

@@ -71,7 +71,8 @@ from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from companion_push.serving.rate_limit import Unit, limit_headers
-from headless_passkey.errors import UsageError
+from headless_passkey.errors import SetupReason, UsageError
+from headless_passkey.mends import setup_error
 from headless_passkey.process.tasks import end, until_done
 from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
@@ -90,6 +91,8 @@ _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 _HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
+_WAITS: Final = web.RequestKey("relay_waits", bool)  # it may be held
+OPERATION: Final = web.RequestKey("relay_operation", str)  # what is asked for, where the path does not say it
 # of 401 answers, for the header WWW-Authenticate
 _ERRORS: Final = {
     Slug.USE_DPOP_NONCE: "use_dpop_nonce",
@@ -116,7 +119,7 @@ def make_app(
     `BuiltInAccounts`, which founds accounts with one-time codes only. channels: the push services that it wakes companions
     by, at most one of a kind; it closes them when the application ends. Without any, companions poll. registry:
     prometheus-client's, to which the relay adds its metrics; one relay for each. Starting raises `StoreUnusable` or
-    `StoreBusy`.
+    `StoreBusy`. Making it raises `SetupError` (missing-package) when it should speak GraphQL, and cannot.
     """
     if authority is not None and config.openid is not None:
         raise UsageError("openid: there is another authority")
@@ -162,7 +165,21 @@ def make_app(
             web.delete("/v1/channels/{id}", relay.remove_channel),
         ]
     )
+    if config.graphql:
+        _add_graphql(app, relay, config)
     return app
+
+
+def _add_graphql(app: web.Application, relay: "RelayEndpoints", config: RelayConfig) -> None:
+    try:
+        from companion_push.relay.graphql.shell import add_graphql  # noqa: PLC0415  it needs an extra
+    except ModuleNotFoundError as error:
+        if error.name not in ("graphql", "strawberry"):
+            raise
+        raise setup_error(
+            "GraphQL needs strawberry-graphql", SetupReason.MISSING_PACKAGE, extra="graphql"
+        ) from error
+    add_graphql(app, relay, config)
 
 
 async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 3600) -> AccountCode | None:
@@ -210,7 +227,7 @@ def _who(who: str | Subject) -> Who:
 class RelayEndpoints:
     """The endpoints: each parses its request and runs an operation.
 
-    `authenticate`, `run`, `hold` and `followed` are for other shells over the same operations.
+    `authenticate`, `run`, `hold`, `followed`, `change`, `rings` and `submission` are for other shells over the same operations.
     """
 
     def __init__(
@@ -265,7 +282,7 @@ class RelayEndpoints:
             raise Problem(Slug.DRAINING, retry_after=1)
         await self._readiness.check()
         channels = {kind: "failing" if failing else "ok" for kind, failing in self._notifier.failing.items()}
-        return _json({"status": "ready", "channels": channels}, 200)
+        return json_response({"status": "ready", "channels": channels}, 200)
 
     # Rings and accounts
 
@@ -287,7 +304,7 @@ class RelayEndpoints:
         way = self._authority.way()
         if way is None:
             raise not_found()
-        return _json({"issuer": way.issuer, "client": way.client, "audience": way.audience}, 200)
+        return json_response({"issuer": way.issuer, "client": way.client, "audience": way.audience}, 200)
 
     async def read_mine(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -307,13 +324,18 @@ class RelayEndpoints:
     async def read_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request, self._ring_bytes)
         after = _query(request, "after").number("after", _HIGHEST_VERSION)
-        answer = await self.run(caller, operations.read_ring(after or 0))
+        return _response(await self.rings(caller, after or 0))
+
+    async def rings(self, caller: str, after: int) -> Answer:
+        """Read the rings after `after`, for which the caller pays."""
+        await self._admit(caller, self._ring_bytes)
+        answer = await self.run(caller, operations.read_ring(after))
         self._ring_bytes.count(caller, sum(map(len, answer.body["rings"])), _ticks())
-        return _response(answer)
+        return answer
 
     async def append_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
-        return await self._change(caller, operations.append_ring(await _body(request, RingBody)))
+        return _response(await self.change(caller, operations.append_ring(await _body(request, RingBody))))
 
     async def give_word(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -324,16 +346,16 @@ class RelayEndpoints:
 
     async def append_links(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
-        return await self._change(caller, operations.append_links(await _body(request, LinksBody)))
+        return _response(await self.change(caller, operations.append_links(await _body(request, LinksBody))))
 
-    async def _change(self, caller: str, operation: Operation) -> web.Response:
+    async def change(self, caller: str, operation: Operation) -> Answer:
         """Change a ring, unless the authority vetoes it. It follows the head that the authority was shown, or is refused."""
         if self._authority.vetoes:
             change = (await self.run(caller, operations.preview(operation))).body["change"]
             why = None if change is None else await self._authority.veto(change)
             if why is not None:
                 raise Problem(Slug.NOT_ALLOWED, why[:_MAX_WHY])
-        return await self._act(caller, operation)
+        return await self.run(caller, operation)
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
         """As the function of that name."""
@@ -438,12 +460,19 @@ class RelayEndpoints:
 
     async def submit(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
-        if self.metrics is not None:
-            self.metrics.received()
+        self.received()
         name = request_id(request.match_info["id"])
         body = await _body(request, Submission)
-        operation = operations.submit(name, body, quota=self._config.quota, ceiling=self._config.ceiling)
-        return await self._act(caller, operation)
+        return await self._act(caller, self.submission(name, body))
+
+    def received(self) -> None:
+        """Count a submission by an authenticated caller, before any other check."""
+        if self.metrics is not None:
+            self.metrics.received()
+
+    def submission(self, name: str, body: Submission) -> Operation:
+        """The operation that submits a request, within this relay's limits."""
+        return operations.submit(name, body, quota=self._config.quota, ceiling=self._config.ceiling)
 
     async def read_request(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -539,13 +568,7 @@ class RelayEndpoints:
         if claimed is not None:
             request[_SHOWN], nonce = claimed
             self._used_proofs.check_nonce(nonce, now)
-            try:
-                for budget in (self._calls, *budgets):
-                    budget.admit(request[_SHOWN], _ticks())
-            except Problem:
-                # so that who asks on at once has few answers to wait for
-                await asyncio.sleep(REFUSAL_SECONDS)
-                raise
+            await self._admit(request[_SHOWN], self._calls, *budgets)
         # before a signature is verified
         self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
         proof = check_proof(
@@ -558,6 +581,15 @@ class RelayEndpoints:
         self._used_proofs.take(proof, now)
         self._calls.count(proof.name, 1, _ticks())
         return proof.name
+
+    async def _admit(self, key: str, *budgets: Budget) -> None:
+        """Refuse a key that has spent one of the budgets, after a second: who asks on at once has few answers to wait for."""
+        try:
+            for budget in budgets:
+                budget.admit(key, _ticks())
+        except Problem:
+            await asyncio.sleep(REFUSAL_SECONDS)
+            raise
 
     async def _newcomer(
         self,
@@ -597,6 +629,7 @@ class RelayEndpoints:
         """Run the operation until it has news, at most `wait` seconds (long polling)."""
         if not wait:
             return await self.run(caller, operation)
+        request[_WAITS] = True
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         with self.held_requests.hold(topic=topic, member=caller, address=request.remote or "") as held:
@@ -688,7 +721,7 @@ class RelayEndpoints:
             try:
                 follower(answer)
             except Exception as error:  # noqa: BLE001  what follows the relay never fails a call of it
-                logger.error("a follower failed: %s", _place(error))  # noqa: TRY400
+                logger.error("a follower failed: %s", place_of(error))  # noqa: TRY400
         return answer
 
     def follow(self, follower: Callable[[Answer], None]) -> None:
@@ -740,7 +773,7 @@ class RelayEndpoints:
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
             except Exception as error:  # noqa: BLE001  one that is a bug must not end the sweeping
-                logger.error("the store could not be swept: %s", _place(error))  # noqa: TRY400
+                logger.error("the store could not be swept: %s", place_of(error))  # noqa: TRY400
             await asyncio.sleep(_SWEEP_SECONDS)
 
 
@@ -756,7 +789,7 @@ def _unheard(transaction: asyncio.Future[Answer]) -> None:
     """Log the error of a transaction whose client has disconnected."""
     error = None if transaction.cancelled() else transaction.exception()
     if isinstance(error, Exception) and not isinstance(error, Problem):
-        logger.error("%s", error if isinstance(error, StoreUnavailable) else _place(error))
+        logger.error("%s", error if isinstance(error, StoreUnavailable) else place_of(error))
 
 
 async def _opened_store(app: web.Application) -> AsyncIterator[None]:
@@ -788,7 +821,7 @@ async def _let_go(app: web.Application) -> None:
 
 async def _livez(_request: web.Request) -> web.Response:
     """Answer that the process is alive; the store is not asked."""
-    return _json({"status": "ok"}, 200)
+    return json_response({"status": "ok"}, 200)
 
 
 @web.middleware
@@ -801,10 +834,10 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         response = await handler(request)
     except Problem as refusal:
         problem = refusal
-        response = _problem(refusal)
+        response = problem_response(refusal)
     except web.HTTPNotFound:
         problem = Problem(Slug.NOT_FOUND)
-        response = _problem(problem)
+        response = problem_response(problem)
     except web.HTTPException as error:  # for instance a wrong method: about:blank (RFC 9457 §4.2.1)
         response = untyped(error.status)
         if "Allow" in error.headers:
@@ -812,9 +845,9 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except StoreUnavailable as error:
         logger.error("%s", error)  # noqa: TRY400  the message says it all
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
-        response = _problem(problem)
+        response = problem_response(problem)
     except Exception as error:  # noqa: BLE001  the edge of the application
-        logger.error("%s", _place(error))  # noqa: TRY400
+        logger.error("%s", place_of(error))  # noqa: TRY400
         response = untyped(500)
     problem = request.get(REFUSED, problem)
     if HEADER in request.headers:
@@ -826,7 +859,7 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     endpoint = _endpoint(request)
     metrics = request.app[RELAY].metrics
     if metrics is not None:
-        at_once = "wait" not in request.query and not response.prepared
+        at_once = _WAITS not in request and not response.prepared
         metrics.answered(endpoint, response.status, problem, seconds if at_once else None)
     logger.info(
         "%s: %d %s in %d ms",
@@ -842,28 +875,32 @@ def _endpoint(request: web.Request) -> str:
     """Method and route of a request: of these there are only so many, whatever is asked."""
     method = request.method if request.method in ("GET", "PUT", "POST", "DELETE") else "other"
     resource = request.match_info.route.resource
-    return f"{method} {resource.canonical if resource is not None else 'elsewhere'}"
+    path = resource.canonical if resource is not None else "elsewhere"
+    return " ".join([method, path, *([request[OPERATION]] if OPERATION in request else [])])
 
 
-def _place(error: Exception) -> str:
+def place_of(error: Exception) -> str:
     """Type and place of an error, without its message, which may hold anything."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     return f"unexpected {type(error).__name__} at {Path(place.filename).name}:{place.lineno}"
 
 
 async def _body(request: web.Request, kind: type[Body]) -> Body:
-    """Read and parse the body. A slow one is refused, and so is a compressed one."""
+    return parse_body(await read_body(request), kind)
+
+
+async def read_body(request: web.Request) -> bytes:
+    """Read the body. A slow one is refused, and so is a compressed one."""
     if request.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
         raise web.HTTPUnsupportedMediaType
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            data = await _read(request)
+            return await _read(request)
     except TimeoutError as error:
         raise Problem(Slug.INVALID_REQUEST, "the body did not come in time") from error
     except (web.RequestPayloadError, HttpProcessingError, ConnectionError) as error:
         logger.debug("a body could not be read: %s", type(error).__name__)
         raise Problem(Slug.INVALID_REQUEST, "the body does not come as its headers say") from error
-    return parse_body(data, kind)
 
 
 async def _read(request: web.Request) -> bytes:
@@ -885,11 +922,11 @@ def _query(request: web.Request, *allowed: str) -> Query:
 
 
 def _response(answer: Answer) -> web.Response:
-    return _json(answer.body, answer.status)
+    return json_response(answer.body, answer.status)
 
 
-def _problem(problem: Problem) -> web.Response:
-    response = _json(problem.body(), problem.status, content_type="application/problem+json")
+def problem_response(problem: Problem) -> web.Response:
+    response = json_response(problem.body(), problem.status, content_type="application/problem+json")
     if problem.retry_after is not None:
         response.headers.update(limit_headers(problem.policy, problem.retry_after))
     if problem.status == 401:
@@ -898,7 +935,7 @@ def _problem(problem: Problem) -> web.Response:
     return response
 
 
-def _json(body: object, status: int, content_type: str = "application/json") -> web.Response:
+def json_response(body: object, status: int, content_type: str = "application/json") -> web.Response:
     return web.Response(
         body=msgspec.json.encode(body),
         status=status,

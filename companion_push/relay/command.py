@@ -89,6 +89,18 @@ def add_parser(subparsers: Any) -> None:
     openid.add_argument(
         "--oidc-ca", metavar="FILE", type=Path, help="PEM file of roots to believe for the issuer, instead of the system's"
     )  # fmt: skip
+    graphql = parser.titled_group("GraphQL")
+    graphql.add_argument(
+        "--graphql", action="store_true", help="answer at /graphql too; needs the extra graphql"
+    )
+    graphql.add_argument(
+        "--graphql-documents", type=Path, metavar="FILE",
+        help="JSON: documents by the SHA-256 with which callers may name them",
+    )  # fmt: skip
+    graphql.add_argument("--graphql-documents-only", action="store_true", help="refuse every other document")
+    graphql.add_argument(
+        "--graphql-introspection", action="store_true", help="show the schema to callers, for development"
+    )
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
     parser.set_defaults(main=serve)
 
@@ -141,6 +153,10 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         held_per_address=args.held_per_address,
         failures_per_address=args.failures_per_address,
         openid=_openid(args),
+        graphql=args.graphql,
+        graphql_introspection=args.graphql_introspection,
+        graphql_documents=args.graphql_documents,
+        graphql_documents_only=args.graphql_documents_only,
     )
 
 

@@ -34,6 +34,12 @@ class RelayConfig:
         600  # failed requests a minute, before signatures are verified for known callers only; 0: no limit
     )
     openid: OpenIdSettings | None = None  # whose tokens found accounts; None: one-time codes only
+    graphql: bool = False  # whether /graphql is there too; needs the extra `graphql`
+    graphql_introspection: bool = (
+        False  # whether /graphql shows its schema, and suggests names: for development
+    )
+    graphql_documents: Path | None = None  # JSON: documents by the SHA-256 with which callers may name them
+    graphql_documents_only: bool = False  # whether every other document is refused
     clock: Callable[[], float] = time.time  # Unix seconds
 
     def __post_init__(self) -> None:
@@ -43,6 +49,12 @@ class RelayConfig:
         check_bounds(self, "held_per_member", lowest=1)
         check_bounds(self, "held_per_address", lowest=0)
         check_bounds(self, "failures_per_address", lowest=0)
+        if not self.graphql and (
+            self.graphql_introspection or self.graphql_documents or self.graphql_documents_only
+        ):
+            raise UsageError("graphql: expected true where one of its settings is given")
+        if self.graphql_documents_only and self.graphql_documents is None:
+            raise UsageError("graphql_documents_only: expected graphql_documents beside it")
         if not isinstance(self.quota, Quota):
             raise UsageError("quota: expected a Quota")
         if not isinstance(self.openid, OpenIdSettings | None):

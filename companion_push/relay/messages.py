@@ -6,7 +6,7 @@ It is strict: unknown members, padded base64url and exceeded bounds are refused.
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -285,6 +285,14 @@ def parse_body(data: bytes, kind: type[Body]) -> Body:
         raise invalid("the body is not JSON") from error
 
 
+def body_of(kind: type[Body], members: Mapping[str, Any]) -> Body:
+    """Parse the members of a body that came in another form than JSON."""
+    try:
+        return msgspec.convert(members, type=kind)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from error
+
+
 def octets(text: str, what: str, shortest: int, longest: int | None = None) -> bytes:
     """Decode base64url to exactly `shortest` bytes, or `shortest` to `longest`."""
     try:
@@ -333,6 +341,12 @@ class Query:
                 f"expected no parameters but {', '.join(allowed)}" if allowed else "expected no parameters"
             )
         self._parameters = parameters
+
+    @classmethod
+    def of(cls, **parameters: str | int | None) -> Self:
+        """Parameters that came in another form than a URL; None is left out."""
+        given = {name: str(value) for name, value in parameters.items() if value is not None}
+        return cls(given, len(given), *parameters)
 
     def number(self, name: str, highest: int) -> int | None:
         text = self._parameters.get(name)

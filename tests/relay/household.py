@@ -283,10 +283,11 @@ async def running_relay(
     channels: Sequence[Channel] = (),
     authority: AccountAuthority | None = None,
     registry: CollectorRegistry | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
 
-    cancels: whether who hangs up ends its handler.
+    cancels: whether who hangs up ends its handler. settings: others of `RelayConfig`.
     """
     clock = Clock(ahead)
     listening = socket.create_server(("127.0.0.1", port))
@@ -302,6 +303,7 @@ async def running_relay(
         held_per_address=held_per_address,
         failures_per_address=failures_per_address,
         clock=clock,
+        **settings,
     )
     app = make_app(config, authority=authority, channels=channels, registry=registry)
     runner = Runner(
