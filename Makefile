@@ -19,7 +19,7 @@ PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 test: $(VENV)/check.done system-packages  ## all tests, end to end included; PYTEST="-k tunnel" for some, WORKERS=0 in one process
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST)
 
-SLOW := end_to_end rp/browser interop
+SLOW := end_to_end rp/browser push/browser interop
 test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other libraries, no whole sign-in
 	@scripts/install-test-packages bluetooth
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
