@@ -66,12 +66,14 @@ lint: $(VENV)/check.done
 	$(BIN)/python scripts/api-docs --check
 	$(BIN)/python scripts/completions --check
 	$(BIN)/python scripts/graphql-schema --check
+	$(BIN)/python scripts/relay-openapi --check
 
 docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cli.md, docs/reference/, docs/interop.md, scripts for completion
 	$(BIN)/python scripts/cli-docs
 	$(BIN)/python scripts/api-docs
 	$(BIN)/python scripts/completions
 	$(BIN)/python scripts/graphql-schema
+	$(BIN)/python scripts/relay-openapi
 	$(BIN)/python -m tests.interop.differences
 
 types: $(VENV)/check.done

@@ -66,6 +66,7 @@ from companion_push.relay.notifier import Notifier
 from companion_push.relay.operations import Answer, Call, Operation, Who
 from companion_push.relay.problems import Problem, Slug, not_found
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
+from companion_push.relay.public_documents import PublicDocuments
 from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.serving.http_server import http_logger
@@ -163,8 +164,11 @@ def make_app(
             web.get("/v1/channels", relay.read_channels, allow_head=False),
             web.put("/v1/channels/{id}", relay.register_channel),
             web.delete("/v1/channels/{id}", relay.remove_channel),
+            *relay.documents.routes(),
         ]
     )
+    relay.documents.features["stream"] = {"endpoint": f"{config.public_url}/v1/inbox/stream"}
+    relay.documents.features["push"] = {"kinds": sorted(relay.channels)}
     if config.graphql:
         _add_graphql(app, relay, config)
     return app
@@ -180,6 +184,7 @@ def _add_graphql(app: web.Application, relay: "RelayEndpoints", config: RelayCon
             "GraphQL needs strawberry-graphql", SetupReason.MISSING_PACKAGE, extra="graphql"
         ) from error
     add_graphql(app, relay, config)
+    relay.documents.features["graphql"] = {"endpoint": f"{config.public_url}/graphql"}
 
 
 async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 3600) -> AccountCode | None:
@@ -245,6 +250,7 @@ class RelayEndpoints:
         self._notifier = Notifier(channels, run=lambda operation: self.run("", operation), clock=config.clock)
         self._followers: list[Callable[[Answer], None]] = [self._notifier.follow]
         self.metrics: RelayMetrics | None = None
+        self.documents = PublicDocuments(config)
         self._readiness = Readiness(lambda: self._begin("", operations.read_store))
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address

@@ -30,7 +30,7 @@ from headless_passkey.trust.word import MAX_WORD
 MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
 MAX_LINKS: Final = 32  # rings that are handed in again in one call
 MAX_WAIT: Final = 25  # seconds a request may be held
-_MAX_SEALED: Final = 3072  # bytes
+MAX_SEALED: Final = 3072  # bytes
 _HANDLE_SIZE: Final = 16  # bytes, of a channel
 _HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
 _TICKET_SIZE: Final = 32  # bytes
@@ -144,7 +144,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def parse(self) -> dict[str, bytes]:
         """Parse to the envelopes by recipient."""
         sealed = {
-            member_name(envelope.to, "to"): octets(envelope.sealed, "sealed", 1, _MAX_SEALED)
+            member_name(envelope.to, "to"): octets(envelope.sealed, "sealed", 1, MAX_SEALED)
             for envelope in self.envelopes
         }
         if len(sealed) != len(self.envelopes):
