@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -32,7 +33,8 @@ from companion_push.companion.phone import (
     ask,
     decline,
 )
-from companion_push.companion.relay_client import CompanionRelay
+from companion_push.companion.push_address import MAX_ADDRESS, parse_address
+from companion_push.companion.relay_client import HANDLE_SIZE, CompanionRelay
 from companion_push.companion.twins import twin_of
 from companion_push.companion.wording import known_as, must_say
 from headless_passkey.account.joining import check_account
@@ -41,6 +43,7 @@ from headless_passkey.command.command_line import (
     expand_home,
     out,
     progress,
+    read_input,
     read_secret_line,
     refuse_secret,
     say,
@@ -62,6 +65,7 @@ from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
 from headless_passkey.process.tasks import end
 from headless_passkey.process.terminal import Terminal
+from headless_passkey.text.base64url import base64url
 from headless_passkey.text.domains import is_domain
 from headless_passkey.text.names import name_of, printable, quoted
 from headless_passkey.trust.admission import Candidate, InvitationRecord
@@ -402,6 +406,56 @@ async def restore(args: argparse.Namespace) -> None:
     )
 
 
+async def add_channel(args: argparse.Namespace) -> None:
+    refuse_secret(args.file)
+    if "://" in args.file or args.file.lstrip().startswith("{"):
+        raise UsageError(
+            "a push address is no argument, which all users of this machine can read: give a file that holds it, or - for stdin"
+        )
+    address = parse_address(await read_input(args.file, limit=MAX_ADDRESS + 1))
+    handle = secrets.token_bytes(HANDLE_SIZE) if args.handle is None else args.handle
+    async with _connect(args, _state(args)) as relay:
+        await relay.register_channel(handle, address)
+    out(base64url(handle))
+    say(args, f"this companion is woken by {address['kind']}", stage="registered", kind=address["kind"])
+
+
+async def list_channels(args: argparse.Namespace) -> None:
+    async with _connect(args, _state(args)) as relay:
+        found = await relay.channels()
+    if args.json:
+        channels = [
+            {
+                "handle": each.handle,
+                "kind": each.kind,
+                "state": each.state,
+                "registered_at": each.registered_at,
+            }
+            for each in found.channels
+        ]
+        out(json.dumps({"channels": channels, "offers": found.offers}))
+        return
+    for each in found.channels:
+        out(f"{each.handle}  {each.kind:8}  {each.state}")
+    if not found.channels:
+        talk("this companion has no channel: it polls")
+    offered = "; ".join(
+        " ".join([kind, *(f"{name} {_listed(value)}" for name, value in offer.items())])
+        for kind, offer in found.offers.items()
+    )
+    talk(f"the relay pushes through {offered}" if offered else "the relay pushes through nothing")
+
+
+def _listed(value: str | list[str]) -> str:
+    return printable(value) if isinstance(value, str) else ", ".join(value)
+
+
+async def remove_channel(args: argparse.Namespace) -> None:
+    async with _connect(args, _state(args)) as relay:
+        await relay.remove_channel(args.handle)
+    say(args, "the channel is removed", stage="removed", handle=base64url(args.handle))
+
+
 async def _newest(membership: Membership) -> Ring:
     """The newest ring, which a change needs: what the relay cannot show is an error."""
     ring, why = await membership.members()
@@ -605,4 +659,7 @@ ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None
     "remove": remove,
     "rename": rename,
     "restore": restore,
+    "channel add": add_channel,
+    "channel list": list_channels,
+    "channel remove": remove_channel,
 }

@@ -18,6 +18,8 @@ from headless_passkey.command.command_line import (
     expect_account_option,
     label_or_name,
 )
+from headless_passkey.errors import RemoteProtocolError
+from headless_passkey.text.base64url import from_base64url
 from headless_passkey.text.domains import is_domain
 from headless_passkey.trust.invitation import LIFETIME
 from headless_passkey.trust.ring import Role
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from companion_push.companion.phone import TunnelService
 
 DEFAULT_STATE: Final = "~/.local/state/companion-push"
+_HANDLE_SIZE: Final = 16  # bytes
 DEFAULT_TIMEOUT: Final = 120.0  # seconds for the phone: what tunnel services allow a transaction
 
 _ONCE: Final = """Exit status with --once or --pending:
@@ -66,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
 
     companion = subparsers.add_parser(
         "companion",
-        help="the companion app: join, invite, run, members, remove, rename, restore",
+        help="the companion app: join, invite, run, members, remove, rename, restore, channel",
         description="The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.",
         epilog="companion-push companion COMMAND --help tells a command's options.",
     )
@@ -76,6 +79,7 @@ def add_parser(subparsers: Any) -> None:
     _add_run(commands)
     _add_members(commands)
     _add_changes(commands)
+    _add_channel(commands)
 
 
 def _add_join(commands: Any) -> None:
@@ -257,19 +261,61 @@ def _add_members(commands: Any) -> None:
     )
 
 
+def _add_channel(commands: Any) -> None:
+    channel = commands.add_parser("channel", help="the ways in which this companion is woken while it sleeps")
+    actions = channel.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    add = _command(
+        actions,
+        "channel add",
+        "let the relay wake this companion through a push service; stdout is the channel's handle",
+        "companion-push companion channel add subscription.json",
+    )
+    add.add_argument(
+        "file",
+        metavar="FILE",
+        help="file with the push address as JSON, or - for stdin: a browser's PushSubscription, or kind and its members; a secret",
+    )
+    add.add_argument(
+        "--handle",
+        metavar="HANDLE",
+        type=_handle,
+        help="the channel that gets this address, or is confirmed with it (default: a new one)",
+    )
+    _command(
+        actions,
+        "channel list",
+        "list this companion's channels, and what the relay is set up for",
+        "companion-push companion channel list",
+    )
+    remove = _command(
+        actions,
+        "channel remove",
+        "remove a channel",
+        "companion-push companion channel remove AbCdEfGhIjKlMnOpQrStUg",
+    )
+    remove.add_argument("handle", metavar="HANDLE", type=_handle, help="as `channel list` shows it")
+
+
 def _command(
     commands: Any,
     name: str,
     summary_text: str,
     called: str,
 ) -> SettingsParser:
+    """Make the parser of a command. name: of all words after ``companion``."""
     parser: SettingsParser = commands.add_parser(
-        name,
+        name.rpartition(" ")[2],
         help=summary_text,
         description=f"{summary_text[0].upper()}{summary_text[1:]}.",
         epilog=example(called),
     )
-    add_settings(parser, section=f"companion.{name}", environment=f"COMPANION_PUSH_COMPANION_{name.upper()}")
+    add_settings(
+        parser,
+        section="companion." + name.replace(" ", "."),
+        environment="COMPANION_PUSH_COMPANION_" + name.upper().replace(" ", "_"),
+    )
     parser.add_argument(
         "--state",
         metavar="DIR",
@@ -342,6 +388,16 @@ def _seconds(text: str) -> float:
     if not 0 < seconds <= 86_400:
         raise argparse.ArgumentTypeError("expected a number of seconds, at most a day")
     return seconds
+
+
+def _handle(text: str) -> bytes:
+    try:
+        handle = from_base64url(text)
+    except RemoteProtocolError as error:
+        raise argparse.ArgumentTypeError("expected the handle of a channel") from error
+    if len(handle) != _HANDLE_SIZE:
+        raise argparse.ArgumentTypeError("expected the handle of a channel")
+    return handle
 
 
 def _rp_id(text: str) -> str:

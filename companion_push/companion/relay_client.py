@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+from companion_push.push.channel import Kind
 from headless_passkey.account.relay import MemberClient, request_state
 from headless_passkey.errors import (
     LocalProtocolError,
@@ -19,12 +20,13 @@ from headless_passkey.errors import (
     TransportError,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer
 from headless_passkey.request import InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
-from headless_passkey.text.names import MAX_LABEL
+from headless_passkey.text.names import MAX_LABEL, printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.admission import InvitationRecord
 from headless_passkey.trust.envelope import MAX_SEALED
@@ -36,6 +38,8 @@ from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import Word
 
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay admits three pending ones
+HANDLE_SIZE: Final = 16  # bytes, of a channel
+_MAX_CHANNELS: Final = 64  # in one answer; a companion has four
 _MAX_CURSOR: Final = 64  # characters
 
 
@@ -90,6 +94,24 @@ class Page:
     items: tuple[Item, ...]
     word_wanted: bool  # whether a device asks for this companion's word
     ring_version: int  # of the newest ring that the relay has
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushChannel:
+    """One of this companion's channels, as the relay lists it: without its address."""
+
+    handle: str
+    kind: str
+    state: str  # good, stale or refused
+    registered_at: int  # Unix seconds, the last time
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PushChannels:
+    """This companion's channels, and what the relay is set up for."""
+
+    channels: tuple[PushChannel, ...]
+    offers: Mapping[Kind, Mapping[str, str | list[str]]]  # what an app must know to get an address
 
 
 class CompanionRelay(MemberClient):
@@ -174,6 +196,59 @@ class CompanionRelay(MemberClient):
         with self._known():
             await self._http.put("/v1/word", {"word": base64url(word.document)}, patience=0)
 
+    # Channels
+
+    async def channels(self) -> PushChannels:
+        """List our channels, and the push services that the relay is set up for."""
+        with self._known():
+            answer = await self._http.get("/v1/channels")
+        offers = answer.object("offers")
+        return PushChannels(
+            channels=tuple(
+                PushChannel(
+                    handle=base64url(each.octets("handle", HANDLE_SIZE)),
+                    kind=each.word("kind"),
+                    state=each.word("state"),
+                    registered_at=each.integer("registered_at"),
+                )
+                for each in answer.objects("channels", _MAX_CHANNELS)
+            ),
+            offers={
+                kind: _offer(offer) for kind in Kind if (offer := offers.optional_object(kind)) is not None
+            },
+        )
+
+    async def register_channel(self, handle: bytes, address: Mapping[str, str | bool]) -> None:
+        """Register a channel, or replace or confirm the one of this handle. address: of `parse_address`.
+
+        `UsageError` for an address that the relay does not push to, and for a fifth channel.
+        """
+        try:
+            with self._known():
+                await self._http.put(f"/v1/channels/{base64url(handle)}", address)
+        except ProblemAnswer as problem:
+            match problem.slug:
+                case "unsupported-channel":
+                    said = problem.members.optional_text("detail", 400)
+                    raise UsageError(
+                        f"the relay pushes to no such address: {printable(said or '')}",
+                        advice="`companion-push companion channel list` shows what it is set up for",
+                    ) from problem
+                case "too-many-channels":
+                    raise UsageError(
+                        "this companion has as many channels as it may have",
+                        advice="remove one: `companion-push companion channel remove HANDLE`",
+                    ) from problem
+                case "invalid-request":
+                    said = problem.members.optional_text("detail", 400)
+                    raise UsageError(f"that is no push address: {printable(said or '')}") from problem
+            raise
+
+    async def remove_channel(self, handle: bytes) -> None:
+        """Remove a channel. Idempotent."""
+        with self._known():
+            await self._http.delete(f"/v1/channels/{base64url(handle)}")
+
     # Enrolment
 
     async def found(self, code: AccountCode, ring: Ring) -> None:
@@ -235,6 +310,19 @@ class CompanionRelay(MemberClient):
     async def _invitation(self, invitation: Invitation, state: InvitationState) -> Members:
         """Wait until the invitation has left `state`, which it is in or will come to."""
         return await self._left_state(f"/v1/invitations/{invitation.id}", state, PATIENCE)
+
+
+def _offer(members: Members) -> Mapping[str, str | list[str]]:
+    """What an app must know, of the members that are known: the rest is of a newer relay."""
+    offer: dict[str, str | list[str]] = {}
+    vapid_key = members.optional_text("vapid_key")
+    if vapid_key is not None:
+        offer["vapid_key"] = vapid_key
+    for name in ("apps", "topics"):
+        listed = [item for item in members.optional_items(name, 64) if isinstance(item, str)]
+        if listed:
+            offer[name] = [printable(item) for item in listed]
+    return offer
 
 
 def _ended(state: RequestState) -> NotApproved | TransportError:

@@ -50,8 +50,8 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --graphql-documents --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --graphql-documents --handle --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -248,6 +248,31 @@ complete -c companion-push -n '_shtab_companion_push_using companion restore' -l
 complete -c companion-push -n '_shtab_companion_push_using companion restore' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion restore' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion restore' -l confirm -x -d 'the member'"'"'s label, which is otherwise to be typed at the terminal: for automation'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a channel -d 'the ways in which this companion is woken while it sleeps'
+complete -c companion-push -n '_shtab_companion_push_using companion channel' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion channel; and test $_shtab_companion_push_npos -eq 0' -a add -d 'Let the relay wake this companion through a push service; stdout is the channel'"'"'s handle.'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.channel.add]'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add' -l handle -x -d 'the channel that gets this address, or is confirmed with it (default: a new one)'
+complete -c companion-push -n '_shtab_companion_push_using companion channel add; and test $_shtab_companion_push_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'file with the push address as JSON, or - for stdin: a browser'"'"'s PushSubscription, or kind and its members; a secret'
+complete -c companion-push -n '_shtab_companion_push_using companion channel; and test $_shtab_companion_push_npos -eq 0' -a list -d 'List this companion'"'"'s channels, and what the relay is set up for.'
+complete -c companion-push -n '_shtab_companion_push_using companion channel list' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion channel list' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.channel.list]'
+complete -c companion-push -n '_shtab_companion_push_using companion channel list' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion channel list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion channel list' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion channel list' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion channel; and test $_shtab_companion_push_npos -eq 0' -a remove -d 'Remove a channel.'
+complete -c companion-push -n '_shtab_companion_push_using companion channel remove' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion channel remove' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.channel.remove]'
+complete -c companion-push -n '_shtab_companion_push_using companion channel remove' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion channel remove' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion channel remove' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion channel remove' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a ether -d 'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
 complete -c companion-push -n '_shtab_companion_push_using ether' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using ether' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [ether]'

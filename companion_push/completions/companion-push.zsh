@@ -34,15 +34,27 @@ _shtab_companion_push_account_commands() {
 
 _shtab_companion_push_companion_commands() {
   local _commands=(
+    add:'Let the relay wake this companion through a push service; stdout is the channel'"'"'s handle.'
+    channel:'the ways in which this companion is woken while it sleeps'
     invite:'Let a device or another companion in; the first line on stdout is the invitation, a secret.'
     join:'Found an account with its code, or join one with an invitation.'
+    list:'List this companion'"'"'s channels, and what the relay is set up for.'
     members:'List who belongs to the account; with --json as one object.'
-    remove:'Take a member out of the account; what it had let in is shown, and offered for removal too.'
+    remove:'Remove a channel.'
     rename:'Give a member another label.'
     restore:'Put back a member that was taken out and still has its state: it need not join again.'
     run:'Wait for requests, ask, and bring what is approved to a phone.'
   )
   _describe 'companion-push companion commands' _commands
+}
+
+_shtab_companion_push_companion_channel_commands() {
+  local _commands=(
+    add:'Let the relay wake this companion through a push service; stdout is the channel'"'"'s handle.'
+    list:'List this companion'"'"'s channels, and what the relay is set up for.'
+    remove:'Remove a channel.'
+  )
+  _describe 'companion-push companion channel commands' _commands
 }
 
 _shtab_companion_push_push_commands() {
@@ -125,6 +137,52 @@ _shtab_companion_push_companion_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_companion_defaults_added=0
+
+_shtab_companion_push_companion_channel_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_channel_defaults_added=0
+
+_shtab_companion_push_companion_channel_add_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.channel.add\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  "--handle[the channel that gets this address, or is confirmed with it (default\: a new one)]:HANDLE:"
+  ":file with the push address as JSON, or - for stdin\: a browser\'s PushSubscription, or kind and its members\; a secret:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_channel_add_defaults_added=0
+
+_shtab_companion_push_companion_channel_list_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.channel.list\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_channel_list_defaults_added=0
+
+_shtab_companion_push_companion_channel_remove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.channel.remove\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  ":as \`channel list\` shows it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_channel_remove_defaults_added=0
 
 _shtab_companion_push_companion_invite_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -449,13 +507,41 @@ _shtab_companion_push_companion() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_companion_push_companion-$line[1]:"
       case $line[1] in
+        add) _arguments -C -s $_shtab_companion_push_companion_add_options ;;
+        channel) _shtab_companion_push_companion_channel ;;
         invite) _arguments -C -s $_shtab_companion_push_companion_invite_options ;;
         join) _arguments -C -s $_shtab_companion_push_companion_join_options ;;
+        list) _arguments -C -s $_shtab_companion_push_companion_list_options ;;
         members) _arguments -C -s $_shtab_companion_push_companion_members_options ;;
         remove) _arguments -C -s $_shtab_companion_push_companion_remove_options ;;
         rename) _arguments -C -s $_shtab_companion_push_companion_rename_options ;;
         restore) _arguments -C -s $_shtab_companion_push_companion_restore_options ;;
         run) _arguments -C -s $_shtab_companion_push_companion_run_options ;;
+      esac
+  esac
+}
+
+_shtab_companion_push_companion_channel() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->channel'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_companion_push_companion_channel_defaults_added )); then
+    if (( ${_shtab_companion_push_companion_channel_options[(I)${(q)one_or_more}*]} +          ${_shtab_companion_push_companion_channel_options[(I)${(q)remainder}*]} +          ${_shtab_companion_push_companion_channel_options[(I)${(q)default}]} == 0 )); then
+      _shtab_companion_push_companion_channel_options+=(': :_shtab_companion_push_companion_channel_commands' '*::: :->channel')
+    fi
+    _shtab_companion_push_companion_channel_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_companion_push_companion_channel_options
+
+  case $state in
+    channel)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_companion_push_companion_channel-$line[1]:"
+      case $line[1] in
+        add) _arguments -C -s $_shtab_companion_push_companion_channel_add_options ;;
+        list) _arguments -C -s $_shtab_companion_push_companion_channel_list_options ;;
+        remove) _arguments -C -s $_shtab_companion_push_companion_channel_remove_options ;;
       esac
   esac
 }

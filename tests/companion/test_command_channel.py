@@ -1,0 +1,155 @@
+"""``companion-push companion channel``, as a program: how a companion says by which push services it is woken."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+
+from companion_push.companion.push_address import MAX_ADDRESS, parse_address
+from companion_push.push.channel import Kind
+from headless_passkey.errors import UsageError
+from headless_passkey.text.base64url import base64url
+from tests.companion.family import enrolled
+from tests.companion.program import outcome
+from tests.push.recording import RecordingChannel
+from tests.relay.household import Household, Relay, running_relay
+from tests.relay.test_channels import APNS, AUTH, FCM, POINT, WEB_PUSH
+
+SUBSCRIPTION: Final = {
+    "endpoint": WEB_PUSH["endpoint"],
+    "expirationTime": None,
+    "keys": {"p256dh": POINT, "auth": AUTH},
+}
+
+
+@pytest_asyncio.fixture
+async def services() -> list[RecordingChannel]:
+    return [RecordingChannel(Kind.WEB_PUSH), RecordingChannel(Kind.FCM)]
+
+
+@pytest_asyncio.fixture
+async def relay(tmp_path: Path, services: list[RecordingChannel]) -> AsyncIterator[Relay]:
+    async with running_relay(tmp_path / "relay.sqlite3", channels=services) as running:
+        yield running
+
+
+@pytest.fixture
+def state(tmp_path: Path, home: Household) -> Path:
+    enrolled(tmp_path, home.companions[0], home)
+    return tmp_path / home.companions[0].name
+
+
+async def channel(state: Path, *words: object, stdin: object = None) -> tuple[int, str, list[dict[str, Any]]]:
+    text = "" if stdin is None else json.dumps(stdin)
+    status, stdout, said = await outcome(
+        "companion", "channel", *words, "--state", state, "--json", stdin=text
+    )
+    return status, stdout.strip(), [json.loads(line) for line in said]
+
+
+async def test_a_companion_adds_lists_replaces_and_removes_a_channel(
+    state: Path, home: Household, services: list[RecordingChannel]
+) -> None:
+    status, handle, said = await channel(state, "add", "-", stdin=SUBSCRIPTION)
+    assert (status, said[-1]["kind"]) == (0, "web-push")
+    name, submitted = (
+        base64url(bytes(16)),
+        await home.devices[0].submit(home.companions[0], name=base64url(bytes(16))),
+    )
+    assert submitted.body["notified"][0]["channel"] == "web-push"
+    (push,) = await services[0].came(1)
+    assert (push.handle, push.request_id) == (handle, name)
+
+    status, again, _ = await channel(state, "add", "-", "--handle", handle, stdin=FCM)
+    assert (status, again) == (0, handle)
+    status, listed, _ = await channel(state, "list")
+    found = json.loads(listed)
+    assert [(each["handle"], each["kind"], each["state"]) for each in found["channels"]] == [
+        (handle, "fcm", "good")
+    ]
+    assert found["offers"] == {"web-push": {"apps": ["app.example"]}, "fcm": {"apps": ["app.example"]}}
+    assert (await channel(state, "remove", handle))[0] == 0
+    assert json.loads((await channel(state, "list"))[1])["channels"] == []
+
+
+async def test_the_list_says_to_people_what_the_relay_is_set_up_for(state: Path) -> None:
+    status, stdout, said = await outcome("companion", "channel", "list", "--state", state)
+    assert (status, stdout) == (0, "")
+    assert said == [
+        "this companion has no channel: it polls",
+        "the relay pushes through web-push apps app.example; fcm apps app.example",
+    ]
+
+
+@pytest.mark.threat("T11")
+async def test_what_the_relay_does_not_push_to_is_said_without_the_address(
+    state: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "address.json"
+    for address, expected in (
+        (APNS, "the relay pushes to no such address: the relay is not set up for this kind"),
+        (FCM | {"token": "a b"}, "that is no push address: token: expected a registration token"),
+    ):
+        file.write_text(json.dumps(address))
+        status, stdout, said = await channel(state, "add", file)
+        assert (status, stdout) == (2, "")
+        assert said[-1]["message"] == expected
+        assert str(address["token"]) not in json.dumps(said)
+
+
+async def test_a_fifth_channel_is_refused_with_what_to_do(state: Path) -> None:
+    for number in range(4):
+        assert (await channel(state, "add", "-", stdin=FCM | {"token": f"t{number}"}))[0] == 0
+    status, _, said = await channel(state, "add", "-", stdin=FCM)
+    assert status == 2
+    assert said[-1]["advice"] == "remove one: `companion-push companion channel remove HANDLE`"
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("given", ["https://push.example/SECRET", '{"token": "SECRET"}'], ids=["url", "json"])
+async def test_an_address_is_no_argument(state: Path, given: str) -> None:
+    status, _, said = await channel(state, "add", given)
+    assert status == 2
+    assert "a push address is no argument" in said[-1]["message"]
+    assert "SECRET" not in json.dumps(said)
+
+
+@pytest.mark.parametrize(
+    ("given", "parsed"),
+    [
+        (SUBSCRIPTION, WEB_PUSH),
+        (WEB_PUSH, WEB_PUSH),
+        ({name: value for name, value in WEB_PUSH.items() if name != "kind"}, WEB_PUSH),
+        (FCM, FCM),
+        (APNS, APNS | {"sandbox": False}),
+        (APNS | {"sandbox": True}, APNS | {"sandbox": True}),
+    ],
+    ids=["subscription", "web push", "without kind", "fcm", "apns", "sandbox"],
+)
+def test_an_address_is_read_in_either_form(given: dict[str, Any], parsed: dict[str, Any]) -> None:
+    assert parse_address(json.dumps(given).encode()) == parsed
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"SECRET",
+        b'["SECRET"]',
+        b'{"kind": "sms", "token": "SECRET"}',
+        b'{"kind": "fcm", "token": "SECRET"}',
+        b'{"kind": "apns", "topic": "a", "token": "SECRET", "sandbox": 1}',
+        b'{"endpoint": "SECRET", "keys": []}',
+        b'{"endpoint": 1}',
+        b'"' + b"x" * MAX_ADDRESS + b'"',
+    ],
+    ids=["nothing", "text", "list", "another kind", "no app", "sandbox", "keys", "endpoint", "too long"],
+)
+def test_what_is_no_address_is_refused_and_not_repeated(data: bytes) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_address(data)
+    assert "SECRET" not in str(caught.value)
