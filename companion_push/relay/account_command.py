@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from companion_push.relay.accounts import add_account, close_account, listed
 from companion_push.relay.config import DEFAULT_STORE
 from companion_push.relay.database import open_database
 from headless_passkey.command.command_line import (
@@ -111,6 +110,8 @@ async def _add(args: argparse.Namespace) -> None:
 
 
 async def _reset(args: argparse.Namespace) -> None:
+    from companion_push.relay.accounts import close_account  # noqa: PLC0415  --help needs none of this
+
     relay_url, now = _relay_url(args), time.time()
 
     def reset(db: sqlite3.Connection) -> tuple[str, bytes] | None:
@@ -131,6 +132,8 @@ async def _reset(args: argparse.Namespace) -> None:
 
 
 async def _delete(args: argparse.Namespace) -> None:
+    from companion_push.relay.accounts import close_account  # noqa: PLC0415  --help needs none of this
+
     async with open_database(args.store) as database:
         told = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
     if told is None:
@@ -140,6 +143,8 @@ async def _delete(args: argparse.Namespace) -> None:
 
 
 async def _list(args: argparse.Namespace) -> None:
+    from companion_push.relay.accounts import listed  # noqa: PLC0415  --help needs none of this
+
     async with open_database(args.store) as database:
         found = await database.transact(listed)
     for account in found:
@@ -152,6 +157,8 @@ async def _list(args: argparse.Namespace) -> None:
 
 
 def _added(db: sqlite3.Connection, args: argparse.Namespace, now: float) -> tuple[str, bytes] | None:
+    from companion_push.relay.accounts import add_account  # noqa: PLC0415  --help needs none of this
+
     return add_account(db, name=args.name, now=now, expires_at=int(now) + args.valid_hours * _HOUR)
 
 
