@@ -1,4 +1,4 @@
-"""Where a request comes from: what counts as one network address, behind proxies too. Pure."""
+"""The client address of a request, also behind trusted proxies, and the unit that limits count. Pure."""
 
 import ipaddress
 from collections.abc import Iterable, Sequence
@@ -7,15 +7,15 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def network(text: str) -> Network:
-    """An address, or a network such as 10.0.0.0/8; `ValueError` for anything else."""
+    """Parse an address, or a network such as 10.0.0.0/8; `ValueError` for anything else."""
     return ipaddress.ip_network(text.strip(), strict=False)
 
 
 def client_address(peer: str, forwarded_for: Iterable[str], trusted: Sequence[Network]) -> str:
-    """The client's address: the peer's, or the one that proxies which are trusted tell.
+    """The client's address: the peer's, or the one that trusted proxies report.
 
-    forwarded_for: the values of ``X-Forwarded-For``, to which each proxy adds its peer at the end. What stands before
-    the first address that is not trusted may be anybody's invention.
+    forwarded_for: the values of ``X-Forwarded-For``, to which each proxy appends its peer. Read from the end, the first untrusted
+    address is the client's; everything before it may be forged.
     """
     told = [address for value in forwarded_for for address in value.split(",")]
     found = peer
@@ -28,7 +28,7 @@ def client_address(peer: str, forwarded_for: Iterable[str], trusted: Sequence[Ne
 
 
 def neighbourhood(address: str) -> str:
-    """What counts as one address: an IPv4 address, or an IPv6 network of 64 bits."""
+    """The unit that rate limits count: an IPv4 address, or an IPv6 /64 network."""
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -51,7 +51,7 @@ def is_in(address: str, networks: Sequence[Network]) -> bool:
 
 
 def _without_port(told: str) -> str | None:
-    """An address as proxies write it: bare, in brackets, or with a port; None for what is none."""
+    """Parse an address as proxies write it: bare, in brackets, or with a port; None when malformed."""
     text = told.strip()
     host, bracket, _ = text.removeprefix("[").partition("]")
     if not bracket:

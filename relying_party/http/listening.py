@@ -1,4 +1,4 @@
-"""How the program listens and ends: sockets, certificate, deadlines, drain; every server of the project does it so.
+"""Listening and shutdown of the server: sockets, certificate, deadlines, drain; the same for each server of the project.
 
 The push programs have a module like this; one test runs over all programs (tests/test_serving.py).
 """
@@ -30,7 +30,7 @@ BACKLOG: Final = 1024  # connections that wait to be accepted
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Listener:
-    """Sockets that listen, and the certificate they show."""
+    """Listening sockets, with their certificate."""
 
     host: str
     sockets: Sequence[socket.socket]
@@ -40,10 +40,10 @@ class Listener:
     def port(self) -> int:
         return int(self.sockets[0].getsockname()[1])
 
-    def base_url(self, scheme: str = "http") -> str:
-        """Where it listens. scheme: without TLS; an "s" is added with it."""
+    def base_url(self) -> str:
+        """The URL of the first socket."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}{'s' if self.tls else ''}://{host}:{self.port}"
+        return f"http{'s' if self.tls else ''}://{host}:{self.port}"
 
 
 @contextlib.contextmanager
