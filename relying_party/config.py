@@ -13,6 +13,7 @@ from fido2.rpid import suffixes, verify_rp_id
 from yarl import URL
 
 from relying_party.core.access_tokens import TokenKey, secret_hash
+from relying_party.core.bounds import check_whole
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.domains import is_domain, is_localhost, is_this_machine
 from relying_party.core.encoding import base64url, from_base64url
@@ -66,10 +67,7 @@ class Config:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "public_url", check_public_url(self.public_url))
-        for name in ("requests_per_minute", "registrations_per_day"):
-            limit = getattr(self, name)
-            if not isinstance(limit, int) or isinstance(limit, bool) or limit < 1:
-                raise UsageError(f"{name}: expected a whole number of 1 or more, got {limit!r:.40}")
+        check_whole(self, "requests_per_minute", "registrations_per_day")
         if self.page_shows not in ("everyone", "own"):
             raise UsageError("page_shows: expected everyone or own")
         for name in ("manage", "enroll"):

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from relying_party.core.bounds import check_whole
 from relying_party.core.callers import Caller, ClientKind
 from relying_party.core.encoding import base64url
-from relying_party.errors import UsageError
 
 RandomBytes = Callable[[int], bytes]
 IssueToken = Callable[["Session"], str]  # the token of a session whose expiry is set
@@ -38,10 +38,7 @@ class Lifetimes:
     session: int = 30 * 86400  # a device's session, also when refreshed; a step-up starts it anew
 
     def __post_init__(self) -> None:
-        for name in ("cookie", "token", "session"):
-            seconds = getattr(self, name)
-            if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
-                raise UsageError(f"{name}: expected a whole number of 1 or more, got {seconds!r:.40}")
+        check_whole(self, "cookie", "token", "session")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
