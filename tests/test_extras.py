@@ -23,8 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
-    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "joserfc", "msgspec", "prometheus_client", "publicsuffixlist",
-    "rich", "segno", "strawberry", "yarl",
+    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "h2", "joserfc", "msgspec", "prometheus_client",
+    "publicsuffixlist", "rich", "segno", "strawberry", "yarl",
 )  # fmt: skip
 
 WITHOUT = """
@@ -168,10 +168,13 @@ MODULES = {
     "fido2": (("headless_passkey.ctap_device",), ()),
     "push": (
         ("companion_push.",),
-        ("companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS,
-         "companion_push.relay.graphql"),
+        (
+            "companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS,
+            "companion_push.relay.graphql", "companion_push.push.http2",
+        ),
     ),
     "graphql": (("companion_push.relay.graphql",), ()),
+    "apns": (("companion_push.push.http2",), ()),
     "rp": (("relying_party.",), ()),
     "emulation": (
         ("companion_push.emulation", "companion_push.companion.advertiser.bumble", "headless_passkey.radio.bumble"),
@@ -250,6 +253,7 @@ def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
         "emulation": brought("device") | brought("push"),
         "metrics": brought("push"),
         "graphql": brought("push"),
+        "apns": brought("push"),
     }.get(extra, set())
     assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
 

@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --graphql-documents --handle --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -87,6 +87,13 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql -d 
 complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql-documents -xka "(__fish_complete_path (commandline -ct))" -d 'JSON: documents by the SHA-256 with which callers may name them'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql-documents-only -d 'refuse every other document'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l graphql-introspection -d 'show the schema to callers, for development'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l vapid-key -xka "(__fish_complete_path (commandline -ct))" -d 'the private key that `companion-push push keys` has made; with it, companions can be woken by Web Push'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l vapid-contact -x -d 'mailto:NAME@HOST or https://HOST/…, where push services write to before they block a sender; needed with a key'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l web-push-host -x -d 'a push service besides those of the browsers: HOST, *.HOST or HOST:PORT, or any for all hosts; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l web-push-network -x -d 'private addresses that such a host may have, as 192.168.1.0/24; else a push goes to public ones only; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l web-push-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file with the authorities of these push services, in place of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l fcm -x -d 'the key of a service account of Firebase, JSON; with it, the Android app APP of its project is woken, by default one with the project'"'"'s name; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l apns -x -d 'the key for APNs, .p8, with the ids of key and team; with it, the app with the bundle id TOPIC is woken; may be given again'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
@@ -135,6 +142,8 @@ complete -c companion-push -n '_shtab_companion_push_using push check' -l vapid-
 complete -c companion-push -n '_shtab_companion_push_using push check' -l web-push-host -x -d 'a push service besides those of the browsers: HOST, *.HOST or HOST:PORT, or any for all hosts; may be given again'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l web-push-network -x -d 'private addresses that such a host may have, as 192.168.1.0/24; else a push goes to public ones only; may be given again'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l web-push-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file with the authorities of these push services, in place of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l fcm -x -d 'the key of a service account of Firebase, JSON; with it, the Android app APP of its project is woken, by default one with the project'"'"'s name; may be given again'
+complete -c companion-push -n '_shtab_companion_push_using push check' -l apns -x -d 'the key for APNs, .p8, with the ids of key and team; with it, the app with the bundle id TOPIC is woken; may be given again'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'

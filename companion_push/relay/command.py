@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from companion_push.identity.settings import OpenIdSettings
+from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
 from companion_push.serving.options import (
@@ -101,6 +102,7 @@ def add_parser(subparsers: Any) -> None:
     graphql.add_argument(
         "--graphql-introspection", action="store_true", help="show the schema to callers, for development"
     )
+    add_push(parser)
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
     parser.set_defaults(main=serve)
 
@@ -115,7 +117,11 @@ async def serve(args: argparse.Namespace) -> None:
         config = _config(args, listener.base_url())
         async with (
             serving(
-                make_app(config, registry=None if metrics is None else metrics.registry),
+                make_app(
+                    config,
+                    channels=push_channels(args),
+                    registry=None if metrics is None else metrics.registry,
+                ),
                 listener,
                 say=talk,
                 trusted_proxies=args.trusted_proxy,

@@ -115,7 +115,7 @@ class Google:
             self.faults.append(why)
             return web.json_response({"error": "invalid_grant", "error_description": why}, status=400)
         token = "ya29." + secrets.token_urlsafe(100)
-        self.granted[token] = self.clock.ticks + 3600
+        self.granted[token] = self.clock.steady() + 3600
         return web.json_response({"access_token": token, "expires_in": 3599, "token_type": "Bearer"})
 
     def _assertion_fault(self, form: dict[str, str]) -> str | None:
@@ -128,15 +128,18 @@ class Google:
         self.private.public_key().verify(_bytes(signature), signed, padding.PKCS1v15(), hashes.SHA256())
         if json.loads(_bytes(header)) != {"alg": "RS256", "typ": "JWT", "kid": KEY_ID}:
             return "another header"
-        now = int(self.clock.now)
+        said = json.loads(_bytes(claims))
+        issued = said.get("iat")
+        if not isinstance(issued, int) or abs(issued - self.clock.unix()) > 30:
+            return "another time"
         expected = {
             "iss": EMAIL,
             "scope": "https://www.googleapis.com/auth/firebase.messaging",
             "aud": f"{self.url}/token",
-            "iat": now,
-            "exp": now + 3600,
+            "iat": issued,
+            "exp": issued + 3600,
         }
-        return None if json.loads(_bytes(claims)) == expected else "other claims"
+        return None if said == expected else "other claims"
 
     # FCM
 
@@ -147,7 +150,7 @@ class Google:
         self.arrived.put_nowait("message")
         if self.to_messages:
             return await self.to_messages.pop(0)(request)
-        if scheme != "Bearer" or self.granted.get(token, 0.0) <= self.clock.ticks:
+        if scheme != "Bearer" or self.granted.get(token, 0.0) <= self.clock.steady():
             return failure(401, "UNAUTHENTICATED")
         if request.match_info["project"] != PROJECT:
             return failure(403, "PERMISSION_DENIED")

@@ -1,0 +1,73 @@
+"""A connection through a proxy, for what speaks a protocol of its own on it: CONNECT (RFC 9110 §9.3.6).
+
+The proxy is the environment's (`headless_passkey.net.proxy`); it learns host and port, and carries TLS with the server.
+"""
+
+import asyncio
+import re
+import ssl
+from typing import Final
+
+from headless_passkey.net.proxy import Proxy, ProxyFailed
+
+MAX_HEAD: Final = 16_384  # bytes of the proxy's answer
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r]")
+
+
+async def connect_through(proxy: Proxy, host: str, port: int) -> asyncio.Transport:
+    """Let the proxy connect to a host; returns the transport, which nobody reads yet. `ProxyFailed`."""
+    loop = asyncio.get_running_loop()
+    tls = ssl.create_default_context() if proxy.url.scheme == "https" else None
+    try:
+        transport, asked = await loop.create_connection(
+            _Asked, proxy.url.host or "", proxy.url.port or 0, ssl=tls
+        )
+    except OSError as error:
+        raise _failed(proxy, "cannot be reached") from error
+    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    lines = [f"CONNECT {name} HTTP/1.1", f"Host: {name}"]
+    if proxy.authorization is not None:
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
+    try:
+        transport.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        _check(proxy, host, await asked.head)
+    except BaseException:
+        transport.abort()
+        raise
+    return transport
+
+
+def _check(proxy: Proxy, host: str, head: bytes) -> None:
+    """Refuse an answer that connects to nothing."""
+    found = _STATUS.match(head)
+    status = int(found[1]) if found is not None else None
+    if status == 407:
+        raise _failed(proxy, "wants a name and a password, or others", status)
+    if status is None:
+        raise _failed(proxy, f"does not connect to {host}")
+    if not 200 <= status < 300:
+        raise _failed(proxy, f"does not connect to {host} (HTTP status {status})", status)
+
+
+def _failed(proxy: Proxy, how: str, status: int | None = None) -> ProxyFailed:
+    return ProxyFailed(f"the proxy {proxy.name} {how}", proxy=proxy.name, status=status)
+
+
+class _Asked(asyncio.Protocol):
+    """Waits for the head of the proxy's answer."""
+
+    def __init__(self) -> None:
+        self.head: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._received = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        if b"\r\n\r\n" in self._received or len(self._received) > MAX_HEAD:
+            self._answered(self._received)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's interface
+        self._answered(b"")
+
+    def _answered(self, head: bytes) -> None:
+        if not self.head.done():
+            self.head.set_result(head)
