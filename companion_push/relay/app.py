@@ -597,6 +597,11 @@ class RelayEndpoints:
             await asyncio.sleep(REFUSAL_SECONDS)
             raise
 
+    async def count_call(self, caller: str) -> None:
+        """Count a call of an authenticated caller that came without a request of its own."""
+        await self._admit(caller, self._calls)
+        self._calls.count(caller, 1, _ticks())
+
     async def _newcomer(
         self,
         request: web.Request,

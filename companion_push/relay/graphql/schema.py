@@ -3,7 +3,7 @@
 The members of an answer are those of the HTTP contract, in camel case. docs/reference/relay.graphql is made from here.
 """
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NewType, cast
 
@@ -17,6 +17,7 @@ from strawberry.types.execution import ExecutionContext
 from companion_push.push.channel import Kind
 from companion_push.relay import operations
 from companion_push.relay.channels import ChannelState
+from companion_push.relay.following import Following
 from companion_push.relay.mailbox import CompanionEvent
 from companion_push.relay.messages import (
     ChannelBody,
@@ -49,6 +50,7 @@ class Caller:
     request: web.Request  # for its network address
     name: str  # of the key that made the proof
     document: DocumentNode
+    follows: Callable[[Following], None] | None = None  # is told whose inbox is followed, for a subscription
 
 
 CallInfo = Info[Caller, None]
@@ -357,6 +359,22 @@ class Mutation:
         return True
 
 
+@strawberry.type
+class Subscription:
+    @strawberry.subscription(
+        description="The calling companion's inbox, now and after every change, from the moment a request is submitted. "
+        "Nothing is sent at once when it equals that of `cursor`."
+    )
+    async def inbox(self, info: CallInfo, cursor: str | None = None) -> AsyncGenerator[Inbox, None]:
+        caller, known = info.context, Parameters.of(cursor=cursor).cursor()
+        address = caller.request.remote or ""
+        with caller.relay.followed(caller.name, address=address, cursor=known) as following:
+            if caller.follows is not None:
+                caller.follows(following)
+            async for answer in following:
+                yield cast("Inbox", answer.body)
+
+
 async def _run(info: CallInfo, operation: operations.Operation) -> Answer:
     return await info.context.relay.run(info.context.name, operation)
 
@@ -389,6 +407,7 @@ def make_schema(extensions: Any = ()) -> strawberry.Schema:
     return _Schema(
         query=Query,
         mutation=Mutation,
+        subscription=Subscription,
         extensions=extensions,
         config=StrawberryConfig(default_resolver=_member, scalar_map=_SCALARS),
     )

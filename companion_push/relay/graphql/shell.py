@@ -6,25 +6,24 @@ problem's HTTP status; an operation that has run is answered with 200, and its e
 
 import logging
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any, Final
 
 from aiohttp import hdrs, web
-from graphql import GraphQLError, OperationType, build_schema
+from graphql import OperationType, build_schema
 from strawberry.extensions import SchemaExtension
 
-from companion_push.errors import StoreUnavailable
 from companion_push.relay.app import (
     OPERATION,
     RelayEndpoints,
     json_response,
-    place_of,
     problem_response,
     read_body,
 )
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.graphql.documents import Documents, Refused, Submitted
+from companion_push.relay.graphql.errors import formatted, problem_of, told
 from companion_push.relay.graphql.schema import Caller, make_schema
+from companion_push.relay.graphql.subscriptions import Subscriptions
 from companion_push.relay.inbox_stream import REFUSED
 from companion_push.relay.messages import parse_body
 from companion_push.relay.problems import Problem, Slug, invalid
@@ -40,10 +39,12 @@ def add_graphql(app: web.Application, relay: RelayEndpoints, config: RelayConfig
     """Add ``/graphql`` to the relay. `UsageError` for a file of documents that cannot be used."""
     shell = Shell(relay, config)
     app.router.add_post(PATH, shell.answer)
+    app.router.add_get(PATH, shell.subscriptions.answer, allow_head=False)
+    app.on_shutdown.append(shell.subscriptions.close)
 
 
 class Shell:
-    """The endpoint for queries and mutations."""
+    """The endpoint for queries and mutations, and beside it that for subscriptions."""
 
     def __init__(self, relay: RelayEndpoints, config: RelayConfig) -> None:
         self._relay = relay
@@ -54,12 +55,13 @@ class Shell:
             file=config.graphql_documents,
             only=config.graphql_documents_only,
         )
+        self.subscriptions = Subscriptions(relay, self._schema, self._documents, path=PATH)
 
     async def answer(self, request: web.Request) -> web.Response:
         try:
             return await self._answer(request)
         except Problem as problem:
-            return _refusal(request, problem, [_told(problem)])
+            return _refusal(request, problem, [told(problem)])
         except Refused as refused:
             errors = [formatted(error) for error in refused.errors]
             return _refusal(request, Problem(Slug.INVALID_REQUEST), errors)
@@ -71,7 +73,7 @@ class Shell:
         submitted = parse_body(await read_body(request), Submitted)
         admitted = self._documents.admit(submitted)
         if admitted.operation is OperationType.SUBSCRIPTION:
-            raise invalid("query: expected a query or a mutation")
+            raise invalid("query: expected a query or a mutation; a subscription needs a WebSocket")
         request[OPERATION] = admitted.field
         result = await self._schema.execute(
             admitted.text,
@@ -84,7 +86,7 @@ class Shell:
         body: dict[str, Any] = {"data": result.data}
         if errors:
             body["errors"] = [formatted(error) for error in errors]
-            request[REFUSED] = _problem_of(errors[0]) or Problem(Slug.INVALID_REQUEST)
+            request[REFUSED] = problem_of(errors[0]) or Problem(Slug.INVALID_REQUEST)
         return _response(request, body, 200)
 
 
@@ -98,37 +100,6 @@ class _Admitted(SchemaExtension):
     def on_validate(self) -> Iterator[None]:
         self.execution_context.validation_rules = ()
         yield
-
-
-def formatted(error: GraphQLError) -> dict[str, Any]:
-    """An error as callers see it. What is a bug is logged by its place, and tells nothing."""
-    problem = _problem_of(error)
-    if problem is None:
-        logger.error("%s", place_of(error.original_error or error))
-        status = HTTPStatus.INTERNAL_SERVER_ERROR
-        members = {"type": "about:blank", "title": status.phrase, "status": status.value}
-        told: dict[str, Any] = {"message": status.phrase, "extensions": members}
-    else:
-        told = _told(problem)
-    where = error.formatted
-    return told | {name: where[name] for name in ("locations", "path") if name in where}
-
-
-def _problem_of(error: GraphQLError) -> Problem | None:
-    """The problem that an error is; None for a bug."""
-    cause = error.original_error
-    if isinstance(cause, Problem):
-        return cause
-    if isinstance(cause, StoreUnavailable):
-        return Problem(Slug.STORE_UNAVAILABLE, retry_after=2)
-    if cause is None or isinstance(cause, GraphQLError):  # of the document or its variables
-        return invalid(error.message.partition(" Did you mean ")[0])
-    return None
-
-
-def _told(problem: Problem) -> dict[str, Any]:
-    body = problem.body()
-    return {"message": problem.detail or body["title"], "extensions": body}
 
 
 def _refusal(request: web.Request, problem: Problem, errors: list[dict[str, Any]]) -> web.Response:

@@ -1,0 +1,273 @@
+"""``GET /graphql`` as a WebSocket: subscriptions by graphql-transport-ws, each connection with one proof of its caller's key.
+
+The proof is in the upgrade request's header, or in the payload of ``connection_init`` for callers that cannot set headers.
+It is good for one connection, which ends with the caller's membership and with the life of a followed inbox.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+import strawberry
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+from graphql import GraphQLError, OperationType
+
+from companion_push.relay.app import OPERATION, RelayEndpoints
+from companion_push.relay.following import INTERVAL, Ending, Following
+from companion_push.relay.graphql.documents import Documents, Refused, Submitted
+from companion_push.relay.graphql.errors import formatted, problem_of, told
+from companion_push.relay.graphql.schema import Caller
+from companion_push.relay.inbox_stream import REFUSED, SEND_SECONDS
+from companion_push.relay.messages import MAX_BODY
+from companion_push.relay.problems import Problem, Slug, invalid
+from companion_push.relay.proofs import HEADER, NONCE_HEADER
+
+PROTOCOL: Final = "graphql-transport-ws"
+INIT_SECONDS: Final = 10.0  # until connection_init has come
+MAX_SUBSCRIPTIONS: Final = 4  # of one connection; a member's held calls are counted besides
+_CLOSE_SECONDS: Final = 2.0  # for the peer's part of closing
+_HEARTBEAT: Final = 25.0  # seconds between pings of the WebSocket, for connections whose peer is gone
+_ENDED: Final = frozenset(
+    {403, 404, 410}
+)  # statuses of a problem that ends the connection: who is no member any more
+
+logger = logging.getLogger(__name__)
+
+
+class Code:
+    """Codes with which a connection is closed (graphql-transport-ws)."""
+
+    BAD_MESSAGE: Final = 4400
+    NOT_BEGUN: Final = 4401
+    REFUSED: Final = 4403  # the reason is the problem's slug; with use-dpop-nonce, and the nonce
+    INIT_TIMEOUT: Final = 4408
+    ID_TAKEN: Final = 4409
+    BEGUN_TWICE: Final = 4429
+
+
+class _Init(msgspec.Struct, frozen=True, tag="connection_init", tag_field="type"):
+    payload: dict[str, Any] | None = None
+
+
+class _Ping(msgspec.Struct, frozen=True, tag="ping", tag_field="type"):
+    payload: dict[str, Any] | None = None
+
+
+class _Pong(msgspec.Struct, frozen=True, tag="pong", tag_field="type"):
+    payload: dict[str, Any] | None = None
+
+
+class _Subscribe(msgspec.Struct, frozen=True, tag="subscribe", tag_field="type"):
+    id: str
+    payload: Submitted
+
+
+class _Complete(msgspec.Struct, frozen=True, tag="complete", tag_field="type"):
+    id: str
+
+
+_Message = _Init | _Ping | _Pong | _Subscribe | _Complete
+_decoder: Final[msgspec.json.Decoder[_Message]] = msgspec.json.Decoder(_Message)
+
+
+class Subscriptions:
+    """The endpoint for subscriptions."""
+
+    def __init__(
+        self, relay: RelayEndpoints, schema: strawberry.Schema, documents: Documents, *, path: str
+    ) -> None:
+        """path: below the public URL."""
+        self.relay, self.schema, self.documents, self.path = relay, schema, documents, path
+        self._connections: set[_Connection] = set()
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        offered = ",".join(request.headers.getall(hdrs.SEC_WEBSOCKET_PROTOCOL, ())).split(",")
+        if request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
+            raise web.HTTPMethodNotAllowed("GET", ["POST"])  # no queries in URLs
+        if PROTOCOL not in map(str.strip, offered):
+            raise invalid(f"Sec-WebSocket-Protocol: expected {PROTOCOL}")
+        if self.relay.held_requests.closing:
+            raise Problem(Slug.DRAINING, retry_after=1)
+        proofs = request.headers.getall(HEADER, [])
+        name = await self.relay.authenticate(request, proofs, self.path) if proofs else None
+        socket = web.WebSocketResponse(
+            protocols=(PROTOCOL,), heartbeat=_HEARTBEAT, timeout=_CLOSE_SECONDS, max_msg_size=MAX_BODY, compress=False
+        )  # fmt: skip
+        if name is not None:
+            socket.headers[NONCE_HEADER] = self.relay.nonce()
+            self.relay.answered(request, 200, None)  # the middleware hears of it at the end
+        await socket.prepare(request)
+        connection = _Connection(self, request, socket, name)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+        return socket
+
+    async def close(self, _app: web.Application) -> None:
+        """End every connection, as the relay shuts down."""
+        closing = [one.close(WSCloseCode.GOING_AWAY, Ending.DRAINING) for one in self._connections]
+        await asyncio.gather(*closing)
+
+
+class _Connection:
+    """One connection: a task that reads, one that sends pings, and one for each subscription."""
+
+    def __init__(
+        self, endpoint: Subscriptions, request: web.Request, socket: web.WebSocketResponse, name: str | None
+    ) -> None:
+        """name: of the key whose proof was in the upgrade request; None when it is to come with connection_init."""
+        self._relay, self._endpoint = endpoint.relay, endpoint
+        self._request, self._socket, self._name = request, socket, name
+        self._begun = False  # connection_init was acknowledged
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._followed: dict[str, Following] = {}
+        self._closed = False
+
+    async def run(self) -> None:
+        """Serve the connection until either side closes it."""
+        async with asyncio.TaskGroup() as tasks:
+            pings = tasks.create_task(self._send_pings())
+            try:
+                await self._read(tasks)
+            finally:
+                for task in (pings, *self._running.values()):
+                    task.cancel()
+
+    async def close(self, code: int, reason: str) -> None:
+        if not self._closed:
+            self._closed = True
+            await self._socket.close(code=code, message=reason.encode())
+
+    async def _read(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(None if self._begun else INIT_SECONDS):
+                    received = await self._socket.receive()
+            except TimeoutError:
+                return await self.close(Code.INIT_TIMEOUT, "connection_init did not come in time")
+            if received.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return None  # closed
+            try:
+                message = _decoder.decode(received.data if received.type is WSMsgType.TEXT else b"")
+            except (msgspec.MsgspecError, UnicodeError, RecursionError):
+                return await self.close(Code.BAD_MESSAGE, f"expected a message of {PROTOCOL}")
+            await self._take(message, tasks)
+
+    async def _take(self, message: _Message, tasks: asyncio.TaskGroup) -> None:
+        match message:
+            case _Init():
+                await self._begin(message.payload or {})
+            case _Ping():
+                self._hear()
+                await self._send({"type": "pong"})
+            case _Pong():
+                self._hear()
+            case _Complete():
+                task = self._running.pop(message.id, None)
+                if task is not None:
+                    task.cancel()
+            case _Subscribe() if not self._begun or self._name is None:
+                await self.close(Code.NOT_BEGUN, "expected connection_init first")
+            case _Subscribe() if message.id in self._running:
+                await self.close(Code.ID_TAKEN, "this id is that of a subscription")
+            case _Subscribe():
+                self._running[message.id] = tasks.create_task(self._serve(message, self._name))
+
+    def _hear(self) -> None:
+        """A sign of life of the caller's program keeps its claims."""
+        for following in self._followed.values():
+            following.heard()
+
+    async def _begin(self, payload: Mapping[str, Any]) -> None:
+        if self._begun:
+            return await self.close(Code.BEGUN_TWICE, "connection_init has come before")
+        if self._name is None:
+            given = payload.get(HEADER)
+            try:
+                proofs = [given] if isinstance(given, str) else []
+                self._name = await self._relay.authenticate(self._request, proofs, self._endpoint.path)
+            except Problem as problem:
+                self._request[REFUSED] = problem
+                self._relay.answered(self._request, problem.status, problem.slug)
+                nonce = [self._relay.nonce()] if problem.slug is Slug.USE_DPOP_NONCE else []
+                return await self.close(Code.REFUSED, " ".join([problem.slug, *nonce]))
+            self._relay.answered(self._request, 200, None)
+        self._begun = True
+        return await self._send({"type": "connection_ack", "payload": {NONCE_HEADER: self._relay.nonce()}})
+
+    async def _serve(self, message: _Subscribe, name: str) -> None:
+        """Serve one subscription to its end."""
+        try:
+            await self._follow(message, name)
+        except Problem as problem:
+            await self._end(message.id, [told(problem)], problem)
+        except Refused as refused:
+            await self._end(message.id, [formatted(error) for error in refused.errors], None)
+        except (ConnectionError, TimeoutError) as error:  # the peer is gone, or does not read
+            logger.debug("a subscription was cut: %s", type(error).__name__)
+            if self._request.transport is not None:
+                self._request.transport.abort()
+        except Exception as error:  # noqa: BLE001  one that is a bug ends its subscription alone
+            await self._end(message.id, [formatted(GraphQLError("", original_error=error))], None)
+        finally:
+            self._followed.pop(message.id, None)
+            if self._running.get(message.id) is asyncio.current_task():
+                del self._running[message.id]
+
+    async def _follow(self, message: _Subscribe, name: str) -> None:
+        await self._relay.count_call(name)
+        if len(self._running) > MAX_SUBSCRIPTIONS:
+            raise Problem(Slug.TOO_MANY_PENDING, retry_after=1)
+        admitted = self._endpoint.documents.admit(message.payload)
+        if admitted.operation is not OperationType.SUBSCRIPTION:
+            raise invalid("query: expected a subscription; what else there is has a proof of its own")
+        self._request[OPERATION] = admitted.field
+        caller = Caller(
+            self._relay,
+            self._request,
+            name,
+            admitted.document,
+            follows=lambda following: self._followed.__setitem__(message.id, following),
+        )
+        results = await self._endpoint.schema.subscribe(
+            admitted.text, variable_values=message.payload.variables, context_value=caller
+        )
+        async with contextlib.aclosing(results):
+            async for result in results:
+                if result.data is None and result.errors:
+                    errors = [formatted(error) for error in result.errors]
+                    return await self._end(message.id, errors, problem_of(result.errors[0]))
+                await self._send({"id": message.id, "type": "next", "payload": {"data": result.data}})
+        following = self._followed.get(message.id)
+        ended = None if following is None else following.ended
+        if ended in (Ending.RENEW, Ending.DRAINING):
+            return await self.close(WSCloseCode.GOING_AWAY, ended)
+        return await self._send({"id": message.id, "type": "complete"})
+
+    async def _end(self, identity: str, errors: list[dict[str, Any]], problem: Problem | None) -> None:
+        """End a subscription with its errors, and the connection of who is refused from now on."""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            await self._send({"id": identity, "type": "error", "payload": errors})
+        if problem is not None:
+            self._request[REFUSED] = problem
+            if problem.status in _ENDED:
+                await self.close(Code.REFUSED, problem.slug)
+
+    async def _send(self, message: Mapping[str, Any]) -> None:
+        """Send a message. `TimeoutError` when the peer does not read, `ConnectionError` when it is gone."""
+        async with asyncio.timeout(SEND_SECONDS):
+            await self._socket.send_str(msgspec.json.encode(message).decode())
+
+    async def _send_pings(self) -> None:
+        """Ask the caller's program for signs of life, and end a connection that nobody uses."""
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            while True:
+                await asyncio.sleep(INTERVAL)
+                if self._begun and not self._running:
+                    await self.close(WSCloseCode.OK, "idle")
+                await self._send({"type": "ping"})
