@@ -1,5 +1,6 @@
 """Lines of log on a terminal: what peers, hosts and Bluetooth devices wrote in them is spelled out, in both packages with programs."""
 
+import json
 import logging
 import sys
 
@@ -50,6 +51,62 @@ def test_a_traceback_keeps_its_lines_and_hides_nothing(formatter: logging.Format
     said = logged(formatter, "failed", error=ValueError("a\x1b[2Jb\u3164"))
     assert said.startswith("INFO failed\nTraceback (most recent call last):\n")
     assert said.endswith("\nValueError: a<U+001B>[2Jb<U+3164>")
+
+
+def record(message: str, *args: object, fields: object = None, error: Exception | None = None) -> str:
+    """A line of ``--log-format json``."""
+    info = None
+    if error is not None:
+        try:
+            raise error
+        except type(error):
+            info = sys.exc_info()
+    made = logging.LogRecord("a.b", logging.WARNING, "a.py", 1, message, args, info)
+    made.created = 1_700_000_000.0625
+    if fields is not None:
+        made.fields = fields
+    return headless_passkey.command.command_line._JsonRecords().format(made)
+
+
+def test_a_record_has_time_level_logger_message_and_fields() -> None:
+    assert json.loads(record("%s came", 3, fields={"status": 201, "outcome": "ok"})) == {
+        "time": "2023-11-14T22:13:20.062Z",
+        "level": "warning",
+        "logger": "a.b",
+        "message": "3 came",
+        "fields": {"status": 201, "outcome": "ok"},
+    }
+    assert "fields" not in json.loads(record("none"))
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("text", ["x\ny", "x\x1b[2Jy", "x\x7fy", "x\u2028y", "x\u202ey", "x\x00y"], ids=ascii)
+def test_a_record_is_one_line_whatever_is_in_it(text: str) -> None:
+    for line in (
+        record(text),
+        record("%s", text, fields={"said": text}),
+        record("x", error=ValueError(text)),
+    ):
+        assert len(line.splitlines()) == 1
+        assert line.isascii()
+        assert "\x1b" not in line
+        said = json.loads(line)
+        assert text not in said["message"]
+        assert (
+            text not in said.get("exception", "") or "\n" in text
+        )  # a traceback has lines, as a JSON string
+
+
+@pytest.mark.threat("T11")
+def test_a_record_repeats_no_secret_of_a_known_form() -> None:
+    code = "hpk-account:g3hVaGVhZGxlc3MtcGFzc2tleSBhY2NvdW50IHYx"
+    assert json.loads(record("found %s", code))["message"] == "found hpk-account:…"
+    assert code not in record("x", error=ValueError(code))
+
+
+@pytest.mark.threat("T12")
+def test_a_record_has_an_end() -> None:
+    assert len(record("%s", "x" * 1_000_000)) < 2200
 
 
 @BOTH

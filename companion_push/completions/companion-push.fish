@@ -51,7 +51,7 @@ function _shtab_companion_push_using
 end
 
 set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-format --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -67,6 +67,7 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l trusted-pro
 complete -c companion-push -n '_shtab_companion_push_using relay' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 2048'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l log-format -xka "text json" -d 'text (default), or json: log and failures as JSON, one object a line, with time, level and fields'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l metrics -x -d 'serve /metrics there, for Prometheus, over plain HTTP; without it nowhere'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l public-url -x -d 'what clients call it by; default: the base URL it listens on'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
@@ -159,6 +160,7 @@ complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l tr
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 2048'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l connections-per-address -x -d 'of those from one address, or requests at a time of one address behind a trusted proxy; default: 512'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l idle-seconds -x -d 'until a connection without a request is closed; default: 75'
+complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l log-format -xka "text json" -d 'text (default), or json: log and failures as JSON, one object a line, with time, level and fields'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l metrics -x -d 'serve /metrics there, for Prometheus, over plain HTTP; without it nowhere'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l waiting -x -d 'seconds a tunnel waits for its second end (default: 180)'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l life -x -d 'seconds after which a tunnel ends in any case (default: 600)'

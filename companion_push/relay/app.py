@@ -872,13 +872,17 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     if metrics is not None:
         at_once = _WAITS not in request and not response.prepared
         metrics.answered(endpoint, response.status, problem, seconds if at_once else None)
-    logger.info(
-        "%s: %d %s in %d ms",
-        endpoint,
-        response.status,
-        problem.slug if problem is not None else "ok",
-        math.ceil(seconds * 1000),
-    )
+    outcome, milliseconds = "ok" if problem is None else str(problem.slug), math.ceil(seconds * 1000)
+    fields = {
+        "endpoint": endpoint,
+        "status": response.status,
+        "outcome": outcome,
+        "milliseconds": milliseconds,
+    }
+    if problem is not None and problem.policy is not None:
+        fields["limit"] = problem.policy.name
+    line = "%s: %d %s in %d ms"
+    logger.info(line, endpoint, response.status, outcome, milliseconds, extra={"fields": fields})
     return response
 
 

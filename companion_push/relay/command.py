@@ -17,10 +17,9 @@ from companion_push.serving.options import (
     count_or_none,
     program_metrics,
 )
-from headless_passkey.command.command_line import add_settings, example, out
+from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
-from headless_passkey.process.streams import talk
 
 
 def add_parser(subparsers: Any) -> None:
@@ -112,7 +111,7 @@ async def serve(args: argparse.Namespace) -> None:
     from companion_push.relay.app import make_app  # noqa: PLC0415
     from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
 
-    metrics = program_metrics(args)
+    metrics, say = program_metrics(args), teller(args)
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         config = _config(args, listener.base_url())
         async with (
@@ -123,7 +122,7 @@ async def serve(args: argparse.Namespace) -> None:
                     registry=None if metrics is None else metrics.registry,
                 ),
                 listener,
-                say=talk,
+                say=say,
                 trusted_proxies=args.trusted_proxy,
                 limits=connection_limits(args),
                 public_url=config.public_url,
@@ -133,7 +132,7 @@ async def serve(args: argparse.Namespace) -> None:
             contextlib.AsyncExitStack() as inside,
         ):
             if metrics is not None:
-                await inside.enter_async_context(metrics.served(args.metrics, connections, say=talk))
+                await inside.enter_async_context(metrics.served(args.metrics, connections, say=say))
             ended = until_terminated()
             out(listener.base_url())
             await ended

@@ -68,6 +68,13 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         help=f"until a connection without a request is closed; default: {IDLE_SECONDS:.0f}",
     )
     parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        metavar="FORMAT",
+        help="text (default), or json: log and failures as JSON, one object a line, with time, level and fields",
+    )
+    parser.add_argument(
         "--metrics",
         metavar="HOST:PORT",
         type=host_port,

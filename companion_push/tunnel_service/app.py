@@ -260,6 +260,14 @@ class OpenTunnel:
             _now() - self._tunnel.opened,
             ending.why,
             *(count[end] for end in End for count in (self._tunnel.messages, self._tunnel.sizes)),
+            extra={
+                "fields": {
+                    "seconds": round(_now() - self._tunnel.opened, 3),
+                    "reason": ending.why,
+                    "messages": sum(self._tunnel.messages),
+                    "bytes": sum(self._tunnel.sizes),
+                }
+            },
         )
 
     async def _until_the_end(self) -> Ending:

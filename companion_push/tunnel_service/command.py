@@ -6,9 +6,8 @@ from typing import Any
 
 from companion_push.serving.options import add_serving, connection_limits, count, program_metrics
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.command.command_line import add_settings, example, out
+from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.process.signals import until_terminated
-from headless_passkey.process.streams import talk
 
 
 def add_parser(subparsers: Any) -> None:
@@ -92,13 +91,13 @@ async def serve(args: argparse.Namespace) -> None:
         rate=args.rate,
         in_flight_of_all=args.in_flight << 20,
     )
-    metrics = program_metrics(args)
+    metrics, say = program_metrics(args), teller(args)
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         async with (
             serving(
                 make_app(limits, registry=None if metrics is None else metrics.registry),
                 listener,
-                say=talk,
+                say=say,
                 trusted_proxies=args.trusted_proxy,
                 limits=connection_limits(args),
                 closed=(lambda _: None) if metrics is None else metrics.closed,
@@ -106,7 +105,7 @@ async def serve(args: argparse.Namespace) -> None:
             contextlib.AsyncExitStack() as inside,
         ):
             if metrics is not None:
-                await inside.enter_async_context(metrics.served(args.metrics, connections, say=talk))
+                await inside.enter_async_context(metrics.served(args.metrics, connections, say=say))
             ended = until_terminated()
             out(listener.base_url("ws"))
             await ended

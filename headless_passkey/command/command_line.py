@@ -20,6 +20,7 @@ import traceback
 from codecs import BOM_UTF8
 from collections.abc import Callable, Container, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 
@@ -293,7 +294,10 @@ def run(
             errors="backslashreplace"
         )  # as on stderr, for names that the locale cannot encode
     logging.basicConfig(level=args.log_level.upper(), force=True)
-    logging.getLogger().handlers[0].setFormatter(_JsonLines() if args.json else _PlainLines(_LOG_LINE))
+    as_records = getattr(args, "log_format", "text") == "json"  # of the servers, then for failures too
+    args.json = args.json or as_records
+    formatter = _JsonRecords() if as_records else _JsonLines() if args.json else _PlainLines(_LOG_LINE)
+    logging.getLogger().handlers[0].setFormatter(formatter)
     if args.log_level in ("warning", "error"):
         # bumble logs failures with tracebacks; ours is one line
         logging.getLogger("bumble").setLevel(logging.CRITICAL)
@@ -530,6 +534,41 @@ class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         said = {"log": record.levelname.lower(), "logger": record.name, "message": record.getMessage()}
         return json.dumps(said)
+
+
+class _JsonRecords(logging.Formatter):
+    """Formats a log record as one JSON object on one line, for programs that collect logs: ``--log-format json``.
+
+    time: RFC 3339, UTC. fields: what the caller gave as ``extra={"fields": {…}}``, numbers and words of our own.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said: dict[str, object] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": printable(without_secrets(record.getMessage()), _MAX_MESSAGE),
+        }
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, Mapping):
+            said["fields"] = dict(fields)
+        if record.exc_info:
+            lines = without_secrets(self.formatException(record.exc_info)).split("\n")
+            said["exception"] = "\n".join(printable(line, _MAX_MESSAGE) for line in lines)
+        return json.dumps(said, default=str)
+
+
+def teller(args: argparse.Namespace) -> Callable[[str], None]:
+    """What says a line to a server's operator at any log level: on stderr, in the format of the log."""
+    if args.log_format != "json":
+        return talk
+
+    def tell(line: str) -> None:
+        record = logger.makeRecord(_OURS[1], logging.INFO, "", 0, line, (), None)
+        logging.getLogger().handle(record)
+
+    return tell
 
 
 async def _until_terminated_or_done(work: Coroutine[Any, Any, None]) -> None:
