@@ -69,10 +69,13 @@ class ApnsChannel:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        seconds: float = SEND_SECONDS,
+        ping_seconds: float = PING_SECONDS,
     ) -> None:
         """topics: the apps' bundle ids. tls: whom to trust, None for the system's roots; it gets ALPN for HTTP/2.
 
-        clock: Unix seconds. ticks: seconds of a clock that nobody sets. `UsageError` for a topic that cannot be,
+        clock: Unix seconds. ticks: seconds of a clock that nobody sets. seconds: for a push, a connection included.
+        ping_seconds: after which a silent connection is taken for dead. `UsageError` for a topic that cannot be,
         `SetupError` (missing-package) without the extra ``apns``.
         """
         for topic in topics:
@@ -84,13 +87,13 @@ class ApnsChannel:
             raise setup_error("APNs needs h2", SetupReason.MISSING_PACKAGE, extra="apns") from error
         self._http2 = http2
         self._topics = dict(topics)
-        self._clock = clock
+        self._clock, self._seconds, self._ping_seconds = clock, seconds, ping_seconds
         tls = ssl.create_default_context() if tls is None else tls
         tls.set_alpn_protocols(["h2"])
         # a connection carries the tokens of one team only
         tokens = {key: ProviderTokens(key, clock=clock, ticks=ticks) for key in self._topics.values()}
         self._lines = {
-            (key, is_sandbox): _Line(url, tls, tokens[key])
+            (key, is_sandbox): _Line(url, tls, tokens[key], ping_seconds)
             for key in tokens
             for is_sandbox, url in ((False, production), (True, sandbox))
         }
@@ -115,7 +118,7 @@ class ApnsChannel:
             return Delivery(outcome=PushOutcome.LATE)
         if (why := self.refusal(address)) is not None:
             return Delivery(outcome=PushOutcome.REFUSED, detail=why)
-        return await self._deliver(address, push, min(left, SEND_SECONDS))
+        return await self._deliver(address, push, min(left, self._seconds))
 
     async def check(self) -> str:
         said = []
@@ -133,9 +136,9 @@ class ApnsChannel:
 
     async def _checked(self, topic: str, *, sandbox: bool) -> tuple[bool, str]:
         """Push to nobody: a complaint about the device token says that key, ids and topic are right."""
-        push = Push(purpose=Purpose.TEST, handle="", account=b"", expires_at=self._clock() + SEND_SECONDS)
+        push = Push(purpose=Purpose.TEST, handle="", account=b"", expires_at=self._clock() + self._seconds)
         address = Apns(topic=topic, token=NOBODY, sandbox=sandbox)
-        delivery = await self._deliver(address, push, SEND_SECONDS)
+        delivery = await self._deliver(address, push, self._seconds)
         where = "sandbox" if sandbox else "production"
         if delivery.outcome in (PushOutcome.GONE, PushOutcome.SENT):
             return True, f"{where}: takes these credentials"
@@ -170,7 +173,7 @@ class ApnsChannel:
                         continue
                     return delivery
         except TimeoutError:
-            if connection is not None:
+            if connection is not None and connection.idle_for >= self._ping_seconds:
                 connection.retire()  # it may be dead, and only look as if it was there
             return Delivery(outcome=PushOutcome.FAILED, detail="no answer in time")
         except (self._http2.Broken, TransportError) as error:  # the second is of a proxy
@@ -210,10 +213,10 @@ class ApnsChannel:
 class _Line:
     """The connection for one key to one environment: opened when it is needed, and again when it has ended."""
 
-    def __init__(self, url: str, tls: ssl.SSLContext, tokens: ProviderTokens) -> None:
+    def __init__(self, url: str, tls: ssl.SSLContext, tokens: ProviderTokens, ping_seconds: float) -> None:
         """url: of the service, https. tokens: what the key's pushes carry."""
         self._url, self._tls = BaseUrl.parse(url, schemes=("https",)), tls
-        self.tokens = tokens
+        self.tokens, self._ping_seconds = tokens, ping_seconds
         self._open: Http2Connection | None = None
         self._retired: list[Http2Connection] = []
         self._opening = asyncio.Lock()
@@ -235,7 +238,7 @@ class _Line:
             kept = self._open
             if kept is not None and kept.usable and kept.idle_for > IDLE_SECONDS:
                 try:
-                    async with asyncio.timeout(PING_SECONDS):
+                    async with asyncio.timeout(self._ping_seconds):
                         await kept.ping()
                 except (TimeoutError, Broken):
                     kept.retire()

@@ -57,20 +57,23 @@ class FcmChannel:
         tls: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        seconds: float = SEND_SECONDS,
     ) -> None:
         """apps: by the names that companions register with. tls: whom to trust, None for the system's roots.
 
-        clock: Unix seconds. ticks: seconds of a clock that nobody sets. `UsageError` for a name that cannot be.
+        clock: Unix seconds. ticks: seconds of a clock that nobody sets. seconds: for a push, its access token included.
+        `UsageError` for a name that cannot be.
         """
         for app in apps:
             if not APP.fullmatch(app):
                 raise UsageError("an app's name has at most 128 letters, digits, dots, - and _")
         self._apps = dict(apps)
-        self._url, self._tls, self._clock = url, tls, clock
+        self._url, self._tls, self._clock, self._seconds = url, tls, clock, seconds
         self._opened: aiohttp.ClientSession | None = None
         accounts = dict.fromkeys(self._apps.values())
         self._tokens = {
-            account: AccessTokens(account, self._session, clock=clock, ticks=ticks) for account in accounts
+            account: AccessTokens(account, self._session, clock=clock, ticks=ticks, seconds=seconds)
+            for account in accounts
         }
 
     @property
@@ -102,7 +105,7 @@ class FcmChannel:
                 "collapse_key": COLLAPSE_KEY,
             },
         }
-        return await self._deliver(self._apps[address.app], {"message": message}, min(left, SEND_SECONDS))
+        return await self._deliver(self._apps[address.app], {"message": message}, min(left, self._seconds))
 
     async def check(self) -> str:
         said = []
@@ -110,7 +113,7 @@ class FcmChannel:
             # to nobody: a dry run to a topic, which checks the token, the project and what the account may do
             message = {"topic": CHECK_TOPIC, "data": {"purpose": "test"}}
             body = {"validate_only": True, "message": message}
-            delivery = await self._deliver(account, body, SEND_SECONDS)
+            delivery = await self._deliver(account, body, self._seconds)
             what = f"FCM, app {app}, project {account.project}"
             if delivery.outcome is PushOutcome.SENT:
                 said.append(f"{what}: takes these credentials")
@@ -167,7 +170,7 @@ class FcmChannel:
             f"{self._url}/v1/projects/{account.project}/messages:send",
             data=data,
             headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json; charset=utf-8"},
-            timeout=aiohttp.ClientTimeout(total=SEND_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._seconds),
         ) as response:
             content = await read_bounded(response, MAX_ANSWER)
         return outcome(

@@ -139,12 +139,15 @@ class AccessTokens:
         *,
         clock: Callable[[], float] = time.time,
         ticks: Callable[[], float] = time.monotonic,
+        seconds: float = FETCH_SECONDS,
     ) -> None:
         """session: gives the client session, with the `tracing` of `headless_passkey.net.proxy`.
 
         clock: Unix seconds, which date the JWT. ticks: seconds that no one sets back, which end the token.
+        seconds: for one request of a token.
         """
         self._account, self._session, self._clock, self._ticks = account, session, clock, ticks
+        self._seconds = seconds
         self._token: _Token | None = None
         self._fetch: asyncio.Task[None] | None = None
         self._failure: Delivery | None = None
@@ -224,7 +227,7 @@ class AccessTokens:
             "POST",
             self._account.token_uri,
             data=form,
-            timeout=aiohttp.ClientTimeout(total=FETCH_SECONDS),
+            timeout=aiohttp.ClientTimeout(total=self._seconds),
         ) as response:
             content = await read_bounded(response, MAX_ANSWER)
         members = _json_object(content)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from companion_push.push.apns import ApnsChannel
 from companion_push.push.channel import Apns, Delivery, Purpose, Push, PushOutcome
 from companion_push.push.provider_token import ProviderKey
+from tests.push.google import PATIENCE
 
 FOLDER = Path(__file__).parent
 ADDRESS = Apns(topic="com.example.companion", token="ab" * 32)
@@ -54,14 +55,18 @@ async def node(loopback_certificate: Certificate) -> AsyncIterator[Node]:
 async def channel(node: Node, loopback_certificate: Certificate) -> AsyncIterator[ApnsChannel]:
     key = ProviderKey(team="A1B2C3D4E5", key_id="2X9R4HXF34", private=ec.generate_private_key(ec.SECP256R1()))
     channel = ApnsChannel(
-        {ADDRESS.topic: key}, production=node.url, tls=loopback_certificate.client_context()
+        {ADDRESS.topic: key},
+        production=node.url,
+        tls=loopback_certificate.client_context(),
+        seconds=PATIENCE,
+        ping_seconds=PATIENCE,
     )
     yield channel
     await channel.close()
 
 
 def push(purpose: Purpose, handle: str = "a") -> Push:
-    return Push(purpose=purpose, handle=handle, account=b"", expires_at=time.time() + 60)
+    return Push(purpose=purpose, handle=handle, account=b"", expires_at=time.time() + 300)
 
 
 async def test_pushes_get_through_its_windows_and_its_limit_of_streams(

@@ -13,7 +13,7 @@ from companion_push.push.fcm import FcmChannel
 from companion_push.push.provider_token import ProviderKey
 from companion_push.push.service_account import ServiceAccount
 from tests.push.apple import DEVICE, KEY, TEAM, TOPIC, Apple, serving_apple, write_p8
-from tests.push.google import Clock, Google, serving_google, write_account
+from tests.push.google import PATIENCE, PING, Clock, Google, serving_google, write_account
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +46,7 @@ async def fcm(
         tls=loopback_certificate.client_context(),
         clock=clock.unix,
         ticks=clock.steady,
+        seconds=PATIENCE,
     )
     yield channel
     await channel.close()
@@ -85,6 +86,8 @@ async def apns(
         tls=loopback_certificate.client_context(),
         clock=clock.unix,
         ticks=clock.steady,
+        seconds=PATIENCE,
+        ping_seconds=PING,
     )
     yield channel
     await channel.close()

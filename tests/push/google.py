@@ -23,6 +23,10 @@ PROJECT = "passkeys-4711"
 EMAIL = "push@passkeys-4711.iam.gserviceaccount.com"
 KEY_ID = "0123456789abcdef0123456789abcdef01234567"
 
+# seconds that channels wait: no machine is that slow, and a test lets them pass
+PATIENCE = 10_000.0
+PING = 600.0
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

@@ -308,7 +308,7 @@ async def test_a_token_server_that_is_down_makes_the_channel_busy(
 # What goes wrong on the way
 
 
-async def test_a_slow_answer_is_waited_for_ten_seconds(
+async def test_a_slow_answer_is_waited_for_so_long(
     google: Google, fcm: FcmChannel, clock: Clock, loop_clock: LoopClock
 ) -> None:
     await fcm.send(ADDRESS, push(clock))
@@ -316,7 +316,7 @@ async def test_a_slow_answer_is_waited_for_ten_seconds(
     sending = asyncio.create_task(fcm.send(ADDRESS, push(clock)))
     while len(google.messages) < 2:
         await google.arrived.get()
-    loop_clock.passes(11)
+    loop_clock.passes(300)
     delivery = await sending
     assert delivery.outcome is PushOutcome.FAILED
 
@@ -326,10 +326,10 @@ async def test_nobody_waits_for_an_answer_longer_than_the_push_is_worth(
 ) -> None:
     await fcm.send(ADDRESS, push(clock))
     google.to_messages.append(google.hold)
-    sending = asyncio.create_task(fcm.send(ADDRESS, push(clock, seconds=3)))
+    sending = asyncio.create_task(fcm.send(ADDRESS, push(clock, seconds=200)))
     while len(google.messages) < 2:
         await google.arrived.get()
-    loop_clock.passes(3)
+    loop_clock.passes(200)
     delivery = await sending
     assert (delivery.outcome, delivery.detail) == (PushOutcome.FAILED, "no answer in time")
 
