@@ -35,6 +35,7 @@ from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 
 MAX_CHANNELS: Final = 4  # of a companion
+MAX_AGAIN: Final = 2  # further notifications of one request, after claims that were given back
 INBOX: Final = "inbox"  # in place of a kind: the companion was waiting at its inbox
 PENDING: Final = "pending"  # in place of an outcome: the push is under way
 STALE_KEPT: Final = 7 * 86_400  # seconds in which the companion confirms a stale channel, or it is deleted
@@ -383,13 +384,17 @@ def _channels_of(db: sqlite3.Connection, account: str, kinds: frozenset[Kind]) -
 def _notified_channels(
     db: sqlite3.Connection, request: Request, kinds: frozenset[Kind], *, dismissed: bool
 ) -> list[tuple[Any, ...]]:
-    """Read the channels that a push for the request has gone to or may have, as `_channels_of` does."""
+    """Read the channels that a push for the request has gone to or may have, as `_channels_of` does.
+
+    Those that were dismissed are left out when they have been notified again often enough.
+    """
     rows = db.execute(
         "SELECT companion, channels.handle, channels.kind, address, tag FROM notified"
         " JOIN channels ON companion = recipient AND channels.handle = notified.handle JOIN push_tags USING (account)"
-        " WHERE device = ? AND id = ? AND dismissed = ? AND (outcome IS NULL OR outcome NOT IN (?, ?, ?, ?, ?))"
+        " WHERE device = ? AND id = ? AND dismissed = ? AND NOT (dismissed AND again >= ?)"
+        " AND (outcome IS NULL OR outcome NOT IN (?, ?, ?, ?, ?))"
         " ORDER BY companion, channels.handle",
-        (request.device, request.id, dismissed, *_UNSEEN),
+        (request.device, request.id, dismissed, MAX_AGAIN, *_UNSEEN),
     )
     return [row for row in rows.fetchall() if row[2] in kinds]
 
@@ -398,8 +403,9 @@ def _set_dismissed(
     db: sqlite3.Connection, request: Request, row: tuple[Any, ...], *, dismissed: bool
 ) -> None:
     db.execute(
-        "UPDATE notified SET dismissed = ? WHERE device = ? AND id = ? AND recipient = ? AND handle = ?",
-        (dismissed, request.device, request.id, row[0], row[1]),
+        "UPDATE notified SET dismissed = ?, again = again + ?"
+        " WHERE device = ? AND id = ? AND recipient = ? AND handle = ?",
+        (dismissed, not dismissed, request.device, request.id, row[0], row[1]),
     )
 
 

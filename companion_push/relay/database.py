@@ -378,6 +378,7 @@ _MIGRATIONS: Final = (
         PRIMARY KEY (companion, handle)
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX channels_of ON channels (account);
+    CREATE INDEX channels_stale ON channels (stale_at) WHERE stale_at IS NOT NULL;
 
     -- 16 random bytes for each account that has had a channel, by which push services know its pushes as one account's
     CREATE TABLE push_tags (
@@ -408,6 +409,7 @@ _MIGRATIONS: Final = (
         kind TEXT NOT NULL,
         outcome TEXT,                     -- null while it is under way
         dismissed INTEGER NOT NULL DEFAULT 0,  -- 0 or 1
+        again INTEGER NOT NULL DEFAULT 0, -- how often it was notified again
         PRIMARY KEY (device, id, recipient, handle),
         FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
     ) STRICT, WITHOUT ROWID;

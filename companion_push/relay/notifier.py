@@ -106,6 +106,9 @@ class Notifier:
             logger.warning("the outcomes of %d pushes could not be stored: %s", len(ends), error)
             self._ends = ends + self._ends
             return False
+        except Exception as error:  # noqa: BLE001  a bug must not end the recording of all others
+            logger.error("the outcomes of %d pushes were lost: %s", len(ends), type(error).__name__)  # noqa: TRY400
+            return True
         self._in_flight.difference_update(order.number for order, _ in ends)
         return True
 

@@ -49,6 +49,8 @@ _LINK_RATE: Final = Rate(count=128, seconds=3600)
 _INVITATION_RATE: Final = Rate(count=60, seconds=3600)  # invitations of one companion, the withdrawn ones too
 _FOUNDING_RATE: Final = Rate(count=5, seconds=86_400)  # accounts of one subject, each reset one more
 _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
+_WORD_PUSHES: Final = "word pushes"
+_WORD_PUSH_RATE: Final = Rate(count=4, seconds=3600)  # of an account; beyond it a call is in the inboxes only
 _CHANNEL_RATE: Final = Rate(
     count=30, seconds=3600
 )  # channels that one companion registers anew; the same again is free
@@ -388,9 +390,13 @@ def call_for_words(call: Call) -> Answer:
     device = call.member(Role.DEVICE)
     _spend(call, device.name, "calls for words", _CALL_RATE)
     called = accounts.call_for_words(call.db, device.account)
-    pushes = channels.tell(
-        call.db, device.account, Purpose.WORD, call.now, kinds=call.kinds, companions=called
-    )
+    pushes: tuple[Order, ...] = ()
+    pushed = store.spent(call.db, device.account).get(_WORD_PUSHES)
+    if called and call.kinds and _WORD_PUSH_RATE.left(pushed, call.now):
+        store.spend(call.db, device.account, {_WORD_PUSHES: _WORD_PUSH_RATE.take_up_to(pushed, call.now)})
+        pushes = channels.tell(
+            call.db, device.account, Purpose.WORD, call.now, kinds=call.kinds, companions=called
+        )
     return Answer(body={}, status=202, woken=frozenset(map(inbox_topic, called)), pushes=pushes)
 
 

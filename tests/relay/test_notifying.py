@@ -11,10 +11,11 @@ import pytest
 
 from companion_push.push.channel import Delivery, Kind, Purpose, Push, PushOutcome
 from companion_push.relay.app import RELAY, close_account
-from companion_push.relay.channels import STALE_KEPT
+from companion_push.relay.channels import MAX_AGAIN, STALE_KEPT
 from companion_push.relay.database import open_database
 from companion_push.relay.operations import sweep
 from headless_passkey.text.base64url import base64url
+from headless_passkey.trust.word import Word
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.test_channels import handle, rows
@@ -342,6 +343,26 @@ async def test_a_claim_that_is_given_back_notifies_the_others_again(tmp_path: Pa
         ]
 
 
+@pytest.mark.threat("T6")
+async def test_a_companion_that_claims_and_gives_back_without_end_rings_nobody_without_end(
+    tmp_path: Path,
+) -> None:
+    async with a_house(tmp_path) as house:
+        anna, bert, frame = house.people
+        name = fresh_id()
+        await frame.submit(anna, bert, name=name)
+        await house.settled(name)
+        for _ in range(5):
+            for event in ("claimed", "released"):
+                await anna.act(frame, name, event)
+                await house.recorded()
+        assert house.fcm.shown()[2:] == [
+            ("dismiss", token(bert)),
+            *[("request", token(bert)), ("dismiss", token(bert))] * MAX_AGAIN,
+        ]
+        assert [item["id"] for item in await bert.inbox()] == [name]
+
+
 async def test_whom_no_push_has_reached_is_not_dismissed(tmp_path: Path) -> None:
     async with a_house(tmp_path, Delivery(outcome=PushOutcome.REFUSED)) as house:
         anna, _, frame = house.people
@@ -400,6 +421,23 @@ async def test_a_wanted_word_wakes_each_companion_once(tmp_path: Path) -> None:
         await house.fcm.came(2)
         await house.recorded()
         assert sorted(house.fcm.shown()) == [("word", token(anna)), ("word", token(bert))]
+
+
+@pytest.mark.threat("T6")
+async def test_a_device_wakes_nobody_for_words_without_end(tmp_path: Path) -> None:
+    async with a_house(tmp_path) as house:
+        anna, bert, frame = house.people
+        for _ in range(6):
+            assert (await frame.post("/v1/words/call", {})).status == 202
+            for caller in (anna, bert):
+                word = Word.give(caller.person.key, ring=house.home.ring, now=caller.clock())
+                assert (await caller.put("/v1/word", {"word": base64url(word.document)})).status == 200
+            await house.recorded()
+            house.relay.clock.ahead += 61
+        assert (await frame.post("/v1/words/call", {})).status == 202
+        assert (await anna.get("/v1/inbox")).body["word_wanted"]  # where it looks, it is told
+        await house.recorded()
+        assert sorted(house.fcm.shown()) == [("word", token(anna))] * 4 + [("word", token(bert))] * 4
 
 
 # A relay that ends
