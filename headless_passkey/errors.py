@@ -262,6 +262,7 @@ class TransportError(HeadlessPasskeyError):
 class TrustReason(StrEnum):
     """The failed check: each check of docs/protocol/trust.md, and of a session, has its own reason."""
 
+    ACCOUNT_EXISTS = "account-exists"  # who signed in has one: a token lets nobody into it
     ACCOUNT_MISMATCH = "account-mismatch"
     BACKDATED_RING = "backdated-ring"
     BAD_CLAIM = "bad-claim"
@@ -387,15 +388,17 @@ class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
 
 
 class SessionReason(StrEnum):
-    """Why there is no session to use."""
+    """Why there is no session or sign-in to use."""
 
     NO_SESSION = "no-session"  # none is stored for this relying party
     SESSION_OVER = "session-over"  # it has ended: by expiry, by its user, or by a newer sign-in
     SESSION_KEY_GONE = "session-key-gone"  # this device no longer has the key that it is bound to
+    SIGN_IN_REFUSED = "sign-in-refused"  # at the account service, or its token at the relay
+    SIGN_IN_TOO_OLD = "sign-in-too-old"  # at the account service: a reset needs one of the last minutes
 
 
 class NotSignedIn(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
-    """There is no session at the relying party, or it has ended: sign in again."""
+    """There is no session at the relying party, or no sign-in at the account service, or it is over: sign in again."""
 
     exit_status = ExitStatus.NOT_SIGNED_IN
 

@@ -10,7 +10,8 @@ from relying_party.errors import SetupError
 _HIDDEN: Final = "\N{HORIZONTAL ELLIPSIS}"
 # account codes and invitations, FIDO URLs; and the password of a URL
 _KNOWN: Final = re.compile(
-    r"""(hpk-[a-z]+:|FIDO:/)[^\s'"]*[^\s'":;,.)]|(://[^\s/:@'"]*:)[^\s/@'"]+(?=@)""", re.IGNORECASE
+    r"""(hpk-[a-z]+:|FIDO:/)[^\s'"]*[^\s'":;,.)]|(eyJ)[\w-]+\.[\w-]+\.[\w-]*|(://[^\s/:@'"]*:)[^\s/@'"]+(?=@)""",
+    re.IGNORECASE,
 )
 _LONG: Final = re.compile(
     r"(?<![A-Za-z0-9_+/.~-])[A-Za-z0-9_+-][A-Za-z0-9_+/-]{19,}={0,2}", re.ASCII
@@ -38,7 +39,7 @@ def forget_stdout() -> None:
 
 def without_secrets(text: str) -> str:
     """Replace the secrets in `text` that have a form of ours, and passwords in URLs, by an ellipsis."""
-    return _KNOWN.sub(lambda found: f"{found[1] or found[2]}{_HIDDEN}", text)
+    return _KNOWN.sub(lambda found: f"{found[1] or found[2] or found[3]}{_HIDDEN}", text)
 
 
 def without_keys(text: str) -> str:

@@ -20,9 +20,18 @@ from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.attend import Outcomes, answer_pending, wait_for_requests
 from companion_push.companion.consent import UNASKED, Answer, AtTerminal, Consent, Policy, describe, summary
 from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.founding import Agree, found_by_sign_in
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
-from companion_push.companion.keys import CompanionState
-from companion_push.companion.members import described, find, find_former, introduced, is_called, short_name
+from companion_push.companion.keys import CompanionState, Identity, KeyPair
+from companion_push.companion.members import (
+    described,
+    find,
+    find_former,
+    introduced,
+    is_called,
+    is_same_name,
+    short_name,
+)
 from companion_push.companion.membership import Membership, parse_means
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
 from companion_push.companion.phone import (
@@ -35,6 +44,7 @@ from companion_push.companion.phone import (
 )
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
 from companion_push.companion.relay_client import HANDLE_SIZE, CompanionRelay
+from companion_push.companion.sign_in import MAX_TOKEN, Prompt, sign_in
 from companion_push.companion.twins import twin_of
 from companion_push.companion.wording import known_as, must_say
 from headless_passkey.account.joining import check_account
@@ -60,6 +70,7 @@ from headless_passkey.command.joining import (
 from headless_passkey.errors import NotApproved, Outcome, TransportReason, UsageError
 from headless_passkey.hybrid.fido_url import MAX_LENGTH
 from headless_passkey.mends import transport_error
+from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
@@ -73,6 +84,7 @@ from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.trust.introduction import Introduction, digits_of
 from headless_passkey.trust.invitation import Invitation
 from headless_passkey.trust.ring import MAX_RP_IDS, Member, Ring, Role
+from headless_passkey.trust.text_form import check_relay_url
 
 _NO_NUMBER: Final = "That is no number of six digits."
 
@@ -133,6 +145,11 @@ async def _line_within(source: str, seconds: float, what: str, *, limit: int = M
 
 
 async def join(args: argparse.Namespace) -> None:
+    if args.code is None:
+        await _join_by_sign_in(args)
+        return
+    if args.relay or args.oidc or args.token_file:
+        raise UsageError("--code goes without --relay, --oidc and --token-file")
     until = time.monotonic() + args.timeout
     line = await _line_within(args.code, args.timeout, "code or invitation")
     means, seconds = parse_means(line), max(0.01, until - time.monotonic())
@@ -152,6 +169,10 @@ async def join(args: argparse.Namespace) -> None:
             ),
             go_on=lambda: go_on(terminal),
         )
+    _joined(args, identity)
+
+
+def _joined(args: argparse.Namespace, identity: Identity) -> None:
     head = _state(args).chain().head
     member = head.member(identity.keys.name)
     label = args.label if member is None else member.label
@@ -162,6 +183,66 @@ async def join(args: argparse.Namespace) -> None:
         account=identity.account,
         name=identity.keys.name,
         label=label,
+    )
+
+
+async def _join_by_sign_in(args: argparse.Namespace) -> None:
+    if args.relay is None or args.expect_account is not None:
+        raise UsageError("name --code FILE, or --relay URL with --oidc or --token-file FILE")
+    _joined(args, await _founded(args, args.relay))
+
+
+async def reset(args: argparse.Namespace) -> None:
+    relay_url = args.relay or _state(args).identity().relay_url
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(Terminal.open()) if args.confirm is None else None
+
+        async def agree(name: str) -> bool:
+            typed = args.confirm
+            if terminal is not None:
+                talk(
+                    f"The account {quoted(name)} will be closed for good. All its companions and devices are told so, "
+                    "and join the new one by invitation."
+                )
+                typed = await terminal.ask("To close it, type its name:", lambda line: line or None)
+            return typed is not None and is_same_name(typed, name)
+
+        identity = await _founded(args, relay_url, agree)
+    _joined(args, identity)
+
+
+async def _founded(args: argparse.Namespace, relay_url: str, agree: Agree | None = None) -> Identity:
+    """Found an account by a sign-in, as the options say."""
+    if not args.oidc and args.token_file is None:
+        raise UsageError("say with --oidc or --token-file how to sign in")
+    until = time.monotonic() + args.timeout
+    given = None
+    if args.token_file is not None:
+        given = await _line_within(args.token_file, args.timeout, "token", limit=MAX_TOKEN)
+
+    def show(prompt: Prompt) -> None:
+        said = f"sign in at {prompt.page} and type {printable(prompt.code)} (account service {prompt.issuer})"
+        say(args, said, stage="sign-in", issuer=prompt.issuer, page=prompt.page, code=prompt.code)
+
+    async def token(relay: CompanionRelay, keys: KeyPair) -> str:
+        if given is not None:
+            return given
+        return await sign_in(
+            await relay.way(),
+            key=keys.signing,
+            tls=tls_context(args.issuer_ca),
+            show=show,
+            fresh=agree is not None,
+        )
+
+    return await found_by_sign_in(
+        _state(args),
+        check_relay_url(str(BaseUrl.parse(relay_url))),
+        label=args.label,
+        token=token,
+        agree=agree,
+        tls=tls_context(args.ca),
+        seconds=max(0.01, until - time.monotonic()),
     )
 
 
@@ -653,6 +734,7 @@ def _membership(args: argparse.Namespace) -> Membership:
 ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None]]]] = {
     "phone": phone,
     "join": join,
+    "reset": reset,
     "invite": invite,
     "run": run,
     "members": members,

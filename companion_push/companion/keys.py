@@ -287,9 +287,15 @@ class CompanionState:
             ),
         )
 
-    def finish_joining(self, identity: Identity, chain: RingChain) -> None:
-        """Write the identity, which completes the join. The caller holds `sole_joiner`."""
+    def finish_joining(self, identity: Identity, chain: RingChain, *, replaces: bool = False) -> None:
+        """Write the identity, which completes the join. The caller holds `sole_joiner`.
+
+        replaces: in place of another one, of an account that is closed.
+        """
         with lock(self._directory / "state"):
+            if replaces:
+                for name in ("companion.json", "invitations.json", "opened.json"):
+                    remove_private(self._directory / name)
             if self.is_enrolled():
                 raise SetupError(
                     "another process has joined here meanwhile",

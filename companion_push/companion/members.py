@@ -32,6 +32,11 @@ def is_called(member: Member, text: str) -> bool:
     )
 
 
+def is_same_name(one: str, other: str) -> bool:
+    """Whether two names are the same, in whatever normal form."""
+    return _normal(one.strip(" ")) == _normal(other)
+
+
 def _normal(label: str) -> str:
     return unicodedata.normalize("NFC", label)
 

@@ -87,13 +87,7 @@ class Membership:
         check_account(means, expect_account)
         self.state.create()
         with self.state.sole_joiner():
-            if self.state.is_enrolled():
-                account = self.state.identity().account
-                raise SetupError(
-                    f"this companion belongs to account {account} already",
-                    reason=SetupReason.ALREADY_ENROLLED,
-                    advice=ELSEWHERE,
-                )
+            refuse_enrolled(self.state)
             joining = self._begin(line.strip(), means, label)
             try:
                 async with asyncio.timeout(seconds):
@@ -394,6 +388,17 @@ class Membership:
 
         await relay.bring_up_to_date(self.state.chain(), keep=keep, on_forgotten=self.on_forgotten)
         return self.state.chain()
+
+
+def refuse_enrolled(state: CompanionState) -> None:
+    """Refuse a state directory that holds an account (already-enrolled)."""
+    if state.is_enrolled():
+        account = state.identity().account
+        raise SetupError(
+            f"this companion belongs to account {account} already",
+            reason=SetupReason.ALREADY_ENROLLED,
+            advice=ELSEWHERE,
+        )
 
 
 def parse_means(line: str) -> AccountCode | Invitation:

@@ -69,12 +69,13 @@ def add_parser(subparsers: Any) -> None:
 
     companion = subparsers.add_parser(
         "companion",
-        help="the companion app: join, invite, run, members, remove, rename, restore, channel",
+        help="the companion app: join, reset, invite, run, members, remove, rename, restore, channel",
         description="The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.",
         epilog="companion-push companion COMMAND --help tells a command's options.",
     )
     commands = companion.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_join(commands)
+    _add_reset(commands)
     _add_invite(commands)
     _add_run(commands)
     _add_members(commands)
@@ -86,15 +87,18 @@ def _add_join(commands: Any) -> None:
     join = _command(
         commands,
         "join",
-        "found an account with its code, or join one with an invitation",
+        "found an account with its code or a sign-in, or join one with an invitation",
         "companion-push companion join --code code.txt --label 'My phone'",
     )
     join.add_argument(
         "--code",
         metavar="FILE",
-        required=True,
         help="file with the account code or invitation, or - for stdin",
     )
+    join.add_argument(
+        "--relay", metavar="URL", help="the relay to found an account at by a sign-in, without a code"
+    )
+    _sign_in_options(join)
     join.add_argument(
         "--label",
         type=label_or_name,
@@ -108,6 +112,57 @@ def _add_join(commands: Any) -> None:
         type=_seconds,
         default=float(LIFETIME),
         help=f"seconds to wait for the inviter (default: {LIFETIME}); the same command goes on after that",
+    )
+
+
+def _add_reset(commands: Any) -> None:
+    reset = _command(
+        commands,
+        "reset",
+        "close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone",
+        "companion-push companion reset --oidc --label 'My phone'",
+    )
+    reset.add_argument(
+        "--relay",
+        metavar="URL",
+        help="the relay of the account (default: the one that this companion has joined at)",
+    )
+    reset.add_argument(
+        "--label",
+        type=label_or_name,
+        required=True,
+        help="what people will call this companion, such as 'My phone'",
+    )
+    _sign_in_options(reset)
+    reset.add_argument(
+        "--confirm",
+        metavar="NAME",
+        help="the account's name, which is otherwise to be typed at the terminal: for automation",
+    )
+    reset.add_argument(
+        "--timeout",
+        metavar="S",
+        type=_seconds,
+        default=float(LIFETIME),
+        help=f"seconds for the sign-in and your answer (default: {LIFETIME}); the same command goes on after that",
+    )
+
+
+def _sign_in_options(parser: SettingsParser) -> None:
+    how = parser.exclusive_group()
+    how.add_argument(
+        "--oidc",
+        action="store_true",
+        help="sign in at the OpenID Connect issuer that the relay names, with a code to type on its page",
+    )
+    how.add_argument(
+        "--token-file", metavar="FILE", help="file with a token of the account service, or - for stdin"
+    )
+    parser.add_argument(
+        "--issuer-ca",
+        metavar="FILE",
+        type=Path,
+        help="PEM file of roots to believe for the issuer, instead of the system's",
     )
 
 

@@ -4,19 +4,23 @@ The calls that devices make too (rings, introductions) are in `headless_passkey.
 is parsed strictly; the relay is trusted for delivery only.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+from companion_push.companion.sign_in import Way
 from companion_push.push.channel import Kind
 from headless_passkey.account.relay import MemberClient, request_state
 from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
+    NotSignedIn,
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
+    SessionReason,
     TransportError,
     TrustError,
     TrustReason,
@@ -26,7 +30,7 @@ from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer
 from headless_passkey.request import InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
-from headless_passkey.text.names import MAX_LABEL, printable
+from headless_passkey.text.names import MAX_LABEL, is_plain, printable
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.admission import InvitationRecord
 from headless_passkey.trust.envelope import MAX_SEALED
@@ -112,6 +116,14 @@ class PushChannels:
 
     channels: tuple[PushChannel, ...]
     offers: Mapping[Kind, Mapping[str, str | list[str]]]  # what an app must know to get an address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mine:
+    """The account of who signed in, by the relay's word."""
+
+    account: str | None  # its id; None before it is founded
+    account_name: str
 
 
 class CompanionRelay(MemberClient):
@@ -268,6 +280,41 @@ class CompanionRelay(MemberClient):
                 "the relay founded another account", reason=ProtocolReason.CONTRADICTION
             )
 
+    async def way(self) -> Way:
+        """Ask where a token for this relay comes from; `UsageError` where the relay names no issuer."""
+        try:
+            answer = await self._http.get("/v1/accounts/sign-in")
+        except ProblemAnswer as problem:
+            if problem.slug == "not-found":
+                raise UsageError(
+                    "this relay names no OpenID Connect issuer: join with a code, or with the token of its account service"
+                ) from problem
+            raise
+        return Way(
+            issuer=answer.text("issuer", 1024), client=answer.text("client"), audience=answer.text("audience")
+        )
+
+    async def mine(self, token: str) -> Mine:
+        """Ask which account who signed in has, and what it is called."""
+        with _signed_in():
+            answer = await self._http.post("/v1/accounts/mine", {"token": token})
+        name = answer.text("account_name")
+        if not is_plain(name):
+            raise RemoteProtocolError(
+                "the relay calls the account by what is no name", reason=ProtocolReason.MALFORMED_ANSWER
+            )
+        return Mine(account=answer.optional_text("account"), account_name=name)
+
+    async def found_by_sign_in(self, token: str, ring: Ring, *, resets: bool) -> None:
+        """Found the account of who signed in. resets: close the one that there is. Idempotent."""
+        body = {"token": token, "ring": base64url(ring.document), "reset": resets}
+        with _signed_in():
+            answer = await self._http.post("/v1/accounts", body)
+        if answer.text("account", MAX_LABEL) != ring.account:
+            raise RemoteProtocolError(
+                "the relay founded another account", reason=ProtocolReason.CONTRADICTION
+            )
+
     async def announce(self, invitation: Invitation) -> None:
         """Announce an invitation: the relay then accepts one introduction with its ticket."""
         body = {"kind": str(invitation.kind), "expires_at": invitation.expires_at}
@@ -323,6 +370,43 @@ def _offer(members: Members) -> Mapping[str, str | list[str]]:
         if listed:
             offer[name] = [printable(item) for item in listed]
     return offer
+
+
+def account_exists() -> TrustError:
+    """Make the error for a sign-in whose account is there already."""
+    return TrustError(
+        TrustReason.ACCOUNT_EXISTS,
+        "who signed in has an account here, and a sign-in lets nobody into it",
+        advice="ask for an invitation from one of its companions; without any, `companion-push companion reset` closes it and founds a new one",
+    )
+
+
+@contextlib.contextmanager
+def _signed_in() -> Iterator[None]:
+    """Translate what the relay refuses about a token."""
+    try:
+        yield
+    except ProblemAnswer as problem:
+        why = printable(problem.members.optional_text("detail") or "it does not say why")
+        match problem.slug:
+            case "token-refused":
+                raise NotSignedIn(
+                    f"the relay does not take the token of this sign-in: {why}",
+                    reason=SessionReason.SIGN_IN_REFUSED,
+                ) from problem
+            case "sign-in-too-old":
+                raise NotSignedIn(
+                    "a reset needs a sign-in of the last five minutes",
+                    reason=SessionReason.SIGN_IN_TOO_OLD,
+                    advice="sign out at the account service, and begin again",
+                ) from problem
+            case "account-exists":
+                raise account_exists() from problem
+            case "not-allowed":
+                raise TrustError(
+                    TrustReason.CHANGE_NOT_ALLOWED, f"the account service does not allow this: {why}"
+                ) from problem
+        raise
 
 
 def _ended(state: RequestState) -> NotApproved | TransportError:

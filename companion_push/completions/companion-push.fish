@@ -50,8 +50,8 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
-set -g _shtab_companion_push_opts_with_value --account-requests-per-day --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --key --kind --label --lease --life --listen --log-format --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
+set -g _shtab_companion_push_opts_with_value --account-requests-per-day --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --issuer-ca --key --kind --label --lease --life --listen --log-format --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --token-file --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
 complete -c companion-push -f
@@ -183,7 +183,7 @@ complete -c companion-push -n '_shtab_companion_push_using phone' -l timeout -x 
 complete -c companion-push -n '_shtab_companion_push_using phone' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the tunnel service, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a companion -d 'The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.'
 complete -c companion-push -n '_shtab_companion_push_using companion' -s h -l help -d 'show this help message and exit'
-complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a join -d 'Found an account with its code, or join one with an invitation.'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a join -d 'Found an account with its code or a sign-in, or join one with an invitation.'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.join]'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l json -d 'failures and progress as JSON, one object a line'
@@ -191,9 +191,27 @@ complete -c companion-push -n '_shtab_companion_push_using companion join' -l lo
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l code -xka "(__fish_complete_path (commandline -ct))" -d 'file with the account code or invitation, or - for stdin'
+complete -c companion-push -n '_shtab_companion_push_using companion join' -l relay -x -d 'the relay to found an account at by a sign-in, without a code'
+complete -c companion-push -n '_shtab_companion_push_using companion join' -l oidc -d 'sign in at the OpenID Connect issuer that the relay names, with a code to type on its page'
+complete -c companion-push -n '_shtab_companion_push_using companion join' -l token-file -xka "(__fish_complete_path (commandline -ct))" -d 'file with a token of the account service, or - for stdin'
+complete -c companion-push -n '_shtab_companion_push_using companion join' -l issuer-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the issuer, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l label -x -d 'what people will call this companion, such as '"'"'My phone'"'"''
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l expect-account -x -d 'the account to join, by its id: an invitation into another one is refused, and nothing is sent'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l timeout -x -d 'seconds to wait for the inviter (default: 600); the same command goes on after that'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a reset -d 'Close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone.'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.reset]'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l relay -x -d 'the relay of the account (default: the one that this companion has joined at)'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l label -x -d 'what people will call this companion, such as '"'"'My phone'"'"''
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l oidc -d 'sign in at the OpenID Connect issuer that the relay names, with a code to type on its page'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l token-file -xka "(__fish_complete_path (commandline -ct))" -d 'file with a token of the account service, or - for stdin'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l issuer-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the issuer, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l confirm -x -d 'the account'"'"'s name, which is otherwise to be typed at the terminal: for automation'
+complete -c companion-push -n '_shtab_companion_push_using companion reset' -l timeout -x -d 'seconds for the sign-in and your answer (default: 600); the same command goes on after that'
 complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a invite -d 'Let a device or another companion in; the first line on stdout is the invitation, a secret.'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using companion invite' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.invite]'

@@ -37,11 +37,12 @@ _shtab_companion_push_companion_commands() {
     add:'Let the relay wake this companion through a push service; stdout is the channel'"'"'s handle.'
     channel:'the ways in which this companion is woken while it sleeps'
     invite:'Let a device or another companion in; the first line on stdout is the invitation, a secret.'
-    join:'Found an account with its code, or join one with an invitation.'
+    join:'Found an account with its code or a sign-in, or join one with an invitation.'
     list:'List this companion'"'"'s channels, and what the relay is set up for.'
     members:'List who belongs to the account; with --json as one object.'
     remove:'Remove a channel.'
     rename:'Give a member another label.'
+    reset:'Close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone.'
     restore:'Put back a member that was taken out and still has its state: it need not join again.'
     run:'Wait for requests, ask, and bring what is approved to a phone.'
   )
@@ -212,6 +213,10 @@ _shtab_companion_push_companion_join_options=(
   "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
   "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
   "--code[file with the account code or invitation, or - for stdin]:FILE:_files"
+  "--relay[the relay to found an account at by a sign-in, without a code]:URL:"
+  "--oidc[sign in at the OpenID Connect issuer that the relay names, with a code to type on its page]"
+  "--token-file[file with a token of the account service, or - for stdin]:FILE:_files"
+  "--issuer-ca[PEM file of roots to believe for the issuer, instead of the system\'s]:FILE:_files"
   "--label[what people will call this companion, such as \'My phone\']:label:"
   "--expect-account[the account to join, by its id\: an invitation into another one is refused, and nothing is sent]:ID:"
   "--timeout[seconds to wait for the inviter (default\: 600)\; the same command goes on after that]:S:"
@@ -262,6 +267,25 @@ _shtab_companion_push_companion_rename_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_companion_rename_defaults_added=0
+
+_shtab_companion_push_companion_reset_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.reset\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  "--relay[the relay of the account (default\: the one that this companion has joined at)]:URL:"
+  "--label[what people will call this companion, such as \'My phone\']:label:"
+  "--oidc[sign in at the OpenID Connect issuer that the relay names, with a code to type on its page]"
+  "--token-file[file with a token of the account service, or - for stdin]:FILE:_files"
+  "--issuer-ca[PEM file of roots to believe for the issuer, instead of the system\'s]:FILE:_files"
+  "--confirm[the account\'s name, which is otherwise to be typed at the terminal\: for automation]:NAME:"
+  "--timeout[seconds for the sign-in and your answer (default\: 600)\; the same command goes on after that]:S:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_reset_defaults_added=0
 
 _shtab_companion_push_companion_restore_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -526,6 +550,7 @@ _shtab_companion_push_companion() {
         members) _arguments -C -s $_shtab_companion_push_companion_members_options ;;
         remove) _arguments -C -s $_shtab_companion_push_companion_remove_options ;;
         rename) _arguments -C -s $_shtab_companion_push_companion_rename_options ;;
+        reset) _arguments -C -s $_shtab_companion_push_companion_reset_options ;;
         restore) _arguments -C -s $_shtab_companion_push_companion_restore_options ;;
         run) _arguments -C -s $_shtab_companion_push_companion_run_options ;;
       esac

@@ -35,6 +35,10 @@ class Members:
             raise error(f"{what}: expected a JSON object")
         self._value = value
 
+    def has(self, name: str) -> bool:
+        """Whether the member is there, and not null."""
+        return self._value.get(name) is not None
+
     def text(self, name: str, longest: int = 256) -> str:
         value = self._value.get(name)
         if not isinstance(value, str) or len(value) > longest:

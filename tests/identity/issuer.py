@@ -32,10 +32,18 @@ class Issuer:
     """An issuer, its keys, and how often it was asked for them."""
 
     url: str = ""
+    now: int = NOW
     keys: list[Any] = field(default_factory=lambda: [ec_key("first")])
     asked: int = 0
     metadata: dict[str, Any] = field(default_factory=dict)  # that differ from those of an honest one
     answer: web.Response | None = None  # in place of the JWK set
+    grant: dict[str, Any] = field(
+        default_factory=dict
+    )  # that differs from an honest answer of the device grant
+    polls: list[dict[str, Any]] = field(default_factory=list)  # answers before the token
+    forms: list[dict[str, str]] = field(default_factory=list)  # that it was sent
+    proofs: list[str] = field(default_factory=list)  # that came with them
+    signs: dict[str, Any] = field(default_factory=dict)  # what `token` is given for the grant
     more: list[dict[str, Any]] = field(default_factory=list)  # keys beside its own
 
     def claims(self, **changes: Any) -> dict[str, Any]:
@@ -44,9 +52,9 @@ class Issuer:
             "iss": self.url,
             "sub": "17",
             "aud": "companion",
-            "iat": NOW - 5,
-            "exp": NOW + 300,
-            "auth_time": NOW - 20,
+            "iat": self.now - 5,
+            "exp": self.now + 300,
+            "auth_time": self.now - 20,
             "preferred_username": "anna",
         }
         return {name: value for name, value in (claims | changes).items() if value is not None}
@@ -82,7 +90,34 @@ class Issuer:
 
     async def _metadata(self, _request: web.Request) -> web.Response:
         self.asked += 1
-        return web.json_response({"issuer": self.url, "jwks_uri": f"{self.url}/keys"} | self.metadata)
+        honest = {
+            "issuer": self.url,
+            "jwks_uri": f"{self.url}/keys",
+            "device_authorization_endpoint": f"{self.url}/device",
+            "token_endpoint": f"{self.url}/token",
+        }
+        return web.json_response(honest | self.metadata)
+
+    async def _device(self, request: web.Request) -> web.Response:
+        self.forms.append({name: str(value) for name, value in (await request.post()).items()})
+        honest = {
+            "device_code": "device code",
+            "user_code": "WDJB-MJHT",
+            "verification_uri": f"{self.url}/activate",
+            "expires_in": 600,
+            "interval": 1,
+        }
+        return web.json_response(honest | self.grant, status=400 if "error" in self.grant else 200)
+
+    async def _token(self, request: web.Request) -> web.Response:
+        self.forms.append({name: str(value) for name, value in (await request.post()).items()})
+        self.proofs += request.headers.getall("DPoP", [])
+        if self.polls:
+            return web.json_response(
+                self.polls.pop(0), status=400, headers={"DPoP-Nonce": f"nonce-{len(self.polls)}"}
+            )
+        token = self.token(**self.signs)
+        return web.json_response({"access_token": token, "id_token": token, "token_type": "DPoP"})
 
     async def _keys(self, _request: web.Request) -> web.Response:
         if self.answer is not None:
@@ -96,6 +131,8 @@ class Issuer:
         app.router.add_get("/.well-known/openid-configuration", self._metadata)
         app.router.add_get("/keys", self._keys)
         app.router.add_get("/elsewhere", self._keys)
+        app.router.add_post("/device", self._device)
+        app.router.add_post("/token", self._token)
         runner = Runner(app, shutdown_timeout=1)
         await runner.setup()
         try:

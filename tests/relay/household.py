@@ -15,6 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from companion_push.identity.authority import AccountAuthority
+from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.channel import Channel
 from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
@@ -282,6 +283,7 @@ async def running_relay(
     port: int = 0,
     channels: Sequence[Channel] = (),
     authority: AccountAuthority | None = None,
+    openid: OpenIdSettings | None = None,
     registry: CollectorRegistry | None = None,
     **settings: Any,
 ) -> AsyncIterator[Relay]:
@@ -302,6 +304,7 @@ async def running_relay(
         held_per_member=held_per_member,
         held_per_address=held_per_address,
         failures_per_address=failures_per_address,
+        openid=openid,
         clock=clock,
         **settings,
     )

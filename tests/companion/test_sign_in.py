@@ -1,0 +1,329 @@
+"""Founding an account by a sign-in, and founding it anew: against the real relay, with an issuer on loopback."""
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from companion_push.companion.founding import found_by_sign_in
+from companion_push.companion.keys import CompanionState, KeyPair
+from companion_push.companion.relay_client import CompanionRelay
+from companion_push.companion.sign_in import Prompt, Way, sign_in
+from companion_push.identity.settings import OpenIdSettings
+from headless_passkey.errors import (
+    EnrolmentReason,
+    HeadlessPasskeyError,
+    NotApproved,
+    NotEnrolled,
+    NotSignedIn,
+    Outcome,
+    ProtocolReason,
+    RemoteProtocolError,
+    SessionReason,
+    UsageError,
+)
+from headless_passkey.text.base64url import from_base64url
+from headless_passkey.trust.signing import thumbprint
+from tests.companion.program import outcome
+from tests.identity.issuer import Issuer
+from tests.relay.household import Relay, running_relay
+
+
+@pytest_asyncio.fixture
+async def issuer() -> AsyncIterator[Issuer]:
+    async with Issuer(now=int(time.time())).running() as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def relay_for(issuer: Issuer, folder: Path, **changes: Any) -> AsyncIterator[Relay]:
+    settings: dict[str, Any] = {"issuer": issuer.url, "audience": "companion", "clients": ("companion",)}
+    openid = OpenIdSettings(**(settings | changes))
+    async with running_relay(folder / "relay.sqlite3", openid=openid) as relay:
+        yield relay
+
+
+def way(issuer: Issuer, **changes: str) -> Way:
+    return Way(**({"issuer": issuer.url, "client": "companion", "audience": "companion"} | changes))
+
+
+async def get_token(
+    issuer: Issuer, *, fresh: bool = False, keys: KeyPair | None = None, **changes: str
+) -> tuple[str, list[Prompt], list[float]]:
+    """One sign-in: its token, what the person was shown, and the pauses between the questions."""
+    shown: list[Prompt] = []
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    token = await sign_in(
+        way(issuer, **changes),
+        key=(keys or KeyPair()).signing,
+        tls=None,
+        show=shown.append,
+        fresh=fresh,
+        sleep=sleep,
+    )
+    return token, shown, pauses
+
+
+def of(token: str) -> Any:
+    async def source(_relay: CompanionRelay, _keys: KeyPair) -> str:
+        return token
+
+    return source
+
+
+# The programs
+
+
+async def test_a_sign_in_founds_an_account_with_a_code_to_type_on_the_issuers_page(
+    issuer: Issuer, tmp_path: Path
+) -> None:
+    issuer.polls = [{"error": "authorization_pending"}]
+    async with relay_for(issuer, tmp_path) as relay:
+        words = ["companion", "join", "--relay", relay.url, "--oidc", "--label", "My phone", "--json"]
+        status, stdout, said = await outcome(*words, "--state", tmp_path / "state" / "first")
+        assert (status, stdout) == (0, ""), said
+        stages = [json.loads(line) for line in said]
+        assert [stage["stage"] for stage in stages] == ["sign-in", "joined"]
+        assert (stages[0]["issuer"], stages[0]["page"], stages[0]["code"]) == (
+            issuer.url,
+            f"{issuer.url}/activate",
+            "WDJB-MJHT",
+        )
+        status, stdout, _ = await outcome(
+            "companion", "members", "--json", "--state", tmp_path / "state" / "first"
+        )
+        assert (status, json.loads(stdout)["account_name"]) == (0, "anna")
+
+
+@pytest.mark.threat("T16")
+async def test_a_second_sign_in_lets_nobody_in_and_a_reset_says_so_to_all(
+    issuer: Issuer, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "state" / "first", tmp_path / "state" / "second"
+    async with relay_for(issuer, tmp_path) as relay:
+        how = ["--relay", relay.url, "--token-file", "-", "--label", "My phone"]
+        token = f"{issuer.token()}\n"
+        assert (await outcome("companion", "join", *how, "--state", first, stdin=token))[0] == 0
+        status, _, said = await outcome("companion", "join", *how, "--state", second, stdin=token)
+        assert status == 8
+        assert "lets nobody into it" in said[-1]
+        assert "companion reset" in said[-1]
+        reset = ["companion", "reset", *how, "--state", second]
+        status, _, said = await outcome(*reset, "--confirm", "bob", stdin=token)
+        assert (status, "nothing was closed" in said[-1]) == (6, True)
+        assert (await outcome("companion", "members", "--state", first))[0] == 0
+        status, _, said = await outcome(*reset, "--confirm", "anna", stdin=token)
+        assert status == 0, said
+        status, _, said = await outcome(
+            "companion", "run", "--pending", "--consent", "decline", "--state", first
+        )
+        assert (status, "account is closed" in said[-1]) == (9, True)
+        assert (await outcome("companion", "members", "--state", second))[0] == 0
+        # the companion that was shut out founds it anew from where it is
+        words = ["companion", "reset", "--token-file", "-", "--label", "Mine", "--confirm", "anna"]
+        assert (await outcome(*words, "--state", first, stdin=token))[0] == 0
+        status, stdout, _ = await outcome("companion", "members", "--json", "--state", first)
+        assert [member["label"] for member in json.loads(stdout)["members"]] == ["Mine"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["join", "--label", "x"],
+        ["join", "--label", "x", "--relay", "https://relay.example"],
+        ["join", "--label", "x", "--oidc"],
+        ["join", "--label", "x", "--code", "-", "--oidc"],
+        ["join", "--label", "x", "--relay", "https://relay.example", "--oidc", "--token-file", "-"],
+        ["reset", "--label", "x", "--relay", "https://relay.example", "--confirm", "x"],
+        ["join", "--label", "x", "--relay", "https://relay.example", "--token-file", "eyJhbGciOiJ.eyJpc3MiOiJo.c2lnbmF0dXJl"],
+    ],
+    ids=["nothing", "no-way", "no-relay", "code-too", "both", "reset-no-way", "token-in-argv"],
+)  # fmt: skip
+@pytest.mark.threat("T11")
+async def test_a_way_to_sign_in_that_cannot_be_is_2(tmp_path: Path, words: list[str]) -> None:
+    status, stdout, said = await outcome("companion", *words, "--state", tmp_path / "state")
+    assert (status, stdout) == (2, "")
+    assert "c2lnbmF0dXJl" not in " ".join(said)
+
+
+# Founding
+
+
+async def test_an_interrupted_founding_goes_on_with_the_same_ring(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with relay_for(issuer, tmp_path) as relay:
+        state = CompanionState(tmp_path / "state")
+        honest = CompanionState.finish_joining
+
+        def killed(*_args: object, **_more: object) -> None:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(CompanionState, "finish_joining", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await found_by_sign_in(state, relay.url, label="phone", token=of(issuer.token()))
+        monkeypatch.setattr(CompanionState, "finish_joining", honest)
+        begun = state.joining()
+        assert begun is not None
+        with pytest.raises(UsageError):
+            await found_by_sign_in(state, relay.url, label="another", token=of(issuer.token()))
+        identity = await found_by_sign_in(state, relay.url, label="phone", token=of(issuer.token()))
+        assert identity.keys.name == begun.keys.name
+        assert state.joining() is None
+        assert state.chain().head.account == identity.account
+
+
+@pytest.mark.parametrize(
+    ("token", "reason"),
+    [({"exp": 1}, SessionReason.SIGN_IN_REFUSED), ({"aud": "other"}, SessionReason.SIGN_IN_REFUSED)],
+    ids=["expired", "another-audience"],
+)
+async def test_a_token_that_the_relay_refuses_is_no_sign_in(
+    issuer: Issuer, tmp_path: Path, token: dict[str, Any], reason: SessionReason
+) -> None:
+    async with relay_for(issuer, tmp_path) as relay:
+        state = CompanionState(tmp_path / "state")
+        with pytest.raises(NotSignedIn) as caught:
+            await found_by_sign_in(state, relay.url, label="phone", token=of(issuer.token(**token)))
+        assert caught.value.reason is reason
+        assert not state.is_enrolled()
+
+
+async def test_a_reset_needs_a_fresh_sign_in(issuer: Issuer, tmp_path: Path) -> None:
+    async with relay_for(issuer, tmp_path) as relay:
+        first, second = CompanionState(tmp_path / "first"), CompanionState(tmp_path / "second")
+        await found_by_sign_in(first, relay.url, label="phone", token=of(issuer.token()))
+
+        async def agree(name: str) -> bool:
+            return name == "anna"
+
+        old = of(issuer.token(auth_time=issuer.now - 400))
+        with pytest.raises(NotSignedIn) as caught:
+            await found_by_sign_in(second, relay.url, label="phone", token=old, agree=agree)
+        assert caught.value.reason is SessionReason.SIGN_IN_TOO_OLD
+        async with CompanionRelay.connect(relay.url, first.identity().keys.signing, tls=None) as client:
+            assert (await client.inbox(cursor=None, wait=0)).items == ()
+        await found_by_sign_in(second, relay.url, label="phone", token=of(issuer.token()), agree=agree)
+        async with CompanionRelay.connect(relay.url, first.identity().keys.signing, tls=None) as client:
+            with pytest.raises(NotEnrolled) as closed:
+                await client.inbox(cursor=None, wait=0)
+        assert closed.value.reason is EnrolmentReason.ACCOUNT_CLOSED
+
+
+async def test_a_relay_without_an_issuer_says_what_else_there_is(tmp_path: Path) -> None:
+    async with (
+        running_relay(tmp_path / "relay.sqlite3") as relay,
+        CompanionRelay.connect(relay.url, KeyPair().signing, tls=None) as client,
+    ):
+        with pytest.raises(UsageError, match="join with a code"):
+            await client.way()
+
+
+# The device authorization grant
+
+
+async def test_the_issuer_is_asked_until_the_person_has_signed_in(issuer: Issuer) -> None:
+    issuer.polls = [{"error": "authorization_pending"}, {"error": "slow_down"}, {"error": "slow_down"}]
+    token, (prompt,), pauses = await get_token(issuer)
+    assert token.count(".") == 2
+    assert (prompt.issuer, prompt.page, prompt.code) == (issuer.url, f"{issuer.url}/activate", "WDJB-MJHT")
+    assert "WDJB" not in repr(prompt)
+    assert pauses == [1, 1, 6, 11]
+    assert issuer.forms[0] == {"client_id": "companion", "scope": "openid profile"}
+    assert issuer.forms[1] == {
+        "grant_type": "urn:ietf:params:oauth:grant-type:device_code",
+        "device_code": "device code",
+        "client_id": "companion",
+    }
+    assert issuer.proofs == []
+
+
+async def test_a_reset_asks_for_a_new_authentication_and_an_audience_for_an_access_token(
+    issuer: Issuer,
+) -> None:
+    await get_token(issuer, fresh=True, audience="relay")
+    assert issuer.forms[0]["max_age"] == "60"
+    assert [form["resource"] for form in issuer.forms] == ["relay", "relay"]
+
+
+async def test_where_the_issuer_binds_tokens_the_companion_proves_its_key(issuer: Issuer) -> None:
+    issuer.metadata = {"dpop_signing_alg_values_supported": ["ES256"]}
+    issuer.polls = [{"error": "use_dpop_nonce"}, {"error": "authorization_pending"}]
+    keys = KeyPair()
+    _, _, pauses = await get_token(issuer, keys=keys)
+    assert pauses == [1, 1], "a nonce costs no pause"
+    header, claims, _ = issuer.proofs[1].split(".")
+    jwk = json.loads(from_base64url(header))["jwk"]
+    point = b"\x04" + from_base64url(jwk["x"]) + from_base64url(jwk["y"])
+    assert thumbprint(point) == keys.name
+    assert json.loads(from_base64url(claims))["nonce"] == "nonce-1"
+
+
+@pytest.mark.parametrize(
+    ("poll", "outcome_"),
+    [("access_denied", Outcome.DECLINED), ("expired_token", Outcome.EXPIRED)],
+)
+async def test_a_sign_in_that_comes_to_nothing_says_so(issuer: Issuer, poll: str, outcome_: Outcome) -> None:
+    issuer.polls = [{"error": poll}]
+    with pytest.raises(NotApproved) as caught:
+        await get_token(issuer)
+    assert caught.value.outcome is outcome_
+
+
+MALFORMED = (RemoteProtocolError, ProtocolReason.MALFORMED_ANSWER)
+REFUSED = (NotSignedIn, SessionReason.SIGN_IN_REFUSED)
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("hostile", "expected"),
+    [
+        ({"metadata": {"issuer": "https://evil.example"}}, MALFORMED),
+        ({"metadata": {"token_endpoint": "http://evil.example/"}}, MALFORMED),
+        ({"metadata": {"device_authorization_endpoint": None}}, (UsageError, None)),
+        ({"grant": {"error": "unauthorized_client"}}, REFUSED),
+        ({"grant": {"verification_uri": "javascript:alert(1)"}}, MALFORMED),
+        ({"grant": {"verification_uri": "http://evil.example/"}}, MALFORMED),
+        ({"grant": {"verification_uri": "https://a.example/\u202e"}}, MALFORMED),
+        ({"grant": {"user_code": 7}}, MALFORMED),
+        ({"grant": {"interval": -1}}, MALFORMED),
+        ({"polls": [{"error": "invalid_client"}]}, REFUSED),
+        ({"polls": [{"error": "\u202e"}]}, REFUSED),
+    ],
+    ids=[
+        "another-issuer", "endpoint", "no-grant", "no-client", "script", "http-page", "hidden", "code", "interval", "client",
+        "hostile-error",
+    ],
+)  # fmt: skip
+async def test_an_issuer_that_does_not_keep_to_the_rules_is_refused(
+    issuer: Issuer, hostile: dict[str, Any], expected: tuple[type[HeadlessPasskeyError], str | None]
+) -> None:
+    for name, value in hostile.items():
+        setattr(issuer, name, value)
+    error, reason = expected
+    with pytest.raises(error) as caught:
+        await get_token(issuer)
+    assert caught.value.reason == reason
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "url", ["http://issuer.example", "issuer", "file:///x"], ids=["http", "no-url", "file"]
+)
+async def test_an_issuer_that_is_not_behind_https_is_not_asked(url: str) -> None:
+    with pytest.raises(RemoteProtocolError):
+        await sign_in(
+            Way(issuer=url, client="c", audience="c"),
+            key=KeyPair().signing,
+            tls=None,
+            show=lambda _prompt: None,
+        )
