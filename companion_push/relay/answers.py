@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from companion_push.push.channel import Kind
+from companion_push.push.channel import Kind, PushOutcome
 from headless_passkey.request import InvitationState, RequestState
 
 
@@ -143,6 +143,10 @@ class ChannelOf(msgspec.Struct, frozen=True):
 class Channels(msgspec.Struct, frozen=True):
     channels: list[ChannelOf]
     offers: dict[str, dict[str, Any]]  # by kind
+
+
+class Tested(msgspec.Struct, frozen=True):
+    outcome: PushOutcome  # of the one push
 
 
 class EventTaken(msgspec.Struct, frozen=True):

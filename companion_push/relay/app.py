@@ -164,6 +164,7 @@ def make_app(
             web.get("/v1/channels", relay.read_channels, allow_head=False),
             web.put("/v1/channels/{id}", relay.register_channel),
             web.delete("/v1/channels/{id}", relay.remove_channel),
+            web.post("/v1/channels/{id}/test", relay.test_channel),
             *relay.documents.routes(),
         ]
     )
@@ -538,6 +539,15 @@ class RelayEndpoints:
     async def remove_channel(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
         return await self._act(caller, operations.remove_channel(channel_id(request.match_info["id"])))
+
+    async def test_channel(self, request: web.Request) -> web.Response:
+        """Push a test to one of the caller's channels; the answer says what became of it."""
+        caller = await self._caller(request)
+        order = (await self.run(caller, operations.test_channel(channel_id(request.match_info["id"])))).test
+        if order is None:
+            raise Problem(Slug.NOT_FOUND)
+        delivery = await self._notifier.test(order)
+        return await self._act(caller, operations.tested_channel(order, delivery))
 
     # What they share
 

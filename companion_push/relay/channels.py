@@ -45,6 +45,7 @@ _LIFE: Final = {  # seconds that a push is worth anything, where it is about no 
     Purpose.REMOVED: 86_400,
     Purpose.RESET: 86_400,
 }
+_TEST_LIFE: Final = 300  # seconds
 _DISMISS_LIFE: Final = 600  # seconds: what it dismisses is gone from the phone by then, too
 _TAG_SIZE: Final = 16  # bytes
 _COLLECTED: Final = 1000  # pushes that one sweep takes up
@@ -225,6 +226,23 @@ def tell(
         return ()
     rows = [row for row in _channels_of(db, account, kinds) if companions is None or row[0] in companions]
     return tuple(_order(db, row, purpose, now + _LIFE[purpose]) for row in rows)
+
+
+def test(db: sqlite3.Connection, companion: str, handle: str, now: float) -> Order | None:
+    """Make a push that tests a channel; None without such a channel. It is not stored: somebody waits for its outcome."""
+    row = db.execute(
+        "SELECT address, kind, tag FROM channels JOIN push_tags USING (account) WHERE companion = ? AND handle = ?",
+        (companion, handle),
+    ).fetchone()
+    if row is None:
+        return None
+    push = Push(purpose=Purpose.TEST, handle=handle, account=row[2], expires_at=now + _TEST_LIFE)
+    return Order(number=0, address=_decoded(Kind(row[1]), row[0]), push=push)
+
+
+def tested(db: sqlite3.Connection, companion: str, order: Order, delivery: Delivery, now: float) -> None:
+    """Conclude from the outcome of a test what the channel is worth."""
+    _judge(db, (companion, order.push.handle, _encoded(order.address)), delivery, now)
 
 
 def notify(

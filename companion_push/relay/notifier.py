@@ -77,6 +77,12 @@ class Notifier:
         }
         self._later.add(asyncio.get_running_loop().call_later(AFTER_ANSWER, self._dispatch, new))
 
+    async def test(self, order: Order) -> Delivery:
+        """Send a push that somebody waits for, at once."""
+        delivery = await self._dispatcher.send_now(order)
+        logger.info("a test of %s: %s (%s)", order.kind, delivery.outcome, delivery.detail)
+        return delivery
+
     def _dispatch(self, orders: Sequence[Order]) -> None:
         for order in orders:
             if not self._closed:

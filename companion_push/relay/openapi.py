@@ -264,6 +264,12 @@ ENDPOINTS: Final = (
         summary="Remove a channel",
         answers={200: answers.Nothing},
     ),
+    Endpoint(
+        method="POST",
+        path="/v1/channels/{id}/test",
+        summary="Push a test to one of one's own channels",
+        answers={200: answers.Tested},
+    ),
 )
 
 

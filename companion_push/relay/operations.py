@@ -51,6 +51,7 @@ _FOUNDING_RATE: Final = Rate(count=5, seconds=86_400)  # accounts of one subject
 _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 _WORD_PUSHES: Final = "word pushes"
 _WORD_PUSH_RATE: Final = Rate(count=4, seconds=3600)  # of an account; beyond it a call is in the inboxes only
+_TEST_RATE: Final = Rate(count=10, seconds=3600)  # tests of channels, of one companion
 _CHANNEL_RATE: Final = Rate(
     count=30, seconds=3600
 )  # channels that one companion registers anew; the same again is free
@@ -75,6 +76,7 @@ class Answer:
     changes_at: float = math.inf  # Unix seconds at which time alone changes the answer
     changed: tuple[Change, ...] = ()  # each request at most once
     pushes: tuple[Order, ...] = ()  # to hand over now
+    test: Order | None = None  # to be sent while the caller waits
     outcomes: tuple[tuple[Kind, Purpose, PushOutcome], ...] = ()  # of pushes that are over
     woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
     told: frozenset[str] = (
@@ -806,6 +808,33 @@ def remove_channel(handle: str) -> Operation:
     def operation(call: Call) -> Answer:
         channels.remove(call.db, call.member(Role.COMPANION).name, handle)
         return Answer(body={})
+
+    return operation
+
+
+def test_channel(handle: str) -> Operation:
+    """Make a push that tests a channel of the calling companion; `tested_channel` ends the test."""
+
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        order = channels.test(call.db, companion.name, handle, call.now)
+        if order is None:
+            raise Problem(Slug.NOT_FOUND)
+        _spend(call, companion.name, "tests", _TEST_RATE)
+        return Answer(body={}, test=order)
+
+    return operation
+
+
+def tested_channel(order: Order, delivery: Delivery) -> Operation:
+    """Store what the test of a channel shows, and tell its outcome."""
+
+    def operation(call: Call) -> Answer:
+        channels.tested(call.db, call.caller, order, delivery, call.now)
+        return Answer(
+            body={"outcome": delivery.outcome},
+            outcomes=((order.kind, order.push.purpose, delivery.outcome),),
+        )
 
     return operation
 

@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from companion_push.push.channel import Apns, Fcm, Kind, WebPush
+from companion_push.push.channel import Apns, Delivery, Fcm, Kind, Purpose, PushOutcome, WebPush
 from companion_push.relay.app import close_account
 from companion_push.relay.channels import identity_of
 from headless_passkey.text.base64url import base64url
@@ -283,3 +283,60 @@ def rows(relay: Relay, query: str) -> list[tuple[Any, ...]]:
         found = other.execute(query).fetchall()
     other.close()
     return found
+
+
+# Tests of a channel
+
+
+@pytest.mark.parametrize("outcome", PushOutcome)
+async def test_a_companion_tests_a_channel_and_hears_what_became_of_the_push(
+    tmp_path: Path, outcome: PushOutcome
+) -> None:
+    service = RecordingChannel(Kind.FCM, Delivery(outcome=outcome, detail="secret of the operator"))
+    async with a_relay(tmp_path, service) as relay:
+        (anna, _) = (await relay.household()).companions
+        await anna.put(f"/v1/channels/{handle()}", FCM)
+        tested = await anna.post(f"/v1/channels/{handle()}/test", {})
+        assert (tested.status, tested.body) == (200, {"outcome": str(outcome)})
+        ((address, push),) = service.pushes
+        assert address == Fcm(app=FCM["app"], token=FCM["token"])
+        assert (push.purpose, push.handle, push.request_id) == (Purpose.TEST, handle(), None)
+        listed = [each["state"] for each in (await anna.get("/v1/channels")).body["channels"]]
+        expected = {PushOutcome.GONE: [], PushOutcome.STALE: ["stale"], PushOutcome.REFUSED: ["refused"]}
+        assert listed == expected.get(outcome, ["good"])
+
+
+@pytest.mark.threat("T13")
+async def test_nobody_tests_what_is_another_companions(tmp_path: Path) -> None:
+    service = RecordingChannel(Kind.FCM)
+    async with a_relay(tmp_path, service) as relay:
+        house = await relay.household()
+        anna, berta = house.companions
+        await anna.put(f"/v1/channels/{handle()}", FCM)
+        for caller in (berta, *house.devices):
+            refused = await caller.post(f"/v1/channels/{handle()}/test", {})
+            assert (refused.status, refused.problem) == (404, "not-found")
+        assert (await anna.post(f"/v1/channels/{handle(1)}/test", {})).status == 404
+        assert service.pushes == []
+
+
+@pytest.mark.threat("T13")
+async def test_a_companion_tests_ten_times_an_hour(tmp_path: Path) -> None:
+    service = RecordingChannel(Kind.FCM)
+    async with a_relay(tmp_path, service) as relay:
+        (anna, _) = (await relay.household()).companions
+        await anna.put(f"/v1/channels/{handle()}", FCM)
+        for _ in range(10):
+            assert (await anna.post(f"/v1/channels/{handle()}/test", {})).status == 200
+        refused = await anna.post(f"/v1/channels/{handle()}/test", {})
+        assert (refused.status, refused.problem) == (429, "rate-limited")
+        assert len(service.pushes) == 10
+
+
+async def test_a_test_of_a_service_that_raises_has_failed(tmp_path: Path) -> None:
+    service = RecordingChannel(Kind.FCM, ValueError("secret"))
+    async with a_relay(tmp_path, service) as relay:
+        (anna, _) = (await relay.household()).companions
+        await anna.put(f"/v1/channels/{handle()}", FCM)
+        assert (await anna.post(f"/v1/channels/{handle()}/test", {})).body == {"outcome": "failed"}
+        assert (await anna.get("/v1/channels")).body["channels"][0]["state"] == "good"
