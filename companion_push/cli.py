@@ -36,7 +36,7 @@ PROGRAMS: Final = {
     "push": Program(
         module="companion_push.push_command",
         extra="push",
-        help="make and check what the relay needs to push",
+        help="make and check what the relay needs to push, and test it",
     ),
     "tunnel-service": Program(
         module="companion_push.tunnel_service.command",

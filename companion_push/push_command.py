@@ -1,9 +1,13 @@
-"""``companion-push push``: keys of the relay's operator for push services, and whether the services take them."""
+"""``companion-push push``: keys of the relay's operator for push services, whether the services take them, and a test.
+
+The test is the companion's, so this module is in neither room.
+"""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from companion_push.companion.options import add_push_test
 from companion_push.push.options import add_push, push_channels
 from headless_passkey.command.command_line import SettingsParser, add_settings, example, expand_home, out
 from headless_passkey.errors import HeadlessPasskeyError, UsageError
@@ -12,7 +16,7 @@ from headless_passkey.process.streams import talk
 
 def add_parser(subparsers: Any) -> None:
     """Add ``push`` and its commands to the programs of ``companion-push``."""
-    push = subparsers.add_parser("push", help="make and check what the relay needs to push")
+    push = subparsers.add_parser("push", help="make and check what the relay needs to push, and test it")
     actions = push.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
     )
@@ -40,6 +44,7 @@ def add_parser(subparsers: Any) -> None:
     add_push(check)
     add_settings(check, section="relay", environment="COMPANION_PUSH_RELAY", shares=True)
     check.set_defaults(main=_check)
+    add_push_test(actions)
 
 
 async def _keys(args: argparse.Namespace) -> None:

@@ -47,6 +47,7 @@ from companion_push.companion.relay_client import HANDLE_SIZE, CompanionRelay
 from companion_push.companion.sign_in import MAX_TOKEN, Prompt, sign_in
 from companion_push.companion.twins import twin_of
 from companion_push.companion.wording import known_as, must_say
+from companion_push.push.channel import PushOutcome
 from headless_passkey.account.joining import check_account
 from headless_passkey.command.command_line import (
     MAX_SECRET_LINE,
@@ -67,7 +68,15 @@ from headless_passkey.command.joining import (
     waiting_line,
     whereto,
 )
-from headless_passkey.errors import NotApproved, Outcome, TransportReason, UsageError
+from headless_passkey.errors import (
+    HeadlessPasskeyError,
+    NotApproved,
+    Outcome,
+    SetupError,
+    SetupReason,
+    TransportReason,
+    UsageError,
+)
 from headless_passkey.hybrid.fido_url import MAX_LENGTH
 from headless_passkey.mends import transport_error
 from headless_passkey.net.base_url import BaseUrl
@@ -537,6 +546,43 @@ async def remove_channel(args: argparse.Namespace) -> None:
     say(args, "the channel is removed", stage="removed", handle=base64url(args.handle))
 
 
+async def test_channels(args: argparse.Namespace) -> None:
+    """Test this companion's channels. One that was not reached is an error, after all were tried."""
+    wanted = None if args.handle is None else base64url(args.handle)
+    async with _connect(args, _state(args)) as relay:
+        found = [each for each in (await relay.channels()).channels if wanted in (None, each.handle)]
+        outcomes = {each: await relay.test_channel(each.handle) for each in found}
+    for each, outcome in outcomes.items():
+        out(f"{each.handle}  {each.kind:8}  {outcome}")
+    if not found:
+        raise UsageError(
+            "this companion has no channel" if wanted is None else "this companion has no such channel",
+            advice="`companion-push companion channel add` registers one, and `channel list` shows those there are",
+        )
+    for each, outcome in outcomes.items():
+        if outcome is not PushOutcome.SENT:
+            raise _not_pushed(each.kind, outcome)
+
+
+def _not_pushed(kind: str, outcome: PushOutcome) -> HeadlessPasskeyError:
+    """The error for a push that a push service has not taken."""
+    match outcome:
+        case PushOutcome.GONE | PushOutcome.STALE:
+            return SetupError(
+                f"{kind} knows this address no more",
+                reason=SetupReason.CREDENTIALS_REFUSED,
+                advice="let the app subscribe again, and `companion-push companion channel add` what it gets",
+            )
+        case PushOutcome.REFUSED:
+            return SetupError(
+                f"{kind} does not take this relay's pushes",
+                reason=SetupReason.CREDENTIALS_REFUSED,
+                advice="ask its operator, whose log says why; `companion-push push check` there",
+            )
+        case _:
+            return transport_error(f"{kind} could not be reached: {outcome}", TransportReason.SERVER_FAILED)
+
+
 async def _newest(membership: Membership) -> Ring:
     """The newest ring, which a change needs: what the relay cannot show is an error."""
     ring, why = await membership.members()
@@ -744,4 +790,5 @@ ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None
     "channel add": add_channel,
     "channel list": list_channels,
     "channel remove": remove_channel,
+    "push test": test_channels,
 }

@@ -371,6 +371,32 @@ def _command(
         section="companion." + name.replace(" ", "."),
         environment="COMPANION_PUSH_COMPANION_" + name.upper().replace(" ", "_"),
     )
+    _member_options(parser)
+    parser.set_defaults(main=_act(name))
+    return parser
+
+
+def add_push_test(commands: Any) -> None:
+    """Add ``test`` to the commands of ``companion-push push``."""
+    parser: SettingsParser = commands.add_parser(
+        "test",
+        help="have the relay push to this companion",
+        description="Have the relay push to the channels of this companion, to each once, and tell what became of it.",
+        epilog=example("companion-push push test"),
+    )
+    parser.add_argument(
+        "handle",
+        metavar="HANDLE",
+        nargs="?",
+        type=_handle,
+        help="one channel, as `companion channel list` shows it (default: all of them)",
+    )
+    add_settings(parser, section="push.test", environment="COMPANION_PUSH_PUSH_TEST")
+    _member_options(parser)
+    parser.set_defaults(main=_act("push test"))
+
+
+def _member_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state",
         metavar="DIR",
@@ -378,8 +404,6 @@ def _command(
         help=f"where this companion keeps its keys (default: {DEFAULT_STATE})",
     )
     _ca_option(parser, "relay")
-    parser.set_defaults(main=_act(name))
-    return parser
 
 
 def _ca_option(parser: argparse.ArgumentParser, whose: str) -> None:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from companion_push.companion.sign_in import Way
-from companion_push.push.channel import Kind
+from companion_push.push.channel import Kind, PushOutcome
 from headless_passkey.account.relay import MemberClient, request_state
 from headless_passkey.errors import (
     LocalProtocolError,
@@ -260,6 +260,17 @@ class CompanionRelay(MemberClient):
         """Remove a channel. Idempotent."""
         with self._known():
             await self._http.delete(f"/v1/channels/{base64url(handle)}")
+
+    async def test_channel(self, handle: str) -> PushOutcome:
+        """Have the relay push to one of our channels; returns what became of it. handle: as `channels` lists it."""
+        with self._known():
+            answer = await self._http.post(f"/v1/channels/{handle}/test", {}, patience=0)
+        try:
+            return PushOutcome(answer.word("outcome"))
+        except ValueError as error:
+            raise RemoteProtocolError(
+                "the relay names an outcome that a push has not", reason=ProtocolReason.MALFORMED_ANSWER
+            ) from error
 
     # Enrolment
 

@@ -50,7 +50,7 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' 'push test' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
 set -g _shtab_companion_push_opts_with_value --account-requests-per-day --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --issuer-ca --key --kind --label --lease --life --listen --log-format --log-level --metrics --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --token-file --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
@@ -128,7 +128,7 @@ complete -c companion-push -n '_shtab_companion_push_using account list' -l stor
 complete -c companion-push -n '_shtab_companion_push_using account list' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.list]'
 complete -c companion-push -n '_shtab_companion_push_using account list' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using account list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
-complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a push -d 'make and check what the relay needs to push'
+complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a push -d 'make and check what the relay needs to push, and test it'
 complete -c companion-push -n '_shtab_companion_push_using push' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using push; and test $_shtab_companion_push_npos -eq 0' -a keys -d 'Make a key pair for Web Push (VAPID), write the private key into a new file that nobody else can read, and print the public key as browsers want it (applicationServerKey). Keep it: a subscription is good for the key it was made with.'
 complete -c companion-push -n '_shtab_companion_push_using push keys' -s h -l help -d 'show this help message and exit'
@@ -148,6 +148,13 @@ complete -c companion-push -n '_shtab_companion_push_using push check' -l apns -
 complete -c companion-push -n '_shtab_companion_push_using push check' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [relay]'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using push check' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using push; and test $_shtab_companion_push_npos -eq 0' -a test -d 'Have the relay push to the channels of this companion, to each once, and tell what became of it.'
+complete -c companion-push -n '_shtab_companion_push_using push test' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using push test' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [push.test]'
+complete -c companion-push -n '_shtab_companion_push_using push test' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using push test' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using push test' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using push test' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using; and test $_shtab_companion_push_npos -eq 0' -a tunnel-service -d 'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using tunnel-service' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [tunnel-service]'

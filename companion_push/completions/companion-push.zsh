@@ -15,7 +15,7 @@ _shtab_companion_push_commands() {
     completion:'Print the script that lets a shell complete this command line.'
     ether:'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
     phone:'A phone in software, for demonstrations and tests: serves one FIDO URL, with passkeys in a file. With --radio stdout it prints its advert, one line every half second.'
-    push:'make and check what the relay needs to push'
+    push:'make and check what the relay needs to push, and test it'
     relay:'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
     tunnel-service:'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
   )
@@ -62,6 +62,7 @@ _shtab_companion_push_push_commands() {
   local _commands=(
     check:'Ask each push service that is set up whether it takes the credentials, with the relay'"'"'s own settings: its options, its table in the configuration file, and its environment. It pushes to nobody.'
     keys:'Make a key pair for Web Push (VAPID), write the private key into a new file that nobody else can read, and print the public key as browsers want it (applicationServerKey). Keep it: a subscription is good for the key it was made with.'
+    test:'Have the relay push to the channels of this companion, to each once, and tell what became of it.'
   )
   _describe 'companion-push push commands' _commands
 }
@@ -396,6 +397,19 @@ _shtab_companion_push_push_keys_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_push_keys_defaults_added=0
 
+_shtab_companion_push_push_test_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[push.test\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  ":one channel, as \`companion channel list\` shows it (default\: all of them):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_push_test_defaults_added=0
+
 _shtab_companion_push_relay_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--listen[default\: 127.0.0.1\:8470\; port 0 takes a free one]:HOST:PORT:"
@@ -602,6 +616,7 @@ _shtab_companion_push_push() {
       case $line[1] in
         check) _arguments -C -s $_shtab_companion_push_push_check_options ;;
         keys) _arguments -C -s $_shtab_companion_push_push_keys_options ;;
+        test) _arguments -C -s $_shtab_companion_push_push_test_options ;;
       esac
   esac
 }

@@ -109,12 +109,12 @@ class Dispatcher:
         else:
             lane.put(order)
 
-    async def send_now(self, order: Order) -> Delivery:
-        """Send an order at once and once, past all others; its end is the result, and not told."""
+    async def send_now(self, order: Order, seconds: float) -> Delivery:
+        """Send an order at once and once, past all others, within `seconds`; its end is the result, and not told."""
         lane = self._lanes.get(order.kind)
         if lane is None:
             return Delivery(outcome=PushOutcome.REFUSED, detail="no such channel is set up")
-        return await lane.send(order, SEND_SECONDS)
+        return await lane.send(order, seconds)
 
     async def close(self, seconds: float) -> None:
         """Wait at most `seconds` for what is with the services, drop the rest, and close the channels. Nothing is told of the dropped."""

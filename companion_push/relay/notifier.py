@@ -18,6 +18,7 @@ from companion_push.relay.problems import Problem
 from headless_passkey.process.tasks import end_quietly
 
 AFTER_ANSWER: Final = 0.01  # seconds before a push begins, in which the caller gets its answer
+TEST_SECONDS: Final = 8.0  # for a push whose caller waits: a call has ten
 DRAIN_SECONDS: Final = 2.0  # for what is with the push services when the relay ends
 GATHER: Final = 0.02  # seconds in which more outcomes may come, for one transaction
 _AGAIN: Final = 2.0  # seconds until a store that did not answer is tried again
@@ -79,7 +80,7 @@ class Notifier:
 
     async def test(self, order: Order) -> Delivery:
         """Send a push that somebody waits for, at once."""
-        delivery = await self._dispatcher.send_now(order)
+        delivery = await self._dispatcher.send_now(order, TEST_SECONDS)
         logger.info("a test of %s: %s (%s)", order.kind, delivery.outcome, delivery.detail)
         return delivery
 

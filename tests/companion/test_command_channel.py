@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
-from companion_push.push.channel import Kind
+from companion_push.push.channel import Delivery, Kind, PushOutcome
 from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url
 from tests.companion.family import enrolled
@@ -153,3 +153,47 @@ def test_what_is_no_address_is_refused_and_not_repeated(data: bytes) -> None:
     with pytest.raises(UsageError) as caught:
         parse_address(data)
     assert "SECRET" not in str(caught.value)
+
+
+async def test_a_companion_tests_all_its_channels_or_one(
+    state: Path, services: list[RecordingChannel]
+) -> None:
+    """As `companion-push push test`."""
+    handles = sorted([(await channel(state, "add", "-", stdin=body))[1] for body in (SUBSCRIPTION, FCM)])
+    status, stdout, said = await outcome("push", "test", "--state", state)
+    assert (status, said) == (0, [])
+    assert [line.split()[::2] for line in stdout.splitlines()] == [[handle, "sent"] for handle in handles]
+    status, stdout, said = await outcome("push", "test", handles[0], "--state", state)
+    assert (status, stdout.split()[::2]) == (0, [handles[0], "sent"])
+    assert sum(len(service.pushes) for service in services) == 3
+
+
+@pytest.mark.parametrize(
+    ("became", "expected", "reason"),
+    [
+        (PushOutcome.GONE, 10, "credentials-refused"),
+        (PushOutcome.STALE, 10, "credentials-refused"),
+        (PushOutcome.REFUSED, 10, "credentials-refused"),
+        (PushOutcome.BUSY, 4, "server-failed"),
+        (PushOutcome.FAILED, 4, "server-failed"),
+    ],
+)
+async def test_a_test_that_reaches_nobody_says_what_to_do(
+    state: Path, services: list[RecordingChannel], became: PushOutcome, expected: int, reason: str
+) -> None:
+    await channel(state, "add", "-", stdin=SUBSCRIPTION)
+    services[0].answers.append(Delivery(outcome=became))
+    status, stdout, said = await outcome("push", "test", "--state", state, "--json")
+    assert (status, stdout.split()[1:]) == (expected, ["web-push", str(became)])
+    (failed,) = map(json.loads, said)
+    assert failed["reason"] == reason
+    assert failed["advice"]
+
+
+async def test_who_has_no_channel_has_nothing_to_test(state: Path) -> None:
+    status, stdout, said = await outcome("push", "test", "--state", state, "--json")
+    assert (status, stdout) == (2, "")
+    assert json.loads(said[-1])["message"] == "this companion has no channel"
+    await channel(state, "add", "-", stdin=FCM)
+    status, _, said = await outcome("push", "test", base64url(bytes(16)), "--state", state, "--json")
+    assert (status, json.loads(said[-1])["message"]) == (2, "this companion has no such channel")
