@@ -1,6 +1,6 @@
 """A companion's inbox: it receives the requests of devices, and checks them before the user sees them.
 
-The inbox fetches requests from the relay, at once or by long polling, updates the chain of rings, decrypts each
+The inbox receives requests from the relay, by a stream or by polling, updates the chain of rings, decrypts each
 envelope, and makes the checks of docs/protocol/trust.md in their order. A request that passes is `pending` until it is
 approved or declined here, cancelled by its device, claimed by another companion, or expired. A request that fails is
 shown with its reason; the inbox reports the refusal of this companion, and the others may take the request.
@@ -22,11 +22,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from companion_push.companion.cancelling import CANCEL_TIMEOUT, finish_when_cancelled
+from companion_push.companion.inbox_stream import NoStream, StreamOver, Ways, streaming
 from companion_push.companion.keys import KEEP_PREVIOUS, CompanionState
 from companion_push.companion.members import refuse_removed
 from companion_push.companion.openers import Opener, Opening
 from companion_push.companion.phone import Announced
-from companion_push.companion.relay_client import CompanionRelay, Event, Item
+from companion_push.companion.relay_client import CompanionRelay, Event, Item, Page
 from companion_push.companion.wording import known_as, must_say
 from headless_passkey.errors import (
     HeadlessPasskeyError,
@@ -58,6 +59,7 @@ FINISH: Final = 120  # seconds that a claimed request may last after its expiry
 
 _MIN_PAUSE: Final = 0.5  # seconds between polls without news, and before the first reconnection
 _MAX_PAUSE: Final = 30.0
+_KEEP: Final = 15.0  # seconds between the calls that keep our claims: an open stream keeps none
 _HELD: Final = 1.0  # seconds after which an answer counts as held by the relay
 _REPORT_TIMEOUT: Final = 10.0  # seconds for a report that the relay can do without
 _WORD_PAUSE: Final = 60.0  # seconds between two words
@@ -166,6 +168,8 @@ class Inbox:
             keys.name,
         )  # an HPKE key is read when needed, so that it can be erased
         self._cursor: str | None = None
+        self._page: Page | None = None  # the newest one
+        self._ways = Ways()
         self._word_due: float = 0  # Unix seconds: when the next word is to be given
         self._word_earliest: float = 0  # and when it may be
         self._keys_settle: float = 0  # Unix seconds: when a key on disk is to be put in place or erased
@@ -205,24 +209,53 @@ class Inbox:
     # Listening
 
     async def listen(self, *, arrivals: bool = True) -> None:
-        """Poll the relay until cancelled, and reconnect after failures. arrivals: whether to take new requests.
+        """Follow the relay's stream until cancelled, or poll where there is none, and reconnect after failures.
 
-        Raises permanent failures: `TrustError` when this companion is no member any more,
-        `RemoteProtocolError` when the relay does not speak the protocol.
+        arrivals: whether to take new requests. Raises permanent failures: `TrustError` when this companion is no member
+        any more, `RemoteProtocolError` when the relay does not speak the protocol.
         """
         pause = _MIN_PAUSE
         while True:
             try:
-                if await self.poll(wait=MAX_WAIT, arrivals=arrivals):
+                if self._ways.streams(time.monotonic()):
+                    await self.poll(arrivals=arrivals)  # which tells what is wrong, where a stream only ends
+                    delay, pause = await self._follow(arrivals=arrivals), _MIN_PAUSE
+                elif await self.poll(wait=MAX_WAIT, arrivals=arrivals):
                     pause = _MIN_PAUSE
                     continue
-                delay = _MIN_PAUSE
+                else:
+                    delay = _MIN_PAUSE * _jitter()
             except TransportError as error:
                 if self._heard_of is not False:
                     self._tell(NoticeKind.UNREACHABLE, f"{error.explain()}; trying again")
                 self._heard_of, self._cursor = False, None
-                delay, pause = pause, min(2 * pause, _MAX_PAUSE)
-            await asyncio.sleep(delay * random.uniform(0.5, 1.5))  # noqa: S311  spreads load, keeps no secret
+                delay, pause = pause * _jitter(), min(2 * pause, _MAX_PAUSE)
+            await asyncio.sleep(delay)
+
+    async def _follow(self, *, arrivals: bool) -> float:
+        """Follow one stream to its end; returns the seconds until the next connection."""
+        began = called = time.monotonic()
+        idle_at = -math.inf  # when a page came that changed no request
+        try:
+            async with streaming(self._relay, self._cursor) as stream:
+                while True:
+                    page = await stream.read()
+                    now = time.monotonic()
+                    if self._claims and now - called > (_MIN_PAUSE if page is None else _KEEP):
+                        called = now
+                        await self._relay.inbox(
+                            cursor=None, wait=0
+                        )  # a call; what it lists comes by the stream
+                    if page is None:
+                        await self._keep_up()
+                    elif not await self._take(page, arrivals=arrivals):
+                        # a relay that always has a change of nothing is read with pauses, as it is polled
+                        await asyncio.sleep(_MIN_PAUSE if now - idle_at < _MIN_PAUSE else 0)
+                        idle_at = time.monotonic()
+        except (NoStream, StreamOver) as error:
+            now = time.monotonic()
+            logger.info("the stream is over after %.0f s: %s", now - began, error)
+            return self._ways.ended(error, lived=now - began, now=now)
 
     async def poll(self, *, wait: int = 0, arrivals: bool = True) -> bool:
         """Poll the relay once; returns whether to poll again at once: a request came or went, or the relay held the answer.
@@ -237,9 +270,15 @@ class Inbox:
             if error.reason is TransportReason.UNKNOWN_TO_RELAY:
                 await self.catch_up()  # which has the proof, where this companion was removed
             raise
+        held = time.monotonic() - asked > _HELD
+        return await self._take(page, arrivals=arrivals) or held
+
+    async def _take(self, page: Page, *, arrivals: bool) -> bool:
+        """Take in what the relay lists now; returns whether a request came or went."""
         if not self._heard_of:
             self._heard_of = True
             self._tell(NoticeKind.LISTENING, "connected to the relay")
+        self._page = page
         listed = {item.key: item for item in page.items}
         news = self._drop_vanished(listed)
         self._pass_over(page.items, first=self._cursor is None)
@@ -250,6 +289,18 @@ class Inbox:
         if page.ring_version != self._ring:  # lower: the relay has forgotten rings, and gets them again
             await self._learn_of_change()
             self._ring = page.ring_version
+        await self._do_what_is_due(page)
+        self._cursor = page.cursor
+        return news
+
+    async def _keep_up(self) -> None:
+        """Do what time makes due while nothing changes."""
+        await self._settle_keys()
+        if self._page is not None:
+            await self._do_what_is_due(self._page)
+
+    async def _do_what_is_due(self, page: Page) -> None:
+        """Report refusals that could not be reported, replace our HPKE key, and give a word. page: the newest one."""
         for item in page.items:
             await self._report_refused(item)
         under_way = page.items or self._in_hand  # requests sealed to the key as it is
@@ -257,8 +308,6 @@ class Inbox:
             await self._replace_key()
         if self._word_is_due(wanted=page.word_wanted):
             await self._give_word()
-        self._cursor = page.cursor
-        return news or time.monotonic() - asked > _HELD
 
     def _is_fresh(self, item: Item) -> bool:
         known = item.key in self._pending or item.key in self._in_hand or item.key in self._settled
@@ -736,6 +785,11 @@ class Inbox:
                 advice=advice,
             )
         )
+
+
+def _jitter() -> float:
+    """A factor that spreads the load on the relay."""
+    return random.uniform(0.5, 1.5)  # noqa: S311  keeps no secret
 
 
 def _short(request_id: bytes) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+import aiohttp
+
 from companion_push.companion.sign_in import Way
 from companion_push.push.channel import Kind, PushOutcome
 from headless_passkey.account.relay import MemberClient, request_state
@@ -41,6 +43,7 @@ from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import Word
 
+EVENT_STREAM: Final = "text/event-stream"
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay admits three pending ones
 HANDLE_SIZE: Final = 16  # bytes, of a channel
 _MAX_CHANNELS: Final = 64  # in one answer; a companion has four
@@ -99,6 +102,18 @@ class Page:
     word_wanted: bool  # whether a device asks for this companion's word
     ring_version: int  # of the newest ring that the relay has
 
+    @classmethod
+    def parse(cls, members: Members) -> Self:
+        items = tuple(map(Item.parse, members.objects("requests", _MAX_ITEMS)))
+        if len({item.key for item in items}) != len(items):
+            raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)
+        return cls(
+            cursor=members.text("cursor", _MAX_CURSOR),
+            items=items,
+            word_wanted=members.boolean("word_wanted"),
+            ring_version=members.object("ring").integer("version"),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PushChannel:
@@ -138,15 +153,12 @@ class CompanionRelay(MemberClient):
         query = {} if cursor is None else {"cursor": cursor}
         with self._known():
             answer = await self._http.get("/v1/inbox", wait=min(wait, MAX_WAIT), patience=PATIENCE, **query)
-        items = tuple(map(Item.parse, answer.objects("requests", _MAX_ITEMS)))
-        if len({item.key for item in items}) != len(items):
-            raise RemoteProtocolError("the relay lists a request twice", reason=ProtocolReason.CONTRADICTION)
-        return Page(
-            cursor=answer.text("cursor", _MAX_CURSOR),
-            items=items,
-            word_wanted=answer.boolean("word_wanted"),
-            ring_version=answer.object("ring").integer("version"),
-        )
+        return Page.parse(answer)
+
+    def stream(self, cursor: str | None) -> contextlib.AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Ask for a stream of the inbox, once: the answer, of any status, with its body still to be read."""
+        query = {} if cursor is None else {"cursor": cursor}
+        return self._http.stream("/v1/inbox/stream", accept=EVENT_STREAM, query=query)
 
     async def claim(self, device: str, request_id: bytes, word: Word) -> int | None:
         """Claim a request: None when the claim is ours, else the version since which another companion holds it.

@@ -688,6 +688,7 @@ class RelayEndpoints:
                 among=self.held_requests,
                 cursor=cursor,
                 until=_ticks() + life,
+                lease=self._config.lease,
                 clock=clock,
                 heard=lambda: self._leases.called(caller, clock()),
             )

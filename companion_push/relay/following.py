@@ -13,7 +13,7 @@ from typing import Final
 from companion_push.relay.held_requests import HeldRequest, HeldRequests
 from companion_push.relay.operations import Answer
 
-INTERVAL: Final = 20.0  # seconds: the longest time between two transactions of one reader
+INTERVAL: Final = 20.0  # seconds between two signs of life and two transactions, at most
 
 
 class Ending(StrEnum):
@@ -51,13 +51,16 @@ class Following:
         among: HeldRequests,
         cursor: str | None,
         until: float,
+        lease: float,
         clock: Callable[[], float],
         heard: Callable[[], None],
     ) -> None:
         """read: one transaction, which authorises the caller; `Answer.news` says whether the inbox differs from a cursor.
 
-        until: when a new proof is due, by the event loop's clock. clock: Unix seconds. heard: see `heard`.
+        until: when a new proof is due, by the event loop's clock. lease: of claims, in seconds. clock: Unix seconds. heard:
+        see `heard`.
         """
+        self.interval = min(INTERVAL, lease / 3)  # a companion that holds a claim calls as often
         self._read, self._held, self._among = read, held, among
         self._cursor, self._until, self._clock = cursor, until, clock
         self._changes_at = 0.0  # Unix seconds: the first reading is due at once
@@ -95,7 +98,7 @@ class Following:
     async def __anext__(self) -> Answer:
         """As `news`, however long it takes; the iteration is over when the connection has ended in order."""
         try:
-            while (answer := await self.news(INTERVAL)) is None:
+            while (answer := await self.news(self.interval)) is None:
                 pass
         except Ended:
             raise StopAsyncIteration from None

@@ -17,13 +17,15 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from companion_push.errors import StoreUnavailable
-from companion_push.relay.following import INTERVAL, Ended, Ending, Following
+from companion_push.relay.following import Ended, Ending, Following
 from companion_push.relay.operations import Answer
 from companion_push.relay.problems import Problem, Slug
 
 SEND_SECONDS: Final = 20.0  # for the peer to take what it is sent
 _RETRY_MS: Final = 2000  # after which a client of the standard reconnects when the connection breaks
-_DRAIN_SPREAD: Final = 5  # seconds over which the readers of a relay that ends come back
+# after how many seconds readers come back: those of a relay that shuts down not all at once, and of one member's that replace
+# each other not without a pause
+_RETRY_AFTER: Final = {Ending.RENEW: (0, 0), Ending.REPLACED: (5, 15), Ending.DRAINING: (1, 5)}
 _HEARTBEAT: Final = b":\n\n"  # a comment
 _TCP_USER_TIMEOUT: Final = getattr(socket, "TCP_USER_TIMEOUT", None)  # Linux
 
@@ -60,7 +62,7 @@ async def stream(
         while True:
             await _send(writer, _HEARTBEAT if answer is None else _inbox(answer.body))
             try:
-                answer = await inbox.news(INTERVAL)
+                answer = await inbox.news(inbox.interval)
             except Ended as ended:
                 await _send(writer, _end(ended.reason))
                 break
@@ -104,8 +106,7 @@ def _inbox(body: Mapping[str, Any]) -> bytes:
 
 
 def _end(reason: Ending) -> bytes:
-    spread = _DRAIN_SPREAD if reason is Ending.DRAINING else 0
-    after = random.randint(1, spread) if spread else 0  # noqa: S311  spreads load, keeps no secret
+    after = random.randint(*_RETRY_AFTER[reason])  # noqa: S311  spreads load, keeps no secret
     return _event("end", {"reason": reason, "retry_after": after})
 
 

@@ -20,7 +20,8 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -136,6 +137,25 @@ class ProvenHttp:
 
     async def delete(self, path: str, *, patience: float = PATIENCE) -> Members:
         return await self.call("DELETE", path, patience=patience)
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, *, accept: str, query: Mapping[str, str]
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """GET, sent once, for an answer that goes on: of any status, its body still to be read. The caller keeps the time."""
+        url = URL(self._base_url + path, encoded=True).with_query(query)
+        async with _sent(
+            self._session,
+            "GET",
+            url,
+            key=self._key,
+            clock=self._clock,
+            server=self._base_url,
+            headers={"Accept": accept},
+            timeout=None,
+        ) as response:
+            _keep_nonce(self._session, self._base_url, response)
+            yield response
 
     async def call(
         self,
@@ -300,19 +320,19 @@ async def send_proven(
     server = str(url.origin()) if server is None else server
     end = time.monotonic() + timeout
     for demands in range(_NONCE_ANSWERS + 1):
-        response, content = await _send_once(
+        async with _sent(
             session,
             method,
             url,
             key=key,
             clock=clock,
+            server=server,
+            headers=headers or {},
             data=data,
-            headers=headers,
             access_token=access_token,
             timeout=max(0.001, end - time.monotonic()),
-            limit=limit,
-            server=server,
-        )
+        ) as response:
+            content = await read_bounded(response, limit)
         given = _keep_nonce(session, server, response)
         if not (meets_nonce and given and demands < _NONCE_ANSWERS and _demands_nonce(response)):
             break
@@ -321,20 +341,22 @@ async def send_proven(
     return response, content
 
 
-async def _send_once(
+@asynccontextmanager
+async def _sent(
     session: aiohttp.ClientSession,
     method: str,
     url: URL,
     *,
     key: SigningKey,
     clock: Callable[[], float],
-    data: bytes | None,
-    headers: Mapping[str, str] | None,
-    access_token: str | None,
-    timeout: float,  # noqa: ASYNC109  aiohttp keeps it
-    limit: int,
     server: str,
-) -> tuple[aiohttp.ClientResponse, bytes]:
+    headers: Mapping[str, str],
+    data: bytes | None = None,
+    access_token: str | None = None,
+    timeout: float | None,  # noqa: ASYNC109  aiohttp keeps it
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    """Send a request once; the answer's body is still to be read. timeout: None when the caller keeps the time."""
+
     async def prove(
         request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
     ) -> aiohttp.ClientResponse:
@@ -355,11 +377,11 @@ async def _send_once(
         method,
         url,
         data=data,
-        headers={**(headers or {}), **authorization},
+        headers={**headers, **authorization},
         middlewares=(prove,),
         timeout=aiohttp.ClientTimeout(total=timeout),
     ) as response:
-        return response, await read_bounded(response, limit)
+        yield response
 
 
 def _keep_nonce(session: aiohttp.ClientSession, server: str, response: aiohttp.ClientResponse) -> bool:

@@ -9,7 +9,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -987,6 +987,7 @@ class RogueRelay:
         self.inbox: Any = {"cursor": "c", "requests": [], "word_wanted": False, "ring": RING_1}
         self.events: list[Any] = []
         self.asked = 0
+        self.stream: Callable[[web.Request], Awaitable[web.StreamResponse]] = self._no_stream
         self._caller = anna.caller
         self._state = enrolled(folder, anna.caller, home, url=url)
 
@@ -1009,7 +1010,12 @@ class RogueRelay:
         async with awake_again(self._state, self._caller) as companion:
             yield companion
 
-    async def answer(self, request: web.Request) -> web.Response:
+    async def _no_stream(self, _request: web.Request) -> web.Response:
+        return web.Response(status=404)
+
+    async def answer(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/v1/inbox/stream":
+            return await self.stream(request)
         if request.path == "/v1/ring":
             return web.json_response(self.rings)
         if request.path == "/v1/inbox":

@@ -30,6 +30,7 @@ from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
+from tests.relay.front import Front
 from tests.trust.people import Person, companion, device, found, grow
 
 PROBLEM = "urn:headless-passkey:problem:"
@@ -285,15 +286,18 @@ async def running_relay(
     authority: AccountAuthority | None = None,
     openid: OpenIdSettings | None = None,
     registry: CollectorRegistry | None = None,
+    front: Front | None = None,
     **settings: Any,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
 
-    cancels: whether who hangs up ends its handler. settings: others of `RelayConfig`.
+    cancels: whether who hangs up ends its handler. front: a proxy, by whose URL callers call the relay. settings: others of
+    `RelayConfig`.
     """
     clock = Clock(ahead)
     listening = socket.create_server(("127.0.0.1", port))
-    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    own_port = listening.getsockname()[1]
+    url = front.begins_at(own_port) if front is not None else f"http://127.0.0.1:{own_port}"
     config = RelayConfig(
         public_url=url,
         store=store,

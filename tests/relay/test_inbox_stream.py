@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from companion_push.relay import database, inbox_stream, operations
+from companion_push.relay import database, following, inbox_stream, operations
 from companion_push.relay.operations import Answer, Call
 from headless_passkey.net.proof import PROOF_HEADER
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
@@ -128,7 +128,7 @@ async def test_what_is_no_cursor_is_refused(home: Household) -> None:
 async def test_a_stream_says_that_it_lives_when_there_is_nothing_to_say(
     home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_stream, "INTERVAL", 0.01)
+    monkeypatch.setattr(following, "INTERVAL", 0.01)
     async with streaming(home.companions[0]) as stream:
         assert [event is None for event in [await stream.event() for _ in range(5)]] == [
             True,
@@ -137,6 +137,13 @@ async def test_a_stream_says_that_it_lives_when_there_is_nothing_to_say(
             True,
             True,
         ]
+
+
+async def test_a_sign_of_life_comes_three_times_in_a_lease(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", lease=30) as relay:
+        home = await relay.household()
+        with relay.followed(home.companions[0]) as inbox:
+            assert inbox.interval == 10
 
 
 @pytest.mark.threat("T16")
@@ -183,7 +190,8 @@ async def test_streams_and_polls_share_a_members_places(tmp_path: Path) -> None:
             cursor = (await stream.news()).id
             poll = asyncio.create_task(anna.get(f"/v1/inbox?cursor={cursor}&wait=25"))
             last = await stream.news()
-            assert (last.name, last.body) == ("end", {"reason": "replaced", "retry_after": 0})
+            assert (last.name, last.body["reason"]) == ("end", "replaced")
+            assert last.body["retry_after"] in range(5, 16)
             async with streaming(anna, cursor):
                 assert (await asyncio.wait_for(poll, PATIENCE)).body["cursor"] == cursor
 
@@ -201,7 +209,7 @@ async def test_one_proof_is_good_for_so_long(tmp_path: Path) -> None:
 async def test_who_does_not_read_is_cut(
     relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inbox_stream, "INTERVAL", 0.001)
+    monkeypatch.setattr(following, "INTERVAL", 0.001)
     monkeypatch.setattr(inbox_stream, "SEND_SECONDS", 0.2)
     monkeypatch.setattr(inbox_stream, "_HEARTBEAT", b":" + b" " * 1_000_000 + b"\n\n")
     anna, _ = home.companions
@@ -240,7 +248,7 @@ async def test_the_system_closes_a_connection_that_acknowledges_nothing(
 async def test_who_hangs_up_leaves_no_trace(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, *, cancels: bool
 ) -> None:
-    monkeypatch.setattr(inbox_stream, "INTERVAL", 0.01)
+    monkeypatch.setattr(following, "INTERVAL", 0.01)
     async with running_relay(tmp_path / "s", cancels=cancels) as relay:
         anna, _ = (await relay.household()).companions
         async with streaming(anna) as stream:
@@ -257,7 +265,7 @@ async def test_a_store_that_cannot_be_used_ends_a_stream_with_its_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "_BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(inbox_stream, "INTERVAL", 0.01)
+    monkeypatch.setattr(following, "INTERVAL", 0.01)
     async with running_relay(tmp_path / "s") as relay:
         anna, _ = (await relay.household()).companions
         async with streaming(anna) as stream:
@@ -273,7 +281,7 @@ async def test_a_store_that_cannot_be_used_ends_a_stream_with_its_problem(
 async def test_a_fault_of_ours_cuts_the_stream_and_is_one_line_of_log(
     home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(inbox_stream, "INTERVAL", 0.01)
+    monkeypatch.setattr(following, "INTERVAL", 0.01)
 
     def broken(_call: Call) -> Answer:
         raise LookupError("secret")
