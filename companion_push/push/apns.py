@@ -172,14 +172,21 @@ class ApnsChannel:
                         refreshed = True
                         continue
                     return delivery
+        except asyncio.CancelledError:  # whoever sends may have a time limit too
+            self._doubt(connection)
+            raise
         except TimeoutError:
-            if connection is not None and connection.idle_for >= self._ping_seconds:
-                connection.retire()  # it may be dead, and only look as if it was there
+            self._doubt(connection)
             return Delivery(outcome=PushOutcome.FAILED, detail="no answer in time")
         except (self._http2.Broken, TransportError) as error:  # the second is of a proxy
             return Delivery(outcome=PushOutcome.FAILED, detail=str(error))
         except OSError as error:
             return Delivery(outcome=PushOutcome.FAILED, detail=_why(error))
+
+    def _doubt(self, connection: "Http2Connection | None") -> None:
+        """Make no more requests on a connection that was silent for long: it may be dead, and look as if it was there."""
+        if connection is not None and connection.idle_for >= self._ping_seconds:
+            connection.retire()
 
     def _headers(self, topic: str, push: Push, token: str, body: bytes) -> list[tuple[str, str]]:
         return [

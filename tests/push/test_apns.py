@@ -657,6 +657,20 @@ async def test_a_slow_answer_is_waited_for_so_long_and_the_next_push_has_another
     assert len(apple.connections) == 2
 
 
+async def test_a_push_that_is_cancelled_after_a_long_silence_leaves_no_dead_connection(
+    apple: Apple, apns: ApnsChannel, clock: Clock, loop_clock: LoopClock
+) -> None:
+    """As by a dispatcher that waits for less time."""
+    apple.script.append(hold)
+    sending = asyncio.create_task(apns.send(ADDRESS, push(clock, seconds=2 * PATIENCE)))
+    await apple.coming(1)
+    loop_clock.passes(PING)
+    sending.cancel()
+    await asyncio.wait({sending})
+    assert await apns.send(ADDRESS, push(clock)) == SENT
+    assert len(apple.connections) == 2
+
+
 async def test_nobody_waits_for_an_answer_longer_than_the_push_is_worth_and_others_get_theirs(
     apple: Apple, apns: ApnsChannel, clock: Clock, loop_clock: LoopClock
 ) -> None:
