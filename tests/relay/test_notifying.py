@@ -307,6 +307,10 @@ async def test_what_the_others_show_is_dismissed(tmp_path: Path, how: str) -> No
         ]
         assert sorted(dismissed) == expected
         assert {push.request_id for _, push in house.fcm.pushes if push.purpose is Purpose.DISMISS} == {name}
+        if how == "superseded":  # a push service may keep the last one only
+            assert [kind for kind, to in house.fcm.shown() if to == token(anna)] == [
+                *("request", "dismiss", "request"),
+            ]
 
 
 async def test_nobody_is_dismissed_twice_and_the_claimer_not_at_all(tmp_path: Path) -> None:
