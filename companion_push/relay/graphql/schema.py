@@ -4,7 +4,7 @@ The members of an answer are those of the HTTP contract, in camel case. docs/ref
 """
 
 from collections.abc import AsyncGenerator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NewType, cast
 
 import strawberry
@@ -216,12 +216,12 @@ class Channels:
 )
 class AddressInput:
     kind: Kind
-    endpoint: str | None = None
-    p256dh: Base64Url | None = None
-    auth: Base64Url | None = None
+    endpoint: str | None = field(default=None, repr=False)
+    p256dh: Base64Url | None = field(default=None, repr=False)
+    auth: Base64Url | None = field(default=None, repr=False)
     app: str | None = None
     topic: str | None = None
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     sandbox: bool | None = None
 
 
