@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
+from graphql import GraphQLError
 
 import companion_push
 import companion_push.errors
@@ -59,6 +60,7 @@ GIVEN: dict[str, Any] = {
     "member": "StartDiscovery",
     "now": 1_800_000_000,
     "given": False,
+    "errors": [GraphQLError("wrong")],
     "policy": Policy(name="requests", quota=3, seconds=60),
     "retry_after": 5,
     "check": relying_party.errors.Check.ORIGIN,
