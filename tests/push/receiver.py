@@ -99,6 +99,7 @@ class Receiver:
         self._server, self.host = server, host
         self.received: list[Received] = []
         self.arrived = asyncio.Event()  # a push has arrived, whether it was taken or not
+        self._taken = asyncio.Event()  # a push has been taken
         self.ended = asyncio.Event()  # so that silent answers end
         self.wrong: list[str] = []  # what broke the rules
         self.cut = asyncio.Event()  # the client has hung up on a flood
@@ -115,6 +116,13 @@ class Receiver:
 
     def subscribe(self) -> Subscription:
         return Subscription(f"{self.origin}/push/{secrets.token_urlsafe(32)}")
+
+    async def took(self, count: int) -> list[Received]:
+        """Wait until so many pushes were taken; returns them."""
+        async with asyncio.timeout(60):
+            while len(self.received) < count:
+                await self._taken.wait()
+        return self.received
 
     async def take(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
@@ -145,6 +153,8 @@ class Receiver:
             return response
         if reply.status in (200, 201, 202):
             self.received.append(received)
+            self._taken.set()
+            self._taken = asyncio.Event()
         return web.Response(status=reply.status, headers=reply.headers, body=reply.body)
 
 
