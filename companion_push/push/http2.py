@@ -132,15 +132,14 @@ class Http2Connection(asyncio.Protocol):
 
         `Unprocessed`, or `Broken`. One that is cancelled is reset.
         """
-        while True:
+        while not (self.usable and self._places > 0):
             if not self.usable:
                 raise Unprocessed("the connection is closing")
-            if (
-                self._settled
-                and self._h2.open_outbound_streams < self._h2.remote_settings.max_concurrent_streams
-            ):
-                break
-            await self._woken(self._waiting)
+            try:
+                await self._woken(self._waiting)
+            except asyncio.CancelledError:
+                self._let_in()  # somebody else
+                raise
         stream = _Stream(answer=self._loop.create_future(), limit=limit, unsent=body)
         try:
             number = self._h2.get_next_available_stream_id()
@@ -158,7 +157,7 @@ class Http2Connection(asyncio.Protocol):
                 self._reset(number)
             elif not stream.answer.cancelled():
                 stream.answer.exception()  # somebody has seen it, also when the caller was cancelled just then
-            self._wake(self._waiting)
+            self._let_in()
             self._ended()
 
     async def ping(self) -> None:
@@ -214,6 +213,7 @@ class Http2Connection(asyncio.Protocol):
             self._hang_up("it does not speak HTTP/2 as it should")
             return
         self._flush()
+        self._let_in()
         self._ended()
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  asyncio's interface
@@ -287,7 +287,6 @@ class Http2Connection(asyncio.Protocol):
                 self._wake(self._pings)
             case _:
                 pass
-        self._wake(self._waiting)
 
     def _pump_all(self) -> None:
         for number in list(self._streams):
@@ -342,6 +341,20 @@ class Http2Connection(asyncio.Protocol):
             self._refuse(number, stream, Broken(why))
         self._wake(self._waiting)
         self._wake(self._pings)
+
+    @property
+    def _places(self) -> int:
+        """How many more requests the server takes now."""
+        if not self._settled:
+            return 0
+        return self._h2.remote_settings.max_concurrent_streams - len(self._streams)
+
+    def _let_in(self) -> None:
+        """Wake as many of those that wait as there are places."""
+        places = self._places
+        for future in self._waiting[: max(0, places)]:
+            if not future.done():
+                future.set_result(None)
 
     async def _woken(self, waiting: "list[asyncio.Future[None]]") -> None:
         future = self._loop.create_future()
