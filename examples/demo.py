@@ -9,6 +9,7 @@ TLS is real, the radio is emulated. There are several stories:
     make demo DEMO=--race                two companions approve, one wins
     make demo DEMO=--rogue-relay         the relay swaps the FIDO URL for its own
     make demo DEMO=--unclaimed           a companion gives its URL to a phone, and does not claim
+    make demo DEMO=--graphql             device and companion speak GraphQL with the relay
     make demo DEMO=--json                events as JSON, one a line
 
 The exit status is 0 when the story ended as it should: with a session or, in a
@@ -257,6 +258,7 @@ def one_phone_was_asked(timeline: Timeline) -> bool:
 ENDINGS: Final = {
     "plain": Ending("A sign-in as it should be."),
     "notifications_off": Ending("A sign-in as it should be, although nobody was told of it."),
+    "graphql": Ending("A sign-in as it should be, over GraphQL and a subscription."),
     "decline": Ending("As it should be: the user said no, and there is no session.", status=5),
     "expire": Ending("As it should be: nobody answered, and the request is over.", status=7),
     "race": Ending(
@@ -284,6 +286,7 @@ ENDINGS: Final = {
 
 async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> int:
     """Run the whole story. Returns the exit status."""
+    transport = (sys.executable, Path(__file__).with_name("graphql_client.py")) if args.graphql else ()
     ending = ENDINGS[next((name for name in ENDINGS if getattr(args, name, False)), "plain")]
     async with World.start(folder, on_line=timeline.heard, relay=_relay(args)) as world:
         timeline.chapter(f"{DEVICE} joins an account; keys are handed over outside the relay")
@@ -300,8 +303,8 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
 
         if not args.rogue_relay:  # a rogue relay lets no registration through either
             timeline.chapter("It registers a passkey")
-            companion = await world.companion(PHONE, "--uv", "accept")
-            status, account = await world.ceremony(DEVICE, "register", "--user", USER)
+            companion = await world.companion(PHONE, "--uv", "accept", in_front=transport)
+            status, account = await world.ceremony(DEVICE, "register", "--user", USER, in_front=transport)
             if status != 0 or account is None:
                 return timeline.conclude(Ending("", "The registration failed."), status, None)
             timeline.add("relying party", f"registered {account['user']['name']}", "relying party: a key")
@@ -327,16 +330,18 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
             status, session = await signing_in
         else:
             if not args.race:
-                await world.companion(PHONE, "--uv", "decline" if args.decline else "accept")
-            timeline.add(PHONE, "holds a connection to the relay")
-            status, session = await world.ceremony(DEVICE, "sign-in")
+                uv = "decline" if args.decline else "accept"
+                await world.companion(PHONE, "--uv", uv, in_front=transport)
+            how = "subscribes to its inbox" if args.graphql else "holds a connection to the relay"
+            timeline.add(PHONE, how)
+            status, session = await world.ceremony(DEVICE, "sign-in", in_front=transport)
     return timeline.conclude(ending, status, session)
 
 
 def _relay(args: argparse.Namespace) -> tuple[str | Path, ...]:
     if args.rogue_relay:
         return (sys.executable, Path(__file__).with_name("rogue_relay.py"))
-    return ("companion-push", "relay")
+    return ("companion-push", "relay", *(["--graphql"] if args.graphql else []))
 
 
 async def _until_terminated(story: Coroutine[Any, Any, int]) -> int:
@@ -359,6 +364,7 @@ def make_parser() -> argparse.ArgumentParser:
     story.add_argument("--race", action="store_true", help="two companions approve at once")
     story.add_argument("--unclaimed", action="store_true", help="a companion does not claim the request")
     story.add_argument("--rogue-relay", action="store_true", help="the relay swaps the FIDO URL")
+    story.add_argument("--graphql", action="store_true", help="device and companion speak GraphQL")
     parser.add_argument("--json", action="store_true", help="events as JSON, one a line")
     return parser
 

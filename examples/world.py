@@ -185,9 +185,14 @@ class World:
             "--radio", self.radio, "--tunnel", self.tunnel, *self.trust, *options,
         )  # fmt: skip
 
-    async def ceremony(self, who: str, name: str, *options: str | Path) -> tuple[int, dict[str, Any] | None]:
-        """Run one ceremony to its end; return the device's exit status and the session, if one was opened."""
-        device = await self.device(who, name, *options)
+    async def ceremony(
+        self, who: str, name: str, *options: str | Path, in_front: Sequence[str | Path] = ()
+    ) -> tuple[int, dict[str, Any] | None]:
+        """Run one ceremony to its end; return the device's exit status and the session, if one was opened.
+
+        in_front: as with `companion`.
+        """
+        device = await self.device(who, name, *options, in_front=in_front)
         output = await device.output()
         return await device.wait(), json.loads(output) if output else None
 

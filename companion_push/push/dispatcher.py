@@ -6,9 +6,8 @@ channels work in parallel, and within one channel all accounts take turns, so th
     ordered → waiting → with the service → told
               ↑ pause: one retry, or until the service's circuit is tried again ↓
 
-A push that has outlived its time is dropped (`LATE`). The pushes to one channel go out one after the other, as ordered, since a
-push service may show the last one only. Of two about the same thing the later takes the place of the earlier, unless that
-is with the service already; then the earlier is not repeated.
+A push that has outlived its time is dropped (`LATE`). Of two pushes about the same thing to the same channel the later takes the
+place of the earlier, which is dropped unless it is with the service already; then the later follows it, never overtakes it.
 
 A push service that fails ten times in a row, for three accounts or more, is left alone for 5 s, then for twice as long each
 time, at most 60 s: its circuit is open, and one push tries it. So no account can close a service to the others.
@@ -125,7 +124,7 @@ class Dispatcher:
 class _Job:
     """An order, until it is told."""
 
-    __slots__ = ("attempts", "order", "running", "timer", "waited")
+    __slots__ = ("attempts", "order", "running", "successor", "timer", "waited")
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -133,6 +132,7 @@ class _Job:
         self.waited = False  # for a circuit, which it does once
         self.running = False
         self.timer: asyncio.TimerHandle | None = None  # while it pauses
+        self.successor: Order | None = None  # what follows it, when it is with the service
 
 
 class _Share:
@@ -159,8 +159,7 @@ class _Lane:
     ) -> None:
         self.channel = channel
         self._told, self._clock, self._chance = told, clock, chance
-        self._queues: dict[tuple[bytes, str], list[_Job]] = {}  # by channel; the first of each is under way
-        self._count = 0  # of jobs
+        self._jobs: dict[tuple[bytes, str, str], _Job] = {}  # by what they are about
         self._shares: dict[bytes, _Share] = {}  # by account
         self._line: deque[bytes] = deque()  # accounts with a job that may begin
         self._circuits: dict[str, _Circuit] = {}  # by service, longest unused first
@@ -168,7 +167,7 @@ class _Lane:
         self._closed = False
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._jobs)
 
     @property
     def failing(self) -> int:
@@ -177,24 +176,36 @@ class _Lane:
     def put(self, order: Order) -> None:
         if self._closed:
             return
-        same = [job for job in self._queues.get(_channel(order), ()) if _about(job.order) == _about(order)]
-        for job in same:
-            if not job.running:
-                self._end(job, _DROPPED)
-        may_be_shown = any(job.running or job.attempts for job in same)
-        if order.push.purpose is Purpose.DISMISS and same and not may_be_shown:
-            self._tell(order, _DROPPED)
+        job = self._jobs.get(_about(order))
+        if job is None:
+            share = self._shares.get(order.push.account)
+            if len(self._jobs) >= MOST or (share is not None and share.jobs >= MOST_OF_ACCOUNT):
+                self._tell(order, Delivery(outcome=PushOutcome.BUSY, detail="too many pushes wait"))
+                return
+            self._begin(order)
+        elif job.running:
+            if job.successor is not None:
+                self._tell(job.successor, _DROPPED)
+            job.successor = order
+        else:
+            self._replace(job, order)
+
+    def _begin(self, order: Order) -> None:
+        job = self._jobs[_about(order)] = _Job(order)
+        share = self._shares.setdefault(order.push.account, _Share())
+        share.jobs += 1
+        self._queue(job)
+
+    def _replace(self, job: _Job, order: Order) -> None:
+        """Put `order` in the place of one that waits or pauses."""
+        before, job.order = job.order, order
+        self._tell(before, _DROPPED)
+        if order.push.purpose is Purpose.DISMISS and not job.attempts:
+            self._end(job, _DROPPED)  # nothing was shown
             return
-        share = self._shares.get(order.push.account)
-        if self._count >= MOST or (share is not None and share.jobs >= MOST_OF_ACCOUNT):
-            self._tell(order, Delivery(outcome=PushOutcome.BUSY, detail="too many pushes wait"))
-            return
-        job = _Job(order)
-        self._count += 1
-        self._shares.setdefault(order.push.account, _Share()).jobs += 1
-        queue = self._queues.setdefault(_channel(order), [])
-        queue.append(job)
-        if queue[0] is job:
+        job.attempts, job.waited = 0, False
+        if job.timer is not None:
+            job.timer.cancel()
             self._queue(job)
 
     def _queue(self, job: _Job) -> None:
@@ -232,7 +243,9 @@ class _Lane:
         task = asyncio.current_task()
         if task is not None:
             self._tasks.discard(task)  # its place is free now
-        if pause is None or self._clock() + pause >= order.push.expires_at or self._is_followed(job):
+        if job.successor is not None:
+            self._follow(job, delivery)
+        elif pause is None or self._clock() + pause >= order.push.expires_at:
             self._end(job, delivery)
         elif not self._closed:
             job.timer = asyncio.get_running_loop().call_later(pause, self._queue, job)
@@ -240,10 +253,13 @@ class _Lane:
             self._stand_in_line(order.push.account)
         self._pump()
 
-    def _is_followed(self, job: _Job) -> bool:
-        """Whether another push about the same thing has been ordered since."""
-        queue = self._queues[_channel(job.order)]
-        return any(_about(later.order) == _about(job.order) for later in queue if later is not job)
+    def _follow(self, job: _Job, delivery: Delivery) -> None:
+        """Go on with what was ordered meanwhile about the same thing."""
+        before, successor = job.order, job.successor
+        self._tell(before, delivery)
+        if successor is not None:
+            job.order, job.successor, job.attempts, job.waited = successor, None, 0, False
+            self._queue(job)
 
     async def _attempt(self, job: _Job) -> tuple[Delivery, float | None]:
         """Make one attempt; returns its result, and the seconds after which another one is worth while."""
@@ -282,14 +298,7 @@ class _Lane:
 
     def _end(self, job: _Job, delivery: Delivery) -> None:
         order = job.order
-        queue = self._queues[_channel(order)]
-        was_first = queue[0] is job
-        queue.remove(job)
-        if not queue:
-            del self._queues[_channel(order)]
-        if job.timer is not None:
-            job.timer.cancel()
-        self._count -= 1
+        del self._jobs[_about(order)]
         share = self._shares[order.push.account]
         share.jobs -= 1
         if job in share.waiting:
@@ -300,8 +309,6 @@ class _Lane:
         if not share.jobs:
             del self._shares[order.push.account]
         self._tell(order, delivery)
-        if was_first and queue and not self._closed:
-            self._queue(queue[0])
 
     def _tell(self, order: Order, delivery: Delivery) -> None:
         if delivery.outcome not in (PushOutcome.SENT, PushOutcome.LATE):
@@ -325,7 +332,7 @@ class _Lane:
 
     async def close(self, seconds: float) -> None:
         self._closed = True
-        for job in (job for queue in self._queues.values() for job in queue):
+        for job in self._jobs.values():
             if job.timer is not None:
                 job.timer.cancel()
         tasks = tuple(self._tasks)
@@ -408,10 +415,7 @@ def service_of(address: Address) -> str:
             return urlsplit(address.endpoint).netloc.lower()
 
 
-def _channel(order: Order) -> tuple[bytes, str]:
-    return order.push.account, order.push.handle
-
-
-def _about(order: Order) -> str:
-    """What an order is about: a request, or a purpose."""
-    return order.push.request_id or str(order.push.purpose)
+def _about(order: Order) -> tuple[bytes, str, str]:
+    """What an order is about: a request, or a purpose, for one channel of an account."""
+    push = order.push
+    return push.account, push.handle, push.request_id or str(push.purpose)

@@ -322,8 +322,8 @@ def collect(
     db.execute("DELETE FROM channels WHERE stale_at <= ?", (now - STALE_KEPT,))
     rows = db.execute(
         "SELECT id, companion, handle, kind, address, tag, purpose, device, request, expires_at FROM pushes"
-        " ORDER BY purpose <> ?, id LIMIT ?",  # as `operations.with_pushes` orders them
-        (Purpose.DISMISS, _COLLECTED + len(in_flight)),
+        " ORDER BY id LIMIT ?",
+        (_COLLECTED + len(in_flight),),
     ).fetchall()
     orders, over = [], []
     for number, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:

@@ -160,15 +160,14 @@ def with_pushes(call: Call, answer: Answer) -> Answer:
     """The answer with the pushes that follow from what it has changed. They are stored in the same transaction."""
     if not call.kinds or not answer.changed:
         return answer
-    dismissals = tuple(
+    pushes = tuple(
         push
         for change in answer.changed
         for push in channels.follow_up(
             call.db, change.request, was=change.was, by=change.by, now=call.now, kinds=call.kinds
         )
     )
-    # what is over goes out before what is new: a push service may keep the last one only
-    return replace(answer, pushes=(*dismissals, *answer.pushes))
+    return replace(answer, pushes=(*answer.pushes, *pushes))
 
 
 def concerned(requests: Iterable[Request]) -> frozenset[str]:

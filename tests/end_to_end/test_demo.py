@@ -69,6 +69,13 @@ def left_nothing(mark: tuple[str, str], temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+async def test_a_sign_in_over_graphql_ends_with_a_session(tmp_path: Path) -> None:
+    story = await tell("--graphql", temporary=tmp_path)
+    assert (story.status, story.end["status"], story.end["user"]) == (0, 0, "ada")
+    told = [event["what"] for event in story.events if event.get("who") == demo.PHONE]
+    assert "subscribes to its inbox" in told
+
+
 async def test_the_plain_story_ends_with_a_session(tmp_path: Path) -> None:
     story = await tell(temporary=tmp_path)
     assert story.status == story.end["status"] == 0

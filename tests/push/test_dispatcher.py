@@ -145,7 +145,7 @@ async def test_a_busy_service_is_asked_again_when_it_says() -> None:
         the.order()
         await the.channel.came(1)
         await the.idle()
-        ((job,),) = the.dispatcher._lanes[Kind.FCM]._queues.values()
+        (job,) = the.dispatcher._lanes[Kind.FCM]._jobs.values()
         assert job.timer is not None
         assert job.timer.when() - asyncio.get_running_loop().time() == pytest.approx(40, abs=5)
         await the.pauses()
@@ -191,7 +191,7 @@ async def test_a_dismissal_of_what_was_never_sent_is_not_sent_either() -> None:
 
 
 async def test_a_dismissal_follows_a_push_that_is_with_the_service_and_never_overtakes_it() -> None:
-    async with desk(FAILED) as the:  # the request's, which is not repeated then
+    async with desk(FAILED) as the:
         the.channel.gate.clear()
         the.order()
         await the.channel.came(1)
@@ -204,14 +204,6 @@ async def test_a_dismissal_follows_a_push_that_is_with_the_service_and_never_ove
         assert the.channel.shown()[-1] == ("dismiss", "handle")
 
 
-async def test_a_dismissal_right_after_its_push_is_not_lost() -> None:
-    async with desk() as the:
-        the.order()
-        the.order(purpose=Purpose.DISMISS)
-        assert await the.ends(2) == [(1, PushOutcome.SENT), (2, PushOutcome.SENT)]
-        assert the.channel.shown() == [("request", "handle"), ("dismiss", "handle")]
-
-
 async def test_a_dismissal_takes_the_place_of_a_retry() -> None:
     async with desk(FAILED) as the:
         the.order()
@@ -220,23 +212,6 @@ async def test_a_dismissal_takes_the_place_of_a_retry() -> None:
         the.order(purpose=Purpose.DISMISS)  # it may have arrived in spite of the failure
         assert await the.ends(2) == [(1, PushOutcome.LATE), (2, PushOutcome.SENT)]
         assert the.channel.shown() == [("request", "handle"), ("dismiss", "handle")]
-
-
-async def test_the_pushes_to_one_channel_keep_their_order_also_when_one_is_repeated() -> None:
-    async with desk(FAILED) as the:
-        the.order(purpose=Purpose.DISMISS, request="older")
-        the.order(request="newer")
-        the.order(purpose=Purpose.RING, request=None)
-        the.order("other", request="newer")
-        await the.channel.came(2)
-        await the.pauses()
-        await the.ends(4)
-        sent = [(str(push.purpose), push.handle) for _, push in the.channel.pushes]
-        assert [purpose for purpose, handle in sent if handle == "handle"] == [
-            *("dismiss", "dismiss"),  # it failed at first
-            *("request", "ring"),
-        ]
-        assert sent.index(("request", "other")) == 1  # which waits for none of these
 
 
 @pytest.mark.threat("T17")
