@@ -54,10 +54,11 @@ test-set-up:  ## the set-up of all of these, in a fresh environment, with the ol
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)
 
-bench: $(VENV)/check.done system-packages  ## how fast core, relying party and radio are: prints benchmarks/RESULTS.md and writes it
+bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radio and relay are: prints benchmarks/RESULTS.md and writes it
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/rp.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/radio.py --write
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/relay.py --write
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .

@@ -11,6 +11,7 @@ import core
 import measure
 import pytest
 import radio
+import relay
 import whole_sign_in
 from measure import Row, compare, shown, table
 
@@ -99,6 +100,11 @@ async def test_every_kind_of_foreign_advert_costs_more_than_its_signal(
     rows = await radio.costs()
     assert len(rows) == 3
     assert all(row.seconds > 0 and row.baseline for row in rows)
+
+
+async def test_both_ways_to_wait_are_measured(tmp_path: Path) -> None:
+    (pair,) = await relay.times(tmp_path, number=2, rounds=1)
+    assert min(pair) > 0
 
 
 def test_a_section_of_the_results_is_put_in_its_place(
