@@ -44,6 +44,13 @@ FAIL: Final = """mutation($device: ID!, $id: ID!, $reason: String) {
 RINGS: Final = (
     "query Rings($after: Int!) { rings(after: $after) { version hash rings words { by word } gap } }"
 )
+CHANNELS: Final = """{ channels {
+  channels { handle kind state registeredAt }
+  offers { webPush { vapidKey } fcm { apps } apns { topics } }
+} }"""
+REGISTER: Final = """mutation Register($handle: ID!, $address: AddressInput!) {
+  registerChannel(handle: $handle, address: $address)
+}"""
 
 
 async def send(caller: Caller, document: str, /, **variables: object) -> Reply:

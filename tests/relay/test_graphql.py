@@ -11,18 +11,22 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from companion_push.push.channel import Kind
 from companion_push.relay import operations
 from companion_push.relay.app import make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.graphql import schema
 from headless_passkey.errors import SetupError
 from headless_passkey.text.base64url import base64url
+from tests.push.recording import RecordingChannel
 from tests.relay.graphql_calls import (
+    CHANNELS,
     CLAIM,
     DECLINE,
     FAIL,
     INBOX,
     OPEN,
+    REGISTER,
     RELEASE,
     REPORT,
     RINGS,
@@ -36,6 +40,7 @@ from tests.relay.graphql_calls import (
 )
 from tests.relay.household import SEALED, Caller, Household, Relay, Reply, fresh_id, rates, running_relay
 from tests.relay.test_any_input import Running
+from tests.relay.test_authority import Users
 from tests.relay.test_no_weaker_way_in import WEAKER
 from tests.trust.people import companion, device, grow
 
@@ -418,6 +423,56 @@ async def test_failures_cost_the_address_as_in_the_http_contract(tmp_path: Path)
         assert (reply.status, slug(reply)) == (429, "rate-limited")
         assert int(reply.headers["Retry-After"]) > 0
         assert (await send(home.companions[0], INBOX)).status == 200
+
+
+# What other rooms have a say in
+
+
+@pytest.mark.threat("T16")
+async def test_the_authority_vetoes_a_ring_of_this_shell_too(tmp_path: Path) -> None:
+    users = Users()
+    async with running_relay(tmp_path / "r", graphql=True, authority=users) as relay:
+        home = await relay.household()
+        (phone, _) = home.companions
+        users.forbidden = "two devices at most"
+        everybody = [each.person for each in (*home.companions, *home.devices)]
+        ring = grow(home.ring, phone.person, *everybody, device("one more"), now=relay.clock())
+        for document, variables in (
+            ("mutation($ring: Base64Url!) { appendRing(ring: $ring) { version } }", {"ring": base64url(ring.document)}),
+            ("mutation($rings: [Base64Url!]!) { appendRings(rings: $rings) { version } }", {"rings": [base64url(ring.document)]}),
+        ):  # fmt: skip
+            reply = await send(phone, document, **variables)
+            assert (slug(reply), error(reply)["detail"]) == ("not-allowed", "two devices at most")
+        assert (await ask(phone, RINGS, after=0))["version"] == 2
+
+
+async def test_a_companion_registers_lists_and_removes_its_channels(tmp_path: Path) -> None:
+    service = RecordingChannel(Kind.FCM)
+    async with running_relay(tmp_path / "r", graphql=True, channels=(service,)) as relay:
+        home = await relay.household()
+        (frame,), (phone, other) = home.devices, home.companions
+        handle, token = fresh_id(), "fcm-token:" + "A" * 100
+        address = {"kind": "FCM", "app": "app.example", "token": token}
+        assert await ask(phone, REGISTER, handle=handle, address=address) is True
+        channels = (await phone.get("/v1/channels")).body
+        (channel,) = channels["channels"]
+        assert await ask(phone, CHANNELS) == {
+            "channels": [
+                {"handle": handle, "kind": "FCM", "state": "GOOD", "registeredAt": channel["registered_at"]}
+            ],
+            "offers": {"webPush": None, "fcm": {"apps": ["app.example"]}, "apns": None},
+        }
+        name = await submit(frame, phone, other)
+        assert (await ask(frame, STATUS, id=name))["notified"][0]["to"] == phone.name
+        refused = await send(phone, REGISTER, handle=handle, address={"kind": "FCM", "app": "app.example"})
+        assert slug(refused) == "invalid-request"
+        assert token not in str(refused.body)
+        assert slug(await send(frame, CHANNELS)) == "not-found"
+        assert (
+            await ask(phone, "mutation($handle: ID!) { removeChannel(handle: $handle) }", handle=handle)
+            is True
+        )
+        assert (await ask(phone, CHANNELS))["channels"] == []
 
 
 # What is told in the log, and settings
