@@ -447,6 +447,7 @@ _shtab_companion_push_relay_options=(
   "--web-push-ca[PEM file with the authorities of these push services, in place of the system\'s]:FILE:_files"
   "*--fcm[the key of a service account of Firebase, JSON\; with it, the Android app APP of its project is woken, by default one with the project\'s name\; may be given again]:[APP=]FILE:"
   "*--apns[the key for APNs, .p8, with the ids of key and team\; with it, the app with the bundle id TOPIC is woken\; may be given again]:TOPIC:TEAM:KEY=FILE:"
+  "--admin-secret[file of mode 0600 with a secret of 32 characters or more, with which the account service closes, resets and suspends accounts (POST \/admin\/v1\/accounts\/...)\; default\: nobody does]:FILE:_files"
   "--config[TOML file with these options in table \[relay\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"

@@ -153,7 +153,8 @@ async def _list(args: argparse.Namespace) -> None:
             if account.version is None
             else f"companions {account.companions}, devices {account.devices}, ring {account.version}"
         )
-        out(f"{account.id}  {printable(account.name)}  {members}")
+        suspended = ", suspended" if account.suspended else ""
+        out(f"{account.id}  {printable(account.name)}  {members}{suspended}")
 
 
 def _added(db: sqlite3.Connection, args: argparse.Namespace, now: float) -> tuple[str, bytes] | None:

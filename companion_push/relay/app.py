@@ -9,6 +9,8 @@ content.
 
 import asyncio
 import contextlib
+import hashlib
+import hmac
 import logging
 import math
 import random
@@ -42,6 +44,7 @@ from companion_push.relay.inbox_stream import REFUSED, stream
 from companion_push.relay.mailbox import Leases
 from companion_push.relay.messages import (
     MAX_BODY,
+    AccountBody,
     Announcement,
     AnswerBody,
     ChannelBody,
@@ -100,6 +103,7 @@ _ERRORS: Final = {
     Slug.TOKEN_REFUSED: "invalid_token",
     Slug.SIGN_IN_TOO_OLD: "insufficient_user_authentication",  # RFC 9470 §3
 }
+_CODE_VALID: Final = 24 * 3600  # seconds
 _MAX_WHY: Final = 200  # characters of a veto
 _FAILURES: Final = frozenset({400, 401, 404, 413, 415})  # statuses that cost an address
 
@@ -172,6 +176,8 @@ def make_app(
     relay.documents.features["push"] = {"kinds": sorted(relay.channels)}
     if config.graphql:
         _add_graphql(app, relay, config)
+    if config.admin_secret is not None:
+        app.router.add_post("/admin/v1/accounts/{act}", relay.administer_account)
     return app
 
 
@@ -188,7 +194,7 @@ def _add_graphql(app: web.Application, relay: "RelayEndpoints", config: RelayCon
     relay.documents.features["graphql"] = {"endpoint": f"{config.public_url}/graphql"}
 
 
-async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 3600) -> AccountCode | None:
+async def new_account(relay: web.Application, name: str, *, valid: int = _CODE_VALID) -> AccountCode | None:
     """A one-time code with which the first companion of an account joins; None when the name is taken.
 
     relay: of `make_app`, after it has started. name: how the operator knows the account; one that nobody has joined
@@ -199,7 +205,7 @@ async def new_account(relay: web.Application, name: str, *, valid: int = 24 * 36
 
 
 async def close_account(
-    relay: web.Application, who: str | Subject, *, again: bool = False, valid: int = 24 * 3600
+    relay: web.Application, who: str | Subject, *, again: bool = False, valid: int = _CODE_VALID
 ) -> AccountCode | None:
     """Close an account for good: members and newcomers are told so (account-closed), and follow nobody.
 
@@ -384,6 +390,37 @@ class RelayEndpoints:
             return None
         account, code = added
         return AccountCode(relay_url=self._config.public_url, account=account, account_name=name, code=code)
+
+    async def administer_account(self, request: web.Request) -> web.Response:
+        """Close, reset, suspend or lift, for the account service, which shows its secret."""
+        given = request.headers.getall(hdrs.AUTHORIZATION, [])
+        known = f"Bearer {self._config.admin_secret}".encode()
+        # over hashes: the time tells nothing of the length either
+        digests = [hashlib.sha256(each).digest() for each in (known, "".join(given).encode(errors="replace"))]
+        if not hmac.compare_digest(*digests):
+            raise web.HTTPUnauthorized(headers={hdrs.WWW_AUTHENTICATE: "Bearer"})
+        if self.held_requests.closing:
+            raise Problem(Slug.DRAINING, retry_after=1)
+        body = await _body(request, AccountBody)
+        subject = None
+        if body.issuer is not None and body.subject is not None:
+            subject = Subject(issuer=body.issuer, id=body.subject)
+        who = Who(account=body.account, name=body.name, subject=subject)
+        match request.match_info["act"]:
+            case "close" | "reset" as act:
+                operation = operations.close_account(who, again=act == "reset", valid=_CODE_VALID)
+            case "suspend":
+                operation = operations.suspend_account(who)
+            case "lift":
+                operation = operations.lift_suspension(who)
+            case _:
+                raise not_found()
+        answer = await self.run("", operation, called=False)
+        code = self._code(answer.body.get("name") or "", answer.body.get("added"))
+        return json_response(
+            {"account": answer.body["account"], "code": None if code is None else code.encode()},
+            answer.status,
+        )
 
     async def administer(self, operation: Operation) -> Answer:
         """Run an operation of the host. `UsageError` where there is no such account."""
@@ -864,6 +901,8 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         response = untyped(error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
+        if hdrs.WWW_AUTHENTICATE in error.headers:
+            response.headers[hdrs.WWW_AUTHENTICATE] = error.headers[hdrs.WWW_AUTHENTICATE]
     except StoreUnavailable as error:
         logger.error("%s", error)  # noqa: TRY400  the message says it all
         problem = Problem(Slug.STORE_UNAVAILABLE, retry_after=2)

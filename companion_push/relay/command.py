@@ -19,6 +19,7 @@ from companion_push.serving.options import (
 )
 from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.errors import UsageError
+from headless_passkey.process.private_file import read_private
 from headless_passkey.process.signals import until_terminated
 
 
@@ -102,6 +103,11 @@ def add_parser(subparsers: Any) -> None:
         "--graphql-introspection", action="store_true", help="show the schema to callers, for development"
     )
     add_push(parser)
+    parser.add_argument(
+        "--admin-secret", metavar="FILE", type=Path,
+        help="file of mode 0600 with a secret of 32 characters or more, with which the account service closes, resets and "
+        "suspends accounts (POST /admin/v1/accounts/...); default: nobody does",
+    )  # fmt: skip
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
     parser.set_defaults(main=serve)
 
@@ -157,12 +163,20 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         ),
         held_per_address=args.held_per_address,
         failures_per_address=args.failures_per_address,
+        admin_secret=None if args.admin_secret is None else _secret(args.admin_secret),
         openid=_openid(args),
         graphql=args.graphql,
         graphql_introspection=args.graphql_introspection,
         graphql_documents=args.graphql_documents,
         graphql_documents_only=args.graphql_documents_only,
     )
+
+
+def _secret(path: Path) -> str:
+    content = read_private(path, limit=1024)
+    if content is None:
+        raise UsageError(f"--admin-secret: there is no file {path}")
+    return content.decode("ascii", errors="replace").strip()
 
 
 def _openid(args: argparse.Namespace) -> OpenIdSettings | None:

@@ -1,5 +1,6 @@
 """The relay's settings, which are checked at construction."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.text_form import check_relay_url
 
+_SECRET: Final = re.compile(r"[A-Za-z0-9._~+/-]{32,512}=*", re.ASCII)  # RFC 6750 §2.1
 DEFAULT_STORE: Final = "companion-push.sqlite3"
 
 
@@ -33,6 +35,9 @@ class RelayConfig:
     failures_per_address: int = (
         600  # failed requests a minute, before signatures are verified for known callers only; 0: no limit
     )
+    admin_secret: str | None = field(
+        default=None, repr=False
+    )  # of the account service, for /admin/v1: at least 32 characters; None: there is no /admin/v1
     openid: OpenIdSettings | None = None  # whose tokens found accounts; None: one-time codes only
     graphql: bool = False  # whether /graphql is there too; needs the extra `graphql`
     graphql_introspection: bool = (
@@ -57,6 +62,8 @@ class RelayConfig:
             raise UsageError("graphql_documents_only: expected graphql_documents beside it")
         if not isinstance(self.quota, Quota):
             raise UsageError("quota: expected a Quota")
+        if self.admin_secret is not None and not _SECRET.fullmatch(self.admin_secret):
+            raise UsageError("admin_secret: expected 32 to 512 characters as a bearer token has them")
         if not isinstance(self.openid, OpenIdSettings | None):
             raise UsageError("openid: expected OpenIdSettings")
         if not callable(self.clock):

@@ -70,6 +70,21 @@ class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: Token
 
 
+class AccountBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which account the account service means: by id, by the name of a built-in one, or by the subject."""
+
+    account: str | None = None
+    name: str | None = None
+    issuer: str | None = None
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.issuer is None) is not (self.subject is None):
+            raise ValueError("issuer and subject go together")
+        if [self.account, self.name, self.subject].count(None) != 2:
+            raise ValueError("an account is named by its id, by its name, or by issuer and subject")
+
+
 class RingBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ring: str
 

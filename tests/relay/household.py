@@ -285,6 +285,7 @@ async def running_relay(
     channels: Sequence[Channel] = (),
     authority: AccountAuthority | None = None,
     openid: OpenIdSettings | None = None,
+    admin_secret: str | None = None,
     registry: CollectorRegistry | None = None,
     front: Front | None = None,
     **settings: Any,
@@ -309,6 +310,7 @@ async def running_relay(
         held_per_address=held_per_address,
         failures_per_address=failures_per_address,
         openid=openid,
+        admin_secret=admin_secret,
         clock=clock,
         **settings,
     )
