@@ -9,7 +9,14 @@ from typing import Any
 
 from companion_push.companion.options import add_push_test
 from companion_push.push.options import add_push, push_channels
-from headless_passkey.command.command_line import SettingsParser, add_settings, example, expand_home, out
+from headless_passkey.command.command_line import (
+    SettingsParser,
+    add_settings,
+    example,
+    expand_home,
+    out,
+    refuse_secret,
+)
 from headless_passkey.errors import HeadlessPasskeyError, UsageError
 from headless_passkey.process.streams import talk
 
@@ -50,6 +57,7 @@ def add_parser(subparsers: Any) -> None:
 async def _keys(args: argparse.Namespace) -> None:
     from companion_push.push.vapid import VapidKey  # noqa: PLC0415  --help needs none of this
 
+    refuse_secret(str(args.file))
     key = VapidKey.generate()
     key.write(expand_home(args.file))
     out(key.public)

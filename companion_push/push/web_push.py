@@ -128,6 +128,7 @@ class WebPushChannel:
     async def close(self) -> None:
         if self._opened is not None:
             await self._opened.close()
+            self._opened = None
 
     async def _visit(self, host: str, port: int) -> str | None:
         """Say why a push service does not answer; None when it does."""
