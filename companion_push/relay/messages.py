@@ -211,6 +211,9 @@ class ChannelBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if given - {"sandbox"} != needed or ("sandbox" in given and self.kind is not Kind.APNS):
             raise ValueError(f"{self.kind} has the members {', '.join(sorted(needed))}")
 
+    def __repr__(self) -> str:
+        return f"ChannelBody(kind={self.kind})"  # the rest is a secret
+
     def parse(self) -> Address:
         """Parse to an address of its kind; nothing is looked up."""
         match self.kind:

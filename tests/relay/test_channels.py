@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from companion_push.push.channel import Apns, Delivery, Fcm, Kind, Purpose, PushOutcome, WebPush
 from companion_push.relay.app import close_account
 from companion_push.relay.channels import identity_of
+from companion_push.relay.messages import ChannelBody, parse_body
 from headless_passkey.text.base64url import base64url
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Relay, fresh_id, running_relay
@@ -25,6 +26,7 @@ POINT: Final = base64url(
     .public_bytes(serialization.Encoding.X962, serialization.PublicFormat.UncompressedPoint)
 )
 AUTH: Final = base64url(bytes(16))
+SECRET: Final = ("token", "endpoint", "p256dh", "auth")
 FCM: Final = {"kind": "fcm", "app": "app.example", "token": "token-of-a-phone"}
 APNS: Final = {"kind": "apns", "topic": "app.example", "token": "0A" * 32}
 WEB_PUSH: Final = {"kind": "web-push", "endpoint": "https://push.example/abc", "p256dh": POINT, "auth": AUTH}
@@ -255,6 +257,15 @@ async def test_a_closed_account_keeps_neither_channels_nor_its_tag(tmp_path: Pat
 
 
 # Who sees what
+
+
+@pytest.mark.threat("T11")
+def test_an_address_has_no_repr_on_its_way_in() -> None:
+    for body in (FCM, APNS, WEB_PUSH):
+        parsed = parse_body(json.dumps(body).encode(), ChannelBody)
+        assert repr(parsed) == f"ChannelBody(kind={body['kind']})"
+        address = parsed.parse()
+        assert [value for name, value in body.items() if name in SECRET and value in repr(address)] == []
 
 
 @pytest.mark.threat("T11")
