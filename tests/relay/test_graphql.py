@@ -360,6 +360,7 @@ async def test_a_bug_tells_its_caller_nothing(
     assert error(reply) == {"type": "about:blank", "title": "Internal Server Error", "status": 500}
     assert "secret" not in caplog.text
     assert "unexpected RuntimeError at test_graphql.py:" in caplog.text
+    assert "invalid-request" not in caplog.text
 
 
 async def test_a_store_that_is_gone_is_told_as_in_the_http_contract(relay: Relay, home: Household) -> None:

@@ -86,7 +86,9 @@ class Shell:
         body: dict[str, Any] = {"data": result.data}
         if errors:
             body["errors"] = [formatted(error) for error in errors]
-            request[REFUSED] = problem_of(errors[0]) or Problem(Slug.INVALID_REQUEST)
+            problem = problem_of(errors[0])
+            if problem is not None:
+                request[REFUSED] = problem
         return _response(request, body, 200)
 
 
