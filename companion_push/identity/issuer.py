@@ -96,13 +96,14 @@ class IssuerKeys:
         `TokenRefused` when the issuer has no such key, `AuthorityUnavailable` when it cannot be asked.
         """
         age = self._ticks() - self._fetched_at
-        if age >= STALE:
+        is_new = age >= STALE
+        if is_new:
             await self._refreshed()
         elif age >= FRESH and self._may_ask():
             self._begin()  # the keys of before are used meanwhile
         found = self._matching(kid, algorithm)
-        if not found and self._may_ask():
-            await self._refreshed()
+        if not found and not is_new:
+            await self._refreshed()  # or the key may be there, and cannot be asked for yet
             found = self._matching(kid, algorithm)
         if not found:
             raise TokenRefused("the issuer has no such key")

@@ -220,6 +220,7 @@ async def test_a_rotation_is_noticed_with_the_first_token_of_the_new_key(issuer:
         issuer.keys = [ec_key("second")]
         ticks.now = 11
         assert (await authority.sign_in(issuer.token(), key=KEY)).subject.id == "17"
+        ticks.now = 21
         with pytest.raises(TokenRefused, match="no such key"):
             await authority.sign_in(old, key=KEY)
 
@@ -228,15 +229,17 @@ async def test_a_rotation_is_noticed_with_the_first_token_of_the_new_key(issuer:
 async def test_nobody_makes_the_relay_flood_the_issuer(issuer: Issuer) -> None:
     ticks = Ticks()
     async with opened(issuer, ticks) as authority:
-        for number in range(50):
+        unknown = [issuer.token(header={"kid": f"unknown {number}"}) for number in range(50)]
+        for now, asked in ((0, 1), (10, 2), (20, 3)):
+            ticks.now = now
             with pytest.raises(TokenRefused, match="no such key"):
-                await authority.sign_in(issuer.token(header={"kid": f"unknown {number}"}), key=KEY)
-        assert issuer.asked == 1
-        ticks.now = 10
-        for number in range(50):
-            with pytest.raises(TokenRefused, match="no such key"):
-                await authority.sign_in(issuer.token(header={"kid": f"unknown {number}"}), key=KEY)
-        assert issuer.asked == 2
+                await authority.sign_in(unknown[0], key=KEY)
+            for token in unknown[1:]:
+                with pytest.raises(AuthorityUnavailable) as caught:
+                    await authority.sign_in(token, key=KEY)
+                assert caught.value.retry_after == 10
+            assert issuer.asked == asked
+            assert (await authority.sign_in(issuer.token(), key=KEY)).subject.id == "17"
 
 
 async def test_while_the_issuer_is_away_its_keys_are_used_for_a_day(issuer: Issuer) -> None:
