@@ -89,8 +89,11 @@ def test_what_is_missing_is_named_with_the_extra_that_brings_it(words: tuple[str
 @pytest.mark.parametrize("name", ["relay", "tunnel-service"])
 @pytest.mark.parametrize(
     ("option", "package", "extra"),
-    [(("--metrics", "127.0.0.1:0"), "prometheus_client", "metrics")],
-    ids=["metrics"],
+    [
+        (("--metrics", "127.0.0.1:0"), "prometheus_client", "metrics"),
+        (("--event-loop", "uvloop"), "uvloop", "uvloop"),
+    ],
+    ids=["metrics", "uvloop"],
 )
 def test_an_option_that_needs_an_extra_of_its_own_names_that_one(
     name: str, option: tuple[str, ...], package: str, extra: str
@@ -181,6 +184,7 @@ MODULES = {
         (),
     ),
     "metrics": (OF_METRICS, ()),
+    "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
 OURS = ("headless_passkey", "companion_push", "relying_party")
 # its interface speaks in their types, or it is imported by another name
@@ -252,6 +256,7 @@ def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
         "fido2": brought("device"),
         "emulation": brought("device") | brought("push"),
         "metrics": brought("push"),
+        "uvloop": brought("push"),
         "graphql": brought("push"),
         "apns": brought("push"),
     }.get(extra, set())

@@ -3,8 +3,10 @@
 The relying party has a copy of this module, and one test runs over all programs (tests/test_serving.py).
 """
 
+import asyncio
 import contextlib
 import errno
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -25,6 +27,8 @@ from headless_passkey.errors import UsageError
 from headless_passkey.text.domains import is_this_machine
 
 BACKLOG: Final = 1024  # connections that wait to be accepted
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +95,7 @@ async def serving(
         limits=fit(limits if limits is not None else ConnectionLimits()),
         closed=closed,
     )
+    logger.info("event loop: %s", type(asyncio.get_running_loop()).__module__.partition(".")[0])
     try:
         await runner.setup()
         if listener.tls is None:

@@ -1,6 +1,7 @@
 """The options that every server program of this package has, in the same words as the relying party's; and numbers."""
 
 import argparse
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,6 +69,14 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         help=f"until a connection without a request is closed; default: {IDLE_SECONDS:.0f}",
     )
     parser.add_argument(
+        "--event-loop",
+        choices=("auto", "asyncio", "uvloop"),
+        default="auto",
+        metavar="LOOP",
+        help="asyncio, uvloop, or auto (default): uvloop where it is installed",
+    )
+    parser.set_defaults(choose_loop=_choose_loop)
+    parser.add_argument(
         "--log-format",
         choices=("text", "json"),
         default="text",
@@ -128,6 +137,22 @@ def count_or_none(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise argparse.ArgumentTypeError("expected a whole number")
     return int(text)
+
+
+def _choose_loop(args: argparse.Namespace) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Choose what makes the program's event loop; None for asyncio's own. `SetupError` when it is not installed."""
+    if args.event_loop == "asyncio":
+        return None
+    try:
+        import uvloop  # noqa: PLC0415  of an extra
+    except ModuleNotFoundError as error:
+        if args.event_loop == "auto":
+            return None
+        what = missing(error, "uvloop")
+        if what is None:
+            raise
+        raise what from error
+    return uvloop.new_event_loop
 
 
 def network_option(text: str) -> Network:

@@ -302,7 +302,9 @@ def run(
         # bumble logs failures with tracebacks; ours is one line
         logging.getLogger("bumble").setLevel(logging.CRITICAL)
     try:
-        asyncio.run(_until_terminated_or_done(main(args)))
+        choose = getattr(args, "choose_loop", None)  # of the servers
+        with asyncio.Runner(loop_factory=None if choose is None else choose(args)) as runner:
+            runner.run(_until_terminated_or_done(main(args)))
     except HeadlessPasskeyError as error:
         return told(error, as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
