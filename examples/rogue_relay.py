@@ -96,6 +96,8 @@ class RogueRelay:
 
     async def cheat(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """The middleware in front of the real relay."""
+        if request.path == "/v1/inbox/stream":
+            raise web.HTTPNotFound  # as an older relay says: companions poll, and get what is made of it below
         asked = await request.text()  # before the relay, which keeps no copy of it
         self._mode, _, self._insider = self._say_mode().partition(" ")
         if self._mode == "withhold" and '"envelopes"' in asked:
@@ -278,8 +280,8 @@ def main() -> int:
 
     rogue = RogueRelay(say_mode)
 
-    def make_rogue_app(config: RelayConfig) -> web.Application:
-        app = make_app(config)
+    def make_rogue_app(config: RelayConfig, **more: Any) -> web.Application:
+        app = make_app(config, **more)
 
         @web.middleware
         async def cheat(request: web.Request, handler: Handler) -> web.StreamResponse:
