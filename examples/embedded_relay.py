@@ -1,4 +1,4 @@
-"""The push relay in a service that has users and an FCM client of its own: whose accounts, who is woken, who is gone.
+"""The push relay in a service with users and an FCM client of its own.
 
     python examples/embedded_relay.py --port 8472 --store embedded.sqlite3
 
@@ -19,16 +19,6 @@ from companion_push.relay.app import close_account, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.serving.http_server import http_logger
 
-PREFIX = "/push"
-
-
-@dataclass
-class Users:
-    """The service's users table: name and sessions, by an id that is never given to anybody else."""
-
-    names: dict[str, str] = field(default_factory=dict)
-    sessions: dict[str, tuple[str, int]] = field(default_factory=dict)  # user and time of the sign-in
-
 
 @dataclass
 class FcmClient:
@@ -42,21 +32,18 @@ class FcmClient:
 
 
 @dataclass
-class OurUsers(AccountAuthority):
-    """Whose a session of ours is."""
+class Users(AccountAuthority):
+    """The service's users table, by ids that are never given to anybody else; a session founds its user's account."""
 
-    users: Users
+    names: dict[str, str]
+    sessions: dict[str, tuple[str, int]]  # user, and time of the sign-in
 
     async def sign_in(self, token: str, *, key: str) -> SignIn:  # noqa: ARG002  our sessions are bound to no key
-        if token not in self.users.sessions:
+        if token not in self.sessions:
             raise TokenRefused("the session is over: sign in again")
-        user, since = self.users.sessions[token]
-        return SignIn(
-            subject=Subject(issuer="users", id=user),
-            account_name=self.users.names[user],
-            issued_at=since,
-            signed_in_at=since,
-        )
+        user, at = self.sessions[token]
+        who = Subject(issuer="users", id=user)
+        return SignIn(subject=who, account_name=self.names[user], issued_at=at, signed_in_at=at)
 
 
 @dataclass
@@ -83,13 +70,11 @@ class OurFcm:
 
 def make_service(public_url: str, store: Path, users: Users, client: FcmClient) -> web.Application:
     service = web.Application(handler_args={"logger": http_logger})
-    config = RelayConfig(public_url=public_url + PREFIX, store=store)
-    relay = make_app(config, authority=OurUsers(users), channels=[OurFcm(client)])
-    service.add_subapp(PREFIX, relay)
+    config = RelayConfig(public_url=f"{public_url}/push", store=store)
+    relay = make_app(config, authority=users, channels=[OurFcm(client)])
+    service.add_subapp("/push", relay)
 
-    async def delete_user(
-        request: web.Request,
-    ) -> web.Response:  # for your own administration: this one lets everybody
+    async def delete_user(request: web.Request) -> web.Response:  # ask who may: this lets everybody
         user = request.match_info["user"]
         users.names.pop(user, None)
         users.sessions = {token: found for token, found in users.sessions.items() if found[0] != user}
@@ -101,9 +86,7 @@ def make_service(public_url: str, store: Path, users: Users, client: FcmClient) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--port", type=int, default=8472)
     parser.add_argument("--store", type=Path, default=Path("embedded.sqlite3"))
     args = parser.parse_args()
