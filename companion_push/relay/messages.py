@@ -57,6 +57,9 @@ class Founding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.reset and self.token is None:
             raise ValueError("reset goes with a token")
 
+    def __repr__(self) -> str:
+        return f"Founding(reset={self.reset})"  # the rest is a secret, or long
+
     def secret(self) -> bytes:
         """Parse to the account code's secret."""
         return octets(self.code or "", "code", CODE_SIZE)
@@ -68,6 +71,9 @@ class Founding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TokenBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     token: Token
+
+    def __repr__(self) -> str:
+        return "TokenBody()"  # it is a secret
 
 
 class AccountBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

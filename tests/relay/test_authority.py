@@ -21,7 +21,9 @@ from companion_push.identity.authority import (
     TokenRefused,
 )
 from companion_push.relay.app import close_account, lift_suspension, suspend_account
+from companion_push.relay.messages import Founding, TokenBody
 from headless_passkey.errors import EnrolmentReason, NotEnrolled, TrustError, TrustReason, UsageError
+from headless_passkey.net.proof import PROOF_HEADER
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
@@ -211,6 +213,12 @@ async def test_a_relay_with_built_in_accounts_takes_no_token(relay: Relay) -> No
     assert (await caller.get("/v1/accounts/sign-in")).problem == "not-found"
 
 
+@pytest.mark.threat("T11")
+def test_what_founds_an_account_is_not_shown() -> None:
+    for body in (Founding(ring="r", code="secret"), Founding(ring="r", token="secret"), TokenBody("secret")):
+        assert "secret" not in repr(body)
+
+
 # Reset
 
 
@@ -351,6 +359,15 @@ async def test_a_built_in_account_is_suspended_by_its_name(relay: Relay, home: H
     for act in (suspend_account, lift_suspension, close_account):
         with pytest.raises(UsageError, match="no such account"):
             await act(relay.app, "nobody")
+
+
+async def test_a_suspension_ends_the_stream_of_a_companion(relay: Relay, home: Household) -> None:
+    phone = home.companions[0]
+    headers = {PROOF_HEADER: phone.proof("GET", "/v1/inbox/stream")}
+    async with relay.session.get(relay.url + "/v1/inbox/stream", headers=headers) as response:
+        assert b"event: inbox" in await response.content.readuntil(b"\n\n") + await response.content.readany()
+        await suspend_account(relay.app, "alice")
+        assert b"account-suspended" in await response.content.read()
 
 
 async def test_a_newcomer_is_told_that_the_account_is_suspended(relay: Relay, home: Household) -> None:
