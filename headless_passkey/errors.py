@@ -370,11 +370,14 @@ class EnrolmentReason(StrEnum):
     NOT_ENROLLED = "not-enrolled"
     ACCOUNT_CLOSED = "account-closed"  # the relay says so: it was reset or deleted by its operator
     ACCOUNT_SUSPENDED = "account-suspended"  # the relay says so: it goes on when its operator lifts that
+    DEVICE_MUTED = (
+        "device-muted"  # the relay says so: somebody who was asked said "not me", until a companion ends that
+    )
     JOIN_UNFINISHED = "join-unfinished"  # an interrupted join, which can be resumed
 
 
 class NotEnrolled(HeadlessPasskeyError):  # noqa: N818  a state, not a fault
-    """This device or companion belongs to no account that it can use: it must join first, or its account is closed or suspended."""
+    """This device or companion belongs to no account that it can use: it must join first, its account is closed or suspended, or it is muted."""
 
     exit_status = ExitStatus.NOT_ENROLLED
 

@@ -161,6 +161,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (EnrolmentReason.ACCOUNT_SUSPENDED, None): (
         "ask its operator; nothing here has to change, and all goes on as before when the suspension is lifted"
     ),
+    (EnrolmentReason.DEVICE_MUTED, None): (
+        "find out who asked, and for what; if all is well, `companion-push companion mute remove WHO` on a companion"
+    ),
     (EnrolmentReason.JOIN_UNFINISHED, None): (
         "`headless-passkey join` again, with the same invitation or with another one"
     ),

@@ -6,6 +6,8 @@ from typing import Final
 CEREMONY_TIMEOUT: Final = (
     420.0  # seconds: a request lives 300 s, and one approved at its last second 120 s more
 )
+# with which a companion declines: its user did not ask for this, and the relay mutes the device
+NOT_ME: Final = "not-me"
 
 
 class RequestState(StrEnum):

@@ -117,6 +117,9 @@ async def _carry_out(
             case Answer.NO:
                 await inbox.decline(request)
                 return NotApproved(Outcome.DECLINED, "declined")
+            case Answer.NOT_ME:
+                await inbox.decline(request, not_me=True)
+                return NotApproved(Outcome.DECLINED, "declined, and the device is muted")
             case Answer.WRONG_DIGITS:
                 error = TrustError(TrustReason.WRONG_DIGITS, "those are not the digits that the device shows")
                 await inbox.reject(request, error)

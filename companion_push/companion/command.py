@@ -540,6 +540,29 @@ def _listed(value: str | list[str]) -> str:
     return printable(value) if isinstance(value, str) else ", ".join(value)
 
 
+async def list_mutes(args: argparse.Namespace) -> None:
+    state = _state(args)
+    async with _connect(args, state) as relay:
+        found = await relay.mutes()
+    members = state.chain().head.members
+    labels = {member.name: known_as(member, members) for member in members}
+    if args.json:
+        out(json.dumps({"mutes": [{"device": each.device, "by": each.by, "at": each.at} for each in found]}))
+        return
+    for each in found:
+        device, by = (labels.get(name) or quoted(name) for name in (each.device, each.by))
+        out(f"{device}  muted by {by}")
+    if not found:
+        talk("no device is muted")
+
+
+async def remove_mute(args: argparse.Namespace) -> None:
+    device = find(await _newest(_membership(args)), args.who)
+    async with _connect(args, _state(args)) as relay:
+        await relay.end_mute(device.name)
+    say(args, f"{quoted(device.label)} is not muted any more", stage="unmuted", name=device.name)
+
+
 async def remove_channel(args: argparse.Namespace) -> None:
     async with _connect(args, _state(args)) as relay:
         await relay.remove_channel(args.handle)
@@ -790,5 +813,7 @@ ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None
     "channel add": add_channel,
     "channel list": list_channels,
     "channel remove": remove_channel,
+    "mute list": list_mutes,
+    "mute remove": remove_mute,
     "push test": test_channels,
 }

@@ -21,6 +21,7 @@ from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.envelope import Announcement
 
 _NO: Final = ("n", "no")
+_NOT_ME: Final = ("not me", "not-me", "notme")
 
 
 class Answer(Enum):
@@ -28,8 +29,18 @@ class Answer(Enum):
 
     YES = "yes"
     NO = "no"
+    NOT_ME = "not me"  # a no, and the device is muted
     WRONG_DIGITS = "wrong digits"
 
+
+_MEANINGS: Final = {
+    **dict.fromkeys(("y", "yes"), Answer.YES),
+    **dict.fromkeys(_NO, Answer.NO),
+    **dict.fromkeys(_NOT_ME, Answer.NOT_ME),
+}
+_MUTES: Final = (
+    'If you did not ask for this, type "not me": it declines, and mutes this device until you say otherwise.'
+)
 
 Answered = tuple[Sequence[CheckedRequest], Answer]
 
@@ -72,10 +83,11 @@ class AtTerminal:
         request = pending[0] if len(pending) == 1 else await self._choose(pending)
         if request is None:
             return pending, Answer.NO
-        self.terminal.show("", *describe(request, self.clock()))
+        self.terminal.show("", *describe(request, self.clock()), _MUTES)
         if request.announcement.digits is not None:
             return [request], await self._digits(request.announcement)
-        return [request], Answer.YES if await self.terminal.yes("Approve? y or n:") else Answer.NO
+        answer = await self.terminal.ask("Approve? y or n:", meaning_of)
+        return [request], answer or Answer.NO
 
     async def _choose(self, pending: Sequence[CheckedRequest]) -> CheckedRequest | None:
         """Ask which request the user means; None for none of them."""
@@ -93,8 +105,9 @@ class AtTerminal:
 
         def meaning(line: str) -> Answer | None:
             typed = "".join(line.split())
-            if typed.lower() in _NO:
-                return Answer.NO
+            said_no = meaning_of(line)
+            if said_no in (Answer.NO, Answer.NOT_ME):
+                return said_no
             if not (typed.isascii() and typed.isdigit() and len(typed) == count):
                 return None
             return Answer.YES if said.digits_match(typed) else Answer.WRONG_DIGITS
@@ -102,6 +115,11 @@ class AtTerminal:
         question = "Type the digits that the device shows, or n to decline:"
         answer = await self.terminal.ask(question, meaning, slip=f"That is no number of {count} digits.")
         return answer or Answer.NO
+
+
+def meaning_of(line: str) -> Answer | None:
+    """Parse what a person types in answer to a question for yes or no; None for anything else."""
+    return _MEANINGS.get(" ".join(line.lower().split()))
 
 
 def summary(request: CheckedRequest) -> str:

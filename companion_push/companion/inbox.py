@@ -44,7 +44,7 @@ from headless_passkey.errors import (
 )
 from headless_passkey.net.proven_http import MAX_WAIT, ProblemAnswer
 from headless_passkey.refusals import INTERRUPTED, MALFORMED, UNANSWERED
-from headless_passkey.request import RequestState
+from headless_passkey.request import NOT_ME, RequestState
 from headless_passkey.text.base64url import base64url
 from headless_passkey.text.names import quoted
 from headless_passkey.trust.chain import RingChain
@@ -122,6 +122,8 @@ class NoticeKind(StrEnum):
     GIVEN_BACK = "given-back"  # this companion ends, and gives its claim to the others
     DEVICE_BEHIND = "device-behind"  # the relay keeps a ring from a device that asks
     DECLINED = "declined"
+    MUTED = "device-muted"  # the relay takes no requests of a device
+    UNMUTED = "device-unmuted"
     FAILED = "failed"
 
 
@@ -177,6 +179,7 @@ class Inbox:
         self._keys_earliest: float = 0  # and when it may be: two with one state do not outdo each other
         self._ring = state.chain().head.version  # that the relay named last, or the newest that is kept here
         self._heard_of: bool | None = None  # whether the relay has answered; None: not asked yet
+        self._muted: frozenset[str] = frozenset()  # devices, as the relay said last
         self._pending: dict[Key, CheckedRequest] = {}
         self._in_hand: dict[Key, CheckedRequest] = {}  # being claimed, opened or declined by this process
         self._claims: dict[Key, _Claim] = {}  # of the requests in `_in_hand`
@@ -289,9 +292,20 @@ class Inbox:
         if page.ring_version != self._ring:  # lower: the relay has forgotten rings, and gets them again
             await self._learn_of_change()
             self._ring = page.ring_version
+        self._tell_of_mutes(page.muted)
         await self._do_what_is_due(page)
         self._cursor = page.cursor
         return news
+
+    def _tell_of_mutes(self, muted: frozenset[str]) -> None:
+        """Tell which devices are muted, and which are no longer."""
+        before, self._muted = self._muted, muted
+        for device in self._state.chain().head.members if before != muted else ():
+            if device.name in muted - before:
+                message = f"{quoted(device.label)} is muted: the relay takes no requests of it"
+                self._tell(NoticeKind.MUTED, message, advice=_UNMUTE)
+            elif device.name in before - muted:
+                self._tell(NoticeKind.UNMUTED, f"{quoted(device.label)} is not muted any more")
 
     async def _keep_up(self) -> None:
         """Do what time makes due while nothing changes."""
@@ -634,12 +648,16 @@ class Inbox:
 
     # Deciding
 
-    async def decline(self, request: CheckedRequest) -> None:
-        """Decline a request for the user, which ends it for all companions."""
+    async def decline(self, request: CheckedRequest, *, not_me: bool = False) -> None:
+        """Decline a request for the user, which ends it for all companions.
+
+        not_me: the user did not ask for it. The relay then takes no requests of the device until a companion ends that.
+        """
+        reason = NOT_ME if not_me else None
         with self._in_hands(request):
-            await finish_when_cancelled(self._relay.report(*request.key, Event.DECLINED))
+            await finish_when_cancelled(self._relay.report(*request.key, Event.DECLINED, reason))
             self._settle(request.key)
-            self._tell(NoticeKind.DECLINED, "declined", request)
+            self._tell(NoticeKind.DECLINED, "declined", request, reason=reason)
 
     async def reject(self, request: CheckedRequest, error: TrustError | TransportError) -> None:
         """Report that this companion cannot take the request: a check with the user failed, or nobody can be asked. Others may take it."""
@@ -785,6 +803,9 @@ class Inbox:
                 advice=advice,
             )
         )
+
+
+_UNMUTE: Final = "`companion-push companion mute remove WHO` ends that, and `companion remove WHO` takes it out of the account"
 
 
 def _jitter() -> float:

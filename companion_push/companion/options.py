@@ -69,7 +69,7 @@ def add_parser(subparsers: Any) -> None:
 
     companion = subparsers.add_parser(
         "companion",
-        help="the companion app: join, reset, invite, run, members, remove, rename, restore, channel",
+        help="the companion app: join, reset, invite, run, members, remove, rename, restore, mute, channel",
         description="The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.",
         epilog="companion-push companion COMMAND --help tells a command's options.",
     )
@@ -80,6 +80,7 @@ def add_parser(subparsers: Any) -> None:
     _add_run(commands)
     _add_members(commands)
     _add_changes(commands)
+    _add_mute(commands)
     _add_channel(commands)
 
 
@@ -313,6 +314,28 @@ def _add_members(commands: Any) -> None:
         "members",
         "list who belongs to the account; with --json as one object",
         "companion-push companion members",
+    )
+
+
+def _add_mute(commands: Any) -> None:
+    muted = commands.add_parser("mute", help='the devices that are muted, since somebody said "not me"')
+    actions = muted.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    _command(
+        actions,
+        "mute list",
+        "list the muted devices, and by whom they are muted; with --json as one object",
+        "companion-push companion mute list",
+    )
+    remove = _command(
+        actions,
+        "mute remove",
+        "let the relay take requests of a device again",
+        "companion-push companion mute remove kitchen",
+    )
+    remove.add_argument(
+        "who", metavar="WHO", help="the device's label, or the start of its name (6 characters or more)"
     )
 
 

@@ -39,7 +39,7 @@ from headless_passkey.trust.envelope import MAX_SEALED
 from headless_passkey.trust.fields import REQUEST_ID_SIZE
 from headless_passkey.trust.introduction import MAC_SIZE, MAX_INTRODUCTION, NONCE_SIZE
 from headless_passkey.trust.invitation import Invitation
-from headless_passkey.trust.ring import Ring
+from headless_passkey.trust.ring import MAX_MEMBERS, Ring
 from headless_passkey.trust.signing import NAME_SIZE, SIGNATURE_SIZE
 from headless_passkey.trust.word import Word
 
@@ -100,6 +100,7 @@ class Page:
     cursor: str  # for the next call, which then waits for a change
     items: tuple[Item, ...]
     word_wanted: bool  # whether a device asks for this companion's word
+    muted: frozenset[str]  # the names of muted devices
     ring_version: int  # of the newest ring that the relay has
 
     @classmethod
@@ -111,8 +112,20 @@ class Page:
             cursor=members.text("cursor", _MAX_CURSOR),
             items=items,
             word_wanted=members.boolean("word_wanted"),
+            muted=frozenset(
+                item for item in members.optional_items("muted", MAX_MEMBERS) if isinstance(item, str)
+            ),
             ring_version=members.object("ring").integer("version"),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mute:
+    """A muted device, as the relay lists it."""
+
+    device: str  # its name
+    by: str  # the name of the companion that has muted it
+    at: int  # Unix seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +232,22 @@ class CompanionRelay(MemberClient):
         """Give a word about the newest ring, straight after catching up. It is tried once."""
         with self._known():
             await self._http.put("/v1/word", {"word": base64url(word.document)}, patience=0)
+
+    # Muted devices
+
+    async def mutes(self) -> tuple[Mute, ...]:
+        """List the muted devices of the account."""
+        with self._known():
+            answer = await self._http.get("/v1/mutes")
+        return tuple(
+            Mute(device=each.text("device", NAME_SIZE), by=each.text("by", NAME_SIZE), at=each.integer("at"))
+            for each in answer.objects("mutes", MAX_MEMBERS)
+        )
+
+    async def end_mute(self, device: str) -> None:
+        """End the mute of a device. Idempotent."""
+        with self._known():
+            await self._http.delete(f"/v1/mutes/{device}")
 
     # Channels
 

@@ -40,6 +40,7 @@ _shtab_companion_push_companion_commands() {
     join:'Found an account with its code or a sign-in, or join one with an invitation.'
     list:'List this companion'"'"'s channels, and what the relay is set up for.'
     members:'List who belongs to the account; with --json as one object.'
+    mute:'the devices that are muted, since somebody said "not me"'
     remove:'Remove a channel.'
     rename:'Give a member another label.'
     reset:'Close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone.'
@@ -56,6 +57,14 @@ _shtab_companion_push_companion_channel_commands() {
     remove:'Remove a channel.'
   )
   _describe 'companion-push companion channel commands' _commands
+}
+
+_shtab_companion_push_companion_mute_commands() {
+  local _commands=(
+    list:'List the muted devices, and by whom they are muted; with --json as one object.'
+    remove:'Let the relay take requests of a device again.'
+  )
+  _describe 'companion-push companion mute commands' _commands
 }
 
 _shtab_companion_push_push_commands() {
@@ -237,6 +246,38 @@ _shtab_companion_push_companion_members_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_companion_members_defaults_added=0
+
+_shtab_companion_push_companion_mute_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_mute_defaults_added=0
+
+_shtab_companion_push_companion_mute_list_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.mute.list\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_mute_list_defaults_added=0
+
+_shtab_companion_push_companion_mute_remove_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.mute.remove\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  ":the device\'s label, or the start of its name (6 characters or more):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_mute_remove_defaults_added=0
 
 _shtab_companion_push_companion_remove_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -565,6 +606,7 @@ _shtab_companion_push_companion() {
         join) _arguments -C -s $_shtab_companion_push_companion_join_options ;;
         list) _arguments -C -s $_shtab_companion_push_companion_list_options ;;
         members) _arguments -C -s $_shtab_companion_push_companion_members_options ;;
+        mute) _shtab_companion_push_companion_mute ;;
         remove) _arguments -C -s $_shtab_companion_push_companion_remove_options ;;
         rename) _arguments -C -s $_shtab_companion_push_companion_rename_options ;;
         reset) _arguments -C -s $_shtab_companion_push_companion_reset_options ;;
@@ -595,6 +637,30 @@ _shtab_companion_push_companion_channel() {
         add) _arguments -C -s $_shtab_companion_push_companion_channel_add_options ;;
         list) _arguments -C -s $_shtab_companion_push_companion_channel_list_options ;;
         remove) _arguments -C -s $_shtab_companion_push_companion_channel_remove_options ;;
+      esac
+  esac
+}
+
+_shtab_companion_push_companion_mute() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->mute'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_companion_push_companion_mute_defaults_added )); then
+    if (( ${_shtab_companion_push_companion_mute_options[(I)${(q)one_or_more}*]} +          ${_shtab_companion_push_companion_mute_options[(I)${(q)remainder}*]} +          ${_shtab_companion_push_companion_mute_options[(I)${(q)default}]} == 0 )); then
+      _shtab_companion_push_companion_mute_options+=(': :_shtab_companion_push_companion_mute_commands' '*::: :->mute')
+    fi
+    _shtab_companion_push_companion_mute_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_companion_push_companion_mute_options
+
+  case $state in
+    mute)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_companion_push_companion_mute-$line[1]:"
+      case $line[1] in
+        list) _arguments -C -s $_shtab_companion_push_companion_mute_list_options ;;
+        remove) _arguments -C -s $_shtab_companion_push_companion_mute_remove_options ;;
       esac
   esac
 }

@@ -217,6 +217,7 @@ def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]
     channels.close(db, account, now)
     for table in (
         "words", "word_calls", "requests", "invitations", "members", "rings", "account_codes", "suspensions",
+        "mutes",
     ):  # fmt: skip
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))
@@ -571,6 +572,9 @@ def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
             f"DELETE FROM {table} WHERE account = ? AND companion NOT IN (SELECT name FROM members)",  # noqa: S608
             (ring.account,),
         )
+    db.execute(
+        "DELETE FROM mutes WHERE account = ? AND device NOT IN (SELECT name FROM members)", (ring.account,)
+    )
 
 
 # Invitations and introductions

@@ -130,7 +130,18 @@ class Inbox(msgspec.Struct, frozen=True):
     cursor: str
     requests: list[InboxItem]
     word_wanted: bool
+    muted: list[str]
     ring: Head
+
+
+class MuteOf(msgspec.Struct, frozen=True):
+    device: str
+    by: str
+    at: int
+
+
+class Mutes(msgspec.Struct, frozen=True):
+    mutes: list[MuteOf]
 
 
 class ChannelOf(msgspec.Struct, frozen=True):

@@ -165,6 +165,8 @@ def make_app(
             web.get("/v1/inbox", relay.read_inbox, allow_head=False),
             web.get("/v1/inbox/stream", relay.stream_inbox, allow_head=False),
             web.post("/v1/inbox/{device}/{id}/events", relay.companion_event),
+            web.get("/v1/mutes", relay.read_mutes, allow_head=False),
+            web.delete("/v1/mutes/{device}", relay.end_mute),
             web.get("/v1/channels", relay.read_channels, allow_head=False),
             web.put("/v1/channels/{id}", relay.register_channel),
             web.delete("/v1/channels/{id}", relay.remove_channel),
@@ -561,6 +563,17 @@ class RelayEndpoints:
         name = request_id(request.match_info["id"])
         report = await _body(request, CompanionReport)
         return await self._act(caller, operations.companion_event(device, name, report))
+
+    # Muted devices
+
+    async def read_mutes(self, request: web.Request) -> web.Response:
+        return await self._act(await self._caller(request), operations.read_mutes)
+
+    async def end_mute(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(
+            caller, operations.end_mute(member_name(request.match_info["device"], "device"))
+        )
 
     # Channels
 

@@ -430,5 +430,14 @@ _MIGRATIONS: Final = (
         account TEXT PRIMARY KEY REFERENCES accounts,
         since INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
+
+    -- devices of which a companion's user has said "not me", until a companion ends that
+    CREATE TABLE mutes (
+        device TEXT PRIMARY KEY,
+        account TEXT NOT NULL REFERENCES accounts,
+        by TEXT NOT NULL,                 -- the companion
+        at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX mutes_of ON mutes (account);
     """,
 )

@@ -135,6 +135,7 @@ ENDPOINTS: Final = (
         path="/v1/words/call",
         summary="Ask all companions for a word, as a device",
         answers={202: answers.Nothing},
+        problems=(Slug.DEVICE_MUTED,),
     ),
     Endpoint(
         method="PUT",
@@ -205,7 +206,12 @@ ENDPOINTS: Final = (
         summary="Submit a request, as a device",
         body=messages.Submission,
         answers={201: answers.RequestStatus, 200: answers.RequestStatus},
-        problems=(Slug.UNKNOWN_RECIPIENT, Slug.REQUEST_CONFLICT, Slug.TOO_MANY_PENDING),
+        problems=(
+            Slug.UNKNOWN_RECIPIENT,
+            Slug.DEVICE_MUTED,
+            Slug.REQUEST_CONFLICT,
+            Slug.TOO_MANY_PENDING,
+        ),
     ),
     Endpoint(
         method="GET",
@@ -243,6 +249,18 @@ ENDPOINTS: Final = (
         body=messages.CompanionReport,
         answers={200: answers.EventTaken},
         problems=(Slug.ALREADY_CLAIMED, Slug.STATE_CONFLICT, Slug.EXPIRED, Slug.UNKNOWN_RING),
+    ),
+    Endpoint(
+        method="GET",
+        path="/v1/mutes",
+        summary="Read which devices are muted, as a companion",
+        answers={200: answers.Mutes},
+    ),
+    Endpoint(
+        method="DELETE",
+        path="/v1/mutes/{device}",
+        summary="End the mute of a device, as a companion",
+        answers={200: answers.Nothing},
     ),
     Endpoint(
         method="GET",

@@ -16,9 +16,9 @@ from typing import Any, Final
 from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import accounts, channels, store, subjects
+from companion_push.relay import accounts, channels, mutes, store, subjects
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
-from companion_push.relay.mailbox import CEILING, Leases, Quota, Rate, Request, take_all
+from companion_push.relay.mailbox import CEILING, CompanionEvent, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
     Announcement,
     AnswerBody,
@@ -34,11 +34,12 @@ from companion_push.relay.messages import (
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
-from headless_passkey.request import InvitationState, RequestState
+from headless_passkey.request import NOT_ME, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Claim
 
+MUTED: Final = "muted"  # reason: the device was muted
 MAX_RINGS: Final = 32  # ring documents in one answer
 # ring versions of one signer, without those that only take members out
 _RING_RATES: Final = (Rate(count=30, seconds=3600), Rate(count=100, seconds=86_400))
@@ -390,6 +391,7 @@ def give_word(body: WordBody) -> Operation:
 def call_for_words(call: Call) -> Answer:
     """Ask all companions of the calling device's account for a word."""
     device = call.member(Role.DEVICE)
+    mutes.refuse_muted(call.db, device.name)
     _spend(call, device.name, "calls for words", _CALL_RATE)
     called = accounts.call_for_words(call.db, device.account)
     pushes: tuple[Order, ...] = ()
@@ -614,6 +616,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
                 raise Problem(Slug.REQUEST_CONFLICT)
             current = _now(call, known)
             return Answer(body=_status(call, current), changed=_changes(known, current))
+        mutes.refuse_muted(call.db, device.name)
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
         kept = _current(call, device.account)
@@ -696,12 +699,14 @@ def read_inbox(cursor: str | None) -> Operation:
                 changed += _changes(stored, request, companion.name if request.live else None)
         head = accounts.newest(call.db, companion.account)
         word_wanted = accounts.word_wanted(call.db, companion.name)
-        new_cursor = _cursor(items, head.version, word_wanted=word_wanted)
+        muted = [each.device for each in mutes.mutes_of(call.db, companion.account)]
+        new_cursor = _cursor(items, head.version, word_wanted=word_wanted, muted=muted)
         return Answer(
             body={
                 "cursor": new_cursor,
                 "requests": items,
                 "word_wanted": word_wanted,
+                "muted": muted,
                 "ring": _named(head),
             },
             news=new_cursor != cursor,
@@ -727,6 +732,12 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
         )
         if after is not stored:
             store.save(call.db, after)
+        changed = _changes(stored, after, companion.name)
+        muted = (
+            report.event is CompanionEvent.DECLINED
+            and report.reason == NOT_ME  # also where another companion's no was there before
+            and mutes.mute(call.db, companion.account, device, by=companion.name, now=call.now)
+        )
         return Answer(
             body={
                 "state": after.state,
@@ -734,10 +745,20 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
                 "expires_at": after.expires_at,
                 "now": int(call.now),
             },
-            changed=_changes(stored, after, companion.name),
+            changed=(*changed, *_end_of_device(call, after)) if muted else changed,
+            woken=_inboxes(call, companion.account) if muted else frozenset(),
         )
 
     return operation
+
+
+def _end_of_device(call: Call, declined: Request) -> Iterable[Change]:
+    """End what else is live of a device that was muted by `declined`."""
+    for request in _current(call, declined.account):
+        if request.device == declined.device and request.live:
+            after = request.withdrawn(MUTED)
+            store.save(call.db, after)
+            yield Change(was=request.state, request=after, by=call.caller)
 
 
 def _check_claim(call: Call, companion: Membership, request: Request, document: bytes) -> None:
@@ -748,6 +769,32 @@ def _check_claim(call: Call, companion: Membership, request: Request, document: 
         return
     if claim != Claim.of(device=request.device, request_id=from_base64url(request.id), sealed=sealed):
         raise invalid("word: it does not claim this request as it was sealed to this companion")
+
+
+# Muted devices
+
+
+def read_mutes(call: Call) -> Answer:
+    """List the muted devices of the calling companion's account."""
+    companion = call.member(Role.COMPANION)
+    muted = mutes.mutes_of(call.db, companion.account)
+    return Answer(body={"mutes": [{"device": each.device, "by": each.by, "at": each.at} for each in muted]})
+
+
+def end_mute(device: str) -> Operation:
+    """Take requests of a device again; all companions are told."""
+
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        ended = mutes.unmute(call.db, companion.account, device)
+        return Answer(body={}, woken=_inboxes(call, companion.account) if ended else frozenset())
+
+    return operation
+
+
+def _inboxes(call: Call, account: str) -> frozenset[str]:
+    """The topics of the inboxes of all companions of an account."""
+    return frozenset(map(inbox_topic, accounts.companions(call.db, account)))
 
 
 # Channels
@@ -942,8 +989,9 @@ def _item(request: Request, sealed: bytes) -> dict[str, Any]:
     }
 
 
-def _cursor(items: list[dict[str, Any]], ring: int, *, word_wanted: bool) -> str:
+def _cursor(items: list[dict[str, Any]], ring: int, *, word_wanted: bool, muted: Sequence[str]) -> str:
     """A hash of the content, which needs no counter and survives restarts."""
     content = ";".join([f"{ring}", *(f"{item['device']} {item['id']} {item['version']}" for item in items)])
     content += ";word" if word_wanted else ""
+    content += "".join(f";muted {device}" for device in muted)
     return base64url(hashlib.sha256(content.encode()).digest()[:16])

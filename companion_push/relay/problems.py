@@ -17,6 +17,7 @@ class Slug(StrEnum):
     ALREADY_CLAIMED = "already-claimed"
     AUTHORITY_UNAVAILABLE = "authority-unavailable"
     BAD_RING = "bad-ring"
+    DEVICE_MUTED = "device-muted"
     DRAINING = "draining"
     EXPIRED = "expired"
     INVALID_REQUEST = "invalid-request"
@@ -173,6 +174,12 @@ _TABLE: Final[dict[Slug, ProblemType]] = {
         "The account is suspended",
         "The account service has suspended the account. Nothing of it is lost, and it goes on when that is lifted.",
         "Ask the account service. Its members need to do nothing.",
+    ),
+    Slug.DEVICE_MUTED: ProblemType(
+        403,
+        "The device is muted",
+        "Somebody who was asked to approve a request of this device has said that it is not theirs. The relay takes no requests of it until a companion ends that.",
+        "Find out who asked, and for what. A companion lists what is muted (GET /v1/mutes) and ends it, or removes the device.",
     ),
     Slug.NOT_ALLOWED: ProblemType(
         403,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final, Self
 
 from headless_passkey.errors import (
+    EnrolmentReason,
     HeadlessPasskeyError,
     NotApproved,
     Outcome,
@@ -28,7 +29,7 @@ from headless_passkey.errors import (
 from headless_passkey.mends import clock_skew, mend, transport_error
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
-from headless_passkey.request import DeviceEvent, InvitationState, RequestState
+from headless_passkey.request import NOT_ME, DeviceEvent, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.text.names import printable
@@ -131,6 +132,12 @@ class RequestStatus:
         """
         match self.state:
             case RequestState.DECLINED:
+                if self.reason == NOT_ME:
+                    return NotApproved(
+                        Outcome.DECLINED,
+                        'somebody who was asked said "not me", and the relay takes no requests of this device now',
+                        advice=mend(EnrolmentReason.DEVICE_MUTED),
+                    )
                 why = f" ({self.reason})" if self.reason else ""
                 return NotApproved(Outcome.DECLINED, f"the request was declined{why}")
             case RequestState.EXPIRED:

@@ -265,6 +265,13 @@ class ProvenHttp:
                 return NotEnrolled(
                     f"{self._host} says that this account is suspended", reason=reason, advice=mend(reason)
                 )
+            case "device-muted":
+                reason = EnrolmentReason.DEVICE_MUTED
+                return NotEnrolled(
+                    f'{self._host} takes no requests of this device: somebody who was asked said "not me"',
+                    reason=reason,
+                    advice=mend(reason),
+                )
             case "withdrawn":
                 return NotApproved(
                     Outcome.WITHDRAWN,

@@ -581,6 +581,33 @@ async def test_a_person_is_shown_the_request_and_asked(
     assert await frame.state_of(name) == state
 
 
+@pytest.mark.threat("T6")
+@pytest.mark.parametrize("digits", [None, "42"], ids=["yes or no", "digits"])
+@pytest.mark.parametrize("typed", ["not me", "Not  Me", "not-me"])
+async def test_a_person_who_did_not_ask_says_not_me_and_another_time_ends_the_mute(
+    anna_outside: Someone, frame: Frame, digits: str | None, typed: str
+) -> None:
+    name = await frame.ask(anna_outside.caller, digits=digits)
+    question = "Approve? y or n:" if digits is None else "Type the digits"
+    async with at_terminal(*anna_outside.words("--once", consent="ask")) as (program, screen):
+        assert 'type "not me"' in await screen.until(question)
+        screen.type("me\n")
+        await screen.until(question)
+        screen.type(f"{typed}\n")
+        assert await program.ended() == 6
+    assert (await frame.caller.status(name))["reason"] == "not-me"
+    anna = ("--state", anna_outside.state)
+    assert await outcome("companion", "mute", "list", *anna) == (0, '"frame 0"  muted by "phone 0"\n', [])
+    status, stdout, _ = await outcome("companion", "mute", "list", "--json", *anna)
+    (mute,) = json.loads(stdout)["mutes"]
+    assert (status, mute["device"]) == (0, frame.caller.name)
+    assert (await outcome("companion", "mute", "remove", "frame 0", *anna))[2] == [
+        '"frame 0" is not muted any more'
+    ]
+    assert await outcome("companion", "mute", "list", *anna) == (0, "", ["no device is muted"])
+    assert (await outcome("companion", "mute", "remove", "lamp", *anna))[0] == 2
+
+
 @pytest.mark.threat("T4")
 @pytest.mark.parametrize(
     ("digits", "typed", "status"),

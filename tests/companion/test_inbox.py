@@ -272,6 +272,26 @@ async def test_declining_ends_the_request_for_everybody(
     assert bert.inbox.pending == ()
 
 
+@pytest.mark.threat("T6", "T16")
+async def test_who_says_not_me_mutes_the_device_and_every_companion_says_so(
+    anna: Companion, bert: Companion, frame: Frame
+) -> None:
+    await frame.ask(anna.caller)
+    for companion in (anna, bert):
+        await companion.inbox.poll()
+    await anna.inbox.decline(anna.inbox.pending[0], not_me=True)
+    assert (anna.notices[-1].kind, anna.notices[-1].reason) == (NoticeKind.DECLINED, "not-me")
+    for _ in range(2):  # once
+        for companion in (anna, bert):
+            await companion.inbox.poll()
+            assert companion.notices[-1].kind is NoticeKind.MUTED
+            assert companion.notices[-1].message == '"frame 0" is muted: the relay takes no requests of it'
+    assert bert.kinds.count(NoticeKind.MUTED) == 1
+    await bert.caller.call("DELETE", f"/v1/mutes/{frame.caller.name}")
+    await anna.inbox.poll()
+    assert anna.notices[-1].message == '"frame 0" is not muted any more'
+
+
 async def test_a_request_cancelled_while_the_user_thought_is_not_opened(
     anna: Companion, frame: Frame
 ) -> None:

@@ -438,6 +438,25 @@ async def test_a_decline_ends_the_progress_and_needs_no_farewell(tmp_path: Path)
         await delivery.finish(DeviceEvent.FAILED)
 
 
+@pytest.mark.threat("T6")
+async def test_a_device_of_which_somebody_said_not_me_says_so_then_and_with_its_next_request(
+    tmp_path: Path,
+) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await home.companions[0].inbox()
+        await home.companions[0].act(home.devices[0], item["id"], "declined", "not-me")
+        with pytest.raises(NotApproved, match='said "not me"') as end:
+            async for _ in delivery.progress():
+                pass
+        assert (end.value.reason, end.value.exit_status) == (Outcome.DECLINED, 6)
+        with pytest.raises(NotEnrolled, match='said "not me"') as refused:
+            await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        assert (refused.value.reason, refused.value.exit_status) == ("device-muted", 9)
+        for error in (end.value, refused.value):
+            assert "companion mute remove" in str(error.advice)
+
+
 async def test_a_reason_is_reported_as_a_word(tmp_path: Path) -> None:
     async with delivering(tmp_path, companions=1) as (delivery, home):
         await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)

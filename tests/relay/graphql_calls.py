@@ -24,7 +24,7 @@ INBOX: Final = """query Inbox($cursor: String, $wait: Int) {
   inbox(cursor: $cursor, wait: $wait) {
     cursor
     requests { device id state version sealed submittedAt expiresAt claimedBy stays }
-    wordWanted
+    wordWanted muted
     ring { version hash }
   }
 }"""

@@ -447,6 +447,27 @@ async def test_the_authority_vetoes_a_ring_of_this_shell_too(tmp_path: Path) -> 
         assert (await ask(phone, RINGS, after=0))["version"] == 2
 
 
+@pytest.mark.threat("T6")
+async def test_a_device_is_muted_by_not_me_and_a_companion_ends_that(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "r", graphql=True) as relay:
+        home = await relay.household()
+        (frame,), (phone, other) = home.devices, home.companions
+        name = await submit(frame, phone)
+        await ask(phone, DECLINE, device=frame.name, id=name, reason="not-me")
+        refused = await frame.submit(phone)
+        assert refused.problem == "device-muted"
+        mutes = "{ mutes { device by at } }"
+        (mute,) = await ask(other, mutes)
+        assert (mute["device"], mute["by"]) == (frame.name, phone.name)
+        assert await ask(other, "{ inbox { muted } }") == {"muted": [frame.name]}
+        assert slug(await send(frame, mutes)) == "not-found"
+        end = "mutation($device: ID!) { endMute(device: $device) }"
+        assert slug(await send(other, end, device="x")) == "invalid-request"
+        assert await ask(other, end, device=frame.name) is True
+        assert await ask(phone, mutes) == []
+        assert (await frame.submit(phone)).status == 201
+
+
 async def test_a_companion_registers_lists_and_removes_its_channels(tmp_path: Path) -> None:
     service = RecordingChannel(Kind.FCM)
     async with running_relay(tmp_path / "r", graphql=True, channels=(service,)) as relay:

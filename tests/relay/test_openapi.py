@@ -128,6 +128,13 @@ async def test_what_members_are_answered_is_as_described(home: Household) -> Non
     await call(anna, "GET /v1/invitations/{id}", id=invitation)
     await call(anna, "DELETE /v1/invitations/{id}", id=invitation)
     await call(anna, "GET /v1/invitations/{id}", id=invitation)
+    other = await call(frame, "PUT /v1/requests/{id}", submission, id=fresh_id())
+    where = {"device": frame.name, "id": other["id"]}
+    await call(anna, events, {"event": "declined", "reason": "not-me"}, **where)
+    await call(frame, "PUT /v1/requests/{id}", submission, id=fresh_id())
+    await call(anna, "GET /v1/inbox")
+    await call(anna, "GET /v1/mutes")
+    await call(anna, "DELETE /v1/mutes/{device}", device=frame.name)
     await call(anna, "GET /v1/channels")
     await call(anna, "PUT /v1/channels/{id}", {"kind": "fcm", "app": "a", "token": "t"}, id="A" * 22)
     await call(anna, "DELETE /v1/channels/{id}", id="A" * 22)
@@ -136,11 +143,14 @@ async def test_what_members_are_answered_is_as_described(home: Household) -> Non
         ("PUT /v1/requests/{id}", 201),
         ("PUT /v1/requests/{id}", 200),
         ("PUT /v1/requests/{id}", 409),
+        ("PUT /v1/requests/{id}", 403),
         (events, 200),
         (events, 409),
         ("DELETE /v1/invitations/{id}", 200),
         ("GET /v1/invitations/{id}", 410),
         ("GET /v1/inbox", 200),
+        ("GET /v1/mutes", 200),
+        ("DELETE /v1/mutes/{device}", 200),
         ("GET /v1/channels", 200),
     } <= checked.seen
 

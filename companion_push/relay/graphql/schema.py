@@ -139,7 +139,15 @@ class Inbox:
     cursor: str = strawberry.field(description="Opaque; for the next call or subscription.")
     requests: list[InboxItem]
     word_wanted: bool = strawberry.field(description="Whether a device asks for this companion's word.")
+    muted: list[strawberry.ID] = strawberry.field(description="The devices that are muted.")
     ring: RingHead
+
+
+@strawberry.type(description="A device of which a companion's user has said that a request was not theirs.")
+class Mute:
+    device: strawberry.ID
+    by: strawberry.ID
+    at: UnixTime
 
 
 @strawberry.type(description="A request after a companion's event.")
@@ -265,6 +273,10 @@ class Query:
         number = Parameters.of(after=after).number("after", HIGHEST)
         return cast("Rings", (await caller.relay.rings(caller.name, number or 0)).body)
 
+    @strawberry.field(description="The muted devices of the calling companion's account.")
+    async def mutes(self, info: CallInfo) -> list[Mute]:
+        return cast("list[Mute]", (await _run(info, operations.read_mutes)).body["mutes"])
+
     @strawberry.field(description="The calling companion's channels, and what the relay is set up for.")
     async def channels(self, info: CallInfo) -> Channels:
         body = (await _run(info, operations.read_channels(info.context.relay.channels))).body
@@ -313,7 +325,14 @@ class Mutation:
     ) -> RequestChange:
         return await _tell(info, device, id, CompanionEvent.RELEASED)
 
-    @strawberry.mutation(description="The user said no: the request ends for everybody.")
+    @strawberry.mutation(description="A companion ends the mute of a device; returns true.")
+    async def end_mute(self, info: CallInfo, device: strawberry.ID) -> bool:
+        await _run(info, operations.end_mute(member_name(device, "device")))
+        return True
+
+    @strawberry.mutation(
+        description="The user said no: the request ends for everybody. The reason `not-me` also mutes the device."
+    )
     async def decline_request(
         self, info: CallInfo, device: strawberry.ID, id: strawberry.ID, reason: str | None = None
     ) -> RequestChange:

@@ -1,0 +1,47 @@
+"""Muted devices: those of which a companion's user has said "not me". The relay takes no requests of them.
+
+Any companion mutes by declining a request as `NOT_ME`, and any companion ends it. A mute belongs to the membership: it is
+over when the device leaves the ring, and with the account. Each function is a part of one transaction on an open store.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+
+from companion_push.relay.problems import Problem, Slug
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mute:
+    """A muted device."""
+
+    device: str  # the device's name
+    by: str  # the companion's name
+    at: int  # Unix seconds
+
+
+def mute(db: sqlite3.Connection, account: str, device: str, *, by: str, now: float) -> bool:
+    """Mute a device of the account; returns whether it was not muted before."""
+    done = db.execute(
+        "INSERT INTO mutes SELECT name, account, ?, ? FROM members WHERE name = ? AND account = ?"
+        " ON CONFLICT (device) DO NOTHING",
+        (by, int(now), device, account),
+    )
+    return done.rowcount > 0
+
+
+def unmute(db: sqlite3.Connection, account: str, device: str) -> bool:
+    """End the mute of a device of the account; returns whether there was one."""
+    done = db.execute("DELETE FROM mutes WHERE device = ? AND account = ?", (device, account))
+    return done.rowcount > 0
+
+
+def mutes_of(db: sqlite3.Connection, account: str) -> list[Mute]:
+    """Read the muted devices of an account, the oldest mute first."""
+    rows = db.execute("SELECT device, by, at FROM mutes WHERE account = ? ORDER BY at, device", (account,))
+    return [Mute(device=device, by=by, at=at) for device, by, at in rows]
+
+
+def refuse_muted(db: sqlite3.Connection, device: str) -> None:
+    """Refuse the request of a muted device (`device-muted`)."""
+    if db.execute("SELECT 1 FROM mutes WHERE device = ?", (device,)).fetchone() is not None:
+        raise Problem(Slug.DEVICE_MUTED)
