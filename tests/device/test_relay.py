@@ -140,13 +140,13 @@ async def test_a_decline_is_seen_with_its_reason(home: Household, frame: RelayCl
     phone = home.companions[0]
     await frame.submit(request_id, sealed_to(phone), expires_in=300)
     await phone.inbox()
-    await phone.act(home.devices[0], base64url(request_id), "declined", "not-me")
+    await phone.act(home.devices[0], base64url(request_id), "declined", "on-the-phone")
     async for status in frame.watch(request_id):
         last = status
     error = last.error()
     assert isinstance(error, NotApproved)
     assert error.reason is Outcome.DECLINED
-    assert "not-me" in str(error)
+    assert "on-the-phone" in str(error)
 
 
 async def test_a_companions_refusal_comes_back_as_its_own_reason(home: Household, frame: RelayClient) -> None:
