@@ -138,7 +138,7 @@ async def running(folder: Path, number: int) -> AsyncIterator[tuple[Relay, list[
         ),
         *("--held-per-address", "0", "--connections-per-address", "2048", "--log-level", "warning"),
         *("--requests-per-minute", "1000000", "--requests-per-day", "1000000"),
-        *("--account-requests-per-day", "1000000"),
+        *("--account-requests-per-day", "1000000", "--no-pauses"),
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, *words, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL

@@ -12,7 +12,7 @@ _shtab_companion_push_companion_channel_subparsers=(add list remove)
 _shtab_companion_push_companion_subparsers=(join reset invite run members remove rename restore mute channel)
 _shtab_companion_push_subparsers=(relay account push tunnel-service phone companion ether completion)
 
-_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --event-loop --log-format --metrics --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --held-per-address --failures-per-address --oidc-issuer --oidc-client --oidc-audience --oidc-bound --oidc-ca --graphql --graphql-documents --graphql-documents-only --graphql-introspection --vapid-key --vapid-contact --web-push-host --web-push-network --web-push-ca --fcm --apns --admin-secret --config --json --log-level)
+_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --event-loop --log-format --metrics --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --no-pauses --held-per-address --failures-per-address --oidc-issuer --oidc-client --oidc-audience --oidc-bound --oidc-ca --graphql --graphql-documents --graphql-documents-only --graphql-introspection --vapid-key --vapid-contact --web-push-host --web-push-network --web-push-ca --fcm --apns --admin-secret --config --json --log-level)
 _shtab_companion_push_account_add_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_reset_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_delete_option_strings=(-h --help --store --config --json --log-level)
@@ -168,6 +168,7 @@ _shtab_companion_push_pos_0_choices=(relay account push tunnel-service phone com
 
 _shtab_companion_push_relay__h_nargs=0
 _shtab_companion_push_relay___help_nargs=0
+_shtab_companion_push_relay___no_pauses_nargs=0
 _shtab_companion_push_relay___oidc_bound_nargs=0
 _shtab_companion_push_relay___graphql_nargs=0
 _shtab_companion_push_relay___graphql_documents_only_nargs=0

@@ -78,6 +78,7 @@ complete -c companion-push -n '_shtab_companion_push_using relay' -l pending-per
 complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-minute -x -d 'of one device (default: 3)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l requests-per-day -x -d 'of one device (default: 20)'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l account-requests-per-day -x -d 'of all devices of one account, whose first 5 each are never refused for it (default: 100)'
+complete -c companion-push -n '_shtab_companion_push_using relay' -l no-pauses -d 'let a device ask on whose requests nobody approves: for tests'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l held-per-address -x -d 'held requests from one network address (default: 256); 0: no limit'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l failures-per-address -x -d 'failed requests a minute from one network address, beyond which only known callers and newcomers with an open ticket or code are served there (default: 600); 0: no limit'
 complete -c companion-push -n '_shtab_companion_push_using relay' -l oidc-issuer -x -d 'the issuer, exactly as it names itself'

@@ -471,6 +471,7 @@ _shtab_companion_push_relay_options=(
   "--requests-per-minute[of one device (default\: 3)]:N:"
   "--requests-per-day[of one device (default\: 20)]:N:"
   "--account-requests-per-day[of all devices of one account, whose first 5 each are never refused for it (default\: 100)]:N:"
+  "--no-pauses[let a device ask on whose requests nobody approves\: for tests]"
   "--held-per-address[held requests from one network address (default\: 256)\; 0\: no limit]:N:"
   "--failures-per-address[failed requests a minute from one network address, beyond which only known callers and newcomers with an open ticket or code are served there (default\: 600)\; 0\: no limit]:N:"
   "--oidc-issuer[the issuer, exactly as it names itself]:URL:"

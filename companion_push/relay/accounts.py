@@ -217,7 +217,7 @@ def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]
     channels.close(db, account, now)
     for table in (
         "words", "word_calls", "requests", "invitations", "members", "rings", "account_codes", "suspensions",
-        "mutes",
+        "mutes", "streaks",
     ):  # fmt: skip
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))
@@ -574,6 +574,10 @@ def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
         )
     db.execute(
         "DELETE FROM mutes WHERE account = ? AND device NOT IN (SELECT name FROM members)", (ring.account,)
+    )
+    db.execute(
+        "DELETE FROM streaks WHERE account = ? AND whose != account AND whose NOT IN (SELECT name FROM members)",
+        (ring.account,),
     )
 
 

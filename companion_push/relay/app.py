@@ -518,7 +518,8 @@ class RelayEndpoints:
 
     def submission(self, name: str, body: Submission) -> Operation:
         """The operation that submits a request, within this relay's limits."""
-        return operations.submit(name, body, quota=self._config.quota, ceiling=self._config.ceiling)
+        config = self._config
+        return operations.submit(name, body, quota=config.quota, ladder=config.ladder, ceiling=config.ceiling)
 
     async def read_request(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -776,7 +777,7 @@ class RelayEndpoints:
                 in_flight=self._notifier.in_flight,
                 awaits=self.held_requests.awaits,
             )
-            answer = operations.with_pushes(call, operation(call))
+            answer = operations.with_pushes(call, operations.counted(call, operation(call)))
             if called:
                 self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer

@@ -8,6 +8,7 @@ from typing import Any
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
+from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
 from companion_push.serving.options import (
     add_serving,
@@ -64,6 +65,11 @@ def add_parser(subparsers: Any) -> None:
         "--account-requests-per-day", type=count, default=100, metavar="N",
         help="of all devices of one account, whose first 5 each are never refused for it (default: 100)",
     )  # fmt: skip
+    parser.add_argument(
+        "--no-pauses",
+        action="store_true",
+        help="let a device ask on whose requests nobody approves: for tests",
+    )
     parser.add_argument(
         "--held-per-address", type=count_or_none, default=256, metavar="N",
         help="held requests from one network address (default: 256); 0: no limit",
@@ -161,6 +167,7 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
             rates=rates,
             account_rates=(Rate(count=args.account_requests_per_day, seconds=86_400),),
         ),
+        ladder=Ladder(device=(), account=()) if args.no_pauses else Ladder(),
         held_per_address=args.held_per_address,
         failures_per_address=args.failures_per_address,
         admin_secret=None if args.admin_secret is None else _secret(args.admin_secret),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from companion_push.identity.settings import OpenIdSettings
+from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
 from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import RemoteProtocolError, UsageError
@@ -27,6 +28,7 @@ class RelayConfig:
     ceiling: int = CEILING  # seconds until an unclaimed request expires; at most 300
     lease: int = LEASE  # seconds a companion may hold a claim without another call; at most 60
     quota: Quota = field(default_factory=Quota)
+    ladder: Ladder = field(default_factory=Ladder)  # pauses of devices whose requests nobody approves
     stream_life: int = (
         900  # seconds at most until a stream of the inbox ends, and its companion comes with a new proof
     )
@@ -62,6 +64,8 @@ class RelayConfig:
             raise UsageError("graphql_documents_only: expected graphql_documents beside it")
         if not isinstance(self.quota, Quota):
             raise UsageError("quota: expected a Quota")
+        if not isinstance(self.ladder, Ladder):
+            raise UsageError("ladder: expected a Ladder")
         if self.admin_secret is not None and not _SECRET.fullmatch(self.admin_secret):
             raise UsageError("admin_secret: expected 32 to 512 characters as a bearer token has them")
         if not isinstance(self.openid, OpenIdSettings | None):

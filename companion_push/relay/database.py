@@ -439,5 +439,14 @@ _MIGRATIONS: Final = (
         at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX mutes_of ON mutes (account);
+
+    -- requests in a row that nobody has approved
+    CREATE TABLE streaks (
+        whose TEXT PRIMARY KEY,           -- a device's name, or an account's id
+        account TEXT NOT NULL REFERENCES accounts,
+        count INTEGER NOT NULL,
+        at REAL NOT NULL                  -- when the last of them ended
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX streaks_of ON streaks (account);
     """,
 )

@@ -16,8 +16,9 @@ from typing import Any, Final
 from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import accounts, channels, mutes, store, subjects
+from companion_push.relay import accounts, channels, mutes, store, streaks, subjects
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
+from companion_push.relay.ladder import End, Ladder, end_of
 from companion_push.relay.mailbox import CEILING, CompanionEvent, Leases, Quota, Rate, Request, take_all
 from companion_push.relay.messages import (
     Announcement,
@@ -155,6 +156,27 @@ def inbox_topic(companion: str) -> str:
 
 def invitation_topic(invitation_id: bytes) -> str:
     return f"invitation {base64url(invitation_id)}"
+
+
+def counted(call: Call, answer: Answer) -> Answer:
+    """Count in the same transaction which of the changed requests ended with an approval, and which without."""
+    for change in answer.changed:
+        end, at = _end(change, call.now)
+        if end is not None:
+            streaks.count(call.db, change.request.account, change.request.device, end, at)
+    return answer
+
+
+def _end(change: Change, now: float) -> tuple[End | None, float]:
+    """Say how a change ended its request, and when."""
+    request = change.request
+    end = end_of(
+        change.was,
+        request.state,
+        by_device=change.by == request.device,
+        claimed=request.claimed_by is not None,
+    )
+    return end, min(now, request.ends_at) if request.state is RequestState.EXPIRED else now
 
 
 def with_pushes(call: Call, answer: Answer) -> Answer:
@@ -604,7 +626,7 @@ def _advance(invitation_id: bytes, change: Callable[[Call], bool]) -> Operation:
 # Requests
 
 
-def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> Operation:
+def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, ceiling: int) -> Operation:
     envelopes = body.parse()
     fingerprint = body.fingerprint()
 
@@ -619,7 +641,14 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
         mutes.refuse_muted(call.db, device.name)
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
-        kept = _current(call, device.account)
+        stored = store.requests_of(call.db, device.account)
+        kept = [call.current(request) for request in stored]
+        over = [
+            Change(was=before.state, request=now)
+            for before, now in zip(stored, kept, strict=True)
+            if before.live and not now.live
+        ]
+        _admit(call, ladder, device, over)
         others = [request for request in kept if request.device != device.name]
         of_device, of_account = quota.admit(
             others, store.spent(call.db, device.name), store.spent(call.db, device.account), call.now
@@ -631,7 +660,7 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
             for request in kept
             if request.device == device.name and request.live
         ]
-        for change in superseded:
+        for change in (*over, *superseded):
             store.save(call.db, change.request)
         new = Request(
             account=device.account,
@@ -648,11 +677,24 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ceiling: int) -> 
         return Answer(
             body=_status(call, new),
             status=201,
-            changed=(Change(was=None, request=new, by=device.name), *superseded),
+            changed=(Change(was=None, request=new, by=device.name), *over, *superseded),
             pushes=pushes,
         )
 
     return operation
+
+
+def _admit(call: Call, ladder: Ladder, device: Membership, over: Iterable[Change]) -> None:
+    """Refuse a device that is to pause (`rate-limited`). over: what has ended with time, and is not counted yet."""
+    of_device, of_account = (
+        streaks.streak(call.db, device.name),
+        streaks.streak(call.db, device.account),
+    )
+    for change in over:
+        end, at = _end(change, call.now)
+        if end is not None and change.request.device == device.name:
+            of_device, of_account = of_device.after(end, at), of_account.after(end, at)
+    ladder.admit(of_device, of_account, call.now)
 
 
 def read_request(request_id: str, version: int | None) -> Operation:
@@ -916,6 +958,7 @@ def sweep(call: Call) -> Answer:
 
     changed = store.sweep_requests(call.db, call.now, current)
     accounts.sweep_accounts(call.db, call.now)
+    streaks.sweep_streaks(call.db, call.now)
     taken = take_up_pushes(call)
     return replace(
         taken,

@@ -242,10 +242,12 @@ class ProvenHttp:
             return answer_members(_parse_json(content, self._host), self._host)
         problem = _parse_problem(response, content, self._host)
         if response.status in TRANSIENT:
+            after = _retry_after(response, problem.members)
+            again = "" if after is None else f", but in {after:.0f} s"
             failure = TransportError(
-                f"{self._host} says: not now ({problem.slug})", reason=TransportReason.SERVER_FAILED
+                f"{self._host} says: not now ({problem.slug}){again}", reason=TransportReason.SERVER_FAILED
             )
-            raise _Transient(failure, _retry_after(response, problem.members))
+            raise _Transient(failure, after)
         raise self._typed(problem)
 
     def _typed(self, problem: ProblemAnswer) -> Exception:

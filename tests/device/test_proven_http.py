@@ -282,6 +282,13 @@ async def test_what_may_pass_is_sent_again_in_the_same_bytes_with_a_new_proof(st
     assert len({proof["jti"] for proof in server.proofs}) == 3
 
 
+async def test_an_error_after_which_nobody_waits_says_how_long_it_would_be() -> None:
+    body = b'{"type": "urn:headless-passkey:problem:rate-limited", "retry_after": 3600}'
+    async with serving(answer(body, status=429, kind=DOCUMENT)) as server, talking_to(server.url) as http:
+        with pytest.raises(TransportError, match=r"says: not now \(rate-limited\), but in 3600 s"):
+            await http.get("/x")
+
+
 async def test_the_server_says_how_long_to_wait() -> None:
     pauses = Pauses()
     script = (

@@ -22,6 +22,7 @@ from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import open_database
 from companion_push.relay.following import Following
+from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import Quota, Rate
 from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
@@ -36,6 +37,7 @@ from tests.trust.people import Person, companion, device, found, grow
 PROBLEM = "urn:headless-passkey:problem:"
 HELD_PER_MEMBER = 4  # by default
 NO_LIMITS = Quota(pending=1000, rates=(), account_rates=())
+NO_PAUSES = Ladder(device=(), account=())
 SEALED = base64url(b"sealed bytes that only look sealed")
 
 
@@ -272,6 +274,7 @@ async def running_relay(
     store: Path,
     *,
     quota: Quota = NO_LIMITS,
+    ladder: Ladder = NO_PAUSES,
     ceiling: int = 300,
     lease: int = 60,
     stream_life: int = 900,
@@ -303,6 +306,7 @@ async def running_relay(
         public_url=url,
         store=store,
         quota=quota,
+        ladder=ladder,
         ceiling=ceiling,
         lease=lease,
         stream_life=stream_life,
