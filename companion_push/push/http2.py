@@ -10,7 +10,7 @@ import logging
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final, Self
+from typing import Final, Self, cast
 
 import h2.config
 import h2.connection
@@ -190,8 +190,8 @@ class Http2Connection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  it is a stream
-        self._transport = transport
+        # of a class of its own where the loop is uvloop's
+        self._transport = cast("asyncio.Transport", transport)
         self._h2.initiate_connection()
         self._flush()
         if self._received:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from headless_passkey.ceremony import Ask, Progress, Stage, StageEvent, Unconfirmed
+from headless_passkey.ceremony import Ask, Notified, Progress, Stage, StageEvent, Unconfirmed
 from headless_passkey.errors import TransportError
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.radio.source import Advert
@@ -137,9 +137,13 @@ async def _at_a_stage(bench: Bench, tunnels: Tunnels, stage: Stage, error: Excep
     ways = {DOMAIN: f"wss://localhost:{reserved_port()}" if stage is Stage.ATTEMPT_FAILED else bench.base}
     silent = Unconfirmed(companion="phone", label="Phone", days=9)
     lost = ForgottenRings(first=5, last=7, given=True)
-    bench.carrier.states.put_nowait(
-        Progress(state=RequestState.DELIVERED, unconfirmed=silent, forgotten=lost)
-    )
+    woken = Notified(companion="phone", label="Phone", channel="fcm", outcome="sent")
+    for progress in (
+        Progress(state=RequestState.PENDING, notified=()),
+        Progress(state=RequestState.PENDING, notified=(woken,)),
+        Progress(state=RequestState.DELIVERED, unconfirmed=silent, forgotten=lost),
+    ):
+        bench.carrier.states.put_nowait(progress)
     bench.carrier.states.put_nowait(Progress(state=RequestState.CLAIMED, claimed_by="phone"))
 
     def spoil(event: StageEvent) -> None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h2.config
 import h2.connection
@@ -73,8 +73,7 @@ class Connection(asyncio.Protocol):
         self.lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)  # uvloop has classes of its own
         self.apple.connections.append(self)
         self.h2.local_settings[SettingCodes.MAX_CONCURRENT_STREAMS] = self.apple.most_streams
         self.h2.local_settings[SettingCodes.INITIAL_WINDOW_SIZE] = self.apple.window

@@ -106,8 +106,9 @@ async def test_the_check_ends_with_10_when_a_service_refuses_the_key(vendors: Ve
 
 
 @pytest.mark.threat("T11")
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 async def test_a_relay_wakes_phones_of_both_vendors_and_takes_the_notification_away(
-    vendors: Vendors, tmp_path: Path
+    vendors: Vendors, tmp_path: Path, loop: str
 ) -> None:
     store = tmp_path / "relay.sqlite3"
     words = (
@@ -116,6 +117,8 @@ async def test_a_relay_wakes_phones_of_both_vendors_and_takes_the_notification_a
         "127.0.0.1:0",
         "--store",
         str(store),
+        "--event-loop",
+        loop,
         "--log-level",
         "debug",
         *vendors.options,
