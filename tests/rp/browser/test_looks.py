@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Page, expect
 
 from tests.rp.browser.conftest import Visit
 from tests.rp.browser.steps import answer, has_passkeys, registered, sign_in, sign_out, signed_in, welcomed
@@ -46,15 +46,15 @@ async def test_text_can_be_read_in_light_and_in_dark(visiting: Visit, scheme: st
     ground = await visitor.page.evaluate("getComputedStyle(document.body).backgroundColor")
     dark = sum(int(part) for part in ground.removeprefix("rgb(").removesuffix(")").split(",")) < 3 * 128
     assert dark is (scheme == "dark")
-    assert await visitor.page.evaluate(TOO_FAINT) == []
+    assert await drawn(visitor.page, TOO_FAINT) == []
     await registered(visitor)
     await visitor.another_authenticator("usb")
     await visitor.page.get_by_role("button", name="Add a passkey").click()
     await has_passkeys(visitor, 2)
-    assert await visitor.page.evaluate(TOO_FAINT) == []
+    assert await drawn(visitor.page, TOO_FAINT) == []
     await visitor.page.get_by_role("button", name="Remove Passkey").click()
     await expect(visitor.page.get_by_role("dialog")).to_be_visible()
-    assert await visitor.page.evaluate(TOO_FAINT) == []
+    assert await drawn(visitor.page, TOO_FAINT) == []
 
 
 async def test_without_its_script_the_page_says_what_it_needs(visiting: Visit) -> None:
@@ -113,12 +113,18 @@ async def focus(visitor: Visitor, what: str) -> None:
 @pytest.mark.parametrize("width", [320, 1280])
 async def test_it_fits_a_narrow_and_a_wide_window(visiting: Visit, width: int) -> None:
     visitor = await visiting(viewport={"width": width, "height": 640})
-    assert await visitor.page.evaluate(FITS)
+    assert await drawn(visitor.page, FITS)
     name = await registered(visitor)
-    assert await visitor.page.evaluate(FITS)
+    assert await drawn(visitor.page, FITS)
     await sign_out(visitor)
     await sign_in(visitor)
     await signed_in(visitor, name)
+
+
+async def drawn(page: Page, question: str) -> Any:
+    """What the page answers once its style sheets are there too; its text is there sooner."""
+    await page.wait_for_load_state("load")
+    return await page.evaluate(question)
 
 
 FITS = "document.documentElement.scrollWidth <= window.innerWidth"
@@ -137,27 +143,27 @@ async def test_no_name_makes_the_page_wider_than_a_phone(visiting: Visit, name: 
     await page.get_by_label("User name").fill(name)
     await page.get_by_role("button", name="Create an account").click()
     await signed_in(visitor, name)
-    assert await page.evaluate(FITS)
+    assert await drawn(page, FITS)
     await page.get_by_role("button", name="Change name").click()
     await answer(visitor, name[:-1] + "a", yes="Save")
     await signed_in(visitor, name[:-1] + "a")  # and the user name beside it
-    assert await page.evaluate(FITS)
+    assert await drawn(page, FITS)
     await page.get_by_role("button", name="Rename Passkey").click()
     await answer(visitor, name, yes="Save")
     await expect(page.get_by_role("heading", name=name)).to_be_visible()
-    assert await page.evaluate(FITS)
+    assert await drawn(page, FITS)
     await visitor.another_authenticator("usb")
     await page.get_by_role("button", name="Add a passkey").click()
     await has_passkeys(visitor, 2)
     await page.get_by_role("button", name=f"Remove {name}").click()
     await expect(page.get_by_role("dialog")).to_be_visible()
-    assert await page.evaluate(FITS)
+    assert await drawn(page, FITS)
     assert await page.evaluate(
         "() => { const dialog = document.querySelector('dialog'); return dialog.scrollWidth <= dialog.clientWidth; }"
     )
     await answer(visitor, None, yes="Remove")
     await has_passkeys(visitor, 1)
-    assert await page.evaluate(FITS)
+    assert await drawn(page, FITS)
 
 
 # Text whose contrast with what is behind it is below 4.5 to 1 (WCAG 2.2, 1.4.3).
