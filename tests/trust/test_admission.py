@@ -203,6 +203,14 @@ def test_a_newcomer_has_no_number_before_the_inviters_nonce() -> None:
         newcomer.accept(ring=RING.document, mac=bytes(32))
 
 
+@pytest.mark.parametrize(
+    "more", [{"needs_digits": True}, {"rp_ids": ("example.com",)}], ids=["digits", "rp ids"]
+)
+def test_what_is_for_devices_is_not_asked_of_a_companion(more: dict[str, Any]) -> None:
+    with pytest.raises(LocalProtocolError, match="only devices"):
+        InvitationRecord(invitation=invite(Role.COMPANION), **more)
+
+
 # Crashes
 
 

@@ -1,8 +1,10 @@
 """The chain of rings one has verified."""
 
+from dataclasses import replace
+
 import pytest
 
-from headless_passkey.errors import LocalProtocolError, TrustReason
+from headless_passkey.errors import LocalProtocolError, RemoteProtocolError, TrustReason
 from headless_passkey.trust.chain import MAX_KEPT, RingChain
 from tests.trust.people import NOW, chain_of, companion, device, forge, found, grow
 from tests.trust.refusal import refused
@@ -96,3 +98,32 @@ def test_a_label_with_quotation_marks_says_nothing_beyond_itself() -> None:
     chain = chain_of(FIRST, first, grow(first, liar, PHONE, liar))
     assert chain.changes_since(2) == f'"tablet" was taken out, by {shown}'
     assert chain.removal(TABLET.name) == f"by {shown} in ring 3"
+
+
+def test_who_took_a_member_out_is_said_of_the_removed_alone() -> None:
+    left = grow(THIRD, FRAME, TABLET)
+    chain = chain_of(FIRST, SECOND, THIRD, left)
+    assert chain.removal(TABLET.name) is None
+    assert chain.removal(companion("nobody").name) is None
+    assert chain.removal(PHONE.name) == 'by "tablet" in ring 3'
+    assert chain.removal(FRAME.name) == "by itself in ring 4"
+
+
+def test_a_new_key_for_requests_is_told_apart_from_another_change() -> None:
+    fresh = companion("phone").hpke_key
+    assert fresh is not None
+    rekeyed = SECOND.with_hpke_key(PHONE.key, fresh, now=NOW)
+    members = [
+        replace(each, label="old tablet") if each.name == TABLET.name else each for each in rekeyed.members
+    ]
+    renamed = rekeyed.next(PHONE.key, members=members, now=NOW)
+    chain = chain_of(FIRST, SECOND, rekeyed, renamed)
+    assert (
+        chain.changes_since(2)
+        == '"phone" was given a new key for requests, by "phone"; "tablet" was changed, by "phone"'
+    )
+
+
+def test_documents_that_do_not_follow_each_other_are_restored_as_no_chain() -> None:
+    with pytest.raises(RemoteProtocolError, match="do not follow each other"):
+        RingChain.restore([FIRST.document, THIRD.document])

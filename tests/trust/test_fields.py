@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.trust.fields import Fields
+from headless_passkey.trust.fields import Fields, is_account, new_account
 from tests.vectors_loader import Vector, name, vectors
 
 
@@ -43,3 +43,10 @@ def test_a_text_is_judged_as_it_stands(case: Vector) -> None:
 def test_what_is_no_text_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="expected text, got bytes"):
         Fields([b"frame"], "a thing", 1).text(64)
+
+
+def test_a_new_account_has_an_id_of_its_own() -> None:
+    one, other = new_account(), new_account()
+    assert one != other
+    assert is_account(one)
+    assert not is_account(one[:-1])

@@ -4,7 +4,7 @@ import pytest
 
 from headless_passkey.errors import TrustReason
 from headless_passkey.trust.chain import RingChain
-from headless_passkey.trust.freshness import DAY, hear, take_over, witnesses
+from headless_passkey.trust.freshness import DAY, ForgottenRings, hear, take_over, unconfirmed, witnesses
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from tests.trust.people import (
@@ -174,3 +174,37 @@ def test_a_ring_over_a_gap_is_checked_as_a_first_ring_is() -> None:
     without = far(HOME.phone, TABLET)
     with refused(TrustReason.RING_GAP):
         taken(without, word(TABLET, without), word(HOME.phone, without))
+    by_stranger = encoded(ring, HOME.phone, by=HOME.phone)
+    with refused(TrustReason.RING_GAP, saying="somebody whom nobody knows"):
+        taken(ring, *words, document=forge(ring, companion("eve"), members=[by_stranger]))
+
+
+@pytest.mark.threat("T2")
+def test_a_ring_that_nobody_confirms_names_who_spoke_last() -> None:
+    (tablet,) = witnesses(HOME.chain, {TABLET.name: NOW})
+    with refused(TrustReason.UNCONFIRMED_RING, saying='no word from "tablet" for 9 days'):
+        raise unconfirmed(tablet, NOW + 9 * DAY)
+
+
+@pytest.mark.threat("T2")
+@pytest.mark.parametrize(
+    ("alarm", "said"),
+    [
+        (
+            ForgottenRings(first=5, last=5, given=True),
+            "the relay has forgotten ring 5 and was given it again",
+        ),
+        (
+            ForgottenRings(first=5, last=7, given=True),
+            "the relay has forgotten rings 5 to 7 and was given them again",
+        ),
+        (ForgottenRings(first=5, last=7, given=False), "the relay has forgotten rings 5 to 7"),
+        (
+            ForgottenRings(first=5, last=5, given=False, why_not="rate-limited"),
+            "the relay has forgotten ring 5 and does not take it again (rate-limited)",
+        ),
+    ],
+    ids=["one, given", "some, given", "not given", "not taken"],
+)
+def test_what_a_relay_has_forgotten_is_said_in_a_sentence(alarm: ForgottenRings, said: str) -> None:
+    assert str(alarm) == said

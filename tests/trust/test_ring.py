@@ -521,3 +521,11 @@ def test_a_companion_replaces_its_own_hpke_key_and_nobody_elses() -> None:
     assert (ring.members[0], ring.members[2]) == (held.members[0], held.members[2])
     with pytest.raises(LocalProtocolError):
         held.with_hpke_key(STRANGER.key, fresh, now=NOW)
+
+
+def test_a_rings_number_is_eighteen_digits_of_its_hash_for_two_people_to_compare() -> None:
+    held = grow(FOUNDED, PHONE, PHONE, TABLET)
+    digits = held.number.replace(" ", "")
+    assert int(digits) == int.from_bytes(held.hash[:8]) % 10**18
+    assert [len(group) for group in held.number.split(" ")] == [3] * 6
+    assert held.number != FOUNDED.number
