@@ -237,13 +237,13 @@ class Inbox:
 
     async def _follow(self, *, arrivals: bool) -> float:
         """Follow one stream to its end; returns the seconds until the next connection."""
-        began = called = time.monotonic()
+        began = called = heard = time.monotonic()
         idle_at = -math.inf  # when a page came that changed no request
         try:
             async with streaming(self._relay, self._cursor) as stream:
                 while True:
                     page = await stream.read()
-                    now = time.monotonic()
+                    now = heard = time.monotonic()
                     if self._claims and now - called > (_MIN_PAUSE if page is None else _KEEP):
                         called = now
                         await self._relay.inbox(
@@ -258,7 +258,7 @@ class Inbox:
         except (NoStream, StreamOver) as error:
             now = time.monotonic()
             logger.info("the stream is over after %.0f s: %s", now - began, error)
-            return self._ways.ended(error, lived=now - began, now=now)
+            return self._ways.ended(error, lived=heard - began, now=now)
 
     async def poll(self, *, wait: int = 0, arrivals: bool = True) -> bool:
         """Poll the relay once; returns whether to poll again at once: a request came or went, or the relay held the answer.

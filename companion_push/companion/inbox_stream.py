@@ -123,7 +123,10 @@ class Ways:
         return now >= self._polls_until
 
     def ended(self, error: NoStream | StreamOver, *, lived: float, now: float) -> float:
-        """Take note of how a stream ended; returns the seconds until the next connection. lived: seconds."""
+        """Take note of how a stream ended; returns the seconds until the next connection.
+
+        lived: seconds until its last sign of life. What was silent afterwards was dead, or is kept back by a proxy.
+        """
         if isinstance(error, NoStream):
             return self._poll(now, POLL_FOR if error.given else POLL_LONGER)
         if error.retry_after is not None:

@@ -5,6 +5,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -135,6 +136,34 @@ async def test_a_silent_stream_is_dead(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(inbox_stream, "SILENCE", 0.2)
     async with world(tmp_path) as here, listening(here.companion):
         await here.front.until(streams=2)
+
+
+async def test_where_a_proxy_passes_the_beginning_of_streams_and_keeps_the_rest_the_companion_polls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, begun = [0.0], []
+
+    @contextlib.asynccontextmanager
+    async def streaming(_relay: object, cursor: str | None) -> AsyncIterator[SimpleNamespace]:
+        begun.append(cursor)
+        signs = [None]
+
+        async def read() -> None:
+            if not signs:
+                clock[0] += 60
+                raise StreamOver("nothing came for 60 s")
+            signs.pop()
+
+        yield SimpleNamespace(read=read)
+
+    monkeypatch.setattr(inbox, "streaming", streaming)
+    monkeypatch.setattr(inbox, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(inbox_stream, "_PAUSE", 0.01)
+    async with world(tmp_path) as here, listening(here.companion):
+        await here.front.until(polls=4)
+        await here.ask()
+        await here.front.until(polls=5)
+        assert len(begun) == 3
 
 
 async def test_a_stream_whose_time_is_over_is_followed_by_another_one(tmp_path: Path) -> None:
@@ -271,6 +300,30 @@ async def test_a_stream_that_is_none_is_left_for_the_long_poll(
                 await asyncio.sleep(0)
             assert not listens.done()
         assert asked == ["cursor=c"]
+
+
+@pytest.mark.threat("T12")
+async def test_a_stream_that_begins_and_says_nothing_is_left_for_the_long_poll(
+    anna: Companion, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inbox_stream, "FIRST_SIGN", 0.1)
+    over, asked = asyncio.Event(), []
+
+    async with rogue_relay(anna, home) as rogue, rogue.companion() as companion:
+
+        async def stream(request: web.Request) -> web.StreamResponse:
+            asked.append(request.query_string)
+            response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+            await response.prepare(request)
+            await over.wait()
+            return response
+
+        rogue.stream = stream
+        async with listening(companion), asyncio.timeout(PATIENCE):
+            while rogue.asked < 3:  # noqa: ASYNC110  what a relay that lies hears
+                await asyncio.sleep(0)
+        over.set()
+        assert len(asked) == 1
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 500, 502, 503])
