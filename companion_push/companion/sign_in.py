@@ -26,10 +26,19 @@ from headless_passkey.errors import (
     ProtocolReason,
     RemoteProtocolError,
     SessionReason,
+    TransportError,
+    TransportReason,
     UsageError,
 )
+from headless_passkey.mends import transport_error
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.proven_http import REQUEST_TIMEOUT, open_session, send_proven
+from headless_passkey.net.proven_http import (
+    REQUEST_TIMEOUT,
+    TRANSIENT,
+    is_transient,
+    open_session,
+    send_proven,
+)
 from headless_passkey.net.proxy import read_bounded, sending
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
@@ -112,8 +121,9 @@ class SignIn:
         return await self._poll(end, answer)
 
     async def _poll(self, url: str, begun: Members) -> str:
-        """Ask until the person has signed in (RFC 8628 §3.4, §3.5)."""
+        """Ask until the person has signed in (RFC 8628 §3.4, §3.5); an issuer that is away meanwhile is asked again, ever later."""
         pause = begun.integer("interval", _LONGEST_INTERVAL) if begun.has("interval") else _INTERVAL
+        left = begun.integer("expires_in")  # seconds
         form = {
             "grant_type": _GRANT,
             "device_code": begun.text("device_code", 4096),
@@ -122,8 +132,16 @@ class SignIn:
         if not self._way.by_id_token:
             form["resource"] = self._way.audience
         while True:
-            await self._sleep(max(1, pause))
-            status, answer = await self._post(url, form, proves=self._proves)
+            pause = max(1, pause)
+            await self._sleep(pause)
+            left -= pause
+            try:
+                status, answer = await self._post(url, form, proves=self._proves)
+            except TransportError as error:
+                if left <= 0 or not is_transient(error):
+                    raise
+                pause = min(2 * pause, _LONGEST_INTERVAL)
+                continue
             if status == 200:
                 return answer.text("id_token" if self._way.by_id_token else "access_token", MAX_TOKEN)
             match answer.optional_text("error"):
@@ -180,6 +198,9 @@ class SignIn:
                     self._session, "POST", URL(url, encoded=True), data=data, headers=headers, timeout=timeout
                 ) as response:
                     content = await read_bounded(response, _MAX_ANSWER)
+            if response.status in TRANSIENT:
+                why = f"the account service answers with status {response.status}"
+                raise transport_error(why, TransportReason.SERVER_FAILED)
             answer = _members(content)
             if not proves or answer.optional_text("error") != "use_dpop_nonce":
                 break

@@ -226,9 +226,7 @@ class ProvenHttp:
                 meets_nonce=meets_nonce,
             )
         except TransportError as failure:
-            if failure.reason is TransportReason.UNTRUSTED_CERTIFICATE:
-                raise
-            if isinstance(failure, ProxyFailed) and not failure.transient:
+            if not is_transient(failure):
                 raise
             raise _Transient(failure) from failure
         return self._answer(response, content)
@@ -301,6 +299,13 @@ class _Transient(Exception):  # noqa: N818  it never leaves this module
         super().__init__(str(failure))
         self.failure = failure
         self.retry_after = retry_after
+
+
+def is_transient(failure: TransportError) -> bool:
+    """Whether a failure on the way is transient: another attempt may help."""
+    if isinstance(failure, ProxyFailed):
+        return failure.transient
+    return failure.reason is not TransportReason.UNTRUSTED_CERTIFICATE
 
 
 async def send_proven(

@@ -25,6 +25,8 @@ from headless_passkey.errors import (
     ProtocolReason,
     RemoteProtocolError,
     SessionReason,
+    TransportError,
+    TransportReason,
     UsageError,
 )
 from headless_passkey.text.base64url import from_base64url
@@ -268,6 +270,27 @@ async def test_where_the_issuer_binds_tokens_the_companion_proves_its_key(issuer
     assert json.loads(from_base64url(claims))["nonce"] == "nonce-1"
 
 
+@pytest.mark.parametrize("binds", [False, True], ids=["unbound", "bound"])
+@pytest.mark.parametrize("away", [None, 429, 500, 502, 503, 504], ids=str)
+async def test_an_issuer_that_is_away_for_a_while_is_asked_again_ever_later(
+    issuer: Issuer, away: int | None, *, binds: bool
+) -> None:
+    issuer.metadata = {"dpop_signing_alg_values_supported": ["ES256"] if binds else []}
+    issuer.polls = [{"error": "authorization_pending"}, away, away, {"error": "authorization_pending"}, away]
+    token, _, pauses = await get_token(issuer)
+    assert token.count(".") == 2
+    assert pauses == [1, 1, 2, 4, 4, 8]
+
+
+async def test_an_issuer_that_stays_away_is_asked_no_longer_than_its_code_is_good(issuer: Issuer) -> None:
+    issuer.grant = {"expires_in": 200}
+    issuer.polls = [503] * 100
+    with pytest.raises(TransportError) as caught:
+        await get_token(issuer)
+    assert caught.value.reason is TransportReason.SERVER_FAILED
+    assert len(issuer.polls) == 100 - len([1, 2, 4, 8, 16, 32, 60, 60, 60])
+
+
 @pytest.mark.parametrize(
     ("poll", "outcome_"),
     [("access_denied", Outcome.DECLINED), ("expired_token", Outcome.EXPIRED)],
@@ -296,11 +319,12 @@ REFUSED = (NotSignedIn, SessionReason.SIGN_IN_REFUSED)
         ({"grant": {"verification_uri": "https://a.example/\u202e"}}, MALFORMED),
         ({"grant": {"user_code": 7}}, MALFORMED),
         ({"grant": {"interval": -1}}, MALFORMED),
+        ({"grant": {"expires_in": None}}, MALFORMED),
         ({"polls": [{"error": "invalid_client"}]}, REFUSED),
         ({"polls": [{"error": "\u202e"}]}, REFUSED),
     ],
     ids=[
-        "another-issuer", "endpoint", "no-grant", "no-client", "script", "http-page", "hidden", "code", "interval", "client",
+        "another-issuer", "endpoint", "no-grant", "no-client", "script", "http-page", "hidden", "code", "interval", "no-end", "client",
         "hostile-error",
     ],
 )  # fmt: skip

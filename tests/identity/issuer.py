@@ -40,7 +40,9 @@ class Issuer:
     grant: dict[str, Any] = field(
         default_factory=dict
     )  # that differs from an honest answer of the device grant
-    polls: list[dict[str, Any]] = field(default_factory=list)  # answers before the token
+    polls: list[dict[str, Any] | int | None] = field(
+        default_factory=list
+    )  # answers before the token; a number is a status without JSON, and None a connection that breaks
     forms: list[dict[str, str]] = field(default_factory=list)  # that it was sent
     proofs: list[str] = field(default_factory=list)  # that came with them
     signs: dict[str, Any] = field(default_factory=dict)  # what `token` is given for the grant
@@ -113,9 +115,12 @@ class Issuer:
         self.forms.append({name: str(value) for name, value in (await request.post()).items()})
         self.proofs += request.headers.getall("DPoP", [])
         if self.polls:
-            return web.json_response(
-                self.polls.pop(0), status=400, headers={"DPoP-Nonce": f"nonce-{len(self.polls)}"}
-            )
+            poll = self.polls.pop(0)
+            if poll is None and request.transport is not None:
+                request.transport.abort()
+            if poll is None or isinstance(poll, int):
+                return web.Response(status=poll or 500, text="<html>not now</html>")
+            return web.json_response(poll, status=400, headers={"DPoP-Nonce": f"nonce-{len(self.polls)}"})
         token = self.token(**self.signs)
         return web.json_response({"access_token": token, "id_token": token, "token_type": "DPoP"})
 
