@@ -290,13 +290,14 @@ class CompanionState:
     def finish_joining(self, identity: Identity, chain: RingChain, *, replaces: bool = False) -> None:
         """Write the identity, which completes the join. The caller holds `sole_joiner`.
 
-        replaces: in place of another one, of an account that is closed.
+        replaces: in place of another one, of an account that is closed. It stays until then, so that the command that was
+        interrupted finds the relay.
         """
         with lock(self._directory / "state"):
             if replaces:
-                for name in ("companion.json", "invitations.json", "opened.json"):
+                for name in ("invitations.json", "opened.json"):
                     remove_private(self._directory / name)
-            if self.is_enrolled():
+            elif self.is_enrolled():
                 raise SetupError(
                     "another process has joined here meanwhile",
                     reason=SetupReason.ALREADY_ENROLLED,

@@ -184,6 +184,34 @@ async def test_an_interrupted_founding_goes_on_with_the_same_ring(
         assert state.chain().head.account == identity.account
 
 
+@pytest.mark.parametrize("before", ["ring.json", "companion.json"])
+async def test_an_interrupted_reset_goes_on_from_wherever_it_was(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    async with relay_for(issuer, tmp_path) as relay:
+        state = CompanionState(tmp_path / "state")
+        await found_by_sign_in(state, relay.url, label="phone", token=of(issuer.token()))
+        write = CompanionState._write
+
+        def killed(self: CompanionState, name: str, content: Any) -> None:
+            if name == before:
+                raise KeyboardInterrupt
+            write(self, name, content)
+
+        async def agree(name: str) -> bool:
+            return name == "anna"
+
+        monkeypatch.setattr(CompanionState, "_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            await found_by_sign_in(state, relay.url, label="mine", token=of(issuer.token()), agree=agree)
+        monkeypatch.setattr(CompanionState, "_write", write)
+        words = ["companion", "reset", "--token-file", "-", "--label", "mine", "--state", tmp_path / "state"]
+        status, _, said = await outcome(*words, "--confirm", "nobody", stdin=f"{issuer.token()}\n")
+        assert status == 0, said
+        assert [member.label for member in state.chain().head.members] == ["mine"]
+        assert (await outcome("companion", "mute", "list", "--state", tmp_path / "state"))[0] == 0
+
+
 @pytest.mark.parametrize(
     ("token", "reason"),
     [({"exp": 1}, SessionReason.SIGN_IN_REFUSED), ({"aud": "other"}, SessionReason.SIGN_IN_REFUSED)],
