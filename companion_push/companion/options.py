@@ -100,12 +100,7 @@ def _add_join(commands: Any) -> None:
         "--relay", metavar="URL", help="the relay to found an account at by a sign-in, without a code"
     )
     _sign_in_options(join)
-    join.add_argument(
-        "--label",
-        type=label_or_name,
-        required=True,
-        help="what people will call this companion, such as 'My phone'",
-    )
+    _label_option(join)
     expect_account_option(join)
     join.add_argument(
         "--timeout",
@@ -128,12 +123,7 @@ def _add_reset(commands: Any) -> None:
         metavar="URL",
         help="the relay of the account (default: the one that this companion has joined at)",
     )
-    reset.add_argument(
-        "--label",
-        type=label_or_name,
-        required=True,
-        help="what people will call this companion, such as 'My phone'",
-    )
+    _label_option(reset)
     _sign_in_options(reset)
     reset.add_argument(
         "--confirm",
@@ -146,6 +136,15 @@ def _add_reset(commands: Any) -> None:
         type=_seconds,
         default=float(LIFETIME),
         help=f"seconds for the sign-in and your answer (default: {LIFETIME}); the same command goes on after that",
+    )
+
+
+def _label_option(parser: SettingsParser) -> None:
+    parser.add_argument(
+        "--label",
+        type=label_or_name,
+        required=True,
+        help="what people will call this companion, such as 'My phone'",
     )
 
 
