@@ -528,7 +528,7 @@ async def list_channels(args: argparse.Namespace) -> None:
     for each in found.channels:
         out(f"{each.handle}  {each.kind:8}  {each.state}")
     if not found.channels:
-        talk("this companion has no channel: it polls")
+        talk("this companion has no channel: nothing wakes it while it sleeps")
     offered = "; ".join(
         " ".join([kind, *(f"{name} {_listed(value)}" for name, value in offer.items())])
         for kind, offer in found.offers.items()
@@ -558,6 +558,8 @@ async def list_mutes(args: argparse.Namespace) -> None:
 
 async def remove_mute(args: argparse.Namespace) -> None:
     device = find(await _newest(_membership(args)), args.who)
+    if device.role is not Role.DEVICE:
+        raise UsageError(f"{quoted(device.label)} is a companion, and only devices are muted")
     async with _connect(args, _state(args)) as relay:
         await relay.end_mute(device.name)
     say(args, f"{quoted(device.label)} is not muted any more", stage="unmuted", name=device.name)
@@ -573,18 +575,19 @@ async def test_channels(args: argparse.Namespace) -> None:
     """Test this companion's channels. One that was not reached is an error, after all were tried."""
     wanted = None if args.handle is None else base64url(args.handle)
     async with _connect(args, _state(args)) as relay:
-        found = [each for each in (await relay.channels()).channels if wanted in (None, each.handle)]
-        outcomes = {each: await relay.test_channel(each.handle) for each in found}
-    for each, outcome in outcomes.items():
-        out(f"{each.handle}  {each.kind:8}  {outcome}")
-    if not found:
+        outcomes = []
+        for each in (await relay.channels()).channels:
+            if wanted in (None, each.handle):
+                outcomes.append((each.kind, await relay.test_channel(each.handle)))
+                out(f"{each.handle}  {each.kind:8}  {outcomes[-1][1]}")
+    if not outcomes:
         raise UsageError(
             "this companion has no channel" if wanted is None else "this companion has no such channel",
             advice="`companion-push companion channel add` registers one, and `channel list` shows those there are",
         )
-    for each, outcome in outcomes.items():
+    for kind, outcome in outcomes:
         if outcome is not PushOutcome.SENT:
-            raise _not_pushed(each.kind, outcome)
+            raise _not_pushed(kind, outcome)
 
 
 def _not_pushed(kind: str, outcome: PushOutcome) -> HeadlessPasskeyError:

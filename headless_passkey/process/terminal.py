@@ -43,7 +43,9 @@ class Terminal:
             with cls._at("/dev/tty", _encoding()) as terminal:
                 yield terminal
         except OSError as error:
-            raise UsageError("there is no terminal to ask at: choose a policy instead of ask") from error
+            raise UsageError(
+                "there is no terminal to ask at: give the answer by an option (see --help)"
+            ) from error
 
     @classmethod
     @contextlib.contextmanager

@@ -79,7 +79,7 @@ async def test_the_list_says_to_people_what_the_relay_is_set_up_for(state: Path)
     status, stdout, said = await outcome("companion", "channel", "list", "--state", state)
     assert (status, stdout) == (0, "")
     assert said == [
-        "this companion has no channel: it polls",
+        "this companion has no channel: nothing wakes it while it sleeps",
         "the relay pushes through web-push apps app.example; fcm apps app.example",
     ]
 
