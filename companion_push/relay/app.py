@@ -17,6 +17,7 @@ import random
 import sqlite3
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -106,6 +107,7 @@ _ERRORS: Final = {
 _CODE_VALID: Final = 24 * 3600  # seconds
 _MAX_WHY: Final = 200  # characters of a veto
 _FAILURES: Final = frozenset({400, 401, 404, 413, 415})  # statuses that cost an address
+_HUNG_UP: Final = 499  # in log and metrics, as nginx has it: nobody was there to be answered
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Body = TypeVar("Body", bound=msgspec.Struct)
@@ -176,6 +178,12 @@ def make_app(
     )
     relay.documents.features["stream"] = {"endpoint": f"{config.public_url}/v1/inbox/stream"}
     relay.documents.features["push"] = {"kinds": sorted(relay.channels)}
+    way = authority.way()
+    if way is not None:
+        relay.documents.features["oidc"] = {
+            "endpoint": f"{config.public_url}/v1/accounts/sign-in",
+            **asdict(way),
+        }
     if config.graphql:
         _add_graphql(app, relay, config)
     if config.admin_secret is not None:
@@ -319,7 +327,7 @@ class RelayEndpoints:
         way = self._authority.way()
         if way is None:
             raise not_found()
-        return json_response({"issuer": way.issuer, "client": way.client, "audience": way.audience}, 200)
+        return json_response(asdict(way), 200)
 
     async def read_mine(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)
@@ -924,30 +932,37 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
     except Exception as error:  # noqa: BLE001  the edge of the application
         logger.error("%s", place_of(error))  # noqa: TRY400
         response = untyped(500)
+    except asyncio.CancelledError:  # who asked has hung up, or the server does not wait for the answer
+        _tell(request, _HUNG_UP, request.get(REFUSED), loop.time() - start, at_once=False)
+        raise
     problem = request.get(REFUSED, problem)
     if HEADER in request.headers:
         if not response.prepared:
             response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
         status, slug = (response.status, None) if problem is None else (problem.status, problem.slug)
         request.app[RELAY].answered(request, status, slug)
-    seconds = loop.time() - start
+    at_once = _WAITS not in request and not response.prepared
+    _tell(request, response.status, problem, loop.time() - start, at_once=at_once)
+    return response
+
+
+def _tell(
+    request: web.Request, status: int, problem: Problem | None, seconds: float, *, at_once: bool
+) -> None:
+    """Count and log one answer. at_once: whether the call was not willing to wait."""
     endpoint = _endpoint(request)
     metrics = request.app[RELAY].metrics
     if metrics is not None:
-        at_once = _WAITS not in request and not response.prepared
-        metrics.answered(endpoint, response.status, problem, seconds if at_once else None)
-    outcome, milliseconds = "ok" if problem is None else str(problem.slug), math.ceil(seconds * 1000)
-    fields = {
-        "endpoint": endpoint,
-        "status": response.status,
-        "outcome": outcome,
-        "milliseconds": milliseconds,
-    }
+        metrics.answered(endpoint, status, problem, seconds if at_once else None)
+    outcome = "hung-up" if status == _HUNG_UP else "ok"
+    if problem is not None:
+        outcome = str(problem.slug)
+    milliseconds = math.ceil(seconds * 1000)
+    fields = {"endpoint": endpoint, "status": status, "outcome": outcome, "milliseconds": milliseconds}
     if problem is not None and problem.policy is not None:
         fields["limit"] = problem.policy.name
     line = "%s: %d %s in %d ms"
-    logger.info(line, endpoint, response.status, outcome, milliseconds, extra={"fields": fields})
-    return response
+    logger.info(line, endpoint, status, outcome, milliseconds, extra={"fields": fields})
 
 
 def _endpoint(request: web.Request) -> str:

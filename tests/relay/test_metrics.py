@@ -1,6 +1,7 @@
 """The relay's metrics count what happened, and name nobody."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -120,6 +121,32 @@ async def test_a_submission_that_is_refused_is_received_and_not_stored(tmp_path:
         assert counted(registry) == {"received": 3, "stored": 1}
         limit = {"limit": "requests-of-device"}
         assert registry.get_sample_value("companion_push_relay_refused_by_limit_total", limit) == 2
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/inbox?cursor={cursor}&wait=25", "/v1/inbox/stream"], ids=["held call", "stream"]
+)
+async def test_who_hangs_up_is_logged_and_counted(
+    path: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with measured(tmp_path / "s") as (relay, registry), asyncio.timeout(SOON):
+        anna, _ = (await relay.household()).companions
+        cursor = (await anna.get("/v1/inbox")).body["cursor"]
+        target = path.format(cursor=cursor)
+        _, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
+        proof = anna.proof("GET", target.partition("?")[0])
+        writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nDPoP: {proof}\r\n\r\n".encode())
+        while not len(relay.held_requests):  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        while len(relay.held_requests):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        endpoint = "GET " + target.partition("?")[0]
+        labels = {"endpoint": endpoint, "status": "499", "problem": "none"}
+        assert registry.get_sample_value("companion_push_relay_answers_total", labels) == 1
+        (line,) = [one.getMessage() for one in caplog.records if f"{endpoint}: 499" in one.getMessage()]
+        assert re.fullmatch(rf"{endpoint}: 499 hung-up in \d+ ms", line)
 
 
 async def test_answers_are_counted_by_endpoint_status_and_problem(tmp_path: Path) -> None:
