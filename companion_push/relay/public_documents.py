@@ -6,6 +6,7 @@ asking again costs no body.
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from typing import Any, Final
 
 import msgspec
@@ -43,8 +44,12 @@ class PublicDocuments:
         return _cached(request, body, "application/json")
 
     async def read_openapi(self, request: web.Request) -> web.Response:
-        body = msgspec.json.encode(openapi.describe(self._config.public_url))
-        return _cached(request, body, "application/json")
+        return _cached(request, self._description, "application/json")
+
+    @cached_property
+    def _description(self) -> bytes:
+        """The OpenAPI description. Making it takes milliseconds, and strangers may ask as often as they like."""
+        return msgspec.json.encode(openapi.describe(self._config.public_url))
 
     async def list_problems(self, request: web.Request) -> web.Response:
         return _page(request, problem_pages.index())

@@ -9,7 +9,9 @@ import aiohttp
 import pytest
 from aiohttp import web
 
+from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.channel import Kind
+from companion_push.relay import openapi
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.mailbox import Quota, Rate
@@ -72,6 +74,34 @@ async def test_the_configuration_lists_every_endpoint_of_the_router(relay: Relay
         if route.resource.canonical.startswith("/v1/"):
             assert route.method in told[relay.url + route.resource.canonical]
     assert told[f"{relay.url}/v1/requests/{{id}}"] == ["GET", "PUT"]
+
+
+async def test_where_companions_sign_in_is_told(tmp_path: Path) -> None:
+    openid = OpenIdSettings(issuer="https://id.example", audience="relay", clients=("companion", "other"))
+    async with running_relay(tmp_path / "s", openid=openid) as relay:
+        assert (await configuration(relay))["features"]["oidc"] == {
+            "endpoint": f"{relay.url}/v1/accounts/sign-in",
+            "issuer": "https://id.example",
+            "client": "companion",
+            "audience": "relay",
+        }
+
+
+async def test_the_description_is_made_once(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers may ask for it as often as they like."""
+    made: list[str] = []
+    describe = openapi.describe
+
+    def counted(url: str) -> dict[str, Any]:
+        made.append(url)
+        return describe(url)
+
+    monkeypatch.setattr(openapi, "describe", counted)
+    first, text = await read(relay, "/openapi.json")
+    for _ in range(2):
+        again, same = await read(relay, "/openapi.json")
+        assert (again.status, again.headers["ETag"], same) == (200, first.headers["ETag"], text)
+    assert made == [relay.url]
 
 
 async def test_a_feature_that_is_registered_is_told(relay: Relay) -> None:
