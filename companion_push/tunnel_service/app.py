@@ -25,6 +25,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 from companion_push.serving.http_server import http_logger, problem
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
+from headless_passkey.errors import UsageError
 from headless_passkey.hybrid.tunnel_url import (
     ROUTING_ID_HEADER,
     ROUTING_ID_SIZE,
@@ -53,17 +54,22 @@ SOCKET_BUFFER: Final = 1 << 14
 # bytes that may have been read with a message and wait behind it: what a socket's buffer holds, and aiohttp's 128 for each frame
 READ_AHEAD: Final = 8 * SOCKET_BUFFER
 
+NODES: Final = range(256)
+
 logger = logging.getLogger(__name__)
 
 
-def make_app(limits: Limits | None = None, *, registry: "CollectorRegistry | None" = None) -> web.Application:
+def make_app(
+    limits: Limits | None = None, *, node: int | None = None, registry: "CollectorRegistry | None" = None
+) -> web.Application:
     """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs.
 
     Phones look for it at the root of a tunnel domain. Mounted under a prefix, it is found by clients that were
-    told ``wss://host/prefix``. registry: prometheus-client's, to which it adds its metrics.
+    told ``wss://host/prefix``. node: 0 to 255, the first byte of its routing IDs, by which a proxy finds it among several
+    behind one name; None for one that is alone. registry: prometheus-client's, to which it adds its metrics.
     """
     app = web.Application(handler_args={"logger": http_logger})
-    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits())
+    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node)
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
     app.on_shutdown.append(_close_tunnels)
@@ -76,9 +82,12 @@ def make_app(limits: Limits | None = None, *, registry: "CollectorRegistry | Non
 class TunnelEndpoints:
     """Serves the two endpoints of tunnels, and keeps the tunnels that are open."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, node: int | None = None) -> None:
+        if node is not None and node not in NODES:
+            raise UsageError(f"node: expected a number from 0 to {NODES.stop - 1}")
         self.limits = limits
         self.rendezvous = Rendezvous(limits)
+        self._prefix = b"" if node is None else bytes([node])
         self._open: dict[Tunnel, OpenTunnel] = {}
         self.metrics: TunnelMetrics | None = None
 
@@ -97,7 +106,7 @@ class TunnelEndpoints:
         """Serve the first end: its handler owns the tunnel."""
         tunnel = self.rendezvous.open(
             path.tunnel_id,
-            routing_id=secrets.token_bytes(ROUTING_ID_SIZE),
+            routing_id=self._prefix + secrets.token_bytes(ROUTING_ID_SIZE - len(self._prefix)),
             address=request.remote or "",
             now=_now(),
         )
@@ -118,6 +127,8 @@ class TunnelEndpoints:
 
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
         """Serve the second end: hand its websocket over and wait until the tunnel has ended."""
+        if not path.routing_id.startswith(self._prefix):
+            return self.refuse(TunnelRefusal.ELSEWHERE)
         tunnel = self.rendezvous.join(path.routing_id, path.tunnel_id, now=_now())
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
@@ -433,6 +444,7 @@ def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
         TunnelRefusal.FULL: 503,
         TunnelRefusal.TAKEN: 409,
         TunnelRefusal.UNKNOWN: 404,
+        TunnelRefusal.ELSEWHERE: 404,
     }[refusal]
     logger.info("refused with %d: %s", status, refusal.value)
     response = problem(status, refusal.value)

@@ -4,7 +4,13 @@ import argparse
 import contextlib
 from typing import Any
 
-from companion_push.serving.options import add_serving, connection_limits, count, program_metrics
+from companion_push.serving.options import (
+    add_serving,
+    connection_limits,
+    count,
+    count_or_none,
+    program_metrics,
+)
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.process.signals import until_terminated
@@ -74,6 +80,12 @@ def add_parser(subparsers: Any) -> None:
         default=defaults.rate,
         help="requests a minute from one address (default: %(default)s)",
     )
+    parser.add_argument(
+        "--node",
+        metavar="N",
+        type=_node,
+        help="0 to 255: the first byte of the routing IDs that it gives, by which a proxy finds it among several",
+    )
     parser.set_defaults(main=serve)
 
 
@@ -95,7 +107,7 @@ async def serve(args: argparse.Namespace) -> None:
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         async with (
             serving(
-                make_app(limits, registry=None if metrics is None else metrics.registry),
+                make_app(limits, node=args.node, registry=None if metrics is None else metrics.registry),
                 listener,
                 say=say,
                 trusted_proxies=args.trusted_proxy,
@@ -116,3 +128,10 @@ def _positive(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError("expected a positive number")
     return value
+
+
+def _node(text: str) -> int:
+    node = count_or_none(text)
+    if node > 255:
+        raise argparse.ArgumentTypeError("expected 255 or less")
+    return node

@@ -57,6 +57,7 @@ class TunnelRefusal(Enum):
     FULL = "no room for another tunnel"
     TAKEN = "this tunnel exists already"
     UNKNOWN = "no such tunnel"
+    ELSEWHERE = "a tunnel of another node"
 
 
 class Breach(Enum):
