@@ -82,7 +82,7 @@ def make_app(
 class TunnelEndpoints:
     """Serves the two endpoints of tunnels, and keeps the tunnels that are open."""
 
-    def __init__(self, limits: Limits, node: int | None = None) -> None:
+    def __init__(self, limits: Limits, node: int | None) -> None:
         if node is not None and node not in NODES:
             raise UsageError(f"node: expected a number from 0 to {NODES.stop - 1}")
         self.limits = limits

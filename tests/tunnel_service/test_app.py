@@ -415,8 +415,8 @@ async def test_nothing_is_kept_of_a_tunnel_that_has_ended(start: Start) -> None:
     kept: list[TunnelEndpoints] = []
     keep = TunnelEndpoints.__init__
 
-    def remember(endpoints: TunnelEndpoints, limits: Limits) -> None:
-        keep(endpoints, limits)
+    def remember(endpoints: TunnelEndpoints, limits: Limits, node: int | None) -> None:
+        keep(endpoints, limits, node)
         kept.append(endpoints)
 
     with pytest.MonkeyPatch.context() as patch:
