@@ -43,11 +43,11 @@ from companion_push.companion.phone import (
     decline,
 )
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
-from companion_push.companion.relay_client import HANDLE_SIZE, CompanionRelay
+from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.sign_in import MAX_TOKEN, Prompt, sign_in
 from companion_push.companion.twins import twin_of
 from companion_push.companion.wording import known_as, must_say
-from companion_push.push.channel import PushOutcome
+from companion_push.push.channel import HANDLE_SIZE, PushOutcome
 from headless_passkey.account.joining import check_account
 from headless_passkey.command.command_line import (
     MAX_SECRET_LINE,
@@ -196,8 +196,12 @@ def _joined(args: argparse.Namespace, identity: Identity) -> None:
 
 
 async def _join_by_sign_in(args: argparse.Namespace) -> None:
-    if args.relay is None or args.expect_account is not None:
+    if args.relay is None:
         raise UsageError("name --code FILE, or --relay URL with --oidc or --token-file FILE")
+    if args.expect_account is not None:
+        raise UsageError(
+            "--expect-account goes with --code: a sign-in founds an account with an id of its own"
+        )
     _joined(args, await _founded(args, args.relay))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.companion.advertiser.choose import DEFAULT
+from companion_push.push.channel import HANDLE_SIZE
 from headless_passkey.command.command_line import (
     Options,
     SettingsParser,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from companion_push.companion.phone import TunnelService
 
 DEFAULT_STATE: Final = "~/.local/state/companion-push"
-_HANDLE_SIZE: Final = 16  # bytes
 DEFAULT_TIMEOUT: Final = 120.0  # seconds for the phone: what tunnel services allow a transaction
 
 _ONCE: Final = """Exit status with --once or --pending:
@@ -496,7 +496,7 @@ def _handle(text: str) -> bytes:
         handle = from_base64url(text)
     except RemoteProtocolError as error:
         raise argparse.ArgumentTypeError("expected the handle of a channel") from error
-    if len(handle) != _HANDLE_SIZE:
+    if len(handle) != HANDLE_SIZE:
         raise argparse.ArgumentTypeError("expected the handle of a channel")
     return handle
 

@@ -13,7 +13,7 @@ from typing import Final, Self
 import aiohttp
 
 from companion_push.companion.sign_in import Way
-from companion_push.push.channel import Kind, PushOutcome
+from companion_push.push.channel import HANDLE_SIZE, Kind, PushOutcome
 from headless_passkey.account.relay import MemberClient, request_state
 from headless_passkey.errors import (
     LocalProtocolError,
@@ -45,7 +45,6 @@ from headless_passkey.trust.word import Word
 
 EVENT_STREAM: Final = "text/event-stream"
 _MAX_ITEMS: Final = 64  # requests in one answer; the relay admits three pending ones
-HANDLE_SIZE: Final = 16  # bytes, of a channel
 _MAX_CHANNELS: Final = 64  # in one answer; a companion has four
 _MAX_CURSOR: Final = 64  # characters
 

@@ -240,6 +240,8 @@ def check_issuer(url: str) -> None:
         parsed = BaseUrl.parse(url)
     except UsageError as error:
         raise _wrong("the relay names an issuer that is no URL") from error
+    if url != url.strip():  # which the input of a person may have around it
+        raise _wrong("the relay names an issuer that is no URL")
     if parsed.scheme != "https" and not parsed.is_loopback:
         raise _wrong("the relay names an issuer that is not behind https")
 

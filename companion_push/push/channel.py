@@ -7,7 +7,9 @@ URL. A companion that is woken reads its inbox, which is the truth; a push that 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Final, Protocol
+
+HANDLE_SIZE: Final = 16  # bytes, of a channel's handle, which its companion chooses
 
 
 class Kind(StrEnum):

@@ -13,7 +13,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from companion_push.identity.authority import MAX_TOKEN
-from companion_push.push.channel import Address, Apns, Fcm, Kind, WebPush
+from companion_push.push.channel import HANDLE_SIZE, Address, Apns, Fcm, Kind, WebPush
 from companion_push.relay.accounts import Introduction
 from companion_push.relay.mailbox import CompanionEvent
 from companion_push.relay.problems import invalid
@@ -31,7 +31,6 @@ MAX_BODY: Final = 98_304  # bytes: a ring, or sixteen envelopes, in base64url
 MAX_LINKS: Final = 32  # rings that are handed in again in one call
 MAX_WAIT: Final = 25  # seconds a request may be held
 MAX_SEALED: Final = 3072  # bytes
-_HANDLE_SIZE: Final = 16  # bytes, of a channel
 _HASH_SIZE: Final = 32  # bytes, of a SHA-256 and of an HMAC
 _TICKET_SIZE: Final = 32  # bytes
 _NONCE_SIZE: Final = 32  # bytes
@@ -338,7 +337,7 @@ def request_id(text: str) -> str:
 
 def channel_id(text: str) -> str:
     """Check a channel's handle of the path."""
-    octets(text, "channel", _HANDLE_SIZE)
+    octets(text, "channel", HANDLE_SIZE)
     return text
 
 

@@ -144,11 +144,12 @@ async def test_a_second_sign_in_lets_nobody_in_and_a_reset_says_so_to_all(
         ["join", "--label", "x", "--relay", "https://relay.example"],
         ["join", "--label", "x", "--oidc"],
         ["join", "--label", "x", "--code", "-", "--oidc"],
+        ["join", "--label", "x", "--relay", "https://relay.example", "--oidc", "--expect-account", "V" * 22],
         ["join", "--label", "x", "--relay", "https://relay.example", "--oidc", "--token-file", "-"],
         ["reset", "--label", "x", "--relay", "https://relay.example", "--confirm", "x"],
         ["join", "--label", "x", "--relay", "https://relay.example", "--token-file", "eyJhbGciOiJ.eyJpc3MiOiJo.c2lnbmF0dXJl"],
     ],
-    ids=["nothing", "no-way", "no-relay", "code-too", "both", "reset-no-way", "token-in-argv"],
+    ids=["nothing", "no-way", "no-relay", "code-too", "another-account", "both", "reset-no-way", "token-in-argv"],
 )  # fmt: skip
 @pytest.mark.threat("T11")
 async def test_a_way_to_sign_in_that_cannot_be_is_2(tmp_path: Path, words: list[str]) -> None:
@@ -369,7 +370,9 @@ async def test_an_issuer_that_does_not_keep_to_the_rules_is_refused(
 
 
 @pytest.mark.parametrize(
-    "url", ["http://issuer.example", "issuer", "file:///x"], ids=["http", "no-url", "file"]
+    "url",
+    ["http://issuer.example", "issuer", "file:///x", "https://issuer.example\n\n", " https://issuer.example"],
+    ids=["http", "no-url", "file", "lines", "space"],
 )
 async def test_an_issuer_that_is_not_behind_https_is_not_asked(url: str) -> None:
     with pytest.raises(RemoteProtocolError):
