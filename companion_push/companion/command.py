@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -85,7 +84,7 @@ from headless_passkey.process.signals import until_terminated
 from headless_passkey.process.streams import talk
 from headless_passkey.process.tasks import end
 from headless_passkey.process.terminal import Terminal
-from headless_passkey.text.base64url import base64url
+from headless_passkey.text.base64url import base64url, new_id
 from headless_passkey.text.domains import is_domain
 from headless_passkey.text.names import name_of, printable, quoted
 from headless_passkey.trust.admission import Candidate, InvitationRecord
@@ -507,7 +506,7 @@ async def add_channel(args: argparse.Namespace) -> None:
             "a push address is no argument, which all users of this machine can read: give a file that holds it, or - for stdin"
         )
     address = parse_address(await read_input(args.file, limit=MAX_ADDRESS + 1))
-    handle = secrets.token_bytes(HANDLE_SIZE) if args.handle is None else args.handle
+    handle = new_id(HANDLE_SIZE) if args.handle is None else args.handle
     async with _connect(args, _state(args)) as relay:
         await relay.register_channel(handle, address)
     out(base64url(handle))

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import secrets
 from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
@@ -12,6 +13,13 @@ _ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*", re.ASCII)
 def base64url(data: bytes) -> str:
     """Encode `data`."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
+
+
+def new_id(size: int) -> bytes:
+    """Make a random id of `size` bytes. People type its base64url, so that does not begin as an option does, with a hyphen."""
+    while base64url(made := secrets.token_bytes(size)).startswith("-"):
+        pass
+    return made
 
 
 def from_base64url(text: str) -> bytes:

@@ -4,13 +4,12 @@ The label separates the formats (domain separation), so that no byte string of o
 takes the items in order and checks type and size of each.
 """
 
-import secrets
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url, new_id
 from headless_passkey.text.names import why_not_plain
 from headless_passkey.trust.signing import NAME_SIZE
 
@@ -25,7 +24,7 @@ T = TypeVar("T")
 
 def new_account() -> str:
     """Make the id of a new account: base64url of 16 random bytes, 22 characters."""
-    return base64url(secrets.token_bytes(16))
+    return base64url(new_id(16))
 
 
 def is_account(text: str) -> bool:

@@ -1,5 +1,6 @@
 """base64url: known values, which the relying party's copy reads alike; any text; any bytes."""
 
+import secrets
 from contextlib import suppress
 
 import pytest
@@ -7,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headless_passkey.errors import RemoteProtocolError
-from headless_passkey.text.base64url import base64url, from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url, new_id
 from tests.vectors_loader import Vector, name, vectors
 
 
@@ -32,3 +33,10 @@ def test_bytes_come_back(data: bytes) -> None:
 def test_any_text_has_one_reading_or_none(text: str) -> None:
     with suppress(RemoteProtocolError):
         assert base64url(from_base64url(text)) == text
+
+
+def test_a_new_id_does_not_begin_as_an_option_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = [bytes([first]) + bytes(15) for first in (0xFB, 0xF8, 0xFC)]
+    monkeypatch.setattr(secrets, "token_bytes", lambda size: drawn.pop(0)[:size])
+    assert base64url(new_id(16)) == "_AAAAAAAAAAAAAAAAAAAAA"
+    assert drawn == []
