@@ -49,22 +49,31 @@ class World:
         relay: tuple[str | Path, ...] = ("companion-push", "relay"),
         relying_party: tuple[str | Path, ...] = (),
         environment: Mapping[str, str] | None = None,
+        behind: str | None = None,
     ) -> AsyncIterator["World"]:
         """Start the four servers: radio, tunnel service, relay, relying party.
 
-        relay: the relay's command, or another program in its place. relying_party: further options.
+        relay: the relay's command, or another program in its place. relying_party: further options. behind: ``host:port`` of a
+        proxy for TLS, which the caller starts: it serves relay and relying party under /push and /passkeys.
         """
         world = cls(folder, on_line, make_certificate(folder), environment=environment or {})
+        tls = behind is None
+        if behind is not None:
+            trust = ("--trusted-proxy", "127.0.0.1")
+            relay = (*relay, "--public-url", f"https://{behind}/push", *trust)
+            relying_party = (*relying_party, "--public-url", f"https://{behind}/passkeys", *trust)
         async with running(world.programs):
             ether, tunnel, queue, rp = await asyncio.gather(
                 world.serve("radio", "companion-push", "ether", tls=False),
-                world.serve("tunnel service", "companion-push", "tunnel-service"),
-                world.serve("relay", *relay, "--store", world.relay_store, *_NO_LIMITS),
+                world.serve("tunnel service", "companion-push", "tunnel-service", tls=tls),
+                world.serve("relay", *relay, "--store", world.relay_store, *_NO_LIMITS, tls=tls),
                 world.serve(
                     "relying party", "relying-party", "serve", "--store", world.relying_party_store,
-                    "--rp-id", "localhost", "--rp-name", "Demo", *relying_party,
+                    "--rp-id", "localhost", "--rp-name", "Demo", *relying_party, tls=tls,
                 ),
             )  # fmt: skip
+            if behind is not None:
+                tunnel, queue, rp = f"wss://{behind}", f"https://{behind}/push", f"https://{behind}/passkeys"
             world.radio = f"bumble:{ether}"
             world.tunnel = f"{TUNNEL_DOMAIN}={tunnel}"
             world.relay, world.relying_party = queue, rp
@@ -86,6 +95,10 @@ class World:
     def state(self, who: str) -> Path:
         """The state directory of a companion or device."""
         return self.folder / who.replace(" ", "-").replace("'", "")
+
+    def port(self, server: str) -> int:
+        """The port of a server's own."""
+        return int(str(self.servers[server][1][-1]).rpartition(":")[2])
 
     async def run(self, name: str, *command: str | Path) -> Program:
         """Start a program; it ends with the world."""

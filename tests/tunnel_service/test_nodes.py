@@ -1,12 +1,8 @@
 """Several tunnel services behind one name: which of them a routing ID names, alone and behind the proxies of the docs."""
 
-import asyncio
 import contextlib
-import os
-import re
-import shutil
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final
@@ -19,11 +15,11 @@ from companion_push.tunnel_service.app import make_app
 from headless_passkey.errors import UsageError
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, connect_url, new_url
 from headless_passkey.net.tunnel import open_tunnel
+from tests.fronts import WRITTEN, blocks, haproxy, nginx, placed
 from tests.ports import reserved_port
-from tests.programs import ROOT, running
+from tests.programs import running
 
 NODES: Final = (1, 2)
-PAGE: Final = ROOT / "docs/how-to/reverse-proxy.md"
 UPGRADE: Final = {
     "Sec-WebSocket-Protocol": "fido.cable",
     "Connection": "Upgrade",
@@ -31,7 +27,7 @@ UPGRADE: Final = {
     "Sec-WebSocket-Version": "13",
     "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
 }
-Front = Callable[[Certificate, Path, list[int]], AbstractAsyncContextManager[int]]
+Front = Callable[..., AbstractAsyncContextManager[None]]
 
 
 @pytest.mark.parametrize("node", [0, 7, 255])
@@ -60,90 +56,15 @@ def test_a_node_has_a_number_of_one_byte(node: int) -> None:
         make_app(node=node)
 
 
-def block(language: str) -> str:
-    """The last block of the page in that language: the one for several nodes."""
-    blocks = re.findall(rf"^```{language}\n(.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
-    return str(blocks[-1])
+FRONTS: Final = [pytest.param(haproxy, "haproxy", id="HAProxy"), pytest.param(nginx, "nginx", id="nginx")]
 
 
-def placed(config: str, ports: dict[str, int]) -> str:
-    """The configuration with the ports of this test. ports: by what stands in the page; each stands in it."""
-    for written, port in ports.items():
-        assert written in config
-        config = re.sub(
-            rf"(?<!\d){written}\b", written.replace(written.rpartition(":")[2], str(port)), config
-        )
-    return config
-
-
-@contextlib.asynccontextmanager
-async def proxy(*command: str | Path, port: int) -> AsyncIterator[None]:
-    """A proxy program while the context is open, from when it listens at the port on."""
-    path = os.pathsep.join([os.environ["PATH"], "/usr/sbin"])  # where Debian has them
-    program = shutil.which(str(command[0]), path=path)
-    assert program is not None, f"{command[0]} is missing: make system-packages"
-    process = await asyncio.create_subprocess_exec(
-        program, *command[1:], stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    ended = asyncio.ensure_future(process.communicate())
-    try:
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                assert not ended.done(), ended.result()[0].decode()
-                await asyncio.sleep(0.02)
-            else:
-                writer.close()
-                await writer.wait_closed()
-                break
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        await ended
-
-
-@contextlib.asynccontextmanager
-async def haproxy(certificate: Certificate, folder: Path, ports: list[int]) -> AsyncIterator[int]:
-    both = folder / "certificate-and-key.pem"
-    both.touch(mode=0o600)
-    both.write_bytes(certificate.cert.read_bytes() + certificate.key.read_bytes())
-    port = reserved_port()
-    config = block("haproxy").replace("bind :443", f"bind 127.0.0.1:{port}").replace(both.name, str(both))
-    config = placed(config, {"127.0.0.1:8471": ports[0], "127.0.0.1:8472": ports[1]})
-    file = folder / "haproxy.cfg"
-    file.write_text(config)
-    async with proxy("haproxy", "-db", "-f", file, port=port):
-        yield port
-
-
-@contextlib.asynccontextmanager
-async def nginx(certificate: Certificate, folder: Path, ports: list[int]) -> AsyncIterator[int]:
-    port = reserved_port()
-    config = block("nginx").replace("listen 443", f"listen 127.0.0.1:{port}")
-    config = placed(config, {"127.0.0.1:8471": ports[0], "127.0.0.1:8472": ports[1]})
-    for name, path in (("cert.pem", certificate.cert), ("key.pem", certificate.key)):
-        config = config.replace(f" {name};", f" {path};")
-    places = "".join(
-        f"{name}_temp_path {folder / name};\n"
-        for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    file = folder / "nginx.conf"
-    user = "user root;\n" if os.geteuid() == 0 else ""
-    file.write_text(
-        f"{user}daemon off;\nmaster_process off;\npid {folder / 'pid'};\nevents {{}}\nhttp {{\n{places}{config}}}\n"
-    )
-    async with proxy("nginx", "-p", folder, "-e", "stderr", "-c", file, port=port):
-        yield port
-
-
-@pytest.mark.parametrize("front", [haproxy, nginx], ids=["HAProxy", "nginx"])
+@pytest.mark.parametrize(("front", "language"), FRONTS)
 async def test_both_ends_meet_at_the_node_that_the_phone_came_to(
-    front: Front, loopback_certificate: Certificate, tmp_path: Path
+    front: Front, language: str, loopback_certificate: Certificate, tmp_path: Path
 ) -> None:
     async with contextlib.AsyncExitStack() as programs:
-        ports = []
+        places = []
         for node in NODES:
             program = await programs.enter_async_context(
                 running(
@@ -152,8 +73,10 @@ async def test_both_ends_meet_at_the_node_that_the_phone_came_to(
                     *("--trusted-proxy", "127.0.0.1"),
                 )
             )
-            ports.append(int((await program.line()).rpartition(":")[2]))
-        port = await programs.enter_async_context(front(loopback_certificate, tmp_path, ports))
+            places.append((await program.line()).removeprefix("ws://"))
+        port = reserved_port()
+        config = placed(blocks(language)[-1], dict(zip(WRITTEN, places, strict=True)))
+        await programs.enter_async_context(front(config, tmp_path, loopback_certificate, port=port))
         base, tls = f"wss://127.0.0.1:{port}", loopback_certificate.client_context()
         met = [await meet(base, tls, bytes([number] * 16)) for number in range(6)]
     assert set(met) == set(NODES)
