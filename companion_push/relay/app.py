@@ -666,10 +666,10 @@ class RelayEndpoints:
             await asyncio.sleep(REFUSAL_SECONDS)
             raise
 
-    async def count_call(self, caller: str) -> None:
-        """Count a call of an authenticated caller that came without a request of its own."""
+    async def count_call(self, caller: str, calls: int = 1) -> None:
+        """Count a call of an authenticated caller that came without a request of its own, or costs as much as several."""
         await self._admit(caller, self._calls)
-        self._calls.count(caller, 1, _ticks())
+        self._calls.count(caller, calls, _ticks())
 
     async def _newcomer(
         self,
@@ -936,7 +936,9 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
         _tell(request, _HUNG_UP, request.get(REFUSED), loop.time() - start, at_once=False)
         raise
     problem = request.get(REFUSED, problem)
-    if HEADER in request.headers:
+    if (
+        HEADER in request.headers and response.status != 101
+    ):  # whose calls were counted each when it was answered
         if not response.prepared:
             response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
         status, slug = (response.status, None) if problem is None else (problem.status, problem.slug)

@@ -169,6 +169,37 @@ async def test_a_relay_that_ends_answers_held_queries_and_then_says_so(relay: Re
     assert (reply.status, slug(reply), reply.headers["Retry-After"]) == (503, "draining", "1")
 
 
+class _Calls:
+    """A budget that writes down what is counted."""
+
+    def __init__(self) -> None:
+        self.counted: list[int] = []
+
+    def admit(self, key: str, now: float) -> None:
+        """Refuse nobody."""
+
+    def count(self, key: str, size: int, now: float) -> None:
+        self.counted.append(size)
+
+
+@pytest.mark.threat("T17")
+async def test_a_document_that_has_to_be_parsed_counts_as_ten_calls(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (phone, _) = home.companions
+    calls = _Calls()
+    monkeypatch.setattr(relay._relay, "_calls", calls)
+    for document in ("query A { inbox { cursor } }", "query B { inbox { cursor } }"):
+        for counted in ([1, 9], [1]):
+            calls.counted.clear()
+            await ask(phone, document)
+            assert calls.counted == counted
+    for _ in range(2):  # one that is refused is parsed each time
+        calls.counted.clear()
+        assert slug(await send(phone, "{ inbox { nothing } }")) == "invalid-request"
+        assert calls.counted == [1, 9]
+
+
 # Problems
 
 

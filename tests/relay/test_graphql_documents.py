@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphql import GraphQLSchema, build_schema, get_introspection_query
+from graphql import GraphQLError, GraphQLSchema, build_schema, get_introspection_query
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,13 +124,26 @@ BOMB = "{ ...F0 } " + " ".join(f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 
             zip("ABCDEFGHIJ", "BCDEFGHIJK", strict=True)) + " fragment K on Inbox { cursor } fragment R on RingHead { hash }",
             "at most 200 fields",
         ),
+        (CURSOR + " fragment F on Inbox {" + " ring { hash }" * 200 + "}", "fragment that is never used"),
+        (CURSOR + " fragment F on Inbox { ...G } fragment G on Inbox { ...F }", "fragment that is never used"),
+        (
+            "{ inbox { ...F } } fragment F on Inbox {" + " ring { hash }" * 200 + "} fragment F on Inbox { cursor }",
+            "names of their own",
+        ),
     ],
     ids=[
         "aliases", "fields", "directives", "directives of the operation", "depth", "nested", "braces", "brackets", "lists",
-        "tokens", "comments", "characters", "fragments of fragments", "fragments with fields",
+        "tokens", "comments", "characters", "fragments of fragments", "fragments with fields", "unused fragment",
+        "unused circle", "two of one name",
     ],
 )  # fmt: skip
-def test_what_costs_too_much_is_refused_before_it_is_validated(text: str, why: str) -> None:
+def test_what_costs_too_much_is_refused_before_it_is_validated(
+    text: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def validated(*_: object, **__: object) -> list[GraphQLError]:
+        raise AssertionError("it was validated")
+
+    monkeypatch.setattr("companion_push.relay.graphql.documents.validate", validated)
     assert why in refusal(text)
 
 

@@ -44,6 +44,7 @@ MAX_ALIASES: Final = 10
 MAX_DIRECTIVES: Final = 10
 _MAX_ERRORS: Final = 5  # of one document, that are told
 _CACHED: Final = 64  # documents that were admitted
+PARSED_AS: Final = 10  # calls: parsing, measuring and validating take up to 35 ms
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
@@ -122,6 +123,11 @@ class Documents:
             raise invalid("operationName: expected the name of the document's operation")
         return admitted
 
+    def calls(self, submitted: Submitted) -> int:
+        """As how many calls a request counts: more than one where its document has to be parsed first."""
+        parsed = submitted.query is None or self._only or submitted.query in self._cached
+        return 1 if parsed else PARSED_AS
+
     def _parsed(self, text: str) -> Admitted:
         found = self._cached.get(text)
         if found is not None:
@@ -194,6 +200,8 @@ def _measured(document: DocumentNode, *, deepest: int, most: int) -> tuple[Opera
     operations: list[OperationDefinitionNode] = []
     for definition in document.definitions:
         if isinstance(definition, FragmentDefinitionNode):
+            if definition.name.value in fragments:
+                raise invalid("query: expected fragments with names of their own")
             fragments[definition.name.value] = definition
         elif isinstance(definition, OperationDefinitionNode):
             operations.append(definition)
@@ -202,7 +210,10 @@ def _measured(document: DocumentNode, *, deepest: int, most: int) -> tuple[Opera
     if len(operations) != 1:
         raise invalid("query: expected one operation")
     (operation,) = operations
-    size = _Meter(fragments).of(operation.selection_set)
+    meter = _Meter(fragments)
+    size = meter.of(operation.selection_set)
+    if not meter.has_all():  # the rules would look into the others too, whatever their size
+        raise invalid("query: expected no fragment that is never used")
     limits = (
         ("nested selections", size.depth, deepest),
         ("fields, with those of fragments", size.fields, most),
@@ -224,6 +235,10 @@ class _Meter:
         self._fragments = fragments
         self._sizes: dict[str, _Size] = {}
         self._open: set[str] = set()
+
+    def has_all(self) -> bool:
+        """Whether every fragment was measured: is spread somewhere in what was."""
+        return self._sizes.keys() == self._fragments.keys()
 
     def of(self, selections: SelectionSetNode | None) -> _Size:
         depth = fields = aliases = directives = 0

@@ -71,6 +71,9 @@ class Shell:
         if request.content_type != "application/json":  # which no form in a browser can send (CSRF)
             raise web.HTTPUnsupportedMediaType
         submitted = parse_body(await read_body(request), Submitted)
+        more = self._documents.calls(submitted) - 1
+        if more:
+            await self._relay.count_call(name, more)
         admitted = self._documents.admit(submitted)
         if admitted.operation is OperationType.SUBSCRIPTION:
             raise invalid("query: expected a query or a mutation; a subscription needs a WebSocket")
