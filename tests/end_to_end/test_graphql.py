@@ -37,5 +37,6 @@ async def test_device_and_companion_sign_in_over_graphql_alone(tmp_path: Path) -
     ]
     assert called
     assert all(" /graphql" in each for each in called), called
+    assert "GET /graphql inbox" in called  # the subscription, at its end, whoever ended it
     for field in ("rings", "submitRequest", "request", "reportRequest", "claimRequest", "openRequest"):
         assert f"POST /graphql {field}" in called
