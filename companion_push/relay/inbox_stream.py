@@ -73,14 +73,14 @@ async def stream(
                 break
     except (ConnectionError, TimeoutError) as error:  # the peer is gone, or does not read
         logger.debug("a stream was cut: %s", type(error).__name__)
-        _cut(request)
+        cut(request)
     except Exception:
-        _cut(request)  # the answer has begun: there is no other one
+        cut(request)  # the answer has begun: there is no other one
         raise
     return response
 
 
-def _cut(request: web.Request) -> None:
+def cut(request: web.Request) -> None:
     """Close the connection at once."""
     if request.transport is not None:
         request.transport.abort()

@@ -11,11 +11,14 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from aiohttp import WSMsgType
+from aiohttp import WSMsgType, web
 
-from companion_push.relay import operations
-from companion_push.relay.app import close_account
+from companion_push.relay import app, operations
+from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.graphql import subscriptions
+from companion_push.relay.graphql.subscriptions import Subscriptions
+from companion_push.relay.strangers import Budget
+from companion_push.serving.connections import ConnectionLimits
 from tests.relay.graphql_calls import INBOX, submit
 from tests.relay.household import PROBLEM, SEALED, Caller, Household, Relay, running_relay
 from tests.trust.people import companion
@@ -293,6 +296,154 @@ async def test_a_connection_has_so_many_subscriptions_and_a_member_so_many_held_
             await another.inbox()
             assert await socket.next() == {"type": "complete", "id": "1"}
         assert len(relay.held_requests) <= 4
+
+
+# What strangers, and the worst member, can do with a connection
+
+
+def endpoint(relay: Relay) -> Subscriptions:
+    """The relay's endpoint for subscriptions."""
+    for route in relay.app.router.routes():
+        found = getattr(route.handler, "__self__", None)
+        if isinstance(found, Subscriptions):
+            return found
+    raise AssertionError("the relay has none")
+
+
+@pytest.mark.threat("T17")
+async def test_a_connection_of_nobody_ends_in_time_whatever_it_says(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "INIT_SECONDS", 0.3)
+    monkeypatch.setattr(subscriptions, "MAX_BEFORE_INIT", 1 << 30)
+    async with opened(home.companions[0], proof=False) as socket:
+        while True:
+            await socket.send({"type": "ping"})
+            received = await socket.socket.receive()
+            if received.type is WSMsgType.CLOSE:
+                assert received.data == 4408
+                break
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("frame", [False, True], ids=["message", "frame"])
+async def test_a_caller_that_is_not_known_yet_is_heard_a_few_times(home: Household, *, frame: bool) -> None:
+    async with opened(home.companions[0], proof=False) as socket:
+        for _ in range(17):
+            await (socket.socket.ping() if frame else socket.send({"type": "pong"}))
+        assert await socket.closed() == (4401, "expected connection_init first")
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("frame", [False, True], ids=["message", "frame"])
+async def test_each_message_is_a_call_of_its_caller(
+    relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch, *, frame: bool
+) -> None:
+    monkeypatch.setattr(app, "REFUSAL_SECONDS", 0.0)
+    async with begun(home.companions[0]) as socket:
+        monkeypatch.setattr(relay.app[RELAY], "_calls", Budget(name="calls", per_minute=1))
+        for _ in range(5):
+            await (socket.socket.ping() if frame else socket.send({"type": "pong"}))
+        assert await socket.closed() == (4403, "rate-limited")
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("proof", [True, False], ids=["header", "payload"])
+async def test_a_stranger_with_a_key_is_not_known_by_its_connection_and_fails_by_its_subscription(
+    tmp_path: Path, *, proof: bool
+) -> None:
+    async with running_relay(tmp_path / "r", graphql=True, failures_per_address=2) as relay:
+        home = await relay.household()
+        strangers = [relay.caller(companion(f"stranger {number}")) for number in range(3)]
+
+        async def begin(caller: Caller, socket: Socket) -> None:
+            payload = {} if proof else {"payload": {"DPoP": caller.proof("GET", "/graphql")}}
+            await socket.send(INIT | payload)
+            assert (await socket.next())["type"] == "connection_ack"
+
+        for caller, document in ((strangers[0], FOLLOW), (strangers[1], "subscription { nothing }")):
+            async with opened(caller, proof=proof) as socket:
+                await begin(caller, socket)
+                payload = {"query": document}
+                await socket.send({"type": "subscribe", "id": "1", "payload": payload})
+                assert (await socket.next())["type"] == "error"
+        reply = await strangers[2].get("/v1/inbox")
+        assert (reply.status, reply.problem) == (429, "rate-limited")
+        reply = await strangers[0].get("/v1/inbox")
+        assert (reply.status, reply.problem) == (429, "rate-limited")
+        phone = home.companions[0]
+        async with opened(phone, proof=proof) as socket:
+            await begin(phone, socket)
+            await socket.follow()
+            await socket.inbox()
+
+
+@pytest.mark.threat("T17")
+async def test_connections_of_strangers_make_room_for_each_other_and_take_none_of_members(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subscriptions, "STRANGERS", ConnectionLimits(total=4, per_address=2))
+    async with running_relay(tmp_path / "r", graphql=True) as relay, contextlib.AsyncExitStack() as open_ones:
+        home = await relay.household()
+        (frame,), (phone, other) = home.devices, home.companions
+        cursor = (await other.get("/v1/inbox")).body["cursor"]
+        members = []
+        for member, known in ((phone, None), (other, cursor)):
+            socket = await open_ones.enter_async_context(begun(member))
+            await socket.follow(cursor=known)
+            members.append(socket)
+        await members[0].inbox()
+        while len(endpoint(relay).strangers):  # noqa: ASYNC110  nothing tells of it
+            await asyncio.sleep(0.01)
+        stranger = relay.caller(companion("stranger"))
+        strangers = [
+            await open_ones.enter_async_context(opened(stranger, proof=number % 2 == 0))
+            for number in range(5)
+        ]
+        for gone in strangers[:3]:
+            while (await gone.socket.receive()).type is WSMsgType.TEXT:
+                pass
+            assert gone.socket.close_code == 1006
+        assert len(endpoint(relay).strangers) == 2
+        await submit(frame, phone, other)
+        for socket in members:
+            assert len((await socket.inbox())["requests"]) == 1
+
+
+async def test_who_hangs_up_before_a_pong_is_no_failure_of_the_relay(
+    home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def lost(*_: object) -> None:
+        raise ConnectionResetError
+
+    caplog.set_level(logging.INFO)
+    async with begun(home.companions[0]) as socket:
+        monkeypatch.setattr(web.WebSocketResponse, "send_str", lost)
+        await socket.send({"type": "ping"})
+        while (await socket.socket.receive()).type is WSMsgType.TEXT:
+            pass
+    assert [one.getMessage() for one in caplog.records if one.levelno > logging.INFO] == []
+
+
+async def test_an_id_that_is_used_again_keeps_its_claim(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "r", graphql=True) as relay:
+        home = await relay.household()
+        (frame,), (phone, _) = home.devices, home.companions
+        name = await submit(frame, phone)
+        async with begun(phone) as socket:
+            await socket.follow()
+            await socket.inbox()
+            await socket.send({"type": "complete", "id": "1"})
+            await socket.follow()
+            await socket.inbox()
+            assert (await phone.act(frame, name, "claimed")).status == 200
+            for _ in range(3):
+                relay.clock.ahead += 40
+                await socket.send({"type": "ping"})
+                while (await socket.next())["type"] != "pong":
+                    pass
+                assert (await frame.status(name))["state"] == "claimed"
 
 
 @pytest.mark.threat("T16")

@@ -50,7 +50,8 @@ class Caller:
     request: web.Request  # for its network address
     name: str  # of the key that made the proof
     document: DocumentNode
-    follows: Callable[[Following], None] | None = None  # is told whose inbox is followed, for a subscription
+    # of a subscription: is told what it follows, when the caller has been authorised
+    follows: Callable[[Following], None] | None = None
 
 
 CallInfo = Info[Caller, None]
@@ -388,8 +389,11 @@ class Subscription:
         caller, known = info.context, Parameters.of(cursor=cursor).cursor()
         address = caller.request.remote or ""
         with caller.relay.followed(caller.name, address=address, cursor=known) as following:
+            first = await following.news(0)
             if caller.follows is not None:
                 caller.follows(following)
+            if first is not None:
+                yield cast("Inbox", first.body)
             async for answer in following:
                 yield cast("Inbox", answer.body)
 

@@ -1,7 +1,9 @@
 """``GET /graphql`` as a WebSocket: subscriptions by graphql-transport-ws, each connection with one proof of its caller's key.
 
 The proof is in the upgrade request's header, or in the payload of ``connection_init`` for callers that cannot set headers.
-It is good for one connection, which ends with the caller's membership and with the life of a followed inbox.
+It is good for one connection, which ends with the caller's membership and with the life of a followed inbox. Until the
+first transaction of a subscription has authorised the caller, the connection is that of a stranger: there are only so many,
+and at the bound a new one takes the place of the oldest one.
 """
 
 import asyncio
@@ -20,14 +22,19 @@ from companion_push.relay.following import INTERVAL, Ending, Following
 from companion_push.relay.graphql.documents import Documents, Refused, Submitted
 from companion_push.relay.graphql.errors import formatted, problem_of, told
 from companion_push.relay.graphql.schema import Caller
-from companion_push.relay.inbox_stream import REFUSED, SEND_SECONDS
+from companion_push.relay.inbox_stream import REFUSED, SEND_SECONDS, cut
 from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.problems import Problem, Slug, invalid
 from companion_push.relay.proofs import HEADER, NONCE_HEADER
+from companion_push.serving.connections import ConnectionLimits, Connections, Slot
 
 PROTOCOL: Final = "graphql-transport-ws"
 INIT_SECONDS: Final = 10.0  # until connection_init has come
 MAX_SUBSCRIPTIONS: Final = 4  # of one connection; a member's held calls are counted besides
+MAX_BEFORE_INIT: Final = 16  # messages of a caller that is not known yet
+STRANGERS: Final = ConnectionLimits(
+    total=1024, per_address=256
+)  # connections whose caller is not authorised yet
 _CLOSE_SECONDS: Final = 2.0  # for the peer's part of closing
 _HEARTBEAT: Final = 25.0  # seconds between pings of the WebSocket, for connections whose peer is gone
 _ENDED: Final = frozenset(
@@ -69,6 +76,7 @@ class _Complete(msgspec.Struct, frozen=True, tag="complete", tag_field="type"):
     id: str
 
 
+_FRAMES: Final = frozenset({WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG})
 _Message = _Init | _Ping | _Pong | _Subscribe | _Complete
 _decoder: Final[msgspec.json.Decoder[_Message]] = msgspec.json.Decoder(_Message)
 
@@ -81,6 +89,7 @@ class Subscriptions:
     ) -> None:
         """path: below the public URL."""
         self.relay, self.schema, self.documents, self.path = relay, schema, documents, path
+        self.strangers = Connections(STRANGERS)
         self._connections: set[_Connection] = set()
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
@@ -94,18 +103,21 @@ class Subscriptions:
         proofs = request.headers.getall(HEADER, [])
         name = await self.relay.authenticate(request, proofs, self.path) if proofs else None
         socket = web.WebSocketResponse(
-            protocols=(PROTOCOL,), heartbeat=_HEARTBEAT, timeout=_CLOSE_SECONDS, max_msg_size=MAX_BODY, compress=False
+            protocols=(PROTOCOL,), heartbeat=_HEARTBEAT, timeout=_CLOSE_SECONDS, max_msg_size=MAX_BODY, compress=False,
+            autoping=False,  # pings are answered in `_read`, which counts them
         )  # fmt: skip
         if name is not None:
             socket.headers[NONCE_HEADER] = self.relay.nonce()
-            self.relay.answered(request, 200, None)  # the middleware hears of it at the end
-        await socket.prepare(request)
-        connection = _Connection(self, request, socket, name)
-        self._connections.add(connection)
+        slot = self.strangers.admit(request.remote or "", lambda: cut(request))
+        assert slot is not None  # noqa: S101  for mypy: none of them counts as in use, so one always gives way
+        connection = _Connection(self, request, socket, name, slot)
         try:
+            await socket.prepare(request)
+            self._connections.add(connection)
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self.strangers.release(slot)
         return socket
 
     async def close(self, _app: web.Application) -> None:
@@ -118,14 +130,23 @@ class _Connection:
     """One connection: a task that reads, one that sends pings, and one for each subscription."""
 
     def __init__(
-        self, endpoint: Subscriptions, request: web.Request, socket: web.WebSocketResponse, name: str | None
+        self,
+        endpoint: Subscriptions,
+        request: web.Request,
+        socket: web.WebSocketResponse,
+        name: str | None,
+        slot: Slot,
     ) -> None:
-        """name: of the key whose proof was in the upgrade request; None when it is to come with connection_init."""
+        """name: of the key whose proof was in the upgrade request; None when it is to come with connection_init.
+
+        slot: among strangers, until the caller is authorised.
+        """
         self._relay, self._endpoint = endpoint.relay, endpoint
-        self._request, self._socket, self._name = request, socket, name
+        self._request, self._socket, self._name, self._slot = request, socket, name, slot
         self._begun = False  # connection_init was acknowledged
+        self._before_init = 0  # messages
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._followed: dict[str, Following] = {}
+        self._followed: set[Following] = set()
         self._closed = False
 
     async def run(self) -> None:
@@ -134,6 +155,8 @@ class _Connection:
             pings = tasks.create_task(self._send_pings())
             try:
                 await self._read(tasks)
+            except (ConnectionError, TimeoutError) as error:
+                self._cut(error)
             finally:
                 for task in (pings, *self._running.values()):
                     task.cancel()
@@ -144,19 +167,41 @@ class _Connection:
             await self._socket.close(code=code, message=reason.encode())
 
     async def _read(self, tasks: asyncio.TaskGroup) -> None:
+        until = asyncio.get_running_loop().time() + INIT_SECONDS
         while True:
             try:
-                async with asyncio.timeout(None if self._begun else INIT_SECONDS):
+                async with asyncio.timeout_at(None if self._begun else until):
                     received = await self._socket.receive()
             except TimeoutError:
                 return await self.close(Code.INIT_TIMEOUT, "connection_init did not come in time")
-            if received.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+            if received.type not in _FRAMES:
                 return None  # closed
+            if not await self._count():
+                return None
+            if received.type is WSMsgType.PING:
+                async with asyncio.timeout(SEND_SECONDS):
+                    await self._socket.pong(received.data)
+            if received.type in (WSMsgType.PING, WSMsgType.PONG):
+                continue
             try:
                 message = _decoder.decode(received.data if received.type is WSMsgType.TEXT else b"")
             except (msgspec.MsgspecError, UnicodeError, RecursionError):
                 return await self.close(Code.BAD_MESSAGE, f"expected a message of {PROTOCOL}")
             await self._take(message, tasks)
+
+    async def _count(self) -> bool:
+        """Count a message as a call of its caller; closes the connection of who sends too many, and returns False."""
+        if self._name is None:
+            self._before_init += 1
+            if self._before_init > MAX_BEFORE_INIT:
+                await self.close(Code.NOT_BEGUN, "expected connection_init first")
+            return not self._closed
+        try:
+            await self._relay.count_call(self._name)
+        except Problem as problem:
+            self._request[REFUSED] = problem
+            await self.close(Code.REFUSED, problem.slug)
+        return not self._closed
 
     async def _take(self, message: _Message, tasks: asyncio.TaskGroup) -> None:
         match message:
@@ -175,12 +220,15 @@ class _Connection:
                 await self.close(Code.NOT_BEGUN, "expected connection_init first")
             case _Subscribe() if message.id in self._running:
                 await self.close(Code.ID_TAKEN, "this id is that of a subscription")
+            case _Subscribe() if len(self._running) >= MAX_SUBSCRIPTIONS:
+                problem = Problem(Slug.TOO_MANY_PENDING, retry_after=1)
+                await self._end(message.id, [told(problem)], problem)
             case _Subscribe():
                 self._running[message.id] = tasks.create_task(self._serve(message, self._name))
 
     def _hear(self) -> None:
         """A sign of life of the caller's program keeps its claims."""
-        for following in self._followed.values():
+        for following in self._followed:
             following.heard()
 
     async def _begin(self, payload: Mapping[str, Any]) -> None:
@@ -196,7 +244,6 @@ class _Connection:
                 self._relay.answered(self._request, problem.status, problem.slug)
                 nonce = [self._relay.nonce()] if problem.slug is Slug.USE_DPOP_NONCE else []
                 return await self.close(Code.REFUSED, " ".join([problem.slug, *nonce]))
-            self._relay.answered(self._request, 200, None)
         self._begun = True
         return await self._send({"type": "connection_ack", "payload": {NONCE_HEADER: self._relay.nonce()}})
 
@@ -207,46 +254,47 @@ class _Connection:
         except Problem as problem:
             await self._end(message.id, [told(problem)], problem)
         except Refused as refused:
-            await self._end(message.id, [formatted(error) for error in refused.errors], None)
-        except (ConnectionError, TimeoutError) as error:  # the peer is gone, or does not read
-            logger.debug("a subscription was cut: %s", type(error).__name__)
-            if self._request.transport is not None:
-                self._request.transport.abort()
+            errors = [formatted(error) for error in refused.errors]
+            await self._end(message.id, errors, Problem(Slug.INVALID_REQUEST))
+        except (ConnectionError, TimeoutError) as error:
+            self._cut(error)
         except Exception as error:  # noqa: BLE001  one that is a bug ends its subscription alone
             await self._end(message.id, [formatted(GraphQLError("", original_error=error))], None)
         finally:
-            self._followed.pop(message.id, None)
             if self._running.get(message.id) is asyncio.current_task():
                 del self._running[message.id]
 
     async def _follow(self, message: _Subscribe, name: str) -> None:
-        await self._relay.count_call(name)
-        if len(self._running) > MAX_SUBSCRIPTIONS:
-            raise Problem(Slug.TOO_MANY_PENDING, retry_after=1)
-        admitted = self._endpoint.documents.admit(message.payload)
+        documents, followed = self._endpoint.documents, list[Following]()
+        more = documents.calls(message.payload) - 1
+        if more:
+            await self._relay.count_call(name, more)
+        admitted = documents.admit(message.payload)
         if admitted.operation is not OperationType.SUBSCRIPTION:
             raise invalid("query: expected a subscription; what else there is has a proof of its own")
         self._request[OPERATION] = admitted.field
-        caller = Caller(
-            self._relay,
-            self._request,
-            name,
-            admitted.document,
-            follows=lambda following: self._followed.__setitem__(message.id, following),
-        )
+
+        def follows(following: Following) -> None:
+            followed.append(following)
+            self._followed.add(following)
+            self._endpoint.strangers.release(self._slot)
+            self._relay.answered(self._request, 200, None)
+
+        caller = Caller(self._relay, self._request, name, admitted.document, follows=follows)
         results = await self._endpoint.schema.subscribe(
             admitted.text, variable_values=message.payload.variables, context_value=caller
         )
-        async with contextlib.aclosing(results):
-            async for result in results:
-                if result.data is None and result.errors:
-                    errors = [formatted(error) for error in result.errors]
-                    return await self._end(message.id, errors, problem_of(result.errors[0]))
-                await self._send({"id": message.id, "type": "next", "payload": {"data": result.data}})
-        following = self._followed.get(message.id)
-        ended = None if following is None else following.ended
-        if ended in (Ending.RENEW, Ending.DRAINING):
-            return await self.close(WSCloseCode.GOING_AWAY, ended)
+        try:
+            async with contextlib.aclosing(results):
+                async for result in results:
+                    if result.data is None and result.errors:
+                        errors = [formatted(error) for error in result.errors]
+                        return await self._end(message.id, errors, problem_of(result.errors[0]))
+                    await self._send({"id": message.id, "type": "next", "payload": {"data": result.data}})
+        finally:
+            self._followed.difference_update(followed)
+        if followed and followed[0].ended in (Ending.RENEW, Ending.DRAINING):
+            return await self.close(WSCloseCode.GOING_AWAY, followed[0].ended)
         return await self._send({"id": message.id, "type": "complete"})
 
     async def _end(self, identity: str, errors: list[dict[str, Any]], problem: Problem | None) -> None:
@@ -255,6 +303,7 @@ class _Connection:
             await self._send({"id": identity, "type": "error", "payload": errors})
         if problem is not None:
             self._request[REFUSED] = problem
+            self._relay.answered(self._request, problem.status, problem.slug)
             if problem.status in _ENDED:
                 await self.close(Code.REFUSED, problem.slug)
 
@@ -265,9 +314,16 @@ class _Connection:
 
     async def _send_pings(self) -> None:
         """Ask the caller's program for signs of life, and end a connection that nobody uses."""
-        with contextlib.suppress(ConnectionError, TimeoutError):
-            while True:
+        try:
+            while not self._closed:
                 await asyncio.sleep(INTERVAL)
                 if self._begun and not self._running:
-                    await self.close(WSCloseCode.OK, "idle")
+                    return await self.close(WSCloseCode.OK, "idle")
                 await self._send({"type": "ping"})
+        except (ConnectionError, TimeoutError) as error:
+            self._cut(error)
+
+    def _cut(self, error: Exception) -> None:
+        """Close the connection of a peer that is gone, or does not read."""
+        logger.debug("a connection with subscriptions was cut: %s", type(error).__name__)
+        cut(self._request)
