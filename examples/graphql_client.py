@@ -40,7 +40,7 @@ STATUS: Final = (
 )
 INBOX: Final = (
     "cursor requests { device id state version sealed submittedAt expiresAt claimedBy stays }"
-    " wordWanted ring { version hash }"
+    " wordWanted muted ring { version hash }"
 )
 CHANGE: Final = "state version expiresAt now"
 OF: Final = "$device: ID!, $id: ID!"

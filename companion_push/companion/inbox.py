@@ -805,7 +805,7 @@ class Inbox:
         )
 
 
-_UNMUTE: Final = "`companion-push companion mute remove WHO` ends that, and `companion remove WHO` takes it out of the account"
+_UNMUTE: Final = "`companion-push companion mute remove WHO` ends that, and `companion-push companion remove WHO` takes it out of the account"
 
 
 def _jitter() -> float:
