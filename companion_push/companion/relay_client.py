@@ -281,9 +281,8 @@ class CompanionRelay(MemberClient):
         except ProblemAnswer as problem:
             match problem.slug:
                 case "unsupported-channel":
-                    said = problem.members.optional_text("detail", 400)
                     raise UsageError(
-                        f"the relay pushes to no such address: {printable(said or '')}",
+                        f"the relay pushes to no such address: {problem.detail}",
                         advice="`companion-push companion channel list` shows what it is set up for",
                     ) from problem
                 case "too-many-channels":
@@ -292,8 +291,7 @@ class CompanionRelay(MemberClient):
                         advice="remove one: `companion-push companion channel remove HANDLE`",
                     ) from problem
                 case "invalid-request":
-                    said = problem.members.optional_text("detail", 400)
-                    raise UsageError(f"that is no push address: {printable(said or '')}") from problem
+                    raise UsageError(f"that is no push address: {problem.detail}") from problem
             raise
 
     async def remove_channel(self, handle: bytes) -> None:
@@ -438,11 +436,10 @@ def _signed_in() -> Iterator[None]:
     try:
         yield
     except ProblemAnswer as problem:
-        why = printable(problem.members.optional_text("detail") or "it does not say why")
         match problem.slug:
             case "token-refused":
                 raise NotSignedIn(
-                    f"the relay does not take the token of this sign-in: {why}",
+                    f"the relay does not take the token of this sign-in: {problem.detail}",
                     reason=SessionReason.SIGN_IN_REFUSED,
                 ) from problem
             case "sign-in-too-old":
@@ -455,7 +452,8 @@ def _signed_in() -> Iterator[None]:
                 raise account_exists() from problem
             case "not-allowed":
                 raise TrustError(
-                    TrustReason.CHANGE_NOT_ALLOWED, f"the account service does not allow this: {why}"
+                    TrustReason.CHANGE_NOT_ALLOWED,
+                    f"the account service does not allow this: {problem.detail}",
                 ) from problem
         raise
 

@@ -32,7 +32,6 @@ from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import NOT_ME, DeviceEvent, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
-from headless_passkey.text.names import printable
 from headless_passkey.trust.admission import Newcomer
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.freshness import ForgottenRings, hear, take_over, withheld
@@ -293,10 +292,9 @@ class MemberClient:
             if problem.slug == "bad-ring":
                 raise _bad_ring(problem) from problem
             if problem.slug == "not-allowed":
-                why = printable(problem.members.optional_text("detail") or "it does not say why")
                 raise TrustError(
                     TrustReason.CHANGE_NOT_ALLOWED,
-                    f"the account service does not allow this change of the account: {why}",
+                    f"the account service does not allow this change of the account: {problem.detail}",
                 ) from problem
             raise
         return True

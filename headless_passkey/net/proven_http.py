@@ -47,6 +47,7 @@ from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
 from headless_passkey.net.proxy import ProxyFailed, read_bounded, sending, tracing
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
+from headless_passkey.text.names import printable
 from headless_passkey.trust.signing import SigningKey, thumbprint
 
 MAX_ANSWER: Final = 2 << 20  # bytes
@@ -58,6 +59,7 @@ _MAX_PAUSE: Final = 5.0
 _NONCE_ANSWERS: Final = 2  # demands for a nonce that one request meets; another one is the server's last word
 _NONCE: Final = re.compile(r"[\x21\x23-\x5B\x5D-\x7E]{1,256}", re.ASCII)  # RFC 9449 §8.1
 _DEMANDS_NONCE: Final = re.compile(r'\bDPoP\b.*\berror="use_dpop_nonce"', re.ASCII | re.IGNORECASE)
+_MAX_DETAIL: Final = 400  # characters that are shown
 _PROBLEM: Final = "urn:headless-passkey:problem:"
 _SLUG: Final = re.compile(r"[a-z0-9-]{1,64}", re.ASCII)
 TRANSIENT: Final = frozenset({408, 425, 429, 500, 502, 503, 504})  # HTTP statuses of transient failures
@@ -80,6 +82,13 @@ class ProblemAnswer(RemoteProtocolError):  # noqa: N818  as RFC 9457 spells it
     @property
     def reason(self) -> str:
         return self.slug
+
+    @property
+    def detail(self) -> str:
+        """What the server says of it for people, to be shown to them; `RemoteProtocolError` for what is no text."""
+        return printable(
+            self.members.optional_text("detail", MAX_ANSWER) or "it does not say why", _MAX_DETAIL
+        )
 
 
 def open_session(tls: ssl.SSLContext | None) -> aiohttp.ClientSession:
@@ -253,25 +262,9 @@ class ProvenHttp:
         match problem.slug:
             case "expired":
                 return NotApproved(Outcome.EXPIRED, f"{self._host} says that it has expired")
-            case "account-closed":
-                reason = EnrolmentReason.ACCOUNT_CLOSED
-                return NotEnrolled(
-                    f"{self._host} says that this account is closed: it was set up anew, or deleted",
-                    reason=reason,
-                    advice=mend(reason),
-                )
-            case "account-suspended":
-                reason = EnrolmentReason.ACCOUNT_SUSPENDED
-                return NotEnrolled(
-                    f"{self._host} says that this account is suspended", reason=reason, advice=mend(reason)
-                )
-            case "device-muted":
-                reason = EnrolmentReason.DEVICE_MUTED
-                return NotEnrolled(
-                    f'{self._host} takes no requests of this device: somebody who was asked said "not me"',
-                    reason=reason,
-                    advice=mend(reason),
-                )
+            case "account-closed" | "account-suspended" | "device-muted":
+                reason = EnrolmentReason(problem.slug)
+                return NotEnrolled(f"{self._host} {_NOT_NOW[reason]}", reason=reason, advice=mend(reason))
             case "withdrawn":
                 return NotApproved(
                     Outcome.WITHDRAWN,
@@ -289,6 +282,13 @@ class ProvenHttp:
                 return clock_skew(what)
             case _:
                 return problem
+
+
+_NOT_NOW: Final = {
+    EnrolmentReason.ACCOUNT_CLOSED: "says that this account is closed: it was set up anew, or deleted",
+    EnrolmentReason.ACCOUNT_SUSPENDED: "says that this account is suspended",
+    EnrolmentReason.DEVICE_MUTED: 'takes no requests of this device: somebody who was asked said "not me"',
+}
 
 
 class _Transient(Exception):  # noqa: N818  it never leaves this module

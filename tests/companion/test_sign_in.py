@@ -14,6 +14,7 @@ from companion_push.companion.founding import found_by_sign_in
 from companion_push.companion.keys import CompanionState, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.sign_in import Prompt, Way, sign_in
+from companion_push.identity.authority import AccountAuthority, SignIn, TokenRefused
 from companion_push.identity.settings import OpenIdSettings
 from headless_passkey.errors import (
     EnrolmentReason,
@@ -227,6 +228,25 @@ async def test_a_token_that_the_relay_refuses_is_no_sign_in(
             await found_by_sign_in(state, relay.url, label="phone", token=of(issuer.token(**token)))
         assert caught.value.reason is reason
         assert not state.is_enrolled()
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize("detail", ["x" * 10_000, "\x1b[31m\u202e" * 200], ids=["long", "hidden"])
+async def test_why_a_token_is_refused_is_shown_however_an_authority_says_it(
+    tmp_path: Path, detail: str
+) -> None:
+    class Talkative(AccountAuthority):
+        async def sign_in(self, token: str, *, key: str) -> SignIn:
+            raise TokenRefused(detail)
+
+    async with running_relay(tmp_path / "relay.sqlite3", authority=Talkative()) as relay:
+        with pytest.raises(NotSignedIn) as caught:
+            await found_by_sign_in(
+                CompanionState(tmp_path / "state"), relay.url, label="phone", token=of("token")
+            )
+    assert caught.value.reason is SessionReason.SIGN_IN_REFUSED
+    assert str(caught.value).isprintable()
+    assert str(caught.value).endswith("\N{HORIZONTAL ELLIPSIS}")
 
 
 async def test_a_reset_needs_a_fresh_sign_in(issuer: Issuer, tmp_path: Path) -> None:
