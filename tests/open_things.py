@@ -150,9 +150,11 @@ def counting_tasks() -> Iterator[None]:
 
     def make(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> "asyncio.Task[Any]":
         interruption = _under_test.get()
-        if interruption is not None:
-            work = with_its_parent(work, interruption)
-        return asyncio.Task(work, loop=loop, **options)
+        if interruption is None:
+            return asyncio.Task(work, loop=loop, **options)
+        task = asyncio.Task(with_its_parent(work, interruption), loop=loop, **options)
+        task.add_done_callback(lambda _task: work.close())  # one that was cancelled before it began
+        return task
 
     loop.set_task_factory(make)
     try:
