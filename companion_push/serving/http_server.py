@@ -54,6 +54,14 @@ def problem(status: int, detail: str | None = None) -> web.Response:
     )
 
 
+def upgrades(websocket: web.WebSocketResponse, request: web.Request) -> bool:
+    """Whether `websocket` can answer the request: whether that is the handshake of a WebSocket (RFC 6455 §4.2.1)."""
+    try:
+        return bool(websocket.can_prepare(request))
+    except ValueError:  # aiohttp 3.14: a Sec-WebSocket-Key that is not ASCII
+        return False
+
+
 class Runner(web.AppRunner):
     """Serves one application, and answers requests that aiohttp refuses before the application.
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
-from companion_push.serving.http_server import http_logger, problem
+from companion_push.serving.http_server import http_logger, problem, upgrades
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from headless_passkey.errors import UsageError
@@ -392,7 +392,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
     if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
         return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
-    if not _upgrades(request, endpoints.limits):
+    if not upgrades(_websocket(endpoints.limits), request):
         return problem(400, "expected a websocket upgrade")
     match path:
         case NewTunnel():
@@ -404,13 +404,6 @@ async def _cable(request: web.Request) -> web.StreamResponse:
 def _mounted_at(app: web.Application) -> str:
     """The prefix under which a host has mounted the application; empty when it stands by itself."""
     return app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
-
-
-def _upgrades(request: web.Request, limits: Limits) -> bool:
-    try:
-        return bool(_websocket(limits).can_prepare(request))
-    except ValueError:  # aiohttp 3.14: a Sec-WebSocket-Key that is not ASCII
-        return False
 
 
 async def _watched_loop(app: web.Application) -> AsyncIterator[None]:

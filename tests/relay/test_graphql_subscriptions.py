@@ -578,3 +578,35 @@ async def test_the_log_holds_nothing_of_a_connection(
     await asyncio.sleep(0)
     for secret in (name, phone.name, frame.name, SEALED, "Follow"):
         assert secret not in caplog.text
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"Sec-WebSocket-Key": "short"},
+        {"Sec-WebSocket-Key": "\xe9" * 24},
+        {"Sec-WebSocket-Version": "12"},
+        {"Connection": "close"},
+        {"Upgrade": "websocket2"},
+    ],
+    ids=["key", "not ASCII", "version", "connection", "upgrade"],
+)
+async def test_what_is_no_handshake_is_refused(
+    relay: Relay, home: Household, change: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "AAAAAAAAAAAAAAAAAAAAAA==",
+        "Sec-WebSocket-Protocol": PROTOCOL,
+        "DPoP": home.companions[0].proof("GET", "/graphql"),
+    }
+    head = "".join(f"{name}: {value}\r\n" for name, value in (headers | change).items())
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(relay.url.rpartition(":")[2]))
+    writer.write(f"GET /graphql HTTP/1.1\r\nHost: x\r\n{head}\r\n".encode("latin-1"))
+    status = (await reader.readline()).split()[1]
+    writer.close()
+    assert status == (b"405" if "Upgrade" in change else b"400")
+    assert "unexpected" not in caplog.text
+
+

@@ -27,6 +27,7 @@ from companion_push.relay.messages import MAX_BODY
 from companion_push.relay.problems import Problem, Slug, invalid
 from companion_push.relay.proofs import HEADER, NONCE_HEADER
 from companion_push.serving.connections import ConnectionLimits, Connections, Slot
+from companion_push.serving.http_server import upgrades
 
 PROTOCOL: Final = "graphql-transport-ws"
 INIT_SECONDS: Final = 10.0  # until connection_init has come
@@ -100,12 +101,14 @@ class Subscriptions:
             raise invalid(f"Sec-WebSocket-Protocol: expected {PROTOCOL}")
         if self.relay.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
-        proofs = request.headers.getall(HEADER, [])
-        name = await self.relay.authenticate(request, proofs, self.path) if proofs else None
         socket = web.WebSocketResponse(
             protocols=(PROTOCOL,), heartbeat=_HEARTBEAT, timeout=_CLOSE_SECONDS, max_msg_size=MAX_BODY, compress=False,
             autoping=False,  # pings are answered in `_read`, which counts them
         )  # fmt: skip
+        if not upgrades(socket, request):
+            raise invalid("expected the upgrade to a WebSocket")
+        proofs = request.headers.getall(HEADER, [])
+        name = await self.relay.authenticate(request, proofs, self.path) if proofs else None
         if name is not None:
             socket.headers[NONCE_HEADER] = self.relay.nonce()
         slot = self.strangers.admit(request.remote or "", lambda: cut(request))
