@@ -725,11 +725,13 @@ class RelayEndpoints:
                     await held.wait(pause)
 
     @contextlib.contextmanager
-    def followed(self, caller: str, *, address: str, cursor: str | None = None) -> Iterator[Following]:
+    def followed(
+        self, caller: str, *, address: str, cursor: str | None = None, until: float | None = None
+    ) -> Iterator[Following]:
         """Follow the inbox of an authenticated companion on one connection, which counts as a held call while it is open.
 
-        address: the caller's. cursor: of the answer that the caller has; None for none. Refuses with `rate-limited` when
-        too much is held for the address. The connection's beginning is a call of the caller, and what it is sent is none:
+        address: the caller's. cursor: of the answer that the caller has; None for none. until: as `proof_until` said when the
+        connection began; None where it begins now. Refuses with `rate-limited` when too much is held for the address. The connection's beginning is a call of the caller, and what it is sent is none:
         the system of a phone acknowledges for an app that sleeps. A sign of life is (`Following.heard`).
         """
         clock = self._config.clock
@@ -738,7 +740,6 @@ class RelayEndpoints:
             called = not inbox.has_read
             return await self.run(caller, operations.read_inbox(newest), called=called)
 
-        life = self._config.stream_life * random.uniform(0.8, 1)  # noqa: S311  those who came together do not all go together
         topic = operations.inbox_topic(caller)
         with self.held_requests.hold(topic=topic, member=caller, address=address) as held:
             inbox = Following(
@@ -746,12 +747,17 @@ class RelayEndpoints:
                 held,
                 among=self.held_requests,
                 cursor=cursor,
-                until=_ticks() + life,
+                until=self.proof_until() if until is None else until,
                 lease=self._config.lease,
                 clock=clock,
                 heard=lambda: self._leases.called(caller, clock()),
             )
             yield inbox
+
+    def proof_until(self) -> float:
+        """Until when a connection that begins now may go by its proof, by the event loop's clock."""
+        # those who came together do not all go together
+        return _ticks() + self._config.stream_life * random.uniform(0.8, 1)  # noqa: S311
 
     async def run(self, caller: str, operation: Operation, *, called: bool = True) -> Answer:
         """One transaction, and the held requests it wakes. It is shielded: a client's disconnect stops neither.

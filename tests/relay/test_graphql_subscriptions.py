@@ -503,6 +503,23 @@ async def test_a_connection_ends_when_a_new_proof_is_due(tmp_path: Path) -> None
             assert await socket.closed() == (1001, "renew")
 
 
+@pytest.mark.threat("T13")
+async def test_a_connection_goes_by_its_proof_no_longer_for_a_new_subscription(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "r", graphql=True, stream_life=1) as relay:
+        home = await relay.household()
+        relay._relay._calls = Budget(name="calls", per_minute=1 << 30)
+        async with begun(home.companions[0]) as socket:
+            number = 0
+            while True:
+                number += 1
+                await socket.follow(str(number))
+                received = await socket.socket.receive()
+                if received.type is WSMsgType.CLOSE:
+                    assert (received.data, received.extra) == (1001, "renew")
+                    break
+                await socket.send({"type": "complete", "id": str(number)})
+
+
 async def test_a_connection_that_says_nothing_is_closed(
     home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -565,19 +582,6 @@ async def test_another_protocol_is_refused(home: Household, protocols: list[str]
     assert refused.value.status == 400
 
 
-async def test_the_log_holds_nothing_of_a_connection(
-    home: Household, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.DEBUG)
-    (frame,), (phone, _) = home.devices, home.companions
-    async with begun(phone) as socket:
-        await socket.follow()
-        await socket.inbox()
-        name = await submit(frame, phone)
-        await socket.inbox()
-    await asyncio.sleep(0)
-    for secret in (name, phone.name, frame.name, SEALED, "Follow"):
-        assert secret not in caplog.text
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize(
     "change",
@@ -610,3 +614,16 @@ async def test_what_is_no_handshake_is_refused(
     assert "unexpected" not in caplog.text
 
 
+async def test_the_log_holds_nothing_of_a_connection(
+    home: Household, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    (frame,), (phone, _) = home.devices, home.companions
+    async with begun(phone) as socket:
+        await socket.follow()
+        await socket.inbox()
+        name = await submit(frame, phone)
+        await socket.inbox()
+    await asyncio.sleep(0)
+    for secret in (name, phone.name, frame.name, SEALED, "Follow"):
+        assert secret not in caplog.text

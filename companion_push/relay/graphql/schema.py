@@ -50,8 +50,9 @@ class Caller:
     request: web.Request  # for its network address
     name: str  # of the key that made the proof
     document: DocumentNode
-    # of a subscription: is told what it follows, when the caller has been authorised
+    # of a subscription: is told what it follows, when the caller has been authorised; and when a new proof is due
     follows: Callable[[Following], None] | None = None
+    until: float | None = None
 
 
 CallInfo = Info[Caller, None]
@@ -388,7 +389,9 @@ class Subscription:
     async def inbox(self, info: CallInfo, cursor: str | None = None) -> AsyncGenerator[Inbox, None]:
         caller, known = info.context, Parameters.of(cursor=cursor).cursor()
         address = caller.request.remote or ""
-        with caller.relay.followed(caller.name, address=address, cursor=known) as following:
+        with caller.relay.followed(
+            caller.name, address=address, cursor=known, until=caller.until
+        ) as following:
             first = await following.news(0)
             if caller.follows is not None:
                 caller.follows(following)

@@ -146,6 +146,7 @@ class _Connection:
         """
         self._relay, self._endpoint = endpoint.relay, endpoint
         self._request, self._socket, self._name, self._slot = request, socket, name, slot
+        self._until = self._relay.proof_until()  # for all of its subscriptions
         self._begun = False  # connection_init was acknowledged
         self._before_init = 0  # messages
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -283,7 +284,7 @@ class _Connection:
             self._endpoint.strangers.release(self._slot)
             self._relay.answered(self._request, 200, None)
 
-        caller = Caller(self._relay, self._request, name, admitted.document, follows=follows)
+        caller = Caller(self._relay, self._request, name, admitted.document, follows, self._until)
         results = await self._endpoint.schema.subscribe(
             admitted.text, variable_values=message.payload.variables, context_value=caller
         )
