@@ -8,6 +8,7 @@ CEREMONY_TIMEOUT: Final = (
 )
 # with which a companion declines: its user did not ask for this, and the relay mutes the device
 NOT_ME: Final = "not-me"
+MUTED: Final = "muted"  # with which the relay then cancels what else the device asks for
 
 
 class RequestState(StrEnum):

@@ -35,12 +35,11 @@ from companion_push.relay.messages import (
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
-from headless_passkey.request import NOT_ME, InvitationState, RequestState
+from headless_passkey.request import MUTED, NOT_ME, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
 from headless_passkey.trust.word import Claim
 
-MUTED: Final = "muted"  # reason: the device was muted
 MAX_RINGS: Final = 32  # ring documents in one answer
 # ring versions of one signer, without those that only take members out
 _RING_RATES: Final = (Rate(count=30, seconds=3600), Rate(count=100, seconds=86_400))

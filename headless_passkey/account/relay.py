@@ -29,7 +29,7 @@ from headless_passkey.errors import (
 from headless_passkey.mends import clock_skew, mend, transport_error
 from headless_passkey.net.proven_http import MAX_WAIT, PATIENCE, ProblemAnswer, ProvenHttp, open_session
 from headless_passkey.refusals import Refusal, refused
-from headless_passkey.request import NOT_ME, DeviceEvent, InvitationState, RequestState
+from headless_passkey.request import MUTED, NOT_ME, DeviceEvent, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.members import Members
 from headless_passkey.trust.admission import Newcomer
@@ -130,20 +130,19 @@ class RequestStatus:
         label: as with `refusals`.
         """
         match self.state:
-            case RequestState.DECLINED:
-                if self.reason == NOT_ME:
+            case RequestState.DECLINED | RequestState.CANCELLED:
+                outcome = Outcome(self.state)
+                if self.reason in (NOT_ME, MUTED):
                     return NotApproved(
-                        Outcome.DECLINED,
+                        outcome,
                         'somebody who was asked said "not me", and the relay takes no requests of this device now',
                         advice=mend(EnrolmentReason.DEVICE_MUTED),
                     )
                 why = f" ({self.reason})" if self.reason else ""
-                return NotApproved(Outcome.DECLINED, f"the request was declined{why}")
+                return NotApproved(outcome, f"the request was {self.state}{why}")
             case RequestState.EXPIRED:
                 said = "; ".join(["nobody approved in time", *map(str, self.refusals(label))])
                 return NotApproved(Outcome.EXPIRED, said)
-            case RequestState.CANCELLED:
-                return NotApproved(Outcome.CANCELLED, "the request was cancelled")
             case RequestState.SUPERSEDED:
                 return NotApproved(Outcome.SUPERSEDED, "a newer request of this device took its place")
             case RequestState.FAILED:

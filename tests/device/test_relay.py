@@ -539,6 +539,19 @@ def test_a_companion_that_refuses_for_the_clocks_says_what_to_do() -> None:
     )
 
 
+@pytest.mark.threat("T6")
+def test_a_request_that_ends_because_its_device_was_muted_says_so() -> None:
+    muted, removed = (status(state="cancelled", reason=reason).error() for reason in ("muted", "removed"))
+    assert muted is not None
+    assert (
+        str(muted)
+        == 'somebody who was asked said "not me", and the relay takes no requests of this device now'
+    )
+    assert (muted.reason, "companion mute remove" in str(muted.advice)) == ("cancelled", True)
+    assert removed is not None
+    assert removed.explain() == "the request was cancelled (removed)"
+
+
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("reason", ["\x1b[2J", "a\u202eb", "a\nb", "Declined", "x" * 65, ""], ids=ascii)
 def test_a_reason_that_is_no_word_is_refused_and_reaches_no_terminal(reason: str) -> None:
