@@ -41,6 +41,7 @@ from tests.relay.graphql_calls import (
 from tests.relay.household import SEALED, Caller, Household, Relay, Reply, fresh_id, rates, running_relay
 from tests.relay.test_any_input import Running
 from tests.relay.test_authority import Users
+from tests.relay.test_graphql_subscriptions import begun
 from tests.relay.test_no_weaker_way_in import WEAKER
 from tests.trust.people import companion, device, grow
 
@@ -167,6 +168,22 @@ async def test_a_relay_that_ends_answers_held_queries_and_then_says_so(relay: Re
     assert (await waiting)["cursor"] == cursor
     reply = await send(phone, INBOX)
     assert (reply.status, slug(reply), reply.headers["Retry-After"]) == (503, "draining", "1")
+
+
+async def test_an_admitted_document_is_neither_parsed_nor_validated_again(
+    home: Household, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def again(*_: object, **__: object) -> None:
+        raise AssertionError("again")
+
+    for name in ("parse", "validate", "validate_document"):
+        monkeypatch.setattr(f"strawberry.schema.schema.{name}", again)
+    (frame,), (phone, _) = home.devices, home.companions
+    assert (await ask(phone, INBOX))["requests"] == []
+    assert await ask(frame, "mutation { callForWords }") is True
+    async with begun(phone) as socket:
+        await socket.follow()
+        assert (await socket.inbox())["requests"] == []
 
 
 class _Calls:
