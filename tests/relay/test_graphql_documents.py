@@ -148,6 +148,28 @@ def test_what_costs_too_much_is_refused_before_it_is_validated(
 
 
 @pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("variables", "fits"),
+    [
+        ({f"v{n}": n for n in range(256)}, True),
+        ({f"v{n}": n for n in range(257)}, False),
+        ({"v": [0] * 255}, True),
+        ({"v": [0] * 256}, False),
+        ({"v": [{"to": "a", "sealed": "b"}] * 85}, True),
+        ({"v": [{"to": "a", "sealed": "b"}] * 86}, False),
+        ({"v": [[[]] * 100, {"a": {"b": [1] * 60}}]}, True),
+        ({"v": [[[]] * 200, {"a": {"b": [1] * 60}}]}, False),
+        ({"v": "a" * 90_000}, True),
+    ],
+    ids=["names", "more names", "list", "longer list", "objects", "more objects", "nested", "more nested", "long text"],
+)  # fmt: skip
+def test_variables_have_so_many_values(variables: dict[str, Any], *, fits: bool) -> None:
+    expected = pytest.raises(Problem, match="at most 256 values") if not fits else contextlib.nullcontext()
+    with expected:
+        Documents(SCHEMA).admit(Submitted(query=CURSOR, variables=variables))
+
+
+@pytest.mark.threat("T12")
 @given(text=st.text() | st.lists(st.sampled_from(
     ["{", "}", "(", ")", "...", "on", "F", "fragment", "query", "mutation", "inbox", "cursor", "Query", ":", "$", "@", "!", '"', "1", "[", "]"]
 )).map(" ".join))  # fmt: skip

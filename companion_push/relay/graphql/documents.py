@@ -42,6 +42,7 @@ MAX_FIELDS: Final = 200  # with fragments counted where they are spread
 _SCHEMA_LIMITS: Final = (20, 1000)  # depth and fields where the schema may be asked for
 MAX_ALIASES: Final = 10
 MAX_DIRECTIVES: Final = 10
+MAX_VALUES: Final = 256  # of variables, those inside lists and objects too: 16 envelopes are 49
 _MAX_ERRORS: Final = 5  # of one document, that are told
 _CACHED: Final = 64  # documents that were admitted
 PARSED_AS: Final = 10  # calls: parsing, measuring and validating take up to 35 ms
@@ -108,10 +109,14 @@ class Documents:
         self._known = {} if file is None else self._read(file)
 
     def admit(self, submitted: Submitted) -> Admitted:
-        """Find or parse the request's document. Refuses with a `Problem`, or `Refused` for what is wrong with the document."""
+        """Find or parse the request's document, and check how many values come with it. Refuses with a `Problem`, or `Refused` for what is wrong with the document."""
         text, named = submitted.query, submitted.known_as()
         if text is None and named is None:
             raise invalid("query: expected a document")
+        if _has_too_many(submitted.variables or {}):
+            raise invalid(
+                f"variables: expected at most {MAX_VALUES} values, with those inside lists and objects"
+            )
         if text is None or self._only:
             key = named if text is None else _hash(text)
             admitted = self._known.get(key or "")
@@ -271,6 +276,19 @@ class _Meter:
             self._sizes[name] = self.of(self._fragments[name].selection_set)
             self._open.discard(name)
         return self._sizes[name]
+
+
+def _has_too_many(variables: dict[str, Any]) -> bool:
+    """Whether variables have more than `MAX_VALUES` values. They are counted no further than that."""
+    left, unseen = MAX_VALUES, list[Any]([variables])
+    while unseen:
+        one = unseen.pop()
+        inner = one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        left -= len(inner)
+        if left < 0:
+            return True
+        unseen.extend(inner)
+    return False
 
 
 def _hash(text: str) -> str:
