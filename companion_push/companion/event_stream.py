@@ -4,15 +4,12 @@ Two things are stricter than the standard: a stream is UTF-8 or refused, and an 
 fields included.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 
 _MARK: Final = "\ufeff".encode()  # a byte order mark, which may begin a stream
-
-_LINE_END: Final = re.compile(rb"\r\n|\n|\r")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,23 +35,19 @@ class EventParser:
     def feed(self, chunk: bytes) -> list[Event]:
         """Parse the next bytes; returns the events that end in them. `RemoteProtocolError` for too long an event, or no UTF-8."""
         events = []
-        start = 0
-        if self._after_return and chunk:
-            self._after_return = False
-            start = 1 if chunk[:1] == b"\n" else 0
-        while start < len(chunk):
-            end = _LINE_END.search(chunk, start)
-            after = len(chunk) if end is None else end.end()
-            self._line += chunk[start : after if end is None else end.start()]
-            self._size += after - start
+        if chunk:
+            chunk = chunk.removeprefix(b"\n") if self._after_return else chunk
+            self._after_return = chunk.endswith(b"\r")
+        for line in chunk.splitlines(keepends=True):  # of bytes: at CR, LF and CRLF, and nowhere else
+            self._size += len(line)
             if self._size > self._longest:
                 raise RemoteProtocolError(
                     f"an event of more than {self._longest} bytes", reason=ProtocolReason.TOO_LONG
                 )
-            start = after
-            if end is None:
+            content = line.rstrip(b"\r\n")
+            self._line += content
+            if len(content) == len(line):  # the end is still to come
                 break
-            self._after_return = after == len(chunk) and end[0] == b"\r"
             event = self._end_line()
             if event is not None:
                 events.append(event)

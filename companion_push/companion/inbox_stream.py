@@ -33,6 +33,9 @@ POLL_LONGER: Final = 3600.0  # the same, where the relay has none: it may be a n
 _PAUSE: Final = 0.5  # seconds before the next connection, doubled with each stream that breaks at once
 _LONGEST_PAUSE: Final = 60  # seconds that a relay may ask for
 _QUIET: Final = 0.05  # seconds between two readings: a relay that never stops is read no faster
+_RATE: Final = (
+    256 << 10
+)  # bytes a second, nor faster than this: lines without anything cost the most to parse
 
 
 class NoStream(TransportError):  # noqa: N818  a state of affairs
@@ -60,16 +63,17 @@ class InboxStream:
         self._response = response
         self._parser = EventParser(longest=MAX_EVENT)
         self._has_spoken = False
-        self._read_at = 0.0
+        self._next_at = 0.0  # by a clock that never goes back
 
     async def read(self) -> Page | None:
         """The newest inbox, as soon as one comes; None when there is nothing but a sign of life.
 
         Raises `StreamOver`, and `NoStream` for what is no such stream.
         """
-        await asyncio.sleep(max(0.0, self._read_at + _QUIET - time.monotonic()))
+        await asyncio.sleep(max(0.0, self._next_at - time.monotonic()))
         chunk = await self._next_chunk()
-        self._read_at, self._has_spoken = time.monotonic(), True
+        self._next_at = time.monotonic() + max(_QUIET, len(chunk) / _RATE)
+        self._has_spoken = True
         newest = None
         try:
             for event in self._parser.feed(chunk):

@@ -43,6 +43,28 @@ def test_examples_are_parsed_as_the_standard_says(text: str, events: list[tuple[
     assert parsed(*(bytes([byte]) for byte in text.encode())) == events
 
 
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        (b"data: 1\rdata: 2", b"\n\n"),
+        (b"data: 1\rdata: 2\r", b"\n\n"),
+        (b"data: 1\r", b"", b"\ndata: 2\r", b"\n", b"\n"),
+        (b"data: 1\r", b"data: 2\r\r"),
+        (b"data: 1\r\ndata: 2\n\r", b"\n"),
+    ],
+    ids=["in the middle", "at the end", "nothing between", "none", "of nothing"],
+)
+def test_a_line_feed_belongs_to_a_return_right_before_it_and_to_no_other(chunks: tuple[bytes, ...]) -> None:
+    assert parsed(*chunks) == [("message", "1\n2")]
+
+
+@given(st.text("d:\r\n", max_size=40), st.lists(st.integers(0, 40), max_size=5))
+def test_lines_end_alike_however_they_come(text: str, cuts: list[int]) -> None:
+    data = text.replace("d", "data").encode()
+    places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    assert parsed(*(data[start:end] for start, end in pairwise(places))) == parsed(data)
+
+
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=5))
 def test_any_bytes_give_the_same_however_they_come(data: bytes, cuts: list[int]) -> None:
     places = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]

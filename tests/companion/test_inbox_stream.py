@@ -13,7 +13,7 @@ from aiohttp import web
 
 from companion_push.companion import inbox, inbox_stream
 from companion_push.companion.inbox import NoticeKind
-from companion_push.companion.inbox_stream import NoStream, StreamOver, Ways
+from companion_push.companion.inbox_stream import InboxStream, NoStream, StreamOver, Ways
 from companion_push.relay import following
 from companion_push.relay.app import RelayEndpoints, close_account
 from headless_passkey.errors import EnrolmentReason, NotEnrolled, TrustError, TrustReason
@@ -367,6 +367,27 @@ async def test_kinds_of_events_and_members_of_later_are_passed_over(anna: Compan
             while companion.inbox._cursor != "d":  # noqa: ASYNC110  what a relay that lies hears
                 await asyncio.sleep(0)
             seen.set()
+
+
+@pytest.mark.threat("T12")
+async def test_a_relay_that_never_stops_is_read_by_its_amount(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses = [100.0], []
+    chunks = [b"\n" * (128 << 10), b":\n" * (64 << 10), b"\n" * (256 << 10), b":\n\n", b":\n\n"]
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        now[0] += seconds
+
+    async def readany() -> bytes:
+        return chunks.pop(0)
+
+    monkeypatch.setattr(inbox_stream, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    response: Any = SimpleNamespace(content=SimpleNamespace(readany=readany))
+    stream = InboxStream(response)
+    while chunks:
+        assert await stream.read() is None
+    assert pauses == pytest.approx([0, 0.5, 0.5, 1, 0.05])
 
 
 # When to try again
