@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from typing import Any
 
 import pytest
 
@@ -18,14 +19,18 @@ BOTH = pytest.mark.parametrize(
 )
 
 
+def exc_info(error: Exception | None) -> Any:
+    """What a record holds of an error that was caught."""
+    if error is None:
+        return None
+    try:
+        raise error
+    except type(error):
+        return sys.exc_info()
+
+
 def logged(formatter: logging.Formatter, message: str, *args: object, error: Exception | None = None) -> str:
-    info = None
-    if error is not None:
-        try:
-            raise error
-        except type(error):
-            info = sys.exc_info()
-    return formatter.format(logging.LogRecord("a", logging.INFO, "a.py", 1, message, args, info))
+    return formatter.format(logging.LogRecord("a", logging.INFO, "a.py", 1, message, args, exc_info(error)))
 
 
 @BOTH
@@ -55,13 +60,7 @@ def test_a_traceback_keeps_its_lines_and_hides_nothing(formatter: logging.Format
 
 def record(message: str, *args: object, fields: object = None, error: Exception | None = None) -> str:
     """A line of ``--log-format json``."""
-    info = None
-    if error is not None:
-        try:
-            raise error
-        except type(error):
-            info = sys.exc_info()
-    made = logging.LogRecord("a.b", logging.WARNING, "a.py", 1, message, args, info)
+    made = logging.LogRecord("a.b", logging.WARNING, "a.py", 1, message, args, exc_info(error))
     made.created = 1_700_000_000.0625
     if fields is not None:
         made.fields = fields
