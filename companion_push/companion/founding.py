@@ -1,8 +1,8 @@
 """Founding an account by a sign-in at the relay's account service, and founding it anew (reset).
 
 The companion chooses the account's id and signs the founding ring; the relay verifies the token and stores both. The ring is
-written to disk before it is sent: after a crash or a lost answer the same command goes on with the same bytes, and a new
-token.
+written to disk before it is sent: after a crash or a lost answer the same command goes on with the same key and a new token,
+and with the same bytes where they have founded the account that there is.
 """
 
 import asyncio
@@ -60,8 +60,15 @@ async def found_by_sign_in(
             ):
                 shown = await token(relay, keys)
                 mine = await relay.mine(shown)
-                ring = begun.said if begun is not None and isinstance(begun.said, Ring) else None
-                if ring is None or ring.account_name != mine.account_name:
+                ring = None if begun is None else begun.said
+                if (
+                    not isinstance(ring, Ring) or ring.account != mine.account
+                ):  # it did not arrive, or is closed
+                    if mine.account is not None:
+                        if agree is None:
+                            raise account_exists()
+                        if not await agree(mine.account_name):
+                            raise NotApproved(Outcome.DECLINED, "nothing was closed")
                     ring = Ring.found(
                         keys.signing,
                         account=new_account(),
@@ -70,12 +77,7 @@ async def found_by_sign_in(
                         label=label,
                         now=clock(),
                     )
-                if mine.account not in (None, ring.account):
-                    if agree is None:
-                        raise account_exists()
-                    if not await agree(mine.account_name):
-                        raise NotApproved(Outcome.DECLINED, "nothing was closed")
-                state.begin_joining(Joining(line=line, keys=keys, said=ring))
+                    state.begin_joining(Joining(line=line, keys=keys, said=ring))
                 await relay.found_by_sign_in(shown, ring, resets=resets)
         except TimeoutError as error:
             why = f"this was not done within {round(seconds, 1):g} s; the same command goes on"

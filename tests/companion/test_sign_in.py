@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from companion_push.companion.founding import found_by_sign_in
-from companion_push.companion.keys import CompanionState, KeyPair
+from companion_push.companion.keys import CompanionState, Identity, KeyPair
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.sign_in import Prompt, Way, sign_in
 from companion_push.identity.authority import AccountAuthority, SignIn, TokenRefused
@@ -212,6 +212,53 @@ async def test_an_interrupted_reset_goes_on_from_wherever_it_was(
         assert status == 0, said
         assert [member.label for member in state.chain().head.members] == ["mine"]
         assert (await outcome("companion", "mute", "list", "--state", tmp_path / "state"))[0] == 0
+
+
+async def test_a_reset_goes_on_although_another_one_came_between(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with relay_for(issuer, tmp_path) as relay:
+        one, other = CompanionState(tmp_path / "one"), CompanionState(tmp_path / "other")
+        asked: list[str] = []
+
+        async def agree(name: str) -> bool:
+            asked.append(name)
+            return True
+
+        async def reset(state: CompanionState) -> Identity:
+            return await found_by_sign_in(state, relay.url, label="x", token=of(issuer.token()), agree=agree)
+
+        def killed(*_args: object, **_more: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr(CompanionState, "finish_joining", killed)
+            with pytest.raises(KeyboardInterrupt):
+                await reset(one)
+        between = await reset(other)
+        identity = await reset(one)
+        assert asked == ["anna", "anna"]
+        assert identity.account != between.account
+        async with CompanionRelay.connect(relay.url, identity.keys.signing, tls=None) as client:
+            assert (await client.inbox(cursor=None, wait=0)).items == ()
+        assert one.chain().head.account == identity.account
+
+
+async def test_a_founding_goes_on_although_its_user_is_called_something_else_now(
+    issuer: Issuer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_args: object, **_more: object) -> None:
+        raise KeyboardInterrupt
+
+    async with relay_for(issuer, tmp_path) as relay:
+        state = CompanionState(tmp_path / "state")
+        with monkeypatch.context() as patched:
+            patched.setattr(CompanionState, "finish_joining", killed)
+            with pytest.raises(KeyboardInterrupt):
+                await found_by_sign_in(state, relay.url, label="x", token=of(issuer.token()))
+        renamed = of(issuer.token(preferred_username="anna b."))
+        await found_by_sign_in(state, relay.url, label="x", token=renamed)
+        assert state.chain().head.account_name == "anna"
 
 
 @pytest.mark.parametrize(
