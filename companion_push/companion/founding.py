@@ -61,9 +61,8 @@ async def found_by_sign_in(
                 shown = await token(relay, keys)
                 mine = await relay.mine(shown)
                 ring = None if begun is None else begun.said
-                if (
-                    not isinstance(ring, Ring) or ring.account != mine.account
-                ):  # it did not arrive, or is closed
+                if not isinstance(ring, Ring) or ring.account != mine.account:
+                    # none was begun, or it did not arrive, or is closed
                     if mine.account is not None:
                         if agree is None:
                             raise account_exists()

@@ -107,7 +107,7 @@ def _add_join(commands: Any) -> None:
         metavar="S",
         type=_seconds,
         default=float(LIFETIME),
-        help=f"seconds to wait for the inviter (default: {LIFETIME}); the same command goes on after that",
+        help=f"seconds to wait for the inviter, or for the sign-in (default: {LIFETIME}); the same command goes on after that",
     )
 
 

@@ -209,7 +209,7 @@ complete -c companion-push -n '_shtab_companion_push_using companion join' -l to
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l issuer-ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the issuer, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l label -x -d 'what people will call this companion, such as '"'"'My phone'"'"''
 complete -c companion-push -n '_shtab_companion_push_using companion join' -l expect-account -x -d 'the account to join, by its id: an invitation into another one is refused, and nothing is sent'
-complete -c companion-push -n '_shtab_companion_push_using companion join' -l timeout -x -d 'seconds to wait for the inviter (default: 600); the same command goes on after that'
+complete -c companion-push -n '_shtab_companion_push_using companion join' -l timeout -x -d 'seconds to wait for the inviter, or for the sign-in (default: 600); the same command goes on after that'
 complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a reset -d 'Close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone.'
 complete -c companion-push -n '_shtab_companion_push_using companion reset' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using companion reset' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.reset]'

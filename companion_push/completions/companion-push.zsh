@@ -229,7 +229,7 @@ _shtab_companion_push_companion_join_options=(
   "--issuer-ca[PEM file of roots to believe for the issuer, instead of the system\'s]:FILE:_files"
   "--label[what people will call this companion, such as \'My phone\']:label:"
   "--expect-account[the account to join, by its id\: an invitation into another one is refused, and nothing is sent]:ID:"
-  "--timeout[seconds to wait for the inviter (default\: 600)\; the same command goes on after that]:S:"
+  "--timeout[seconds to wait for the inviter, or for the sign-in (default\: 600)\; the same command goes on after that]:S:"
 )
 
 # guard to ensure default positional specs are added only once per session
