@@ -10,7 +10,9 @@ import pytest
 from companion_push.relay.app import RELAY, make_app
 from tests.open_things import Handlers, Interruption, cancel_everywhere
 from tests.relay import household
+from tests.relay.graphql_calls import INBOX, send
 from tests.relay.household import Household, Reply, fresh_id
+from tests.relay.test_graphql_subscriptions import endpoint
 
 Call = Callable[[Household], Awaitable[Reply]]
 
@@ -37,11 +39,51 @@ async def claim(home: Household) -> Reply:
     return await phone.act(frame, name, "claimed")
 
 
+async def stream(home: Household) -> Reply:
+    """The first event of a stream."""
+    phone, path = home.companions[0], "/v1/inbox/stream"
+    async with phone.session.get(phone.url + path, headers={"DPoP": phone.proof("GET", path)}) as response:
+        async for line in response.content:
+            if line.startswith(b"event: inbox"):
+                break
+        return Reply(response.status, None, response.headers)
+
+
+async def query(home: Household) -> Reply:
+    return await send(home.companions[0], INBOX)
+
+
+async def subscribe(home: Household) -> Reply:
+    """What a subscription sends first."""
+    phone = home.companions[0]
+    headers = {"DPoP": phone.proof("GET", "/graphql")}
+    status = 0
+    async with phone.session.ws_connect(
+        f"{phone.url}/graphql", protocols=["graphql-transport-ws"], headers=headers
+    ) as socket:
+        await socket.send_json({"type": "connection_init"})
+        payload = {"query": "subscription { inbox { cursor } }"}
+        await socket.send_json({"type": "subscribe", "id": "1", "payload": payload})
+        async for received in socket:
+            if received.json()["type"] == "next":
+                status = 200
+                break
+    return Reply(status, None, {})
+
+
 @pytest.mark.parametrize("again", [None, 1, 2], ids=["once", "and at once", "and two later"])
 @pytest.mark.parametrize(
     ("call", "path"),
-    [(submit, "/v1/requests/"), (look, "/v1/inbox"), (hold, "wait=1"), (claim, "/events")],
-    ids=["submit", "inbox", "held inbox", "claim"],
+    [
+        (submit, "/v1/requests/"),
+        (look, "/v1/inbox"),
+        (hold, "wait=1"),
+        (claim, "/events"),
+        (stream, "/stream"),
+        (query, "/graphql"),
+        (subscribe, "/graphql"),
+    ],
+    ids=["submit", "inbox", "held inbox", "claim", "stream", "query", "subscription"],
 )
 async def test_a_handler(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call, path: str, again: int | None
@@ -50,7 +92,7 @@ async def test_a_handler(
     monkeypatch.setattr(
         household, "make_app", lambda config, **more: handlers.added_to(make_app(config, **more))
     )
-    async with household.running_relay(tmp_path / "relay.sqlite3") as relay:
+    async with household.running_relay(tmp_path / "relay.sqlite3", graphql=True) as relay:
         endpoints = relay.app[RELAY]
         home = await relay.household()
 
@@ -65,4 +107,7 @@ async def test_a_handler(
         assert await cancel_everywhere(one, again=(again,)) >= 1
         assert len(endpoints.held_requests) == 0
         assert not endpoints._transactions
+        subscriptions = endpoint(relay)
+        assert not subscriptions._connections
+        assert len(subscriptions.strangers) == 0
         assert (await call(home)).status in (200, 201)
