@@ -18,7 +18,9 @@ from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from companion_push.identity.authority import AuthorityUnavailable, TokenRefused
 from companion_push.identity.settings import ALGORITHMS, OpenIdSettings
+from headless_passkey.errors import TransportError
 from headless_passkey.net.base_url import BaseUrl
+from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.tasks import end_quietly
 
@@ -81,6 +83,7 @@ class IssuerKeys:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"Accept": "application/json", "Accept-Encoding": "identity"},
             auto_decompress=False,  # no decompression bombs
+            trace_configs=[tracing()],
         ) as session:
             self._session = session
             try:
@@ -160,20 +163,17 @@ class IssuerKeys:
             if not plain or not BaseUrl.parse("http://" + url[7:].partition("/")[0]).is_loopback:
                 raise AuthorityUnavailable("the issuer names a document that is not behind https")
         try:
-            async with (
-                asyncio.timeout(SECONDS),
-                self._session.get(url, allow_redirects=False) as response,
-            ):
+            async with asyncio.timeout(SECONDS), sending(self._session, "GET", url) as response:
                 if response.status != 200:
                     raise AuthorityUnavailable(f"the issuer answers with status {response.status}")
-                content = bytearray()
-                while len(content) <= MAX_ANSWER and (chunk := await response.content.readany()):
-                    content += chunk
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                content = await read_bounded(response, MAX_ANSWER)
+        except TransportError as error:  # it names the host or the proxy, and no path
+            raise AuthorityUnavailable(f"the issuer cannot be asked: {error}") from error
+        except (TimeoutError, ValueError) as error:
             raise AuthorityUnavailable(f"the issuer cannot be asked ({type(error).__name__})") from error
         if len(content) > MAX_ANSWER:
             raise AuthorityUnavailable(f"an answer of the issuer has more than {MAX_ANSWER} bytes")
-        return bytes(content)
+        return content
 
 
 def _usable(raw: msgspec.Raw) -> tuple[_Jwk, Key] | None:

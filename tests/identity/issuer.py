@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class Issuer:
     """An issuer, its keys, and how often it was asked for them."""
 
     url: str = ""
+    port: int = 0
     now: int = NOW
     keys: list[Any] = field(default_factory=lambda: [ec_key("first")])
     asked: int = 0
@@ -131,7 +133,10 @@ class Issuer:
         return web.json_response({"keys": keys + self.more})
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator["Issuer"]:
+    async def running(
+        self, *, tls: ssl.SSLContext | None = None, host: str | None = None
+    ) -> AsyncIterator["Issuer"]:
+        """Serve. tls: for https. host: by which a proxy reaches it at the usual port, in place of its address."""
         app = web.Application()
         app.router.add_get("/.well-known/openid-configuration", self._metadata)
         app.router.add_get("/keys", self._keys)
@@ -141,10 +146,11 @@ class Issuer:
         runner = Runner(app, shutdown_timeout=1)
         await runner.setup()
         try:
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
             await site.start()
-            host, port = runner.addresses[0][:2]
-            self.url = f"http://{host}:{port}"
+            address, self.port = runner.addresses[0][:2]
+            place = host or f"{address}:{self.port}"
+            self.url = f"http{'s' if tls else ''}://{place}"
             yield self
         finally:
             await runner.cleanup()

@@ -1,6 +1,7 @@
 """Tokens of an OpenID Connect issuer: which hold, which do not, and how often the issuer is asked for its keys."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from certificates import Certificate, make_certificate
 
 from companion_push.identity.authority import AuthorityUnavailable, SignIn, SignInWay, Subject, TokenRefused
 from companion_push.identity.openid import OpenIdConnect
 from companion_push.identity.settings import OpenIdSettings
 from headless_passkey.errors import UsageError
+from tests.device.connect_proxy import ConnectProxy
 from tests.identity.issuer import KEY, NOW, OTHER_KEY, Issuer, ec_key, rsa_key
 
 
@@ -305,6 +308,47 @@ async def test_an_issuer_that_is_not_there_is_unavailable() -> None:
     async with opened(issuer) as authority:
         with pytest.raises(AuthorityUnavailable):
             await authority.sign_in(token, key=KEY)
+
+
+HOST = "login.test"  # which nobody but the proxy knows
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("login.test"), names=(HOST,))
+
+
+async def test_the_environments_proxy_carries_what_the_issuer_is_asked_and_sees_host_and_port(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Issuer().running(tls=certificate.server_context(), host=HOST) as issuer:
+        proxy = ConnectProxy({f"{HOST}:443": issuer.port}, credentials="ada:secret")
+        async with proxy.running() as address:
+            monkeypatch.setenv("HTTPS_PROXY", f"http://ada:secret@{address}")
+            async with opened(issuer, ca=certificate.ca) as authority:
+                assert (await authority.sign_in(issuer.token(), key=KEY)).subject.id == "17"
+    assert set(proxy.asked) == {f"{HOST}:443"}
+    assert b"/keys" not in proxy.carried
+
+
+@pytest.mark.threat("T11")
+async def test_a_proxy_that_fails_is_named_without_its_password(
+    certificate: Certificate, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with (
+        Issuer().running(tls=certificate.server_context(), host=HOST) as issuer,
+        ConnectProxy({}, statuses=[403]).running() as address,
+    ):
+        monkeypatch.setenv("HTTPS_PROXY", f"http://ada:secret@{address}")
+        async with opened(issuer, ca=certificate.ca) as authority:
+            with pytest.raises(AuthorityUnavailable) as caught:
+                await authority.sign_in(issuer.token(), key=KEY)
+    why = f"the proxy {address} does not connect to {HOST} (HTTP status 403)"
+    assert caught.value.detail == f"the issuer cannot be asked: {why}"
+    assert why in caplog.text
+    assert "ada" not in caplog.text
+    assert "secret" not in caplog.text
 
 
 @pytest.mark.threat("T14")
