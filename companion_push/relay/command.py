@@ -153,6 +153,7 @@ async def serve(args: argparse.Namespace) -> None:
 def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
     if args.public_url is None and args.listen[0] in ("0.0.0.0", "::"):
         raise UsageError("listening on every address needs --public-url")
+    _check_graphql(args)
     rates = (
         Rate(count=args.requests_per_minute, seconds=60),
         Rate(count=args.requests_per_day, seconds=86_400),
@@ -184,6 +185,15 @@ def _secret(path: Path) -> str:
     if content is None:
         raise UsageError(f"--admin-secret: there is no file {path}")
     return content.decode("ascii", errors="replace").strip()
+
+
+def _check_graphql(args: argparse.Namespace) -> None:
+    """Refuse options that mean nothing together, by their names; `RelayConfig` names its settings."""
+    more = args.graphql_documents or args.graphql_documents_only or args.graphql_introspection
+    if more and not args.graphql:
+        raise UsageError("the other options of GraphQL need --graphql")
+    if args.graphql_documents_only and not args.graphql_documents:
+        raise UsageError("--graphql-documents-only needs --graphql-documents")
 
 
 def _openid(args: argparse.Namespace) -> OpenIdSettings | None:

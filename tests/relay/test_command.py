@@ -165,6 +165,10 @@ async def test_a_store_that_another_relay_uses_is_a_transport_error(path: Path) 
         (["--public-url", "http://relay.example"], "https"),
         (["--public-url", "relay.example"], "https"),
         (["--public-url", "https://relay.example/?a=b"], "https"),
+        (["--graphql-introspection"], "need --graphql"),
+        (["--graphql-documents", "file"], "need --graphql"),
+        (["--graphql", "--graphql-documents-only"], "--graphql-documents-only needs --graphql-documents"),
+        (["--graphql", "--graphql-documents", "absent"], "cannot read absent: No such file"),
     ],
 )
 async def test_words_that_make_no_sense_are_usage_errors(path: Path, more: list[str], said: str) -> None:
