@@ -65,6 +65,38 @@ def test_a_document_of_one_call_is_admitted(text: str, field: str) -> None:
     assert admit(text) == field
 
 
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{ rings { a: rings b: rings } }",
+        "{ rings { rings b: rings } }",
+        "{ inbox { requests { a: sealed } requests { b: sealed } } }",
+        "{ rings { ...A ...B } } fragment A on Rings { a: rings } fragment B on Rings { b: rings }",
+        "{ rings { ...A ... on Rings { b: rings } } } fragment A on Rings { rings }",
+        "{ rings { ... { a: rings } ... { b: rings } } }",
+        "{ rings { ... @include(if: true) { a: rings } b: rings } }",
+        "{ rings { words { by } more: words { by } } }",
+    ],
+    ids=["aliases", "alias", "merged", "fragments", "kinds", "inline", "directive", "objects"],
+)
+def test_an_answer_holds_nothing_twice(text: str) -> None:
+    assert "Expected one name for the field" in refusal(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{ rings { a: rings } }",
+        "{ rings { rings rings ...A } } fragment A on Rings { rings }",
+        "{ inbox { requests { theirs: version } ring { newest: version } } }",
+    ],
+    ids=["alias", "the same", "other types"],
+)
+def test_a_field_has_one_name_of_its_callers_choice(text: str) -> None:
+    assert admit(text)
+
+
 @pytest.mark.threat("T12")
 @pytest.mark.parametrize(
     ("text", "why"),

@@ -26,6 +26,8 @@ from graphql import (
     OperationDefinitionNode,
     OperationType,
     SelectionSetNode,
+    ValidationContext,
+    ValidationRule,
     parse,
     specified_rules,
     validate,
@@ -102,9 +104,8 @@ class Documents:
         `UsageError` for a file that does not hold that, or holds a document that is not admitted.
         """
         self._schema, self._introspection, self._only = schema, introspection, only
-        self._rules = (
-            specified_rules if introspection else (*specified_rules, NoSchemaIntrospectionCustomRule)
-        )
+        hidden = () if introspection else (NoSchemaIntrospectionCustomRule,)
+        self._rules = (*specified_rules, _OneNameRule, *hidden)
         self._cached: OrderedDict[str, Admitted] = OrderedDict()
         self._known = {} if file is None else self._read(file)
 
@@ -231,6 +232,24 @@ def _measured(document: DocumentNode, *, deepest: int, most: int) -> tuple[Opera
     if len(size.roots) > 1:
         raise invalid("query: expected one root field, as each call has a proof of its own")
     return operation, size.roots[0] if size.roots else "__typename"
+
+
+class _OneNameRule(ValidationRule):
+    """A field of a type has one name in a document, its own or an alias: an answer holds nothing twice.
+
+    The limits of what a member reads count what the operation answers.
+    """
+
+    def __init__(self, context: ValidationContext) -> None:
+        super().__init__(context)
+        self._names: dict[tuple[str, str], str] = {}  # by type and field
+
+    def enter_field(self, node: FieldNode, *_: object) -> None:
+        parent = self.context.get_parent_type()
+        field = ("" if parent is None else parent.name, node.name.value)
+        name = (node.alias or node.name).value
+        if self._names.setdefault(field, name) != name:
+            self.report_error(GraphQLError(f"Expected one name for the field '{field[1]}'.", node))
 
 
 class _Meter:
