@@ -745,11 +745,14 @@ def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *value
 def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
     """Delete what has expired: invitations, codes, and accounts that were never founded."""
     db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - ANSWERABLE,))
-    db.execute("DELETE FROM account_codes WHERE expires_at <= ?", (now - _CODE_KEPT,))
     db.execute("DELETE FROM former WHERE removed_at <= ?", (now - _FORMER_KEPT,))
-    db.execute(
-        "DELETE FROM accounts WHERE closed_at IS NULL AND id NOT IN (SELECT account FROM rings)"
-        " AND id NOT IN (SELECT account FROM account_codes)"
+    codes = db.execute(
+        "DELETE FROM account_codes WHERE expires_at <= ? RETURNING account", (now - _CODE_KEPT,)
+    ).fetchall()
+    db.executemany(
+        "DELETE FROM accounts WHERE id = ?1 AND closed_at IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM rings WHERE account = ?1)",
+        codes,
     )
 
 

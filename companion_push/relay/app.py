@@ -798,18 +798,26 @@ class RelayEndpoints:
 
         began = _ticks()
         try:
-            answer = await self._open_store.transact(work)
+            answer = await self._open_store.transact(
+                work, committed=self._wake, durable=lambda answer: answer.durable
+            )
         finally:
             if self.metrics is not None:
                 self.metrics.transacted(_ticks() - began)
-        self.held_requests.wake(answer.topics)
-        self.held_requests.wake_members(answer.told)
         for follower in self._followers:
             try:
                 follower(answer)
             except Exception as error:  # noqa: BLE001  what follows the relay never fails a call of it
                 logger.error("a follower failed: %s", place_of(error))  # noqa: TRY400
         return answer
+
+    def _wake(self, answer: Answer) -> None:
+        """Wake whoever waits for what an operation has changed, before that is on the disk.
+
+        They read no sooner than that by a power cut, after which the operation's caller, who was not answered, asks again.
+        """
+        self.held_requests.wake(answer.topics)
+        self.held_requests.wake_members(answer.told)
 
     def follow(self, follower: Callable[[Answer], None]) -> None:
         """Call `follower` with each operation's answer, on the event loop, after its change is durable and before the caller is answered.
@@ -852,11 +860,12 @@ class RelayEndpoints:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
         while True:
             try:
-                answer = await self.run("", operations.sweep)
+                changed, after, first = 0, None, True
+                while first or after is not None:  # each portion is short, for the event loop's sake
+                    answer = await self.run("", operations.sweep(after))
+                    changed, after, first = changed + answer.body["changed"], answer.body["next"], False
                 self._leases.forget(self._config.clock())
-                logger.debug(
-                    "swept: %d requests changed, %d held", answer.body["changed"], len(self.held_requests)
-                )
+                logger.debug("swept: %d requests changed, %d held", changed, len(self.held_requests))
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
             except Exception as error:  # noqa: BLE001  one that is a bug must not end the sweeping

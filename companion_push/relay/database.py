@@ -1,11 +1,13 @@
-"""The relay's store: one SQLite file, used by one thread, one transaction at a time.
+"""The relay's store: one SQLite file, in which transactions are committed on the event loop and synced by a thread.
 
-`transact` runs a function inside ``BEGIN IMMEDIATE`` and returns once the commit is on the disk (WAL with
-synchronous=FULL): an acknowledged change survives a kill and a power cut.
+A transaction is short, runs on the event loop without a hop to a thread, and is committed without waiting for the disk; whoever
+waits for news sees it from then on. `transact` returns once it is on the disk: an acknowledged change survives a kill and a
+power cut. Syncs are made by one thread, one at a time, and each serves all who wait (group commit).
 
-While another process holds the write lock, a transaction waits `_BUSY_SECONDS` from its call, however many others wait
-too. After the file was moved, deleted or replaced, every transaction fails: its change would be in a file
-that nobody reads again.
+While another process holds the write lock, transactions wait in their order, `_BUSY_SECONDS` from the call of each at most, and
+the event loop goes on. After the file was moved, deleted or replaced, every transaction fails: its change would be in a file
+that nobody reads again. After a sync that failed every transaction fails until the store is opened again: what the system
+could not write it may have dropped, and the next sync would not say so.
 """
 
 import asyncio
@@ -27,6 +29,13 @@ from headless_passkey.process.private_file import reason_of, refuse_others, refu
 _APPLICATION_ID: Final = 0x68704B32  # "hpK2" in the file's header: a store of this program
 _EARLIER_ID: Final = 0x68704B31  # "hpK1": of a version whose rings nobody reads any more
 _BUSY_SECONDS: Final = 5.0  # for an `account add` beside a running relay
+_BUSY_PAUSE: Final = 0.005  # seconds until a locked store is tried again
+CHECKPOINT: Final = (
+    4 << 20
+)  # bytes of the write-ahead log from which it is copied into the file, as SQLite would by itself
+_TOO_LONG: Final = (
+    8 * CHECKPOINT
+)  # of a log that never comes to its end under load: transactions wait for this copy
 
 T = TypeVar("T")
 
@@ -36,50 +45,158 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="store")
+        self._threads = ThreadPoolExecutor(max_workers=2, thread_name_prefix="store")  # one syncs, one copies
         self._connection: sqlite3.Connection
+        self._checkpoints: sqlite3.Connection  # of the thread
         self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
+        self._log = -1  # the write-ahead log's descriptor
+        self._turn = asyncio.Lock()  # of transactions while the store is locked
+        self._commits = 0
+        self._synced = 0  # so many commits are on the disk
+        self._syncing: asyncio.Future[None] | None = None  # it covers the commits of before it began
+        self._next: asyncio.Future[None] | None = None  # it begins when that one is over
+        self._copying: asyncio.Future[None] | None = None
+        self._damage: str | None = None  # why nothing is taken any more
 
-    async def transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction, durable when this returns; rolled back when it raises.
+    async def transact(
+        self,
+        work: Callable[[sqlite3.Connection], T],
+        *,
+        committed: Callable[[T], None] = lambda _result: None,
+        durable: Callable[[T], bool] = lambda _result: True,
+    ) -> T:
+        """Run `work` as one transaction on the event loop; rolled back when it raises.
 
-        `StoreUnavailable`, of which `StoreBusy` is one, when the store does not answer.
+        committed: is called as soon as others see the change, before it is on the disk. durable: whether what was read and
+        changed, by this transaction and by all before it, is on the disk when this returns; False for a reader whose answer may
+        be lost with a power cut. `StoreUnavailable`, of which `StoreBusy` is one, when the store does not answer.
         """
         asked = monotonic()
-        return await self._in_worker(lambda: self._checked(work, asked))
+        async with self._turn:
+            while True:
+                try:
+                    result = self._checked(work)
+                    break
+                except StoreBusy:
+                    if monotonic() >= asked + _BUSY_SECONDS:
+                        raise
+                await asyncio.sleep(_BUSY_PAUSE)
+        committed(result)
+        if durable(result):
+            await self._durable()
+        return result
 
-    def _checked(self, work: Callable[[sqlite3.Connection], T], asked: float) -> T:
-        left = max(0.0, asked + _BUSY_SECONDS - monotonic())
+    def _checked(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._check()
+        before = self._connection.total_changes
         try:
-            self._connection.execute(f"PRAGMA busy_timeout={int(left * 1000)}")
             result = _transaction(self._connection, work)
         except sqlite3.Error as error:
             if _is_locked(error):
                 raise StoreBusy(f"another process keeps the store {self._path} locked") from error
             raise StoreUnavailable(f"the store does not answer: {error}") from error
         self._check()  # a commit counts only in the file at the path
+        if self._connection.total_changes != before:
+            self._commits += 1
         return result
 
     def _check(self) -> None:
+        if self._damage is not None:
+            raise StoreUnavailable(self._damage)
         if any(_identity(path) != known for path, known in self._files.items()):
             raise StoreUnavailable(
                 f"the store is no longer the file at {self._path}: put it back, or start again with the one that is there"
             )
 
-    async def _in_worker(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+    async def _durable(self) -> None:
+        """Wait until every commit of before is on the disk."""
+        if self._synced >= self._commits:
+            return
+        if self._next is None:
+            self._next = asyncio.ensure_future(self._sync(self._syncing))
+            self._next.add_done_callback(_heard)
+        await asyncio.shield(self._next)
+
+    async def _sync(self, before: "asyncio.Future[None] | None") -> None:
+        """Sync once the sync of before is over."""
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        self._syncing, self._next = self._next, None
+        commits = self._commits
+        self._check()  # a sync of before may have failed
+        try:
+            size = await self._in_thread(self._sync_log)
+        except OSError as error:
+            self._damage = f"the store could not be written to the disk ({error.strerror}): start again"
+            raise StoreUnavailable(self._damage) from error
+        self._synced = commits
+        if size > CHECKPOINT and (self._copying is None or self._copying.done()):
+            self._copying = asyncio.ensure_future(self._copy())
+
+    async def _copy(self) -> None:
+        """Copy the write-ahead log into the file (a checkpoint), and empty it.
+
+        Most is copied beside transactions; they wait while the rest is.
+        """
+        with contextlib.suppress(
+            sqlite3.Error
+        ):  # what is acknowledged is in the log; the next one may succeed
+            await self._in_thread(lambda: self._checkpoint("PASSIVE"))
+            async with self._turn:
+                await self._in_thread(lambda: self._checkpoint("TRUNCATE"))
+
+    def _checkpoint(self, how: str) -> None:
+        self._checkpoints.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+
+    def _sync_log(self) -> int:
+        """Sync the write-ahead log; returns the bytes that it has."""
+        os.fdatasync(self._log)
+        return os.fstat(self._log).st_size
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def _settled(self) -> None:
+        """Wait for what the threads are doing."""
+        under_way = [each for each in (self._syncing, self._next, self._copying) if each is not None]
+        if under_way:
+            await asyncio.wait(under_way)
 
     def _open(self) -> None:
         with _translated(self._path):
             _make_private_file(self._path)
             self._connection = _connect(self._path)
             _migrate(self._connection)
+            # from here on commits are synced by `_sync_log`, and the log is copied by `_checkpoint`
+            for pragma in ("synchronous=NORMAL", "wal_autocheckpoint=0", "busy_timeout=0"):
+                self._connection.execute(f"PRAGMA {pragma}").fetchall()
+            self._checkpoints = _connect(self._path)
+            self._checkpoints.execute("PRAGMA busy_timeout=0").fetchall()
+            log, _ = _companions(self._path)
+            self._log = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            _sync_folder(self._path.parent)  # the log's name is in it
             self._files = {path: _identity(path) for path in (self._path, *_companions(self._path))}
 
     def _close(self) -> None:
-        if hasattr(self, "_connection"):
-            self._connection.close()
+        for connection in ("_checkpoints", "_connection"):
+            if hasattr(self, connection):
+                getattr(self, connection).close()
+        if self._log >= 0:
+            os.close(self._log)
+
+
+def _heard(sync: "asyncio.Future[None]") -> None:
+    """Take the error of a sync for which nobody waits any more; the next transaction says it."""
+    if not sync.cancelled():
+        sync.exception()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.asynccontextmanager
@@ -90,11 +207,12 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
     """
     database = Database(path)
     try:
-        await database._in_worker(database._open)  # noqa: SLF001  opening and closing are its other half
+        await database._in_thread(database._open)  # noqa: SLF001  opening and closing are its other half
         yield database
     finally:
-        await database._in_worker(database._close)  # noqa: SLF001
-        database._worker.shutdown(wait=False)  # noqa: SLF001
+        await database._settled()  # noqa: SLF001
+        await database._in_thread(database._close)  # noqa: SLF001
+        database._threads.shutdown(wait=False)  # noqa: SLF001
 
 
 @contextlib.contextmanager
@@ -207,7 +325,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None)
+    connection = sqlite3.connect(path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     return connection
@@ -266,6 +384,7 @@ _MIGRATIONS: Final = (
         expires_at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX account_codes_by_hash ON account_codes (hash);
+    CREATE INDEX account_codes_ending ON account_codes (expires_at);
 
     CREATE TABLE rings (
         account TEXT NOT NULL REFERENCES accounts,
@@ -291,6 +410,7 @@ _MIGRATIONS: Final = (
         removed_at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX former_of ON former (account, version);
+    CREATE INDEX former_ending ON former (removed_at);
 
     CREATE TABLE invitations (
         account TEXT NOT NULL REFERENCES accounts,
@@ -327,6 +447,7 @@ _MIGRATIONS: Final = (
         PRIMARY KEY (device, id)
     ) STRICT;
     CREATE INDEX requests_of ON requests (account);
+    CREATE INDEX requests_ending ON requests (expires_at);
 
     CREATE TABLE envelopes (
         device TEXT NOT NULL,
@@ -448,5 +569,6 @@ _MIGRATIONS: Final = (
         at REAL NOT NULL                  -- when the last of them ended
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX streaks_of ON streaks (account);
+    CREATE INDEX streaks_ending ON streaks (at);
     """,
 )

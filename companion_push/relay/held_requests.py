@@ -79,7 +79,7 @@ class HeldRequests:
             self._leave(held, topic=topic, member=member, address=address)
 
     def awaits(self, topic: str) -> bool:
-        """Whether a held request waits for this topic. The store's thread may ask."""
+        """Whether a held request waits for this topic."""
         return topic in self._by_topic
 
     def wake(self, topics: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ Unix seconds by the relay's clock (docs/protocol/relay.md, States).
 
 import contextlib
 import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -255,7 +254,6 @@ class Leases:
     """The leases of claims: a member's claims end some time after its last call.
 
     A held call counts while it is open. A restart of the relay renews all leases, since nobody could call meanwhile.
-    The store's thread and the event loop may use it at the same time.
     """
 
     def __init__(self, seconds: float, *, began: float) -> None:
@@ -263,39 +261,31 @@ class Leases:
         self._seconds, self._began = seconds, began
         self._last: dict[str, float] = {}  # time of the last answered call, by member
         self._open: Counter[str] = Counter()
-        self._lock = threading.Lock()
 
     def called(self, member: str, now: float) -> None:
-        with self._lock:
-            self._last[member] = now
+        self._last[member] = now
 
     @contextlib.contextmanager
     def held(self, member: str, clock: Callable[[], float]) -> Iterator[None]:
         """Count a held call of `member` while the context is open."""
-        with self._lock:
-            self._open[member] += 1
+        self._open[member] += 1
         try:
             yield
         finally:
-            with self._lock:
-                self._open[member] -= 1
-                self._last[member] = clock()
+            self._open[member] -= 1
+            self._last[member] = clock()
 
     def end(self, member: str | None, now: float) -> float:
         """When the claims of `member` end unless it makes another call."""
-        with self._lock:
-            if member is None or self._open[member]:
-                return now + self._seconds
-            return self._last.get(member, self._began) + self._seconds
+        if member is None or self._open[member]:
+            return now + self._seconds
+        return self._last.get(member, self._began) + self._seconds
 
     def forget(self, now: float) -> None:
         """Drop members whose lease has expired."""
-        with self._lock:
-            if self._began + self._seconds <= now:
-                self._last = {
-                    member: last for member, last in self._last.items() if last + self._seconds > now
-                }
-            self._open += Counter()  # drops members without held calls
+        if self._began + self._seconds <= now:
+            self._last = {member: last for member, last in self._last.items() if last + self._seconds > now}
+        self._open += Counter()  # drops members without held calls
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,7 +61,7 @@ class Notifier:
 
     @property
     def in_flight(self) -> Collection[int]:
-        """The numbers of the pushes whose outcome is not stored yet. The store's thread may look."""
+        """The numbers of the pushes whose outcome is not stored yet."""
         return self._in_flight
 
     def start(self) -> None:

@@ -1,8 +1,9 @@
 """The operation of each endpoint: one transaction, from typed input to an answer.
 
 An operation looks up the caller's membership in the transaction in which it acts, so that a removed member cannot act
-(time of check to time of use). Its answer says what it has changed; after the commit the HTTP shell wakes the held requests
-of these topics, and then whoever else follows the relay (`RelayEndpoints.follow`).
+(time of check to time of use). It runs on the event loop, so it is short. Its answer says what it has changed; with the commit
+the HTTP shell wakes the held requests of these topics, and once the change is on the disk whoever else follows the relay
+(`RelayEndpoints.follow`).
 """
 
 import hashlib
@@ -74,6 +75,9 @@ class Answer:
     body: Mapping[str, Any]
     status: int = 200
     news: bool = True  # False: nothing has changed, so the request may be held
+    durable: bool = (
+        True  # False: the caller may read what is not on the disk yet, and would be lost with a power cut
+    )
     changes_at: float = math.inf  # Unix seconds at which time alone changes the answer
     changed: tuple[Change, ...] = ()  # each request at most once
     pushes: tuple[Order, ...] = ()  # to hand over now
@@ -704,6 +708,7 @@ def read_request(request_id: str, version: int | None) -> Operation:
         return Answer(
             body=status,
             news=status["version"] != version or not current.live,
+            durable=False,
             changes_at=call.changes_at(current) if current.live else math.inf,
             changed=_changes(stored, current),
         )
@@ -751,6 +756,7 @@ def read_inbox(cursor: str | None) -> Operation:
                 "ring": _named(head),
             },
             news=new_cursor != cursor,
+            durable=False,
             changes_at=changes_at,
             changed=tuple(changed),
         )
@@ -947,29 +953,40 @@ def take_up_pushes(call: Call) -> Answer:
     return Answer(body={}, pushes=pushes, woken=frozenset(request_topic(*request) for request in told))
 
 
-def sweep(call: Call) -> Answer:
-    """Store what time has changed, delete what has expired, and take up the pushes that nobody has handed over."""
-    before: dict[tuple[str, str], RequestState] = {}
+def sweep(after: tuple[str, str] | None) -> Operation:
+    """Store what time has changed of a portion of the requests; its answer says where the next one begins, or None.
 
-    def current(request: Request) -> Request:
-        before[request.device, request.id] = request.state
-        return call.current(request)
+    The first portion, with None, also deletes what has expired, and takes up the pushes that nobody has handed over.
+    """
 
-    changed = store.sweep_requests(call.db, call.now, current)
-    accounts.sweep_accounts(call.db, call.now)
-    streaks.sweep_streaks(call.db, call.now)
-    taken = take_up_pushes(call)
-    return replace(
-        taken,
-        body={"changed": len(changed)},
-        changed=tuple(Change(was=before[request.device, request.id], request=request) for request in changed),
-    )
+    def operation(call: Call) -> Answer:
+        before: dict[tuple[str, str], RequestState] = {}
+
+        def current(request: Request) -> Request:
+            before[request.device, request.id] = request.state
+            return call.current(request)
+
+        changed, further = store.sweep_requests(call.db, call.now, current, after=after)
+        taken = Answer(body={})
+        if after is None:
+            accounts.sweep_accounts(call.db, call.now)
+            streaks.sweep_streaks(call.db, call.now)
+            taken = take_up_pushes(call)
+        return replace(
+            taken,
+            body={"changed": len(changed), "next": further},
+            changed=tuple(
+                Change(was=before[request.device, request.id], request=request) for request in changed
+            ),
+        )
+
+    return operation
 
 
 def read_store(call: Call) -> Answer:
     """Read anything, to see that the store answers."""
     call.db.execute("SELECT 1 FROM accounts LIMIT 1").fetchone()
-    return Answer(body={})
+    return Answer(body={}, durable=False)
 
 
 def _own(call: Call, request_id: str) -> Request:

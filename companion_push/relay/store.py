@@ -8,9 +8,10 @@ import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from companion_push.relay.mailbox import GRACE, KEPT, Failure, Request
+from companion_push.relay.mailbox import GRACE, KEPT, LIVE, Failure, Request
 from headless_passkey.request import RequestState
 
+PORTION: Final = 100  # requests that one transaction of the sweep looks at
 _COLUMNS: Final = "account, device, id, fingerprint, submitted_at, expires_at, state, version, claimed_by, word, stays, reason"
 
 
@@ -119,25 +120,35 @@ def spend(db: sqlite3.Connection, whose: str, rates: Mapping[str, float]) -> Non
 
 
 def sweep_requests(
-    db: sqlite3.Connection, now: float, current: Callable[[Request], Request]
-) -> list[Request]:
-    """Store what time has changed, and delete requests whose outcome is no longer readable; returns the changed ones.
+    db: sqlite3.Connection,
+    now: float,
+    current: Callable[[Request], Request],
+    *,
+    after: tuple[str, str] | None,
+) -> tuple[list[Request], tuple[str, str] | None]:
+    """Store what time has changed of a portion of the requests; returns the changed ones, and where the next portion begins.
 
-    current: maps a request to its state at `now`.
+    current: maps a request to its state at `now`. after: where this portion begins; None for the first, which also deletes
+    the requests whose outcome is no longer readable.
     """
+    if after is None:
+        db.execute("DELETE FROM requests WHERE expires_at <= ?", (now - GRACE - KEPT,))
+        db.execute("DELETE FROM spent WHERE full_at <= ?", (now,))
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM requests WHERE state IN (?, ?, ?, ?)",  # noqa: S608
-        (RequestState.PENDING, RequestState.DELIVERED, RequestState.CLAIMED, RequestState.OPENED),
+        f"SELECT {_COLUMNS} FROM requests WHERE (device, id) > (?, ?) AND state IN (?, ?, ?, ?)"  # noqa: S608
+        " AND (expires_at <= ? OR claimed_by IS NOT NULL OR EXISTS (SELECT 1 FROM envelopes"
+        " WHERE device = requests.device AND id = requests.id AND failed IS NOT NULL)) ORDER BY device, id LIMIT ?",
+        (*(after or ("", "")), *LIVE, now, PORTION),
     ).fetchall()
     changed = []
+    last = None
     for live in _requests(db, rows):
-        after = current(live)
-        if after is not live:
-            save(db, after)
-            changed.append(after)
-    db.execute("DELETE FROM requests WHERE expires_at <= ?", (now - GRACE - KEPT,))
-    db.execute("DELETE FROM spent WHERE full_at <= ?", (now,))
-    return changed
+        last = live.device, live.id
+        stored = current(live)
+        if stored is not live:
+            save(db, stored)
+            changed.append(stored)
+    return changed, last if len(rows) == PORTION else None
 
 
 def _requests(db: sqlite3.Connection, rows: Iterable[tuple[Any, ...]]) -> Iterator[Request]:

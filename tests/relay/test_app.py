@@ -5,7 +5,6 @@ import gzip
 import json
 import logging
 import sqlite3
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -1226,15 +1225,17 @@ async def test_the_sweeper_goes_on_after_any_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     times, goes_on = 0, asyncio.Event()
-    loop = asyncio.get_running_loop()
 
-    def sweep(call: operations.Call) -> operations.Answer:
-        nonlocal times
-        times += 1
-        if times <= 3:
-            raise error
-        loop.call_soon_threadsafe(goes_on.set)
-        return sweep_in_earnest(call)
+    def sweep(after: tuple[str, str] | None) -> operations.Operation:
+        def operation(call: operations.Call) -> operations.Answer:
+            nonlocal times
+            times += 1
+            if times <= 3:
+                raise error
+            goes_on.set()
+            return sweep_in_earnest(after)(call)
+
+        return operation
 
     sweep_in_earnest = operations.sweep
     monkeypatch.setattr(app, "_SWEEP_SECONDS", 0.001)
@@ -1250,12 +1251,8 @@ async def test_the_sweeper_goes_on_after_any_error(
 async def test_what_fails_when_its_caller_has_gone_is_told_in_the_log_and_not_by_the_loop(
     relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    began, go_on = threading.Event(), threading.Event()
-
     def read_ring(_after: int) -> operations.Operation:
         def operation(_call: operations.Call) -> operations.Answer:
-            began.set()
-            go_on.wait(60)
             raise ValueError("secret")
 
         return operation
@@ -1263,14 +1260,19 @@ async def test_what_fails_when_its_caller_has_gone_is_told_in_the_log_and_not_by
     complaints: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
     monkeypatch.setattr(operations, "read_ring", read_ring)
+    intruder = sqlite3.connect(relay.store, isolation_level=None)
+    intruder.execute("BEGIN EXCLUSIVE")
     asking = asyncio.ensure_future(home.companions[0].get("/v1/ring"))
-    await asyncio.to_thread(began.wait, 60)
+    async with asyncio.timeout(60):
+        while not relay.app[RELAY]._transactions:  # noqa: ASYNC110  nobody tells
+            await asyncio.sleep(0.001)
     asking.cancel()
     await asyncio.wait({asking})
     async with relay.session.get(relay.url + "/livez"):  # by now it knows that its client has gone
         pass
-    go_on.set()
-    await home.companions[0].get("/v1/inbox")  # after it, in the store's one thread
+    intruder.execute("ROLLBACK")
+    intruder.close()
+    await home.companions[0].get("/v1/inbox")  # behind it
     assert "unexpected ValueError at test_app.py:" in caplog.text
     assert "secret" not in caplog.text
     assert complaints == []

@@ -105,10 +105,10 @@ async def test_what_time_alone_does_is_counted_when_it_is_swept(tmp_path: Path) 
         await frame.submit(anna, name=name)
         await anna.act(frame, name, "claimed")
         relay.clock.ahead += 100  # longer than a lease
-        await relay.app[RELAY].run("", operations.sweep)
+        await relay.app[RELAY].run("", operations.sweep(None))
         assert counted(registry) == {"received": 1, "stored": 1, "claimed": 1, "released": 1}
         relay.clock.ahead += 500
-        await relay.app[RELAY].run("", operations.sweep)
+        await relay.app[RELAY].run("", operations.sweep(None))
         assert counted(registry) == {"received": 1, "stored": 1, "claimed": 1, "released": 1, "expired": 1}
 
 
@@ -211,7 +211,9 @@ async def test_pushes_are_counted_by_channel_purpose_and_outcome(tmp_path: Path)
         await house.settled(name)
         for outcome in ("sent", "gone"):
             labels = {"channel": "fcm", "purpose": "request", "outcome": outcome}
-            assert registry.get_sample_value("companion_push_relay_pushes_total", labels) == 1
+            async with asyncio.timeout(SOON):  # until it is on the disk
+                while registry.get_sample_value("companion_push_relay_pushes_total", labels) != 1:  # noqa: ASYNC110  nobody tells
+                    await asyncio.sleep(0.001)
         assert counted(registry) == {"received": 1, "stored": 1, "pushed": 1}
         assert registry.get_sample_value("companion_push_relay_push_services_failing") == 0
         text = generate_latest(registry).decode()

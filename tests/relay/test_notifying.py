@@ -494,4 +494,4 @@ async def states(caller: Caller) -> list[str]:
 
 
 async def swept(relay: Relay) -> None:
-    await relay.app[RELAY].run("", sweep)
+    await relay.app[RELAY].run("", sweep(None))

@@ -7,7 +7,10 @@ import os
 import sqlite3
 import stat
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,8 +87,157 @@ async def test_a_store_opens_again_with_what_was_in_it(path: Path) -> None:
         assert await database.transact(lambda db: store.request(db, "frame", "r1")) == request
 
 
-async def test_what_is_acknowledged_is_on_the_disk(database: Database) -> None:
-    assert await database.transact(lambda db: db.execute("PRAGMA synchronous").fetchone()) == (2,)
+class Disk:
+    """A disk on which each sync waits for the test."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun = self.over = 0  # so many syncs
+        self._may = threading.Semaphore(0)
+        self._error: OSError | None = None
+        monkeypatch.setattr(os, "fdatasync", self._sync)
+
+    def _sync(self, _descriptor: int) -> None:
+        self.begun += 1
+        self._may.acquire()
+        self.over += 1
+        if self._error is not None:
+            raise self._error
+
+    async def has_begun(self, number: int) -> None:
+        while self.begun < number:  # noqa: ASYNC110  it is a thread that says so
+            await asyncio.sleep(0.001)
+
+    def let_through(self, error: OSError | None = None) -> None:
+        self._error = error
+        self._may.release()
+
+
+@pytest.fixture
+def disk(database: Database, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(monkeypatch)
+
+
+def add(db: sqlite3.Connection, name: str) -> None:
+    assert add_account(db, name=name, now=NOW, expires_at=NOW + 60) is not None
+
+
+def names(db: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in db.execute("SELECT name FROM accounts ORDER BY name")]
+
+
+async def test_a_change_is_seen_with_its_commit_and_acknowledged_when_it_is_on_the_disk(
+    database: Database, disk: Disk
+) -> None:
+    seen: list[str] = []
+    adding = asyncio.ensure_future(
+        database.transact(lambda db: add(db, "alice"), committed=lambda _: seen.append("alice"))
+    )
+    await disk.has_begun(1)
+    assert seen == ["alice"]
+    assert await database.transact(names, durable=lambda _: False) == ["alice"]  # a reader waits for nothing
+    assert not adding.done()
+    disk.let_through()
+    await adding
+
+
+async def test_whoever_reads_what_must_be_on_the_disk_waits_for_the_changes_of_others(
+    database: Database, disk: Disk
+) -> None:
+    adding = asyncio.ensure_future(database.transact(lambda db: add(db, "alice")))
+    reading = asyncio.ensure_future(database.transact(names))
+    await disk.has_begun(1)
+    assert not reading.done()
+    disk.let_through()
+    assert await reading == ["alice"]
+    await adding
+    assert await database.transact(names) == ["alice"]  # all is on the disk: no sync more
+    assert disk.begun == 1
+
+
+async def test_a_sync_that_began_before_a_commit_does_not_acknowledge_it(
+    database: Database, disk: Disk
+) -> None:
+    first = asyncio.ensure_future(database.transact(lambda db: add(db, "alice")))
+    await disk.has_begun(1)
+    second = asyncio.ensure_future(database.transact(lambda db: add(db, "bert")))
+    disk.let_through()
+    await first
+    await disk.has_begun(2)
+    assert not second.done()
+    disk.let_through()
+    await second
+
+
+async def test_many_changes_share_one_sync(database: Database, disk: Disk) -> None:
+    first = asyncio.ensure_future(database.transact(lambda db: add(db, "first")))
+    await disk.has_begun(1)
+    others = [
+        asyncio.ensure_future(database.transact(lambda db, name=f"{each}": add(db, name)))  # type: ignore[misc]
+        for each in range(50)
+    ]
+    disk.let_through()
+    disk.let_through()
+    await asyncio.gather(first, *others)
+    assert disk.over == 2
+
+
+async def test_a_sync_that_fails_acknowledges_nothing_then_and_later(
+    path: Path, database: Database, disk: Disk
+) -> None:
+    """What the system could not write it may have dropped, and the next sync would say nothing."""
+    changes = [
+        asyncio.ensure_future(database.transact(lambda db: add(db, "alice"))),
+        asyncio.ensure_future(database.transact(lambda db: add(db, "bert"))),
+    ]
+    await disk.has_begun(1)
+    third = asyncio.ensure_future(database.transact(lambda db: add(db, "cleo")))
+    disk.let_through(OSError(errno.EIO, "Input/output error"))
+    for change in (*changes, third):
+        with pytest.raises(StoreUnavailable, match="could not be written to the disk"):
+            await change
+    with pytest.raises(StoreUnavailable, match="start again"):
+        await database.transact(names, durable=lambda _: False)
+    assert disk.begun == 1
+    async with open_database(path) as again:
+        assert await again.transact(names, durable=lambda _: False) == ["alice", "bert", "cleo"]
+
+
+async def test_the_log_is_copied_into_the_file_and_begins_again(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "CHECKPOINT", 1 << 15)
+    sizes = []
+    for number in range(40):  # each takes several pages of 4 KiB
+        await database.transact(lambda db, name=f"{number}": add(db, name))  # type: ignore[misc]
+        await database._settled()
+        sizes.append(size_of(path, "-wal"))
+    assert max(sizes[1:]) < 1 << 16
+    assert sizes.count(0) > 1
+    assert len(await database.transact(names)) == 40
+
+
+async def test_a_log_that_another_program_reads_is_copied_later(
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database_module, "CHECKPOINT", 0)
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN")
+    other.execute("SELECT * FROM accounts").fetchall()
+    await database.transact(lambda db: add(db, "alice"))
+    await database._settled()
+    assert size_of(path, "-wal") > 0
+    other.execute("ROLLBACK")
+    other.close()
+    await database.transact(lambda db: add(db, "bert"))
+    await database._settled()
+    assert size_of(path, "-wal") == 0
+
+
+def size_of(path: Path, end: str) -> int:
+    return Path(f"{path}{end}").stat().st_size
+
+
+async def test_the_log_is_written_ahead_of_the_file(database: Database) -> None:
     assert await database.transact(lambda db: db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
 
 
@@ -204,16 +356,46 @@ def the_file(db: sqlite3.Connection) -> str:
     return str(db.execute("PRAGMA database_list").fetchone()[2])
 
 
+@pytest.mark.parametrize(
+    ("times", "tries"),
+    [((100, 100, 104.9, 105), 3), ((100, 160), 1)],
+    ids=["alone", "after others"],
+)
 async def test_a_transaction_waits_from_when_it_was_asked_for_and_not_from_its_turn(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    path: Path, database: Database, monkeypatch: pytest.MonkeyPatch, times: tuple[float, ...], tries: int
 ) -> None:
     said: list[str] = []
     await database.transact(lambda db: db.set_trace_callback(said.append))
-    for waited in (0, 3, 5, 60):  # in a queue, until it is this one's turn
-        monkeypatch.setattr(database_module, "monotonic", iter((100, 100 + waited)).__next__)
+    said.clear()
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    monkeypatch.setattr(database_module, "monotonic", iter(times).__next__)
+    with pytest.raises(StoreBusy):
         await database.transact(the_file)
-    timeouts = [line.rpartition("=")[2] for line in said if "busy_timeout" in line]
-    assert timeouts == ["5000", "2000", "0", "0"]
+    other.execute("ROLLBACK")
+    other.close()
+    assert said == ["BEGIN IMMEDIATE"] * tries
+
+
+async def test_the_event_loop_goes_on_while_another_program_keeps_the_store_locked(
+    path: Path, database: Database
+) -> None:
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    done: list[str] = []
+
+    async def change(name: str) -> None:
+        await database.transact(lambda db: add(db, name))
+        done.append(name)
+
+    changes = [asyncio.ensure_future(change(name)) for name in ("alice", "bert", "cleo")]
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert done == []
+    other.execute("ROLLBACK")
+    other.close()
+    await asyncio.gather(*changes)
+    assert done == ["alice", "bert", "cleo"]  # in the order in which they asked
 
 
 async def test_all_who_wait_for_one_lock_are_told_that_the_store_is_busy(
@@ -368,7 +550,7 @@ async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(database: Dat
     await a_request(database)
 
     async def swept(now: float) -> Request | None:
-        await database.transact(lambda db: sweep(Call(db=db, caller="", now=now, leases=LEASES)))
+        await database.transact(lambda db: sweep(None)(Call(db=db, caller="", now=now, leases=LEASES)))
         return await database.transact(lambda db: store.request(db, "frame", "r1"))
 
     pending = await swept(NOW + 299)
@@ -387,11 +569,11 @@ async def test_the_sweep_leaves_a_claimed_request_its_grace(database: Database) 
     claimed = request.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     await database.transact(lambda db: store.save(db, claimed))
     answer = await database.transact(
-        lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE - 1, leases=LEASES))
+        lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 300 + GRACE - 1, leases=LEASES))
     )
     assert answer.topics == frozenset()
     answer = await database.transact(
-        lambda db: sweep(Call(db=db, caller="", now=NOW + 300 + GRACE, leases=LEASES))
+        lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 300 + GRACE, leases=LEASES))
     )
     assert answer.topics == {"request frame r1", "inbox anna", "inbox bert"}
 
@@ -401,7 +583,8 @@ async def test_the_sweep_takes_a_claim_from_who_has_vanished(database: Database)
     await database.transact(lambda db: store.save(db, claimed))
     leases = Leases(60, began=NOW)
     for now, state in ((NOW + 59, RequestState.CLAIMED), (NOW + 60, RequestState.DELIVERED)):
-        await database.transact(lambda db, now=now: sweep(Call(db=db, caller="", now=now, leases=leases)))  # type: ignore[misc]
+        at = partial(Call, caller="", now=now, leases=leases)
+        await database.transact(lambda db: sweep(None)(at(db=db)))  # noqa: B023  it is called here
         kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
         assert kept is not None
         assert kept.state is state
@@ -412,9 +595,9 @@ async def test_an_account_nobody_founded_is_forgotten_with_its_code(database: Da
         return db.execute("SELECT name FROM accounts").fetchall()
 
     await database.transact(lambda db: add_account(db, name="alice", now=NOW, expires_at=NOW + 60))
-    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_000, leases=LEASES)))
+    await database.transact(lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 86_000, leases=LEASES)))
     assert await database.transact(names) == [("alice",)]
-    await database.transact(lambda db: sweep(Call(db=db, caller="", now=NOW + 86_460, leases=LEASES)))
+    await database.transact(lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 86_460, leases=LEASES)))
     assert await database.transact(names) == []
 
 
@@ -442,3 +625,30 @@ async def test_a_store_that_cannot_be_made_says_whether_the_disk_is_full(
         async with open_database(path):
             pass
     assert (refused.value.reason, refused.value.exit_status) == (reason, 10)
+
+
+async def test_a_sweep_of_many_requests_is_done_in_portions(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "PORTION", 3)
+    one = await a_request(database)
+
+    def more(db: sqlite3.Connection) -> None:
+        for number in range(7):
+            store.insert(db, replace(one, device=f"device {number}"), {"anna": SEALED, "bert": SEALED})
+        store.insert(db, replace(one, device="later", expires_at=NOW + 400), {"anna": SEALED, "bert": SEALED})
+
+    await database.transact(more)
+    after: tuple[str, str] | None = None
+    swept: list[list[str]] = []
+    while not swept or after is not None:
+        portion = sweep(after)
+        call = partial(Call, caller="", now=NOW + 300, leases=LEASES)
+        answer = await database.transact(lambda db: portion(call(db=db)))  # noqa: B023  it is called here
+        after = answer.body["next"]
+        swept.append([change.request.device for change in answer.changed])
+    assert swept == [
+        ["device 0", "device 1", "device 2"],
+        ["device 3", "device 4", "device 5"],
+        ["device 6", "frame"],
+    ]
