@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
@@ -506,7 +507,7 @@ async def add_channel(args: argparse.Namespace) -> None:
             "a push address is no argument, which all users of this machine can read: give a file that holds it, or - for stdin"
         )
     address = parse_address(await read_input(args.file, limit=MAX_ADDRESS + 1))
-    handle = new_id(HANDLE_SIZE) if args.handle is None else args.handle
+    handle = new_id(lambda: secrets.token_bytes(HANDLE_SIZE)) if args.handle is None else args.handle
     async with _connect(args, _state(args)) as relay:
         await relay.register_channel(handle, address)
     out(base64url(handle))

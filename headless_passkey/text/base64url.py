@@ -2,7 +2,7 @@
 
 import base64
 import re
-import secrets
+from collections.abc import Callable
 from typing import Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
@@ -15,11 +15,11 @@ def base64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
-def new_id(size: int) -> bytes:
-    """Make a random id of `size` bytes. People type its base64url, so that does not begin as an option does, with a hyphen."""
-    while base64url(made := secrets.token_bytes(size)).startswith("-"):
+def new_id(draw: Callable[[], bytes]) -> bytes:
+    """Draw a random id. People type its base64url, so that does not begin as an option does, with a hyphen."""
+    while base64url(drawn := draw()).startswith("-"):
         pass
-    return made
+    return drawn
 
 
 def from_base64url(text: str) -> bytes:

@@ -4,6 +4,7 @@ The label separates the formats (domain separation), so that no byte string of o
 takes the items in order and checks type and size of each.
 """
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 def new_account() -> str:
     """Make the id of a new account: base64url of 16 random bytes, 22 characters."""
-    return base64url(new_id(16))
+    return base64url(new_id(lambda: secrets.token_bytes(16)))
 
 
 def is_account(text: str) -> bool:
