@@ -132,7 +132,7 @@ class RequestStatus:
         match self.state:
             case RequestState.DECLINED | RequestState.CANCELLED:
                 outcome = Outcome(self.state)
-                if self.reason in (NOT_ME, MUTED):
+                if self.reason == (NOT_ME if outcome is Outcome.DECLINED else MUTED):
                     return NotApproved(
                         outcome,
                         'somebody who was asked said "not me", and the relay takes no requests of this device now',

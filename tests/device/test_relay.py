@@ -550,6 +550,9 @@ def test_a_request_that_ends_because_its_device_was_muted_says_so() -> None:
     assert (muted.reason, "companion mute remove" in str(muted.advice)) == ("cancelled", True)
     assert removed is not None
     assert removed.explain() == "the request was cancelled (removed)"
+    by_a_member = status(state="declined", reason="muted").error()  # whose words a reason is
+    assert by_a_member is not None
+    assert by_a_member.explain() == "the request was declined (muted)"
 
 
 @pytest.mark.threat("T11")
