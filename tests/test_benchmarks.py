@@ -103,8 +103,23 @@ async def test_every_kind_of_foreign_advert_costs_more_than_its_signal(
 
 
 async def test_both_ways_to_wait_are_measured(tmp_path: Path) -> None:
-    (pair,) = await relay.times(tmp_path, number=2, rounds=1)
+    async with relay.placed(tmp_path, 2) as place:
+        (pair,) = await relay.times(place, number=2, rounds=1)
     assert min(pair) > 0
+
+
+async def test_the_relay_and_the_bare_server_bring_each_request_to_who_waits(tmp_path: Path) -> None:
+    async with relay.placed(tmp_path, 2) as place:
+        ours, theirs = await relay.submits(place, number=2, blocks=1, in_block=2)
+    assert (len(ours), len(theirs)) == (2, 2)
+    assert min(*ours, *theirs) > 0
+
+
+async def test_every_submit_of_two_versions_at_once_is_taken(tmp_path: Path) -> None:
+    async with relay.placed(tmp_path, 8) as place:
+        pairs = await relay.durable_submits(place, core.ROOT, at_once=2, each=2, blocks=2)
+    assert len(pairs) == 2
+    assert min(min(pair) for pair in pairs) > 0
 
 
 def test_a_section_of_the_results_is_put_in_its_place(
