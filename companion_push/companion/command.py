@@ -157,8 +157,8 @@ async def join(args: argparse.Namespace) -> None:
     if args.code is None:
         await _join_by_sign_in(args)
         return
-    if args.relay or args.oidc or args.token_file:
-        raise UsageError("--code goes without --relay, --oidc and --token-file")
+    if args.relay or args.oidc or args.browser or args.token_file:
+        raise UsageError("--code goes without --relay, --oidc, --browser and --token-file")
     until = time.monotonic() + args.timeout
     line = await _line_within(args.code, args.timeout, "code or invitation")
     means, seconds = parse_means(line), max(0.01, until - time.monotonic())
@@ -197,7 +197,7 @@ def _joined(args: argparse.Namespace, identity: Identity) -> None:
 
 async def _join_by_sign_in(args: argparse.Namespace) -> None:
     if args.relay is None:
-        raise UsageError("name --code FILE, or --relay URL with --oidc or --token-file FILE")
+        raise UsageError("name --code FILE, or --relay URL with --oidc, --browser or --token-file FILE")
     if args.expect_account is not None:
         raise UsageError(
             "--expect-account goes with --code: a sign-in founds an account with an id of its own"
@@ -226,15 +226,19 @@ async def reset(args: argparse.Namespace) -> None:
 
 async def _founded(args: argparse.Namespace, relay_url: str, agree: Agree | None = None) -> Identity:
     """Found an account by a sign-in, as the options say."""
-    if not args.oidc and args.token_file is None:
-        raise UsageError("say with --oidc or --token-file how to sign in")
+    if not args.oidc and not args.browser and args.token_file is None:
+        raise UsageError("say with --oidc, --browser or --token-file how to sign in")
     until = time.monotonic() + args.timeout
     given = None
     if args.token_file is not None:
         given = await _line_within(args.token_file, args.timeout, "token", limit=MAX_TOKEN)
 
     def show(prompt: Prompt) -> None:
-        said = f"sign in at {prompt.page} and type {printable(prompt.code)} (account service {prompt.issuer})"
+        if prompt.code is None:
+            how = f"sign in with a browser of this machine at {prompt.page}"
+        else:
+            how = f"sign in at {prompt.page} and type {printable(prompt.code)}"
+        said = f"{how} (account service {prompt.issuer})"
         say(args, said, stage="sign-in", issuer=prompt.issuer, page=prompt.page, code=prompt.code)
 
     async def token(relay: CompanionRelay, keys: KeyPair) -> str:
@@ -245,6 +249,7 @@ async def _founded(args: argparse.Namespace, relay_url: str, agree: Agree | None
             key=keys.signing,
             tls=tls_context(args.issuer_ca),
             show=show,
+            browser=args.browser,
             fresh=agree is not None,
         )
 

@@ -156,6 +156,11 @@ def _sign_in_options(parser: SettingsParser) -> None:
         help="sign in at the OpenID Connect issuer that the relay names, with a code to type on its page",
     )
     how.add_argument(
+        "--browser",
+        action="store_true",
+        help="sign in there with a browser of this machine: its page is printed, and there is nothing to type here",
+    )
+    how.add_argument(
         "--token-file", metavar="FILE", help="file with a token of the account service, or - for stdin"
     )
     parser.add_argument(

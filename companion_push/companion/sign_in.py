@@ -1,14 +1,20 @@
-"""The companion's sign-in at an OpenID Connect issuer, by the device authorization grant (RFC 8628).
+"""The companion's sign-in at an OpenID Connect issuer, by one of two grants.
 
-The person opens the issuer's page on any screen and types a short code; the companion asks meanwhile whether that is done.
-So no browser is needed where the companion runs, and no port. The issuer is the one that the relay names: the person sees
-its address before the sign-in, and the address of the page is its own.
+By the **device authorization grant** (RFC 8628) the person opens the issuer's page on any screen and types a short code; the
+companion asks meanwhile whether that is done. So no browser is needed where the companion runs, and no port. But whoever
+has somebody else type the code of their own companion gets that person's token (§5.4). It founds an account, or resets one;
+it lets nobody into one (docs/security.md).
 
-Whoever has somebody else type the code of their own companion gets that person's token (RFC 8628 §5.4). It founds an
-account, or resets one; it lets nobody into one (docs/security.md).
+By the **authorization code grant** with PKCE (RFC 8252, RFC 7636) the person opens the issuer's page in a browser of this
+machine, which brings the code back over loopback. There is nothing to type, and so nothing to be talked into.
+
+The issuer is the one that the relay names: the person sees its address before the sign-in, and the address of the page is
+its own.
 """
 
 import asyncio
+import hashlib
+import secrets
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -40,10 +46,11 @@ from headless_passkey.net.proven_http import (
     send_proven,
 )
 from headless_passkey.net.proxy import read_bounded, sending
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.text.json_text import decode_json
 from headless_passkey.text.members import Members, answer_members
 from headless_passkey.text.names import printable
-from headless_passkey.trust.signing import SigningKey
+from headless_passkey.trust.signing import SigningKey, thumbprint
 
 MAX_TOKEN: Final = 16_384  # characters
 _MAX_ANSWER: Final = 256 << 10  # bytes
@@ -53,6 +60,16 @@ _INTERVAL: Final = 5  # seconds between two questions, where the issuer does not
 _SLOWER: Final = 5  # seconds more after slow_down (§3.5)
 _LONGEST_INTERVAL: Final = 60
 _FRESH: Final = 60  # seconds since the last sign-in that a reset asks the issuer for
+_SAYS_ISSUER: Final = "authorization_response_iss_parameter_supported"
+_LACKS: Final = {
+    "device_authorization_endpoint": (
+        "the account service offers no sign-in by a code to type (RFC 8628): "
+        "sign in with --browser, or name a token with --token-file"
+    ),
+    "authorization_endpoint": (
+        "the account service offers no sign-in in a browser: sign in with --oidc, or name a token with --token-file"
+    ),
+}
 _NONCES: Final = 2  # demands for a nonce that one question meets
 
 
@@ -75,8 +92,10 @@ class Prompt:
     """What a person needs to sign in."""
 
     issuer: str
-    page: str  # a URL
-    code: str = field(repr=False)  # to type there
+    page: str = field(repr=False)  # a URL
+    code: str | None = field(
+        repr=False
+    )  # to type there; None for a page that is to be opened on this machine
 
 
 class SignIn:
@@ -95,20 +114,79 @@ class SignIn:
         self._clock, self._sleep = clock, sleep
         self._proves = False
 
-    async def token(self, show: Callable[[Prompt], None], *, fresh: bool) -> str:
-        """Get a token for the relay; there is no timeout but the issuer's."""
+    async def by_browser(self, show: Callable[[Prompt], None], *, fresh: bool) -> str:
+        """Get a token for the relay by the authorization code grant; there is no timeout."""
+        from companion_push.companion.redirect import awaiting  # noqa: PLC0415  a web server, which little else needs
+
+        where = await self._metadata()
+        page = self._endpoint(where, "authorization_endpoint")
+        end = self._endpoint(where, "token_endpoint")
+        if "#" in page:
+            raise _wrong("the account service names a page with a fragment")  # RFC 6749 §3.1
+        verifier, state, nonce = (base64url(secrets.token_bytes(32)) for _ in range(3))
+        async with awaiting(state) as redirect:
+            asked = self._request(fresh=fresh) | {
+                "response_type": "code",
+                "redirect_uri": redirect.uri,
+                "state": state,
+                "nonce": nonce,
+                "code_challenge": base64url(hashlib.sha256(verifier.encode()).digest()),
+                "code_challenge_method": "S256",
+            }
+            if self._proves:
+                asked["dpop_jkt"] = thumbprint(self._key.public_key)  # RFC 9449 §10
+            link = f"{page}{'&' if '?' in page else '?'}{urlencode(asked)}"
+            show(Prompt(issuer=self._way.issuer, page=link, code=None))
+            answer = answer_members(await redirect.answer(), "the account service")
+        self._check_issuer_of(answer, where)
+        match answer.optional_text("error", _MAX_URL):
+            case None:
+                pass
+            case "access_denied":
+                raise _declined()
+            case _:
+                raise self._refused(answer)
+        form = self._for_relay() | {
+            "grant_type": "authorization_code",
+            "code": answer.text("code", 4096),
+            "redirect_uri": redirect.uri,
+            "client_id": self._way.client,
+            "code_verifier": verifier,
+        }
+        status, answer = await self._post(end, form, proves=self._proves)
+        if status != 200:
+            raise self._refused(answer)
+        token = self._token(answer)
+        if self._way.by_id_token and _nonce(token) != nonce:
+            raise _wrong("the account service gives a token of another sign-in")
+        return token
+
+    def _check_issuer_of(self, answer: Members, where: Members) -> None:
+        """Check who gave an authorization response, where it says so (RFC 9207 §2.4)."""
+        says = where.has(_SAYS_ISSUER) and where.boolean(_SAYS_ISSUER)
+        issuer = answer.optional_text("iss", _MAX_URL)
+        if issuer != self._way.issuer and (says or issuer is not None):
+            raise _wrong("the answer to the sign-in is of another issuer")
+
+    def _for_relay(self) -> dict[str, str]:
+        """The parameter of a request that asks for an access token for the relay (RFC 8707)."""
+        return {} if self._way.by_id_token else {"resource": self._way.audience}
+
+    def _request(self, *, fresh: bool) -> dict[str, str]:
+        """The parameters that both grants begin with."""
+        asked = {"client_id": self._way.client, "scope": "openid profile"} | self._for_relay()
+        return asked | {"max_age": str(_FRESH)} if fresh else asked
+
+    def _token(self, answer: Members) -> str:
+        return answer.text("id_token" if self._way.by_id_token else "access_token", MAX_TOKEN)
+
+    async def by_code(self, show: Callable[[Prompt], None], *, fresh: bool) -> str:
+        """Get a token for the relay by the device authorization grant; there is no timeout but the issuer's."""
         where = await self._metadata()
         begin, end = (
             self._endpoint(where, name) for name in ("device_authorization_endpoint", "token_endpoint")
         )
-        algorithms = where.optional_items("dpop_signing_alg_values_supported")
-        self._proves = "ES256" in algorithms
-        asked = {"client_id": self._way.client, "scope": "openid profile"}
-        if not self._way.by_id_token:
-            asked["resource"] = self._way.audience  # RFC 8707
-        if fresh:
-            asked["max_age"] = str(_FRESH)
-        status, answer = await self._post(begin, asked)
+        status, answer = await self._post(begin, self._request(fresh=fresh))
         if status != 200:
             raise self._refused(answer)
         show(
@@ -124,13 +202,11 @@ class SignIn:
         """Ask until the person has signed in (RFC 8628 §3.4, §3.5); an issuer that is away meanwhile is asked again, ever later."""
         pause = begun.integer("interval", _LONGEST_INTERVAL) if begun.has("interval") else _INTERVAL
         left = begun.integer("expires_in")  # seconds
-        form = {
+        form = self._for_relay() | {
             "grant_type": _GRANT,
             "device_code": begun.text("device_code", 4096),
             "client_id": self._way.client,
         }
-        if not self._way.by_id_token:
-            form["resource"] = self._way.audience
         while True:
             pause = max(1, pause)
             await self._sleep(pause)
@@ -143,14 +219,14 @@ class SignIn:
                 pause = min(2 * pause, _LONGEST_INTERVAL)
                 continue
             if status == 200:
-                return answer.text("id_token" if self._way.by_id_token else "access_token", MAX_TOKEN)
+                return self._token(answer)
             match answer.optional_text("error"):
                 case "authorization_pending":
                     continue
                 case "slow_down":
                     pause = min(pause + _SLOWER, _LONGEST_INTERVAL)
                 case "access_denied":
-                    raise NotApproved(Outcome.DECLINED, "the sign-in was declined at the account service")
+                    raise _declined()
                 case "expired_token":
                     raise NotApproved(Outcome.EXPIRED, "nobody signed in at the account service in time")
                 case _:
@@ -166,14 +242,13 @@ class SignIn:
         found = _members(content)
         if found.text("issuer", _MAX_URL) != self._way.issuer:
             raise _wrong("the account service's metadata is of another issuer")
+        self._proves = "ES256" in found.optional_items("dpop_signing_alg_values_supported")
         return found
 
     def _endpoint(self, where: Members, name: str) -> str:
         url = where.optional_text(name, _MAX_URL)
         if url is None:
-            raise UsageError(
-                "the account service offers no sign-in for terminals (RFC 8628): name a token with --token-file"
-            )
+            raise UsageError(_LACKS.get(name, "the account service gives no tokens"))
         return _page(url, self._way)
 
     async def _post(self, url: str, form: Mapping[str, str], *, proves: bool = False) -> tuple[int, Members]:
@@ -207,7 +282,7 @@ class SignIn:
         return response.status, answer
 
     def _refused(self, answer: Members) -> NotSignedIn:
-        error = printable(answer.optional_text("error") or "no reason", 64)
+        error = printable(answer.optional_text("error", _MAX_URL) or "no reason", 64)
         return NotSignedIn(
             f"the account service refuses the sign-in ({error})", reason=SessionReason.SIGN_IN_REFUSED
         )
@@ -219,6 +294,7 @@ async def sign_in(
     key: SigningKey,
     tls: ssl.SSLContext | None,
     show: Callable[[Prompt], None],
+    browser: bool = False,
     fresh: bool = False,
     clock: Callable[[], float] = time.time,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
@@ -226,12 +302,13 @@ async def sign_in(
     """Sign in, and return the token for the relay, a secret.
 
     key: to which the token is bound where the issuer does that. tls: whom to believe for the issuer. show: called with what
-    the person needs. fresh: ask the issuer for a new authentication. `NotApproved` when the person declined, or let the
+    the person needs. browser: by the authorization code grant, with a browser of this machine. fresh: ask the issuer for a new authentication. `NotApproved` when the person declined, or let the
     time pass; `NotSignedIn` (sign-in-refused) when the issuer refuses.
     """
     check_issuer(way.issuer)
     async with open_session(tls) as session:
-        return await SignIn(session, way, key, clock=clock, sleep=sleep).token(show, fresh=fresh)
+        begun = SignIn(session, way, key, clock=clock, sleep=sleep)
+        return await (begun.by_browser if browser else begun.by_code)(show, fresh=fresh)
 
 
 def check_issuer(url: str) -> None:
@@ -268,6 +345,19 @@ def _members(content: bytes) -> Members:
         return answer_members(decode_json(content), "the account service")
     except ValueError as error:
         raise _wrong("the account service answers with something else than JSON") from error
+
+
+def _nonce(token: str) -> str | None:
+    """Read the nonce of an ID token, which the relay verifies (OpenID Connect Core §3.1.3.7, number 11)."""
+    try:
+        claims = decode_json(from_base64url(token.split(".")[1]))
+    except (IndexError, ValueError) as error:
+        raise _wrong("the account service gives something else than a signed JWT") from error
+    return answer_members(claims, "the account service's token").optional_text("nonce")
+
+
+def _declined() -> NotApproved:
+    return NotApproved(Outcome.DECLINED, "the sign-in was declined at the account service")
 
 
 def _wrong(what: str) -> RemoteProtocolError:

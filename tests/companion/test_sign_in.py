@@ -1,14 +1,20 @@
 """Founding an account by a sign-in, and founding it anew: against the real relay, with an issuer on loopback."""
 
+import asyncio
 import contextlib
+import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
+import aiohttp
 import pytest
 import pytest_asyncio
+from yarl import URL
 
 from companion_push.companion.founding import found_by_sign_in
 from companion_push.companion.keys import CompanionState, Identity, KeyPair
@@ -30,9 +36,9 @@ from headless_passkey.errors import (
     TransportReason,
     UsageError,
 )
-from headless_passkey.text.base64url import from_base64url
+from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.signing import thumbprint
-from tests.companion.program import outcome
+from tests.companion.program import outcome, running
 from tests.identity.issuer import Issuer
 from tests.relay.household import Relay, running_relay
 
@@ -147,10 +153,12 @@ async def test_a_second_sign_in_lets_nobody_in_and_a_reset_says_so_to_all(
         ["join", "--label", "x", "--code", "-", "--oidc"],
         ["join", "--label", "x", "--relay", "https://relay.example", "--oidc", "--expect-account", "V" * 22],
         ["join", "--label", "x", "--relay", "https://relay.example", "--oidc", "--token-file", "-"],
+        ["join", "--label", "x", "--relay", "https://relay.example", "--oidc", "--browser"],
+        ["join", "--label", "x", "--code", "-", "--browser"],
         ["reset", "--label", "x", "--relay", "https://relay.example", "--confirm", "x"],
         ["join", "--label", "x", "--relay", "https://relay.example", "--token-file", "eyJhbGciOiJ.eyJpc3MiOiJo.c2lnbmF0dXJl"],
     ],
-    ids=["nothing", "no-way", "no-relay", "code-too", "another-account", "both", "reset-no-way", "token-in-argv"],
+    ids=["nothing", "no-way", "no-relay", "code-too", "another-account", "both", "two-grants", "code-and-browser", "reset-no-way", "token-in-argv"],
 )  # fmt: skip
 @pytest.mark.threat("T11")
 async def test_a_way_to_sign_in_that_cannot_be_is_2(tmp_path: Path, words: list[str]) -> None:
@@ -449,3 +457,191 @@ async def test_an_issuer_that_is_not_behind_https_is_not_asked(url: str) -> None
             tls=None,
             show=lambda _prompt: None,
         )
+
+
+# The authorization code grant, with a browser of this machine
+
+
+@dataclass
+class Browser:
+    """A person's browser, which an issuer redirects at once. More parameters or others may come with it."""
+
+    issuer: Issuer
+    changes: dict[str, str | None] = field(
+        default_factory=dict
+    )  # of the authorization response; None leaves out
+    before: list[tuple[str, dict[str, str]]] = field(
+        default_factory=list
+    )  # queries of others, and their headers
+    asked: dict[str, str] = field(default_factory=dict)  # the authorization request
+    statuses: list[int] = field(default_factory=list)
+    page: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    async def visit(self, page: str) -> None:
+        self.asked = dict(URL(page).query)
+        self.issuer.signs.setdefault("nonce", self.asked["nonce"])
+        uri = URL(self.asked["redirect_uri"])
+        honest = {"code": "a code", "state": self.asked["state"]}
+        query = {name: value for name, value in (honest | self.changes).items() if value is not None}
+        calls = [(text.format(**honest), headers) for text, headers in self.before]
+        async with aiohttp.ClientSession() as session:
+            for text, headers in [*calls, (urlencode(query), {})]:
+                url = URL(f"{uri}?{text}", encoded=True)
+                async with session.get(url, headers=headers) as response:
+                    self.statuses.append(response.status)
+                    self.page, self.headers = await response.text(), response.headers.copy()
+
+
+async def get_token_by(
+    browser: Browser, *, keys: KeyPair | None = None, fresh: bool = False, **changes: str
+) -> str:
+    visits: list[asyncio.Task[None]] = []
+    async with asyncio.timeout(60):  # a safety net
+        token = await sign_in(
+            way(browser.issuer, **changes),
+            key=(keys or KeyPair()).signing,
+            tls=None,
+            show=lambda prompt: visits.append(asyncio.create_task(browser.visit(prompt.page))),
+            browser=True,
+            fresh=fresh,
+        )
+        await asyncio.gather(*visits)
+    return token
+
+
+async def test_a_browsers_redirect_brings_the_code_whose_verifier_only_the_companion_knows(
+    issuer: Issuer,
+) -> None:
+    browser = Browser(issuer)
+    token = await get_token_by(browser, fresh=True)
+    assert token.count(".") == 2
+    uri = URL(browser.asked["redirect_uri"])
+    assert (uri.scheme, uri.host, uri.path) == ("http", "127.0.0.1", "/signed-in")
+    kept = {
+        name: value for name, value in browser.asked.items() if name not in ("state", "nonce", "redirect_uri")
+    }
+    challenge = kept.pop("code_challenge")
+    assert kept == {
+        "response_type": "code",
+        "client_id": "companion",
+        "scope": "openid profile",
+        "max_age": "60",
+        "code_challenge_method": "S256",
+    }
+    (form,) = issuer.forms
+    verifier = form.pop("code_verifier")
+    assert base64url(hashlib.sha256(verifier.encode()).digest()) == challenge
+    assert form == {
+        "grant_type": "authorization_code",
+        "code": "a code",
+        "redirect_uri": str(uri),
+        "client_id": "companion",
+    }
+    assert browser.statuses == [200]
+    assert "Go back to the terminal" in browser.page
+    assert "a code" not in browser.page
+    assert browser.headers["Referrer-Policy"] == "no-referrer"
+    assert browser.headers["Cache-Control"] == "no-store"
+
+
+async def test_a_code_is_bound_to_the_companions_key_where_the_issuer_binds(issuer: Issuer) -> None:
+    issuer.metadata = {
+        "dpop_signing_alg_values_supported": ["ES256"],
+        "authorization_endpoint": f"{issuer.url}/authorize?tenant=1",
+    }
+    keys, browser = KeyPair(), Browser(issuer)
+    await get_token_by(browser, keys=keys, audience="relay")
+    assert browser.asked["dpop_jkt"] == keys.name
+    assert (browser.asked["tenant"], browser.asked["resource"]) == ("1", "relay")
+    assert issuer.forms[0]["resource"] == "relay"
+    assert len(issuer.proofs) == 1
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("code=theirs&state=guessed", {}),
+        ("code=theirs", {}),
+        ("error=access_denied", {}),
+        ("code=theirs&state={state}&code=twice", {}),
+        ("code=theirs&state=%ff", {}),
+        ("code=theirs&state={state}", {"Host": "evil.example"}),
+    ],
+    ids=["another-state", "no-state", "error", "twice", "bytes", "another-host"],
+)
+async def test_what_others_send_to_the_redirect_is_refused_and_ends_nothing(
+    issuer: Issuer, query: str, headers: dict[str, str]
+) -> None:
+    browser = Browser(issuer, before=[(query, headers)])
+    await get_token_by(browser)
+    assert browser.statuses == [400, 200]
+    assert issuer.forms[0]["code"] == "a code"
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("hostile", "changes", "expected"),
+    [
+        ({}, {"iss": "https://evil.example"}, MALFORMED),
+        ({"metadata": {"authorization_response_iss_parameter_supported": True}}, {}, MALFORMED),
+        ({}, {"code": None}, MALFORMED),
+        ({}, {"code": "x" * 5000}, MALFORMED),
+        ({}, {"error": "access_denied"}, (NotApproved, Outcome.DECLINED)),
+        ({}, {"error": "\u202e"}, REFUSED),
+        ({"polls": [{"error": "invalid_grant"}]}, {}, REFUSED),
+        ({"polls": [503]}, {}, (TransportError, TransportReason.SERVER_FAILED)),
+        ({"signs": {"nonce": "another"}}, {}, MALFORMED),
+        ({"signs": {"nonce": None}}, {}, MALFORMED),
+        ({"metadata": {"authorization_endpoint": None}}, {}, (UsageError, None)),
+        ({"metadata": {"authorization_endpoint": "http://evil.example/"}}, {}, MALFORMED),
+        ({"metadata": {"authorization_endpoint": "https://a.example/#x"}}, {}, MALFORMED),
+    ],
+    ids=[
+        "another-issuer", "no-issuer", "no-code", "long", "declined", "hidden", "grant", "away", "another-nonce", "no-nonce",
+        "no-endpoint", "http-page", "fragment",
+    ],
+)  # fmt: skip
+async def test_a_redirect_that_does_not_keep_to_the_rules_gives_no_token(
+    issuer: Issuer,
+    hostile: dict[str, Any],
+    changes: dict[str, str | None],
+    expected: tuple[type[HeadlessPasskeyError], str | None],
+) -> None:
+    for name, value in hostile.items():
+        setattr(issuer, name, value)
+    error, reason = expected
+    with pytest.raises(error) as caught:
+        await get_token_by(Browser(issuer, changes=changes))
+    assert (caught.value.outcome if isinstance(caught.value, NotApproved) else caught.value.reason) == reason
+    assert str(caught.value).isprintable()
+
+
+async def test_a_sign_in_in_a_browser_that_is_cancelled_leaves_no_port_open(issuer: Issuer) -> None:
+    shown: asyncio.Queue[Prompt] = asyncio.Queue()
+    waiting = asyncio.create_task(
+        sign_in(way(issuer), key=KeyPair().signing, tls=None, show=shown.put_nowait, browser=True)
+    )
+    prompt = await shown.get()
+    assert "state=" not in repr(prompt)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    uri = URL(URL(prompt.page).query["redirect_uri"])
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection(uri.host, uri.port)
+
+
+async def test_the_program_prints_the_page_to_open_and_founds_when_the_browser_comes_back(
+    issuer: Issuer, tmp_path: Path
+) -> None:
+    async with relay_for(issuer, tmp_path) as relay:
+        words = ["companion", "join", "--relay", relay.url, "--browser", "--label", "My phone", "--json"]
+        async with running(*words, "--state", tmp_path / "state" / "first") as program:
+            stage = await program.until_stage("sign-in")
+            assert (stage["issuer"], stage["code"]) == (issuer.url, None)
+            assert stage["page"].startswith(f"{issuer.url}/authorize?")
+            await Browser(issuer).visit(stage["page"])
+            assert (await program.until_stage("joined"))["label"] == "My phone"
+            assert await program.ended() == 0

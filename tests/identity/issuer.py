@@ -98,6 +98,7 @@ class Issuer:
             "issuer": self.url,
             "jwks_uri": f"{self.url}/keys",
             "device_authorization_endpoint": f"{self.url}/device",
+            "authorization_endpoint": f"{self.url}/authorize",
             "token_endpoint": f"{self.url}/token",
         }
         return web.json_response(honest | self.metadata)

@@ -11,9 +11,9 @@ const { privateKey } = await generateKeyPair("ES256", { extractable: true });
 const client = (id) => ({
   client_id: id,
   application_type: "native",
-  grant_types: ["urn:ietf:params:oauth:grant-type:device_code"],
-  response_types: [],
-  redirect_uris: [],
+  grant_types: ["urn:ietf:params:oauth:grant-type:device_code", "authorization_code"],
+  response_types: ["code"],
+  redirect_uris: ["http://127.0.0.1/signed-in"],
   token_endpoint_auth_method: "none",
   id_token_signed_response_alg: "ES256",
   require_auth_time: true,

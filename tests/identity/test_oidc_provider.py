@@ -52,8 +52,8 @@ async def provider(port: int) -> AsyncIterator[str]:
 
 
 async def type_in(prompt: Prompt) -> None:
-    """What a person does: type the code, confirm, sign in as anna, consent."""
-    said = {"user_code": prompt.code, "login": "anna", "password": "x"}
+    """What a person does: type the code where there is one, confirm, sign in as anna, consent."""
+    said = {"user_code": prompt.code or "", "login": "anna", "password": "x"}
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as session:
         page = await session.get(prompt.page)
         for _ in range(6):
@@ -73,7 +73,12 @@ async def type_in(prompt: Prompt) -> None:
 
 
 async def token_of(
-    issuer: str, keys: KeyPair, *, client: str = "companion", audience: str | None = None
+    issuer: str,
+    keys: KeyPair,
+    *,
+    client: str = "companion",
+    audience: str | None = None,
+    browser: bool = False,
 ) -> str:
     typing: list[asyncio.Task[None]] = []
     async with asyncio.timeout(PATIENCE):
@@ -82,6 +87,7 @@ async def token_of(
             key=keys.signing,
             tls=None,
             show=lambda prompt: typing.append(asyncio.create_task(type_in(prompt))),
+            browser=browser,
             fresh=True,
             sleep=lambda _seconds: asyncio.sleep(0.2),
         )
@@ -144,5 +150,45 @@ async def test_a_real_providers_access_token_is_bound_to_the_companions_key(tmp_
 
         state = CompanionState(tmp_path / "first")
         await found_by_sign_in(state, relay.url, label="phone", token=source)
+        with pytest.raises(NotSignedIn, match="bound to another key"):
+            await founds(relay.url, tmp_path / "thief", taken[0], KeyPair())
+
+
+@pytest.mark.threat("T16")
+async def test_a_real_provider_gives_an_id_token_by_a_browsers_redirect_also_for_a_reset(
+    tmp_path: Path,
+) -> None:
+    port = reserved_port()
+    openid = OpenIdSettings(issuer=f"http://127.0.0.1:{port}", audience="companion", clients=("companion",))
+    async with running_relay(tmp_path / "relay.sqlite3", openid=openid) as relay, provider(port) as issuer:
+
+        async def source(_client: CompanionRelay, keys: KeyPair) -> str:
+            return await token_of(issuer, keys, browser=True)
+
+        async def agree(name: str) -> bool:
+            return name == "anna"
+
+        state = CompanionState(tmp_path / "state")
+        await found_by_sign_in(state, relay.url, label="phone", token=source)
+        first = state.identity().account
+        await found_by_sign_in(state, relay.url, label="phone", token=source, agree=agree)
+        assert state.chain().head.account_name == "anna"
+        assert state.identity().account != first
+
+
+@pytest.mark.threat("T13")
+async def test_an_access_token_by_a_browsers_redirect_is_bound_to_the_companions_key(tmp_path: Path) -> None:
+    port = reserved_port()
+    openid = OpenIdSettings(
+        issuer=f"http://127.0.0.1:{port}", audience=RELAY, clients=("companion",), require_bound=True
+    )
+    async with running_relay(tmp_path / "relay.sqlite3", openid=openid) as relay, provider(port) as issuer:
+        taken: list[str] = []
+
+        async def source(_client: CompanionRelay, keys: KeyPair) -> str:
+            taken.append(await token_of(issuer, keys, audience=RELAY, browser=True))
+            return taken[0]
+
+        await found_by_sign_in(CompanionState(tmp_path / "first"), relay.url, label="phone", token=source)
         with pytest.raises(NotSignedIn, match="bound to another key"):
             await founds(relay.url, tmp_path / "thief", taken[0], KeyPair())
