@@ -100,6 +100,7 @@ class AccountAuthority(Protocol):
     async def veto(self, change: RingChange) -> str | None:  # noqa: ARG002  the default
         """Say why a change of an account is not allowed, in a line for people; None to let it be.
 
+        `AuthorityUnavailable` when this cannot be said now, as for `sign_in`; who takes longer than 15 s counts as unavailable.
         A ring that only takes members out is not asked about.
         """
         return None

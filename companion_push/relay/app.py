@@ -106,6 +106,7 @@ _ERRORS: Final = {
 }
 _CODE_VALID: Final = 24 * 3600  # seconds
 _MAX_WHY: Final = 200  # characters of a veto
+_AUTHORITY_SECONDS: Final = 15.0  # for one answer of the account authority; an issuer's keys take 10 at most
 _FAILURES: Final = frozenset({400, 401, 404, 413, 415})  # statuses that cost an address
 _HUNG_UP: Final = 499  # in log and metrics, as nginx has it: nobody was there to be answered
 
@@ -337,12 +338,10 @@ class RelayEndpoints:
     async def _sign_in(self, caller: str, token: str) -> SignIn:
         """Ask the authority who signed in."""
         try:
-            return await self._authority.sign_in(token, key=caller)
+            async with _asking_authority():
+                return await self._authority.sign_in(token, key=caller)
         except TokenRefused as refused:
             raise Problem(Slug.TOKEN_REFUSED, refused.detail) from refused
-        except AuthorityUnavailable as away:
-            logger.warning("the account authority cannot be asked: %s", away.detail)
-            raise Problem(Slug.AUTHORITY_UNAVAILABLE, retry_after=away.retry_after) from away
 
     async def read_ring(self, request: web.Request) -> web.Response:
         caller = await self._caller(request, self._ring_bytes)
@@ -375,9 +374,11 @@ class RelayEndpoints:
         """Change a ring, unless the authority vetoes it. It follows the head that the authority was shown, or is refused."""
         if self._authority.vetoes:
             change = (await self.run(caller, operations.preview(operation))).body["change"]
-            why = None if change is None else await self._authority.veto(change)
-            if why is not None:
-                raise Problem(Slug.NOT_ALLOWED, why[:_MAX_WHY])
+            if change is not None:
+                async with _asking_authority():
+                    why = await self._authority.veto(change)
+                if why is not None:
+                    raise Problem(Slug.NOT_ALLOWED, why[:_MAX_WHY])
         return await self.run(caller, operation)
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
@@ -874,6 +875,18 @@ class RelayEndpoints:
 
 
 RELAY: Final = web.AppKey("relay", RelayEndpoints)
+
+
+@contextlib.asynccontextmanager
+async def _asking_authority() -> AsyncIterator[None]:
+    """Ask the account authority: whatever it is, it does not keep a caller waiting for ever."""
+    try:
+        async with asyncio.timeout(_AUTHORITY_SECONDS):
+            yield
+    except (AuthorityUnavailable, TimeoutError) as error:
+        away = error if isinstance(error, AuthorityUnavailable) else AuthorityUnavailable("no answer in time")
+        logger.warning("the account authority cannot be asked: %s", away.detail)
+        raise Problem(Slug.AUTHORITY_UNAVAILABLE, retry_after=away.retry_after) from error
 
 
 def _ticks() -> float:

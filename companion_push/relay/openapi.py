@@ -120,7 +120,7 @@ ENDPOINTS: Final = (
         summary="Hand in rings that the relay has lost",
         body=messages.LinksBody,
         answers={201: answers.Head},
-        problems=(Slug.BAD_RING, Slug.RING_CONFLICT),
+        problems=(Slug.BAD_RING, Slug.RING_CONFLICT, Slug.NOT_ALLOWED, Slug.AUTHORITY_UNAVAILABLE),
     ),
     Endpoint(
         method="PUT",

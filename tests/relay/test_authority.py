@@ -43,11 +43,14 @@ class Users(AccountAuthority):
     shown: list[RingChange] = field(default_factory=list)
     forbidden: str | None = None
     answers: bool = True
+    hangs: bool = False
     is_open: bool = False
 
     async def sign_in(self, token: str, *, key: str) -> SignIn:
         assert self.is_open
         assert len(key) == 43
+        if self.hangs:
+            await asyncio.Event().wait()
         if not self.answers:
             raise AuthorityUnavailable("the table is locked", retry_after=7)
         if token not in self.sessions:
@@ -56,6 +59,10 @@ class Users(AccountAuthority):
 
     async def veto(self, change: RingChange) -> str | None:
         self.shown.append(change)
+        if self.hangs:
+            await asyncio.Event().wait()
+        if not self.answers:
+            raise AuthorityUnavailable("the table is locked", retry_after=7)
         return self.forbidden
 
     def way(self) -> SignInWay | None:
@@ -439,3 +446,32 @@ async def test_a_change_that_the_authority_lets_be_is_made(tmp_path: Path) -> No
         grown = grow(home.ring, home.companions[0].person, home.companions[0].person, now=relay.clock())
         reply = await stranger.post("/v1/ring", {"ring": base64url(grown.document)})
         assert reply.problem == "not-found", "a preview tells a stranger nothing either"
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("hangs", [False, True], ids=["away", "hangs"])
+async def test_an_authority_that_cannot_be_asked_keeps_nobody_waiting_and_lets_nobody_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hangs: bool
+) -> None:
+    users = Users()
+    users.signed_in("hers")
+    async with relay_of(users, tmp_path) as relay:
+        home = await household(relay)
+        (phone,), (frame,) = home.companions, home.devices
+        hub = Person(device().role, "hub", account=home.account)
+        grown = grow(home.ring, phone.person, phone.person, frame.person, hub, now=relay.clock())
+        newcomer, ring = founding(relay)
+        users.answers, users.hangs = False, hangs
+        if hangs:
+            monkeypatch.setattr("companion_push.relay.app._AUTHORITY_SECONDS", 0.01)
+        replies = [
+            await phone.post("/v1/ring", {"ring": base64url(grown.document)}),
+            await phone.post("/v1/ring/links", {"rings": [base64url(grown.document)]}),
+            await newcomer.post("/v1/accounts/mine", {"token": "hers"}),
+            await founds(newcomer, ring, "hers"),
+        ]
+        assert [(reply.status, reply.problem) for reply in replies] == [(503, "authority-unavailable")] * 4
+        assert {reply.headers["Retry-After"] for reply in replies} == {"5" if hangs else "7"}
+        assert (await phone.get("/v1/ring")).body["version"] == 2
+        await home.append(phone.person)
+        assert (await phone.get("/v1/ring")).body["version"] == 3, "whoever is taken out is out meanwhile"
