@@ -69,7 +69,7 @@ from companion_push.relay.messages import (
 from companion_push.relay.notifier import Notifier
 from companion_push.relay.operations import Answer, Call, Operation, Who
 from companion_push.relay.problems import Problem, Slug, not_found
-from companion_push.relay.proofs import HEADER, NONCE_HEADER, UsedProofs, check_proof, claimed_in
+from companion_push.relay.proofs import HEADER, NONCE_HEADER, KnownKeys, UsedProofs, check_proof, claimed_in
 from companion_push.relay.public_documents import PublicDocuments
 from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
@@ -261,6 +261,7 @@ class RelayEndpoints:
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
         self._used_proofs = UsedProofs()
+        self._known_keys = KnownKeys()
         self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
         self._calls = Budget(name="calls", per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
@@ -652,6 +653,7 @@ class RelayEndpoints:
             method=request.method,
             url=self._config.public_url + path,
             now=now,
+            known=self._known_keys,
         )
         request[_HELD] = proof.name
         self._used_proofs.take(proof, now)

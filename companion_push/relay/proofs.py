@@ -1,6 +1,6 @@
 """Authentication of callers: each request has a proof of possession of the caller's key (DPoP, RFC 9449; docs/protocol/relay.md).
 
-`check_proof` is pure. `UsedProofs` detects replay: each proof carries a nonce of this process, and its id is remembered
+`check_proof` keeps nothing but the keys in `KnownKeys`, which spare it work and change no result. `UsedProofs` detects replay: each proof carries a nonce of this process, and its id is remembered
 for as long as its nonce is taken (docs/adr/0016).
 """
 
@@ -26,6 +26,7 @@ HEADER: Final = "DPoP"
 NONCE_HEADER: Final = "DPoP-Nonce"
 SKEW: Final = 60  # seconds by which the caller's clock may be ahead or behind
 STEP: Final = 300  # seconds: how long a nonce is given out; it is taken for one step more
+MAX_KEYS: Final = 512  # parsed keys that are kept, about 2 KiB each
 MAX_IDS: Final = 100_000  # in one step, which then ends early: about 10 MB
 _MAX_SIZE: Final = 4096  # characters; a proof of ours has about 500
 _UNRESERVED: Final = frozenset(string.ascii_letters + string.digits + "-._~")
@@ -42,22 +43,50 @@ class Proof:
     nonce: str | None = field(repr=False)
 
 
-def check_proof(headers: list[str], *, method: str, url: str, now: float) -> Proof:
+class KnownKeys:
+    """Parsed keys of callers whose signature held, by the text of the JWS header: the same text is the same key.
+
+    Who makes no good signature fills no place in it.
+    """
+
+    def __init__(self, *, most: int = MAX_KEYS) -> None:
+        """most: keys that are kept; beyond it the one that called longest ago is forgotten."""
+        self._most = most
+        self._keys: dict[str, tuple[ECKey, str]] = {}  # with their names; who called last is at the end
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def find(self, header: str) -> tuple[ECKey, str] | None:
+        """Find the key and the name of a header."""
+        return self._keys.get(header)
+
+    def keep(self, header: str, key: ECKey, name: str) -> None:
+        """Keep the key of a header with which a signature has held."""
+        self._keys.pop(header, None)
+        self._keys[header] = key, name
+        if len(self._keys) > self._most:
+            del self._keys[next(iter(self._keys))]
+
+
+def check_proof(
+    headers: list[str], *, method: str, url: str, now: float, known: KnownKeys | None = None
+) -> Proof:
     """Verify the proof of a request; returns the caller. headers: the values of its header ``DPoP``.
 
-    url: of the request, below the configured public URL, without query. Refuses with `proof-invalid`, or with
+    url: of the request, below the configured public URL, without query. known: keys that need not be parsed. Refuses with `proof-invalid`, or with
     `proof-clock` when only the time is wrong.
     """
     if len(headers) != 1:
         raise _refused(f"expected one header {HEADER}, got {len(headers)}")
-    key, claims = _verified(headers[0])
+    name, claims = _verified(headers[0], KnownKeys() if known is None else known)
     if claims.htm != method:
         raise _refused("htm is not the method of this request")
     if _normal(claims.htu) != _normal(url):
         raise _refused("htu is not the URL of this request below the relay's public URL")
     if abs(now - claims.iat) > SKEW:
         raise Problem(Slug.PROOF_CLOCK, now=int(now))
-    return Proof(name=key.thumbprint(), jti=claims.jti, nonce=claims.nonce)
+    return Proof(name=name, jti=claims.jti, nonce=claims.nonce)
 
 
 def claimed_in(headers: list[str]) -> tuple[str, str | None] | None:
@@ -151,8 +180,8 @@ class _Claims(msgspec.Struct, frozen=True):
     nonce: str | None = None
 
 
-def _verified(compact: str) -> tuple[ECKey, _Claims]:
-    """Verify a compact JWS with the key in its header; returns the key and the claims."""
+def _verified(compact: str, known: KnownKeys) -> tuple[str, _Claims]:
+    """Verify a compact JWS with the key in its header; returns the key's name and the claims."""
     if len(compact) > _MAX_SIZE:
         raise _refused(f"a proof has at most {_MAX_SIZE} characters")
     parts = compact.split(".")
@@ -160,11 +189,26 @@ def _verified(compact: str) -> tuple[ECKey, _Claims]:
         raise _refused("a proof has three parts")
     try:
         raw_header, raw_claims, _ = map(from_base64url, parts)
-        header = msgspec.json.decode(raw_header, type=_Header)
         claims = msgspec.json.decode(raw_claims, type=_Claims)
+    except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _refused("the claims are not what a proof has") from error
+    found = known.find(parts[0])
+    key, name = _key_of(raw_header) if found is None else found
+    try:
+        jws.deserialize_compact(compact, key, registry=_REGISTRY)
+    except (JoseError, ValueError) as error:
+        raise _refused("the signature does not verify") from error
+    known.keep(parts[0], key, name)
+    return name, claims
+
+
+def _key_of(raw_header: bytes) -> tuple[ECKey, str]:
+    """Parse the key in a JWS header; returns it with its name."""
+    try:
+        header = msgspec.json.decode(raw_header, type=_Header)
         sizes = {len(from_base64url(coordinate)) for coordinate in (header.jwk.x, header.jwk.y)}
     except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _refused("header or claims are not what a proof has") from error
+        raise _refused("the header is not what a proof has") from error
     if header.crit is not msgspec.UNSET:
         raise _refused("no critical header parameter is known here")
     if sizes != {32}:
@@ -173,11 +217,7 @@ def _verified(compact: str) -> tuple[ECKey, _Claims]:
         key = ECKey.import_key(msgspec.to_builtins(header.jwk))
     except (JoseError, ValueError) as error:
         raise _refused("the key is not a point on P-256") from error
-    try:
-        jws.deserialize_compact(compact, key, registry=_REGISTRY)
-    except (JoseError, ValueError) as error:
-        raise _refused("the signature does not verify") from error
-    return key, claims
+    return key, key.thumbprint()
 
 
 def _normal(url: str) -> tuple[str, str, int | None, str]:

@@ -11,7 +11,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import SKEW, STEP, Proof, UsedProofs, check_proof, claimed_in
+from companion_push.relay.proofs import SKEW, STEP, KnownKeys, Proof, UsedProofs, check_proof, claimed_in
 from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
@@ -252,3 +252,62 @@ def test_nobody_is_refused_because_strangers_made_many_proofs_and_few_are_rememb
         used.take(made(used.nonce(NOW), jti=f"{number:022}"), NOW)
     used.take(made(used.nonce(NOW), name="bert"), NOW)
     assert len(used._now) + len(used._before) <= 21
+
+
+def counting(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The keys that are parsed from now on."""
+    parsed: list[object] = []
+    real = ECKey.import_key
+
+    def counted(value: Any) -> ECKey:
+        parsed.append(value)
+        return real(value)
+
+    monkeypatch.setattr(ECKey, "import_key", counted)
+    return parsed
+
+
+def test_a_key_whose_signature_held_is_parsed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, known = counting(monkeypatch), KnownKeys()
+    names = {
+        check_proof([signed(header(), claims())], method="GET", url=URL, now=NOW, known=known).name
+        for _ in range(3)
+    }
+    assert names == {thumbprint(KEY.public_key)}
+    assert (len(parsed), len(known)) == (1, 1)
+
+
+@pytest.mark.parametrize("is_known", [False, True], ids=["new", "known"])
+def test_a_signature_is_verified_whether_the_key_is_known_or_not(*, is_known: bool) -> None:
+    known = KnownKeys()
+    if is_known:
+        check_proof([signed(header(), claims())], method="GET", url=URL, now=NOW, known=known)
+    of_another = signed(header(), claims(), SoftwareSigningKey.generate())
+    for proof in (of_another, of_another.rpartition(".")[0] + ".", of_another + "=", of_another[:-1]):
+        with pytest.raises(Problem) as problem:
+            check_proof([proof], method="GET", url=URL, now=NOW, known=known)
+        assert problem.value.slug is Slug.PROOF_INVALID
+    assert len(known) == is_known  # a key of which nothing has held is not kept
+
+
+def test_what_a_header_says_beside_a_known_key_is_read_again() -> None:
+    known = KnownKeys()
+    check_proof([signed(header(), claims())], method="GET", url=URL, now=NOW, known=known)
+    for changes in ({"crit": ["b64"]}, {"typ": "JWT"}, {"alg": "none"}):
+        with pytest.raises(Problem) as problem:
+            check_proof([signed(header(**changes), claims())], method="GET", url=URL, now=NOW, known=known)
+        assert problem.value.slug is Slug.PROOF_INVALID
+
+
+def test_of_the_known_keys_the_one_that_called_longest_ago_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parsed, known = counting(monkeypatch), KnownKeys(most=2)
+    first, second, third = (SoftwareSigningKey.generate() for _ in range(3))
+    for key in (first, second, first, third, first, second):
+        proof = signed(header(jwk=jwk(key)), claims(), key)
+        assert check_proof([proof], method="GET", url=URL, now=NOW, known=known).name == thumbprint(
+            key.public_key
+        )
+    assert len(known) == 2
+    assert parsed == [jwk(first), jwk(second), jwk(third), jwk(second)]
