@@ -124,11 +124,12 @@ class Dispatcher:
 class _Job:
     """An order, until it is told."""
 
-    __slots__ = ("attempts", "order", "running", "successor", "timer", "waited")
+    __slots__ = ("attempts", "order", "running", "shown", "successor", "timer", "waited")
 
     def __init__(self, order: Order) -> None:
         self.order = order
         self.attempts = 0
+        self.shown = order.push.purpose is Purpose.DISMISS  # whether the companion may show what it is about
         self.waited = False  # for a circuit, which it does once
         self.running = False
         self.timer: asyncio.TimerHandle | None = None  # while it pauses
@@ -200,8 +201,8 @@ class _Lane:
         """Put `order` in the place of one that waits or pauses."""
         before, job.order = job.order, order
         self._tell(before, _DROPPED)
-        if order.push.purpose is Purpose.DISMISS and not job.attempts:
-            self._end(job, _DROPPED)  # nothing was shown
+        if order.push.purpose is Purpose.DISMISS and not job.shown:
+            self._end(job, _DROPPED)
             return
         job.attempts, job.waited = 0, False
         if job.timer is not None:
@@ -274,6 +275,7 @@ class _Lane:
             job.waited = True
             return Delivery(outcome=PushOutcome.FAILED, detail="the service does not answer"), again
         job.attempts += 1
+        job.shown = True
         delivery = await self.send(order, min(SEND_SECONDS, left))
         circuit.note(delivery.outcome, order.push.account, loop.time())
         if job.attempts > 1:

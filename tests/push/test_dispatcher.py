@@ -214,6 +214,23 @@ async def test_a_dismissal_takes_the_place_of_a_retry() -> None:
         assert the.channel.shown() == [("request", "handle"), ("dismiss", "handle")]
 
 
+async def test_a_second_dismissal_is_sent_when_the_first_one_never_was() -> None:
+    async with desk() as the:
+        the.order()
+        await the.ends(1)
+        the.channel.gate.clear()
+        for number in range(dispatching.RUNNING_OF_ACCOUNT):
+            the.order(f"busy {number}")
+        await the.channel.came(dispatching.RUNNING_OF_ACCOUNT + 1)
+        # claimed, given back, claimed again: all the while the phone shows the push that was sent
+        the.order(purpose=Purpose.DISMISS)
+        the.order()
+        the.order(purpose=Purpose.DISMISS)
+        the.channel.gate.set()
+        await the.ends(dispatching.RUNNING_OF_ACCOUNT + 4)
+        assert the.channel.shown()[-1] == ("dismiss", "handle")
+
+
 @pytest.mark.threat("T17")
 async def test_accounts_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatching, "RUNNING", 2)
