@@ -382,6 +382,9 @@ class _Circuit:
 
     def note(self, outcome: PushOutcome, account: bytes, now: float) -> None:
         """Note the result of an attempt: any answer of the service counts as one, also a refusal."""
+        if outcome is PushOutcome.LATE:  # the service was not asked
+            self._probing = False
+            return
         if outcome is not PushOutcome.FAILED:
             self._reset()
             return

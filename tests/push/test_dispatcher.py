@@ -319,6 +319,19 @@ async def test_two_accounts_cannot_close_a_service_to_the_others() -> None:
         assert (await the.ends(1))[0][1] is PushOutcome.SENT
 
 
+@pytest.mark.parametrize("tried", [False, True], ids=["is left alone", "is tried"])
+def test_a_push_that_the_channel_drops_as_late_says_nothing_of_the_service(tried: bool) -> None:
+    circuit = dispatching._Circuit()
+    for number in range(dispatching.FAILURES):
+        circuit.note(PushOutcome.FAILED, bytes([number]), 0.0)
+    if tried:
+        assert circuit.closed_for(dispatching.FIRST_PAUSE) == 0
+    circuit.note(PushOutcome.LATE, b"a", dispatching.FIRST_PAUSE)
+    assert circuit.is_broken
+    assert circuit.closed_for(dispatching.FIRST_PAUSE) == 0  # another push tries it
+    assert circuit.closed_for(dispatching.FIRST_PAUSE) > 0
+
+
 # The end
 
 
