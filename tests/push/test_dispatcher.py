@@ -320,7 +320,7 @@ async def test_two_accounts_cannot_close_a_service_to_the_others() -> None:
 
 
 @pytest.mark.parametrize("tried", [False, True], ids=["is left alone", "is tried"])
-def test_a_push_that_the_channel_drops_as_late_says_nothing_of_the_service(tried: bool) -> None:
+def test_a_push_that_the_channel_drops_as_late_says_nothing_of_the_service(*, tried: bool) -> None:
     circuit = dispatching._Circuit()
     for number in range(dispatching.FAILURES):
         circuit.note(PushOutcome.FAILED, bytes([number]), 0.0)
