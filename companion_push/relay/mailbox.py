@@ -134,7 +134,7 @@ class Request:
         return self._become(RequestState.SUPERSEDED) if self.live else self
 
     def withdrawn(self, reason: str) -> "Request":
-        """The request after its device was removed from the ring."""
+        """The request after the relay has ended it: its device was removed or muted, or its account suspended."""
         return self._become(RequestState.CANCELLED, reason=reason) if self.live else self
 
     def without_holder(self, names: frozenset[str], now: float) -> "Request":

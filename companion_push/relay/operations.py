@@ -84,6 +84,9 @@ class Answer:
     test: Order | None = None  # to be sent while the caller waits
     outcomes: tuple[tuple[Kind, Purpose, PushOutcome], ...] = ()  # of pushes that are over
     woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
+    shown: str | None = (
+        None  # the topic that this answer is about: its reader is not woken by what reading has changed
+    )
     told: frozenset[str] = (
         frozenset()
     )  # members of an account that was closed or suspended, whose held calls end
@@ -92,7 +95,7 @@ class Answer:
     @property
     def topics(self) -> frozenset[str]:
         """Of the held requests to wake: see below."""
-        return self.woken | concerned(change.request for change in self.changed)
+        return (self.woken | concerned(change.request for change in self.changed)) - {self.shown}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,11 +142,13 @@ class Who:
     subject: Subject | None = None  # whose account it is, or will be
 
     def find(self, db: sqlite3.Connection) -> tuple[str | None, Subject | None]:
-        """The open account, and the subject to whom it belongs."""
+        """The open account, and the subject to whom it belongs; `not-found` when there is neither."""
         if self.subject is not None:
             return subjects.account_of(db, self.subject), self.subject
         account = accounts.opened(db, self.account) if self.name is None else accounts.named(db, self.name)
-        return account, None if account is None else subjects.subject_of(db, account)
+        if account is None:
+            raise not_found()
+        return account, subjects.subject_of(db, account)
 
 
 # Topics that a held request waits for. The names never leave the process.
@@ -268,7 +273,7 @@ def close_account(who: Who, *, again: bool, valid: int) -> Operation:
 
     def operation(call: Call) -> Answer:
         account, subject = who.find(call.db)
-        if account is None and (subject is None or again):
+        if account is None and again:
             raise not_found()
         name = None if account is None else accounts.name_of_account(call.db, account)
         told = frozenset() if account is None else accounts.close(call.db, account, now=call.now)
@@ -291,8 +296,6 @@ def suspend_account(who: Who) -> Operation:
 
     def operation(call: Call) -> Answer:
         account, subject = who.find(call.db)
-        if account is None and subject is None:
-            raise not_found()
         told: frozenset[str] = frozenset()
         changed = []
         if account is not None:
@@ -311,8 +314,6 @@ def suspend_account(who: Who) -> Operation:
 def lift_suspension(who: Who) -> Operation:
     def operation(call: Call) -> Answer:
         account, subject = who.find(call.db)
-        if account is None and subject is None:
-            raise not_found()
         subjects.lift(call.db, account=account, subject=subject)
         return Answer(body={"account": account})
 
@@ -759,6 +760,7 @@ def read_inbox(cursor: str | None) -> Operation:
             durable=False,
             changes_at=changes_at,
             changed=tuple(changed),
+            shown=inbox_topic(companion.name),
         )
 
     return operation

@@ -5,6 +5,7 @@ import sqlite3
 
 import pytest
 
+from companion_push.relay import operations
 from companion_push.relay.app import RELAY
 from companion_push.relay.operations import Answer, Change
 from headless_passkey.request import RequestState
@@ -53,6 +54,20 @@ async def test_a_follower_sees_what_time_and_a_newer_request_have_ended(
         (second, None, RequestState.PENDING, frame.name),
         (first, RequestState.PENDING, RequestState.SUPERSEDED, frame.name),
         (second, RequestState.PENDING, RequestState.EXPIRED, None),
+    ]
+
+
+async def test_whoever_reads_an_inbox_wakes_all_but_those_who_wait_for_that_inbox(
+    relay: Relay, home: Household
+) -> None:
+    (anna, bert), (frame,) = home.companions, home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    answers: list[Answer] = []
+    relay.app[RELAY].follow(answers.append)
+    assert len(await anna.inbox()) == 1
+    assert [answer.topics for answer in answers] == [
+        {operations.request_topic(frame.name, name), operations.inbox_topic(bert.name)}
     ]
 
 
