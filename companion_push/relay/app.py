@@ -16,16 +16,25 @@ import math
 import random
 import sqlite3
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from companion_push.errors import StoreUnavailable
+from companion_push.errors import StoreBusy, StoreUnavailable
 from companion_push.identity.authority import (
     AccountAuthority,
     AuthorityUnavailable,
@@ -768,6 +777,8 @@ class RelayEndpoints:
         called: whether it is a call of the caller, which renews its leases.
         """
         transaction = self._begin(caller, operation, called=called)
+        if transaction.done():
+            return transaction.result()
         try:
             return await asyncio.shield(transaction)
         except asyncio.CancelledError:
@@ -775,14 +786,8 @@ class RelayEndpoints:
             raise
 
     def _begin(self, caller: str, operation: Operation, *, called: bool = True) -> "asyncio.Future[Answer]":
-        """Begin a transaction, which is done before the store is closed."""
-        transaction = asyncio.ensure_future(self._transact(caller, operation, called=called))
-        self._transactions.add(transaction)
-        transaction.add_done_callback(self._transactions.discard)
-        return transaction
-
-    async def _transact(self, caller: str, operation: Operation, *, called: bool) -> Answer:
-        now = self._config.clock()
+        """Begin a transaction, which is done before the store is closed: at once, where it has to wait for nothing."""
+        now, began = self._config.clock(), _ticks()
 
         def work(db: sqlite3.Connection) -> Answer:
             call = Call(
@@ -799,20 +804,56 @@ class RelayEndpoints:
                 self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
 
-        began = _ticks()
+        done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
-            answer = await self._open_store.transact(
-                work, committed=self._wake, durable=lambda answer: answer.durable
-            )
+            store = self._open_store
+            answer = store.at_once(work)
+        except StoreBusy:
+            rest = self._wait_for_turn(store, work)
+        except Exception as error:  # noqa: BLE001  whoever waits for the future gets it
+            self._transacted(began)
+            done.set_exception(error)
+            return done
+        else:
+            self._wake(answer)
+            if not answer.durable or store.is_on_disk:
+                self._transacted(began)
+                self._tell(answer)
+                done.set_result(answer)
+                return done
+            rest = self._wait_for_disk(store, answer)
+        transaction = asyncio.ensure_future(self._rest(rest, began))
+        self._transactions.add(transaction)
+        transaction.add_done_callback(self._transactions.discard)
+        return transaction
+
+    async def _wait_for_turn(self, store: Database, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+        return await store.transact(work, committed=self._wake, durable=lambda answer: answer.durable)
+
+    async def _wait_for_disk(self, store: Database, answer: Answer) -> Answer:
+        await store.on_disk()
+        return answer
+
+    async def _rest(self, rest: Coroutine[Any, Any, Answer], began: float) -> Answer:
+        """What of a transaction waits for something. began: by the event loop's clock."""
+        try:
+            answer = await rest
         finally:
-            if self.metrics is not None:
-                self.metrics.transacted(_ticks() - began)
+            self._transacted(began)
+        self._tell(answer)
+        return answer
+
+    def _transacted(self, began: float) -> None:
+        if self.metrics is not None:
+            self.metrics.transacted(_ticks() - began)
+
+    def _tell(self, answer: Answer) -> None:
+        """Tell whoever follows the relay."""
         for follower in self._followers:
             try:
                 follower(answer)
             except Exception as error:  # noqa: BLE001  what follows the relay never fails a call of it
                 logger.error("a follower failed: %s", place_of(error))  # noqa: TRY400
-        return answer
 
     def _wake(self, answer: Answer) -> None:
         """Wake whoever waits for what an operation has changed, before that is on the disk.

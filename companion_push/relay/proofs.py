@@ -82,7 +82,7 @@ def check_proof(
     name, claims = _verified(headers[0], KnownKeys() if known is None else known)
     if claims.htm != method:
         raise _refused("htm is not the method of this request")
-    if _normal(claims.htu) != _normal(url):
+    if claims.htu != url and _normal(claims.htu) != _normal(url):
         raise _refused("htu is not the URL of this request below the relay's public URL")
     if abs(now - claims.iat) > SKEW:
         raise Problem(Slug.PROOF_CLOCK, now=int(now))
@@ -116,6 +116,7 @@ class UsedProofs:
         self._most = most
         self._key = secrets.token_bytes(32)
         self._step, self._began = 0, 0.0
+        self._taken = self._nonce_of(0), self._nonce_of(-1)  # the nonces of this step and of the one before
         self._now: set[bytes] = set()  # ids of this step, and of the one before
         self._before: set[bytes] = set()
 
@@ -131,7 +132,8 @@ class UsedProofs:
             self._before, self._now = (self._now if recent else set()), set()
             self._step += 1 if recent else 2  # a nonce ends with the memory of its proofs
             self._began = self._began + STEP if recent and now >= self._began + STEP else now
-        return self._nonce_of(self._step)
+            self._taken = self._nonce_of(self._step), self._nonce_of(self._step - 1)
+        return self._taken[0]
 
     def take(self, proof: Proof, now: float) -> None:
         """Use up a proof. Refuses with `use-dpop-nonce` when it lacks a recent nonce, with `proof-invalid` for a replay."""
@@ -144,8 +146,8 @@ class UsedProofs:
 
     def check_nonce(self, given: str | None, now: float) -> None:
         """Refuse with `use-dpop-nonce` what is no nonce of this step or the one before."""
-        taken = (self.nonce(now), self._nonce_of(self._step - 1))
-        if not any(hmac.compare_digest((given or "").encode(), nonce.encode()) for nonce in taken):
+        self.nonce(now)  # which begins the next step when it is time
+        if not any(hmac.compare_digest((given or "").encode(), nonce.encode()) for nonce in self._taken):
             raise Problem(Slug.USE_DPOP_NONCE)
 
     def _nonce_of(self, step: int) -> str:

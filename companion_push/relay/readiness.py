@@ -33,7 +33,10 @@ class Readiness:
         reading = self._reading
         if reading is None or (reading.done() and loop.time() >= self._until):
             reading = self._reading = self._read()
-            reading.add_done_callback(self._done)
+            if reading.done():
+                self._done(reading)
+            else:
+                reading.add_done_callback(self._done)
         try:
             async with asyncio.timeout(READ_SECONDS):
                 await asyncio.shield(reading)

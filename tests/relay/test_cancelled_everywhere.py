@@ -104,7 +104,8 @@ async def test_a_handler(
             return interruption
 
         await one(Interruption(at=0))
-        assert await cancel_everywhere(one, again=(again,)) >= 1
+        cancelled = await cancel_everywhere(one, again=(again,))
+        assert cancelled >= 1 or call in (look, query)  # what waits for nothing cannot be cancelled
         assert len(endpoints.held_requests) == 0
         assert not endpoints._transactions
         subscriptions = endpoint(relay)

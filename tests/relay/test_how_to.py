@@ -4,6 +4,7 @@ import asyncio
 import re
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -44,7 +45,10 @@ async def test_the_pages_blocks_are_a_service_that_a_companion_joins(tmp_path: P
     )  # fmt: skip
     assert process.stdout is not None
     try:
-        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
+        sent = asyncio.Event()
+        tracing = aiohttp.TraceConfig()
+        tracing.on_request_headers_sent.append(partial(_note_held, sent))
+        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession(trace_configs=[tracing]) as session:
             assert await process.stdout.readline() == b"serving\n"
             async with session.post(base + "/my/account") as response:
                 account = AccountCode.parse((await response.text()).strip())
@@ -55,7 +59,8 @@ async def test_the_pages_blocks_are_a_service_that_a_companion_joins(tmp_path: P
                 assert response.status == 409
             cursor = (await anna.get("/v1/inbox")).body["cursor"]
             held = asyncio.ensure_future(anna.get(f"/v1/inbox?cursor={cursor}&wait=25"))
-            await anna.get("/v1/ring")
+            await sent.wait()
+            await anna.get("/v1/ring")  # after which it is held
             process.send_signal(signal.SIGTERM)
             assert (await held).status in (200, 503)
             assert await process.wait() == 0
@@ -64,6 +69,13 @@ async def test_the_pages_blocks_are_a_service_that_a_companion_joins(tmp_path: P
             process.kill()
         _, stderr = await process.communicate()
     assert stderr.decode() == ""
+
+
+async def _note_held(
+    sent: asyncio.Event, _session: object, _context: object, head: aiohttp.TraceRequestHeadersSentParams
+) -> None:
+    if "wait" in head.url.query:
+        sent.set()
 
 
 async def test_an_account_that_nobody_has_joined_gets_a_new_code_and_the_old_one_is_void(

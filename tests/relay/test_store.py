@@ -442,8 +442,12 @@ async def test_a_store_that_is_put_back_goes_on(path: Path, database: Database) 
 async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(
     path: Path, database: Database
 ) -> None:
+    def change(db: sqlite3.Connection) -> None:
+        add(db, "alice")
+        path.unlink()
+
     with pytest.raises(StoreUnavailable, match="no longer"):
-        await database.transact(lambda _: path.unlink())
+        await database.transact(change)
 
 
 async def test_another_program_that_opens_and_closes_the_file_changes_nothing(
