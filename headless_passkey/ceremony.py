@@ -75,6 +75,7 @@ class Stage(StrEnum):
     """The stages of a ceremony, for a user interface."""
 
     PREPARED = "prepared"  # FIDO URLs made, radio on
+    DIGITS = "digits"  # tell the digits from now until a companion claims: show, speak, blink or vibrate them
     RING_UNCONFIRMED = "ring-unconfirmed"  # no companion has confirmed the membership for a week
     RELAY_FORGOT_RINGS = "relay-forgot-rings"  # the relay had lost rings that this device holds
     SUBMITTED = "submitted"  # given to the delivery
@@ -120,6 +121,7 @@ class StageEvent:
     detail: StageDetail = field(default_factory=StageDetail)
     phone: GetInfoResponse | None = None  # the phone's getInfo, at CHANNEL_OPEN
     refusal: Refusal | None = None  # at REFUSED, with the content of `detail`
+    digits: str | None = field(default=None, repr=False)  # at DIGITS: what the user types on the companion
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -501,12 +503,20 @@ class _Ceremony:
         *,
         phone: GetInfoResponse | None = None,
         refusal: Refusal | None = None,
+        digits: str | None = None,
     ) -> None:
         self.stage = stage
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
         self.on_stage(
-            StageEvent(stage=stage, elapsed=elapsed, detail=detail or {}, phone=phone, refusal=refusal)
+            StageEvent(
+                stage=stage,
+                elapsed=elapsed,
+                detail=detail or {},
+                phone=phone,
+                refusal=refusal,
+                digits=digits,
+            )
         )
 
     async def tell_the_end(self, outcome: DeviceEvent, reason: str | None) -> None:
@@ -535,6 +545,8 @@ class _Ceremony:
         """
         async with radio.adverts() as adverts:
             self.report(Stage.PREPARED, {"recipients": len(self._candidates)})
+            if self.ask.digits is not None:
+                self.report(Stage.DIGITS, digits=self.ask.digits)
             urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
             self._submitted = True  # also when the call fails
             try:

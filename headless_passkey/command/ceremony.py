@@ -104,7 +104,6 @@ class Ceremony:
         users = None if args.any_user else PinnedUsers(self._state, options.rp_id)
         if users is not None:
             users.read()  # one that is damaged is told before anybody is asked
-        self._tell_digits()
         completed = await run_ceremony(
             Ask.of(options, note=args.note, digits=self._digits, user_handle=self._expected),
             options,
@@ -142,7 +141,6 @@ class Ceremony:
             add_user=args.add_user,
             any_user=args.any_user,
         )
-        self._tell_digits()
         ended = await device.ask(
             args.rp,
             asked,
@@ -195,13 +193,17 @@ class Ceremony:
     def _on_report(self, what: str) -> None:
         talk(progress(warning=what) if self._args.json else what)
 
-    def _tell_digits(self) -> None:
-        if self._digits is not None:
-            what = f"number to type on the companion: {self._digits}"
-            talk(progress(digits=self._digits) if self._args.json else what)
+    def _tell_digits(self, event: StageEvent, digits: str) -> None:
+        how = self._args.digits_by
+        if self._args.json:
+            talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), digits=digits, by=how))
+        else:
+            talk(f"{'' if how == 'show' else f'{how} the '}number to type on the companion: {digits}")
 
     def _on_stage(self, event: StageEvent) -> None:
-        if self._args.json:
+        if event.digits is not None:
+            self._tell_digits(event, event.digits)
+        elif self._args.json:
             talk(progress(stage=event.stage, elapsed=round(event.elapsed, 4), **event.detail))
         elif event.refusal is not None:  # printed also without a terminal
             talk(f"{event.elapsed:8.3f} s  {event.refusal} [{event.refusal.reason}]")

@@ -447,6 +447,12 @@ def _ceremony_options(parser: SettingsParser) -> None:
     how.add_argument(
         "--match-digits", action="store_true", help="show two digits here that must be typed on the companion"
     )
+    how.add_argument(
+        "--digits-by",
+        choices=("show", "speak", "blink", "vibrate"),
+        default="show",
+        help="how this device tells the digits, for the program that reads the stage (default: %(default)s)",
+    )
     _state_option(how)
     _ca_option(how)
 

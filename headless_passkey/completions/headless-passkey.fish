@@ -51,7 +51,7 @@ function _shtab_headless_passkey_using
 end
 
 set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users add' 'users forget' doctor inspect tunnel-domain completion
-set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --expect-account --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --require-witness --rp --rp-id --scan --state --timeout --tunnel --user
+set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --digits-by --expect-account --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --require-witness --rp --rp-id --scan --state --timeout --tunnel --user
 
 complete -c headless-passkey -e
 complete -c headless-passkey -f
@@ -110,6 +110,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l tunne
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l timeout -x -d 'deadline in seconds (default: 420)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l note -x -d 'a line to show on the companion'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l match-digits -d 'show two digits here that must be typed on the companion'
+complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l digits-by -xka "show speak blink vibrate" -d 'how this device tells the digits, for the program that reads the stage (default: show)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe instead of the system'"'"'s'
 complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a register -d 'make a passkey on a phone'
@@ -137,6 +138,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l tunn
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l timeout -x -d 'deadline in seconds (default: 420)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l note -x -d 'a line to show on the companion'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l match-digits -d 'show two digits here that must be typed on the companion'
+complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l digits-by -xka "show speak blink vibrate" -d 'how this device tells the digits, for the program that reads the stage (default: show)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe instead of the system'"'"'s'
 complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a session -d 'use the session of a sign-in'

@@ -143,6 +143,7 @@ _shtab_headless_passkey_register_options=(
   "--timeout[deadline in seconds (default\: 420)]:S:"
   "--note[a line to show on the companion]:note:"
   "--match-digits[show two digits here that must be typed on the companion]"
+  "--digits-by[how this device tells the digits, for the program that reads the stage (default\: show)]:digits_by:(show speak blink vibrate)"
   "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )
@@ -240,6 +241,7 @@ _shtab_headless_passkey_sign_in_options=(
   "--timeout[deadline in seconds (default\: 420)]:S:"
   "--note[a line to show on the companion]:note:"
   "--match-digits[show two digits here that must be typed on the companion]"
+  "--digits-by[how this device tells the digits, for the program that reads the stage (default\: show)]:digits_by:(show speak blink vibrate)"
   "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
   "--ca[PEM file of roots to believe instead of the system\'s]:FILE:_files"
 )

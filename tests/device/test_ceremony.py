@@ -340,6 +340,19 @@ async def test_a_registration_and_a_sign_in_come_home(bench: Bench) -> None:
     assert bench.carrier.finished == [(DeviceEvent.COMPLETED, None)]
 
 
+def with_digits() -> Ask:
+    return Ask.of(AuthenticationOptions.parse(REQUEST, origin=ORIGIN), digits="07")
+
+
+@pytest.mark.threat("T4")
+async def test_the_digits_are_a_stage_before_anybody_asks_for_them(bench: Bench) -> None:
+    await bench.register()
+    events: list[StageEvent] = []
+    await asyncio.gather(bench.sign_in(with_digits(), on_stage=events.append), bench.answered())
+    assert [event.stage for event in events][:3] == [Stage.PREPARED, Stage.DIGITS, Stage.SUBMITTED]
+    assert [event.digits for event in events if event.digits is not None] == ["07"]
+
+
 async def test_the_radio_is_on_before_delivery_and_off_once_the_channel_is_open(bench: Bench) -> None:
     await bench.register()
     listening: dict[Stage, bool] = {}
@@ -1228,7 +1241,7 @@ async def test_it_can_be_cancelled_at_every_stage(bench: Bench, stage: Stage, tu
             tasks[0].cancel()
 
     before = asyncio.all_tasks()
-    tasks.append(asyncio.create_task(bench.sign_in(on_stage=cancel)))
+    tasks.append(asyncio.create_task(bench.sign_in(with_digits(), on_stage=cancel)))
     phone = asyncio.create_task(bench.answered())
     try:
         with pytest.raises(asyncio.CancelledError):

@@ -51,6 +51,28 @@ def test_who_was_notified_is_told_to_programs(capsys: pytest.CaptureFixture[str]
     assert told == {"stage": "notified", "elapsed": 0.25, **detail}
 
 
+@pytest.mark.threat("T4")
+@pytest.mark.parametrize(
+    ("options", "line", "by"),
+    [
+        ([], "number to type on the companion: 07", "show"),
+        (["--digits-by", "blink"], "blink the number to type on the companion: 07", "blink"),
+    ],
+    ids=["shown", "blinked"],
+)
+def test_the_digits_are_told_with_the_way_in_which_the_device_tells_them(
+    capsys: pytest.CaptureFixture[str], options: list[str], line: str, by: str
+) -> None:
+    event = StageEvent(stage=Stage.DIGITS, elapsed=0.25, digits="07")
+    ceremony(*options)._on_stage(event)
+    assert capsys.readouterr().err == f"{line}\n"
+    ceremony("--json", *options)._on_stage(event)
+    told = json.loads(capsys.readouterr().err)
+    del told["at"]
+    assert told == {"stage": "digits", "elapsed": 0.25, "digits": "07", "by": by}
+    assert "07" not in repr(event)
+
+
 @pytest.mark.threat("T16")
 @pytest.mark.parametrize(
     ("detail", "said"),

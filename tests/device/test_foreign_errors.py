@@ -14,7 +14,7 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import Credential
-from tests.device.test_ceremony import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels
+from tests.device.test_ceremony import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels, with_digits
 from tests.ports import reserved_port
 
 __all__ = ["bench", "tunnels"]  # fixtures
@@ -151,8 +151,8 @@ async def _at_a_stage(bench: Bench, tunnels: Tunnels, stage: Stage, error: Excep
         if event.stage is stage:
             raise error
 
-    await ends_with(bench, error, tunnels, on_stage=spoil, tunnels=ways)
-    expected = {Stage.PREPARED: [], Stage.COMPLETED: [(DeviceEvent.COMPLETED, None)]}
+    await ends_with(bench, error, tunnels, ask=with_digits(), on_stage=spoil, tunnels=ways)
+    expected = {Stage.PREPARED: [], Stage.DIGITS: [], Stage.COMPLETED: [(DeviceEvent.COMPLETED, None)]}
     assert bench.carrier.finished == expected.get(stage, FAILED)
 
 

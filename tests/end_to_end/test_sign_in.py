@@ -223,9 +223,12 @@ async def test_the_digits_that_the_device_shows_are_typed_on_the_companion(
     world: World, home: Home, ada: dict[str, Any], terminal: Terminal
 ) -> None:
     companion = await world.companion(home.phone, "--once", "--consent", "ask", in_front=terminal.in_front)
-    device = await world.device(home.hub, "sign-in", "--match-digits")
+    device = await world.device(home.hub, "sign-in", "--match-digits", "--digits-by", "speak")
+    told = await device.stage("digits")
+    assert told["by"] == "speak"
     await terminal.until("Type the digits")
     digits = _digits(device.said)
+    assert told["digits"] == digits
     terminal.type(f"{digits}\n")
     assert (await ends(device), await ends(companion)) == (0, 0)
 
