@@ -565,10 +565,23 @@ async def list_mutes(args: argparse.Namespace) -> None:
         talk("no device is muted")
 
 
-async def remove_mute(args: argparse.Namespace) -> None:
+async def _to_mute(args: argparse.Namespace) -> Member:
+    """Find the device that is meant."""
     device = find(await _newest(_membership(args)), args.who)
     if device.role is not Role.DEVICE:
         raise UsageError(f"{quoted(device.label)} is a companion, and only devices are muted")
+    return device
+
+
+async def add_mute(args: argparse.Namespace) -> None:
+    device = await _to_mute(args)
+    async with _connect(args, _state(args)) as relay:
+        await relay.begin_mute(device.name)
+    say(args, f"{quoted(device.label)} is muted", stage="muted", name=device.name)
+
+
+async def remove_mute(args: argparse.Namespace) -> None:
+    device = await _to_mute(args)
     async with _connect(args, _state(args)) as relay:
         await relay.end_mute(device.name)
     say(args, f"{quoted(device.label)} is not muted any more", stage="unmuted", name=device.name)
@@ -826,6 +839,7 @@ ACTS: Final[Mapping[str, Callable[[argparse.Namespace], Coroutine[Any, Any, None
     "channel list": list_channels,
     "channel remove": remove_channel,
     "mute list": list_mutes,
+    "mute add": add_mute,
     "mute remove": remove_mute,
     "push test": test_channels,
 }

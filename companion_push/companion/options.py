@@ -322,7 +322,7 @@ def _add_members(commands: Any) -> None:
 
 
 def _add_mute(commands: Any) -> None:
-    muted = commands.add_parser("mute", help='the devices that are muted, since somebody said "not me"')
+    muted = commands.add_parser("mute", help="the devices of which the relay takes no requests")
     actions = muted.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
     )
@@ -332,15 +332,22 @@ def _add_mute(commands: Any) -> None:
         "list the muted devices, and by whom they are muted; with --json as one object",
         "companion-push companion mute list",
     )
+    add = _command(
+        actions,
+        "mute add",
+        "let the relay take no requests of a device, until a companion ends that",
+        "companion-push companion mute add kitchen",
+    )
     remove = _command(
         actions,
         "mute remove",
         "let the relay take requests of a device again",
         "companion-push companion mute remove kitchen",
     )
-    remove.add_argument(
-        "who", metavar="WHO", help="the device's label, or the start of its name (6 characters or more)"
-    )
+    for command in (add, remove):
+        command.add_argument(
+            "who", metavar="WHO", help="the device's label, or the start of its name (6 characters or more)"
+        )
 
 
 def _add_channel(commands: Any) -> None:

@@ -243,6 +243,11 @@ class CompanionRelay(MemberClient):
             for each in answer.objects("mutes", MAX_MEMBERS)
         )
 
+    async def begin_mute(self, device: str) -> None:
+        """Mute a device of the account. Idempotent."""
+        with self._known():
+            await self._http.put(f"/v1/mutes/{device}", {})
+
     async def end_mute(self, device: str) -> None:
         """End the mute of a device. Idempotent."""
         with self._known():

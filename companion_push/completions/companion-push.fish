@@ -50,7 +50,7 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' 'push test' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion mute' 'companion mute list' 'companion mute remove' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' 'push test' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion mute' 'companion mute list' 'companion mute add' 'companion mute remove' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
 set -g _shtab_companion_push_opts_with_value --account-requests-per-day --admin-secret --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --event-loop --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --issuer-ca --key --kind --label --lease --life --listen --log-format --log-level --metrics --node --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --token-file --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
@@ -291,7 +291,7 @@ complete -c companion-push -n '_shtab_companion_push_using companion restore' -l
 complete -c companion-push -n '_shtab_companion_push_using companion restore' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion restore' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion restore' -l confirm -x -d 'the member'"'"'s label, which is otherwise to be typed at the terminal: for automation'
-complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a mute -d 'the devices that are muted, since somebody said "not me"'
+complete -c companion-push -n '_shtab_companion_push_using companion; and test $_shtab_companion_push_npos -eq 0' -a mute -d 'the devices of which the relay takes no requests'
 complete -c companion-push -n '_shtab_companion_push_using companion mute' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using companion mute; and test $_shtab_companion_push_npos -eq 0' -a list -d 'List the muted devices, and by whom they are muted; with --json as one object.'
 complete -c companion-push -n '_shtab_companion_push_using companion mute list' -s h -l help -d 'show this help message and exit'
@@ -300,6 +300,13 @@ complete -c companion-push -n '_shtab_companion_push_using companion mute list' 
 complete -c companion-push -n '_shtab_companion_push_using companion mute list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
 complete -c companion-push -n '_shtab_companion_push_using companion mute list' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
 complete -c companion-push -n '_shtab_companion_push_using companion mute list' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
+complete -c companion-push -n '_shtab_companion_push_using companion mute; and test $_shtab_companion_push_npos -eq 0' -a add -d 'Let the relay take no requests of a device, until a companion ends that.'
+complete -c companion-push -n '_shtab_companion_push_using companion mute add' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using companion mute add' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.mute.add]'
+complete -c companion-push -n '_shtab_companion_push_using companion mute add' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using companion mute add' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using companion mute add' -l state -xka "(__fish_complete_directories)" -d 'where this companion keeps its keys (default: ~/.local/state/companion-push)'
+complete -c companion-push -n '_shtab_companion_push_using companion mute add' -l ca -xka "(__fish_complete_path (commandline -ct))" -d 'PEM file of roots to believe for the relay, instead of the system'"'"'s'
 complete -c companion-push -n '_shtab_companion_push_using companion mute; and test $_shtab_companion_push_npos -eq 0' -a remove -d 'Let the relay take requests of a device again.'
 complete -c companion-push -n '_shtab_companion_push_using companion mute remove' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using companion mute remove' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [companion.mute.remove]'

@@ -40,7 +40,7 @@ _shtab_companion_push_companion_commands() {
     join:'Found an account with its code or a sign-in, or join one with an invitation.'
     list:'List this companion'"'"'s channels, and what the relay is set up for.'
     members:'List who belongs to the account; with --json as one object.'
-    mute:'the devices that are muted, since somebody said "not me"'
+    mute:'the devices of which the relay takes no requests'
     remove:'Remove a channel.'
     rename:'Give a member another label.'
     reset:'Close the account for good by a fresh sign-in at the account service, and found a new one, with this companion alone.'
@@ -61,6 +61,7 @@ _shtab_companion_push_companion_channel_commands() {
 
 _shtab_companion_push_companion_mute_commands() {
   local _commands=(
+    add:'Let the relay take no requests of a device, until a companion ends that.'
     list:'List the muted devices, and by whom they are muted; with --json as one object.'
     remove:'Let the relay take requests of a device again.'
   )
@@ -254,6 +255,19 @@ _shtab_companion_push_companion_mute_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_companion_mute_defaults_added=0
+
+_shtab_companion_push_companion_mute_add_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[companion.mute.add\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this companion keeps its keys (default\: \~\/.local\/state\/companion-push)]:DIR:_files -/"
+  "--ca[PEM file of roots to believe for the relay, instead of the system\'s]:FILE:_files"
+  ":the device\'s label, or the start of its name (6 characters or more):"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_companion_mute_add_defaults_added=0
 
 _shtab_companion_push_companion_mute_list_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -663,6 +677,7 @@ _shtab_companion_push_companion_mute() {
       (( CURRENT += 1 ))
       curcontext="${curcontext%:*:*}:_shtab_companion_push_companion_mute-$line[1]:"
       case $line[1] in
+        add) _arguments -C -s $_shtab_companion_push_companion_mute_add_options ;;
         list) _arguments -C -s $_shtab_companion_push_companion_mute_list_options ;;
         remove) _arguments -C -s $_shtab_companion_push_companion_mute_remove_options ;;
       esac

@@ -178,6 +178,7 @@ def make_app(
             web.get("/v1/inbox/stream", relay.stream_inbox, allow_head=False),
             web.post("/v1/inbox/{device}/{id}/events", relay.companion_event),
             web.get("/v1/mutes", relay.read_mutes, allow_head=False),
+            web.put("/v1/mutes/{device}", relay.begin_mute),
             web.delete("/v1/mutes/{device}", relay.end_mute),
             web.get("/v1/channels", relay.read_channels, allow_head=False),
             web.put("/v1/channels/{id}", relay.register_channel),
@@ -588,6 +589,12 @@ class RelayEndpoints:
 
     async def read_mutes(self, request: web.Request) -> web.Response:
         return await self._act(await self._caller(request), operations.read_mutes)
+
+    async def begin_mute(self, request: web.Request) -> web.Response:
+        caller = await self._caller(request)
+        return await self._act(
+            caller, operations.begin_mute(member_name(request.match_info["device"], "device"))
+        )
 
     async def end_mute(self, request: web.Request) -> web.Response:
         caller = await self._caller(request)

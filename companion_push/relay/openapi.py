@@ -257,6 +257,12 @@ ENDPOINTS: Final = (
         answers={200: answers.Mutes},
     ),
     Endpoint(
+        method="PUT",
+        path="/v1/mutes/{device}",
+        summary="Mute a device, as a companion",
+        answers={201: answers.Nothing, 200: answers.Nothing},
+    ),
+    Endpoint(
         method="DELETE",
         path="/v1/mutes/{device}",
         summary="End the mute of a device, as a companion",

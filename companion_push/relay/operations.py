@@ -794,17 +794,17 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
                 "expires_at": after.expires_at,
                 "now": int(call.now),
             },
-            changed=(*changed, *_end_of_device(call, after)) if muted else changed,
+            changed=(*changed, *_end_of_device(call, after.account, device)) if muted else changed,
             woken=_inboxes(call, companion.account) if muted else frozenset(),
         )
 
     return operation
 
 
-def _end_of_device(call: Call, declined: Request) -> Iterable[Change]:
-    """End what else is live of a device that was muted by `declined`."""
-    for request in _current(call, declined.account):
-        if request.device == declined.device and request.live:
+def _end_of_device(call: Call, account: str, device: str) -> Iterable[Change]:
+    """End what is live of a device that was muted."""
+    for request in _current(call, account):
+        if request.device == device and request.live:
             after = request.withdrawn(MUTED)
             store.save(call.db, after)
             yield Change(was=request.state, request=after, by=call.caller)
@@ -828,6 +828,26 @@ def read_mutes(call: Call) -> Answer:
     companion = call.member(Role.COMPANION)
     muted = mutes.mutes_of(call.db, companion.account)
     return Answer(body={"mutes": [{"device": each.device, "by": each.by, "at": each.at} for each in muted]})
+
+
+def begin_mute(device: str) -> Operation:
+    """Mute a device of the calling companion's account, which says "not me" of no request of it; all companions are told."""
+
+    def operation(call: Call) -> Answer:
+        companion = call.member(Role.COMPANION)
+        muted = accounts.membership(call.db, device)
+        if muted is None or muted.account != companion.account or muted.role is not Role.DEVICE:
+            raise not_found()
+        if not mutes.mute(call.db, companion.account, device, by=companion.name, now=call.now):
+            return Answer(body={})
+        return Answer(
+            body={},
+            status=201,
+            changed=tuple(_end_of_device(call, companion.account, device)),
+            woken=_inboxes(call, companion.account),
+        )
+
+    return operation
 
 
 def end_mute(device: str) -> Operation:

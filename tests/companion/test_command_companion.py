@@ -605,8 +605,11 @@ async def test_a_person_who_did_not_ask_says_not_me_and_another_time_ends_the_mu
         '"frame 0" is not muted any more'
     ]
     assert await outcome("companion", "mute", "list", *anna) == (0, "", ["no device is muted"])
-    for who in ("lamp", "phone 0"):  # nobody, and a companion
-        assert (await outcome("companion", "mute", "remove", who, *anna))[0] == 2
+    assert (await outcome("companion", "mute", "add", "frame 0", *anna))[::2] == (0, ['"frame 0" is muted'])
+    assert await outcome("companion", "mute", "list", *anna) == (0, '"frame 0"  muted by "phone 0"\n', [])
+    for action in ("add", "remove"):
+        for who in ("lamp", "phone 0"):  # nobody, and a companion
+            assert (await outcome("companion", "mute", action, who, *anna))[0] == 2
 
 
 @pytest.mark.threat("T4")

@@ -514,6 +514,10 @@ async def test_a_device_is_muted_by_not_me_and_a_companion_ends_that(tmp_path: P
         assert await ask(other, end, device=frame.name) is True
         assert await ask(phone, mutes) == []
         assert (await frame.submit(phone)).status == 201
+        begin = "mutation($device: ID!) { beginMute(device: $device) }"
+        assert slug(await send(other, begin, device=phone.name)) == "not-found"
+        assert await ask(other, begin, device=frame.name) is True
+        assert (await frame.submit(phone)).problem == "device-muted"
 
 
 async def test_a_companion_registers_lists_and_removes_its_channels(tmp_path: Path) -> None:

@@ -110,6 +110,44 @@ async def test_nobody_but_a_companion_of_the_ring_mutes_or_ends_a_mute(relay: Re
     assert (await frame.submit(anna)).problem == "device-muted", "another account ends none"
 
 
+@pytest.mark.threat("T6")
+async def test_a_companion_mutes_a_device_without_a_request_to_decline(home: Household) -> None:
+    (anna, bert), (frame,) = home.companions, home.devices
+    name = fresh_id()
+    await frame.submit(anna, bert, name=name)
+    assert (await bert.put(f"/v1/mutes/{frame.name}", {})).status == 201
+    assert (await anna.put(f"/v1/mutes/{frame.name}", {})).status == 200, "again"
+    assert await list_of(anna) == [(frame.name, bert.name)]
+    status = await frame.status(name)
+    assert (status["state"], status["reason"]) == ("cancelled", "muted")
+    assert (await frame.submit(anna)).problem == "device-muted"
+
+
+@pytest.mark.threat("T16")
+async def test_all_companions_are_told_at_once_of_a_device_that_one_has_muted(
+    relay: Relay, home: Household
+) -> None:
+    (anna, bert), (frame,) = home.companions, home.devices
+    cursor = (await bert.get("/v1/inbox")).body["cursor"]
+    held = await holding(relay, bert, f"/v1/inbox?cursor={cursor}&wait=25")
+    assert (await anna.put(f"/v1/mutes/{frame.name}", {})).status == 201
+    async with asyncio.timeout(20):
+        assert (await held).body["muted"] == [frame.name]
+
+
+@pytest.mark.threat("T17")
+async def test_a_companion_mutes_only_devices_of_its_account(relay: Relay, home: Household) -> None:
+    (anna, bert), (frame,) = home.companions, home.devices
+    other = await relay.household("bob")
+    (lamp,) = other.devices
+    for whom in (bert, anna, lamp):
+        assert (await anna.put(f"/v1/mutes/{whom.name}", {})).problem == "not-found"
+    for stranger in (other.companions[0], frame):
+        assert (await stranger.put(f"/v1/mutes/{frame.name}", {})).problem == "not-found"
+    assert (await anna.put("/v1/mutes/x", {})).problem == "invalid-request"
+    assert await list_of(anna) == await list_of(other.companions[0]) == []
+
+
 async def test_one_muted_device_mutes_no_other(tmp_path: Path) -> None:
     async with running_relay(tmp_path / "r") as relay:
         home = await relay.household(devices=2)

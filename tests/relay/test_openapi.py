@@ -135,6 +135,8 @@ async def test_what_members_are_answered_is_as_described(home: Household) -> Non
     await call(anna, "GET /v1/inbox")
     await call(anna, "GET /v1/mutes")
     await call(anna, "DELETE /v1/mutes/{device}", device=frame.name)
+    for _ in range(2):
+        await call(anna, "PUT /v1/mutes/{device}", device=frame.name)
     await call(anna, "GET /v1/channels")
     await call(anna, "PUT /v1/channels/{id}", {"kind": "fcm", "app": "a", "token": "t"}, id="A" * 22)
     await call(anna, "DELETE /v1/channels/{id}", id="A" * 22)
@@ -151,6 +153,8 @@ async def test_what_members_are_answered_is_as_described(home: Household) -> Non
         ("GET /v1/inbox", 200),
         ("GET /v1/mutes", 200),
         ("DELETE /v1/mutes/{device}", 200),
+        ("PUT /v1/mutes/{device}", 201),
+        ("PUT /v1/mutes/{device}", 200),
         ("GET /v1/channels", 200),
     } <= checked.seen
 

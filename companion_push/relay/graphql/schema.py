@@ -327,6 +327,11 @@ class Mutation:
     ) -> RequestChange:
         return await _tell(info, device, id, CompanionEvent.RELEASED)
 
+    @strawberry.mutation(description="A companion mutes a device of its account; returns true.")
+    async def begin_mute(self, info: CallInfo, device: strawberry.ID) -> bool:
+        await _run(info, operations.begin_mute(member_name(device, "device")))
+        return True
+
     @strawberry.mutation(description="A companion ends the mute of a device; returns true.")
     async def end_mute(self, info: CallInfo, device: strawberry.ID) -> bool:
         await _run(info, operations.end_mute(member_name(device, "device")))
