@@ -5,7 +5,7 @@
 #    source ~/.local/share/bash_completion/companion-push
 # See also: https://github.com/scop/bash-completion/blob/main/doc/configuration.md
 
-_shtab_companion_push_account_subparsers=(add reset delete list)
+_shtab_companion_push_account_subparsers=(add reset delete poll-only list)
 _shtab_companion_push_push_subparsers=(keys check test)
 _shtab_companion_push_companion_mute_subparsers=(list add remove)
 _shtab_companion_push_companion_channel_subparsers=(add list remove)
@@ -16,6 +16,7 @@ _shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --tr
 _shtab_companion_push_account_add_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_reset_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_delete_option_strings=(-h --help --store --config --json --log-level)
+_shtab_companion_push_account_poll_only_option_strings=(-h --help --store --config --json --log-level --end)
 _shtab_companion_push_account_list_option_strings=(-h --help --store --config --json --log-level)
 _shtab_companion_push_account_option_strings=(-h --help)
 _shtab_companion_push_push_keys_option_strings=(-h --help --config --json --log-level)
@@ -60,6 +61,8 @@ _shtab_companion_push_account_reset___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_reset___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_delete___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_delete___config_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_poll_only___store_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_account_poll_only___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_list___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_list___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_push_keys_pos_0_COMPGEN=_shtab_compgen_files
@@ -135,8 +138,9 @@ _shtab_companion_push_relay___log_level_choices=(debug info warning error)
 _shtab_companion_push_account_add___log_level_choices=(debug info warning error)
 _shtab_companion_push_account_reset___log_level_choices=(debug info warning error)
 _shtab_companion_push_account_delete___log_level_choices=(debug info warning error)
+_shtab_companion_push_account_poll_only___log_level_choices=(debug info warning error)
 _shtab_companion_push_account_list___log_level_choices=(debug info warning error)
-_shtab_companion_push_account_pos_0_choices=(add reset delete list)
+_shtab_companion_push_account_pos_0_choices=(add reset delete poll-only list)
 _shtab_companion_push_push_keys___log_level_choices=(debug info warning error)
 _shtab_companion_push_push_check___log_level_choices=(debug info warning error)
 _shtab_companion_push_push_test___log_level_choices=(debug info warning error)
@@ -188,6 +192,10 @@ _shtab_companion_push_account_reset___json_nargs=0
 _shtab_companion_push_account_delete__h_nargs=0
 _shtab_companion_push_account_delete___help_nargs=0
 _shtab_companion_push_account_delete___json_nargs=0
+_shtab_companion_push_account_poll_only__h_nargs=0
+_shtab_companion_push_account_poll_only___help_nargs=0
+_shtab_companion_push_account_poll_only___json_nargs=0
+_shtab_companion_push_account_poll_only___end_nargs=0
 _shtab_companion_push_account_list__h_nargs=0
 _shtab_companion_push_account_list___help_nargs=0
 _shtab_companion_push_account_list___json_nargs=0

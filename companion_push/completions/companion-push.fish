@@ -50,7 +50,7 @@ function _shtab_companion_push_using
   test "$_shtab_companion_push_cmdpath" = "$argv"
 end
 
-set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account list' push 'push keys' 'push check' 'push test' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion mute' 'companion mute list' 'companion mute add' 'companion mute remove' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
+set -g _shtab_companion_push_commands relay account 'account add' 'account reset' 'account delete' 'account poll-only' 'account list' push 'push keys' 'push check' 'push test' tunnel-service phone companion 'companion join' 'companion reset' 'companion invite' 'companion run' 'companion members' 'companion remove' 'companion rename' 'companion restore' 'companion mute' 'companion mute list' 'companion mute add' 'companion mute remove' 'companion channel' 'companion channel add' 'companion channel list' 'companion channel remove' ether completion
 set -g _shtab_companion_push_opts_with_value --account-requests-per-day --admin-secret --apns --ca --ceiling --cert --code --config --confirm --connections --connections-per-address --consent --controllers --credentials --event-loop --expect-account --failures-per-address --fcm --graphql-documents --handle --held-per-address --idle-seconds --in-flight --issuer-ca --key --kind --label --lease --life --listen --log-format --log-level --metrics --node --number --oidc-audience --oidc-ca --oidc-client --oidc-issuer --opener --opener-command --pending-per-account --public-url --radio --rate --relay --requests-per-day --requests-per-minute --rp-id --silence --state --store --timeout --token-file --trusted-proxy --tunnel --tunnels --tunnels-per-address --url --uv --valid-hours --vapid-contact --vapid-key --waiting --web-push-ca --web-push-host --web-push-network
 
 complete -c companion-push -e
@@ -125,6 +125,13 @@ complete -c companion-push -n '_shtab_companion_push_using account delete' -l st
 complete -c companion-push -n '_shtab_companion_push_using account delete' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.delete]'
 complete -c companion-push -n '_shtab_companion_push_using account delete' -l json -d 'failures and progress as JSON, one object a line'
 complete -c companion-push -n '_shtab_companion_push_using account delete' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using account; and test $_shtab_companion_push_npos -eq 0' -a poll-only -d 'Wake the companions of an account by no push: their channels are removed, and no others are taken. They get requests when they ask. The relay may be running.'
+complete -c companion-push -n '_shtab_companion_push_using account poll-only' -s h -l help -d 'show this help message and exit'
+complete -c companion-push -n '_shtab_companion_push_using account poll-only' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'
+complete -c companion-push -n '_shtab_companion_push_using account poll-only' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [account.poll-only]'
+complete -c companion-push -n '_shtab_companion_push_using account poll-only' -l json -d 'failures and progress as JSON, one object a line'
+complete -c companion-push -n '_shtab_companion_push_using account poll-only' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c companion-push -n '_shtab_companion_push_using account poll-only' -l end -d 'let companions have channels again'
 complete -c companion-push -n '_shtab_companion_push_using account; and test $_shtab_companion_push_npos -eq 0' -a list -d 'List the accounts: name, id, and how many companions and devices they have.'
 complete -c companion-push -n '_shtab_companion_push_using account list' -s h -l help -d 'show this help message and exit'
 complete -c companion-push -n '_shtab_companion_push_using account list' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: companion-push.sqlite3'

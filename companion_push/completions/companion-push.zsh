@@ -27,6 +27,7 @@ _shtab_companion_push_account_commands() {
     add:'Add an account and print its one-time code, with which the first companion joins. A name that nobody has joined yet gets a new code. The relay may be running.'
     delete:'Close an account for good. Its companions and devices are told so. The relay may be running.'
     list:'List the accounts: name, id, and how many companions and devices they have.'
+    poll-only:'Wake the companions of an account by no push: their channels are removed, and no others are taken. They get requests when they ask. The relay may be running.'
     reset:'Close an account for good, and print the one-time code of a new account with the same name and another id: for whoever was shut out of it. Its companions and devices are told that it is closed; they follow nobody, and join again with new invitations. The relay may be running.'
   )
   _describe 'companion-push account commands' _commands
@@ -128,6 +129,19 @@ _shtab_companion_push_account_list_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_account_list_defaults_added=0
+
+_shtab_companion_push_account_poll_only_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--config[TOML file with these options in table \[account.poll-only\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--end[let companions have channels again]"
+  ":what the account is called:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_account_poll_only_defaults_added=0
 
 _shtab_companion_push_account_reset_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -595,6 +609,7 @@ _shtab_companion_push_account() {
         add) _arguments -C -s $_shtab_companion_push_account_add_options ;;
         delete) _arguments -C -s $_shtab_companion_push_account_delete_options ;;
         list) _arguments -C -s $_shtab_companion_push_account_list_options ;;
+        poll-only) _arguments -C -s $_shtab_companion_push_account_poll_only_options ;;
         reset) _arguments -C -s $_shtab_companion_push_account_reset_options ;;
       esac
   esac

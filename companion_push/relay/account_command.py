@@ -63,6 +63,16 @@ def add_parser(subparsers: Any) -> None:
         example("companion-push account delete alice"),
     )
     delete.set_defaults(main=_delete)
+    poll_only = _action(
+        actions,
+        "poll-only",
+        "wake the companions of an account by no push",
+        "Wake the companions of an account by no push: their channels are removed, and no others are taken. They get requests "
+        "when they ask. The relay may be running.",
+        example("companion-push account poll-only alice"),
+    )
+    poll_only.add_argument("--end", action="store_true", help="let companions have channels again")
+    poll_only.set_defaults(main=_poll_only)
     listing = _action(
         actions,
         "list",
@@ -140,6 +150,23 @@ async def _delete(args: argparse.Namespace) -> None:
         raise _unknown()
     said = f"the account is closed, and {len(told)} members and newcomers are told so"
     say(args, said, stage="deleted", told=len(told))
+
+
+async def _poll_only(args: argparse.Namespace) -> None:
+    from companion_push.relay.accounts import named  # noqa: PLC0415  --help needs none of this
+    from companion_push.relay.channels import set_poll_only  # noqa: PLC0415
+
+    def change(db: sqlite3.Connection) -> str:
+        account = named(db, args.name)
+        if account is None:
+            raise _unknown()
+        set_poll_only(db, account, on=not args.end)
+        return account
+
+    async with open_database(args.store) as database:
+        account = await database.transact(change)
+    said = "its companions may have channels again" if args.end else "its companions are woken by no push"
+    say(args, said, stage="push" if args.end else "poll-only", account=account)
 
 
 async def _list(args: argparse.Namespace) -> None:

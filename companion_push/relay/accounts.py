@@ -217,7 +217,7 @@ def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]
     channels.close(db, account, now)
     for table in (
         "words", "word_calls", "requests", "invitations", "members", "rings", "account_codes", "suspensions",
-        "mutes", "streaks",
+        "mutes", "streaks", "poll_only",
     ):  # fmt: skip
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))

@@ -248,6 +248,14 @@ async def suspend_account(relay: web.Application, who: str | Subject) -> None:
     await relay[RELAY].administer(operations.suspend_account(_who(who)))
 
 
+async def set_poll_only(relay: web.Application, who: str | Subject, *, on: bool = True) -> None:
+    """Let the companions of an account be woken by no push: their channels are removed, and none is taken. on=False ends that.
+
+    who: as for `close_account`. `UsageError` where there is no such account. A reset account begins without it.
+    """
+    await relay[RELAY].administer(operations.set_poll_only(_who(who), on=on))
+
+
 async def lift_suspension(relay: web.Application, who: str | Subject) -> None:
     """Let an account, and its subject, go on."""
     await relay[RELAY].administer(operations.lift_suspension(_who(who)))
@@ -414,7 +422,7 @@ class RelayEndpoints:
         return AccountCode(relay_url=self._config.public_url, account=account, account_name=name, code=code)
 
     async def administer_account(self, request: web.Request) -> web.Response:
-        """Close, reset, suspend or lift, for the account service, which shows its secret."""
+        """Close, reset, suspend or lift, or end and allow pushes, for the account service, which shows its secret."""
         given = request.headers.getall(hdrs.AUTHORIZATION, [])
         known = f"Bearer {self._config.admin_secret}".encode()
         # over hashes: the time tells nothing of the length either
@@ -435,6 +443,8 @@ class RelayEndpoints:
                 operation = operations.suspend_account(who)
             case "lift":
                 operation = operations.lift_suspension(who)
+            case "poll-only" | "push" as act:
+                operation = operations.set_poll_only(who, on=act == "poll-only")
             case _:
                 raise not_found()
         answer = await self.run("", operation, called=False)

@@ -136,6 +136,20 @@ def remove(db: sqlite3.Connection, companion: str, handle: str) -> None:
     db.execute("DELETE FROM channels WHERE companion = ? AND handle = ?", (companion, handle))
 
 
+def set_poll_only(db: sqlite3.Connection, account: str, *, on: bool) -> None:
+    """Let an account have no channels, or let it have some again (idempotent). What is under way goes on."""
+    if on:
+        db.execute("INSERT OR IGNORE INTO poll_only VALUES (?)", (account,))
+        db.execute("DELETE FROM channels WHERE account = ?", (account,))
+    else:
+        db.execute("DELETE FROM poll_only WHERE account = ?", (account,))
+
+
+def is_poll_only(db: sqlite3.Connection, account: str) -> bool:
+    """Whether the account may have no channels."""
+    return db.execute("SELECT 1 FROM poll_only WHERE account = ?", (account,)).fetchone() is not None
+
+
 def forget(db: sqlite3.Connection, companions: Iterable[str]) -> None:
     """Remove all channels of companions that are no longer members."""
     db.executemany("DELETE FROM channels WHERE companion = ?", [(name,) for name in companions])

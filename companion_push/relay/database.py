@@ -515,6 +515,11 @@ _MIGRATIONS: Final = (
     CREATE INDEX channels_of ON channels (account);
     CREATE INDEX channels_stale ON channels (stale_at) WHERE stale_at IS NOT NULL;
 
+    -- accounts whose companions are not woken: they have no channels
+    CREATE TABLE poll_only (
+        account TEXT PRIMARY KEY REFERENCES accounts
+    ) STRICT, WITHOUT ROWID;
+
     -- 16 random bytes for each account that has had a channel, by which push services know its pushes as one account's
     CREATE TABLE push_tags (
         account TEXT PRIMARY KEY REFERENCES accounts,

@@ -311,6 +311,19 @@ def suspend_account(who: Who) -> Operation:
     return operation
 
 
+def set_poll_only(who: Who, *, on: bool) -> Operation:
+    """Let an account's companions be woken by no push, or by pushes again."""
+
+    def operation(call: Call) -> Answer:
+        account, _ = who.find(call.db)
+        if account is None:
+            raise not_found()
+        channels.set_poll_only(call.db, account, on=on)
+        return Answer(body={"account": account})
+
+    return operation
+
+
 def lift_suspension(who: Who) -> Operation:
     def operation(call: Call) -> Answer:
         account, subject = who.find(call.db)
@@ -886,7 +899,9 @@ def read_channels(offered: Mapping[Kind, Channel]) -> Operation:
                     }
                     for each in registered
                 ],
-                "offers": {str(kind): dict(channel.offer) for kind, channel in offered.items()},
+                "offers": {}
+                if channels.is_poll_only(call.db, companion.account)
+                else {str(kind): dict(channel.offer) for kind, channel in offered.items()},
             }
         )
 
@@ -902,6 +917,8 @@ def register_channel(handle: str, body: ChannelBody, offered: Mapping[Kind, Chan
         channel = offered.get(kind_of(address))
         if channel is None:
             raise Problem(Slug.UNSUPPORTED_CHANNEL, "the relay is not set up for this kind")
+        if channels.is_poll_only(call.db, companion.account):
+            raise Problem(Slug.UNSUPPORTED_CHANNEL, "the relay wakes no companion of this account")
         refusal = channel.refusal(address)
         if refusal is not None:
             raise Problem(Slug.UNSUPPORTED_CHANNEL, refusal)

@@ -5,10 +5,13 @@ from typing import Any
 
 import pytest
 
+from companion_push.push.channel import Kind
+from companion_push.relay.app import close_account, set_poll_only
 from companion_push.relay.config import RelayConfig
 from headless_passkey.errors import UsageError
 from headless_passkey.trust.account_code import AccountCode
 from tests.companion.program import outcome
+from tests.push.recording import RecordingChannel
 from tests.relay.household import PROBLEM, Relay, running_relay
 
 SECRET = "s" * 31 + "~"
@@ -48,6 +51,43 @@ async def test_the_account_service_suspends_lifts_resets_and_closes(tmp_path: Pa
         for act in ("suspend", "lift", "reset", "close"):
             status, body = await administer(relay, act, {"name": "alice"})
             assert (status, body["type"]) == (404, f"{PROBLEM}not-found")
+
+
+async def test_the_account_service_lets_no_push_go_to_an_account(tmp_path: Path) -> None:
+    fcm = RecordingChannel(Kind.FCM)
+    channel = {"kind": "fcm", "app": "app.example", "token": "t"}
+    async with running_relay(tmp_path / "s", admin_secret=SECRET, channels=[fcm]) as relay:
+        home, other = await relay.household(), await relay.household("bob")
+        (anna, _), (frame,) = home.companions, home.devices
+        bobs = other.companions[0]
+        assert (await anna.put(f"/v1/channels/{'A' * 22}", channel)).status == 201
+        assert (await bobs.put(f"/v1/channels/{'A' * 22}", channel | {"token": "u"})).status == 201
+        assert (await administer(relay, "poll-only", {"name": "alice"}))[0] == 200
+        assert (await anna.get("/v1/channels")).body == {"channels": [], "offers": {}}
+        assert (await anna.put(f"/v1/channels/{'A' * 22}", channel)).problem == "unsupported-channel"
+        sent = await frame.submit(anna)
+        assert (sent.status, sent.body["notified"]) == (201, [])
+        assert len((await bobs.get("/v1/channels")).body["channels"]) == 1, "another account's"
+        assert (await administer(relay, "push", {"account": home.account}))[0] == 200
+        assert "fcm" in (await anna.get("/v1/channels")).body["offers"]
+        assert (await anna.put(f"/v1/channels/{'A' * 22}", channel)).status == 201
+        assert (await administer(relay, "poll-only", {"name": "nobody"}))[0] == 404
+        assert (await administer(relay, "poll-only", HERS))[0] == 404
+
+
+async def test_a_host_lets_no_push_go_to_an_account_and_a_new_one_begins_without_that(tmp_path: Path) -> None:
+    async with running_relay(tmp_path / "s", channels=[RecordingChannel(Kind.FCM)]) as relay:
+        home = await relay.household()
+        await set_poll_only(relay.app, "alice")
+        assert (await home.companions[0].get("/v1/channels")).body["offers"] == {}
+        await set_poll_only(relay.app, "alice", on=False)
+        assert set((await home.companions[0].get("/v1/channels")).body["offers"]) == {"fcm"}
+        await set_poll_only(relay.app, "alice")
+        await close_account(relay.app, "alice")
+        again = await relay.household()
+        assert set((await again.companions[0].get("/v1/channels")).body["offers"]) == {"fcm"}
+        with pytest.raises(UsageError):
+            await set_poll_only(relay.app, "nobody")
 
 
 async def test_a_subject_is_suspended_and_closed_out_before_it_has_an_account(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from certificates import Certificate
 
 from companion_push.cli import main
 from companion_push.relay import database
+from companion_push.relay.accounts import add_account
+from companion_push.relay.channels import is_poll_only
+from companion_push.relay.database import open_database
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.account_code import AccountCode
 from tests.ports import reserved_port
@@ -354,6 +357,20 @@ async def test_accounts_are_listed_reset_and_deleted(path: Path) -> None:
     for words in (("reset", "alice", *relay), ("delete", "alice")):
         status, _, _ = await run("companion_push", "account", *words, "--store", path)
         assert status == 2
+
+
+async def test_an_account_is_made_one_that_no_push_goes_to_and_back(path: Path) -> None:
+    async with open_database(path) as store:
+        added = await store.transact(lambda db: add_account(db, name="alice", now=0, expires_at=1 << 40))
+    assert added is not None
+    words = ("companion_push", "account", "poll-only", "alice", "--store", path)
+    for end, said in (((), "woken by no push"), (("--end",), "may have channels again")):
+        status, shown, told = await run(*words, *end)
+        assert (status, shown) == (0, "")
+        assert said in told
+        async with open_database(path) as store:
+            assert await store.transact(lambda db: is_poll_only(db, added[0])) is not bool(end)
+    assert (await run("companion_push", "account", "poll-only", "bob", "--store", path))[0] == 2
 
 
 @pytest.mark.parametrize("words", [[], ["--json"]], ids=["for-people", "for-programs"])
