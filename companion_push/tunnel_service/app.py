@@ -4,6 +4,7 @@
 ``GET /cable/new/<tunnel ID>``                   the authenticator opens a tunnel and learns its routing ID
 ``GET /cable/connect/<routing ID>/<tunnel ID>``  the client platform joins it
 ``GET /livez``                                   204 while the process can answer
+``GET /readyz``                                  204 while there is room for another tunnel, else 503
 ===============================================  ==========================================================
 
 The service forwards each binary message unchanged and in order. It holds no key that opens one. It pings an end that
@@ -71,6 +72,7 @@ def make_app(
     app = web.Application(handler_args={"logger": http_logger})
     app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node)
     app.router.add_get("/livez", _livez, name=_LIVEZ)
+    app.router.add_get("/readyz", _readyz)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
     app.on_shutdown.append(_close_tunnels)
     if registry is not None:
@@ -90,6 +92,7 @@ class TunnelEndpoints:
         self._prefix = b"" if node is None else bytes([node])
         self._open: dict[Tunnel, OpenTunnel] = {}
         self.metrics: TunnelMetrics | None = None
+        self.closing = False
 
     def measure(self, registry: "CollectorRegistry") -> None:
         """Add the service's metrics to `registry`."""
@@ -158,6 +161,7 @@ class TunnelEndpoints:
 
     def close(self) -> None:
         """End every tunnel; the handlers return soon after."""
+        self.closing = True
         for opened in self._open.values():
             opened.end(Ending(why="the service stops"))
 
@@ -374,6 +378,14 @@ _LIVEZ: Final = "livez"
 
 
 async def _livez(_request: web.Request) -> web.Response:
+    return web.Response(status=204)
+
+
+async def _readyz(request: web.Request) -> web.Response:
+    """Answer whether a proxy should send phones here: not while all tunnels are taken, nor when the service stops."""
+    endpoints = request.app[_TUNNELS]
+    if endpoints.closing or len(endpoints.rendezvous) >= endpoints.limits.tunnels:
+        return _refuse(TunnelRefusal.FULL, endpoints.limits)
     return web.Response(status=204)
 
 

@@ -1,5 +1,6 @@
 """Several tunnel services behind one name: which of them a routing ID names, alone and behind the proxies of the docs."""
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from certificates import Certificate
 
 from companion_push.tunnel_service.app import make_app
+from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.errors import UsageError
 from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, connect_url, new_url
 from headless_passkey.net.tunnel import open_tunnel
@@ -92,3 +94,16 @@ async def meet(base: str, tls: ssl.SSLContext, tunnel_id: bytes) -> int:
             await first.send(b"and back")
             assert await second.receive() == b"and back"
     return first.routing_id[0]
+
+
+async def test_a_node_without_room_is_not_ready_and_is_again_when_a_tunnel_ends() -> None:
+    async with TestClient(TestServer(make_app(Limits(tunnels=1)))) as client:
+        assert (await client.get("/readyz")).status == 204
+        async with client.ws_connect(new_url("", bytes(16)), protocols=["fido.cable"]) as first:
+            full = await client.get("/readyz")
+            assert (full.status, full.headers["Retry-After"]) == (503, "5")
+            assert (await client.get("/livez")).status == 204
+            await first.close()
+        async with asyncio.timeout(60):
+            while (await client.get("/readyz")).status != 204:
+                pass
