@@ -82,6 +82,9 @@ class PublicDocuments:
                 "pending_requests": quota.pending,
                 "requests_of_device": [_rate(rate) for rate in quota.rates],
                 "requests_of_account": [_rate(rate) for rate in quota.account_rates],
+                # after so many requests in a row that nobody has approved
+                "pauses_of_device": [_rate(rung) for rung in config.ladder.device],
+                "pauses_of_account": [_rate(rung) for rung in config.ladder.account],
             },
             "features": dict(sorted(self.features.items())),
             "openapi": url + openapi.PATH,

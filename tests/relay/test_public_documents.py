@@ -14,6 +14,7 @@ from companion_push.push.channel import Kind
 from companion_push.relay import openapi
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
+from companion_push.relay.ladder import Ladder, Rung
 from companion_push.relay.mailbox import Quota, Rate
 from companion_push.relay.problems import Slug, type_of
 from tests.push.recording import RecordingChannel
@@ -38,7 +39,9 @@ async def configuration(relay: Relay) -> dict[str, Any]:
 async def test_the_configuration_says_how_to_speak_to_this_relay(tmp_path: Path) -> None:
     quota = Quota(pending=2, rates=(Rate(count=7, seconds=60),), account_rates=(Rate(count=9, seconds=3600),))
     fcm = RecordingChannel(Kind.FCM)
-    async with running_relay(tmp_path / "s", quota=quota, ceiling=120, channels=[fcm]) as relay:
+    ladder = Ladder(device=(Rung(count=3, seconds=60), Rung(count=4, seconds=300)), account=())
+    more: dict[str, Any] = {"quota": quota, "ladder": ladder, "ceiling": 120}
+    async with running_relay(tmp_path / "s", **more, channels=[fcm]) as relay:
         told = await configuration(relay)
     assert told["public_url"] == relay.url
     assert told["versions"] == ["v1"]
@@ -55,6 +58,8 @@ async def test_the_configuration_says_how_to_speak_to_this_relay(tmp_path: Path)
         "pending_requests": 2,
         "requests_of_device": [{"count": 7, "seconds": 60}],
         "requests_of_account": [{"count": 9, "seconds": 3600}],
+        "pauses_of_device": [{"count": 3, "seconds": 60}, {"count": 4, "seconds": 300}],
+        "pauses_of_account": [],
     }
     assert told["features"] == {
         "push": {"kinds": ["fcm"]},
