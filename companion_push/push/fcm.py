@@ -2,9 +2,9 @@
 
 One exchange a push: ``POST /v1/projects/{project}/messages:send`` with a data message, which the app itself turns into a
 notification, so that no text passes the service. It is of high priority, lives as long as what it is about (without a
-``ttl`` FCM would keep it for four weeks), and has one constant collapse key: FCM keeps the messages of at most four keys
-for a phone that is off, so a key for each request would lose requests. A newer message then takes the older one's place,
-and the app reads its inbox all the same.
+``ttl`` FCM would keep it for four weeks), and has one of two constant collapse keys: FCM keeps the messages of at most four
+keys for a phone that is off, so a key for each request would lose requests. A newer message takes the older one's place, and
+the app reads its inbox all the same; but what concerns the account takes the place of no request, nor the other way round.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from companion_push.push.channel import Address, Delivery, Fcm, Kind, Push, PushOutcome
+from companion_push.push.channel import Address, Delivery, Fcm, Kind, Purpose, Push, PushOutcome
 from companion_push.push.retry_after import retry_after
 from companion_push.push.service_account import AccessTokens, ServiceAccount
 from headless_passkey.errors import (
@@ -32,12 +32,14 @@ from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.text.json_text import decode_json
 
 URL: Final = "https://fcm.googleapis.com"
-COLLAPSE_KEY: Final = "headless-passkey"
+REQUESTS: Final = "headless-passkey"  # collapse keys
+ACCOUNT: Final = "headless-passkey-account"
 SEND_SECONDS: Final = 10.0  # for everything, the access token too
 MAX_ANSWER: Final = 16 * 1024  # bytes
 LONGEST_TTL: Final = 28 * 86_400  # seconds
 QUOTA_PAUSE: Final = 60.0  # seconds after 429 without Retry-After, as the service's manual says
 CHECK_TOPIC: Final = "headless-passkey-check"
+_OF_REQUESTS: Final = (Purpose.REQUEST, Purpose.DISMISS)
 APP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", re.ASCII)
 _TOKEN: Final = re.compile(r"[\x21-\x7E]{1,4096}", re.ASCII)
 _WORD: Final = re.compile(r"[A-Z_]{1,64}", re.ASCII)
@@ -102,7 +104,7 @@ class FcmChannel:
             "android": {
                 "priority": "HIGH",
                 "ttl": f"{min(int(left), LONGEST_TTL)}s",
-                "collapse_key": COLLAPSE_KEY,
+                "collapse_key": REQUESTS if push.purpose in _OF_REQUESTS else ACCOUNT,
             },
         }
         return await self._deliver(self._apps[address.app], {"message": message}, min(left, self._seconds))

@@ -56,14 +56,25 @@ async def test_a_push_is_a_data_message_of_high_priority_that_ends_with_its_requ
     }
 
 
-@pytest.mark.parametrize("purpose", Purpose)
-async def test_every_push_has_the_same_collapse_key(
-    google: Google, fcm: FcmChannel, clock: Clock, purpose: Purpose
+@pytest.mark.parametrize(
+    ("purpose", "key"),
+    [
+        ("request", "headless-passkey"),
+        ("dismiss", "headless-passkey"),
+        ("ring", "headless-passkey-account"),
+        ("removed", "headless-passkey-account"),
+        ("reset", "headless-passkey-account"),
+        ("word", "headless-passkey-account"),
+        ("test", "headless-passkey-account"),
+    ],
+)
+async def test_a_newer_push_takes_the_place_of_one_of_its_kind(
+    google: Google, fcm: FcmChannel, clock: Clock, purpose: str, key: str
 ) -> None:
-    assert (await fcm.send(ADDRESS, push(clock, purpose=purpose))).outcome is PushOutcome.SENT
+    assert (await fcm.send(ADDRESS, push(clock, purpose=Purpose(purpose)))).outcome is PushOutcome.SENT
     message = google.messages[0].body["message"]
-    assert message["android"]["collapse_key"] == "headless-passkey"
-    assert message["data"]["purpose"] == purpose.value
+    assert message["android"]["collapse_key"] == key
+    assert message["data"]["purpose"] == purpose
 
 
 @pytest.mark.threat("T2")
