@@ -1,6 +1,7 @@
 """Fixtures that tests of several rooms share."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -60,6 +61,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if _shares_its_loop(item):
             for message in ("unclosed transport", "unclosed <socket"):
                 item.add_marker(pytest.mark.filterwarnings(f"ignore:{message}:ResourceWarning"))
+
+
+def pytest_collection_finish() -> None:
+    """Let the collector pass over the tests and all that they import: none of it is garbage, and it looks often."""
+    gc.collect()
+    gc.freeze()
 
 
 def _shares_its_loop(item: pytest.Item) -> bool:

@@ -273,9 +273,11 @@ async def test_who_reads_rings_all_the_time_is_told_to_wait_and_an_empty_answer_
         home = await relay.household()
         anna, bert = home.companions
         relay.app[relay_app.RELAY]._ring_bytes = Budget(name="calls", per_minute=20_000)
-        replies = [await anna.get("/v1/ring") for _ in range(50)]
+        replies = [await anna.get("/v1/ring")]
+        while replies[-1].status == 200 and len(replies) < 50:
+            replies.append(await anna.get("/v1/ring"))
         assert [reply.status for reply in replies[:3]] == [200] * 3
-        (refused, *_) = [reply for reply in replies if reply.status != 200]
+        refused = replies[-1]
         assert (refused.problem, int(refused.headers["Retry-After"]) > 0) == ("rate-limited", True)
         for _ in range(100):
             assert (await bert.get(f"/v1/ring?after={home.ring.version}")).status == 200
