@@ -216,8 +216,8 @@ def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]
     db.executemany("REPLACE INTO former VALUES (?, ?, 0, ?)", [(each, account, int(now)) for each in told])
     channels.close(db, account, now)
     for table in (
-        "words", "word_calls", "requests", "invitations", "members", "rings", "account_codes", "suspensions",
-        "mutes", "streaks", "poll_only",
+        "words", "word_calls", "account_states", "envelopes", "invitations", "members", "rings", "account_codes",
+        "suspensions", "mutes", "poll_only",
     ):  # fmt: skip
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))
@@ -574,10 +574,6 @@ def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
         )
     db.execute(
         "DELETE FROM mutes WHERE account = ? AND device NOT IN (SELECT name FROM members)", (ring.account,)
-    )
-    db.execute(
-        "DELETE FROM streaks WHERE account = ? AND whose != account AND whose NOT IN (SELECT name FROM members)",
-        (ring.account,),
     )
 
 

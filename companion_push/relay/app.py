@@ -46,6 +46,7 @@ from companion_push.identity.authority import (
 from companion_push.identity.openid import OpenIdConnect
 from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
+from companion_push.relay.account_states import SqliteStates, StateCache, States
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.following import Following
@@ -278,6 +279,7 @@ class RelayEndpoints:
         self._authority = authority
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
+        self._state_cache = StateCache()
         self._used_proofs = UsedProofs()
         self._known_keys = KnownKeys()
         self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
@@ -812,11 +814,13 @@ class RelayEndpoints:
                 caller=caller,
                 now=now,
                 leases=self._leases,
+                states=States(SqliteStates(db), now, self._state_cache),
                 kinds=self._notifier.kinds,
                 in_flight=self._notifier.in_flight,
                 awaits=self.held_requests.awaits,
             )
             answer = operations.with_pushes(call, operations.counted(call, operation(call)))
+            call.states.store()
             if called:
                 self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer

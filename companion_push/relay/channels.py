@@ -10,8 +10,8 @@ import json
 import re
 import secrets
 import sqlite3
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -28,8 +28,8 @@ from companion_push.push.channel import (
     WebPush,
 )
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import store
-from companion_push.relay.mailbox import HELD, LIVE, Request
+from companion_push.relay.account_states import States
+from companion_push.relay.mailbox import HELD, LIVE, Key, Notice, Request
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -160,7 +160,7 @@ def close(db: sqlite3.Connection, account: str, now: float) -> None:
 
     The pushes are for whichever relay works on this store.
     """
-    db.execute("DELETE FROM pushes WHERE tag = (SELECT tag FROM push_tags WHERE account = ?)", (account,))
+    db.execute("DELETE FROM pushes WHERE account = ?", (account,))
     tell(db, account, Purpose.RESET, now, kinds=frozenset(Kind))
     for table in ("channels", "push_tags"):
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
@@ -261,73 +261,120 @@ def tested(db: sqlite3.Connection, companion: str, order: Order, delivery: Deliv
 
 def notify(
     db: sqlite3.Connection, request: Request, *, kinds: frozenset[Kind], waiting: Iterable[str]
-) -> tuple[Order, ...]:
-    """Push a new request to its recipients. waiting: those who are waiting at their inboxes."""
-    insert = "INSERT INTO notified (device, id, recipient, handle, kind, outcome) VALUES (?, ?, ?, ?, ?, ?)"
-    key = (request.device, request.id)
-    db.executemany(insert, [(*key, name, "", INBOX, PushOutcome.SENT) for name in waiting])
-    if not kinds:
-        return ()
-    rows = [row for row in _channels_of(db, request.account, kinds) if row[0] in request.recipients]
-    db.executemany(insert, [(*key, row[0], row[1], row[2], None) for row in rows])
-    return tuple(_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
+) -> tuple[Request, tuple[Order, ...]]:
+    """Push a new request to its recipients; returns it with what has become of that. waiting: who is waiting at its inbox."""
+    notices = [Notice(to=name, handle="", kind=INBOX, outcome=PushOutcome.SENT) for name in waiting]
+    rows = _channels_of(db, request.account, kinds) if kinds else []
+    rows = [row for row in rows if row[0] in request.recipients]
+    notices.extend(Notice(to=row[0], handle=row[1], kind=row[2]) for row in rows)
+    notices.sort(key=lambda each: (each.to, each.handle))
+    orders = (_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
+    return replace(request, notices=tuple(notices)), tuple(orders)
 
 
-def notified(db: sqlite3.Connection, request: Request) -> list[Notified]:
+def notified(request: Request) -> list[Notified]:
     """List what has become of the pushes for a request; an outcome that is known never changes."""
-    rows = db.execute(
-        "SELECT recipient, kind, outcome FROM notified WHERE device = ? AND id = ? ORDER BY recipient, handle",
-        (request.device, request.id),
-    )
-    return [Notified(to=to, channel=kind, outcome=outcome or PENDING) for to, kind, outcome in rows]
+    return [
+        Notified(to=each.to, channel=each.kind, outcome=each.outcome or PENDING) for each in request.notices
+    ]
 
 
 def follow_up(
     db: sqlite3.Connection,
+    states: States,
     request: Request,
     *,
     was: RequestState | None,
     by: str | None,
     now: float,
     kinds: frozenset[Kind],
-) -> Iterator[Order]:
+) -> list[Order]:
     """Push what follows from a request's change to the companions that were notified of it.
 
     A claim or an end dismisses what the others show. A claim that is given back notifies them again.
     was: the state before; None when it was submitted. by: the member who changed it.
     """
     if was in HELD and request.live and request.state not in HELD:
-        for row in _notified_channels(db, request, kinds, dismissed=True):
-            if row[0] != by and request.waits_for(row[0]):
-                _set_dismissed(db, request, row, dismissed=False)
-                yield _order(db, row, Purpose.REQUEST, request.expires_at, request)
-    elif (request.state in HELD and was not in HELD) or (was in LIVE and not request.live):
-        for row in _notified_channels(db, request, kinds, dismissed=False):
-            if row[0] not in (by, request.claimed_by):
-                _set_dismissed(db, request, row, dismissed=True)
-                yield _order(db, row, Purpose.DISMISS, now + _DISMISS_LIFE, request)
+        told = {each.to for each in request.notices if each.to != by and request.waits_for(each.to)}
+        return _tell_notified(
+            db, states, request, kinds, Purpose.REQUEST, told=told, expires_at=request.expires_at
+        )
+    if (request.state in HELD and was not in HELD) or (was in LIVE and not request.live):
+        told = {each.to for each in request.notices if each.to not in (by, request.claimed_by)}
+        return _tell_notified(
+            db, states, request, kinds, Purpose.DISMISS, told=told, expires_at=now + _DISMISS_LIFE
+        )
+    return []
 
 
-def record(db: sqlite3.Connection, ends: Sequence[tuple[int, Delivery]], now: float) -> set[tuple[str, str]]:
-    """Store the outcomes of pushes, by their numbers; returns the requests, by device and id, whose `notified` has changed."""
+def _tell_notified(
+    db: sqlite3.Connection,
+    states: States,
+    request: Request,
+    kinds: frozenset[Kind],
+    purpose: Purpose,
+    *,
+    told: Collection[str],
+    expires_at: float,
+) -> list[Order]:
+    """Dismiss a request, or notify of it again, over the channels to which a push for it has gone or may have.
+
+    told: the companions that it is for. One channel is notified again `MAX_AGAIN` times at most.
+    """
+    dismisses = purpose is Purpose.DISMISS
+    open_ones = {
+        (each.to, each.handle): each
+        for each in request.notices
+        if each.to in told
+        and each.dismissed is not dismisses
+        and not (each.dismissed and each.again >= MAX_AGAIN)
+        and each.outcome not in _UNSEEN
+    }
+    rows = _channels_of(db, request.account, kinds) if open_ones else []
+    rows = [row for row in rows if row[:2] in open_ones]
+    changed = {
+        row[:2]: replace(
+            open_ones[row[:2]], dismissed=dismisses, again=open_ones[row[:2]].again + (not dismisses)
+        )
+        for row in rows
+    }
+    if changed:
+        _renotice(states, request, changed)
+    return [_order(db, row, purpose, expires_at, request) for row in rows]
+
+
+def _renotice(states: States, request: Request, changed: Mapping[tuple[str, str], Notice]) -> None:
+    """Store notices in place of those of their channels, by recipient and handle."""
+    notices = tuple(changed.get((each.to, each.handle), each) for each in request.notices)
+    states.save(replace(request, notices=notices))
+
+
+def record(
+    db: sqlite3.Connection, states: States, ends: Sequence[tuple[int, Delivery]], now: float
+) -> set[Key]:
+    """Store the outcomes of pushes, by their numbers; returns the requests whose `notified` has changed."""
     changed = set()
     for number, delivery in ends:
         row = db.execute(
-            "DELETE FROM pushes WHERE id = ? RETURNING companion, handle, address, purpose, device, request",
+            "DELETE FROM pushes WHERE id = ? RETURNING account, companion, handle, address, purpose, device, request",
             (number,),
         ).fetchall()
-        for companion, handle, address, purpose, device, request in row:
+        for account, companion, handle, address, purpose, device, request in row:
             _judge(db, (companion, handle, address), delivery, now)
-            if purpose == Purpose.REQUEST and _note(
-                db, (device, request, companion, handle), delivery.outcome
-            ):
-                changed.add((device, request))
+            about = states.of(account).request((device, request)) if purpose == Purpose.REQUEST else None
+            if about is not None and _note(states, about, (companion, handle), delivery.outcome):
+                changed.add(about.key)
     return changed
 
 
 def collect(
-    db: sqlite3.Connection, now: float, *, in_flight: Collection[int], kinds: frozenset[Kind]
-) -> tuple[tuple[Order, ...], set[tuple[str, str]]]:
+    db: sqlite3.Connection,
+    states: States,
+    now: float,
+    *,
+    in_flight: Collection[int],
+    kinds: frozenset[Kind],
+) -> tuple[tuple[Order, ...], set[Key]]:
     """Take up the pushes of which this process knows nothing: of a relay that was killed, or of an account that was closed beside it.
 
     Dropped is what is over, what its recipient has fetched, and what this relay is not set up for. Returns the others,
@@ -335,15 +382,15 @@ def collect(
     """
     db.execute("DELETE FROM channels WHERE stale_at <= ?", (now - STALE_KEPT,))
     rows = db.execute(
-        "SELECT id, companion, handle, kind, address, tag, purpose, device, request, expires_at FROM pushes"
+        "SELECT id, account, companion, handle, kind, address, tag, purpose, device, request, expires_at FROM pushes"
         " ORDER BY id LIMIT ?",
         (_COLLECTED + len(in_flight),),
     ).fetchall()
     orders, over = [], []
-    for number, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:
+    for number, account, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:
         if number in in_flight:
             continue
-        stored = None if request is None else store.request(db, device, request)
+        stored = None if request is None else states.of(account).request((device, request))
         is_wanted = purpose != Purpose.REQUEST or (
             stored is not None
             and stored.waits_for(companion)
@@ -366,7 +413,7 @@ def collect(
             )
         else:
             over.append((number, Delivery(outcome=PushOutcome.LATE)))
-    return tuple(orders), record(db, over, now)
+    return tuple(orders), record(db, states, over, now)
 
 
 def _judge(db: sqlite3.Connection, channel: tuple[str, str, bytes], delivery: Delivery, now: float) -> None:
@@ -393,52 +440,23 @@ def _judge(db: sqlite3.Connection, channel: tuple[str, str, bytes], delivery: De
             db.execute(f"DELETE FROM channels WHERE {where} AND registered_at <= ?", (*channel, since))  # noqa: S608
 
 
-def _note(db: sqlite3.Connection, key: tuple[str, str, str, str], outcome: PushOutcome) -> bool:
-    """Note the outcome of a push for a request; False when one is known already."""
-    updated = db.execute(
-        "UPDATE notified SET outcome = ? WHERE device = ? AND id = ? AND recipient = ? AND handle = ?"
-        " AND outcome IS NULL",
-        (outcome, *key),
-    )
-    return updated.rowcount > 0
+def _note(states: States, request: Request, channel: tuple[str, str], outcome: PushOutcome) -> bool:
+    """Note the outcome of a push for a request, by recipient and handle; False when one is known already."""
+    for each in request.notices:
+        if (each.to, each.handle) == channel and each.outcome is None:
+            _renotice(states, request, {channel: replace(each, outcome=outcome)})
+            return True
+    return False
 
 
 def _channels_of(db: sqlite3.Connection, account: str, kinds: frozenset[Kind]) -> list[tuple[Any, ...]]:
-    """Read the account's channels: companion, handle, kind, address, and the account's tag."""
+    """Read the account's channels: companion, handle, kind, address, the account's tag, and its id."""
     rows = db.execute(
-        "SELECT companion, handle, kind, address, tag FROM channels JOIN push_tags USING (account)"
+        "SELECT companion, handle, kind, address, tag, account FROM channels JOIN push_tags USING (account)"
         " WHERE account = ? ORDER BY companion, handle",
         (account,),
     )
     return [row for row in rows if row[2] in kinds]
-
-
-def _notified_channels(
-    db: sqlite3.Connection, request: Request, kinds: frozenset[Kind], *, dismissed: bool
-) -> list[tuple[Any, ...]]:
-    """Read the channels that a push for the request has gone to or may have, as `_channels_of` does.
-
-    Those that were dismissed are left out when they have been notified again often enough.
-    """
-    rows = db.execute(
-        "SELECT companion, channels.handle, channels.kind, address, tag FROM notified"
-        " JOIN channels ON companion = recipient AND channels.handle = notified.handle JOIN push_tags USING (account)"
-        " WHERE device = ? AND id = ? AND dismissed = ? AND NOT (dismissed AND again >= ?)"
-        " AND (outcome IS NULL OR outcome NOT IN (?, ?, ?, ?, ?))"
-        " ORDER BY companion, channels.handle",
-        (request.device, request.id, dismissed, MAX_AGAIN, *_UNSEEN),
-    )
-    return [row for row in rows.fetchall() if row[2] in kinds]
-
-
-def _set_dismissed(
-    db: sqlite3.Connection, request: Request, row: tuple[Any, ...], *, dismissed: bool
-) -> None:
-    db.execute(
-        "UPDATE notified SET dismissed = ?, again = again + ?"
-        " WHERE device = ? AND id = ? AND recipient = ? AND handle = ?",
-        (dismissed, not dismissed, request.device, request.id, row[0], row[1]),
-    )
 
 
 def _order(
@@ -449,12 +467,12 @@ def _order(
     request: Request | None = None,
 ) -> Order:
     """Store a push, as one that is under way. row: of `_channels_of`."""
-    companion, handle, kind, address, tag = row
+    companion, handle, kind, address, tag, account = row
     about = (None, None) if request is None else (request.device, request.id)
     number = db.execute(
-        "INSERT INTO pushes (companion, handle, kind, address, tag, purpose, device, request, expires_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (companion, handle, kind, address, tag, purpose, *about, expires_at),
+        "INSERT INTO pushes (account, companion, handle, kind, address, tag, purpose, device, request, expires_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (account, companion, handle, kind, address, tag, purpose, *about, expires_at),
     ).lastrowid
     push = Push(purpose=purpose, handle=handle, account=tag, expires_at=expires_at, request_id=about[1])
     return Order(number=number or 0, address=_decoded(Kind(kind), address), push=push)

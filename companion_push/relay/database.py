@@ -449,44 +449,24 @@ _MIGRATIONS: Final = (
     ) STRICT;
     CREATE INDEX invitations_by_newcomer ON invitations (newcomer, id);
 
-    CREATE TABLE requests (
-        device TEXT NOT NULL,
-        id TEXT NOT NULL,
-        account TEXT NOT NULL REFERENCES accounts,
-        fingerprint BLOB NOT NULL,
-        submitted_at INTEGER NOT NULL,
-        expires_at INTEGER NOT NULL,
-        state TEXT NOT NULL,
-        version INTEGER NOT NULL,
-        claimed_by TEXT,
-        reason TEXT,
-        stays INTEGER NOT NULL DEFAULT 0, -- whether who opened it said that it goes on calling: 0 or 1
-        word BLOB,                        -- the signed claim of the companion in claimed_by; null together with it
-        PRIMARY KEY (device, id)
+    -- what of an account lives for minutes, in one value (`account_state`); a step of migration may delete all rows
+    CREATE TABLE account_states (
+        account TEXT PRIMARY KEY REFERENCES accounts,
+        version INTEGER NOT NULL,         -- random, another one with each change
+        value BLOB NOT NULL,              -- MessagePack
+        changes_at REAL NOT NULL          -- when time alone changes it; minus infinity: at any moment
     ) STRICT;
-    CREATE INDEX requests_of ON requests (account);
-    CREATE INDEX requests_ending ON requests (expires_at);
+    CREATE INDEX account_states_changing ON account_states (changes_at);
 
+    -- of live requests
     CREATE TABLE envelopes (
+        account TEXT NOT NULL REFERENCES accounts,
         device TEXT NOT NULL,
-        id TEXT NOT NULL,
+        request TEXT NOT NULL,            -- its id
         recipient TEXT NOT NULL,
-        sealed BLOB,                      -- null once the request is over
-        fetched INTEGER NOT NULL DEFAULT 0, -- whether the recipient has read its envelope: 0 or 1
-        failed INTEGER,                   -- the order in which companions failed; null for the others
-        failed_at REAL,                   -- when it failed; null together with the column failed
-        reason TEXT,
-        PRIMARY KEY (device, id, recipient),
-        FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
+        sealed BLOB NOT NULL,
+        PRIMARY KEY (account, device, request, recipient)
     ) STRICT;
-    CREATE INDEX envelopes_for ON envelopes (recipient) WHERE sealed IS NOT NULL;
-
-    CREATE TABLE spent (
-        whose TEXT NOT NULL,              -- a member's name, or an account's id
-        rate TEXT NOT NULL,
-        full_at REAL NOT NULL,            -- when the rate is whole again
-        PRIMARY KEY (whose, rate)
-    ) STRICT, WITHOUT ROWID;
 
     -- the newest word of each companion about the ring that it holds
     CREATE TABLE words (
@@ -533,6 +513,7 @@ _MIGRATIONS: Final = (
     -- pushes that are under way; a row is deleted when its outcome is known
     CREATE TABLE pushes (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
+        account TEXT NOT NULL REFERENCES accounts,  -- it may be closed: its companions are told so
         companion TEXT NOT NULL,
         handle TEXT NOT NULL,
         kind TEXT NOT NULL,
@@ -544,20 +525,6 @@ _MIGRATIONS: Final = (
         expires_at REAL NOT NULL
     ) STRICT;
 
-    -- what has become of the pushes for a request
-    CREATE TABLE notified (
-        device TEXT NOT NULL,
-        id TEXT NOT NULL,
-        recipient TEXT NOT NULL,
-        handle TEXT NOT NULL,             -- empty for the inbox at which the recipient was waiting
-        kind TEXT NOT NULL,
-        outcome TEXT,                     -- null while it is under way
-        dismissed INTEGER NOT NULL DEFAULT 0,  -- 0 or 1
-        again INTEGER NOT NULL DEFAULT 0, -- how often it was notified again
-        PRIMARY KEY (device, id, recipient, handle),
-        FOREIGN KEY (device, id) REFERENCES requests ON DELETE CASCADE
-    ) STRICT, WITHOUT ROWID;
-
     -- whom an account authority knows, and the account that belongs to them
     CREATE TABLE subjects (
         issuer TEXT NOT NULL,
@@ -566,6 +533,7 @@ _MIGRATIONS: Final = (
         label TEXT,                       -- the account's name, for its operator
         suspended INTEGER NOT NULL DEFAULT 0,     -- whether an account may be founded and reset: 0 or 1
         not_before INTEGER NOT NULL DEFAULT -1,   -- a token that was made until then founds nothing
+        foundings REAL NOT NULL DEFAULT 0,        -- when the rate of new accounts is whole again, Unix seconds
         PRIMARY KEY (issuer, subject)
     ) STRICT, WITHOUT ROWID;
 
@@ -583,15 +551,5 @@ _MIGRATIONS: Final = (
         at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX mutes_of ON mutes (account);
-
-    -- requests in a row that nobody has approved
-    CREATE TABLE streaks (
-        whose TEXT PRIMARY KEY,           -- a device's name, or an account's id
-        account TEXT NOT NULL REFERENCES accounts,
-        count INTEGER NOT NULL,
-        at REAL NOT NULL                  -- when the last of them ended
-    ) STRICT, WITHOUT ROWID;
-    CREATE INDEX streaks_of ON streaks (account);
-    CREATE INDEX streaks_ending ON streaks (at);
     """,
 )

@@ -1,6 +1,6 @@
 """The ladder against fatigue: requests that nobody approves, one after the other, cost their device growing pauses.
 
-The module is pure: `now` is passed in, Unix seconds by the relay's clock. `streaks` keeps the counts. The numbers are in
+The module is pure: `now` is passed in, Unix seconds by the relay's clock. `AccountState` keeps the counts. The numbers are in
 docs/protocol/relay.md, Pauses.
 """
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
@@ -37,6 +37,8 @@ UNCLAIMED: Final = frozenset({RequestState.PENDING, RequestState.DELIVERED})
 HELD: Final = frozenset({RequestState.CLAIMED, RequestState.OPENED})
 LIVE: Final = UNCLAIMED | HELD
 
+Key: TypeAlias = tuple[str, str]  # of a request: its device's name, and its id
+
 
 class CompanionEvent(StrEnum):
     """The events that a companion reports about a request with an envelope for it."""
@@ -58,8 +60,20 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Notice:
+    """What has become of the pushes for a request over one channel of a recipient, or that it was waiting at its inbox."""
+
+    to: str  # the recipient's name
+    handle: str  # the channel's; empty for the inbox
+    kind: str  # the channel's, or the inbox
+    outcome: str | None = None  # None while the first one is under way
+    dismissed: bool = False
+    again: int = 0  # how often it was notified again
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request without its envelopes."""
+    """A request without its envelopes. Stores keep it by the names of its fields: a new one has a default."""
 
     account: str
     device: str  # the submitting device's name
@@ -78,6 +92,11 @@ class Request:
     reason: str | None = None
     failures: tuple[Failure, ...] = ()
     fetched_by: frozenset[str] = frozenset()  # recipients that have fetched it
+    notices: tuple[Notice, ...] = ()
+
+    @property
+    def key(self) -> Key:
+        return self.device, self.id
 
     @property
     def live(self) -> bool:
@@ -87,6 +106,11 @@ class Request:
     def ends_at(self) -> int:
         """When the request expires without further events. A claimed request has `GRACE` seconds more."""
         return self.expires_at + (GRACE if self.state in HELD else 0)
+
+    @property
+    def forgotten_at(self) -> int:
+        """When its outcome is not readable any more."""
+        return self.expires_at + GRACE + KEPT
 
     @property
     def leased(self) -> bool:

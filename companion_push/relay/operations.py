@@ -17,7 +17,9 @@ from typing import Any, Final
 from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import accounts, channels, mutes, store, streaks, subjects
+from companion_push.relay import account_states, accounts, channels, mutes, subjects
+from companion_push.relay.account_state import AccountState
+from companion_push.relay.account_states import States
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.ladder import End, Ladder, end_of
 from companion_push.relay.mailbox import CEILING, CompanionEvent, Leases, Quota, Rate, Request, take_all
@@ -106,6 +108,7 @@ class Call:
     caller: str  # the name of the key that made the proof
     now: float
     leases: Leases  # of all members' claims
+    states: States  # of all accounts; they are stored in the same transaction
     kinds: frozenset[Kind] = frozenset()  # of channels that the relay is set up for
     in_flight: Collection[int] = ()  # the pushes under way
     awaits: Callable[[str], bool] = lambda _topic: False  # whether a held request waits for the topic
@@ -171,7 +174,10 @@ def counted(call: Call, answer: Answer) -> Answer:
     for change in answer.changed:
         end, at = _end(change, call.now)
         if end is not None:
-            streaks.count(call.db, change.request.account, change.request.device, end, at)
+            account = change.request.account
+            call.states.put(
+                account, call.states.of(account).counting(account, change.request.device, end, at)
+            )
     return answer
 
 
@@ -195,7 +201,13 @@ def with_pushes(call: Call, answer: Answer) -> Answer:
         push
         for change in answer.changed
         for push in channels.follow_up(
-            call.db, change.request, was=change.was, by=change.by, now=call.now, kinds=call.kinds
+            call.db,
+            call.states,
+            change.request,
+            was=change.was,
+            by=change.by,
+            now=call.now,
+            kinds=call.kinds,
         )
     )
     return replace(answer, pushes=(*answer.pushes, *pushes))
@@ -248,7 +260,7 @@ def found_by_sign_in(body: Founding, sign_in: SignIn) -> Operation:
             now=call.now,
         )
         if founded.news:
-            _spend(call, _share(sign_in.subject), "foundings", _FOUNDING_RATE)
+            subjects.count_founding(call.db, sign_in.subject, _FOUNDING_RATE, call.now)
         return replace(
             take_up_pushes(call),
             body={"account": founded.account},
@@ -257,11 +269,6 @@ def found_by_sign_in(body: Founding, sign_in: SignIn) -> Operation:
         )
 
     return operation
-
-
-def _share(subject: Subject) -> str:
-    """The name under which a subject's rates are kept."""
-    return base64url(hashlib.sha256(f"{subject.issuer}\n{subject.id}".encode()).digest())
 
 
 def close_account(who: Who, *, again: bool, valid: int) -> Operation:
@@ -303,7 +310,7 @@ def suspend_account(who: Who) -> Operation:
             for request in _current(call, account):
                 if request.live:
                     after = request.withdrawn("suspended")
-                    store.save(call.db, after)
+                    call.states.save(after)
                     changed.append(Change(was=request.state, request=after))
         subjects.suspend(call.db, account=account, subject=subject, now=call.now)
         return Answer(body={"account": account, "members": len(told)}, changed=tuple(changed), told=told)
@@ -356,8 +363,9 @@ def append_ring(body: RingBody) -> Operation:
         member = call.member()
         before, ring = accounts.append_ring(call.db, member, document, now=call.now)
         if not _is_free(before, ring):
-            spent = store.spent(call.db, member.name)
-            store.spend(call.db, member.name, take_all(_RING_RATES, spent, call.now, of="rings"))
+            state = call.states.of(member.account)
+            used = take_all(_RING_RATES, state.spent_by(member.name), call.now, of="rings")
+            call.states.put(member.account, state.spending(member.name, used))
         return _changed_ring(call, before, ring)
 
     return operation
@@ -389,7 +397,7 @@ def preview(operation: Operation) -> Operation:
     def previewed(call: Call) -> Answer:
         call.db.execute("SAVEPOINT preview")
         try:
-            rings = operation(call).rings
+            rings = operation(replace(call, states=call.states.aside())).rings
             return Answer(body={"change": None if rings is None else _change(call, *rings)})
         finally:
             call.db.execute("ROLLBACK TO preview")
@@ -420,7 +428,7 @@ def give_word(body: WordBody) -> Operation:
 
     def operation(call: Call) -> Answer:
         companion = call.member(Role.COMPANION)
-        _spend(call, companion.name, "words", _WORD_RATE)
+        _spend(call, companion, "words", _WORD_RATE)
         accounts.give_word(call.db, companion, document, call.now)
         return Answer(body={})
 
@@ -431,22 +439,30 @@ def call_for_words(call: Call) -> Answer:
     """Ask all companions of the calling device's account for a word."""
     device = call.member(Role.DEVICE)
     mutes.refuse_muted(call.db, device.name)
-    _spend(call, device.name, "calls for words", _CALL_RATE)
+    _spend(call, device, "calls for words", _CALL_RATE)
     called = accounts.call_for_words(call.db, device.account)
     pushes: tuple[Order, ...] = ()
-    pushed = store.spent(call.db, device.account).get(_WORD_PUSHES)
+    state = call.states.of(device.account)
+    pushed = state.spent_by(device.account).get(_WORD_PUSHES)
     if called and call.kinds and _WORD_PUSH_RATE.left(pushed, call.now):
-        store.spend(call.db, device.account, {_WORD_PUSHES: _WORD_PUSH_RATE.take_up_to(pushed, call.now)})
+        used = {_WORD_PUSHES: _WORD_PUSH_RATE.take_up_to(pushed, call.now)}
+        call.states.put(device.account, state.spending(device.account, used))
         pushes = channels.tell(
             call.db, device.account, Purpose.WORD, call.now, kinds=call.kinds, companions=called
         )
     return Answer(body={}, status=202, woken=frozenset(map(inbox_topic, called)), pushes=pushes)
 
 
-def _spend(call: Call, whose: str, what: str, rate: Rate) -> None:
-    """Take one of a rate (`rate-limited`). whose: a member's name, or an account's id."""
-    left = store.spent(call.db, whose).get(what)
-    store.spend(call.db, whose, {what: rate.take(left, call.now, of=what.replace(" ", "-"))})
+def _spend(call: Call, member: Membership, what: str, rate: Rate) -> None:
+    """Take one of a member's rate (`rate-limited`)."""
+    _spend_of(call, member.account, member.name, what, rate)
+
+
+def _spend_of(call: Call, account: str, whose: str, what: str, rate: Rate) -> None:
+    """Take one of a rate (`rate-limited`). whose: a member's name, or the account's id."""
+    state = call.states.of(account)
+    used = rate.take(state.spent_by(whose).get(what), call.now, of=what.replace(" ", "-"))
+    call.states.put(account, state.spending(whose, {what: used}))
 
 
 def append_links(body: LinksBody) -> Operation:
@@ -455,7 +471,7 @@ def append_links(body: LinksBody) -> Operation:
     def operation(call: Call) -> Answer:
         before, ring = accounts.append_links(call.db, call.caller, documents, now=call.now)
         for _ in range(ring.version - before.version):
-            _spend(call, ring.account, "links", _LINK_RATE)
+            _spend_of(call, ring.account, ring.account, "links", _LINK_RATE)
         return _changed_ring(call, before, ring)
 
     return operation
@@ -471,9 +487,10 @@ def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
         after = request.withdrawn("removed") if request.device in removed else request
         after = after.without_holder(removed, call.now)
         if after is not request:
-            store.save(call.db, after)
+            call.states.save(after)
             changed.append(Change(was=request.state, request=after, by=call.caller))
-    store.erase_envelopes(call.db, removed)
+    call.states.erase_envelopes(ring.account, removed)
+    call.states.put(ring.account, call.states.of(ring.account).without_streaks_of(removed))
     withdrawn = accounts.withdraw_orphaned(call.db, ring.account)
     tell = partial(channels.tell, call.db, ring.account, now=call.now, kinds=call.kinds)
     staying = frozenset(member.name for member in ring.companions)
@@ -505,7 +522,7 @@ def announce_invitation(invitation_id: bytes, body: Announcement) -> Operation:
             now=call.now,
         )
         if news:
-            _spend(call, inviter.name, "invitations", _INVITATION_RATE)
+            _spend(call, inviter, "invitations", _INVITATION_RATE)
         return Answer(body={}, status=201 if news else 200)
 
     return operation
@@ -649,7 +666,8 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
 
     def operation(call: Call) -> Answer:
         device = call.member(Role.DEVICE)
-        known = store.request(call.db, device.name, request_id)
+        state = call.states.of(device.account)
+        known = state.request((device.name, request_id))
         if known is not None:
             if known.fingerprint != fingerprint:
                 raise Problem(Slug.REQUEST_CONFLICT)
@@ -658,27 +676,23 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
         mutes.refuse_muted(call.db, device.name)
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
-        stored = store.requests_of(call.db, device.account)
-        kept = [call.current(request) for request in stored]
+        kept = [call.current(request) for request in state.requests]
         over = [
             Change(was=before.state, request=now)
-            for before, now in zip(stored, kept, strict=True)
+            for before, now in zip(state.requests, kept, strict=True)
             if before.live and not now.live
         ]
-        _admit(call, ladder, device, over)
+        _admit(call, ladder, state, device, over)
         others = [request for request in kept if request.device != device.name]
         of_device, of_account = quota.admit(
-            others, store.spent(call.db, device.name), store.spent(call.db, device.account), call.now
+            others, state.spent_by(device.name), state.spent_by(device.account), call.now
         )
-        store.spend(call.db, device.name, of_device)
-        store.spend(call.db, device.account, of_account)
+        state = state.spending(device.name, of_device).spending(device.account, of_account)
         superseded = [
             Change(was=request.state, request=request.superseded(), by=device.name)
             for request in kept
             if request.device == device.name and request.live
         ]
-        for change in (*over, *superseded):
-            store.save(call.db, change.request)
         new = Request(
             account=device.account,
             device=device.name,
@@ -688,9 +702,11 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
             submitted_at=int(call.now),
             expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
         )
-        store.insert(call.db, new, envelopes)
         waiting = [name for name in new.recipients if call.awaits(inbox_topic(name))]
-        pushes = channels.notify(call.db, new, kinds=call.kinds, waiting=waiting)
+        new, pushes = channels.notify(call.db, new, kinds=call.kinds, waiting=waiting)
+        ended = [change.request for change in (*over, *superseded)]
+        call.states.put(device.account, state.with_requests([*ended, new]))
+        call.states.seal(new, envelopes)
         return Answer(
             body=_status(call, new),
             status=201,
@@ -701,12 +717,11 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
     return operation
 
 
-def _admit(call: Call, ladder: Ladder, device: Membership, over: Iterable[Change]) -> None:
+def _admit(
+    call: Call, ladder: Ladder, state: AccountState, device: Membership, over: Iterable[Change]
+) -> None:
     """Refuse a device that is to pause (`rate-limited`). over: what has ended with time, and is not counted yet."""
-    of_device, of_account = (
-        streaks.streak(call.db, device.name),
-        streaks.streak(call.db, device.account),
-    )
+    of_device, of_account = state.streak(device.name), state.streak(device.account)
     for change in over:
         end, at = _end(change, call.now)
         if end is not None and change.request.device == device.name:
@@ -735,7 +750,7 @@ def device_event(request_id: str, report: DeviceReport) -> Operation:
         stored = _own(call, request_id)
         after = call.current(stored).device_says(report.event, report.reason)
         if after is not stored:
-            store.save(call.db, after)
+            call.states.save(after)
         return Answer(body=_status(call, after), changed=_changes(stored, after, call.caller))
 
     return operation
@@ -747,14 +762,21 @@ def read_inbox(cursor: str | None) -> Operation:
         items: list[dict[str, Any]] = []
         changed: list[Change] = []
         changes_at = math.inf
-        for stored, sealed in store.sealed_for(call.db, companion.name):
+        mine = [
+            each
+            for each in call.states.of(companion.account).requests
+            if each.live and companion.name in each.recipients
+        ]
+        envelopes = call.states.sealed_to(companion.name, mine) if mine else {}
+        for stored in mine:
             request = call.current(stored)
-            if request.waits_for(companion.name):
+            sealed = envelopes.get(stored.key)
+            if sealed is not None and request.waits_for(companion.name):
                 request = request.fetched(companion.name)
                 items.append(_item(request, sealed))
                 changes_at = min(changes_at, call.changes_at(request))
             if request is not stored:
-                store.save(call.db, request)
+                call.states.save(request)
             if request.version != stored.version:
                 changed += _changes(stored, request, companion.name if request.live else None)
         head = accounts.newest(call.db, companion.account)
@@ -784,8 +806,8 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
 
     def operation(call: Call) -> Answer:
         companion = call.member(Role.COMPANION)
-        stored = store.request(call.db, device, request_id)
-        if stored is None or stored.account != companion.account or companion.name not in stored.recipients:
+        stored = call.states.of(companion.account).request((device, request_id))
+        if stored is None or companion.name not in stored.recipients:
             raise not_found()
         if word is not None:
             _check_claim(call, companion, stored, word)
@@ -793,7 +815,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
             companion.name, report.event, report.reason, now=call.now, stays=bool(report.stays), word=word
         )
         if after is not stored:
-            store.save(call.db, after)
+            call.states.save(after)
         changed = _changes(stored, after, companion.name)
         muted = (
             report.event is CompanionEvent.DECLINED
@@ -819,14 +841,14 @@ def _end_of_device(call: Call, account: str, device: str) -> Iterable[Change]:
     for request in _current(call, account):
         if request.device == device and request.live:
             after = request.withdrawn(MUTED)
-            store.save(call.db, after)
+            call.states.save(after)
             yield Change(was=request.state, request=after, by=call.caller)
 
 
 def _check_claim(call: Call, companion: Membership, request: Request, document: bytes) -> None:
     """Verify that the word claims this request, over the very bytes that were sealed to `companion`."""
     claim = accounts.take_word(call.db, companion, document).claim
-    sealed = store.sealed_to(call.db, request, companion.name)
+    sealed = call.states.sealed_to(companion.name, [request]).get(request.key)
     if sealed is None:  # the request has ended, and the event says so
         return
     if claim != Claim.of(device=request.device, request_id=from_base64url(request.id), sealed=sealed):
@@ -931,7 +953,7 @@ def register_channel(handle: str, body: ChannelBody, offered: Mapping[Kind, Chan
             now=call.now,
         )
         if news:
-            _spend(call, companion.name, "channels", _CHANNEL_RATE)
+            _spend(call, companion, "channels", _CHANNEL_RATE)
         return Answer(body={}, status=201 if news else 200)
 
     return operation
@@ -953,7 +975,7 @@ def test_channel(handle: str) -> Operation:
         order = channels.test(call.db, companion.name, handle, call.now)
         if order is None:
             raise Problem(Slug.NOT_FOUND)
-        _spend(call, companion.name, "tests", _TEST_RATE)
+        _spend(call, companion, "tests", _TEST_RATE)
         return Answer(body={}, test=order)
 
     return operation
@@ -976,7 +998,8 @@ def record_pushes(ends: Sequence[tuple[Order, Delivery]]) -> Operation:
     """Store the outcomes of pushes; their devices are told."""
 
     def operation(call: Call) -> Answer:
-        changed = channels.record(call.db, [(order.number, delivery) for order, delivery in ends], call.now)
+        numbered = [(order.number, delivery) for order, delivery in ends]
+        changed = channels.record(call.db, call.states, numbered, call.now)
         return Answer(
             body={},
             woken=frozenset(request_topic(*request) for request in changed),
@@ -988,38 +1011,44 @@ def record_pushes(ends: Sequence[tuple[Order, Delivery]]) -> Operation:
 
 def take_up_pushes(call: Call) -> Answer:
     """Hand over the pushes that are stored and not under way: a relay was killed, or an account closed."""
-    pushes, told = channels.collect(call.db, call.now, in_flight=call.in_flight, kinds=call.kinds)
+    pushes, told = channels.collect(
+        call.db, call.states, call.now, in_flight=call.in_flight, kinds=call.kinds
+    )
     return Answer(body={}, pushes=pushes, woken=frozenset(request_topic(*request) for request in told))
 
 
-def sweep(after: tuple[str, str] | None) -> Operation:
-    """Store what time has changed of a portion of the requests; its answer says where the next one begins, or None.
+def sweep(after: str | None) -> Operation:
+    """Store what time has changed of a portion of the accounts; its answer says after which the next one begins, or None.
 
     The first portion, with None, also deletes what has expired, and takes up the pushes that nobody has handed over.
     """
 
     def operation(call: Call) -> Answer:
-        before: dict[tuple[str, str], RequestState] = {}
-
-        def current(request: Request) -> Request:
-            before[request.device, request.id] = request.state
-            return call.current(request)
-
-        changed, further = store.sweep_requests(call.db, call.now, current, after=after)
+        due = call.states.due(after)
+        changed = [change for account in due for change in _swept(call, account)]
         taken = Answer(body={})
         if after is None:
             accounts.sweep_accounts(call.db, call.now)
-            streaks.sweep_streaks(call.db, call.now)
             taken = take_up_pushes(call)
-        return replace(
-            taken,
-            body={"changed": len(changed), "next": further},
-            changed=tuple(
-                Change(was=before[request.device, request.id], request=request) for request in changed
-            ),
-        )
+        further = due[-1] if len(due) == account_states.PORTION else None
+        return replace(taken, body={"changed": len(changed), "next": further}, changed=tuple(changed))
 
     return operation
+
+
+def _swept(call: Call, account: str) -> list[Change]:
+    """Store what time has changed of an account's state."""
+    stored = call.states.of(account)
+    changed = [
+        change
+        for request in stored.requests
+        if request.live
+        for change in _changes(request, call.current(request))
+    ]
+    call.states.swept(
+        account, stored.with_requests([change.request for change in changed]) if changed else stored
+    )
+    return changed
 
 
 def read_store(call: Call) -> Answer:
@@ -1031,7 +1060,7 @@ def read_store(call: Call) -> Answer:
 def _own(call: Call, request_id: str) -> Request:
     """Read the calling device's request as it is stored."""
     device = call.member(Role.DEVICE)
-    stored = store.request(call.db, device.name, request_id)
+    stored = call.states.of(device.account).request((device.name, request_id))
     if stored is None:
         raise not_found()
     return stored
@@ -1041,7 +1070,7 @@ def _now(call: Call, stored: Request) -> Request:
     """Read the request in its current state, and store what time has changed."""
     current = call.current(stored)
     if current is not stored:
-        store.save(call.db, current)
+        call.states.save(current)
     return current
 
 
@@ -1052,12 +1081,12 @@ def _changes(stored: Request, after: Request, by: str | None = None) -> tuple[Ch
 
 def _current(call: Call, account: str) -> list[Request]:
     """Read the account's requests in their current state; the sweep stores what time has changed."""
-    return [call.current(request) for request in store.requests_of(call.db, account)]
+    return [call.current(request) for request in call.states.of(account).requests]
 
 
 def _status(call: Call, request: Request) -> dict[str, Any]:
     word = request.word
-    notified = channels.notified(call.db, request)
+    notified = channels.notified(request)
     pushed = sum(each.channel != channels.INBOX and each.outcome != channels.PENDING for each in notified)
     return {
         "id": request.id,

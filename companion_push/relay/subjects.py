@@ -10,6 +10,7 @@ from typing import Final
 
 from companion_push.identity.authority import SignIn, Subject
 from companion_push.relay import accounts
+from companion_push.relay.mailbox import Rate
 from companion_push.relay.problems import Problem, Slug, invalid
 
 FRESH: Final = 300  # seconds since the sign-in that a reset needs
@@ -82,6 +83,14 @@ def found(
     return Founded(account=ring.account, news=True, told=told)
 
 
+def count_founding(db: sqlite3.Connection, subject: Subject, rate: Rate, now: float) -> None:
+    """Take one of a subject's rate of new accounts (`rate-limited`)."""
+    (full_at,) = db.execute(
+        "SELECT foundings FROM subjects WHERE issuer = ? AND subject = ?", (subject.issuer, subject.id)
+    ).fetchone()
+    _set(db, subject, foundings=rate.take(full_at, now, of="foundings"))
+
+
 def refuse_tokens(db: sqlite3.Connection, subject: Subject, *, until: float | None) -> None:
     """Let no token that was made until then found an account of this subject; None: let each."""
     _set(db, subject, not_before=-1 if until is None else int(until))
@@ -122,7 +131,7 @@ def _known(db: sqlite3.Connection, subject: Subject) -> _Known:
     return _NOBODY if row is None else _Known(account=row[0], suspended=bool(row[1]), not_before=row[2])
 
 
-def _set(db: sqlite3.Connection, subject: Subject, **values: str | int) -> None:
+def _set(db: sqlite3.Connection, subject: Subject, **values: str | float) -> None:
     """Set columns of a subject's row, which is made where there is none. values: columns of this module, never a caller's."""
     key = (subject.issuer, subject.id)
     db.execute("INSERT OR IGNORE INTO subjects (issuer, subject) VALUES (?, ?)", key)

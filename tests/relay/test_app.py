@@ -1226,7 +1226,7 @@ async def test_the_sweeper_goes_on_after_any_error(
 ) -> None:
     times, goes_on = 0, asyncio.Event()
 
-    def sweep(after: tuple[str, str] | None) -> operations.Operation:
+    def sweep(after: str | None) -> operations.Operation:
         def operation(call: operations.Call) -> operations.Answer:
             nonlocal times
             times += 1

@@ -1,7 +1,6 @@
 """Who follows the relay: what each operation has changed, after the commit."""
 
 import logging
-import sqlite3
 
 import pytest
 
@@ -10,6 +9,7 @@ from companion_push.relay.app import RELAY
 from companion_push.relay.operations import Answer, Change
 from headless_passkey.request import RequestState
 from tests.relay.household import Household, Relay, fresh_id
+from tests.relay.states import stored_requests
 
 
 def seen_by(relay: Relay) -> list[Change]:
@@ -79,9 +79,7 @@ async def test_a_follower_is_told_after_the_commit_and_before_the_caller(
 
     def look(answer: Answer) -> None:
         if answer.changed:  # another connection reads what is committed, and nothing else
-            with sqlite3.connect(relay.store) as other:
-                stored.extend(state for (state,) in other.execute("SELECT state FROM requests"))
-            other.close()
+            stored.extend(request.state for request in stored_requests(relay.store))
 
     relay.app[RELAY].follow(look)
     await frame.submit(anna)

@@ -18,6 +18,7 @@ from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.word import Word
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
+from tests.relay.states import change_requests, outcomes, unknown_outcomes
 from tests.relay.test_channels import handle, rows
 
 SOON: Final = 20.0  # seconds: less than the 25 of a hold
@@ -456,7 +457,7 @@ async def test_a_relay_that_ends_waits_a_little_and_the_next_one_goes_on(tmp_pat
     async with running_relay(tmp_path / "relay.sqlite3", channels=[later]) as relay:
         await swept(relay)
         assert later.pushes == []
-        assert rows(relay, "SELECT outcome FROM notified") == [("sent",), ("sent",)]
+        assert outcomes(relay.store) == ["sent", "sent"]
 
 
 async def test_pushes_of_a_relay_that_was_killed_go_out_with_the_next_one(tmp_path: Path) -> None:
@@ -480,12 +481,12 @@ async def test_pushes_of_a_relay_that_was_killed_go_out_with_the_next_one(tmp_pa
         assert later.shown() == [("request", token(anna))]
         house = House(relay, later, house.home)
         await house.recorded()
-        assert rows(relay, "SELECT outcome FROM notified ORDER BY outcome") == [("late",), ("sent",)]
+        assert sorted(map(str, outcomes(relay.store))) == ["late", "sent"]
 
 
 async def restored(store: Path, before: list[Any], columns: str) -> None:
     async with open_database(store) as database:
-        await database.transact(lambda db: db.execute("UPDATE notified SET outcome = NULL"))
+        await database.transact(lambda db: change_requests(db, unknown_outcomes))
         await database.transact(lambda db: db.executemany(f"INSERT INTO pushes VALUES ({columns})", before))  # noqa: S608
 
 

@@ -10,22 +10,22 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from companion_push.relay import account_states
 from companion_push.relay import database as database_module
-from companion_push.relay import store
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import Database, open_database, sole_user
-from companion_push.relay.mailbox import GRACE, KEPT, LEASE, CompanionEvent, Leases, Request
-from companion_push.relay.operations import Call, sweep
+from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Leases, Request
+from companion_push.relay.operations import Answer, Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
+from tests.relay.states import states_of, stored_requests
 
 NOW = 1_800_000_000
 SEALED = b"sealed for anna alone"
@@ -43,25 +43,51 @@ async def database(path: Path) -> AsyncIterator[Database]:
         yield opened
 
 
+REQUEST = Request(
+    account="",
+    device="frame",
+    id="r1",
+    recipients=("anna", "bert"),
+    fingerprint=bytes(32),
+    submitted_at=NOW,
+    expires_at=NOW + 300,
+)
+
+
 async def a_request(database: Database) -> Request:
     """A pending request, stored."""
 
-    def insert(db: sqlite3.Connection) -> Request:
+    def of_alice(db: sqlite3.Connection) -> Request:
         added = add_account(db, name="alice", now=NOW, expires_at=NOW + 60)
         assert added is not None
-        request = Request(
-            account=added[0],
-            device="frame",
-            id="r1",
-            recipients=("anna", "bert"),
-            fingerprint=bytes(32),
-            submitted_at=NOW,
-            expires_at=NOW + 300,
-        )
-        store.insert(db, request, {"anna": SEALED, "bert": b"sealed for bert"})
+        request = replace(REQUEST, account=added[0])
+        insert(db, request)
         return request
 
-    return await database.transact(insert)
+    return await database.transact(of_alice)
+
+
+def insert(db: sqlite3.Connection, request: Request) -> None:
+    states = states_of(db, NOW)
+    states.save(request)
+    states.seal(request, {"anna": SEALED, "bert": b"sealed for bert"})
+    states.store()
+
+
+async def stored(database: Database, request: Request) -> None:
+    def save(db: sqlite3.Connection) -> None:
+        states = states_of(db, NOW)
+        states.save(request)
+        states.store()
+
+    await database.transact(save)
+
+
+def swept_at(db: sqlite3.Connection, now: float, leases: Leases = LEASES, after: str | None = None) -> Answer:
+    states = states_of(db, now)
+    answer = sweep(after)(Call(db=db, caller="", now=now, leases=leases, states=states))
+    states.store()
+    return answer
 
 
 def modes(folder: Path) -> dict[str, int]:
@@ -83,8 +109,8 @@ async def test_the_file_is_its_owners_alone(path: Path, database: Database) -> N
 async def test_a_store_opens_again_with_what_was_in_it(path: Path) -> None:
     async with open_database(path) as database:
         request = await a_request(database)
-    async with open_database(path) as database:
-        assert await database.transact(lambda db: store.request(db, "frame", "r1")) == request
+    async with open_database(path):
+        assert stored_requests(path) == [request]
 
 
 class Disk:
@@ -322,7 +348,7 @@ async def test_a_store_of_an_older_version_is_brought_up_step_by_step(
     for _ in range(2):
         async with open_database(path) as database:
             assert await database.transact(lambda db: db.execute("SELECT a FROM more").fetchall()) == [(7,)]
-            assert await database.transact(lambda db: store.request(db, "frame", "r1")) is not None
+            assert len(stored_requests(path)) == 1
 
 
 async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,9 +460,9 @@ async def test_a_store_that_is_put_back_goes_on(path: Path, database: Database) 
     away = path.with_name("away")
     (away.parent / path.name).rename(away)
     with pytest.raises(StoreUnavailable):
-        await database.transact(lambda db: store.save(db, request.superseded()))
+        await stored(database, request.superseded())
     (away.parent / away.name).rename(path)
-    assert await database.transact(lambda db: store.request(db, "frame", "r1")) == request
+    assert stored_requests(path) == [request]
 
 
 async def test_a_store_that_is_deleted_in_the_middle_acknowledges_nothing(
@@ -454,7 +480,7 @@ async def test_another_program_that_opens_and_closes_the_file_changes_nothing(
     path: Path, database: Database
 ) -> None:
     """A process that closes a file of its own lets go of all its locks on it: SQLite's too, which keep the log there."""
-    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('DELETE FROM spent'); c.commit(); c.close()"
+    program = "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('DELETE FROM words'); c.commit(); c.close()"
     async with open_database(path) as second:
         other = await asyncio.create_subprocess_exec(sys.executable, "-c", program, path)
         assert await other.wait() == 0
@@ -504,94 +530,39 @@ async def test_an_account_can_be_added_while_another_connection_writes(
 # Requests
 
 
-async def test_a_request_comes_back_as_it_was_saved(database: Database) -> None:
-    request = await a_request(database)
-    changed = request.fetched("anna").companion_says("bert", CompanionEvent.FAILED, "stale-ring", now=NOW)
-    changed = changed.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
-    await database.transact(lambda db: store.save(db, changed))
-    assert await database.transact(lambda db: store.request(db, "frame", "r1")) == changed
-    assert await database.transact(lambda db: store.requests_of(db, request.account)) == [changed]
-
-
-async def test_who_vanished_and_comes_back_is_stored_as_well(database: Database) -> None:
-    opened = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
-    opened = opened.companion_says("anna", CompanionEvent.OPENED, None, stays=True, now=NOW)
-    vanished = opened.at(NOW + LEASE, NOW + LEASE)
-    back = vanished.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
-    assert (vanished.failures != (), back.failures) == (True, ())
-    for each in (opened, vanished, back):
-        await database.transact(lambda db, each=each: store.save(db, each))  # type: ignore[misc]
-        assert await database.transact(lambda db: store.request(db, "frame", "r1")) == each
-
-
-async def test_failures_keep_their_order(database: Database) -> None:
-    request = await a_request(database)
-    for by in ("bert", "anna"):
-        request = request.companion_says(by, CompanionEvent.FAILED, None, now=NOW)
-        await database.transact(lambda db, after=request: store.save(db, after))  # type: ignore[misc]
-    kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
-    assert kept == request
-    assert [failure.by for failure in request.failures] == ["bert", "anna"]
-
-
-@pytest.mark.threat("T11")
-async def test_envelopes_are_forgotten_when_their_request_is_over(path: Path, database: Database) -> None:
-    request = await a_request(database)
-    assert await database.transact(lambda db: store.sealed_for(db, "anna")) == [(request, SEALED)]
-    await database.transact(lambda db: store.save(db, request.superseded()))
-    assert await database.transact(lambda db: store.sealed_for(db, "anna")) == []
-    kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
-    assert kept == request.superseded()
-
-    # and nothing of them is left in the file itself
-    connection = sqlite3.connect(path, isolation_level=None)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    assert SEALED not in contents(path.parent)
-
-
-async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(database: Database) -> None:
+async def test_the_sweep_writes_expiry_down_and_forgets_in_the_end(path: Path, database: Database) -> None:
     await a_request(database)
 
-    async def swept(now: float) -> Request | None:
-        await database.transact(lambda db: sweep(None)(Call(db=db, caller="", now=now, leases=LEASES)))
-        return await database.transact(lambda db: store.request(db, "frame", "r1"))
+    async def swept(now: float) -> list[RequestState]:
+        await database.transact(lambda db: swept_at(db, now))
+        return [request.state for request in stored_requests(path)]
 
-    pending = await swept(NOW + 299)
-    assert pending is not None
-    assert pending.state is RequestState.PENDING
-    expired = await swept(NOW + 300)
-    assert expired is not None
-    assert expired.state is RequestState.EXPIRED
-    assert await swept(NOW + 300 + GRACE + KEPT - 1) == expired
-    assert await swept(NOW + 300 + GRACE + KEPT) is None
-    assert await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone()) == (0,)
+    assert await swept(NOW + 299) == [RequestState.PENDING]
+    assert await swept(NOW + 300) == [RequestState.EXPIRED]
+    assert await swept(NOW + 300 + GRACE + KEPT - 1) == [RequestState.EXPIRED]
+    assert await swept(NOW + 300 + GRACE + KEPT) == []
+    for table in ("account_states", "envelopes"):
+        count = f"SELECT count(*) FROM {table}"  # noqa: S608
+        assert await database.transact(lambda db, count=count: db.execute(count).fetchone()) == (0,)  # type: ignore[misc]
 
 
 async def test_the_sweep_leaves_a_claimed_request_its_grace(database: Database) -> None:
     request = await a_request(database)
-    claimed = request.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
-    await database.transact(lambda db: store.save(db, claimed))
-    answer = await database.transact(
-        lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 300 + GRACE - 1, leases=LEASES))
-    )
+    await stored(database, request.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW))
+    answer = await database.transact(lambda db: swept_at(db, NOW + 300 + GRACE - 1))
     assert answer.topics == frozenset()
-    answer = await database.transact(
-        lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 300 + GRACE, leases=LEASES))
-    )
+    answer = await database.transact(lambda db: swept_at(db, NOW + 300 + GRACE))
     assert answer.topics == {"request frame r1", "inbox anna", "inbox bert"}
 
 
-async def test_the_sweep_takes_a_claim_from_who_has_vanished(database: Database) -> None:
-    claimed = (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
-    await database.transact(lambda db: store.save(db, claimed))
+async def test_the_sweep_takes_a_claim_from_who_has_vanished(path: Path, database: Database) -> None:
+    await stored(
+        database, (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
+    )
     leases = Leases(60, began=NOW)
     for now, state in ((NOW + 59, RequestState.CLAIMED), (NOW + 60, RequestState.DELIVERED)):
-        at = partial(Call, caller="", now=now, leases=leases)
-        await database.transact(lambda db: sweep(None)(at(db=db)))  # noqa: B023  it is called here
-        kept = await database.transact(lambda db: store.request(db, "frame", "r1"))
-        assert kept is not None
-        assert kept.state is state
+        await database.transact(lambda db, now=now: swept_at(db, now, leases))  # type: ignore[misc]
+        assert [request.state for request in stored_requests(path)] == [state]
 
 
 async def test_an_account_nobody_founded_is_forgotten_with_its_code(database: Database) -> None:
@@ -599,9 +570,9 @@ async def test_an_account_nobody_founded_is_forgotten_with_its_code(database: Da
         return db.execute("SELECT name FROM accounts").fetchall()
 
     await database.transact(lambda db: add_account(db, name="alice", now=NOW, expires_at=NOW + 60))
-    await database.transact(lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 86_000, leases=LEASES)))
+    await database.transact(lambda db: swept_at(db, NOW + 86_000))
     assert await database.transact(names) == [("alice",)]
-    await database.transact(lambda db: sweep(None)(Call(db=db, caller="", now=NOW + 86_460, leases=LEASES)))
+    await database.transact(lambda db: swept_at(db, NOW + 86_460))
     assert await database.transact(names) == []
 
 
@@ -631,28 +602,27 @@ async def test_a_store_that_cannot_be_made_says_whether_the_disk_is_full(
     assert (refused.value.reason, refused.value.exit_status) == (reason, 10)
 
 
-async def test_a_sweep_of_many_requests_is_done_in_portions(
+async def test_a_sweep_of_many_accounts_is_done_in_portions(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PORTION", 3)
-    one = await a_request(database)
+    monkeypatch.setattr(account_states, "PORTION", 3)
+    ids: list[str] = []
 
     def more(db: sqlite3.Connection) -> None:
-        for number in range(7):
-            store.insert(db, replace(one, device=f"device {number}"), {"anna": SEALED, "bert": SEALED})
-        store.insert(db, replace(one, device="later", expires_at=NOW + 400), {"anna": SEALED, "bert": SEALED})
+        for number in range(9):
+            added = add_account(db, name=f"{number}", now=NOW, expires_at=NOW + 60)
+            assert added is not None
+            ids.append(added[0])
+            insert(db, replace(REQUEST, account=added[0], expires_at=NOW + 300 + 100 * (number == 8)))
 
     await database.transact(more)
-    after: tuple[str, str] | None = None
+    after: str | None = None
     swept: list[list[str]] = []
     while not swept or after is not None:
-        portion = sweep(after)
-        call = partial(Call, caller="", now=NOW + 300, leases=LEASES)
-        answer = await database.transact(lambda db: portion(call(db=db)))  # noqa: B023  it is called here
+        answer = await database.transact(
+            lambda db, after=after: swept_at(db, NOW + 300, after=after)  # type: ignore[misc]
+        )
         after = answer.body["next"]
-        swept.append([change.request.device for change in answer.changed])
-    assert swept == [
-        ["device 0", "device 1", "device 2"],
-        ["device 3", "device 4", "device 5"],
-        ["device 6", "frame"],
-    ]
+        swept.append([change.request.account for change in answer.changed])
+    due = sorted(ids[:8])
+    assert swept == [due[:3], due[3:6], due[6:]]

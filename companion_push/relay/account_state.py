@@ -1,0 +1,137 @@
+"""The state of an account: what of it lives for minutes, as one immutable value.
+
+It holds the account's requests without their envelopes, the outcomes of those that are over, what its members have used of
+their rates, and the requests in a row that nobody has approved. The module is pure: the rules turn one state into the next,
+and `account_states` reads and stores it. `now` is passed in, Unix seconds by the relay's clock.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import msgspec
+
+from companion_push.relay.ladder import FORGOTTEN, End, Streak
+from companion_push.relay.mailbox import Key, Request
+
+# requests that are over: the newest ones stay readable, so many of a device, and so many of its account
+OUTCOMES: Final = 8
+ALL_OUTCOMES: Final = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccountState:
+    """What of an account lives for minutes. Stores keep it by the names of its fields: a new one has a default."""
+
+    requests: tuple[Request, ...] = ()  # the oldest first
+    spent: dict[str, dict[str, float]] = field(default_factory=dict)  # by whose and rate: see `spent_by`
+    streaks: dict[str, Streak] = field(default_factory=dict)  # by whose: a device's name, or the account's id
+
+    def at(self, now: float) -> "AccountState":
+        """The state without what is forgotten at `now`. It is itself where nothing is."""
+        if all(end > now for end in self._ends()):
+            return self
+        return AccountState(
+            requests=tuple(each for each in self.requests if each.forgotten_at > now),
+            spent={whose: left for whose, rates in self.spent.items() if (left := _unfinished(rates, now))},
+            streaks={whose: each for whose, each in self.streaks.items() if each.at + FORGOTTEN > now},
+        )
+
+    def changes_at(self) -> float:
+        """When time may change a live request, or forgets an outcome or the last that there is. Minus infinity: at any moment,
+        with the lease of a claim that stores do not know.
+        """
+        times = (_changes_at(each) if each.live else each.forgotten_at for each in self.requests)
+        return min(times, default=self.ends_at())
+
+    def ends_at(self) -> float:
+        """When all of it is forgotten; minus infinity for an empty one."""
+        return max(self._ends(), default=-math.inf)
+
+    def _ends(self) -> Iterator[float]:
+        yield from (each.forgotten_at for each in self.requests)
+        yield from (full_at for rates in self.spent.values() for full_at in rates.values())
+        yield from (each.at + FORGOTTEN for each in self.streaks.values())
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.requests or self.spent or self.streaks)
+
+    # Requests
+
+    def request(self, key: Key) -> Request | None:
+        return next((each for each in self.requests if each.key == key), None)
+
+    def with_requests(self, changed: Iterable[Request]) -> "AccountState":
+        """The state with these requests in place of those with their keys. Of the outcomes the newest ones stay."""
+        requests = {each.key: each for each in self.requests}
+        requests.update({each.key: each for each in changed})
+        newest_first = sorted(requests.values(), key=lambda each: (each.submitted_at, each.key), reverse=True)
+        kept: list[Request] = []
+        over: Counter[str] = Counter()
+        for request in newest_first:
+            if not request.live:
+                over[request.device] += 1
+                if over[request.device] > OUTCOMES or over.total() > ALL_OUTCOMES:
+                    continue
+            is_newest = request.live or over[request.device] == 1
+            kept.append(request if is_newest or not request.notices else replace(request, notices=()))
+        return replace(self, requests=tuple(reversed(kept)))
+
+    # Rates
+
+    def spent_by(self, whose: str) -> Mapping[str, float]:
+        """What is used of the rates of a member or of the account: for each the time at which it is unused again (GCRA)."""
+        return self.spent.get(whose, {})
+
+    def spending(self, whose: str, rates: Mapping[str, float]) -> "AccountState":
+        """The state with these rates used. whose: a member's name, or the account's id."""
+        return replace(self, spent={**self.spent, whose: {**self.spent_by(whose), **rates}})
+
+    # Requests in a row that nobody has approved
+
+    def streak(self, whose: str) -> Streak:
+        return self.streaks.get(whose, Streak())
+
+    def counting(self, account: str, device: str, end: End, now: float) -> "AccountState":
+        """The state after the end of a request of `device`, which counts for it and for its account."""
+        after = {whose: self.streak(whose).after(end, now) for whose in (device, account)}
+        both = {**self.streaks, **after}
+        return replace(self, streaks={whose: each for whose, each in both.items() if each.count})
+
+    def without_streaks_of(self, devices: Collection[str]) -> "AccountState":
+        """The state after these devices have left the ring."""
+        if self.streaks.keys().isdisjoint(devices):
+            return self
+        left = {whose: each for whose, each in self.streaks.items() if whose not in devices}
+        return replace(self, streaks=left)
+
+
+EMPTY = AccountState()
+
+_ENCODER = msgspec.msgpack.Encoder()
+_DECODER = msgspec.msgpack.Decoder(AccountState)
+
+
+def encoded(state: AccountState) -> bytes:
+    """Encode a state as MessagePack."""
+    return _ENCODER.encode(state)
+
+
+def decoded(value: bytes) -> AccountState:
+    """Decode a state; `ValueError` when it is none."""
+    try:
+        return _DECODER.decode(value)
+    except msgspec.MsgspecError as error:  # its messages quote no values
+        raise ValueError(f"not the state of an account: {error}") from error
+
+
+def _unfinished(rates: Mapping[str, float], now: float) -> dict[str, float]:
+    return {rate: full_at for rate, full_at in rates.items() if full_at > now}
+
+
+def _changes_at(request: Request) -> float:
+    """When time may change a live request."""
+    return -math.inf if request.leased else min(request.ends_at, request.given_up_at)

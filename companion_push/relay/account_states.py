@@ -1,0 +1,307 @@
+"""Account states in a store: what a store does for them, SQLite as one, and the states that one transaction works on.
+
+A store keeps of each account one value of bytes with a version, and the envelopes of its live requests, each under a key of
+its own. A value is written only over the version that was read (compare and set), together with the envelopes that come and
+go with it. No rule is written in the store's language: whoever loses the race reads again and applies the rules to that.
+"""
+
+import logging
+import secrets
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from companion_push.errors import StoreBusy
+from companion_push.relay.account_state import EMPTY, AccountState, decoded, encoded
+from companion_push.relay.mailbox import Key, Request
+
+logger = logging.getLogger(__name__)
+
+PORTION: Final = 100  # accounts that one transaction of the sweep looks at
+ABSENT: Final = 0  # in place of a version: there is no value
+_VERSION_BITS: Final = 63
+_CACHED: Final = 4096  # accounts
+
+
+@dataclass(frozen=True, slots=True)
+class EnvelopeKey:
+    """Which envelope of an account."""
+
+    device: str
+    request: str  # its id
+    recipient: str
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An account's value as a store has it."""
+
+    version: (
+        int  # random, so that a value that was made anew has no version of before; `ABSENT` without a value
+    )
+    data: bytes | None  # None where the reader knows this version, and without a value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Write:
+    """A new value of an account, and what comes and goes with it in the same step."""
+
+    account: str
+    expected: int  # the version that was read
+    version: int  # of the new one; `ABSENT` for none
+    data: bytes | None
+    changes_at: float  # Unix seconds at which time alone changes it; minus infinity: at any moment
+    ends_at: float  # when a store may forget all of it
+    sealed: Mapping[EnvelopeKey, bytes]  # new envelopes
+    erased: Collection[EnvelopeKey]
+
+
+class StateStore(Protocol):
+    """What a store does for account states."""
+
+    def load(self, account: str, known: int = ABSENT) -> Value:
+        """Read an account's value. known: the version that the reader has in mind, whose bytes it does not need."""
+        ...
+
+    def cas(self, write: Write) -> Value | None:
+        """Write a value over the expected version, with its envelopes: all of it or nothing; None when it is done.
+
+        Where there is another version, returns that.
+        """
+        ...
+
+    def envelopes(self, account: str, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, bytes]:
+        """Read envelopes; those that are not there are left out."""
+        ...
+
+    def due(self, now: float, after: str | None) -> list[str]:
+        """List accounts whose value time may change by `now`, in order: at most `PORTION` of those that come after one."""
+        ...
+
+
+class SqliteStates:
+    """The account states in SQLite, as a part of one transaction on an open store."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self._db = db
+
+    def load(self, account: str, known: int = ABSENT) -> Value:
+        row = self._db.execute(
+            "SELECT version, CASE WHEN version = ? THEN NULL ELSE value END FROM account_states WHERE account = ?",
+            (known, account),
+        ).fetchone()
+        return Value(ABSENT, None) if row is None else Value(*row)
+
+    def cas(self, write: Write) -> Value | None:
+        if self._written(write):
+            keys = [(write.account, each.device, each.request, each.recipient) for each in write.erased]
+            self._db.executemany(
+                "DELETE FROM envelopes WHERE account = ? AND device = ? AND request = ? AND recipient = ?",
+                keys,
+            )
+            rows = [
+                (write.account, key.device, key.request, key.recipient, sealed)
+                for key, sealed in write.sealed.items()
+            ]
+            self._db.executemany("REPLACE INTO envelopes VALUES (?, ?, ?, ?, ?)", rows)
+            return None
+        return self.load(write.account)
+
+    def _written(self, write: Write) -> bool:
+        """Write the value over the expected version; False where there is another one."""
+        if write.version == ABSENT:
+            done = self._db.execute(
+                "DELETE FROM account_states WHERE account = ? AND version = ?",
+                (write.account, write.expected),
+            )
+        elif write.expected == ABSENT:
+            done = self._db.execute(
+                "INSERT INTO account_states VALUES (?, ?, ?, ?) ON CONFLICT (account) DO NOTHING",
+                (write.account, write.version, write.data, write.changes_at),
+            )
+        else:
+            done = self._db.execute(
+                "UPDATE account_states SET version = ?, value = ?, changes_at = ? WHERE account = ? AND version = ?",
+                (write.version, write.data, write.changes_at, write.account, write.expected),
+            )
+        return done.rowcount > 0
+
+    def envelopes(self, account: str, keys: Iterable[EnvelopeKey]) -> dict[EnvelopeKey, bytes]:
+        found = {}
+        for key in keys:
+            row = self._db.execute(
+                "SELECT sealed FROM envelopes WHERE account = ? AND device = ? AND request = ? AND recipient = ?",
+                (account, key.device, key.request, key.recipient),
+            ).fetchone()
+            if row is not None:
+                found[key] = bytes(row[0])
+        return found
+
+    def due(self, now: float, after: str | None) -> list[str]:
+        rows = self._db.execute(
+            "SELECT account FROM account_states WHERE changes_at <= ? AND account > ? ORDER BY account LIMIT ?",
+            (now, after or "", PORTION),
+        )
+        return [account for (account,) in rows]
+
+
+class StateCache:
+    """The newest states that this process has read or made, of at most `_CACHED` accounts.
+
+    One counts only where the store says that its version is the newest, so that an old one, or one whose transaction was
+    rolled back, does no harm.
+    """
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, tuple[int, AccountState]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._states)
+
+    def get(self, account: str) -> tuple[int, AccountState]:
+        """The version and the state of an account; `ABSENT` without one."""
+        return self._states.get(account, (ABSENT, EMPTY))
+
+    def put(self, account: str, version: int, state: AccountState) -> None:
+        if version == ABSENT:
+            self._states.pop(account, None)
+            return
+        self._states[account] = version, state
+        self._states.move_to_end(account)
+        if len(self._states) > _CACHED:
+            self._states.popitem(last=False)
+
+
+@dataclass(slots=True)
+class _Held:
+    """A state that a transaction works on."""
+
+    version: int
+    stored: AccountState
+    state: AccountState
+    is_new: bool = False  # whether it is to be written
+
+
+class States:
+    """The account states that one transaction reads and changes; `store` writes them."""
+
+    def __init__(self, store: StateStore, now: float, cache: StateCache | None = None) -> None:
+        """cache: of the process; None for none."""
+        self._store, self._now = store, now
+        self._cache = StateCache() if cache is None else cache
+        self._held: dict[str, _Held] = {}
+        self._sealed: dict[str, dict[EnvelopeKey, bytes]] = {}
+        self._erased: dict[str, set[EnvelopeKey]] = {}
+
+    def aside(self) -> "States":
+        """States of the same store, for what is tried and never stored."""
+        return States(self._store, self._now, self._cache)
+
+    def of(self, account: str) -> AccountState:
+        """Read the state of an account as it is now."""
+        held = self._held.get(account)
+        if held is None:
+            held = self._held[account] = self._load(account)
+        return held.state
+
+    def _load(self, account: str) -> _Held:
+        known, state = self._cache.get(account)
+        value = self._store.load(account, known)
+        if value.version == ABSENT:
+            state = EMPTY
+        elif value.data is not None:
+            state = self._decoded(value.data)
+            self._cache.put(account, value.version, state)
+        return _Held(version=value.version, stored=state, state=state.at(self._now))
+
+    @staticmethod
+    def _decoded(data: bytes) -> AccountState:
+        try:
+            return decoded(data)
+        except ValueError as error:
+            # of minutes, and at most a day: the account goes on without it
+            logger.error("the store has lost what waited for an account: %s", error)  # noqa: TRY400
+            return EMPTY
+
+    def put(self, account: str, state: AccountState) -> None:
+        """Take a state in place of the one that `of` has told."""
+        self.of(account)
+        held = self._held[account]
+        held.state, held.is_new = state, True
+
+    def save(self, *changed: Request) -> None:
+        """Take requests in place of those with their keys, and new ones. Envelopes go with the end of their request."""
+        for account in {each.account for each in changed}:
+            mine = [each for each in changed if each.account == account]
+            self.put(account, self.of(account).with_requests(mine))
+
+    def due(self, after: str | None) -> list[str]:
+        """List accounts of which time may have changed something, in order: a portion of those that come after one."""
+        return self._store.due(self._now, after)
+
+    def swept(self, account: str, state: AccountState) -> None:
+        """Take a state as `put` does, where it is another one than is stored."""
+        if state is not self._held[account].stored:
+            self.put(account, state)
+
+    # Envelopes
+
+    def seal(self, request: Request, envelopes: Mapping[str, bytes]) -> None:
+        """Store the envelopes of a new request, by recipient."""
+        sealed = self._sealed.setdefault(request.account, {})
+        sealed.update({EnvelopeKey(*request.key, to): envelope for to, envelope in envelopes.items()})
+
+    def erase_envelopes(self, account: str, recipients: Collection[str]) -> None:
+        """Erase every envelope of an account to these companions, which were removed."""
+        erased = self._erased.setdefault(account, set())
+        for request in self.of(account).requests:
+            erased.update(EnvelopeKey(*request.key, to) for to in request.recipients if to in recipients)
+
+    def sealed_to(self, companion: str, requests: Collection[Request]) -> dict[Key, bytes]:
+        """Read the envelopes for `companion` of requests of one account, by request; those that are erased are left out."""
+        keys = {EnvelopeKey(*each.key, companion): each.account for each in requests}
+        found: dict[EnvelopeKey, bytes] = {}
+        for account in set(keys.values()):
+            found |= self._store.envelopes(account, keys)
+        return {(key.device, key.request): sealed for key, sealed in found.items()}
+
+    # The end of the transaction
+
+    def store(self) -> None:
+        """Write what has changed. `StoreBusy` when somebody else has changed a state since it was read: read again."""
+        for account, held in self._held.items():
+            is_absent = held.version == ABSENT and held.state.is_empty
+            if not is_absent and (held.is_new or account in self._erased):
+                self._write(account, held)
+
+    def _write(self, account: str, held: _Held) -> None:
+        state = held.state
+        version = ABSENT if state.is_empty else 1 + secrets.randbits(_VERSION_BITS - 1)
+        newest = self._store.cas(
+            Write(
+                account=account,
+                expected=held.version,
+                version=version,
+                data=None if version == ABSENT else encoded(state),
+                changes_at=state.changes_at(),
+                ends_at=state.ends_at(),
+                sealed=self._sealed.get(account, {}),
+                erased=self._erased.get(account, set()) | _over(held.stored, state),
+            )
+        )
+        if newest is not None:
+            raise StoreBusy("the state of the account has changed meanwhile")
+        self._cache.put(account, version, state)
+
+
+def _over(before: AccountState, after: AccountState) -> set[EnvelopeKey]:
+    """The envelopes of the requests that are over."""
+    over: set[EnvelopeKey] = set()
+    for was in before.requests:
+        if was.live:
+            now = after.request(was.key)
+            if now is None or not now.live:
+                over.update(EnvelopeKey(*was.key, recipient) for recipient in was.recipients)
+    return over

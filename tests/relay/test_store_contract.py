@@ -1,0 +1,469 @@
+"""What a store does for account states: one suite for every engine."""
+
+import asyncio
+import itertools
+import math
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+import pytest
+import pytest_asyncio
+
+from companion_push.errors import StoreBusy
+from companion_push.relay import account_states
+from companion_push.relay.account_state import EMPTY, decoded, encoded
+from companion_push.relay.account_states import (
+    ABSENT,
+    EnvelopeKey,
+    SqliteStates,
+    StateCache,
+    States,
+    StateStore,
+    Value,
+    Write,
+)
+from companion_push.relay.accounts import add_account
+from companion_push.relay.database import Database, open_database
+from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request
+from companion_push.relay.problems import Problem, Slug
+from headless_passkey.request import RequestState
+
+NOW: Final = 1_800_000_000
+ROUNDS: Final = 1250  # of a race; each has `CLAIMERS` writers, so that there are 10^4
+CLAIMERS: Final = 8
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One process's way to a store."""
+
+    database: Database
+
+    async def do(self, work: Callable[[StateStore], T]) -> T:
+        """Do something in one step."""
+        return await self.database.transact(lambda db: work(SqliteStates(db)))
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A store with two nodes, and accounts in it."""
+
+    nodes: tuple[Node, Node]
+    accounts: tuple[str, ...]
+
+    async def do(self, work: Callable[[StateStore], T]) -> T:
+        return await self.nodes[0].do(work)
+
+    async def load(self, account: str | None = None) -> Value:
+        return await self.do(lambda store: store.load(account or self.accounts[0]))
+
+    async def cas(self, write: Write) -> Value | None:
+        return await self.do(lambda store: store.cas(write))
+
+    async def sealed(self, *keys: EnvelopeKey, account: str | None = None) -> dict[EnvelopeKey, bytes]:
+        return await self.do(lambda store: store.envelopes(account or self.accounts[0], keys))
+
+
+@asynccontextmanager
+async def sqlite(folder: Path) -> AsyncIterator[Engine]:
+    async with AsyncExitStack() as stack:
+        nodes = [Node(await stack.enter_async_context(open_database(folder / "store"))) for _ in range(2)]
+        added = [
+            await nodes[0].database.transact(
+                lambda db, name=f"{number}": add_account(db, name=name, now=NOW, expires_at=NOW + 60)  # type: ignore[misc]
+            )
+            for number in range(5)
+        ]
+        yield Engine((nodes[0], nodes[1]), tuple(sorted(each[0] for each in added if each is not None)))
+
+
+ENGINES: Final = {"sqlite": sqlite}
+
+
+@pytest_asyncio.fixture(params=ENGINES.values(), ids=ENGINES)
+async def engine(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Engine]:
+    async with request.param(tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+def account(engine: Engine) -> str:
+    return engine.accounts[0]
+
+
+ANNAS: Final = EnvelopeKey("frame", "r1", "anna")
+BERTS: Final = EnvelopeKey("frame", "r1", "bert")
+VERSIONS: Final = itertools.count(1000)
+
+
+def write(account: str, data: bytes, *, over: int = ABSENT) -> Write:
+    return Write(
+        account=account,
+        expected=over,
+        version=next(VERSIONS),
+        data=data,
+        changes_at=NOW,
+        ends_at=NOW + 60,
+        sealed={},
+        erased=(),
+    )
+
+
+def deletion(account: str, *, over: int) -> Write:
+    return replace(write(account, b"", over=over), version=ABSENT, data=None, changes_at=-math.inf)
+
+
+# Values
+
+
+async def test_an_account_without_a_value_has_none(engine: Engine) -> None:
+    assert await engine.load() == Value(ABSENT, None)
+
+
+async def test_a_value_is_read_as_it_was_written_last(engine: Engine, account: str) -> None:
+    first = write(account, b"one")
+    assert await engine.cas(first) is None
+    assert await engine.load() == Value(first.version, b"one")
+    second = write(account, b"two", over=first.version)
+    assert await engine.cas(second) is None
+    assert await engine.load() == Value(second.version, b"two")
+
+
+async def test_a_reader_that_knows_the_version_gets_no_bytes(engine: Engine, account: str) -> None:
+    first = write(account, b"one")
+    await engine.cas(first)
+    assert await engine.do(lambda store: store.load(account, first.version)) == Value(first.version, None)
+    assert await engine.do(lambda store: store.load(account, 7)) == Value(first.version, b"one")
+
+
+async def test_a_value_is_on_every_node_as_soon_as_it_is_written(engine: Engine, account: str) -> None:
+    first = write(account, b"one")
+    await engine.cas(first)
+    assert await engine.nodes[1].do(lambda store: store.load(account)) == Value(first.version, b"one")
+
+
+@pytest.mark.parametrize("expected", [ABSENT, 7], ids=["none", "an older one"])
+async def test_a_write_over_another_version_changes_nothing_and_tells_the_newest(
+    engine: Engine, account: str, expected: int
+) -> None:
+    first = replace(write(account, b"one"), sealed={ANNAS: b"for anna"})
+    await engine.cas(first)
+    late = replace(write(account, b"two", over=expected), sealed={BERTS: b"for bert"}, erased=[ANNAS])
+    newest = Value(first.version, b"one")
+    assert await engine.cas(late) == newest
+    assert await engine.load() == newest
+    assert await engine.sealed(ANNAS, BERTS) == {ANNAS: b"for anna"}
+
+
+async def test_a_write_over_a_value_that_is_gone_changes_nothing(engine: Engine, account: str) -> None:
+    assert await engine.cas(replace(write(account, b"two", over=7), sealed={BERTS: b"b"})) == Value(
+        ABSENT, None
+    )
+    assert await engine.sealed(BERTS) == {}
+
+
+async def test_a_deleted_value_that_is_made_anew_is_not_the_one_of_before(
+    engine: Engine, account: str
+) -> None:
+    first = write(account, b"one")
+    await engine.cas(first)
+    assert await engine.cas(deletion(account, over=first.version)) is None
+    assert await engine.load() == Value(ABSENT, None)
+    again = write(account, b"one")
+    await engine.cas(again)
+    assert await engine.cas(write(account, b"two", over=first.version)) == Value(again.version, b"one")
+    assert await engine.cas(deletion(account, over=first.version)) == Value(again.version, b"one")
+
+
+async def test_accounts_have_nothing_in_common(engine: Engine) -> None:
+    mine, other, *_ = engine.accounts
+    await engine.cas(replace(write(mine, b"mine"), sealed={ANNAS: b"for anna"}))
+    others = replace(write(other, b"other"), sealed={ANNAS: b"for the other anna"}, erased=[BERTS])
+    assert await engine.cas(others) is None
+    assert (await engine.load(mine)).data == b"mine"
+    assert await engine.sealed(ANNAS) == {ANNAS: b"for anna"}
+    assert await engine.cas(replace(deletion(other, over=others.version), erased=[ANNAS])) is None
+    assert await engine.sealed(ANNAS) == {ANNAS: b"for anna"}
+    assert await engine.sealed(ANNAS, account=other) == {}
+
+
+async def test_envelopes_come_and_go_with_a_value(engine: Engine, account: str) -> None:
+    first = replace(write(account, b"one"), sealed={ANNAS: b"for anna", BERTS: bytes(70_000)})
+    await engine.cas(first)
+    absent = EnvelopeKey("frame", "r2", "anna")
+    assert await engine.sealed(ANNAS, BERTS, absent) == {ANNAS: b"for anna", BERTS: bytes(70_000)}
+    new = {absent: b"newer"}
+    await engine.cas(replace(write(account, b"two", over=first.version), sealed=new, erased=[ANNAS, BERTS]))
+    assert await engine.sealed(ANNAS, BERTS, absent) == new
+
+
+async def test_values_that_time_changes_are_listed_in_portions(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(account_states, "PORTION", 2)
+    for each, at in zip(engine.accounts, (NOW, NOW + 1, -math.inf, NOW, NOW - 1), strict=True):
+        await engine.cas(replace(write(each, b"value"), changes_at=at))
+    one, _, *rest = engine.accounts
+    assert await engine.do(lambda store: store.due(NOW, None)) == [one, rest[0]]
+    assert await engine.do(lambda store: store.due(NOW, rest[0])) == rest[1:]
+    assert await engine.do(lambda store: store.due(NOW, rest[-1])) == []
+    assert await engine.do(lambda store: store.due(NOW - 2, None)) == [rest[0]]
+
+
+async def test_of_many_writers_over_one_version_one_wins(engine: Engine, account: str) -> None:
+    """Each reads in one step and writes in another, as nodes do that share a store."""
+    won: Counter[int] = Counter()
+
+    async def claim(which: int, round_: int) -> None:
+        node = engine.nodes[which % 2]
+        value = await node.do(lambda store: store.load(account))
+        if value.data == f"{round_}".encode():
+            return  # somebody has claimed this round
+        mine = write(account, f"{round_}".encode(), over=value.version)
+        if await node.do(lambda store: store.cas(mine)) is None:
+            won[round_] += 1
+
+    for round_ in range(ROUNDS):
+        await asyncio.gather(*(claim(which, round_) for which in range(CLAIMERS)))
+    assert won == Counter(range(ROUNDS))
+
+
+# The states of a transaction, on any of the engines
+
+
+def request_of(account: str) -> Request:
+    return Request(
+        account=account,
+        device="frame",
+        id="r1",
+        recipients=("anna", "bert"),
+        fingerprint=bytes(32),
+        submitted_at=NOW,
+        expires_at=NOW + 300,
+    )
+
+
+def at(store: StateStore, now: float = NOW, cache: StateCache | None = None) -> States:
+    return States(store, now, cache)
+
+
+def submitted(store: StateStore, request: Request, cache: StateCache | None = None) -> None:
+    states = at(store, cache=cache)
+    states.save(request)
+    states.seal(request, {"anna": b"for anna", "bert": b"for bert"})
+    states.store()
+
+
+def saved(store: StateStore, request: Request, cache: StateCache | None = None) -> None:
+    states = at(store, cache=cache)
+    states.save(request)
+    states.store()
+
+
+async def requests_in(engine: Engine, account: str, now: float = NOW) -> list[Request]:
+    return list(await engine.do(lambda store: at(store, now).of(account).requests))
+
+
+async def test_a_request_comes_back_as_it_was_saved(engine: Engine, account: str) -> None:
+    request = request_of(account)
+    await engine.do(lambda store: submitted(store, request))
+    assert await requests_in(engine, account) == [request]
+    changed = request.fetched("anna").companion_says("bert", CompanionEvent.FAILED, "stale-ring", now=NOW)
+    changed = changed.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW, word=b"word")
+    await engine.do(lambda store: saved(store, changed))
+    assert await requests_in(engine, account) == [changed]
+
+
+async def test_reading_writes_nothing(engine: Engine, account: str) -> None:
+    await engine.do(lambda store: submitted(store, request_of(account)))
+    before = await engine.load()
+
+    def read(store: StateStore) -> None:
+        states = at(store, NOW + 1000)
+        assert states.of(account) is EMPTY or states.of(account).requests == ()
+        states.store()
+
+    await engine.do(read)
+    assert await engine.load() == before
+
+
+@pytest.mark.threat("T11")
+async def test_envelopes_go_with_the_end_of_their_request(engine: Engine, account: str) -> None:
+    request = request_of(account)
+    await engine.do(lambda store: submitted(store, request))
+    held = await engine.do(lambda store: at(store).sealed_to("anna", [request]))
+    assert held == {("frame", "r1"): b"for anna"}
+    await engine.do(lambda store: saved(store, request.superseded()))
+    assert await engine.sealed(ANNAS, BERTS) == {}
+    assert await requests_in(engine, account) == [request.superseded()]
+
+
+@pytest.mark.threat("T11")
+async def test_envelopes_go_with_a_request_that_is_forgotten_while_nobody_looked(
+    engine: Engine, account: str
+) -> None:
+    await engine.do(lambda store: submitted(store, request_of(account)))
+
+    def later(store: StateStore) -> None:
+        states = at(store, NOW + 300 + GRACE + KEPT)
+        states.put(account, states.of(account))
+        states.store()
+
+    await engine.do(later)
+    assert await engine.sealed(ANNAS, BERTS) == {}
+    assert await engine.load() == Value(ABSENT, None)
+
+
+async def test_envelopes_to_who_was_removed_are_erased_and_no_others(engine: Engine, account: str) -> None:
+    request = request_of(account)
+    await engine.do(lambda store: submitted(store, request))
+
+    def removed(store: StateStore) -> None:
+        states = at(store)
+        states.erase_envelopes(account, {"anna", "carl"})
+        states.store()
+
+    await engine.do(removed)
+    assert await engine.sealed(ANNAS, BERTS) == {BERTS: b"for bert"}
+
+
+async def test_what_is_tried_aside_is_not_stored(engine: Engine, account: str) -> None:
+    request = request_of(account)
+    await engine.do(lambda store: submitted(store, request))
+
+    def tried(store: StateStore) -> None:
+        states = at(store)
+        states.aside().save(request.superseded())
+        states.store()
+
+    await engine.do(tried)
+    assert await requests_in(engine, account) == [request]
+
+
+async def test_a_state_that_somebody_else_has_changed_since_is_not_written(
+    engine: Engine, account: str
+) -> None:
+    request = request_of(account)
+    await engine.do(lambda store: submitted(store, request))
+
+    def stale(store: StateStore) -> None:
+        states = at(store)
+        claimed = states.of(account).requests[0].companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
+        saved(store, request.superseded())  # by another node
+        states.save(claimed)
+        with pytest.raises(StoreBusy):
+            states.store()
+
+    await engine.do(stale)
+    assert await requests_in(engine, account) == [request.superseded()]
+
+
+async def test_a_transaction_over_an_old_state_is_done_again_over_the_newest(tmp_path: Path) -> None:
+    async with sqlite(tmp_path) as engine:
+        account, *_ = engine.accounts
+        request = request_of(account)
+        await engine.do(lambda store: submitted(store, request))
+        seen: list[RequestState] = []
+
+        def fetched(store: StateStore) -> None:
+            states = at(store)
+            (found,) = states.of(account).requests
+            seen.append(found.state)
+            if len(seen) == 1:
+                saved(store, found.superseded())  # as if by another node; rolled back with this try
+            states.save(found.fetched("anna"))
+            states.store()
+
+        await engine.do(fetched)
+        assert seen == [RequestState.PENDING] * 2
+        assert [each.state for each in await requests_in(engine, account)] == [RequestState.DELIVERED]
+
+
+@pytest.mark.threat("T5")
+async def test_of_many_claims_in_a_race_over_nodes_one_stands(engine: Engine, account: str) -> None:
+    """Claims by the rules, of companions that reach the store through nodes with a cache each."""
+    caches = (StateCache(), StateCache())
+    names = [f"companion {which}" for which in range(CLAIMERS)]
+    won: Counter[str] = Counter()
+    lost: Counter[Slug] = Counter()
+
+    async def claim(which: int, name: str) -> None:
+        def by(store: StateStore) -> None:
+            states = States(store, NOW, caches[which % 2])
+            request = states.of(account).request(("frame", name))
+            assert request is not None
+            states.save(
+                request.companion_says(
+                    names[which], CompanionEvent.CLAIMED, None, now=NOW, word=f"word {which}".encode()
+                )
+            )
+            states.store()
+
+        try:
+            await engine.nodes[which % 2].do(by)
+            won[name] += 1
+        except Problem as problem:
+            lost[problem.slug] += 1
+
+    one = replace(request_of(account), recipients=tuple(names))
+    for number in range(ROUNDS):
+        request = replace(one, id=f"r{number}")
+        await engine.do(lambda store, request=request: submitted(store, request, caches[0]))  # type: ignore[misc]
+        await asyncio.gather(*(claim(which, request.id) for which in range(CLAIMERS)))
+        ended = request.superseded()
+        await engine.do(lambda store, ended=ended: saved(store, ended))  # type: ignore[misc]
+    assert won == Counter(f"r{number}" for number in range(ROUNDS))
+    assert lost == {Slug.ALREADY_CLAIMED: ROUNDS * (CLAIMERS - 1)}
+
+
+async def test_a_transaction_that_was_rolled_back_leaves_nothing_in_the_cache(
+    engine: Engine, account: str
+) -> None:
+    cache = StateCache()
+    request = request_of(account)
+    await engine.do(lambda store: submitted(store, request, cache))
+
+    def fails(store: StateStore) -> None:
+        saved(store, request.superseded(), cache)
+        raise Problem(Slug.EXPIRED)
+
+    with pytest.raises(Problem):
+        await engine.do(fails)
+    kept = await engine.do(lambda store: at(store, cache=cache).of(account).requests)
+    assert [each.state for each in kept] == [RequestState.PENDING]
+
+
+async def test_a_value_that_cannot_be_read_costs_what_waited_and_not_the_account(
+    engine: Engine, account: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await engine.cas(write(account, b"\xc1 rubbish"))
+    assert await requests_in(engine, account) == []
+    assert "lost what waited" in caplog.text
+    await engine.do(lambda store: submitted(store, request_of(account)))
+    assert await requests_in(engine, account) == [request_of(account)]
+
+
+async def test_the_cache_is_bounded(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account_states, "_CACHED", 2)
+    cache = StateCache()
+    for each in engine.accounts:
+        await engine.do(lambda store, each=each: submitted(store, request_of(each), cache))  # type: ignore[misc]
+    assert len(cache) == 2
+    for each in engine.accounts:
+        requests = await engine.do(lambda store, each=each: at(store, cache=cache).of(each).requests)  # type: ignore[misc]
+        assert requests == (request_of(each),)
+
+
+async def test_a_value_holds_what_its_state_does(engine: Engine, account: str) -> None:
+    await engine.do(lambda store: submitted(store, request_of(account)))
+    data = (await engine.load()).data
+    assert data is not None
+    state = decoded(data)
+    assert state.requests == (request_of(account),)
+    assert decoded(encoded(state)) == state
