@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from companion_push.push.channel import Channel
-from companion_push.serving.options import network_option
+from companion_push.serving.options import key_file, network_option
 from headless_passkey.command.command_line import SettingsParser
 from headless_passkey.errors import UsageError
-from headless_passkey.text.secret_words import without_keys
 
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]+", re.ASCII)
 
@@ -22,7 +21,7 @@ def add_push(parser: SettingsParser) -> None:
     web_push.add_argument(
         "--vapid-key",
         metavar="FILE",
-        type=_key_file,
+        type=key_file,
         help="the private key that `companion-push push keys` has made; with it, companions can be woken by Web Push",
     )
     web_push.add_argument(
@@ -71,14 +70,6 @@ def add_push(parser: SettingsParser) -> None:
         help="the key for APNs, .p8, with the ids of key and team; with it, the app with the bundle id TOPIC is woken;"
         " may be given again",
     )
-
-
-def _key_file(text: str) -> Path:
-    """Take the path of a key's file, and not the key itself, which a message about a missing file would repeat."""
-    path = Path(text)
-    if without_keys(text) != text and not path.exists():
-        raise argparse.ArgumentTypeError("a key is no argument, which all users can read: give its file")
-    return path
 
 
 def push_channels(args: argparse.Namespace) -> tuple[Channel, ...]:

@@ -16,6 +16,7 @@ from companion_push.serving.connections import (
     ConnectionLimits,
 )
 from headless_passkey.command.command_line import host_port, missing
+from headless_passkey.text.secret_words import without_keys
 
 if TYPE_CHECKING:
     from companion_push.serving.metrics import ProgramMetrics
@@ -153,6 +154,14 @@ def _choose_loop(args: argparse.Namespace) -> Callable[[], asyncio.AbstractEvent
             raise
         raise what from error
     return uvloop.new_event_loop
+
+
+def key_file(text: str) -> Path:
+    """Take the path of a key's file, and not the key itself, which a message about a missing file would repeat."""
+    path = Path(text)
+    if without_keys(text) != text and not path.exists():
+        raise argparse.ArgumentTypeError("a key is no argument, which all users can read: give its file")
+    return path
 
 
 def network_option(text: str) -> Network:
