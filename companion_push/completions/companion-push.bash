@@ -12,7 +12,7 @@ _shtab_companion_push_companion_channel_subparsers=(add list remove)
 _shtab_companion_push_companion_subparsers=(join reset invite run members remove rename restore mute channel)
 _shtab_companion_push_subparsers=(relay account push tunnel-service phone companion ether completion)
 
-_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --event-loop --log-format --metrics --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --no-pauses --held-per-address --failures-per-address --oidc-issuer --oidc-client --oidc-audience --oidc-bound --oidc-ca --graphql --graphql-documents --graphql-documents-only --graphql-introspection --vapid-key --vapid-contact --web-push-host --web-push-network --web-push-ca --fcm --apns --admin-secret --config --json --log-level)
+_shtab_companion_push_relay_option_strings=(-h --help --listen --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --event-loop --log-format --metrics --public-url --store --ceiling --lease --pending-per-account --requests-per-minute --requests-per-day --account-requests-per-day --no-pauses --held-per-address --failures-per-address --oidc-issuer --oidc-client --oidc-audience --oidc-bound --oidc-ca --graphql --graphql-documents --graphql-documents-only --graphql-introspection --vapid-key --vapid-contact --web-push-host --web-push-network --web-push-ca --fcm --apns --admin-secret --webhook --webhook-secret --webhook-ca --config --json --log-level)
 _shtab_companion_push_account_add_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_reset_option_strings=(-h --help --store --config --json --log-level --relay --valid-hours)
 _shtab_companion_push_account_delete_option_strings=(-h --help --store --config --json --log-level)
@@ -54,6 +54,8 @@ _shtab_companion_push_relay___graphql_documents_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___vapid_key_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___web_push_ca_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___admin_secret_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_relay___webhook_secret_COMPGEN=_shtab_compgen_files
+_shtab_companion_push_relay___webhook_ca_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_relay___config_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___store_COMPGEN=_shtab_compgen_files
 _shtab_companion_push_account_add___config_COMPGEN=_shtab_compgen_files

@@ -217,7 +217,7 @@ def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]
     channels.close(db, account, now)
     for table in (
         "words", "word_calls", "account_states", "envelopes", "invitations", "members", "rings", "account_codes",
-        "suspensions", "mutes", "poll_only",
+        "suspensions", "mutes", "poll_only", "account_events",
     ):  # fmt: skip
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))

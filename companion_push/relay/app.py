@@ -83,6 +83,9 @@ from companion_push.relay.proofs import HEADER, NONCE_HEADER, KnownKeys, UsedPro
 from companion_push.relay.public_documents import PublicDocuments
 from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
+from companion_push.relay.webhook import Webhook
+from companion_push.relay.webhook_client import WebhookClient
+from companion_push.relay.webhook_sender import WebhookSender
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from companion_push.serving.rate_limit import Unit, limit_headers
@@ -288,12 +291,20 @@ class RelayEndpoints:
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self._notifier = Notifier(channels, run=lambda operation: self.run("", operation), clock=config.clock)
         self._followers: list[Callable[[Answer], None]] = [self._notifier.follow]
+        self.webhook_sender = None if config.webhook is None else self._webhook_sender(config.webhook)
         self.metrics: RelayMetrics | None = None
         self.documents = PublicDocuments(config)
         self._readiness = Readiness(lambda: self._begin("", operations.read_store))
         self.held_requests = HeldRequests(
             per_member=config.held_per_member, per_address=config.held_per_address
         )
+
+    def _webhook_sender(self, webhook: Webhook) -> WebhookSender:
+        clock = self._config.clock
+        client = WebhookClient(webhook, clock=clock)
+        sender = WebhookSender(client, run=lambda operation: self.run("", operation), clock=clock)
+        self.follow(sender.follow)
+        return sender
 
     @property
     def public_url(self) -> str:
@@ -318,6 +329,7 @@ class RelayEndpoints:
             used_proofs=lambda: len(self._used_proofs),
             pushes=lambda: len(self._notifier.in_flight),
             failing_services=lambda: sum(self._notifier.failing.values()),
+            events_waiting=lambda: 0 if self.webhook_sender is None else self.webhook_sender.waiting,
         )
         self.follow(self.metrics.follow)
 
@@ -817,6 +829,7 @@ class RelayEndpoints:
                 states=States(SqliteStates(db), now, self._state_cache),
                 kinds=self._notifier.kinds,
                 in_flight=self._notifier.in_flight,
+                tells_account=self.webhook_sender is not None,
                 awaits=self.held_requests.awaits,
             )
             answer = operations.with_pushes(call, operations.counted(call, operation(call)))
@@ -909,11 +922,15 @@ class RelayEndpoints:
                 self._leases = Leases(self._config.lease, began=self._config.clock())
                 sweeper = asyncio.create_task(self._sweep())
                 self._notifier.start()
+                if self.webhook_sender is not None:
+                    self.webhook_sender.start()
                 try:
                     yield
                 finally:
                     try:
                         await end(sweeper)
+                        if self.webhook_sender is not None:
+                            await self.webhook_sender.close()
                         await self._notifier.close()
                     finally:
                         try:

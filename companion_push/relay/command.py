@@ -10,12 +10,14 @@ from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
+from companion_push.relay.webhook import Webhook
 from companion_push.serving.options import (
     add_serving,
     at_most,
     connection_limits,
     count,
     count_or_none,
+    key_file,
     program_metrics,
 )
 from headless_passkey.command.command_line import add_settings, example, out, teller
@@ -110,9 +112,22 @@ def add_parser(subparsers: Any) -> None:
     )
     add_push(parser)
     parser.add_argument(
-        "--admin-secret", metavar="FILE", type=Path,
+        "--admin-secret", metavar="FILE", type=key_file,
         help="file of mode 0600 with a secret of 32 characters or more, with which the account service closes, resets and "
         "suspends accounts (POST /admin/v1/accounts/...); default: nobody does",
+    )  # fmt: skip
+    parser.add_argument(
+        "--webhook", metavar="URL",
+        help='https URL of the account service, which is told of each device that a user has muted ("not me"), signed; '
+        "default: nobody is told",
+    )  # fmt: skip
+    parser.add_argument(
+        "--webhook-secret", metavar="FILE", type=key_file,
+        help="file of mode 0600 with the secret that signs these calls: whsec_ and base64; on further lines the secrets of before",
+    )  # fmt: skip
+    parser.add_argument(
+        "--webhook-ca", metavar="FILE", type=Path,
+        help="PEM file of roots to believe for the account service, instead of the system's",
     )  # fmt: skip
     add_settings(parser, section="relay", environment="COMPANION_PUSH_RELAY")
     parser.set_defaults(main=serve)
@@ -171,7 +186,8 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         ladder=Ladder(device=(), account=()) if args.no_pauses else Ladder(),
         held_per_address=args.held_per_address,
         failures_per_address=args.failures_per_address,
-        admin_secret=None if args.admin_secret is None else _secret(args.admin_secret),
+        admin_secret=None if args.admin_secret is None else _secret("--admin-secret", args.admin_secret),
+        webhook=_webhook(args),
         openid=_openid(args),
         graphql=args.graphql,
         graphql_introspection=args.graphql_introspection,
@@ -180,11 +196,22 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
     )
 
 
-def _secret(path: Path) -> str:
+def _secret(option: str, path: Path) -> str:
     content = read_private(path, limit=1024)
     if content is None:
-        raise UsageError(f"--admin-secret: there is no file {path}")
+        raise UsageError(f"{option}: there is no file {path}")
     return content.decode("ascii", errors="replace").strip()
+
+
+def _webhook(args: argparse.Namespace) -> Webhook | None:
+    if args.webhook is None:
+        if args.webhook_secret or args.webhook_ca:
+            raise UsageError("the other options of the webhook need --webhook")
+        return None
+    if args.webhook_secret is None:
+        raise UsageError("--webhook needs --webhook-secret")
+    secrets = tuple(_secret("--webhook-secret", args.webhook_secret).split())
+    return Webhook(url=args.webhook, secrets=secrets, ca=args.webhook_ca)
 
 
 def _check_graphql(args: argparse.Namespace) -> None:

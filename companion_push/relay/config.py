@@ -10,6 +10,7 @@ from typing import Final
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
+from companion_push.relay.webhook import Webhook
 from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
@@ -40,6 +41,7 @@ class RelayConfig:
     admin_secret: str | None = field(
         default=None, repr=False
     )  # of the account service, for /admin/v1: at least 32 characters; None: there is no /admin/v1
+    webhook: Webhook | None = None  # where the account service is told of muted devices; None: nobody is
     openid: OpenIdSettings | None = None  # whose tokens found accounts; None: one-time codes only
     graphql: bool = False  # whether /graphql is there too; needs the extra `graphql`
     graphql_introspection: bool = (
@@ -68,6 +70,8 @@ class RelayConfig:
             raise UsageError("ladder: expected a Ladder")
         if self.admin_secret is not None and not _SECRET.fullmatch(self.admin_secret):
             raise UsageError("admin_secret: expected 32 to 512 characters as a bearer token has them")
+        if not isinstance(self.webhook, Webhook | None):
+            raise UsageError("webhook: expected a Webhook")
         if not isinstance(self.openid, OpenIdSettings | None):
             raise UsageError("openid: expected OpenIdSettings")
         if not callable(self.clock):

@@ -551,5 +551,18 @@ _MIGRATIONS: Final = (
         at INTEGER NOT NULL
     ) STRICT, WITHOUT ROWID;
     CREATE INDEX mutes_of ON mutes (account);
+
+    -- what the account service is to be told of devices, until it has taken that: the newest of each
+    CREATE TABLE account_events (
+        device TEXT PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        account TEXT NOT NULL REFERENCES accounts,
+        body BLOB NOT NULL,               -- JSON, the same at each attempt
+        at REAL NOT NULL,                 -- when it happened
+        attempts INTEGER NOT NULL,        -- so many have begun
+        due REAL NOT NULL                 -- when the next one may begin
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX account_events_of ON account_events (account);
+    CREATE INDEX account_events_due ON account_events (attempts, due);
     """,
 )

@@ -10,6 +10,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from companion_push.push.channel import Purpose, PushOutcome
+from companion_push.relay.account_events import Step
 from companion_push.relay.mailbox import HELD, LIVE
 from companion_push.relay.operations import Answer, Change
 from companion_push.relay.problems import Problem
@@ -44,6 +45,7 @@ class RelayMetrics:
         used_proofs: Callable[[], int],
         pushes: Callable[[], int],
         failing_services: Callable[[], int],
+        events_waiting: Callable[[], int],
     ) -> None:
         """clock: Unix seconds. The others give a number of now."""
         self._clock = clock
@@ -90,6 +92,14 @@ class RelayMetrics:
             "Push services that are left alone for a while, since they fail.",
             **place,
         ).set_function(failing_services)
+        self._events = Counter(
+            "account_events", "Events that the account service is to be told, by step.", ["step"], **place
+        )
+        Gauge(
+            "account_events_waiting", "Events that the account service has not taken.", **place
+        ).set_function(events_waiting)
+        for step in Step:
+            self._events.labels(step)
         for milestone in MILESTONES:  # there from the start, so that their rates are right
             self._requests.labels(milestone)
 
@@ -105,6 +115,8 @@ class RelayMetrics:
                 self._requests.labels(milestone).inc()
             if milestone in _TIMED:
                 self._ages.labels(milestone).observe(max(0.0, self._clock() - change.request.submitted_at))
+        for step in answer.events:
+            self._events.labels(step).inc()
         for kind, purpose, outcome in answer.outcomes:
             self._pushes.labels(kind, purpose, outcome).inc()
             if purpose is Purpose.REQUEST and outcome is PushOutcome.SENT:

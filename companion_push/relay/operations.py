@@ -17,7 +17,8 @@ from typing import Any, Final
 from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import account_states, accounts, channels, mutes, subjects
+from companion_push.relay import account_events, account_states, accounts, channels, mutes, subjects
+from companion_push.relay.account_events import Event, EventType, Step
 from companion_push.relay.account_state import AccountState
 from companion_push.relay.account_states import States
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
@@ -38,6 +39,7 @@ from companion_push.relay.messages import (
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from companion_push.relay.webhook import Attempt
 from headless_passkey.request import MUTED, NOT_ME, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash
@@ -85,6 +87,8 @@ class Answer:
     pushes: tuple[Order, ...] = ()  # to hand over now
     test: Order | None = None  # to be sent while the caller waits
     outcomes: tuple[tuple[Kind, Purpose, PushOutcome], ...] = ()  # of pushes that are over
+    events: tuple[Step, ...] = ()  # steps of what the account service is told
+    event: Event | None = None  # to be told now
     woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
     shown: str | None = (
         None  # the topic that this answer is about: its reader is not woken by what reading has changed
@@ -111,6 +115,7 @@ class Call:
     states: States  # of all accounts; they are stored in the same transaction
     kinds: frozenset[Kind] = frozenset()  # of channels that the relay is set up for
     in_flight: Collection[int] = ()  # the pushes under way
+    tells_account: bool = False  # whether an account service is told of mutes
     awaits: Callable[[str], bool] = lambda _topic: False  # whether a held request waits for the topic
 
     def current(self, request: Request) -> Request:
@@ -831,6 +836,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
             },
             changed=(*changed, *_end_of_device(call, after.account, device)) if muted else changed,
             woken=_inboxes(call, companion.account) if muted else frozenset(),
+            events=_muted(call, companion, device) if muted else (),
         )
 
     return operation
@@ -880,6 +886,7 @@ def begin_mute(device: str) -> Operation:
             status=201,
             changed=tuple(_end_of_device(call, companion.account, device)),
             woken=_inboxes(call, companion.account),
+            events=_muted(call, companion, device),
         )
 
     return operation
@@ -890,10 +897,41 @@ def end_mute(device: str) -> Operation:
 
     def operation(call: Call) -> Answer:
         companion = call.member(Role.COMPANION)
-        ended = mutes.unmute(call.db, companion.account, device)
-        return Answer(body={}, woken=_inboxes(call, companion.account) if ended else frozenset())
+        muted = {each.device: each for each in mutes.mutes_of(call.db, companion.account)}
+        if not mutes.unmute(call.db, companion.account, device):
+            return Answer(body={})
+        return Answer(
+            body={},
+            woken=_inboxes(call, companion.account),
+            events=_unmuted(call, companion, muted[device]),
+        )
 
     return operation
+
+
+def _muted(call: Call, companion: Membership, device: str) -> tuple[Step, ...]:
+    """Let the account service be told that a companion has muted a device."""
+    if not call.tells_account:
+        return ()
+    return account_events.add(
+        call.db, companion.account, device, EventType.MUTED, by=companion.name, now=call.now
+    )
+
+
+def _unmuted(call: Call, companion: Membership, mute: mutes.Mute) -> tuple[Step, ...]:
+    """Let it be told that a mute has ended, and of the mute itself: this takes the place of an event that still waits."""
+    if not call.tells_account:
+        return ()
+    return account_events.add(
+        call.db,
+        companion.account,
+        mute.device,
+        EventType.UNMUTED,
+        by=companion.name,
+        muted_by=mute.by,
+        muted_at=account_events.timestamp(mute.at),
+        now=call.now,
+    )
 
 
 def _inboxes(call: Call, account: str) -> frozenset[str]:
@@ -1017,6 +1055,23 @@ def take_up_pushes(call: Call) -> Answer:
     return Answer(body={}, pushes=pushes, woken=frozenset(request_topic(*request) for request in told))
 
 
+def take_event(call: Call) -> Answer:
+    """Take up the next event that the account service is to be told."""
+    event = account_events.take(call.db, call.states, call.now)
+    waiting, due = account_events.waiting(call.db)
+    return Answer(body={"waiting": waiting, "due": due}, event=event)
+
+
+def record_event(event: Event, attempt: Attempt, *, chance: float) -> Operation:
+    """Store what became of telling it. chance: 0 to 1, to spread attempts."""
+
+    def operation(call: Call) -> Answer:
+        step = account_events.record(call.db, event, attempt, chance=chance, now=call.now)
+        return Answer(body={}, events=() if step is None else (step,))
+
+    return operation
+
+
 def sweep(after: str | None) -> Operation:
     """Store what time has changed of a portion of the accounts; its answer says after which the next one begins, or None.
 
@@ -1029,6 +1084,8 @@ def sweep(after: str | None) -> Operation:
         taken = Answer(body={})
         if after is None:
             accounts.sweep_accounts(call.db, call.now)
+            if not call.tells_account:
+                account_events.clear(call.db)
             taken = take_up_pushes(call)
         further = due[-1] if len(due) == account_states.PORTION else None
         return replace(taken, body={"changed": len(changed), "next": further}, changed=tuple(changed))
