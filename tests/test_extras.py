@@ -23,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 
 # what the extras bring; the distribution alone brings cryptography
 EXTRAS = (
-    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "h2", "joserfc", "msgspec", "prometheus_client",
+    "aiohttp", "bleak", "bumble", "dbus_fast", "fido2", "h2", "joserfc", "msgspec", "opentelemetry",
+    "prometheus_client",
     "publicsuffixlist", "rich", "segno", "strawberry", "yarl",
 )  # fmt: skip
 
@@ -184,12 +185,13 @@ MODULES = {
         (),
     ),
     "metrics": (OF_METRICS, ()),
+    "tracing": (("companion_push.serving.tracing",), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
 OURS = ("headless_passkey", "companion_push", "relying_party")
 # its interface speaks in their types, or it is imported by another name
 BROUGHT_BY = {
-    "yarl": "aiohttp", "multidict": "aiohttp", "graphql": "strawberry_graphql", "strawberry": "strawberry_graphql",
+    "opentelemetry": "opentelemetry_api", "yarl": "aiohttp", "multidict": "aiohttp", "graphql": "strawberry_graphql", "strawberry": "strawberry_graphql",
 }  # fmt: skip
 
 

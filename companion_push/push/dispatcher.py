@@ -18,8 +18,8 @@ import logging
 import random
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from companion_push.push.channel import (
@@ -33,8 +33,12 @@ from companion_push.push.channel import (
     Push,
     PushOutcome,
 )
+from companion_push.serving.tracing import Tracing
 from headless_passkey.errors import UsageError
 from headless_passkey.process.tasks import end_quietly, until_done
+
+if TYPE_CHECKING:
+    from opentelemetry.context import Context
 
 MOST: Final = 10_000  # orders of one kind that are not told yet; more are refused as busy
 MOST_OF_ACCOUNT: Final = 256  # the same, of one account: four times all channels that it can have
@@ -61,6 +65,7 @@ class Order:
     number: int  # of whoever orders it
     address: Address = field(repr=False)
     push: Push
+    parent: "Context | None" = field(default=None, repr=False, compare=False)  # of its spans
 
     @property
     def kind(self) -> Kind:
@@ -77,10 +82,14 @@ class Dispatcher:
         told: Callable[[Order, Delivery], None],
         clock: Callable[[], float],
         chance: Callable[[], float] = random.random,
+        traces: Tracing | None = None,
     ) -> None:
-        """channels: at most one of a kind. told: called on the event loop with each order's end. clock: Unix seconds."""
-        self._told = told
-        self._lanes = {channel.kind: _Lane(channel, told, clock, chance) for channel in channels}
+        """channels: at most one of a kind. told: called on the event loop with each order's end. clock: Unix seconds.
+
+        traces: makes a span of each attempt, a child of the one in which its order was taken; None for no spans.
+        """
+        self._told, self._traces = told, traces
+        self._lanes = {channel.kind: _Lane(channel, told, clock, chance, traces) for channel in channels}
         if len(self._lanes) != len(channels):
             raise UsageError("channels: expected at most one of each kind")
 
@@ -107,7 +116,8 @@ class Dispatcher:
         if lane is None:
             self._told(order, Delivery(outcome=PushOutcome.REFUSED, detail="no such channel is set up"))
         else:
-            lane.put(order)
+            # an attempt begins in the context of whichever one ended before it
+            lane.put(order if self._traces is None else replace(order, parent=self._traces.parent()))
 
     async def send_now(self, order: Order, seconds: float) -> Delivery:
         """Send an order at once and once, past all others, within `seconds`; its end is the result, and not told."""
@@ -157,8 +167,9 @@ class _Lane:
         told: Callable[[Order, Delivery], None],
         clock: Callable[[], float],
         chance: Callable[[], float],
+        traces: Tracing | None,
     ) -> None:
-        self.channel = channel
+        self.channel, self._traces = channel, traces
         self._told, self._clock, self._chance = told, clock, chance
         self._jobs: dict[tuple[bytes, str, str], _Job] = {}  # by what they are about
         self._shares: dict[bytes, _Share] = {}  # by account
@@ -289,6 +300,20 @@ class _Lane:
 
     async def send(self, order: Order, seconds: float) -> Delivery:
         """Make one attempt, whatever the circuit says."""
+        if self._traces is None:
+            return await self._send(order, seconds)
+        attributes = {
+            "companion_push.kind": str(order.kind),
+            "companion_push.purpose": str(order.push.purpose),
+        }
+        with self._traces.call(f"push {order.kind}", attributes, parent=order.parent) as span:
+            delivery = await self._send(order, seconds)
+            span.note("companion_push.outcome", delivery.outcome)
+            if delivery.outcome in (PushOutcome.REFUSED, PushOutcome.BUSY, PushOutcome.FAILED):
+                span.fail(delivery.outcome)
+            return delivery
+
+    async def _send(self, order: Order, seconds: float) -> Delivery:
         try:
             async with asyncio.timeout(seconds):
                 return await self.channel.send(order.address, order.push)

@@ -89,6 +89,7 @@ from companion_push.relay.webhook_sender import WebhookSender
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from companion_push.serving.rate_limit import Unit, limit_headers
+from companion_push.serving.tracing import ERROR_TYPE, Span, Tracing, tracing
 from headless_passkey.errors import SetupReason, UsageError
 from headless_passkey.mends import setup_error
 from headless_passkey.process.tasks import end, until_done
@@ -96,6 +97,7 @@ from headless_passkey.text.names import name_of
 from headless_passkey.trust.account_code import AccountCode
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
     from companion_push.relay.metrics import RelayMetrics
@@ -109,7 +111,8 @@ _SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 _HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
-_WAITS: Final = web.RequestKey("relay_waits", bool)  # it may be held
+WAITS: Final = web.RequestKey("relay_waits", bool)  # it may be held
+_SPAN: Final = web.RequestKey("relay_span", Span)
 OPERATION: Final = web.RequestKey("relay_operation", str)  # what is asked for, where the path does not say it
 # of 401 answers, for the header WWW-Authenticate
 _ERRORS: Final = {
@@ -133,13 +136,15 @@ def make_app(
     authority: AccountAuthority | None = None,
     channels: Sequence[Channel] = (),
     registry: "CollectorRegistry | None" = None,
+    tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
     """Make the relay of docs/protocol/relay.md. It opens its store when the application starts.
 
     authority: who knows the people to whom accounts belong; by default the issuer of the configuration, or without one
     `BuiltInAccounts`, which founds accounts with one-time codes only. channels: the push services that it wakes companions
     by, at most one of a kind; it closes them when the application ends. Without any, companions poll. registry:
-    prometheus-client's, to which the relay adds its metrics; one relay for each. Starting raises `StoreUnusable` or
+    prometheus-client's, to which the relay adds its metrics; one relay for each. tracer_provider: OpenTelemetry's, for the
+    relay's spans; by default that of the process, where the API is installed. Starting raises `StoreUnusable` or
     `StoreBusy`. Making it raises `SetupError` (missing-package) when it should speak GraphQL, and cannot.
     """
     if authority is not None and config.openid is not None:
@@ -148,8 +153,10 @@ def make_app(
         authority = (
             BuiltInAccounts() if config.openid is None else OpenIdConnect(config.openid, clock=config.clock)
         )
-    app = web.Application(middlewares=[_answer_problems], handler_args={"logger": http_logger})
-    app[RELAY] = relay = RelayEndpoints(config, channels, authority=authority)
+    traces = tracing("companion_push.relay", tracer_provider)
+    middlewares = [_answer_problems] if traces is None else [_trace, _answer_problems]
+    app = web.Application(middlewares=middlewares, handler_args={"logger": http_logger})
+    app[RELAY] = relay = RelayEndpoints(config, channels, authority=authority, traces=traces)
     app.cleanup_ctx.append(_opened_store)
     if registry is not None:
         relay.measure(registry)
@@ -276,9 +283,15 @@ class RelayEndpoints:
     """
 
     def __init__(
-        self, config: RelayConfig, channels: Sequence[Channel] = (), *, authority: AccountAuthority
+        self,
+        config: RelayConfig,
+        channels: Sequence[Channel] = (),
+        *,
+        authority: AccountAuthority,
+        traces: Tracing | None = None,
     ) -> None:
         self._config = config
+        self.traces = traces
         self._authority = authority
         self._database: Database | None = None
         self._leases: Leases  # set when the store is open
@@ -289,7 +302,9 @@ class RelayEndpoints:
         self._calls = Budget(name="calls", per_minute=CALLS)
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
-        self._notifier = Notifier(channels, run=lambda operation: self.run("", operation), clock=config.clock)
+        self._notifier = Notifier(
+            channels, run=lambda operation: self.run("", operation), clock=config.clock, traces=traces
+        )
         self._followers: list[Callable[[Answer], None]] = [self._notifier.follow]
         self.webhook_sender = None if config.webhook is None else self._webhook_sender(config.webhook)
         self.metrics: RelayMetrics | None = None
@@ -597,6 +612,7 @@ class RelayEndpoints:
     async def stream_inbox(self, request: web.Request) -> web.StreamResponse:
         caller = await self._caller(request)
         cursor = _query(request, "cursor").cursor(request.headers.getall("Last-Event-ID", ()))
+        request[WAITS] = True
         with self.followed(caller, address=request.remote or "", cursor=cursor) as inbox:
             first = await inbox.news(0)
             self.answered(request, 200, None)  # the middleware hears of it in a quarter of an hour
@@ -752,7 +768,7 @@ class RelayEndpoints:
         """Run the operation until it has news, at most `wait` seconds (long polling)."""
         if not wait:
             return await self.run(caller, operation)
-        request[_WAITS] = True
+        request[WAITS] = True
         loop = asyncio.get_running_loop()
         end = loop.time() + wait
         with self.held_requests.hold(topic=topic, member=caller, address=request.remote or "") as held:
@@ -819,6 +835,7 @@ class RelayEndpoints:
     def _begin(self, caller: str, operation: Operation, *, called: bool = True) -> "asyncio.Future[Answer]":
         """Begin a transaction, which is done before the store is closed: at once, where it has to wait for nothing."""
         now, began = self._config.clock(), _ticks()
+        span = None if self.traces is None else self.traces.begin("store transaction")
 
         def work(db: sqlite3.Connection) -> Answer:
             call = Call(
@@ -845,18 +862,18 @@ class RelayEndpoints:
         except StoreBusy:
             rest = self._wait_for_turn(store, work)
         except Exception as error:  # noqa: BLE001  whoever waits for the future gets it
-            self._transacted(began)
+            self._transacted(began, span, error)
             done.set_exception(error)
             return done
         else:
             self._wake(answer)
             if not answer.durable or store.is_on_disk:
-                self._transacted(began)
+                self._transacted(began, span)
                 self._tell(answer)
                 done.set_result(answer)
                 return done
             rest = self._wait_for_disk(store, answer)
-        transaction = asyncio.ensure_future(self._rest(rest, began))
+        transaction = asyncio.ensure_future(self._rest(rest, began, span))
         self._transactions.add(transaction)
         transaction.add_done_callback(self._transactions.discard)
         return transaction
@@ -868,18 +885,26 @@ class RelayEndpoints:
         await store.on_disk()
         return answer
 
-    async def _rest(self, rest: Coroutine[Any, Any, Answer], began: float) -> Answer:
+    async def _rest(self, rest: Coroutine[Any, Any, Answer], began: float, span: Span | None) -> Answer:
         """What of a transaction waits for something. began: by the event loop's clock."""
         try:
             answer = await rest
-        finally:
-            self._transacted(began)
+        except BaseException as error:
+            self._transacted(began, span, error)
+            raise
+        self._transacted(began, span)
         self._tell(answer)
         return answer
 
-    def _transacted(self, began: float) -> None:
+    def _transacted(self, began: float, span: Span | None, error: BaseException | None = None) -> None:
         if self.metrics is not None:
             self.metrics.transacted(_ticks() - began)
+        if span is not None:
+            if isinstance(error, Problem):  # which the caller is told
+                span.note(ERROR_TYPE, error.slug)
+            elif error is not None:
+                span.fail(type(error).__name__)
+            span.end()
 
     def _tell(self, answer: Answer) -> None:
         """Tell whoever follows the relay."""
@@ -1015,6 +1040,16 @@ async def _livez(_request: web.Request) -> web.Response:
 
 
 @web.middleware
+async def _trace(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Make a span of each request; `_tell` tells it the answer."""
+    traces, resource = request.app[RELAY].traces, request.match_info.route.resource
+    assert traces is not None  # noqa: S101  for mypy
+    with traces.request(request.method, None if resource is None else resource.canonical) as span:
+        request[_SPAN] = span
+        return await handler(request)
+
+
+@web.middleware
 async def _answer_problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn every failure into a problem document, and log one line an answer."""
     loop = asyncio.get_running_loop()
@@ -1052,7 +1087,7 @@ async def _answer_problems(request: web.Request, handler: Handler) -> web.Stream
             response.headers[NONCE_HEADER] = request.app[RELAY].nonce()
         status, slug = (response.status, None) if problem is None else (problem.status, problem.slug)
         request.app[RELAY].answered(request, status, slug)
-    at_once = _WAITS not in request and not response.prepared
+    at_once = WAITS not in request and not response.prepared
     _tell(request, response.status, problem, loop.time() - start, at_once=at_once)
     return response
 
@@ -1068,12 +1103,27 @@ def _tell(
     outcome = "hung-up" if status == _HUNG_UP else "ok"
     if problem is not None:
         outcome = str(problem.slug)
+    span = request.get(_SPAN)
+    if span is not None:
+        _note(span, request, status, problem)
     milliseconds = math.ceil(seconds * 1000)
     fields = {"endpoint": endpoint, "status": status, "outcome": outcome, "milliseconds": milliseconds}
     if problem is not None and problem.policy is not None:
         fields["limit"] = problem.policy.name
     line = "%s: %d %s in %d ms"
     logger.info(line, endpoint, status, outcome, milliseconds, extra={"fields": fields})
+
+
+def _note(span: Span, request: web.Request, status: int, problem: Problem | None) -> None:
+    """Note an answer in the span of its request."""
+    if OPERATION in request:
+        span.note("companion_push.operation", request[OPERATION])
+    if WAITS in request:
+        span.note("companion_push.held", True)
+    if status == _HUNG_UP:
+        span.note(ERROR_TYPE, "hung-up")
+    else:
+        span.answered(status, None if problem is None else problem.slug)
 
 
 def _endpoint(request: web.Request) -> str:

@@ -15,6 +15,7 @@ from companion_push.push.channel import Channel, Delivery, Kind
 from companion_push.push.dispatcher import Dispatcher, Order
 from companion_push.relay.operations import Answer, Operation, record_pushes
 from companion_push.relay.problems import Problem
+from companion_push.serving.tracing import Tracing
 from headless_passkey.process.tasks import end_quietly
 
 AFTER_ANSWER: Final = 0.01  # seconds before a push begins, in which the caller gets its answer
@@ -35,10 +36,11 @@ class Notifier:
         *,
         run: Callable[[Operation], Awaitable[Answer]],
         clock: Callable[[], float] = time.time,
+        traces: Tracing | None = None,
     ) -> None:
-        """run: makes an operation of the relay's own. clock: Unix seconds. `UsageError` for two channels of one kind."""
+        """run: makes an operation of the relay's own. clock: Unix seconds. traces: None for no spans. `UsageError` for two channels of one kind."""
         self._run = run
-        self._dispatcher = Dispatcher(channels, told=self._told, clock=clock)
+        self._dispatcher = Dispatcher(channels, told=self._told, clock=clock, traces=traces)
         self._in_flight: set[int] = set()
         self._later: set[asyncio.TimerHandle] = set()
         self._ends: list[tuple[Order, Delivery]] = []

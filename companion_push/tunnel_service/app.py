@@ -17,7 +17,7 @@ import logging
 import math
 import secrets
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -25,6 +25,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
 from companion_push.serving.http_server import http_logger, problem, upgrades
 from companion_push.serving.rate_limit import Policy, limit_headers
+from companion_push.serving.tracing import Tracing, tracing
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from headless_passkey.errors import UsageError
 from headless_passkey.hybrid.tunnel_url import (
@@ -40,6 +41,7 @@ from headless_passkey.hybrid.tunnel_url import (
 from headless_passkey.process.tasks import end
 
 if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
     from prometheus_client import CollectorRegistry
 
     from companion_push.tunnel_service.metrics import TunnelMetrics
@@ -56,21 +58,31 @@ SOCKET_BUFFER: Final = 1 << 14
 READ_AHEAD: Final = 8 * SOCKET_BUFFER
 
 NODES: Final = range(256)
+_OUTCOME: Final = "companion_push.outcome"  # of a span
 
 logger = logging.getLogger(__name__)
 
 
 def make_app(
-    limits: Limits | None = None, *, node: int | None = None, registry: "CollectorRegistry | None" = None
+    limits: Limits | None = None,
+    *,
+    node: int | None = None,
+    registry: "CollectorRegistry | None" = None,
+    tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
     """An aiohttp application that is a tunnel service. Run it without an access log: paths hold tunnel IDs.
 
     Phones look for it at the root of a tunnel domain. Mounted under a prefix, it is found by clients that were
     told ``wss://host/prefix``. node: 0 to 255, the first byte of its routing IDs, by which a proxy finds it among several
-    behind one name; None for one that is alone. registry: prometheus-client's, to which it adds its metrics.
+    behind one name; None for one that is alone. registry: prometheus-client's, to which it adds its metrics. tracer_provider: OpenTelemetry's,
+    for its spans; by default that of the process, where the API is installed.
     """
-    app = web.Application(handler_args={"logger": http_logger})
+    traces = tracing("companion_push.tunnel_service", tracer_provider)
+    app = web.Application(
+        middlewares=[] if traces is None else [_trace], handler_args={"logger": http_logger}
+    )
     app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node)
+    app[_TUNNELS].traces = traces
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_get("/readyz", _readyz)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
@@ -92,6 +104,7 @@ class TunnelEndpoints:
         self._prefix = b"" if node is None else bytes([node])
         self._open: dict[Tunnel, OpenTunnel] = {}
         self.metrics: TunnelMetrics | None = None
+        self.traces: Tracing | None = None
         self.closing = False
 
     def measure(self, registry: "CollectorRegistry") -> None:
@@ -103,6 +116,8 @@ class TunnelEndpoints:
     def refuse(self, refusal: TunnelRefusal) -> web.Response:
         if self.metrics is not None:
             self.metrics.refused(refusal)
+        if self.traces is not None:
+            self.traces.current().note(_OUTCOME, refusal.value)
         return _refuse(refusal, self.limits)
 
     async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
@@ -154,6 +169,8 @@ class TunnelEndpoints:
     def _ended(self, tunnel: Tunnel, why: str) -> None:
         if self.metrics is not None:
             self.metrics.ended(tunnel, why)
+        if self.traces is not None:  # the span of the first end, whose handler owns the tunnel
+            self.traces.current().note(_OUTCOME, why)
 
     def _end_evicted(self) -> None:
         while self.rendezvous.evicted:
@@ -375,6 +392,27 @@ class OpenTunnel:
 _GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
 _TUNNELS: Final = web.AppKey("tunnels", TunnelEndpoints)
 _LIVEZ: Final = "livez"
+
+
+_ROUTES: Final = {NewTunnel: "/cable/new/{id}", ConnectTunnel: "/cable/connect/{routing}/{id}"}
+
+
+@web.middleware
+async def _trace(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Make a span of each request. That of an end lasts as long as its tunnel."""
+    traces, resource = request.app[_TUNNELS].traces, request.match_info.route.resource
+    assert traces is not None  # noqa: S101  for mypy
+    route = None if resource is None else resource.canonical
+    if "path" in request.match_info:
+        mounted_at = _mounted_at(request.app)
+        kind = type(parse_path(request.rel_url.raw_path.removeprefix(mounted_at)))
+        route = mounted_at + _ROUTES[kind] if kind in _ROUTES else None
+    with traces.request(request.method, route) as span:
+        response = await handler(request)
+        span.answered(response.status)
+        return response
 
 
 async def _livez(_request: web.Request) -> web.Response:

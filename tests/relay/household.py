@@ -12,6 +12,7 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from opentelemetry.trace import TracerProvider
 from prometheus_client import CollectorRegistry
 
 from companion_push.identity.authority import AccountAuthority
@@ -290,6 +291,7 @@ async def running_relay(
     openid: OpenIdSettings | None = None,
     admin_secret: str | None = None,
     registry: CollectorRegistry | None = None,
+    tracer_provider: TracerProvider | None = None,
     front: Front | None = None,
     **settings: Any,
 ) -> AsyncIterator[Relay]:
@@ -318,7 +320,13 @@ async def running_relay(
         clock=clock,
         **settings,
     )
-    app = make_app(config, authority=authority, channels=channels, registry=registry)
+    app = make_app(
+        config,
+        authority=authority,
+        channels=channels,
+        registry=registry,
+        tracer_provider=tracer_provider,
+    )
     runner = Runner(
         app, handler_cancellation=cancels, limits=ConnectionLimits(head=idle, idle=idle), shutdown_timeout=1
     )

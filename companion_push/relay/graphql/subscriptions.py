@@ -17,7 +17,7 @@ import strawberry
 from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 from graphql import GraphQLError, OperationType
 
-from companion_push.relay.app import OPERATION, RelayEndpoints
+from companion_push.relay.app import OPERATION, WAITS, RelayEndpoints
 from companion_push.relay.following import INTERVAL, Ending, Following
 from companion_push.relay.graphql.documents import Documents, Refused, Submitted
 from companion_push.relay.graphql.errors import formatted, problem_of, told
@@ -111,6 +111,7 @@ class Subscriptions:
         name = await self.relay.authenticate(request, proofs, self.path) if proofs else None
         if name is not None:
             socket.headers[NONCE_HEADER] = self.relay.nonce()
+        request[WAITS] = True
         slot = self.strangers.admit(request.remote or "", lambda: cut(request))
         assert slot is not None  # noqa: S101  for mypy: none of them counts as in use, so one always gives way
         connection = _Connection(self, request, socket, name, slot)
