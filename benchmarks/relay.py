@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -206,7 +206,10 @@ class Place:
         """Run the relay on a copy. code: the folder of its version."""
         self._copies += 1
         store = self._folder / f"copy {self._copies}.sqlite3"
-        shutil.copy(self.store, store)
+        if code == core.ROOT:
+            shutil.copy(self.store, store)
+        else:
+            await _store_of(code, store, self.store)
         words = [
             *("-m", "companion_push", "relay", "--listen", "127.0.0.1:0", "--store", str(store)),
             *("--held-per-address", "0", "--connections", "8192", "--connections-per-address", "8192"),
@@ -230,6 +233,19 @@ class Place:
     def waiting(self, server: Server, number: int) -> list[Waiting]:
         """The first so many companions, at `server`."""
         return [Waiting(server, phone, frame) for phone, frame in self.people[:number]]
+
+
+async def _store_of(code: Path, store: Path, accounts: Path) -> None:
+    """Make a store as another version does, and put the accounts of this version's store into it."""
+    words = ["-m", "companion_push", "relay", "--listen", "127.0.0.1:0", "--store", str(store)]
+    async with _running(words, code, None):
+        pass
+    with closing(sqlite3.connect(store)) as copy:
+        copy.execute("ATTACH ? AS these", (str(accounts),))
+        copy.execute("INSERT INTO accounts SELECT * FROM these.accounts")
+        copy.execute("INSERT INTO rings SELECT account, version, document FROM these.rings")
+        copy.execute("INSERT INTO members SELECT * FROM these.members")
+        copy.commit()
 
 
 @asynccontextmanager

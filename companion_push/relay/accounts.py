@@ -10,7 +10,7 @@ import hmac
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from companion_push.relay import channels
@@ -110,14 +110,10 @@ class Invitation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptRing:
-    """A ring as the store has it, unparsed: it was verified when it came, and who only names or carries it reads no member."""
+    """A ring as the store names it, unread: it was verified when it came, and who only names it reads no member."""
 
     version: int
-    document: bytes = field(repr=False)
-
-    @property
-    def hash(self) -> bytes:
-        return document_hash(self.document)
+    hash: bytes
 
 
 # Accounts and their codes
@@ -345,15 +341,26 @@ def newest(db: sqlite3.Connection, account: str, *, last: int | None = None) -> 
 def _newest(db: sqlite3.Connection, account: str, last: int | None = None) -> KeptRing | None:
     """Read the account's newest ring; None before it is founded, and after it is closed."""
     row = db.execute(
-        "SELECT version, document FROM rings WHERE account = ? AND version <= ? ORDER BY version DESC LIMIT 1",
+        "SELECT version, hash FROM rings WHERE account = ? AND version <= ? ORDER BY version DESC LIMIT 1",
         (account, _ANY if last is None else last),
     ).fetchone()
-    return None if row is None else KeptRing(version=row[0], document=row[1])
+    return None if row is None else KeptRing(version=row[0], hash=row[1])
 
 
 def _head(db: sqlite3.Connection, account: str) -> Ring:
     """Read and parse the newest ring of a founded account, for whoever needs its members."""
-    return Ring.parse_kept(newest(db, account).document)
+    head = _newest_ring(db, account)
+    if head is None:
+        raise not_found()
+    return head
+
+
+def _newest_ring(db: sqlite3.Connection, account: str) -> Ring | None:
+    """Read and parse the account's newest ring; None before it is founded, and after it is closed."""
+    row = db.execute(
+        "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
+    ).fetchone()
+    return None if row is None else Ring.parse_kept(row[0])
 
 
 def rings_after(
@@ -384,8 +391,10 @@ def kept_document(db: sqlite3.Connection, account: str, version: int) -> bytes |
 
 def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
     """Whether the relay holds this ring of the account."""
-    kept = kept_document(db, account, version)
-    return kept is not None and document_hash(kept) == ring_hash
+    row = db.execute(
+        "SELECT 1 FROM rings WHERE account = ? AND version = ? AND hash = ?", (account, version, ring_hash)
+    ).fetchone()
+    return row is not None
 
 
 def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, now: float) -> None:
@@ -476,10 +485,9 @@ def append_links(
     """
     member = membership(db, caller)
     account = member.account if member is not None else _account_of(documents[-1], caller)
-    kept = _newest(db, account)
-    if kept is None:
+    before = _newest_ring(db, account)
+    if before is None:
         raise stranger(db, caller)
-    before = Ring.parse_kept(kept.document)
     if member is not None and member.suspended:
         raise Problem(Slug.ACCOUNT_SUSPENDED)
     try:
@@ -552,7 +560,9 @@ def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
         other = membership(db, member.name)
         if other is not None and other.account != ring.account:
             raise invalid("ring: a member's key belongs to another account")
-    db.execute("INSERT INTO rings VALUES (?, ?, ?)", (ring.account, ring.version, ring.document))
+    db.execute(
+        "INSERT INTO rings VALUES (?, ?, ?, ?)", (ring.account, ring.version, ring.hash, ring.document)
+    )
     _prune(db, ring.account)
     db.execute(
         "REPLACE INTO former SELECT name, account, ?, ? FROM members WHERE account = ?",

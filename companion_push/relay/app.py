@@ -697,10 +697,10 @@ class RelayEndpoints:
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         now = self._config.clock()
-        claimed = claimed_in(proofs)
-        if claimed is not None:
-            request[_SHOWN], nonce = claimed
-            self._used_proofs.check_nonce(nonce, now)
+        shown = claimed_in(proofs, self._known_keys)
+        if shown is not None:
+            request[_SHOWN] = shown.name
+            self._used_proofs.check_nonce(shown.nonce, now)
             await self._admit(request[_SHOWN], self._calls, *budgets)
         # before a signature is verified
         self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
@@ -710,6 +710,7 @@ class RelayEndpoints:
             url=self._config.public_url + path,
             now=now,
             known=self._known_keys,
+            shown=shown,
         )
         request[_HELD] = proof.name
         self._used_proofs.take(proof, now)
@@ -780,8 +781,12 @@ class RelayEndpoints:
                     return answer
                 # no call wakes a held request for what changes with time alone
                 pause = min(left, max(0.01, answer.changes_at - self._config.clock()))
-                with self._leases.held(caller, self._config.clock):
+                del answer  # not to be kept while thousands wait
+                self._leases.hold(caller)
+                try:
                     await held.wait(pause)
+                finally:
+                    self._leases.let_go(caller, self._config.clock())
 
     @contextlib.contextmanager
     def followed(

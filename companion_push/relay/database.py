@@ -407,6 +407,7 @@ _MIGRATIONS: Final = (
     CREATE TABLE rings (
         account TEXT NOT NULL REFERENCES accounts,
         version INTEGER NOT NULL,
+        hash BLOB NOT NULL,               -- of the document, for whoever only names it
         document BLOB NOT NULL,
         PRIMARY KEY (account, version)
     ) STRICT;

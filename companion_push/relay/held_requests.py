@@ -5,9 +5,9 @@ at once, and no change is lost.
 """
 
 import asyncio
-import contextlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from typing import Self
 
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.addresses import neighbourhood
@@ -15,26 +15,50 @@ from companion_push.serving.rate_limit import Policy, Unit
 
 
 class HeldRequest:
-    """One request that waits for news."""
+    """One request that waits for news, while its context is open. There are thousands, so it holds little."""
 
-    __slots__ = ("_woken", "released")
+    __slots__ = ("_among", "_is_woken", "_waiter", "address", "member", "released", "topic")
 
-    def __init__(self) -> None:
-        self._woken = asyncio.Event()
+    def __init__(self, among: "HeldRequests", *, topic: str, member: str, address: str) -> None:
+        self._among = among
+        self.topic, self.member, self.address = topic, member, address
+        self._is_woken = False
+        self._waiter: asyncio.Future[None] | None = None
         self.released = False  # answer now, with or without news
 
+    def __enter__(self) -> Self:
+        self._among.enter(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._among.leave(self)
+
     def wake(self) -> None:
-        self._woken.set()
+        self._is_woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def reset(self) -> None:
         """Forget earlier changes; called before each read, so that a change from here on wakes the request."""
-        self._woken.clear()
+        self._is_woken = False
 
     async def wait(self, seconds: float) -> None:
         """Wait until a change wakes the request, at most `seconds`."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._woken.wait()
+        if self._is_woken:
+            return
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(seconds, _time_is_over, self._waiter)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+
+
+def _time_is_over(waiter: "asyncio.Future[None]") -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class HeldRequests:
@@ -52,31 +76,29 @@ class HeldRequests:
     def __len__(self) -> int:
         return sum(map(len, self._by_member.values()))
 
-    @contextlib.contextmanager
-    def hold(self, *, topic: str, member: str, address: str) -> Iterator[HeldRequest]:
-        """Hold a request, which changes of `topic` wake. At a member's limit the oldest of its held requests is released.
+    def hold(self, *, topic: str, member: str, address: str) -> HeldRequest:
+        """Hold a request while its context is open, which changes of `topic` wake.
 
-        Refuses with `rate-limited` when too many are held for one address. A released request no longer counts for its
-        member, but counts for its address until it is answered.
+        At a member's limit the oldest of its held requests is released. Entering refuses with `rate-limited` when too many
+        are held for one address. A released request no longer counts for its member, but counts for its address until it is
+        answered.
         """
-        address = neighbourhood(address)
-        if self._per_address and self._by_address[address] >= self._per_address:
+        return HeldRequest(self, topic=topic, member=member, address=neighbourhood(address))
+
+    def enter(self, held: HeldRequest) -> None:
+        """Begin to hold a request."""
+        if self._per_address and self._by_address.get(held.address, 0) >= self._per_address:
             policy = Policy(name="held-of-address", quota=self._per_address, unit=Unit.AT_A_TIME)
             raise Problem(Slug.RATE_LIMITED, policy=policy, retry_after=5)
-        held = HeldRequest()
         held.released = self.closing
-        mine = self._by_member[member]
+        mine = self._by_member[held.member]
         if len(mine) >= self._per_member:
             oldest = next(iter(mine))
             del mine[oldest]
             self._release(oldest)
         mine[held] = None
-        self._by_topic[topic].add(held)
-        self._by_address[address] += 1
-        try:
-            yield held
-        finally:
-            self._leave(held, topic=topic, member=member, address=address)
+        self._by_topic[held.topic].add(held)
+        self._by_address[held.address] += 1
 
     def awaits(self, topic: str) -> bool:
         """Whether a held request waits for this topic."""
@@ -106,14 +128,15 @@ class HeldRequests:
         held.released = True
         held.wake()
 
-    def _leave(self, held: HeldRequest, *, topic: str, member: str, address: str) -> None:
-        self._by_topic[topic].discard(held)
-        self._by_address[address] -= 1
-        if not self._by_topic[topic]:
-            del self._by_topic[topic]
-        mine = self._by_member.get(member, {})  # without this request, where it was released
+    def leave(self, held: HeldRequest) -> None:
+        """End the holding of a request."""
+        self._by_topic[held.topic].discard(held)
+        self._by_address[held.address] -= 1
+        if not self._by_topic[held.topic]:
+            del self._by_topic[held.topic]
+        mine = self._by_member.get(held.member, {})  # without this request, where it was released
         mine.pop(held, None)
         if not mine:
-            self._by_member.pop(member, None)
-        if not self._by_address[address]:
-            del self._by_address[address]
+            self._by_member.pop(held.member, None)
+        if not self._by_address[held.address]:
+            del self._by_address[held.address]

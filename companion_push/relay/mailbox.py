@@ -8,10 +8,9 @@ Unix seconds by the relay's clock (docs/protocol/relay.md, States).
     and from any of the first four: declined | failed | cancelled | superseded | expired
 """
 
-import contextlib
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
@@ -289,15 +288,14 @@ class Leases:
     def called(self, member: str, now: float) -> None:
         self._last[member] = now
 
-    @contextlib.contextmanager
-    def held(self, member: str, clock: Callable[[], float]) -> Iterator[None]:
-        """Count a held call of `member` while the context is open."""
+    def hold(self, member: str) -> None:
+        """Count a held call of `member` until `let_go`."""
         self._open[member] += 1
-        try:
-            yield
-        finally:
-            self._open[member] -= 1
-            self._last[member] = clock()
+
+    def let_go(self, member: str, now: float) -> None:
+        """End the count of a held call, which is a call at `now`."""
+        self._open[member] -= 1
+        self._last[member] = now
 
     def end(self, member: str | None, now: float) -> float:
         """When the claims of `member` end unless it makes another call."""

@@ -352,7 +352,7 @@ def read_ring(after: int) -> Operation:
         documents = accounts.rings_after(call.db, account, after, MAX_RINGS, last=last)
         gap = after < head.version and accounts.kept_document(call.db, account, after + 1) is None
         if gap:
-            documents = [head.document]
+            documents = accounts.rings_after(call.db, account, head.version - 1, 1, last=last)
         rings = [base64url(document) for document in documents]
         newest = accounts.words(call.db, account) if last is None else ()  # they name rings of later
         words = [{"by": by, "word": base64url(word)} for by, word in newest]

@@ -70,16 +70,22 @@ class KnownKeys:
 
 
 def check_proof(
-    headers: list[str], *, method: str, url: str, now: float, known: KnownKeys | None = None
+    headers: list[str],
+    *,
+    method: str,
+    url: str,
+    now: float,
+    known: KnownKeys | None = None,
+    shown: "Shown | None" = None,
 ) -> Proof:
     """Verify the proof of a request; returns the caller. headers: the values of its header ``DPoP``.
 
-    url: of the request, below the configured public URL, without query. known: keys that need not be parsed. Refuses with `proof-invalid`, or with
-    `proof-clock` when only the time is wrong.
+    url: of the request, below the configured public URL, without query. known: keys that need not be parsed. shown: what
+    `claimed_in` has found in these headers. Refuses with `proof-invalid`, or with `proof-clock` when only the time is wrong.
     """
     if len(headers) != 1:
         raise _refused(f"expected one header {HEADER}, got {len(headers)}")
-    name, claims = _verified(headers[0], KnownKeys() if known is None else known)
+    name, claims = _verified(headers[0], KnownKeys() if known is None else known, shown)
     if claims.htm != method:
         raise _refused("htm is not the method of this request")
     if claims.htu != url and _normal(claims.htu) != _normal(url):
@@ -89,18 +95,37 @@ def check_proof(
     return Proof(name=name, jti=claims.jti, nonce=claims.nonce)
 
 
-def claimed_in(headers: list[str]) -> tuple[str, str | None] | None:
-    """The caller and the nonce that a proof shows, **not verified**; None for what is no proof. It costs no signature check."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What a proof shows, **not verified**."""
+
+    name: str  # of the caller
+    claims: "_Claims"
+
+    @property
+    def nonce(self) -> str | None:
+        return self.claims.nonce
+
+
+def claimed_in(headers: list[str], known: KnownKeys | None = None) -> Shown | None:
+    """What a proof shows, **not verified**; None for what is no proof. It costs no signature check.
+
+    known: keys whose headers need not be parsed.
+    """
     if len(headers) != 1 or len(headers[0]) > _MAX_SIZE:
         return None
     try:
-        raw_header, raw_claims, _ = map(from_base64url, headers[0].split("."))
-        jwk = msgspec.json.decode(raw_header, type=_Header).jwk
-        claims = msgspec.json.decode(raw_claims, type=_Claims)
+        header, raw_claims, signature = headers[0].split(".")
+        from_base64url(signature)
+        claims = msgspec.json.decode(from_base64url(raw_claims), type=_Claims)
+        found = None if known is None else known.find(header)
+        if found is not None:
+            return Shown(name=found[1], claims=claims)
+        jwk = msgspec.json.decode(from_base64url(header), type=_Header).jwk
     except (RemoteProtocolError, ValueError, RecursionError):  # msgspec's errors are ValueErrors
         return None
     members = f'{{"crv":"{jwk.crv}","kty":"{jwk.kty}","x":"{jwk.x}","y":"{jwk.y}"}}'  # RFC 7638
-    return base64url(hashlib.sha256(members.encode()).digest()), claims.nonce
+    return Shown(name=base64url(hashlib.sha256(members.encode()).digest()), claims=claims)
 
 
 class UsedProofs:
@@ -182,20 +207,16 @@ class _Claims(msgspec.Struct, frozen=True):
     nonce: str | None = None
 
 
-def _verified(compact: str, known: KnownKeys) -> tuple[str, _Claims]:
+def _verified(compact: str, known: KnownKeys, shown: Shown | None) -> tuple[str, _Claims]:
     """Verify a compact JWS with the key in its header; returns the key's name and the claims."""
     if len(compact) > _MAX_SIZE:
         raise _refused(f"a proof has at most {_MAX_SIZE} characters")
     parts = compact.split(".")
     if len(parts) != 3:
         raise _refused("a proof has three parts")
-    try:
-        raw_header, raw_claims, _ = map(from_base64url, parts)
-        claims = msgspec.json.decode(raw_claims, type=_Claims)
-    except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _refused("the claims are not what a proof has") from error
+    claims = _claims_in(parts) if shown is None else shown.claims
     found = known.find(parts[0])
-    key, name = _key_of(raw_header) if found is None else found
+    key, name = _key_of(parts[0]) if found is None else found
     try:
         jws.deserialize_compact(compact, key, registry=_REGISTRY)
     except (JoseError, ValueError) as error:
@@ -204,10 +225,19 @@ def _verified(compact: str, known: KnownKeys) -> tuple[str, _Claims]:
     return name, claims
 
 
-def _key_of(raw_header: bytes) -> tuple[ECKey, str]:
+def _claims_in(parts: list[str]) -> _Claims:
+    """Parse the claims of a JWS. parts: its three."""
+    try:
+        _, raw_claims, _ = map(from_base64url, parts)
+        return msgspec.json.decode(raw_claims, type=_Claims)
+    except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _refused("the claims are not what a proof has") from error
+
+
+def _key_of(encoded: str) -> tuple[ECKey, str]:
     """Parse the key in a JWS header; returns it with its name."""
     try:
-        header = msgspec.json.decode(raw_header, type=_Header)
+        header = msgspec.json.decode(from_base64url(encoded), type=_Header)
         sizes = {len(from_base64url(coordinate)) for coordinate in (header.jwk.x, header.jwk.y)}
     except (RemoteProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _refused("the header is not what a proof has") from error

@@ -3,7 +3,6 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -383,11 +382,13 @@ def test_every_call_begins_the_lease_anew() -> None:
 
 
 def test_a_held_call_counts_as_long_as_the_last_of_them_is_open() -> None:
-    leases, times = Leases(60, began=NOW), iter([NOW + 100, NOW + 200])
-    with leases.held(ANNA, lambda: next(times)):
-        with leases.held(ANNA, lambda: next(times)):
-            assert leases.end(ANNA, NOW + 99) == NOW + 159
-        assert leases.end(ANNA, NOW + 199) == NOW + 259
+    leases = Leases(60, began=NOW)
+    leases.hold(ANNA)
+    leases.hold(ANNA)
+    assert leases.end(ANNA, NOW + 99) == NOW + 159
+    leases.let_go(ANNA, NOW + 100)
+    assert leases.end(ANNA, NOW + 199) == NOW + 259
+    leases.let_go(ANNA, NOW + 200)
     assert leases.end(ANNA, NOW + 220) == NOW + 260
 
 
@@ -395,8 +396,8 @@ def test_a_held_call_counts_as_long_as_the_last_of_them_is_open() -> None:
 def test_forgetting_makes_no_difference(now: int) -> None:
     leases = Leases(60, began=NOW)
     leases.called(ANNA, NOW + 40)
-    with leases.held("carl", lambda: NOW + 50):
-        pass
+    leases.hold("carl")
+    leases.let_go("carl", NOW + 50)
     before = [leases.end(by, now) <= now for by in (ANNA, BERT, "carl")]
     leases.forget(now)
     assert [leases.end(by, now) <= now for by in (ANNA, BERT, "carl")] == before
@@ -551,13 +552,9 @@ class AnyEvents(RuleBasedStateMachine):
         self.now = float(NOW)
         self.request = pending()
         self.leases = Leases(LEASE, began=NOW)
-        self.held = ExitStack()
         self.holding: set[str] = set()
         self.calls: dict[str, float] = {}  # by companion: the end of its last call
         self.opened_by: set[str] = set()
-
-    def teardown(self) -> None:
-        self.held.close()
 
     @property
     def current(self) -> Request:
@@ -577,13 +574,13 @@ class AnyEvents(RuleBasedStateMachine):
     def a_call_is_held(self, by: str) -> None:
         self.become(self.current)
         if by not in self.holding:
-            self.held.enter_context(self.leases.held(by, lambda: self.now))
+            self.leases.hold(by)
             self.holding.add(by)
 
     @rule()
     def the_held_calls_end(self) -> None:
-        self.held.close()
         for by in self.holding:
+            self.leases.let_go(by, self.now)
             self.calls[by] = self.now
         self.holding = set()
 

@@ -145,8 +145,25 @@ def test_the_id_stays_out_of_repr() -> None:
 
 def test_what_a_proof_shows_is_read_without_its_signature() -> None:
     proof = make_proof(KEY, method="GET", url=URL, now=NOW, nonce="a nonce")
-    assert claimed_in([proof]) == (check(proof).name, "a nonce")
-    assert claimed_in([proof.rpartition(".")[0] + ".AAAA"]) == (check(proof).name, "a nonce")
+    known = KnownKeys()
+    check_proof([proof], method="GET", url=URL, now=NOW, known=known)
+    for each in (proof, proof.rpartition(".")[0] + ".AAAA"):
+        for keys in (None, KnownKeys(), known):
+            shown = claimed_in([each], keys)
+            assert shown is not None
+            assert (shown.name, shown.nonce) == (check(proof).name, "a nonce")
+
+
+def test_what_a_proof_shows_spares_no_check_of_it() -> None:
+    proof = signed(header(), claims())
+    forged = proof.rpartition(".")[0] + "." + "A" * 86
+    known = KnownKeys()
+    check_proof([proof], method="GET", url=URL, now=NOW, known=known)
+    for keys in (KnownKeys(), known):
+        shown = claimed_in([forged], keys)
+        assert shown is not None
+        with pytest.raises(Problem, match="signature"):
+            check_proof([forged], method="GET", url=URL, now=NOW, known=keys, shown=shown)
 
 
 @pytest.mark.threat("T12")
