@@ -26,7 +26,7 @@ from companion_push.push.message_encryption import AUTH, encrypt, key_of
 from companion_push.push.retry_after import retry_after
 from companion_push.push.vapid import VapidKey, VapidTokens
 from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
-from headless_passkey.net.proxy import cut, read_bounded
+from headless_passkey.net.proxy import read_bounded
 from headless_passkey.net.unreachable import what_went_wrong
 from headless_passkey.text.base64url import base64url
 from headless_passkey.text.json_text import decode_json
@@ -111,7 +111,7 @@ class WebPushChannel:
             with contextlib.suppress(aiohttp.ClientError, OSError):
                 async with asyncio.timeout(BODY_SECONDS):
                     said = await read_bounded(response, MAX_ANSWER)
-            cut(response)
+            _cut(response)
         if response.status in (401, 403):
             self._tokens.forget(origin)
         return _delivery(response.status, response.headers, said, self._clock())
@@ -173,6 +173,13 @@ def _topic(account: bytes, endpoint: str) -> str:
     Subscriptions of one account have different ones, so that the push service cannot tell that they belong together.
     """
     return base64url(hashlib.blake2s(endpoint.encode(), key=account, digest_size=24).digest())
+
+
+def _cut(response: aiohttp.ClientResponse) -> None:
+    """End a connection whose answer has not come to its end: TLS would wait for a service that goes on sending."""
+    connection = response.connection  # none any more when the answer has ended
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
 
 
 def _unsent(error: Exception) -> Delivery:

@@ -12,7 +12,7 @@ from yarl import URL
 from companion_push.push.retry_after import retry_after
 from companion_push.relay.webhook import Attempt, Webhook
 from headless_passkey.errors import TransportError
-from headless_passkey.net.proxy import cut, read_bounded, sending, tracing
+from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.net.tls import tls_context
 
 SECONDS: Final = 20.0  # for one attempt
@@ -35,7 +35,6 @@ class WebhookClient:
 
     async def post(self, event_id: str, body: bytes) -> Attempt:
         """Try once. Only a status from 200 to 299 takes the event, redirects are not followed, and a body means nothing."""
-        status, pause = 0, None
         try:
             async with sending(
                 self._session(),
@@ -50,10 +49,8 @@ class WebhookClient:
                 with contextlib.suppress(aiohttp.ClientError, OSError):  # TimeoutError is an OSError
                     async with asyncio.timeout(BODY_SECONDS):
                         await read_bounded(response, MAX_ANSWER)
-                cut(response)
         except TransportError as error:  # it names the host, and no path
-            if not status:
-                return Attempt(detail=str(error))
+            return Attempt(detail=str(error))
         return Attempt(
             taken=200 <= status < 300, gone=status == _GONE, retry_after=pause, detail=f"status {status}"
         )

@@ -188,13 +188,6 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     return bytes(content)
 
 
-def cut(response: aiohttp.ClientResponse) -> None:
-    """End a connection whose answer has not come to its end: TLS would wait for a server that goes on sending."""
-    connection = response.connection  # none any more when the answer has ended
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
-
-
 def tracing(way: Way | None = None) -> aiohttp.TraceConfig:
     """What a session needs so that the way of each request, or the only one, hears when it is done."""
 
