@@ -21,6 +21,8 @@ RECEIVED: Final = "received"
 STORED: Final = "stored"
 PUSHED: Final = "pushed"  # a push service has taken a push for it; one request may be pushed several times
 RELEASED: Final = "released"  # the claim was given back, or its lease is over
+MUTED: Final = "begun"
+UNMUTED: Final = "ended"
 MILESTONES: Final = (
     RECEIVED,
     STORED,
@@ -100,6 +102,12 @@ class RelayMetrics:
         ).set_function(events_waiting)
         for step in Step:
             self._events.labels(step)
+        self._mutes = Counter(
+            "mutes", "Devices that were muted, and mutes that companions ended.", ["event"], **place
+        )
+        self._muted = Gauge("muted_devices", "Devices that are muted, counted twice a minute.", **place)
+        for event in (MUTED, UNMUTED):
+            self._mutes.labels(event)
         for milestone in MILESTONES:  # there from the start, so that their rates are right
             self._requests.labels(milestone)
 
@@ -117,6 +125,10 @@ class RelayMetrics:
                 self._ages.labels(milestone).observe(max(0.0, self._clock() - change.request.submitted_at))
         for step in answer.events:
             self._events.labels(step).inc()
+        if answer.mutes is not None:
+            self._mutes.labels(MUTED if answer.mutes else UNMUTED).inc()
+        if answer.muted is not None:
+            self._muted.set(answer.muted)
         for kind, purpose, outcome in answer.outcomes:
             self._pushes.labels(kind, purpose, outcome).inc()
             if purpose is Purpose.REQUEST and outcome is PushOutcome.SENT:

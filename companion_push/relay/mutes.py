@@ -41,6 +41,11 @@ def mutes_of(db: sqlite3.Connection, account: str) -> list[Mute]:
     return [Mute(device=device, by=by, at=at) for device, by, at in rows]
 
 
+def count(db: sqlite3.Connection) -> int:
+    """Count the muted devices of all accounts."""
+    return int(db.execute("SELECT count(*) FROM mutes").fetchone()[0])
+
+
 def refuse_muted(db: sqlite3.Connection, device: str) -> None:
     """Refuse the request of a muted device (`device-muted`)."""
     if db.execute("SELECT 1 FROM mutes WHERE device = ?", (device,)).fetchone() is not None:

@@ -89,6 +89,8 @@ class Answer:
     outcomes: tuple[tuple[Kind, Purpose, PushOutcome], ...] = ()  # of pushes that are over
     events: tuple[Step, ...] = ()  # steps of what the account service is told
     event: Event | None = None  # to be told now
+    mutes: bool | None = None  # True: a device was muted; False: a companion has ended that
+    muted: int | None = None  # how many devices are, where the operation has counted them
     woken: frozenset[str] = frozenset()  # topics beside those of the changed requests
     shown: str | None = (
         None  # the topic that this answer is about: its reader is not woken by what reading has changed
@@ -837,6 +839,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
             changed=(*changed, *_end_of_device(call, after.account, device)) if muted else changed,
             woken=_inboxes(call, companion.account) if muted else frozenset(),
             events=_muted(call, companion, device) if muted else (),
+            mutes=True if muted else None,
         )
 
     return operation
@@ -887,6 +890,7 @@ def begin_mute(device: str) -> Operation:
             changed=tuple(_end_of_device(call, companion.account, device)),
             woken=_inboxes(call, companion.account),
             events=_muted(call, companion, device),
+            mutes=True,
         )
 
     return operation
@@ -904,6 +908,7 @@ def end_mute(device: str) -> Operation:
             body={},
             woken=_inboxes(call, companion.account),
             events=_unmuted(call, companion, muted[device]),
+            mutes=False,
         )
 
     return operation
@@ -1075,7 +1080,7 @@ def record_event(event: Event, attempt: Attempt, *, chance: float) -> Operation:
 def sweep(after: str | None) -> Operation:
     """Store what time has changed of a portion of the accounts; its answer says after which the next one begins, or None.
 
-    The first portion, with None, also deletes what has expired, and takes up the pushes that nobody has handed over.
+    The first portion, with None, also deletes what has expired, counts the muted devices, and takes up the pushes that nobody has handed over.
     """
 
     def operation(call: Call) -> Answer:
@@ -1086,7 +1091,7 @@ def sweep(after: str | None) -> Operation:
             accounts.sweep_accounts(call.db, call.now)
             if not call.tells_account:
                 account_events.clear(call.db)
-            taken = take_up_pushes(call)
+            taken = replace(take_up_pushes(call), muted=mutes.count(call.db))
         further = due[-1] if len(due) == account_states.PORTION else None
         return replace(taken, body={"changed": len(changed), "next": further}, changed=tuple(changed))
 

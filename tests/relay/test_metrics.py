@@ -22,6 +22,7 @@ from headless_passkey.text.base64url import base64url
 from tests.programs import running
 from tests.push.recording import RecordingChannel
 from tests.relay.household import SEALED, Household, Relay, fresh_id, rates, running_relay
+from tests.relay.test_mutes import muted_by
 from tests.relay.test_notifying import House, registers, token
 from tests.test_architecture import loaded_by
 
@@ -110,6 +111,40 @@ async def test_what_time_alone_does_is_counted_when_it_is_swept(tmp_path: Path) 
         relay.clock.ahead += 500
         await relay.app[RELAY].run("", operations.sweep(None))
         assert counted(registry) == {"received": 1, "stored": 1, "claimed": 1, "released": 1, "expired": 1}
+
+
+@pytest.mark.parametrize("way", ["not me", "begin_mute"])
+async def test_mutes_are_counted_when_they_begin_and_end_and_standing_ones_when_it_is_swept(
+    tmp_path: Path, way: str
+) -> None:
+    async with measured(tmp_path / "s") as (relay, registry):
+        home = await relay.household(devices=2)
+        (anna, bert), (frame, other) = home.companions, home.devices
+
+        async def figures() -> tuple[float | None, float | None, float | None]:
+            await relay.app[RELAY].run("", operations.sweep(None))
+            begun, ended = (
+                registry.get_sample_value("companion_push_relay_mutes_total", {"event": event})
+                for event in ("begun", "ended")
+            )
+            return begun, ended, registry.get_sample_value("companion_push_relay_muted_devices")
+
+        assert await figures() == (0, 0, 0)
+        if way == "not me":
+            await muted_by(anna, frame, bert)
+        else:
+            assert (await anna.put(f"/v1/mutes/{frame.name}", {})).status == 201
+        assert (await bert.put(f"/v1/mutes/{frame.name}", {})).status == 200  # it is muted already
+        assert await figures() == (1, 0, 1)
+        await muted_by(bert, other)
+        assert await figures() == (2, 0, 2)
+        for _ in range(2):
+            assert (await bert.call("DELETE", f"/v1/mutes/{frame.name}")).status == 200
+        assert await figures() == (2, 1, 1)
+        await home.append(
+            anna.person, bert.person, frame.person
+        )  # the other one leaves, and its mute with it
+        assert await figures() == (2, 1, 0)
 
 
 async def test_a_submission_that_is_refused_is_received_and_not_stored(tmp_path: Path) -> None:
