@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-PARTS = {"programs", "world"}  # of other examples, no programs
+PARTS = {"memory_states", "programs", "world"}  # of other examples, no programs
 PROGRAMS = [path for path in sorted(EXAMPLES.glob("*.py")) if path.stem not in PARTS]
 NEED_SOMETHING = ["certificates", "own_radio", "resource_server", "sign_in"]
 

@@ -59,7 +59,7 @@ class Write:
 
 
 class StateStore(Protocol):
-    """What a store does for account states."""
+    """What a store does for account states. It is asked on the event loop, in the middle of a transaction, so it answers at once."""
 
     def load(self, account: str, known: int = ABSENT) -> Value:
         """Read an account's value. known: the version that the reader has in mind, whose bytes it does not need."""

@@ -46,7 +46,7 @@ from companion_push.identity.authority import (
 from companion_push.identity.openid import OpenIdConnect
 from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
-from companion_push.relay.account_states import SqliteStates, StateCache, States
+from companion_push.relay.account_states import SqliteStates, StateCache, States, StateStore
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.following import Following
@@ -135,6 +135,7 @@ def make_app(
     *,
     authority: AccountAuthority | None = None,
     channels: Sequence[Channel] = (),
+    states: StateStore | None = None,
     registry: "CollectorRegistry | None" = None,
     tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
@@ -142,8 +143,8 @@ def make_app(
 
     authority: who knows the people to whom accounts belong; by default the issuer of the configuration, or without one
     `BuiltInAccounts`, which founds accounts with one-time codes only. channels: the push services that it wakes companions
-    by, at most one of a kind; it closes them when the application ends. Without any, companions poll. registry:
-    prometheus-client's, to which the relay adds its metrics; one relay for each. tracer_provider: OpenTelemetry's, for the
+    by, at most one of a kind; it closes them when the application ends. Without any, companions poll. states: where requests
+    and what else lives minutes are kept; by default in the store. registry: prometheus-client's, to which the relay adds its metrics; one relay for each. tracer_provider: OpenTelemetry's, for the
     relay's spans; by default that of the process, where the API is installed. Starting raises `StoreUnusable` or
     `StoreBusy`. Making it raises `SetupError` (missing-package) when it should speak GraphQL, and cannot.
     """
@@ -156,7 +157,7 @@ def make_app(
     traces = tracing("companion_push.relay", tracer_provider)
     middlewares = [_answer_problems] if traces is None else [_trace, _answer_problems]
     app = web.Application(middlewares=middlewares, handler_args={"logger": http_logger})
-    app[RELAY] = relay = RelayEndpoints(config, channels, authority=authority, traces=traces)
+    app[RELAY] = relay = RelayEndpoints(config, channels, authority=authority, states=states, traces=traces)
     app.cleanup_ctx.append(_opened_store)
     if registry is not None:
         relay.measure(registry)
@@ -288,9 +289,11 @@ class RelayEndpoints:
         channels: Sequence[Channel] = (),
         *,
         authority: AccountAuthority,
+        states: StateStore | None = None,
         traces: Tracing | None = None,
     ) -> None:
         self._config = config
+        self._own_states = states
         self.traces = traces
         self._authority = authority
         self._database: Database | None = None
@@ -848,7 +851,7 @@ class RelayEndpoints:
                 caller=caller,
                 now=now,
                 leases=self._leases,
-                states=States(SqliteStates(db), now, self._state_cache),
+                states=States(self._own_states or SqliteStates(db), now, self._state_cache),
                 kinds=self._notifier.kinds,
                 in_flight=self._notifier.in_flight,
                 tells_account=self.webhook_sender is not None,

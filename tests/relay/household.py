@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from companion_push.identity.authority import AccountAuthority
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.channel import Channel
+from companion_push.relay.account_states import StateStore
 from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
@@ -290,6 +291,7 @@ async def running_relay(
     authority: AccountAuthority | None = None,
     openid: OpenIdSettings | None = None,
     admin_secret: str | None = None,
+    states: StateStore | None = None,
     registry: CollectorRegistry | None = None,
     tracer_provider: TracerProvider | None = None,
     front: Front | None = None,
@@ -324,6 +326,7 @@ async def running_relay(
         config,
         authority=authority,
         channels=channels,
+        states=states,
         registry=registry,
         tracer_provider=tracer_provider,
     )

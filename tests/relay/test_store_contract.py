@@ -12,6 +12,7 @@ from typing import Final, TypeVar
 
 import pytest
 import pytest_asyncio
+from memory_states import MemoryStates
 
 from companion_push.errors import StoreBusy
 from companion_push.relay import account_states
@@ -31,6 +32,8 @@ from companion_push.relay.database import Database, open_database
 from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.request import RequestState
+from tests.relay.household import fresh_id, running_relay
+from tests.relay.states import stored_requests
 
 NOW: Final = 1_800_000_000
 ROUNDS: Final = 1250  # of a race; each has `CLAIMERS` writers, so that there are 10^4
@@ -51,10 +54,22 @@ class Node:
 
 
 @dataclass(frozen=True)
+class MemoryNode:
+    """A way to a store in this process."""
+
+    store: MemoryStates
+
+    async def do(self, work: Callable[[StateStore], T]) -> T:
+        """Do something in one step. What fails is done all the same: there is no transaction around it."""
+        await asyncio.sleep(0)
+        return work(self.store)
+
+
+@dataclass(frozen=True)
 class Engine:
     """A store with two nodes, and accounts in it."""
 
-    nodes: tuple[Node, Node]
+    nodes: tuple[Node, Node] | tuple[MemoryNode, MemoryNode]
     accounts: tuple[str, ...]
 
     async def do(self, work: Callable[[StateStore], T]) -> T:
@@ -83,7 +98,14 @@ async def sqlite(folder: Path) -> AsyncIterator[Engine]:
         yield Engine((nodes[0], nodes[1]), tuple(sorted(each[0] for each in added if each is not None)))
 
 
-ENGINES: Final = {"sqlite": sqlite}
+@asynccontextmanager
+async def memory(_folder: Path) -> AsyncIterator[Engine]:
+    """The store of examples/memory_states.py."""
+    node = MemoryNode(MemoryStates())
+    yield Engine((node, node), tuple(f"account {number}" for number in range(5)))
+
+
+ENGINES: Final = {"sqlite": sqlite, "memory": memory}
 
 
 @pytest_asyncio.fixture(params=ENGINES.values(), ids=ENGINES)
@@ -422,21 +444,21 @@ async def test_of_many_claims_in_a_race_over_nodes_one_stands(engine: Engine, ac
     assert lost == {Slug.ALREADY_CLAIMED: ROUNDS * (CLAIMERS - 1)}
 
 
-async def test_a_transaction_that_was_rolled_back_leaves_nothing_in_the_cache(
-    engine: Engine, account: str
-) -> None:
-    cache = StateCache()
-    request = request_of(account)
-    await engine.do(lambda store: submitted(store, request, cache))
+async def test_a_transaction_that_was_rolled_back_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    async with sqlite(tmp_path) as engine:
+        account, *_ = engine.accounts
+        cache = StateCache()
+        request = request_of(account)
+        await engine.do(lambda store: submitted(store, request, cache))
 
-    def fails(store: StateStore) -> None:
-        saved(store, request.superseded(), cache)
-        raise Problem(Slug.EXPIRED)
+        def fails(store: StateStore) -> None:
+            saved(store, request.superseded(), cache)
+            raise Problem(Slug.EXPIRED)
 
-    with pytest.raises(Problem):
-        await engine.do(fails)
-    kept = await engine.do(lambda store: at(store, cache=cache).of(account).requests)
-    assert [each.state for each in kept] == [RequestState.PENDING]
+        with pytest.raises(Problem):
+            await engine.do(fails)
+        kept = await engine.do(lambda store: at(store, cache=cache).of(account).requests)
+        assert [each.state for each in kept] == [RequestState.PENDING]
 
 
 async def test_a_value_that_cannot_be_read_costs_what_waited_and_not_the_account(
@@ -467,3 +489,27 @@ async def test_a_value_holds_what_its_state_does(engine: Engine, account: str) -
     state = decoded(data)
     assert state.requests == (request_of(account),)
     assert decoded(encoded(state)) == state
+
+
+# A relay with a store of its own for what lives minutes
+
+
+async def test_a_relay_keeps_what_lives_minutes_in_the_store_that_it_was_given(tmp_path: Path) -> None:
+    states, path = MemoryStates(), tmp_path / "relay.sqlite3"
+    async with running_relay(path, states=states) as relay:
+        home = await relay.household("alice")
+        (anna, _), (frame,) = home.companions, home.devices
+        name = fresh_id()
+        await frame.submit(anna, name=name)
+        assert (await anna.claims(frame, (await anna.inbox())[0])).status == 200
+        assert (await frame.status(name))["state"] == "claimed"
+    assert stored_requests(path) == []
+    ((value, _),) = states.values.values()
+    assert value.data is not None
+    assert [request.state for request in decoded(value.data).requests] == [RequestState.CLAIMED]
+    assert len(states.sealed[home.account]) == 1
+    async with running_relay(path, states=states) as relay:  # and finds it there again
+        again = relay.caller(frame.person)
+        assert (await again.status(name))["state"] == "claimed"
+        await again.tell(name, "completed")
+    assert states.sealed == {}
