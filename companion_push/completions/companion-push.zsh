@@ -555,6 +555,7 @@ _shtab_companion_push_tunnel_service_options=(
   "--in-flight[MiB that ends have sent and others not yet taken, in all tunnels together\; one tunnel may hold 128 KiB (default\: 32)]:MIB:"
   "--rate[requests a minute from one address (default\: 600)]:N:"
   "--node[0 to 255\: the first byte of the routing IDs that it gives, by which a proxy finds it among several]:N:"
+  "--drain[seconds that open tunnels have to end at SIGTERM, while new ones are refused\; a second signal ends them at once (default\: 5)]:S:"
 )
 
 # guard to ensure default positional specs are added only once per session

@@ -4,7 +4,7 @@
 ``GET /cable/new/<tunnel ID>``                   the authenticator opens a tunnel and learns its routing ID
 ``GET /cable/connect/<routing ID>/<tunnel ID>``  the client platform joins it
 ``GET /livez``                                   204 while the process can answer
-``GET /readyz``                                  204 while there is room for another tunnel, else 503
+``GET /readyz``                                  204 while another tunnel may be opened, else 503
 ===============================================  ==========================================================
 
 The service forwards each binary message unchanged and in order. It holds no key that opens one. It pings an end that
@@ -19,7 +19,7 @@ import secrets
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from companion_push.tunnel_service.metrics import TunnelMetrics
 
-FULL_SECONDS: Final = 5  # until who found no room asks again
+FULL_SECONDS: Final = 5  # until who found no room, or a service that stops, asks again
 CLOSE_TIMEOUT: Final = 1.0  # seconds an end has to answer our close frame
 # seconds an end may leave a message unread, and never more than `Limits.silence`: during back-pressure the service reads
 # nothing from the sender, its pongs included
@@ -93,6 +93,27 @@ def make_app(
     return app
 
 
+async def drain(app: web.Application, seconds: float, *, cut: "asyncio.Future[None] | None" = None) -> None:
+    """Refuse new tunnels, and return when the open ones have ended, or after `seconds`, or when `cut` is done.
+
+    app: of `make_app`. Who joins a tunnel that is open already may do so. What is still open ends with 1001 (going away) when the
+    application shuts down, for which the caller asks next.
+    """
+    endpoints = app[_TUNNELS]
+    endpoints.stopping = True
+    if not len(endpoints):
+        return
+    logger.info("draining: %d open tunnels have %.0f s to end", len(endpoints), seconds)
+    drained = asyncio.ensure_future(endpoints.drained.wait())
+    try:
+        waited_for: list[asyncio.Future[Any]] = [drained] if cut is None else [drained, cut]
+        await asyncio.wait(waited_for, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        await end(drained)
+    if len(endpoints):
+        logger.warning("%d tunnels were still open when the service stopped", len(endpoints))
+
+
 class TunnelEndpoints:
     """Serves the two endpoints of tunnels, and keeps the tunnels that are open."""
 
@@ -105,7 +126,11 @@ class TunnelEndpoints:
         self._open: dict[Tunnel, OpenTunnel] = {}
         self.metrics: TunnelMetrics | None = None
         self.traces: Tracing | None = None
-        self.closing = False
+        self.stopping = False  # no tunnel is opened any more
+        self.drained = asyncio.Event()  # and none is open
+
+    def __len__(self) -> int:
+        return len(self._open)
 
     def measure(self, registry: "CollectorRegistry") -> None:
         """Add the service's metrics to `registry`."""
@@ -122,6 +147,8 @@ class TunnelEndpoints:
 
     async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
         """Serve the first end: its handler owns the tunnel."""
+        if self.stopping:
+            return self.refuse(TunnelRefusal.STOPPING)
         tunnel = self.rendezvous.open(
             path.tunnel_id,
             routing_id=self._prefix + secrets.token_bytes(ROUTING_ID_SIZE - len(self._prefix)),
@@ -141,6 +168,8 @@ class TunnelEndpoints:
             self.rendezvous.end(tunnel)
             del self._open[tunnel]
             opened.over.set()
+            if self.stopping and not self._open:
+                self.drained.set()
         return connection.websocket
 
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
@@ -178,7 +207,7 @@ class TunnelEndpoints:
 
     def close(self) -> None:
         """End every tunnel; the handlers return soon after."""
-        self.closing = True
+        self.stopping = True
         for opened in self._open.values():
             opened.end(Ending(why="the service stops"))
 
@@ -422,7 +451,9 @@ async def _livez(_request: web.Request) -> web.Response:
 async def _readyz(request: web.Request) -> web.Response:
     """Answer whether a proxy should send phones here: not while all tunnels are taken, nor when the service stops."""
     endpoints = request.app[_TUNNELS]
-    if endpoints.closing or len(endpoints.rendezvous) >= endpoints.limits.tunnels:
+    if endpoints.stopping:
+        return _refuse(TunnelRefusal.STOPPING, endpoints.limits)
+    if len(endpoints.rendezvous) >= endpoints.limits.tunnels:
         return _refuse(TunnelRefusal.FULL, endpoints.limits)
     return web.Response(status=204)
 
@@ -485,6 +516,7 @@ def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
     status = {
         TunnelRefusal.TOO_OFTEN: 429,
         TunnelRefusal.FULL: 503,
+        TunnelRefusal.STOPPING: 503,
         TunnelRefusal.TAKEN: 409,
         TunnelRefusal.UNKNOWN: 404,
         TunnelRefusal.ELSEWHERE: 404,
@@ -494,7 +526,7 @@ def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
     if refusal is TunnelRefusal.TOO_OFTEN:
         policy = Policy(name="arrivals-of-address", quota=limits.rate, seconds=60)
         response.headers.update(limit_headers(policy, math.ceil(60 / limits.rate)))
-    if refusal is TunnelRefusal.FULL:
+    if status == 503:
         response.headers.update(limit_headers(None, FULL_SECONDS))
     return response
 

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from typing import Any
+from typing import Any, Final
 
 from companion_push.serving.options import (
     add_serving,
@@ -14,6 +14,8 @@ from companion_push.serving.options import (
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.process.signals import until_terminated
+
+DRAIN: Final = 5  # seconds, what other servers give to running requests; Docker kills after 10
 
 
 def add_parser(subparsers: Any) -> None:
@@ -86,13 +88,21 @@ def add_parser(subparsers: Any) -> None:
         type=_node,
         help="0 to 255: the first byte of the routing IDs that it gives, by which a proxy finds it among several",
     )
+    parser.add_argument(
+        "--drain",
+        metavar="S",
+        type=count_or_none,
+        default=DRAIN,
+        help="seconds that open tunnels have to end at SIGTERM, while new ones are refused; a second signal ends them at once"
+        " (default: %(default)s)",
+    )
     parser.set_defaults(main=serve)
 
 
 async def serve(args: argparse.Namespace) -> None:
     """Run the tunnel service until the process is asked to end."""
     from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
-    from companion_push.tunnel_service.app import make_app  # noqa: PLC0415
+    from companion_push.tunnel_service.app import drain, make_app  # noqa: PLC0415
 
     limits = Limits(
         waiting=args.waiting,
@@ -104,10 +114,11 @@ async def serve(args: argparse.Namespace) -> None:
         in_flight_of_all=args.in_flight << 20,
     )
     metrics, say = program_metrics(args), teller(args)
+    app = make_app(limits, node=args.node, registry=None if metrics is None else metrics.registry)
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         async with (
             serving(
-                make_app(limits, node=args.node, registry=None if metrics is None else metrics.registry),
+                app,
                 listener,
                 say=say,
                 trusted_proxies=args.trusted_proxy,
@@ -121,6 +132,7 @@ async def serve(args: argparse.Namespace) -> None:
             ended = until_terminated()
             out(listener.base_url("ws"))
             await ended
+            await drain(app, args.drain, cut=until_terminated())
 
 
 def _positive(text: str) -> float:

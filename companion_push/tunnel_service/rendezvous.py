@@ -55,6 +55,7 @@ class TunnelRefusal(Enum):
 
     TOO_OFTEN = "too many arrivals from this address"
     FULL = "no room for another tunnel"
+    STOPPING = "the service stops"
     TAKEN = "this tunnel exists already"
     UNKNOWN = "no such tunnel"
     ELSEWHERE = "a tunnel of another node"

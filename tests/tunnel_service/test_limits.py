@@ -10,9 +10,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from companion_push.serving.addresses import Network, network
+from companion_push.serving.http_server import Runner
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER
+from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, connect_url, new_url
 
 PATIENCE = 120.0  # seconds: a safety net, so that a hang is a failure
 TIMES = 50
@@ -220,3 +222,61 @@ async def test_a_tunnel_service_can_be_mounted_for_a_domain() -> None:
         for name, status in (("cable.example", 400), ("www.example", 404)):  # 400: it is no upgrade
             async with session.get(url, headers={"Host": name}) as response:
                 assert response.status == status
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize("trusted", [True, False], ids=["of a trusted proxy", "of anybody"])
+async def test_a_forwarded_address_has_tunnels_of_its_own_when_a_trusted_proxy_names_it(
+    *,
+    trusted: bool,
+) -> None:
+    proxies = [network("127.0.0.1")] if trusted else []
+    async with by_program(Limits(tunnels_per_address=1), proxies) as base, aiohttp.ClientSession() as http:
+        calls = []
+        for number, client in enumerate(["2001:db8::1", "2001:db8:0:1::1", "2001:db8::ffff"]):  # a /64 twice
+            calls.append(
+                await http.ws_connect(
+                    new_url(base, bytes([number] * 16)),
+                    protocols=PROTOCOLS,
+                    headers={"X-Forwarded-For": f"192.0.2.1, {client}"},
+                )
+            )
+        assert await until_closed(calls[0]) == (0, 1013)  # by the third, or already by the second
+        found = []
+        for number, first in enumerate(calls):
+            routing_id = bytes.fromhex(first._response.headers[ROUTING_ID_HEADER])
+            url = connect_url(base, routing_id, bytes([number] * 16))
+            try:
+                await http.ws_connect(url, protocols=PROTOCOLS)
+                found.append(101)
+            except aiohttp.WSServerHandshakeError as error:
+                found.append(error.status)
+    assert found == ([404, 101, 101] if trusted else [404, 404, 101])
+
+
+@pytest.mark.threat("T17")
+@pytest.mark.parametrize(
+    "first",
+    [b"PROXY TCP4 192.0.2.1 127.0.0.1 40000 80\r\n", b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + bytes(12)],
+    ids=["version 1", "version 2"],
+)
+async def test_the_proxy_protocol_is_not_spoken(first: bytes) -> None:
+    async with by_program(Limits(), [network("127.0.0.1")]) as base:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(base.rpartition(":")[2]))
+        writer.write(first + b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"400"
+        writer.close()
+        await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def by_program(limits: Limits, proxies: list[Network]) -> AsyncIterator[str]:
+    """The URL of a service that is served as the program serves it."""
+    runner = Runner(make_app(limits), trusted_proxies=proxies)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with asyncio.timeout(PATIENCE):
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
