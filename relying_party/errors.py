@@ -32,6 +32,7 @@
 ``exit_status`` is what the program ends with when the error reaches its edge.
 """
 
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any, ClassVar, Final
 
@@ -272,13 +273,23 @@ class PayloadTooLarge(RequestRefused):
     title = "The body is too large"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A limit, under the one name that headers and documentation have for it."""
+
+    name: str  # a word of ours: a-z and hyphens
+    quota: int
+    seconds: float | None = None  # in which the quota may be used; None for requests at a time
+
+
 class RateLimited(RequestRefused):
     """A rate limit is exceeded; `retry_after` says when to retry."""
 
     slug, status = "rate-limited", 429
     title = "There are too many requests"
 
-    def __init__(self, retry_after: int) -> None:
+    def __init__(self, retry_after: int, policy: Policy) -> None:
         """retry_after: seconds."""
         super().__init__(retry_after=retry_after)
         self.retry_after: Final = retry_after
+        self.policy: Final = policy

@@ -413,7 +413,12 @@ async def test_behind_a_proxy_a_client_with_too_many_requests_is_refused_and_oth
         refused, refused_writer = await ask("192.0.2.1")
         answer = await ended(refused)
         assert answer.startswith(b"HTTP/1.1 429 ")
-        assert b"\r\nRetry-After: 5\r\n" in answer
+        for header in (
+            b"Retry-After: 5",
+            b'RateLimit-Policy: "requests-of-address";q=2;qu="concurrent-requests"',
+            b'RateLimit: "requests-of-address";r=0;t=5',
+        ):
+            assert b"\r\n" + header + b"\r\n" in answer
         held.append(await ask("192.0.2.2"))
         assert await here.arrived.get() == "192.0.2.2"
         here.go_on.set()

@@ -1,5 +1,6 @@
 """What we answer, as JSON (docs/protocol/relying-party.md): sessions, passkeys, signals, problems. Pure."""
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -14,6 +15,7 @@ from relying_party.core.encoding import base64url
 from relying_party.core.removals import Removal
 from relying_party.core.sessions import Session
 from relying_party.errors import (
+    Policy,
     ProofClock,
     ProofInvalid,
     RateLimited,
@@ -168,10 +170,26 @@ def http_problem(status: int) -> web.Response:
     return problem(slug, status, title, headers=headers)
 
 
+def limit_headers(policy: Policy, retry_after: int) -> dict[str, str]:
+    """The headers of an answer that a limit refuses: which one, and when to come again. retry_after: seconds.
+
+    `RateLimit-Policy` and `RateLimit` are those of draft-ietf-httpapi-ratelimit-headers, structured fields (RFC 9651); the draft
+    may still rename them, and they are written here alone.
+    """
+    counted = ';qu="concurrent-requests"' if policy.seconds is None else f";w={math.ceil(policy.seconds)}"
+    return {
+        "Retry-After": str(retry_after),
+        "RateLimit-Policy": f'"{policy.name}";q={policy.quota}{counted}',
+        "RateLimit": f'"{policy.name}";r=0;t={retry_after}',
+    }
+
+
 def refused(refusal: RequestRefused) -> web.Response:
     headers: dict[str, str] = {}
-    if isinstance(refusal, RateLimited | RefreshTokenSpent):
+    if isinstance(refusal, RefreshTokenSpent):
         headers["Retry-After"] = str(refusal.retry_after)
+    if isinstance(refusal, RateLimited):
+        headers |= limit_headers(refusal.policy, refusal.retry_after)
     if isinstance(refusal, UnknownResource):
         headers["WWW-Authenticate"] = "Bearer"
     elif refusal.status == 401:

@@ -132,6 +132,7 @@ SECURITY_HEADERS: Final = {
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
 }
+KEPT: Final = ("Allow", "RateLimit", "RateLimit-Policy", "Retry-After", "Vary")  # of a problem, on its page
 STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
 OpenStore = Callable[[], AbstractAsyncContextManager[CredentialStore]]
@@ -181,9 +182,11 @@ def make_app(
                 metrics=app[METRICS],
                 prf_salt=await store.secret("prf") if config.prf else None,
                 used_proofs=store if config.shared_store else ProofsInMemory(),
-                rate_limit=RateLimit(most=config.requests_per_minute),
-                read_limit=RateLimit(most=config.requests_per_minute * READS),
-                registrations=RateLimit(most=config.registrations_per_day, seconds=DAY),
+                rate_limit=RateLimit(name="changes-of-address", most=config.requests_per_minute),
+                read_limit=RateLimit(name="reads-of-address", most=config.requests_per_minute * READS),
+                registrations=RateLimit(
+                    name="registrations-of-address", most=config.registrations_per_day, seconds=DAY
+                ),
                 issuer=TokenIssuer(
                     key=config.token_keys[0] if config.token_keys else None,
                     issuer=config.public_url,
@@ -702,9 +705,7 @@ async def _show_problems(request: web.Request, handler: Handler) -> web.StreamRe
     response.headers["Vary"] = "Accept"
     if not request.headers.get("Accept", "").startswith("text/html"):  # as browsers navigate
         return response
-    kept = {
-        name: response.headers[name] for name in ("Allow", "Retry-After", "Vary") if name in response.headers
-    }
+    kept = {name: response.headers[name] for name in KEPT if name in response.headers}
     retry_after = int(kept["Retry-After"]) if "Retry-After" in kept else None
     text = render_problem(request.app[STATE].config, response.status, retry_after=retry_after)
     return web.Response(

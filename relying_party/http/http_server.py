@@ -24,10 +24,10 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from yarl import URL
 
-from relying_party.errors import SetupError
+from relying_party.errors import Policy, SetupError
 from relying_party.http.accepting import CLOSE_SECONDS, Site
 from relying_party.http.addresses import Network, client_address
-from relying_party.http.answers import http_problem
+from relying_party.http.answers import http_problem, limit_headers
 from relying_party.http.connections import ConnectionLimits, Connections, Slot
 from relying_party.http.log_limit import PERIOD, LogLimit
 
@@ -132,7 +132,9 @@ class _Server(web.Server):
                 if allowed:
                     return await self._handle(seen)
                 refused = _Problem(429)
-                refused.headers[hdrs.RETRY_AFTER] = "5"
+                most = self._slots.limits.per_address
+                policy = Policy(name="requests-of-address", quota=most)
+                refused.headers.update(limit_headers(policy, 5))
                 return refused
         except web.HTTPException as error:
             if error.status < 400:

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
-from relying_party.errors import RateLimited
+from relying_party.errors import Policy, RateLimited
 from relying_party.http.addresses import neighbourhood
 
 MAX_ADDRESSES: Final = 50_000
@@ -14,6 +14,7 @@ MAX_ADDRESSES: Final = 50_000
 class RateLimit:
     """A rate limit of `most` in `seconds` for each address, with bursts of the same size."""
 
+    name: str  # of the limit, in headers
     most: int
     seconds: float = 60.0
     _spent: OrderedDict[str, tuple[float, float]] = field(
@@ -42,5 +43,6 @@ class RateLimit:
         spent, before = self._spent.get(address, (0.0, now))
         spent = max(0.0, spent - max(0.0, now - before) * rate)
         if spent + 1 > self.most:
-            raise RateLimited(retry_after=max(1, round((spent + 1 - self.most) / rate)))
+            policy = Policy(name=self.name, quota=self.most, seconds=self.seconds)
+            raise RateLimited(max(1, round((spent + 1 - self.most) / rate)), policy)
         return spent

@@ -482,6 +482,8 @@ async def test_an_address_that_asks_too_often_waits(tmp_path: Path) -> None:
         answer = await site.send(Device(), "POST", POSTS[2], {})
         assert (answer.status, answer.slug) == (429, "rate-limited")
         assert int(answer.headers["Retry-After"]) == answer.body["retry_after"] == 20
+        assert answer.headers["RateLimit-Policy"] == '"changes-of-address";q=3;w=60'
+        assert answer.headers["RateLimit"] == '"changes-of-address";r=0;t=20'
         assert (await site.send(Device(), "GET", "/session")).slug == "rate-limited"
         assert (await site.send(Browser(), "DELETE", "/session")).slug == "rate-limited"
         assert (await site.send(Browser(), "GET", "/session")).slug == "not-signed-in"
@@ -503,7 +505,12 @@ async def test_an_address_that_reads_too_often_waits_and_keeps_nobody_else_waiti
     app = make_app(config, clock=clock)
     async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
         site = Site(http=http, app=app, clock=clock, config=config)
-        statuses = [(await site.raw("GET", path, {})).status for _ in range(10)]
+        answers = [await site.raw("GET", path, {}) for _ in range(10)]
+        statuses = [answer.status for answer in answers]
+        assert not any("RateLimit" in answer.headers for answer in answers[:8])
+        for answer in (answers[8], await site.raw("GET", path, {"Accept": "text/html"})):  # a page too
+            assert answer.headers["RateLimit-Policy"] == '"reads-of-address";q=8;w=60'
+            assert answer.headers["RateLimit"] == f'"reads-of-address";r=0;t={answer.headers["Retry-After"]}'
         assert 429 not in statuses[:8]
         assert statuses[8:] == [429, 429]
         assert (await site.raw("HEAD", path, {})).status == 429

@@ -10,7 +10,7 @@ from relying_party.http.limits import RateLimit
 
 
 def test_an_address_has_its_share_at_once_and_then_waits() -> None:
-    limit = RateLimit(most=6)
+    limit = RateLimit(name="some", most=6)
     for _ in range(6):
         limit.take("a", now=0)
     with pytest.raises(RateLimited) as refusal:
@@ -22,7 +22,7 @@ def test_an_address_has_its_share_at_once_and_then_waits() -> None:
 
 @given(st.lists(st.floats(0, 30), max_size=200))
 def test_no_minute_sees_more_than_twice_the_share(gaps: list[float]) -> None:
-    limit, now, taken = RateLimit(most=6), 0.0, []
+    limit, now, taken = RateLimit(name="some", most=6), 0.0, []
     for gap in gaps:
         now += gap
         try:
@@ -34,7 +34,7 @@ def test_no_minute_sees_more_than_twice_the_share(gaps: list[float]) -> None:
 
 
 def test_a_clock_that_goes_back_gives_nothing_away() -> None:
-    limit = RateLimit(most=1)
+    limit = RateLimit(name="some", most=1)
     limit.take("a", now=100)
     for now in (0, 100):
         with pytest.raises(RateLimited):
@@ -44,7 +44,7 @@ def test_a_clock_that_goes_back_gives_nothing_away() -> None:
 @pytest.mark.threat("T12")
 def test_many_addresses_are_not_remembered_and_keep_no_other_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_ADDRESSES", 10)
-    limit = RateLimit(most=1)
+    limit = RateLimit(name="some", most=1)
     limit.take("a", now=0)
     for number in range(9):
         limit.take(f"10.0.0.{number}", now=0)
@@ -60,7 +60,7 @@ def test_an_address_that_asks_is_remembered_longer_than_one_that_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(limits, "MAX_ADDRESSES", 2)
-    limit = RateLimit(most=2)
+    limit = RateLimit(name="some", most=2)
     for address in ("a", "b", "a", "c"):  # b is forgotten
         limit.take(address, now=0)
     with pytest.raises(RateLimited):
@@ -68,7 +68,7 @@ def test_an_address_that_asks_is_remembered_longer_than_one_that_does_not(
 
 
 def test_an_ipv6_network_is_one_address() -> None:
-    limit = RateLimit(most=1)
+    limit = RateLimit(name="some", most=1)
     limit.take("2001:db8::1", now=0)
     with pytest.raises(RateLimited):
         limit.take("2001:db8::2", now=0)

@@ -274,7 +274,7 @@ async def test_a_site_in_trouble_says_when_to_come_back(site: Site, monkeypatch:
     assert page.status == 500
     assert "Something went wrong" in page.body
     assert "Please try again in a while" in page.body
-    monkeypatch.setattr(site.state, "rate_limit", RateLimit(most=1))
+    monkeypatch.setattr(site.state, "rate_limit", RateLimit(name="some", most=1))
     await site.raw("GET", "/session", {"DPoP": "x"})
     page = await site.raw("GET", "/session", {**HTML, "DPoP": "x"})
     assert page.status == 429
