@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast coverage properties mutants check lint types imports docs fuzz fuzz-short test-set-up ble-test bench lock clean
+.PHONY: help demo test test-fast coverage properties mutants check lint types imports docs site fuzz fuzz-short test-set-up ble-test bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,11 @@ docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cl
 	$(BIN)/python scripts/relay-openapi
 	$(BIN)/python -m tests.interop.differences
 
+SITE := .venv-site
+site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --clean
+	@echo "build/site; to read it with its search: $(PYTHON) -m http.server -d build/site"
+
 types: $(VENV)/check.done
 	$(BIN)/mypy
 
@@ -100,8 +105,12 @@ $(VENV)/mutants.done: requirements/mutants.txt $(VENV)/check.done
 	@scripts/set-up $(PYTHON) $(VENV) requirements/mutants.txt
 	@touch $@
 
+$(SITE)/done: requirements/site.txt
+	@scripts/set-up $(PYTHON) $(SITE) requirements/site.txt without-project
+	@touch $@
+
 lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without any index address
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
+	rm -rf $(VENV) $(SITE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
