@@ -4,10 +4,12 @@ The test is the companion's, so this module is in neither room.
 """
 
 import argparse
+import asyncio
 from pathlib import Path
 from typing import Any
 
 from companion_push.companion.options import add_push_test
+from companion_push.push.channel import Channel
 from companion_push.push.options import add_push, push_channels
 from headless_passkey.command.command_line import (
     SettingsParser,
@@ -63,17 +65,25 @@ async def _keys(args: argparse.Namespace) -> None:
     out(key.public)
 
 
+async def _found(channel: Channel) -> str | HeadlessPasskeyError:
+    """What a check of a channel finds, or why it fails."""
+    try:
+        return await channel.check()
+    except HeadlessPasskeyError as error:
+        return error
+
+
 async def _check(args: argparse.Namespace) -> None:
     channels = push_channels(args)
     if not channels:
         raise UsageError("no push service is set up: see the options")
     failures: list[HeadlessPasskeyError] = []
     try:
-        for channel in channels:
-            try:
-                out(await channel.check())
-            except HeadlessPasskeyError as error:
-                failures.append(error)
+        for found in await asyncio.gather(*(_found(channel) for channel in channels)):
+            if isinstance(found, str):
+                out(found)
+            else:
+                failures.append(found)
     finally:
         for channel in channels:
             await channel.close()

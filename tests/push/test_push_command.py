@@ -1,5 +1,6 @@
 """`companion-push push`, as an operator uses it."""
 
+import asyncio
 import stat
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -156,3 +157,24 @@ async def test_every_service_is_asked_and_each_failure_is_told(
     said = capsys.readouterr()
     assert (said.out, said.err) == ("second: well\n", "first: away\n")
     assert all(service.closed for service in services)
+
+
+async def test_no_service_waits_for_another_to_be_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last_asked = asyncio.Event()
+
+    class Waits(Service):
+        async def check(self) -> str:
+            await last_asked.wait()
+            return await super().check()
+
+    class Asked(Service):
+        async def check(self) -> str:
+            last_asked.set()
+            return await super().check()
+
+    services = [Waits("first: well"), Asked("second: well")]
+    monkeypatch.setattr(push_command, "push_channels", lambda _: services)
+    await call("check")
+    assert capsys.readouterr().out == "first: well\nsecond: well\n"
