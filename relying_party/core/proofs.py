@@ -156,7 +156,7 @@ def verify_proof(
     key, claims = _verified(text)
     if claims.htm != method:
         raise ProofInvalid("the proof is for another method")
-    if _normal(claims.htu) not in set(_each_normal(urls)):
+    if claims.htu not in urls and _normal(claims.htu) not in set(_each_normal(urls)):
         raise ProofInvalid("the proof is for another address")
     if access_token is not None:
         expected = base64url(hashlib.sha256(access_token.encode("utf-8", "surrogateescape")).digest())

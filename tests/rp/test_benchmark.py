@@ -53,6 +53,15 @@ async def test_a_sign_in_and_its_parts_make_the_same_calls_to_the_store(
     assert await _transactions(monkeypatch, bench.responses) == []
 
 
+async def test_the_parts_of_a_verification_verify(bench: rp.Bench) -> None:
+    for made in (bench.library, bench.proofs):
+        await (await made())()
+    bench.key = ec.generate_private_key(ec.SECP256R1())
+    step = await bench.library()
+    with pytest.raises(ValueError, match="signature"):
+        await step()
+
+
 async def test_a_step_that_fails_is_not_measured(bench: rp.Bench) -> None:
     bench.key = ec.generate_private_key(ec.SECP256R1())
     step = await bench.responses()
