@@ -17,6 +17,7 @@ import tomllib
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -51,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(words)
     forbid_core_dumps()
     logging.basicConfig(level=args.log_level.upper(), force=True)
-    logging.getLogger().handlers[0].setFormatter(_PlainLines(LOG_LINE))
+    as_records = args.log_format == "json"  # then for failures too
+    args.json = args.json or as_records
+    logging.getLogger().handlers[0].setFormatter(_JsonRecords() if as_records else _PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     try:
         asyncio.run(_run(args))
@@ -336,6 +339,13 @@ def _parsers() -> tuple[_Parser, _Parser]:
     add("--config", metavar="FILE", help=f"TOML file with these options in table [{SECTION}]")
     add("--json", action="store_true", help="failures as JSON, one object a line")
     add(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        metavar="FORMAT",
+        help="text (default), or json: log and failures as JSON, one object a line, with time, level and fields",
+    )
+    add(
         "--log-level",
         default="warning",
         choices=("debug", "info", "warning", "error"),
@@ -350,7 +360,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
         allow_abbrev=False,
     )
     completion.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
-    completion.set_defaults(json=False, log_level="warning")
+    completion.set_defaults(json=False, log_level="warning", log_format="text")
     return parser, serve
 
 
@@ -446,7 +456,34 @@ class _PlainLines(logging.Formatter):
         return "\n".join(printable(line, MAX_MESSAGE) for line in super().formatException(ei).split("\n"))
 
 
+class _JsonRecords(logging.Formatter):
+    """Formats a log record as one JSON object on one line, for programs that collect logs: the same as the other servers'.
+
+    time: RFC 3339, UTC. fields: what the caller gave as ``extra={"fields": {…}}``, numbers and words of our own.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        said: dict[str, object] = {
+            "time": time.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": printable(without_secrets(record.getMessage()), MAX_MESSAGE),
+        }
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, Mapping):
+            said["fields"] = dict(fields)
+        if record.exc_info:
+            lines = without_secrets(self.formatException(record.exc_info)).split("\n")
+            said["exception"] = "\n".join(printable(line, MAX_MESSAGE) for line in lines)
+        return json.dumps(said, default=str)
+
+
 def _say(message: str, args: argparse.Namespace) -> None:
+    if args.log_format == "json":  # at any log level
+        root = logging.getLogger()
+        root.handle(root.makeRecord("relying_party", logging.INFO, "", 0, message, (), None))
+        return
     with contextlib.suppress(OSError):
         line = json.dumps({"message": message}) if args.json else printable(message, MAX_MESSAGE)
         # one write: where nothing is buffered, other programs' lines would come between line and end

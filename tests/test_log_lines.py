@@ -58,33 +58,48 @@ def test_a_traceback_keeps_its_lines_and_hides_nothing(formatter: logging.Format
     assert said.endswith("\nValueError: a<U+001B>[2Jb<U+3164>")
 
 
-def record(message: str, *args: object, fields: object = None, error: Exception | None = None) -> str:
+RECORDS = pytest.mark.parametrize(
+    "formatter",
+    [headless_passkey.command.command_line._JsonRecords(), relying_party.cli._JsonRecords()],
+    ids=["headless_passkey", "relying_party"],
+)
+
+
+def record(
+    formatter: logging.Formatter,
+    message: str,
+    *args: object,
+    fields: object = None,
+    error: Exception | None = None,
+) -> str:
     """A line of ``--log-format json``."""
     made = logging.LogRecord("a.b", logging.WARNING, "a.py", 1, message, args, exc_info(error))
     made.created = 1_700_000_000.0625
     if fields is not None:
         made.fields = fields
-    return headless_passkey.command.command_line._JsonRecords().format(made)
+    return formatter.format(made)
 
 
-def test_a_record_has_time_level_logger_message_and_fields() -> None:
-    assert json.loads(record("%s came", 3, fields={"status": 201, "outcome": "ok"})) == {
+@RECORDS
+def test_a_record_has_time_level_logger_message_and_fields(formatter: logging.Formatter) -> None:
+    assert json.loads(record(formatter, "%s came", 3, fields={"status": 201, "outcome": "ok"})) == {
         "time": "2023-11-14T22:13:20.062Z",
         "level": "warning",
         "logger": "a.b",
         "message": "3 came",
         "fields": {"status": 201, "outcome": "ok"},
     }
-    assert "fields" not in json.loads(record("none"))
+    assert "fields" not in json.loads(record(formatter, "none"))
 
 
+@RECORDS
 @pytest.mark.threat("T11")
 @pytest.mark.parametrize("text", ["x\ny", "x\x1b[2Jy", "x\x7fy", "x\u2028y", "x\u202ey", "x\x00y"], ids=ascii)
-def test_a_record_is_one_line_whatever_is_in_it(text: str) -> None:
+def test_a_record_is_one_line_whatever_is_in_it(formatter: logging.Formatter, text: str) -> None:
     for line in (
-        record(text),
-        record("%s", text, fields={"said": text}),
-        record("x", error=ValueError(text)),
+        record(formatter, text),
+        record(formatter, "%s", text, fields={"said": text}),
+        record(formatter, "x", error=ValueError(text)),
     ):
         assert len(line.splitlines()) == 1
         assert line.isascii()
@@ -96,16 +111,18 @@ def test_a_record_is_one_line_whatever_is_in_it(text: str) -> None:
         )  # a traceback has lines, as a JSON string
 
 
+@RECORDS
 @pytest.mark.threat("T11")
-def test_a_record_repeats_no_secret_of_a_known_form() -> None:
+def test_a_record_repeats_no_secret_of_a_known_form(formatter: logging.Formatter) -> None:
     code = "hpk-account:g3hVaGVhZGxlc3MtcGFzc2tleSBhY2NvdW50IHYx"
-    assert json.loads(record("found %s", code))["message"] == "found hpk-account:…"
-    assert code not in record("x", error=ValueError(code))
+    assert json.loads(record(formatter, "found %s", code))["message"] == "found hpk-account:…"
+    assert code not in record(formatter, "x", error=ValueError(code))
 
 
+@RECORDS
 @pytest.mark.threat("T12")
-def test_a_record_has_an_end() -> None:
-    assert len(record("%s", "x" * 1_000_000)) < 2200
+def test_a_record_has_an_end(formatter: logging.Formatter) -> None:
+    assert len(record(formatter, "%s", "x" * 1_000_000)) < 2200
 
 
 @BOTH

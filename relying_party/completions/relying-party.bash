@@ -7,7 +7,7 @@
 
 _shtab_relying_party_subparsers=(serve completion)
 
-_shtab_relying_party_serve_option_strings=(-h --help --listen --public-url --rp-id --rp-name --origin --device-origin --store --shared-store --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --page --requests-per-minute --registrations-per-day --related-origin --android-app --top-origin --ml-dsa --prf --backup-eligibility --resource --resource-secrets --token-key --cookie-seconds --session-seconds --token-seconds --metrics --config --json --log-level)
+_shtab_relying_party_serve_option_strings=(-h --help --listen --public-url --rp-id --rp-name --origin --device-origin --store --shared-store --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --page --requests-per-minute --registrations-per-day --related-origin --android-app --top-origin --ml-dsa --prf --backup-eligibility --resource --resource-secrets --token-key --cookie-seconds --session-seconds --token-seconds --metrics --config --json --log-format --log-level)
 _shtab_relying_party_completion_option_strings=(-h --help)
 _shtab_relying_party_option_strings=(-h --help --version)
 
@@ -20,6 +20,7 @@ _shtab_relying_party_serve___config_COMPGEN=_shtab_compgen_files
 
 _shtab_relying_party_serve___page_choices=(everyone own)
 _shtab_relying_party_serve___backup_eligibility_choices=(fixed may-begin may-change)
+_shtab_relying_party_serve___log_format_choices=(text json)
 _shtab_relying_party_serve___log_level_choices=(debug info warning error)
 _shtab_relying_party_completion_pos_0_choices=(bash zsh fish)
 _shtab_relying_party_pos_0_choices=(serve completion)

@@ -51,7 +51,7 @@ function _shtab_relying_party_using
 end
 
 set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-format --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -92,6 +92,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l token-seconds
 complete -c relying-party -n '_shtab_relying_party_using serve' -l metrics -x -d 'serve /metrics there, for Prometheus, over plain HTTP; without it nowhere'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [serve]'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l json -d 'failures as JSON, one object a line'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l log-format -xka "text json" -d 'text (default), or json: log and failures as JSON, one object a line, with time, level and fields'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l log-level -xka "debug info warning error" -d 'default: warning'
 complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a completion -d 'Print the script that lets a shell complete this command line.'
 complete -c relying-party -n '_shtab_relying_party_using completion' -s h -l help -d 'show this help message and exit'

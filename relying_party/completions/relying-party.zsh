@@ -66,6 +66,7 @@ _shtab_relying_party_serve_options=(
   "--metrics[serve \/metrics there, for Prometheus, over plain HTTP\; without it nowhere]:HOST:PORT:"
   "--config[TOML file with these options in table \[serve\]]:FILE:_files"
   "--json[failures as JSON, one object a line]"
+  "--log-format[text (default), or json\: log and failures as JSON, one object a line, with time, level and fields]:FORMAT:(text json)"
   "--log-level[default\: warning]:log_level:(debug info warning error)"
 )
 

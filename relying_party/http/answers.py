@@ -164,10 +164,14 @@ def problem(
 
 def http_problem(status: int) -> web.Response:
     """The problem document for what HTTP itself refuses: slug and title are the status's own words."""
-    title = HTTPStatus(status).phrase
-    slug = "invalid-request" if status == HTTPStatus.BAD_REQUEST else title.lower().replace(" ", "-")
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
-    return problem(slug, status, title, headers=headers)
+    return problem(http_slug(status), status, HTTPStatus(status).phrase, headers=headers)
+
+
+def http_slug(status: int) -> str:
+    """The slug of what HTTP itself refuses."""
+    title = HTTPStatus(status).phrase
+    return "invalid-request" if status == HTTPStatus.BAD_REQUEST else title.lower().replace(" ", "-")
 
 
 def limit_headers(policy: Policy, retry_after: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ handlers who is signed in, ``well_known_routes`` are for the root of its address
 """
 
 import logging
+import math
 import secrets
 import time
 import traceback
@@ -81,6 +82,7 @@ from relying_party.http.answers import (
     NONCE_HEADER,
     PROBLEM_TYPE,
     http_problem,
+    http_slug,
     json_answer,
     problem,
     refused,
@@ -138,6 +140,8 @@ STATIC_TYPES: Final = {".css": "text/css", ".js": "text/javascript", ".svg": "im
 OpenStore = Callable[[], AbstractAsyncContextManager[CredentialStore]]
 
 _LIVEZ: Final = "livez"
+_OUTCOME: Final = web.RequestKey("relying_party_outcome", str)  # the problem's slug
+METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 METRICS: Final = web.AppKey("relying_party_metrics", Metrics)
 
 
@@ -691,8 +695,16 @@ async def _finish(request: web.Request, handler: Handler) -> web.StreamResponse:
     route = resource.canonical if resource else "-"
     seconds = time.perf_counter() - started
     state.metrics.request(route=route, status=response.status, seconds=seconds)
-    method = request.method if resource else "-"
-    logger.info("%s %s: %d in %.1f ms", method, route, response.status, seconds * 1000)
+    method = request.method if resource and request.method in METHODS else "-"
+    fields = {
+        "endpoint": f"{method} {route}",
+        "status": response.status,
+        "outcome": request.get(_OUTCOME, "ok"),
+        "milliseconds": math.ceil(seconds * 1000),
+    }
+    logger.info(
+        "%s %s: %d in %.1f ms", method, route, response.status, seconds * 1000, extra={"fields": fields}
+    )
     return response
 
 
@@ -715,24 +727,24 @@ async def _show_problems(request: web.Request, handler: Handler) -> web.StreamRe
 
 @web.middleware
 async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every failure into a problem document."""
+    """Turn every failure into a problem document, and keep its slug for the log."""
     state = request.app[STATE]
     metrics = state.metrics
     try:
         if request.method in ("GET", "HEAD", "OPTIONS") and request.match_info.route.name != _LIVEZ:
             state.read_limit.take(request.remote or "", now=state.clock())
         return await handler(request)
-    except VerificationFailed as refusal:
-        metrics.count("refusals_total", check=refusal.check)
-        logger.warning("a ceremony did not verify: %s", refusal.check)
-        return refused(refusal)
-    except RateLimited as refusal:
-        metrics.count("rate_limited_total")
-        return refused(refusal)
     except RequestRefused as refusal:
+        if isinstance(refusal, VerificationFailed):
+            metrics.count("refusals_total", check=refusal.check)
+            logger.warning("a ceremony did not verify: %s", refusal.check)
+        if isinstance(refusal, RateLimited):
+            metrics.count("rate_limited_total")
+        request[_OUTCOME] = refusal.slug
         return refused(refusal)
     except StoreUnavailable as error:
         logger.error("%s", error)  # noqa: TRY400  the message says it all
+        request[_OUTCOME] = "store-unavailable"
         headers = {"Retry-After": "5"}
         return problem(
             "store-unavailable",
@@ -742,8 +754,10 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
             headers=headers,
         )
     except web.HTTPNotFound:
+        request[_OUTCOME] = NotFound.slug
         return refused(NotFound("there is nothing at this address"))
     except web.HTTPException as error:
+        request[_OUTCOME] = http_slug(error.status)
         response = http_problem(error.status)
         if "Allow" in error.headers:
             response.headers["Allow"] = error.headers["Allow"]
@@ -752,4 +766,5 @@ async def _explain(request: web.Request, handler: Handler) -> web.StreamResponse
         # type and place only: its message may hold anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         logger.error("unexpected %s at %s:%s", type(error).__name__, Path(place.filename).name, place.lineno)  # noqa: TRY400
+        request[_OUTCOME] = "internal-error"
         return problem("internal-error", 500, "Something failed on our side")

@@ -280,6 +280,53 @@ def test_a_failure_is_one_line_or_one_object(tmp_path: Path) -> None:
     assert set(problem) == {"error", "reason", "status", "message", "advice"}
 
 
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("way", ["option", "environment", "file"])
+async def test_with_log_format_json_every_line_is_a_record_as_the_other_servers_write_them(
+    tmp_path: Path, way: str
+) -> None:
+    (tmp_path / "rp.toml").write_text('[serve]\nlog-format = "json"\n')
+    said: dict[str, list[str]] = {"option": ["--log-format", "json"], "file": ["--config", "rp.toml"]}
+    words = ("--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", *said.get(way, []))
+    environment = {"RELYING_PARTY_LOG_FORMAT": "json"} if way == "environment" else {}
+    with started(*words, "--log-level", "debug", cwd=tmp_path, **environment) as (process, url):
+        assert process.stderr is not None
+        async with ClientSession() as http:
+            device = Visitor(url, http)
+            ceremony, _ = await device.begin("authentication", user_name="their-name")
+            for path in ("/session", "/their-path"):
+                async with http.get(url + path, headers={"DPoP": "x"}) as response:
+                    assert response.status in (401, 404)
+            async with http.request("BREW", url + "/session") as response:
+                assert response.status == 400
+        process.send_signal(signal.SIGTERM)
+        text = process.stderr.read()
+    records = [json.loads(line) for line in text.splitlines()]
+    for record in records:
+        members = {"time", "level", "logger", "message"}
+        assert members <= set(record) <= {*members, "fields"}
+    messages = [record["message"] for record in records]
+    assert "no certificate: plain HTTP, on loopback only" in messages
+    assert any(message.startswith("metrics at http://127.0.0.1:") for message in messages)
+    fields = [record["fields"] for record in records if "fields" in record]
+    assert [{name: one[name] for name in ("endpoint", "status", "outcome")} for one in fields[-3:]] == [
+        {"endpoint": "POST /webauthn/authentication/options", "status": 200, "outcome": "ok"},
+        {"endpoint": "GET /session", "status": 401, "outcome": "proof-invalid"},
+        {"endpoint": "- -", "status": 404, "outcome": "not-found"},
+    ]
+    assert all(isinstance(one["milliseconds"], int) for one in fields)
+    for secret in (ceremony, "their-name", "their-path", "BREW"):
+        assert secret not in text
+
+
+def test_a_failure_is_a_record_too(tmp_path: Path) -> None:
+    ended = run(
+        "serve", "--log-format", "json", "--listen", "127.0.0.1:0", "--rp-id", "not a domain", cwd=tmp_path
+    )
+    problem = [json.loads(line) for line in ended.stderr.splitlines()][-1]
+    assert (ended.returncode, problem["error"], problem["status"]) == (2, "UsageError", 2)
+
+
 def test_an_address_in_use_ends_with_10(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         ended = run("serve", "--listen", f"127.0.0.1:{taken.getsockname()[1]}", cwd=tmp_path)
