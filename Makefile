@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast coverage properties mutants check lint types imports docs site fuzz fuzz-short test-set-up ble-test bench lock clean
+.PHONY: help demo test test-fast coverage properties mutants check lint types imports docs site fuzz fuzz-short test-set-up ble-test keycloak-run bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-set-up:  ## the set-up of all of these, in a fresh environment, with the ol
 
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)
+
+keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
+	@PYTHONPATH=. $(BIN)/python scripts/keycloak-run
 
 bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radio and relay are: prints benchmarks/RESULTS.md and writes it
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
