@@ -556,6 +556,7 @@ _shtab_companion_push_tunnel_service_options=(
   "--rate[requests a minute from one address (default\: 600)]:N:"
   "--node[0 to 255\: the first byte of the routing IDs that it gives, by which a proxy finds it among several]:N:"
   "--drain[seconds that open tunnels have to end at SIGTERM, while new ones are refused\; a second signal ends them at once (default\: 5)]:S:"
+  "--contacts[wake linked phones, and remember in this folder which there are\; without it no phone can be linked]:FOLDER:"
 )
 
 # guard to ensure default positional specs are added only once per session

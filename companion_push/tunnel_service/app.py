@@ -2,7 +2,9 @@
 
 ===============================================  ==========================================================
 ``GET /cable/new/<tunnel ID>``                   the authenticator opens a tunnel and learns its routing ID
-``GET /cable/connect/<routing ID>/<tunnel ID>``  the client platform joins it
+``GET /cable/connect/<routing ID>/<tunnel ID>``  the client platform joins it, or the authenticator that was woken
+``GET /cable/contact/<contact ID>``              a linked client platform opens a tunnel, and its phone is woken
+``GET /cable/phone``                             a phone registers to be woken (`phones.py`)
 ``GET /livez``                                   204 while the process can answer
 ``GET /readyz``                                  204 while another tunnel may be opened, else 503
 ===============================================  ==========================================================
@@ -17,25 +19,34 @@ import logging
 import math
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSCloseCode, WSMessage, WSMsgType, hdrs, web
 
+from companion_push import waking
 from companion_push.serving.http_server import http_logger, problem, upgrades
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Tracing, tracing
+from companion_push.tunnel_service.contacts import KnownContacts
+from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
-from headless_passkey.errors import UsageError
+from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.hybrid.tunnel_url import (
+    CLIENT_PAYLOAD_HEADER,
+    CONNECT_SIGNAL,
     ROUTING_ID_HEADER,
     ROUTING_ID_SIZE,
+    SIGNAL_CONNECTION_HEADER,
     SILENT,
     SUBPROTOCOL,
+    TUNNEL_ID_SIZE,
     ConnectTunnel,
     ContactTunnel,
     NewTunnel,
+    connection_is_signalled,
+    parse_client_payload_header,
     parse_path,
 )
 from headless_passkey.process.tasks import end
@@ -67,6 +78,7 @@ def make_app(
     limits: Limits | None = None,
     *,
     node: int | None = None,
+    contacts: KnownContacts | None = None,
     registry: "CollectorRegistry | None" = None,
     tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
@@ -74,17 +86,19 @@ def make_app(
 
     Phones look for it at the root of a tunnel domain. Mounted under a prefix, it is found by clients that were
     told ``wss://host/prefix``. node: 0 to 255, the first byte of its routing IDs, by which a proxy finds it among several
-    behind one name; None for one that is alone. registry: prometheus-client's, to which it adds its metrics. tracer_provider: OpenTelemetry's,
+    behind one name; None for one that is alone. contacts: which linked phones it knows; None: it wakes none. registry: prometheus-client's, to which it adds its metrics. tracer_provider: OpenTelemetry's,
     for its spans; by default that of the process, where the API is installed.
     """
     traces = tracing("companion_push.tunnel_service", tracer_provider)
     app = web.Application(
         middlewares=[] if traces is None else [_trace], handler_args={"logger": http_logger}
     )
-    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node)
+    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node, contacts)
     app[_TUNNELS].traces = traces
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_get("/readyz", _readyz)
+    if contacts is not None:
+        app.router.add_get(waking.PATH, _phone, allow_head=False)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
     app.on_shutdown.append(_close_tunnels)
     if registry is not None:
@@ -115,13 +129,14 @@ async def drain(app: web.Application, seconds: float, *, cut: "asyncio.Future[No
 
 
 class TunnelEndpoints:
-    """Serves the two endpoints of tunnels, and keeps the tunnels that are open."""
+    """Serves the endpoints of tunnels, and keeps the tunnels that are open."""
 
-    def __init__(self, limits: Limits, node: int | None) -> None:
+    def __init__(self, limits: Limits, node: int | None, contacts: KnownContacts | None = None) -> None:
         if node is not None and node not in NODES:
             raise UsageError(f"node: expected a number from 0 to {NODES.stop - 1}")
         self.limits = limits
         self.rendezvous = Rendezvous(limits)
+        self.phones = None if contacts is None else Phones(contacts, silence=limits.silence)
         self._prefix = b"" if node is None else bytes([node])
         self._open: dict[Tunnel, OpenTunnel] = {}
         self.metrics: TunnelMetrics | None = None
@@ -146,22 +161,53 @@ class TunnelEndpoints:
         return _refuse(refusal, self.limits)
 
     async def open(self, request: web.Request, path: NewTunnel) -> web.StreamResponse:
-        """Serve the first end: its handler owns the tunnel."""
+        """Serve the first end, an authenticator: its handler owns the tunnel."""
+        tunnel = self._opened(request, path.tunnel_id)
+        if isinstance(tunnel, TunnelRefusal):
+            return self.refuse(tunnel)
+        return await self._own(tunnel, request, {ROUTING_ID_HEADER: tunnel.routing_id.hex().upper()})
+
+    async def contact(self, request: web.Request, path: ContactTunnel) -> web.StreamResponse:
+        """Serve the first end, a linked client platform: wake its phone, which is the second."""
+        if self.phones is None:
+            return problem(404, "no such path")
+        try:
+            payload = parse_client_payload_header(request.headers.get(CLIENT_PAYLOAD_HEADER, ""))
+        except RemoteProtocolError as error:
+            return problem(400, str(error))
+        phone = self.phones.reach(path.contact_id, now=_now())
+        if isinstance(phone, TunnelRefusal):
+            return self.refuse(phone)
+        tunnel = self._opened(request, secrets.token_bytes(TUNNEL_ID_SIZE))
+        if isinstance(tunnel, TunnelRefusal):
+            return self.refuse(tunnel)
+        phone.wake(path.contact_id, tunnel, payload)
+        signal = connection_is_signalled(request.headers.get(SIGNAL_CONNECTION_HEADER))
+        headers = {SIGNAL_CONNECTION_HEADER: "true"} if signal else {}
+        return await self._own(tunnel, request, headers, signal=signal)
+
+    def _opened(self, request: web.Request, tunnel_id: bytes) -> Tunnel | TunnelRefusal:
         if self.stopping:
-            return self.refuse(TunnelRefusal.STOPPING)
+            return TunnelRefusal.STOPPING
         tunnel = self.rendezvous.open(
-            path.tunnel_id,
+            tunnel_id,
             routing_id=self._prefix + secrets.token_bytes(ROUTING_ID_SIZE - len(self._prefix)),
             address=request.remote or "",
             now=_now(),
         )
         self._end_evicted()
-        if isinstance(tunnel, TunnelRefusal):
-            return self.refuse(tunnel)
-        opened = self._open[tunnel] = OpenTunnel(tunnel, self.hold, self.rendezvous.let_go, self._ended)
+        return tunnel
+
+    async def _own(
+        self, tunnel: Tunnel, request: web.Request, headers: Mapping[str, str], *, signal: bool = False
+    ) -> web.StreamResponse:
+        """Serve the first end until the tunnel has ended. signal: tell it when the second end has come."""
+        opened = self._open[tunnel] = OpenTunnel(
+            tunnel, self.hold, self.rendezvous.let_go, self._ended, signal=signal
+        )
         try:
             connection = Connection(_websocket(self.limits), request)
-            connection.websocket.headers[ROUTING_ID_HEADER] = tunnel.routing_id.hex().upper()
+            connection.websocket.headers.update(headers)
             await connection.prepare()
             await opened.hold(connection)
         finally:
@@ -208,6 +254,8 @@ class TunnelEndpoints:
     def close(self) -> None:
         """End every tunnel; the handlers return soon after."""
         self.stopping = True
+        if self.phones is not None:
+            self.phones.close()
         for opened in self._open.values():
             opened.end(Ending(why="the service stops"))
 
@@ -285,8 +333,11 @@ class OpenTunnel:
         hold: Callable[[Tunnel, int], None],
         let_go: Callable[[Tunnel, int], None],
         ended: Callable[[Tunnel, str], None],
+        *,
+        signal: bool = False,
     ) -> None:
-        """hold, let_go: count the bytes in flight of all tunnels. ended: is told why it ended."""
+        """hold, let_go: count the bytes in flight of all tunnels. ended: is told why it ended. signal: send the connect signal."""
+        self._signal = signal
         loop = asyncio.get_running_loop()
         self._hold, self._let_go, self._ended = hold, let_go, ended
         self.over = asyncio.Event()
@@ -347,6 +398,9 @@ class OpenTunnel:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(End.FIRST, first, to_second))
             second = await asyncio.shield(self._second)
+            if self._signal:  # in front of everything that the second end says
+                self._hold(self._tunnel, len(CONNECT_SIGNAL))
+                to_first.put_nowait(CONNECT_SIGNAL)
             group.create_task(self._speak(End.SECOND, second, to_second))
             group.create_task(self._listen(End.SECOND, second, to_first))
             group.create_task(self._speak(End.FIRST, first, to_first))
@@ -423,7 +477,11 @@ _TUNNELS: Final = web.AppKey("tunnels", TunnelEndpoints)
 _LIVEZ: Final = "livez"
 
 
-_ROUTES: Final = {NewTunnel: "/cable/new/{id}", ConnectTunnel: "/cable/connect/{routing}/{id}"}
+_ROUTES: Final = {
+    NewTunnel: "/cable/new/{id}",
+    ConnectTunnel: "/cable/connect/{routing}/{id}",
+    ContactTunnel: "/cable/contact/{id}",
+}
 
 
 @web.middleware
@@ -437,6 +495,8 @@ async def _trace(
     if "path" in request.match_info:
         mounted_at = _mounted_at(request.app)
         kind = type(parse_path(request.rel_url.raw_path.removeprefix(mounted_at)))
+        if kind is ContactTunnel and request.app[_TUNNELS].phones is None:
+            kind = type(None)
         route = mounted_at + _ROUTES[kind] if kind in _ROUTES else None
     with traces.request(request.method, route) as span:
         response = await handler(request)
@@ -464,7 +524,7 @@ async def _cable(request: web.Request) -> web.StreamResponse:
     if refusal is not None:
         return endpoints.refuse(refusal)
     path = parse_path(request.rel_url.raw_path.removeprefix(_mounted_at(request.app)))
-    if path is None or isinstance(path, ContactTunnel):  # this service knows no linked authenticators
+    if path is None or (isinstance(path, ContactTunnel) and endpoints.phones is None):
         return problem(404, "no such path")
     if request.method != hdrs.METH_GET:
         refused = problem(405, "GET only")
@@ -480,6 +540,20 @@ async def _cable(request: web.Request) -> web.StreamResponse:
             return await endpoints.open(request, path)
         case ConnectTunnel():
             return await endpoints.join(request, path)
+        case ContactTunnel():
+            return await endpoints.contact(request, path)
+
+
+async def _phone(request: web.Request) -> web.StreamResponse:
+    endpoints = request.app[_TUNNELS]
+    assert endpoints.phones is not None  # noqa: S101  for mypy: without them there is no such route
+    refusal = endpoints.rendezvous.arrive(request.remote or "", now=_now())
+    if refusal is None and endpoints.stopping:
+        refusal = TunnelRefusal.STOPPING
+    if refusal is not None:
+        return endpoints.refuse(refusal)
+    served = await endpoints.phones.serve(request)
+    return endpoints.refuse(served) if isinstance(served, TunnelRefusal) else served
 
 
 def _mounted_at(app: web.Application) -> str:
@@ -520,13 +594,17 @@ def _refuse(refusal: TunnelRefusal, limits: Limits) -> web.Response:
         TunnelRefusal.TAKEN: 409,
         TunnelRefusal.UNKNOWN: 404,
         TunnelRefusal.ELSEWHERE: 404,
+        TunnelRefusal.GONE: 410,
+        TunnelRefusal.UNREACHABLE: 503,
+        TunnelRefusal.CONTACTED_TOO_OFTEN: 429,
+        TunnelRefusal.TOO_MANY_PHONES: 503,
     }[refusal]
     logger.info("refused with %d: %s", status, refusal.value)
     response = problem(status, refusal.value)
     if refusal is TunnelRefusal.TOO_OFTEN:
         policy = Policy(name="arrivals-of-address", quota=limits.rate, seconds=60)
         response.headers.update(limit_headers(policy, math.ceil(60 / limits.rate)))
-    if status == 503:
+    if status == 503 or refusal is TunnelRefusal.CONTACTED_TOO_OFTEN:
         response.headers.update(limit_headers(None, FULL_SECONDS))
     return response
 

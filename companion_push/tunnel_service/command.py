@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+from pathlib import Path
 from typing import Any, Final
 
 from companion_push.serving.options import (
@@ -12,7 +13,7 @@ from companion_push.serving.options import (
     program_metrics,
 )
 from companion_push.tunnel_service.rendezvous import Limits
-from headless_passkey.command.command_line import add_settings, example, out, teller
+from headless_passkey.command.command_line import add_settings, example, expand_home, out, teller
 from headless_passkey.process.signals import until_terminated
 
 DRAIN: Final = 5  # seconds, what other servers give to running requests; Docker kills after 10
@@ -96,6 +97,12 @@ def add_parser(subparsers: Any) -> None:
         help="seconds that open tunnels have to end at SIGTERM, while new ones are refused; a second signal ends them at once"
         " (default: %(default)s)",
     )
+    parser.add_argument(
+        "--contacts",
+        metavar="FOLDER",
+        type=Path,
+        help="wake linked phones, and remember in this folder which there are; without it no phone can be linked",
+    )
     parser.set_defaults(main=serve)
 
 
@@ -103,6 +110,7 @@ async def serve(args: argparse.Namespace) -> None:
     """Run the tunnel service until the process is asked to end."""
     from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
     from companion_push.tunnel_service.app import drain, make_app  # noqa: PLC0415
+    from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts  # noqa: PLC0415
 
     limits = Limits(
         waiting=args.waiting,
@@ -114,7 +122,10 @@ async def serve(args: argparse.Namespace) -> None:
         in_flight_of_all=args.in_flight << 20,
     )
     metrics, say = program_metrics(args), teller(args)
-    app = make_app(limits, node=args.node, registry=None if metrics is None else metrics.registry)
+    contacts = None if args.contacts is None else KnownContacts(expand_home(args.contacts), ContactLimits())
+    app = make_app(
+        limits, node=args.node, contacts=contacts, registry=None if metrics is None else metrics.registry
+    )
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         async with (
             serving(

@@ -59,6 +59,10 @@ class TunnelRefusal(Enum):
     TAKEN = "this tunnel exists already"
     UNKNOWN = "no such tunnel"
     ELSEWHERE = "a tunnel of another node"
+    GONE = "this contact ID is not known, and will not be"
+    UNREACHABLE = "the phone cannot be reached now"
+    CONTACTED_TOO_OFTEN = "too many requests for this contact ID"
+    TOO_MANY_PHONES = "too many phones"
 
 
 class Breach(Enum):

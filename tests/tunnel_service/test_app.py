@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import pytest
@@ -415,8 +416,8 @@ async def test_nothing_is_kept_of_a_tunnel_that_has_ended(start: Start) -> None:
     kept: list[TunnelEndpoints] = []
     keep = TunnelEndpoints.__init__
 
-    def remember(endpoints: TunnelEndpoints, limits: Limits, node: int | None) -> None:
-        keep(endpoints, limits, node)
+    def remember(endpoints: TunnelEndpoints, *given: Any) -> None:
+        keep(endpoints, *given)
         kept.append(endpoints)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -4,10 +4,26 @@ import asyncio
 import socket
 from pathlib import Path
 
+import aiohttp
 import pytest
 from certificates import Certificate
 
-from headless_passkey.hybrid.tunnel_url import connect_url, new_url
+from companion_push.waking import (
+    PATH,
+    Register,
+    Registered,
+    contact_id,
+    encode_waking,
+    parse_from_service,
+)
+from companion_push.waking import SUBPROTOCOL as PHONES
+from headless_passkey.hybrid.tunnel_url import (
+    SUBPROTOCOL,
+    connect_url,
+    contact_headers,
+    contact_url,
+    new_url,
+)
 from headless_passkey.net.tunnel import TunnelClosed, open_tunnel
 from tests.programs import run, running
 
@@ -82,3 +98,47 @@ async def test_a_taken_port_is_a_setup_error(loopback_certificate: Certificate) 
 async def test_wrong_words_are_a_usage_error(loopback_certificate: Certificate, more: list[str]) -> None:
     status, stdout, _stderr = await run("companion_push", *words(loopback_certificate, *more))
     assert (status, stdout) == (2, "")
+
+
+async def test_with_a_folder_of_contacts_it_wakes_phones_and_a_restart_forgets_none(
+    loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    tls, secret = loopback_certificate.client_context(), bytes(range(32))
+    arguments = words(loopback_certificate, "--contacts", str(tmp_path / "contacts"))
+
+    async with aiohttp.ClientSession() as session:
+
+        async def contact(base: str) -> int:
+            try:
+                device = await session.ws_connect(
+                    contact_url(base, contact_id(secret)),
+                    protocols=(SUBPROTOCOL,),
+                    headers=contact_headers(b"payload"),
+                    ssl=tls,
+                )
+            except aiohttp.WSServerHandshakeError as error:
+                return error.status
+            await device.close()
+            return 101
+
+        async with running("companion_push", *arguments) as program:
+            base = await program.line()
+            assert await contact(base) == 410
+            phone = await session.ws_connect(base + PATH, protocols=(PHONES,), ssl=tls)
+            await phone.send_str(encode_waking(Register(secrets=(secret,))))
+            assert parse_from_service(await phone.receive_str(timeout=60)) == Registered()
+            assert await contact(base) == 101
+            assert await program.end() == 0
+            await phone.close()
+        async with running("companion_push", *arguments) as program:
+            assert await contact(await program.line()) == 503
+
+
+async def test_a_folder_of_contacts_that_others_may_enter_is_a_setup_error(
+    loopback_certificate: Certificate, tmp_path: Path
+) -> None:
+    folder = tmp_path / "contacts"
+    folder.mkdir(mode=0o755)
+    status, _, stderr = await run("companion_push", *words(loopback_certificate, "--contacts", str(folder)))
+    assert status == 10
+    assert str(folder) in stderr

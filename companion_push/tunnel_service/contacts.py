@@ -1,0 +1,162 @@
+"""Which contact IDs a tunnel service knows, and what limits requests for them.
+
+A contact ID is known from its phone's first registration until the phone forgets it, or has not registered it for
+`KEPT` seconds. It is kept as an empty file named by its hash: whoever reads the folder learns no contact ID, nodes on one machine can share it, and a restart
+forgets nothing. That matters: a device deletes its link at the answer "unknown" (410).
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from companion_push.serving.addresses import neighbourhood
+from companion_push.serving.bounds import check_bounds
+from headless_passkey.errors import SetupError
+from headless_passkey.process.private_file import private_directory, reason_of
+
+KEPT: Final = 180 * 86_400.0  # seconds since the last registration
+REFRESHED: Final = 86_400.0  # seconds after which a registration is noted anew
+REMEMBERED: Final = 1 << 14  # buckets of contact IDs and of addresses, each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContactLimits:
+    """What phones and contact requests may use. A setting that cannot be is a `UsageError` with its name."""
+
+    phones: int = 256  # connections of phones at a time
+    phones_per_address: int = 32
+    contacts: int = 100_000  # that are known
+    new_per_address: float = 60  # contact IDs that become known, an hour
+    requests_per_contact: float = 12  # a minute
+    waiting_per_contact: int = 3  # contact requests whose phone has not come yet
+
+    def __post_init__(self) -> None:
+        check_bounds(self, "phones", "phones_per_address", "contacts", "waiting_per_contact", lowest=1)
+        check_bounds(self, "new_per_address", "requests_per_contact", lowest=0, whole=False)
+
+
+class Buckets:
+    """Token buckets by key, of which the ones used last are remembered. A burst is as large as what fits into the period."""
+
+    def __init__(self, size: float, seconds: float) -> None:
+        self._size, self._seconds = size, seconds
+        self._left: OrderedDict[bytes | str, tuple[float, float]] = OrderedDict()  # tokens, at time
+
+    def take(self, key: bytes | str, *, now: float, tokens: int = 1) -> bool:
+        left, before = self._left.pop(key, (self._size, now))
+        left = min(self._size, left + (now - before) * self._size / self._seconds)
+        allowed = left >= tokens
+        self._left[key] = (left - tokens if allowed else left, now)
+        if len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+        return allowed
+
+
+class KnownContacts:
+    """The folder of the contact IDs that are known."""
+
+    def __init__(self, folder: Path, limits: ContactLimits, clock: Callable[[], float] = time.time) -> None:
+        """Take the folder, or make it, mode 0700; `SetupError` where that cannot be. clock: Unix seconds."""
+        private_directory(folder)
+        self._folder, self.limits, self._clock = folder, limits, clock
+        self._new = Buckets(limits.new_per_address, 3600)
+        self._count = self._sweep()
+        self._swept = clock()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def knows(self, contact_id: bytes) -> bool:
+        """Whether the contact ID is registered or was, not long ago, and is not forgotten. `SetupError` without an answer."""
+        try:
+            status = self._file(contact_id).stat()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise _unusable(error) from error
+        return self._clock() - status.st_mtime < KEPT
+
+    async def add(self, contact_ids: Sequence[bytes], *, address: str, now: float) -> bool:
+        """Know these from now on, on the disk; False when there are too many, or too many new ones from this address.
+
+        now: of the clock of the rates. `SetupError` when the disk does not take it.
+        """
+        new = [each for each in dict.fromkeys(contact_ids) if not self.knows(each)]
+        if self._count + len(new) > self.limits.contacts and self._clock() - self._swept > REFRESHED:
+            self._swept, self._count = self._clock(), await asyncio.to_thread(self._sweep)
+        if self._count + len(new) > self.limits.contacts:
+            return False
+        if new and not self._new.take(neighbourhood(address), now=now, tokens=len(new)):
+            return False
+        self._count += len(new)  # before it is so: others ask meanwhile
+        try:
+            await asyncio.to_thread(self._write, contact_ids)
+        except OSError as error:
+            raise _unusable(error) from error
+        return True
+
+    async def forget(self, contact_ids: Sequence[bytes]) -> None:
+        """Know these no more, on the disk. `SetupError` when the disk does not take it."""
+        try:
+            self._count -= await asyncio.to_thread(self._remove, contact_ids)
+        except OSError as error:
+            raise _unusable(error) from error
+
+    def _write(self, contact_ids: Sequence[bytes]) -> None:
+        now = self._clock()
+        made = False
+        for each in contact_ids:
+            path = self._file(each)
+            flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(path, flags, 0o600)
+            try:
+                made = True
+                if not 0 <= now - os.fstat(descriptor).st_mtime < REFRESHED:
+                    os.utime(descriptor, (now, now))
+            finally:
+                os.close(descriptor)
+        if made:
+            self._sync()
+
+    def _remove(self, contact_ids: Sequence[bytes]) -> int:
+        gone = 0
+        for each in contact_ids:
+            with contextlib.suppress(FileNotFoundError):
+                self._file(each).unlink()
+                gone += 1
+        self._sync()
+        return gone
+
+    def _sweep(self) -> int:
+        """Remove what is too old; returns how many are left."""
+        left, now = 0, self._clock()
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # another node may have removed it
+                    if now - entry.stat(follow_symlinks=False).st_mtime < KEPT:
+                        left += 1
+                    else:
+                        os.unlink(entry.path)  # noqa: PTH108
+        return left
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _file(self, contact_id: bytes) -> Path:
+        return self._folder / hashlib.sha256(contact_id).hexdigest()
+
+
+def _unusable(error: OSError) -> SetupError:
+    # not its text, whose path names a contact
+    return SetupError(f"the folder of contacts does not answer: {error.strerror}", reason=reason_of(error))

@@ -1,0 +1,236 @@
+"""The phones that can be woken: their websockets at ``/cable/phone``, and which contact IDs each has registered.
+
+What phone and service say to each other is in `companion_push.waking`. A contact ID belongs to the connection that
+registered it last. Logs hold counts, and never an ID.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import WSCloseCode, WSMsgType, hdrs, web
+
+from companion_push.serving.addresses import neighbourhood
+from companion_push.serving.http_server import problem, upgrades
+from companion_push.tunnel_service.contacts import Buckets, ContactLimits, KnownContacts
+from companion_push.tunnel_service.rendezvous import Tunnel, TunnelRefusal
+from companion_push.waking import (
+    MAX_CONTACTS,
+    MAX_WAKING_SIZE,
+    SUBPROTOCOL,
+    Forget,
+    Forgotten,
+    FromService,
+    Register,
+    Registered,
+    Wake,
+    contact_id,
+    encode_waking,
+    parse_from_phone,
+)
+from headless_passkey.errors import RemoteProtocolError, SetupError
+from headless_passkey.process.tasks import end_quietly
+
+CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
+SEND_TIMEOUT: Final = 20.0  # seconds a phone may leave a message unread
+UNSENT: Final = 32  # messages that wait to be sent to one phone
+FRAMES: Final = 60  # of one phone a minute, pongs too
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Phone:
+    """One connection of a phone."""
+
+    neighbourhood: str
+    contact_ids: set[bytes] = field(default_factory=set, repr=False)
+    unsent: asyncio.Queue[FromService] = field(default_factory=lambda: asyncio.Queue(UNSENT), repr=False)
+    ending: asyncio.Future[int] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    woken: dict[bytes, list[Tunnel]] = field(default_factory=dict, repr=False)  # by contact ID
+
+    def say(self, message: FromService) -> None:
+        """Queue a message. A phone that leaves too many unread loses its connection."""
+        try:
+            self.unsent.put_nowait(message)
+        except asyncio.QueueFull:
+            self.end(WSCloseCode.POLICY_VIOLATION)
+
+    def end(self, code: int) -> None:
+        """Close the connection soon with this code, unless it closes already."""
+        if not self.ending.done():
+            self.ending.set_result(code)
+
+    def waiting(self, contact_id: bytes) -> int:
+        """How many contact requests wait for the phone, which has not joined their tunnels yet."""
+        left = [tunnel for tunnel in self.woken.get(contact_id, ()) if not (tunnel.joined or tunnel.ended)]
+        self.woken[contact_id] = left
+        return len(left)
+
+    def wake(self, contact_id: bytes, tunnel: Tunnel, client_payload: bytes) -> None:
+        self.woken.setdefault(contact_id, []).append(tunnel)
+        wake = Wake(routing_id=tunnel.routing_id, tunnel_id=tunnel.tunnel_id, client_payload=client_payload)
+        self.say(wake)
+
+
+class Phones:
+    """The connections of all phones."""
+
+    def __init__(self, known: KnownContacts, *, silence: float) -> None:
+        """silence: seconds without a message after which a phone is pinged; it has half as many to answer."""
+        self._known, self._silence = known, silence
+        self._limits: ContactLimits = known.limits
+        self._phones: set[Phone] = set()
+        self._by_contact: dict[bytes, Phone] = {}
+        self._requests = Buckets(self._limits.requests_per_contact, 60)
+
+    def __len__(self) -> int:
+        return len(self._phones)
+
+    def reach(self, contact_id: bytes, *, now: float) -> Phone | TunnelRefusal:
+        """Find the phone that a contact request is for.
+
+        The rate counts for every contact ID, known or not, so that its refusal tells nothing.
+        """
+        if not self._requests.take(contact_id, now=now):
+            return TunnelRefusal.CONTACTED_TOO_OFTEN
+        try:
+            if not self._known.knows(contact_id):
+                return TunnelRefusal.GONE
+        except SetupError as error:
+            logger.error("%s", error)  # noqa: TRY400  its traceback holds the contact
+            return TunnelRefusal.UNREACHABLE
+        phone = self._by_contact.get(contact_id)
+        if phone is None or phone.waiting(contact_id) >= self._limits.waiting_per_contact:
+            return TunnelRefusal.UNREACHABLE
+        return phone
+
+    def close(self) -> None:
+        """Close all connections; the handlers return soon after."""
+        for phone in self._phones:
+            phone.end(WSCloseCode.GOING_AWAY)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse | TunnelRefusal:
+        """Serve one phone until it leaves."""
+        websocket = web.WebSocketResponse(
+            protocols=(SUBPROTOCOL,),
+            compress=False,
+            max_msg_size=2 * MAX_WAKING_SIZE,  # there aiohttp drops the connection without a close frame
+            timeout=CLOSE_TIMEOUT,
+            heartbeat=self._silence,
+            autoping=False,  # pings are counted
+        )
+        offered = request.headers.get(hdrs.SEC_WEBSOCKET_PROTOCOL, "").split(",")
+        if SUBPROTOCOL not in (protocol.strip() for protocol in offered):
+            return problem(400, f"expected the websocket subprotocol {SUBPROTOCOL}")
+        if not upgrades(websocket, request):
+            return problem(400, "expected a websocket upgrade")
+        phone = Phone(neighbourhood=neighbourhood(request.remote or ""))
+        there = Counter(each.neighbourhood for each in self._phones)
+        if (
+            len(self._phones) >= self._limits.phones
+            or there[phone.neighbourhood] >= self._limits.phones_per_address
+        ):
+            return TunnelRefusal.TOO_MANY_PHONES
+        self._phones.add(phone)
+        try:
+            await websocket.prepare(request)
+            await self._converse(phone, websocket, request)
+        finally:
+            self._phones.remove(phone)
+            for each in phone.contact_ids:
+                if self._by_contact.get(each) is phone:
+                    del self._by_contact[each]
+        return websocket
+
+    async def _converse(self, phone: Phone, websocket: web.WebSocketResponse, request: web.Request) -> None:
+        listening = asyncio.create_task(self._listen(phone, websocket, request.remote or ""))
+        speaking = asyncio.create_task(_speak(phone, websocket))
+        try:
+            code = await asyncio.shield(phone.ending)
+        finally:
+            await end_quietly(listening, speaking)
+        try:
+            async with asyncio.timeout(2 * CLOSE_TIMEOUT):  # aiohttp's own limit is for the answer alone
+                await websocket.close(code=code)
+        except TimeoutError:
+            if request.transport is not None:
+                request.transport.abort()
+        logger.info("a phone left that could be woken; %d are there", len(self._phones) - 1)
+
+    async def _listen(self, phone: Phone, websocket: web.WebSocketResponse, address: str) -> None:
+        """Do what the phone asks for, until it leaves or breaks a rule."""
+        code: int = WSCloseCode.INTERNAL_ERROR
+        now: Callable[[], float] = asyncio.get_running_loop().time
+        frames = Buckets(FRAMES, 60)
+        try:
+            while True:
+                message = await websocket.receive()
+                if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                    code = WSCloseCode.OK
+                    return
+                if not frames.take(b"", now=now()):
+                    code = WSCloseCode.POLICY_VIOLATION
+                    return
+                match message.type:
+                    case WSMsgType.TEXT if len(message.data) > MAX_WAKING_SIZE:
+                        code = WSCloseCode.MESSAGE_TOO_BIG
+                        return
+                    case WSMsgType.TEXT:
+                        refused = await self._obey(phone, parse_from_phone(message.data), address, now())
+                        if refused is not None:
+                            code = refused
+                            return
+                    case WSMsgType.PING:
+                        async with asyncio.timeout(SEND_TIMEOUT):
+                            await websocket.pong(message.data)
+                    case WSMsgType.BINARY:
+                        code = WSCloseCode.UNSUPPORTED_DATA
+                        return
+        except RemoteProtocolError:
+            code = WSCloseCode.POLICY_VIOLATION
+        except (ConnectionError, TimeoutError):
+            code = WSCloseCode.GOING_AWAY
+        except SetupError as error:
+            logger.error("%s", error)  # noqa: TRY400  as above
+        finally:
+            phone.end(code)
+
+    async def _obey(
+        self, phone: Phone, message: Register | Forget, address: str, now: float
+    ) -> WSCloseCode | None:
+        """Register or forget; returns the close code of a refusal."""
+        contact_ids = tuple(map(contact_id, message.secrets))
+        if isinstance(message, Forget):
+            await self._known.forget(contact_ids)
+            for each in contact_ids:
+                phone.contact_ids.discard(each)
+                if (holder := self._by_contact.pop(each, None)) is not None:
+                    holder.contact_ids.discard(each)
+            phone.say(Forgotten())
+            return None
+        if len(phone.contact_ids | set(contact_ids)) > MAX_CONTACTS:
+            return WSCloseCode.POLICY_VIOLATION
+        if not await self._known.add(contact_ids, address=address, now=now):
+            return WSCloseCode.TRY_AGAIN_LATER
+        for each in contact_ids:
+            if (holder := self._by_contact.get(each)) is not None:
+                holder.contact_ids.discard(each)
+            phone.contact_ids.add(each)
+            self._by_contact[each] = phone
+        phone.say(Registered())
+        return None
+
+
+async def _speak(phone: Phone, websocket: web.WebSocketResponse) -> None:
+    """Send what waits, until the phone does not take it."""
+    try:
+        while True:
+            message = await phone.unsent.get()
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await websocket.send_str(encode_waking(message))
+    except (ConnectionError, TimeoutError):
+        phone.end(WSCloseCode.GOING_AWAY)

@@ -1,0 +1,115 @@
+"""Which contact IDs are known: on the disk, over restarts, within limits."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from companion_push.tunnel_service.contacts import KEPT, Buckets, ContactLimits, KnownContacts
+from headless_passkey.errors import SetupError, UsageError
+
+ONE, TWO, THREE = (bytes([number]) * 32 for number in (1, 2, 3))
+NOW = 1_800_000_000.0
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def contacts(folder: Path, clock: Clock | None = None, **limits: float) -> KnownContacts:
+    return KnownContacts(folder / "contacts", ContactLimits(**limits), clock or Clock())  # type: ignore[arg-type]
+
+
+async def add(known: KnownContacts, *contact_ids: bytes, address: str = "192.0.2.1", now: float = 0) -> bool:
+    return await known.add(contact_ids, address=address, now=now)
+
+
+async def test_what_was_added_is_known_after_a_restart_until_it_is_forgotten(tmp_path: Path) -> None:
+    known = contacts(tmp_path)
+    assert not known.knows(ONE)
+    assert await add(known, ONE, TWO)
+    again = contacts(tmp_path)
+    assert [again.knows(each) for each in (ONE, TWO, THREE)] == [True, True, False]
+    assert len(again) == 2
+    await again.forget([ONE, THREE])
+    assert not again.knows(ONE)
+    assert not known.knows(ONE)
+    assert len(again) == len(contacts(tmp_path)) == 1
+
+
+@pytest.mark.threat("T11")
+async def test_the_folder_is_private_and_holds_no_contact_id(tmp_path: Path) -> None:
+    known = contacts(tmp_path)
+    await add(known, ONE)
+    (file,) = (tmp_path / "contacts").iterdir()
+    assert file.name == hashlib.sha256(ONE).hexdigest()
+    assert file.read_bytes() == b""
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert file.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "contacts").mkdir(mode=0o755)
+    with pytest.raises(SetupError):
+        contacts(tmp_path)
+
+
+async def test_one_that_is_not_registered_for_half_a_year_is_known_no_more(tmp_path: Path) -> None:
+    clock = Clock()
+    known = contacts(tmp_path, clock)
+    await add(known, ONE, TWO)
+    clock.now += KEPT - 1
+    assert known.knows(ONE)
+    await add(known, ONE)  # registered anew
+    clock.now += 1
+    assert [known.knows(ONE), known.knows(TWO)] == [True, False]
+    assert len(contacts(tmp_path, clock)) == 1
+    assert len(list((tmp_path / "contacts").iterdir())) == 1
+
+
+async def test_a_full_folder_takes_known_ones_only_until_old_ones_have_gone(tmp_path: Path) -> None:
+    clock = Clock()
+    known = contacts(tmp_path, clock, contacts=2)
+    assert await add(known, ONE, TWO)
+    assert not await add(known, THREE)
+    assert await add(known, ONE)
+    clock.now += KEPT
+    assert await add(known, THREE)
+    assert len(known) == 1
+
+
+@pytest.mark.threat("T13")
+async def test_an_address_makes_so_many_known_an_hour_and_others_go_on(tmp_path: Path) -> None:
+    known = contacts(tmp_path, new_per_address=2)
+    assert await add(known, ONE, TWO, address="2001:db8::1")
+    assert not await add(known, THREE, address="2001:db8::2")  # of the same /64
+    assert await add(known, ONE, address="2001:db8::2")  # which is no new one
+    assert await add(known, THREE, address="2001:db9::1")
+    assert await add(known, bytes(32), address="2001:db8::1", now=1800)
+
+
+async def test_a_folder_that_is_gone_is_an_error_that_names_no_contact(tmp_path: Path) -> None:
+    known = contacts(tmp_path)
+    (tmp_path / "contacts").rmdir()
+    (tmp_path / "contacts").touch()
+    for work in (add(known, ONE), known.forget([ONE])):
+        with pytest.raises(SetupError) as refused:
+            await work
+        assert hashlib.sha256(ONE).hexdigest() not in str(refused.value)
+
+
+def test_a_bucket_fills_again_in_its_time() -> None:
+    buckets = Buckets(2, 60)
+    assert [buckets.take("a", now=0) for _ in range(3)] == [True, True, False]
+    assert buckets.take("b", now=0)
+    assert [buckets.take("a", now=29), buckets.take("a", now=30)] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["phones", "contacts", "waiting_per_contact", "requests_per_contact"])
+def test_a_limit_of_nothing_is_refused_by_its_name(name: str) -> None:
+    with pytest.raises(UsageError, match=name):
+        ContactLimits(**{name: 0})
