@@ -185,7 +185,7 @@ MODULES = {
         (),
     ),
     "metrics": (OF_METRICS, ()),
-    "tracing": (("companion_push.serving.tracing",), ()),
+    "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
 OURS = ("headless_passkey", "companion_push", "relying_party")

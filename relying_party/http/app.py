@@ -17,10 +17,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from relying_party.config import Config
 from relying_party.core.access_tokens import TokenIssuer, claims_of, key_set, secret_hash
@@ -112,9 +113,13 @@ from relying_party.http.request import (
     signed_in,
     spend_step_up,
 )
+from relying_party.http.tracing import METHODS, Tracing, tracing
 from relying_party.http.well_known import device_endpoint, passkey_endpoints, related_origins
 from relying_party.names import name_of
 from relying_party.store.sqlite import SqliteStore, locked
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +146,6 @@ OpenStore = Callable[[], AbstractAsyncContextManager[CredentialStore]]
 
 _LIVEZ: Final = "livez"
 _OUTCOME: Final = web.RequestKey("relying_party_outcome", str)  # the problem's slug
-METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 METRICS: Final = web.AppKey("relying_party_metrics", Metrics)
 
 
@@ -153,15 +157,23 @@ def make_app(
     with_pages: bool = True,
     clock: Clock = time.time,
     random: RandomBytes = secrets.token_bytes,
+    tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
     """The application; its store opens when it starts and closes when it ends.
 
     open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
     place for ceremonies under way than this process. with_pages: False leaves the pages to a service that
-    mounts this, and the well-known documents (`well_known_routes`).
+    mounts this, and the well-known documents (`well_known_routes`). tracer_provider: OpenTelemetry's, for spans of the
+    requests; by default that of the process, where the API is installed.
     """
+    traces = tracing(tracer_provider)
     app = web.Application(
-        middlewares=[_finish, *([_show_problems] if with_pages else []), _explain],
+        middlewares=[
+            *([] if traces is None else [_traced(traces)]),
+            _finish,
+            *([_show_problems] if with_pages else []),
+            _explain,
+        ],
         handler_args={"logger": http_logger},
     )
     app[METRICS] = Metrics()
@@ -674,6 +686,19 @@ async def _session_answer(state: State, opened: Opened, user: User, *, status: i
 
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def _traced(traces: Tracing) -> Middleware:
+    @web.middleware
+    async def trace(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Make a span of each request."""
+        resource = request.match_info.route.resource
+        with traces.request(request.method, None if resource is None else resource.canonical) as span:
+            response = await handler(request)
+            traces.answered(span, response.status, request.get(_OUTCOME))
+            return response
+
+    return trace
 
 
 @web.middleware
