@@ -57,11 +57,12 @@ ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away
 keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
 	@PYTHONPATH=. $(BIN)/python scripts/keycloak-run
 
-bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radio and relay are: prints benchmarks/RESULTS.md and writes it
+bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radio, relay and tunnel service are: prints benchmarks/RESULTS.md and writes it
 	@PYTHONPATH=examples $(BIN)/python benchmarks/core.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/rp.py --write
 	@PYTHONPATH=examples $(BIN)/python benchmarks/radio.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/relay.py --write
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/tunnels.py --write
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .

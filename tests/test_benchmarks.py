@@ -12,7 +12,9 @@ import measure
 import pytest
 import radio
 import relay
+import tunnels
 import whole_sign_in
+from certificates import Certificate
 from measure import Row, compare, shown, table
 
 PRIMITIVES = (
@@ -120,6 +122,49 @@ async def test_every_submit_of_two_versions_at_once_is_taken(tmp_path: Path) -> 
         pairs = await relay.durable_submits(place, core.ROOT, at_once=2, each=2, blocks=2)
     assert len(pairs) == 2
     assert min(min(pair) for pair in pairs) > 0
+
+
+async def test_each_cost_of_a_tunnel_is_measured(
+    loopback_certificate: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SESSIONS", "CARRIERS", "MESSAGES"):
+        monkeypatch.setattr(tunnels, name, 2)
+    (found,) = await tunnels.measured([tunnels.ours("asyncio")], loopback_certificate, idle=8, turns=1)
+    assert found.encrypted > 8 * 1024
+    assert min(*found.session, *found.message) > 0
+
+
+def test_a_tunnel_service_without_another_one_beside_it_is_compared_with_none() -> None:
+    found = tunnels.Found(encrypted=102400, plain=65536, session=[0.004], message=[0.00005])
+    assert [line[1:] for line in tunnels.rows(["on uvloop"], [found])] == [
+        ("100.0 KiB", "", "", "", ""),
+        ("32.0 KiB", "", "", "", "at most 16 KiB: **no**"),
+        ("4.00 ms", "", "", "", ""),
+        ("50.0 µs", "", "", "", ""),
+    ]
+
+
+def test_a_tunnel_service_is_compared_with_the_other_one_in_turns() -> None:
+    found = tunnels.Found(encrypted=102400, plain=32768, session=[0.004, 0.003], message=[0.00006, 0.00005])
+    theirs = tunnels.Found(encrypted=51200, plain=32768, session=[0.002, 0.002], message=[0.00003, 0.00005])
+    assert [line[1:] for line in tunnels.rows(["on uvloop", tunnels.OTHER], [found, theirs])] == [
+        ("100.0 KiB", tunnels.OTHER, "50.0 KiB", "2.00", "at most 1.5: **no**"),
+        ("16.0 KiB", tunnels.OTHER, "16.0 KiB", "1.00", "at most 16 KiB: yes"),
+        ("3.50 ms", tunnels.OTHER, "2.00 ms", "1.75", "at most 1.5: **no**"),
+        ("55.0 µs", tunnels.OTHER, "40.0 µs", "1.50", "at most 2: yes"),
+    ]
+
+
+def test_where_the_other_service_cannot_be_installed_the_reason_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tunnels.installed() == "cargo is not installed"
+    cargo = tmp_path / "cargo"
+    cargo.write_text("#!/bin/sh\necho '  a network' >&2\necho '  could not connect ' >&2\nexit 101\n")
+    cargo.chmod(0o755)
+    assert tunnels.installed() == "cargo install ended with 101: could not connect"
 
 
 def test_a_section_of_the_results_is_put_in_its_place(
