@@ -46,10 +46,12 @@ LOG_LINE: Final = "%(asctime)s %(levelname)s %(name)s %(message)s"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    given = tuple(words)
     parser, serve_parser = _parsers()
     if words[:1] == [SECTION]:
         words[1:1] = _settings(serve_parser, words[1:], os.environ)
     args = parser.parse_args(words)
+    args.words = given  # for the workers, which read file and environment themselves
     forbid_core_dumps()
     logging.basicConfig(level=args.log_level.upper(), force=True)
     as_records = args.log_format == "json"  # then for failures too
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger().handlers[0].setFormatter(_JsonRecords() if as_records else _PlainLines(LOG_LINE))
     logging.getLogger("fido2").setLevel(logging.WARNING)  # it names credentials at INFO
     try:
-        asyncio.run(_run(args))
+        return asyncio.run(_run(args))
     except RelyingPartyError as error:
         return _fail(error.exit_status, type(error).__name__, str(error), as_json=args.json)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -74,16 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{Path(place.filename).name}:{place.lineno}"
         message = f"unexpected {type(error).__name__} at {where}; please report it"
         return _fail(ExitStatus.OUR_FAULT, type(error).__name__, message, as_json=args.json)
-    return ExitStatus.DONE
 
 
-async def _run(args: argparse.Namespace) -> None:
+async def _run(args: argparse.Namespace) -> ExitStatus:
     if "shell" in args:
         _show_completion(args.shell)
-        return
+        return ExitStatus.DONE
     from relying_party.serving import serve  # noqa: PLC0415  --help needs nothing that it is built on
 
-    await serve(args, lambda line: _say(line, args))
+    return await serve(args, lambda line: _say(line, args))
 
 
 def _show_completion(shell: str) -> None:
@@ -208,6 +209,14 @@ def _parsers() -> tuple[_Parser, _Parser]:
         "--shared-store",
         action="store_true",
         help="several processes serve with this store, each with this option: they share used proofs in it",
+    )
+    add(
+        "--workers",
+        metavar="N",
+        type=_workers,
+        default=1,
+        help="processes that serve together, with all limits shared out among them and metrics at a port of each from"
+        " that of --metrics on; SIGUSR1 replaces them one by one; default: 1",
     )
     add("--cert", metavar="FILE", type=Path, help="certificate chain, PEM; without it plain HTTP on loopback")
     add("--key", metavar="FILE", type=Path, help="its private key, PEM")
@@ -376,6 +385,12 @@ def _network(text: str) -> Network:
         return network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError("expected an address or a network, such as 10.0.0.0/8") from error
+
+
+def _workers(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 0 < int(text) <= 64):
+        raise argparse.ArgumentTypeError("expected a number from 1 to 64")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -1,31 +1,46 @@
 """The command ``relying-party serve``: it serves until SIGTERM."""
 
 import argparse
+import asyncio
 import contextlib
 import os
+import signal
+import tempfile
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
+
+from aiohttp import web
 
 from relying_party.config import DEFAULT_LIFETIMES, Config, origin_of
 from relying_party.core.access_tokens import TokenKey
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.domains import is_localhost, is_this_machine
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
-from relying_party.errors import SetupError, UsageError
+from relying_party.errors import ExitStatus, SetupError, UsageError
 from relying_party.http.app import METRICS, make_app, make_metrics_app
 from relying_party.http.connections import ConnectionLimits
-from relying_party.http.listening import Listener, listening, serving, until_terminated
+from relying_party.http.listening import PLAIN, Listener, inherited, listening, serving, until_terminated
 from relying_party.output import out
+from relying_party.store.shared import SharedChallenges, SharedProofs
+from relying_party.store.sqlite import SqliteStore, locked
+from relying_party.workers import HandOver, NotReadyError, Retirement, Workers
 
 MAX_SECRETS: Final = 64 * 1024  # bytes of the file
+MAX_PORT: Final = 0xFFFF
 METRICS_LIMITS: Final = ConnectionLimits(total=32, per_address=32)
 
 
-async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Listen, and serve until SIGTERM. say: prints a line for the operator."""
+async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
+    """Listen, and serve until SIGTERM; returns the exit status. say: prints a line for the operator."""
+    handed_over = HandOver.received()
+    if handed_over is not None:
+        await _work(args, handed_over)
+        return ExitStatus.DONE
+    if args.workers > 1:
+        return await _keep_workers(args, say)
     ended = until_terminated()
     with contextlib.ExitStack() as listeners:
         listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
@@ -36,26 +51,149 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> None:
             total=args.connections, per_address=args.connections_per_address, idle=args.idle_seconds
         )
         async with (
-            serving(
-                app,
-                listener,
-                say=say,
-                trusted_proxies=args.trusted_proxy,
-                public_url=config.public_url,
-                limits=limits,
-                closed=lambda why: app[METRICS].count("connections_closed_total", reason=why),
-            ),
+            _served(args, app, config, listener, limits=limits, say=say),
             contextlib.AsyncExitStack() as inside,
         ):
             if args.metrics is not None:
                 metrics = listeners.enter_context(
                     listening(*args.metrics, cert=None, key=None, anywhere=True)
                 )
-                own = serving(make_metrics_app(app), metrics, say=lambda _: None, limits=METRICS_LIMITS)
-                await inside.enter_async_context(own)
+                await inside.enter_async_context(_served_metrics(app, metrics))
                 say(f"metrics at {metrics.base_url()}/metrics")
             out(f"{base_url}\n")
             await ended
+    return ExitStatus.DONE
+
+
+async def _work(args: argparse.Namespace, told: HandOver) -> None:
+    """Serve as one of several workers, with its part of each limit."""
+    ended, retirement = until_terminated(), Retirement()
+    retirement.watch(lambda: None if ended.done() else ended.set_result(None))
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(
+            inherited(args.listen[0], told.sockets, cert=args.cert, key=args.key)
+        )
+        base_url = _base_url(args, listener)
+        config = _config(args, listener, base_url)
+        config = replace(
+            config,
+            store=Path(told.store),
+            shared_store=told.shared_store,
+            requests_per_minute=told.part(config.requests_per_minute),
+            registrations_per_day=told.part(config.registrations_per_day),
+        )
+        limits = ConnectionLimits(
+            total=told.part(args.connections),
+            per_address=told.part(args.connections_per_address),
+            idle=args.idle_seconds,
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            folder = Path(told.folder)
+            proofs = await stack.enter_async_context(SharedProofs(folder / "proofs.sqlite"))
+            app = make_app(
+                config,
+                open_store=lambda: SqliteStore(config.store),  # the first process has it locked
+                challenges=await stack.enter_async_context(SharedChallenges(folder / "ceremonies.sqlite")),
+                used_proofs=None if config.shared_store else proofs,
+            )
+            serves = _served(
+                args, app, config, listener, limits=limits, say=lambda _: None, linger=retirement.linger
+            )
+            await stack.enter_async_context(serves)
+            if told.metrics:
+                metrics = inherited("", told.metrics, cert=None, key=None)
+                await stack.enter_async_context(_served_metrics(app, listeners.enter_context(metrics)))
+            out(f"{base_url}\n")
+            await ended
+
+
+async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
+    """Listen, and keep the workers that serve, until SIGTERM; SIGUSR1 replaces them one by one."""
+    ended, again = until_terminated(), asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, again.set)
+    with (
+        tempfile.TemporaryDirectory(prefix="relying-party-") as folder,
+        contextlib.ExitStack() as lock,
+        contextlib.ExitStack() as listeners,
+    ):
+        listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
+        config = _config(args, listener, _base_url(args, listener))  # what is wrong in it is said once
+        lock.enter_context(locked(config.store, shared=config.shared_store))
+        metrics = [listeners.enter_context(one) for one in _metrics_of_workers(args)]
+        places = [
+            HandOver(
+                workers=args.workers,
+                sockets=tuple(one.fileno() for one in listener.sockets),
+                metrics=tuple(one.fileno() for one in (metrics[place].sockets if metrics else ())),
+                folder=folder,
+                store=str(config.store),
+                shared_store=config.shared_store,
+            )
+            for place in range(args.workers)
+        ]
+        workers = Workers(args.words, places, say=say)
+        started = asyncio.ensure_future(workers.start())
+        try:
+            await asyncio.wait((started, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                base_url = await started
+                if listener.tls is None:
+                    say(PLAIN)
+                for number, one in enumerate(metrics, 1):
+                    say(f"metrics of worker {number} at {one.base_url()}/metrics")
+                out(base_url)
+            while not ended.done():
+                asked = asyncio.ensure_future(again.wait())
+                await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
+                asked.cancel()
+                if again.is_set():
+                    again.clear()
+                    replaced = asyncio.ensure_future(workers.replace())
+                    await asyncio.wait((replaced, ended), return_when=asyncio.FIRST_COMPLETED)
+        except NotReadyError as error:
+            return ExitStatus(error.status) if error.status in set(ExitStatus) else ExitStatus.OUR_FAULT
+        finally:
+            listeners.close()
+            await workers.end()
+            await asyncio.gather(started, return_exceptions=True)
+    return ExitStatus.DONE
+
+
+def _metrics_of_workers(args: argparse.Namespace) -> Iterator[contextlib.AbstractContextManager[Listener]]:
+    """One address for each worker: the ports from the given one on, or free ones."""
+    if args.metrics is None:
+        return
+    host, port = args.metrics
+    if port + args.workers - 1 > MAX_PORT:
+        raise UsageError(f"--metrics: there are no {args.workers} ports from {port} on")
+    for place in range(args.workers):
+        yield listening(host, port + place if port else 0, cert=None, key=None, anywhere=True)
+
+
+def _served(
+    args: argparse.Namespace,
+    app: web.Application,
+    config: Config,
+    listener: Listener,
+    *,
+    limits: ConnectionLimits,
+    say: Callable[[str], None],
+    linger: Callable[[], float] = lambda: 0.0,
+) -> contextlib.AbstractAsyncContextManager[None]:
+    return serving(
+        app,
+        listener,
+        say=say,
+        trusted_proxies=args.trusted_proxy,
+        public_url=config.public_url,
+        limits=limits,
+        closed=lambda why: app[METRICS].count("connections_closed_total", reason=why),
+        linger=linger,
+    )
+
+
+def _served_metrics(app: web.Application, listener: Listener) -> contextlib.AbstractAsyncContextManager[None]:
+    return serving(make_metrics_app(app), listener, say=lambda _: None, limits=METRICS_LIMITS)
 
 
 def _config(args: argparse.Namespace, listener: Listener, base_url: str) -> Config:

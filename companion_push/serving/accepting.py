@@ -81,11 +81,15 @@ class Site(web.BaseSite):
         self._listener.setblocking(False)
         self._loop.add_reader(self._listener, self._accept)
 
-    async def stop(self) -> None:
-        """Stop accepting; a handshake that is not done is cut off."""
+    def accept_no_more(self) -> None:
+        """Leave new connections to other processes that listen on the socket; those that were accepted go on."""
         if self._pause is not None:
             self._pause.cancel()
         self._loop.remove_reader(self._listener)
+
+    async def stop(self) -> None:
+        """Stop accepting; a handshake that is not done is cut off."""
+        self.accept_no_more()
         self._listener.close()
         for task in list(self._beginning):
             task.cancel()

@@ -7,7 +7,7 @@
 
 _shtab_relying_party_subparsers=(serve completion)
 
-_shtab_relying_party_serve_option_strings=(-h --help --listen --public-url --rp-id --rp-name --origin --device-origin --store --shared-store --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --page --requests-per-minute --registrations-per-day --related-origin --android-app --top-origin --ml-dsa --prf --backup-eligibility --resource --resource-secrets --token-key --cookie-seconds --session-seconds --token-seconds --metrics --config --json --log-format --log-level)
+_shtab_relying_party_serve_option_strings=(-h --help --listen --public-url --rp-id --rp-name --origin --device-origin --store --shared-store --workers --cert --key --trusted-proxy --connections --connections-per-address --idle-seconds --page --requests-per-minute --registrations-per-day --related-origin --android-app --top-origin --ml-dsa --prf --backup-eligibility --resource --resource-secrets --token-key --cookie-seconds --session-seconds --token-seconds --metrics --config --json --log-format --log-level)
 _shtab_relying_party_completion_option_strings=(-h --help)
 _shtab_relying_party_option_strings=(-h --help --version)
 

@@ -51,7 +51,7 @@ function _shtab_relying_party_using
 end
 
 set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-format --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-format --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy --workers
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -68,6 +68,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l origin -x -d 
 complete -c relying-party -n '_shtab_relying_party_using serve' -l device-origin -x -d 'what devices may name as their origin; may be given again; default: as --origin'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'default: relying-party.sqlite'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l shared-store -d 'several processes serve with this store, each with this option: they share used proofs in it'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l workers -x -d 'processes that serve together, with all limits shared out among them and metrics at a port of each from that of --metrics on; SIGUSR1 replaces them one by one; default: 1'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'

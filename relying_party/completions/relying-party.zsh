@@ -42,6 +42,7 @@ _shtab_relying_party_serve_options=(
   "*--device-origin[what devices may name as their origin\; may be given again\; default\: as --origin]:ORIGIN:"
   "--store[default\: relying-party.sqlite]:FILE:_files"
   "--shared-store[several processes serve with this store, each with this option\: they share used proofs in it]"
+  "--workers[processes that serve together, with all limits shared out among them and metrics at a port of each from that of --metrics on\; SIGUSR1 replaces them one by one\; default\: 1]:N:"
   "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
   "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"

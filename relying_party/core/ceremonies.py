@@ -134,12 +134,15 @@ class _MarkedClientData(CollectedClientData):
         return sha256(BOM_UTF8 + self).digest()
 
 
+@dataclass(eq=False, frozen=True, kw_only=True)
 class ParsedAssertion(AuthenticatorAssertionResponse):
     """An assertion whose members have their types already, from our own parser.
 
     python-fido2 evaluates the type hints of a class for each of its objects, to convert members that came as JSON. That was more
     than half of a verification (benchmarks/rp.py), and returns members that have their types as they are.
     """
+
+    user_handle: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Convert nothing."""

@@ -50,7 +50,7 @@ from relying_party.core.messages import (
     parse_step_up_options,
 )
 from relying_party.core.operations import STEP_UP_SECONDS, Operation, OperationKind
-from relying_party.core.proofs import ProofsInMemory
+from relying_party.core.proofs import ProofsInMemory, UsedProofs
 from relying_party.core.sessions import (
     LATE_SECONDS,
     Opened,
@@ -154,6 +154,7 @@ def make_app(
     *,
     open_store: OpenStore | None = None,
     challenges: ChallengeStore | None = None,
+    used_proofs: UsedProofs | None = None,
     with_pages: bool = True,
     clock: Clock = time.time,
     random: RandomBytes = secrets.token_bytes,
@@ -161,10 +162,16 @@ def make_app(
 ) -> web.Application:
     """The application; its store opens when it starts and closes when it ends.
 
-    open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
-    place for ceremonies under way than this process. with_pages: False leaves the pages to a service that
-    mounts this, and the well-known documents (`well_known_routes`). tracer_provider: OpenTelemetry's, for spans of the
-    requests; by default that of the process, where the API is installed.
+        open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
+    <<<<<<< HEAD
+        place for ceremonies under way than this process. with_pages: False leaves the pages to a service that
+        mounts this, and the well-known documents (`well_known_routes`). tracer_provider: OpenTelemetry's, for spans of the
+        requests; by default that of the process, where the API is installed.
+    =======
+        place for ceremonies under way than this process. used_proofs: another place for used proofs than this process, or the
+        store where it is shared. with_pages: False leaves the pages to a service that
+        mounts this, and the well-known documents (`well_known_routes`).
+    >>>>>>> 883bdf5 (relying-party serve --workers: processes that share a socket, ceremonies and used proofs, replaced one by one)
     """
     traces = tracing(tracer_provider)
     app = web.Application(
@@ -197,7 +204,7 @@ def make_app(
                 random=random,
                 metrics=app[METRICS],
                 prf_salt=await store.secret("prf") if config.prf else None,
-                used_proofs=store if config.shared_store else ProofsInMemory(),
+                used_proofs=used_proofs or (store if config.shared_store else ProofsInMemory()),
                 rate_limit=RateLimit(name="changes-of-address", most=config.requests_per_minute),
                 read_limit=RateLimit(name="reads-of-address", most=config.requests_per_minute * READS),
                 registrations=RateLimit(

@@ -32,6 +32,7 @@ from relying_party.http.connections import ConnectionLimits, Connections, Slot
 from relying_party.http.log_limit import PERIOD, LogLimit
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
+LINGER_TURN: Final = 0.02  # seconds between two looks at the connections that are left
 
 
 class Runner(web.AppRunner):
@@ -50,15 +51,17 @@ class Runner(web.AppRunner):
         prefix: str = "",
         handler_cancellation: bool = False,
         closed: Callable[[str], None] = lambda _: None,
+        linger: Callable[[], float] = lambda: 0.0,
     ) -> None:
         """shutdown_timeout: seconds. limits: of connections. trusted_proxies: whose ``X-Forwarded-For`` is believed.
 
         prefix: of paths that a proxy may have left on or taken off; no slash at its end. handler_cancellation: whether
-        who hangs up ends its handler. closed: is told why a connection was closed or refused.
+        who hangs up ends its handler. closed: is told why a connection was closed or refused. linger: says at shutdown how many
+        seconds open connections have for one more request each, where another process accepts the new ones.
         """
         super().__init__(app, shutdown_timeout=shutdown_timeout, handler_cancellation=handler_cancellation)
         app.on_response_prepare.append(_without_server)
-        self._trusted_proxies, self._prefix = trusted_proxies, prefix
+        self._trusted_proxies, self._prefix, self._linger = trusted_proxies, prefix, linger
         self.connections = Connections(
             limits if limits is not None else ConnectionLimits(),
             trusted_proxies=trusted_proxies,
@@ -73,8 +76,23 @@ class Runner(web.AppRunner):
         return Site(self, listener, connections=self.connections, protocol=server, tls=tls)
 
     async def cleanup(self) -> None:
+        await self._let_go()
         await super().cleanup()
         _limit.end()
+
+    async def _let_go(self) -> None:
+        """Accept no more, and end each connection with its next answer: whoever is about to send a request is not cut off."""
+        seconds, server = self._linger(), self.server
+        if seconds <= 0 or not isinstance(server, _Server):
+            return
+        for site in self.sites:
+            if isinstance(site, Site):
+                site.accept_no_more()
+        server.last_answers = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while len(self.connections):  # noqa: ASYNC110  they tell nobody of their end
+                    await asyncio.sleep(LINGER_TURN)
 
     async def _make_server(self) -> web.Server:
         return _Server(await super()._make_server(), self.connections, self._trusted_proxies, self._prefix)
@@ -108,6 +126,7 @@ class _Server(web.Server):
         )
         self._handle: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = of_app.request_handler
         self._slots, self._trusted_proxies, self._prefix = connections, trusted_proxies, prefix
+        self.last_answers = False  # whether each connection ends with its next answer
 
     def __call__(self, slot: Slot | None = None) -> web.RequestHandler:
         """Make the protocol of a connection. slot: None when another site than ours has accepted it."""
@@ -130,7 +149,10 @@ class _Server(web.Server):
         try:
             with connection.in_use(client=seen.remote or "") as allowed:
                 if allowed:
-                    return await self._handle(seen)
+                    answer = await self._handle(seen)
+                    if self.last_answers:
+                        answer.force_close()
+                    return answer
                 refused = _Problem(429)
                 most = self._slots.limits.per_address
                 policy = Policy(name="requests-of-address", quota=most)

@@ -25,6 +25,7 @@ from relying_party.http.addresses import Network
 from relying_party.http.connections import ConnectionLimits
 from relying_party.http.http_server import Runner, tls_context
 
+PLAIN: Final = "no certificate: plain HTTP, on loopback only"
 BACKLOG: Final = 1024  # connections that wait to be accepted
 
 
@@ -64,6 +65,17 @@ def listening(
         yield Listener(host=host, sockets=sockets, tls=tls)
 
 
+@contextlib.contextmanager
+def inherited(
+    host: str, descriptors: Sequence[int], *, cert: Path | None, key: Path | None
+) -> Iterator[Listener]:
+    """Take over the sockets on which the process that started this one listens. cert, key: as for `listening`."""
+    tls = None if cert is None or key is None else tls_context(cert, key)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(fileno=number)) for number in descriptors]
+        yield Listener(host=host, sockets=sockets, tls=tls)
+
+
 @contextlib.asynccontextmanager
 async def serving(
     app: web.Application,
@@ -75,12 +87,13 @@ async def serving(
     handler_cancellation: bool = False,
     limits: ConnectionLimits | None = None,
     closed: Callable[[str], None] = lambda _: None,
+    linger: Callable[[], float] = lambda: 0.0,
 ) -> AsyncIterator[None]:
     """Serve `app` while the context is open; then stop accepting, and give running requests `DRAIN_SECONDS`.
 
     say: prints a line for the operator. public_url: what clients call `app` by; a proxy may take its path off.
     handler_cancellation: whether a client's disconnect cancels its handler. limits: of connections; they are lowered to what the
-    system gives this process. closed: is told why a connection was closed or refused.
+    system gives this process. closed: is told why a connection was closed or refused. linger: as of `Runner`.
     """
     runner = Runner(
         app,
@@ -89,11 +102,12 @@ async def serving(
         handler_cancellation=handler_cancellation,
         limits=fit(limits if limits is not None else ConnectionLimits()),
         closed=closed,
+        linger=linger,
     )
     try:
         await runner.setup()
         if listener.tls is None:
-            say("no certificate: plain HTTP, on loopback only")
+            say(PLAIN)
         for one in listener.sockets:
             await runner.site(one, listener.tls).start()
         yield

@@ -67,6 +67,12 @@ _Value = TypeVar("_Value")
 APPLICATION_ID: Final = 0x68705250  # "hpRP", in the header of the file
 BUSY_TIMEOUT: Final = 5.0  # seconds
 FORGOTTEN_AT_ONCE: Final = 10  # accounts, with each new one
+USED_PROOFS: Final = (  # where several processes share them
+    "CREATE TABLE proof_step (number INTEGER NOT NULL, began REAL NOT NULL, used INTEGER NOT NULL) STRICT",
+    "INSERT INTO proof_step VALUES (0, 0.0, 0)",
+    "CREATE TABLE used_proofs (digest BLOB PRIMARY KEY, step INTEGER NOT NULL) STRICT, WITHOUT ROWID",
+    "CREATE INDEX used_proofs_by_step ON used_proofs (step)",
+)
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
         """CREATE TABLE users (
@@ -134,12 +140,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             kind TEXT NOT NULL, at INTEGER NOT NULL, name TEXT, session_id BLOB, client_kind TEXT) STRICT""",
         "CREATE INDEX changes_of_user ON changes (user_handle, kind)",
     ),
-    (  # used proofs, where several processes share the store
-        "CREATE TABLE proof_step (number INTEGER NOT NULL, began REAL NOT NULL, used INTEGER NOT NULL) STRICT",
-        "INSERT INTO proof_step VALUES (0, 0.0, 0)",
-        "CREATE TABLE used_proofs (digest BLOB PRIMARY KEY, step INTEGER NOT NULL) STRICT, WITHOUT ROWID",
-        "CREATE INDEX used_proofs_by_step ON used_proofs (step)",
-    ),
+    USED_PROOFS,
     (  # accounts that were never used
         "ALTER TABLE users ADD COLUMN used INTEGER NOT NULL DEFAULT 0",
         """UPDATE users SET used = 1 WHERE EXISTS (
@@ -149,7 +150,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 
 
-class _Worker:
+class Worker:
     """A connection with its own thread."""
 
     def __init__(self, path: Path, name: str, *, check: Callable[[], None]) -> None:
@@ -179,7 +180,7 @@ class _Worker:
             try:
                 self._check()
                 connection.execute(f"PRAGMA busy_timeout = {int(left * 1000)}")
-                with _all_or_nothing(connection, kind):
+                with all_or_nothing(connection, kind):
                     value = work(connection)
                 self._check()  # a commit counts only in the file at the path
             except sqlite3.Error as error:
@@ -197,8 +198,8 @@ class SqliteStore:
 
     def __init__(self, path: Path) -> None:
         self._path = path.absolute()
-        self._writer = _Worker(self._path, "writer", check=self._check)
-        self._reader = _Worker(self._path, "reader", check=self._check)
+        self._writer = Worker(self._path, "writer", check=self._check)
+        self._reader = Worker(self._path, "reader", check=self._check)
         self._files: dict[Path, tuple[int, int] | None] = {}  # the open files, by device and inode
         self._nonces: bytes | None = None  # the key of the nonces, once it was read
 
@@ -456,28 +457,9 @@ class SqliteStore:
     async def take_proof(self, proof: Proof, *, now: float) -> str:
         key = await self._nonce_key()
 
-        def work(connection: sqlite3.Connection) -> str | UseDpopNonce:
-            row = connection.execute("SELECT * FROM proof_step").fetchone()
-            known = Step(number=row["number"], began=row["began"], used=row["used"])
-            step = known.at(now)
-            if step is not known:
-                connection.execute(
-                    "UPDATE proof_step SET number = ?, began = ?, used = 0", (step.number, step.began)
-                )
-                connection.execute("DELETE FROM used_proofs WHERE step < ?", (step.number - 1,))
-            try:
-                nonce = step.check(proof, key)
-            except UseDpopNonce as refusal:
-                return refusal  # the step has begun all the same
-            taken = connection.execute(
-                "INSERT OR IGNORE INTO used_proofs VALUES (?, ?)", (proof.digest, step.number)
-            )
-            if taken.rowcount == 0:
-                raise ProofInvalid("the proof was used before")
-            connection.execute("UPDATE proof_step SET used = used + 1")
-            return nonce
-
-        outcome = await self._transaction(work, writes=True)
+        outcome = await self._transaction(
+            lambda connection: taken_proof(connection, proof, key, now), writes=True
+        )
         if isinstance(outcome, UseDpopNonce):
             raise outcome
         return outcome
@@ -534,6 +516,28 @@ class SqliteStore:
     async def _close(self) -> None:
         await self._reader.close()
         await self._writer.close()
+
+
+def taken_proof(connection: sqlite3.Connection, proof: Proof, key: bytes, now: float) -> str | UseDpopNonce:
+    """Use up a proof in the tables ``proof_step`` and ``used_proofs``; returns the newest nonce, or the refusal of an old one.
+
+    A refusal is returned because its transaction counts: the step has begun all the same. key: of the nonces.
+    """
+    row = connection.execute("SELECT * FROM proof_step").fetchone()
+    known = Step(number=row["number"], began=row["began"], used=row["used"])
+    step = known.at(now)
+    if step is not known:
+        connection.execute("UPDATE proof_step SET number = ?, began = ?, used = 0", (step.number, step.began))
+        connection.execute("DELETE FROM used_proofs WHERE step < ?", (step.number - 1,))
+    try:
+        nonce = step.check(proof, key)
+    except UseDpopNonce as refusal:
+        return refusal
+    taken = connection.execute("INSERT OR IGNORE INTO used_proofs VALUES (?, ?)", (proof.digest, step.number))
+    if taken.rowcount == 0:
+        raise ProofInvalid("the proof was used before")
+    connection.execute("UPDATE proof_step SET used = used + 1")
+    return nonce
 
 
 @contextmanager
@@ -623,7 +627,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
     if not _is_up_to_date(connection):
-        with _all_or_nothing(connection, "IMMEDIATE"):
+        with all_or_nothing(connection, "IMMEDIATE"):
             _migrate(connection, path)
 
 
@@ -667,7 +671,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _all_or_nothing(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
+def all_or_nothing(connection: sqlite3.Connection, kind: str) -> Iterator[None]:
     connection.execute(f"BEGIN {kind}")
     try:
         yield

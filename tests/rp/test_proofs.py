@@ -27,6 +27,7 @@ from relying_party.core.proofs import (
     verify_proof,
 )
 from relying_party.errors import ProofClock, ProofInvalid, RequestRefused, UseDpopNonce
+from relying_party.store.shared import SharedProofs
 from relying_party.store.sqlite import SqliteStore
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
 from tests.vectors_loader import Vector, name, vectors
@@ -214,14 +215,17 @@ def _made(nonce: str | None, *, identifier: str = "a", key: str = "key") -> Proo
     return Proof(key_thumbprint=key, id=identifier, nonce=nonce)
 
 
-@pytest.fixture(params=["memory", "store"])
+@pytest.fixture(params=["memory", "store", "shared file"])
 async def used(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UsedProofs]:
-    """Either memory of used proofs in turn."""
+    """Each memory of used proofs in turn."""
     if request.param == "memory":
         yield ProofsInMemory()
-        return
-    async with SqliteStore(tmp_path / "s") as store:
-        yield store
+    elif request.param == "store":
+        async with SqliteStore(tmp_path / "s") as store:
+            yield store
+    else:
+        async with SharedProofs(tmp_path / "s") as shared:
+            yield shared
 
 
 async def newest(used: UsedProofs, now: float = NOW) -> str:
@@ -297,14 +301,17 @@ async def test_no_proof_from_before_a_start_is_taken_whatever_its_clock_said() -
 
 
 @pytest.mark.threat("T13")
-async def test_processes_that_share_a_store_take_a_proof_once_between_them(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as one, SqliteStore(tmp_path / "s") as two:
+@pytest.mark.parametrize("kind", [SqliteStore, SharedProofs])
+async def test_processes_that_share_a_store_take_a_proof_once_between_them(
+    tmp_path: Path, kind: type[SqliteStore | SharedProofs]
+) -> None:
+    async with kind(tmp_path / "s") as one, kind(tmp_path / "s") as two:
         nonce = await newest(one)
         assert await newest(two) == nonce
         both = (one.take_proof(_made(nonce), now=NOW), two.take_proof(_made(nonce), now=NOW))
         outcomes = await asyncio.gather(*both, return_exceptions=True)
         assert sorted(map(str, outcomes)) == sorted([nonce, "the proof was used before"])
-    async with SqliteStore(tmp_path / "s") as restarted:
+    async with kind(tmp_path / "s") as restarted:
         with pytest.raises(ProofInvalid):
             await restarted.take_proof(_made(nonce), now=NOW)
         await restarted.take_proof(_made(nonce, identifier="b"), now=NOW)
