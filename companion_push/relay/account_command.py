@@ -1,13 +1,13 @@
 """``companion-push account``: the built-in account system, at its simplest."""
 
 import argparse
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any, Final
 
 from companion_push.relay.config import DEFAULT_STORE
 from companion_push.relay.database import open_database
+from companion_push.relay.transaction import Transaction
 from headless_passkey.command.command_line import (
     SettingsParser,
     add_settings,
@@ -124,7 +124,7 @@ async def _reset(args: argparse.Namespace) -> None:
 
     relay_url, now = _relay_url(args), time.time()
 
-    def reset(db: sqlite3.Connection) -> tuple[str, bytes] | None:
+    def reset(db: Transaction) -> tuple[str, bytes] | None:
         if close_account(db, name=args.name, now=now) is None:
             raise _unknown()
         return _added(db, args, now)
@@ -156,7 +156,7 @@ async def _poll_only(args: argparse.Namespace) -> None:
     from companion_push.relay.accounts import named  # noqa: PLC0415  --help needs none of this
     from companion_push.relay.channels import set_poll_only  # noqa: PLC0415
 
-    def change(db: sqlite3.Connection) -> str:
+    def change(db: Transaction) -> str:
         account = named(db, args.name)
         if account is None:
             raise _unknown()
@@ -184,7 +184,7 @@ async def _list(args: argparse.Namespace) -> None:
         out(f"{account.id}  {printable(account.name)}  {members}{suspended}")
 
 
-def _added(db: sqlite3.Connection, args: argparse.Namespace, now: float) -> tuple[str, bytes] | None:
+def _added(db: Transaction, args: argparse.Namespace, now: float) -> tuple[str, bytes] | None:
     from companion_push.relay.accounts import add_account  # noqa: PLC0415  --help needs none of this
 
     return add_account(db, name=args.name, now=now, expires_at=int(now) + args.valid_hours * _HOUR)

@@ -7,7 +7,6 @@ one that still waits. An account has `MAX_WAITING` of them at most, and begins `
 
 import json
 import secrets
-import sqlite3
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -17,6 +16,7 @@ from companion_push.relay import accounts, subjects
 from companion_push.relay.account_states import States
 from companion_push.relay.mailbox import Rate
 from companion_push.relay.problems import Problem
+from companion_push.relay.transaction import Transaction
 from companion_push.relay.webhook import Attempt
 from headless_passkey.text.base64url import base64url
 
@@ -36,6 +36,7 @@ _RATE_NAME: Final = "account events"
 _FURTHEST: Final = 86_400  # seconds: what is due later was stored by a clock that has gone back since
 _LOOKED_AT: Final = 100  # events that one transaction looks at
 _JITTER: Final = 0.2  # the part of a pause that chance takes off
+_ALL: Final = 1 << 31  # more rows than there are
 
 
 class EventType(StrEnum):
@@ -64,7 +65,7 @@ class Event:
 
 
 def add(
-    db: sqlite3.Connection, account: str, device: str, kind: EventType, *, now: float, **details: str
+    db: Transaction, account: str, device: str, kind: EventType, *, now: float, **details: str
 ) -> tuple[Step, ...]:
     """Store an event about a device of an account. details: further members of its data."""
     data = {"account": account, **_owner(db, account), "device": device, **details}
@@ -77,8 +78,8 @@ def add(
     )
     beyond = db.execute(
         "DELETE FROM account_events WHERE device IN (SELECT device FROM account_events WHERE account = ?"
-        " ORDER BY at DESC, device LIMIT -1 OFFSET ?)",
-        (account, MAX_WAITING),
+        " ORDER BY at DESC, device LIMIT ? OFFSET ?)",
+        (account, _ALL, MAX_WAITING),
     ).rowcount
     return (Step.MADE, *[Step.REPLACED] * replaced, *[Step.GIVEN_UP] * beyond)
 
@@ -88,7 +89,7 @@ def timestamp(seconds: float, precision: str = "seconds") -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec=precision).replace("+00:00", "Z")
 
 
-def _owner(db: sqlite3.Connection, account: str) -> dict[str, str]:
+def _owner(db: Transaction, account: str) -> dict[str, str]:
     """By what the account service knows the account, in the words of ``/admin/v1/accounts``."""
     subject = subjects.subject_of(db, account)
     if subject is not None:
@@ -97,7 +98,7 @@ def _owner(db: sqlite3.Connection, account: str) -> dict[str, str]:
     return {} if name is None else {"name": name}
 
 
-def take(db: sqlite3.Connection, states: States, now: float) -> Event | None:
+def take(db: Transaction, states: States, now: float) -> Event | None:
     """Begin an attempt: the event with the fewest attempts of those that are due. It is due again in some seconds.
 
     An account that has had its share of events waits: its event is due when there is more.
@@ -124,9 +125,7 @@ def take(db: sqlite3.Connection, states: States, now: float) -> Event | None:
     return None
 
 
-def record(
-    db: sqlite3.Connection, event: Event, attempt: Attempt, *, chance: float, now: float
-) -> Step | None:
+def record(db: Transaction, event: Event, attempt: Attempt, *, chance: float, now: float) -> Step | None:
     """Store what became of an attempt; None where a newer event has taken the place of this one meanwhile. chance: 0 to 1."""
     if attempt.taken:
         db.execute("DELETE FROM account_events WHERE id = ?", (event.id,))
@@ -144,12 +143,12 @@ def record(
     return Step.FAILED
 
 
-def waiting(db: sqlite3.Connection) -> tuple[int, float | None]:
+def waiting(db: Transaction) -> tuple[int, float | None]:
     """How many events there are, and when the first of them is due, in Unix seconds."""
     count, due = db.execute("SELECT count(*), min(due) FROM account_events").fetchone()
     return count, due
 
 
-def clear(db: sqlite3.Connection) -> None:
+def clear(db: Transaction) -> None:
     """Delete all events, of a relay that is set up to tell none."""
     db.execute("DELETE FROM account_events")

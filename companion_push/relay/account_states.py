@@ -7,7 +7,6 @@ go with it. No rule is written in the store's language: whoever loses the race r
 
 import logging
 import secrets
-import sqlite3
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Final, Protocol
 from companion_push.errors import StoreBusy
 from companion_push.relay.account_state import EMPTY, AccountState, decoded, encoded
 from companion_push.relay.mailbox import Key, Request
+from companion_push.relay.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class StateStore(Protocol):
 class SqliteStates:
     """The account states in SQLite, as a part of one transaction on an open store."""
 
-    def __init__(self, db: sqlite3.Connection) -> None:
+    def __init__(self, db: Transaction) -> None:
         self._db = db
 
     def load(self, account: str, known: int = ABSENT) -> Value:
@@ -105,7 +105,11 @@ class SqliteStates:
                 (write.account, key.device, key.request, key.recipient, sealed)
                 for key, sealed in write.sealed.items()
             ]
-            self._db.executemany("REPLACE INTO envelopes VALUES (?, ?, ?, ?, ?)", rows)
+            self._db.executemany(
+                "INSERT INTO envelopes VALUES (?, ?, ?, ?, ?)"
+                " ON CONFLICT (account, device, request, recipient) DO UPDATE SET sealed = excluded.sealed",
+                rows,
+            )
             return None
         return self.load(write.account)
 

@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import hmac
 import secrets
-import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +15,7 @@ from typing import Final
 from companion_push.relay import channels
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.proofs import SKEW
+from companion_push.relay.transaction import Transaction
 from companion_push.serving.rate_limit import Policy, Unit
 from headless_passkey.errors import RemoteProtocolError, TrustError, TrustReason
 from headless_passkey.request import InvitationState
@@ -116,12 +116,15 @@ class KeptRing:
     hash: bytes
 
 
+_ANEW: Final = (  # of who was a former member already
+    "ON CONFLICT (name) DO UPDATE SET account = excluded.account, version = excluded.version, removed_at = excluded.removed_at"
+)
+
+
 # Accounts and their codes
 
 
-def add_account(
-    db: sqlite3.Connection, *, name: str, now: float, expires_at: int
-) -> tuple[str, bytes] | None:
+def add_account(db: Transaction, *, name: str, now: float, expires_at: int) -> tuple[str, bytes] | None:
     """Add an account without members; returns its id and one-time code, or None when the name is taken.
 
     An account that is not founded yet gets a new code, which makes the earlier one void.
@@ -133,7 +136,11 @@ def add_account(
     elif _newest(db, account) is not None:
         return None
     code = secrets.token_bytes(CODE_SIZE)
-    db.execute("REPLACE INTO account_codes VALUES (?, ?, ?)", (account, _hash(code), expires_at))
+    db.execute(
+        "INSERT INTO account_codes VALUES (?, ?, ?) ON CONFLICT (account) DO UPDATE"
+        " SET hash = excluded.hash, expires_at = excluded.expires_at",
+        (account, _hash(code), expires_at),
+    )
     return account, code
 
 
@@ -149,7 +156,7 @@ class Listed:
     suspended: bool
 
 
-def listed(db: sqlite3.Connection) -> list[Listed]:
+def listed(db: Transaction) -> list[Listed]:
     """List the open accounts by name."""
     rows = db.execute(
         "SELECT id, coalesce(name, (SELECT label FROM subjects WHERE account = id), '') AS called,"
@@ -173,43 +180,46 @@ def listed(db: sqlite3.Connection) -> list[Listed]:
     ]
 
 
-def named(db: sqlite3.Connection, name: str) -> str | None:
+def named(db: Transaction, name: str) -> str | None:
     """The id of the open built-in account of this name."""
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
     return None if row is None else str(row[0])
 
 
-def name_of_account(db: sqlite3.Connection, account: str) -> str | None:
+def name_of_account(db: Transaction, account: str) -> str | None:
     """The name of a built-in account; None for that of a subject, and for a closed one."""
     row = db.execute("SELECT name FROM accounts WHERE id = ?", (account,)).fetchone()
     return None if row is None else row[0]
 
 
-def opened(db: sqlite3.Connection, account: str | None) -> str | None:
+def opened(db: Transaction, account: str | None) -> str | None:
     """The id itself when it is an open account's."""
     row = db.execute("SELECT id FROM accounts WHERE id = ? AND closed_at IS NULL", (account,)).fetchone()
     return None if row is None else str(row[0])
 
 
-def is_known(db: sqlite3.Connection, account: str) -> bool:
+def is_known(db: Transaction, account: str) -> bool:
     """Whether there is, or was, an account with this id."""
     return db.execute("SELECT 1 FROM accounts WHERE id = ?", (account,)).fetchone() is not None
 
 
-def close_account(db: sqlite3.Connection, *, name: str, now: float) -> frozenset[str] | None:
+def close_account(db: Transaction, *, name: str, now: float) -> frozenset[str] | None:
     """Close a built-in account, as `close` does; None when there is no such account."""
     account = named(db, name)
     return None if account is None else close(db, account, now=now)
 
 
-def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]:
+def close(db: Transaction, account: str, *, now: float) -> frozenset[str]:
     """Close an account for good and delete what it holds; returns who is told so.
 
     Its id stays closed. Its members of now, and the newcomers of its invitations, are told so for as long as former
     members are remembered.
     """
     told = members_of(db, account)
-    db.executemany("REPLACE INTO former VALUES (?, ?, 0, ?)", [(each, account, int(now)) for each in told])
+    db.executemany(
+        f"INSERT INTO former VALUES (?, ?, 0, ?) {_ANEW}",  # noqa: S608
+        [(each, account, int(now)) for each in told],
+    )
     channels.close(db, account, now)
     for table in (
         "words", "word_calls", "account_states", "envelopes", "invitations", "members", "rings", "account_codes",
@@ -221,7 +231,7 @@ def close(db: sqlite3.Connection, account: str, *, now: float) -> frozenset[str]
     return told
 
 
-def members_of(db: sqlite3.Connection, account: str) -> frozenset[str]:
+def members_of(db: Transaction, account: str) -> frozenset[str]:
     """The names of all members of an account, and of the newcomers of its invitations."""
     rows = db.execute(
         "SELECT name FROM members WHERE account = ?"
@@ -231,28 +241,26 @@ def members_of(db: sqlite3.Connection, account: str) -> frozenset[str]:
     return frozenset(name for (name,) in rows)
 
 
-def refuse_closed(db: sqlite3.Connection, account: str) -> None:
+def refuse_closed(db: Transaction, account: str) -> None:
     """Refuse the request when the account is closed (account-closed)."""
     row = db.execute("SELECT closed_at FROM accounts WHERE id = ?", (account,)).fetchone()
     if row is not None and row[0] is not None:
         raise Problem(Slug.ACCOUNT_CLOSED)
 
 
-def refuse_suspended(db: sqlite3.Connection, account: str) -> None:
+def refuse_suspended(db: Transaction, account: str) -> None:
     """Refuse the request when the account is suspended (account-suspended)."""
     if db.execute("SELECT 1 FROM suspensions WHERE account = ?", (account,)).fetchone() is not None:
         raise Problem(Slug.ACCOUNT_SUSPENDED)
 
 
-def stranger(db: sqlite3.Connection, name: str) -> Problem:
+def stranger(db: Transaction, name: str) -> Problem:
     """Make the problem for a key that is no member's: its account is closed, or there is nothing (not-found)."""
     _former(db, name)  # which refuses for a closed account
     return not_found()
 
 
-def found(
-    db: sqlite3.Connection, *, caller: str, code: bytes, document: bytes, now: float
-) -> tuple[str, bool]:
+def found(db: Transaction, *, caller: str, code: bytes, document: bytes, now: float) -> tuple[str, bool]:
     """Found an account's ring with its code; returns the account's id, and whether this changed anything (idempotent)."""
     ring = founding_ring(document, caller=caller)
     refuse_closed(db, ring.account)
@@ -288,7 +296,7 @@ def founding_ring(document: bytes, *, caller: str) -> Ring:
 # Rings and members
 
 
-def membership(db: sqlite3.Connection, name: str) -> Membership | None:
+def membership(db: Transaction, name: str) -> Membership | None:
     """Look up the membership of a key, by its account's newest ring."""
     row = db.execute(
         "SELECT account, role, EXISTS (SELECT 1 FROM suspensions WHERE account = members.account)"
@@ -300,7 +308,7 @@ def membership(db: sqlite3.Connection, name: str) -> Membership | None:
     return Membership(name=name, account=row[0], role=Role(row[1]), suspended=bool(row[2]))
 
 
-def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
+def reader(db: Transaction, name: str) -> tuple[str, int | None]:
     """Look up whose rings a key may read: its account, and the last version; None for a member, who may read all.
 
     A former member reads the ring that took it out, which is its proof, and nothing later.
@@ -316,7 +324,7 @@ def reader(db: sqlite3.Connection, name: str) -> tuple[str, int | None]:
     return former
 
 
-def _former(db: sqlite3.Connection, name: str) -> tuple[str, int] | None:
+def _former(db: Transaction, name: str) -> tuple[str, int] | None:
     """Look up the account that a key belongs to no more, and the last ring that it reads; refuses when that account is closed."""
     row = db.execute("SELECT account, version FROM former WHERE name = ?", (name,)).fetchone()
     if row is None:
@@ -325,12 +333,12 @@ def _former(db: sqlite3.Connection, name: str) -> tuple[str, int] | None:
     return row[0], row[1]
 
 
-def companions(db: sqlite3.Connection, account: str) -> frozenset[str]:
+def companions(db: Transaction, account: str) -> frozenset[str]:
     rows = db.execute("SELECT name FROM members WHERE account = ? AND role = ?", (account, Role.COMPANION))
     return frozenset(name for (name,) in rows)
 
 
-def newest(db: sqlite3.Connection, account: str, *, last: int | None = None) -> KeptRing:
+def newest(db: Transaction, account: str, *, last: int | None = None) -> KeptRing:
     """Read the newest ring of a founded account. last: no version after it is looked at."""
     kept = _newest(db, account, last)
     if kept is None:
@@ -338,7 +346,7 @@ def newest(db: sqlite3.Connection, account: str, *, last: int | None = None) -> 
     return kept
 
 
-def _newest(db: sqlite3.Connection, account: str, last: int | None = None) -> KeptRing | None:
+def _newest(db: Transaction, account: str, last: int | None = None) -> KeptRing | None:
     """Read the account's newest ring; None before it is founded, and after it is closed."""
     row = db.execute(
         "SELECT version, hash FROM rings WHERE account = ? AND version <= ? ORDER BY version DESC LIMIT 1",
@@ -347,7 +355,7 @@ def _newest(db: sqlite3.Connection, account: str, last: int | None = None) -> Ke
     return None if row is None else KeptRing(version=row[0], hash=row[1])
 
 
-def _head(db: sqlite3.Connection, account: str) -> Ring:
+def _head(db: Transaction, account: str) -> Ring:
     """Read and parse the newest ring of a founded account, for whoever needs its members."""
     head = _newest_ring(db, account)
     if head is None:
@@ -355,7 +363,7 @@ def _head(db: sqlite3.Connection, account: str) -> Ring:
     return head
 
 
-def _newest_ring(db: sqlite3.Connection, account: str) -> Ring | None:
+def _newest_ring(db: Transaction, account: str) -> Ring | None:
     """Read and parse the account's newest ring; None before it is founded, and after it is closed."""
     row = db.execute(
         "SELECT document FROM rings WHERE account = ? ORDER BY version DESC LIMIT 1", (account,)
@@ -364,7 +372,7 @@ def _newest_ring(db: sqlite3.Connection, account: str) -> Ring | None:
 
 
 def rings_after(
-    db: sqlite3.Connection, account: str, version: int, limit: int, *, last: int | None = None
+    db: Transaction, account: str, version: int, limit: int, *, last: int | None = None
 ) -> list[bytes]:
     """Read the ring documents after `version` and up to `last`, oldest first: at most `limit`, and of several at most `MAX_PAGE` bytes."""
     rows = db.execute(
@@ -381,7 +389,7 @@ def rings_after(
     return documents
 
 
-def kept_document(db: sqlite3.Connection, account: str, version: int) -> bytes | None:
+def kept_document(db: Transaction, account: str, version: int) -> bytes | None:
     """Read a ring of the account; None when the relay has it no more, or never had it."""
     row = db.execute(
         "SELECT document FROM rings WHERE account = ? AND version = ?", (account, version)
@@ -389,7 +397,7 @@ def kept_document(db: sqlite3.Connection, account: str, version: int) -> bytes |
     return None if row is None else bytes(row[0])
 
 
-def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: bytes) -> bool:
+def holds_ring(db: Transaction, account: str, version: int, ring_hash: bytes) -> bool:
     """Whether the relay holds this ring of the account."""
     row = db.execute(
         "SELECT 1 FROM rings WHERE account = ? AND version = ? AND hash = ?", (account, version, ring_hash)
@@ -397,7 +405,7 @@ def holds_ring(db: sqlite3.Connection, account: str, version: int, ring_hash: by
     return row is not None
 
 
-def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, now: float) -> None:
+def give_word(db: Transaction, companion: Membership, document: bytes, now: float) -> None:
     """Keep a word about the newest ring that `companion` holds, unless a newer one is kept; it is asked for no more."""
     word = take_word(db, companion, document)
     if word.claim is not None:
@@ -412,13 +420,13 @@ def give_word(db: sqlite3.Connection, companion: Membership, document: bytes, no
     db.execute("DELETE FROM word_calls WHERE companion = ?", (companion.name,))
 
 
-def words(db: sqlite3.Connection, account: str) -> list[tuple[str, bytes]]:
+def words(db: Transaction, account: str) -> list[tuple[str, bytes]]:
     """Read the newest word of each companion, with its name."""
     rows = db.execute("SELECT companion, word FROM words WHERE account = ? ORDER BY companion", (account,))
     return rows.fetchall()
 
 
-def call_for_words(db: sqlite3.Connection, account: str) -> frozenset[str]:
+def call_for_words(db: Transaction, account: str) -> frozenset[str]:
     """Ask each companion for a word; returns the names of those who were not asked already."""
     already = {
         name for (name,) in db.execute("SELECT companion FROM word_calls WHERE account = ?", (account,))
@@ -428,13 +436,13 @@ def call_for_words(db: sqlite3.Connection, account: str) -> frozenset[str]:
     return called
 
 
-def word_wanted(db: sqlite3.Connection, companion: str) -> bool:
+def word_wanted(db: Transaction, companion: str) -> bool:
     """Whether `companion` was asked for a word that it has not given yet."""
     row = db.execute("SELECT 1 FROM word_calls WHERE companion = ?", (companion,)).fetchone()
     return row is not None
 
 
-def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) -> Word:
+def take_word(db: Transaction, companion: Membership, document: bytes) -> Word:
     """Verify and parse a word of `companion` about a ring that the relay holds (`unknown-ring`)."""
     ring = _head(db, companion.account)
     member = ring.member(companion.name)
@@ -451,9 +459,7 @@ def take_word(db: sqlite3.Connection, companion: Membership, document: bytes) ->
     return word
 
 
-def append_ring(
-    db: sqlite3.Connection, member: Membership, document: bytes, *, now: float
-) -> tuple[Ring, Ring]:
+def append_ring(db: Transaction, member: Membership, document: bytes, *, now: float) -> tuple[Ring, Ring]:
     """Append a ring that `member` signed and that extends the head (compare and set); returns the head before and after.
 
     The head itself is accepted again and changes nothing (idempotent).
@@ -475,9 +481,7 @@ def append_ring(
     return old, ring
 
 
-def append_links(
-    db: sqlite3.Connection, caller: str, documents: list[bytes], *, now: float
-) -> tuple[Ring, Ring]:
+def append_links(db: Transaction, caller: str, documents: list[bytes], *, now: float) -> tuple[Ring, Ring]:
     """Append rings that the relay has lost, each of which follows the one before; returns the head before and after.
 
     Who hands them in is a member of the head, or of the last ring; whoever else does learns nothing (not-found). Rings
@@ -502,7 +506,7 @@ def append_links(
     return before, ring
 
 
-def _extended(db: sqlite3.Connection, ring: Ring, documents: list[bytes], *, now: float) -> Ring:
+def _extended(db: Transaction, ring: Ring, documents: list[bytes], *, now: float) -> Ring:
     """Append each document that follows the one before, and pass over those that the relay holds; returns the last ring."""
     for document in documents:
         with _refusals():
@@ -537,7 +541,7 @@ def _refusals(old: Ring | None = None) -> Iterator[None]:
         raise invalid(f"ring: {error}") from error
 
 
-def _prune(db: sqlite3.Connection, account: str) -> None:
+def _prune(db: Transaction, account: str) -> None:
     """Drop the account's oldest rings beyond the last 256, and beyond 4 MiB; never the newest."""
     kept = size = 0
     for version, length in db.execute(
@@ -554,7 +558,7 @@ def ring_conflict(ring: Ring | KeptRing) -> Problem:
     return Problem(Slug.RING_CONFLICT, version=ring.version, hash=base64url(ring.hash))
 
 
-def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
+def store_ring(db: Transaction, ring: Ring, now: float) -> None:
     """Store a verified ring as the account's newest, and its members."""
     for member in ring.members:
         other = membership(db, member.name)
@@ -565,14 +569,14 @@ def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
     )
     _prune(db, ring.account)
     db.execute(
-        "REPLACE INTO former SELECT name, account, ?, ? FROM members WHERE account = ?",
+        f"INSERT INTO former SELECT name, account, ?, ? FROM members WHERE account = ? {_ANEW}",  # noqa: S608
         (ring.version, int(now), ring.account),
     )
     db.executemany("DELETE FROM former WHERE name = ?", [(member.name,) for member in ring.members])
     db.execute(
         "DELETE FROM former WHERE name IN (SELECT name FROM former WHERE account = ?"
-        " ORDER BY version DESC, name LIMIT -1 OFFSET ?)",
-        (ring.account, MAX_FORMER),
+        " ORDER BY version DESC, name LIMIT ? OFFSET ?)",
+        (ring.account, _ANY, MAX_FORMER),
     )
     db.execute("DELETE FROM members WHERE account = ?", (ring.account,))
     rows = [(member.name, ring.account, member.role) for member in ring.members]
@@ -591,7 +595,7 @@ def store_ring(db: sqlite3.Connection, ring: Ring, now: float) -> None:
 
 
 def invite(
-    db: sqlite3.Connection,
+    db: Transaction,
     *,
     inviter: Membership,
     invitation_id: bytes,
@@ -610,7 +614,7 @@ def invite(
         raise Problem(Slug.REQUEST_CONFLICT)
     open_ends = db.execute(
         "SELECT count(*), min(expires_at) FROM invitations WHERE account = ? AND newcomer IS NULL"
-        " AND NOT withdrawn AND expires_at > ?",
+        " AND withdrawn = 0 AND expires_at > ?",
         (inviter.account, now),
     ).fetchone()
     if open_ends[0] >= MAX_INVITATIONS:
@@ -624,7 +628,7 @@ def invite(
 
 
 def introduce(
-    db: sqlite3.Connection,
+    db: Transaction,
     *,
     newcomer: str,
     account: str,
@@ -651,7 +655,7 @@ def introduce(
     return invitation_id, True
 
 
-def shown_ticket(db: sqlite3.Connection, account: str, ticket: bytes, now: float) -> bytes | None:
+def shown_ticket(db: Transaction, account: str, ticket: bytes, now: float) -> bytes | None:
     """The hash of a ticket whose invitation is open; None for any other."""
     known = _invitation(db, "account = ? AND id = ?", (account, _hash(ticket)))
     if known is None or known.withdrawn or known.answer_mac is not None or now >= known.ends_at:
@@ -659,7 +663,7 @@ def shown_ticket(db: sqlite3.Connection, account: str, ticket: bytes, now: float
     return known.id
 
 
-def shown_code(db: sqlite3.Connection, code: bytes, now: float) -> bytes | None:
+def shown_code(db: Transaction, code: bytes, now: float) -> bytes | None:
     """The hash of an account code that has not expired; None for any other."""
     row = db.execute(
         "SELECT 1 FROM account_codes WHERE hash = ? AND expires_at > ?", (_hash(code), now)
@@ -667,7 +671,7 @@ def shown_code(db: sqlite3.Connection, code: bytes, now: float) -> bytes | None:
     return None if row is None else _hash(code)
 
 
-def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id: bytes) -> Invitation:
+def invitation_of(db: Transaction, *, inviter: Membership, invitation_id: bytes) -> Invitation:
     """Read an invitation, for its inviter only."""
     found_one = _invitation(
         db, "account = ? AND id = ? AND inviter = ?", (inviter.account, invitation_id, inviter.name)
@@ -677,7 +681,7 @@ def invitation_of(db: sqlite3.Connection, *, inviter: Membership, invitation_id:
     return found_one
 
 
-def withdrawable(db: sqlite3.Connection, *, caller: str, invitation_id: bytes) -> Invitation:
+def withdrawable(db: Transaction, *, caller: str, invitation_id: bytes) -> Invitation:
     """Read an invitation, for its inviter, a companion still, and for the newcomer that used it."""
     member = membership(db, caller)
     if member is not None and member.role is Role.COMPANION:
@@ -685,7 +689,7 @@ def withdrawable(db: sqlite3.Connection, *, caller: str, invitation_id: bytes) -
     return introduced_by(db, newcomer=caller, invitation_id=invitation_id)
 
 
-def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes) -> Invitation:
+def introduced_by(db: Transaction, *, newcomer: str, invitation_id: bytes) -> Invitation:
     """Read the invitation that this key used, for this key only."""
     found_one = _invitation(db, "newcomer = ? AND id = ?", (newcomer, invitation_id))
     if found_one is None:
@@ -693,7 +697,7 @@ def introduced_by(db: sqlite3.Connection, *, newcomer: str, invitation_id: bytes
     return found_one
 
 
-def send_nonce(db: sqlite3.Connection, invitation: Invitation, nonce: bytes) -> bool:
+def send_nonce(db: Transaction, invitation: Invitation, nonce: bytes) -> bool:
     """Store the inviter's nonce for its newcomer; returns whether this changed anything (idempotent)."""
     if invitation.inviter_nonce == nonce:
         return False
@@ -701,7 +705,7 @@ def send_nonce(db: sqlite3.Connection, invitation: Invitation, nonce: bytes) -> 
     return _set(db, invitation, "inviter_nonce = ?", nonce)
 
 
-def reveal(db: sqlite3.Connection, invitation: Invitation, nonce: bytes) -> bool:
+def reveal(db: Transaction, invitation: Invitation, nonce: bytes) -> bool:
     """Store the newcomer's nonce for the inviter; returns whether this changed anything (idempotent)."""
     if invitation.newcomer_nonce == nonce:
         return False
@@ -709,7 +713,7 @@ def reveal(db: sqlite3.Connection, invitation: Invitation, nonce: bytes) -> bool
     return _set(db, invitation, "newcomer_nonce = ?", nonce)
 
 
-def answer(db: sqlite3.Connection, invitation: Invitation, *, ring_version: int, mac: bytes) -> bool:
+def answer(db: Transaction, invitation: Invitation, *, ring_version: int, mac: bytes) -> bool:
     """Store the answer to an introduction; returns whether this changed anything (idempotent)."""
     if invitation.answer_mac == mac:
         return False
@@ -717,7 +721,7 @@ def answer(db: sqlite3.Connection, invitation: Invitation, *, ring_version: int,
     return _set(db, invitation, "ring_version = ?, answer_mac = ?", ring_version, mac)
 
 
-def withdraw(db: sqlite3.Connection, invitation: Invitation) -> bool:
+def withdraw(db: Transaction, invitation: Invitation) -> bool:
     """Withdraw an unanswered invitation; returns whether this changed anything (idempotent)."""
     if invitation.withdrawn:
         return False
@@ -726,20 +730,20 @@ def withdraw(db: sqlite3.Connection, invitation: Invitation) -> bool:
     return _set(db, invitation, "withdrawn = ?", 1)
 
 
-def withdraw_orphaned(db: sqlite3.Connection, account: str) -> list[bytes]:
+def withdraw_orphaned(db: Transaction, account: str) -> list[bytes]:
     """Withdraw the unanswered invitations whose inviter is no companion of the account any more; returns their ids.
 
     They would count as open until they expire, and nobody else can withdraw them.
     """
     rows = db.execute(
-        "UPDATE invitations SET withdrawn = 1 WHERE account = ? AND NOT withdrawn AND answer_mac IS NULL"
+        "UPDATE invitations SET withdrawn = 1 WHERE account = ? AND withdrawn = 0 AND answer_mac IS NULL"
         " AND inviter NOT IN (SELECT name FROM members WHERE account = ? AND role = ?) RETURNING id",
         (account, account, Role.COMPANION),
     )
     return [invitation_id for (invitation_id,) in rows.fetchall()]
 
 
-def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *values: bytes | int) -> bool:
+def _set(db: Transaction, invitation: Invitation, assignment: str, *values: bytes | int) -> bool:
     """Change an invitation. assignment: SQL of this module, never a caller's."""
     db.execute(
         f"UPDATE invitations SET {assignment} WHERE account = ? AND id = ?",  # noqa: S608
@@ -748,7 +752,7 @@ def _set(db: sqlite3.Connection, invitation: Invitation, assignment: str, *value
     return True
 
 
-def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
+def sweep_accounts(db: Transaction, now: float) -> None:
     """Delete what has expired: invitations, codes, and accounts that were never founded."""
     db.execute("DELETE FROM invitations WHERE expires_at <= ?", (now - ANSWERABLE,))
     db.execute("DELETE FROM former WHERE removed_at <= ?", (now - _FORMER_KEPT,))
@@ -756,8 +760,8 @@ def sweep_accounts(db: sqlite3.Connection, now: float) -> None:
         "DELETE FROM account_codes WHERE expires_at <= ? RETURNING account", (now - _CODE_KEPT,)
     ).fetchall()
     db.executemany(
-        "DELETE FROM accounts WHERE id = ?1 AND closed_at IS NULL"
-        " AND NOT EXISTS (SELECT 1 FROM rings WHERE account = ?1)",
+        "DELETE FROM accounts WHERE id = ? AND closed_at IS NULL"
+        " AND NOT EXISTS (SELECT 1 FROM rings WHERE rings.account = accounts.id)",
         codes,
     )
 
@@ -768,7 +772,7 @@ _INVITATION_COLUMNS: Final = (
 )
 
 
-def _invitation(db: sqlite3.Connection, condition: str, values: tuple[str | bytes, ...]) -> Invitation | None:
+def _invitation(db: Transaction, condition: str, values: tuple[str | bytes, ...]) -> Invitation | None:
     """Read an invitation by a condition: SQL of this module, never a caller's."""
     row = db.execute(f"SELECT {_INVITATION_COLUMNS} FROM invitations WHERE {condition}", values).fetchone()  # noqa: S608
     if row is None:

@@ -14,7 +14,6 @@ import hmac
 import logging
 import math
 import random
-import sqlite3
 import traceback
 from collections.abc import (
     AsyncIterator,
@@ -83,6 +82,7 @@ from companion_push.relay.proofs import HEADER, NONCE_HEADER, KnownKeys, UsedPro
 from companion_push.relay.public_documents import PublicDocuments
 from companion_push.relay.readiness import Readiness
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
+from companion_push.relay.transaction import Transaction
 from companion_push.relay.webhook import Webhook
 from companion_push.relay.webhook_client import WebhookClient
 from companion_push.relay.webhook_sender import WebhookSender
@@ -362,7 +362,7 @@ class RelayEndpoints:
     # Rings and accounts
 
     async def found_account(self, request: web.Request) -> web.Response:
-        def shown(db: sqlite3.Connection, body: Founding) -> bytes | None:
+        def shown(db: Transaction, body: Founding) -> bytes | None:
             if body.code is None:
                 return None
             return accounts.shown_code(db, body.secret(), self._config.clock())
@@ -546,7 +546,7 @@ class RelayEndpoints:
         return await self._act(caller, operations.answer_introduction(invitation, body))
 
     async def introduce(self, request: web.Request) -> web.Response:
-        def shown(db: sqlite3.Connection, body: IntroductionBody) -> bytes | None:
+        def shown(db: Transaction, body: IntroductionBody) -> bytes | None:
             return accounts.shown_ticket(db, body.account, body.parse()[0], self._config.clock())
 
         caller, body = await self._newcomer(request, IntroductionBody, shown)
@@ -738,7 +738,7 @@ class RelayEndpoints:
         self,
         request: web.Request,
         kind: type[Body],
-        shown: Callable[[sqlite3.Connection, Body], bytes | None],
+        shown: Callable[[Transaction, Body], bytes | None],
     ) -> tuple[str, Body]:
         """Authenticate a request that shows a ticket or code, also where strangers have spent its address's failures.
 
@@ -845,7 +845,7 @@ class RelayEndpoints:
         now, began = self._config.clock(), _ticks()
         span = None if self.traces is None else self.traces.begin("store transaction")
 
-        def work(db: sqlite3.Connection) -> Answer:
+        def work(db: Transaction) -> Answer:
             call = Call(
                 db=db,
                 caller=caller,
@@ -886,7 +886,7 @@ class RelayEndpoints:
         transaction.add_done_callback(self._transactions.discard)
         return transaction
 
-    async def _wait_for_turn(self, store: Database, work: Callable[[sqlite3.Connection], Answer]) -> Answer:
+    async def _wait_for_turn(self, store: Database, work: Callable[[Transaction], Answer]) -> Answer:
         return await store.transact(work, committed=self._wake, durable=lambda answer: answer.durable)
 
     async def _wait_for_disk(self, store: Database, answer: Answer) -> Answer:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import secrets
-import sqlite3
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -31,6 +30,7 @@ from companion_push.push.dispatcher import Order, kind_of
 from companion_push.relay.account_states import States
 from companion_push.relay.mailbox import HELD, LIVE, Key, Notice, Request
 from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.transaction import Transaction
 from headless_passkey.request import RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 
@@ -89,7 +89,7 @@ class Notified:
 # Registration
 
 
-def registered(db: sqlite3.Connection, companion: str) -> list[Registered]:
+def registered(db: Transaction, companion: str) -> list[Registered]:
     """List the channels of a companion."""
     rows = db.execute(
         "SELECT handle, kind, state, registered_at FROM channels WHERE companion = ? ORDER BY handle",
@@ -102,7 +102,7 @@ def registered(db: sqlite3.Connection, companion: str) -> list[Registered]:
 
 
 def register(
-    db: sqlite3.Connection, *, companion: str, account: str, handle: str, address: Address, now: float
+    db: Transaction, *, companion: str, account: str, handle: str, address: Address, now: float
 ) -> bool:
     """Store a channel; returns whether it is another one than before. The same again confirms it.
 
@@ -123,7 +123,10 @@ def register(
     (others,) = db.execute("SELECT count(*) FROM channels WHERE companion = ?", (companion,)).fetchone()
     if others >= MAX_CHANNELS:
         raise Problem(Slug.TOO_MANY_CHANNELS, limit=MAX_CHANNELS)
-    db.execute("INSERT OR IGNORE INTO push_tags VALUES (?, ?)", (account, secrets.token_bytes(_TAG_SIZE)))
+    db.execute(
+        "INSERT INTO push_tags VALUES (?, ?) ON CONFLICT (account) DO NOTHING",
+        (account, secrets.token_bytes(_TAG_SIZE)),
+    )
     db.execute(
         "INSERT INTO channels VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         (companion, handle, account, kind_of(address), blob, identity, now, ChannelState.GOOD),
@@ -131,31 +134,31 @@ def register(
     return True
 
 
-def remove(db: sqlite3.Connection, companion: str, handle: str) -> None:
+def remove(db: Transaction, companion: str, handle: str) -> None:
     """Remove a channel of the companion (idempotent)."""
     db.execute("DELETE FROM channels WHERE companion = ? AND handle = ?", (companion, handle))
 
 
-def set_poll_only(db: sqlite3.Connection, account: str, *, on: bool) -> None:
+def set_poll_only(db: Transaction, account: str, *, on: bool) -> None:
     """Let an account have no channels, or let it have some again (idempotent). What is under way goes on."""
     if on:
-        db.execute("INSERT OR IGNORE INTO poll_only VALUES (?)", (account,))
+        db.execute("INSERT INTO poll_only VALUES (?) ON CONFLICT (account) DO NOTHING", (account,))
         db.execute("DELETE FROM channels WHERE account = ?", (account,))
     else:
         db.execute("DELETE FROM poll_only WHERE account = ?", (account,))
 
 
-def is_poll_only(db: sqlite3.Connection, account: str) -> bool:
+def is_poll_only(db: Transaction, account: str) -> bool:
     """Whether the account may have no channels."""
     return db.execute("SELECT 1 FROM poll_only WHERE account = ?", (account,)).fetchone() is not None
 
 
-def forget(db: sqlite3.Connection, companions: Iterable[str]) -> None:
+def forget(db: Transaction, companions: Iterable[str]) -> None:
     """Remove all channels of companions that are no longer members."""
     db.executemany("DELETE FROM channels WHERE companion = ?", [(name,) for name in companions])
 
 
-def close(db: sqlite3.Connection, account: str, now: float) -> None:
+def close(db: Transaction, account: str, now: float) -> None:
     """Tell all companions that the account is closed, and remove their channels.
 
     The pushes are for whichever relay works on this store.
@@ -227,7 +230,7 @@ def _canonical_url(url: str) -> str:
 
 
 def tell(
-    db: sqlite3.Connection,
+    db: Transaction,
     account: str,
     purpose: Purpose,
     now: float,
@@ -242,7 +245,7 @@ def tell(
     return tuple(_order(db, row, purpose, now + _LIFE[purpose]) for row in rows)
 
 
-def test(db: sqlite3.Connection, companion: str, handle: str, now: float) -> Order | None:
+def test(db: Transaction, companion: str, handle: str, now: float) -> Order | None:
     """Make a push that tests a channel; None without such a channel. It is not stored: somebody waits for its outcome."""
     row = db.execute(
         "SELECT address, kind, tag FROM channels JOIN push_tags USING (account) WHERE companion = ? AND handle = ?",
@@ -254,13 +257,13 @@ def test(db: sqlite3.Connection, companion: str, handle: str, now: float) -> Ord
     return Order(number=0, address=_decoded(Kind(row[1]), row[0]), push=push)
 
 
-def tested(db: sqlite3.Connection, companion: str, order: Order, delivery: Delivery, now: float) -> None:
+def tested(db: Transaction, companion: str, order: Order, delivery: Delivery, now: float) -> None:
     """Conclude from the outcome of a test what the channel is worth."""
     _judge(db, (companion, order.push.handle, _encoded(order.address)), delivery, now)
 
 
 def notify(
-    db: sqlite3.Connection, request: Request, *, kinds: frozenset[Kind], waiting: Iterable[str]
+    db: Transaction, request: Request, *, kinds: frozenset[Kind], waiting: Iterable[str]
 ) -> tuple[Request, tuple[Order, ...]]:
     """Push a new request to its recipients; returns it with what has become of that. waiting: who is waiting at its inbox."""
     notices = [Notice(to=name, handle="", kind=INBOX, outcome=PushOutcome.SENT) for name in waiting]
@@ -280,7 +283,7 @@ def notified(request: Request) -> list[Notified]:
 
 
 def follow_up(
-    db: sqlite3.Connection,
+    db: Transaction,
     states: States,
     request: Request,
     *,
@@ -308,7 +311,7 @@ def follow_up(
 
 
 def _tell_notified(
-    db: sqlite3.Connection,
+    db: Transaction,
     states: States,
     request: Request,
     kinds: frozenset[Kind],
@@ -349,9 +352,7 @@ def _renotice(states: States, request: Request, changed: Mapping[tuple[str, str]
     states.save(replace(request, notices=notices))
 
 
-def record(
-    db: sqlite3.Connection, states: States, ends: Sequence[tuple[int, Delivery]], now: float
-) -> set[Key]:
+def record(db: Transaction, states: States, ends: Sequence[tuple[int, Delivery]], now: float) -> set[Key]:
     """Store the outcomes of pushes, by their numbers; returns the requests whose `notified` has changed."""
     changed = set()
     for number, delivery in ends:
@@ -368,7 +369,7 @@ def record(
 
 
 def collect(
-    db: sqlite3.Connection,
+    db: Transaction,
     states: States,
     now: float,
     *,
@@ -416,7 +417,7 @@ def collect(
     return tuple(orders), record(db, states, over, now)
 
 
-def _judge(db: sqlite3.Connection, channel: tuple[str, str, bytes], delivery: Delivery, now: float) -> None:
+def _judge(db: Transaction, channel: tuple[str, str, bytes], delivery: Delivery, now: float) -> None:
     """Conclude from an outcome what the channel is worth, unless it has another address by now."""
     where = "companion = ? AND handle = ? AND address = ?"
     match delivery.outcome:
@@ -449,7 +450,7 @@ def _note(states: States, request: Request, channel: tuple[str, str], outcome: P
     return False
 
 
-def _channels_of(db: sqlite3.Connection, account: str, kinds: frozenset[Kind]) -> list[tuple[Any, ...]]:
+def _channels_of(db: Transaction, account: str, kinds: frozenset[Kind]) -> list[tuple[Any, ...]]:
     """Read the account's channels: companion, handle, kind, address, the account's tag, and its id."""
     rows = db.execute(
         "SELECT companion, handle, kind, address, tag, account FROM channels JOIN push_tags USING (account)"
@@ -460,7 +461,7 @@ def _channels_of(db: sqlite3.Connection, account: str, kinds: frozenset[Kind]) -
 
 
 def _order(
-    db: sqlite3.Connection,
+    db: Transaction,
     row: tuple[Any, ...],
     purpose: Purpose,
     expires_at: float,
@@ -469,10 +470,10 @@ def _order(
     """Store a push, as one that is under way. row: of `_channels_of`."""
     companion, handle, kind, address, tag, account = row
     about = (None, None) if request is None else (request.device, request.id)
-    number = db.execute(
+    (number,) = db.execute(
         "INSERT INTO pushes (account, companion, handle, kind, address, tag, purpose, device, request, expires_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
         (account, companion, handle, kind, address, tag, purpose, *about, expires_at),
-    ).lastrowid
+    ).fetchone()
     push = Push(purpose=purpose, handle=handle, account=tag, expires_at=expires_at, request_id=about[1])
-    return Order(number=number or 0, address=_decoded(Kind(kind), address), push=push)
+    return Order(number=number, address=_decoded(Kind(kind), address), push=push)

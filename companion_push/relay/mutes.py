@@ -4,10 +4,10 @@ Any companion mutes by declining a request as `NOT_ME`, and any companion ends i
 over when the device leaves the ring, and with the account. Each function is a part of one transaction on an open store.
 """
 
-import sqlite3
 from dataclasses import dataclass
 
 from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Mute:
     at: int  # Unix seconds
 
 
-def mute(db: sqlite3.Connection, account: str, device: str, *, by: str, now: float) -> bool:
+def mute(db: Transaction, account: str, device: str, *, by: str, now: float) -> bool:
     """Mute a device of the account; returns whether it was not muted before."""
     done = db.execute(
         "INSERT INTO mutes SELECT name, account, ?, ? FROM members WHERE name = ? AND account = ?"
@@ -29,24 +29,24 @@ def mute(db: sqlite3.Connection, account: str, device: str, *, by: str, now: flo
     return done.rowcount > 0
 
 
-def unmute(db: sqlite3.Connection, account: str, device: str) -> bool:
+def unmute(db: Transaction, account: str, device: str) -> bool:
     """End the mute of a device of the account; returns whether there was one."""
     done = db.execute("DELETE FROM mutes WHERE device = ? AND account = ?", (device, account))
     return done.rowcount > 0
 
 
-def mutes_of(db: sqlite3.Connection, account: str) -> list[Mute]:
+def mutes_of(db: Transaction, account: str) -> list[Mute]:
     """Read the muted devices of an account, the oldest mute first."""
     rows = db.execute("SELECT device, by, at FROM mutes WHERE account = ? ORDER BY at, device", (account,))
     return [Mute(device=device, by=by, at=at) for device, by, at in rows]
 
 
-def count(db: sqlite3.Connection) -> int:
+def count(db: Transaction) -> int:
     """Count the muted devices of all accounts."""
     return int(db.execute("SELECT count(*) FROM mutes").fetchone()[0])
 
 
-def refuse_muted(db: sqlite3.Connection, device: str) -> None:
+def refuse_muted(db: Transaction, device: str) -> None:
     """Refuse the request of a muted device (`device-muted`)."""
     if db.execute("SELECT 1 FROM mutes WHERE device = ?", (device,)).fetchone() is not None:
         raise Problem(Slug.DEVICE_MUTED)

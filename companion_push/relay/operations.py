@@ -8,7 +8,6 @@ the HTTP shell wakes the held requests of these topics, and once the change is o
 
 import hashlib
 import math
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +38,7 @@ from companion_push.relay.messages import (
     WordBody,
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
+from companion_push.relay.transaction import Transaction
 from companion_push.relay.webhook import Attempt
 from headless_passkey.request import MUTED, NOT_ME, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
@@ -110,7 +110,7 @@ class Answer:
 class Call:
     """A call: its caller and its time."""
 
-    db: sqlite3.Connection
+    db: Transaction
     caller: str  # the name of the key that made the proof
     now: float
     leases: Leases  # of all members' claims
@@ -151,7 +151,7 @@ class Who:
     name: str | None = None  # of a built-in account
     subject: Subject | None = None  # whose account it is, or will be
 
-    def find(self, db: sqlite3.Connection) -> tuple[str | None, Subject | None]:
+    def find(self, db: Transaction) -> tuple[str | None, Subject | None]:
         """The open account, and the subject to whom it belongs; `not-found` when there is neither."""
         if self.subject is not None:
             return subjects.account_of(db, self.subject), self.subject

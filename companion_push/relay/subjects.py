@@ -4,7 +4,6 @@ Each function is a part of one transaction on an open store (`companion_push.rel
 open account. What an authority said last is kept here, so the relay goes on while the authority cannot be asked.
 """
 
-import sqlite3
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -12,6 +11,7 @@ from companion_push.identity.authority import SignIn, Subject
 from companion_push.relay import accounts
 from companion_push.relay.mailbox import Rate
 from companion_push.relay.problems import Problem, Slug, invalid
+from companion_push.relay.transaction import Transaction
 
 FRESH: Final = 300  # seconds since the sign-in that a reset needs
 _SKEW: Final = 60  # seconds by which the authority's clock may be ahead
@@ -38,18 +38,18 @@ class _Known:
 _NOBODY: Final = _Known(account=None, suspended=False, not_before=-1)
 
 
-def account_of(db: sqlite3.Connection, subject: Subject) -> str | None:
+def account_of(db: Transaction, subject: Subject) -> str | None:
     """The subject's open account."""
     return _known(db, subject).account
 
 
-def subject_of(db: sqlite3.Connection, account: str) -> Subject | None:
+def subject_of(db: Transaction, account: str) -> Subject | None:
     """The subject to whom an account belongs; None for a built-in account."""
     row = db.execute("SELECT issuer, subject FROM subjects WHERE account = ?", (account,)).fetchone()
     return None if row is None else Subject(issuer=row[0], id=row[1])
 
 
-def standing(db: sqlite3.Connection, sign_in: SignIn) -> str | None:
+def standing(db: Transaction, sign_in: SignIn) -> str | None:
     """The account of who signed in, None without one; refuses a token that may not found any more, and a suspended subject."""
     known = _known(db, sign_in.subject)
     _refuse(known, sign_in)
@@ -57,7 +57,7 @@ def standing(db: sqlite3.Connection, sign_in: SignIn) -> str | None:
 
 
 def found(
-    db: sqlite3.Connection, *, caller: str, sign_in: SignIn, document: bytes, resets: bool, now: float
+    db: Transaction, *, caller: str, sign_in: SignIn, document: bytes, resets: bool, now: float
 ) -> Founded:
     """Found the account of who signed in; resets: close the one before, which needs a recent sign-in. Idempotent."""
     ring = accounts.founding_ring(document, caller=caller)
@@ -83,7 +83,7 @@ def found(
     return Founded(account=ring.account, news=True, told=told)
 
 
-def count_founding(db: sqlite3.Connection, subject: Subject, rate: Rate, now: float) -> None:
+def count_founding(db: Transaction, subject: Subject, rate: Rate, now: float) -> None:
     """Take one of a subject's rate of new accounts (`rate-limited`)."""
     (full_at,) = db.execute(
         "SELECT foundings FROM subjects WHERE issuer = ? AND subject = ?", (subject.issuer, subject.id)
@@ -91,20 +91,22 @@ def count_founding(db: sqlite3.Connection, subject: Subject, rate: Rate, now: fl
     _set(db, subject, foundings=rate.take(full_at, now, of="foundings"))
 
 
-def refuse_tokens(db: sqlite3.Connection, subject: Subject, *, until: float | None) -> None:
+def refuse_tokens(db: Transaction, subject: Subject, *, until: float | None) -> None:
     """Let no token that was made until then found an account of this subject; None: let each."""
     _set(db, subject, not_before=-1 if until is None else int(until))
 
 
-def suspend(db: sqlite3.Connection, *, account: str | None, subject: Subject | None, now: float) -> None:
+def suspend(db: Transaction, *, account: str | None, subject: Subject | None, now: float) -> None:
     """Suspend an account, and what its subject founds."""
     if account is not None:
-        db.execute("INSERT OR IGNORE INTO suspensions VALUES (?, ?)", (account, int(now)))
+        db.execute(
+            "INSERT INTO suspensions VALUES (?, ?) ON CONFLICT (account) DO NOTHING", (account, int(now))
+        )
     if subject is not None:
         _set(db, subject, suspended=1)
 
 
-def lift(db: sqlite3.Connection, *, account: str | None, subject: Subject | None) -> None:
+def lift(db: Transaction, *, account: str | None, subject: Subject | None) -> None:
     """Lift a suspension."""
     if account is not None:
         db.execute("DELETE FROM suspensions WHERE account = ?", (account,))
@@ -123,7 +125,7 @@ def _is_fresh(sign_in: SignIn, now: float) -> bool:
     return sign_in.signed_in_at is not None and -_SKEW <= now - sign_in.signed_in_at <= FRESH
 
 
-def _known(db: sqlite3.Connection, subject: Subject) -> _Known:
+def _known(db: Transaction, subject: Subject) -> _Known:
     row = db.execute(
         "SELECT account, suspended, not_before FROM subjects WHERE issuer = ? AND subject = ?",
         (subject.issuer, subject.id),
@@ -131,10 +133,12 @@ def _known(db: sqlite3.Connection, subject: Subject) -> _Known:
     return _NOBODY if row is None else _Known(account=row[0], suspended=bool(row[1]), not_before=row[2])
 
 
-def _set(db: sqlite3.Connection, subject: Subject, **values: str | float) -> None:
+def _set(db: Transaction, subject: Subject, **values: str | float) -> None:
     """Set columns of a subject's row, which is made where there is none. values: columns of this module, never a caller's."""
     key = (subject.issuer, subject.id)
-    db.execute("INSERT OR IGNORE INTO subjects (issuer, subject) VALUES (?, ?)", key)
+    db.execute(
+        "INSERT INTO subjects (issuer, subject) VALUES (?, ?) ON CONFLICT (issuer, subject) DO NOTHING", key
+    )
     assignments = ", ".join(f"{column} = ?" for column in values)
     db.execute(
         f"UPDATE subjects SET {assignments} WHERE issuer = ? AND subject = ?",  # noqa: S608
