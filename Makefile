@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast coverage properties mutants check lint types imports docs site fuzz fuzz-short test-set-up ble-test keycloak-run bench lock clean
+.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs site fuzz fuzz-short test-set-up ble-test keycloak-run bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,12 @@ SLOW := end_to_end rp/browser push/browser interop
 test-fast: $(VENV)/check.done  ## the tests of the parts: no browser, no other libraries, no whole sign-in
 	@scripts/install-test-packages bluetooth
 	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(SLOW)) $(PYTEST)
+
+STORES := $(addprefix tests/relay/,test_postgres.py test_store_contract.py test_app.py test_membership.py test_notifying.py \
+	test_channels.py test_mutes.py test_killed_before_the_push.py)
+test-stores: $(VENV)/check.done  ## the relay's tests on PostgreSQL, which is installed for it; STORES=tests/relay for all of them
+	@scripts/install-test-packages postgresql
+	RELAY_TEST_STORE=postgresql $(BIN)/python -m pytest $(PARALLEL) -q $(STORES) $(PYTEST)
 
 # each profile of hypothesis is in tests/conftest.py
 CORE := tests/hybrid tests/trust

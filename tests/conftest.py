@@ -102,3 +102,14 @@ def loopback_certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificat
 async def loop_clock() -> LoopClock:
     """The clock of the loop that the test runs in."""
     return LoopClock(asyncio.get_running_loop())
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name in the last lines what was left out."""
+    reasons = {
+        str(report.longrepr[2])
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple)
+    }
+    for reason in sorted(each.removeprefix("Skipped: ") for each in reasons if "not installed" in each):
+        terminalreporter.write_line(f"left out: {reason}")

@@ -174,7 +174,7 @@ MODULES = {
         ("companion_push.",),
         (
             "companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS,
-            "companion_push.relay.graphql", "companion_push.push.http2",
+            "companion_push.relay.graphql", "companion_push.relay.postgres", "companion_push.push.http2",
         ),
     ),
     "graphql": (("companion_push.relay.graphql",), ()),
@@ -185,6 +185,7 @@ MODULES = {
         (),
     ),
     "metrics": (OF_METRICS, ()),
+    "postgres": (("companion_push.relay.postgres",), ()),
     "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip

@@ -95,7 +95,7 @@ _shtab_companion_push_account_defaults_added=0
 
 _shtab_companion_push_account_add_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
   "--config[TOML file with these options in table \[account.add\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -109,7 +109,7 @@ _shtab_companion_push_account_add_defaults_added=0
 
 _shtab_companion_push_account_delete_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
   "--config[TOML file with these options in table \[account.delete\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -121,7 +121,7 @@ _shtab_companion_push_account_delete_defaults_added=0
 
 _shtab_companion_push_account_list_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
   "--config[TOML file with these options in table \[account.list\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -132,7 +132,7 @@ _shtab_companion_push_account_list_defaults_added=0
 
 _shtab_companion_push_account_poll_only_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
   "--config[TOML file with these options in table \[account.poll-only\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -145,7 +145,7 @@ _shtab_companion_push_account_poll_only_defaults_added=0
 
 _shtab_companion_push_account_reset_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
   "--config[TOML file with these options in table \[account.reset\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -494,7 +494,7 @@ _shtab_companion_push_relay_options=(
   "--log-format[text (default), or json\: log and failures as JSON, one object a line, with time, level and fields]:FORMAT:(text json)"
   "--metrics[serve \/metrics there, for Prometheus, over plain HTTP\; without it nowhere]:HOST:PORT:"
   "--public-url[what clients call it by\; default\: the base URL it listens on]:URL:"
-  "--store[default\: companion-push.sqlite3]:FILE:_files"
+  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
   "--ceiling[seconds a request may wait for a claim, 300 at the most (default)]:S:"
   "--lease[seconds without a call after which a companion loses its claim, 60 at the most (default)]:S:"
   "--pending-per-account[unclaimed requests at a time, one per device (default\: 3)]:N:"

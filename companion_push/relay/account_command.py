@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from companion_push.relay.config import DEFAULT_STORE
-from companion_push.relay.database import open_database
+from companion_push.relay.store_place import store_place
+from companion_push.relay.stores import open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.command.command_line import (
     SettingsParser,
@@ -91,7 +92,11 @@ def _action(
     if named:
         parser.add_argument("name", metavar="NAME", type=label_or_name, help="what the account is called")
     parser.add_argument(
-        "--store", type=Path, default=Path(DEFAULT_STORE), metavar="FILE", help=f"default: {DEFAULT_STORE}"
+        "--store",
+        type=store_place,
+        default=Path(DEFAULT_STORE),
+        metavar="PLACE",
+        help=f"a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE; its password is PGPASSWORD's or PGPASSFILE's",
     )
     add_settings(parser, section=f"account.{name}", environment=f"COMPANION_PUSH_ACCOUNT_{name.upper()}")
     return parser
@@ -110,7 +115,7 @@ def _code_options(parser: SettingsParser) -> None:
 
 async def _add(args: argparse.Namespace) -> None:
     relay_url, now = _relay_url(args), time.time()
-    async with open_database(args.store) as database:
+    async with open_store(args.store) as database:
         added = await database.transact(lambda db: _added(db, args, now))
     if added is None:
         raise UsageError("the name is taken: its first companion has joined already")
@@ -129,7 +134,7 @@ async def _reset(args: argparse.Namespace) -> None:
             raise _unknown()
         return _added(db, args, now)
 
-    async with open_database(args.store) as database:
+    async with open_store(args.store) as database:
         added = await database.transact(reset)
     if added is None:
         raise LocalProtocolError("a closed account still has its name")
@@ -144,7 +149,7 @@ async def _reset(args: argparse.Namespace) -> None:
 async def _delete(args: argparse.Namespace) -> None:
     from companion_push.relay.accounts import close_account  # noqa: PLC0415  --help needs none of this
 
-    async with open_database(args.store) as database:
+    async with open_store(args.store) as database:
         told = await database.transact(lambda db: close_account(db, name=args.name, now=time.time()))
     if told is None:
         raise _unknown()
@@ -163,7 +168,7 @@ async def _poll_only(args: argparse.Namespace) -> None:
         set_poll_only(db, account, on=not args.end)
         return account
 
-    async with open_database(args.store) as database:
+    async with open_store(args.store) as database:
         account = await database.transact(change)
     said = "its companions may have channels again" if args.end else "its companions are woken by no push"
     say(args, said, stage="push" if args.end else "poll-only", account=account)
@@ -172,7 +177,7 @@ async def _poll_only(args: argparse.Namespace) -> None:
 async def _list(args: argparse.Namespace) -> None:
     from companion_push.relay.accounts import listed  # noqa: PLC0415  --help needs none of this
 
-    async with open_database(args.store) as database:
+    async with open_store(args.store) as database:
         found = await database.transact(listed)
     for account in found:
         members = (

@@ -1,4 +1,4 @@
-"""Account states in a store: what a store does for them, SQLite as one, and the states that one transaction works on.
+"""Account states in a store: what a store does for them, SQL as one, and the states that one transaction works on.
 
 A store keeps of each account one value of bytes with a version, and the envelopes of its live requests, each under a key of
 its own. A value is written only over the version that was read (compare and set), together with the envelopes that come and
@@ -7,6 +7,7 @@ go with it. No rule is written in the store's language: whoever loses the race r
 
 import logging
 import secrets
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ class StateStore(Protocol):
         ...
 
 
-class SqliteStates:
-    """The account states in SQLite, as a part of one transaction on an open store."""
+class SqlStates:
+    """The account states in SQL, as a part of one transaction on an open store."""
 
     def __init__(self, db: Transaction) -> None:
         self._db = db
@@ -160,6 +161,7 @@ class StateCache:
 
     def __init__(self) -> None:
         self._states: OrderedDict[str, tuple[int, AccountState]] = OrderedDict()
+        self._lock = threading.Lock()  # transactions may run in threads
 
     def __len__(self) -> int:
         return len(self._states)
@@ -169,13 +171,12 @@ class StateCache:
         return self._states.get(account, (ABSENT, EMPTY))
 
     def put(self, account: str, version: int, state: AccountState) -> None:
-        if version == ABSENT:
+        with self._lock:
             self._states.pop(account, None)
-            return
-        self._states[account] = version, state
-        self._states.move_to_end(account)
-        if len(self._states) > _CACHED:
-            self._states.popitem(last=False)
+            if version != ABSENT:
+                self._states[account] = version, state
+            if len(self._states) > _CACHED:
+                self._states.popitem(last=False)
 
 
 @dataclass(slots=True)

@@ -414,7 +414,7 @@ def give_word(db: Transaction, companion: Membership, document: bytes, now: floa
         raise invalid(f"word: it must be dated within {SKEW} s of the relay's clock")
     db.execute(
         "INSERT INTO words VALUES (?, ?, ?, ?) ON CONFLICT (companion) DO UPDATE"
-        " SET at = excluded.at, word = excluded.word WHERE excluded.at >= at",
+        " SET at = excluded.at, word = excluded.word WHERE excluded.at >= words.at",
         (companion.name, companion.account, word.at, document),
     )
     db.execute("DELETE FROM word_calls WHERE companion = ?", (companion.name,))

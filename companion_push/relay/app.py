@@ -45,9 +45,8 @@ from companion_push.identity.authority import (
 from companion_push.identity.openid import OpenIdConnect
 from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
-from companion_push.relay.account_states import SqliteStates, StateCache, States, StateStore
+from companion_push.relay.account_states import SqlStates, StateCache, States, StateStore
 from companion_push.relay.config import RelayConfig
-from companion_push.relay.database import Database, open_database, sole_user
 from companion_push.relay.following import Following
 from companion_push.relay.held_requests import HeldRequests
 from companion_push.relay.inbox_stream import REFUSED, stream
@@ -81,6 +80,7 @@ from companion_push.relay.problems import Problem, Slug, not_found
 from companion_push.relay.proofs import HEADER, NONCE_HEADER, KnownKeys, UsedProofs, check_proof, claimed_in
 from companion_push.relay.public_documents import PublicDocuments
 from companion_push.relay.readiness import Readiness
+from companion_push.relay.stores import Store, open_store
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.relay.transaction import Transaction
 from companion_push.relay.webhook import Webhook
@@ -296,7 +296,7 @@ class RelayEndpoints:
         self._own_states = states
         self.traces = traces
         self._authority = authority
-        self._database: Database | None = None
+        self._database: Store | None = None
         self._leases: Leases  # set when the store is open
         self._state_cache = StateCache()
         self._used_proofs = UsedProofs()
@@ -497,7 +497,7 @@ class RelayEndpoints:
             raise UsageError("there is no such account") from problem
 
     @property
-    def _started(self) -> Database:
+    def _started(self) -> Store:
         """The store, for calls of the host."""
         if self._database is None:
             raise StoreUnavailable("the relay has not been started, or has ended")
@@ -851,7 +851,7 @@ class RelayEndpoints:
                 caller=caller,
                 now=now,
                 leases=self._leases,
-                states=States(self._own_states or SqliteStates(db), now, self._state_cache),
+                states=States(self._own_states or SqlStates(db), now, self._state_cache),
                 kinds=self._notifier.kinds,
                 in_flight=self._notifier.in_flight,
                 tells_account=self.webhook_sender is not None,
@@ -886,10 +886,10 @@ class RelayEndpoints:
         transaction.add_done_callback(self._transactions.discard)
         return transaction
 
-    async def _wait_for_turn(self, store: Database, work: Callable[[Transaction], Answer]) -> Answer:
+    async def _wait_for_turn(self, store: Store, work: Callable[[Transaction], Answer]) -> Answer:
         return await store.transact(work, committed=self._wake, durable=lambda answer: answer.durable)
 
-    async def _wait_for_disk(self, store: Database, answer: Answer) -> Answer:
+    async def _wait_for_disk(self, store: Store, answer: Answer) -> Answer:
         await store.on_disk()
         return answer
 
@@ -938,7 +938,7 @@ class RelayEndpoints:
         self._followers.append(follower)
 
     @property
-    def _open_store(self) -> Database:
+    def _open_store(self) -> Store:
         if self._database is None:
             raise Problem(Slug.STORE_UNAVAILABLE, retry_after=1)
         return self._database
@@ -948,28 +948,26 @@ class RelayEndpoints:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Open the store, and sweep it regularly while it is open."""
-        path: Path = self._config.store
-        with sole_user(path):
-            async with open_database(path) as database, self._authority.opened():
-                self._database = database
-                self._leases = Leases(self._config.lease, began=self._config.clock())
-                sweeper = asyncio.create_task(self._sweep())
-                self._notifier.start()
-                if self.webhook_sender is not None:
-                    self.webhook_sender.start()
+        async with open_store(self._config.store, alone=True) as database, self._authority.opened():
+            self._database = database
+            self._leases = Leases(self._config.lease, began=self._config.clock())
+            sweeper = asyncio.create_task(self._sweep())
+            self._notifier.start()
+            if self.webhook_sender is not None:
+                self.webhook_sender.start()
+            try:
+                yield
+            finally:
                 try:
-                    yield
+                    await end(sweeper)
+                    if self.webhook_sender is not None:
+                        await self.webhook_sender.close()
+                    await self._notifier.close()
                 finally:
                     try:
-                        await end(sweeper)
-                        if self.webhook_sender is not None:
-                            await self.webhook_sender.close()
-                        await self._notifier.close()
+                        await until_done(*self._transactions)
                     finally:
-                        try:
-                            await until_done(*self._transactions)
-                        finally:
-                            self._database = None
+                        self._database = None
 
     async def _sweep(self) -> None:
         """Sweep the store regularly; a failure is logged and does not end the loop."""

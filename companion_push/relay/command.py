@@ -10,6 +10,7 @@ from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
+from companion_push.relay.store_place import store_place
 from companion_push.relay.webhook import Webhook
 from companion_push.serving.options import (
     add_serving,
@@ -43,7 +44,11 @@ def add_parser(subparsers: Any) -> None:
         "--public-url", metavar="URL", help="what clients call it by; default: the base URL it listens on"
     )
     parser.add_argument(
-        "--store", type=Path, default=Path(DEFAULT_STORE), metavar="FILE", help=f"default: {DEFAULT_STORE}"
+        "--store",
+        type=store_place,
+        default=Path(DEFAULT_STORE),
+        metavar="PLACE",
+        help=f"a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE; its password is PGPASSWORD's or PGPASSFILE's",
     )
     parser.add_argument(
         "--ceiling", type=at_most(CEILING, "seconds"), default=CEILING, metavar="S",

@@ -10,6 +10,7 @@ from typing import Final
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
+from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.relay.webhook import Webhook
 from companion_push.serving.bounds import check_bounds
 from headless_passkey.errors import RemoteProtocolError, UsageError
@@ -25,7 +26,7 @@ class RelayConfig:
     """Everything `make_app` needs to know. A setting that cannot be is a `UsageError` with its name."""
 
     public_url: str  # the URL that clients use, with the prefix of a mounted relay; no slash at the end
-    store: Path
+    store: StorePlace  # a file, or a database in PostgreSQL
     ceiling: int = CEILING  # seconds until an unclaimed request expires; at most 300
     lease: int = LEASE  # seconds a companion may hold a claim without another call; at most 60
     quota: Quota = field(default_factory=Quota)
@@ -76,10 +77,11 @@ class RelayConfig:
             raise UsageError("openid: expected OpenIdSettings")
         if not callable(self.clock):
             raise UsageError("clock: expected a function that returns Unix seconds")
-        try:
-            object.__setattr__(self, "store", Path(self.store))
-        except TypeError as error:
-            raise UsageError("store: expected a path") from error
+        if not isinstance(self.store, PostgresUri):
+            try:
+                object.__setattr__(self, "store", Path(self.store))
+            except TypeError as error:
+                raise UsageError("store: expected a path") from error
         object.__setattr__(self, "public_url", check_public_url(self.public_url))
 
 

@@ -352,7 +352,7 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _migrate(connection: sqlite3.Connection) -> None:
     """Migrate the file to the newest schema: each step is one transaction, and stores its number."""
     _transaction(connection, _check_ours)
-    while _version(connection) < len(_MIGRATIONS):
+    while _version(connection) < len(MIGRATIONS):
         _transaction(connection, _step)
 
 
@@ -366,7 +366,7 @@ def _check_ours(connection: sqlite3.Connection) -> None:
         )
     if application != _APPLICATION_ID and (application or tables):
         raise StoreUnusable("the file is another program's database", reason=SetupReason.STATE_DAMAGED)
-    if _version(connection) > len(_MIGRATIONS):
+    if _version(connection) > len(MIGRATIONS):
         raise StoreUnusable(
             "the store was made by a newer version of this program", reason=SetupReason.STATE_INCOMPATIBLE
         )
@@ -380,13 +380,13 @@ def _version(connection: sqlite3.Connection) -> int:
 
 def _step(connection: sqlite3.Connection) -> None:
     version = _version(connection)
-    if version < len(_MIGRATIONS):  # another process may have migrated it meanwhile
-        for statement in _MIGRATIONS[version].split(";\n"):
+    if version < len(MIGRATIONS):  # another process may have migrated it meanwhile
+        for statement in MIGRATIONS[version].split(";\n"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version={version + 1}")
 
 
-_MIGRATIONS: Final = (
+MIGRATIONS: Final = (
     """
     CREATE TABLE accounts (
         id TEXT PRIMARY KEY,

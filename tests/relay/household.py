@@ -22,10 +22,11 @@ from companion_push.relay.account_states import StateStore
 from companion_push.relay.accounts import add_account
 from companion_push.relay.app import RELAY, make_app
 from companion_push.relay.config import RelayConfig
-from companion_push.relay.database import open_database
 from companion_push.relay.following import Following
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.store_place import StorePlace
+from companion_push.relay.stores import open_store
 from companion_push.serving.connections import ConnectionLimits
 from companion_push.serving.http_server import Runner
 from headless_passkey.net.proof import NONCE_HEADER, PROOF_HEADER, make_proof
@@ -34,6 +35,7 @@ from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from tests.relay.front import Front
+from tests.relay.stores import place_of
 from tests.trust.people import Person, companion, device, found, grow
 
 PROBLEM = "urn:headless-passkey:problem:"
@@ -194,14 +196,21 @@ class Relay:
     """A relay that is being tested."""
 
     def __init__(
-        self, app: web.Application, url: str, session: aiohttp.ClientSession, store: Path, clock: Clock
+        self,
+        app: web.Application,
+        url: str,
+        session: aiohttp.ClientSession,
+        store: Path,
+        clock: Clock,
+        *,
+        place: StorePlace | None = None,
     ) -> None:
         self.held_requests = app[RELAY].held_requests
         self.app = app
         self._relay = app[RELAY]
         self.url = url
         self.session = session
-        self.store = store
+        self.store, self.place = store, place_of(store) if place is None else place
         self.clock = clock
 
     def is_held(self, member: str) -> bool:
@@ -219,7 +228,7 @@ class Relay:
 
     async def account_code(self, name: str) -> tuple[str, bytes]:
         """A new account's id and one-time code, as `companion-push account add` makes them."""
-        async with open_database(self.store) as database:
+        async with open_store(self.place) as database:
             now = self.clock()
             added = await database.transact(
                 lambda db: add_account(db, name=name, now=now, expires_at=int(now) + 3600)
@@ -275,6 +284,7 @@ class Household:
 async def running_relay(
     store: Path,
     *,
+    place: StorePlace | None = None,
     quota: Quota = NO_LIMITS,
     ladder: Ladder = NO_PAUSES,
     ceiling: int = 300,
@@ -297,7 +307,7 @@ async def running_relay(
     front: Front | None = None,
     **settings: Any,
 ) -> AsyncIterator[Relay]:
-    """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead.
+    """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead. place: of its store, by default of `store`.
 
     cancels: whether who hangs up ends its handler. front: a proxy, by whose URL callers call the relay. settings: others of
     `RelayConfig`.
@@ -308,7 +318,7 @@ async def running_relay(
     url = front.begins_at(own_port) if front is not None else f"http://127.0.0.1:{own_port}"
     config = RelayConfig(
         public_url=url,
-        store=store,
+        store=place_of(store) if place is None else place,
         quota=quota,
         ladder=ladder,
         ceiling=ceiling,
@@ -337,7 +347,7 @@ async def running_relay(
         await runner.setup()
         await web.SockSite(runner, listening).start()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            yield Relay(app, url, session, store, clock)
+            yield Relay(app, url, session, store, clock, place=config.store)
     finally:
         await runner.cleanup()
         listening.close()

@@ -1,21 +1,20 @@
 """What a store has of account states, as another program reads it."""
 
-import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from companion_push.relay.account_state import decoded
-from companion_push.relay.account_states import SqliteStates, States
+from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.mailbox import Notice, Request
+from companion_push.relay.transaction import Transaction
+from tests.relay.stores import place_of, query
 
 
 def stored_requests(store: Path) -> list[Request]:
     """The requests of all accounts."""
-    with sqlite3.connect(store) as other:
-        rows = other.execute("SELECT value FROM account_states ORDER BY account").fetchall()
-    other.close()
-    return [request for (value,) in rows for request in decoded(value).requests]
+    rows = query(place_of(store), "SELECT value FROM account_states ORDER BY account")
+    return [request for (value,) in rows for request in decoded(bytes(value)).requests]
 
 
 def outcomes(store: Path) -> list[str | None]:
@@ -23,11 +22,11 @@ def outcomes(store: Path) -> list[str | None]:
     return [notice.outcome for request in stored_requests(store) for notice in request.notices]
 
 
-def states_of(db: sqlite3.Connection, now: float) -> States:
-    return States(SqliteStates(db), now)
+def states_of(db: Transaction, now: float) -> States:
+    return States(SqlStates(db), now)
 
 
-def change_requests(db: sqlite3.Connection, change: Callable[[Request], Request]) -> None:
+def change_requests(db: Transaction, change: Callable[[Request], Request]) -> None:
     """Change all requests in the store."""
     states = states_of(db, 0)
     for (account,) in db.execute("SELECT account FROM account_states").fetchall():

@@ -20,12 +20,13 @@ from companion_push.relay import account_events
 from companion_push.relay.account_events import KEPT, MAX_WAITING, PAUSES, Event, EventType, Step
 from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.database import open_database
-from companion_push.relay.operations import Answer
+from companion_push.relay.operations import Answer, sweep
 from companion_push.relay.webhook import Attempt
 from headless_passkey.text.base64url import base64url
 from tests.relay.account_service import PATIENCE, AccountService, account_service, silent, status
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.states import states_of
+from tests.relay.stores import of_files, place_of, query
 from tests.relay.test_mutes import muted_by
 from tests.trust.people import companion, device, found
 
@@ -66,8 +67,8 @@ class Office:
     @property
     def waiting(self) -> list[str]:
         """The devices of the events that are stored."""
-        with contextlib.closing(sqlite3.connect(self.relay.store)) as db:
-            return [name for (name,) in db.execute("SELECT device FROM account_events ORDER BY at")]
+        rows = query(place_of(self.relay.store), "SELECT device FROM account_events ORDER BY at")
+        return [name for (name,) in rows]
 
 
 @contextlib.asynccontextmanager
@@ -217,8 +218,8 @@ async def test_without_a_webhook_nothing_is_stored_and_what_was_there_is_deleted
         anna, frame = relay.caller(anna.person), relay.caller(frame.person)
         await unmute(anna, frame)
         await mute(anna, frame)
-        with contextlib.closing(sqlite3.connect(relay.store)) as db:
-            assert db.execute("SELECT count(*) FROM account_events").fetchone() == (0,)
+        await relay.app[RELAY].run("", sweep(None))  # the first one may still be under way
+        assert query(place_of(relay.store), "SELECT count(*) FROM account_events") == [(0,)]
 
 
 # Again
@@ -584,6 +585,7 @@ class Heard(logging.Handler):
             self.said.set()
 
 
+@of_files
 async def test_a_store_that_is_locked_for_a_while_loses_no_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

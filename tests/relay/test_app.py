@@ -31,6 +31,7 @@ from tests.relay.household import (
     rates,
     running_relay,
 )
+from tests.relay.stores import of_files
 from tests.trust.people import companion, device, found, grow
 
 SOON = 20.0  # seconds: less than the 25 of a hold
@@ -1202,6 +1203,7 @@ async def test_no_answer_may_be_cached(home: Household) -> None:
 # When the relay itself is in trouble
 
 
+@of_files
 @pytest.mark.parametrize(
     ("error", "line"),
     [
@@ -1291,6 +1293,7 @@ async def test_a_relay_that_closes_answers_who_waits_and_takes_nothing_new(
     assert refused.headers["Retry-After"] == "1"
 
 
+@of_files
 async def test_a_store_that_cannot_be_used_is_told_as_such_and_nothing_is_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1310,6 +1313,7 @@ async def test_a_store_that_cannot_be_used_is_told_as_such_and_nothing_is_lost(
         assert (await frame.submit(anna, name=name)).status == 201
 
 
+@of_files
 async def test_a_store_whose_file_was_deleted_acknowledges_nothing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +17,9 @@ from companion_push.relay.channels import identity_of
 from companion_push.relay.messages import ChannelBody, parse_body
 from headless_passkey.text.base64url import base64url
 from tests.push.recording import RecordingChannel
+from tests.relay import stores
 from tests.relay.household import Relay, fresh_id, running_relay
+from tests.relay.stores import place_of
 
 POINT: Final = base64url(
     ec.derive_private_key(7, ec.SECP256R1())
@@ -290,10 +291,7 @@ async def test_no_answer_and_no_log_holds_an_address(
 
 
 def rows(relay: Relay, query: str) -> list[tuple[Any, ...]]:
-    with sqlite3.connect(relay.store) as other:
-        found = other.execute(query).fetchall()
-    other.close()
-    return found
+    return stores.query(place_of(relay.store), query)
 
 
 # Tests of a channel

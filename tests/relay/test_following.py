@@ -7,10 +7,11 @@ import pytest
 
 from companion_push.relay import accounts
 from companion_push.relay.app import close_account
-from companion_push.relay.database import open_database
 from companion_push.relay.following import Ended, Ending
 from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.stores import open_store
 from tests.relay.household import Household, Relay, fresh_id, running_relay
+from tests.relay.stores import place_of
 
 PATIENCE = 60.0  # seconds: a safety net, so that a hang is a failure
 NOW = 0.0  # seconds: what is new is there already
@@ -112,7 +113,7 @@ async def test_an_account_that_another_process_closes_ends_it_with_the_next_read
 ) -> None:
     with relay.followed(home.companions[0]) as inbox:
         await anext(inbox)
-        async with open_database(relay.store) as other:
+        async with open_store(place_of(relay.store)) as other:
             now = relay.clock()
             await other.transact(lambda db: accounts.close_account(db, name="alice", now=now))
         with pytest.raises(Problem) as refused:

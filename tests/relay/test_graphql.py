@@ -39,6 +39,7 @@ from tests.relay.graphql_calls import (
     submit,
 )
 from tests.relay.household import SEALED, Caller, Household, Relay, Reply, fresh_id, rates, running_relay
+from tests.relay.stores import of_files
 from tests.relay.test_any_input import Running
 from tests.relay.test_authority import Users
 from tests.relay.test_graphql_subscriptions import begun
@@ -411,6 +412,7 @@ async def test_a_bug_tells_its_caller_nothing(
     assert "invalid-request" not in caplog.text
 
 
+@of_files
 async def test_a_store_that_is_gone_is_told_as_in_the_http_contract(relay: Relay, home: Household) -> None:
     relay.store.unlink()
     reply = await send(home.companions[0], INBOX)

@@ -19,6 +19,7 @@ from companion_push.relay import database, following, inbox_stream, operations
 from companion_push.relay.operations import Answer, Call
 from headless_passkey.net.proof import PROOF_HEADER
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
+from tests.relay.stores import of_files
 from tests.relay.test_app import held
 
 PATIENCE = 60.0  # seconds: a safety net, so that a hang is a failure
@@ -261,6 +262,7 @@ async def test_who_hangs_up_leaves_no_trace(
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
+@of_files
 async def test_a_store_that_cannot_be_used_ends_a_stream_with_its_problem(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from headless_passkey.text.base64url import base64url
 from tests.companion.program import Program, running
 from tests.push.receiver import Receiver, Reply, receiving
 from tests.relay.household import Caller, Clock, Household, Relay, fresh_id
+from tests.relay.stores import place_of
 from tests.relay.test_channels import handle
 from tests.trust.people import Person
 
@@ -27,6 +28,7 @@ class ProgramRelay(Relay):
 
     def __init__(self, url: str, session: aiohttp.ClientSession, store: Path) -> None:
         self.url, self.session, self.store, self.clock = url, session, store, Clock()
+        self.place = place_of(store)
 
     def caller(self, person: Person) -> Caller:
         return Caller(person, self.session, self.url, self.clock)
@@ -47,7 +49,15 @@ async def started(
 ) -> AsyncIterator[tuple[Program, ProgramRelay]]:
     store = tmp_path / "relay.sqlite3"
     words = [
-        *("relay", "--listen", "127.0.0.1:0", "--store", store, "--vapid-key", tmp_path / "vapid.pem"),
+        *(
+            "relay",
+            "--listen",
+            "127.0.0.1:0",
+            "--store",
+            str(place_of(store)),
+            "--vapid-key",
+            tmp_path / "vapid.pem",
+        ),
         *("--vapid-contact", "mailto:push@example.com", "--web-push-host", f"localhost:{service.port}"),
         *("--web-push-network", "127.0.0.0/8", "--web-push-network", "::1/128", "--web-push-ca", roots),
     ]

@@ -13,15 +13,17 @@ from companion_push.errors import StoreUnavailable
 from companion_push.relay import accounts, operations
 from companion_push.relay.accounts import MAX_INVITATIONS, sweep_accounts
 from companion_push.relay.app import RELAY, close_account
-from companion_push.relay.database import open_database
 from companion_push.relay.mailbox import Rate
 from companion_push.relay.operations import MAX_RINGS, Answer
+from companion_push.relay.stores import open_store
+from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import UsageError
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
 from tests.relay.household import Caller, Household, Relay, Reply, fresh_id
+from tests.relay.stores import of_files, place_of
 from tests.trust.people import ACCOUNT, Person, companion, device, encoded, forge, found, grow, twin
 
 SOON = 20.0  # seconds: less than the 25 of a hold
@@ -296,7 +298,7 @@ async def test_a_former_member_reads_the_ring_that_took_it_out_for_ninety_days(
         assert (await bert.get("/v1/ring")).body["version"] == 4
         assert (await frame.submit(anna)).problem == "not-found"
     relay.clock.ahead = 91 * 86_400
-    async with open_database(relay.store) as database:
+    async with open_store(place_of(relay.store)) as database:
         await database.transact(lambda db: sweep_accounts(db, relay.clock()))
     assert (await frame.get("/v1/ring")).problem == "not-found"
 
@@ -332,7 +334,7 @@ async def test_the_claim_of_a_removed_companion_ends_at_once_and_its_envelopes_a
     assert (status["state"], status["failures"]) == ("delivered", [{"by": bert.name, "reason": "vanished"}])
     assert (await bert.get("/v1/inbox")).problem == "not-found"
     assert (await anna.claims(frame, hers)).status == 200
-    async with open_database(relay.store) as database:
+    async with open_store(place_of(relay.store)) as database:
         kept = await database.transact(lambda db: db.execute("SELECT recipient FROM envelopes").fetchall())
     assert kept == [(anna.name,)]
 
@@ -348,7 +350,7 @@ async def test_an_account_that_is_set_up_anew_is_closed_to_its_members_for_good(
     cursor = (await bert.get("/v1/inbox")).body["cursor"]
     held = [
         asyncio.ensure_future(bert.get(f"/v1/inbox?cursor={cursor}&wait=20")),
-        asyncio.ensure_future(frame.get(f"/v1/requests/{name}?version=2&wait=20")),
+        asyncio.ensure_future(frame.get(f"/v1/requests/{name}?version=1&wait=20")),
     ]
     await asyncio.sleep(0)
     code = await close_account(relay.app, "alice", again=True)
@@ -368,11 +370,12 @@ async def test_an_account_that_is_set_up_anew_is_closed_to_its_members_for_good(
         "the same key, with a new proof of possession"
     )
     assert (await anna.get("/v1/ring")).body["version"] == 1
-    async with open_database(relay.store) as database:
+    async with open_store(place_of(relay.store)) as database:
         kept = await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone())
     assert kept == (0,)
 
 
+@of_files
 async def test_an_account_that_cannot_be_set_up_anew_stays_open(
     relay: Relay, home: Household, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,7 +408,7 @@ async def test_a_member_hands_in_the_rings_that_a_relay_has_lost(relay: Relay, h
         await home.append(anna.person, bert.person, frame.person, device("hub")),
         await home.append(anna.person, frame.person),
     ]
-    async with open_database(relay.store) as database:  # as a backup of yesterday has it
+    async with open_store(place_of(relay.store)) as database:  # as a backup of yesterday has it
         await database.transact(
             lambda db: _forget(db, home.account, [anna.person, bert.person, frame.person])
         )
@@ -462,7 +465,7 @@ async def test_nobody_hands_in_so_many_rings_that_others_are_led_past_a_gap(
     assert (await bert.post("/v1/ring/links", {"rings": links})).problem == "rate-limited"
 
 
-def _forget(db: sqlite3.Connection, account: str, people: list[Person]) -> None:
+def _forget(db: Transaction, account: str, people: list[Person]) -> None:
     """Let the store of a relay be what it was when `people` were the members by ring 2."""
     db.execute("DELETE FROM rings WHERE account = ? AND version > 2", (account,))
     db.execute("DELETE FROM members WHERE account = ?", (account,))

@@ -16,6 +16,7 @@ from companion_push.relay.messages import MAX_BODY
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.ring import MAX_MEMBERS
 from tests.relay.household import NO_LIMITS, Clock, Relay
+from tests.relay.stores import place_of
 from tests.trust.people import device
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -57,7 +58,7 @@ async def mounted(host: web.Application, prefix: str, store: Path) -> AsyncItera
     clock = Clock()
     listening = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listening.getsockname()[1]}{prefix}"
-    app = make_app(RelayConfig(public_url=url, store=store, quota=NO_LIMITS, clock=clock))
+    app = make_app(RelayConfig(public_url=url, store=place_of(store), quota=NO_LIMITS, clock=clock))
     host.add_subapp(prefix, app)
     runner = web.AppRunner(host, shutdown_timeout=1, handler_cancellation=True)
     try:
@@ -133,7 +134,7 @@ async def test_a_proof_is_for_the_relays_address_under_any_prefix(prefix: str, t
 
 async def test_two_relays_in_one_host_share_nothing(tmp_path: Path) -> None:
     host = web.Application()
-    other = make_app(RelayConfig(public_url="http://localhost/other", store=tmp_path / "other"))
+    other = make_app(RelayConfig(public_url="http://localhost/other", store=place_of(tmp_path / "other")))
     host.add_subapp("/other", other)
     async with mounted(host, "/push", tmp_path / "one") as relay:
         home = await relay.household()
@@ -154,7 +155,8 @@ async def test_a_public_url_that_does_not_fit_where_it_is_mounted_is_told_in_the
 ) -> None:
     host = web.Application()
     host.add_subapp(
-        prefix, make_app(RelayConfig(public_url="https://host.example" + path, store=tmp_path / "s"))
+        prefix,
+        make_app(RelayConfig(public_url="https://host.example" + path, store=place_of(tmp_path / "s"))),
     )
     runner = web.AppRunner(host)
     await runner.setup()

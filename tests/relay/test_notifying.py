@@ -12,13 +12,14 @@ import pytest
 from companion_push.push.channel import Delivery, Kind, Purpose, Push, PushOutcome
 from companion_push.relay.app import RELAY, close_account
 from companion_push.relay.channels import MAX_AGAIN, STALE_KEPT
-from companion_push.relay.database import open_database
 from companion_push.relay.operations import sweep
+from companion_push.relay.stores import open_store
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.word import Word
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.states import change_requests, outcomes, unknown_outcomes
+from tests.relay.stores import place_of
 from tests.relay.test_channels import handle, rows
 
 SOON: Final = 20.0  # seconds: less than the 25 of a hold
@@ -485,7 +486,7 @@ async def test_pushes_of_a_relay_that_was_killed_go_out_with_the_next_one(tmp_pa
 
 
 async def restored(store: Path, before: list[Any], columns: str) -> None:
-    async with open_database(store) as database:
+    async with open_store(place_of(store)) as database:
         await database.transact(lambda db: change_requests(db, unknown_outcomes))
         await database.transact(lambda db: db.executemany(f"INSERT INTO pushes VALUES ({columns})", before))  # noqa: S608
 

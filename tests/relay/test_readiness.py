@@ -13,6 +13,7 @@ from companion_push.relay.app import RELAY
 from companion_push.relay.operations import Answer, Call
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Relay, Reply, running_relay
+from tests.relay.stores import of_files
 
 SOON = 60.0  # seconds: a safety net
 
@@ -35,6 +36,7 @@ async def test_a_relay_that_drains_lives_and_is_not_ready(relay: Relay) -> None:
     assert (await relay.session.get(relay.url + "/livez")).status == 200
 
 
+@of_files
 async def test_a_relay_whose_store_is_locked_is_not_ready_until_it_is_free(
     relay: Relay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,6 +60,7 @@ async def test_a_relay_whose_store_is_locked_is_not_ready_until_it_is_free(
     ]
 
 
+@of_files
 async def test_a_relay_whose_store_was_taken_away_is_not_ready(relay: Relay, tmp_path: Path) -> None:
     relay.store.rename(tmp_path / "elsewhere")
     reply = await ready(relay)

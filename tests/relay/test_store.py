@@ -342,9 +342,9 @@ async def test_a_store_of_an_older_version_is_brought_up_step_by_step(
 ) -> None:
     async with open_database(path) as database:
         await a_request(database)
-    steps = database_module._MIGRATIONS
+    steps = database_module.MIGRATIONS
     more = (*steps, "CREATE TABLE more (a INTEGER) STRICT;\nINSERT INTO more VALUES (7)")
-    monkeypatch.setattr(database_module, "_MIGRATIONS", more)
+    monkeypatch.setattr(database_module, "MIGRATIONS", more)
     for _ in range(2):
         async with open_database(path) as database:
             assert await database.transact(lambda db: db.execute("SELECT a FROM more").fetchall()) == [(7,)]
@@ -354,12 +354,12 @@ async def test_a_store_of_an_older_version_is_brought_up_step_by_step(
 async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_database(path):
         pass
-    steps = database_module._MIGRATIONS
+    steps = database_module.MIGRATIONS
     monkeypatch.setattr(
-        database_module, "_MIGRATIONS", (*steps, "CREATE TABLE more (a);\nCREATE TABLE more (a)")
+        database_module, "MIGRATIONS", (*steps, "CREATE TABLE more (a);\nCREATE TABLE more (a)")
     )
     await refused_to_open(path, StoreUnusable)
-    monkeypatch.setattr(database_module, "_MIGRATIONS", steps)
+    monkeypatch.setattr(database_module, "MIGRATIONS", steps)
     async with open_database(path) as database:
         tables = await database.transact(lambda db: db.execute("SELECT name FROM sqlite_schema").fetchall())
     assert ("more",) not in tables

@@ -20,7 +20,7 @@ from companion_push.relay.account_state import EMPTY, decoded, encoded
 from companion_push.relay.account_states import (
     ABSENT,
     EnvelopeKey,
-    SqliteStates,
+    SqlStates,
     StateCache,
     States,
     StateStore,
@@ -28,12 +28,14 @@ from companion_push.relay.account_states import (
     Write,
 )
 from companion_push.relay.accounts import add_account
-from companion_push.relay.database import Database, open_database
 from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request
 from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.store_place import StorePlace
+from companion_push.relay.stores import Store, open_store
 from headless_passkey.request import RequestState
 from tests.relay.household import fresh_id, running_relay
 from tests.relay.states import stored_requests
+from tests.relay.stores import postgres
 
 NOW: Final = 1_800_000_000
 ROUNDS: Final = 1250  # of a race; each has `CLAIMERS` writers, so that there are 10^4
@@ -46,11 +48,11 @@ T = TypeVar("T")
 class Node:
     """One process's way to a store."""
 
-    database: Database
+    database: Store
 
     async def do(self, work: Callable[[StateStore], T]) -> T:
         """Do something in one step."""
-        return await self.database.transact(lambda db: work(SqliteStates(db)))
+        return await self.database.transact(lambda db: work(SqlStates(db)))
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,20 @@ class Engine:
 
 @asynccontextmanager
 async def sqlite(folder: Path) -> AsyncIterator[Engine]:
+    async with opened(folder / "store") as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def postgresql(folder: Path) -> AsyncIterator[Engine]:
+    async with opened(postgres().database_for(folder / "store")) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def opened(place: StorePlace) -> AsyncIterator[Engine]:
     async with AsyncExitStack() as stack:
-        nodes = [Node(await stack.enter_async_context(open_database(folder / "store"))) for _ in range(2)]
+        nodes = [Node(await stack.enter_async_context(open_store(place))) for _ in range(2)]
         added = [
             await nodes[0].database.transact(
                 lambda db, name=f"{number}": add_account(db, name=name, now=NOW, expires_at=NOW + 60)  # type: ignore[misc]
@@ -105,7 +119,7 @@ async def memory(_folder: Path) -> AsyncIterator[Engine]:
     yield Engine((node, node), tuple(f"account {number}" for number in range(5)))
 
 
-ENGINES: Final = {"sqlite": sqlite, "memory": memory}
+ENGINES: Final = {"sqlite": sqlite, "postgresql": postgresql, "memory": memory}
 
 
 @pytest_asyncio.fixture(params=ENGINES.values(), ids=ENGINES)

@@ -13,6 +13,7 @@ from certificates import Certificate
 from headless_passkey.errors import ExitStatus
 from tests.companion.program import Program, outcome, running
 from tests.relay.account_service import PATIENCE, AccountService, account_service, new_secret, silent
+from tests.relay.stores import place_of
 from tests.relay.test_killed_before_the_push import ProgramRelay
 
 URL = "https://accounts.example/hunter2"
@@ -31,7 +32,7 @@ async def started(
     secret = secret_file(tmp_path / "secret", new_secret(), service.secret)
     store = tmp_path / "relay.sqlite3"
     options = ("--webhook", service.url, "--webhook-secret", secret, *words)
-    command = ("relay", "--listen", "127.0.0.1:0", "--store", store, *options)
+    command = ("relay", "--listen", "127.0.0.1:0", "--store", str(place_of(store)), *options)
     async with running(*command) as program, aiohttp.ClientSession() as session:
         yield program, ProgramRelay(await program.line(), session, store)
 

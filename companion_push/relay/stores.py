@@ -1,0 +1,57 @@
+"""The relay's store, wherever it is."""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from companion_push.relay.database import open_database, sole_user
+from companion_push.relay.store_place import StorePlace
+from companion_push.relay.transaction import Transaction
+
+T = TypeVar("T")
+
+
+class Store(Protocol):
+    """An open store."""
+
+    async def transact(
+        self,
+        work: Callable[[Transaction], T],
+        *,
+        committed: Callable[[T], None] = ...,
+        durable: Callable[[T], bool] = ...,
+    ) -> T:
+        """Run `work` as one transaction, rolled back when it raises; see `Database.transact`."""
+        ...
+
+    def at_once(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` as one transaction in this very moment; `StoreBusy` where that has to wait for anything."""
+        ...
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether every commit is on the disk."""
+        ...
+
+    async def on_disk(self) -> None:
+        """Wait until every commit of before is on the disk."""
+        ...
+
+
+@contextlib.asynccontextmanager
+async def open_store(place: StorePlace, *, alone: bool = False) -> AsyncIterator[Store]:
+    """Open the store at `place`, and make a missing one.
+
+    alone: as the relay, of which a store has one at a time; False for a command beside it. Raises `StoreUnusable` and
+    `StoreBusy`; `SetupError` (missing-package) for PostgreSQL without the extra ``postgres``.
+    """
+    if isinstance(place, Path):
+        with sole_user(place) if alone else contextlib.nullcontext():
+            async with open_database(place) as database:
+                yield database
+        return
+    from companion_push.relay.postgres import open_postgres  # noqa: PLC0415  it needs an extra
+
+    async with open_postgres(place, alone=alone) as postgres:
+        yield postgres

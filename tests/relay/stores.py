@@ -1,0 +1,111 @@
+"""Where the stores of tests are: files, or with RELAY_TEST_STORE=postgresql databases of a private PostgreSQL."""
+
+import atexit
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from companion_push.relay.postgres import PostgresStore, migrate
+from companion_push.relay.store_place import PostgresUri, StorePlace
+from tests.ports import reserved_port
+
+ON_POSTGRES: Final = os.environ.get("RELAY_TEST_STORE") == "postgresql"
+# of what only a file can suffer
+of_files = pytest.mark.skipif(ON_POSTGRES, reason="the store is no file")
+
+
+class PostgresServer:
+    """A private server, in a folder of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
+        self.port = reserved_port()
+        self._databases: dict[Path, str] = {}
+        self._as_user: list[str] = []
+        if os.geteuid() == 0:  # which it refuses to run as
+            shutil.chown(self.folder, "postgres", "postgres")
+            self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        self.call("initdb", "-A", "trust", "-U", "relay", "--no-locale", "-E", "UTF8")
+        self.start()
+        self.do("postgres", "CREATE DATABASE migrated")
+        with closing(PostgresStore(self.url("migrated")).connected()) as connection:
+            migrate(connection)
+
+    def call(self, program: str, *words: str) -> None:
+        command = [*self._as_user, _program(program), "-D", str(self.folder / "data"), *words]
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    def start(self) -> None:
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=400"
+        self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
+
+    def stop(self, how: str = "fast") -> None:
+        self.call("pg_ctl", "-w", "-m", how, "stop")
+
+    def end(self) -> None:
+        self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def url(self, database: str) -> PostgresUri:
+        return PostgresUri(f"postgresql://relay@127.0.0.1:{self.port}/{database}")
+
+    def database_for(self, path: Path) -> PostgresUri:
+        """The database that stands for a file: a new one for a path that nobody has named yet."""
+        if path not in self._databases:
+            self._databases[path] = name = f"store{len(self._databases)}"
+            self.do("postgres", f"CREATE DATABASE {name} TEMPLATE migrated")
+        return self.url(self._databases[path])
+
+    def do(self, database: str, statement: str) -> list[tuple[Any, ...]]:
+        return query(self.url(database), statement)
+
+
+def _program(name: str) -> str:
+    """PostgreSQL's own programs are not in the PATH on Debian."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=lambda path: int(path.parts[4]))
+    return str(found[-1]) if found else name
+
+
+def is_installed() -> bool:
+    """Whether PostgreSQL is there."""
+    return shutil.which(_program("initdb")) is not None
+
+
+def postgres() -> PostgresServer:
+    """The server of this process. The test is left out where PostgreSQL is not installed, unless all are asked for."""
+    if not is_installed() and not ON_POSTGRES:
+        pytest.skip("PostgreSQL is not installed: make test-stores")
+    return _server()
+
+
+@cache
+def _server() -> PostgresServer:
+    server = PostgresServer()
+    atexit.register(server.end)
+    return server
+
+
+def place_of(path: Path) -> StorePlace:
+    """Where the store is that a test keeps at `path`."""
+    return postgres().database_for(path) if ON_POSTGRES else path
+
+
+def query(place: StorePlace, statement: str) -> list[tuple[Any, ...]]:
+    """What another program reads, or does."""
+    if isinstance(place, Path):
+        with closing(sqlite3.connect(place)) as other:
+            return other.execute(statement).fetchall()
+    import psycopg  # noqa: PLC0415  of an extra
+
+    with psycopg.connect(place.uri, autocommit=True) as connection:
+        cursor = connection.execute(statement.encode())
+        return cursor.fetchall() if cursor.description else []

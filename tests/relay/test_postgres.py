@@ -1,0 +1,269 @@
+"""The relay's store in PostgreSQL: transactions that meet, connections that break, and one relay at a time."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from psycopg.errors import SerializationFailure
+
+from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
+from companion_push.relay import postgres as postgres_module
+from companion_push.relay.app import RELAY
+from companion_push.relay.database import MIGRATIONS
+from companion_push.relay.postgres import PostgresStore, migrate, open_postgres
+from companion_push.relay.store_place import PostgresUri, store_place
+from companion_push.relay.stores import Store, open_store
+from companion_push.relay.transaction import Transaction
+from headless_passkey.errors import SetupReason, UsageError
+from tests.ports import reserved_port
+from tests.relay.household import fresh_id, running_relay
+from tests.relay.stores import PostgresServer, postgres, query
+
+
+def own_server() -> PostgresServer:
+    """A server that the test may stop."""
+    postgres()  # which leaves the test out where there is none
+    return PostgresServer()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> PostgresUri:
+    return postgres().database_for(tmp_path)
+
+
+@pytest_asyncio.fixture
+async def store(place: PostgresUri) -> AsyncIterator[Store]:
+    async with open_store(place) as opened:
+        yield opened
+
+
+def add(db: Transaction, name: str) -> None:
+    db.execute("INSERT INTO accounts VALUES (?, ?, 1, NULL)", (name, name))
+
+
+def names(db: Transaction) -> list[str]:
+    return [name for (name,) in db.execute("SELECT name FROM accounts ORDER BY name")]
+
+
+# Places
+
+
+def test_a_url_is_a_database_and_everything_else_a_file() -> None:
+    assert store_place("postgresql://relay@db.example/relay") == PostgresUri(
+        "postgresql://relay@db.example/relay"
+    )
+    assert store_place("postgres://db/relay") == PostgresUri("postgres://db/relay")
+    assert store_place("relay.sqlite3") == Path("relay.sqlite3")
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://relay:s3cret@db/relay",
+        "postgresql://db/relay?password=s3cret",
+        "postgresql://db/relay?sslpassword=s3cret",
+    ],
+    ids=["user info", "parameter", "of a key"],
+)
+def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(UsageError, match="PGPASSFILE") as refused:
+        store_place(url)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://", "postgresql://db", "postgresql://db/", "postgresql://[::1/relay"]
+)
+def test_a_url_without_a_database_is_refused(url: str) -> None:
+    with pytest.raises(UsageError, match="expected postgresql://"):
+        store_place(url)
+
+
+# Transactions
+
+
+async def test_a_transaction_that_fails_leaves_nothing_behind(store: Store) -> None:
+    def half(db: Transaction) -> None:
+        add(db, "alice")
+        raise KeyError("alice")
+
+    with pytest.raises(KeyError):
+        await store.transact(half)
+    assert await store.transact(names) == []
+
+
+async def test_of_two_transactions_that_meet_one_is_run_again_over_what_the_other_has_left(
+    store: Store,
+) -> None:
+    """Each reads how many there are and adds the next one; both have read before one writes."""
+    both = threading.Barrier(2, timeout=30)
+    tries: list[int] = []
+
+    def next_one(db: Transaction) -> None:
+        number = len(names(db))
+        tries.append(number)
+        if len(tries) <= 2:
+            both.wait()
+        add(db, f"{number}")
+
+    await asyncio.gather(store.transact(next_one), store.transact(next_one))
+    assert await store.transact(names) == ["0", "1"]
+    assert sorted(tries) == [0, 0, 1]
+
+
+async def test_a_transaction_that_always_meets_others_is_busy_in_the_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "_BUSY_SECONDS", 0.05)
+
+    def meets(_db: Transaction) -> None:
+        raise SerializationFailure
+
+    with pytest.raises(StoreBusy):
+        await store.transact(meets)
+
+
+async def test_who_waits_is_woken_after_the_commit(store: Store, place: PostgresUri) -> None:
+    seen: list[object] = []
+    await store.transact(
+        lambda db: add(db, "alice"),
+        committed=lambda _: seen.extend(query(place, "SELECT name FROM accounts")),
+    )
+    assert seen == [("alice",)]
+
+
+async def test_a_fault_of_ours_is_told_without_values(store: Store) -> None:
+    await store.transact(lambda db: add(db, "alice"))
+    with pytest.raises(StoreUnavailable, match="duplicate key") as refused:
+        await store.transact(lambda db: add(db, "alice"))
+    assert "alice" not in str(refused.value)
+    assert await store.transact(names) == ["alice"]
+
+
+# Connections
+
+
+async def test_connections_that_were_cut_are_made_anew(store: Store, place: PostgresUri) -> None:
+    await store.transact(lambda db: add(db, "alice"))
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    assert query(place, cut)
+    assert await store.transact(names) == ["alice"]
+
+
+async def test_a_transaction_whose_connection_is_cut_in_the_middle_is_run_again(
+    store: Store, place: PostgresUri
+) -> None:
+    cuts = iter([True, False])
+
+    def cut_once(db: Transaction) -> None:
+        add(db, "alice")
+        if next(cuts):
+            (pid,) = db.execute("SELECT pg_backend_pid()").fetchone()
+            query(place, f"SELECT pg_terminate_backend({pid})")
+        names(db)
+
+    await store.transact(cut_once)
+    assert await store.transact(names) == ["alice"]
+
+
+async def test_a_server_that_is_away_is_said_and_the_store_goes_on_when_it_is_back(tmp_path: Path) -> None:
+    server = own_server()
+    try:
+        async with open_store(server.database_for(tmp_path)) as store:
+            await store.transact(lambda db: add(db, "alice"))
+            server.stop()
+            with pytest.raises(StoreUnavailable):
+                await store.transact(names)
+            server.start()
+            assert await store.transact(names) == ["alice"]
+    finally:
+        server.end()
+
+
+async def test_a_server_that_is_not_there_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PGPASSWORD", "s3cret")
+    with pytest.raises(StoreUnusable, match="cannot be connected to") as refused:
+        async with open_store(PostgresUri(f"postgresql://relay@127.0.0.1:{reserved_port()}/relay")):
+            pass
+    assert "s3cret" not in str(refused.value)
+
+
+# One relay
+
+
+async def test_a_database_has_one_relay_at_a_time_and_commands_beside_it(place: PostgresUri) -> None:
+    async with open_store(place, alone=True):
+        with pytest.raises(StoreBusy, match="another relay"):
+            async with open_store(place, alone=True):
+                pass
+        async with open_store(place) as beside:
+            await beside.transact(lambda db: add(db, "alice"))
+    async with open_store(place, alone=True) as next_one:
+        assert await next_one.transact(names) == ["alice"]
+
+
+async def test_a_relay_that_has_lost_its_lock_takes_nothing_until_it_has_it_again(place: PostgresUri) -> None:
+    async with open_postgres(place, alone=True) as store:
+        assert store.lock is not None
+        query(place, f"SELECT pg_terminate_backend({store.lock.info.backend_pid}, 30000)")
+        with closing(PostgresStore(place)) as other:
+            other.take_lock()
+            await store.in_thread(store.look_at_lock)
+            with pytest.raises(StoreUnavailable, match="lost its lock"):
+                await store.transact(names)
+        while not await store.in_thread(store.look_at_lock):
+            pass  # the server has not heard yet that the other one is gone
+        assert await store.transact(names) == []
+
+
+async def test_a_request_survives_a_relay_and_its_server(tmp_path: Path) -> None:
+    server = own_server()
+    try:
+        place = server.database_for(tmp_path)
+        async with running_relay(tmp_path, place=place) as relay:
+            home = await relay.household()
+            (anna, _), (frame,) = home.companions, home.devices
+            name = fresh_id()
+            await frame.submit(anna, name=name)
+            server.stop("immediate")
+            server.start()
+            assert [item["id"] for item in await anna.inbox()] == [name]
+            assert (await anna.claims(frame, (await anna.inbox())[0])).status == 200
+        async with running_relay(tmp_path, place=place) as relay:
+            again = relay.caller(frame.person)
+            assert (await again.status(name))["state"] == "claimed"
+            assert relay.app[RELAY].public_url == relay.url
+    finally:
+        server.end()
+
+
+# The schema
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    place = postgres().database_for(tmp_path)
+    query(place, "UPDATE headless_passkey_relay SET version = version + 1")
+    with (
+        closing(PostgresStore(place).connected()) as connection,
+        pytest.raises(StoreUnusable, match="newer version") as refused,
+    ):
+        migrate(connection)
+    assert refused.value.reason is SetupReason.STATE_INCOMPATIBLE
+
+
+def test_a_step_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = postgres().database_for(tmp_path)
+    monkeypatch.setattr(
+        postgres_module,
+        "MIGRATIONS",
+        (*MIGRATIONS, "CREATE TABLE more (a INTEGER);\nCREATE TABLE more (a INTEGER)"),
+    )
+    with closing(PostgresStore(place)) as store, pytest.raises(StoreUnusable, match="already exists"):
+        store.open(alone=False)
+    assert query(place, "SELECT version FROM headless_passkey_relay") == [(len(MIGRATIONS),)]
+    assert query(place, "SELECT to_regclass('more')") == [(None,)]
