@@ -88,8 +88,9 @@ docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cl
 	$(BIN)/python -m tests.interop.differences
 
 SITE := .venv-site
+# not --quiet, which counts no warnings
 site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network
-	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --quiet --clean
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --clean
 	@echo "build/site; to read it with its search: $(PYTHON) -m http.server -d build/site"
 
 types: $(VENV)/check.done
