@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,8 @@ from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.founding import Agree, found_by_sign_in
 from companion_push.companion.inbox import CheckedRequest, Inbox, Notice, NoticeKind
 from companion_push.companion.keys import CompanionState, Identity, KeyPair
+from companion_push.companion.link_file import LinkFile
+from companion_push.companion.linked import LinkedWaiting, forget_link
 from companion_push.companion.members import (
     described,
     find,
@@ -101,14 +104,46 @@ _NO_NUMBER: Final = "That is no number of six digits."
 
 
 async def phone(args: argparse.Namespace) -> None:
-    refuse_secret(args.url)
+    if args.url is not None:
+        refuse_secret(args.url)
+    if [args.url is not None, args.linked, args.list_links, args.forget is not None].count(True) != 1:
+        raise UsageError("name one of --url, --linked, --list-links and --forget")
     until = time.monotonic() + args.timeout
     say(args, WARNING, warning=WARNING)
     with contextlib.ExitStack() as stack:
         phone = _software_phone(args, stack)
         phone.credentials.load()  # a file that cannot be used is said before anybody waits
+        if args.url is None:
+            await _linked_devices(args, phone)
+            return
         url = await _line_within(args.url, args.timeout, "FIDO URL", limit=MAX_LENGTH)
         await phone.answer(url, timeout=max(0.01, until - time.monotonic()))
+
+
+async def _linked_devices(args: argparse.Namespace, phone: SoftwarePhone) -> None:
+    """Wait for the linked devices, list them, or forget one."""
+    if phone.links is None:
+        raise UsageError("linked devices need --links")
+    if args.list_links:
+        for link in phone.links.load():
+            told = {"link": link.name, "device": link.device, "linked_at": link.linked_at}
+            out(json.dumps(told | {"tunnel_domain": link.tunnel_domain}))
+    elif args.forget is not None:
+        link = await forget_link(phone.links, args.forget, phone)
+        say(args, f"forgotten: {printable(link.device)}", stage="phone-forgotten", link=link.name)
+    else:
+        waiting = LinkedWaiting(
+            phone=phone,
+            links=phone.links,
+            timeout=args.timeout,
+            on_end=partial(_say_end, args),
+        )
+        await _until_terminated(waiting.run())
+
+
+def _say_end(args: argparse.Namespace, error: HeadlessPasskeyError | None) -> None:
+    if error is not None:
+        say(args, f"phone: {error}", stage="phone-ended", why=str(error))
 
 
 def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> SoftwarePhone:
@@ -125,6 +160,7 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
         tunnel_service=args.tunnel[0],
         tls=tls_context(args.ca),
         verify_user=_user_verification(args.uv, stack),
+        links=None if args.links is None else LinkFile(path=expand_home(args.links)),
         on_stage=lambda stage: (
             say(args, "", stage=f"phone-{stage}") if args.json else show_progress(f"phone: {stage}")
         ),

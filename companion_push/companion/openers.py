@@ -216,7 +216,11 @@ class BuiltInPhone:
     @contextlib.asynccontextmanager
     async def open(self, opening: Opening) -> AsyncIterator[None]:
         answer = self.phone.answer(
-            opening.url, timeout=opening.seconds, announced=opening.announced, withdrawn=opening.over
+            opening.url,
+            timeout=opening.seconds,
+            announced=opening.announced,
+            withdrawn=opening.over,
+            device=opening.device,
         )
         answering = asyncio.create_task(answer)
         try:

@@ -47,22 +47,37 @@ def add_parser(subparsers: Any) -> None:
     phone = subparsers.add_parser(
         "phone",
         help="a software phone, for demos and tests",
-        description="A phone in software, for demonstrations and tests: serves one FIDO URL, with passkeys in a file. "
-        "With --radio stdout it prints its advert, one line every half second.",
+        description="A phone in software, for demonstrations and tests: serves one FIDO URL, or the devices that it is linked with, "
+        "with passkeys in a file. With --radio stdout it prints its advert, one line every half second.",
         epilog=example(
             "companion-push phone --url - --radio stdout --credentials passkeys.json \\",
             "    --tunnel 300=wss://localhost:8443 --ca ca.pem --uv accept",
         ),
     )
     add_settings(phone, section="phone", environment="COMPANION_PUSH_PHONE")
-    phone.add_argument("--url", metavar="FILE", required=True, help="file with the FIDO URL, or - for stdin")
+    phone.add_argument("--url", metavar="FILE", help="file with the FIDO URL, or - for stdin")
+    phone.add_argument(
+        "--linked",
+        action="store_true",
+        help="in place of --url: wait for the linked devices, and answer them, until SIGTERM or SIGINT",
+    )
+    phone.add_argument(
+        "--list-links",
+        action="store_true",
+        help="in place of --url: print the linked devices, a line of JSON each, and end",
+    )
+    phone.add_argument(
+        "--forget",
+        metavar="LINK",
+        help="in place of --url: forget the device with this link, as --list-links names it, and end",
+    )
     _phone_options(phone, required=True)
     phone.add_argument(
         "--timeout",
         metavar="S",
         type=_seconds,
         default=DEFAULT_TIMEOUT,
-        help=f"seconds for everything (default: {DEFAULT_TIMEOUT:g})",
+        help=f"seconds for everything, with --linked for each device's request (default: {DEFAULT_TIMEOUT:g})",
     )
     _ca_option(phone, "tunnel service")
     phone.set_defaults(main=_act("phone"))
@@ -472,6 +487,13 @@ def _phone_options(parser: Options, *, required: bool) -> None:
         choices=("ask", "accept", "decline"),
         default="ask",
         help="user verification: ask at the terminal (default), or a policy for tests",
+    )
+    parser.add_argument(
+        "--links",
+        metavar="FILE",
+        type=Path,
+        help="file of links: a device whose FIDO URL asks for it is linked when the user approves, and can ask again without a URL. "
+        "Without it no device is linked",
     )
 
 

@@ -3,7 +3,8 @@
 It does the authenticator's part of CTAP 2.2 §11.5.1: it checks the URL, opens a tunnel under its ID, sends the advert
 until a client joins the tunnel, and makes the handshake, which proves that the client holds the URL's key. Then it
 serves exactly one command of the announced kind, makeCredential or getAssertion: it asks its user, sends the response,
-and closes. One command only, so that a peer gains no second signature from one consent. In place of that command, and
+and closes. One command only, so that a peer gains no second signature from one consent. A phone with a file of links offers one where
+the URL asks for it and the user has approved, just before the response; `linked` waits for such devices. In place of that command, and
 where no envelope announced another, a client may send authenticatorSelection (§6.9): the phone asks whether it is the
 one to use, and makes or signs nothing.
 
@@ -29,7 +30,10 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.link_file import Link, LinkFile
 from companion_push.companion.software_key import Assertion, Registration, refuse
+from companion_push.companion.waking_client import open_waking
+from companion_push.waking import Wake
 from headless_passkey.errors import (
     CtapError,
     HeadlessPasskeyError,
@@ -43,12 +47,18 @@ from headless_passkey.errors import (
     TrustReason,
     UsageError,
 )
-from headless_passkey.hybrid.authenticator import PhoneTransaction
+from headless_passkey.hybrid.authenticator import (
+    Advertised,
+    LinkedAdvertised,
+    LinkedPhoneTransaction,
+    PhoneTransaction,
+)
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.ctap2 import Command, Status, User
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
+from headless_passkey.hybrid.linking import ClientPayload, OfferedLink
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
-from headless_passkey.hybrid.tunnel_url import new_url
+from headless_passkey.hybrid.tunnel_url import connect_url, new_url
 from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
@@ -63,6 +73,7 @@ WARNING: Final = "this is a software phone for demonstrations and tests: it prot
 
 _LINGER: Final = 3.0  # seconds for the device's shutdown message after the response
 _GRACE: Final = 1.0  # seconds reserved for the response "the user did not answer"
+_LINKING: Final = 5.0  # seconds for making a link, while the device waits for its response
 _MAX_MESSAGES: Final = 16  # besides the one command: updates, getInfo
 _WEBSOCKET: Final = 0  # key 6 of the URL
 
@@ -88,6 +99,8 @@ class Question:
     accounts: tuple[
         User, ...
     ]  # the accounts to choose from; for a registration the new one; empty without a kind
+    device: str | None = None  # the linked device that asks; None for one that gave a FIDO URL
+    links: bool = False  # whether a yes links the device too
 
 
 # Returns the index of the chosen account, or None when the user declines. Cancelled when nobody waits for the answer.
@@ -130,6 +143,7 @@ class SoftwarePhone:
     tunnel_service: TunnelService
     tls: ssl.SSLContext | None  # trusted roots; None: the system's
     verify_user: UserVerification
+    links: LinkFile | None = None  # None: this phone links no device
     on_stage: Callable[[str], None] = lambda stage: logger.info("%s", stage)
     clock: Callable[[], float] = time.time
 
@@ -140,45 +154,86 @@ class SoftwarePhone:
         timeout: float,  # noqa: ASYNC109
         announced: Announced | None = None,
         withdrawn: asyncio.Event | None = None,
+        device: str = "a device",
     ) -> None:
         """Serve one transaction; returns when its command was answered with success.
 
-        timeout: seconds for everything. withdrawn: set when the request that brought the URL has ended, which cancels
+        timeout: seconds for everything. device: what to call it when it is linked, which happens where the URL asks for it, this phone
+        has a file of links, and its user approves. withdrawn: set when the request that brought the URL has ended, which cancels
         the transaction. Raises `RemoteProtocolError` for a malformed URL or a peer that
         breaks the protocol, `TrustError` when a check refuses, `NotApproved` when the user declines, nobody
         waits for the answer any more or time runs out, `CtapError` when the answer is another no,
         `TransportError`.
         """
         url = check_url(fido_url, now=self.clock())
+        transaction = PhoneTransaction(url)
+
+        def advertise(tunnel: Tunnel) -> Advertised:
+            if tunnel.routing_id is None:
+                raise RemoteProtocolError(
+                    "the tunnel service named no routing ID", reason=ProtocolReason.MALFORMED_TUNNEL_HEADER
+                )
+            return transaction.advertise(
+                routing_id=tunnel.routing_id, tunnel_domain=self.tunnel_service.number
+            )
+
+        await self._answer(
+            new_url(self.tunnel_service.base, transaction.tunnel_id),
+            advertise,
+            _Binding.of(url, announced, device),
+            timeout=timeout,
+            withdrawn=withdrawn or asyncio.Event(),
+        )
+
+    async def answer_linked(self, wake: Wake, link: Link, payload: ClientPayload, *, timeout: float) -> None:  # noqa: ASYNC109
+        """Serve one transaction for the device that this phone is linked with by `link` (§11.5.2). Otherwise as `answer`.
+
+        wake: from the tunnel service. payload: what is in it, which names the link.
+        """
+        transaction = LinkedPhoneTransaction(link.offered, payload)
+        await self._answer(
+            connect_url(self.tunnel_service.base, wake.routing_id, wake.tunnel_id),
+            lambda _tunnel: transaction.advertise(),
+            _Binding(kind=payload.hint, rp_id=None, strict=False, device=link.device, linked=True),
+            timeout=timeout,
+            withdrawn=asyncio.Event(),
+        )
+
+    async def _answer(
+        self,
+        url: str,
+        advertise: Callable[[Tunnel], Advertised | LinkedAdvertised],
+        binding: "_Binding",
+        *,
+        timeout: float,  # noqa: ASYNC109
+        withdrawn: asyncio.Event,
+    ) -> None:
         deadline = asyncio.get_running_loop().time() + timeout
-        withdrawn = withdrawn or asyncio.Event()
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                async with self._connected(PhoneTransaction(url), withdrawn) as conversation:
+                async with self._connected(url, advertise, withdrawn) as conversation:
                     command = await _unless(withdrawn, conversation.command())
                     self.on_stage("asked")
                     grace = min(_GRACE, timeout / 10)
-                    binding = _Binding.of(url, announced)
                     await self._serve(command, binding, conversation, limit, deadline - grace)
         except TimeoutError as error:
             raise NotApproved(Outcome.EXPIRED, f"there was no answer within {timeout:g} s") from error
 
     @contextlib.asynccontextmanager
     async def _connected(
-        self, transaction: PhoneTransaction, withdrawn: asyncio.Event
+        self,
+        url: str,
+        advertise: Callable[[Tunnel], Advertised | LinkedAdvertised],
+        withdrawn: asyncio.Event,
     ) -> AsyncIterator["_Conversation"]:
-        """Open the encrypted channel to the peer that holds the URL's key and received the advert."""
+        """Open the encrypted channel to the peer that holds the URL's key, or the link, and received the advert.
+
+        url: of the tunnel.
+        """
         info = self.credentials.load().info
-        url = new_url(self.tunnel_service.base, transaction.tunnel_id)
         self.on_stage("connecting")
         async with open_tunnel(url, tls=self.tls) as tunnel:
-            if tunnel.routing_id is None:
-                raise RemoteProtocolError(
-                    "the tunnel service named no routing ID", reason=ProtocolReason.MALFORMED_TUNNEL_HEADER
-                )
-            advertised = transaction.advertise(
-                routing_id=tunnel.routing_id, tunnel_domain=self.tunnel_service.number
-            )
+            advertised = advertise(tunnel)
             self.on_stage("advertising")
             async with self.advertiser.advertise(advertised.service_data):
                 message1 = await _unless(withdrawn, tunnel.receive())
@@ -217,6 +272,14 @@ class SoftwarePhone:
                 raise RemoteProtocolError(message, reason=ProtocolReason.UNEXPECTED_MESSAGE) from error
             raise
         limit.reschedule(None)
+        if self.links is not None and not binding.linked:
+            link = await self._link(command, binding, conversation)
+            try:
+                await conversation.update(None if link is None else link.offered)
+            except TransportError:
+                if link is not None:  # which the device has not got
+                    await self.links.remove(link.name)
+                raise
         await conversation.reply(Status.SUCCESS, payload)
         self.on_stage("answered")
         await conversation.goodbye()
@@ -225,7 +288,7 @@ class SoftwarePhone:
         """Make the response's CBOR; raises when there is none."""
         if command.code == Command.SELECTION and not command.payload:
             binding.check_kind(None)
-            await self._ask(Question(kind=None, rp_id=None, accounts=()), conversation)
+            await self._ask(Question(kind=None, rp_id=None, accounts=(), device=binding.asker), conversation)
             return b""
         kind = _KINDS.get(command.code)
         if kind is None:
@@ -233,7 +296,13 @@ class SoftwarePhone:
         binding.check_kind(kind)
         asked = self.credentials.load().ask(command.code, command.payload)
         binding.check_rp_id(asked.rp_id)
-        question = Question(kind=kind, rp_id=asked.rp_id, accounts=asked.accounts)
+        question = Question(
+            kind=kind,
+            rp_id=asked.rp_id,
+            accounts=asked.accounts,
+            device=binding.asker,
+            links=self.links is not None and conversation.may_link,
+        )
         account = await self._ask(question, conversation)
         match asked:
             case Registration():
@@ -241,6 +310,30 @@ class SoftwarePhone:
                 return made.response.encode()
             case Assertion():
                 return asked.approve(account=account).encode()
+
+    async def _link(self, command: Ctap, binding: "_Binding", conversation: "_Conversation") -> Link | None:
+        """Make a link that the tunnel service knows; None where none is wanted, or none can be made. The sign-in goes on."""
+        if self.links is None or not conversation.may_link or command.code not in _KINDS:
+            return None
+        link = None
+        try:
+            async with asyncio.timeout(_LINKING):
+                link = await self.links.add(
+                    device=binding.device, tunnel_domain=self.tunnel_service.number, now=int(self.clock())
+                )
+                if link is None:
+                    self.on_stage("too-many-links")
+                    return None
+                async with open_waking(self.tunnel_service.base, tls=self.tls) as waking:
+                    await waking.register([link.registration_secret])
+        except (HeadlessPasskeyError, TimeoutError) as error:
+            logger.warning("the device was not linked: %s", error or "it took too long")
+            self.on_stage("not-linked")
+            if link is not None:
+                await self.links.remove(link.name)
+            return None
+        self.on_stage("linked")
+        return link
 
     async def _ask(self, question: Question, conversation: "_Conversation") -> int:
         """Ask the user; returns the index of the account. `NotApproved` when the user declines."""
@@ -294,6 +387,15 @@ class _Conversation:
     async def unless_it_ends(self, question: Awaitable[int | None]) -> int | None:
         """Await the user's answer; the question is cancelled when the device stops waiting for it."""
         return await _unless(self._withdrawn, _first(self._listen(), question))
+
+    @property
+    def may_link(self) -> bool:
+        """Whether the device keeps links, as its URL says."""
+        return self._channel.may_link
+
+    async def update(self, link: OfferedLink | None) -> None:
+        """Send an update, with a link or without: both are as long."""
+        await self._tunnel.send(self._channel.update(link))
 
     async def reply(self, status: Status, payload: bytes = b"") -> None:
         await self._tunnel.send(self._channel.reply(status, payload))
@@ -383,14 +485,21 @@ class _Binding:
     kind: RequestKind | None
     rp_id: str | None
     strict: bool  # announced by an envelope, which excludes authenticatorSelection
+    device: str  # as people know it
+    linked: bool = False  # whether it asks through a link
+
+    @property
+    def asker(self) -> str | None:
+        """The linked device that asks; None for another, of which this phone knows nothing by itself."""
+        return self.device if self.linked else None
 
     @classmethod
-    def of(cls, url: FidoUrl, announced: Announced | None) -> Self:
+    def of(cls, url: FidoUrl, announced: Announced | None, device: str) -> Self:
         """Take the announcement of an envelope, or else of key 5 of the URL where it says ``ga`` or ``mc``."""
         if announced is not None:
-            return cls(kind=announced.kind, rp_id=announced.rp_id, strict=True)
+            return cls(kind=announced.kind, rp_id=announced.rp_id, strict=True, device=device)
         kind = next((hint for hint in _KINDS.values() if hint == url.hint_raw), None)
-        return cls(kind=kind, rp_id=None, strict=False)
+        return cls(kind=kind, rp_id=None, strict=False, device=device)
 
     def check_kind(self, kind: RequestKind | None) -> None:
         """Check the command's kind. None: authenticatorSelection, which Chromium sends after any announcement."""
@@ -457,7 +566,9 @@ def _title(question: Question) -> str:
     if question.rp_id is None:
         return "Use this phone? A client asks; no site is named, and nothing is created or signed."
     what = "Create a passkey" if question.kind is RequestKind.MAKE_CREDENTIAL else "Sign in"
-    return f"{what} at {printable(question.rp_id, MAX_DOMAIN)}?"
+    asker = "" if question.device is None else f" Asked by {printable(question.device)}, which is linked."
+    links = " Yes links the device too: it can ask this phone again by itself." if question.links else ""
+    return f"{what} at {printable(question.rp_id, MAX_DOMAIN)}?{asker}{links}"
 
 
 def _name(user: User) -> str:

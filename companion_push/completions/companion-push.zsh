@@ -14,7 +14,7 @@ _shtab_companion_push_commands() {
     companion:'The companion: shows what a device asks for, takes consent, and brings the FIDO URL to a phone.'
     completion:'Print the script that lets a shell complete this command line.'
     ether:'Emulated Bluetooth controllers on one virtual link: one for every TCP connection.'
-    phone:'A phone in software, for demonstrations and tests: serves one FIDO URL, with passkeys in a file. With --radio stdout it prints its advert, one line every half second.'
+    phone:'A phone in software, for demonstrations and tests: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file. With --radio stdout it prints its advert, one line every half second.'
     push:'make and check what the relay needs to push, and test it'
     relay:'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
     tunnel-service:'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
@@ -390,6 +390,7 @@ _shtab_companion_push_companion_run_options=(
   "--radio[bluez\[\:ADAPTER\], bumble\:TRANSPORT or stdout (default\: bluez)]:RADIO:"
   "*--tunnel[tunnel service to use, and the number to name it by\; the first counts]:N=wss://HOST:PORT:"
   "--uv[user verification\: ask at the terminal (default), or a policy for tests]:uv:(ask accept decline)"
+  "--links[file of links\: a device whose FIDO URL asks for it is linked when the user approves, and can ask again without a URL. Without it no device is linked]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -422,11 +423,15 @@ _shtab_companion_push_phone_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--url[file with the FIDO URL, or - for stdin]:FILE:_files"
+  "--linked[in place of --url\: wait for the linked devices, and answer them, until SIGTERM or SIGINT]"
+  "--list-links[in place of --url\: print the linked devices, a line of JSON each, and end]"
+  "--forget[in place of --url\: forget the device with this link, as --list-links names it, and end]:LINK:"
   "--credentials[file of software passkeys]:FILE:_files"
   "--radio[bluez\[\:ADAPTER\], bumble\:TRANSPORT or stdout (default\: bluez)]:RADIO:"
   "*--tunnel[tunnel service to use, and the number to name it by\; the first counts]:N=wss://HOST:PORT:"
   "--uv[user verification\: ask at the terminal (default), or a policy for tests]:uv:(ask accept decline)"
-  "--timeout[seconds for everything (default\: 120)]:S:"
+  "--links[file of links\: a device whose FIDO URL asks for it is linked when the user approves, and can ask again without a URL. Without it no device is linked]:FILE:_files"
+  "--timeout[seconds for everything, with --linked for each device\'s request (default\: 120)]:S:"
   "--ca[PEM file of roots to believe for the tunnel service, instead of the system\'s]:FILE:_files"
 )
 

@@ -1,0 +1,153 @@
+"""The phone's websocket to its tunnel service, over which it registers contact IDs and is woken (`companion_push.waking`).
+
+As in `headless_passkey.net.tunnel`: TLS is always verified, no redirect is followed, messages are bounded, and errors hold the
+host and never a secret.
+"""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import aiohttp
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSMsgType
+from yarl import URL
+
+from companion_push.waking import (
+    MAX_WAKING_SIZE,
+    PATH,
+    SUBPROTOCOL,
+    Forget,
+    Forgotten,
+    FromPhone,
+    FromService,
+    Register,
+    Registered,
+    Wake,
+    encode_waking,
+    parse_from_service,
+)
+from headless_passkey.errors import (
+    ProtocolReason,
+    RemoteProtocolError,
+    SetupReason,
+    TransportError,
+    TransportReason,
+)
+from headless_passkey.mends import setup_error
+from headless_passkey.net.proxy import Way, tracing
+from headless_passkey.net.tunnel import CLOSE_TIMEOUT, CONNECT_TIMEOUT, SILENCE, TunnelRefused
+
+ANSWER_TIMEOUT: Final = 10.0  # seconds for the answer to a registration
+
+
+class WakingClient:
+    """One connection to the tunnel service."""
+
+    def __init__(self, websocket: aiohttp.ClientWebSocketResponse, host: str) -> None:
+        self._websocket, self._host = websocket, host
+        self._woken: list[Wake] = []  # that came before an answer
+
+    async def register(self, secrets: Sequence[bytes]) -> None:
+        """Register these secrets; on return their contact IDs are known. `TransportError` when the service refuses."""
+        await self._ask(Register(secrets=tuple(secrets)), Registered)
+
+    async def forget(self, secrets: Sequence[bytes]) -> None:
+        """Give up the contact IDs of these secrets; on return they answer 410."""
+        await self._ask(Forget(secrets=tuple(secrets)), Forgotten)
+
+    async def wake(self) -> Wake:
+        """Wait until a device asks for the phone; `TransportError` when the connection ends."""
+        if self._woken:
+            return self._woken.pop(0)
+        message = await self._receive()
+        if not isinstance(message, Wake):
+            raise self._out_of_turn()
+        return message
+
+    async def _ask(self, message: FromPhone, answer: type[FromService]) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT):
+                await self._websocket.send_str(encode_waking(message))
+                while isinstance(given := await self._receive(), Wake):
+                    self._woken.append(given)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            what = f"the tunnel service {self._host} did not answer a registration"
+            raise TransportError(what, reason=TransportReason.UNREACHABLE) from error
+        if not isinstance(given, answer):
+            raise self._out_of_turn()
+
+    async def _receive(self) -> FromService:
+        try:
+            message = await self._websocket.receive()
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._gone() from error
+        match message.type:
+            case WSMsgType.TEXT:
+                return parse_from_service(message.data)
+            case WSMsgType.BINARY:
+                raise self._out_of_turn()
+        raise self._gone()
+
+    def _gone(self) -> TransportError:
+        code = self._websocket.close_code
+        what = f"the tunnel service {self._host} closed the connection over which it wakes this phone (code {code})"
+        return TransportError(what, reason=TransportReason.UNREACHABLE)
+
+    def _out_of_turn(self) -> RemoteProtocolError:
+        return RemoteProtocolError(
+            f"the tunnel service {self._host} said something about waking out of turn",
+            reason=ProtocolReason.UNEXPECTED_MESSAGE,
+        )
+
+
+@asynccontextmanager
+async def open_waking(base: str, *, tls: ssl.SSLContext | None) -> AsyncIterator[WakingClient]:
+    """A connection to the tunnel service at `base` (``wss://host``), closed when the context is left.
+
+    `TransportError` when it cannot be reached or refuses, `TunnelRefused` with 404 when it wakes no phones, `SetupError`
+    (wrong-server) when it is something else.
+    """
+    target = URL(base + PATH)
+    host, way = target.raw_host or "", Way(target)
+
+    async def first_answer_counts(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        response = await handler(request)
+        if response.status != 101:  # Switching Protocols
+            response.close()
+            raise TunnelRefused(host, response.status)
+        return response
+
+    async with aiohttp.ClientSession(
+        cookie_jar=aiohttp.DummyCookieJar(),
+        middlewares=(first_answer_counts,),
+        skip_auto_headers=("User-Agent",),
+        trace_configs=[tracing(way)],
+        timeout=aiohttp.ClientTimeout(total=None),
+    ) as session:
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                websocket = await session.ws_connect(
+                    target,
+                    protocols=(SUBPROTOCOL,),
+                    ssl=True if tls is None else tls,
+                    max_msg_size=MAX_WAKING_SIZE + 1,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
+                    heartbeat=SILENCE,
+                    **way.options,
+                )
+        except aiohttp.WSServerHandshakeError:
+            raise setup_error(
+                f"{host} did not answer as a websocket server does", SetupReason.WRONG_SERVER
+            ) from None
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            raise way.failure(error, f"the tunnel service {host}") from way.cause(error)
+        try:
+            if websocket.protocol != SUBPROTOCOL:
+                raise setup_error(f"{host} wakes no phones", SetupReason.WRONG_SERVER)
+            yield WakingClient(websocket, host)
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(2 * CLOSE_TIMEOUT):
+                    await websocket.close()
