@@ -542,8 +542,9 @@ def _page(found: Measured) -> list[str]:
         "The relay is the program, with its store on the disk, without TLS and on asyncio where nothing else is said. The bare server is aiohttp alone: it gets the same calls, with their proofs,",
         "and verifies, stores and limits nothing. What has a server beside it ran with it in turns. A companion that polls asks again as soon as it is answered, with a new proof;",
         "one that streams has made one proof, and the relay looks its membership up every 20 s.",
-        "The polls whose processor time is measured are of one companion. Where an aim is missed: a poll verifies a signature and reads the inbox in a transaction, and a submit does that with more statements, which the bare server does not;",
-        "a held poll keeps the relay's own frames, an event and its timeout beside what aiohttp keeps; and under TLS asyncio keeps a buffer of 256 KiB for each connection, which uvloop does not.",
+        "The polls whose processor time is measured are of one companion. Where an aim is missed: a poll verifies a signature (as much processor time as a third of the bare server's poll) and reads the inbox in a transaction of seven statements, a submit writes besides,",
+        "and the bare server does neither. A held poll keeps the relay's own frames and a timer beside what aiohttp keeps; only leaving aiohttp's handler while it waits would bring that to the aim, and that rests on what aiohttp does not promise.",
+        "Under TLS asyncio keeps a buffer of 256 KiB for each connection, which uvloop does not.",
         "A stream saves the proofs, and what a phone pays for asking.",
     ]
 
