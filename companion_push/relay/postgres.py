@@ -13,11 +13,11 @@ import contextlib
 import queue
 import random
 import re
-import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from functools import lru_cache
+from time import monotonic, sleep
 from typing import Any, Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
@@ -40,6 +40,7 @@ except ImportError as error:
 CONNECTIONS: Final = 8  # transactions at a time
 OLDEST: Final = 150000  # the version of the server
 _BUSY_SECONDS: Final = 5.0  # in which a transaction is run again and again
+_AWAY_SECONDS: Final = 1.0  # for which a server that is away is not asked: thousands would wait for each try
 _TWICE: Final = 3  # tries after which a row that is there already is a fault of ours
 _WATCH_SECONDS: Final = 5.0  # between looks at the lock's connection
 _LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": of one relay
@@ -70,6 +71,9 @@ class PostgresStore:
         self._idle: queue.LifoQueue[psycopg.Connection[Any]] = queue.LifoQueue()
         self.lock: psycopg.Connection[Any] | None = None
         self._has_lock = True  # also of a command beside the relay, which needs none
+        self._away_until = (
+            0.0  # by the monotonic clock: a server that was away a moment ago is not waited for
+        )
 
     async def transact(
         self,
@@ -101,7 +105,7 @@ class PostgresStore:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _run(self, work: Callable[[Transaction], T]) -> T:
-        until = time.monotonic() + _BUSY_SECONDS
+        until = monotonic() + _BUSY_SECONDS
         tries = 0
         while True:
             tries += 1
@@ -110,12 +114,12 @@ class PostgresStore:
             try:
                 return self._once(work, may_be_twice=tries >= _TWICE)
             except _RunAgain as again:
-                if time.monotonic() >= until:
+                if monotonic() >= until:
                     raise StoreBusy(f"the database does not come to it: {again}") from again
             except StoreBusy:  # somebody else has changed a state since it was read
-                if time.monotonic() >= until:
+                if monotonic() >= until:
                     raise
-            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  so that two do not meet again
+            sleep(random.uniform(0.001, 0.02))  # noqa: S311  so that two do not meet again
 
     def _once(self, work: Callable[[Transaction], T], *, may_be_twice: bool) -> T:
         connection = self._connection()
@@ -159,6 +163,8 @@ class PostgresStore:
             try:
                 idle = self._idle.get_nowait()
             except queue.Empty:
+                if monotonic() < self._away_until:
+                    raise StoreUnavailable("the database could not be connected to a moment ago") from None
                 return self.connected()
             if not idle.closed:
                 return idle
@@ -177,6 +183,7 @@ class PostgresStore:
                 cursor_factory=psycopg.ClientCursor,  # nothing is prepared, so a pool may be between
             )
         except psycopg.Error as error:
+            self._away_until = monotonic() + _AWAY_SECONDS
             raise StoreUnavailable(f"the database cannot be connected to: {_said(error)}") from error
 
     def open(self, *, alone: bool) -> None:

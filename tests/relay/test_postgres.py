@@ -171,15 +171,24 @@ async def test_a_transaction_whose_connection_is_cut_in_the_middle_is_run_again(
     assert await store.transact(names) == ["alice"]
 
 
-async def test_a_server_that_is_away_is_said_and_the_store_goes_on_when_it_is_back(tmp_path: Path) -> None:
+async def test_a_server_that_is_away_is_said_and_the_store_goes_on_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = [100.0]
+    monkeypatch.setattr(postgres_module, "monotonic", lambda: sum(ticks))
     server = own_server()
     try:
         async with open_store(server.database_for(tmp_path)) as store:
             await store.transact(lambda db: add(db, "alice"))
             server.stop()
-            with pytest.raises(StoreUnavailable):
+            with pytest.raises(StoreUnavailable, match="cannot be connected to"):
                 await store.transact(names)
             server.start()
+            with pytest.raises(
+                StoreUnavailable, match="a moment ago"
+            ):  # nobody waits for the server meanwhile
+                await store.transact(names)
+            ticks.append(postgres_module._AWAY_SECONDS)
             assert await store.transact(names) == ["alice"]
     finally:
         server.end()
