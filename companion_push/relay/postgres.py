@@ -188,10 +188,7 @@ class PostgresStore:
 
     def open(self, *, alone: bool) -> None:
         """Migrate the database, and take the relay's lock."""
-        try:
-            connection = self.connected()
-        except StoreUnavailable as error:
-            raise _unusable(str(error)) from error
+        connection = self.connected()
         try:
             migrate(connection)
         except psycopg.Error as error:
@@ -261,8 +258,8 @@ class _Statements:
 async def open_postgres(place: PostgresUri, *, alone: bool) -> AsyncIterator[PostgresStore]:
     """Open a store in PostgreSQL, and make its tables where they are missing.
 
-    alone: take the relay's lock, and watch it. Raises `StoreUnusable` where it cannot be a store, `StoreBusy` when another
-    relay uses it.
+    alone: take the relay's lock, and watch it. Raises `StoreUnusable` where it cannot be a store, `StoreUnavailable` where it
+    cannot be connected to, `StoreBusy` when another relay uses it.
     """
     store = PostgresStore(place)
     watching: asyncio.Task[None] | None = None
@@ -335,4 +332,6 @@ def _said(error: "psycopg.Error") -> str:
 
 
 def _unusable(message: str, reason: SetupReason = SetupReason.STATE_UNWRITABLE) -> StoreUnusable:
-    return StoreUnusable(message, reason=reason)
+    error = StoreUnusable(message, reason=reason)
+    error.advice = "look at the database, and at what its user may do"
+    return error

@@ -44,7 +44,7 @@ async def open_store(place: StorePlace, *, alone: bool = False) -> AsyncIterator
     """Open the store at `place`, and make a missing one.
 
     alone: as the relay, of which a store has one at a time; False for a command beside it. Raises `StoreUnusable` and
-    `StoreBusy`; `SetupError` (missing-package) for PostgreSQL without the extra ``postgres``.
+    `StoreUnavailable`; `SetupError` (missing-package) for PostgreSQL without the extra ``postgres``.
     """
     if isinstance(place, Path):
         with sole_user(place) if alone else contextlib.nullcontext():

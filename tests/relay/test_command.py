@@ -388,3 +388,12 @@ async def test_reset_and_delete_say_what_has_become_of_the_account(path: Path, w
     else:
         assert account in said
         assert "0 members and newcomers" in deleted
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("words", [["relay"], ["account", "list"]], ids=["relay", "account"])
+async def test_a_password_in_the_stores_uri_is_refused_and_not_repeated(words: list[str]) -> None:
+    status, line = await refused(*words, "--store", "postgresql://relay:s3cret@db.example/relay")
+    assert status == 2
+    assert "PGPASSFILE" in line
+    assert "s3cret" not in line

@@ -194,9 +194,11 @@ async def test_a_server_that_is_away_is_said_and_the_store_goes_on_when_it_is_ba
         server.end()
 
 
-async def test_a_server_that_is_not_there_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_is_not_there_is_said_without_the_password(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("PGPASSWORD", "s3cret")
-    with pytest.raises(StoreUnusable, match="cannot be connected to") as refused:
+    with pytest.raises(StoreUnavailable, match="cannot be connected to") as refused:
         async with open_store(PostgresUri(f"postgresql://relay@127.0.0.1:{reserved_port()}/relay")):
             pass
     assert "s3cret" not in str(refused.value)
