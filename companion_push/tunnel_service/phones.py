@@ -38,6 +38,7 @@ CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
 SEND_TIMEOUT: Final = 20.0  # seconds a phone may leave a message unread
 UNSENT: Final = 32  # messages that wait to be sent to one phone
 FRAMES: Final = 60  # of one phone a minute, pongs too
+REGISTERS: Final = 10.0  # seconds in which a phone registers something: places are few
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ class Phone:
         """Close the connection soon with this code, unless it closes already."""
         if not self.ending.done():
             self.ending.set_result(code)
+
+    def expect_registration(self) -> None:
+        """Close the connection where nothing is registered: it holds a place of phones that can be woken."""
+        if not self.contact_ids:
+            self.end(WSCloseCode.POLICY_VIOLATION)
 
     def waiting(self, contact_id: bytes) -> int:
         """How many contact requests wait for the phone, which has not joined their tunnels yet."""
@@ -136,10 +142,12 @@ class Phones:
         ):
             return TunnelRefusal.TOO_MANY_PHONES
         self._phones.add(phone)
+        late = asyncio.get_running_loop().call_later(REGISTERS, phone.expect_registration)
         try:
             await websocket.prepare(request)
             await self._converse(phone, websocket, request)
         finally:
+            late.cancel()
             self._phones.remove(phone)
             for each in phone.contact_ids:
                 if self._by_contact.get(each) is phone:
