@@ -109,7 +109,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     reasons = {
         str(report.longrepr[2])
         for report in terminalreporter.stats.get("skipped", [])
-        if isinstance(report.longrepr, tuple)
+        if isinstance(report.longrepr, tuple | list)
     }
     for reason in sorted(each.removeprefix("Skipped: ") for each in reasons if "not installed" in each):
         terminalreporter.write_line(f"left out: {reason}")
