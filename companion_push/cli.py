@@ -33,6 +33,11 @@ PROGRAMS: Final = {
     "account": Program(
         module="companion_push.relay.account_command", extra="push", help="add accounts to a relay's store"
     ),
+    "store": Program(
+        module="companion_push.relay.store_command",
+        extra="push",
+        help="check a relay's store, and copy it to another place",
+    ),
     "push": Program(
         module="companion_push.push_command",
         extra="push",

@@ -17,6 +17,7 @@ _shtab_companion_push_commands() {
     phone:'A phone in software, for demonstrations and tests: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file. With --radio stdout it prints its advert, one line every half second.'
     push:'make and check what the relay needs to push, and test it'
     relay:'Carry sealed requests from devices to companions, and open none. The first line on stdout is the base URL it listens on.'
+    store:'check a relay'"'"'s store, and copy it to another place'
     tunnel-service:'The hybrid transport'"'"'s tunnel service: pairs two websockets and carries what they say, unread.'
   )
   _describe 'companion-push commands' _commands
@@ -78,6 +79,14 @@ _shtab_companion_push_push_commands() {
   _describe 'companion-push push commands' _commands
 }
 
+_shtab_companion_push_store_commands() {
+  local _commands=(
+    check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relay may be running.'
+    copy:'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relay may be running on either. The old store stays as it was: start no relay with it any more.'
+  )
+  _describe 'companion-push store commands' _commands
+}
+
 _shtab_companion_push_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--version[show the version and end]"
@@ -95,7 +104,7 @@ _shtab_companion_push_account_defaults_added=0
 
 _shtab_companion_push_account_add_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
   "--config[TOML file with these options in table \[account.add\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -109,7 +118,7 @@ _shtab_companion_push_account_add_defaults_added=0
 
 _shtab_companion_push_account_delete_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
   "--config[TOML file with these options in table \[account.delete\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -121,7 +130,7 @@ _shtab_companion_push_account_delete_defaults_added=0
 
 _shtab_companion_push_account_list_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
   "--config[TOML file with these options in table \[account.list\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -132,7 +141,7 @@ _shtab_companion_push_account_list_defaults_added=0
 
 _shtab_companion_push_account_poll_only_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
   "--config[TOML file with these options in table \[account.poll-only\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -145,7 +154,7 @@ _shtab_companion_push_account_poll_only_defaults_added=0
 
 _shtab_companion_push_account_reset_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
   "--config[TOML file with these options in table \[account.reset\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -499,7 +508,7 @@ _shtab_companion_push_relay_options=(
   "--log-format[text (default), or json\: log and failures as JSON, one object a line, with time, level and fields]:FORMAT:(text json)"
   "--metrics[serve \/metrics there, for Prometheus, over plain HTTP\; without it nowhere]:HOST:PORT:"
   "--public-url[what clients call it by\; default\: the base URL it listens on]:URL:"
-  "--store[a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE\; its password is PGPASSWORD\'s or PGPASSFILE\'s]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
   "--ceiling[seconds a request may wait for a claim, 300 at the most (default)]:S:"
   "--lease[seconds without a call after which a companion loses its claim, 60 at the most (default)]:S:"
   "--pending-per-account[unclaimed requests at a time, one per device (default\: 3)]:N:"
@@ -536,6 +545,36 @@ _shtab_companion_push_relay_options=(
 
 # guard to ensure default positional specs are added only once per session
 _shtab_companion_push_relay_defaults_added=0
+
+_shtab_companion_push_store_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_store_defaults_added=0
+
+_shtab_companion_push_store_check_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--config[TOML file with these options in table \[store.check\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_store_check_defaults_added=0
+
+_shtab_companion_push_store_copy_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[the store to copy\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--to[an empty or new one]:PLACE:"
+  "--config[TOML file with these options in table \[store.copy\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_companion_push_store_copy_defaults_added=0
 
 _shtab_companion_push_tunnel_service_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
@@ -593,6 +632,7 @@ _shtab_companion_push() {
         phone) _arguments -C -s $_shtab_companion_push_phone_options ;;
         push) _shtab_companion_push_push ;;
         relay) _arguments -C -s $_shtab_companion_push_relay_options ;;
+        store) _shtab_companion_push_store ;;
         tunnel-service) _arguments -C -s $_shtab_companion_push_tunnel_service_options ;;
       esac
   esac
@@ -730,6 +770,30 @@ _shtab_companion_push_push() {
         check) _arguments -C -s $_shtab_companion_push_push_check_options ;;
         keys) _arguments -C -s $_shtab_companion_push_push_keys_options ;;
         test) _arguments -C -s $_shtab_companion_push_push_test_options ;;
+      esac
+  esac
+}
+
+_shtab_companion_push_store() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->store'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_companion_push_store_defaults_added )); then
+    if (( ${_shtab_companion_push_store_options[(I)${(q)one_or_more}*]} +          ${_shtab_companion_push_store_options[(I)${(q)remainder}*]} +          ${_shtab_companion_push_store_options[(I)${(q)default}]} == 0 )); then
+      _shtab_companion_push_store_options+=(': :_shtab_companion_push_store_commands' '*::: :->store')
+    fi
+    _shtab_companion_push_store_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_companion_push_store_options
+
+  case $state in
+    store)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_companion_push_store-$line[1]:"
+      case $line[1] in
+        check) _arguments -C -s $_shtab_companion_push_store_check_options ;;
+        copy) _arguments -C -s $_shtab_companion_push_store_copy_options ;;
       esac
   esac
 }

@@ -2,11 +2,9 @@
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any, Final
 
-from companion_push.relay.config import DEFAULT_STORE
-from companion_push.relay.store_place import StorePlace, store_place
+from companion_push.relay.store_command import add_store
 from companion_push.relay.stores import open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.command.command_line import (
@@ -91,23 +89,9 @@ def _action(
     parser: SettingsParser = actions.add_parser(name, help=summary, description=description, epilog=epilog)
     if named:
         parser.add_argument("name", metavar="NAME", type=label_or_name, help="what the account is called")
-    parser.add_argument(
-        "--store",
-        type=store_option,
-        default=Path(DEFAULT_STORE),
-        metavar="PLACE",
-        help=f"a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE; its password is PGPASSWORD's or PGPASSFILE's",
-    )
+    add_store(parser, "--store", "the store")
     add_settings(parser, section=f"account.{name}", environment=f"COMPANION_PUSH_ACCOUNT_{name.upper()}")
     return parser
-
-
-def store_option(text: str) -> StorePlace:
-    """Read where a store is. Nothing of a text that is none is repeated: it may hold a password."""
-    try:
-        return store_place(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("store: ")) from error
 
 
 def _code_options(parser: SettingsParser) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.options import add_push, push_channels
-from companion_push.relay.account_command import store_option
-from companion_push.relay.config import DEFAULT_STORE, RelayConfig, check_public_url
+from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
+from companion_push.relay.store_command import add_store
 from companion_push.relay.webhook import Webhook
 from companion_push.serving.options import (
     add_serving,
@@ -43,13 +43,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--public-url", metavar="URL", help="what clients call it by; default: the base URL it listens on"
     )
-    parser.add_argument(
-        "--store",
-        type=store_option,
-        default=Path(DEFAULT_STORE),
-        metavar="PLACE",
-        help=f"a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE; its password is PGPASSWORD's or PGPASSFILE's",
-    )
+    add_store(parser, "--store", "the store")
     parser.add_argument(
         "--ceiling", type=at_most(CEILING, "seconds"), default=CEILING, metavar="S",
         help=f"seconds a request may wait for a claim, {CEILING} at the most (default)",

@@ -95,6 +95,10 @@ class Database:
             raise StoreBusy(f"another process keeps the store {self._path} locked")
         return self._checked(work)
 
+    def now(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` as one transaction in this thread, as `at_once` does."""
+        return self.at_once(work)
+
     @property
     def is_on_disk(self) -> bool:
         """Whether every commit is on the disk."""

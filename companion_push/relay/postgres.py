@@ -87,7 +87,7 @@ class PostgresStore:
         committed: is called on the event loop after the commit. `StoreUnavailable`, of which `StoreBusy` is one, when the
         database does not answer.
         """
-        result = await self.in_thread(lambda: self._run(work))
+        result = await self.in_thread(lambda: self.now(work))
         committed(result)
         return result
 
@@ -104,7 +104,8 @@ class PostgresStore:
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    def _run(self, work: Callable[[Transaction], T]) -> T:
+    def now(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` as one transaction in this thread, again where it meets another one."""
         until = monotonic() + _BUSY_SECONDS
         tries = 0
         while True:

@@ -29,6 +29,10 @@ class Store(Protocol):
         """Run `work` as one transaction in this very moment; `StoreBusy` where that has to wait for anything."""
         ...
 
+    def now(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` as one transaction, for which this thread waits; it may be lost until `on_disk`."""
+        ...
+
     @property
     def is_on_disk(self) -> bool:
         """Whether every commit is on the disk."""

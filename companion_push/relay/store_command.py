@@ -1,0 +1,94 @@
+"""``companion-push store``: checks a relay's store, and copies it to another place."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from companion_push.relay.config import DEFAULT_STORE
+from companion_push.relay.store_place import StorePlace, store_place
+from companion_push.relay.stores import open_store
+from headless_passkey.command.command_line import SettingsParser, add_settings, example, out, say
+from headless_passkey.errors import UsageError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add ``store`` and its commands to the programs of ``companion-push``."""
+    store = subparsers.add_parser("store", help="check a relay's store, and copy it to another place")
+    actions = store.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    check = actions.add_parser(
+        "check",
+        help="check a store, and count what is in it",
+        description="Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows "
+        "each table has. The relay may be running.",
+        epilog=example("companion-push store check --store postgresql://relay@db.example/relay"),
+    )
+    add_store(check, "--store", "the store")
+    add_settings(check, section="store.check", environment="COMPANION_PUSH_STORE_CHECK")
+    check.set_defaults(main=_check)
+    copy = actions.add_parser(
+        "copy",
+        help="copy a store into an empty one",
+        description="Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relay "
+        "may be running on either. The old store stays as it was: start no relay with it any more.",
+        epilog=example(
+            "companion-push store copy --store companion-push.sqlite3 \\",
+            "    --to postgresql://relay@db.example/relay",
+        ),
+    )
+    add_store(copy, "--store", "the store to copy")
+    copy.add_argument("--to", type=store_option, required=True, metavar="PLACE", help="an empty or new one")
+    add_settings(copy, section="store.copy", environment="COMPANION_PUSH_STORE_COPY")
+    copy.set_defaults(main=_copy)
+
+
+def add_store(parser: argparse.ArgumentParser, option: str, what: str) -> None:
+    """Add the option that says where a store is."""
+    parser.add_argument(
+        option,
+        type=store_option,
+        default=Path(DEFAULT_STORE),
+        metavar="PLACE",
+        help=f"{what}: a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or"
+        " PGPASSFILE",
+    )
+
+
+def store_option(text: str) -> StorePlace:
+    """Read where a store is. Nothing of a text that is none is repeated: it may hold a password."""
+    try:
+        return store_place(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("store: ")) from error
+
+
+async def _check(args: argparse.Namespace) -> None:
+    from companion_push.relay.store_copy import checked  # noqa: PLC0415  --help needs none of this
+
+    _expect(args.store)
+    async with open_store(args.store) as store:
+        found = await checked(store)
+    for table, count in found.counts.items():
+        out(f"{table} {count}")
+    for warning in found.warnings:
+        say(args, f"warning: {warning}", stage="warning")
+    say(args, f"{found.engine}: well", stage="checked", engine=found.engine)
+
+
+async def _copy(args: argparse.Namespace) -> None:
+    from companion_push.relay.store_copy import copy_store  # noqa: PLC0415  --help needs none of this
+
+    _expect(args.store)
+    if args.store == args.to:
+        raise UsageError("--to: expected another place than --store")
+    async with open_store(args.store, alone=True) as source, open_store(args.to, alone=True) as target:
+        counts = await copy_store(source, target)
+    said = f"{counts['accounts']} accounts with {counts['members']} members are copied; start no relay with the old store any more"
+    say(args, said, stage="copied", accounts=counts["accounts"], members=counts["members"])
+
+
+def _expect(place: StorePlace) -> None:
+    """Refuse a file that is not there: opening it would make it."""
+    if isinstance(place, Path) and not place.exists():
+        raise UsageError(f"--store: there is no {place}")

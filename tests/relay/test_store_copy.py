@@ -1,0 +1,214 @@
+"""Copying a relay's store: all of it or nothing, from a file into PostgreSQL and back."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from companion_push.errors import StoreBusy, StoreUnusable
+from companion_push.relay import store_copy
+from companion_push.relay.store_copy import TABLES, checked, copy_store
+from companion_push.relay.store_place import PostgresUri, StorePlace
+from companion_push.relay.stores import Store, open_store
+from companion_push.relay.transaction import Rows, Transaction
+from tests.programs import run
+from tests.relay.household import Household, Relay, fresh_id, running_relay
+from tests.relay.stores import of_files, postgres, query
+
+pytestmark = of_files  # the places are named here
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "relay.sqlite3"
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> PostgresUri:
+    return postgres().database_for(tmp_path)
+
+
+def contents(place: StorePlace) -> dict[str, list[tuple[object, ...]]]:
+    return {table: sorted(query(place, f"SELECT * FROM {table}"), key=repr) for table in TABLES}  # noqa: S608
+
+
+@asynccontextmanager
+async def a_household(file: Path) -> AsyncIterator[tuple[Relay, Household, str]]:
+    """A household with a request, a muted device, an invitation's rates and the rest of what a relay keeps."""
+    async with running_relay(file) as relay:
+        home = await relay.household(devices=2)
+        await relay.household("bob")
+        (anna, bert), (frame, hub) = home.companions, home.devices
+        name = fresh_id()
+        await frame.submit(anna, bert, name=name)
+        assert (await anna.put(f"/v1/mutes/{hub.name}", {})).status == 201
+        yield relay, home, name
+
+
+@asynccontextmanager
+async def both(source: StorePlace, target: StorePlace) -> AsyncIterator[tuple[Store, Store]]:
+    async with AsyncExitStack() as stack:
+        opened = [
+            await stack.enter_async_context(open_store(place, alone=True)) for place in (source, target)
+        ]
+        yield opened[0], opened[1]
+
+
+async def test_a_store_is_copied_into_postgresql_and_the_relay_goes_on_there(
+    file: Path, database: PostgresUri
+) -> None:
+    async with a_household(file) as (_, home, name):
+        pass
+    async with both(file, database) as stores:
+        counts = await copy_store(*stores)
+    assert contents(database) == contents(file)
+    assert (counts["accounts"], counts["members"], counts["envelopes"], counts["mutes"]) == (2, 7, 2, 1)
+    async with running_relay(file, place=database) as relay:
+        anna, frame = relay.caller(home.companions[0].person), relay.caller(home.devices[0].person)
+        (item,) = await anna.inbox()
+        assert item["id"] == name
+        assert (await anna.claims(frame, item)).status == 200
+        await frame.submit(anna, name=fresh_id())
+
+
+async def test_a_store_is_copied_back_into_a_file(file: Path, database: PostgresUri, tmp_path: Path) -> None:
+    async with a_household(file):
+        pass
+    async with both(file, database) as stores:
+        await copy_store(*stores)
+    async with both(database, tmp_path / "back") as stores:
+        await copy_store(*stores)
+    assert contents(tmp_path / "back") == contents(file)
+
+
+async def test_numbers_of_pushes_go_on_after_those_that_were_copied(
+    file: Path, database: PostgresUri
+) -> None:
+    async with open_store(file) as store:
+        await store.transact(lambda db: db.execute("INSERT INTO accounts VALUES ('a', 'a', 1, NULL)"))
+        pushed = "INSERT INTO pushes VALUES (7, 'a', 'c', 'h', 'fcm', x'00', x'00', 'test', NULL, NULL, 1)"
+        await store.transact(lambda db: db.execute(pushed))
+    async with both(file, database) as stores:
+        await copy_store(*stores)
+    again = "INSERT INTO pushes (account, companion, handle, kind, address, tag, purpose, expires_at) VALUES ('a', 'c', 'h', 'fcm', '', '', 'test', 1) RETURNING id"
+    assert query(database, again) == [(8,)]
+
+
+class Stops:
+    """A transaction in which a statement fails: the process ends there."""
+
+    def __init__(self, db: Transaction, after: int) -> None:
+        self._db, self._left = db, after
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Rows:
+        self._count()
+        return self._db.execute(statement, values)
+
+    def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> object:
+        self._count()
+        return self._db.executemany(statement, values)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+
+
+async def test_a_copy_that_is_stopped_anywhere_has_copied_nothing_and_can_be_begun_again(
+    file: Path, database: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with a_household(file):
+        pass
+    copied: Callable[[Transaction, Transaction], dict[str, int]] = store_copy._copied
+    empty: dict[str, list[tuple[object, ...]]] = {table: [] for table in TABLES}
+    stops = 0
+    async with both(file, database) as stores:
+        while True:
+            monkeypatch.setattr(store_copy, "_copied", lambda a, b, after=stops: copied(a, Stops(b, after)))
+            try:
+                await copy_store(*stores)
+                break
+            except KeyboardInterrupt:
+                assert contents(database) == empty
+            stops += 1
+    assert stops > len(TABLES)  # in the middle of rows too
+    assert contents(database) == contents(file)
+
+
+async def test_nothing_is_copied_into_a_store_that_has_rows(file: Path, tmp_path: Path) -> None:
+    async with a_household(file), a_household(tmp_path / "other"):
+        pass
+    before = contents(tmp_path / "other")
+    async with both(file, tmp_path / "other") as stores:
+        with pytest.raises(StoreUnusable, match="not empty"):
+            await copy_store(*stores)
+    assert contents(tmp_path / "other") == before
+
+
+async def test_no_relay_may_be_running_on_either(file: Path, tmp_path: Path) -> None:
+    async with a_household(file):
+        with pytest.raises(StoreBusy, match="another relay"):
+            async with both(file, tmp_path / "other"):
+                pass
+
+
+async def test_a_check_counts_and_names_the_engine(file: Path, database: PostgresUri) -> None:
+    async with a_household(file), open_store(file) as store:
+        found = await checked(store)
+    assert found.engine == f"SQLite {sqlite3.sqlite_version}"
+    assert (found.counts["accounts"], found.warnings) == (2, ())
+    async with open_store(database) as store:
+        found = await checked(store)
+    assert found.engine.startswith("PostgreSQL ")
+    assert found.counts == dict.fromkeys(TABLES, 0)
+    assert found.warnings == (
+        "fsync is off: the server may lose what it has acknowledged when it stops without notice",
+    )
+
+
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[3 * 4096 : 4 * 4096] = bytes(4096)
+    file.write_bytes(data)
+
+
+async def test_a_damaged_file_is_said(file: Path) -> None:
+    async with a_household(file):
+        pass
+    damage(file)
+    with pytest.raises(StoreUnusable, match="damaged"):
+        async with open_store(file) as store:
+            await checked(store)
+
+
+# The commands
+
+
+async def test_the_commands_check_and_copy(file: Path, tmp_path: Path) -> None:
+    async with a_household(file):
+        pass
+    other = tmp_path / "other"
+    status, stdout, stderr = await run("companion_push", "store", "copy", "--store", file, "--to", other)
+    assert (status, stdout) == (0, "")
+    assert "2 accounts with 7 members are copied" in stderr
+    status, stdout, stderr = await run("companion_push", "store", "check", "--store", other)
+    assert (status, stdout.splitlines()[0]) == (0, "accounts 2")
+    assert stderr == f"SQLite {sqlite3.sqlite_version}: well\n"
+
+
+@pytest.mark.parametrize("command", [["check"], ["copy", "--to", "other"]], ids=["check", "copy"])
+async def test_a_file_that_is_not_there_is_not_made(file: Path, command: list[str]) -> None:
+    status, _, stderr = await run("companion_push", "store", *command, "--store", file)
+    assert (status, f"there is no {file}" in stderr) == (2, True)
+    assert await asyncio.to_thread(file.exists) is False
+
+
+async def test_a_store_is_not_copied_into_itself(file: Path) -> None:
+    async with a_household(file):
+        pass
+    status, _, stderr = await run("companion_push", "store", "copy", "--store", file, "--to", file)
+    assert (status, "another place" in stderr) == (2, True)
