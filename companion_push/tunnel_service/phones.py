@@ -1,7 +1,7 @@
 """The phones that can be woken: their websockets at ``/cable/phone``, and which contact IDs each has registered.
 
 What phone and service say to each other is in `companion_push.waking`. A contact ID belongs to the connection that
-registered it last. Logs hold counts, and never an ID.
+registered it last, and when that one ends to the one before. Logs hold counts, and never an ID.
 """
 
 import asyncio
@@ -38,7 +38,6 @@ CLOSE_TIMEOUT: Final = 1.0  # seconds a phone has to answer our close frame
 SEND_TIMEOUT: Final = 20.0  # seconds a phone may leave a message unread
 UNSENT: Final = 32  # messages that wait to be sent to one phone
 FRAMES: Final = 60  # of one phone a minute, pongs too
-REGISTERS: Final = 10.0  # seconds in which a phone registers something: places are few
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +64,6 @@ class Phone:
         if not self.ending.done():
             self.ending.set_result(code)
 
-    def expect_registration(self) -> None:
-        """Close the connection where nothing is registered: it holds a place of phones that can be woken."""
-        if not self.contact_ids:
-            self.end(WSCloseCode.POLICY_VIOLATION)
-
     def waiting(self, contact_id: bytes) -> int:
         """How many contact requests wait for the phone, which has not joined their tunnels yet."""
         left = [tunnel for tunnel in self.woken.get(contact_id, ()) if not (tunnel.joined or tunnel.ended)]
@@ -90,7 +84,7 @@ class Phones:
         self._known, self._silence = known, silence
         self._limits: ContactLimits = known.limits
         self._phones: set[Phone] = set()
-        self._by_contact: dict[bytes, Phone] = {}
+        self._by_contact: dict[bytes, list[Phone]] = {}  # the last is woken
         self._requests = Buckets(self._limits.requests_per_contact, 60)
 
     def __len__(self) -> int:
@@ -109,10 +103,10 @@ class Phones:
         except SetupError as error:
             logger.error("%s", error)  # noqa: TRY400  its traceback holds the contact
             return TunnelRefusal.UNREACHABLE
-        phone = self._by_contact.get(contact_id)
-        if phone is None or phone.waiting(contact_id) >= self._limits.waiting_per_contact:
+        phones = self._by_contact.get(contact_id)
+        if not phones or phones[-1].waiting(contact_id) >= self._limits.waiting_per_contact:
             return TunnelRefusal.UNREACHABLE
-        return phone
+        return phones[-1]
 
     def close(self) -> None:
         """Close all connections; the handlers return soon after."""
@@ -142,15 +136,14 @@ class Phones:
         ):
             return TunnelRefusal.TOO_MANY_PHONES
         self._phones.add(phone)
-        late = asyncio.get_running_loop().call_later(REGISTERS, phone.expect_registration)
         try:
             await websocket.prepare(request)
             await self._converse(phone, websocket, request)
         finally:
-            late.cancel()
             self._phones.remove(phone)
             for each in phone.contact_ids:
-                if self._by_contact.get(each) is phone:
+                self._by_contact[each].remove(phone)
+                if not self._by_contact[each]:
                     del self._by_contact[each]
         return websocket
 
@@ -215,8 +208,7 @@ class Phones:
         if isinstance(message, Forget):
             await self._known.forget(contact_ids)
             for each in contact_ids:
-                phone.contact_ids.discard(each)
-                if (holder := self._by_contact.pop(each, None)) is not None:
+                for holder in self._by_contact.pop(each, ()):
                     holder.contact_ids.discard(each)
             phone.say(Forgotten())
             return None
@@ -224,11 +216,12 @@ class Phones:
             return WSCloseCode.POLICY_VIOLATION
         if not await self._known.add(contact_ids, address=address, now=now):
             return WSCloseCode.TRY_AGAIN_LATER
-        for each in contact_ids:
-            if (holder := self._by_contact.get(each)) is not None:
-                holder.contact_ids.discard(each)
+        for each in dict.fromkeys(contact_ids):
+            holders = self._by_contact.setdefault(each, [])
+            if each in phone.contact_ids:
+                holders.remove(phone)
+            holders.append(phone)
             phone.contact_ids.add(each)
-            self._by_contact[each] = phone
         phone.say(Registered())
         return None
 

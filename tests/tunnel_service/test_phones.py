@@ -15,7 +15,6 @@ import pytest
 from aiohttp import WSMsgType, web
 from certificates import Certificate
 
-from companion_push.tunnel_service import phones
 from companion_push.tunnel_service.app import _TUNNELS, TunnelEndpoints, drain, make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.rendezvous import Limits
@@ -243,6 +242,18 @@ async def test_the_connection_that_registered_last_is_woken_and_the_other_ones_e
             await newer.woken()
 
 
+async def test_a_connection_that_only_registered_leaves_the_contact_to_the_one_that_waits(
+    start: Start,
+) -> None:
+    """A link is registered when it is made, over a connection of its own, while another one may have it already."""
+    async with start() as service, service.phone(SECRET) as waits:
+        async with service.phone(SECRET, SECRET):
+            pass
+        await until(lambda: len(service.endpoints.phones or ()) == 1)
+        assert (await service.contact())[0] == 101
+        await waits.woken()
+
+
 @pytest.mark.threat("T13")
 @pytest.mark.parametrize("secret", [SECRET, OTHER], ids=["known", "unknown"])
 async def test_requests_for_a_contact_id_are_limited_whether_it_is_known_or_not(
@@ -322,24 +333,6 @@ async def test_a_phone_that_says_too_much_is_closed(start: Start) -> None:
 
 
 @pytest.mark.threat("T13")
-@pytest.mark.threat("T17")
-async def test_a_connection_that_registers_nothing_does_not_hold_its_place(
-    start: Start, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(phones, "REGISTERS", 0.01)
-    async with start() as service, service.phone() as phone:
-        assert await phone.closed() == 1008
-        await until(lambda: not len(service.endpoints.phones or ()))
-
-
-async def test_a_connection_that_has_registered_stays(start: Start) -> None:
-    async with start() as service, service.phone(SECRET):
-        assert service.endpoints.phones is not None
-        (there,) = service.endpoints.phones._phones
-        there.expect_registration()
-        assert not there.ending.done()
-
-
 async def test_one_phone_has_64_contact_ids_at_the_most(start: Start) -> None:
     async with start(new_per_address=100) as service:
         secrets = [bytes([number]) * 32 for number in range(65)]
