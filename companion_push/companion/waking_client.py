@@ -7,12 +7,11 @@ host and never a secret.
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 import aiohttp
-from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSMsgType
-from yarl import URL
+from aiohttp import WSMsgType
 
 from companion_push.waking import (
     MAX_WAKING_SIZE,
@@ -31,13 +30,10 @@ from companion_push.waking import (
 from headless_passkey.errors import (
     ProtocolReason,
     RemoteProtocolError,
-    SetupReason,
     TransportError,
     TransportReason,
 )
-from headless_passkey.mends import setup_error
-from headless_passkey.net.proxy import Way, tracing
-from headless_passkey.net.tunnel import CLOSE_TIMEOUT, CONNECT_TIMEOUT, SILENCE, TunnelRefused
+from headless_passkey.net.tunnel import open_websocket
 
 ANSWER_TIMEOUT: Final = 10.0  # seconds for the answer to a registration
 
@@ -109,45 +105,7 @@ async def open_waking(base: str, *, tls: ssl.SSLContext | None) -> AsyncIterator
     `TransportError` when it cannot be reached or refuses, `TunnelRefused` with 404 when it wakes no phones, `SetupError`
     (wrong-server) when it is something else.
     """
-    target = URL(base + PATH)
-    host, way = target.raw_host or "", Way(target)
-
-    async def first_answer_counts(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        response = await handler(request)
-        if response.status != 101:  # Switching Protocols
-            response.close()
-            raise TunnelRefused(host, response.status)
-        return response
-
-    async with aiohttp.ClientSession(
-        cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=(first_answer_counts,),
-        skip_auto_headers=("User-Agent",),
-        trace_configs=[tracing(way)],
-        timeout=aiohttp.ClientTimeout(total=None),
-    ) as session:
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                websocket = await session.ws_connect(
-                    target,
-                    protocols=(SUBPROTOCOL,),
-                    ssl=True if tls is None else tls,
-                    max_msg_size=MAX_WAKING_SIZE + 1,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
-                    heartbeat=SILENCE,
-                    **way.options,
-                )
-        except aiohttp.WSServerHandshakeError:
-            raise setup_error(
-                f"{host} did not answer as a websocket server does", SetupReason.WRONG_SERVER
-            ) from None
-        except (aiohttp.ClientError, OSError, TimeoutError) as error:
-            raise way.failure(error, f"the tunnel service {host}") from way.cause(error)
-        try:
-            if websocket.protocol != SUBPROTOCOL:
-                raise setup_error(f"{host} wakes no phones", SetupReason.WRONG_SERVER)
-            yield WakingClient(websocket, host)
-        finally:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(2 * CLOSE_TIMEOUT):
-                    await websocket.close()
+    async with open_websocket(
+        base + PATH, subprotocol=SUBPROTOCOL, tls=tls, max_message_size=MAX_WAKING_SIZE
+    ) as opened:
+        yield WakingClient(opened.websocket, opened.host)

@@ -8,8 +8,9 @@ redirect is followed, messages are bounded, and a text message ends the tunnel. 
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
@@ -28,8 +29,10 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.tunnel_url import (
     MAX_MESSAGE_SIZE,
     ROUTING_ID_HEADER,
+    SIGNAL_CONNECTION_HEADER,
     SILENT,
     SUBPROTOCOL,
+    connection_is_signalled,
     parse_routing_id,
 )
 from headless_passkey.mends import mend, setup_error
@@ -81,11 +84,16 @@ class Tunnel:
     """
 
     def __init__(
-        self, websocket: aiohttp.ClientWebSocketResponse, host: str, routing_id: bytes | None
+        self,
+        websocket: aiohttp.ClientWebSocketResponse,
+        host: str,
+        routing_id: bytes | None,
+        *,
+        signalled: bool = False,
     ) -> None:
         self._websocket = websocket
         self._host = host
-        self._routing_id = routing_id
+        self._routing_id, self._signalled = routing_id, signalled
         self._arrived: asyncio.Queue[bytes | Exception] = asyncio.Queue()  # the last item is the error
         self._unread = 0  # bytes in it
         self._read = asyncio.Event()
@@ -94,6 +102,11 @@ class Tunnel:
     def routing_id(self) -> bytes | None:
         """The routing ID, 3 bytes, for an authenticator's advert; None when the service sent none."""
         return self._routing_id
+
+    @property
+    def signalled(self) -> bool:
+        """Whether the first message will be the connect signal, for which the request asked: see `check_connect_signal`."""
+        return self._signalled
 
     async def send(self, message: bytes) -> None:
         """Send one message; `TransportError` when the tunnel has ended."""
@@ -210,15 +223,69 @@ def _went_silent(what: str) -> TunnelClosed:
 async def open_tunnel(
     url: str,
     *,
+    headers: Mapping[str, str] | None = None,
     tls: ssl.SSLContext | None = None,
     connect_timeout: float = CONNECT_TIMEOUT,
     silence: float = SILENCE,
 ) -> AsyncIterator[Tunnel]:
     """An open tunnel at `url` (see `headless_passkey.hybrid.tunnel_url`), closed when the context is left.
 
-    tls: whom to believe; None means the system's roots, as aiohttp read them when it was imported. silence: seconds until the service is pinged when nothing
+    headers: of the request. tls: whom to believe; None means the system's roots, as aiohttp read them when it was imported. silence: seconds until the service is pinged when nothing
     comes from it; it has half as many to answer. `TransportError` when the service cannot be reached
     or refuses, `SetupError` (wrong-server) when it is something else than a tunnel service.
+    """
+    async with open_websocket(
+        url,
+        subprotocol=SUBPROTOCOL,
+        headers=headers,
+        tls=tls,
+        max_message_size=MAX_MESSAGE_SIZE,
+        connect_timeout=connect_timeout,
+        silence=silence,
+        autoping=False,  # pings are answered in `Tunnel.listen`, which counts them
+    ) as opened:
+        tunnel = Tunnel(
+            opened.websocket,
+            opened.host,
+            _routing_id(opened.answer),
+            signalled=SIGNAL_CONNECTION_HEADER in (headers or {})
+            and connection_is_signalled(opened.answer.get(SIGNAL_CONNECTION_HEADER)),
+        )
+        logger.debug("tunnel open through %s", opened.host)
+        listening = asyncio.create_task(tunnel.listen())
+        listening.add_done_callback(tunnel.listened)
+        try:
+            yield tunnel
+        finally:
+            # before the websocket closes, which leaves its connection open when it is cancelled while somebody receives
+            await end(listening)
+    logger.debug("tunnel through %s closed", opened.host)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedWebsocket:
+    """A websocket, and what the server said when it opened it."""
+
+    websocket: aiohttp.ClientWebSocketResponse
+    host: str
+    answer: CIMultiDictProxy[str] = field(repr=False)  # the headers of the 101 answer
+
+
+@asynccontextmanager
+async def open_websocket(
+    url: str,
+    *,
+    subprotocol: str,
+    headers: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
+    max_message_size: int,
+    connect_timeout: float = CONNECT_TIMEOUT,
+    silence: float = SILENCE,
+    autoping: bool = True,
+) -> AsyncIterator[OpenedWebsocket]:
+    """A websocket at a tunnel service, closed when the context is left: `open_tunnel` has the arguments that both share.
+
+    autoping: whether aiohttp answers pings, whatever their number. Errors are those of `open_tunnel`.
     """
     try:
         target = URL(url)
@@ -251,14 +318,15 @@ async def open_tunnel(
             async with asyncio.timeout(connect_timeout):
                 websocket = await session.ws_connect(
                     target,
-                    protocols=(SUBPROTOCOL,),
+                    protocols=(subprotocol,),
                     origin=str(target.origin()),
+                    headers=headers,
                     ssl=True if tls is None else tls,
-                    max_msg_size=MAX_MESSAGE_SIZE + 1,  # aiohttp refuses the size it is given
+                    max_msg_size=max_message_size + 1,  # aiohttp refuses the size it is given
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_TIMEOUT),
                     heartbeat=silence,
                     **way.options,
-                    autoping=False,  # pings are answered in `Tunnel.listen`, which counts them
+                    autoping=autoping,
                 )
         except aiohttp.WSServerHandshakeError:
             # not "from error": its text holds the whole URL
@@ -267,28 +335,17 @@ async def open_tunnel(
             ) from None
         except (aiohttp.ClientError, OSError, TimeoutError) as error:
             raise way.failure(error, f"the tunnel service {host}") from way.cause(error)
-        listening = None
         try:
-            if websocket.protocol != SUBPROTOCOL:
+            if websocket.protocol != subprotocol:
                 raise setup_error(
-                    f"{host} is not a tunnel service: it does not speak {SUBPROTOCOL}",
+                    f"{host} is not a tunnel service: it does not speak {subprotocol}",
                     SetupReason.WRONG_SERVER,
                 )
-            tunnel = Tunnel(websocket, host, _routing_id(answer[0]))
-            logger.debug("tunnel open through %s", host)
-            listening = asyncio.create_task(tunnel.listen())
-            listening.add_done_callback(tunnel.listened)
-            yield tunnel
+            yield OpenedWebsocket(websocket=websocket, host=host, answer=answer[0])
         finally:
-            try:
-                # before close(), which leaves its connection open when it is cancelled while somebody receives
-                if listening is not None:
-                    await end(listening)
-            finally:
-                with suppress(TimeoutError):  # aiohttp's own limit is for the answer alone
-                    async with asyncio.timeout(2 * CLOSE_TIMEOUT):
-                        await websocket.close()
-            logger.debug("tunnel through %s closed", host)
+            with suppress(TimeoutError):  # aiohttp's own limit is for the answer alone
+                async with asyncio.timeout(2 * CLOSE_TIMEOUT):
+                    await websocket.close()
 
 
 def _routing_id(headers: CIMultiDictProxy[str]) -> bytes | None:

@@ -21,6 +21,7 @@ from headless_passkey.errors import (
     TransportError,
     TransportReason,
 )
+from headless_passkey.hybrid.tunnel_url import contact_headers
 from headless_passkey.net.tls import tls_context
 from headless_passkey.net.tunnel import MAX_UNREAD, TunnelClosed, open_tunnel
 
@@ -96,6 +97,27 @@ async def test_the_request_is_what_tunnel_services_expect(loopback_certificate: 
     assert request.headers["Sec-WebSocket-Protocol"] == "fido.cable"
     assert request.headers["Origin"] == f"wss://{host}"
     assert not {"Sec-WebSocket-Extensions", "Cookie", "User-Agent"} & set(request.headers)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("answered", ["true", "false", None])
+async def test_the_connect_signal_is_expected_where_it_was_asked_for_and_promised(
+    loopback_certificate: Certificate, *, asked: bool, answered: str | None
+) -> None:
+    seen: list[web.Request] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        seen.append(request)
+        headers = {} if answered is None else {"X-caBLE-Signal-Connection": answered}
+        return await tunnel_service(echo, headers=headers)(request)
+
+    headers = contact_headers(b"payload") if asked else None
+    async with (
+        service(handler, loopback_certificate) as url,
+        open_tunnel(url, headers=headers, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        assert tunnel.signalled == (asked and answered == "true")
+    assert seen[0].headers.get("X-caBLE-Client-Payload") == (b"payload".hex().upper() if asked else None)
 
 
 @pytest.mark.parametrize("header", ["01ff0a", "01FF0A"])
