@@ -1,8 +1,7 @@
 """The software phone's credentials on disk, FOR DEMONSTRATIONS AND TESTS ONLY.
 
-It is one JSON file of mode 0600 with unencrypted private keys: there is neither hardware to hold them nor a secret of
-the user to encrypt them with. It is parsed strictly and in bounded size. Changes are made under a lock, so that several
-software phones may share the file.
+The private keys in it are unencrypted: there is neither hardware to hold them nor a secret of the user to encrypt them
+with. Changes are made under a lock, so that several software phones may share the file.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Annotated, Final
 
 import msgspec
 
+from companion_push.companion.software_file import VERSION, check_private_key, read_file, write_file
 from companion_push.companion.software_key import (
     MAX_CREDENTIALS,
     Credential,
@@ -18,16 +18,11 @@ from companion_push.companion.software_key import (
     Registration,
     SoftwareKey,
 )
-from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.hybrid.ctap2 import User
-from headless_passkey.process.private_file import lock_within, read_private, write_private
-from headless_passkey.text.json_text import without_mark
+from headless_passkey.process.private_file import lock_within
 
-_VERSION: Final = 1
 _LIMIT: Final = 4 << 20  # bytes of the file
 _WARNING: Final = "software passkeys for demonstrations and tests: whoever reads this file is the user"
-
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 
@@ -63,21 +58,9 @@ class CredentialFile:
 
     def load(self) -> SoftwareKey:
         """What is in the file; nothing when there is none. `SetupError` when it cannot be used."""
-        content = read_private(self.path.resolve(), limit=_LIMIT)
-        if content is None:
+        file = read_file(self.path, _File, what="software passkeys", limit=_LIMIT)
+        if file is None:
             return SoftwareKey(synced=self.synced)
-        try:
-            file = msgspec.json.decode(without_mark(content), type=_File)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            # not the decoder's message: it may quote a key
-            raise SetupError(
-                f"{self.path} is not a file of software passkeys", reason=SetupReason.STATE_DAMAGED
-            ) from error
-        if file.version != _VERSION:
-            raise SetupError(
-                f"{self.path} has version {file.version}, this program knows {_VERSION}",
-                reason=SetupReason.STATE_INCOMPATIBLE,
-            )
         return SoftwareKey(tuple(map(self._read, file.credentials)), synced=self.synced)
 
     async def register(self, asked: Registration, *, now: int) -> Registered:
@@ -85,13 +68,13 @@ class CredentialFile:
         async with lock_within(self.path.resolve()):
             key = self.load()  # another software phone may have added credentials
             made = replace(asked, key=key).approve(now=now)
-            file = _File(_VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])
-            write_private(self.path.resolve(), msgspec.json.format(msgspec.json.encode(file)) + b"\n")
+            write_file(
+                self.path, _File(VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])
+            )
         return made
 
     def _read(self, entry: _Credential) -> Credential:
-        if not 0 < int.from_bytes(entry.private_key, "big") < _P256_ORDER:
-            raise SetupError(f"{self.path} holds an invalid private key", reason=SetupReason.STATE_DAMAGED)
+        check_private_key(self.path, entry.private_key)
         user = User(id=entry.user.id, name=entry.user.name, display_name=entry.user.display_name)
         return Credential(
             credential_id=entry.id,

@@ -1,7 +1,7 @@
 """The links of the software phone on disk, FOR DEMONSTRATIONS AND TESTS ONLY (CTAP 2.2 §11.5.2).
 
-One JSON file of mode 0600: the phone's long-term key, and a link for each device that it is linked with, with the
-registration secret of its contact ID. It is parsed strictly and in bounded size, replaced atomically, and changed under a lock.
+It holds the phone's long-term key, its identity, and a link for each device that it is linked with, with the
+registration secret of its contact ID.
 """
 
 import secrets
@@ -12,19 +12,17 @@ from typing import Annotated, Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from companion_push.companion.software_file import VERSION, check_private_key, read_file, write_file
 from companion_push.waking import MAX_CONTACTS, SECRET_SIZE, contact_id
-from headless_passkey.errors import SetupError, SetupReason, UsageError
+from headless_passkey.errors import UsageError
 from headless_passkey.hybrid.keys import CURVE, generate
 from headless_passkey.hybrid.linking import LINK_ID_SIZE, LINK_SECRET_SIZE, OfferedLink
-from headless_passkey.process.private_file import lock_within, read_private, write_private
-from headless_passkey.text.json_text import without_mark
+from headless_passkey.process.private_file import lock_within
 
-_VERSION: Final = 1
 _LIMIT: Final = 1 << 18  # bytes of the file
 _WARNING: Final = (
     "links of a software phone for demonstrations and tests: whoever reads this file can stand for it"
 )
-_P256_ORDER: Final = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
 class _Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -69,12 +67,16 @@ class LinkFile:
     def load(self) -> tuple[Link, ...]:
         """All links; none when there is no file. `SetupError` when it cannot be used."""
         file = self._read()
-        return () if file is None else tuple(self._link(file, each) for each in file.links)
+        if file is None:
+            return ()
+        identity = self._identity(file)
+        return tuple(self._link(identity, each) for each in file.links)
 
     async def add(self, *, device: str, tunnel_domain: int, now: int) -> Link | None:
         """Make a link for a device, and write it; None when there are `MAX_CONTACTS` already. now: Unix seconds."""
         async with lock_within(self.path.resolve()):
-            file = self._read() or _File(_VERSION, _WARNING, _private_bytes(generate()), [])
+            file = self._read() or _File(VERSION, _WARNING, _private_bytes(generate()), [])
+            identity = self._identity(file)
             if len(file.links) == MAX_CONTACTS:
                 return None
             made = _Link(
@@ -85,8 +87,8 @@ class LinkFile:
                 link_id=secrets.token_bytes(LINK_ID_SIZE),
                 link_secret=secrets.token_bytes(LINK_SECRET_SIZE),
             )
-            self._write(msgspec.structs.replace(file, links=[*file.links, made]))
-        return self._link(file, made)
+            write_file(self.path, msgspec.structs.replace(file, links=[*file.links, made]))
+        return self._link(identity, made)
 
     async def remove(self, name: str) -> None:
         """Remove a link by its name."""
@@ -94,7 +96,7 @@ class LinkFile:
             file = self._read()
             if file is not None:
                 left = [each for each in file.links if each.link_id.hex() != name]
-                self._write(msgspec.structs.replace(file, links=left))
+                write_file(self.path, msgspec.structs.replace(file, links=left))
 
     def named(self, name: str) -> Link:
         """The link of this name; `UsageError` when there is none."""
@@ -104,34 +106,17 @@ class LinkFile:
         return found
 
     def _read(self) -> _File | None:
-        content = read_private(self.path.resolve(), limit=_LIMIT)
-        if content is None:
-            return None
-        try:
-            file = msgspec.json.decode(without_mark(content), type=_File)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            # not the decoder's message: it may quote a secret
-            raise SetupError(
-                f"{self.path} is not a file of links", reason=SetupReason.STATE_DAMAGED
-            ) from error
-        if file.version != _VERSION:
-            raise SetupError(
-                f"{self.path} has version {file.version}, this program knows {_VERSION}",
-                reason=SetupReason.STATE_INCOMPATIBLE,
-            )
-        if not 0 < int.from_bytes(file.private_key, "big") < _P256_ORDER:
-            raise SetupError(f"{self.path} holds an invalid private key", reason=SetupReason.STATE_DAMAGED)
-        return file
+        return read_file(self.path, _File, what="links", limit=_LIMIT)
 
-    def _write(self, file: _File) -> None:
-        write_private(self.path.resolve(), msgspec.json.format(msgspec.json.encode(file)) + b"\n")
+    def _identity(self, file: _File) -> ec.EllipticCurvePrivateKey:
+        return ec.derive_private_key(check_private_key(self.path, file.private_key), CURVE)
 
-    def _link(self, file: _File, link: _Link) -> Link:
+    def _link(self, identity: ec.EllipticCurvePrivateKey, link: _Link) -> Link:
         offered = OfferedLink(
             contact_id=contact_id(link.registration_secret),
             link_id=link.link_id,
             link_secret=link.link_secret,
-            identity=ec.derive_private_key(int.from_bytes(file.private_key, "big"), CURVE),
+            identity=identity,
             name=self.phone,
         )
         return Link(
