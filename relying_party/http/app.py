@@ -162,16 +162,11 @@ def make_app(
 ) -> web.Application:
     """The application; its store opens when it starts and closes when it ends.
 
-        open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
-    <<<<<<< HEAD
-        place for ceremonies under way than this process. with_pages: False leaves the pages to a service that
-        mounts this, and the well-known documents (`well_known_routes`). tracer_provider: OpenTelemetry's, for spans of the
-        requests; by default that of the process, where the API is installed.
-    =======
-        place for ceremonies under way than this process. used_proofs: another place for used proofs than this process, or the
-        store where it is shared. with_pages: False leaves the pages to a service that
-        mounts this, and the well-known documents (`well_known_routes`).
-    >>>>>>> 883bdf5 (relying-party serve --workers: processes that share a socket, ceremonies and used proofs, replaced one by one)
+    open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
+    place for ceremonies under way than this process. used_proofs: another place for used proofs than this process, or the
+    store where it is shared. with_pages: False leaves the pages to a service that mounts this, and the well-known documents
+    (`well_known_routes`). tracer_provider: OpenTelemetry's, for spans of the requests; by default that of the process, where
+    the API is installed.
     """
     traces = tracing(tracer_provider)
     app = web.Application(
