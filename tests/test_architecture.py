@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("headless_passkey", "companion_push", "relying_party")
+PACKAGES = ("headless_passkey", "companion_push", "relying_party", "postgres_store")
 
 CORE = ("client_platform", "authenticator", "channel", "cbor", "fido_url", "tunnel_url")
 IMPURE = {"asyncio", "socket", "ssl", "logging", "selectors", "subprocess", "aiohttp", "bleak", "bumble"}
@@ -35,7 +35,8 @@ def loaded_by(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "package", ["headless_passkey", "headless_passkey.hybrid", "companion_push", "relying_party"]
+    "package",
+    ["headless_passkey", "headless_passkey.hybrid", "companion_push", "relying_party", "postgres_store"],
 )
 def test_a_package_loads_nothing_of_its_own_accord(package: str) -> None:
     ours = {module for module in loaded_by(package) if module.split(".")[0] in PACKAGES}
@@ -116,6 +117,10 @@ BREACHES = {
     "Push programs and relying party meet only on the wire": (
         "relying_party/errors.py",
         "companion_push.errors",
+    ),
+    "What servers share in PostgreSQL knows none of them": (
+        "postgres_store/uri.py",
+        "relying_party.errors",
     ),
     "Servers cannot open what they carry": (
         "companion_push/relay/store.py",

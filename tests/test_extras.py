@@ -185,11 +185,11 @@ MODULES = {
         (),
     ),
     "metrics": (OF_METRICS, ()),
-    "postgres": (("companion_push.relay.postgres",), ()),
+    "postgres": (("companion_push.relay.postgres", "postgres_store."), ()),
     "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
-OURS = ("headless_passkey", "companion_push", "relying_party")
+OURS = ("headless_passkey", "companion_push", "relying_party", "postgres_store")
 # its interface speaks in their types, or it is imported by another name
 BROUGHT_BY = {
     "opentelemetry": "opentelemetry_api", "yarl": "aiohttp", "multidict": "aiohttp", "graphql": "strawberry_graphql", "strawberry": "strawberry_graphql",
@@ -284,7 +284,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clone")
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for package in ("headless_passkey", "companion_push", "relying_party"):
+    for package in OURS:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 

@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import parse_qsl, urlsplit
 
 from headless_passkey.errors import UsageError
-
-_SCHEMES = ("postgresql", "postgres")
+from postgres_store.uri import check_uri, is_uri
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +19,9 @@ class PostgresUri:
 
     def __post_init__(self) -> None:
         try:
-            parts = urlsplit(self.uri)
-            has_password = parts.password is not None
-        except ValueError:
-            raise UsageError("store: expected postgresql://[USER@]HOST[:PORT]/DATABASE") from None
-        names = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
-        if has_password or "password" in names or "sslpassword" in names:
-            raise UsageError("store: give the password in PGPASSFILE or PGPASSWORD, not in the URL")
-        if parts.scheme not in _SCHEMES or not parts.path.strip("/"):
-            raise UsageError("store: expected postgresql://[USER@]HOST[:PORT]/DATABASE")
+            check_uri(self.uri)
+        except ValueError as error:
+            raise UsageError(f"store: {error}") from None
 
     def __str__(self) -> str:
         return self.uri
@@ -40,4 +32,4 @@ StorePlace: TypeAlias = Path | PostgresUri
 
 def store_place(text: str) -> StorePlace:
     """Read a place: a path, or a URL of PostgreSQL."""
-    return PostgresUri(text) if text.startswith(tuple(f"{scheme}://" for scheme in _SCHEMES)) else Path(text)
+    return PostgresUri(text) if is_uri(text) else Path(text)

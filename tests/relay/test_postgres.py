@@ -19,6 +19,7 @@ from companion_push.relay.store_place import PostgresUri, store_place
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason, UsageError
+from postgres_store import database
 from tests.ports import reserved_port
 from tests.relay.household import fresh_id, running_relay
 from tests.relay.stores import PostgresServer, postgres, query
@@ -119,7 +120,7 @@ async def test_of_two_transactions_that_meet_one_is_run_again_over_what_the_othe
 async def test_a_transaction_that_always_meets_others_is_busy_in_the_end(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_module, "_BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.05)
 
     def meets(_db: Transaction) -> None:
         raise SerializationFailure
@@ -175,7 +176,7 @@ async def test_a_server_that_is_away_is_said_and_the_store_goes_on_when_it_is_ba
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = [100.0]
-    monkeypatch.setattr(postgres_module, "monotonic", lambda: sum(ticks))
+    monkeypatch.setattr(database, "monotonic", lambda: sum(ticks))
     server = own_server()
     try:
         async with open_store(server.database_for(tmp_path)) as store:
@@ -188,7 +189,7 @@ async def test_a_server_that_is_away_is_said_and_the_store_goes_on_when_it_is_ba
                 StoreUnavailable, match="a moment ago"
             ):  # nobody waits for the server meanwhile
                 await store.transact(names)
-            ticks.append(postgres_module._AWAY_SECONDS)
+            ticks.append(database.AWAY_SECONDS)
             assert await store.transact(names) == ["alice"]
     finally:
         server.end()

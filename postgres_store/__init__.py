@@ -1,0 +1,8 @@
+"""A database in PostgreSQL for stores whose statements SQLite takes too: relay and relying party stand on it (docs/adr/0045).
+
+- `uri`: where a database is, without its password
+- `database`: connections, and transactions that are run again where they meet others; statements as PostgreSQL takes them
+- `schema`: tables, made and changed by numbered steps
+
+It knows nothing of what is stored, and raises the errors of the program that uses it.
+"""

@@ -1,0 +1,230 @@
+"""Connections to a database in PostgreSQL 15 or newer, and transactions on them.
+
+A transaction runs in a thread, on a connection of its own. A serializable one is rolled back where it meets another one, and
+run again. A connection that is found dead is made anew, and the transaction is run again if its COMMIT was not sent.
+"""
+
+import asyncio
+import contextlib
+import queue
+import random
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from functools import lru_cache
+from time import monotonic, sleep
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg import conninfo
+from psycopg.errors import DeadlockDetected, LockNotAvailable, SerializationFailure, UniqueViolation
+from psycopg.rows import tuple_row
+
+CONNECTIONS: Final = 8  # transactions at a time
+BUSY_SECONDS: Final = 5.0  # in which a transaction is run again and again
+AWAY_SECONDS: Final = 1.0  # for which a server that is away is not asked: thousands would wait for each try
+_TWICE: Final = 3  # tries after which a row that is there already is a fault of ours
+# what libpq does where the URL says nothing else: a peer that is gone is noticed
+_DEFAULTS: Final = {
+    "connect_timeout": "5",
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+_LIMITS: Final = "; SET LOCAL statement_timeout = 5000; SET LOCAL idle_in_transaction_session_timeout = 15000"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """What a program raises, each made of a message."""
+
+    unavailable: Callable[[str], Exception]  # the database does not answer: retrying may help
+    busy: type[
+        Exception
+    ]  # other transactions are in the way; raised by a transaction too, which is then run again
+    unusable: Callable[[str], Exception]  # the database cannot be a store
+    incompatible: Callable[[str], Exception]  # the server, or what is stored, has another version
+
+
+class Isolation(Enum):
+    """What a transaction sees of others."""
+
+    SERIALIZABLE = "SERIALIZABLE"  # as if they ran one after the other
+    SNAPSHOT = "REPEATABLE READ READ ONLY"  # what was committed before; it never meets another one
+
+    @property
+    def begin(self) -> str:
+        return f"BEGIN ISOLATION LEVEL {self.value}{_LIMITS}"
+
+
+class Database:
+    """An open database, and its connections."""
+
+    def __init__(
+        self, uri: str, *, program: str, errors: Errors, connections: int = CONNECTIONS, rows: Any = tuple_row
+    ) -> None:
+        """uri: checked by `check_uri`. program: its name, which the server shows. rows: psycopg's row factory."""
+        self._uri, self._program, self._rows = uri, program, rows
+        self.errors: Final = errors
+        self._threads = ThreadPoolExecutor(max_workers=connections, thread_name_prefix="store")
+        self._idle: queue.LifoQueue[psycopg.Connection[Any]] = queue.LifoQueue()
+        self._away_until = (
+            0.0  # by the monotonic clock: a server that was away a moment ago is not waited for
+        )
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def now(self, work: Callable[["Statements"], T], *, isolation: Isolation = Isolation.SERIALIZABLE) -> T:
+        """Run `work` as one transaction in this thread, again where it meets another one; rolled back when it raises.
+
+        Raises `Errors.unavailable`, or `Errors.busy` where others are in its way for too long.
+        """
+        until = monotonic() + BUSY_SECONDS
+        tries = 0
+        while True:
+            tries += 1
+            self._check()
+            try:
+                return self._once(work, isolation, may_be_twice=tries >= _TWICE)
+            except _RunAgain as again:
+                if monotonic() >= until:
+                    raise self.errors.busy(f"the database does not come to it: {again}") from again
+            except self.errors.busy:  # somebody else has changed a state since it was read
+                if monotonic() >= until:
+                    raise
+            sleep(random.uniform(0.001, 0.02))  # noqa: S311  so that two do not meet again
+
+    def _check(self) -> None:
+        """Raise where no transaction may begin now."""
+
+    def _once(self, work: Callable[["Statements"], T], isolation: Isolation, *, may_be_twice: bool) -> T:
+        connection = self._connection()
+        try:
+            return self._transaction(connection, work, isolation, may_be_twice=may_be_twice)
+        finally:
+            self.give_back(connection)
+
+    def _transaction(
+        self,
+        connection: "psycopg.Connection[Any]",
+        work: Callable[["Statements"], T],
+        isolation: Isolation,
+        *,
+        may_be_twice: bool,
+    ) -> T:
+        """Run `work` as a transaction. may_be_twice: whether a row that is there already is a fault of ours.
+
+        Else another transaction may have made it meanwhile, which PostgreSQL says as if it had been there.
+        """
+        may_be_done = False
+        try:
+            connection.execute(_as_it_is(isolation.begin))
+            result = work(Statements(connection))
+            may_be_done = isolation is not Isolation.SNAPSHOT
+            connection.execute("COMMIT")
+        except BaseException as error:
+            if not connection.closed:
+                with contextlib.suppress(psycopg.Error):
+                    connection.execute("ROLLBACK")
+            if not isinstance(error, psycopg.Error):
+                raise
+            meets = isinstance(error, SerializationFailure | DeadlockDetected | LockNotAvailable)
+            if meets or (isinstance(error, UniqueViolation) and not may_be_twice):
+                raise _RunAgain("other transactions are in its way") from error
+            if connection.closed and not may_be_done:
+                raise _RunAgain("the connection is lost") from error
+            raise self.errors.unavailable(f"the database does not answer: {said(error)}") from error
+        return result
+
+    def _connection(self) -> "psycopg.Connection[Any]":
+        while True:
+            try:
+                idle = self._idle.get_nowait()
+            except queue.Empty:
+                if monotonic() < self._away_until:
+                    raise self.errors.unavailable(
+                        "the database could not be connected to a moment ago"
+                    ) from None
+                return self.connected()
+            if not idle.closed:
+                return idle
+
+    def give_back(self, connection: "psycopg.Connection[Any]") -> None:
+        """Keep an idle connection for the next transaction."""
+        if not connection.closed:
+            self._idle.put(connection)
+
+    def connected(self) -> "psycopg.Connection[Any]":
+        """Connect. `Errors.unavailable` where that fails."""
+        try:
+            known = conninfo.conninfo_to_dict(self._uri)
+            return psycopg.connect(
+                conninfo.make_conninfo("", **{**_DEFAULTS, "application_name": self._program, **known}),
+                autocommit=True,
+                row_factory=self._rows,
+                cursor_factory=psycopg.ClientCursor,  # nothing is prepared, so a pool may be between
+            )
+        except psycopg.Error as error:
+            self._away_until = monotonic() + AWAY_SECONDS
+            raise self.errors.unavailable(f"the database cannot be connected to: {said(error)}") from error
+
+    def close(self) -> None:
+        """Close the connections, and end the threads; the one that calls this may be one of them."""
+        while not self._idle.empty():
+            self._idle.get_nowait().close()
+        self._threads.shutdown(wait=False)
+
+
+class _RunAgain(Exception):  # noqa: N818  no fault
+    """The transaction is rolled back, and may succeed when it is run again."""
+
+
+class Statements:
+    """A transaction, in which ``?`` or ``:name`` stands for values, and numbers for the values of enumerations and truths."""
+
+    def __init__(self, connection: "psycopg.Connection[Any]") -> None:
+        self._connection = connection
+
+    def execute(
+        self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /
+    ) -> "psycopg.Cursor[Any]":
+        if isinstance(values, Mapping):
+            named = {name: _plain(value) for name, value in values.items()}
+            return self._connection.execute(_with_names(statement), named)
+        return self._connection.execute(_with_places(statement), [_plain(value) for value in values])
+
+    def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> None:
+        for each in values:
+            self.execute(statement, each)
+
+
+@lru_cache(maxsize=512)
+def _with_places(statement: str) -> Any:
+    return statement.replace("%", "%%").replace("?", "%s")
+
+
+@lru_cache(maxsize=512)
+def _with_names(statement: str) -> Any:
+    return re.sub(r":(\w+)", r"%(\1)s", statement.replace("%", "%%"))
+
+
+def _as_it_is(statement: str) -> Any:
+    """Ours: psycopg's types want literals, so that nobody puts values into a statement."""
+    return statement
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    return int(value) if isinstance(value, bool) else value
+
+
+def said(error: "psycopg.Error") -> str:
+    """What the server or libpq has said, without the values of the statement."""
+    return error.diag.message_primary or " ".join(str(error).split()) or type(error).__name__
