@@ -35,21 +35,19 @@ from headless_passkey.errors import (
     LocalProtocolError,
     NotApproved,
     Outcome,
-    ProtocolReason,
     RemoteProtocolError,
     SetupError,
     TransportError,
     TrustError,
     TrustReason,
 )
-from headless_passkey.hybrid.channel import ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction
 from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
 from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
-from headless_passkey.hybrid.messages import Ctap
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
-from headless_passkey.net.tunnel import Tunnel, open_tunnel
+from headless_passkey.net.tunnel import open_tunnel
+from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.process.tasks import end, task_group
 from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
@@ -61,7 +59,6 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 CLAIM_TIMEOUT: Final = 20.0  # seconds that an open channel waits for the claim of its recipient
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
-SHUTDOWN_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
 MAX_ATTEMPTS: Final = 8  # concurrent attempts, a bound on the work that adverts can cause
 MAX_ADVERTS: Final = 256  # different adverts that our key opens; a phone makes one or a few
 FIRST_PAUSE: Final = 0.25  # seconds before the next attempt with the same advert; doubled after each failure
@@ -380,17 +377,6 @@ async def run_ceremony(
     return completed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Phone:
-    """A phone with an open channel. The task that opened it keeps the tunnel until `let_go` is set."""
-
-    recipient: str
-    tunnel: Tunnel
-    channel: ClientChannel
-    get_info: GetInfoResponse
-    let_go: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 @dataclass(slots=True)
 class _Heard:
     """An advert that our key opened, with its times on the event loop's clock and its attempts."""
@@ -448,7 +434,7 @@ class _Ceremony:
     _turn: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, at the next progress
     _listening: bool = False
     _slots: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(MAX_ATTEMPTS))
-    _reached: "asyncio.Future[_Phone]" = field(
+    _reached: "asyncio.Future[PhoneChannel]" = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
     _submitted: bool = False  # the delivery may have sent the request
@@ -538,7 +524,7 @@ class _Ceremony:
         lifetime: float,
         tasks: asyncio.TaskGroup,
         until_answered: AsyncExitStack,
-    ) -> _Phone:
+    ) -> PhoneChannel:
         """Deliver the URLs, and scan until a channel is open; then the radio is off.
 
         until_answered: while it is open, the request is followed.
@@ -766,7 +752,7 @@ class _Ceremony:
             self.report(Stage.TUNNEL_JOINED)  # what the caller's `on_stage` raises is no failed attempt
             try:
                 async with asyncio.timeout_at(limit), asyncio.timeout(HANDSHAKE_TIMEOUT):
-                    channel, get_info = await _shake_hands(tunnel, transaction, eid)
+                    phone = await PhoneChannel.open(tunnel, transaction, eid, recipient=candidate.recipient)
             except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
                 return error
             if self._reached.done():
@@ -774,19 +760,16 @@ class _Ceremony:
             if not self._may_go_on(candidate):  # it has a channel already
                 return _not_claimed()
             candidate.unclaimed |= self._standing(candidate.recipient) is _Standing.WAITING
-            self.report(Stage.CHANNEL_OPEN, phone=get_info)
+            self.report(Stage.CHANNEL_OPEN, phone=phone.get_info)
             if await self._claim_of(candidate.recipient) is not _Standing.ACTIVE:
                 return _not_claimed()
             if not self._reached.done():
-                phone = _Phone(
-                    recipient=candidate.recipient, tunnel=tunnel, channel=channel, get_info=get_info
-                )
                 candidate.pursuits.remove(_this_task())  # no longer ended by the state of its candidate
                 self._reached.set_result(phone)
-                await _hold(phone)
+                await phone.hold()
             return None
 
-    async def _use(self, phone: _Phone) -> tuple[Credential, bool, bool]:
+    async def _use(self, phone: PhoneChannel) -> tuple[Credential, bool, bool]:
         """Send exactly one CTAP command; returns its checked reply, whether caller or relying party expected this user, and whether the user was checked."""
         options = await self._known_options()
         match await self._claim_of(phone.recipient):
@@ -796,9 +779,9 @@ class _Ceremony:
                 raise TrustError(
                     TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
                 )
-        await phone.tunnel.send(phone.channel.send(options.ctap_request(phone.get_info)))
+        await phone.send(options.ctap_request(phone.get_info))
         self.report(Stage.REQUEST_SENT)
-        reply = await _reply(phone)
+        reply = await phone.reply()
         if reply.code != Status.SUCCESS:
             raise CtapError(reply.code, status_name(reply.code))
         credential = options.accept(reply.payload, phone.get_info)
@@ -860,19 +843,6 @@ class _Ceremony:
         return self._expects(options) or (self.users is not None and self.users.check(came))
 
 
-async def _shake_hands(
-    tunnel: Tunnel, transaction: QrTransaction, eid: Eid
-) -> tuple[ClientChannel, GetInfoResponse]:
-    """Make the handshake, which proves the phone's possession of the URL, and receive the post-handshake message."""
-    pending = transaction.handshake(eid)
-    await tunnel.send(pending.message)
-    channel = pending.finish(await tunnel.receive())
-    peer = channel.receive_post_handshake(await tunnel.receive())
-    if peer.get_info is None:
-        raise RemoteProtocolError("the phone does not speak CTAP", reason=ProtocolReason.NO_CTAP)
-    return channel, peer.get_info
-
-
 def _not_claimed() -> TrustError:
     return TrustError(
         TrustReason.NOT_CLAIMED,
@@ -885,28 +855,6 @@ _STAGES: Final = {
     RequestState.CLAIMED: Stage.CLAIMED,
     RequestState.OPENED: Stage.OPENED,
 }
-
-
-async def _reply(phone: _Phone) -> Ctap:
-    while True:
-        event = phone.channel.receive(await phone.tunnel.receive())
-        if isinstance(event, Ctap):
-            return event
-
-
-async def _hold(phone: _Phone) -> None:
-    """Keep the tunnel open until `let_go` or cancellation; then send the shutdown message.
-
-    The phone then cancels its question to the user. A closed tunnel or spoiled channel is ignored.
-    """
-    try:
-        await phone.let_go.wait()
-    finally:
-        with suppress(HeadlessPasskeyError, TimeoutError):
-            goodbye = phone.channel.shutdown()
-            if goodbye is not None:
-                async with asyncio.timeout(SHUTDOWN_TIMEOUT):
-                    await phone.tunnel.send(goodbye)
 
 
 def _this_task() -> asyncio.Task[Any]:

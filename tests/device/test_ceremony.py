@@ -13,7 +13,6 @@ from certificates import Certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, accept, decline
 from companion_push.companion.software_key import SoftwareKey
-from headless_passkey import ceremony
 from headless_passkey.ceremony import (
     CLAIM_TIMEOUT,
     LAST_PAUSE,
@@ -47,6 +46,7 @@ from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.messages import Ctap, MessageType, frame
 from headless_passkey.hybrid.tunnel_url import new_url
 from headless_passkey.net.tunnel import Tunnel, open_tunnel
+from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.radio.source import Advert
 from headless_passkey.refusals import Refusal
 from headless_passkey.request import DeviceEvent, RequestState
@@ -1103,11 +1103,11 @@ async def test_of_two_channels_that_open_at_once_before_the_claim_one_is_held(
     await bench.register()
     bench.carrier = Carrier(bench.air, needs_claim=True)
     both_joined = asyncio.Barrier(2)
-    shake_hands = ceremony._shake_hands
+    shake_hands = PhoneChannel.open
 
-    async def together(*tunnel: Any) -> Any:
+    async def together(*tunnel: Any, **of: Any) -> Any:
         await both_joined.wait()
-        return await shake_hands(*tunnel)
+        return await shake_hands(*tunnel, **of)
 
     async def phones(elsewhere: str) -> None:
         url = (await bench.carrier.urls)["phone"].encode()
@@ -1120,7 +1120,7 @@ async def test_of_two_channels_that_open_at_once_before_the_claim_one_is_held(
         await asyncio.wait(answering, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.gather(*answering, return_exceptions=True)
 
-    monkeypatch.setattr(ceremony, "_shake_hands", together)
+    monkeypatch.setattr(PhoneChannel, "open", together)
     async with tunnel_service(loopback_certificate) as elsewhere:
         tunnels = {DOMAIN: bench.base, DOMAIN + 1: elsewhere}
         signed_in, _ = await asyncio.gather(bench.sign_in(tunnels=tunnels), phones(elsewhere))
