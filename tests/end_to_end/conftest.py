@@ -41,7 +41,7 @@ async def home(world: World, tidy: None) -> Home:
 @pytest_asyncio.fixture(loop_scope="module")
 async def tidy(world: World) -> AsyncIterator[None]:
     """What a test started ends with it, and none of it was at fault."""
-    before = set(map(id, world.programs))
+    before = {id(program): program for program in world.programs}  # kept, so that no later one has its id
     yield
     servers = [program for program, _ in world.servers.values()]
     new = [program for program in world.programs if id(program) not in before]

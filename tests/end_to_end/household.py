@@ -7,9 +7,11 @@ import asyncio
 import itertools
 import json
 import os
+import sqlite3
 import ssl
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -220,6 +222,23 @@ async def session_of(program: Program) -> dict[str, Any]:
     value = json.loads(line)
     assert isinstance(value, dict)
     return value
+
+
+def copied(store: Path) -> Path:
+    """Copy a store whose program runs, as an operator does."""
+    copy = store.with_suffix(".copy")
+    with closing(sqlite3.connect(store)) as source, closing(sqlite3.connect(copy)) as target:
+        source.backup(target)
+    return copy
+
+
+def put_back(store: Path, copy: Path | None) -> None:
+    """Restore a store from its copy, as an operator does; without one there is none."""
+    for suffix in ("", "-wal", "-shm"):
+        Path(f"{store}{suffix}").unlink(missing_ok=True)
+    if copy is not None:
+        copy.rename(store)
+        store.chmod(0o600)
 
 
 async def make_passkey(file: Path, rp_id: str) -> None:

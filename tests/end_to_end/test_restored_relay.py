@@ -2,10 +2,7 @@
 
 import json
 import signal
-import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import closing
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -13,7 +10,7 @@ from programs import Program, event
 from world import World
 
 from headless_passkey.trust.ring import Role
-from tests.end_to_end.household import Home, ends
+from tests.end_to_end.household import Home, copied, ends, put_back
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.threat("T16")]
 
@@ -25,9 +22,7 @@ async def home(world: World, tidy: None) -> AsyncIterator[Home]:
     companion = await world.companion(home.phone, "--once")
     status, _ = await world.ceremony(home.hub, "register", "--user", f"ada {home.account}")
     assert (status, await ends(companion)) == (0, 0)
-    copy = world.folder / "copy of the store.db"
-    with closing(sqlite3.connect(world.relay_store)) as store, closing(sqlite3.connect(copy)) as backup:
-        store.backup(backup)
+    copy = copied(world.relay_store)
     await home.let_in(Role.COMPANION, f"guest of {home.account}")
     for companion_name in home.companions:
         await home.membership(companion_name).members()
@@ -40,14 +35,6 @@ async def home(world: World, tidy: None) -> AsyncIterator[Home]:
     put_back(world.relay_store, copy)
     await world.restart("relay")
     yield home
-
-
-def put_back(store: Path, copy: Path) -> None:
-    """Restore a store from its copy, as an operator does."""
-    for suffix in ("", "-wal", "-shm"):
-        Path(f"{store}{suffix}").unlink(missing_ok=True)
-    copy.rename(store)
-    store.chmod(0o600)
 
 
 def alarms(program: Program) -> list[dict[str, object]]:
