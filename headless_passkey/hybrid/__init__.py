@@ -6,6 +6,7 @@ module                  what                                        section
 ``fido_url``            the QR code's content                        11.5.1
 ``keys``                key derivation, P-256 points                11.5.1
 ``eid``                 the BLE advert and its suffix               11.5.1, 11.5.2
+``data_channel``        the direct channel's messages               11.5.1.1
 ``tunnel_url``          tunnel domains, URLs, headers               11.5.1, 11.5.2
 ``noise``               KNpsk0 and NKpsk0                           11.5.1.2
 ``linking``             linking information, client payload         11.5.2

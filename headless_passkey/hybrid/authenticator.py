@@ -27,7 +27,8 @@ from headless_passkey.errors import LocalProtocolError
 from headless_passkey.hybrid import eid as _eid
 from headless_passkey.hybrid import noise
 from headless_passkey.hybrid.channel import AuthenticatorChannel
-from headless_passkey.hybrid.eid import NONCE_SIZE, Eid
+from headless_passkey.hybrid.data_channel import DataChannel
+from headless_passkey.hybrid.eid import NONCE_SIZE, Eid, Suffix
 from headless_passkey.hybrid.fido_url import FidoUrl
 from headless_passkey.hybrid.keys import parse_compressed
 from headless_passkey.hybrid.linking import ClientPayload, OfferedLink
@@ -44,14 +45,21 @@ class PhoneTransaction:
         """The ID under which to open the tunnel, 16 bytes."""
         return self.url.tunnel_id
 
-    def advertise(self, *, routing_id: bytes, tunnel_domain: int, nonce: bytes | None = None) -> "Advertised":
+    def advertise(
+        self, *, routing_id: bytes, tunnel_domain: int, psm: int | None = None, nonce: bytes | None = None
+    ) -> "Advertised":
         """Seal the BLE advert that tells the client platform which tunnel to join; the tunnel is open before.
 
-        routing_id: from the tunnel service. nonce: for tests; fresh otherwise.
+        routing_id: from the tunnel service. psm: of the direct channel, where the phone listens for it. It makes the advert
+        longer, which older client platforms ignore, so it is refused unless the URL offers that channel. nonce: for
+        tests; fresh otherwise.
         """
+        if psm is not None and not self.url.offers(DataChannel.BLE_L2CAP):
+            raise LocalProtocolError("the FIDO URL does not offer the direct channel")
         eid = Eid(nonce=nonce or token_bytes(NONCE_SIZE), routing_id=routing_id, tunnel_domain=tunnel_domain)
         return Advertised(
-            service_data=_eid.seal_advert(_eid.eid_key(self.url.secret), eid),
+            service_data=_eid.seal_advert(_eid.eid_key(self.url.secret), eid)
+            + (b"" if psm is None else Suffix(psm=psm).encode()),
             _psk=_eid.psk(self.url.secret, eid),
             _client_static=parse_compressed(self.url.public_key),
             _linking=self.url.linking is True,
@@ -62,7 +70,7 @@ class PhoneTransaction:
 class Advertised:
     """A transaction whose advert is sent: it answers the handshake of a peer that received the advert and made the URL."""
 
-    service_data: bytes  # 20 bytes
+    service_data: bytes  # 20 bytes, and the suffix of a direct channel
     _psk: bytes = field(repr=False)  # 32 bytes
     _client_static: EllipticCurvePublicKey = field(repr=False)
     _linking: bool  # whether the client platform keeps links

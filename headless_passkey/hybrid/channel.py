@@ -45,6 +45,10 @@ class _Channel:
             raise LocalProtocolError("the channel is spoiled, close the tunnel")
         return self._sending.encrypt(pad(plaintext))
 
+    def opens(self, message: bytes) -> bool:
+        """Whether these bytes are the next message, as a direct channel has to ask. It changes nothing."""
+        return self._receiving.opens(message)
+
     def _open(self, message: bytes, read: Callable[[bytes], _Read]) -> _Read:
         """Decrypt and parse a message with `read`. Any failure spoils the channel, for messages that would follow too."""
         if self._spoiled:

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from headless_passkey.hybrid import eid as _eid
 from headless_passkey.hybrid import noise
 from headless_passkey.hybrid.channel import ClientChannel
+from headless_passkey.hybrid.data_channel import DataChannel
 from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.fido_url import SECRET_SIZE, FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import compressed, generate, parse_uncompressed
@@ -55,10 +56,12 @@ class QrTransaction:
         hint: RequestKind,
         time: int,
         linking: bool = False,
+        direct: bool = False,
         private: EllipticCurvePrivateKey | None = None,
         secret: bytes | None = None,
     ) -> Self:
         """Create a transaction with fresh keys. time: Unix seconds. linking: whether the phone may offer a link.
+        direct: whether the phone may offer the direct channel, beside the tunnel.
 
         private, secret: for tests; fresh otherwise.
         """
@@ -70,6 +73,8 @@ class QrTransaction:
             time=time,
             linking=linking,  # sent where false too: some phones take its absence for revision 0
             hint_raw=hint.value,
+            # sent where asked for only: some phones refuse a URL with this key
+            channels=(DataChannel.WEBSOCKET, DataChannel.BLE_L2CAP) if direct else None,
         )
         return cls(url=url, _private=private, _eid_key=_eid.eid_key(url.secret))
 

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.ciphers.modes import ECB
 
 from headless_passkey.errors import LocalProtocolError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.data_channel import DataChannel
 from headless_passkey.hybrid.keys import KeyPurpose, derive
 from headless_passkey.hybrid.tunnel_url import FIRST_HASHED, ROUTING_ID_SIZE
 
@@ -90,14 +91,11 @@ class Suffix:
     @classmethod
     def parse(cls, data: bytes) -> "Suffix":
         """Parse a CBOR map from channel to its parameters; unknown channels are ignored."""
-        psm = cbor.decode_map(data).get(_BLE_CHANNEL)
+        psm = cbor.decode_map(data).get(DataChannel.BLE_L2CAP)
         return cls(psm=psm if type(psm) is int and 0 <= psm <= 0xFFFF else None)
 
     def encode(self) -> bytes:
-        return cbor.encode({} if self.psm is None else {_BLE_CHANNEL: self.psm})
-
-
-_BLE_CHANNEL: Final = 1  # as in key 6 of the FIDO URL
+        return cbor.encode({} if self.psm is None else {int(DataChannel.BLE_L2CAP): self.psm})
 
 
 def eid_key(secret: bytes, client_nonce: bytes = b"") -> bytes:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from headless_passkey.errors import ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid import cbor
+from headless_passkey.hybrid.data_channel import DataChannel
 from headless_passkey.hybrid.keys import KeyPurpose, derive, parse_compressed
 from headless_passkey.hybrid.tunnel_url import TUNNEL_ID_SIZE
 
@@ -48,7 +49,9 @@ class FidoUrl:
     time: int | None = None  # key 3: Unix seconds
     linking: bool | None = None  # key 4: keeps links; None when absent, which some phones take for revision 0
     hint_raw: str | None = None  # key 5 as received
-    channels: tuple[int, ...] | None = None  # key 6, CTAP 2.3: 0 websocket, 1 BLE L2CAP; None when absent
+    channels: tuple[int, ...] | None = (
+        None  # key 6, CTAP 2.3: numbers of `DataChannel` and others; None when absent
+    )
     unknown_keys: tuple[Any, ...] = ()  # unknown keys, which are ignored
 
     @property
@@ -58,6 +61,10 @@ class FidoUrl:
             return RequestKind(self.hint_raw or "")
         except ValueError:
             return RequestKind.GET_ASSERTION
+
+    def offers(self, channel: DataChannel) -> bool:
+        """Whether the client platform can use a channel; without key 6 it has the tunnel only."""
+        return channel in ((DataChannel.WEBSOCKET,) if self.channels is None else self.channels)
 
     @property
     def tunnel_id(self) -> bytes:

@@ -126,6 +126,12 @@ def _messages() -> dict[str, list[bytes]]:
         "channel-to-client": [b"\xff" + pad(posts[0]), opening, *(opening + piece * 2 for piece in pieces)],
         "channel-to-authenticator": [b"".join(pieces[:3]), *pieces],
         "channel-ciphertext": [bytes(16), bytes(48)],
+        "direct-messages": [
+            bytes([60, 0, 3] + 13 * [40]) + b"hello",
+            bytes(16) + b"\r\n" * 9,
+            *(bytes([2] * 16) + bytes.fromhex(case["stream"]) for case in vectors("direct_messages")),
+        ],
+        "direct-handshake": [b"\x51" + bytes(81) + b"\2\r\n" + piece for piece in (opening, *pieces[:3])],
     }
 
 

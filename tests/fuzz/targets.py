@@ -34,6 +34,7 @@ from headless_passkey.hybrid.ctap2 import (
     MakeCredentialResponse,
     User,
 )
+from headless_passkey.hybrid.data_channel import MAX_TRIALS, Receiver, direct_frame
 from headless_passkey.hybrid.eid import (
     Eid,
     Suffix,
@@ -433,6 +434,43 @@ def channel_ciphertext(data: bytes) -> None:
     channel = AuthenticatorChannel(sending=CipherState(bytes(32)), receiving=CipherState(PSK))
     assert attempt(lambda: channel.receive(data)) is None
     _assert_spoiled(lambda: channel.receive(CipherState(PSK).encrypt(pad(b"\0"))))
+
+
+@target
+def direct_messages(data: bytes) -> None:
+    """Two messages, cut into SDUs of any sizes, with anything behind them: the first two are found."""
+    cut, behind = data[:16], data[16:]
+    peer, key = CipherState(PSK), CipherState(PSK)
+    messages = [peer.encrypt(pad(part)) for part in (behind[:300], b"\r\n" * (len(behind) % 7))]
+    stream = b"".join(map(direct_frame, messages)) + behind
+    receiver, found = Receiver(), list[bytes]()
+    for size in [*cut, len(stream)]:
+        receiver.feed(stream[:size])
+        stream = stream[size:]
+        tried = 0
+
+        def opens(part: bytes) -> bool:
+            nonlocal tried
+            tried += 1
+            return key.opens(part)
+
+        while (message := attempt(lambda: receiver.take(opens))) is not None:
+            assert tried <= MAX_TRIALS + 1
+            key.decrypt(message)
+            found.append(message)
+            tried = 0
+    assert found[:2] == messages[: len(found)]
+
+
+@target
+def direct_handshake(data: bytes) -> None:
+    """Anything in place of a handshake message, and of what follows it."""
+    receiver = Receiver()
+    for piece in _plaintexts(data):
+        receiver.feed(piece)
+        message = receiver.take_exactly(noise.MESSAGE_SIZE)
+        assert message is None or len(message) == noise.MESSAGE_SIZE
+    attempt(lambda: receiver.take(CipherState(PSK).opens))
 
 
 def _plaintexts(data: bytes) -> list[bytes]:

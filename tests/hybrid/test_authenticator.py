@@ -11,7 +11,7 @@ from headless_passkey.hybrid.authenticator import Advertised, LinkedPhoneTransac
 from headless_passkey.hybrid.channel import AuthenticatorChannel, ClientChannel
 from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetInfoResponse
-from headless_passkey.hybrid.eid import Eid, psk
+from headless_passkey.hybrid.eid import ADVERT_SIZE, Eid, Suffix, parse_suffix, psk
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import CURVE, generate, uncompressed
 from headless_passkey.hybrid.linking import ClientPayload, LinkedPhone, NoLink, OfferedLink
@@ -285,6 +285,26 @@ def test_an_advert_that_cannot_be_is_a_bug_of_the_caller(routing_id: bytes, doma
     transaction = PhoneTransaction(QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1).url)
     with pytest.raises(LocalProtocolError):
         transaction.advertise(routing_id=routing_id, tunnel_domain=domain)
+
+
+def test_an_advert_names_the_direct_channel_where_the_url_offers_it() -> None:
+    transaction = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1, direct=True)
+    advertised = PhoneTransaction(transaction.url).advertise(routing_id=b"abc", tunnel_domain=300, psm=0x80)
+    assert parse_suffix(advertised.service_data) == Suffix(psm=0x80)
+    eid = transaction.open_advert(advertised.service_data)
+    assert eid is not None
+    assert (eid.routing_id, eid.tunnel_domain) == (b"abc", 300)
+    pending = transaction.handshake(eid)
+    message2, _ = advertised.respond(pending.message)
+    pending.finish(message2)
+
+
+def test_an_advert_that_older_clients_would_not_hear_is_a_bug_of_the_caller() -> None:
+    """Their URLs do not offer the direct channel, and they ignore adverts of more than 20 bytes."""
+    transaction = PhoneTransaction(QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1).url)
+    assert len(transaction.advertise(routing_id=b"abc", tunnel_domain=300).service_data) == ADVERT_SIZE
+    with pytest.raises(LocalProtocolError, match="does not offer"):
+        transaction.advertise(routing_id=b"abc", tunnel_domain=300, psm=0x80)
 
 
 @pytest.mark.threat("T11")

@@ -335,6 +335,17 @@ def test_a_phone_that_has_not_introduced_itself_does_not_reply() -> None:
         authenticator.reply(0)
 
 
+def test_an_end_says_whether_bytes_are_its_next_message_and_stays_as_it_is() -> None:
+    device, authenticator = client(), phone()
+    message = authenticator.post_handshake(GET_INFO)
+    for _ in range(2):
+        assert device.opens(message)
+        assert not device.opens(message[:-1])
+        assert not device.opens(b"")
+    device.receive_post_handshake(message)
+    assert not device.opens(message)
+
+
 def test_a_mistake_of_our_caller_changes_nothing() -> None:
     device, authenticator = met()
     unsayable = GetAssertionRequest(rp_id="\ud800", client_data_hash=bytes(32))

@@ -17,6 +17,7 @@ from headless_passkey.hybrid.client_platform import (
     open_for_any,
 )
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetAssertionResponse, GetInfoResponse
+from headless_passkey.hybrid.data_channel import DataChannel
 from headless_passkey.hybrid.eid import eid_key
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.keys import CURVE, KeyPurpose, compressed, derive, uncompressed
@@ -71,6 +72,12 @@ def test_a_fido_url_says_what_it_was_made_for(
     assert url.public_key == compressed(private.public_key())
     # key 4 is sent although false, key 6 is not sent: some phones read its list as an error
     assert (url.assigned_domains, url.linking, url.channels, url.unknown_keys) == (2, False, None, ())
+
+
+def test_a_fido_url_may_offer_the_direct_channel() -> None:
+    url = QrTransaction.create(hint=RequestKind.GET_ASSERTION, time=1, direct=True).url
+    assert FidoUrl.parse(url.encode()).channels == (0, 1)
+    assert all(url.offers(channel) for channel in DataChannel)
 
 
 def test_a_fido_url_may_ask_for_a_link() -> None:
