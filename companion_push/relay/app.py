@@ -74,10 +74,19 @@ from companion_push.relay.messages import (
     parse_body,
     request_id,
 )
+from companion_push.relay.nodes import Nodes, WakeUp
 from companion_push.relay.notifier import Notifier
 from companion_push.relay.operations import Answer, Call, Operation, Who
 from companion_push.relay.problems import Problem, Slug, not_found
-from companion_push.relay.proofs import HEADER, NONCE_HEADER, KnownKeys, UsedProofs, check_proof, claimed_in
+from companion_push.relay.proofs import (
+    HEADER,
+    NONCE_HEADER,
+    KnownKeys,
+    ProofsInMemory,
+    UsedProofs,
+    check_proof,
+    claimed_in,
+)
 from companion_push.relay.public_documents import PublicDocuments
 from companion_push.relay.readiness import Readiness
 from companion_push.relay.stores import Store, open_store
@@ -299,7 +308,8 @@ class RelayEndpoints:
         self._database: Store | None = None
         self._leases: Leases  # set when the store is open
         self._state_cache = StateCache()
-        self._used_proofs = UsedProofs()
+        self._nodes: Nodes | None = None  # of the store, when it is open
+        self._used_proofs: UsedProofs = ProofsInMemory()
         self._known_keys = KnownKeys()
         self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
         self._calls = Budget(name="calls", per_minute=CALLS)
@@ -703,7 +713,8 @@ class RelayEndpoints:
         shown = claimed_in(proofs, self._known_keys)
         if shown is not None:
             request[_SHOWN] = shown.name
-            self._used_proofs.check_nonce(shown.nonce, now)
+            if (checked := self._used_proofs.check_nonce(shown.nonce, now)) is not None:
+                await checked
             await self._admit(request[_SHOWN], self._calls, *budgets)
         # before a signature is verified
         self._strangers.admit(request.remote or "", request.get(_SHOWN), secret, _ticks())
@@ -716,7 +727,8 @@ class RelayEndpoints:
             shown=shown,
         )
         request[_HELD] = proof.name
-        self._used_proofs.take(proof, now)
+        if (taken := self._used_proofs.take(proof, now)) is not None:
+            await taken
         self._calls.count(proof.name, 1, _ticks())
         return proof.name
 
@@ -859,6 +871,8 @@ class RelayEndpoints:
             )
             answer = operations.with_pushes(call, operations.counted(call, operation(call)))
             call.states.store()
+            if self._nodes is not None and (wake := _wake_up(answer)):
+                self._nodes.wake_ups.in_transaction(db, wake)
             if called:
                 self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
@@ -929,6 +943,13 @@ class RelayEndpoints:
         """
         self.held_requests.wake(answer.topics)
         self.held_requests.wake_members(answer.told)
+        if self._nodes is not None and (wake := _wake_up(answer)):
+            self._nodes.wake_ups.committed(wake)
+
+    def _woken(self, wake: WakeUp) -> None:
+        """Wake whoever waits here for what another process has changed."""
+        self.held_requests.wake(wake.topics)
+        self.held_requests.wake_members(wake.members)
 
     def follow(self, follower: Callable[[Answer], None]) -> None:
         """Call `follower` with each operation's answer, on the event loop, after its change is durable and before the caller is answered.
@@ -950,6 +971,7 @@ class RelayEndpoints:
         """Open the store, and sweep it regularly while it is open."""
         async with open_store(self._config.store, alone=True) as database, self._authority.opened():
             self._database = database
+            self._share(database.nodes)
             self._leases = Leases(self._config.lease, began=self._config.clock())
             sweeper = asyncio.create_task(self._sweep())
             self._notifier.start()
@@ -968,6 +990,13 @@ class RelayEndpoints:
                         await until_done(*self._transactions)
                     finally:
                         self._database = None
+
+    def _share(self, nodes: Nodes | None) -> None:
+        """Take part in what the processes of this relay share."""
+        self._nodes = nodes
+        if nodes is not None:
+            self._used_proofs = nodes.used_proofs
+            nodes.wake_ups.follow(self._woken, self.held_requests.wake_all)
 
     async def _sweep(self) -> None:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
@@ -999,6 +1028,10 @@ async def _asking_authority() -> AsyncIterator[None]:
         away = error if isinstance(error, AuthorityUnavailable) else AuthorityUnavailable("no answer in time")
         logger.warning("the account authority cannot be asked: %s", away.detail)
         raise Problem(Slug.AUTHORITY_UNAVAILABLE, retry_after=away.retry_after) from error
+
+
+def _wake_up(answer: Answer) -> WakeUp:
+    return WakeUp(topics=answer.topics, members=answer.told)
 
 
 def _ticks() -> float:

@@ -104,6 +104,10 @@ class Database:
         """Whether every commit is on the disk."""
         return self._synced >= self._commits
 
+    @property
+    def nodes(self) -> None:
+        """One process uses a file at a time."""
+
     def _checked(self, work: Callable[[sqlite3.Connection], T]) -> T:
         self._check()
         before = self._connection.total_changes

@@ -116,6 +116,12 @@ class HeldRequests:
             for held in self._by_member.get(member, ()):
                 held.wake()
 
+    def wake_all(self) -> None:
+        """Wake every held request: something may have changed for any."""
+        for mine in self._by_member.values():
+            for held in mine:
+                held.wake()
+
     def close(self) -> None:
         """Release every held request, and each that comes later at once."""
         self.closing = True

@@ -1,7 +1,7 @@
 """Authentication of callers: each request has a proof of possession of the caller's key (DPoP, RFC 9449; docs/protocol/relay.md).
 
-`check_proof` keeps nothing but the keys in `KnownKeys`, which spare it work and change no result. `UsedProofs` detects replay: each proof carries a nonce of this process, and its id is remembered
-for as long as its nonce is taken (docs/adr/0016).
+`check_proof` keeps nothing but the keys in `KnownKeys`, which spare it work and change no result. `UsedProofs` detects replay: each proof carries a nonce of the relay, and its id is remembered for
+as long as its nonce is taken (docs/adr/0016). `ProofsInMemory` is that of one process.
 """
 
 import hashlib
@@ -9,8 +9,9 @@ import hmac
 import re
 import secrets
 import string
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Protocol
 from urllib.parse import urlsplit
 
 import msgspec
@@ -128,8 +129,33 @@ def claimed_in(headers: list[str], known: KnownKeys | None = None) -> Shown | No
     return Shown(name=base64url(hashlib.sha256(members.encode()).digest()), claims=claims)
 
 
-class UsedProofs:
-    """The proofs that this process has taken, each once.
+class UsedProofs(Protocol):
+    """The proofs that a relay has taken, each once. The key of its nonces lives exactly as long as this memory.
+
+    What returns an awaitable has to wait for others, and is done when that is; None: it is done. `now` is in Unix seconds.
+    """
+
+    def __len__(self) -> int:
+        """How many ids are remembered, by this process."""
+        ...
+
+    def nonce(self, now: float) -> str:
+        """The nonce for proofs from now on, as far as this process knows."""
+        ...
+
+    def check_nonce(self, given: str | None, now: float) -> Awaitable[None] | None:
+        """Refuse with `use-dpop-nonce` what is no nonce that is taken, before a signature is verified."""
+        ...
+
+    def take(self, proof: Proof, now: float) -> Awaitable[None] | None:
+        """Use up a proof: of those who show it one is served, at whatever process. Refuses with `use-dpop-nonce` when it lacks
+        a nonce that is taken, with `proof-invalid` for a replay.
+        """
+        ...
+
+
+class ProofsInMemory:
+    """The proofs that this process has taken: a `UsedProofs` that waits for nobody.
 
     A nonce is a MAC over the number of a step, with a key that this object makes. So no proof that was made before it
     existed is taken, whatever the clocks said, and what it must remember are the ids of two steps. The steps are counted:

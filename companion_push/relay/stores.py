@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from companion_push.relay.database import open_database, sole_user
+from companion_push.relay.nodes import Nodes
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.transaction import Transaction
 
@@ -40,6 +41,11 @@ class Store(Protocol):
 
     async def on_disk(self) -> None:
         """Wait until every commit of before is on the disk."""
+        ...
+
+    @property
+    def nodes(self) -> Nodes | None:
+        """What the processes of one relay share here; None where it has one process."""
         ...
 
 

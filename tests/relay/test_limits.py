@@ -12,7 +12,7 @@ import pytest
 from companion_push.relay import accounts
 from companion_push.relay.app import RELAY
 from companion_push.relay.mailbox import Quota, Rate
-from companion_push.relay.proofs import UsedProofs
+from companion_push.relay.proofs import ProofsInMemory
 from headless_passkey.text.base64url import base64url
 from tests.relay.household import Caller, Reply, rates, running_relay
 from tests.trust.people import companion
@@ -142,7 +142,7 @@ async def test_five_hundred_proofs_of_strangers_refuse_nobody_where_ten_are_reme
 ) -> None:
     async with running_relay(tmp_path / "s") as relay:
         (anna, *_) = (await relay.household()).companions
-        relay.app[RELAY]._used_proofs = UsedProofs(most=10)
+        relay.app[RELAY]._used_proofs = ProofsInMemory(most=10)
         for _ in range(TIMES):
             strangers = [relay.caller(companion("stranger")) for _ in range(10)]
             assert await outcomes(*(begun(one.get("/v1/ring")) for one in strangers)) == {

@@ -11,7 +11,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from companion_push.relay.problems import Problem, Slug
-from companion_push.relay.proofs import SKEW, STEP, KnownKeys, Proof, UsedProofs, check_proof, claimed_in
+from companion_push.relay.proofs import SKEW, STEP, KnownKeys, Proof, ProofsInMemory, check_proof, claimed_in
 from headless_passkey.net.proof import make_proof
 from headless_passkey.text.base64url import base64url
 from headless_passkey.trust.signing import SoftwareSigningKey, thumbprint
@@ -187,7 +187,7 @@ def made(nonce: str | None, *, jti: str = JTI, name: str = "anna") -> Proof:
     return Proof(name=name, jti=jti, nonce=nonce)
 
 
-def refused(used: UsedProofs, proof: Proof, now: float) -> Slug:
+def refused(used: ProofsInMemory, proof: Proof, now: float) -> Slug:
     with pytest.raises(Problem) as problem:
         used.take(proof, now)
     return problem.value.slug
@@ -195,7 +195,7 @@ def refused(used: UsedProofs, proof: Proof, now: float) -> Slug:
 
 @pytest.mark.threat("T13")
 def test_a_proof_with_the_newest_nonce_is_taken_once() -> None:
-    used = UsedProofs()
+    used = ProofsInMemory()
     proof = made(used.nonce(NOW))
     used.take(proof, NOW)
     assert refused(used, proof, NOW) is Slug.PROOF_INVALID
@@ -208,22 +208,22 @@ def test_a_proof_with_the_newest_nonce_is_taken_once() -> None:
     "nonce", [None, "", "x", "A" * 22, "\U0001f511"], ids=["none", "empty", "x", "A", "key"]
 )
 def test_a_proof_without_a_nonce_of_ours_needs_one(nonce: str | None) -> None:
-    assert refused(UsedProofs(), made(nonce), NOW) is Slug.USE_DPOP_NONCE
+    assert refused(ProofsInMemory(), made(nonce), NOW) is Slug.USE_DPOP_NONCE
 
 
 @pytest.mark.threat("T13")
 def test_no_proof_from_before_a_start_is_taken_whatever_its_clock_said() -> None:
-    before = UsedProofs()
+    before = ProofsInMemory()
     nonce = before.nonce(NOW)
     before.take(made(nonce), NOW)
-    after = UsedProofs()
+    after = ProofsInMemory()
     assert refused(after, made(nonce), NOW) is Slug.USE_DPOP_NONCE  # used before it ended
     assert refused(after, made(nonce, jti="B" * 22), NOW + 60) is Slug.USE_DPOP_NONCE  # held back
 
 
 @pytest.mark.threat("T13")
 def test_a_nonce_is_given_for_one_step_and_taken_for_one_more() -> None:
-    used = UsedProofs()
+    used = ProofsInMemory()
     first = used.nonce(NOW)
     assert used.nonce(NOW + STEP - 1) == first
     assert used.nonce(NOW + STEP) != first
@@ -233,7 +233,7 @@ def test_a_nonce_is_given_for_one_step_and_taken_for_one_more() -> None:
 
 @pytest.mark.threat("T13")
 def test_a_nonce_does_not_last_because_nobody_calls() -> None:
-    used = UsedProofs()
+    used = ProofsInMemory()
     first = used.nonce(NOW)
     assert refused(used, made(first), NOW + 2 * STEP) is Slug.USE_DPOP_NONCE
     second = used.nonce(NOW + 2 * STEP)
@@ -252,7 +252,7 @@ def test_a_nonce_does_not_last_because_nobody_calls() -> None:
     most=st.integers(1, 5),
 )
 def test_no_proof_is_taken_twice_however_the_clock_jumps(calls: list[tuple[int, bool]], most: int) -> None:
-    used, now, taken = UsedProofs(most=most), float(NOW), list[Proof]()
+    used, now, taken = ProofsInMemory(most=most), float(NOW), list[Proof]()
     for number, (jump, again) in enumerate(calls):
         now += jump
         proof = made(used.nonce(now), jti=f"{number:022}")
@@ -264,7 +264,7 @@ def test_no_proof_is_taken_twice_however_the_clock_jumps(calls: list[tuple[int, 
 
 @pytest.mark.threat("T17")
 def test_nobody_is_refused_because_strangers_made_many_proofs_and_few_are_remembered() -> None:
-    used = UsedProofs(most=10)
+    used = ProofsInMemory(most=10)
     for number in range(1000):
         used.take(made(used.nonce(NOW), jti=f"{number:022}"), NOW)
     used.take(made(used.nonce(NOW), name="bert"), NOW)
