@@ -48,6 +48,7 @@ from companion_push.companion.phone import (
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
 from companion_push.companion.relay_client import CompanionRelay
 from companion_push.companion.sign_in import MAX_TOKEN, Prompt, sign_in
+from companion_push.companion.software_key import ES256, ML_DSA_44, Algorithm, SoftwareKey, has_ml_dsa
 from companion_push.companion.twins import twin_of
 from companion_push.companion.wording import known_as, must_say
 from companion_push.push.channel import HANDLE_SIZE, PushOutcome
@@ -155,7 +156,7 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
     if not credentials.resolve().parent.is_dir():
         raise UsageError(f"there is no directory for {args.credentials}")
     return SoftwarePhone(
-        credentials=CredentialFile(path=credentials),
+        credentials=CredentialFile(path=credentials, model=_model(args)),
         advertiser=open_advertiser(args.radio),
         tunnel_service=args.tunnel[0],
         tls=tls_context(args.ca),
@@ -165,6 +166,17 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
             say(args, "", stage=f"phone-{stage}") if args.json else show_progress(f"phone: {stage}")
         ),
     )
+
+
+def _model(args: argparse.Namespace) -> SoftwareKey:
+    """What the software phone can do, by the options."""
+    names: Mapping[str, Algorithm] = {"es256": ES256, "ml-dsa-44": ML_DSA_44}
+    algorithms = tuple(names[each] for each in dict.fromkeys(args.algorithm or ["es256"]))
+    if ML_DSA_44 in algorithms and not has_ml_dsa():
+        raise UsageError(
+            "--algorithm ml-dsa-44: the OpenSSL of the cryptography that is installed has no ML-DSA"
+        )
+    return SoftwareKey(synced=args.synced, verifies=args.uv != "presence", algorithms=algorithms)
 
 
 def _user_verification(how: str, stack: contextlib.ExitStack) -> UserVerification:

@@ -4,24 +4,28 @@ The private keys in it are unencrypted: there is neither hardware to hold them n
 with. Changes are made under a lock, so that several software phones may share the file.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import msgspec
 
+from companion_push.companion.software_extensions import MAX_BLOB, MAX_PACKED_BLOB, LargeBlob, Protection
 from companion_push.companion.software_file import VERSION, check_private_key, read_file, write_file
 from companion_push.companion.software_key import (
+    ES256,
     MAX_CREDENTIALS,
+    Algorithm,
+    Assertion,
     Credential,
     Registered,
     Registration,
     SoftwareKey,
 )
-from headless_passkey.hybrid.ctap2 import User
+from headless_passkey.hybrid.ctap2 import GetAssertionResponse, User
 from headless_passkey.process.private_file import lock_within
 
-_LIMIT: Final = 4 << 20  # bytes of the file
+_LIMIT: Final = 4 << 20  # bytes of the file: 512 credentials with long names, and the large blobs
 _WARNING: Final = "software passkeys for demonstrations and tests: whoever reads this file is the user"
 
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -33,7 +37,12 @@ class _User(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     display_name: _Text | None = None
 
 
-class _Credential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Blob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    packed: Annotated[bytes, msgspec.Meta(max_length=MAX_PACKED_BLOB)]
+    size: Annotated[int, msgspec.Meta(ge=0, le=MAX_BLOB)]
+
+
+class _Credential(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=64)]
     rp_id: Annotated[str, msgspec.Meta(min_length=1, max_length=255)]
     user: _User
@@ -41,6 +50,10 @@ class _Credential(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created: Annotated[int, msgspec.Meta(ge=0)]
     discoverable: bool
     synced: bool
+    algorithm: Algorithm = ES256
+    protection: Protection = Protection.OPTIONAL
+    blob_enabled: bool = False
+    blob: _Blob | None = None
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,27 +67,40 @@ class CredentialFile:
     """The file of the software phone's credentials."""
 
     path: Path
-    synced: bool = False  # whether new credentials say that they are backed up (BE, BS)
+    model: SoftwareKey = field(default_factory=SoftwareKey)  # what the phone can do; without credentials
 
     def load(self) -> SoftwareKey:
         """What is in the file; nothing when there is none. `SetupError` when it cannot be used."""
         file = read_file(self.path, _File, what="software passkeys", limit=_LIMIT)
         if file is None:
-            return SoftwareKey(synced=self.synced)
-        return SoftwareKey(tuple(map(self._read, file.credentials)), synced=self.synced)
+            return self.model
+        return replace(self.model, credentials=tuple(map(self._read, file.credentials)))
 
     async def register(self, asked: Registration, *, now: int) -> Registered:
         """Make a credential for `asked`, and write it to disk before the response is sent."""
         async with lock_within(self.path.resolve()):
             key = self.load()  # another software phone may have added credentials
             made = replace(asked, key=key).approve(now=now)
-            write_file(
-                self.path, _File(VERSION, _WARNING, [_written(each) for each in key.adding(made).credentials])
-            )
+            self._write(key.adding(made))
         return made
 
+    async def sign(self, asked: Assertion, *, account: int) -> GetAssertionResponse:
+        """Sign `asked`, and write its large blob to disk before the response is sent. account: index in its candidates."""
+        if asked.blob is None or asked.blob.write is None:
+            return asked.approve(account=account)
+        async with lock_within(self.path.resolve()):
+            stored = self.load().storing(asked.candidates[account].credential_id, asked.blob.write)
+            response = asked.approve(account=account, blob_written=stored is not None)
+            if stored is not None:
+                self._write(stored)
+        return response
+
+    def _write(self, key: SoftwareKey) -> None:
+        write_file(self.path, _File(VERSION, _WARNING, [_written(each) for each in key.credentials]))
+
     def _read(self, entry: _Credential) -> Credential:
-        check_private_key(self.path, entry.private_key)
+        if entry.algorithm == ES256:  # any seed makes a key of ML-DSA
+            check_private_key(self.path, entry.private_key)
         user = User(id=entry.user.id, name=entry.user.name, display_name=entry.user.display_name)
         return Credential(
             credential_id=entry.id,
@@ -84,6 +110,10 @@ class CredentialFile:
             created=entry.created,
             discoverable=entry.discoverable,
             synced=entry.synced,
+            algorithm=entry.algorithm,
+            protection=entry.protection,
+            blob_enabled=entry.blob_enabled,
+            blob=None if entry.blob is None else LargeBlob(entry.blob.packed, entry.blob.size),
         )
 
 
@@ -97,4 +127,8 @@ def _written(credential: Credential) -> _Credential:
         created=credential.created,
         discoverable=credential.discoverable,
         synced=credential.synced,
+        algorithm=credential.algorithm,
+        protection=credential.protection,
+        blob_enabled=credential.blob_enabled,
+        blob=None if credential.blob is None else _Blob(credential.blob.packed, credential.blob.size),
     )

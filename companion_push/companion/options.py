@@ -484,9 +484,21 @@ def _phone_options(parser: Options, *, required: bool) -> None:
     )
     parser.add_argument(
         "--uv",
-        choices=("ask", "accept", "decline"),
+        choices=("ask", "presence", "accept", "decline"),
         default="ask",
-        help="user verification: ask at the terminal (default), or a policy for tests",
+        help="user verification: ask at the terminal (default); presence asks there too, and tells relying parties that it verifies nobody; "
+        "accept and decline are policies for tests",
+    )
+    parser.add_argument(
+        "--algorithm",
+        choices=("es256", "ml-dsa-44"),
+        action="append",
+        help="what new passkeys sign with (default: es256); repeatable, and of several the relying party's first choice counts",
+    )
+    parser.add_argument(
+        "--synced",
+        action="store_true",
+        help="tell relying parties that this phone backs its passkeys up, as most phones do: flag BS, and BE of new ones",
     )
     parser.add_argument(
         "--links",

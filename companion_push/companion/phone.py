@@ -31,7 +31,8 @@ from typing import Any, Final, NoReturn, Self, TypeVar
 from companion_push.companion.advertiser.advertiser import Advertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.link_file import Link, LinkFile
-from companion_push.companion.software_key import Assertion, Registration, refuse
+from companion_push.companion.software_extensions import refuse
+from companion_push.companion.software_key import Assertion, Registration
 from companion_push.companion.waking_client import open_waking
 from companion_push.waking import Wake
 from headless_passkey.errors import (
@@ -309,7 +310,7 @@ class SoftwarePhone:
                 made = await self.credentials.register(asked, now=int(self.clock()))
                 return made.response.encode()
             case Assertion():
-                return asked.approve(account=account).encode()
+                return (await self.credentials.sign(asked, account=account)).encode()
 
     async def _link(self, command: Ctap, binding: "_Binding", conversation: "_Conversation") -> Link | None:
         """Make a link that the tunnel service knows; None where none is wanted, or none can be made. The sign-in goes on."""

@@ -398,7 +398,9 @@ _shtab_companion_push_companion_run_options=(
   "--credentials[file of software passkeys]:FILE:_files"
   "--radio[bluez\[\:ADAPTER\], bumble\:TRANSPORT or stdout (default\: bluez)]:RADIO:"
   "*--tunnel[tunnel service to use, and the number to name it by\; the first counts]:N=wss://HOST:PORT:"
-  "--uv[user verification\: ask at the terminal (default), or a policy for tests]:uv:(ask accept decline)"
+  "--uv[user verification\: ask at the terminal (default)\; presence asks there too, and tells relying parties that it verifies nobody\; accept and decline are policies for tests]:uv:(ask presence accept decline)"
+  "*--algorithm[what new passkeys sign with (default\: es256)\; repeatable, and of several the relying party\'s first choice counts]:algorithm:(es256 ml-dsa-44)"
+  "--synced[tell relying parties that this phone backs its passkeys up, as most phones do\: flag BS, and BE of new ones]"
   "--links[file of links\: a device whose FIDO URL asks for it is linked when the user approves, and can ask again without a URL. Without it no device is linked]:FILE:_files"
 )
 
@@ -438,7 +440,9 @@ _shtab_companion_push_phone_options=(
   "--credentials[file of software passkeys]:FILE:_files"
   "--radio[bluez\[\:ADAPTER\], bumble\:TRANSPORT or stdout (default\: bluez)]:RADIO:"
   "*--tunnel[tunnel service to use, and the number to name it by\; the first counts]:N=wss://HOST:PORT:"
-  "--uv[user verification\: ask at the terminal (default), or a policy for tests]:uv:(ask accept decline)"
+  "--uv[user verification\: ask at the terminal (default)\; presence asks there too, and tells relying parties that it verifies nobody\; accept and decline are policies for tests]:uv:(ask presence accept decline)"
+  "*--algorithm[what new passkeys sign with (default\: es256)\; repeatable, and of several the relying party\'s first choice counts]:algorithm:(es256 ml-dsa-44)"
+  "--synced[tell relying parties that this phone backs its passkeys up, as most phones do\: flag BS, and BE of new ones]"
   "--links[file of links\: a device whose FIDO URL asks for it is linked when the user approves, and can ask again without a URL. Without it no device is linked]:FILE:_files"
   "--timeout[seconds for everything, with --linked for each device\'s request (default\: 120)]:S:"
   "--ca[PEM file of roots to believe for the tunnel service, instead of the system\'s]:FILE:_files"

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 from certificates import Certificate
+from fido2.webauthn import AuthenticatorData
 
-from headless_passkey.hybrid.ctap2 import GetAssertionRequest, MakeCredentialRequest, User
+from headless_passkey.hybrid.ctap2 import (
+    GetAssertionRequest,
+    GetAssertionResponse,
+    MakeCredentialRequest,
+    MakeCredentialResponse,
+    Status,
+    User,
+)
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.hybrid.messages import Ctap
 from tests.companion.device import Air, Device, assertion, creation, ok, raw, transaction, tunnel_service
@@ -62,6 +70,45 @@ async def test_it_registers_and_signs_in_and_says_what_it_is(outside: Outside) -
         ok(await outside.ask(program, device, assertion()))
         assert await program.ended() == 0
         assert "demonstrations and tests" in program.said[0]
+
+
+async def test_a_passkey_of_ml_dsa_44_is_made_where_it_is_asked_for_and_signs_in(outside: Outside) -> None:
+    words = outside.words("--algorithm", "ml-dsa-44", "--synced")
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
+    async with running(*words, stdin=f"{device.url}\n") as program:
+        reply = await outside.ask(program, device, creation(algorithms=(-7, -48)))
+        made = AuthenticatorData(MakeCredentialResponse.parse(ok(reply)).auth_data)
+        assert await program.ended() == 0
+    assert made.credential_data is not None
+    assert made.flags & made.FLAG.BE
+    device = outside.device()
+    async with running(
+        *outside.words(), stdin=f"{device.url}\n"
+    ) as program:  # the file says what it signs with
+        answer = GetAssertionResponse.parse(ok(await outside.ask(program, device, assertion())))
+        assert await program.ended() == 0
+    made.credential_data.public_key.verify(answer.auth_data + bytes(32), answer.signature)
+    assert AuthenticatorData(answer.auth_data).flags & made.FLAG.BE
+    assert not AuthenticatorData(answer.auth_data).flags & made.FLAG.BS  # this program was not told so
+
+
+async def test_where_only_presence_is_asked_for_no_verification_is_claimed(outside: Outside) -> None:
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
+    words = outside.words(uv="presence")
+    async with at_terminal(*words, stdin=f"{device.url}\n") as (program, screen):
+        asking = asyncio.create_task(outside.ask(program, device, creation(user_verification=False)))
+        await screen.until("y or n:")
+        screen.type("y\n")
+        made = AuthenticatorData(MakeCredentialResponse.parse(ok(await asking)).auth_data)
+        assert await program.ended() == 0
+    assert made.flags & made.FLAG.UP
+    assert not made.flags & made.FLAG.UV
+    device = outside.device()
+    async with at_terminal(*words, stdin=f"{device.url}\n") as (program, screen):
+        reply = await outside.ask(program, device, assertion())
+        assert reply.code == Status.INVALID_OPTION  # verification is required
+        assert await program.ended() == 5
+        assert "Sign in" not in screen.seen
 
 
 async def test_stdout_is_adverts_and_they_are_repeated_until_somebody_comes(outside: Outside) -> None:
@@ -211,6 +258,7 @@ async def test_asking_without_a_terminal_is_2(outside: Outside) -> None:
         ["--timeout", "0"],
         ["--timeout", "nan"],
         ["--uv", "perhaps"],
+        ["--algorithm", "rs256"],
     ],
 )
 async def test_words_that_do_not_do_are_2(outside: Outside, words: list[str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from companion_push.companion.credential_file import CredentialFile
-from companion_push.companion.software_key import ES256, Registration
+from companion_push.companion.software_extensions import LargeBlob, Protection
+from companion_push.companion.software_key import (
+    ES256,
+    MAX_BLOBS,
+    MAX_CREDENTIALS,
+    ML_DSA_44,
+    Assertion,
+    Credential,
+    Registration,
+    SoftwareKey,
+)
 from headless_passkey.errors import CtapError, SetupError
-from headless_passkey.hybrid.ctap2 import MakeCredentialRequest, User
+from headless_passkey.hybrid.ctap2 import (
+    GetAssertionRequest,
+    GetAssertionResponse,
+    MakeCredentialRequest,
+    User,
+)
 from headless_passkey.process import private_file
 
 
@@ -46,6 +62,73 @@ async def test_an_editors_byte_order_mark_is_read_over(file: CredentialFile) -> 
     made = await file.register(asked(file), now=1)
     file.path.write_bytes(b"\xef\xbb\xbf" + file.path.read_bytes())
     assert file.load().credentials == (made.credential,)
+
+
+async def test_what_a_credential_can_do_is_read_back(file: CredentialFile) -> None:
+    file = replace(file, model=SoftwareKey(synced=True, algorithms=(ML_DSA_44,)))
+    extensions = {"credProtect": 3, "largeBlob": {"support": "required"}}
+    made = await file.register(asked(file, algorithms=(ML_DSA_44,), extensions=extensions), now=1)
+    assert file.load() == replace(file.model, credentials=(made.credential,))
+    assert (made.credential.algorithm, made.credential.protection) == (ML_DSA_44, 3)
+    assert made.credential.synced
+    assert made.credential.blob_enabled
+
+
+def storing(file: CredentialFile, credential_id: bytes, blob: bytes) -> Assertion:
+    use = {"largeBlob": {"write": blob, "originalSize": len(blob)}}
+    request = GetAssertionRequest(
+        rp_id="example.com", client_data_hash=bytes(32), allow_list=(credential_id,), extensions=use
+    )
+    return file.load().get_assertion(request)
+
+
+def said_written(response: GetAssertionResponse) -> bool:
+    output: dict[str, bool] = response.unsigned_extension_outputs["largeBlob"]
+    return output["written"]
+
+
+async def test_a_large_blob_is_on_the_disk_when_the_response_says_so(file: CredentialFile) -> None:
+    extensions = {"largeBlob": {"support": "required"}}
+    made = await file.register(asked(file, extensions=extensions), now=1)
+    await file.register(asked(file, b"bob"), now=2)
+    response = await file.sign(storing(file, made.credential.credential_id, b"blob"), account=0)
+    assert said_written(response)
+    first, second = file.load().credentials
+    assert (first.blob, second.blob) == (LargeBlob(b"blob", 4), None)
+    await file.register(asked(file, b"bob"), now=3)
+    assert file.load().credentials[0] == first
+
+
+async def test_a_large_blob_for_a_credential_that_went_meanwhile_is_not_said_to_be_stored(
+    file: CredentialFile,
+) -> None:
+    extensions = {"largeBlob": {"support": "required"}}
+    made = await file.register(asked(file, extensions=extensions), now=1)
+    late = storing(file, made.credential.credential_id, b"blob")
+    await file.register(asked(file), now=2)  # the same account: in place of the former one
+    before = file.path.read_bytes()
+    assert not said_written(await file.sign(late, account=0))
+    assert file.path.read_bytes() == before
+
+
+def test_the_largest_file_that_can_be_written_can_be_read(file: CredentialFile) -> None:
+    longest = "\x01" * 256
+    credential = Credential(
+        credential_id=bytes(32),
+        rp_id="a" * 255,
+        user=User(id=bytes(64), name=longest, display_name=longest),
+        private_key=b"1" * 32,
+        created=1 << 40,
+        discoverable=True,
+        synced=False,
+        algorithm=ML_DSA_44,
+        protection=Protection.REQUIRED,
+        blob_enabled=True,
+        blob=LargeBlob(bytes(MAX_BLOBS // MAX_CREDENTIALS), 1 << 16),
+    )
+    key = SoftwareKey((credential,) * MAX_CREDENTIALS)
+    file._write(key)
+    assert file.load() == key
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
@@ -126,6 +209,9 @@ def test_the_sample_that_the_refusals_change_is_itself_read(file: CredentialFile
         changed(created=-1),
         changed(discoverable="yes"),
         changed(extra=1),
+        changed(algorithm=-8),
+        changed(protection=4),
+        changed(blob={"packed": "", "size": 65537}),
         changed().replace('"version": 1', '"version": 2'),
         "\ud800",
     ],

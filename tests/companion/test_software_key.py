@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import webauthn
+from cryptography.exceptions import InvalidSignature
 from fido2.server import Fido2Server
 from fido2.webauthn import (
     AttestationObject,
@@ -25,10 +27,14 @@ from fido2.webauthn import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from companion_push.companion.software_extensions import MAX_PACKED_BLOB, LargeBlob
 from companion_push.companion.software_key import (
     AAGUID,
     ES256,
+    MAX_BLOBS,
     MAX_CREDENTIALS,
+    ML_DSA_44,
+    Algorithm,
     Assertion,
     Credential,
     Registered,
@@ -195,11 +201,11 @@ def authentication_json(answer: GetAssertionResponse, data: bytes) -> dict[str, 
     }
 
 
-def test_info_claims_verification_discoverable_credentials_and_prf() -> None:
+def test_info_claims_verification_discoverable_credentials_and_the_extensions() -> None:
     info = SoftwareKey().info
     assert info.versions == ("FIDO_2_0", "FIDO_2_1")
     assert info.options == {"rk": True, "up": True, "uv": True}
-    assert info.extensions == ("prf",)
+    assert info.extensions == ("credProtect", "largeBlob", "prf")
     assert info.others == {}  # no PIN protocol, for one
     assert info.aaguid == AAGUID
     assert "hybrid" in info.transports
@@ -318,6 +324,235 @@ def test_a_prf_that_cannot_be_read_is_refused_before_the_user_is_asked(prf: Any)
         assert status in (Status.INVALID_PARAMETER, Status.CBOR_UNEXPECTED_TYPE)
 
 
+# Large blobs
+
+
+def large_blob(options: AuthenticationOptions, key: SoftwareKey, **how: Any) -> Any:
+    """What the device passes on of the large blob, asked through its own WebAuthn client."""
+    answer = key.get_assertion(options.ctap_request(key.info)).approve(**how)
+    return options.accept(answer.encode(), key.info).response["clientExtensionResults"]["largeBlob"]
+
+
+def asking(use: dict[str, Any], *allowed: bytes) -> AuthenticationOptions:
+    options = {
+        "challenge": "AQ",
+        "rpId": RP_ID,
+        "allowCredentials": [{"type": "public-key", "id": b64(each)} for each in allowed],
+        "extensions": {"largeBlob": use},
+    }
+    return AuthenticationOptions.parse(options, origin=ORIGIN)
+
+
+def written(key: SoftwareKey, blob: bytes) -> SoftwareKey | None:
+    """The key with a blob at its newest credential, as the device's client has it stored."""
+    name = key.credentials[-1].credential_id
+    stage = key.get_assertion(asking({"write": b64(blob)}, name).ctap_request(key.info))
+    assert stage.blob is not None
+    assert stage.blob.write is not None
+    return key.storing(name, stage.blob.write)
+
+
+PREFERRED = {"largeBlob": {"support": "preferred"}}
+
+
+@given(st.binary(max_size=3000))
+def test_a_large_blob_that_was_stored_is_read_back_and_may_be_stored_again(blob: bytes) -> None:
+    key = written(having(ALICE, extensions=PREFERRED), blob)
+    assert key is not None
+    name = key.credentials[0].credential_id
+    assert large_blob(asking({"read": True}, name), key) == {"blob": b64(blob)}
+    assert large_blob(asking({"write": b64(blob)}, name), key, blob_written=True) == {"written": True}
+    assert written(key, blob) == key
+
+
+def test_a_large_blob_of_the_largest_size_is_stored_whatever_is_in_it() -> None:
+    blob = os.urandom(1 << 16)
+    key = written(having(ALICE, extensions=PREFERRED), blob)
+    assert key is not None
+    assert large_blob(asking({"read": True}), key) == {"blob": b64(blob)}
+
+
+def test_no_large_blob_is_stored_where_the_registration_asked_for_none_or_there_is_no_room() -> None:
+    plain = having(ALICE)
+    assert written(plain, b"blob") is None
+    assert large_blob(asking({"read": True}), plain) == {}
+    assert large_blob(asking({"write": "AQ"}, plain.credentials[0].credential_id), plain) == {
+        "written": False
+    }
+    assert SoftwareKey().storing(b"gone", LargeBlob(b"", 0)) is None
+    key = SoftwareKey()
+    for number in range(MAX_BLOBS >> 16):
+        user = User(id=bytes([number]))
+        key = key.adding(made(key, creation(user, extensions=PREFERRED), NOW + number))
+        last, key = key, written(key, os.urandom((1 << 16) - 100)) or key
+        assert key is not last
+    key = key.adding(made(key, creation(BOB, extensions=PREFERRED)))
+    assert written(key, os.urandom(1 << 16)) is None
+
+
+@pytest.mark.parametrize(
+    ("support", "discoverable", "output"),
+    [
+        ("preferred", True, {"supported": True}),
+        ("required", True, {"supported": True}),
+        ("preferred", False, {"supported": False}),
+    ],
+)
+def test_a_registration_says_whether_the_credential_can_have_a_large_blob(
+    support: str, output: dict[str, bool], *, discoverable: bool
+) -> None:
+    request = creation(extensions={"largeBlob": {"support": support}}, resident_key=discoverable)
+    registered = made(SoftwareKey(), request)
+    assert registered.response.unsigned_extension_outputs == {"largeBlob": output}
+    assert registered.credential.blob_enabled is output["supported"]
+
+
+def test_a_required_large_blob_that_cannot_be_is_refused_before_a_passkey_is_made() -> None:
+    request = creation(extensions={"largeBlob": {"support": "required"}}, resident_key=False)
+    assert refused(SoftwareKey(), Command.MAKE_CREDENTIAL, request.encode()) == Status.INVALID_OPTION
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    "use",
+    [
+        7,
+        {},
+        {"read": False},
+        {"read": True, "write": b"", "originalSize": 0},
+        {"write": b""},
+        {"write": "text", "originalSize": 4},
+        {"write": b"", "originalSize": -1},
+        {"write": b"", "originalSize": (1 << 16) + 1},
+        {"write": b"", "originalSize": True},
+        {"write": bytes(MAX_PACKED_BLOB + 1), "originalSize": 0},
+    ],
+)
+def test_a_large_blob_that_cannot_be_is_refused_before_the_user_is_asked(use: Any) -> None:
+    key = having(ALICE, extensions=PREFERRED)
+    request = assertion(allow_list=(key.credentials[0].credential_id,), extensions={"largeBlob": use})
+    refused(key, Command.GET_ASSERTION, request.encode())
+    support = creation(extensions={"largeBlob": {"support": use}})
+    refused(key, Command.MAKE_CREDENTIAL, support.encode())
+
+
+@pytest.mark.parametrize("allowed", [(), (b"a" * 32, b"b" * 32)])
+def test_a_large_blob_is_stored_for_exactly_one_allowed_credential(allowed: tuple[bytes, ...]) -> None:
+    key = having(ALICE, extensions=PREFERRED)
+    names = (key.credentials[0].credential_id, *allowed[:1]) if allowed else ()
+    request = assertion(allow_list=names, extensions={"largeBlob": {"write": b"", "originalSize": 0}})
+    assert refused(key, Command.GET_ASSERTION, request.encode()) == Status.INVALID_PARAMETER
+
+
+# Protection, verification, backup
+
+
+PRESENCE = SoftwareKey(verifies=False)
+
+
+def flags(auth_data: bytes) -> AuthenticatorData.FLAG:
+    return AuthenticatorData(auth_data).flags
+
+
+def test_a_protection_that_was_asked_for_is_signed() -> None:
+    registered = made(SoftwareKey(), creation(extensions={"credProtect": 2}))
+    assert AuthenticatorData(registered.response.auth_data).extensions == {"credProtect": 2}
+    assert AuthenticatorData(made(SoftwareKey(), creation()).response.auth_data).extensions is None
+
+
+@pytest.mark.threat("T10")
+@pytest.mark.parametrize(
+    ("level", "unnamed", "named"), [(None, True, True), (1, True, True), (2, False, True), (3, False, False)]
+)
+def test_without_verification_a_protected_credential_is_not_found(
+    level: int | None, *, unnamed: bool, named: bool
+) -> None:
+    protect = {} if level is None else {"credProtect": level}
+    key = having(ALICE, extensions=protect, user_verification=False)
+    name = key.credentials[0].credential_id
+    for verifies, by_name, found in (
+        (True, False, True),
+        (True, True, True),
+        (False, False, unnamed),
+        (False, True, named),
+    ):
+        asks = replace(key, verifies=verifies)
+        request = assertion(allow_list=(name,) if by_name else (), user_verification=False)
+        excluding = creation(BOB, exclude_list=(name,), user_verification=False)
+        if found:
+            assert asks.get_assertion(request).candidates == key.credentials
+        else:
+            assert refused(asks, Command.GET_ASSERTION, request.encode()) == Status.NO_CREDENTIALS
+        if named or verifies:
+            with pytest.raises(CtapError) as caught:
+                made(asks, excluding)
+            assert caught.value.status == Status.CREDENTIAL_EXCLUDED
+        else:
+            made(asks, excluding)
+
+
+@pytest.mark.parametrize("level", [0, 4, -1, "3", None, True])
+def test_a_protection_that_does_not_exist_is_refused(level: Any) -> None:
+    refused(SoftwareKey(), Command.MAKE_CREDENTIAL, creation(extensions={"credProtect": level}).encode())
+
+
+def test_a_phone_that_verifies_nobody_says_so_and_names_nobody() -> None:
+    assert "uv" not in PRESENCE.info.options
+    for command, request in ((Command.MAKE_CREDENTIAL, creation()), (Command.GET_ASSERTION, assertion())):
+        assert refused(PRESENCE, command, request.encode()) == Status.INVALID_OPTION
+    registered = made(PRESENCE, creation(user_verification=False))
+    answer = PRESENCE.adding(registered).get_assertion(assertion(user_verification=False)).approve()
+    for data in (registered.response.auth_data, answer.auth_data):
+        assert flags(data) & AuthenticatorData.FLAG.UP
+        assert not flags(data) & AuthenticatorData.FLAG.UV
+    assert answer.user == User(id=ALICE.id)
+
+
+def test_backup_eligibility_is_for_ever_and_backup_state_is_of_today() -> None:
+    both, eligible = AuthenticatorData.FLAG.BE | AuthenticatorData.FLAG.BS, AuthenticatorData.FLAG.BE
+    synced = SoftwareKey(synced=True)
+    key = synced.adding(made(synced, creation()))
+    assert flags(key.get_assertion(assertion()).approve().auth_data) & both == both
+    key = replace(key, synced=False)
+    assert flags(key.get_assertion(assertion()).approve().auth_data) & both == eligible
+    bound = replace(having(ALICE), synced=True)
+    assert not flags(bound.get_assertion(assertion()).approve().auth_data) & both
+
+
+# ML-DSA
+
+
+@pytest.mark.parametrize(
+    ("ours", "wanted", "chosen"),
+    [
+        ((ES256,), (ML_DSA_44, ES256), ES256),
+        ((ES256, ML_DSA_44), (ML_DSA_44, ES256), ML_DSA_44),
+        ((ML_DSA_44, ES256), (-257, ES256, ML_DSA_44), ES256),
+        ((ML_DSA_44,), (ES256, ML_DSA_44), ML_DSA_44),
+    ],
+)
+def test_of_its_algorithms_the_relying_partys_first_choice_is_made(
+    ours: tuple[Algorithm, ...], wanted: tuple[int, ...], chosen: int
+) -> None:
+    key = SoftwareKey(algorithms=ours)
+    assert key.info.algorithms == ours
+    registered = made(key, creation(algorithms=wanted))
+    data = AuthenticatorData(registered.response.auth_data).credential_data
+    assert data is not None
+    assert data.public_key[3] == registered.credential.algorithm == chosen
+
+
+def test_python_fido2_verifies_a_signature_of_ml_dsa_44() -> None:
+    key = SoftwareKey(algorithms=(ML_DSA_44,))
+    registered = made(key, creation(algorithms=(ML_DSA_44,)))
+    data = AuthenticatorData(registered.response.auth_data).credential_data
+    assert data is not None
+    answer = key.adding(registered).get_assertion(assertion()).approve()
+    data.public_key.verify(answer.auth_data + bytes(32), answer.signature)
+    with pytest.raises(InvalidSignature):
+        data.public_key.verify(answer.auth_data + b"1" * 32, answer.signature)
+
+
 # Properties
 
 
@@ -327,12 +562,13 @@ def test_any_command_and_payload_get_a_stage_or_a_ctap_status(command: int, payl
         having_alice.ask(command, payload)
 
 
+IN_EXTENSIONS = ["prf", "eval", "first", "credProtect", "largeBlob", "support", "read", "write"]
 cbor_values = st.recursive(
     st.none() | st.booleans() | st.integers(-300, 300) | st.binary(max_size=40) | st.text(max_size=20),
     lambda inner: (
         st.lists(inner, max_size=4)
         | st.dictionaries(
-            st.sampled_from(["id", "type", "alg", "name", "rk", "up", "uv", "prf", "eval", "first", 1, 2]),
+            st.sampled_from(["id", "type", "alg", "name", "rk", "up", "uv", 1, 2, *IN_EXTENSIONS]),
             inner,
             max_size=4,
         )
