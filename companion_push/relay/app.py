@@ -153,9 +153,11 @@ def make_app(
     authority: who knows the people to whom accounts belong; by default the issuer of the configuration, or without one
     `BuiltInAccounts`, which founds accounts with one-time codes only. channels: the push services that it wakes companions
     by, at most one of a kind; it closes them when the application ends. Without any, companions poll. states: where requests
-    and what else lives minutes are kept; by default in the store. registry: prometheus-client's, to which the relay adds its metrics; one relay for each. tracer_provider: OpenTelemetry's, for the
-    relay's spans; by default that of the process, where the API is installed. Starting raises `StoreUnusable` or
-    `StoreBusy`. Making it raises `SetupError` (missing-package) when it should speak GraphQL, and cannot.
+    and what else lives minutes are kept; by default in the store. registry: prometheus-client's, to which the relay adds its
+    metrics; one relay for each. tracer_provider: OpenTelemetry's, for the relay's spans; by default that of the process, where
+    the API is installed. Starting raises `StoreUnusable`, or `StoreUnavailable` (PostgreSQL that does not answer), of which
+    `StoreBusy` is one (another relay uses the store). Making it raises `SetupError` (missing-package) when it should speak
+    GraphQL, and cannot.
     """
     if authority is not None and config.openid is not None:
         raise UsageError("openid: there is another authority")
@@ -854,7 +856,7 @@ class RelayEndpoints:
 
     def _begin(self, caller: str, operation: Operation, *, called: bool = True) -> "asyncio.Future[Answer]":
         """Begin a transaction, which is done before the store is closed: at once, where it has to wait for nothing."""
-        now, began = self._config.clock(), _ticks()
+        now, began, own_states = self._config.clock(), _ticks(), self._own_states
         span = None if self.traces is None else self.traces.begin("store transaction")
 
         def work(db: Transaction) -> Answer:
@@ -863,7 +865,7 @@ class RelayEndpoints:
                 caller=caller,
                 now=now,
                 leases=self._leases,
-                states=States(self._own_states or SqlStates(db), now, self._state_cache),
+                states=States(SqlStates(db) if own_states is None else own_states, now, self._state_cache),
                 kinds=self._notifier.kinds,
                 in_flight=self._notifier.in_flight,
                 tells_account=self.webhook_sender is not None,
@@ -873,22 +875,27 @@ class RelayEndpoints:
             call.states.store()
             if self._nodes is not None and (wake := _wake_up(answer)):
                 self._nodes.wake_ups.in_transaction(db, wake)
-            if called:
-                self._leases.called(caller, now)  # before another call looks at the caller's claims
             return answer
+
+        def committed(answer: Answer) -> None:
+            if called:
+                self._leases.called(caller, now)
+            self._wake(answer)
 
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         try:
             store = self._open_store
-            answer = store.at_once(work)
+            answer = None if store.is_remote else store.now(work)
         except StoreBusy:
-            rest = self._wait_for_turn(store, work)
+            answer = None
         except Exception as error:  # noqa: BLE001  whoever waits for the future gets it
             self._transacted(began, span, error)
             done.set_exception(error)
             return done
+        if answer is None:
+            rest = self._wait_for_turn(store, work, committed, caller if called else None)
         else:
-            self._wake(answer)
+            committed(answer)
             if not answer.durable or store.is_on_disk:
                 self._transacted(began, span)
                 self._tell(answer)
@@ -900,8 +907,27 @@ class RelayEndpoints:
         transaction.add_done_callback(self._transactions.discard)
         return transaction
 
-    async def _wait_for_turn(self, store: Store, work: Callable[[Transaction], Answer]) -> Answer:
-        return await store.transact(work, committed=self._wake, durable=lambda answer: answer.durable)
+    async def _wait_for_turn(
+        self,
+        store: Store,
+        work: Callable[[Transaction], Answer],
+        committed: Callable[[Answer], None],
+        member: str | None,
+    ) -> Answer:
+        """Run `work` where it may have to wait, and may be run again. member: whose call it is, which renews its leases; or None."""
+        call = object()
+
+        def tried(db: Transaction) -> Answer:
+            self._leases.settled(call)  # the try of before was rolled back
+            answer = work(db)
+            if member is not None:
+                self._leases.committing(call, member)
+            return answer
+
+        try:
+            return await store.transact(tried, committed=committed, durable=lambda answer: answer.durable)
+        finally:
+            self._leases.settled(call)
 
     async def _wait_for_disk(self, store: Store, answer: Answer) -> Answer:
         await store.on_disk()

@@ -25,6 +25,7 @@ from typing import Final, TypeVar
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.process.private_file import reason_of, refuse_others, refuse_writers
+from headless_passkey.process.tasks import to_its_end, until_done
 
 _APPLICATION_ID: Final = 0x68704B32  # "hpK2" in the file's header: a store of this program
 _EARLIER_ID: Final = 0x68704B31  # "hpK1": of a version whose rings nobody reads any more
@@ -86,7 +87,7 @@ class Database:
             await self.on_disk()
         return result
 
-    def at_once(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def now(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` as one transaction in this very moment, as `transact` does; it may be lost until `on_disk`.
 
         `StoreBusy` when the store is locked, or others wait for that.
@@ -95,9 +96,10 @@ class Database:
             raise StoreBusy(f"another process keeps the store {self._path} locked")
         return self._checked(work)
 
-    def now(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` as one transaction in this thread, as `at_once` does."""
-        return self.at_once(work)
+    @property
+    def is_remote(self) -> bool:
+        """Whether a transaction waits for a network: a file's does not."""
+        return False
 
     @property
     def is_on_disk(self) -> bool:
@@ -179,10 +181,8 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _settled(self) -> None:
-        """Wait for what the threads are doing."""
-        under_way = [each for each in (self._syncing, self._next, self._copying) if each is not None]
-        if under_way:
-            await asyncio.wait(under_way)
+        """Wait for the syncs and the copy that are under way."""
+        await until_done(*(each for each in (self._syncing, self._next, self._copying) if each is not None))
 
     def _open(self) -> None:
         with _translated(self._path):
@@ -200,6 +200,7 @@ class Database:
             self._files = {path: _identity(path) for path in (self._path, *_companions(self._path))}
 
     def _close(self) -> None:
+        self._threads.shutdown()  # an opening that was cancelled goes on in its thread
         for connection in ("_checkpoints", "_connection"):
             if hasattr(self, connection):
                 getattr(self, connection).close()
@@ -232,9 +233,10 @@ async def open_database(path: Path) -> AsyncIterator[Database]:
         await database._in_thread(database._open)  # noqa: SLF001  opening and closing are its other half
         yield database
     finally:
-        await database._settled()  # noqa: SLF001
-        await database._in_thread(database._close)  # noqa: SLF001
-        database._threads.shutdown(wait=False)  # noqa: SLF001
+        try:
+            await database._settled()  # noqa: SLF001
+        finally:
+            await to_its_end(asyncio.to_thread(database._close))  # noqa: SLF001
 
 
 @contextlib.contextmanager

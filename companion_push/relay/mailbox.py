@@ -284,6 +284,7 @@ class Leases:
         self._seconds, self._began = seconds, began
         self._last: dict[str, float] = {}  # time of the last answered call, by member
         self._open: Counter[str] = Counter()
+        self._committing: dict[object, str] = {}  # members, by call
 
     def called(self, member: str, now: float) -> None:
         self._last[member] = now
@@ -297,9 +298,17 @@ class Leases:
         self._open[member] -= 1
         self._last[member] = now
 
+    def committing(self, call: object, member: str) -> None:
+        """Count a call whose transaction is being committed, until `settled`: others may see its claim sooner than we know."""
+        self._committing[call] = member
+
+    def settled(self, call: object) -> None:
+        """The transaction of a call was committed, and is a call (`called`), or was rolled back, and is none."""
+        self._committing.pop(call, None)
+
     def end(self, member: str | None, now: float) -> float:
         """When the claims of `member` end unless it makes another call."""
-        if member is None or self._open[member]:
+        if member is None or self._open[member] or member in tuple(self._committing.values()):
             return now + self._seconds
         return self._last.get(member, self._began) + self._seconds
 

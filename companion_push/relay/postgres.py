@@ -18,7 +18,7 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
-from headless_passkey.process.tasks import end
+from headless_passkey.process.tasks import end, to_its_end
 
 try:
     import psycopg
@@ -73,8 +73,9 @@ class PostgresStore(database.Database):
         committed(result)
         return result
 
-    def at_once(self, work: Callable[[Transaction], T]) -> T:  # noqa: ARG002  nothing is
-        raise StoreBusy("a database on a network is waited for")
+    @property
+    def is_remote(self) -> bool:
+        return True
 
     @property
     def is_on_disk(self) -> bool:
@@ -135,6 +136,8 @@ class PostgresStore(database.Database):
         return self._has_lock
 
     def close(self) -> None:
+        """Close all connections, once no thread uses one: an opening that was cancelled goes on in its thread."""
+        self._threads.shutdown()
         if self.lock is not None:
             self.lock.close()
         super().close()
@@ -155,9 +158,11 @@ async def open_postgres(place: PostgresUri, *, alone: bool) -> AsyncIterator[Pos
             watching = asyncio.create_task(store.watch())
         yield store
     finally:
-        if watching is not None:
-            await end(watching)
-        await store.in_thread(store.close)
+        try:
+            if watching is not None:
+                await end(watching)
+        finally:
+            await to_its_end(asyncio.to_thread(store.close))
 
 
 def migrate(connection: "psycopg.Connection[Any]") -> None:

@@ -26,12 +26,13 @@ class Store(Protocol):
         """Run `work` as one transaction, rolled back when it raises; see `Database.transact`."""
         ...
 
-    def at_once(self, work: Callable[[Transaction], T]) -> T:
-        """Run `work` as one transaction in this very moment; `StoreBusy` where that has to wait for anything."""
+    @property
+    def is_remote(self) -> bool:
+        """Whether a transaction waits for a network, so that `now` has no place on the event loop."""
         ...
 
     def now(self, work: Callable[[Transaction], T]) -> T:
-        """Run `work` as one transaction, for which this thread waits; it may be lost until `on_disk`."""
+        """Run `work` as one transaction in this thread; it may be lost until `on_disk`. `StoreBusy` where others are in its way."""
         ...
 
     @property

@@ -1,14 +1,32 @@
-"""What a store has of account states, as another program reads it."""
+"""What a store has of account states, as another program reads it, and an opening of a store that is cancelled."""
 
+import asyncio
+import threading
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import pytest
 
 from companion_push.relay.account_state import decoded
 from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.mailbox import Notice, Request
 from companion_push.relay.transaction import Transaction
 from tests.relay.stores import place_of, query
+
+NOW: Final = 1_800_000_000
+REQUEST: Final = Request(
+    account="alice",
+    device="frame",
+    id="r1",
+    recipients=("anna", "bert"),
+    fingerprint=bytes(32),
+    submitted_at=NOW,
+    expires_at=NOW + 300,
+)
 
 
 def stored_requests(store: Path) -> list[Request]:
@@ -38,3 +56,29 @@ def unknown_outcomes(request: Request) -> Request:
     """The request as it is while its pushes are under way."""
     notices: list[Notice] = [replace(each, outcome=None) for each in request.notices]
     return replace(request, notices=tuple(notices))
+
+
+class OpeningThatWaits:
+    """The opening of a store, whose thread waits in `function` of `module` until it is cancelled."""
+
+    def __init__(self, module: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._begun, self._goes_on = threading.Event(), threading.Event()
+        self._does = getattr(module, function)
+        monkeypatch.setattr(module, function, self._wait)
+
+    def _wait(self, *args: Any) -> Any:
+        self._begun.set()
+        assert self._goes_on.wait(30)
+        return self._does(*args)
+
+    async def cancelled(self, opening: AbstractAsyncContextManager[object]) -> None:
+        """Cancel the opening in its middle. It ends when its thread has ended, and not before."""
+        entering = asyncio.ensure_future(opening.__aenter__())
+        assert await asyncio.to_thread(self._begun.wait, 30)
+        for _ in range(2):  # also while it closes
+            entering.cancel()
+            await asyncio.sleep(0)
+        self._goes_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await entering
+        assert not [each.name for each in threading.enumerate() if each.name.startswith("store")]

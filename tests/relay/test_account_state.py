@@ -21,17 +21,8 @@ from companion_push.relay.mailbox import (
     Request,
 )
 from headless_passkey.request import RequestState
+from tests.relay.states import NOW, REQUEST
 
-NOW = 1_800_000_000
-REQUEST = Request(
-    account="alice",
-    device="frame",
-    id="r1",
-    recipients=("anna", "bert"),
-    fingerprint=bytes(32),
-    submitted_at=NOW,
-    expires_at=NOW + 300,
-)
 OVER = REQUEST.superseded()
 CLAIMED = REQUEST.companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW, word=b"word")
 

@@ -392,6 +392,15 @@ def test_a_held_call_counts_as_long_as_the_last_of_them_is_open() -> None:
     assert leases.end(ANNA, NOW + 220) == NOW + 260
 
 
+def test_a_call_that_is_being_committed_keeps_the_lease_and_one_that_is_rolled_back_renews_nothing() -> None:
+    leases, call = Leases(60, began=NOW), object()
+    leases.committing(call, ANNA)
+    assert leases.end(ANNA, NOW + 99) == NOW + 159
+    assert leases.end(BERT, NOW + 99) == NOW + 60
+    leases.settled(call)
+    assert leases.end(ANNA, NOW + 99) == NOW + 60
+
+
 @pytest.mark.parametrize("now", [NOW, NOW + 59, NOW + 60, NOW + 119, NOW + 500])
 def test_forgetting_makes_no_difference(now: int) -> None:
     leases = Leases(60, began=NOW)

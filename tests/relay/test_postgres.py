@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -14,6 +15,7 @@ from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay import postgres as postgres_module
 from companion_push.relay.app import RELAY
 from companion_push.relay.database import MIGRATIONS
+from companion_push.relay.operations import Answer
 from companion_push.relay.postgres import PostgresStore, migrate, open_postgres
 from companion_push.relay.store_place import PostgresUri, store_place
 from companion_push.relay.stores import Store, open_store
@@ -22,6 +24,7 @@ from headless_passkey.errors import SetupReason, UsageError
 from postgres_store import database
 from tests.ports import reserved_port
 from tests.relay.household import fresh_id, running_relay
+from tests.relay.states import OpeningThatWaits
 from tests.relay.stores import PostgresServer, postgres, query
 
 
@@ -146,7 +149,103 @@ async def test_a_fault_of_ours_is_told_without_values(store: Store) -> None:
     assert await store.transact(names) == ["alice"]
 
 
+# Calls that are committed later, again, or not at all
+
+
+def fails_to_commit(place: PostgresUri, *, times: int) -> None:
+    """So many commits of changes to states fail from now on, as those do that meet others."""
+    query(
+        place,
+        f"""
+        CREATE SEQUENCE tries;
+        CREATE FUNCTION meet() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('tries') <= {times} THEN
+                RAISE SQLSTATE '40001';
+            END IF;
+            RETURN NULL;
+        END $$;
+        CREATE CONSTRAINT TRIGGER meets AFTER INSERT OR UPDATE ON account_states
+            DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION meet()
+        """,
+    )
+
+
+async def test_a_call_that_is_run_again_counts_once(place: PostgresUri, tmp_path: Path) -> None:
+    async with running_relay(tmp_path, place=place) as relay:
+        home = await relay.household()
+        (anna, _), (frame,) = home.companions, home.devices
+        name = fresh_id()
+        await frame.submit(anna, name=name)
+        answers: list[Answer] = []
+        relay.app[RELAY].follow(answers.append)
+        fails_to_commit(place, times=2)
+        assert (await anna.act(frame, name, "claimed")).status == 200
+        assert query(place, "SELECT last_value FROM tries") == [(3,)]
+        assert len([answer for answer in answers if answer.changed]) == 1
+        assert await frame.claimer(name) == anna.name
+
+
+async def test_a_call_that_was_rolled_back_renews_no_lease(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_relay(tmp_path, place=place) as relay:
+        home = await relay.household()
+        (anna, _), (frame,) = home.companions, home.devices
+        name = fresh_id()
+        await frame.submit(anna, name=name)
+        assert (await anna.act(frame, name, "claimed")).status == 200
+        fails_to_commit(place, times=1_000_000)
+        monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
+        relay.clock.ahead += 50
+        assert (await anna.act(frame, name, "opened")).problem == "store-unavailable"
+        assert (await frame.status(name))["state"] == "claimed"
+        query(place, "DROP TRIGGER meets ON account_states")
+        relay.clock.ahead += 11
+        assert (await frame.status(name))["state"] == "delivered"
+
+
+@pytest.mark.threat("T5")
+async def test_a_claim_is_nobody_elses_while_its_commit_is_not_known_to_the_relay(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder has not called for longer than a lease, until it claims."""
+    committed, goes_on = threading.Event(), threading.Event()
+    give_back = PostgresStore.give_back
+
+    def hesitate(store: PostgresStore, connection: Any) -> None:
+        give_back(store, connection)
+        if not committed.is_set():
+            committed.set()
+            assert goes_on.wait(30)
+
+    async with running_relay(tmp_path, place=place, lease=10) as relay:
+        home = await relay.household()
+        (anna, bert), (frame,) = home.companions, home.devices
+        name = fresh_id()
+        await frame.submit(anna, bert, name=name)
+        word = await anna.claim(frame, name)
+        relay.clock.ahead += 11
+        monkeypatch.setattr(PostgresStore, "give_back", hesitate)
+        claiming = asyncio.ensure_future(anna.act(frame, name, "claimed", word=word))
+        try:
+            assert await asyncio.to_thread(committed.wait, 30)
+            assert await frame.claimer(name) == anna.name
+            assert (await bert.act(frame, name, "claimed")).problem == "already-claimed"
+        finally:
+            goes_on.set()
+        assert (await claiming).status == 200
+        assert await frame.claimer(name) == anna.name
+
+
 # Connections
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = OpeningThatWaits(postgres_module, "migrate", monkeypatch)
+    await opening.cancelled(open_store(place))  # a socket that is open fails the test
 
 
 async def test_connections_that_were_cut_are_made_anew(store: Store, place: PostgresUri) -> None:

@@ -25,9 +25,8 @@ from companion_push.relay.operations import Answer, Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
-from tests.relay.states import states_of, stored_requests
+from tests.relay.states import NOW, REQUEST, OpeningThatWaits, states_of, stored_requests
 
-NOW = 1_800_000_000
 SEALED = b"sealed for anna alone"
 LEASES = Leases(1_000_000, began=NOW)  # nobody vanishes
 
@@ -41,17 +40,6 @@ def path(tmp_path: Path) -> Path:
 async def database(path: Path) -> AsyncIterator[Database]:
     async with open_database(path) as opened:
         yield opened
-
-
-REQUEST = Request(
-    account="",
-    device="frame",
-    id="r1",
-    recipients=("anna", "bert"),
-    fingerprint=bytes(32),
-    submitted_at=NOW,
-    expires_at=NOW + 300,
-)
 
 
 async def a_request(database: Database) -> Request:
@@ -94,6 +82,12 @@ def modes(folder: Path) -> dict[str, int]:
     return {file.name: stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
 
 
+def open_files(folder: Path) -> list[Path]:
+    """The files of a folder that this process has open."""
+    resolved = (each.resolve() for each in Path("/proc/self/fd").iterdir())
+    return [each for each in resolved if each.parent == folder.resolve()]
+
+
 def contents(folder: Path) -> bytes:
     return b"".join(file.read_bytes() for file in folder.iterdir())
 
@@ -111,6 +105,14 @@ async def test_a_store_opens_again_with_what_was_in_it(path: Path) -> None:
         request = await a_request(database)
     async with open_database(path):
         assert stored_requests(path) == [request]
+
+
+async def test_an_opening_that_is_cancelled_leaves_nothing_open(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = OpeningThatWaits(database_module, "_migrate", monkeypatch)
+    await opening.cancelled(open_database(path))
+    assert open_files(path.parent) == []
 
 
 class Disk:

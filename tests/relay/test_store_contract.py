@@ -32,12 +32,12 @@ from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Request
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.stores import Store, open_store
+from companion_push.relay.transaction import Transaction
 from headless_passkey.request import RequestState
 from tests.relay.household import fresh_id, running_relay
-from tests.relay.states import stored_requests
+from tests.relay.states import NOW, REQUEST, stored_requests
 from tests.relay.stores import ON_POSTGRES, postgres
 
-NOW: Final = 1_800_000_000
 ROUNDS: Final = 1250  # of a race; each has `CLAIMERS` writers, so that there are 10^4
 CLAIMERS: Final = 8
 
@@ -277,15 +277,7 @@ async def test_of_many_writers_over_one_version_one_wins(engine: Engine, account
 
 
 def request_of(account: str) -> Request:
-    return Request(
-        account=account,
-        device="frame",
-        id="r1",
-        recipients=("anna", "bert"),
-        fingerprint=bytes(32),
-        submitted_at=NOW,
-        expires_at=NOW + 300,
-    )
+    return replace(REQUEST, account=account)
 
 
 def at(store: StateStore, now: float = NOW, cache: StateCache | None = None) -> States:
@@ -403,14 +395,19 @@ async def test_a_state_that_somebody_else_has_changed_since_is_not_written(
     assert await requests_in(engine, account) == [request.superseded()]
 
 
-async def test_a_transaction_over_an_old_state_is_done_again_over_the_newest(tmp_path: Path) -> None:
-    async with sqlite(tmp_path) as engine:
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+async def test_a_transaction_over_an_old_state_is_done_again_over_the_newest_and_committed_once(
+    tmp_path: Path, kind: str
+) -> None:
+    async with ENGINES[kind](tmp_path) as engine:
         account, *_ = engine.accounts
         request = request_of(account)
         await engine.do(lambda store: submitted(store, request))
         seen: list[RequestState] = []
+        committed: list[int] = []
 
-        def fetched(store: StateStore) -> None:
+        def fetched(db: Transaction) -> int:
+            store = SqlStates(db)
             states = at(store)
             (found,) = states.of(account).requests
             seen.append(found.state)
@@ -418,9 +415,13 @@ async def test_a_transaction_over_an_old_state_is_done_again_over_the_newest(tmp
                 saved(store, found.superseded())  # as if by another node; rolled back with this try
             states.save(found.fetched("anna"))
             states.store()
+            return len(seen)
 
-        await engine.do(fetched)
+        node, _ = engine.nodes
+        assert isinstance(node, Node)
+        assert await node.database.transact(fetched, committed=committed.append) == 2
         assert seen == [RequestState.PENDING] * 2
+        assert committed == [2]
         assert [each.state for each in await requests_in(engine, account)] == [RequestState.DELIVERED]
 
 
@@ -511,8 +512,15 @@ async def test_a_value_holds_what_its_state_does(engine: Engine, account: str) -
 # A relay with a store of its own for what lives minutes
 
 
+class Counted(MemoryStates):
+    """A store that has a length, so that an empty one is false."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
 async def test_a_relay_keeps_what_lives_minutes_in_the_store_that_it_was_given(tmp_path: Path) -> None:
-    states, path = MemoryStates(), tmp_path / "relay.sqlite3"
+    states, path = Counted(), tmp_path / "relay.sqlite3"
     async with running_relay(path, states=states) as relay:
         home = await relay.household("alice")
         (anna, _), (frame,) = home.companions, home.devices
