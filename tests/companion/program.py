@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.screen import TIMEOUT, Screen
+
 ROOT = Path(__file__).parents[2]
 PROGRAM = (sys.executable, "-m", "companion_push")
-TIMEOUT = 120.0
 
 
 @dataclass
@@ -109,46 +110,6 @@ async def outcome(*words: object, stdin: str = "") -> tuple[int, str, list[str]]
 
 # Takes a terminal as its own, then becomes the program: a session leader gets the first one it opens.
 _WITH_TERMINAL = "import os, sys; os.open(sys.argv[1], os.O_RDWR); os.execv(sys.argv[2], sys.argv[2:])"
-
-
-class Screen:
-    """The other end of a program's terminal: what a person sees, and the keys."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._changed = asyncio.Event()
-        self._closed = False
-        self.seen = ""
-        asyncio.get_running_loop().add_reader(descriptor, self._read)
-
-    def type(self, keys: str) -> None:
-        os.write(self._descriptor, keys.encode())
-
-    async def until(self, text: str) -> str:
-        """Everything seen since the last call, up to `text`."""
-        async with asyncio.timeout(TIMEOUT):
-            while text not in self.seen:
-                self._changed.clear()
-                await self._changed.wait()
-        before, _, self.seen = self.seen.partition(text)
-        return before + text
-
-    def close(self) -> None:
-        """The window is closed; once is enough."""
-        if not self._closed:
-            asyncio.get_running_loop().remove_reader(self._descriptor)
-            os.close(self._descriptor)
-        self._closed = True
-
-    def _read(self) -> None:
-        try:
-            data = os.read(self._descriptor, 65536)
-        except OSError:  # the program has gone
-            data = b""
-        if not data:
-            asyncio.get_running_loop().remove_reader(self._descriptor)
-        self.seen += data.decode(errors="replace")
-        self._changed.set()
 
 
 @contextlib.asynccontextmanager

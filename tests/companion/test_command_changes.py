@@ -10,8 +10,9 @@ import pytest_asyncio
 
 from headless_passkey.text.base64url import base64url
 from tests.companion.family import enrolled
-from tests.companion.program import Screen, at_terminal, outcome
+from tests.companion.program import at_terminal, outcome
 from tests.relay.household import Household, Relay
+from tests.screen import Screen
 from tests.trust.people import companion, device, grow
 
 HUB, TABLET, FRAME = device("Kitchen hub"), companion("Tablet"), device("Frame")

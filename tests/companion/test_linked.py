@@ -146,36 +146,37 @@ class Bench:
                 await tunnel.send_bytes(goodbye)
                 return event
 
+    @contextlib.asynccontextmanager
+    async def contacting(self, link: LinkedPhone) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """A contact request that the tunnel service has taken; nothing is said on its tunnel."""
+        transaction = StateAssistedTransaction.create(link, hint=GA)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(
+                transaction.contact_url(self.base),
+                protocols=("fido.cable",),
+                headers=transaction.headers,
+                ssl=self.tls,
+            ) as tunnel,
+        ):
+            yield tunnel
+
     async def status(self, link: LinkedPhone) -> int:
         """What the tunnel service answers to a contact request."""
-        transaction = StateAssistedTransaction.create(link, hint=GA)
-        async with aiohttp.ClientSession() as session:
-            try:
-                async with session.ws_connect(
-                    transaction.contact_url(self.base),
-                    protocols=("fido.cable",),
-                    headers=transaction.headers,
-                    ssl=self.tls,
-                ):
-                    return 101
-            except aiohttp.WSServerHandshakeError as error:
-                return error.status
+        try:
+            async with self.contacting(link):
+                return 101
+        except aiohttp.WSServerHandshakeError as error:
+            return error.status
 
     async def comes(self, link: LinkedPhone) -> bool:
         """Whether the phone comes when it is woken: a connection that has only registered the link may be the one that is."""
-        transaction = StateAssistedTransaction.create(link, hint=GA)
-        async with aiohttp.ClientSession() as session:
-            try:
-                async with session.ws_connect(
-                    transaction.contact_url(self.base),
-                    protocols=("fido.cable",),
-                    headers=transaction.headers,
-                    ssl=self.tls,
-                ) as tunnel:
-                    message = await tunnel.receive(timeout=SOON)
-                    return bool(message.data == b"\0")
-            except (aiohttp.WSServerHandshakeError, TimeoutError):
-                return False
+        try:
+            async with self.contacting(link) as tunnel:
+                message = await tunnel.receive(timeout=SOON)
+                return bool(message.data == b"\0")
+        except (aiohttp.WSServerHandshakeError, TimeoutError):
+            return False
 
     async def reachable(self, link: LinkedPhone) -> None:
         """Wait until the phone can be woken; what it advertised for that is gone."""

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from headless_passkey.errors import TransportError
 from headless_passkey.process.terminal import Terminal
-from tests.companion.program import Screen
+from tests.screen import Screen
 
 END_OF_INPUT = "\x04"  # Ctrl-D, as the line discipline takes it
 
