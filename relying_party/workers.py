@@ -1,4 +1,4 @@
-"""Several processes of one relying party on one machine (``--workers``; docs/adr/0033).
+"""Several processes of one relying party on one machine (``--workers``; docs/adr/0036).
 
 The first process listens, and serves nobody: it starts the workers, which accept from its sockets, starts another one for each
 that ends, and replaces all one by one at SIGUSR1. A worker is the same program with the same words. It is told of the sockets in
