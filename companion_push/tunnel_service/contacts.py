@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +17,12 @@ from typing import Final
 
 from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.bounds import check_bounds
+from companion_push.tunnel_service.buckets import Buckets
 from headless_passkey.errors import SetupError
 from headless_passkey.process.private_file import private_directory, reason_of
 
 KEPT: Final = 180 * 86_400.0  # seconds since the last registration
 REFRESHED: Final = 86_400.0  # seconds after which a registration is noted anew
-REMEMBERED: Final = 1 << 14  # buckets of contact IDs and of addresses, each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,23 +39,6 @@ class ContactLimits:
     def __post_init__(self) -> None:
         check_bounds(self, "phones", "phones_per_address", "contacts", "waiting_per_contact", lowest=1)
         check_bounds(self, "new_per_address", "requests_per_contact", lowest=0, whole=False)
-
-
-class Buckets:
-    """Token buckets by key, of which the ones used last are remembered. A burst is as large as what fits into the period."""
-
-    def __init__(self, size: float, seconds: float) -> None:
-        self._size, self._seconds = size, seconds
-        self._left: OrderedDict[bytes | str, tuple[float, float]] = OrderedDict()  # tokens, at time
-
-    def take(self, key: bytes | str, *, now: float, tokens: int = 1) -> bool:
-        left, before = self._left.pop(key, (self._size, now))
-        left = min(self._size, left + (now - before) * self._size / self._seconds)
-        allowed = left >= tokens
-        self._left[key] = (left - tokens if allowed else left, now)
-        if len(self._left) > REMEMBERED:
-            self._left.popitem(last=False)
-        return allowed
 
 
 class KnownContacts:

@@ -15,7 +15,8 @@ from aiohttp import WSCloseCode, WSMsgType, hdrs, web
 
 from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.http_server import problem, upgrades
-from companion_push.tunnel_service.contacts import Buckets, ContactLimits, KnownContacts
+from companion_push.tunnel_service.buckets import Buckets
+from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
 from companion_push.tunnel_service.rendezvous import Tunnel, TunnelRefusal
 from companion_push.waking import (
     MAX_CONTACTS,

@@ -5,15 +5,13 @@ it, once. A tunnel has exactly two ends, a deadline, and a budget of messages an
 message and never its bytes.
 """
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
-from typing import Final
 
 from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.bounds import check_bounds
-
-REMEMBERED_ADDRESSES: Final = 1 << 16
+from companion_push.tunnel_service.buckets import Buckets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +132,7 @@ class Rendezvous:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._tunnels: dict[bytes, Tunnel] = {}
-        self._arrivals: OrderedDict[str, tuple[float, float]] = OrderedDict()  # tokens left, at time
+        self._arrivals = Buckets(limits.rate, 60)
         self.in_flight = 0  # bytes, of all tunnels
         self.evicted: list[Tunnel] = []  # those whose ends must be told
 
@@ -143,13 +141,7 @@ class Rendezvous:
 
     def arrive(self, address: str, *, now: float) -> TunnelRefusal | None:
         """Take a token of the address's bucket; refuse where none is left."""
-        place = neighbourhood(address)
-        tokens, before = self._arrivals.pop(place, (self._limits.rate, now))
-        tokens = min(self._limits.rate, tokens + (now - before) * self._limits.rate / 60)
-        allowed = tokens >= 1
-        self._arrivals[place] = (tokens - 1 if allowed else tokens, now)
-        if len(self._arrivals) > REMEMBERED_ADDRESSES:
-            self._arrivals.popitem(last=False)
+        allowed = self._arrivals.take(neighbourhood(address), now=now)
         return None if allowed else TunnelRefusal.TOO_OFTEN
 
     def open(

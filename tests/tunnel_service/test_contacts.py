@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from companion_push.tunnel_service.contacts import KEPT, Buckets, ContactLimits, KnownContacts
+from companion_push.tunnel_service.contacts import KEPT, ContactLimits, KnownContacts
 from headless_passkey.errors import SetupError, UsageError
 
 ONE, TWO, THREE = (bytes([number]) * 32 for number in (1, 2, 3))
@@ -100,13 +100,6 @@ async def test_a_folder_that_is_gone_is_an_error_that_names_no_contact(tmp_path:
         with pytest.raises(SetupError) as refused:
             await work
         assert hashlib.sha256(ONE).hexdigest() not in str(refused.value)
-
-
-def test_a_bucket_fills_again_in_its_time() -> None:
-    buckets = Buckets(2, 60)
-    assert [buckets.take("a", now=0) for _ in range(3)] == [True, True, False]
-    assert buckets.take("b", now=0)
-    assert [buckets.take("a", now=29), buckets.take("a", now=30)] == [False, True]
 
 
 @pytest.mark.parametrize("name", ["phones", "contacts", "waiting_per_contact", "requests_per_contact"])

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from companion_push.tunnel_service.rendezvous import (
-    REMEMBERED_ADDRESSES,
     Breach,
     End,
     Limits,
@@ -197,14 +196,6 @@ def test_an_address_may_arrive_so_often_and_again_after_a_while() -> None:
     assert rendezvous.arrive(HERE, now=29) is TunnelRefusal.TOO_OFTEN
     assert rendezvous.arrive(HERE, now=31) is None
     assert rendezvous.arrive(HERE, now=32) is TunnelRefusal.TOO_OFTEN
-
-
-@pytest.mark.threat("T9")
-def test_addresses_are_remembered_up_to_a_bound() -> None:
-    rendezvous = Rendezvous(Limits())
-    for number in range(REMEMBERED_ADDRESSES + 10):
-        rendezvous.arrive(str(number), now=0)
-    assert len(rendezvous._arrivals) == REMEMBERED_ADDRESSES
 
 
 @pytest.mark.threat("T9")
