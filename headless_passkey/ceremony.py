@@ -27,6 +27,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
+from http import HTTPStatus
 from typing import Any, Final, Generic, Protocol, TypedDict, TypeVar, Unpack, overload, runtime_checkable
 
 from headless_passkey.errors import (
@@ -37,16 +38,18 @@ from headless_passkey.errors import (
     Outcome,
     RemoteProtocolError,
     SetupError,
+    SetupReason,
     TransportError,
     TrustError,
     TrustReason,
 )
-from headless_passkey.hybrid.client_platform import QrTransaction
+from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
 from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
+from headless_passkey.hybrid.linking import LinkedPhone
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
-from headless_passkey.net.tunnel import open_tunnel
+from headless_passkey.net.tunnel import Tunnel, TunnelRefused, open_tunnel
 from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.process.tasks import end, task_group
 from headless_passkey.radio.source import Advert, AdvertSource
@@ -56,6 +59,8 @@ from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import AuthenticationOptions, Credential, Options, RegistrationOptions
 from headless_passkey.webauthn.origins import RelatedOrigins
 
+LINKED_FIRST: Final = 3.0  # seconds that a linked phone has until others are asked as well
+WITHDRAWAL: Final = 0.5  # seconds that the command to a linked phone waits for the request's withdrawal
 CLAIM_TIMEOUT: Final = 20.0  # seconds that an open channel waits for the claim of its recipient
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
@@ -82,12 +87,16 @@ class Stage(StrEnum):
     CLAIMED = "claimed"  # a companion's user approved
     REFUSED = "refused"  # a companion cannot take the request; others may
     OPENED = "opened"  # a companion has passed the URL to a phone, or shows it as a QR code
+    CONTACTING = "contacting"  # the tunnel service of a linked phone is asked to wake it
+    LINK_FORGOTTEN = "link-forgotten"  # a link is deleted, since it can never be used again
     ADVERT_HEARD = "advert-heard"  # an advert of the phone was received
     TUNNEL_JOINED = "tunnel-joined"
-    CHANNEL_OPEN = "channel-open"  # the handshake is done: the phone holds our URL
+    CHANNEL_OPEN = "channel-open"  # the handshake is done: the phone holds our URL, or the link
     ATTEMPT_FAILED = "attempt-failed"  # a tunnel or handshake failed; the scan goes on
     REQUEST_SENT = "request-sent"  # the CTAP command is sent
     REPLY_CHECKED = "reply-checked"
+    LINKED = "linked"  # the link that was asked for is stored
+    NOT_LINKED = "not-linked"  # there is no link, although one was asked for
     COMPLETED = "completed"
 
 
@@ -95,6 +104,8 @@ class StageDetail(TypedDict, total=False):
     """Details of a stage. They hold no secret."""
 
     recipients: int  # PREPARED: the number of URLs
+    links: int  # PREPARED: the number of linked phones that are tried before a URL is made
+    phone: str  # CONTACTING, LINK_FORGOTTEN, LINKED: the label of the linked phone; where there is one, also at the stages of its channel
     companion: str  # REFUSED, RING_UNCONFIRMED, NOTIFIED: its name in the ring
     label: str  # the same: its name for people, where known
     channel: str  # NOTIFIED: the kind of push service
@@ -102,7 +113,7 @@ class StageDetail(TypedDict, total=False):
     first: int  # RELAY_FORGOT_RINGS: the version of the first ring that was lost
     last: int  # the same: of the last
     given: bool  # the same: whether the relay has them again
-    reason: str  # REFUSED: one word; RELAY_FORGOT_RINGS: why the relay does not take them, where it does not
+    reason: str  # REFUSED, LINK_FORGOTTEN, NOT_LINKED: one word; RELAY_FORGOT_RINGS: why the relay does not take them, where it does not
     tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
     rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
     why: str  # ATTEMPT_FAILED: a message for people
@@ -211,6 +222,41 @@ class Delivery(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A link that a ceremony may try."""
+
+    phone: LinkedPhone = field(repr=False)
+    label: str  # for people
+
+
+class ForgottenLink(StrEnum):
+    """Why a link is deleted."""
+
+    GONE = "gone"  # the tunnel service says so: the phone has forgotten this device (410)
+    COMPANION_GONE = "companion-gone"  # the companion through which it came is not in the account any more
+    ACCOUNT_LEFT = "account-left"  # nor is this device, or the account is closed
+
+
+class Links(Protocol):
+    """The links that a device keeps."""
+
+    async def usable(self, ask: Ask, on_forgotten: Callable[[str, ForgottenLink], None]) -> Sequence[Link]:
+        """The links that may be tried for `ask`, in this order; deletes those that may never be used again.
+
+        on_forgotten: told of the label of each deleted link, and why.
+        """
+
+    async def keep(self, phone: LinkedPhone, recipient: str) -> str | None:
+        """Store a link that came from the phone of `recipient`; returns its label, and None when there are too many."""
+
+    async def used(self, phone: LinkedPhone) -> None:
+        """Note that a response through this link was accepted."""
+
+    async def forget(self, phone: LinkedPhone) -> None:
+        """Delete a link that is dead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CeremonyResult:
     """The result of a ceremony: the response for the relying party, and whether its user was checked."""
 
@@ -267,6 +313,8 @@ class Choices(TypedDict, total=False):
     timeout: float
     on_stage: Callable[[StageEvent], None]
     users: Users | None
+    links: Links | None
+    link: bool
     min_rssi: int | None
     join_within: float | None
     clock: Callable[[], float]
@@ -318,6 +366,8 @@ async def run_ceremony(
     on_stage: Callable[[StageEvent], None] = lambda _event: None,
     settle: Callable[[Credential], Awaitable[Any]] | None = None,
     users: Users | None = None,
+    links: Links | None = None,
+    link: bool = False,
     min_rssi: int | None = None,
     join_within: float | None = None,
     clock: Callable[[], float] = time.time,
@@ -332,12 +382,17 @@ async def run_ceremony(
     not wait for the tunnel to close; the report of completion follows both. Closing does not count for the deadline.
     users: those who are expected at the relying party. Another user is refused, before the command where the options name
     the user and before `settle` otherwise, unless `Ask.user_handle` or an allow list says whom this ceremony expects.
+    links: linked phones, which are tried first: the request goes to the delivery when none can be reached, or after
+    `LINKED_FIRST` seconds, and then the first that approves counts. A linked phone needs no claim. link: ask for a link, which is
+    kept in `links` once the response is settled.
     min_rssi: adverts weaker than this many dBm, or of unknown strength, are ignored. join_within: seconds
     from the first reception of an advert until its channel must be open. Both make it harder to relay adverts, and neither
     proves that the phone is near (T7).
 
     Raises the branches of `HeadlessPasskeyError`; at the deadline that is `NotApproved` (expired).
     """
+    if link and links is None:
+        raise LocalProtocolError("a link that is asked for needs a place where it is kept")
     ceremony = _Ceremony(
         ask=ask,
         options=options,
@@ -347,13 +402,16 @@ async def run_ceremony(
         on_stage=on_stage,
         settle=settle,
         users=users,
+        links=links,
+        link=link,
         min_rssi=min_rssi,
         join_within=join_within,
+        clock=clock,
     )
     limit = asyncio.timeout(timeout)
     try:
         async with limit:
-            completed = await ceremony.run(radio, limit, timeout, int(clock()))
+            completed = await ceremony.run(radio, limit, timeout)
     except asyncio.CancelledError:
         await ceremony.tell_the_end(DeviceEvent.CANCELLED, None)
         raise
@@ -409,6 +467,19 @@ class _Candidate:
     pursuits: set[asyncio.Task[None]] = field(default_factory=set)
 
 
+@dataclass(slots=True, eq=False)
+class _Contact:
+    """An attempt to reach a phone through a link."""
+
+    link: Link
+    transaction: StateAssistedTransaction
+    heard: "asyncio.Future[tuple[Eid, float]]" = (
+        field(  # the phone's advert, and when it came, by the event loop's clock
+            default_factory=lambda: asyncio.get_running_loop().create_future()
+        )
+    )
+
+
 @dataclass(slots=True, kw_only=True)
 class _Ceremony:
     """One ceremony: the state that its tasks share."""
@@ -421,15 +492,25 @@ class _Ceremony:
     on_stage: Callable[[StageEvent], None]
     settle: Callable[[Credential], Awaitable[Any]] | None
     users: Users | None
+    links: Links | None
+    link: bool
     min_rssi: int | None
     join_within: float | None
+    clock: Callable[[], float]
 
     stage: Stage | None = None  # the last stage
+    _callers_error: Exception | None = (
+        None  # what `on_stage` has raised: it ends the ceremony, whatever its kind
+    )
     refusals: dict[str, Refusal] = field(default_factory=dict)  # by recipient
     _now: Callable[[], float] = field(default_factory=lambda: asyncio.get_running_loop().time)
     _name: str = field(default_factory=lambda: secrets.token_hex(4))  # for the log
     _began: float = field(default_factory=time.monotonic)
     _candidates: dict[str, _Candidate] = field(default_factory=dict)  # by recipient
+    _contacts: dict[asyncio.Task[None], _Contact] = field(
+        default_factory=dict
+    )  # without the one that has reached its phone
+    _trying: asyncio.Task[None] | None = None  # the links, one after another
     _claimer: str | None = None  # the recipient that holds the claim
     _turn: asyncio.Event = field(default_factory=asyncio.Event)  # set, and replaced, at the next progress
     _listening: bool = False
@@ -441,21 +522,16 @@ class _Ceremony:
     _notified: set[str] = field(default_factory=set)  # companions of whom NOTIFIED was told
     _told_nobody: bool = False  # whether NOT_NOTIFIED was
 
-    async def run(
-        self, radio: AdvertSource, limit: asyncio.Timeout, lifetime: float, now: int
-    ) -> CeremonyResult:
+    async def run(self, radio: AdvertSource, limit: asyncio.Timeout, lifetime: float) -> CeremonyResult:
         """Find the phone, send it the command, and settle the response. limit: lifted once the response is settled."""
         if not callable(self.options):
             self._check_options(self.options)
-        recipients = await self.delivery.recipients()
-        if not recipients:
-            raise LocalProtocolError("the delivery has no recipients")
-        for recipient in recipients:
-            transaction = QrTransaction.create(hint=self.ask.kind, time=now)
-            self._candidates[recipient] = _Candidate(recipient, transaction)
+        links = () if self.links is None else await self.links.usable(self.ask, self._tell_forgotten)
+        if not links:
+            await self._make_urls()
         async with task_group() as tasks:
             async with AsyncExitStack() as until_answered:
-                phone = await self._find_phone(radio, lifetime, tasks, until_answered)
+                phone = await self._find_phone(radio, links, lifetime, tasks, until_answered)
                 try:
                     credential, expected, user_checked = await self._use(phone)
                 finally:
@@ -471,8 +547,43 @@ class _Ceremony:
                 )
                 completed = Settled(credential=credential, user_checked=user_checked, result=result)
             if not limit.expired():
-                limit.reschedule(None)  # only the tunnel's closing is left, which has time limits of its own
+                limit.reschedule(
+                    None
+                )  # only the tunnel's closing and the link are left, which have time limits of their own
+        await self._settle_link(phone)
         return completed
+
+    async def _make_urls(self) -> None:
+        """Make a URL for each recipient of the delivery."""
+        recipients = await self.delivery.recipients()
+        if not recipients:
+            raise LocalProtocolError("the delivery has no recipients")
+        for recipient in recipients:
+            transaction = QrTransaction.create(hint=self.ask.kind, time=int(self.clock()), linking=self.link)
+            self._candidates[recipient] = _Candidate(recipient, transaction)
+
+    def _tell_forgotten(self, label: str, why: ForgottenLink) -> None:
+        self.report(Stage.LINK_FORGOTTEN, {"phone": label, "reason": why})
+
+    async def _settle_link(self, phone: PhoneChannel) -> None:
+        """Store the link that the phone has offered, or note that its link was used. The response is settled, whatever becomes of it."""
+        if self.links is None:
+            return
+        label, reason = None, "too-many-links"
+        try:
+            if phone.linked is not None:
+                await self.links.used(phone.linked)
+            elif isinstance(phone.offered, LinkedPhone):
+                label = await self.links.keep(phone.offered, phone.recipient or "")
+            else:
+                reason = phone.offered
+        except HeadlessPasskeyError as error:
+            logger.warning("ceremony %s: the file of links was not changed: %s", self._name, error)
+            reason = error.reason or "not-stored"
+        if label is not None:
+            self.report(Stage.LINKED, {"phone": label})
+        elif phone.was_asked_for_a_link:
+            self.report(Stage.NOT_LINKED, {"reason": reason})
 
     def explain(self, error: Exception) -> Exception:
         """The error of a ceremony that found no phone: that a phone answered without a claim (T3), else `error`."""
@@ -494,21 +605,20 @@ class _Ceremony:
         self.stage = stage
         elapsed = time.monotonic() - self._began
         logger.info("ceremony %s: %s after %.3f s", self._name, stage, elapsed)
-        self.on_stage(
-            StageEvent(
-                stage=stage,
-                elapsed=elapsed,
-                detail=detail or {},
-                phone=phone,
-                refusal=refusal,
-                digits=digits,
-            )
+        event = StageEvent(
+            stage=stage, elapsed=elapsed, detail=detail or {}, phone=phone, refusal=refusal, digits=digits
         )
+        try:
+            self.on_stage(event)
+        except Exception as error:
+            self._callers_error = error
+            raise
 
     async def tell_the_end(self, outcome: DeviceEvent, reason: str | None) -> None:
         """Report the end to the delivery. A failure or timeout is ignored, since the request expires by itself."""
         if not self._submitted:
             return
+        self._submitted = False
         try:
             async with asyncio.timeout(REPORT_TIMEOUT):
                 await self.delivery.finish(outcome, reason)
@@ -521,34 +631,129 @@ class _Ceremony:
     async def _find_phone(
         self,
         radio: AdvertSource,
+        links: Sequence[Link],
         lifetime: float,
         tasks: asyncio.TaskGroup,
         until_answered: AsyncExitStack,
     ) -> PhoneChannel:
-        """Deliver the URLs, and scan until a channel is open; then the radio is off.
+        """Try the links, deliver the URLs, and scan until a channel is open; then the radio is off.
 
         until_answered: while it is open, the request is followed.
         """
         async with radio.adverts() as adverts:
-            self.report(Stage.PREPARED, {"recipients": len(self._candidates)})
+            self.report(
+                Stage.PREPARED,
+                {"links": len(links)} if links else {"recipients": len(self._candidates)},
+            )
             if self.ask.digits is not None:
                 self.report(Stage.DIGITS, digits=self.ask.digits)
-            urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
-            self._submitted = True  # also when the call fails
-            try:
-                await self.delivery.submit(self.ask, urls, lifetime=lifetime)
-            except LocalProtocolError:  # nothing was sent; the delivery's request may be another ceremony's
-                self._submitted = False
-                raise
-            self.report(Stage.SUBMITTED)
-            following = tasks.create_task(self._follow(tasks))
-            until_answered.push_async_callback(end, following)
+            if links:
+                requesting = tasks.create_task(self._race(links, lifetime, tasks))
+            else:
+                await self._submit(lifetime)
+                requesting = tasks.create_task(self._follow(tasks))
+            until_answered.push_async_callback(end, requesting)
             listening = tasks.create_task(self._listen(adverts, tasks))
             try:
-                return await asyncio.shield(self._reached)
+                phone = await asyncio.shield(self._reached)
             finally:
                 self._listening = False
                 await end(listening, *self._pursuits)
+        if phone.linked is not None:  # no other phone is to ask its user, nor this one for the request
+            await end(requesting)
+            withdrawing = tasks.create_task(self.tell_the_end(DeviceEvent.CANCELLED, "linked-phone"))
+            await asyncio.wait({withdrawing}, timeout=WITHDRAWAL)
+        return phone
+
+    async def _submit(self, lifetime: float) -> None:
+        urls = {name: candidate.transaction.url for name, candidate in self._candidates.items()}
+        self._submitted = True  # also when the call fails
+        try:
+            await self.delivery.submit(self.ask, urls, lifetime=lifetime)
+        except LocalProtocolError:  # nothing was sent; the delivery's request may be another ceremony's
+            self._submitted = False
+            raise
+        self.report(Stage.SUBMITTED)
+
+    async def _race(self, links: Sequence[Link], lifetime: float, tasks: asyncio.TaskGroup) -> None:
+        """Try the links, and send the request as well when all have failed or `LINKED_FIRST` seconds have gone by.
+
+        A delivery that cannot be reached is no error while a linked phone may still come.
+        """
+        began = self._now()
+        trying = self._trying = tasks.create_task(self._try_links(links, tasks))
+        await asyncio.wait({trying}, timeout=LINKED_FIRST)
+        if self._reached.done() or trying.cancelled():  # the ceremony ends
+            return
+        try:
+            await self._make_urls()
+            await self._submit(lifetime - (self._now() - began))
+            await self._follow(tasks)
+        except TransportError as error:
+            if error is self._callers_error:
+                raise
+            logger.info("ceremony %s: the request was not delivered: %s", self._name, error)
+            await asyncio.wait({trying})
+            if not self._reached.done():
+                raise
+
+    async def _try_links(self, links: Sequence[Link], tasks: asyncio.TaskGroup) -> None:
+        """Contact one linked phone after another, each when the last one has failed or `LINKED_FIRST` seconds have gone by."""
+        for link in links:
+            transaction = StateAssistedTransaction.create(link.phone, hint=self.ask.kind)
+            contact = _Contact(link, transaction)
+            contacting = tasks.create_task(self._contact(contact))
+            self._contacts[contacting] = contact
+            contacting.add_done_callback(lambda task: self._contacts.pop(task, None))
+            await asyncio.wait({contacting}, timeout=LINKED_FIRST)
+        while self._contacts:
+            await asyncio.wait(self._contacts)
+
+    async def _contact(self, contact: _Contact) -> None:
+        """Have a linked phone woken, and open a channel to it (§11.5.2). A failure ends this attempt only, and a dead link."""
+        label, phone = contact.link.label, contact.link.phone
+        self.report(Stage.CONTACTING, {"phone": label})
+        failed = await self._reach_linked(contact)
+        if failed is None:
+            return
+        if isinstance(failed, TunnelRefused) and failed.status == HTTPStatus.GONE and self.links is not None:
+            try:
+                await self.links.forget(phone)
+            except HeadlessPasskeyError as error:
+                failed = error
+            else:
+                self._tell_forgotten(label, ForgottenLink.GONE)
+                return
+        self._tell_failed(failed, {"phone": label})
+
+    async def _reach_linked(self, contact: _Contact) -> Exception | None:
+        """Open the tunnel, wait for the phone's advert, and make the handshake; returns the error of a failure."""
+        transaction, detail = contact.transaction, StageDetail(phone=contact.link.label)
+        number = contact.link.phone.tunnel_domain
+        base = self._tunnel_service(number)
+        if base is None:
+            return SetupError(
+                f"no tunnel service is known for domain {number}", reason=SetupReason.WRONG_SERVER
+            )
+        async with AsyncExitStack() as stack:
+            try:
+                tunnel = await stack.enter_async_context(
+                    open_tunnel(transaction.contact_url(base), headers=transaction.headers, tls=self.tls)
+                )
+                eid, heard_at = await tunnel.unless_it_ends(contact.heard)
+            except (TransportError, RemoteProtocolError, SetupError) as error:
+                return error
+            self.report(Stage.ADVERT_HEARD, detail)
+            limit = None if self.join_within is None else heard_at + self.join_within
+            phone = await self._shake_hands(tunnel, transaction, eid, limit=limit, detail=detail)
+            if isinstance(phone, Exception):
+                return phone
+            if not self._reached.done() and self._claimer is None:
+                self.report(Stage.CHANNEL_OPEN, detail, phone=phone.get_info)
+                self._contacts.pop(_this_task())
+                self._reached.set_result(phone)
+                await phone.hold()
+            return None
 
     async def _follow(self, tasks: asyncio.TaskGroup) -> None:
         """Follow the request; any end but completion ends the ceremony."""
@@ -572,6 +777,8 @@ class _Ceremony:
                 self._note_notified(progress)
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
+                if self._claimer is not None:
+                    self._stop_contacts()
                 self._turn.set()
                 self._turn = asyncio.Event()
                 self._turn_to_who_may_go_on(tasks)
@@ -606,8 +813,9 @@ class _Ceremony:
                 if refusal.label is not None:
                     detail["label"] = refusal.label
                 self.report(Stage.REFUSED, detail, refusal=refusal)
-        if self._reached.done() and self._has_refused(self._reached.result().recipient):
-            raise refused([self.refusals[self._reached.result().recipient]])
+        recipient = self._reached.result().recipient if self._reached.done() else None
+        if recipient is not None and self._has_refused(recipient):
+            raise refused([self.refusals[recipient]])
 
     def _has_refused(self, recipient: str) -> bool:
         refusal = self.refusals.get(recipient)
@@ -645,15 +853,22 @@ class _Ceremony:
                 for heard in candidate.heard.values():
                     self._begin_pursuit(candidate, heard, tasks)
 
+    def _stop_contacts(self) -> None:
+        """Give up linked phones that are not reached: who has claimed has approved, and nobody else is to be asked."""
+        for task in (*self._contacts, *([] if self._trying is None else [self._trying])):
+            task.cancel()
+
     @property
     def _pursuits(self) -> set[asyncio.Task[None]]:
-        return {task for candidate in self._candidates.values() for task in candidate.pursuits}
+        pursuits = {task for candidate in self._candidates.values() for task in candidate.pursuits}
+        return pursuits | set(self._contacts) | ({self._trying} if self._trying is not None else set())
 
     async def _listen(self, adverts: AsyncIterator[Advert], tasks: asyncio.TaskGroup) -> None:
         self._listening = True
         try:
             async for advert in adverts:
                 if self._is_near(advert):
+                    self._hear_linked(advert)
                     for candidate in self._candidates.values():
                         if (heard := self._hear(candidate, advert)) is not None:
                             self._begin_pursuit(candidate, heard, tasks)
@@ -665,13 +880,24 @@ class _Ceremony:
             ended = TransportError(f"the radio's input ended {in_vain}")
         except TransportError as error:
             ended = error
-        while pursuits := self._pursuits:  # adverts that were received before may still lead to the phone
-            await asyncio.wait(pursuits)
+        for task, contact in self._contacts.items():
+            if not contact.heard.done():
+                task.cancel()
+        while pursuits := {each for each in self._pursuits if not each.done()}:
+            await asyncio.wait(pursuits)  # adverts that were received before may still lead to the phone
         if not self._reached.done():
             raise ended
 
     def _is_near(self, advert: Advert) -> bool:
         return self.min_rssi is None or (advert.rssi is not None and advert.rssi >= self.min_rssi)
+
+    def _hear_linked(self, advert: Advert) -> None:
+        """Record the advert of a linked phone. Its routing ID and tunnel domain have no meaning."""
+        for contact in self._contacts.values():
+            if not contact.heard.done():
+                eid = contact.transaction.open_advert(advert.service_data)
+                if eid is not None:
+                    contact.heard.set_result((eid, self._now()))
 
     def _hear(self, candidate: _Candidate, advert: Advert) -> _Heard | None:
         """Record an advert of this candidate's phone; None for others. Some radios report an advert only once."""
@@ -718,9 +944,7 @@ class _Ceremony:
             if failed is None:
                 return
             heard.attempts += 1
-            why = str(failed) or "the phone did not finish the handshake in time"
-            logger.info("ceremony %s: attempt failed: %s", self._name, why)
-            self.report(Stage.ATTEMPT_FAILED, {"why": why, "attempt": heard.attempts})
+            self._tell_failed(failed, {"attempt": heard.attempts})
             if isinstance(failed, TrustError):  # not claimed: it is tried again when it is
                 heard.pursued = False
                 return
@@ -729,6 +953,11 @@ class _Ceremony:
             if isinstance(failed, RemoteProtocolError | SetupError):
                 break  # permanent, unless the advert is received again
         heard.pursued, heard.is_news = False, False
+
+    def _tell_failed(self, failed: Exception, detail: StageDetail) -> None:
+        why = str(failed) or "the phone did not finish the handshake in time"
+        logger.info("ceremony %s: attempt failed: %s", self._name, why)
+        self.report(Stage.ATTEMPT_FAILED, {"why": why, **detail})
 
     def _in_time(self, heard: _Heard) -> bool:
         """Whether the advert may still be tried."""
@@ -749,12 +978,11 @@ class _Ceremony:
                     tunnel = await stack.enter_async_context(open_tunnel(url, tls=self.tls))
             except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
                 return error
-            self.report(Stage.TUNNEL_JOINED)  # what the caller's `on_stage` raises is no failed attempt
-            try:
-                async with asyncio.timeout_at(limit), asyncio.timeout(HANDSHAKE_TIMEOUT):
-                    phone = await PhoneChannel.open(tunnel, transaction, eid, recipient=candidate.recipient)
-            except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
-                return error
+            phone = await self._shake_hands(
+                tunnel, transaction, eid, limit=limit, recipient=candidate.recipient
+            )
+            if isinstance(phone, Exception):
+                return phone
             if self._reached.done():
                 return None
             if not self._may_go_on(candidate):  # it has a channel already
@@ -769,16 +997,29 @@ class _Ceremony:
                 await phone.hold()
             return None
 
+    async def _shake_hands(
+        self,
+        tunnel: Tunnel,
+        transaction: QrTransaction | StateAssistedTransaction,
+        eid: Eid,
+        *,
+        limit: float | None,
+        recipient: str | None = None,
+        detail: StageDetail | None = None,
+    ) -> PhoneChannel | Exception:
+        """Make the handshake in time; returns the error of a failure. limit: on the event loop's clock."""
+        self.report(Stage.TUNNEL_JOINED, detail)  # what the caller's `on_stage` raises is no failed attempt
+        try:
+            async with asyncio.timeout_at(limit), asyncio.timeout(HANDSHAKE_TIMEOUT):
+                return await PhoneChannel.open(tunnel, transaction, eid, recipient=recipient)
+        except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
+            return error
+
     async def _use(self, phone: PhoneChannel) -> tuple[Credential, bool, bool]:
         """Send exactly one CTAP command; returns its checked reply, whether caller or relying party expected this user, and whether the user was checked."""
         options = await self._known_options()
-        match await self._claim_of(phone.recipient):
-            case _Standing.WAITING:
-                raise _not_claimed()
-            case _Standing.ASIDE | _Standing.OUT:
-                raise TrustError(
-                    TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
-                )
+        if phone.recipient is not None:
+            await self._check_claim(phone.recipient)
         await phone.send(options.ctap_request(phone.get_info))
         self.report(Stage.REQUEST_SENT)
         reply = await phone.reply()
@@ -789,6 +1030,16 @@ class _Ceremony:
         user_checked = self._check_user(options, credential)
         self.report(Stage.REPLY_CHECKED)
         return credential, expected, user_checked
+
+    async def _check_claim(self, recipient: str) -> None:
+        """Refuse a phone whose companion has not claimed the request (T3)."""
+        match await self._claim_of(recipient):
+            case _Standing.WAITING:
+                raise _not_claimed()
+            case _Standing.ASIDE | _Standing.OUT:
+                raise TrustError(
+                    TrustReason.RECIPIENT_MISMATCH, "another companion answered than the one that claimed"
+                )
 
     async def _known_options(self) -> Options:
         """Get the options, and check that they match the announcement."""

@@ -1,4 +1,4 @@
-"""The channel to a phone that a ceremony has reached: the handshake, the one command, and the goodbye (CTAP 2.2 §11.5.1.2)."""
+"""The channel to a phone that a ceremony has reached: the handshake, the one command, the link that the phone may offer, and the goodbye (CTAP 2.2 §11.5.1.2)."""
 
 import asyncio
 from contextlib import suppress
@@ -7,57 +7,108 @@ from typing import Final, Self
 
 from headless_passkey.errors import HeadlessPasskeyError, ProtocolReason, RemoteProtocolError
 from headless_passkey.hybrid.channel import ClientChannel
-from headless_passkey.hybrid.client_platform import QrTransaction
+from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import GetAssertionRequest, GetInfoResponse, MakeCredentialRequest
 from headless_passkey.hybrid.eid import Eid
-from headless_passkey.hybrid.messages import Ctap
+from headless_passkey.hybrid.linking import LinkedPhone, NoLink
+from headless_passkey.hybrid.messages import Ctap, Event, Update
 from headless_passkey.net.tunnel import Tunnel
 
 SHUTDOWN_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
+LINK_TIMEOUT: Final = (
+    1.0  # seconds after the reply in which a phone may still offer a link that was asked for
+)
+MAX_UPDATES: Final = 16  # of one phone
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PhoneChannel:
     """A phone with an open channel. The task that opened it holds the tunnel until `let_go` is set."""
 
-    recipient: str  # whose URL the phone has
+    recipient: str | None  # whose URL the phone has; None: it was reached through a link
+    transaction: QrTransaction | StateAssistedTransaction
     tunnel: Tunnel
     channel: ClientChannel
     get_info: GetInfoResponse
+    offered: LinkedPhone | NoLink = NoLink.NOT_OFFERED  # the link that it has offered
     let_go: asyncio.Event = field(default_factory=asyncio.Event)
+    _updates: int = 0
 
     @classmethod
-    async def open(cls, tunnel: Tunnel, transaction: QrTransaction, eid: Eid, *, recipient: str) -> Self:
-        """Make the handshake, which proves the phone's possession of the URL, and receive the post-handshake message."""
+    async def open(
+        cls,
+        tunnel: Tunnel,
+        transaction: QrTransaction | StateAssistedTransaction,
+        eid: Eid,
+        *,
+        recipient: str | None,
+    ) -> Self:
+        """Make the handshake, which proves the phone's possession of the URL or the link, and receive the post-handshake message."""
         pending = transaction.handshake(eid)
         await tunnel.send(pending.message)
         channel = pending.finish(await tunnel.receive())
         peer = channel.receive_post_handshake(await tunnel.receive())
         if peer.get_info is None:
             raise RemoteProtocolError("the phone does not speak CTAP", reason=ProtocolReason.NO_CTAP)
-        return cls(recipient=recipient, tunnel=tunnel, channel=channel, get_info=peer.get_info)
+        return cls(
+            recipient=recipient,
+            transaction=transaction,
+            tunnel=tunnel,
+            channel=channel,
+            get_info=peer.get_info,
+            offered=peer.link,
+        )
+
+    @property
+    def linked(self) -> LinkedPhone | None:
+        """The link through which the phone was reached; None where it has a URL."""
+        return self.transaction.phone if isinstance(self.transaction, StateAssistedTransaction) else None
+
+    @property
+    def was_asked_for_a_link(self) -> bool:
+        """Whether the phone's URL says that this device keeps links."""
+        return isinstance(self.transaction, QrTransaction) and self.transaction.url.linking is True
 
     async def send(self, request: GetAssertionRequest | MakeCredentialRequest) -> None:
         """Send the one command."""
         await self.tunnel.send(self.channel.send(request))
 
     async def reply(self) -> Ctap:
-        """Receive the reply to the command; updates are ignored."""
+        """Receive the reply to the command."""
         while True:
-            event = self.channel.receive(await self.tunnel.receive())
+            event = await self._event()
             if isinstance(event, Ctap):
                 return event
 
     async def hold(self) -> None:
         """Keep the tunnel open until `let_go` or cancellation; then send the shutdown message.
 
-        The phone then cancels its question to the user. A closed tunnel or spoiled channel is ignored.
+        The phone then cancels its question to the user. A closed tunnel or spoiled channel is ignored. A phone that was asked for a
+        link and has sent no update yet has `LINK_TIMEOUT` for it: some send it after their reply.
         """
         try:
             await self.let_go.wait()
+            if self.was_asked_for_a_link:
+                with suppress(HeadlessPasskeyError, TimeoutError):
+                    async with asyncio.timeout(LINK_TIMEOUT):
+                        while self.offered is NoLink.NOT_OFFERED and not self._updates:
+                            await self._event()
         finally:
             with suppress(HeadlessPasskeyError, TimeoutError):
                 goodbye = self.channel.shutdown()
                 if goodbye is not None:
                     async with asyncio.timeout(SHUTDOWN_TIMEOUT):
                         await self.tunnel.send(goodbye)
+
+    async def _event(self) -> Event:
+        """Receive the next event, and note the link of an update."""
+        event = self.channel.receive(await self.tunnel.receive())
+        if isinstance(event, Update):
+            self._updates += 1
+            if self._updates > MAX_UPDATES:
+                raise RemoteProtocolError(
+                    f"the phone sent more than {MAX_UPDATES} updates", reason=ProtocolReason.TOO_MANY_MESSAGES
+                )
+            if event.link is not NoLink.NOT_OFFERED:
+                self.offered = event.link
+        return event

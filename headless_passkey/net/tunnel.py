@@ -11,7 +11,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import aiohttp
 from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, WSCloseCode, WSMsgType
@@ -32,6 +32,7 @@ from headless_passkey.hybrid.tunnel_url import (
     SIGNAL_CONNECTION_HEADER,
     SILENT,
     SUBPROTOCOL,
+    check_connect_signal,
     connection_is_signalled,
     parse_routing_id,
 )
@@ -46,6 +47,8 @@ SILENCE: Final = (
 )
 MAX_UNREAD: Final = 1 << 16  # bytes in the queue, above which nothing more is received (back-pressure)
 MAX_CONTROLS: Final = 1024  # pings and pongs in a tunnel's life of some minutes
+
+_T = TypeVar("_T")
 
 logger = logging.getLogger(__name__)
 
@@ -91,10 +94,13 @@ class Tunnel:
         *,
         signalled: bool = False,
     ) -> None:
+        """signalled: the connect signal was asked for, and comes in front of everything else."""
         self._websocket = websocket
         self._host = host
-        self._routing_id, self._signalled = routing_id, signalled
+        self._routing_id = routing_id
         self._arrived: asyncio.Queue[bytes | Exception] = asyncio.Queue()  # the last item is the error
+        self._signal_due = signalled
+        self._over: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._unread = 0  # bytes in it
         self._read = asyncio.Event()
 
@@ -102,11 +108,6 @@ class Tunnel:
     def routing_id(self) -> bytes | None:
         """The routing ID, 3 bytes, for an authenticator's advert; None when the service sent none."""
         return self._routing_id
-
-    @property
-    def signalled(self) -> bool:
-        """Whether the first message will be the connect signal, for which the request asked: see `check_connect_signal`."""
-        return self._signalled
 
     async def send(self, message: bytes) -> None:
         """Send one message; `TransportError` when the tunnel has ended."""
@@ -129,6 +130,14 @@ class Tunnel:
         self._read.set()
         return message
 
+    async def unless_it_ends(self, event: "asyncio.Future[_T]") -> _T:
+        """Await `event`; raises as `receive` does when the tunnel ends first."""
+        either: set[asyncio.Future[Any]] = {event, self._over}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not event.done():
+            raise self._over.result()
+        return event.result()
+
     async def listen(self) -> None:
         """Take in what comes until nothing more will; `open_tunnel` sees to it."""
         controls = 0
@@ -143,6 +152,14 @@ class Tunnel:
             except (aiohttp.ClientError, OSError) as error:
                 return self._end(self._gone("broke off"), error)
             match message.type:
+                case WSMsgType.BINARY if self._signal_due:
+                    self._signal_due = False
+                    try:
+                        check_connect_signal(message.data)
+                    except RemoteProtocolError as error:
+                        self._end(error)
+                        await self._websocket.close(code=WSCloseCode.PROTOCOL_ERROR)
+                        return None
                 case WSMsgType.BINARY:
                     self._arrived.put_nowait(message.data)
                     self._unread += len(message.data)
@@ -181,11 +198,13 @@ class Tunnel:
         if listening.cancelled():
             self._end(TunnelClosed("the tunnel was closed at this end", clean=True))
         elif isinstance(error := listening.exception(), Exception):
-            self._arrived.put_nowait(error)
+            self._end(error, error.__cause__)
 
     def _end(self, error: Exception, cause: BaseException | None = None) -> None:
         error.__cause__ = cause
         self._arrived.put_nowait(error)
+        if not self._over.done():
+            self._over.set_result(error)
 
     def _closed(self, code: int | None) -> TunnelClosed:
         if code in (WSCloseCode.OK, WSCloseCode.GOING_AWAY):

@@ -1228,7 +1228,10 @@ WITH_RELAY = (
     Stage.REFUSED,
     Stage.OPENED,
 )
-CANCELLABLE = [stage for stage in Stage if stage not in (*WITH_RELAY, Stage.ATTEMPT_FAILED, Stage.COMPLETED)]
+WITH_LINKS = (Stage.CONTACTING, Stage.LINK_FORGOTTEN, Stage.LINKED, Stage.NOT_LINKED)  # test_linked.py
+CANCELLABLE = [
+    stage for stage in Stage if stage not in (*WITH_RELAY, *WITH_LINKS, Stage.ATTEMPT_FAILED, Stage.COMPLETED)
+]
 
 
 @pytest.mark.parametrize("stage", CANCELLABLE)

@@ -14,7 +14,17 @@ from headless_passkey.radio.source import Advert
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import Credential
-from tests.device.test_ceremony import DOMAIN, Air, Bench, Carrier, Tunnels, bench, tunnels, with_digits
+from tests.device.test_ceremony import (
+    DOMAIN,
+    WITH_LINKS,
+    Air,
+    Bench,
+    Carrier,
+    Tunnels,
+    bench,
+    tunnels,
+    with_digits,
+)
 from tests.ports import reserved_port
 
 __all__ = ["bench", "tunnels"]  # fixtures
@@ -117,7 +127,9 @@ async def test_what_a_radio_raises_ends_the_ceremony(
 
 
 @RAISED
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in (Stage.REFUSED, Stage.OPENED)])
+@pytest.mark.parametrize(
+    "stage", [stage for stage in Stage if stage not in (Stage.REFUSED, Stage.OPENED, *WITH_LINKS)]
+)
 async def test_what_is_raised_at_a_stage_ends_the_ceremony(
     bench: Bench, tunnels: Tunnels, stage: Stage, error: Exception
 ) -> None:

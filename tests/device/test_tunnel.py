@@ -99,25 +99,78 @@ async def test_the_request_is_what_tunnel_services_expect(loopback_certificate: 
     assert not {"Sec-WebSocket-Extensions", "Cookie", "User-Agent"} & set(request.headers)
 
 
+@pytest.mark.threat("T9")
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("answered", ["true", "false", None])
-async def test_the_connect_signal_is_expected_where_it_was_asked_for_and_promised(
+async def test_the_connect_signal_is_taken_where_it_was_asked_for_and_promised(
     loopback_certificate: Certificate, *, asked: bool, answered: str | None
 ) -> None:
     seen: list[web.Request] = []
 
+    async def speak(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_bytes(b"\0")
+        await websocket.send_bytes(b"message")
+        await websocket.receive()
+
     async def handler(request: web.Request) -> web.StreamResponse:
         seen.append(request)
         headers = {} if answered is None else {"X-caBLE-Signal-Connection": answered}
-        return await tunnel_service(echo, headers=headers)(request)
+        return await tunnel_service(speak, headers=headers)(request)
 
     headers = contact_headers(b"payload") if asked else None
     async with (
         service(handler, loopback_certificate) as url,
         open_tunnel(url, headers=headers, tls=tls_context(loopback_certificate.ca)) as tunnel,
     ):
-        assert tunnel.signalled == (asked and answered == "true")
+        swallowed = asked and answered == "true"
+        assert await tunnel.receive() == (b"message" if swallowed else b"\0")
     assert seen[0].headers.get("X-caBLE-Client-Payload") == (b"payload".hex().upper() if asked else None)
+
+
+@pytest.mark.threat("T9")
+async def test_something_else_than_the_connect_signal_ends_the_tunnel(
+    loopback_certificate: Certificate,
+) -> None:
+    codes: list[int | None] = []
+
+    async def speak(websocket: web.WebSocketResponse) -> None:
+        await websocket.send_bytes(b"\0\0")
+        await websocket.receive()
+        codes.append(websocket.close_code)
+
+    handler = tunnel_service(speak, headers={"X-caBLE-Signal-Connection": "true"})
+    async with (
+        service(handler, loopback_certificate) as url,
+        open_tunnel(
+            url, headers=contact_headers(b"payload"), tls=tls_context(loopback_certificate.ca)
+        ) as tunnel,
+    ):
+        never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        for waiting in (tunnel.unless_it_ends(never), tunnel.receive()):
+            with pytest.raises(RemoteProtocolError, match="connect signal"):
+                await waiting
+    assert codes == [1002]
+
+
+async def test_what_happens_first_counts_an_event_or_the_end_of_the_tunnel(
+    loopback_certificate: Certificate,
+) -> None:
+    hang_up = asyncio.Event()
+
+    async def speak(_websocket: web.WebSocketResponse) -> None:
+        await hang_up.wait()
+
+    async with (
+        service(tunnel_service(speak), loopback_certificate) as url,
+        open_tunnel(url, tls=tls_context(loopback_certificate.ca)) as tunnel,
+    ):
+        event: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(event.set_result, "heard")
+        assert await tunnel.unless_it_ends(event) == "heard"
+        never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(hang_up.set)
+        with pytest.raises(TunnelClosed):
+            await tunnel.unless_it_ends(never)
 
 
 @pytest.mark.parametrize("header", ["01ff0a", "01FF0A"])
