@@ -1,7 +1,8 @@
 """Emulated Bluetooth LE controllers on one radio link in a process ([emulation] extra).
 
 They are bumble's controllers with correct adverts: an advert is reported with its own type, a scan response goes from a
-scannable advert to an active scanner only, and a reset or a disconnected host ends its adverts.
+scannable advert to an active scanner only, and a reset or a disconnected host ends its adverts. And with correct connections: they
+work from public addresses too, and can be called off.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from bumble.transport.common import StreamPacketSource
 
 MAX_LEGACY_DATA: Final = 31
 MAX_REPORT_DATA: Final = 229  # bytes of advertising data in one HCI event
+MAX_ACL_DATA: Final = 251  # bytes of an L2CAP packet in one HCI packet
 MAX_UNREAD: Final = 1 << 20  # bytes of unread events after which a host is disconnected
 RSSI: Final = -50  # dBm by default
 
@@ -44,7 +46,7 @@ class Air:
     """The radio link that all controllers share, with the connected hosts."""
 
     def __init__(self, limit: int) -> None:
-        self.link = link.LocalLink()  # type: ignore[no-untyped-call]
+        self.link = _Link()
         self._limit = limit
         self._hosts: dict[int, Host] = {}
 
@@ -123,8 +125,30 @@ class Advert(ll.AdvExtInd):
     rssi: int = RSSI
 
 
+class _Link(link.LocalLink):
+    """The radio link. bumble's own takes every sender's data for data from its random address."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def send_acl_data(
+        self,
+        sender_controller: Controller,
+        destination_address: hci.Address,
+        transport: core.PhysicalTransport,
+        data: bytes,
+    ) -> None:
+        connection = sender_controller.le_connections.get(destination_address)
+        receiver = self.find_le_controller(destination_address)
+        if connection is not None and receiver is not None:
+            own = connection.self_address
+            asyncio.get_running_loop().call_soon(lambda: receiver.on_link_acl_data(own, transport, data))
+
+
 class TruthfulController(Controller):
     """A controller whose reports repeat the advertiser's type, address and data."""
+
+    le_acl_data_packet_length = MAX_ACL_DATA
 
     def __init__(self, number: int, host: Host, air: link.LocalLink) -> None:
         # public addresses out of the range for documentation (RFC 7042 §2.1.2)
@@ -213,6 +237,27 @@ class TruthfulController(Controller):
     def on_hci_reset_command(self, _command: hci.HCI_Reset_Command) -> hci.HCI_StatusReturnParameters:
         self.silence()
         return super().on_hci_reset_command(_command)
+
+    def on_hci_le_create_connection_cancel_command(
+        self, _command: hci.HCI_LE_Create_Connection_Cancel_Command
+    ) -> hci.HCI_StatusReturnParameters:
+        wanted, self.pending_le_connection = self.pending_le_connection, None  # bumble goes on
+        if wanted is None:
+            return hci.HCI_StatusReturnParameters(hci.HCI_ErrorCode.COMMAND_DISALLOWED_ERROR)
+        self.send_hci_packet(
+            hci.HCI_LE_Connection_Complete_Event(
+                status=hci.HCI_ErrorCode.UNKNOWN_CONNECTION_IDENTIFIER_ERROR,
+                connection_handle=0,
+                role=hci.Role.CENTRAL,
+                peer_address_type=wanted.peer_address.address_type,
+                peer_address=wanted.peer_address,
+                connection_interval=0,
+                peripheral_latency=0,
+                supervision_timeout=0,
+                central_clock_accuracy=0,
+            )
+        )
+        return hci.HCI_StatusReturnParameters(hci.HCI_ErrorCode.SUCCESS)
 
     def on_hci_le_set_extended_scan_parameters_command(
         self, command: hci.HCI_LE_Set_Extended_Scan_Parameters_Command

@@ -30,7 +30,8 @@ from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import transport_error
 from headless_passkey.process.tasks import end, to_its_end
 from headless_passkey.radio.inbox import Inbox
-from headless_passkey.radio.source import FIDO_UUIDS, Advert
+from headless_passkey.radio.l2cap import L2capChannel
+from headless_passkey.radio.source import FIDO_UUIDS, AddressType, Advert
 
 START_TIMEOUT: Final = 15.0  # seconds until the adapter scans
 STOP_TIMEOUT: Final = 2.0
@@ -61,6 +62,23 @@ class BleakRadio:
         """
         self._settings = (adapter, passive, patience)
 
+    @property
+    def connects(self) -> bool:
+        return sys.platform == "linux"
+
+    @asynccontextmanager
+    async def connect(self, advert: Advert, psm: int) -> AsyncIterator[L2capChannel]:
+        scans = _SCANS.get(asyncio.get_running_loop())
+        scan = None if scans is None else scans.get(self._settings)
+        if scan is None or scan.address is None or advert.address is None:
+            raise TransportError("a channel is opened while the radio scans, to the sender of an advert")
+        from headless_passkey.radio.l2cap_socket import open_socket_channel  # noqa: PLC0415  Linux only
+
+        # the kernel interrupts the scan for it; a bleak client would discover the phone's GATT services first
+        peer = (advert.address, advert.address_type)
+        async with open_socket_channel(scan.address, peer, psm) as channel:
+            yield channel
+
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
         """Scan, as `AdvertSource` says. Listeners with the same settings share one scan."""
@@ -80,6 +98,7 @@ class _Scan:
     def __init__(self, adapter: str | None, passive: bool, patience: float) -> None:  # noqa: FBT001
         self._adapter, self._passive, self._patience = adapter, passive, patience
         self._inboxes: set[Inbox] = set()
+        self.address: tuple[str, AddressType] | None = None  # of the adapter that scans (BlueZ only)
         self._sound_at = 0.0  # time of the last advert, of any device, by the event loop's clock
         self._keeping: asyncio.Task[None] | None = None
         self._started: asyncio.Future[None] | None = None
@@ -159,6 +178,7 @@ class _Scan:
                 unable = TransportReason.ADAPTER_UNABLE
                 raise transport_error(f"BlueZ offers no passive scan on {adapter.name}", unable, "passive")
             lost = await service.watch(adapter)
+            self.address = (adapter.address, adapter.address_type)
             while not lost.done():
                 async with self._scanner(adapter.name):
                     scanning()
@@ -189,7 +209,12 @@ class _Scan:
                 service_data = advertisement.service_data.get(uuid)
                 if service_data is not None:
                     rssi = None if advertisement.rssi == UNKNOWN_RSSI else advertisement.rssi
-                    advert = Advert(service_data=service_data, address=device.address, rssi=rssi)
+                    advert = Advert(
+                        service_data=service_data,
+                        address=device.address,
+                        address_type=_address_type(device),
+                        rssi=rssi,
+                    )
                     for inbox in self._inboxes:
                         inbox.put(advert)
 
@@ -218,6 +243,13 @@ class _Scan:
             yield
         finally:
             await to_its_end(_stop(scanner, starting))
+
+
+def _address_type(device: BLEDevice) -> AddressType:
+    """The type of a device's address, which bleak has from BlueZ."""
+    details = device.details
+    properties = details.get("props", {}) if isinstance(details, dict) else {}
+    return "public" if properties.get("AddressType") == "public" else "random"
 
 
 async def _stop(scanner: BleakScanner, starting: "asyncio.Future[None]") -> None:

@@ -19,6 +19,7 @@ from dbus_fast.errors import AuthError
 from headless_passkey.errors import TransportError, TransportReason
 from headless_passkey.mends import mend, transport_error
 from headless_passkey.process.private_file import this_user
+from headless_passkey.radio.source import AddressType
 
 CALL_TIMEOUT: Final = 15.0  # seconds; the bus may have to start bluetoothd first
 RFKILL: Final = Path("/sys/class/rfkill")
@@ -93,6 +94,8 @@ class Adapter:
     central: bool  # receives Low Energy adverts
     advertises: bool  # has LEAdvertisingManager1
     monitors: bool  # offers passive scans (AdvertisementMonitorManager1)
+    address: str = "00:00:00:00:00:00"
+    address_type: AddressType = "public"
 
     @property
     def path(self) -> str:
@@ -281,6 +284,8 @@ def _adapter(path: str, interfaces: Mapping[str, Any]) -> Adapter:
         in properties.get("Roles", ["central"]),  # before BlueZ 5.57 the property is missing
         advertises="org.bluez.LEAdvertisingManager1" in interfaces,
         monitors="or_patterns" in monitor.get("SupportedMonitorTypes", ()),
+        address=properties.get("Address", "00:00:00:00:00:00"),
+        address_type="random" if properties.get("AddressType") == "random" else "public",
     )
 
 

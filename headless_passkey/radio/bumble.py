@@ -8,7 +8,7 @@ import contextlib
 import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from bumble.core import AdvertisingData
@@ -27,8 +27,10 @@ from headless_passkey.errors import (
 )
 from headless_passkey.mends import mend, setup_error, transport_error
 from headless_passkey.process.tasks import to_its_end
+from headless_passkey.radio.bumble_channel import open_channel
 from headless_passkey.radio.inbox import Inbox
-from headless_passkey.radio.source import FIDO_UUIDS, Advert
+from headless_passkey.radio.l2cap import L2capChannel
+from headless_passkey.radio.source import FIDO_UUIDS, AddressType, Advert
 
 START_TIMEOUT: Final = 10.0  # seconds to open and set up the controller
 STOP_TIMEOUT: Final = 1.0  # seconds a controller has to answer the last command
@@ -53,11 +55,32 @@ class BumbleRadio:
     def __init__(self, transport: str, *, passive: bool = False) -> None:
         """transport: in bumble's notation. passive: send no scan requests."""
         self._transport, self._passive = transport, passive
+        self._hosts: list[_Host] = []  # of the scans that are open
+
+    @property
+    def connects(self) -> bool:
+        return True
+
+    @asynccontextmanager
+    async def connect(self, advert: Advert, psm: int) -> AsyncIterator[L2capChannel]:
+        if not self._hosts or advert.address is None:
+            raise TransportError("a channel is opened while the radio scans, to the sender of an advert")
+        async with self._hosts[-1].used() as host:
+            address = _address(advert.address, advert.address_type)
+            channel = await open_channel(host.device, address, psm, alone=host.connecting)
+            host.lost.add_done_callback(channel.lose)
+            try:
+                yield channel
+            finally:
+                await channel.close()
 
     @asynccontextmanager
     async def adverts(self) -> AsyncIterator[AsyncIterator[Advert]]:
         inbox = Inbox()
-        async with open_device(self._transport) as (device, lost):
+        async with AsyncExitStack() as stack:
+            device, lost = await stack.enter_async_context(open_device(self._transport))
+            host = _Host(device, lost, stack.pop_all())
+            await stack.enter_async_context(host.used())
 
             def heard(advertisement: Advertisement) -> None:
                 if len(device.advertisement_accumulators) > REMEMBERED_ADVERTISERS:
@@ -68,6 +91,7 @@ class BumbleRadio:
                         Advert(
                             service_data=service_data,
                             address=advertisement.address.to_string(with_type_qualifier=False),
+                            address_type="public" if advertisement.address.is_public else "random",
                             rssi=None if rssi == Advertisement.RSSI_NOT_AVAILABLE else rssi,
                         )
                     )
@@ -80,9 +104,36 @@ class BumbleRadio:
                         device.start_scanning(active=not self._passive, filter_duplicates=False)
                     )
                 logger.debug("scanning")
+                self._hosts.append(host)
                 yield inbox
             finally:
+                if host in self._hosts:
+                    self._hosts.remove(host)
                 await last_words(lost, device.stop_scanning)
+
+
+class _Host:
+    """A host that a scan and its connections share; the last one closes it."""
+
+    def __init__(self, device: Device, lost: "asyncio.Future[None]", opened: AsyncExitStack) -> None:
+        self.device, self.lost, self._opened, self._users = device, lost, opened, 0
+        self.connecting = asyncio.Lock()  # a controller makes one connection at a time
+
+    @asynccontextmanager
+    async def used(self) -> AsyncIterator["_Host"]:
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if not self._users:
+                await to_its_end(self._opened.aclose())
+
+
+def _address(address: str, kind: AddressType) -> Address:
+    return Address(
+        address, Address.PUBLIC_DEVICE_ADDRESS if kind == "public" else Address.RANDOM_DEVICE_ADDRESS
+    )
 
 
 @asynccontextmanager

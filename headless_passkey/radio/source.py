@@ -3,9 +3,11 @@
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 FIDO_UUIDS: Final = (0xFFF9, 0xFDE2)  # FIDO; Google's, used by older phones (CTAP 2.2 §11.5.1)
+
+AddressType = Literal["public", "random"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +16,7 @@ class Advert:
 
     service_data: bytes  # 20 bytes or more when it is a hybrid advert
     address: str | None = None
+    address_type: AddressType = "random"  # of `address`
     rssi: int | None = None  # dBm
 
 

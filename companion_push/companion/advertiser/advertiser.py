@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from headless_passkey.errors import TransportError
+from headless_passkey.radio.l2cap import L2capChannel
 
 
 class Advertiser(Protocol):
@@ -17,6 +18,28 @@ class Advertiser(Protocol):
         The exit stops the advert, also on cancellation and error. `TransportError` when the radio cannot be used. When
         it is lost later, the context's body is cancelled, and the exit raises `TransportError`.
         """
+
+
+class Listener(Protocol):
+    """A phone's end of the direct channel, before a device has come: anybody near can open channels to it."""
+
+    @property
+    def psm(self) -> int:
+        """Where it listens, for the advert's suffix."""
+
+    async def accept(self) -> L2capChannel:
+        """The next channel, which the caller closes; `TransportError` when the radio is lost."""
+
+    def advertise(self, service_data: bytes) -> AbstractAsyncContextManager[None]:
+        """Advertise as `Advertiser.advertise` does, connectable, from the address where this listens."""
+
+
+@runtime_checkable
+class ListeningAdvertiser(Advertiser, Protocol):
+    """A radio that can also listen for direct channels."""
+
+    def listen(self) -> AbstractAsyncContextManager[Listener]:
+        """Listen while the context is open; `TransportError` when the radio cannot."""
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Advertising over BlueZ: bluetoothd sends the advert, which this process registers over D-Bus.
+"""Advertising and listening over BlueZ: bluetoothd sends the advert, which this process registers over D-Bus.
 
 The advert is a D-Bus object of this process, which bluetoothd reads at registration. It ends with our connection to
 the bus, and so with this process, also when that is killed.
@@ -26,6 +26,8 @@ from headless_passkey.radio.bluez import (
     choose,
     open_bluez,
 )
+from headless_passkey.radio.l2cap import L2capChannel
+from headless_passkey.radio.l2cap_socket import SocketListener, open_socket_listener
 
 INTERVAL: Final = 100  # milliseconds; bluetoothd uses it with --experimental only, and else 1280
 STOP_TIMEOUT: Final = 2.0  # seconds bluetoothd has to stop the advert
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class BluezAdvertiser:
-    """Sends a non-connectable advert through the system's Bluetooth service (Linux).
+    """Sends an advert through the system's Bluetooth service (Linux), connectable where it listens too.
 
     It is a legacy advert where the data fits, else an extended one. Other uses of the adapter go on meanwhile.
     """
@@ -53,12 +55,24 @@ class BluezAdvertiser:
 
     @asynccontextmanager
     async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
+        async with self._on_the_air(service_data, connectable=False):
+            yield
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator["BluezListener"]:
+        async with open_bluez() as service:
+            adapter = _usable(await service.adapters(), self._adapter)
+        async with open_socket_listener((adapter.address, adapter.address_type)) as socket:
+            yield BluezListener(socket, BluezAdvertiser(adapter.name))
+
+    @asynccontextmanager
+    async def _on_the_air(self, service_data: bytes, *, connectable: bool) -> AsyncIterator[None]:
         forms = list(_forms(service_data))
         async with open_bluez() as service:
             adapter = _usable(await service.adapters(), self._adapter)
             gone = await service.watch(adapter)
             released = asyncio.get_running_loop().create_future()
-            path = await _register(service, adapter, forms, service_data, released)
+            path = await _register(service, adapter, forms, service_data, released, connectable=connectable)
             lost = asyncio.create_task(_loss(service, adapter, gone, released))
             try:
                 async with unless_lost(lost, lost.result):
@@ -69,6 +83,28 @@ class BluezAdvertiser:
                 finally:
                     if not gone.done() and not released.done():
                         await _unregister(service, adapter, path)
+
+
+class BluezListener:
+    """A listening socket of an adapter, with the adapter's connectable advert.
+
+    A link to the adapter ends the advert; the kernel starts it again when the link has ended.
+    """
+
+    def __init__(self, socket: SocketListener, advertiser: BluezAdvertiser) -> None:
+        self._socket, self._advertiser = socket, advertiser
+
+    @property
+    def psm(self) -> int:
+        return self._socket.psm
+
+    async def accept(self) -> L2capChannel:
+        return await self._socket.accept()
+
+    @asynccontextmanager
+    async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
+        async with self._advertiser._on_the_air(service_data, connectable=True):  # noqa: SLF001  of this module
+            yield
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +138,15 @@ async def _register(
     forms: Sequence[_Form],
     service_data: bytes,
     released: "asyncio.Future[None]",
+    *,
+    connectable: bool,
 ) -> str:
     """Register the advert in the first form that bluetoothd accepts; returns the path of its object."""
     refused = None
     for form in forms:
         path = f"/headless_passkey/{form.name}"
         kind = _ExtendedAdvertisement if form.extended else _Advertisement
-        service.export(path, kind(form.uuids, service_data, released))
+        service.export(path, kind(form.uuids, service_data, released, connectable=connectable))
         try:
             await service.call(adapter.path, _MANAGER, "RegisterAdvertisement", "oa{sv}", path, {})
         except RefusedError as error:
@@ -161,9 +199,19 @@ async def _loss(
 class _Advertisement(ServiceInterface):
     """The advert as a D-Bus object (org.bluez.LEAdvertisement1), which bluetoothd reads and releases."""
 
-    def __init__(self, uuids: Sequence[str], service_data: bytes, released: "asyncio.Future[None]") -> None:
+    def __init__(
+        self,
+        uuids: Sequence[str],
+        service_data: bytes,
+        released: "asyncio.Future[None]",
+        *,
+        connectable: bool,
+    ) -> None:
         super().__init__("org.bluez.LEAdvertisement1")
         self._uuids, self._service_data, self._released = uuids, service_data, released
+        self._type = (
+            "peripheral" if connectable else "broadcast"
+        )  # which is neither connectable nor scannable
 
     @dbus_method()
     def Release(self) -> None:  # noqa: N802  as D-Bus names it, here and below
@@ -172,7 +220,7 @@ class _Advertisement(ServiceInterface):
 
     @dbus_property(access=PropertyAccess.READ)
     def Type(self) -> DBusStr:  # noqa: N802
-        return "broadcast"  # neither connectable nor scannable
+        return self._type
 
     @dbus_property(access=PropertyAccess.READ)
     def ServiceUUIDs(self) -> _Strings:  # noqa: N802

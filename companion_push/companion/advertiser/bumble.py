@@ -1,15 +1,19 @@
-"""Advertising over bumble, with an emulated controller or a dongle that the system does not use."""
+"""Advertising and listening over bumble, with an emulated controller or a dongle that the system does not use."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 from bumble.device import AdvertisingEventProperties, AdvertisingParameters, AdvertisingType, Device
 from bumble.hci import OwnAddressType
+from bumble.l2cap import LeCreditBasedChannel
 
 from companion_push.companion.advertiser.advertiser import unless_lost
 from headless_passkey.errors import LocalProtocolError, TransportError
+from headless_passkey.process.tasks import end_quietly
 from headless_passkey.radio.bumble import (
     controller_errors,
     controller_lost,
@@ -17,6 +21,8 @@ from headless_passkey.radio.bumble import (
     open_device,
     undisturbed,
 )
+from headless_passkey.radio.bumble_channel import BumbleChannel, channel_spec
+from headless_passkey.radio.l2cap import L2capChannel
 
 INTERVAL: Final = 100.0  # milliseconds
 LEGACY_SIZE: Final = 31  # bytes of advertising data
@@ -26,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class BumbleAdvertiser:
-    """Sends a non-connectable advert: a legacy one where the data fits, else an extended one."""
+    """Sends an advert, connectable where it listens too: a legacy one where the data fits, else an extended one."""
 
     def __init__(self, transport: str) -> None:
         """transport: in bumble's notation."""
@@ -35,15 +41,89 @@ class BumbleAdvertiser:
     @asynccontextmanager
     async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
         data = advertising_data(service_data)
+        async with open_device(self._transport) as (device, lost), _on_the_air(device, lost, data):
+            yield
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator["BumbleListener"]:
         async with open_device(self._transport) as (device, lost):
-            async with controller_errors():
-                stop = await undisturbed(_start(device, data))
-            logger.debug("advertising %d bytes", len(data))
+            listener = BumbleListener(device, lost)
             try:
-                async with unless_lost(lost, controller_lost):
-                    yield
+                yield listener
             finally:
-                await last_words(lost, stop)
+                await listener.close()
+
+
+class BumbleListener:
+    """A server for channels, with a connectable advert."""
+
+    def __init__(self, device: Device, lost: "asyncio.Future[None]") -> None:
+        self._device, self._lost = device, lost
+        self._waiting: deque[BumbleChannel] = deque()
+        self._came = asyncio.Event()
+        self._linked = asyncio.Event()
+        self._server = device.create_l2cap_server(channel_spec(), self._take)
+        device.on(Device.EVENT_CONNECTION, lambda _: self._linked.set())
+        lost.add_done_callback(lambda _: self._came.set())
+
+    @property
+    def psm(self) -> int:
+        return self._server.psm
+
+    async def accept(self) -> L2capChannel:
+        while not self._waiting:
+            if self._lost.done():
+                raise controller_lost()
+            self._came.clear()
+            await self._came.wait()
+        return self._waiting.popleft()
+
+    @asynccontextmanager
+    async def advertise(self, service_data: bytes) -> AsyncIterator[None]:
+        data = advertising_data(service_data)
+        async with _on_the_air(self._device, self._lost, data, connectable=True):
+            again = asyncio.create_task(self._advertise_on(data))
+            try:
+                yield
+            finally:
+                await end_quietly(again)
+
+    async def close(self) -> None:
+        """Listen no more, and close what nobody has accepted."""
+        self._server.close()
+        for channel in self._waiting:
+            await channel.close()
+
+    async def _advertise_on(self, data: bytes) -> None:
+        """Start the advert again when a link was made, which ends it: a stranger's must not silence the phone."""
+        while True:
+            self._linked.clear()
+            await self._linked.wait()
+            try:
+                async with controller_errors():
+                    await undisturbed(_start(self._device, data, connectable=True))
+            except TransportError as error:  # with as many links as the controller can have
+                logger.info("the advert stays off until the next link: %s", error)
+
+    def _take(self, channel: LeCreditBasedChannel) -> None:
+        taken = BumbleChannel(channel, ends_link=True)
+        self._lost.add_done_callback(taken.lose)
+        self._waiting.append(taken)
+        self._came.set()
+
+
+@asynccontextmanager
+async def _on_the_air(
+    device: Device, lost: "asyncio.Future[None]", data: bytes, *, connectable: bool = False
+) -> AsyncIterator[None]:
+    async with controller_errors():
+        await undisturbed(_start(device, data, connectable=connectable))
+    logger.debug("advertising %d bytes", len(data))
+    try:
+        async with unless_lost(lost, controller_lost):
+            yield
+    finally:
+        await last_words(lost, lambda: _stop(device))
 
 
 def advertising_data(service_data: bytes) -> bytes:
@@ -56,26 +136,36 @@ def advertising_data(service_data: bytes) -> bytes:
     return with_list if len(with_list) <= LEGACY_SIZE else with_list[4:]
 
 
-async def _start(device: Device, data: bytes) -> Callable[[], Awaitable[None]]:
-    """Start advertising; returns a function that stops it."""
+async def _start(device: Device, data: bytes, *, connectable: bool = False) -> None:
+    """Start advertising, also again."""
     if len(data) <= LEGACY_SIZE:
         await device.start_advertising(
-            advertising_type=AdvertisingType.UNDIRECTED,  # neither connectable nor scannable
+            advertising_type=AdvertisingType.UNDIRECTED_CONNECTABLE_SCANNABLE
+            if connectable
+            else AdvertisingType.UNDIRECTED,  # neither connectable nor scannable
             own_address_type=OwnAddressType.RANDOM,
             advertising_data=data,
             advertising_interval_min=INTERVAL,
             advertising_interval_max=INTERVAL,
         )
-        return device.stop_advertising
+        return
     if not device.supports_le_extended_advertising:
         raise TransportError(f"an advert of {len(data)} bytes needs a controller with extended advertising")
-    advertising_set = await device.create_advertising_set(
+    await _stop(device)
+    await device.create_advertising_set(
         AdvertisingParameters(
-            advertising_event_properties=AdvertisingEventProperties(is_connectable=False),
+            advertising_event_properties=AdvertisingEventProperties(is_connectable=connectable),
             primary_advertising_interval_min=INTERVAL,
             primary_advertising_interval_max=INTERVAL,
             own_address_type=OwnAddressType.RANDOM,
         ),
         advertising_data=data,
     )
-    return advertising_set.stop
+
+
+async def _stop(device: Device) -> None:
+    await device.stop_advertising()
+    for advertising_set in list(device.extended_advertising_sets.values()):
+        if advertising_set.enabled:
+            await advertising_set.stop()
+        await advertising_set.remove()
