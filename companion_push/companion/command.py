@@ -12,7 +12,9 @@ import os
 import secrets
 import sys
 import time
+from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -47,6 +49,8 @@ from companion_push.companion.phone import (
 )
 from companion_push.companion.push_address import MAX_ADDRESS, parse_address
 from companion_push.companion.relay_client import CompanionRelay
+from companion_push.companion.seal import LONGEST, parse_passphrase
+from companion_push.companion.sealing import new_key, open_file
 from companion_push.companion.sign_in import MAX_TOKEN, Prompt, sign_in
 from companion_push.companion.software_key import ES256, ML_DSA_44, Algorithm, SoftwareKey, has_ml_dsa
 from companion_push.companion.twins import twin_of
@@ -91,6 +95,7 @@ from headless_passkey.process.tasks import end
 from headless_passkey.process.terminal import Terminal
 from headless_passkey.text.base64url import base64url, new_id
 from headless_passkey.text.domains import is_domain
+from headless_passkey.text.json_text import without_mark
 from headless_passkey.text.names import name_of, printable, quoted
 from headless_passkey.trust.admission import Candidate, InvitationRecord
 from headless_passkey.trust.freshness import ForgottenRings
@@ -107,18 +112,74 @@ _NO_NUMBER: Final = "That is no number of six digits."
 async def phone(args: argparse.Namespace) -> None:
     if args.url is not None:
         refuse_secret(args.url)
-    if [args.url is not None, args.linked, args.list_links, args.forget is not None].count(True) != 1:
-        raise UsageError("name one of --url, --linked, --list-links and --forget")
-    until = time.monotonic() + args.timeout
+    acts = [args.linked, args.list_links, args.forget is not None, args.seal, args.unseal]
+    if [args.url is not None, *acts].count(True) != 1:
+        raise UsageError("name one of --url, --linked, --list-links, --forget, --seal and --unseal")
+    if args.new_passphrase_file is not None and not args.seal:
+        raise UsageError("--new-passphrase-file goes with --seal")
+    if [args.url, args.passphrase_file, args.new_passphrase_file].count("-") > 1:
+        raise UsageError(
+            "stdin holds one of FIDO URL and passphrases: name a file or /dev/fd/N for the others"
+        )
     say(args, WARNING, warning=WARNING)
+    if args.seal or args.unseal:
+        await _seal(args)
+        return
     with contextlib.ExitStack() as stack:
         phone = _software_phone(args, stack)
-        phone.credentials.load()  # a file that cannot be used is said before anybody waits
-        if args.url is None:
+        if args.list_links or args.forget is not None:
             await _linked_devices(args, phone)
             return
+        phone = await _opened(args, phone)
+        if args.linked:
+            await _linked_devices(args, phone)
+            return
+        until = time.monotonic() + args.timeout
         url = await _line_within(args.url, args.timeout, "FIDO URL", limit=MAX_LENGTH)
         await phone.answer(url, timeout=max(0.01, until - time.monotonic()))
+
+
+async def _seal(args: argparse.Namespace) -> None:
+    """Seal the file of passkeys, or leave it plain."""
+    file = _credential_file(args)
+    file = await open_file(file, await _passphrase(args.passphrase_file), Terminal.open)
+    if args.unseal:
+        if file.key is None:
+            raise UsageError(f"{args.credentials} is not sealed")
+        await file.reseal(None)
+        say(args, f"{args.credentials} is plain now", stage="phone-unsealed")
+        return
+    file.load()
+    key = await new_key(await _passphrase(args.new_passphrase_file), Terminal.open)
+    await file.reseal(key)
+    say(args, f"{args.credentials} is sealed now", stage="phone-sealed")
+
+
+async def _passphrase(source: str | None) -> str | None:
+    """Read a passphrase from a file or descriptor; None where none is named. No message repeats what was named: it may be the passphrase."""
+    if source is None:
+        return None
+    try:
+        line = (await read_input(source, limit=LONGEST + 2 + len(BOM_UTF8), first_line=True)).partition(
+            b"\n"
+        )[0]
+        passphrase = parse_passphrase(without_mark(line).decode())
+    except UsageError as error:
+        raise UsageError(
+            "cannot read the file that --passphrase-file or --new-passphrase-file names"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise UsageError("the passphrase is not UTF-8") from error
+    if passphrase is None:
+        raise UsageError(f"the passphrase's file begins with a line of 1 to {LONGEST} bytes")
+    return passphrase
+
+
+async def _opened(args: argparse.Namespace, phone: SoftwarePhone) -> SoftwarePhone:
+    """The phone with its file of passkeys open. A file that cannot be used is said before anybody waits."""
+    file = await open_file(phone.credentials, await _passphrase(args.passphrase_file), Terminal.open)
+    file.load()
+    return replace(phone, credentials=file)
 
 
 async def _linked_devices(args: argparse.Namespace, phone: SoftwarePhone) -> None:
@@ -149,14 +210,11 @@ def _say_end(args: argparse.Namespace, error: HeadlessPasskeyError | None) -> No
 
 def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> SoftwarePhone:
     """Make the software phone that the options describe; `UsageError` when one of them is missing or wrong."""
-    for option, value in (("credentials", args.credentials), ("tunnel", args.tunnel)):
-        if not value:
-            raise UsageError(f"the software phone needs --{option}")
-    credentials = expand_home(args.credentials)
-    if not credentials.resolve().parent.is_dir():
-        raise UsageError(f"there is no directory for {args.credentials}")
+    credentials = _credential_file(args)
+    if not args.tunnel:
+        raise UsageError("the software phone needs --tunnel")
     return SoftwarePhone(
-        credentials=CredentialFile(path=credentials, model=_model(args)),
+        credentials=credentials,
         advertiser=open_advertiser(args.radio),
         tunnel_service=args.tunnel[0],
         tls=tls_context(args.ca),
@@ -166,6 +224,15 @@ def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> So
             say(args, "", stage=f"phone-{stage}") if args.json else show_progress(f"phone: {stage}")
         ),
     )
+
+
+def _credential_file(args: argparse.Namespace) -> CredentialFile:
+    if not args.credentials:
+        raise UsageError("the software phone needs --credentials")
+    path = expand_home(args.credentials)
+    if not path.resolve().parent.is_dir():
+        raise UsageError(f"there is no directory for {args.credentials}")
+    return CredentialFile(path=path, model=_model(args))
 
 
 def _model(args: argparse.Namespace) -> SoftwareKey:
@@ -728,7 +795,7 @@ async def run(args: argparse.Namespace) -> None:
         await _membership(args).finish_answers()
         terminal = stack.enter_context(Terminal.open()) if args.consent == "ask" else None
         picture = _picture(args, stack, terminal, state)
-        opener, consent = _opener(args, stack) or picture, _consent(args, terminal)
+        opener, consent = await _opener(args, stack) or picture, _consent(args, terminal)
         later: list[Notice] = []  # what would be written over the picture on the terminal
         async with _connect(args, state) as relay:
 
@@ -788,7 +855,7 @@ def _picture(
     return picture
 
 
-def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | None:
+async def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | None:
     """The opener that the options name; None for the QR code."""
     if (args.opener_command is not None) != (args.opener == "command"):
         raise UsageError("--opener command and --opener-command go together")
@@ -799,9 +866,7 @@ def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Opener | N
             return Command.parse(args.opener_command)
         case "phone":
             say(args, WARNING, warning=WARNING)
-            phone = _software_phone(args, stack)
-            phone.credentials.load()
-            return BuiltInPhone(phone=phone)
+            return BuiltInPhone(phone=await _opened(args, _software_phone(args, stack)))
     return None
 
 

@@ -1,7 +1,7 @@
 """The software phone's credentials on disk, FOR DEMONSTRATIONS AND TESTS ONLY.
 
-The private keys in it are unencrypted: there is neither hardware to hold them nor a secret of the user to encrypt them
-with. Changes are made under a lock, so that several software phones may share the file.
+There is no hardware to hold the private keys. They are unencrypted, or sealed with a passphrase of the user (`seal`).
+Changes are made under a lock, so that several software phones may share the file.
 """
 
 from dataclasses import dataclass, field, replace
@@ -10,8 +10,15 @@ from typing import Annotated, Final
 
 import msgspec
 
+from companion_push.companion.seal import Sealed, SealKey
 from companion_push.companion.software_extensions import MAX_BLOB, MAX_PACKED_BLOB, LargeBlob, Protection
-from companion_push.companion.software_file import VERSION, check_private_key, read_file, write_file
+from companion_push.companion.software_file import (
+    VERSION,
+    check_private_key,
+    read_file,
+    sealed_file,
+    write_file,
+)
 from companion_push.companion.software_key import (
     ES256,
     MAX_CREDENTIALS,
@@ -25,7 +32,9 @@ from companion_push.companion.software_key import (
 from headless_passkey.hybrid.ctap2 import GetAssertionResponse, User
 from headless_passkey.process.private_file import lock_within
 
-_LIMIT: Final = 4 << 20  # bytes of the file: 512 credentials with long names, and the large blobs
+_LIMIT: Final = 6 << 20  # bytes of the file: 512 credentials with long names, and the large blobs, sealed
+_WHAT: Final = "software passkeys"
+_SEALED_WARNING: Final = "software passkeys for demonstrations and tests, sealed with a passphrase"
 _WARNING: Final = "software passkeys for demonstrations and tests: whoever reads this file is the user"
 
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
@@ -68,10 +77,11 @@ class CredentialFile:
 
     path: Path
     model: SoftwareKey = field(default_factory=SoftwareKey)  # what the phone can do; without credentials
+    key: SealKey | None = None  # None: the file is plain
 
     def load(self) -> SoftwareKey:
         """What is in the file; nothing when there is none. `SetupError` when it cannot be used."""
-        file = read_file(self.path, _File, what="software passkeys", limit=_LIMIT)
+        file = read_file(self.path, _File, what=_WHAT, limit=_LIMIT, key=self.key)
         if file is None:
             return self.model
         return replace(self.model, credentials=tuple(map(self._read, file.credentials)))
@@ -95,8 +105,24 @@ class CredentialFile:
                 self._write(stored)
         return response
 
+    def sealed(self) -> Sealed | None:
+        """The file where it is sealed, to derive its key for; None where it is plain, or there is none."""
+        return sealed_file(self.path, what=_WHAT, limit=_LIMIT)
+
+    async def reseal(self, key: SealKey | None) -> "CredentialFile":
+        """Seal the file with `key`, or make it plain, or make it where there is none; returns the file as it is now."""
+        now = replace(self, key=key)
+        async with lock_within(self.path.resolve()):
+            now._write(self.load())  # noqa: SLF001
+        return now
+
     def _write(self, key: SoftwareKey) -> None:
-        write_file(self.path, _File(VERSION, _WARNING, [_written(each) for each in key.credentials]))
+        write_file(
+            self.path,
+            _File(VERSION, _WARNING, [_written(each) for each in key.credentials]),
+            key=self.key,
+            warning=_SEALED_WARNING,
+        )
 
     def _read(self, entry: _Credential) -> Credential:
         if entry.algorithm == ES256:  # any seed makes a key of ML-DSA

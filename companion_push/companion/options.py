@@ -71,7 +71,23 @@ def add_parser(subparsers: Any) -> None:
         metavar="LINK",
         help="in place of --url: forget the device with this link, as --list-links names it, and end",
     )
-    _phone_options(phone, required=True)
+    phone.add_argument(
+        "--seal",
+        action="store_true",
+        help="in place of --url: seal the file of passkeys with a new passphrase, whether it is there, plain or sealed, and end",
+    )
+    phone.add_argument(
+        "--unseal",
+        action="store_true",
+        said_only=(True,),
+        help="in place of --url: leave the file of passkeys plain, and end",
+    )
+    phone.add_argument(
+        "--new-passphrase-file",
+        metavar="FILE",
+        help="with --seal: file with the new passphrase, as for --passphrase-file (default: asked at the terminal)",
+    )
+    _phone_options(phone)
     phone.add_argument(
         "--timeout",
         metavar="S",
@@ -269,7 +285,7 @@ def _add_run(commands: Any) -> None:
         "--pending", action="store_true", help="ask once what is pending, deal with that, and end"
     )
     phone = run.titled_group("for --opener phone, which is for demonstrations and tests")
-    _phone_options(phone, required=False)
+    _phone_options(phone)
 
 
 def _add_changes(commands: Any) -> None:
@@ -464,9 +480,14 @@ def _ca_option(parser: argparse.ArgumentParser, whose: str) -> None:
     )
 
 
-def _phone_options(parser: Options, *, required: bool) -> None:
+def _phone_options(parser: Options) -> None:
     parser.add_argument(
-        "--credentials", metavar="FILE", type=Path, required=required, help="file of software passkeys"
+        "--credentials", metavar="FILE", type=Path, help="file of software passkeys, plain or sealed"
+    )
+    parser.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        help="file with the passphrase of sealed passkeys, - for stdin, /dev/fd/N for a descriptor (default: asked at the terminal)",
     )
     parser.add_argument(
         "--radio",
@@ -479,7 +500,6 @@ def _phone_options(parser: Options, *, required: bool) -> None:
         metavar="N=wss://HOST:PORT",
         type=_tunnel_service,
         action="append",
-        required=required,
         help="tunnel service to use, and the number to name it by; the first counts",
     )
     parser.add_argument(

@@ -21,6 +21,7 @@ from headless_passkey.process.tasks import end
 from headless_passkey.text.names import shown_line
 
 _MAX_ANSWER: Final = 256  # bytes
+_LOCAL_MODES: Final = 3  # index in what tcgetattr returns
 _LAST_WORDS: Final = 1000  # milliseconds to wait on exit for a terminal that accepts no byte
 _YES_OR_NO: Final = {"y": True, "yes": True, "n": False, "no": False}
 
@@ -103,18 +104,27 @@ class Terminal:
         self._write("".join(f"{shown_line(line)}\n" for line in lines))
 
     async def ask(
-        self, question: str, answer: Callable[[str], T | None], *, slip: str | None = None
+        self,
+        question: str,
+        answer: Callable[[str], T | None],
+        *,
+        slip: str | None = None,
+        hidden: bool = False,
     ) -> T | None:
         """Ask a question; returns the answer, or None for Ctrl-D or Ctrl-C.
 
         answer: parses a line; None means invalid, and repeats the question. slip: the message before the repetition.
+        hidden: whether what is typed is a secret, and is not shown.
         `TransportError` when the terminal is gone. Cancelling withdraws the question: it ends the line, and a late answer
         is discarded.
         """
         async with self._turn:
             asking = asyncio.ensure_future(self._until_answered(question, answer, slip))
             try:
-                with interrupted_by_keyboard(asking.cancel):  # before the question is visible
+                with (
+                    self._without_echo() if hidden else contextlib.nullcontext(),
+                    interrupted_by_keyboard(asking.cancel),  # before the question is visible
+                ):
                     await asyncio.wait({asking})
             finally:
                 try:
@@ -144,6 +154,22 @@ class Terminal:
                 return meaning
             # in one piece with the question: what is typed after it counts
             again = "" if slip is None else f"{shown_line(slip)}\n"
+
+    @contextlib.contextmanager
+    def _without_echo(self) -> Iterator[None]:
+        """Show nothing of what is typed, but the end of the line."""
+        try:
+            before = termios.tcgetattr(self._descriptor)
+            hiding = [*before]
+            hiding[_LOCAL_MODES] = (before[_LOCAL_MODES] & ~termios.ECHO) | termios.ECHONL
+            termios.tcsetattr(self._descriptor, termios.TCSANOW, hiding)
+        except termios.error as error:
+            raise TransportError("the terminal has gone") from error
+        try:
+            yield
+        finally:
+            with contextlib.suppress(termios.error):  # it has gone
+                termios.tcsetattr(self._descriptor, termios.TCSANOW, before)
 
     def _end_line(self) -> None:
         """End a withdrawn question, and discard what was typed."""

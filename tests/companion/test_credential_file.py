@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.seal import SealKey
 from companion_push.companion.software_extensions import LargeBlob, Protection
 from companion_push.companion.software_key import (
     ES256,
@@ -111,7 +112,9 @@ async def test_a_large_blob_for_a_credential_that_went_meanwhile_is_not_said_to_
     assert file.path.read_bytes() == before
 
 
-def test_the_largest_file_that_can_be_written_can_be_read(file: CredentialFile) -> None:
+@pytest.mark.parametrize("key", [None, SealKey(bytes(16), bytes(16), bytes(32))], ids=["plain", "sealed"])
+def test_the_largest_file_that_can_be_written_can_be_read(file: CredentialFile, key: SealKey | None) -> None:
+    file = replace(file, key=key)
     longest = "\x01" * 256
     credential = Credential(
         credential_id=bytes(32),
@@ -126,9 +129,9 @@ def test_the_largest_file_that_can_be_written_can_be_read(file: CredentialFile) 
         blob_enabled=True,
         blob=LargeBlob(bytes(MAX_BLOBS // MAX_CREDENTIALS), 1 << 16),
     )
-    key = SoftwareKey((credential,) * MAX_CREDENTIALS)
-    file._write(key)
-    assert file.load() == key
+    full = SoftwareKey((credential,) * MAX_CREDENTIALS)
+    file._write(full)
+    assert file.load() == full
 
 
 @given(st.text(max_size=40), st.text(max_size=40))
@@ -233,7 +236,7 @@ def test_any_bytes_are_read_or_refused(file: CredentialFile, content: bytes) -> 
 
 
 def test_a_file_that_is_too_long_is_refused(file: CredentialFile) -> None:
-    private_file.write_private(file.path, b" " * ((4 << 20) + 1))
+    private_file.write_private(file.path, b" " * ((6 << 20) + 1))
     with pytest.raises(SetupError, match="longer"):
         file.load()
 
