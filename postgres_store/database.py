@@ -1,14 +1,17 @@
 """Connections to a database in PostgreSQL 15 or newer, and transactions on them.
 
 A transaction runs in a thread, on a connection of its own. A serializable one is rolled back where it meets another one, and
-run again. A connection that is found dead is made anew, and the transaction is run again if its COMMIT was not sent.
+run again. A connection that is found dead is made anew, and the transaction is run again if its COMMIT was not sent. So is a
+connection on which the server says nothing for too long, as when a network is cut in two.
 """
 
 import asyncio
 import contextlib
+import os
 import queue
 import random
 import re
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +28,8 @@ from psycopg.rows import tuple_row
 CONNECTIONS: Final = 8  # transactions at a time
 BUSY_SECONDS: Final = 5.0  # in which a transaction is run again and again
 AWAY_SECONDS: Final = 1.0  # for which a server that is away is not asked: thousands would wait for each try
+SILENT_SECONDS: Final = 15.0  # after which a transaction under way is cut off
+LOOK_SECONDS: Final = 1.0  # between looks for those
 _TWICE: Final = 3  # tries after which a row that is there already is a fault of ours
 # what libpq does where the URL says nothing else: a peer that is gone is noticed
 _DEFAULTS: Final = {
@@ -55,11 +60,34 @@ class Isolation(Enum):
     """What a transaction sees of others."""
 
     SERIALIZABLE = "SERIALIZABLE"  # as if they ran one after the other
+    READ_COMMITTED = "READ COMMITTED"  # each statement sees what was committed before it
     SNAPSHOT = "REPEATABLE READ READ ONLY"  # what was committed before; it never meets another one
 
     @property
     def begin(self) -> str:
         return f"BEGIN ISOLATION LEVEL {self.value}{_LIMITS}"
+
+
+class Connection(psycopg.Connection[Any]):
+    """A connection, which another thread may cut off."""
+
+    _wire: socket.socket | None = (
+        None  # the same socket once more, so that it is no other one's when it is cut
+    )
+
+    def cut(self) -> None:
+        """Let the thread that waits for the server find the connection dead."""
+        if self._wire is not None:
+            with contextlib.suppress(OSError):
+                self._wire.shutdown(socket.SHUT_RDWR)
+
+    def can_be_cut(self) -> None:
+        self._wire = socket.socket(fileno=os.dup(self.fileno()))
+
+    def close(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+        super().close()
 
 
 class Database:
@@ -72,13 +100,35 @@ class Database:
         self._uri, self._program, self._rows = uri, program, rows
         self.errors: Final = errors
         self._threads = ThreadPoolExecutor(max_workers=connections, thread_name_prefix="store")
-        self._idle: queue.LifoQueue[psycopg.Connection[Any]] = queue.LifoQueue()
+        self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
+        self._used: dict[Connection, float] = {}  # until when, by the monotonic clock
+        self._looking: asyncio.TimerHandle | None = None
+        self._closed = False
         self._away_until = (
             0.0  # by the monotonic clock: a server that was away a moment ago is not waited for
         )
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def run(
+        self, work: Callable[["Statements"], T], *, isolation: Isolation = Isolation.SERIALIZABLE
+    ) -> T:
+        """Run `work` as one transaction in a thread, as `now` does."""
+        if self._closed:
+            raise self.errors.unavailable("the store is closed")
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
+        return await self.in_thread(lambda: self.now(work, isolation=isolation))
+
+    def _look(self) -> None:
+        """Cut the connections off on which the server has said nothing for too long."""
+        for connection, until in list(self._used.items()):
+            if monotonic() >= until:
+                connection.cut()
+        self._looking = None
+        if self._used:
+            self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
 
     def now(self, work: Callable[["Statements"], T], *, isolation: Isolation = Isolation.SERIALIZABLE) -> T:
         """Run `work` as one transaction in this thread, again where it meets another one; rolled back when it raises.
@@ -105,14 +155,16 @@ class Database:
 
     def _once(self, work: Callable[["Statements"], T], isolation: Isolation, *, may_be_twice: bool) -> T:
         connection = self._connection()
+        self._used[connection] = monotonic() + SILENT_SECONDS
         try:
             return self._transaction(connection, work, isolation, may_be_twice=may_be_twice)
         finally:
+            del self._used[connection]
             self.give_back(connection)
 
     def _transaction(
         self,
-        connection: "psycopg.Connection[Any]",
+        connection: Connection,
         work: Callable[["Statements"], T],
         isolation: Isolation,
         *,
@@ -142,7 +194,7 @@ class Database:
             raise self.errors.unavailable(f"the database does not answer: {said(error)}") from error
         return result
 
-    def _connection(self) -> "psycopg.Connection[Any]":
+    def _connection(self) -> Connection:
         while True:
             try:
                 idle = self._idle.get_nowait()
@@ -154,17 +206,20 @@ class Database:
                 return self.connected()
             if not idle.closed:
                 return idle
+            idle.close()
 
-    def give_back(self, connection: "psycopg.Connection[Any]") -> None:
+    def give_back(self, connection: Connection) -> None:
         """Keep an idle connection for the next transaction."""
-        if not connection.closed:
+        if connection.closed or self._closed:
+            connection.close()
+        else:
             self._idle.put(connection)
 
-    def connected(self) -> "psycopg.Connection[Any]":
+    def connected(self) -> Connection:
         """Connect. `Errors.unavailable` where that fails."""
         try:
             known = conninfo.conninfo_to_dict(self._uri)
-            return psycopg.connect(
+            connection = Connection.connect(
                 conninfo.make_conninfo("", **{**_DEFAULTS, "application_name": self._program, **known}),
                 autocommit=True,
                 row_factory=self._rows,
@@ -173,9 +228,12 @@ class Database:
         except psycopg.Error as error:
             self._away_until = monotonic() + AWAY_SECONDS
             raise self.errors.unavailable(f"the database cannot be connected to: {said(error)}") from error
+        connection.can_be_cut()
+        return connection
 
     def close(self) -> None:
         """Close the connections, and end the threads; the one that calls this may be one of them."""
+        self._closed = True
         while not self._idle.empty():
             self._idle.get_nowait().close()
         self._threads.shutdown(wait=False)

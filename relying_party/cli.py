@@ -23,7 +23,7 @@ from typing import Any, Final, NoReturn
 
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
-from relying_party.errors import ExitStatus, RelyingPartyError
+from relying_party.errors import ExitStatus, RelyingPartyError, UsageError
 from relying_party.http.addresses import Network, network
 from relying_party.http.connections import (
     CONNECTIONS,
@@ -34,9 +34,11 @@ from relying_party.http.connections import (
 from relying_party.memory import forbid_core_dumps
 from relying_party.names import printable
 from relying_party.output import forget_stdout, out, without_keys, without_secrets
+from relying_party.place import StorePlace, store_place
 
 DISTRIBUTION: Final = "headless-passkey"
 SECTION: Final = "serve"
+DEFAULT_STORE: Final = "relying-party.sqlite"
 ENVIRONMENT: Final = "RELYING_PARTY_"
 SHELLS: Final = ("bash", "zsh", "fish")
 MAX_MESSAGE: Final = 2000  # characters of a failure, or of a line of log
@@ -200,15 +202,16 @@ def _parsers() -> tuple[_Parser, _Parser]:
     )
     add(
         "--store",
-        metavar="FILE",
-        type=Path,
-        default=Path("relying-party.sqlite"),
-        help="default: relying-party.sqlite",
+        metavar="PLACE",
+        type=_place,
+        default=Path(DEFAULT_STORE),
+        help=f"a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or"
+        " PGPASSFILE, for any number of processes and machines",
     )
     add(
         "--shared-store",
         action="store_true",
-        help="several processes serve with this store, each with this option: they share used proofs in it",
+        help="several processes serve with this file, each with this option: they share used proofs in it",
     )
     add(
         "--workers",
@@ -378,6 +381,14 @@ def _host_port(text: str) -> tuple[str, int]:
     if not (separator and host and port.isascii() and port.isdigit() and int(port) <= 0xFFFF):
         raise argparse.ArgumentTypeError("expected HOST:PORT")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _place(text: str) -> StorePlace:
+    """Read where a store is. Nothing of a text that is none is repeated: it may hold a password."""
+    try:
+        return store_place(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("store: ")) from error
 
 
 def _network(text: str) -> Network:

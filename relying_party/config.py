@@ -20,6 +20,7 @@ from relying_party.core.encoding import base64url, from_base64url
 from relying_party.core.sessions import Lifetimes
 from relying_party.errors import InvalidRequest, UsageError
 from relying_party.names import name_of
+from relying_party.place import PostgresUri, StorePlace
 
 _DEFAULT_PORTS: Final = {"https": 443, "http": 80}
 _SUFFIXES: Final = frozenset(suffixes)
@@ -46,7 +47,7 @@ class Config:
     web_origins: frozenset[str]
     device_origins: frozenset[str]
     urls: tuple[str, ...]  # origins at which clients reach us; request proofs name one of them
-    store: Path
+    store: StorePlace
     page_shows: PageShows
     android_origins: frozenset[str] = frozenset()
     top_origins: frozenset[str] = frozenset()  # pages of others that may embed ours
@@ -77,10 +78,11 @@ class Config:
             raise UsageError("lifetimes: expected Lifetimes")
         if not isinstance(self.backup_eligibility, BackupEligibility):
             raise UsageError("backup_eligibility: expected a BackupEligibility")
-        try:
-            object.__setattr__(self, "store", Path(self.store))
-        except TypeError as error:
-            raise UsageError("store: expected a path") from error
+        if not isinstance(self.store, PostgresUri):
+            try:
+                object.__setattr__(self, "store", Path(self.store))
+            except TypeError as error:
+                raise UsageError("store: expected a path or a PostgresUri") from error
 
     @classmethod
     def make(
@@ -92,7 +94,7 @@ class Config:
         device_origins: tuple[str, ...],
         public_url: str,
         also_reached_at: tuple[str, ...] = (),
-        store: Path,
+        store: StorePlace,
         page_shows: PageShows | None = None,
         requests_per_minute: int = 600,
         shared_store: bool = False,

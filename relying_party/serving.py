@@ -24,6 +24,7 @@ from relying_party.http.app import METRICS, make_app, make_metrics_app
 from relying_party.http.connections import ConnectionLimits
 from relying_party.http.listening import PLAIN, Listener, inherited, listening, serving, until_terminated
 from relying_party.output import out
+from relying_party.place import PostgresUri, store_place
 from relying_party.store.shared import SharedChallenges, SharedProofs
 from relying_party.store.sqlite import SqliteStore, locked
 from relying_party.workers import HandOver, NotReadyError, Retirement, Workers
@@ -77,7 +78,7 @@ async def _work(args: argparse.Namespace, told: HandOver) -> None:
         config = _config(args, listener, base_url)
         config = replace(
             config,
-            store=Path(told.store),
+            store=store_place(told.store),
             shared_store=told.shared_store,
             requests_per_minute=told.part(config.requests_per_minute),
             registrations_per_day=told.part(config.registrations_per_day),
@@ -88,14 +89,7 @@ async def _work(args: argparse.Namespace, told: HandOver) -> None:
             idle=args.idle_seconds,
         )
         async with contextlib.AsyncExitStack() as stack:
-            folder = Path(told.folder)
-            proofs = await stack.enter_async_context(SharedProofs(folder / "proofs.sqlite"))
-            app = make_app(
-                config,
-                open_store=lambda: SqliteStore(config.store),  # the first process has it locked
-                challenges=await stack.enter_async_context(SharedChallenges(folder / "ceremonies.sqlite")),
-                used_proofs=None if config.shared_store else proofs,
-            )
+            app = await _app_of_worker(config, Path(told.folder), stack)
             serves = _served(
                 args, app, config, listener, limits=limits, say=lambda _: None, linger=retirement.linger
             )
@@ -105,6 +99,20 @@ async def _work(args: argparse.Namespace, told: HandOver) -> None:
                 await stack.enter_async_context(_served_metrics(app, listeners.enter_context(metrics)))
             out(f"{base_url}\n")
             await ended
+
+
+async def _app_of_worker(config: Config, folder: Path, stack: contextlib.AsyncExitStack) -> web.Application:
+    """Make the application of a worker, which shares with the others a database, or a store and the files in a folder."""
+    if isinstance(config.store, PostgresUri):
+        return make_app(config)
+    path = config.store
+    proofs = await stack.enter_async_context(SharedProofs(folder / "proofs.sqlite"))
+    return make_app(
+        config,
+        open_store=lambda: SqliteStore(path),  # the first process has it locked
+        challenges=await stack.enter_async_context(SharedChallenges(folder / "ceremonies.sqlite")),
+        used_proofs=None if config.shared_store else proofs,
+    )
 
 
 async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
@@ -118,7 +126,8 @@ async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) ->
     ):
         listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
         config = _config(args, listener, _base_url(args, listener))  # what is wrong in it is said once
-        lock.enter_context(locked(config.store, shared=config.shared_store))
+        if isinstance(config.store, Path):
+            lock.enter_context(locked(config.store, shared=config.shared_store))
         metrics = [listeners.enter_context(one) for one in _metrics_of_workers(args)]
         places = [
             HandOver(

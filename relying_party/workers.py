@@ -37,7 +37,7 @@ class HandOver:
     sockets: tuple[int, ...]  # descriptors of the listening sockets
     metrics: tuple[int, ...]  # and of this worker's own, for its metrics
     folder: str  # of the files that the workers share
-    store: str  # the file that the first process has locked
+    store: str  # the file that the first process has locked, or a database
     shared_store: bool  # whether used proofs are in it
 
     @classmethod

@@ -167,6 +167,7 @@ def test_the_bare_core_needs_no_extra() -> None:
 OF_METRICS = (
     "companion_push.serving.metrics", "companion_push.relay.metrics", "companion_push.tunnel_service.metrics"
 )  # fmt: skip
+RP_IN_POSTGRES = ("relying_party.store.postgres", "relying_party.store.minutes")
 MODULES = {
     "device": (("headless_passkey.",), ("headless_passkey.ctap_device", "headless_passkey.radio.bumble")),
     "fido2": (("headless_passkey.ctap_device",), ()),
@@ -179,13 +180,13 @@ MODULES = {
     ),
     "graphql": (("companion_push.relay.graphql",), ()),
     "apns": (("companion_push.push.http2",), ()),
-    "rp": (("relying_party.",), ()),
+    "rp": (("relying_party.",), RP_IN_POSTGRES),
     "emulation": (
         ("companion_push.emulation", "companion_push.companion.advertiser.bumble", "headless_passkey.radio.bumble"),
         (),
     ),
     "metrics": (OF_METRICS, ()),
-    "postgres": (("companion_push.relay.postgres", "postgres_store."), ()),
+    "postgres": (("companion_push.relay.postgres", "postgres_store.", *RP_IN_POSTGRES), ()),
     "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
@@ -262,6 +263,7 @@ def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
         "uvloop": brought("push"),
         "graphql": brought("push"),
         "apns": brought("push"),
+        "postgres": brought("rp"),
     }.get(extra, set())
     assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
 

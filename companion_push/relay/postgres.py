@@ -54,7 +54,7 @@ class PostgresStore(database.Database):
 
     def __init__(self, place: PostgresUri) -> None:
         super().__init__(place.uri, program="companion-push relay", errors=_ERRORS)
-        self.lock: psycopg.Connection[Any] | None = None
+        self.lock: database.Connection | None = None
         self._has_lock = True  # also of a command beside the relay, which needs none
 
     async def transact(
@@ -69,7 +69,7 @@ class PostgresStore(database.Database):
         committed: is called on the event loop after the commit. `StoreUnavailable`, of which `StoreBusy` is one, when the
         database does not answer.
         """
-        result = await self.in_thread(lambda: self.now(work))
+        result = await self.run(work)
         committed(result)
         return result
 

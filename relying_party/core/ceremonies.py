@@ -39,7 +39,13 @@ from fido2.webauthn import RegistrationResponse as LibraryRegistrationResponse
 
 from relying_party.core.callers import Caller, ClientKind
 from relying_party.core.challenges import AuthenticationRecord, ChallengeRecord, Purpose, RegistrationRecord
-from relying_party.core.credentials import BackupEligibility, Credential, CredentialUse, User
+from relying_party.core.credentials import (
+    BackupEligibility,
+    Credential,
+    CredentialUse,
+    User,
+    counter_stands_still,
+)
 from relying_party.core.encoding import base64url, without_mark
 from relying_party.core.messages import AuthenticationResponse, Nothing, RegistrationResponse
 from relying_party.core.operations import STEP_UP_SECONDS, Operation
@@ -327,7 +333,7 @@ class Ceremonies:
             credential_id=credential.credential_id,
             sign_count=data.counter,
             backed_up=data.is_backed_up(),
-            counter_anomaly=_counter_stands_still(credential.sign_count, data.counter),
+            counter_anomaly=counter_stands_still(credential.sign_count, data.counter),
             used_at=int(now),
             backup_eligible=None if eligible == was else eligible,
         )
@@ -508,11 +514,3 @@ def _check_owner(
         raise VerificationFailed(Check.OWNER)
     if record.expected is not None and record.expected != credential.user_handle:
         raise VerificationFailed(Check.OWNER)
-
-
-def _counter_stands_still(stored: int, seen: int) -> bool:
-    """Whether a signature counter in use did not increase (WebAuthn Level 3 §6.1.1).
-
-    Synced passkeys keep it at zero. It is a risk signal, and no reason to refuse a sign-in.
-    """
-    return (stored, seen) != (0, 0) and seen <= stored

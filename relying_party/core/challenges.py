@@ -61,6 +61,14 @@ class AuthenticationRecord(ChallengeRecord):
     operation: Operation | None = None  # what a step-up is for
 
 
+# the record of each purpose, for stores
+KINDS: Final[dict[Purpose, type[ChallengeRecord]]] = {
+    Purpose.REGISTRATION: RegistrationRecord,
+    Purpose.SIGN_IN: AuthenticationRecord,
+    Purpose.STEP_UP: AuthenticationRecord,
+}
+
+
 class ChallengeStore(Protocol):
     """The interface of a place for challenge records."""
 

@@ -80,6 +80,14 @@ class CredentialUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Noted:
+    """What a store has noted of a sign-in."""
+
+    user: User
+    counter_anomaly: bool  # the counter did not grow, compared with what was stored in that very moment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registered:
     """A user with passkeys and live sessions, and what has happened to the account where that was asked for."""
 
@@ -92,6 +100,14 @@ class Registered:
     def may_call_off(self, removal: Removal, session: Session) -> bool:
         """Whether a session may call one of the removals off (`relying_party.core.removals`)."""
         return may_call_off(removal, [one.aged() for one in self.credentials], session.credential_id)
+
+
+def counter_stands_still(stored: int, seen: int) -> bool:
+    """Whether a signature counter in use did not increase (WebAuthn Level 3 §6.1.1).
+
+    Synced passkeys keep it at zero. It is a risk signal, and no reason to refuse a sign-in.
+    """
+    return (stored, seen) != (0, 0) and seen <= stored
 
 
 class CredentialStore(Protocol):
@@ -125,12 +141,12 @@ class CredentialStore(Protocol):
         `MAX_PASSKEYS`.
         """
 
-    async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> User:
+    async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> Noted:
         """Note the use of a credential and open a session; `VerificationFailed` when it has gone. ends: as for `register`."""
 
     async def step_up(
         self, use: CredentialUse, session: Session, *, was: bytes, operation: bytes, until: int
-    ) -> User:
+    ) -> Noted:
         """Note the use of a credential, `replace_session`, and keep the step-up; `VerificationFailed` when either has gone.
 
         operation: the digest of the one operation that it is for. until: its expiry. A session has one step-up at most.

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -38,7 +39,7 @@ from relying_party.core.ceremonies import (
 )
 from relying_party.core.ceremonies import RelyingParty as CeremonyParty
 from relying_party.core.challenges import NAME_SIZE, Challenges, ChallengeStore
-from relying_party.core.credentials import MAX_PASSKEYS, Credential, CredentialStore, User
+from relying_party.core.credentials import MAX_PASSKEYS, Credential, CredentialStore, Noted, User
 from relying_party.core.messages import (
     AuthenticationResponse,
     parse_authentication_options,
@@ -116,6 +117,7 @@ from relying_party.http.request import (
 from relying_party.http.tracing import METHODS, Tracing, tracing
 from relying_party.http.well_known import device_endpoint, passkey_endpoints, related_origins
 from relying_party.names import name_of
+from relying_party.place import PostgresUri
 from relying_party.store.sqlite import SqliteStore, locked
 
 if TYPE_CHECKING:
@@ -156,15 +158,16 @@ def make_app(
     challenges: ChallengeStore | None = None,
     used_proofs: UsedProofs | None = None,
     with_pages: bool = True,
-    clock: Clock = time.time,
+    clock: Clock | None = None,
     random: RandomBytes = secrets.token_bytes,
     tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
     """The application; its store opens when it starts and closes when it ends.
 
-    open_store: another place for users, passkeys and sessions than the file of `config`. challenges: another
-    place for ceremonies under way than this process. used_proofs: another place for used proofs than this process, or the
-    store where it is shared. with_pages: False leaves the pages to a service that mounts this, and the well-known documents
+    open_store: another place for users, passkeys and sessions than the store of `config`. challenges: another
+    place for ceremonies under way than this process, or the database of `config`. used_proofs: another place for used proofs
+    than this process, or the store where it is shared. clock: returns Unix seconds; by default the system's, or that of the
+    database of `config`. with_pages: False leaves the pages to a service that mounts this, and the well-known documents
     (`well_known_routes`). tracer_provider: OpenTelemetry's, for spans of the requests; by default that of the process, where
     the API is installed.
     """
@@ -179,7 +182,6 @@ def make_app(
         handler_args={"logger": http_logger},
     )
     app[METRICS] = Metrics()
-    open_it: OpenStore = open_store or (lambda: _locked_store(config))
 
     async def opened_store(app: web.Application) -> AsyncIterator[None]:
         mounted_at = app.router[_LIVEZ].url_for().raw_path.removesuffix("/livez")
@@ -189,17 +191,18 @@ def make_app(
                 mounted_at,
                 config.public_url,
             )
-        async with open_it() as store:
+        async with _places(config, open_store) as places:
+            store, now = places.store, clock or places.clock
             app[STATE] = State(
                 config=config,
                 ceremonies=Ceremonies(_party(config)),
                 store=store,
-                challenges=Challenges() if challenges is None else challenges,
-                clock=clock,
+                challenges=challenges or places.challenges,
+                clock=now,
                 random=random,
                 metrics=app[METRICS],
                 prf_salt=await store.secret("prf") if config.prf else None,
-                used_proofs=used_proofs or (store if config.shared_store else ProofsInMemory()),
+                used_proofs=used_proofs or places.used_proofs,
                 rate_limit=RateLimit(name="changes-of-address", most=config.requests_per_minute),
                 read_limit=RateLimit(name="reads-of-address", most=config.requests_per_minute * READS),
                 registrations=RateLimit(
@@ -236,11 +239,42 @@ def make_app(
     return app
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Places:
+    """Where everything is that is stored, and whose time it is."""
+
+    store: CredentialStore
+    challenges: ChallengeStore
+    used_proofs: UsedProofs
+    clock: Clock
+
+
+@asynccontextmanager
+async def _places(config: Config, open_store: OpenStore | None) -> AsyncIterator[_Places]:
+    """Open the store of `config`, or another one."""
+    if open_store is None and isinstance(config.store, PostgresUri):
+        from relying_party.store.postgres import PostgresStore  # noqa: PLC0415  it needs an extra
+
+        async with PostgresStore(config.store) as database:
+            yield _Places(
+                store=database, challenges=database.challenges, used_proofs=database, clock=database.clock
+            )
+        return
+    async with (open_store or (lambda: _locked_store(config)))() as store:
+        yield _Places(
+            store=store,
+            challenges=Challenges(),
+            used_proofs=store if config.shared_store else ProofsInMemory(),
+            clock=time.time,
+        )
+
+
 @asynccontextmanager
 async def _locked_store(config: Config) -> AsyncIterator[CredentialStore]:
-    """Open the store of `config`, locked against processes that would not share its used proofs."""
-    with locked(config.store, shared=config.shared_store):
-        async with SqliteStore(config.store) as store:
+    """Open the file of `config`, locked against processes that would not share its used proofs."""
+    path = Path(str(config.store))
+    with locked(path, shared=config.shared_store):
+        async with SqliteStore(path) as store:
             yield store
 
 
@@ -396,9 +430,10 @@ async def authentication_result(request: web.Request) -> web.Response:
     now = state.clock()
     credential, done = await _authenticated(state, caller, ceremony, response, now=now)
     opened = _open_session(state, done.caller, credential, now)
-    user = await state.store.sign_in(done.use, opened.session, ends=_id_of(found))
+    noted = await state.store.sign_in(done.use, opened.session, ends=_id_of(found))
+    _tell_counter(state, noted)
     logger.info("signed in (%s)", done.caller.kind)
-    return await _session_answer(state, opened, user, status=200)
+    return await _session_answer(state, opened, noted.user, status=200)
 
 
 async def step_up_options(request: web.Request) -> web.Response:
@@ -438,15 +473,16 @@ async def step_up_result(request: web.Request) -> web.Response:
         random=state.random,
         issue=state.issue(now),
     )
-    user = await state.store.step_up(
+    noted = await state.store.step_up(
         done.use,
         opened.session,
         was=session.token_hash,
         operation=done.operation.digest(),
         until=int(now) + STEP_UP_SECONDS,
     )
+    _tell_counter(state, noted)
     logger.info("stepped up to %s (%s)", done.operation.kind, session.client_kind)
-    return await _session_answer(state, opened, user, status=200)
+    return await _session_answer(state, opened, noted.user, status=200)
 
 
 async def get_session(request: web.Request) -> web.Response:
@@ -631,13 +667,17 @@ async def _authenticated(
         raise
     if credential is None:  # an unknown credential was refused before
         raise VerificationFailed(Check.UNKNOWN_CREDENTIAL)
-    if done.use.counter_anomaly:
-        state.metrics.count("counter_anomalies_total")
-        logger.warning("a passkey's signature counter did not grow: it may have been copied")
     if done.use.backup_eligible is not None:
         _tell_eligibility(state, credential, outcome="accepted")
     _count_done(state, record.purpose, done.caller)
     return credential, done
+
+
+def _tell_counter(state: State, noted: Noted) -> None:
+    """Log and count a signature counter that did not grow."""
+    if noted.counter_anomaly:
+        state.metrics.count("counter_anomalies_total")
+        logger.warning("a passkey's signature counter did not grow: it may have been copied")
 
 
 def _tell_eligibility(state: State, credential: Credential, *, outcome: str) -> None:

@@ -14,17 +14,12 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from relying_party.core.challenges import (
-    MAX_RECORDS,
-    AuthenticationRecord,
-    ChallengeRecord,
-    Purpose,
-    RegistrationRecord,
-)
+from relying_party.core.challenges import KINDS, MAX_RECORDS, ChallengeRecord, Purpose
 from relying_party.core.encoding import base64url
 from relying_party.core.proofs import Proof
 from relying_party.errors import CeremonyGone, UseDpopNonce
-from relying_party.store.sqlite import USED_PROOFS, Worker, all_or_nothing, taken_proof
+from relying_party.store.sql import USED_PROOFS
+from relying_party.store.sqlite import Worker, all_or_nothing, taken_proof
 
 CEREMONIES: Final = (
     """CREATE TABLE ceremonies (
@@ -48,11 +43,6 @@ CEREMONIES: Final = (
         DELETE FROM shares WHERE share = old.share AND size = 0;
     END""",
 )
-KINDS: Final[dict[Purpose, type[ChallengeRecord]]] = {
-    Purpose.REGISTRATION: RegistrationRecord,
-    Purpose.SIGN_IN: AuthenticationRecord,
-    Purpose.STEP_UP: AuthenticationRecord,
-}
 
 
 class _SharedFile:

@@ -257,7 +257,7 @@ async def test_no_secret_stands_in_the_servers_stores(evidence: Evidence) -> Non
 def _is_the_relying_partys(secret: Secret) -> bool:
     """A session's name has 16 bytes and opens nothing; its tokens have 32."""
     names_a_session = secret.kind == "random:relying_party.core.sessions" and len(secret.value) == 16
-    return names_a_session or secret.kind == "random:relying_party.store.sqlite"
+    return names_a_session or secret.kind == "random:relying_party.store.sql"
 
 
 @pytest.mark.parametrize("in_front", [b"", b"x", b"xy"], ids=["aligned", "one byte on", "two bytes on"])

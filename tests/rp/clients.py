@@ -11,6 +11,7 @@ from aiohttp.web import Application, Request
 
 from relying_party.config import Config
 from relying_party.http.request import STATE
+from relying_party.place import StorePlace
 from tests.rp.authenticator_double import JSON, NO_FAULTS, DeviceKey, Faults, Passkey, b64, create, get
 
 RP_ID: Final = "rp.example"
@@ -19,7 +20,7 @@ DEVICE_ORIGIN: Final = "https://device.rp.example"
 PROBLEM: Final = "urn:headless-passkey:problem:"
 
 
-def make_config(store: Path, **changes: Any) -> Config:
+def make_config(store: StorePlace, **changes: Any) -> Config:
     settings: dict[str, Any] = {
         "rp_id": RP_ID,
         "rp_name": "An Example",
@@ -112,6 +113,12 @@ class Site:
     @property
     def state(self) -> Any:
         return self.app[STATE]
+
+    @property
+    def file(self) -> Path:
+        """The file that its store is."""
+        assert isinstance(self.config.store, Path)
+        return self.config.store
 
     @property
     def nonce(self) -> str:

@@ -7,6 +7,8 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from relying_party.http.app import make_app
 from tests.rp.clients import Browser, Clock, Device, Site, Who, make_config
+from tests.rp.stores import ENGINES, Engine
+from tests.rp.stores import engine as new_engine
 
 
 @pytest.fixture
@@ -16,6 +18,12 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
     app = make_app(config, clock=clock)
     async with TestClient(TestServer(app), cookie_jar=DummyCookieJar()) as http:
         yield Site(http=http, app=app, clock=clock, config=config)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
+    """Each engine of a store in turn."""
+    return new_engine(request.param, tmp_path)
 
 
 @pytest.fixture(params=["browser", "device"])

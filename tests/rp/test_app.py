@@ -529,7 +529,7 @@ async def test_a_store_that_does_not_answer_is_a_problem_and_loses_nothing(
     response = get(passkey, options, device.client_origin)
     browser = Browser()
     await site.sign_in(browser, passkey)
-    other = sqlite3.connect(site.config.store)
+    other = sqlite3.connect(site.file)
     monkeypatch.setattr(sqlite_module, "BUSY_TIMEOUT", 0.001)
     try:
         other.execute("BEGIN IMMEDIATE")  # holds the write lock
@@ -550,7 +550,7 @@ async def test_a_store_whose_file_was_deleted_acknowledges_nothing(
 ) -> None:
     browser = Browser()
     ceremony, options = await site.begin(browser, "registration", user_name="ada")
-    site.config.store.unlink()
+    site.file.unlink()
     response = create(options, WEB_ORIGIN)[1]
     answer = await site.finish(browser, "registration", ceremony, response)
     assert (answer.status, answer.slug) == (503, "store-unavailable")

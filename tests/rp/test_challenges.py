@@ -5,10 +5,11 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relying_party.core.callers import Caller, ClientKind
@@ -22,7 +23,11 @@ from relying_party.core.challenges import (
 from relying_party.core.credentials import User
 from relying_party.core.operations import Operation, OperationKind
 from relying_party.errors import CeremonyGone
+from relying_party.place import PostgresUri
+from relying_party.store.minutes import PostgresChallenges
+from relying_party.store.postgres import PostgresStore
 from relying_party.store.shared import SharedChallenges
+from tests.rp.stores import new_database, query
 
 
 def record(*, expires_at: float = 100.0) -> ChallengeRecord:
@@ -39,8 +44,11 @@ def record(*, expires_at: float = 100.0) -> ChallengeRecord:
     )
 
 
-Place = Challenges | SharedChallenges
-in_each_place = pytest.mark.parametrize("kind", ["memory", "shared"])
+Place = Challenges | SharedChallenges | PostgresChallenges
+in_each_place = pytest.mark.parametrize("kind", ["memory", "shared", "database"])
+
+
+ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()))
 
 
 @asynccontextmanager
@@ -48,9 +56,24 @@ async def place(kind: str, *, most: int = 20_000) -> AsyncIterator[Place]:
     if kind == "memory":
         yield Challenges(most=most)
         return
+    if kind == "database":
+        async with await emptied() as store:
+            yield PostgresChallenges(store.database, most=most)
+        return
     with tempfile.TemporaryDirectory() as folder:
         async with SharedChallenges(Path(folder) / "ceremonies", most=most) as shared:
             yield shared
+
+
+@cache
+def database() -> PostgresUri:
+    """One database for all tests here: hypothesis has many examples."""
+    return new_database()
+
+
+async def emptied() -> PostgresStore:
+    query(database(), "TRUNCATE ceremonies")
+    return PostgresStore(database())
 
 
 async def names_in(challenges: Place) -> set[str]:
@@ -58,6 +81,9 @@ async def names_in(challenges: Place) -> set[str]:
     if isinstance(challenges, Challenges):
         assert sum(map(len, challenges._shares._by_size.values())) == len(challenges._shares._names)
         return set(challenges._records)
+
+    if isinstance(challenges, PostgresChallenges):
+        return {name for (name,) in query(database(), "SELECT name FROM ceremonies")}
 
     def work(connection: sqlite3.Connection) -> set[str]:
         rows = connection.execute("SELECT name FROM ceremonies").fetchall()
@@ -142,9 +168,19 @@ async def test_an_expired_record_is_gone_and_stays_gone(kind: str) -> None:
                 await challenges.take(name, now=now)
 
 
-@in_each_place
-@given(st.text(st.characters(codec=None, exclude_categories=())))
+@pytest.mark.parametrize("kind", ["memory", "shared"])
+@given(ANY_TEXT)
 async def test_any_other_name_is_gone(kind: str, name: str) -> None:
+    await any_other_is_gone(kind, name)
+
+
+@settings(max_examples=10)
+@given(ANY_TEXT)
+async def test_any_other_name_is_gone_in_a_database(name: str) -> None:
+    await any_other_is_gone("database", name)
+
+
+async def any_other_is_gone(kind: str, name: str) -> None:
     async with place(kind) as challenges:
         kept = await challenges.add(record(), name=b"name", share="a", now=0)
         if name != kept:
@@ -199,7 +235,7 @@ async def test_a_full_place_forgets_the_oldest_of_who_has_most(kind: str, begun:
 
 
 @pytest.mark.threat("T17")
-@pytest.mark.parametrize(("kind", "tries"), [("memory", 20_000), ("shared", 500)])
+@pytest.mark.parametrize(("kind", "tries"), [("memory", 20_000), ("shared", 500), ("database", 300)])
 async def test_one_stranger_displaces_nobody_elses_ceremony(kind: str, tries: int) -> None:
     async with place(kind, most=100) as challenges:
         ours = [
@@ -213,15 +249,28 @@ async def test_one_stranger_displaces_nobody_elses_ceremony(kind: str, tries: in
             await challenges.take(name, now=0)
 
 
-@in_each_place
+STEPS = st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60)
+
+
+@pytest.mark.parametrize("kind", ["memory", "shared"])
 @pytest.mark.threat("T17")
-@given(
-    st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=60),
-    st.integers(1, 6),
-)
+@given(STEPS, st.integers(1, 6))
 async def test_nobody_below_the_largest_share_loses_a_ceremony(
     kind: str, steps: list[tuple[str, bool]], most: int
 ) -> None:
+    await nobody_below_loses(kind, steps, most)
+
+
+@pytest.mark.threat("T17")
+@settings(max_examples=5)
+@given(STEPS, st.integers(1, 6))
+async def test_nobody_below_the_largest_share_loses_a_ceremony_in_a_database(
+    steps: list[tuple[str, bool]], most: int
+) -> None:
+    await nobody_below_loses("database", steps, most)
+
+
+async def nobody_below_loses(kind: str, steps: list[tuple[str, bool]], most: int) -> None:
     """Against a model: the records of each share, oldest first."""
     async with place(kind, most=most) as challenges:
         model: dict[str, list[str]] = {}

@@ -118,7 +118,7 @@ async def test_what_a_prf_evaluates_to_is_not_kept(opened: Open) -> None:
         assert answer.status == 201
         outputs = {"prf": {"results": {"first": secret}}}
         assert (await site.sign_in(Browser(), passkey, Faults(client_outputs=outputs))).status == 200
-        files = b"".join(path.read_bytes() for path in site.config.store.parent.iterdir())
+        files = b"".join(path.read_bytes() for path in site.file.parent.iterdir())
         assert secret.encode() not in files
         assert unb64(secret) not in files
 

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -28,8 +29,8 @@ from relying_party.core.proofs import (
 )
 from relying_party.errors import ProofClock, ProofInvalid, RequestRefused, UseDpopNonce
 from relying_party.store.shared import SharedProofs
-from relying_party.store.sqlite import SqliteStore
 from tests.rp.authenticator_double import DeviceKey, ProofFaults, b64, unb64
+from tests.rp.stores import ENGINES, engine
 from tests.vectors_loader import Vector, name, vectors
 
 NOW = 1_800_000_000.0
@@ -215,13 +216,13 @@ def _made(nonce: str | None, *, identifier: str = "a", key: str = "key") -> Proo
     return Proof(key_thumbprint=key, id=identifier, nonce=nonce)
 
 
-@pytest.fixture(params=["memory", "store", "shared file"])
+@pytest.fixture(params=["memory", "store", "shared file", "database"])
 async def used(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[UsedProofs]:
     """Each memory of used proofs in turn."""
     if request.param == "memory":
         yield ProofsInMemory()
-    elif request.param == "store":
-        async with SqliteStore(tmp_path / "s") as store:
+    elif request.param in ("store", "database"):
+        async with engine("sqlite" if request.param == "store" else "postgresql", tmp_path).store() as store:
             yield store
     else:
         async with SharedProofs(tmp_path / "s") as shared:
@@ -300,18 +301,25 @@ async def test_no_proof_from_before_a_start_is_taken_whatever_its_clock_said() -
             await after.take_proof(_made(nonce, identifier=identifier), now=NOW + 30)
 
 
+@dataclass
+class SharedFile:
+    path: Path
+
+    def store(self) -> SharedProofs:
+        return SharedProofs(self.path)
+
+
 @pytest.mark.threat("T13")
-@pytest.mark.parametrize("kind", [SqliteStore, SharedProofs])
-async def test_processes_that_share_a_store_take_a_proof_once_between_them(
-    tmp_path: Path, kind: type[SqliteStore | SharedProofs]
-) -> None:
-    async with kind(tmp_path / "s") as one, kind(tmp_path / "s") as two:
+@pytest.mark.parametrize("kind", [*ENGINES, "shared file"])
+async def test_processes_that_share_a_store_take_a_proof_once_between_them(tmp_path: Path, kind: str) -> None:
+    place = SharedFile(tmp_path / "s") if kind == "shared file" else engine(kind, tmp_path)
+    async with place.store() as one, place.store() as two:
         nonce = await newest(one)
         assert await newest(two) == nonce
         both = (one.take_proof(_made(nonce), now=NOW), two.take_proof(_made(nonce), now=NOW))
         outcomes = await asyncio.gather(*both, return_exceptions=True)
         assert sorted(map(str, outcomes)) == sorted([nonce, "the proof was used before"])
-    async with kind(tmp_path / "s") as restarted:
+    async with place.store() as restarted:
         with pytest.raises(ProofInvalid):
             await restarted.take_proof(_made(nonce), now=NOW)
         await restarted.take_proof(_made(nonce, identifier="b"), now=NOW)

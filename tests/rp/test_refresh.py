@@ -202,7 +202,7 @@ async def test_an_invented_refresh_token_is_nothing(site: Site) -> None:
 async def test_no_refresh_token_is_on_disk(site: Site) -> None:
     device, first = await _signed_in(site)
     second = (await _refresh(site, device, first)).body["refresh_token"]
-    files = b"".join(path.read_bytes() for path in site.config.store.parent.iterdir())
+    files = b"".join(path.read_bytes() for path in site.file.parent.iterdir())
     for token in (first, second):
         assert token.encode() not in files
 

@@ -53,7 +53,7 @@ async def test_only_the_hash_of_a_token_is_on_disk(site: Site) -> None:
     await site.register(device, "ada")
     await site.register(browser, "bea")
     tokens = [device.token or "", browser.cookie or ""]
-    files = b"".join(path.read_bytes() for path in site.config.store.parent.iterdir())
+    files = b"".join(path.read_bytes() for path in site.file.parent.iterdir())
     for token in tokens:
         assert token.encode() not in files
         assert unb64(token) not in files

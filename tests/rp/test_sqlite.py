@@ -12,68 +12,11 @@ from pathlib import Path
 import pytest
 
 from relying_party.core.callers import ClientKind
-from relying_party.core.credentials import Credential, CredentialUse, User
-from relying_party.core.sessions import Session
-from relying_party.errors import SetupError, StoreUnavailable, UserExists, VerificationFailed
-from relying_party.store import sqlite
+from relying_party.core.credentials import User
+from relying_party.errors import SetupError, StoreUnavailable
+from relying_party.store import sql, sqlite
 from relying_party.store.sqlite import SqliteStore
-
-ADA = User(handle=b"a" * 32, name="ada", display_name="Ada L.")
-EVE = User(handle=b"e" * 32, name="eve", display_name="Eve")
-
-
-def credential(user: User = ADA, name: bytes = b"credential") -> Credential:
-    return Credential(
-        credential_id=name,
-        user_handle=user.handle,
-        attested_data=b"attested",
-        aaguid=bytes(16),
-        algorithm=-7,
-        sign_count=0,
-        backup_eligible=True,
-        backed_up=False,
-        transports=("hybrid", "internal"),
-        attestation_object=b"object",
-        client_data_hash=bytes(32),
-        created_at=1,
-    )
-
-
-def session(user: User = ADA, token: bytes = b"token", *, key: str | None = None) -> Session:
-    return Session(
-        session_id=b"id of " + token,
-        token_hash=token,
-        user_handle=user.handle,
-        credential_id=b"credential",
-        client_kind=ClientKind.WEB if key is None else ClientKind.DEVICE,
-        key_thumbprint=key,
-        created_at=1,
-        auth_time=1,
-        expires_at=100,
-        ends_at=100,
-    )
-
-
-def use(name: bytes = b"credential") -> CredentialUse:
-    return CredentialUse(credential_id=name, sign_count=0, backed_up=True, counter_anomaly=False, used_at=2)
-
-
-async def test_what_is_stored_comes_back_after_reopening(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        assert await store.register(credential(), ADA, session(), ends=None) == ADA
-        secret = await store.secret("decoy")
-    async with SqliteStore(tmp_path / "s") as store:
-        assert await store.user_by_name("ada", now=2) == ADA
-        assert await store.credential(b"credential", now=2) == credential()
-        assert await store.credentials_of(ADA.handle, now=2) == [credential()]
-        assert await store.session(b"token", now=99) == (session(), ADA)
-        assert await store.session(b"token", now=100) is None
-        assert await store.secret("decoy") == secret != await store.secret("another")
-        assert len(secret) == 32
-        (one,) = await store.everyone(now=50, most=10)
-        assert (one.user, one.credentials, one.sessions) == (ADA, (credential(),), (session(),))
-        assert await store.registered(ADA.handle, now=50) == one
-        assert await store.registered(EVE.handle, now=50) is None
+from tests.rp.records import ADA, EVE, credential, session
 
 
 async def test_a_file_is_nobody_elses_to_read(tmp_path: Path) -> None:
@@ -103,80 +46,6 @@ async def test_who_reads_cannot_write(tmp_path: Path) -> None:
     async with SqliteStore(tmp_path / "s") as store:
         with pytest.raises(StoreUnavailable, match="readonly"):
             await store._transaction(lambda connection: connection.execute("DELETE FROM users"))
-
-
-async def test_a_refused_registration_leaves_nothing_behind(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        await store.register(credential(), ADA, session(), ends=None)
-        with pytest.raises(VerificationFailed):
-            await store.register(credential(EVE), EVE, session(EVE, b"other"), ends=b"id of token")
-        namesake = User(handle=b"n" * 32, name="ada", display_name="")
-        with pytest.raises(UserExists):
-            await store.register(credential(namesake, b"c2"), namesake, session(namesake, b"t2"), ends=None)
-        assert await store.user_by_name("eve", now=2) is None
-        assert await store.session(b"other", now=2) is None
-        assert await store.session(b"token", now=2) is not None
-
-
-async def test_a_sign_in_with_a_credential_that_has_gone_opens_nothing(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        await store.register(credential(), ADA, session(), ends=None)
-        with pytest.raises(VerificationFailed):
-            await store.sign_in(use(b"gone"), session(ADA, b"t2"), ends=b"id of token")
-        assert await store.session(b"t2", now=2) is None
-        assert await store.session(b"token", now=2) is not None
-
-
-async def test_a_new_session_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        await store.register(credential(), ADA, session(token=b"t1"), ends=None)
-        await store.sign_in(use(), session(token=b"t2"), ends=b"id of t1")
-        await store.sign_in(use(), session(token=b"d1", key="key"), ends=None)
-        await store.sign_in(use(), session(token=b"d2", key="key"), ends=None)
-        live = [
-            token for token in (b"t1", b"t2", b"d1", b"d2") if await store.session(token, now=2) is not None
-        ]
-        assert live == [b"t2", b"d2"]
-        assert await store.end_session(ADA.handle, b"id of t2")
-        assert await store.session(b"t2", now=2) is None
-
-
-async def test_transactions_at_once_run_one_after_the_other(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        users = [User(handle=bytes([n]) * 32, name=f"user {n}", display_name="") for n in range(20)]
-        results = await asyncio.gather(
-            *(
-                store.register(credential(user, user.handle), user, session(user, user.handle), ends=None)
-                for user in users
-            ),
-            *(store.register(credential(ADA, b"one"), ADA, session(), ends=None) for _ in range(5)),
-            return_exceptions=True,
-        )
-        failed = [result for result in results if isinstance(result, Exception)]
-        assert len(failed) == 4
-        assert len(await store.everyone(now=2, most=100)) == 21
-
-
-async def test_a_cancelled_caller_tears_no_transaction(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        task = asyncio.ensure_future(store.register(credential(), ADA, session(), ends=None))
-        await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.wait([task])
-        there = [
-            await store.user_by_name("ada", now=2) is not None,
-            await store.credential(b"credential", now=2) is not None,
-            await store.session(b"token", now=2) is not None,
-        ]
-        assert len(set(there)) == 1
-
-
-async def test_two_processes_may_share_a_file(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as one, SqliteStore(tmp_path / "s") as two:
-        await one.register(credential(), ADA, session(), ends=None)
-        assert await two.user_by_name("ada", now=2) == ADA
-        await two.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
-        assert await one.user_by_name("eve", now=2) == EVE
 
 
 # Others who use the file
@@ -275,7 +144,7 @@ async def test_an_older_file_that_is_held_is_not_brought_up_to_date_now(
     async with SqliteStore(tmp_path / "s"):
         pass
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", 0.01)
-    monkeypatch.setattr(sqlite, "MIGRATIONS", (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",)))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*sql.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",)))
     with held(tmp_path / "s"), pytest.raises(StoreUnavailable, match="another program keeps") as error:
         async with SqliteStore(tmp_path / "s"):
             pytest.fail("opened")
@@ -340,13 +209,6 @@ async def test_a_store_is_found_from_every_working_folder(
         assert await store.user_by_name("ada", now=2) == ADA
 
 
-async def test_a_closed_store_says_so(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        pass
-    with pytest.raises(StoreUnavailable):
-        await store.user_by_name("ada", now=2)
-
-
 def _other_program(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute("CREATE TABLE theirs (x)")
@@ -357,7 +219,7 @@ def _other_program(path: Path) -> None:
 def _newer_version(path: Path) -> None:
     connection = sqlite3.connect(path)
     connection.execute(f"PRAGMA application_id = {sqlite.APPLICATION_ID}")
-    connection.execute(f"PRAGMA user_version = {len(sqlite.MIGRATIONS) + 1}")
+    connection.execute(f"PRAGMA user_version = {len(sql.MIGRATIONS) + 1}")
     connection.close()
 
 
@@ -379,7 +241,7 @@ async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, make: objec
 async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with SqliteStore(tmp_path / "s") as store:
         await store.register(credential(), ADA, session(), ends=None)
-    newer = (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",))
+    newer = (*sql.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT",))
     monkeypatch.setattr(sqlite, "MIGRATIONS", newer)
     async with SqliteStore(tmp_path / "s") as store:
         assert await store.user_by_name("ada", now=2) == ADA
@@ -392,7 +254,7 @@ async def test_an_older_file_is_brought_up_to_date(tmp_path: Path, monkeypatch: 
 async def test_a_step_that_fails_undoes_the_steps_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = (*sqlite.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT", "NONSENSE"))
+    broken = (*sql.MIGRATIONS, ("CREATE TABLE added (x ANY) STRICT", "NONSENSE"))
     monkeypatch.setattr(sqlite, "MIGRATIONS", broken)
     with pytest.raises(SetupError):
         async with SqliteStore(tmp_path / "s"):
@@ -470,34 +332,3 @@ def _schema(path: Path) -> set[tuple[str, ...]]:
     rows = connection.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
     connection.close()
     return {tuple(" ".join((column or "").split()) for column in row) for row in rows}
-
-
-async def test_a_session_changes_only_from_the_state_that_was_seen(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        first = session(token=b"t1", key="key")
-        await store.register(credential(), ADA, first, ends=None)
-        second = replace(first, token_hash=b"t2", refresh_hash=b"r2")
-        assert await store.replace_session(second, was=b"t1")
-        assert not await store.replace_session(replace(second, token_hash=b"t3"), was=b"t1")
-        assert await store.session(b"t2", now=2) == (second, ADA)
-        with pytest.raises(VerificationFailed):
-            await store.step_up(use(), replace(second, token_hash=b"t4"), was=b"t1", operation=b"o", until=9)
-        kept = await store.credential(b"credential", now=2)
-        assert kept is not None
-        assert kept.last_used_at is None  # all of it, or nothing
-
-
-async def test_spent_refresh_tokens_are_remembered_for_as_long_as_their_session(tmp_path: Path) -> None:
-    async with SqliteStore(tmp_path / "s") as store:
-        first = replace(session(token=b"t1", key="key"), refresh_hash=b"r1")
-        await store.register(credential(), ADA, first, ends=None)
-        second = replace(first, token_hash=b"t2", refresh_hash=b"r2", previous_refresh_hash=b"r1")
-        third = replace(first, token_hash=b"t3", refresh_hash=b"r3", previous_refresh_hash=b"r2")
-        assert await store.replace_session(second, was=b"t1")
-        assert await store.replace_session(third, was=b"t2")
-        for token in (b"r1", b"r2", b"r3"):
-            assert await store.session_of_refresh(token, now=99) == (third, ADA)
-            assert await store.session_of_refresh(token, now=100) is None
-        assert await store.session_of_refresh(b"r4", now=99) is None
-        assert await store.end_session(ADA.handle, third.session_id)
-        assert await store.session_of_refresh(b"r1", now=99) is None

@@ -1,0 +1,35 @@
+"""Where a store is: a file, or a database in PostgreSQL."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from postgres_store.uri import check_uri, is_uri
+from relying_party.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresUri:
+    """A database in PostgreSQL, by libpq's connection URI; without a password, which is no secret in an argument.
+
+    libpq reads the password from ``PGPASSFILE``, ``PGPASSWORD`` or a service file.
+    """
+
+    uri: str
+
+    def __post_init__(self) -> None:
+        try:
+            check_uri(self.uri)
+        except ValueError as error:
+            raise UsageError(f"store: {error}") from None
+
+    def __str__(self) -> str:
+        return self.uri
+
+
+StorePlace: TypeAlias = Path | PostgresUri
+
+
+def store_place(text: str) -> StorePlace:
+    """Read a place: a path, or a URL of PostgreSQL."""
+    return PostgresUri(text) if is_uri(text) else Path(text)

@@ -1,0 +1,116 @@
+"""The store in a database of PostgreSQL 15 or newer, for any number of processes on any number of machines.
+
+A transaction that writes is serializable, and is run again where it meets another one; one that reads sees a moment of the
+database, and meets nobody. What lives minutes is in the database too (`relying_party.store.minutes`), and so is the time:
+whatever a machine's own clock says, all that use a database count by the database's.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from time import monotonic
+from types import TracebackType
+from typing import Any, Final, Self, TypeVar
+
+from relying_party.core.proofs import Proof
+from relying_party.errors import SetupError, StoreUnavailable
+from relying_party.place import PostgresUri
+from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore
+
+try:
+    from psycopg.rows import dict_row
+
+    from postgres_store.database import Database, Errors, Isolation
+    from postgres_store.schema import migrate
+    from relying_party.store.minutes import MINUTES, PostgresChallenges, PostgresProofs
+except ImportError as error:
+    raise SetupError(
+        "a store in PostgreSQL needs psycopg: pip install '.[postgres]' in the clone of headless-passkey"
+    ) from error
+
+SYNC_SECONDS: Final = 30.0  # between looks at the database's clock
+
+_Value = TypeVar("_Value")
+
+
+class StoreBusy(StoreUnavailable):
+    """Other transactions are in the way for too long."""
+
+
+ERRORS: Final = Errors(
+    unavailable=StoreUnavailable, busy=StoreBusy, unusable=SetupError, incompatible=SetupError
+)
+# the steps are those of a file, but for what lives minutes
+STEPS: Final = tuple(MINUTES if step is USED_PROOFS else step for step in MIGRATIONS)
+
+
+class DatabaseClock:
+    """The database's time in Unix seconds, carried on by the monotonic clock of this machine."""
+
+    def __init__(self) -> None:
+        self._ahead = 0.0  # of the monotonic clock
+
+    def __call__(self) -> float:
+        return monotonic() + self._ahead
+
+    def read(self, database: Database) -> None:
+        """Set it by the database, half a round trip ago."""
+
+        def work(db: Any) -> float:
+            asked = monotonic()
+            row = db.execute("SELECT extract(epoch FROM clock_timestamp())::float8 AS now").fetchone()
+            return float(row["now"]) - (asked + monotonic()) / 2
+
+        self._ahead = database.now(work, isolation=Isolation.SNAPSHOT)
+
+
+class PostgresStore(SqlStore):
+    """A `CredentialStore` in PostgreSQL; an async context manager that opens and closes it."""
+
+    def __init__(self, place: PostgresUri) -> None:
+        self.database: Final = Database(place.uri, program="relying-party", errors=ERRORS, rows=dict_row)
+        self.clock: Final = DatabaseClock()
+        self.challenges: Final = PostgresChallenges(self.database)
+        self._proofs = PostgresProofs(self.database)
+        self._sync: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.database.in_thread(self._open)
+        except BaseException:
+            await self.database.in_thread(self.database.close)
+            raise
+        self._sync = asyncio.create_task(self._keep_time())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._sync is not None:
+            self._sync.cancel()
+            await asyncio.wait((self._sync,))
+        await self.database.in_thread(self.database.close)
+
+    async def take_proof(self, proof: Proof, *, now: float) -> str:
+        return await self._proofs.take_proof(proof, now=now)
+
+    def _open(self) -> None:
+        connection = self.database.connected()
+        try:
+            migrate(connection, STEPS, table="headless_passkey_relying_party", errors=ERRORS)
+        except BaseException:
+            connection.close()
+            raise
+        self.database.give_back(connection)
+        self.clock.read(self.database)
+
+    async def _keep_time(self) -> None:
+        """Follow the database's clock; while it is away, time goes on."""
+        while True:
+            await asyncio.sleep(SYNC_SECONDS)
+            with suppress(StoreUnavailable):
+                await self.database.in_thread(lambda: self.clock.read(self.database))
+
+    async def _transaction(self, work: Callable[[Any], _Value], *, writes: bool = False) -> _Value:
+        isolation = Isolation.SERIALIZABLE if writes else Isolation.SNAPSHOT
+        return await self.database.run(work, isolation=isolation)
