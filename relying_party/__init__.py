@@ -18,6 +18,7 @@ docs/protocol/relying-party.md; with the device and the push programs it shares 
 ``relying_party.resource``            such a service's guard: token and proof of each request
 ``relying_party.core.credentials``    users, passkeys, sessions: what is stored, and the store's interface
 ``relying_party.store.sqlite``        that store in one file
+``relying_party.store.postgres``      that store in a database, for several machines
 ``relying_party.http.app``            the aiohttp application: ``make_app(config)``
 ``relying_party.http.account``        a user and their own account
 ``relying_party.http.well_known``     the well-known documents

@@ -33,12 +33,12 @@ SYNC_SECONDS: Final = 30.0  # between looks at the database's clock
 _Value = TypeVar("_Value")
 
 
-class StoreBusy(StoreUnavailable):
+class _StoreBusy(StoreUnavailable):
     """Other transactions are in the way for too long."""
 
 
 ERRORS: Final = Errors(
-    unavailable=StoreUnavailable, busy=StoreBusy, unusable=SetupError, incompatible=SetupError
+    unavailable=StoreUnavailable, busy=_StoreBusy, unusable=SetupError, incompatible=SetupError
 )
 # the steps are those of a file, but for what lives minutes
 STEPS: Final = tuple(MINUTES if step is USED_PROOFS else step for step in MIGRATIONS)

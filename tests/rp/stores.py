@@ -30,12 +30,12 @@ def engine(kind: str, folder: Path) -> Engine:
     return Engine(new_database() if kind == "postgresql" else folder / "store")
 
 
-def new_database(server: PostgresServer | None = None) -> PostgresUri:
-    """An empty store in the server of this process, or in another one. The test is left out where PostgreSQL is not installed."""
+def new_database(server: PostgresServer | None = None, *, empty: bool = False) -> PostgresUri:
+    """A new store, or a database without any tables, in the server of this process, or in another one. The test is left out where PostgreSQL is not installed."""
     server = server or postgres()
     made = _made(server)
     made.append(f"party{len(made)}")
-    server.do("postgres", f"CREATE DATABASE {made[-1]} TEMPLATE {made[0]}")
+    server.do("postgres", f"CREATE DATABASE {made[-1]} TEMPLATE {'template0' if empty else made[0]}")
     return uri(server, made[-1])
 
 

@@ -1,0 +1,398 @@
+"""The relying party's store in PostgreSQL: several processes, races between them, and a database that goes away and comes back."""
+
+import asyncio
+import gc
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from secrets import token_bytes, token_hex
+from time import time
+from typing import Any
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from postgres_store import database as postgres_database
+from relying_party.core.proofs import Proof
+from relying_party.errors import CeremonyGone, ProofInvalid, SetupError, StoreUnavailable, UseDpopNonce
+from relying_party.http.app import make_app
+from relying_party.http.request import STATE
+from relying_party.place import PostgresUri, store_place
+from relying_party.store.postgres import STEPS, PostgresStore
+from tests.ports import reserved_port
+from tests.programs import run, running
+from tests.relay.stores import ON_POSTGRES, PostgresServer, postgres
+from tests.rp.authenticator_double import create, get
+from tests.rp.clients import make_config
+from tests.rp.records import ADA, EVE, credential, session, use
+from tests.rp.stores import new_database, query
+from tests.rp.test_challenges import record
+from tests.rp.test_program import Visitor
+from tests.rp.test_workers import OPTIONS, PATIENCE, clients, served, stopped
+
+ROUNDS = 1000 if ON_POSTGRES else 100
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def place() -> PostgresUri:
+    return new_database()
+
+
+def own_server() -> PostgresServer:
+    """A server that the test may stop."""
+    postgres()  # which leaves the test out where there is none
+    return PostgresServer()
+
+
+async def both(*calls: Awaitable[Any]) -> list[Any]:
+    """What calls at once return or raise."""
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def proof(nonce: str | None, identifier: str = "a") -> Proof:
+    return Proof(key_thumbprint="key", id=identifier, nonce=nonce)
+
+
+async def newest(store: PostgresStore, now: float = NOW) -> str:
+    with pytest.raises(UseDpopNonce) as refusal:
+        await store.take_proof(proof(None), now=now)
+    return refusal.value.nonce
+
+
+# Places
+
+
+@pytest.mark.threat("T11")
+@pytest.mark.parametrize("url", ["postgresql://rp:s3cret@db/rp", "postgresql://db/rp?password=s3cret"])
+async def test_a_password_in_the_url_is_refused_and_not_repeated(url: str) -> None:
+    status, stdout, stderr = await run("relying_party", "serve", "--store", url)
+    assert (status, stdout) == (2, "")
+    assert "PGPASSFILE" in stderr
+    assert "s3cret" not in stderr
+
+
+@pytest.mark.threat("T11")
+async def test_a_database_that_is_away_is_said_in_one_line_without_the_password() -> None:
+    url = f"postgresql://rp@127.0.0.1:{reserved_port()}/rp"
+    for more in ((), ("--workers", "2")):
+        status, stdout, stderr = await run(
+            "relying_party", "serve", "--listen", "127.0.0.1:0", "--store", url, *more,
+            environment={"PGPASSWORD": "s3cret"},
+        )  # fmt: skip
+        assert (status, stdout) == (4, "")
+        (line,) = stderr.splitlines()
+        assert "the database cannot be connected to" in line
+        assert "s3cret" not in line
+
+
+def test_a_url_is_a_database_and_everything_else_a_file() -> None:
+    assert store_place("postgresql://rp@db.example/rp") == PostgresUri("postgresql://rp@db.example/rp")
+    assert store_place("rp.sqlite") == Path("rp.sqlite")
+
+
+async def test_a_database_of_a_newer_version_is_refused(place: PostgresUri) -> None:
+    query(place, "UPDATE headless_passkey_relying_party SET version = version + 1")
+    with pytest.raises(SetupError, match="newer version"):
+        async with PostgresStore(place):
+            pytest.fail("opened")
+
+
+async def test_a_database_of_another_program_is_left_as_it_is() -> None:
+    place = new_database(empty=True)
+    query(place, "CREATE TABLE users (theirs INTEGER)")
+    with pytest.raises(SetupError, match="already exists"):
+        async with PostgresStore(place):
+            pytest.fail("opened")
+    assert query(place, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'") == [("users",)]
+
+
+async def test_many_that_start_at_once_make_the_tables_once() -> None:
+    place = new_database(empty=True)
+    async with AsyncExitStack() as stack:
+        opened = await both(*(stack.enter_async_context(PostgresStore(place)) for _ in range(4)))
+    assert [type(one) for one in opened] == [PostgresStore] * 4
+    assert query(place, "SELECT version FROM headless_passkey_relying_party") == [(len(STEPS),)]
+
+
+# Time
+
+
+async def test_who_uses_a_database_counts_by_its_clock(
+    place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that jumps on one machine ends nobody's session, and does no removal that is due in three days."""
+    monkeypatch.setattr("time.time", lambda: time() + 10 * 86400)
+    app = make_app(make_config(place))
+    async with TestClient(TestServer(app)):
+        ((before,),) = query(place, "SELECT extract(epoch FROM clock_timestamp())::float8")
+        shown = app[STATE].clock()
+        ((after,),) = query(place, "SELECT extract(epoch FROM clock_timestamp())::float8")
+    assert before - 60 < shown < after + 60
+
+
+# Several processes
+
+
+@asynccontextmanager
+async def two_parties(place: PostgresUri) -> AsyncIterator[tuple[Visitor, Visitor, Any]]:
+    """Two programs as on two machines, behind one name, and one device at each; it is the same device."""
+    listen = ("--listen", "127.0.0.1:0", "--store", str(place), "--origin", "http://localhost:7777")
+    async with (
+        asyncio.timeout(PATIENCE),
+        running("relying_party", "serve", *listen) as one,
+        running("relying_party", "serve", *listen) as two,
+        clients() as http,
+    ):
+        first, second = Visitor(await one.line(), http), Visitor(await two.line(), http)
+        second._key = first._key
+        yield first, second, one
+
+
+async def test_what_begins_on_one_machine_ends_on_another_and_a_killed_one_takes_nothing_with_it(
+    place: PostgresUri,
+) -> None:
+    async with two_parties(place) as (first, second, one):
+        ceremony, options = await first.begin("registration", user_name="ada")
+        passkey, response = create(options, "http://localhost:7777")
+        body = {"ceremony": ceremony, "response": response}
+        assert (await second.post("/webauthn/registration/result", body))[0] == 201
+        assert (await first.post("/webauthn/registration/result", body))[0] == 410
+        ceremony, options = await first.begin("authentication")
+        one.process.kill()
+        await one.process.wait()
+        body = {"ceremony": ceremony, "response": get(passkey, options, "http://localhost:7777")}
+        status, answer = await second.post("/webauthn/authentication/result", body)
+        assert (status, answer["user"]["name"]) == (200, "ada")
+
+
+@pytest.mark.threat("T13")
+async def test_workers_share_ceremonies_and_proofs_in_the_database(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    async with served(tmp_path, "--store", str(place)) as party, clients() as http:
+        first, second = await party.pid(1), await party.pid(2)
+        visitor = Visitor(party.url, http)
+        async with stopped(second):
+            ceremony, options = await visitor.begin("registration", user_name="ada")
+            proof_text = visitor._key.proof("POST", party.url + OPTIONS, time(), nonce=visitor._nonce)
+            async with http.post(party.url + OPTIONS, json={}, headers={"DPoP": proof_text}) as answer:
+                assert answer.status == 200
+        async with stopped(first):
+            _, response = create(options, party.url)
+            body = {"ceremony": ceremony, "response": response}
+            assert (await visitor.post("/webauthn/registration/result", body))[0] == 201
+            async with http.post(party.url + OPTIONS, json={}, headers={"DPoP": proof_text}) as answer:
+                assert answer.status == 401
+                assert (await answer.json(content_type=None))["type"].endswith(":proof-invalid")
+        os.kill(first, signal.SIGKILL)
+        await party.pid(1, but=first)
+        assert await party.program.end() == 0
+
+
+# Races
+
+
+@asynccontextmanager
+async def two_stores(place: PostgresUri) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
+    async with PostgresStore(place) as one, PostgresStore(place) as two:
+        yield one, two
+
+
+@pytest.mark.threat("T5")
+async def test_of_two_processes_one_gets_a_challenge(place: PostgresUri) -> None:
+    async with two_stores(place) as stores:
+        for _ in range(ROUNDS):
+            name = await stores[0].challenges.add(record(), name=token_bytes(8), share="a", now=0)
+            outcomes = await both(*(store.challenges.take(name, now=0) for store in stores))
+            assert sorted(type(one).__name__ for one in outcomes) == ["CeremonyGone", "RegistrationRecord"]
+
+
+@pytest.mark.threat("T13")
+async def test_of_two_processes_one_takes_a_proof(place: PostgresUri) -> None:
+    async with two_stores(place) as stores:
+        nonce = await newest(stores[0])
+        for number in range(ROUNDS):
+            outcomes = await both(*(store.take_proof(proof(nonce, f"{number}"), now=NOW) for store in stores))
+            assert Counter(map(type, outcomes)) == {str: 1, ProofInvalid: 1}
+
+
+@pytest.mark.threat("T5")
+async def test_a_session_that_is_ended_while_it_is_refreshed_or_stepped_up_stays_ended(
+    place: PostgresUri,
+) -> None:
+    async with two_stores(place) as (one, two):
+        await one.register(credential(), ADA, session(), ends=None)
+        for number in range(ROUNDS // 2):
+            first = session(token=b"%d" % number, key="key")
+            await one.sign_in(use(), first, ends=None)
+            second = replace(first, token_hash=b"next %d" % number)
+            used: Awaitable[Any] = (
+                two.step_up(use(), second, was=first.token_hash, operation=b"o", until=9)
+                if number % 2
+                else two.replace_session(second, was=first.token_hash)
+            )
+            ended, _ = await both(one.end_session(ADA.handle, first.session_id), used)
+            assert ended is True
+            for token in (first.token_hash, second.token_hash):
+                assert await two.session(token, now=2) is None
+
+
+@pytest.mark.threat("T13")
+async def test_of_two_sign_ins_with_one_counter_one_is_an_anomaly(place: PostgresUri) -> None:
+    """Both ceremonies have seen the counter of before: whose counter stands still is found where it is stored."""
+    async with two_stores(place) as stores:
+        await stores[0].register(credential(), ADA, session(), ends=None)
+        for number in range(1, ROUNDS // 10):
+            noted = await both(*(
+                store.sign_in(replace(use(), sign_count=number), session(token=token_bytes(8)), ends=None)
+                for store in stores
+            ))  # fmt: skip
+            assert sorted(one.counter_anomaly for one in noted) == [False, True]
+        kept = await stores[0].credential(b"credential", now=2)
+        assert kept is not None
+        assert (kept.sign_count, kept.counter_anomalies) == (ROUNDS // 10 - 1, ROUNDS // 10 - 1)
+
+
+async def test_a_step_up_is_spent_by_one_of_two_processes(place: PostgresUri) -> None:
+    async with two_stores(place) as stores:
+        await stores[0].register(credential(), ADA, session(), ends=None)
+        for _ in range(ROUNDS // 10):
+            await stores[0].step_up(use(), session(), was=b"token", operation=b"o", until=9)
+            spent = await both(*(store.spend_step_up(b"id of token", b"o", now=2) for store in stores))
+            assert sorted(spent) == [False, True]
+
+
+async def test_many_who_sign_in_at_once_on_several_machines_all_get_in(place: PostgresUri) -> None:
+    async with two_stores(place) as stores:
+        users = [replace(ADA, handle=bytes([n]) * 32, name=f"user {n}") for n in range(16)]
+        for user in users:
+            await stores[0].register(
+                credential(user, user.handle), user, session(user, user.handle), ends=None
+            )
+        noted = await both(*(
+            stores[n % 2].sign_in(use(user.handle), session(user, token_bytes(8)), ends=None)
+            for n, user in enumerate(users * 4)
+        ))  # fmt: skip
+        assert [one for one in noted if isinstance(one, Exception)] == []
+
+
+# A database that goes away and comes back
+
+
+async def test_a_restart_keeps_what_is_stored_and_a_crash_forgets_ceremonies_and_proofs_together() -> None:
+    server = own_server()
+    try:
+        async with PostgresStore(new_database(server)) as store:
+            await store.register(credential(), ADA, session(), ends=None)
+            nonce = await newest(store)
+            await store.take_proof(proof(nonce), now=NOW)
+            kept = await store.challenges.add(record(), name=b"kept", share="a", now=0)
+            lost = await store.challenges.add(record(), name=b"lost", share="a", now=0)
+            server.stop("fast")
+            server.start()
+            assert await store.session(b"token", now=2) == (session(), ADA)
+            with pytest.raises(ProofInvalid):
+                await store.take_proof(proof(nonce), now=NOW)
+            assert await store.challenges.take(kept, now=0) == record()
+            server.stop("immediate")
+            server.start()
+            assert await store.session(b"token", now=2) == (session(), ADA)
+            for again in (proof(nonce), proof(nonce, "held back")):
+                with pytest.raises(UseDpopNonce):
+                    await store.take_proof(again, now=NOW)
+            await store.take_proof(proof(await newest(store)), now=NOW)
+            with pytest.raises(CeremonyGone):
+                await store.challenges.take(lost, now=0)
+    finally:
+        server.end()
+
+
+class Wire:
+    """A way to the server that can be cut in two: then nothing gets through, and nobody is told."""
+
+    def __init__(self, port: int) -> None:
+        self._port, self._open = port, asyncio.Event()
+        self._open.set()
+        self._ends: list[asyncio.StreamWriter] = []
+        self._carriers: list[asyncio.Task[None]] = []
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[int]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        try:
+            yield int(server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+            for carrier in self._carriers:
+                carrier.cancel()
+            for end in self._ends:
+                end.transport.abort()
+            await asyncio.gather(
+                *self._carriers, *(end.wait_closed() for end in self._ends), return_exceptions=True
+            )
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    def heal(self) -> None:
+        self._open.set()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", self._port)
+        self._ends += writer, back
+        self._carriers += (
+            asyncio.create_task(self._carry(reader, back)),
+            asyncio.create_task(self._carry(there, writer)),
+        )
+
+    async def _carry(self, source: asyncio.StreamReader, to: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                await self._open.wait()
+                to.write(data)
+                await to.drain()
+        to.close()
+
+
+async def test_who_is_cut_off_from_the_database_says_so_and_goes_on_when_it_heals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_database, "SILENT_SECONDS", 0.2)
+    monkeypatch.setattr(postgres_database, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_database, "BUSY_SECONDS", 0.0)
+    place = new_database()
+    server = postgres()
+    wire = Wire(server.port)
+    async with asyncio.timeout(PATIENCE), wire.listening() as port:
+        through = PostgresUri(f"{place.uri.replace(f':{server.port}/', f':{port}/')}?connect_timeout=2")
+        async with PostgresStore(through) as cut_off, PostgresStore(place) as other:
+            await cut_off.register(credential(), ADA, session(), ends=None)
+            wire.cut()
+            outcomes = await both(*(cut_off.session(b"token", now=2) for _ in range(4)))
+            assert {isinstance(one, StoreUnavailable) for one in outcomes} == {True}
+            outcomes.clear()
+            await other.end_session(
+                ADA.handle, b"id of token"
+            )  # revoked meanwhile, where the database is reached
+            wire.heal()
+            while True:
+                try:
+                    found = await cut_off.session(b"token", now=2)
+                    break
+                except StoreUnavailable:
+                    continue
+            assert found is None
+            await cut_off.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
+    gc.collect()  # psycopg closes the socket of a connection that was never made when it forgets it
+
+
+async def test_a_closed_database_says_so(place: PostgresUri) -> None:
+    async with PostgresStore(place) as store:
+        await store.take_proof(proof(await newest(store), token_hex(8)), now=NOW)
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await store.user_by_name("ada", now=2)
