@@ -104,7 +104,7 @@ _shtab_companion_push_account_defaults_added=0
 
 _shtab_companion_push_account_add_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--config[TOML file with these options in table \[account.add\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -118,7 +118,7 @@ _shtab_companion_push_account_add_defaults_added=0
 
 _shtab_companion_push_account_delete_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--config[TOML file with these options in table \[account.delete\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -130,7 +130,7 @@ _shtab_companion_push_account_delete_defaults_added=0
 
 _shtab_companion_push_account_list_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--config[TOML file with these options in table \[account.list\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -141,7 +141,7 @@ _shtab_companion_push_account_list_defaults_added=0
 
 _shtab_companion_push_account_poll_only_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--config[TOML file with these options in table \[account.poll-only\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -154,7 +154,7 @@ _shtab_companion_push_account_poll_only_defaults_added=0
 
 _shtab_companion_push_account_reset_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--config[TOML file with these options in table \[account.reset\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -517,7 +517,7 @@ _shtab_companion_push_relay_options=(
   "--log-format[text (default), or json\: log and failures as JSON, one object a line, with time, level and fields]:FORMAT:(text json)"
   "--metrics[serve \/metrics there, for Prometheus, over plain HTTP\; without it nowhere]:HOST:PORT:"
   "--public-url[what clients call it by\; default\: the base URL it listens on]:URL:"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--ceiling[seconds a request may wait for a claim, 300 at the most (default)]:S:"
   "--lease[seconds without a call after which a companion loses its claim, 60 at the most (default)]:S:"
   "--pending-per-account[unclaimed requests at a time, one per device (default\: 3)]:N:"
@@ -564,7 +564,7 @@ _shtab_companion_push_store_defaults_added=0
 
 _shtab_companion_push_store_check_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
+  "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--config[TOML file with these options in table \[store.check\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
@@ -575,8 +575,8 @@ _shtab_companion_push_store_check_defaults_added=0
 
 _shtab_companion_push_store_copy_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
-  "--store[the store to copy\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:"
-  "--to[an empty or new one]:PLACE:"
+  "--store[the store to copy\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+  "--to[an empty or new one]:PLACE:_files"
   "--config[TOML file with these options in table \[store.copy\]]:FILE:_files"
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"

@@ -11,6 +11,7 @@ _shtab_relying_party_serve_option_strings=(-h --help --listen --public-url --rp-
 _shtab_relying_party_completion_option_strings=(-h --help)
 _shtab_relying_party_option_strings=(-h --help --version)
 
+_shtab_relying_party_serve___store_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_serve___cert_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_serve___key_COMPGEN=_shtab_compgen_files
 _shtab_relying_party_serve___resource_secrets_COMPGEN=_shtab_compgen_files

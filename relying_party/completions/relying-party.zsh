@@ -40,7 +40,7 @@ _shtab_relying_party_serve_options=(
   "--rp-name[shown to people\; default\: the RP ID]:TEXT:"
   "*--origin[where our pages are, exactly\; may be given again\; port 0 means the one we listen on\; default\: that of --public-url]:ORIGIN:"
   "*--device-origin[what devices may name as their origin\; may be given again\; default\: as --origin]:ORIGIN:"
-  "--store[a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE, for any number of processes and machines]:PLACE:"
+  "--store[a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE, for any number of processes and machines]:PLACE:_files"
   "--shared-store[several processes serve with this file, each with this option\: they share used proofs in it]"
   "--workers[processes that serve together, with all limits shared out among them and metrics at a port of each from that of --metrics on\; SIGUSR1 replaces them one by one\; default\: 1]:N:"
   "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
