@@ -221,14 +221,6 @@ class Delivery(Protocol):
         """Report the end of the ceremony. reason: one word, such as an error's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Link:
-    """A link that a ceremony may try."""
-
-    phone: LinkedPhone = field(repr=False)
-    label: str  # for people
-
-
 class ForgottenLink(StrEnum):
     """Why a link is deleted."""
 
@@ -238,10 +230,12 @@ class ForgottenLink(StrEnum):
 
 
 class Links(Protocol):
-    """The links that a device keeps."""
+    """The links that a device keeps; `headless_passkey.account.links.AccountLinks` is one."""
 
-    async def usable(self, ask: Ask, on_forgotten: Callable[[str, ForgottenLink], None]) -> Sequence[Link]:
-        """The links that may be tried for `ask`, in this order; deletes those that may never be used again.
+    async def usable(
+        self, ask: Ask, on_forgotten: Callable[[str, ForgottenLink], None]
+    ) -> Sequence[LinkedPhone]:
+        """The links that may be tried for `ask`, in this order, each named as people call the phone; deletes those that may never be used again.
 
         on_forgotten: told of the label of each deleted link, and why.
         """
@@ -471,7 +465,6 @@ class _Candidate:
 class _Contact:
     """An attempt to reach a phone through a link."""
 
-    link: Link
     transaction: StateAssistedTransaction
     heard: "asyncio.Future[tuple[Eid, float]]" = (
         field(  # the phone's advert, and when it came, by the event loop's clock
@@ -631,7 +624,7 @@ class _Ceremony:
     async def _find_phone(
         self,
         radio: AdvertSource,
-        links: Sequence[Link],
+        links: Sequence[LinkedPhone],
         lifetime: float,
         tasks: asyncio.TaskGroup,
         until_answered: AsyncExitStack,
@@ -675,7 +668,7 @@ class _Ceremony:
             raise
         self.report(Stage.SUBMITTED)
 
-    async def _race(self, links: Sequence[Link], lifetime: float, tasks: asyncio.TaskGroup) -> None:
+    async def _race(self, links: Sequence[LinkedPhone], lifetime: float, tasks: asyncio.TaskGroup) -> None:
         """Try the links, and send the request as well when all have failed or `LINKED_FIRST` seconds have gone by.
 
         A delivery that cannot be reached is no error while a linked phone may still come.
@@ -697,11 +690,10 @@ class _Ceremony:
             if not self._reached.done():
                 raise
 
-    async def _try_links(self, links: Sequence[Link], tasks: asyncio.TaskGroup) -> None:
+    async def _try_links(self, links: Sequence[LinkedPhone], tasks: asyncio.TaskGroup) -> None:
         """Contact one linked phone after another, each when the last one has failed or `LINKED_FIRST` seconds have gone by."""
         for link in links:
-            transaction = StateAssistedTransaction.create(link.phone, hint=self.ask.kind)
-            contact = _Contact(link, transaction)
+            contact = _Contact(StateAssistedTransaction.create(link, hint=self.ask.kind))
             contacting = tasks.create_task(self._contact(contact))
             self._contacts[contacting] = contact
             contacting.add_done_callback(lambda task: self._contacts.pop(task, None))
@@ -711,8 +703,8 @@ class _Ceremony:
 
     async def _contact(self, contact: _Contact) -> None:
         """Have a linked phone woken, and open a channel to it (§11.5.2). A failure ends this attempt only, and a dead link."""
-        label, phone = contact.link.label, contact.link.phone
-        self.report(Stage.CONTACTING, {"phone": label})
+        phone = contact.transaction.phone
+        self.report(Stage.CONTACTING, {"phone": phone.name})
         failed = await self._reach_linked(contact)
         if failed is None:
             return
@@ -722,14 +714,14 @@ class _Ceremony:
             except HeadlessPasskeyError as error:
                 failed = error
             else:
-                self._tell_forgotten(label, ForgottenLink.GONE)
+                self._tell_forgotten(phone.name, ForgottenLink.GONE)
                 return
-        self._tell_failed(failed, {"phone": label})
+        self._tell_failed(failed, {"phone": phone.name})
 
     async def _reach_linked(self, contact: _Contact) -> Exception | None:
         """Open the tunnel, wait for the phone's advert, and make the handshake; returns the error of a failure."""
-        transaction, detail = contact.transaction, StageDetail(phone=contact.link.label)
-        number = contact.link.phone.tunnel_domain
+        transaction, detail = contact.transaction, StageDetail(phone=contact.transaction.phone.name)
+        number = transaction.phone.tunnel_domain
         base = self._tunnel_service(number)
         if base is None:
             return SetupError(

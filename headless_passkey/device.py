@@ -25,6 +25,7 @@ import aiohttp
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery
 from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.links import AccountLinks
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, StageEvent, run_ceremony
 from headless_passkey.errors import (
@@ -151,6 +152,7 @@ class Device:
         audience: Sequence[str] = (),
         add_user: bool = False,
         any_user: bool = False,
+        link: bool = False,
     ) -> Session:
         """Sign in with a passkey on a phone; returns the session, which is stored in the state directory.
 
@@ -158,7 +160,8 @@ class Device:
         and without `user_name`, the first user who signs in or registers is pinned, and later another one is refused with
         `TrustError` (unexpected-user), unless add_user: pin one more, or any_user: whoever approves. on_stage: told of each stage. timeout: seconds for everything. note: a
         line to show on the companion. digits: two digits that this device shows, to be typed there. audience: origins
-        of services that may have the session's token, beside those that the relying party names.
+        of services that may have the session's token, beside those that the relying party names. link: ask the phone for a
+        link, by which this device reaches it without a request in future: linked phones are always tried first.
         """
         asked = Asked(
             kind=RequestKind.GET_ASSERTION,
@@ -170,7 +173,7 @@ class Device:
             add_user=add_user,
             any_user=any_user,
         )
-        return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
+        return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout, link=link))
 
     async def register(
         self,
@@ -185,6 +188,7 @@ class Device:
         audience: Sequence[str] = (),
         add_user: bool = False,
         any_user: bool = False,
+        link: bool = False,
     ) -> Session:
         """Register a new user with a passkey on a phone; returns the session. Arguments as for `sign_in`."""
         asked = Asked(
@@ -197,7 +201,7 @@ class Device:
             add_user=add_user,
             any_user=any_user,
         )
-        return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout))
+        return self._kept(await self.ask(relying_party, asked, on_stage=on_stage, timeout=timeout, link=link))
 
     def session(self, relying_party: str | None = None, *, url: str | None = None) -> Session:
         """Load a stored session, as `Session.load` does."""
@@ -214,12 +218,13 @@ class Device:
         timeout: float = CEREMONY_TIMEOUT,  # noqa: ASYNC109  as above
         delivery: Delivery | None = None,
         keep: bool = True,
+        link: bool = False,
         min_rssi: int | None = None,
         join_within: float | None = None,
     ) -> Opened:
         """Run a ceremony at a relying party with all options; `sign_in` and `register` call this.
 
-        delivery: None for the account's relay. keep: the session. min_rssi, join_within: as
+        delivery: None for the account's relay. keep: the session. link: as for `sign_in`. min_rssi, join_within: as
         `headless_passkey.ceremony.run_ceremony` takes them.
         """
         now = asyncio.get_running_loop().time
@@ -285,6 +290,14 @@ class Device:
             timeout=max(0.1, round(deadline - now(), 1)),
             on_stage=on_stage,
             users=keeper,
+            links=AccountLinks(
+                self.state,
+                http=self._http,
+                through_account=delivery is None,
+                require_witness=self._require_witness,
+                clock=self._clock,
+            ),
+            link=link,
             min_rssi=min_rssi,
             join_within=join_within,
         )

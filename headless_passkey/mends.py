@@ -174,6 +174,9 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
     (SetupReason.STATE_EXPOSED, None): (
         "`chmod MODE PATH`; if somebody may have read it, `headless-passkey leave` and join again"
     ),
+    (SetupReason.STATE_EXPOSED, "links"): (
+        "`chmod MODE PATH`; if somebody may have read it, `headless-passkey phones forget --all`, and let the phones forget this device"
+    ),
     (SetupReason.STATE_EXPOSED, "directory"): ELSEWHERE,
     (SetupReason.STATE_FOREIGN, None): "run as the user it belongs to, or `sudo chown USER PATH`",
     (SetupReason.STATE_FOREIGN, "directory"): ELSEWHERE,
@@ -185,6 +188,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         SetupReason.STATE_DAMAGED,
         "users",
     ): "`rm PATH`, then sign in with the user whom this device is to expect",
+    (SetupReason.STATE_DAMAGED, "links"): "`rm PATH`, then sign in with `--link`",
     (SetupReason.STATE_DAMAGED, "directory"): ELSEWHERE,
     (SetupReason.STATE_INCOMPATIBLE, None): "use the version of this program that wrote it, or a newer one",
     (
@@ -192,6 +196,7 @@ MENDS: Final[Mapping[tuple[str, str | None], str]] = {
         "earlier",
     ): "`rm PATH`, then `headless-passkey join` with a new invitation",
     (SetupReason.STATE_INCOMPATIBLE, "session"): "sign in again, which replaces it",
+    (SetupReason.STATE_INCOMPATIBLE, "links"): "`rm PATH`, then sign in with `--link`",
     (SetupReason.STATE_UNREADABLE, None): "see to it that this user can read it: `ls -ld PATH`",
     (SetupReason.STATE_UNWRITABLE, None): (
         "see to it that this user can write there (`ls -ld PATH`), or name another directory with `--state`"

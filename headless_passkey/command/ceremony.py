@@ -11,8 +11,17 @@ import aiohttp
 
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
+from headless_passkey.account.links import AccountLinks
 from headless_passkey.account.relay import RelayClient
-from headless_passkey.ceremony import Ask, CeremonyResult, Delivery, Stage, StageEvent, run_ceremony
+from headless_passkey.ceremony import (
+    Ask,
+    CeremonyResult,
+    Delivery,
+    ForgottenLink,
+    Stage,
+    StageEvent,
+    run_ceremony,
+)
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
 from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
@@ -21,6 +30,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.hybrid.fido_url import RequestKind
+from headless_passkey.hybrid.linking import NoLink
 from headless_passkey.mends import transport_error
 from headless_passkey.net.proven_http import ProvenHttp, open_session
 from headless_passkey.net.related_origins import fetch_related_origins
@@ -52,13 +62,30 @@ _TALK: Final[Mapping[Stage, str]] = {
     Stage.CLAIMED: "approved on a companion",
     Stage.REFUSED: "a companion cannot take it",
     Stage.OPENED: "the companion passes it to the phone",
+    Stage.CONTACTING: "asking for a linked phone",
+    Stage.LINK_FORGOTTEN: "a link is forgotten",
     Stage.ADVERT_HEARD: "the phone is near",
     Stage.TUNNEL_JOINED: "tunnel joined",
     Stage.CHANNEL_OPEN: "secure channel to the phone is open",
     Stage.ATTEMPT_FAILED: "that did not lead to the phone, still listening",
     Stage.REQUEST_SENT: "challenge sent, waiting for the phone",
     Stage.REPLY_CHECKED: "the phone answered",
+    Stage.LINKED: "the phone is linked",
+    Stage.NOT_LINKED: "the phone is not linked",
     Stage.COMPLETED: "done",
+}
+
+_FORGOTTEN: Final[Mapping[str, str]] = {
+    ForgottenLink.GONE: "it has forgotten this device",
+    ForgottenLink.COMPANION_GONE: "the companion through which it came has left the account",
+    ForgottenLink.ACCOUNT_LEFT: "this device has left the account",
+}
+_NOT_LINKED: Final[Mapping[str, str]] = {
+    NoLink.NOT_OFFERED: "it offers no link",
+    NoLink.OUT_OF_PLACE: "it offers no link",
+    NoLink.MALFORMED: "its link cannot be read",
+    NoLink.BAD_SIGNATURE: "its link is not signed for this session",
+    "too-many-links": "there are too many links, `headless-passkey phones forget` makes room",
 }
 
 
@@ -114,6 +141,13 @@ class Ceremony:
             timeout=max(0.1, round(deadline - clock(), 1)),
             on_stage=self._on_stage,
             users=users,
+            links=AccountLinks(
+                self._state,
+                http=http,
+                through_account=args.delivery == "relay",
+                require_witness=args.require_witness,
+            ),
+            link=args.link,
             min_rssi=args.min_rssi,
             join_within=args.join_within,
         )
@@ -148,6 +182,7 @@ class Ceremony:
             timeout=args.timeout,
             delivery=self._stdout_delivery(),
             keep=not args.no_keep,
+            link=args.link,
             min_rssi=args.min_rssi,
             join_within=args.join_within,
         )
@@ -218,6 +253,22 @@ class Ceremony:
                 first=lost["first"], last=lost["last"], given=lost["given"], why_not=lost.get("reason")
             )
             talk(f"{event.elapsed:8.3f} s  {said} [{event.stage}]")
+        elif event.stage is Stage.CONTACTING:
+            show_progress(
+                f"{event.elapsed:8.3f} s  asking for {quoted(event.detail['phone'])}, which is linked"
+            )
+        elif event.stage is Stage.LINK_FORGOTTEN:  # printed also without a terminal, as the next two
+            who, why = quoted(event.detail["phone"]), event.detail["reason"]
+            talk(f"{event.elapsed:8.3f} s  {who} is linked no more: {_FORGOTTEN[why]} [{why}]")
+        elif event.stage is Stage.LINKED:
+            talk(
+                f"{event.elapsed:8.3f} s  {quoted(event.detail['phone'])} is linked: it is asked first from now on"
+            )
+        elif event.stage is Stage.NOT_LINKED:
+            why = event.detail["reason"]
+            talk(
+                f"{event.elapsed:8.3f} s  the phone is not linked: {_NOT_LINKED.get(why, 'it cannot be kept')} [{why}]"
+            )
         elif event.stage is Stage.NOTIFIED and "label" in event.detail:
             show_progress(f"{event.elapsed:8.3f} s  {quoted(event.detail['label'])} has been notified")
         elif event.stage is Stage.NOT_NOTIFIED:  # printed also without a terminal: somebody has to act

@@ -134,6 +134,7 @@ def make_parser() -> argparse.ArgumentParser:
         _ceremony_options(ceremony)
     _session_commands(commands)
     _users_commands(commands)
+    _phones_commands(commands)
     doctor = _command(
         commands,
         "doctor",
@@ -304,6 +305,56 @@ def _users(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, No
     return command
 
 
+def _phones_commands(commands: Any) -> None:
+    """``phones list|rename|forget``: the commands for the linked phones."""
+    what = "list, rename or forget the phones that this device is linked with, by `sign-in --link`"
+    phones = commands.add_parser("phones", help=what, description=what)
+    actions = phones.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=SettingsParser
+    )
+    show = _command(
+        actions,
+        "list",
+        _phones("show"),
+        "show the linked phones, one JSON object a line, without their secrets",
+        "headless-passkey phones list",
+        section="phones.list",
+    )
+    rename = _command(
+        actions,
+        "rename",
+        _phones("rename"),
+        "call a linked phone something else than it calls itself",
+        "headless-passkey phones rename 'Software phone' \"Ada's phone\"",
+        section="phones.rename",
+    )
+    rename.add_argument("which", metavar="PHONE", help="its label, or its link as `phones list` names it")
+    rename.add_argument("label", metavar="LABEL", type=label_or_name, help="what it is called from now on")
+    forget = _command(
+        actions,
+        "forget",
+        _phones("forget"),
+        "forget a linked phone: this device asks for it by requests again",
+        'headless-passkey phones forget "Ada\'s phone"',
+        section="phones.forget",
+    )
+    forget.add_argument(
+        "which", metavar="PHONE", nargs="?", help="its label, or its link as `phones list` names it"
+    )
+    forget.add_argument("--all", action="store_true", help="forget all of them")
+    for parser in (show, rename, forget):
+        _state_option(parser)
+
+
+def _phones(action: str) -> Callable[[argparse.Namespace], Coroutine[Any, Any, None]]:
+    async def command(args: argparse.Namespace) -> None:
+        from headless_passkey.command import phones as phones_command  # noqa: PLC0415
+
+        await getattr(phones_command, action)(args)
+
+    return command
+
+
 def _audience_option(options: Options, what: str) -> None:
     options.add_argument(
         "--audience",
@@ -416,6 +467,11 @@ def _ceremony_options(parser: SettingsParser) -> None:
     )
     how = parser.titled_group("how it travels")
     how.add_argument("--delivery", choices=("relay", "stdout"), default="relay", help="default: relay")
+    how.add_argument(
+        "--link",
+        action="store_true",
+        help="ask the phone for a link; a linked phone is asked first from then on, without a request (`phones list`)",
+    )
     _radio_options(how)
     how.add_argument(
         "--min-rssi",
@@ -541,6 +597,7 @@ _NOTHING_TO_SIGN_WITH: Final = (
 
 async def _leave(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.account.links import LinkStore  # noqa: PLC0415
     from headless_passkey.net.tls import tls_context  # noqa: PLC0415
     from headless_passkey.rp.key_store import KeyStore  # noqa: PLC0415
     from headless_passkey.rp.session_store import SessionStore  # noqa: PLC0415
@@ -559,6 +616,8 @@ async def _leave(args: argparse.Namespace) -> None:
             raise
     left = enrolment.leave(state)
     KeyStore(_state(args)).remove_all()
+    if LinkStore(_state(args)).remove_all():
+        talk("forgot the linked phones, which list this device until they forget it too")
     if gone := SessionStore(_state(args)).remove_all():
         talk(
             f"forgot the sessions at {', '.join(gone)}, where they last to their end: sign out before leaving"
@@ -579,6 +638,7 @@ async def _leave(args: argparse.Namespace) -> None:
 
 async def _status(args: argparse.Namespace) -> None:
     from headless_passkey.account import enrolment  # noqa: PLC0415
+    from headless_passkey.account.links import LinkStore  # noqa: PLC0415
     from headless_passkey.rp.key_store import KeyStore  # noqa: PLC0415
     from headless_passkey.rp.users import all_users  # noqa: PLC0415
     from headless_passkey.trust.signing import thumbprint  # noqa: PLC0415
@@ -587,6 +647,11 @@ async def _status(args: argparse.Namespace) -> None:
     ring = joined.chain.head
     users = all_users(_state(args), _tell_damage)
     keys = KeyStore(_state(args)).all(_tell_damage)
+    try:
+        links = LinkStore(_state(args)).read()
+    except HeadlessPasskeyError as error:
+        _tell_damage(error)
+        links = ()
     out(
         json.dumps(
             {
@@ -607,6 +672,7 @@ async def _status(args: argparse.Namespace) -> None:
                 "users": [
                     {"rp_id": rp_id, **user.to_json()} for rp_id, pinned in users.items() for user in pinned
                 ],
+                "phones": [link.to_json() for link in links],
             }
         )
     )

@@ -50,7 +50,7 @@ function _shtab_headless_passkey_using
   test "$_shtab_headless_passkey_cmdpath" = "$argv"
 end
 
-set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users add' 'users forget' doctor inspect tunnel-domain completion
+set -g _shtab_headless_passkey_commands join leave status sign-in register session 'session show' 'session refresh' 'session fetch' 'session sign-out' users 'users list' 'users add' 'users forget' phones 'phones list' 'phones rename' 'phones forget' doctor inspect tunnel-domain completion
 set -g _shtab_headless_passkey_opts_with_value --advert --audience --ca --config --data --delivery --digits-by --expect-account --expect-user --handle --header --invitation --join-within --label --log-level --method --min-rssi --name --note --options --origin --radio --require-witness --rp --rp-id --scan --state --timeout --tunnel --user
 
 complete -c headless-passkey -e
@@ -101,6 +101,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l expec
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l add-user -d 'with --rp: expect the user who answers from now on too; without it, only the first is, and others are refused'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l any-user -d 'whoever answers, this once, and expect nobody in future'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l delivery -xka "relay stdout" -d 'default: relay'
+complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l link -d 'ask the phone for a link; a linked phone is asked first from then on, without a request (`phones list`)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l radio -x -d 'bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l scan -xka "active passive" -d 'passive only listens: less power, where the Bluetooth service can do it (default: active)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using sign-in' -l min-rssi -x -d 'do not hear adverts weaker than this, such as -70; makes relaying harder, proves nothing'
@@ -129,6 +130,7 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l expe
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l add-user -d 'with --rp: expect the user who answers from now on too; without it, only the first is, and others are refused'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l any-user -d 'whoever answers, this once, and expect nobody in future'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l delivery -xka "relay stdout" -d 'default: relay'
+complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l link -d 'ask the phone for a link; a linked phone is asked first from then on, without a request (`phones list`)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l radio -x -d 'bleak[:ADAPTER], bumble:TRANSPORT or stdin (default: bleak)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l scan -xka "active passive" -d 'passive only listens: less power, where the Bluetooth service can do it (default: active)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using register' -l min-rssi -x -d 'do not hear adverts weaker than this, such as -70; makes relaying harder, proves nothing'
@@ -206,6 +208,27 @@ complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l 
 complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l rp-id -x -d 'the RP ID of the relying party'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l handle -x -d 'base64url user handle (default: all users there)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using users forget' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
+complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a phones -d 'list, rename or forget the phones that this device is linked with, by `sign-in --link`'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones; and test $_shtab_headless_passkey_npos -eq 0' -a list -d 'show the linked phones, one JSON object a line, without their secrets'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones list' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones list' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [phones.list]'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones list' -l json -d 'failures and progress as JSON, one object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones list' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones list' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones; and test $_shtab_headless_passkey_npos -eq 0' -a rename -d 'call a linked phone something else than it calls itself'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones rename' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones rename' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [phones.rename]'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones rename' -l json -d 'failures and progress as JSON, one object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones rename' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones rename' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones; and test $_shtab_headless_passkey_npos -eq 0' -a forget -d 'forget a linked phone: this device asks for it by requests again'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones forget' -s h -l help -d 'show this help message and exit'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones forget' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [phones.forget]'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones forget' -l json -d 'failures and progress as JSON, one object a line'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones forget' -l log-level -xka "debug info warning error" -d 'debug, info, warning (default) or error'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones forget' -l all -d 'forget all of them'
+complete -c headless-passkey -n '_shtab_headless_passkey_using phones forget' -l state -xka "(__fish_complete_directories)" -d 'where this device keeps its keys (default: ~/.local/state/headless-passkey)'
 complete -c headless-passkey -n '_shtab_headless_passkey_using; and test $_shtab_headless_passkey_npos -eq 0' -a doctor -d 'say what would keep a sign-in from working, and what to do about it; with --json in one object'
 complete -c headless-passkey -n '_shtab_headless_passkey_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c headless-passkey -n '_shtab_headless_passkey_using doctor' -l config -xka "(__fish_complete_path (commandline -ct))" -d 'TOML file with these options in table [doctor]'

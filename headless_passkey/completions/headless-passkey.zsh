@@ -15,6 +15,7 @@ _shtab_headless_passkey_commands() {
     inspect:'show what the FIDO URL on stdin holds, without its secrets'
     join:'join an account with an invitation'
     leave:'take this device out of its account, and forget account, keys and sessions'
+    phones:'list, rename or forget the phones that this device is linked with, by `sign-in --link`'
     register:'make a passkey on a phone'
     session:'use the session of a sign-in'
     sign-in:'sign in with a passkey on a phone'
@@ -23,6 +24,15 @@ _shtab_headless_passkey_commands() {
     users:'list, add or forget the users whom this device expects at relying parties'
   )
   _describe 'headless-passkey commands' _commands
+}
+
+_shtab_headless_passkey_phones_commands() {
+  local _commands=(
+    forget:'forget a linked phone: this device asks for it by requests again'
+    list:'show the linked phones, one JSON object a line, without their secrets'
+    rename:'call a linked phone something else than it calls itself'
+  )
+  _describe 'headless-passkey phones commands' _commands
 }
 
 _shtab_headless_passkey_session_commands() {
@@ -118,6 +128,50 @@ _shtab_headless_passkey_leave_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_headless_passkey_leave_defaults_added=0
 
+_shtab_headless_passkey_phones_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_phones_defaults_added=0
+
+_shtab_headless_passkey_phones_forget_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[phones.forget\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--all[forget all of them]"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  ":its label, or its link as \`phones list\` names it:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_phones_forget_defaults_added=0
+
+_shtab_headless_passkey_phones_list_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[phones.list\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_phones_list_defaults_added=0
+
+_shtab_headless_passkey_phones_rename_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--config[TOML file with these options in table \[phones.rename\]]:FILE:_files"
+  "--json[failures and progress as JSON, one object a line]"
+  "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
+  "--state[where this device keeps its keys (default\: \~\/.local\/state\/headless-passkey)]:DIR:_files -/"
+  ":its label, or its link as \`phones list\` names it:"
+  ":what it is called from now on:"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_headless_passkey_phones_rename_defaults_added=0
+
 _shtab_headless_passkey_register_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--config[TOML file with these options in table \[register\]]:FILE:_files"
@@ -134,6 +188,7 @@ _shtab_headless_passkey_register_options=(
   "--add-user[with --rp\: expect the user who answers from now on too\; without it, only the first is, and others are refused]"
   "--any-user[whoever answers, this once, and expect nobody in future]"
   "--delivery[default\: relay]:delivery:(relay stdout)"
+  "--link[ask the phone for a link\; a linked phone is asked first from then on, without a request (\`phones list\`)]"
   "--radio[bleak\[\:ADAPTER\], bumble\:TRANSPORT or stdin (default\: bleak)]:RADIO:"
   "--scan[passive only listens\: less power, where the Bluetooth service can do it (default\: active)]:scan:(active passive)"
   "--min-rssi[do not hear adverts weaker than this, such as -70\; makes relaying harder, proves nothing]:DBM:"
@@ -232,6 +287,7 @@ _shtab_headless_passkey_sign_in_options=(
   "--add-user[with --rp\: expect the user who answers from now on too\; without it, only the first is, and others are refused]"
   "--any-user[whoever answers, this once, and expect nobody in future]"
   "--delivery[default\: relay]:delivery:(relay stdout)"
+  "--link[ask the phone for a link\; a linked phone is asked first from then on, without a request (\`phones list\`)]"
   "--radio[bleak\[\:ADAPTER\], bumble\:TRANSPORT or stdin (default\: bleak)]:RADIO:"
   "--scan[passive only listens\: less power, where the Bluetooth service can do it (default\: active)]:scan:(active passive)"
   "--min-rssi[do not hear adverts weaker than this, such as -70\; makes relaying harder, proves nothing]:DBM:"
@@ -341,12 +397,38 @@ _shtab_headless_passkey() {
         inspect) _arguments -C -s $_shtab_headless_passkey_inspect_options ;;
         join) _arguments -C -s $_shtab_headless_passkey_join_options ;;
         leave) _arguments -C -s $_shtab_headless_passkey_leave_options ;;
+        phones) _shtab_headless_passkey_phones ;;
         register) _arguments -C -s $_shtab_headless_passkey_register_options ;;
         session) _shtab_headless_passkey_session ;;
         sign-in) _arguments -C -s $_shtab_headless_passkey_sign_in_options ;;
         status) _arguments -C -s $_shtab_headless_passkey_status_options ;;
         tunnel-domain) _arguments -C -s $_shtab_headless_passkey_tunnel_domain_options ;;
         users) _shtab_headless_passkey_users ;;
+      esac
+  esac
+}
+
+_shtab_headless_passkey_phones() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->phones'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_headless_passkey_phones_defaults_added )); then
+    if (( ${_shtab_headless_passkey_phones_options[(I)${(q)one_or_more}*]} +          ${_shtab_headless_passkey_phones_options[(I)${(q)remainder}*]} +          ${_shtab_headless_passkey_phones_options[(I)${(q)default}]} == 0 )); then
+      _shtab_headless_passkey_phones_options+=(': :_shtab_headless_passkey_phones_commands' '*::: :->phones')
+    fi
+    _shtab_headless_passkey_phones_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_headless_passkey_phones_options
+
+  case $state in
+    phones)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_headless_passkey_phones-$line[1]:"
+      case $line[1] in
+        forget) _arguments -C -s $_shtab_headless_passkey_phones_forget_options ;;
+        list) _arguments -C -s $_shtab_headless_passkey_phones_list_options ;;
+        rename) _arguments -C -s $_shtab_headless_passkey_phones_rename_options ;;
       esac
   esac
 }

@@ -22,7 +22,6 @@ from headless_passkey.ceremony import (
     Ask,
     CeremonyResult,
     ForgottenLink,
-    Link,
     Stage,
     StageEvent,
 )
@@ -77,8 +76,10 @@ class Kept:
         self.error: HeadlessPasskeyError | None = None
         self.room = True
 
-    async def usable(self, _ask: Ask, _on_forgotten: Callable[[str, ForgottenLink], None]) -> Sequence[Link]:
-        return [Link(phone=phone, label=phone.name) for phone in self.phones]
+    async def usable(
+        self, _ask: Ask, _on_forgotten: Callable[[str, ForgottenLink], None]
+    ) -> Sequence[LinkedPhone]:
+        return list(self.phones)
 
     async def keep(self, phone: LinkedPhone, recipient: str) -> str | None:
         self._fail()

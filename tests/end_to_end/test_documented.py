@@ -99,7 +99,7 @@ async def test_the_page_of_the_sdk_runs_from_the_first_block_to_the_last(
     invitation = tmp_path / "invitation.txt"
     invitation.write_text(await inviting.line())
     code = blocks("docs/how-to/device-sdk.md")
-    assert len(code) == 9
+    assert len(code) == 10
     code[1] = code[1].replace("invitation.txt", str(invitation))
     status, output, program = await run(world, api, tmp_path, "\n".join(code))
     assert (status, program.said) == (0, []), output
