@@ -170,11 +170,11 @@ OF_METRICS = (
 RP_IN_POSTGRES = ("relying_party.store.postgres", "relying_party.store.minutes")
 MODULES = {
     "device": (("headless_passkey.",), ("headless_passkey.ctap_device", "headless_passkey.radio.bumble")),
-    "fido2": (("headless_passkey.ctap_device",), ()),
+    "fido2": (("headless_passkey.ctap_device", "companion_push.companion.security_key"), ()),
     "push": (
         ("companion_push.",),
         (
-            "companion_push.emulation", "companion_push.companion.advertiser.bumble", *OF_METRICS,
+            "companion_push.emulation", "companion_push.companion.advertiser.bumble", "companion_push.companion.security_key", *OF_METRICS,
             "companion_push.relay.graphql", "companion_push.relay.postgres", "companion_push.push.http2",
         ),
     ),
@@ -257,7 +257,7 @@ def test_an_extra_brings_nothing_that_its_modules_do_not_import(extra: str) -> N
 def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
     """But for what they import when it is asked for, and then say what brings it."""
     also = {
-        "fido2": brought("device"),
+        "fido2": brought("device") | brought("push"),
         "emulation": brought("device") | brought("push"),
         "metrics": brought("push"),
         "uvloop": brought("push"),

@@ -14,13 +14,13 @@ import sys
 import time
 from codecs import BOM_UTF8
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from companion_push.companion.advertiser.choose import open_advertiser
 from companion_push.companion.attend import Outcomes, answer_pending, wait_for_requests
+from companion_push.companion.authenticator import Authenticator
 from companion_push.companion.consent import UNASKED, Answer, AtTerminal, Consent, Policy, describe, summary
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.founding import Agree, found_by_sign_in
@@ -39,6 +39,7 @@ from companion_push.companion.members import (
 )
 from companion_push.companion.membership import Membership, parse_means
 from companion_push.companion.openers import BuiltInPhone, Command, Opener, QrPicture, SystemLauncher
+from companion_push.companion.options import DEFAULT_TIMEOUT
 from companion_push.companion.phone import (
     WARNING,
     SoftwarePhone,
@@ -86,7 +87,7 @@ from headless_passkey.errors import (
     UsageError,
 )
 from headless_passkey.hybrid.fido_url import MAX_LENGTH
-from headless_passkey.mends import transport_error
+from headless_passkey.mends import setup_error, transport_error
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.net.tls import tls_context
 from headless_passkey.process.signals import until_terminated
@@ -126,11 +127,10 @@ async def phone(args: argparse.Namespace) -> None:
         await _seal(args)
         return
     with contextlib.ExitStack() as stack:
-        phone = _software_phone(args, stack)
         if args.list_links or args.forget is not None:
-            await _linked_devices(args, phone)
+            await _linked_devices(args, _software_phone(args, stack, _credential_file(args)))
             return
-        phone = await _opened(args, phone)
+        phone = _software_phone(args, stack, await _authenticator(args))
         if args.linked:
             await _linked_devices(args, phone)
             return
@@ -175,11 +175,41 @@ async def _passphrase(source: str | None) -> str | None:
     return passphrase
 
 
-async def _opened(args: argparse.Namespace, phone: SoftwarePhone) -> SoftwarePhone:
-    """The phone with its file of passkeys open. A file that cannot be used is said before anybody waits."""
-    file = await open_file(phone.credentials, await _passphrase(args.passphrase_file), Terminal.open)
+async def _authenticator(args: argparse.Namespace) -> Authenticator:
+    """What the phone's answers come from. What cannot be used is said before anybody waits."""
+    if args.security_key:
+        return await _security_key(args)
+    file = await open_file(_credential_file(args), await _passphrase(args.passphrase_file), Terminal.open)
     file.load()
-    return replace(phone, credentials=file)
+    return file
+
+
+async def _security_key(args: argparse.Namespace) -> Authenticator:
+    if args.credentials or args.passphrase_file or args.algorithm or args.synced:
+        raise UsageError("--security-key goes without the options for passkeys in a file")
+    if args.uv == "presence":
+        raise UsageError(
+            "--uv presence is for passkeys in a file: a security key says itself what it has verified"
+        )
+    try:
+        from companion_push.companion.security_key import (  # noqa: PLC0415  it needs an extra
+            AtTerminal as AtKey,
+        )
+        from companion_push.companion.security_key import SecurityKey, wait_for_key  # noqa: PLC0415
+    except ImportError as error:
+        raise setup_error(
+            "a security key needs python-fido2", SetupReason.MISSING_PACKAGE, extra="fido2"
+        ) from error
+
+    def tell(stage: str, text: str) -> None:
+        say(args, text, stage=f"phone-{stage}")
+
+    person = AtKey(terminal=Terminal.open, on_tell=tell, first=args.uv == "accept")
+    seconds = getattr(args, "timeout", DEFAULT_TIMEOUT)  # a companion waits for requests without one
+    found = await wait_for_key(person, timeout=seconds)
+    key = SecurityKey(found=found, person=person)
+    await key.info()
+    return key
 
 
 async def _linked_devices(args: argparse.Namespace, phone: SoftwarePhone) -> None:
@@ -208,9 +238,10 @@ def _say_end(args: argparse.Namespace, error: HeadlessPasskeyError | None) -> No
         say(args, f"phone: {error}", stage="phone-ended", why=str(error))
 
 
-def _software_phone(args: argparse.Namespace, stack: contextlib.ExitStack) -> SoftwarePhone:
+def _software_phone(
+    args: argparse.Namespace, stack: contextlib.ExitStack, credentials: Authenticator
+) -> SoftwarePhone:
     """Make the software phone that the options describe; `UsageError` when one of them is missing or wrong."""
-    credentials = _credential_file(args)
     if not args.tunnel:
         raise UsageError("the software phone needs --tunnel")
     return SoftwarePhone(
@@ -866,7 +897,7 @@ async def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Open
             return Command.parse(args.opener_command)
         case "phone":
             say(args, WARNING, warning=WARNING)
-            return BuiltInPhone(phone=await _opened(args, _software_phone(args, stack)))
+            return BuiltInPhone(phone=_software_phone(args, stack, await _authenticator(args)))
     return None
 
 

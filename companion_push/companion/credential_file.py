@@ -29,7 +29,7 @@ from companion_push.companion.software_key import (
     Registration,
     SoftwareKey,
 )
-from headless_passkey.hybrid.ctap2 import GetAssertionResponse, User
+from headless_passkey.hybrid.ctap2 import GetAssertionResponse, GetInfoResponse, User
 from headless_passkey.process.private_file import lock_within
 
 _LIMIT: Final = 6 << 20  # bytes of the file: 512 credentials with long names, and the large blobs, sealed
@@ -86,6 +86,12 @@ class CredentialFile:
             return self.model
         return replace(self.model, credentials=tuple(map(self._read, file.credentials)))
 
+    async def info(self) -> GetInfoResponse:
+        return self.load().info
+
+    async def ask(self, command: int, payload: bytes) -> "AskedFile":
+        return AskedFile(file=self, stage=self.load().ask(command, payload))
+
     async def register(self, asked: Registration, *, now: int) -> Registered:
         """Make a credential for `asked`, and write it to disk before the response is sent."""
         async with lock_within(self.path.resolve()):
@@ -141,6 +147,29 @@ class CredentialFile:
             blob_enabled=entry.blob_enabled,
             blob=None if entry.blob is None else LargeBlob(entry.blob.packed, entry.blob.size),
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskedFile:
+    """A command for the passkeys in a file that waits for the user's consent."""
+
+    file: CredentialFile
+    stage: Registration | Assertion
+
+    @property
+    def rp_id(self) -> str:
+        return self.stage.rp_id
+
+    @property
+    def accounts(self) -> tuple[User, ...]:
+        return self.stage.accounts
+
+    async def answer(self, *, account: int, now: int) -> bytes:
+        match self.stage:
+            case Registration():
+                return (await self.file.register(self.stage, now=now)).response.encode()
+            case Assertion():
+                return (await self.file.sign(self.stage, account=account)).encode()
 
 
 def _written(credential: Credential) -> _Credential:

@@ -485,6 +485,11 @@ def _phone_options(parser: Options) -> None:
         "--credentials", metavar="FILE", type=Path, help="file of software passkeys, plain or sealed"
     )
     parser.add_argument(
+        "--security-key",
+        action="store_true",
+        help="in place of --credentials: have a security key answer that is plugged in, with its PIN asked for at the terminal",
+    )
+    parser.add_argument(
         "--passphrase-file",
         metavar="FILE",
         help="file with the passphrase of sealed passkeys, - for stdin, /dev/fd/N for a descriptor (default: asked at the terminal)",

@@ -29,10 +29,9 @@ from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeVar
 
 from companion_push.companion.advertiser.advertiser import Advertiser
-from companion_push.companion.credential_file import CredentialFile
+from companion_push.companion.authenticator import Authenticator
 from companion_push.companion.link_file import Link, LinkFile
 from companion_push.companion.software_extensions import refuse
-from companion_push.companion.software_key import Assertion, Registration
 from companion_push.companion.waking_client import open_waking
 from companion_push.waking import Wake
 from headless_passkey.errors import (
@@ -139,7 +138,7 @@ class TunnelService:
 class SoftwarePhone:
     """A phone in software: passkeys, radio, tunnel service and user."""
 
-    credentials: CredentialFile
+    credentials: Authenticator
     advertiser: Advertiser
     tunnel_service: TunnelService
     tls: ssl.SSLContext | None  # trusted roots; None: the system's
@@ -231,7 +230,7 @@ class SoftwarePhone:
 
         url: of the tunnel.
         """
-        info = self.credentials.load().info
+        info = await self.credentials.info()
         self.on_stage("connecting")
         async with open_tunnel(url, tls=self.tls) as tunnel:
             advertised = advertise(tunnel)
@@ -295,7 +294,7 @@ class SoftwarePhone:
         if kind is None:
             refuse(Status.INVALID_COMMAND)
         binding.check_kind(kind)
-        asked = self.credentials.load().ask(command.code, command.payload)
+        asked = await self.credentials.ask(command.code, command.payload)
         binding.check_rp_id(asked.rp_id)
         question = Question(
             kind=kind,
@@ -305,12 +304,8 @@ class SoftwarePhone:
             links=self.links is not None and conversation.may_link,
         )
         account = await self._ask(question, conversation)
-        match asked:
-            case Registration():
-                made = await self.credentials.register(asked, now=int(self.clock()))
-                return made.response.encode()
-            case Assertion():
-                return (await self.credentials.sign(asked, account=account)).encode()
+        # a security key asks its user once more, and is not to be touched for nobody
+        return await conversation.unless_it_ends(asked.answer(account=account, now=int(self.clock())))
 
     async def _link(self, command: Ctap, binding: "_Binding", conversation: "_Conversation") -> Link | None:
         """Make a link that the tunnel service knows; None where none is wanted, or none can be made. The sign-in goes on."""
@@ -385,9 +380,9 @@ class _Conversation:
                 case Shutdown():
                     raise NotApproved(Outcome.CANCELLED, "the device said goodbye without a request")
 
-    async def unless_it_ends(self, question: Awaitable[int | None]) -> int | None:
+    async def unless_it_ends(self, answer: Awaitable[_T]) -> _T:
         """Await the user's answer; the question is cancelled when the device stops waiting for it."""
-        return await _unless(self._withdrawn, _first(self._listen(), question))
+        return await _unless(self._withdrawn, _first(self._listen(), answer))
 
     @property
     def may_link(self) -> bool:
@@ -550,17 +545,19 @@ def ask(terminal: Terminal) -> UserVerification:
     async def verify(question: Question) -> int | None:
         terminal.show("", _title(question))
         for number, user in enumerate(question.accounts, 1):
-            terminal.show(f"  {number}  {_name(user)}")
+            terminal.show(f"  {number}  {account_name(user)}")
         if len(question.accounts) < 2:
             return 0 if await terminal.yes("y or n:") else None
-        meanings = {str(number): number for number in range(1, len(question.accounts) + 1)} | {
-            "n": 0,
-            "no": 0,
-        }
-        which = await terminal.ask("Number, or n to decline:", lambda line: meanings.get(line.lower()))
-        return which - 1 if which else None
+        return await choose_number(terminal, len(question.accounts))
 
     return verify
+
+
+async def choose_number(terminal: Terminal, count: int) -> int | None:
+    """Ask for one of `count` numbers from 1; returns it as an index, or None when the user declines."""
+    meanings = {str(number): number for number in range(1, count + 1)} | {"n": 0, "no": 0}
+    which = await terminal.ask("Number, or n to decline:", lambda line: meanings.get(line.lower()))
+    return which - 1 if which else None
 
 
 def _title(question: Question) -> str:
@@ -572,6 +569,7 @@ def _title(question: Question) -> str:
     return f"{what} at {printable(question.rp_id, MAX_DOMAIN)}?{asker}{links}"
 
 
-def _name(user: User) -> str:
+def account_name(user: User) -> str:
+    """An account as its user knows it, for the terminal."""
     names = dict.fromkeys(printable(name) for name in (user.display_name, user.name) if name)
     return " · ".join(names) or f"account {user.id.hex()}"

@@ -530,7 +530,7 @@ async def test_the_program_links_waits_lists_and_forgets(
         link = await bench.linked()
         words = [
             *("phone", "--radio", "stdout", "--tunnel", f"300={base}", "--uv", "accept"),
-            *("--credentials", bench.phone.credentials.path, "--links", bench.links.path),
+            *("--credentials", bench.links.path.with_name("passkeys.json"), "--links", bench.links.path),
             *("--ca", loopback_certificate.ca, "--json"),
         ]
         async with running(*words, "--linked") as program:

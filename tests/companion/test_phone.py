@@ -78,8 +78,9 @@ class Bench:
         self.air = Air()
         self.base, self.tls = base, certificate.client_context()
         self.stages: list[str] = []
+        self.file = CredentialFile(path=folder / "passkeys.json")
         self.phone = SoftwarePhone(
-            credentials=CredentialFile(path=folder / "passkeys.json"),
+            credentials=self.file,
             advertiser=self.air,
             tunnel_service=TunnelService(number=300, base=base),
             tls=self.tls,
@@ -134,7 +135,7 @@ async def test_a_passkey_is_made_and_then_signs_in(bench: Bench) -> None:
     answer = GetAssertionResponse.parse(ok(reply))
     assert answer.user == ALICE
     assert answer.auth_data[:32] == hashlib.sha256(RP_ID.encode()).digest()
-    (credential,) = bench.phone.credentials.load().credentials
+    (credential,) = bench.file.load().credentials
     public = ec.derive_private_key(int.from_bytes(credential.private_key, "big"), ec.SECP256R1()).public_key()
     public.verify(answer.signature, answer.auth_data + b"h" * 32, ec.ECDSA(SHA256()))
     assert bench.stages[-6:] == ["connecting", "advertising", "connected", "asked", "verified", "answered"]
@@ -190,7 +191,7 @@ async def test_declining_a_registration_leaves_no_credential(bench: Bench) -> No
     bench.phone = replace(bench.phone, verify_user=decline)
     reply, _ = await bench.transact(creation())
     assert reply.code == 0x27
-    assert bench.phone.credentials.load().credentials == ()
+    assert bench.file.load().credentials == ()
 
 
 async def test_no_passkey_is_status_2e(bench: Bench) -> None:
@@ -254,7 +255,7 @@ async def test_selection_asks_the_user_and_is_answered_with_success_alone(
     reply, error = await select(bench, device)
     assert (reply.code, reply.payload, error) == (0x00, b"", None)
     assert shown == [Question(kind=None, rp_id=None, accounts=())]
-    assert bench.phone.credentials.load().credentials == ()
+    assert bench.file.load().credentials == ()
     assert bench.stages[-3:] == ["asked", "verified", "answered"]
 
 
@@ -354,7 +355,7 @@ async def test_a_goodbye_while_the_user_is_asked_takes_the_question_back_though_
 ) -> None:
     """As Chromium does when a page gives up: a shutdown, and the socket stays open for three minutes."""
     await bench.transact(creation())
-    before, user = bench.phone.credentials.load(), Asking()
+    before, user = bench.file.load(), Asking()
     bench.phone = replace(bench.phone, verify_user=user.verify)
     device = bench.device(kind)
     request = assertion() if kind is RequestKind.GET_ASSERTION else creation(user=replace(ALICE, id=b"bob"))
@@ -367,7 +368,7 @@ async def test_a_goodbye_while_the_user_is_asked_takes_the_question_back_though_
         await cancelled(answering)
         with pytest.raises(TransportError):  # it is not answered, only closed
             await tunnel.receive()
-    assert bench.phone.credentials.load() == before
+    assert bench.file.load() == before
     assert "verified" not in bench.stages[bench.stages.index("answered") + 1 :]
 
 
@@ -495,7 +496,7 @@ async def test_a_command_of_the_other_kind_is_status_30(
     assert reply.code == 0x30
     assert isinstance(error, TrustError)
     assert error.reason is TrustReason.KIND_MISMATCH
-    assert bench.phone.credentials.load().credentials == ()
+    assert bench.file.load().credentials == ()
 
 
 @pytest.mark.threat("T10")
@@ -806,7 +807,7 @@ async def test_nothing_secret_is_logged_or_shown(bench: Bench, caplog: pytest.Lo
     caplog.set_level(logging.DEBUG)
     device = bench.device(RequestKind.MAKE_CREDENTIAL)
     await bench.transact(creation(), device)
-    (credential,) = bench.phone.credentials.load().credentials
+    (credential,) = bench.file.load().credentials
     said = caplog.text + repr(bench.phone)
     for secret in (device.transaction.url.secret, credential.private_key, device.transaction.url.tunnel_id):
         assert secret.hex() not in said.lower()

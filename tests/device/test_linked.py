@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from certificates import Certificate
 
+from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.link_file import LinkFile
 from companion_push.companion.linked import LinkedWaiting
 from companion_push.companion.phone import Question, SoftwarePhone
@@ -154,7 +155,8 @@ class LinkedBench(Bench):
             resident_key=True,
             user_verification=True,
         )
-        await self.phone().credentials.register(SoftwareKey().make_credential(request), now=0)
+        file = CredentialFile(path=self.folder / "passkeys.json")
+        await file.register(SoftwareKey().make_credential(request), now=0)
 
     async def linked(self) -> LinkedPhone:
         """A device that is linked, and a passkey on the phone."""
