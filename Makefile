@@ -12,8 +12,11 @@ help:  ## this list
 demo: $(VENV)/demo.done  ## a whole sign-in on this machine; DEMO=--help lists other stories
 	@$(BIN)/python examples/demo.py $(DEMO)
 
-# on all cores, and not on more than eight; one that is idle takes over what others have still to do
-WORKERS ?= auto
+# two for each core, since many tests wait for programs, and not more than eight; one that is idle takes over what others
+# have still to do
+WORKERS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# tests start some thousand programs: each would compile this project anew where the environment says that nothing is kept
+export PYTHONDONTWRITEBYTECODE :=
 PARALLEL := --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test: $(VENV)/check.done system-packages  ## all tests, end to end included; PYTEST="-k tunnel" for some, WORKERS=0 in one process
