@@ -73,6 +73,7 @@ bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radi
 	@PYTHONPATH=examples $(BIN)/python benchmarks/radio.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/relay.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/tunnels.py --write
+	@PYTHONPATH=examples:. $(BIN)/python benchmarks/linked.py --write
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .

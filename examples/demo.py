@@ -10,6 +10,7 @@ TLS is real, the radio is emulated. There are several stories:
     make demo DEMO=--rogue-relay         the relay swaps the FIDO URL for its own
     make demo DEMO=--unclaimed           a companion gives its URL to a phone, and does not claim
     make demo DEMO=--graphql             device and companion speak GraphQL with the relay
+    make demo DEMO=--linked              the phone is linked, and the relay stopped
     make demo DEMO=--json                events as JSON, one a line
 
 The exit status is 0 when the story ended as it should: with a session or, in a
@@ -56,6 +57,8 @@ STAGES: Final[dict[str, tuple[str, str]]] = {
     "delivered": ("hears that a companion has it", ""),
     "claimed": ("hears that one claim is granted", ""),
     "opened": ("hears that the phone has the URL", ""),
+    "contacting": ("asks the phone that it is linked with", "hub: a link"),
+    "linked": ("keeps the link that the phone gave", "hub: a link"),
     "advert-heard": ("heard the phone's Bluetooth advert", "hub: the shared key"),
     "tunnel-joined": ("joined the tunnel the advert names", "tunnel: two ends"),
     "channel-open": ("knows by Noise: phone read our URL", "tunnel: ciphertext"),
@@ -63,6 +66,12 @@ STAGES: Final[dict[str, tuple[str, str]]] = {
     "request-sent": ("fetched a challenge and sent it", "phone: the challenge"),
     "reply-checked": ("checked the phone's response", "hub: the response"),
     "completed": ("verified it, opened a session", "hub: a bound session"),
+}
+
+# The same, where a linked phone is asked: there is no FIDO URL.
+LINKED_STAGES: Final[dict[str, tuple[str, str]]] = {
+    "prepared": ("listens to Bluetooth, and makes no URL", "hub: a link"),
+    "channel-open": ("knows by Noise: it is the linked phone", "tunnel: ciphertext"),
 }
 
 # The stages of a companion and of the software phone in it.
@@ -73,6 +82,8 @@ COMPANION_STAGES: Final[dict[str, tuple[str, str]]] = {
     "claim-lost": ("was slower, and opened nothing", ""),
     "opened": ("handed the FIDO URL to its phone", ""),
     "gone": ("the request is gone", ""),
+    "phone-linked": ("lets the hub ask it again by itself", "phone: a link"),
+    "phone-waiting": ("waits at its tunnel service", ""),
     "phone-advertising": ("advertises over Bluetooth", "phone: the shared key"),
     "phone-asked": ("verifies its user", ""),
     "phone-verified": ("signs the challenge", ""),
@@ -131,7 +142,8 @@ class Timeline:
             return
         stage, at = str(said.get("stage")), said.get("at")
         if program == DEVICE and stage in STAGES:
-            what, holds = STAGES[stage]
+            linked = "links" in said or "phone" in said
+            what, holds = (LINKED_STAGES if linked else STAGES).get(stage, STAGES[stage])
             self.waiting = f"{DEVICE} {what}"
             if stage == "completed":
                 self.took = said["elapsed"]
@@ -255,12 +267,27 @@ def one_phone_was_asked(timeline: Timeline) -> bool:
     return len(claimed) == 2 and claimed == [who for stage, who in told if stage == "phone-verified"]
 
 
+def the_linked_phone_was_asked(timeline: Timeline) -> bool:
+    """Whether the last sign-in asked the linked phone, and sent no request."""
+    stages = [step.stage for step in timeline.steps if step.who == DEVICE]
+    return (
+        "linked" in stages
+        and "contacting" in stages
+        and "submitted" not in stages[stages.index("contacting") :]
+    )
+
+
 ENDINGS: Final = {
     "plain": Ending("A sign-in as it should be."),
     "notifications_off": Ending("A sign-in as it should be, although nobody was told of it."),
     "graphql": Ending("A sign-in as it should be, over GraphQL and a subscription."),
     "decline": Ending("As it should be: the user said no, and there is no session.", status=5),
     "expire": Ending("As it should be: nobody answered, and the request is over.", status=7),
+    "linked": Ending(
+        "As it should be: the relay was stopped, no companion was there, and the hub\n"
+        "asked the phone that it is linked with.",
+        held=the_linked_phone_was_asked,
+    ),
     "race": Ending(
         "The defence held: both companions said yes, the relay let one of them claim\n"
         "it, and that one's phone alone was asked.",
@@ -312,7 +339,9 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
                 await companion.stop()
 
         timeline.chapter("It signs in")
-        if args.expire:
+        if args.linked:
+            status, session = await _linked(world, timeline)
+        elif args.expire:
             timeline.add(PHONE, f"is off; the device waits {EXPIRE_AFTER} s")
             status, session = await world.ceremony(DEVICE, "sign-in", "--timeout", EXPIRE_AFTER)
         elif args.unclaimed:
@@ -336,6 +365,21 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
             timeline.add(PHONE, how)
             status, session = await world.ceremony(DEVICE, "sign-in", in_front=transport)
     return timeline.conclude(ending, status, session)
+
+
+async def _linked(world: World, timeline: Timeline) -> tuple[int, dict[str, Any] | None]:
+    """A sign-in that links the phone, and one without the relay."""
+    companion = await world.companion(PHONE, "--uv", "accept", "--links", world.links(PHONE))
+    timeline.add(PHONE, "holds a connection to the relay")
+    status, session = await world.ceremony(DEVICE, "sign-in", "--link")
+    await companion.stop()
+    if status != 0:
+        return status, session
+    timeline.chapter("The relay is stopped, and it signs in once more")
+    await world.stop("relay")
+    timeline.add("relay", "is stopped", "relay: nothing")
+    await world.linked_phone(PHONE)
+    return await world.ceremony(DEVICE, "sign-in")
 
 
 def _relay(args: argparse.Namespace) -> tuple[str | Path, ...]:
@@ -365,6 +409,7 @@ def make_parser() -> argparse.ArgumentParser:
     story.add_argument("--unclaimed", action="store_true", help="a companion does not claim the request")
     story.add_argument("--rogue-relay", action="store_true", help="the relay swaps the FIDO URL")
     story.add_argument("--graphql", action="store_true", help="device and companion speak GraphQL")
+    story.add_argument("--linked", action="store_true", help="the phone is linked, and the relay stopped")
     parser.add_argument("--json", action="store_true", help="events as JSON, one a line")
     return parser
 

@@ -65,7 +65,9 @@ class World:
         async with running(world.programs):
             ether, tunnel, queue, rp = await asyncio.gather(
                 world.serve("radio", "companion-push", "ether", tls=False),
-                world.serve("tunnel service", "companion-push", "tunnel-service", tls=tls),
+                world.serve(
+                    "tunnel service", "companion-push", "tunnel-service", "--contacts", folder / "contacts", tls=tls,
+                ),
                 world.serve("relay", *relay, "--store", world.relay_store, *_NO_LIMITS, tls=tls),
                 world.serve(
                     "relying party", "relying-party", "serve", "--store", world.relying_party_store,
@@ -91,6 +93,10 @@ class World:
     def passkeys(self) -> Path:
         """The file of software passkeys. All companions share it, as if the passkeys were synced."""
         return self.folder / "passkeys.json"
+
+    def links(self, who: str) -> Path:
+        """The software phone's file of links."""
+        return self.folder / f"{self.state(who).name}-links.json"
 
     def state(self, who: str) -> Path:
         """The state directory of a companion or device."""
@@ -122,6 +128,10 @@ class World:
         port = address.rpartition(":")[2]
         self.servers[name] = program, (*command, "--listen", f"{host}:{port}")
         return address
+
+    async def stop(self, name: str) -> None:
+        """Stop a server, as its operator does."""
+        await self.servers[name][0].stop()
 
     async def restart(self, name: str) -> None:
         """Start an ended server again, at the same address and with the same store."""
@@ -189,6 +199,15 @@ class World:
             *self.trust, "--opener", "phone", "--credentials", self.passkeys, "--radio", self.radio,
             "--tunnel", self.tunnel, "--consent", "accept", "--uv", "accept", *options,
         )  # fmt: skip
+
+    async def linked_phone(self, who: str, *options: str | Path) -> Program:
+        """Start a software phone that waits for the devices that it is linked with, and wait until it can be woken."""
+        program = await self.run(
+            who, "companion-push", "phone", "--linked", "--links", self.links(who), "--credentials", self.passkeys,
+            "--radio", self.radio, "--tunnel", self.tunnel, "--uv", "accept", *self.trust, *options,
+        )  # fmt: skip
+        await program.stage("phone-waiting")
+        return program
 
     async def device(
         self, who: str, ceremony: str, *options: str | Path, in_front: Sequence[str | Path] = ()

@@ -72,6 +72,7 @@ MAX_AHEAD: Final = 120  # seconds the device's clock may be ahead of ours: each 
 WARNING: Final = "this is a software phone for demonstrations and tests: it protects no passkey from anybody"
 
 _LINGER: Final = 3.0  # seconds for the device's shutdown message after the response
+_FIRST_MESSAGE: Final = 20.0  # seconds that a linked device, which waits in the tunnel, has for message 1
 _GRACE: Final = 1.0  # seconds reserved for the response "the user did not answer"
 _LINKING: Final = 5.0  # seconds for making a link, while the device waits for its response
 _MAX_MESSAGES: Final = 16  # besides the one command: updates, getInfo
@@ -211,7 +212,8 @@ class SoftwarePhone:
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                async with self._connected(url, advertise, withdrawn) as conversation:
+                first = _FIRST_MESSAGE if binding.linked else None
+                async with self._connected(url, advertise, withdrawn, first=first) as conversation:
                     command = await _unless(withdrawn, conversation.command())
                     self.on_stage("asked")
                     grace = min(_GRACE, timeout / 10)
@@ -225,10 +227,12 @@ class SoftwarePhone:
         url: str,
         advertise: Callable[[Tunnel], Advertised | LinkedAdvertised],
         withdrawn: asyncio.Event,
+        *,
+        first: float | None,
     ) -> AsyncIterator["_Conversation"]:
         """Open the encrypted channel to the peer that holds the URL's key, or the link, and received the advert.
 
-        url: of the tunnel.
+        url: of the tunnel. first: seconds for message 1, None for no other limit than that of the whole transaction.
         """
         info = await self.credentials.info()
         self.on_stage("connecting")
@@ -236,7 +240,11 @@ class SoftwarePhone:
             advertised = advertise(tunnel)
             self.on_stage("advertising")
             async with self.advertiser.advertise(advertised.service_data):
-                message1 = await _unless(withdrawn, tunnel.receive())
+                try:
+                    async with asyncio.timeout(first):
+                        message1 = await _unless(withdrawn, tunnel.receive())
+                except TimeoutError as error:
+                    raise TransportError("the device that woke this phone said nothing") from error
             message2, channel = advertised.respond(message1)
             await tunnel.send(message2)
             await tunnel.send(channel.post_handshake(info))

@@ -18,7 +18,15 @@ from certificates import Certificate
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.link_file import LinkFile
 from companion_push.companion.linked import LinkedWaiting, forget_link
-from companion_push.companion.phone import Question, SoftwarePhone, TunnelService, _title, accept, decline
+from companion_push.companion.phone import (
+    _FIRST_MESSAGE,
+    Question,
+    SoftwarePhone,
+    TunnelService,
+    _title,
+    accept,
+    decline,
+)
 from companion_push.companion.waking_client import open_waking
 from companion_push.tunnel_service.app import _TUNNELS, make_app
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
@@ -39,11 +47,12 @@ from headless_passkey.hybrid.messages import Ctap, Update
 from headless_passkey.net.tunnel import TunnelRefused
 from tests.companion.device import Air, Device, assertion, creation, ok
 from tests.companion.program import running
+from tests.loop_clock import LoopClock
 from tests.open_things import Interruption, cancel_everywhere, interrupted
 from tests.ports import reserved_port
 
 SOON = 1.0  # seconds until the phone is woken anew
-TIMEOUT = 20.0
+TIMEOUT = 40.0
 GA, MC = RequestKind.GET_ASSERTION, RequestKind.MAKE_CREDENTIAL
 
 
@@ -395,6 +404,30 @@ async def test_who_does_not_hold_the_link_gets_no_question(
         ok_link = await bench.ask(link, assertion()) if asked else None
     assert ok_link is None
     assert asked == []
+
+
+@pytest.mark.threat("T9")
+async def test_who_wakes_the_phone_and_says_nothing_does_not_keep_it_long(
+    bench: Bench, loop_clock: LoopClock
+) -> None:
+    link = await bench.linked()
+    async with bench.waiting():
+        transaction = StateAssistedTransaction.create(link, hint=GA)
+        async with (
+            aiohttp.ClientSession() as session,
+            session.ws_connect(
+                transaction.contact_url(bench.base),
+                protocols=("fido.cable",),
+                headers=transaction.headers,
+                ssl=bench.tls,
+            ) as tunnel,
+        ):
+            assert await tunnel.receive_bytes() == b"\0"
+            while transaction.open_advert(await bench.air.adverts.get()) is None:
+                pass
+            loop_clock.passes(_FIRST_MESSAGE)  # less than TIMEOUT
+            assert isinstance(await bench.ends.get(), TransportError)
+        ok(await bench.ask(link, assertion()))
 
 
 async def test_a_phone_whose_connection_is_lost_comes_again(

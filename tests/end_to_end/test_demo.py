@@ -89,8 +89,13 @@ async def test_the_plain_story_ends_with_a_session(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("option", "status", "user"),
-    [("--decline", 5, None), ("--expire", 7, None), ("--notifications-off", 0, "ada")],
-    ids=["decline", "expire", "notifications off"],
+    [
+        ("--decline", 5, None),
+        ("--expire", 7, None),
+        ("--notifications-off", 0, "ada"),
+        ("--linked", 0, "ada"),
+    ],
+    ids=["decline", "expire", "notifications off", "linked"],
 )
 async def test_a_variant_ends_well_when_it_ends_as_it_should(
     option: str, status: int, user: str | None, tmp_path: Path

@@ -12,10 +12,18 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from certificates import Certificate
 
+from companion_push.companion.waking_client import open_waking
 from companion_push.tunnel_service.app import make_app
 from companion_push.tunnel_service.rendezvous import Limits
+from companion_push.waking import SECRET_SIZE, contact_id
 from headless_passkey.errors import UsageError
-from headless_passkey.hybrid.tunnel_url import ROUTING_ID_HEADER, connect_url, new_url
+from headless_passkey.hybrid.tunnel_url import (
+    ROUTING_ID_HEADER,
+    connect_url,
+    contact_headers,
+    contact_url,
+    new_url,
+)
 from headless_passkey.net.tunnel import open_tunnel
 from tests.fronts import WRITTEN, blocks, haproxy, nginx, placed
 from tests.ports import reserved_port
@@ -68,11 +76,12 @@ async def test_both_ends_meet_at_the_node_that_the_phone_came_to(
     async with contextlib.AsyncExitStack() as programs:
         places = []
         for node in NODES:
+            contacts = ("--contacts", str(tmp_path / "contacts")) if node == NODES[0] else ()
             program = await programs.enter_async_context(
                 running(
                     "companion_push",
                     *("tunnel-service", "--listen", "127.0.0.1:0", "--node", str(node)),
-                    *("--trusted-proxy", "127.0.0.1"),
+                    *("--trusted-proxy", "127.0.0.1", *contacts),
                 )
             )
             places.append((await program.line()).removeprefix("ws://"))
@@ -81,7 +90,23 @@ async def test_both_ends_meet_at_the_node_that_the_phone_came_to(
         await programs.enter_async_context(front(config, tmp_path, loopback_certificate, port=port))
         base, tls = f"wss://127.0.0.1:{port}", loopback_certificate.client_context()
         met = [await meet(base, tls, bytes([number] * 16)) for number in range(6)]
+        await wake(base, tls, times=4)
     assert set(met) == set(NODES)
+
+
+async def wake(base: str, tls: ssl.SSLContext, *, times: int) -> None:
+    """A device asks for its linked phone, which comes each time."""
+    secret = bytes(SECRET_SIZE)
+    async with open_waking(base, tls=tls) as waking:
+        await waking.register([secret])
+        for _ in range(times):
+            url, headers = contact_url(base, contact_id(secret)), contact_headers(b"payload")
+            async with open_tunnel(url, headers=headers, tls=tls) as device:
+                woken = await waking.wake()
+                way = connect_url(base, woken.routing_id, woken.tunnel_id)
+                async with open_tunnel(way, tls=tls) as phone:
+                    await phone.send(b"here I am")
+                    assert await device.receive() == b"here I am"
 
 
 async def meet(base: str, tls: ssl.SSLContext, tunnel_id: bytes) -> int:
