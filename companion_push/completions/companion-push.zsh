@@ -612,6 +612,9 @@ _shtab_companion_push_tunnel_service_options=(
   "--node[0 to 255\: the first byte of the routing IDs that it gives, by which a proxy finds it among several]:N:"
   "--drain[seconds that open tunnels have to end at SIGTERM, while new ones are refused\; a second signal ends them at once (default\: 5)]:S:"
   "--contacts[wake linked phones, and remember in this folder which there are\; without it no phone can be linked]:FOLDER:"
+  "--wake-hook[https URL that is called, signed, to wake a linked phone that holds no connection\; default\: it is not reached]:URL:"
+  "--wake-hook-secret[file of mode 0600 with the secret that signs these calls\: whsec_ and base64\; on further lines the secrets of before]:FILE:_files"
+  "--wake-hook-ca[PEM file of roots to believe for the hook, instead of the system\'s]:FILE:_files"
 )
 
 # guard to ensure default positional specs are added only once per session

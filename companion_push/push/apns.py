@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from companion_push.push.channel import Address, Apns, Delivery, Kind, Purpose, Push, PushOutcome
 from companion_push.push.provider_token import ProviderKey, ProviderTokens
-from companion_push.push.retry_after import retry_after
+from companion_push.serving.retry_after import retry_after
 from headless_passkey.errors import (
     LocalProtocolError,
     SetupReason,

@@ -18,8 +18,8 @@ from typing import Any, Final
 import aiohttp
 
 from companion_push.push.channel import Address, Delivery, Fcm, Kind, Purpose, Push, PushOutcome
-from companion_push.push.retry_after import retry_after
 from companion_push.push.service_account import AccessTokens, ServiceAccount
+from companion_push.serving.retry_after import retry_after
 from headless_passkey.errors import (
     LocalProtocolError,
     SetupReason,

@@ -21,7 +21,7 @@ from joserfc import jwt
 from joserfc.jwk import RSAKey
 
 from companion_push.push.channel import Delivery, PushOutcome
-from companion_push.push.retry_after import retry_after
+from companion_push.serving.retry_after import retry_after
 from headless_passkey.errors import (
     HeadlessPasskeyError,
     SetupError,

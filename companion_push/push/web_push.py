@@ -23,8 +23,8 @@ from yarl import URL
 from companion_push.push.channel import Address, Delivery, Kind, Push, PushOutcome, WebPush
 from companion_push.push.endpoints import EndpointRules, ForbiddenAddress
 from companion_push.push.message_encryption import AUTH, encrypt, key_of
-from companion_push.push.retry_after import retry_after
 from companion_push.push.vapid import VapidKey, VapidTokens
+from companion_push.serving.retry_after import retry_after
 from headless_passkey.errors import LocalProtocolError, TransportError, TransportReason
 from headless_passkey.net.proxy import read_bounded
 from headless_passkey.net.unreachable import what_went_wrong

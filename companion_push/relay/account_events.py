@@ -1,4 +1,4 @@
-"""Events that the account service is to be told, in the store until it has taken them (`companion_push.relay.webhook`).
+"""Events that the account service is to be told, in the store until it has taken them (`companion_push.serving.webhook`).
 
 Each function is a part of one transaction on an open store. An event is stored in the transaction that it is about, so that
 a relay that is killed tells it when it runs again. There is one event for a device at most, the newest: it takes the place of
@@ -17,7 +17,7 @@ from companion_push.relay.account_states import States
 from companion_push.relay.mailbox import Rate
 from companion_push.relay.problems import Problem
 from companion_push.relay.transaction import Transaction
-from companion_push.relay.webhook import Attempt
+from companion_push.serving.webhook import Attempt
 from headless_passkey.text.base64url import base64url
 
 KEPT: Final = 3 * 86_400  # seconds after which an event is given up

@@ -92,13 +92,13 @@ from companion_push.relay.readiness import Readiness
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.strangers import CALLS, RING_BYTES, Budget, Strangers
 from companion_push.relay.transaction import Transaction
-from companion_push.relay.webhook import Webhook
-from companion_push.relay.webhook_client import WebhookClient
 from companion_push.relay.webhook_sender import WebhookSender
 from companion_push.serving.http_server import http_logger
 from companion_push.serving.http_server import problem as untyped
 from companion_push.serving.rate_limit import Unit, limit_headers
 from companion_push.serving.tracing import ERROR_TYPE, Span, Tracing, tracing
+from companion_push.serving.webhook import Webhook
+from companion_push.serving.webhook_client import WebhookClient
 from headless_passkey.errors import SetupReason, UsageError
 from headless_passkey.mends import setup_error
 from headless_passkey.process.tasks import end, until_done

@@ -11,7 +11,6 @@ from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
 from companion_push.relay.store_command import add_store
-from companion_push.relay.webhook import Webhook
 from companion_push.serving.options import (
     add_serving,
     at_most,
@@ -20,10 +19,11 @@ from companion_push.serving.options import (
     count_or_none,
     key_file,
     program_metrics,
+    secret_line,
+    webhook_of,
 )
 from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.errors import UsageError
-from headless_passkey.process.private_file import read_private
 from headless_passkey.process.signals import until_terminated
 
 
@@ -185,32 +185,14 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         ladder=Ladder(device=(), account=()) if args.no_pauses else Ladder(),
         held_per_address=args.held_per_address,
         failures_per_address=args.failures_per_address,
-        admin_secret=None if args.admin_secret is None else _secret("--admin-secret", args.admin_secret),
-        webhook=_webhook(args),
+        admin_secret=None if args.admin_secret is None else secret_line("--admin-secret", args.admin_secret),
+        webhook=webhook_of("--webhook", args.webhook, args.webhook_secret, args.webhook_ca),
         openid=_openid(args),
         graphql=args.graphql,
         graphql_introspection=args.graphql_introspection,
         graphql_documents=args.graphql_documents,
         graphql_documents_only=args.graphql_documents_only,
     )
-
-
-def _secret(option: str, path: Path) -> str:
-    content = read_private(path, limit=1024)
-    if content is None:
-        raise UsageError(f"{option}: there is no file {path}")
-    return content.decode("ascii", errors="replace").strip()
-
-
-def _webhook(args: argparse.Namespace) -> Webhook | None:
-    if args.webhook is None:
-        if args.webhook_secret or args.webhook_ca:
-            raise UsageError("the other options of the webhook need --webhook")
-        return None
-    if args.webhook_secret is None:
-        raise UsageError("--webhook needs --webhook-secret")
-    secrets = tuple(_secret("--webhook-secret", args.webhook_secret).split())
-    return Webhook(url=args.webhook, secrets=secrets, ca=args.webhook_ca)
 
 
 def _check_graphql(args: argparse.Namespace) -> None:

@@ -11,8 +11,8 @@ from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
 from companion_push.relay.store_place import PostgresUri, StorePlace
-from companion_push.relay.webhook import Webhook
 from companion_push.serving.bounds import check_bounds
+from companion_push.serving.webhook import Webhook
 from headless_passkey.errors import RemoteProtocolError, UsageError
 from headless_passkey.net.base_url import BaseUrl
 from headless_passkey.trust.text_form import check_relay_url

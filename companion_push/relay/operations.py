@@ -39,7 +39,7 @@ from companion_push.relay.messages import (
 )
 from companion_push.relay.problems import Problem, Slug, invalid, not_found
 from companion_push.relay.transaction import Transaction
-from companion_push.relay.webhook import Attempt
+from companion_push.serving.webhook import Attempt
 from headless_passkey.request import MUTED, NOT_ME, InvitationState, RequestState
 from headless_passkey.text.base64url import base64url, from_base64url
 from headless_passkey.trust.ring import Ring, Role, document_hash

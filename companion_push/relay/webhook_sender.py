@@ -16,8 +16,8 @@ from companion_push.errors import StoreUnavailable
 from companion_push.relay.account_events import Event, Step
 from companion_push.relay.operations import Answer, Operation, record_event, take_event
 from companion_push.relay.problems import Problem
-from companion_push.relay.webhook import Attempt
-from companion_push.relay.webhook_client import WebhookClient
+from companion_push.serving.webhook import Attempt
+from companion_push.serving.webhook_client import WebhookClient
 from headless_passkey.process.tasks import end_quietly
 
 AFTER_ANSWER: Final = 0.01  # seconds after a new event, in which its caller gets its answer

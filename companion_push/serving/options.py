@@ -15,7 +15,10 @@ from companion_push.serving.connections import (
     MAX_SECONDS,
     ConnectionLimits,
 )
+from companion_push.serving.webhook import Webhook
 from headless_passkey.command.command_line import host_port, missing
+from headless_passkey.errors import UsageError
+from headless_passkey.process.private_file import read_private
 from headless_passkey.text.secret_words import without_keys
 
 if TYPE_CHECKING:
@@ -170,3 +173,22 @@ def network_option(text: str) -> Network:
         return network(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError("expected an address or a network, such as 10.0.0.0/8") from error
+
+
+def secret_line(option: str, path: Path) -> str:
+    """Read a file of mode 0600 that holds a secret. option: names it in errors."""
+    content = read_private(path, limit=1024)
+    if content is None:
+        raise UsageError(f"{option}: there is no file {path}")
+    return content.decode("ascii", errors="replace").strip()
+
+
+def webhook_of(option: str, url: str | None, secret: Path | None, ca: Path | None) -> Webhook | None:
+    """The webhook that the options name: `option`, and those of its secret and roots; None without it."""
+    if url is None:
+        if secret or ca:
+            raise UsageError(f"the other options of the webhook need {option}")
+        return None
+    if secret is None:
+        raise UsageError(f"{option} needs {option}-secret")
+    return Webhook(url=url, secrets=tuple(secret_line(f"{option}-secret", secret).split()), ca=ca)

@@ -19,7 +19,7 @@ import logging
 import math
 import secrets
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,7 +29,9 @@ from companion_push import waking
 from companion_push.serving.http_server import http_logger, problem, upgrades
 from companion_push.serving.rate_limit import Policy, limit_headers
 from companion_push.serving.tracing import Tracing, tracing
+from companion_push.serving.webhook import Webhook
 from companion_push.tunnel_service.contacts import KnownContacts
+from companion_push.tunnel_service.hook import WakeHook
 from companion_push.tunnel_service.phones import Phones
 from companion_push.tunnel_service.rendezvous import Breach, End, Limits, Rendezvous, Tunnel, TunnelRefusal
 from headless_passkey.errors import RemoteProtocolError, UsageError
@@ -49,7 +51,7 @@ from headless_passkey.hybrid.tunnel_url import (
     parse_client_payload_header,
     parse_path,
 )
-from headless_passkey.process.tasks import end
+from headless_passkey.process.tasks import end, end_quietly
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -79,6 +81,7 @@ def make_app(
     *,
     node: int | None = None,
     contacts: KnownContacts | None = None,
+    hook: Webhook | None = None,
     registry: "CollectorRegistry | None" = None,
     tracer_provider: "TracerProvider | None" = None,
 ) -> web.Application:
@@ -86,14 +89,18 @@ def make_app(
 
     Phones look for it at the root of a tunnel domain. Mounted under a prefix, it is found by clients that were
     told ``wss://host/prefix``. node: 0 to 255, the first byte of its routing IDs, by which a proxy finds it among several
-    behind one name; None for one that is alone. contacts: which linked phones it knows; None: it wakes none. registry: prometheus-client's, to which it adds its metrics. tracer_provider: OpenTelemetry's,
+    behind one name; None for one that is alone. contacts: which linked phones it knows; None: it wakes none. hook: is called for phones that hold no
+    connection; None: these are not reached. registry: prometheus-client's, to which it adds its metrics. tracer_provider: OpenTelemetry's,
     for its spans; by default that of the process, where the API is installed.
     """
     traces = tracing("companion_push.tunnel_service", tracer_provider)
     app = web.Application(
         middlewares=[] if traces is None else [_trace], handler_args={"logger": http_logger}
     )
-    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node, contacts)
+    if hook is not None and contacts is None:
+        raise UsageError("hook: only a service with contacts wakes phones")
+    waker = None if hook is None else WakeHook(hook)
+    app[_TUNNELS] = TunnelEndpoints(limits if limits is not None else Limits(), node, contacts, waker)
     app[_TUNNELS].traces = traces
     app.router.add_get("/livez", _livez, name=_LIVEZ)
     app.router.add_get("/readyz", _readyz)
@@ -101,6 +108,7 @@ def make_app(
         app.router.add_get(waking.PATH, _phone, allow_head=False)
     app.router.add_route("*", "/cable/{path:.*}", _cable)
     app.on_shutdown.append(_close_tunnels)
+    app.on_cleanup.append(_close_hook)
     if registry is not None:
         app[_TUNNELS].measure(registry)
         app.cleanup_ctx.append(_watched_loop)
@@ -131,12 +139,18 @@ async def drain(app: web.Application, seconds: float, *, cut: "asyncio.Future[No
 class TunnelEndpoints:
     """Serves the endpoints of tunnels, and keeps the tunnels that are open."""
 
-    def __init__(self, limits: Limits, node: int | None, contacts: KnownContacts | None = None) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        node: int | None,
+        contacts: KnownContacts | None = None,
+        hook: WakeHook | None = None,
+    ) -> None:
         if node is not None and node not in NODES:
             raise UsageError(f"node: expected a number from 0 to {NODES.stop - 1}")
         self.limits = limits
         self.rendezvous = Rendezvous(limits)
-        self.phones = None if contacts is None else Phones(contacts, silence=limits.silence)
+        self.phones = None if contacts is None else Phones(contacts, silence=limits.silence, hook=hook)
         self._prefix = b"" if node is None else bytes([node])
         self._open: dict[Tunnel, OpenTunnel] = {}
         self.metrics: TunnelMetrics | None = None
@@ -181,10 +195,16 @@ class TunnelEndpoints:
         tunnel = self._opened(request, secrets.token_bytes(TUNNEL_ID_SIZE))
         if isinstance(tunnel, TunnelRefusal):
             return self.refuse(tunnel)
-        phone.wake(path.contact_id, tunnel, payload)
         signal = connection_is_signalled(request.headers.get(SIGNAL_CONNECTION_HEADER))
         headers = {SIGNAL_CONNECTION_HEADER: "true"} if signal else {}
-        return await self._own(tunnel, request, headers, signal=signal)
+        if not self.phones.is_called(phone):
+            phone.wake(path.contact_id, tunnel, payload)
+            return await self._own(tunnel, request, headers, signal=signal)
+        try:
+            called = self.phones.call(path.contact_id, tunnel, payload)
+            return await self._own(tunnel, request, headers, signal=signal, called=called)
+        finally:
+            self.phones.called_no_more(path.contact_id)
 
     def _opened(self, request: web.Request, tunnel_id: bytes) -> Tunnel | TunnelRefusal:
         if self.stopping:
@@ -199,12 +219,21 @@ class TunnelEndpoints:
         return tunnel
 
     async def _own(
-        self, tunnel: Tunnel, request: web.Request, headers: Mapping[str, str], *, signal: bool = False
+        self,
+        tunnel: Tunnel,
+        request: web.Request,
+        headers: Mapping[str, str],
+        *,
+        signal: bool = False,
+        called: Coroutine[Any, Any, bool] | None = None,
     ) -> web.StreamResponse:
-        """Serve the first end until the tunnel has ended. signal: tell it when the second end has come."""
+        """Serve the first end until the tunnel has ended. signal: tell it when the second end has come. called: the call of the
+        hook that wakes the second end; the tunnel ends when nobody takes it.
+        """
         opened = self._open[tunnel] = OpenTunnel(
             tunnel, self.hold, self.rendezvous.let_go, self._ended, signal=signal
         )
+        calling = None if called is None else asyncio.create_task(_call(called, opened))
         try:
             connection = Connection(_websocket(self.limits), request)
             connection.websocket.headers.update(headers)
@@ -216,6 +245,8 @@ class TunnelEndpoints:
             opened.over.set()
             if self.stopping and not self._open:
                 self.drained.set()
+            if calling is not None:
+                await end_quietly(calling)
         return connection.websocket
 
     async def join(self, request: web.Request, path: ConnectTunnel) -> web.StreamResponse:
@@ -472,6 +503,11 @@ class OpenTunnel:
         return False
 
 
+async def _call(called: Coroutine[Any, Any, bool], opened: OpenTunnel) -> None:
+    if not await called:
+        opened.end(Ending(why="its phone could not be woken"))
+
+
 _GOODBYE: Final = (WSCloseCode.OK, WSCloseCode.GOING_AWAY)  # browsers close with the second
 _TUNNELS: Final = web.AppKey("tunnels", TunnelEndpoints)
 _LIVEZ: Final = "livez"
@@ -571,6 +607,12 @@ async def _watched_loop(app: web.Application) -> AsyncIterator[None]:
 
 async def _close_tunnels(app: web.Application) -> None:
     app[_TUNNELS].close()
+
+
+async def _close_hook(app: web.Application) -> None:
+    phones = app[_TUNNELS].phones
+    if phones is not None and phones.hook is not None:
+        await phones.hook.close()
 
 
 def _websocket(limits: Limits) -> web.WebSocketResponse:

@@ -10,10 +10,13 @@ from companion_push.serving.options import (
     connection_limits,
     count,
     count_or_none,
+    key_file,
     program_metrics,
+    webhook_of,
 )
 from companion_push.tunnel_service.rendezvous import Limits
 from headless_passkey.command.command_line import add_settings, example, expand_home, out, teller
+from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
 
 DRAIN: Final = 5  # seconds, what other servers give to running requests; Docker kills after 10
@@ -103,6 +106,23 @@ def add_parser(subparsers: Any) -> None:
         type=Path,
         help="wake linked phones, and remember in this folder which there are; without it no phone can be linked",
     )
+    parser.add_argument(
+        "--wake-hook",
+        metavar="URL",
+        help="https URL that is called, signed, to wake a linked phone that holds no connection; default: it is not reached",
+    )
+    parser.add_argument(
+        "--wake-hook-secret",
+        metavar="FILE",
+        type=key_file,
+        help="file of mode 0600 with the secret that signs these calls: whsec_ and base64; on further lines the secrets of before",
+    )
+    parser.add_argument(
+        "--wake-hook-ca",
+        metavar="FILE",
+        type=Path,
+        help="PEM file of roots to believe for the hook, instead of the system's",
+    )
     parser.set_defaults(main=serve)
 
 
@@ -121,10 +141,17 @@ async def serve(args: argparse.Namespace) -> None:
         rate=args.rate,
         in_flight_of_all=args.in_flight << 20,
     )
+    hook = webhook_of("--wake-hook", args.wake_hook, args.wake_hook_secret, args.wake_hook_ca)
+    if hook is not None and args.contacts is None:
+        raise UsageError("--wake-hook needs --contacts")
     metrics, say = program_metrics(args), teller(args)
     contacts = None if args.contacts is None else KnownContacts(expand_home(args.contacts), ContactLimits())
     app = make_app(
-        limits, node=args.node, contacts=contacts, registry=None if metrics is None else metrics.registry
+        limits,
+        node=args.node,
+        contacts=contacts,
+        hook=hook,
+        registry=None if metrics is None else metrics.registry,
     )
     with listening(*args.listen, cert=args.cert, key=args.key) as listener:
         async with (

@@ -17,6 +17,7 @@ from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.http_server import problem, upgrades
 from companion_push.tunnel_service.buckets import Buckets
 from companion_push.tunnel_service.contacts import ContactLimits, KnownContacts
+from companion_push.tunnel_service.hook import WakeHook
 from companion_push.tunnel_service.rendezvous import Tunnel, TunnelRefusal
 from companion_push.waking import (
     MAX_CONTACTS,
@@ -69,6 +70,8 @@ class Phone:
         """How many contact requests wait for the phone, which has not joined their tunnels yet."""
         left = [tunnel for tunnel in self.woken.get(contact_id, ()) if not (tunnel.joined or tunnel.ended)]
         self.woken[contact_id] = left
+        if not left:
+            del self.woken[contact_id]
         return len(left)
 
     def wake(self, contact_id: bytes, tunnel: Tunnel, client_payload: bytes) -> None:
@@ -80,8 +83,12 @@ class Phone:
 class Phones:
     """The connections of all phones."""
 
-    def __init__(self, known: KnownContacts, *, silence: float) -> None:
-        """silence: seconds without a message after which a phone is pinged; it has half as many to answer."""
+    def __init__(self, known: KnownContacts, *, silence: float, hook: WakeHook | None = None) -> None:
+        """silence: seconds without a message after which a phone is pinged; it has half as many to answer. hook: wakes phones
+        without a connection.
+        """
+        self.hook = hook
+        self._called = Phone(neighbourhood="")  # stands for all that the hook has woken
         self._known, self._silence = known, silence
         self._limits: ContactLimits = known.limits
         self._phones: set[Phone] = set()
@@ -104,10 +111,36 @@ class Phones:
         except SetupError as error:
             logger.error("%s", error)  # noqa: TRY400  its traceback holds the contact
             return TunnelRefusal.UNREACHABLE
-        phones = self._by_contact.get(contact_id)
-        if not phones or phones[-1].waiting(contact_id) >= self._limits.waiting_per_contact:
+        connected = self._by_contact.get(contact_id)
+        if not connected and self.hook is None:
             return TunnelRefusal.UNREACHABLE
-        return phones[-1]
+        phone = connected[-1] if connected else self._called
+        if phone.waiting(contact_id) >= self._limits.waiting_per_contact:
+            return TunnelRefusal.UNREACHABLE
+        return phone
+
+    async def call(self, contact_id: bytes, tunnel: Tunnel, client_payload: bytes) -> bool:
+        """Have the hook wake a phone; returns whether the call was taken."""
+        assert self.hook is not None  # noqa: S101  for mypy
+        waiting = self._called.woken.setdefault(contact_id, [])
+        waiting.append(tunnel)
+        why_not = await self.hook.wake(
+            contact_id=contact_id,
+            routing_id=tunnel.routing_id,
+            tunnel_id=tunnel.tunnel_id,
+            client_payload=client_payload,
+        )
+        if why_not is not None:
+            logger.warning("the hook did not wake a phone: %s", why_not)
+        return why_not is None
+
+    def is_called(self, phone: Phone) -> bool:
+        """Whether the phone has no connection, so that the hook is to wake it."""
+        return phone is self._called
+
+    def called_no_more(self, contact_id: bytes) -> None:
+        """Forget a contact request that has ended."""
+        self._called.waiting(contact_id)
 
     def close(self) -> None:
         """Close all connections; the handlers return soon after."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from companion_push.push import apns, fcm
 from companion_push.push.channel import PushOutcome
 from companion_push.push.http2 import Answer, Broken, Http2Connection, Unprocessed
-from companion_push.push.retry_after import LONGEST, retry_after
+from companion_push.serving.retry_after import LONGEST, retry_after
 
 STATUSES = st.integers(0, 999)
 BODIES = st.one_of(

@@ -15,7 +15,7 @@ from typing import Any
 from aiohttp import web
 from certificates import Certificate
 
-from companion_push.relay.webhook import Webhook
+from companion_push.serving.webhook import Webhook
 
 PATIENCE = 60.0  # seconds, a safety net
 RELEASED = web.AppKey("released", asyncio.Event)  # at the end of the test

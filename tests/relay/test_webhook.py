@@ -11,8 +11,8 @@ from aiohttp import web
 from certificates import Certificate
 
 from companion_push.relay.account_events import PAUSES
-from companion_push.relay.webhook import Attempt, Webhook
-from companion_push.relay.webhook_client import MAX_ANSWER, WebhookClient
+from companion_push.serving.webhook import Attempt, Webhook
+from companion_push.serving.webhook_client import MAX_ANSWER, WebhookClient
 from headless_passkey.errors import SetupError, UsageError
 from tests.device.connect_proxy import ConnectProxy
 from tests.loop_clock import LoopClock

@@ -1,4 +1,4 @@
-"""One attempt at calling the account service; `companion_push.relay.webhook` has what is sent."""
+"""One attempt at calling the account service; `companion_push.serving.webhook` has what is sent."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,8 @@ from typing import Final
 import aiohttp
 from yarl import URL
 
-from companion_push.push.retry_after import retry_after
-from companion_push.relay.webhook import Attempt, Webhook
+from companion_push.serving.retry_after import retry_after
+from companion_push.serving.webhook import Attempt, Webhook
 from headless_passkey.errors import TransportError
 from headless_passkey.net.proxy import read_bounded, sending, tracing
 from headless_passkey.net.tls import tls_context
