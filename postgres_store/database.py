@@ -12,7 +12,7 @@ import queue
 import random
 import re
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
@@ -39,6 +39,7 @@ _DEFAULTS: Final = {
     "keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
+_CLOCK: Final = "; SELECT extract(epoch FROM clock_timestamp())::float8"
 _LIMITS: Final = "; SET LOCAL statement_timeout = 5000; SET LOCAL idle_in_transaction_session_timeout = 15000"
 
 T = TypeVar("T")
@@ -115,11 +116,23 @@ class Database:
         self, work: Callable[["Statements"], T], *, isolation: Isolation = Isolation.SERIALIZABLE
     ) -> T:
         """Run `work` as one transaction in a thread, as `now` does."""
+        return await self._watched(lambda: self.now(work, isolation=isolation))
+
+    async def one(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """Run a statement, or several, as a transaction of its own in a thread, in one round trip; returns the last rows.
+
+        It sees what was committed before (READ COMMITTED), and waits for no other transaction but for a row that both write.
+        It is run again where the connection was lost, though its commit may be done: running it twice has to change nothing.
+        """
+        return await self._watched(lambda: self._one(statement, values))
+
+    async def _watched(self, work: Callable[[], T]) -> T:
+        """Do `work` in a thread, while its connections are looked at."""
         if self._closed:
             raise self.errors.unavailable("the store is closed")
         if self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(LOOK_SECONDS, self._look)
-        return await self.in_thread(lambda: self.now(work, isolation=isolation))
+        return await self.in_thread(work)
 
     def _look(self) -> None:
         """Cut the connections off on which the server has said nothing for too long."""
@@ -154,13 +167,35 @@ class Database:
         """Raise where no transaction may begin now."""
 
     def _once(self, work: Callable[["Statements"], T], isolation: Isolation, *, may_be_twice: bool) -> T:
+        with self._taken() as connection:
+            return self._transaction(connection, work, isolation, may_be_twice=may_be_twice)
+
+    @contextlib.contextmanager
+    def _taken(self) -> Iterator[Connection]:
         connection = self._connection()
         self._used[connection] = monotonic() + SILENT_SECONDS
         try:
-            return self._transaction(connection, work, isolation, may_be_twice=may_be_twice)
+            yield connection
         finally:
             del self._used[connection]
             self.give_back(connection)
+
+    def _one(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        until = monotonic() + BUSY_SECONDS
+        whole = f"{Isolation.READ_COMMITTED.begin}; {statement}; COMMIT"
+        while True:
+            with self._taken() as connection:
+                try:
+                    return _rows(connection, whole, [_plain(value) for value in values])
+                except psycopg.Error as error:
+                    if not connection.closed:
+                        with contextlib.suppress(psycopg.Error):
+                            connection.execute("ROLLBACK")
+                    meets = isinstance(error, SerializationFailure | DeadlockDetected | LockNotAvailable)
+                    if not (connection.closed or meets) or monotonic() >= until:
+                        raise self.errors.unavailable(
+                            f"the database does not answer: {said(error)}"
+                        ) from error
 
     def _transaction(
         self,
@@ -176,8 +211,8 @@ class Database:
         """
         may_be_done = False
         try:
-            connection.execute(_as_it_is(isolation.begin))
-            result = work(Statements(connection))
+            (began,) = _rows(connection, isolation.begin + _CLOCK)[0]
+            result = work(Statements(connection, began=began))
             may_be_done = isolation is not Isolation.SNAPSHOT
             connection.execute("COMMIT")
         except BaseException as error:
@@ -215,12 +250,16 @@ class Database:
         else:
             self._idle.put(connection)
 
+    def conninfo(self, uri: str) -> str:
+        """What libpq is told to connect to `uri`."""
+        known = conninfo.conninfo_to_dict(uri)
+        return conninfo.make_conninfo("", **{**_DEFAULTS, "application_name": self._program, **known})
+
     def connected(self) -> Connection:
         """Connect. `Errors.unavailable` where that fails."""
         try:
-            known = conninfo.conninfo_to_dict(self._uri)
             connection = Connection.connect(
-                conninfo.make_conninfo("", **{**_DEFAULTS, "application_name": self._program, **known}),
+                self.conninfo(self._uri),
                 autocommit=True,
                 row_factory=self._rows,
                 cursor_factory=psycopg.ClientCursor,  # nothing is prepared, so a pool may be between
@@ -246,8 +285,10 @@ class _RunAgain(Exception):  # noqa: N818  no fault
 class Statements:
     """A transaction, in which ``?`` or ``:name`` stands for values, and numbers for the values of enumerations and truths."""
 
-    def __init__(self, connection: "psycopg.Connection[Any]") -> None:
+    def __init__(self, connection: "psycopg.Connection[Any]", *, began: float) -> None:
+        """began: when the transaction began by the server's clock, Unix seconds."""
         self._connection = connection
+        self.began: Final = began
 
     def execute(
         self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /
@@ -281,6 +322,18 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return int(value) if isinstance(value, bool) else value
+
+
+def _rows(connection: "psycopg.Connection[Any]", statements: str, values: Sequence[Any] = ()) -> list[Any]:
+    """Run statements at once; returns the rows of the last one that has some."""
+    rows: list[Any] = []
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        cursor.execute(_with_places(statements) if values else _as_it_is(statements), values or None)
+        while True:
+            if cursor.description is not None:
+                rows = cursor.fetchall()
+            if not cursor.nextset():
+                return rows
 
 
 def said(error: "psycopg.Error") -> str:

@@ -98,8 +98,10 @@ def _owner(db: Transaction, account: str) -> dict[str, str]:
     return {} if name is None else {"name": name}
 
 
-def take(db: Transaction, states: States, now: float) -> Event | None:
+def take(db: Transaction, states: States, now: float, *, lease: float = 0) -> Event | None:
     """Begin an attempt: the event with the fewest attempts of those that are due. It is due again in some seconds.
+
+    lease: seconds for which no other process may begin one of it.
 
     An account that has had its share of events waits: its event is due when there is more.
     """
@@ -119,7 +121,7 @@ def take(db: Transaction, states: States, now: float) -> Event | None:
             states.put(account, state.spending(account, {_RATE_NAME: full_at}))
         db.execute(
             "UPDATE account_events SET attempts = attempts + 1, due = ? WHERE id = ?",
-            (now + PAUSES[0], event_id),
+            (now + max(PAUSES[0], lease), event_id),
         )
         return Event(id=event_id, body=body)
     return None

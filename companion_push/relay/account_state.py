@@ -134,4 +134,4 @@ def _unfinished(rates: Mapping[str, float], now: float) -> dict[str, float]:
 
 def _changes_at(request: Request) -> float:
     """When time may change a live request."""
-    return -math.inf if request.leased else min(request.ends_at, request.given_up_at)
+    return -math.inf if request.leased else min(request.ends_at, request.given_up_at, request.unreached_at)

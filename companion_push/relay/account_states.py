@@ -242,6 +242,11 @@ class States:
             mine = [each for each in changed if each.account == account]
             self.put(account, self.of(account).with_requests(mine))
 
+    @property
+    def read(self) -> list[str]:
+        """The accounts whose states this transaction has read."""
+        return list(self._held)
+
     def due(self, after: str | None) -> list[str]:
         """List accounts of which time may have changed something, in order: a portion of those that come after one."""
         return self._store.due(self._now, after)

@@ -14,6 +14,7 @@ import hmac
 import logging
 import math
 import random
+import time
 import traceback
 from collections.abc import (
     AsyncIterator,
@@ -50,7 +51,7 @@ from companion_push.relay.config import RelayConfig
 from companion_push.relay.following import Following
 from companion_push.relay.held_requests import HeldRequests
 from companion_push.relay.inbox_stream import REFUSED, stream
-from companion_push.relay.mailbox import Leases
+from companion_push.relay.mailbox import Leases, LeasesInMemory, LeasesInRecords
 from companion_push.relay.messages import (
     MAX_BODY,
     AccountBody,
@@ -116,7 +117,6 @@ logger = logging.getLogger(__name__)
 _LIVEZ: Final = "livez"
 BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 REFUSAL_SECONDS: Final = 1.0  # before a key that has had its share is told so
-_SWEEP_SECONDS: Final = 30.0
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 _HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
@@ -163,7 +163,9 @@ def make_app(
         raise UsageError("openid: there is another authority")
     if authority is None:
         authority = (
-            BuiltInAccounts() if config.openid is None else OpenIdConnect(config.openid, clock=config.clock)
+            BuiltInAccounts()
+            if config.openid is None
+            else OpenIdConnect(config.openid, clock=lambda: app[RELAY].clock())  # noqa: PLW0108  it is not there yet
         )
     traces = tracing("companion_push.relay", tracer_provider)
     middlewares = [_answer_problems] if traces is None else [_trace, _answer_problems]
@@ -318,7 +320,7 @@ class RelayEndpoints:
         self._strangers = Strangers(per_minute=config.failures_per_address)
         self._transactions: set[asyncio.Future[Answer]] = set()  # running
         self._notifier = Notifier(
-            channels, run=lambda operation: self.run("", operation), clock=config.clock, traces=traces
+            channels, run=lambda operation: self.run("", operation), clock=self.clock, traces=traces
         )
         self._followers: list[Callable[[Answer], None]] = [self._notifier.follow]
         self.webhook_sender = None if config.webhook is None else self._webhook_sender(config.webhook)
@@ -330,9 +332,8 @@ class RelayEndpoints:
         )
 
     def _webhook_sender(self, webhook: Webhook) -> WebhookSender:
-        clock = self._config.clock
-        client = WebhookClient(webhook, clock=clock)
-        sender = WebhookSender(client, run=lambda operation: self.run("", operation), clock=clock)
+        client = WebhookClient(webhook, clock=self.clock)
+        sender = WebhookSender(client, run=lambda operation: self.run("", operation), clock=self.clock)
         self.follow(sender.follow)
         return sender
 
@@ -353,7 +354,7 @@ class RelayEndpoints:
 
         self.metrics = RelayMetrics(
             registry,
-            clock=self._config.clock,
+            clock=self.clock,
             held_calls=lambda: len(self.held_requests),
             transactions=lambda: len(self._transactions),
             used_proofs=lambda: len(self._used_proofs),
@@ -368,6 +369,8 @@ class RelayEndpoints:
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
         await self._readiness.check()
+        if self._nodes is not None and not self._nodes.wake_ups.are_heard:
+            raise Problem(Slug.STORE_UNAVAILABLE, "the database is not listened to", retry_after=2)
         channels = {kind: "failing" if failing else "ok" for kind, failing in self._notifier.failing.items()}
         return json_response({"status": "ready", "channels": channels}, 200)
 
@@ -377,7 +380,7 @@ class RelayEndpoints:
         def shown(db: Transaction, body: Founding) -> bytes | None:
             if body.code is None:
                 return None
-            return accounts.shown_code(db, body.secret(), self._config.clock())
+            return accounts.shown_code(db, body.secret(), self.clock())
 
         caller, body = await self._newcomer(request, Founding, shown)
         if body.token is None:
@@ -446,7 +449,7 @@ class RelayEndpoints:
 
     async def new_account(self, name: str, *, valid: int) -> AccountCode | None:
         """As the function of that name."""
-        name, now = name_of(name), self._config.clock()
+        name, now = name_of(name), self.clock()
         added = await self._started.transact(
             lambda db: accounts.add_account(db, name=name, now=now, expires_at=int(now) + valid)
         )
@@ -559,7 +562,7 @@ class RelayEndpoints:
 
     async def introduce(self, request: web.Request) -> web.Response:
         def shown(db: Transaction, body: IntroductionBody) -> bytes | None:
-            return accounts.shown_ticket(db, body.account, body.parse()[0], self._config.clock())
+            return accounts.shown_ticket(db, body.account, body.parse()[0], self.clock())
 
         caller, body = await self._newcomer(request, IntroductionBody, shown)
         return await self._act(caller, operations.introduce(body))
@@ -683,9 +686,15 @@ class RelayEndpoints:
 
     # What they share
 
+    def clock(self) -> float:
+        """The time that counts here, Unix seconds: the configuration's, or the store's."""
+        if self._config.clock is not None:
+            return self._config.clock()
+        return time.time() if self._database is None else self._database.clock()
+
     def nonce(self) -> str:
         """The newest nonce for proofs (RFC 9449 §8)."""
-        return self._used_proofs.nonce(self._config.clock())
+        return self._used_proofs.nonce(self.clock())
 
     async def _caller(self, request: web.Request, *budgets: Budget, secret: bytes | None = None) -> str:
         """Authenticate the request by its header, as `authenticate` does."""
@@ -711,7 +720,7 @@ class RelayEndpoints:
         """
         if self.held_requests.closing:
             raise Problem(Slug.DRAINING, retry_after=1)
-        now = self._config.clock()
+        now = self.clock()
         shown = claimed_in(proofs, self._known_keys)
         if shown is not None:
             request[_SHOWN] = shown.name
@@ -797,13 +806,13 @@ class RelayEndpoints:
                 if answer.news or held.released or left <= 0:
                     return answer
                 # no call wakes a held request for what changes with time alone
-                pause = min(left, max(0.01, answer.changes_at - self._config.clock()))
+                pause = min(left, max(0.01, answer.changes_at - self.clock()))
                 del answer  # not to be kept while thousands wait
                 self._leases.hold(caller)
                 try:
                     await held.wait(pause)
                 finally:
-                    self._leases.let_go(caller, self._config.clock())
+                    self._leases.let_go(caller, self.clock())
 
     @contextlib.contextmanager
     def followed(
@@ -815,10 +824,16 @@ class RelayEndpoints:
         connection began; None where it begins now. Refuses with `rate-limited` when too much is held for the address. The connection's beginning is a call of the caller, and what it is sent is none:
         the system of a phone acknowledges for an app that sleeps. A sign of life is (`Following.heard`).
         """
-        clock = self._config.clock
+        was_heard = False
+
+        def heard() -> None:
+            nonlocal was_heard
+            was_heard = self._leases.noted_every is not None
+            self._leases.called(caller, self.clock())
 
         async def read(newest: str | None) -> Answer:
-            called = not inbox.has_read
+            nonlocal was_heard
+            called, was_heard = was_heard or not inbox.has_read, False
             return await self.run(caller, operations.read_inbox(newest), called=called)
 
         topic = operations.inbox_topic(caller)
@@ -830,8 +845,8 @@ class RelayEndpoints:
                 cursor=cursor,
                 until=self.proof_until() if until is None else until,
                 lease=self._config.lease,
-                clock=clock,
-                heard=lambda: self._leases.called(caller, clock()),
+                clock=self.clock,
+                heard=heard,
             )
             yield inbox
 
@@ -856,10 +871,11 @@ class RelayEndpoints:
 
     def _begin(self, caller: str, operation: Operation, *, called: bool = True) -> "asyncio.Future[Answer]":
         """Begin a transaction, which is done before the store is closed: at once, where it has to wait for nothing."""
-        now, began, own_states = self._config.clock(), _ticks(), self._own_states
+        began, own_states = _ticks(), self._own_states
         span = None if self.traces is None else self.traces.begin("store transaction")
 
         def work(db: Transaction) -> Answer:
+            now = store.time_of(db) if self._config.clock is None else self._config.clock()
             call = Call(
                 db=db,
                 caller=caller,
@@ -870,8 +886,11 @@ class RelayEndpoints:
                 in_flight=self._notifier.in_flight,
                 tells_account=self.webhook_sender is not None,
                 awaits=self.held_requests.awaits,
+                several=self._nodes is not None,
             )
             answer = operations.with_pushes(call, operations.counted(call, operation(call)))
+            if call.several:
+                answer = operations.among_several(call, answer, called=called)
             call.states.store()
             if self._nodes is not None and (wake := _wake_up(answer)):
                 self._nodes.wake_ups.in_transaction(db, wake)
@@ -879,7 +898,7 @@ class RelayEndpoints:
 
         def committed(answer: Answer) -> None:
             if called:
-                self._leases.called(caller, now)
+                self._leases.called(caller, self.clock())
             self._wake(answer)
 
         done: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -893,7 +912,7 @@ class RelayEndpoints:
             done.set_exception(error)
             return done
         if answer is None:
-            rest = self._wait_for_turn(store, work, committed, caller if called else None)
+            rest = self._wait_for_turn(store, work, committed)
         else:
             committed(answer)
             if not answer.durable or store.is_on_disk:
@@ -908,26 +927,10 @@ class RelayEndpoints:
         return transaction
 
     async def _wait_for_turn(
-        self,
-        store: Store,
-        work: Callable[[Transaction], Answer],
-        committed: Callable[[Answer], None],
-        member: str | None,
+        self, store: Store, work: Callable[[Transaction], Answer], committed: Callable[[Answer], None]
     ) -> Answer:
-        """Run `work` where it may have to wait, and may be run again. member: whose call it is, which renews its leases; or None."""
-        call = object()
-
-        def tried(db: Transaction) -> Answer:
-            self._leases.settled(call)  # the try of before was rolled back
-            answer = work(db)
-            if member is not None:
-                self._leases.committing(call, member)
-            return answer
-
-        try:
-            return await store.transact(tried, committed=committed, durable=lambda answer: answer.durable)
-        finally:
-            self._leases.settled(call)
+        """Run `work` where it may have to wait, and may be run again."""
+        return await store.transact(work, committed=committed, durable=lambda answer: answer.durable)
 
     async def _wait_for_disk(self, store: Store, answer: Answer) -> Answer:
         await store.on_disk()
@@ -995,11 +998,15 @@ class RelayEndpoints:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Open the store, and sweep it regularly while it is open."""
-        async with open_store(self._config.store, alone=True) as database, self._authority.opened():
+        async with open_store(self._config.store, serves=True) as database, self._authority.opened():
             self._database = database
-            self._share(database.nodes)
-            self._leases = Leases(self._config.lease, began=self._config.clock())
-            sweeper = asyncio.create_task(self._sweep())
+            if database.nodes is None:
+                self._leases = LeasesInMemory(self._config.lease, began=self.clock())
+            else:
+                await self._share(database.nodes)
+            tasks = [asyncio.create_task(self._sweep())]
+            if self._nodes is not None:
+                tasks.append(asyncio.create_task(self._keep_pushes()))
             self._notifier.start()
             if self.webhook_sender is not None:
                 self.webhook_sender.start()
@@ -1007,22 +1014,49 @@ class RelayEndpoints:
                 yield
             finally:
                 try:
-                    await end(sweeper)
+                    await end(*tasks)
                     if self.webhook_sender is not None:
                         await self.webhook_sender.close()
                     await self._notifier.close()
+                    if self._nodes is not None and self._notifier.in_flight:
+                        await self._let_pushes_go()
                 finally:
                     try:
                         await until_done(*self._transactions)
                     finally:
                         self._database = None
 
-    def _share(self, nodes: Nodes | None) -> None:
+    async def _share(self, nodes: Nodes) -> None:
         """Take part in what the processes of this relay share."""
         self._nodes = nodes
-        if nodes is not None:
-            self._used_proofs = nodes.used_proofs
-            nodes.wake_ups.follow(self._woken, self.held_requests.wake_all)
+        self._leases = LeasesInRecords(self._config.lease)
+        self._used_proofs = nodes.used_proofs
+        nodes.wake_ups.follow(self._woken, self.held_requests.wake_all)
+        if (await self.run("", operations.was_away)).body["away"]:
+            await self._renew_leases()
+
+    async def _renew_leases(self) -> None:
+        """Renew the leases of all claims: no holder could call."""
+        after, first = None, True
+        while first or after is not None:
+            after, first = (await self.run("", operations.renew_leases(after))).body["next"], False
+
+    async def _keep_pushes(self) -> None:
+        """Keep this process' pushes regularly, and take up those of processes that were killed."""
+        while True:
+            await asyncio.sleep(operations.PUSH_LOOKS)
+            try:
+                await self.run("", operations.keep_pushes)
+            except StoreUnavailable as error:
+                logger.warning("pushes could not be looked for: %s", error)
+            except Exception as error:  # noqa: BLE001  as with the sweep
+                logger.error("pushes could not be looked for: %s", place_of(error))  # noqa: TRY400
+
+    async def _let_pushes_go(self) -> None:
+        try:
+            await self.run("", operations.let_pushes_go)
+        except (StoreUnavailable, Problem) as error:  # the others take them up a little later
+            logger.warning("pushes could not be left to others: %s", error)
 
     async def _sweep(self) -> None:
         """Sweep the store regularly; a failure is logged and does not end the loop."""
@@ -1032,13 +1066,13 @@ class RelayEndpoints:
                 while first or after is not None:  # each portion is short, for the event loop's sake
                     answer = await self.run("", operations.sweep(after))
                     changed, after, first = changed + answer.body["changed"], answer.body["next"], False
-                self._leases.forget(self._config.clock())
+                self._leases.forget(self.clock())
                 logger.debug("swept: %d requests changed, %d held", changed, len(self.held_requests))
             except StoreUnavailable as error:
                 logger.warning("the store could not be swept: %s", error)
             except Exception as error:  # noqa: BLE001  one that is a bug must not end the sweeping
                 logger.error("the store could not be swept: %s", place_of(error))  # noqa: TRY400
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(operations.SWEEP_SECONDS)
 
 
 RELAY: Final = web.AppKey("relay", RelayEndpoints)

@@ -28,7 +28,7 @@ from companion_push.push.channel import (
 )
 from companion_push.push.dispatcher import Order, kind_of
 from companion_push.relay.account_states import States
-from companion_push.relay.mailbox import HELD, LIVE, Key, Notice, Request
+from companion_push.relay.mailbox import HELD, INBOX, LIVE, Key, Notice, Request
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.transaction import Transaction
 from headless_passkey.request import RequestState
@@ -36,7 +36,6 @@ from headless_passkey.text.base64url import base64url, from_base64url
 
 MAX_CHANNELS: Final = 4  # of a companion
 MAX_AGAIN: Final = 2  # further notifications of one request, after claims that were given back
-INBOX: Final = "inbox"  # in place of a kind: the companion was waiting at its inbox
 PENDING: Final = "pending"  # in place of an outcome: the push is under way
 STALE_KEPT: Final = 7 * 86_400  # seconds in which the companion confirms a stale channel, or it is deleted
 _LIFE: Final = {  # seconds that a push is worth anything, where it is about no request
@@ -263,13 +262,23 @@ def tested(db: Transaction, companion: str, order: Order, delivery: Delivery, no
 
 
 def notify(
-    db: Transaction, request: Request, *, kinds: frozenset[Kind], waiting: Iterable[str]
+    db: Transaction,
+    request: Request,
+    *,
+    kinds: frozenset[Kind],
+    waiting: Collection[str],
+    may_wait: Iterable[str] = (),
 ) -> tuple[Request, tuple[Order, ...]]:
-    """Push a new request to its recipients; returns it with what has become of that. waiting: who is waiting at its inbox."""
+    """Push a new request to its recipients; returns it with what has become of that.
+
+    waiting: who is waiting at its inbox. may_wait: who may be doing so at another process; who is pushed needs not.
+    """
     notices = [Notice(to=name, handle="", kind=INBOX, outcome=PushOutcome.SENT) for name in waiting]
     rows = _channels_of(db, request.account, kinds) if kinds else []
     rows = [row for row in rows if row[0] in request.recipients]
     notices.extend(Notice(to=row[0], handle=row[1], kind=row[2]) for row in rows)
+    told = {each.to for each in notices}
+    notices.extend(Notice(to=name, handle="", kind=INBOX) for name in may_wait if name not in told)
     notices.sort(key=lambda each: (each.to, each.handle))
     orders = (_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
     return replace(request, notices=tuple(notices)), tuple(orders)
@@ -376,7 +385,7 @@ def collect(
     in_flight: Collection[int],
     kinds: frozenset[Kind],
 ) -> tuple[tuple[Order, ...], set[Key]]:
-    """Take up the pushes of which this process knows nothing: of a relay that was killed, or of an account that was closed beside it.
+    """Take up the pushes that are nobody's: of a relay that was killed, or of an account that was closed beside it.
 
     Dropped is what is over, what its recipient has fetched, and what this relay is not set up for. Returns the others,
     and the requests whose `notified` has changed. in_flight: numbers of those that are known.
@@ -384,8 +393,8 @@ def collect(
     db.execute("DELETE FROM channels WHERE stale_at <= ?", (now - STALE_KEPT,))
     rows = db.execute(
         "SELECT id, account, companion, handle, kind, address, tag, purpose, device, request, expires_at FROM pushes"
-        " ORDER BY id LIMIT ?",
-        (_COLLECTED + len(in_flight),),
+        " WHERE taken_until <= ? ORDER BY id LIMIT ?",
+        (now, _COLLECTED + len(in_flight)),
     ).fetchall()
     orders, over = [], []
     for number, account, companion, handle, kind, address, tag, purpose, device, request, expires_at in rows:
@@ -415,6 +424,15 @@ def collect(
         else:
             over.append((number, Delivery(outcome=PushOutcome.LATE)))
     return tuple(orders), record(db, states, over, now)
+
+
+def keep(db: Transaction, numbers: Collection[int], until: float) -> None:
+    """Let pushes be of this process until then: no other one takes them up."""
+    chosen = sorted(numbers)
+    for first in range(0, len(chosen), _COLLECTED):
+        portion = chosen[first : first + _COLLECTED]
+        places = ", ".join("?" * len(portion))
+        db.execute(f"UPDATE pushes SET taken_until = ? WHERE id IN ({places})", (until, *portion))  # noqa: S608
 
 
 def _judge(db: Transaction, channel: tuple[str, str, bytes], delivery: Delivery, now: float) -> None:

@@ -10,7 +10,8 @@ from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from companion_push.relay.store_command import add_store
+from companion_push.relay.store_command import add_store, store_option
+from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.serving.options import (
     add_serving,
     at_most,
@@ -44,6 +45,10 @@ def add_parser(subparsers: Any) -> None:
         "--public-url", metavar="URL", help="what clients call it by; default: the base URL it listens on"
     )
     add_store(parser, "--store", "the store")
+    parser.add_argument(
+        "--store-direct", type=store_option, metavar="URL",
+        help="the database's server itself, to listen to, where PgBouncer in transaction mode is at --store",
+    )  # fmt: skip
     parser.add_argument(
         "--ceiling", type=at_most(CEILING, "seconds"), default=CEILING, metavar="S",
         help=f"seconds a request may wait for a claim, {CEILING} at the most (default)",
@@ -174,7 +179,7 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
     )
     return RelayConfig(
         public_url=check_public_url(args.public_url or base_url),
-        store=args.store,
+        store=_store(args),
         ceiling=args.ceiling,
         lease=args.lease,
         quota=Quota(
@@ -193,6 +198,17 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
         graphql_documents=args.graphql_documents,
         graphql_documents_only=args.graphql_documents_only,
     )
+
+
+def _store(args: argparse.Namespace) -> StorePlace:
+    store: StorePlace = args.store
+    if args.store_direct is None:
+        return store
+    if not (isinstance(store, PostgresUri) and isinstance(args.store_direct, PostgresUri)):
+        raise UsageError(
+            "--store-direct: expected postgresql://[USER@]HOST[:PORT]/DATABASE, and the same of --store"
+        )
+    return PostgresUri(store.uri, direct=args.store_direct.uri)
 
 
 def _check_graphql(args: argparse.Namespace) -> None:

@@ -1,7 +1,6 @@
 """The relay's settings, which are checked at construction."""
 
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +49,9 @@ class RelayConfig:
     )
     graphql_documents: Path | None = None  # JSON: documents by the SHA-256 with which callers may name them
     graphql_documents_only: bool = False  # whether every other document is refused
-    clock: Callable[[], float] = time.time  # Unix seconds
+    clock: Callable[[], float] | None = (
+        None  # Unix seconds; None: of the store, which is the system's for a file, and the server's for a database
+    )
 
     def __post_init__(self) -> None:
         check_bounds(self, "ceiling", lowest=1, highest=CEILING)
@@ -75,7 +76,7 @@ class RelayConfig:
             raise UsageError("webhook: expected a Webhook")
         if not isinstance(self.openid, OpenIdSettings | None):
             raise UsageError("openid: expected OpenIdSettings")
-        if not callable(self.clock):
+        if self.clock is not None and not callable(self.clock):
             raise UsageError("clock: expected a function that returns Unix seconds")
         if not isinstance(self.store, PostgresUri):
             try:

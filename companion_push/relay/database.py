@@ -19,7 +19,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
@@ -105,6 +105,12 @@ class Database:
     def is_on_disk(self) -> bool:
         """Whether every commit is on the disk."""
         return self._synced >= self._commits
+
+    def time_of(self, db: object) -> float:  # noqa: ARG002  the system's clock is everybody's
+        return time()
+
+    def clock(self) -> float:
+        return time()
 
     @property
     def nodes(self) -> None:
@@ -533,7 +539,8 @@ MIGRATIONS: Final = (
         purpose TEXT NOT NULL,
         device TEXT,                      -- this and the next: of the request; null for what is about none
         request TEXT,
-        expires_at REAL NOT NULL
+        expires_at REAL NOT NULL,
+        taken_until REAL NOT NULL DEFAULT 0  -- by one of several processes; 0: by the only one, or nobody
     ) STRICT;
 
     -- whom an account authority knows, and the account that belongs to them

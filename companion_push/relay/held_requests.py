@@ -13,6 +13,8 @@ from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.addresses import neighbourhood
 from companion_push.serving.rate_limit import Policy, Unit
 
+_WOKEN_PER_SECOND = 1000.0  # when all are woken: a transaction of each takes about a millisecond
+
 
 class HeldRequest:
     """One request that waits for news, while its context is open. There are thousands, so it holds little."""
@@ -117,10 +119,11 @@ class HeldRequests:
                 held.wake()
 
     def wake_all(self) -> None:
-        """Wake every held request: something may have changed for any."""
-        for mine in self._by_member.values():
-            for held in mine:
-                held.wake()
+        """Wake every held request, since something may have changed for any; not all in one moment, for the store's sake."""
+        loop = asyncio.get_running_loop()
+        everybody = [held for mine in self._by_member.values() for held in mine]
+        for number, held in enumerate(everybody):
+            loop.call_later(number / _WOKEN_PER_SECOND, held.wake)
 
     def close(self) -> None:
         """Release every held request, and each that comes later at once."""

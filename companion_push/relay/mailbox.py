@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
+from companion_push.push.channel import PushOutcome
 from companion_push.relay.problems import Problem, Slug
 from companion_push.serving.bounds import check_bounds
 from companion_push.serving.rate_limit import Policy, Unit
@@ -26,6 +27,9 @@ GRACE: Final = 120  # more seconds for a claimed request
 LEASE: Final = (
     60  # seconds without a call of its holder after which a claim ends; configuration only shortens it
 )
+RENEWED: Final = 15.0  # seconds after which a claim's record notes again that its holder was heard of
+INBOX: Final = "inbox"  # in place of a channel's kind: the companion was waiting at its inbox
+INBOX_SECONDS: Final = 3  # for a companion that waits at another process of the relay to fetch a request
 LAST_CHANCE: Final = 8  # seconds for other companions to fetch a request that all who fetched it have refused
 VANISHED: Final = "vanished"  # reason: the lease of a companion's claim has expired; it may come back
 UNSPECIFIED: Final = "unspecified"  # reason: a companion failed without giving one
@@ -92,6 +96,7 @@ class Request:
     failures: tuple[Failure, ...] = ()
     fetched_by: frozenset[str] = frozenset()  # recipients that have fetched it
     notices: tuple[Notice, ...] = ()
+    heard_at: float = 0.0  # of its holder, by the records of several processes: see `LeasesInRecords`
 
     @property
     def key(self) -> Key:
@@ -125,9 +130,15 @@ class Request:
             return math.inf
         return max(failed.values()) + LAST_CHANCE
 
+    @property
+    def unreached_at(self) -> float:
+        """When the companions of whom it is not known whether they wait at their inboxes count as away."""
+        is_open = any(each.kind == INBOX and each.outcome is None for each in self.notices)
+        return self.submitted_at + INBOX_SECONDS if is_open and self.live else math.inf
+
     def changes_at(self, lease: float) -> float:
         """When time alone changes the request. lease: as with `at`."""
-        return min(self.ends_at, lease if self.leased else self.given_up_at)
+        return min(self.ends_at, lease if self.leased else self.given_up_at, self.unreached_at)
 
     def waits_for(self, companion: str) -> bool:
         """Whether the request belongs in this companion's inbox."""
@@ -139,6 +150,9 @@ class Request:
 
         lease: when the claim ends unless its holder makes another call (`Leases.end`).
         """
+        if self.unreached_at <= now:
+            late = tuple(_at_inbox(each, PushOutcome.LATE) for each in self.notices)
+            return replace(self, notices=late).at(now, lease)  # news to the device alone: see `_status`
         if self.leased and lease <= now and lease < self.ends_at:
             return self._vanished(lease).at(now, lease)
         if self.given_up_at <= now and self.given_up_at < self.ends_at:
@@ -147,10 +161,13 @@ class Request:
 
     def fetched(self, by: str) -> "Request":
         """The request after `by`, a recipient, has fetched it."""
+        if by in self.fetched_by:
+            return self
         readers = self.fetched_by | {by}
+        notices = tuple(_at_inbox(each, PushOutcome.SENT) if each.to == by else each for each in self.notices)
         if self.state is RequestState.PENDING:
-            return self._become(RequestState.DELIVERED, fetched_by=readers)
-        return self if by in self.fetched_by else replace(self, fetched_by=readers)
+            return self._become(RequestState.DELIVERED, fetched_by=readers, notices=notices)
+        return replace(self, fetched_by=readers, notices=notices)
 
     def superseded(self) -> "Request":
         """The request after its device has submitted another one."""
@@ -189,7 +206,7 @@ class Request:
         """
         match event:
             case CompanionEvent.CLAIMED:
-                return self._claimed(by, word)
+                return self._claimed(by, word, now)
             case CompanionEvent.OPENED:
                 return self._opened(by, stays=stays)
             case CompanionEvent.RELEASED:
@@ -199,14 +216,19 @@ class Request:
             case CompanionEvent.FAILED:
                 return self._failed(by, reason, now)
 
-    def _claimed(self, by: str, word: bytes | None) -> "Request":
+    def heard(self, now: float, every: float) -> "Request":
+        """The request after its holder was heard of; itself where its record says nearly that."""
+        return self if now - every < self.heard_at <= now else replace(self, heard_at=now)
+
+    def _claimed(self, by: str, word: bytes | None, now: float) -> "Request":
         if self.state in HELD:
             if self.claimed_by == by:
                 return self
             raise self._lost()
         if not self.live or self._has_failed(by):
             raise self._conflict()
-        return self._become(RequestState.CLAIMED, claimed_by=by, word=word, failures=self._failures_but(by))
+        failures = self._failures_but(by)
+        return self._become(RequestState.CLAIMED, claimed_by=by, word=word, failures=failures, heard_at=now)
 
     def _opened(self, by: str, *, stays: bool) -> "Request":
         if self.state in HELD and self.claimed_by != by:
@@ -273,18 +295,81 @@ class Request:
         return Problem(slug, state=self.state, version=self.version)
 
 
-class Leases:
-    """The leases of claims: a member's claims end some time after its last call.
+def _at_inbox(notice: Notice, outcome: PushOutcome) -> Notice:
+    """The notice with what became of it, where it is of an inbox and nothing is known yet."""
+    is_open = notice.kind == INBOX and notice.outcome is None
+    return replace(notice, outcome=outcome) if is_open else notice
+
+
+class Leases(Protocol):
+    """The leases of claims: a claim ends some time after the last call of its holder."""
+
+    def end_of(self, request: Request, now: float) -> float:
+        """When the claim of `request` ends unless its holder makes another call."""
+        ...
+
+    def called(self, member: str, now: float) -> None: ...
+
+    def hold(self, member: str) -> None:
+        """Begin a held call of `member`."""
+        ...
+
+    def let_go(self, member: str, now: float) -> None:
+        """End a held call, which is a call at `now`."""
+        ...
+
+    def forget(self, now: float) -> None:
+        """Drop what is over."""
+        ...
+
+    @property
+    def noted_every(self) -> float | None:
+        """Seconds after which the record of a claim notes a call of its holder, held ones too; None where none does."""
+        ...
+
+
+class LeasesInRecords:
+    """The leases of claims whose records note when their holders were heard of, for several processes.
+
+    They note a call where the last one that they know is `RENEWED` seconds old or a quarter of the lease, so that a claim ends
+    between the lease and so much more after the last call of its holder.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    @property
+    def noted_every(self) -> float:
+        return min(RENEWED, self._seconds / 4)
+
+    def end_of(self, request: Request, now: float) -> float:
+        heard_at = min(request.heard_at, now)  # of a clock that has gone back since
+        return heard_at + self._seconds + self.noted_every
+
+    def called(self, member: str, now: float) -> None:
+        """The transaction of the call notes it."""
+
+    def hold(self, member: str) -> None:
+        """A held call that holds a claim reads again in time."""
+
+    def let_go(self, member: str, now: float) -> None: ...
+
+    def forget(self, now: float) -> None: ...
+
+
+class LeasesInMemory:
+    """The leases of claims in one process: a member's claims end some time after its last call.
 
     A held call counts while it is open. A restart of the relay renews all leases, since nobody could call meanwhile.
     """
+
+    noted_every = None
 
     def __init__(self, seconds: float, *, began: float) -> None:
         """began: when the relay started, Unix seconds as all times here."""
         self._seconds, self._began = seconds, began
         self._last: dict[str, float] = {}  # time of the last answered call, by member
         self._open: Counter[str] = Counter()
-        self._committing: dict[object, str] = {}  # members, by call
 
     def called(self, member: str, now: float) -> None:
         self._last[member] = now
@@ -298,17 +383,12 @@ class Leases:
         self._open[member] -= 1
         self._last[member] = now
 
-    def committing(self, call: object, member: str) -> None:
-        """Count a call whose transaction is being committed, until `settled`: others may see its claim sooner than we know."""
-        self._committing[call] = member
-
-    def settled(self, call: object) -> None:
-        """The transaction of a call was committed, and is a call (`called`), or was rolled back, and is none."""
-        self._committing.pop(call, None)
+    def end_of(self, request: Request, now: float) -> float:
+        return self.end(request.claimed_by, now)
 
     def end(self, member: str | None, now: float) -> float:
         """When the claims of `member` end unless it makes another call."""
-        if member is None or self._open[member] or member in tuple(self._committing.values()):
+        if member is None or self._open[member]:
             return now + self._seconds
         return self._last.get(member, self._began) + self._seconds
 

@@ -41,6 +41,11 @@ class WakeUps(Protocol):
         """Tell the other processes now, where `in_transaction` could not; on the event loop, after the commit. It must not wait."""
         ...
 
+    @property
+    def are_heard(self) -> bool:
+        """Whether this process hears at the moment what others tell."""
+        ...
+
     def follow(self, woken: Callable[[WakeUp], None], missed: Callable[[], None]) -> None:
         """Call `woken` with what other processes tell, and `missed` when something may have been lost; both on the event loop.
 

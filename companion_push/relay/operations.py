@@ -16,13 +16,22 @@ from typing import Any, Final
 from companion_push.identity.authority import RingChange, SignIn, Subject
 from companion_push.push.channel import Channel, Delivery, Kind, Purpose, PushOutcome
 from companion_push.push.dispatcher import Order, kind_of
-from companion_push.relay import account_events, account_states, accounts, channels, mutes, subjects
+from companion_push.relay import account_events, account_states, accounts, channels, mutes, subjects, turns
 from companion_push.relay.account_events import Event, EventType, Step
 from companion_push.relay.account_state import AccountState
 from companion_push.relay.account_states import States
 from companion_push.relay.accounts import Invitation, KeptRing, Membership
 from companion_push.relay.ladder import End, Ladder, end_of
-from companion_push.relay.mailbox import CEILING, CompanionEvent, Leases, Quota, Rate, Request, take_all
+from companion_push.relay.mailbox import (
+    CEILING,
+    INBOX,
+    CompanionEvent,
+    Leases,
+    Quota,
+    Rate,
+    Request,
+    take_all,
+)
 from companion_push.relay.messages import (
     Announcement,
     AnswerBody,
@@ -58,6 +67,12 @@ _CALL_RATE: Final = Rate(count=3, seconds=60)  # calls for words of one device
 _WORD_PUSHES: Final = "word pushes"
 _WORD_PUSH_RATE: Final = Rate(count=4, seconds=3600)  # of an account; beyond it a call is in the inboxes only
 _TEST_RATE: Final = Rate(count=10, seconds=3600)  # tests of channels, of one companion
+PUSH_LEASE: Final = 20.0  # seconds for which a push is of the process that has taken it
+PUSH_LOOKS: Final = 5.0  # seconds until it says so again, and looks for those of others that have not
+EVENT_LEASE: Final = (
+    30.0  # seconds for which an event is of the process that tells it: longer than one attempt takes
+)
+SWEEP_SECONDS: Final = 30.0  # between two sweeps, of whichever process
 _CHANNEL_RATE: Final = Rate(
     count=30, seconds=3600
 )  # channels that one companion registers anew; the same again is free
@@ -119,14 +134,15 @@ class Call:
     in_flight: Collection[int] = ()  # the pushes under way
     tells_account: bool = False  # whether an account service is told of mutes
     awaits: Callable[[str], bool] = lambda _topic: False  # whether a held request waits for the topic
+    several: bool = False  # whether other processes may be serving too
 
     def current(self, request: Request) -> Request:
         """The state of a stored request at the time of the call."""
-        return request.at(self.now, self.leases.end(request.claimed_by, self.now))
+        return request.at(self.now, self.leases.end_of(request, self.now))
 
     def changes_at(self, request: Request) -> float:
         """When time alone changes the request."""
-        return request.changes_at(self.leases.end(request.claimed_by, self.now))
+        return request.changes_at(self.leases.end_of(request, self.now))
 
     def member(self, role: Role | None = None) -> Membership:
         """Authorise the caller; `not-found` when it is no member, or not of this role."""
@@ -218,6 +234,33 @@ def with_pushes(call: Call, answer: Answer) -> Answer:
         )
     )
     return replace(answer, pushes=(*answer.pushes, *pushes))
+
+
+def among_several(call: Call, answer: Answer, *, called: bool) -> Answer:
+    """The answer of one of several processes, which keeps the pushes for itself, and notes in the caller's claims that it has
+    called. While the caller holds a claim, an answer changes before that has to be noted again.
+    """
+    if answer.pushes:
+        channels.keep(call.db, [order.number for order in answer.pushes], call.now + PUSH_LEASE)
+    every = call.leases.noted_every
+    if every is None or not called or not call.caller:
+        return answer
+    accounts_read = call.states.read
+    if not accounts_read:
+        member = accounts.membership(call.db, call.caller)
+        if member is None or member.role is not Role.COMPANION:
+            return answer
+        accounts_read = [member.account]
+    held = [
+        request
+        for account in accounts_read
+        for request in call.states.of(account).requests
+        if request.leased and request.claimed_by == call.caller
+    ]
+    if not held:
+        return answer
+    call.states.save(*(after for each in held if (after := each.heard(call.now, every)) is not each))
+    return replace(answer, changes_at=min(answer.changes_at, call.now + every))
 
 
 def concerned(requests: Iterable[Request]) -> frozenset[str]:
@@ -710,7 +753,13 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
             expires_at=int(call.now) + min(body.expires_in, ceiling, CEILING),
         )
         waiting = [name for name in new.recipients if call.awaits(inbox_topic(name))]
-        new, pushes = channels.notify(call.db, new, kinds=call.kinds, waiting=waiting)
+        new, pushes = channels.notify(
+            call.db,
+            new,
+            kinds=call.kinds,
+            waiting=waiting,
+            may_wait=new.recipients if call.several else (),
+        )
         ended = [change.request for change in (*over, *superseded)]
         call.states.put(device.account, state.with_requests([*ended, new]))
         call.states.seal(new, envelopes)
@@ -1060,9 +1109,41 @@ def take_up_pushes(call: Call) -> Answer:
     return Answer(body={}, pushes=pushes, woken=frozenset(request_topic(*request) for request in told))
 
 
+def keep_pushes(call: Call) -> Answer:
+    """Keep the pushes that this process has under way, and take up those that another one has not kept."""
+    channels.keep(call.db, call.in_flight, call.now + PUSH_LEASE)
+    return take_up_pushes(call)
+
+
+def let_pushes_go(call: Call) -> Answer:
+    """Leave the pushes that this process has under way to the others."""
+    channels.keep(call.db, call.in_flight, 0)
+    return Answer(body={})
+
+
+def renew_leases(after: str | None) -> Operation:
+    """Renew the leases of a portion of the accounts, since nobody could call for a while; its answer says as that of `sweep`
+    where the next one begins.
+    """
+
+    def operation(call: Call) -> Answer:
+        due = call.states.due(after)
+        for account in due:
+            leased = [request for request in call.states.of(account).requests if request.leased]
+            call.states.save(*(replace(request, heard_at=call.now) for request in leased))
+        return Answer(body={"next": due[-1] if len(due) == account_states.PORTION else None})
+
+    return operation
+
+
+def was_away(call: Call) -> Answer:
+    """Say whether no process has served for a while: none has swept."""
+    return Answer(body={"away": turns.age(call.db, "sweep", call.now) > 2 * SWEEP_SECONDS})
+
+
 def take_event(call: Call) -> Answer:
     """Take up the next event that the account service is to be told."""
-    event = account_events.take(call.db, call.states, call.now)
+    event = account_events.take(call.db, call.states, call.now, lease=EVENT_LEASE if call.several else 0)
     waiting, due = account_events.waiting(call.db)
     return Answer(body={"waiting": waiting, "due": due}, event=event)
 
@@ -1081,9 +1162,12 @@ def sweep(after: str | None) -> Operation:
     """Store what time has changed of a portion of the accounts; its answer says after which the next one begins, or None.
 
     The first portion, with None, also deletes what has expired, counts the muted devices, and takes up the pushes that nobody has handed over.
+    Of several processes one sweeps at a time.
     """
 
     def operation(call: Call) -> Answer:
+        if after is None and call.several and not turns.take(call.db, "sweep", SWEEP_SECONDS, call.now):
+            return Answer(body={"changed": 0, "next": None}, muted=mutes.count(call.db))
         due = call.states.due(after)
         changed = [change for account in due for change in _swept(call, account)]
         taken = Answer(body={})
@@ -1149,7 +1233,12 @@ def _current(call: Call, account: str) -> list[Request]:
 def _status(call: Call, request: Request) -> dict[str, Any]:
     word = request.word
     notified = channels.notified(request)
-    pushed = sum(each.channel != channels.INBOX and each.outcome != channels.PENDING for each in notified)
+    # of an inbox, what is not known at once: that a companion was away
+    known = {channels.PENDING, PushOutcome.SENT}
+    pushed = sum(
+        each.outcome not in known if each.channel == INBOX else each.outcome != channels.PENDING
+        for each in notified
+    )
     return {
         "id": request.id,
         "state": request.state,

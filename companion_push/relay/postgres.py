@@ -1,16 +1,17 @@
 """The relay's store in a database of PostgreSQL 15 or newer.
 
-A transaction is serializable and runs in a thread, again where it meets another one (`postgres_store.database`).
+A transaction is serializable and runs in a thread, again where it meets another one (`postgres_store.database`). Any number of
+relays may use one database: what they share beside its rows is in `postgres_nodes`. Times are of the server's clock, so that the
+clocks of the relays decide nothing.
 
-One relay at a time uses a database: it holds an advisory lock on a connection that it watches. Another one that is started
-meanwhile is refused (`StoreBusy`); started again and again by its supervisor, it takes over when the first one is gone. A
-relay that has lost the lock takes nothing until it has it again.
+A relay holds a shared advisory lock of its listening connection; a command that needs the database for itself takes it alone.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay.database import MIGRATIONS
@@ -18,7 +19,7 @@ from companion_push.relay.store_place import PostgresUri
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
 from headless_passkey.mends import setup_error
-from headless_passkey.process.tasks import end, to_its_end
+from headless_passkey.process.tasks import to_its_end
 
 try:
     import psycopg
@@ -29,8 +30,20 @@ except ImportError as error:
         "a store in PostgreSQL needs psycopg", SetupReason.MISSING_PACKAGE, extra="postgres"
     ) from error
 
-_WATCH_SECONDS: Final = 5.0  # between looks at the lock's connection
-_LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": of one relay
+if TYPE_CHECKING:
+    from companion_push.relay.postgres_nodes import PostgresNodes
+
+_LOCK: Final = 0x68704B32_72656C79  # "hpK2rely": the advisory lock of relays, which share it
+
+# tables that only several processes need, and only PostgreSQL has
+TABLES: Final = (
+    # a nonce is taken while it is one of the newest two; `began` by the server's clock, Unix seconds
+    "CREATE UNLOGGED TABLE proof_nonces (step INTEGER PRIMARY KEY, nonce TEXT NOT NULL UNIQUE, began REAL NOT NULL)",
+    # taker: of the call that has taken it, so that the same statement may run again
+    "CREATE UNLOGGED TABLE used_proofs (step INTEGER NOT NULL, id BLOB NOT NULL, taker BLOB NOT NULL, PRIMARY KEY (step, id))",
+    # work that one process does at a time
+    "CREATE TABLE turns (work TEXT PRIMARY KEY, until REAL NOT NULL)",
+)
 
 T = TypeVar("T")
 
@@ -54,8 +67,10 @@ class PostgresStore(database.Database):
 
     def __init__(self, place: PostgresUri) -> None:
         super().__init__(place.uri, program="companion-push relay", errors=_ERRORS)
-        self.lock: database.Connection | None = None
-        self._has_lock = True  # also of a command beside the relay, which needs none
+        self._place = place
+        self._lock: database.Connection | None = None  # of a command that is alone
+        self._nodes: PostgresNodes | None = None
+        self._ahead = 0.0  # seconds from the monotonic clock to the server's
 
     async def transact(
         self,
@@ -84,16 +99,22 @@ class PostgresStore(database.Database):
     async def on_disk(self) -> None:
         """Every commit is on the disk when it is done."""
 
+    def time_of(self, db: Transaction) -> float:
+        """When a transaction began, by the server's clock."""
+        assert isinstance(db, database.Statements)  # noqa: S101  for mypy
+        self._ahead = db.began - monotonic()
+        return db.began
+
+    def clock(self) -> float:
+        """The server's clock, as the last transaction has shown it."""
+        return monotonic() + self._ahead
+
     @property
-    def nodes(self) -> None:
-        """One relay uses a database at a time."""
+    def nodes(self) -> "PostgresNodes | None":
+        return self._nodes
 
-    def _check(self) -> None:
-        if not self._has_lock:
-            raise StoreUnavailable("another relay may be using the database: this one has lost its lock")
-
-    def open(self, *, alone: bool) -> None:
-        """Migrate the database, and take the relay's lock."""
+    def open(self) -> None:
+        """Migrate the database, and read its clock."""
         connection = self.connected()
         try:
             migrate(connection)
@@ -101,71 +122,74 @@ class PostgresStore(database.Database):
             connection.close()
             raise
         self.give_back(connection)
-        if alone:
-            self._has_lock = False
-            self.take_lock()
-            if not self._has_lock:
-                raise StoreBusy("another relay is using the database")
+        self.now(self.time_of)
 
-    def take_lock(self) -> None:
-        """Take the relay's lock, where it is free."""
-        if self.lock is None or self.lock.closed:
-            self.lock = self.connected()
-        row = self.lock.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
-        self._has_lock = row is not None and bool(row[0])
+    def lock(self) -> None:
+        """Keep relays and other such commands from the database until it is closed."""
+        self._lock = self.connected()
+        row = self._lock.execute("SELECT pg_try_advisory_lock(%s)", (_LOCK,)).fetchone()
+        if row is None or not row[0]:
+            raise StoreBusy("a relay is using the database")
 
-    async def watch(self) -> None:
-        """Watch the lock's connection, and take the lock again when it was lost."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            await self.in_thread(self.look_at_lock)
-
-    def look_at_lock(self) -> bool:
-        """Look at the lock's connection, and take the lock again when it was lost; returns whether this relay has it."""
+    async def listening_connection(self) -> "psycopg.AsyncConnection[Any]":
+        """Connect to the server itself. `StoreUnavailable` where that fails."""
         try:
-            if self.lock is not None and not self.lock.closed and self._has_lock:
-                self.lock.execute("SELECT 1")
-                return True
-        except psycopg.Error:
-            pass
-        self._has_lock = False
-        if self.lock is not None:
-            self.lock.close()
-        with contextlib.suppress(StoreUnavailable, psycopg.Error):
-            self.take_lock()
-        return self._has_lock
+            return await psycopg.AsyncConnection.connect(
+                self.conninfo(self._place.direct or self._place.uri), autocommit=True
+            )
+        except psycopg.Error as error:
+            raise StoreUnavailable(f"the database cannot be listened to: {database.said(error)}") from error
+
+    async def share(self, connection: "psycopg.AsyncConnection[Any]") -> None:
+        """Be one of the relays that use the database, for as long as the connection lasts.
+
+        `StoreBusy` where a command has it alone.
+        """
+        found = await connection.execute("SELECT pg_try_advisory_lock_shared(%s)", (_LOCK,))
+        row = await found.fetchone()
+        if row is None or not row[0]:
+            raise StoreBusy("a command is using the database alone")
+
+    @contextlib.asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        """Share the database with other relays while the context is open."""
+        from companion_push.relay.postgres_nodes import PostgresNodes  # noqa: PLC0415  a command needs it not
+
+        nodes = PostgresNodes(self)
+        async with nodes.opened():
+            self._nodes = nodes
+            yield
 
     def close(self) -> None:
         """Close all connections, once no thread uses one: an opening that was cancelled goes on in its thread."""
         self._threads.shutdown()
-        if self.lock is not None:
-            self.lock.close()
+        if self._lock is not None:
+            self._lock.close()
         super().close()
 
 
 @contextlib.asynccontextmanager
-async def open_postgres(place: PostgresUri, *, alone: bool) -> AsyncIterator[PostgresStore]:
-    """Open a store in PostgreSQL, and make its tables where they are missing.
+async def open_postgres(
+    place: PostgresUri, *, alone: bool = False, serves: bool = False
+) -> AsyncIterator[PostgresStore]:
+    """Open a store in PostgreSQL, and make its tables where they are missing. alone, serves: as for `open_store`.
 
-    alone: take the relay's lock, and watch it. Raises `StoreUnusable` where it cannot be a store, `StoreUnavailable` where it
-    cannot be connected to, `StoreBusy` when another relay uses it.
+    Raises `StoreUnusable` where it cannot be a store, `StoreUnavailable` where it cannot be connected to, `StoreBusy` when
+    somebody else has it alone, or is in the way of that.
     """
     store = PostgresStore(place)
-    watching: asyncio.Task[None] | None = None
     try:
-        await store.in_thread(lambda: store.open(alone=alone))
+        await store.in_thread(store.open)
         if alone:
-            watching = asyncio.create_task(store.watch())
-        yield store
+            await store.in_thread(store.lock)
+        async with store.shared() if serves else contextlib.nullcontext():
+            yield store
     finally:
-        try:
-            if watching is not None:
-                await end(watching)
-        finally:
-            await to_its_end(asyncio.to_thread(store.close))
+        await to_its_end(asyncio.to_thread(store.close))
 
 
 def migrate(connection: "psycopg.Connection[Any]") -> None:
     """Migrate the database to the newest schema."""
     steps = [text.split(";\n") for text in MIGRATIONS]
+    steps[0] += TABLES
     schema.migrate(connection, steps, table="headless_passkey_relay", errors=_ERRORS)

@@ -16,10 +16,13 @@ class PostgresUri:
     """
 
     uri: str
+    direct: str | None = None  # of the server itself, where a pooler in transaction mode is at `uri`
 
     def __post_init__(self) -> None:
         try:
             check_uri(self.uri)
+            if self.direct is not None:
+                check_uri(self.direct)
         except ValueError as error:
             raise UsageError(f"store: {error}") from None
 

@@ -3,12 +3,14 @@
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from companion_push.relay.database import open_database, sole_user
-from companion_push.relay.nodes import Nodes
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.transaction import Transaction
+
+if TYPE_CHECKING:  # --help needs none of what that needs
+    from companion_push.relay.nodes import Nodes
 
 T = TypeVar("T")
 
@@ -44,25 +46,34 @@ class Store(Protocol):
         """Wait until every commit of before is on the disk."""
         ...
 
+    def time_of(self, db: Transaction) -> float:
+        """The time at which a transaction acts, Unix seconds: the same clock for all processes."""
+        ...
+
+    def clock(self) -> float:
+        """The time by that clock, now."""
+        ...
+
     @property
-    def nodes(self) -> Nodes | None:
+    def nodes(self) -> "Nodes | None":
         """What the processes of one relay share here; None where it has one process."""
         ...
 
 
 @contextlib.asynccontextmanager
-async def open_store(place: StorePlace, *, alone: bool = False) -> AsyncIterator[Store]:
+async def open_store(place: StorePlace, *, alone: bool = False, serves: bool = False) -> AsyncIterator[Store]:
     """Open the store at `place`, and make a missing one.
 
-    alone: as the relay, of which a store has one at a time; False for a command beside it. Raises `StoreUnusable` and
-    `StoreUnavailable`; `SetupError` (missing-package) for PostgreSQL without the extra ``postgres``.
+    serves: as a relay, of which a file has one at a time, and a database any number. alone: as a command beside which no relay
+    may run. Without both: as a command beside relays. Raises `StoreUnusable` and `StoreUnavailable`; `SetupError`
+    (missing-package) for PostgreSQL without the extra ``postgres``.
     """
     if isinstance(place, Path):
-        with sole_user(place) if alone else contextlib.nullcontext():
+        with sole_user(place) if alone or serves else contextlib.nullcontext():
             async with open_database(place) as database:
                 yield database
         return
     from companion_push.relay.postgres import open_postgres  # noqa: PLC0415  it needs an extra
 
-    async with open_postgres(place, alone=alone) as postgres:
+    async with open_postgres(place, alone=alone, serves=serves) as postgres:
         yield postgres

@@ -82,6 +82,7 @@ class Caller:
         None  # the nonce of a relay in this process; else what answers give is kept
     )
     kept: dict[str, str] = field(default_factory=dict)
+    at: str | None = None  # where calls go, if not to the URL: one of several relays behind it
 
     @property
     def name(self) -> str:
@@ -108,7 +109,9 @@ class Caller:
     async def _send(self, method: str, path: str, body: object, proofs: list[str]) -> Reply:
         headers = [(PROOF_HEADER, proof) for proof in proofs]
         data = {"data": body} if isinstance(body, bytes) else {"json": body} if body is not None else {}
-        async with self.session.request(method, self.url + path, headers=headers, **data) as response:
+        async with self.session.request(
+            method, (self.at or self.url) + path, headers=headers, **data
+        ) as response:
             if NONCE_HEADER in response.headers:
                 self.kept["nonce"] = response.headers[NONCE_HEADER]
             is_endless = response.content_type == "text/event-stream"
@@ -204,7 +207,9 @@ class Relay:
         clock: Clock,
         *,
         place: StorePlace | None = None,
+        listens_at: str | None = None,
     ) -> None:
+        self.listens_at = listens_at or url
         self.held_requests = app[RELAY].held_requests
         self.app = app
         self._relay = app[RELAY]
@@ -215,7 +220,8 @@ class Relay:
 
     def is_held(self, member: str) -> bool:
         """Whether a call of `member` counts as held."""
-        return self._relay._leases._open[member] > 0
+        mine = self.held_requests._by_member.get(member, {})
+        return any(held._waiter is not None for held in mine)
 
     def followed(
         self, member: Caller, *, cursor: str | None = None
@@ -224,7 +230,7 @@ class Relay:
         return self._relay.followed(member.name, address="127.0.0.1", cursor=cursor)
 
     def caller(self, person: Person) -> Caller:
-        return Caller(person, self.session, self.url, self.clock, self._relay.nonce)
+        return Caller(person, self.session, self.url, self.clock, self._relay.nonce, at=self.listens_at)
 
     async def account_code(self, name: str) -> tuple[str, bytes]:
         """A new account's id and one-time code, as `companion-push account add` makes them."""
@@ -305,17 +311,20 @@ async def running_relay(
     registry: CollectorRegistry | None = None,
     tracer_provider: TracerProvider | None = None,
     front: Front | None = None,
+    url: str | None = None,
     **settings: Any,
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead. place: of its store, by default of `store`.
 
-    cancels: whether who hangs up ends its handler. front: a proxy, by whose URL callers call the relay. settings: others of
+    cancels: whether who hangs up ends its handler. front: a proxy, by whose URL callers call the relay. url: the public one, of several
+    relays. settings: others of
     `RelayConfig`.
     """
     clock = Clock(ahead)
     listening = socket.create_server(("127.0.0.1", port))
     own_port = listening.getsockname()[1]
-    url = front.begins_at(own_port) if front is not None else f"http://127.0.0.1:{own_port}"
+    listens_at = f"http://127.0.0.1:{own_port}"
+    url = front.begins_at(own_port) if front is not None else url or listens_at
     config = RelayConfig(
         public_url=url,
         store=place_of(store) if place is None else place,
@@ -329,8 +338,7 @@ async def running_relay(
         failures_per_address=failures_per_address,
         openid=openid,
         admin_secret=admin_secret,
-        clock=clock,
-        **settings,
+        **{"clock": clock, **settings},
     )
     app = make_app(
         config,
@@ -347,7 +355,8 @@ async def running_relay(
         await runner.setup()
         await web.SockSite(runner, listening).start()
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-            yield Relay(app, url, session, store, clock, place=config.store)
+            at = url if front is not None else listens_at
+            yield Relay(app, url, session, store, clock, place=config.store, listens_at=at)
     finally:
         await runner.cleanup()
         listening.close()

@@ -20,6 +20,8 @@ from tests.ports import reserved_port
 ON_POSTGRES: Final = os.environ.get("RELAY_TEST_STORE") == "postgresql"
 # of what only a file can suffer
 of_files = pytest.mark.skipif(ON_POSTGRES, reason="the store is no file")
+# of what several processes that share a database answer otherwise; `test_nodes` has those answers
+of_one_process = pytest.mark.skipif(ON_POSTGRES, reason="several processes may serve on this store")
 
 
 class PostgresServer:

@@ -19,7 +19,7 @@ from companion_push.relay.mailbox import (
     VANISHED,
     CompanionEvent,
     Failure,
-    Leases,
+    LeasesInMemory,
     Quota,
     Rate,
     Request,
@@ -374,7 +374,7 @@ def test_what_becomes_of_it_does_not_depend_on_who_looks_meanwhile(
 
 
 def test_every_call_begins_the_lease_anew() -> None:
-    leases = Leases(60, began=NOW)
+    leases = LeasesInMemory(60, began=NOW)
     assert leases.end(ANNA, NOW + 5) == NOW + 60
     leases.called(ANNA, NOW + 30)
     assert leases.end(ANNA, NOW + 40) == NOW + 90
@@ -382,7 +382,7 @@ def test_every_call_begins_the_lease_anew() -> None:
 
 
 def test_a_held_call_counts_as_long_as_the_last_of_them_is_open() -> None:
-    leases = Leases(60, began=NOW)
+    leases = LeasesInMemory(60, began=NOW)
     leases.hold(ANNA)
     leases.hold(ANNA)
     assert leases.end(ANNA, NOW + 99) == NOW + 159
@@ -392,18 +392,9 @@ def test_a_held_call_counts_as_long_as_the_last_of_them_is_open() -> None:
     assert leases.end(ANNA, NOW + 220) == NOW + 260
 
 
-def test_a_call_that_is_being_committed_keeps_the_lease_and_one_that_is_rolled_back_renews_nothing() -> None:
-    leases, call = Leases(60, began=NOW), object()
-    leases.committing(call, ANNA)
-    assert leases.end(ANNA, NOW + 99) == NOW + 159
-    assert leases.end(BERT, NOW + 99) == NOW + 60
-    leases.settled(call)
-    assert leases.end(ANNA, NOW + 99) == NOW + 60
-
-
 @pytest.mark.parametrize("now", [NOW, NOW + 59, NOW + 60, NOW + 119, NOW + 500])
 def test_forgetting_makes_no_difference(now: int) -> None:
-    leases = Leases(60, began=NOW)
+    leases = LeasesInMemory(60, began=NOW)
     leases.called(ANNA, NOW + 40)
     leases.hold("carl")
     leases.let_go("carl", NOW + 50)
@@ -560,7 +551,7 @@ class AnyEvents(RuleBasedStateMachine):
     def begin(self) -> None:
         self.now = float(NOW)
         self.request = pending()
-        self.leases = Leases(LEASE, began=NOW)
+        self.leases = LeasesInMemory(LEASE, began=NOW)
         self.holding: set[str] = set()
         self.calls: dict[str, float] = {}  # by companion: the end of its last call
         self.opened_by: set[str] = set()

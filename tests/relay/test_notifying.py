@@ -19,7 +19,7 @@ from headless_passkey.trust.word import Word
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.states import change_requests, outcomes, unknown_outcomes
-from tests.relay.stores import place_of
+from tests.relay.stores import of_one_process, place_of
 from tests.relay.test_channels import handle, rows
 
 SOON: Final = 20.0  # seconds: less than the 25 of a hold
@@ -135,6 +135,7 @@ async def test_each_channel_of_a_companion_is_pushed_and_each_outcome_is_told(tm
         assert await house.notified(name) == [("phone 0", "sent"), ("phone 0", "sent")]
 
 
+@of_one_process
 async def test_a_device_without_a_companion_to_notify_is_told_so_at_once(tmp_path: Path) -> None:
     async with a_house(tmp_path, channels=False) as house:
         anna, bert, frame = house.people
@@ -142,6 +143,7 @@ async def test_a_device_without_a_companion_to_notify_is_told_so_at_once(tmp_pat
         assert (submitted["notified"], submitted["version"]) == ([], 1)
 
 
+@of_one_process
 async def test_a_companion_that_waits_at_its_inbox_is_told_so_to_the_device(tmp_path: Path) -> None:
     async with a_house(tmp_path, channels=False) as house:
         anna, bert, frame = house.people
@@ -489,6 +491,9 @@ async def restored(store: Path, before: list[Any], columns: str) -> None:
     async with open_store(place_of(store)) as database:
         await database.transact(lambda db: change_requests(db, unknown_outcomes))
         await database.transact(lambda db: db.executemany(f"INSERT INTO pushes VALUES ({columns})", before))  # noqa: S608
+        await database.transact(
+            lambda db: db.execute("UPDATE pushes SET taken_until = 0")
+        )  # some seconds later
 
 
 async def states(caller: Caller) -> list[str]:

@@ -15,8 +15,9 @@ from companion_push.errors import StoreBusy, StoreUnavailable, StoreUnusable
 from companion_push.relay import postgres as postgres_module
 from companion_push.relay.app import RELAY
 from companion_push.relay.database import MIGRATIONS
+from companion_push.relay.mailbox import RENEWED
 from companion_push.relay.operations import Answer
-from companion_push.relay.postgres import PostgresStore, migrate, open_postgres
+from companion_push.relay.postgres import PostgresStore, migrate
 from companion_push.relay.store_place import PostgresUri, store_place
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Transaction
@@ -194,6 +195,7 @@ async def test_a_call_that_was_rolled_back_renews_no_lease(
         (anna, _), (frame,) = home.companions, home.devices
         name = fresh_id()
         await frame.submit(anna, name=name)
+        await anna.inbox()
         assert (await anna.act(frame, name, "claimed")).status == 200
         fails_to_commit(place, times=1_000_000)
         monkeypatch.setattr(database, "BUSY_SECONDS", 0.0)
@@ -201,7 +203,7 @@ async def test_a_call_that_was_rolled_back_renews_no_lease(
         assert (await anna.act(frame, name, "opened")).problem == "store-unavailable"
         assert (await frame.status(name))["state"] == "claimed"
         query(place, "DROP TRIGGER meets ON account_states")
-        relay.clock.ahead += 11
+        relay.clock.ahead += 11 + RENEWED
         assert (await frame.status(name))["state"] == "delivered"
 
 
@@ -211,13 +213,14 @@ async def test_a_claim_is_nobody_elses_while_its_commit_is_not_known_to_the_rela
 ) -> None:
     """Its holder has not called for longer than a lease, until it claims."""
     committed, goes_on = threading.Event(), threading.Event()
-    give_back = PostgresStore.give_back
+    once = PostgresStore._once
 
-    def hesitate(store: PostgresStore, connection: Any) -> None:
-        give_back(store, connection)
+    def hesitate(store: PostgresStore, *words: Any, **more: Any) -> Any:
+        result = once(store, *words, **more)
         if not committed.is_set():
             committed.set()
             assert goes_on.wait(30)
+        return result
 
     async with running_relay(tmp_path, place=place, lease=10) as relay:
         home = await relay.household()
@@ -225,8 +228,8 @@ async def test_a_claim_is_nobody_elses_while_its_commit_is_not_known_to_the_rela
         name = fresh_id()
         await frame.submit(anna, bert, name=name)
         word = await anna.claim(frame, name)
-        relay.clock.ahead += 11
-        monkeypatch.setattr(PostgresStore, "give_back", hesitate)
+        relay.clock.ahead += 14
+        monkeypatch.setattr(PostgresStore, "_once", hesitate)
         claiming = asyncio.ensure_future(anna.act(frame, name, "claimed", word=word))
         try:
             assert await asyncio.to_thread(committed.wait, 30)
@@ -304,32 +307,22 @@ async def test_a_server_that_is_not_there_is_said_without_the_password(
     assert "s3cret" not in str(refused.value)
 
 
-# One relay
+# Relays
 
 
-async def test_a_database_has_one_relay_at_a_time_and_commands_beside_it(place: PostgresUri) -> None:
-    async with open_store(place, alone=True):
-        with pytest.raises(StoreBusy, match="another relay"):
+async def test_relays_share_a_database_and_a_command_that_copies_it_has_it_alone(place: PostgresUri) -> None:
+    async with open_store(place, serves=True), open_store(place, serves=True):
+        with pytest.raises(StoreBusy, match="a relay is using"):
             async with open_store(place, alone=True):
                 pass
         async with open_store(place) as beside:
             await beside.transact(lambda db: add(db, "alice"))
-    async with open_store(place, alone=True) as next_one:
-        assert await next_one.transact(names) == ["alice"]
-
-
-async def test_a_relay_that_has_lost_its_lock_takes_nothing_until_it_has_it_again(place: PostgresUri) -> None:
-    async with open_postgres(place, alone=True) as store:
-        assert store.lock is not None
-        query(place, f"SELECT pg_terminate_backend({store.lock.info.backend_pid}, 30000)")
-        with closing(PostgresStore(place)) as other:
-            other.take_lock()
-            await store.in_thread(store.look_at_lock)
-            with pytest.raises(StoreUnavailable, match="lost its lock"):
-                await store.transact(names)
-        while not await store.in_thread(store.look_at_lock):
-            pass  # the server has not heard yet that the other one is gone
-        assert await store.transact(names) == []
+    async with open_store(place, alone=True) as copied:
+        assert await copied.transact(names) == ["alice"]
+        for words in ({"serves": True}, {"alone": True}):
+            with pytest.raises(StoreBusy):
+                async with open_store(place, **words):
+                    pass
 
 
 async def test_a_request_survives_a_relay_and_its_server(tmp_path: Path) -> None:
@@ -375,6 +368,6 @@ def test_a_step_that_fails_changes_nothing(tmp_path: Path, monkeypatch: pytest.M
         (*MIGRATIONS, "CREATE TABLE more (a INTEGER);\nCREATE TABLE more (a INTEGER)"),
     )
     with closing(PostgresStore(place)) as store, pytest.raises(StoreUnusable, match="already exists"):
-        store.open(alone=False)
+        store.open()
     assert query(place, "SELECT version FROM headless_passkey_relay") == [(len(MIGRATIONS),)]
     assert query(place, "SELECT to_regclass('more')") == [(None,)]

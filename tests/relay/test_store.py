@@ -20,7 +20,7 @@ from companion_push.relay import account_states
 from companion_push.relay import database as database_module
 from companion_push.relay.accounts import add_account
 from companion_push.relay.database import Database, open_database, sole_user
-from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, Leases, Request
+from companion_push.relay.mailbox import GRACE, KEPT, CompanionEvent, LeasesInMemory, Request
 from companion_push.relay.operations import Answer, Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import SetupReason
@@ -28,7 +28,7 @@ from headless_passkey.request import RequestState
 from tests.relay.states import NOW, REQUEST, OpeningThatWaits, states_of, stored_requests
 
 SEALED = b"sealed for anna alone"
-LEASES = Leases(1_000_000, began=NOW)  # nobody vanishes
+LEASES = LeasesInMemory(1_000_000, began=NOW)  # nobody vanishes
 
 
 @pytest.fixture
@@ -71,7 +71,9 @@ async def stored(database: Database, request: Request) -> None:
     await database.transact(save)
 
 
-def swept_at(db: sqlite3.Connection, now: float, leases: Leases = LEASES, after: str | None = None) -> Answer:
+def swept_at(
+    db: sqlite3.Connection, now: float, leases: LeasesInMemory = LEASES, after: str | None = None
+) -> Answer:
     states = states_of(db, now)
     answer = sweep(after)(Call(db=db, caller="", now=now, leases=leases, states=states))
     states.store()
@@ -561,7 +563,7 @@ async def test_the_sweep_takes_a_claim_from_who_has_vanished(path: Path, databas
     await stored(
         database, (await a_request(database)).companion_says("anna", CompanionEvent.CLAIMED, None, now=NOW)
     )
-    leases = Leases(60, began=NOW)
+    leases = LeasesInMemory(60, began=NOW)
     for now, state in ((NOW + 59, RequestState.CLAIMED), (NOW + 60, RequestState.DELIVERED)):
         await database.transact(lambda db, now=now: swept_at(db, now, leases))  # type: ignore[misc]
         assert [request.state for request in stored_requests(path)] == [state]

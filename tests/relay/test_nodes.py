@@ -1,0 +1,680 @@
+"""Several relays on one database: what they promise, with a device at one and its companions at another."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+import pytest_asyncio
+
+from companion_push.relay import account_events, operations, postgres_nodes
+from companion_push.relay.account_states import SqlStates, States
+from companion_push.relay.app import RELAY
+from companion_push.relay.nodes import WakeUp
+from companion_push.relay.postgres import PostgresStore, open_postgres
+from companion_push.relay.postgres_nodes import MAX_PAYLOAD, PostgresProofs, payloads
+from companion_push.relay.problems import Problem, Slug
+from companion_push.relay.proofs import STEP, Proof
+from companion_push.relay.store_place import PostgresUri
+from companion_push.serving import webhook_client
+from tests.companion.program import running
+from tests.ports import reserved_port
+from tests.push.recording import RecordingChannel
+from tests.relay.household import Caller, Clock, Household, Relay, fresh_id, running_relay
+from tests.relay.stores import postgres, query
+from tests.relay.test_notifying import registers
+from tests.relay.test_postgres import own_server
+from tests.trust.people import Person
+
+NOW: Final = 1_800_000_000
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> PostgresUri:
+    return postgres().database_for(tmp_path)
+
+
+@dataclass
+class Pair:
+    """Two relays behind one URL, and an account whose device calls the first and whose companions call the second."""
+
+    first: Relay
+    second: Relay
+    home: Household
+
+    @property
+    def frame(self) -> Caller:
+        return self.home.devices[0]
+
+    @property
+    def companions(self) -> list[Caller]:
+        return [at(self.second, each) for each in self.home.companions]
+
+
+def at(relay: Relay, caller: Caller) -> Caller:
+    """The same person, who calls this relay."""
+    return replace(relay.caller(caller.person), clock=caller.clock)
+
+
+@contextlib.asynccontextmanager
+async def pair(place: PostgresUri, folder: Path, **settings: Any) -> AsyncIterator[Pair]:
+    """Two relays with the server's clock, as an operator has them."""
+    settings = {"clock": None, **settings}
+    async with (
+        running_relay(folder, place=place, **settings) as first,
+        running_relay(folder, place=place, url=first.url, **settings) as second,
+    ):
+        yield Pair(first, second, await first.household())
+
+
+@pytest_asyncio.fixture
+async def two(place: PostgresUri, tmp_path: Path) -> AsyncIterator[Pair]:
+    async with pair(place, tmp_path) as opened:
+        yield opened
+
+
+async def held(relay: Relay, caller: Caller, path: str) -> "asyncio.Task[Any]":
+    """A call that this relay holds by now."""
+    call = asyncio.ensure_future(caller.get(path))
+    while not relay.is_held(caller.name):
+        assert not call.done(), call.result()
+        await asyncio.sleep(0)
+    return call
+
+
+# A sign-in
+
+
+async def test_a_device_and_a_companion_at_different_relays_wake_each_other(two: Pair) -> None:
+    anna, bert = two.companions
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await held(two.second, anna, f"/v1/inbox?cursor={cursor}&wait=25")
+    name = fresh_id()
+    submitted = await two.frame.submit(anna, bert, name=name)
+    (item,) = (await waiting).body["requests"]
+    version = submitted.body["version"]
+    news = await two.frame.get(f"/v1/requests/{name}?version={version}&wait=25")
+    assert news.body["state"] == "delivered"
+    watching = await held(two.first, two.frame, f"/v1/requests/{name}?version={news.body['version']}&wait=25")
+    assert (await anna.claims(two.frame, item)).status == 200
+    assert (await watching).body["claim"]["by"] == anna.name
+    assert (await bert.claims(two.frame, item)).problem == "already-claimed"
+    done = await two.frame.tell(name, "completed")
+    assert (done.status, await anna.inbox()) == (200, [])
+
+
+async def test_a_change_of_the_ring_at_one_relay_reaches_who_waits_at_the_other(two: Pair) -> None:
+    anna, bert = two.companions
+    cursor = (await bert.get("/v1/inbox")).body["cursor"]
+    waiting = await held(two.second, bert, f"/v1/inbox?cursor={cursor}&wait=25")
+    await two.home.append(anna.person, two.frame.person)
+    assert (await waiting).problem == "not-found"
+    assert (await bert.get("/v1/inbox")).problem == "not-found"
+
+
+async def test_a_closed_account_ends_the_calls_that_another_relay_holds(two: Pair) -> None:
+    anna, _ = two.companions
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await held(two.second, anna, f"/v1/inbox?cursor={cursor}&wait=25")
+    relay = two.first.app[RELAY]
+    await relay.close_account("alice", again=False, valid=60)
+    assert (await waiting).problem == "account-closed"
+
+
+async def test_a_device_learns_whether_a_companion_waits_at_another_relay(two: Pair) -> None:
+    anna, bert = two.companions
+    name = fresh_id()
+    submitted = await two.frame.submit(anna, bert, name=name)
+    inbox = {"channel": "inbox", "outcome": "pending"}
+    assert sorted(submitted.body["notified"], key=lambda each: each["to"]) == sorted(
+        ({"to": each.name} | inbox for each in (anna, bert)), key=lambda each: each["to"]
+    )
+    await anna.inbox()
+    status = await two.frame.status(name)
+    while any(each["outcome"] == "pending" for each in status["notified"]):
+        reply = await two.frame.get(f"/v1/requests/{name}?version={status['version']}&wait=25")
+        status = reply.body
+    assert {each["to"]: each["outcome"] for each in status["notified"]} == {
+        anna.name: "sent",
+        bert.name: "late",
+    }
+
+
+@pytest.mark.threat("T3")
+async def test_of_two_claims_at_two_relays_one_stands(two: Pair) -> None:
+    anna, bert = two.companions
+    anna = at(two.first, anna)
+    for _ in range(20):
+        name = fresh_id()
+        await two.frame.submit(anna, bert, name=name)
+        item = (await bert.inbox())[0]
+        words = [await each.claim(two.frame, name) for each in (anna, bert)]
+        replies = await asyncio.gather(
+            *(
+                each.act(two.frame, item["id"], "claimed", word=word)
+                for each, word in zip((anna, bert), words, strict=True)
+            )
+        )
+        assert sorted(reply.status for reply in replies) == [200, 409]
+        winner = (anna, bert)[[reply.status for reply in replies].index(200)]
+        assert await two.frame.claimer(name) == winner.name
+        await two.frame.tell(name, "completed")
+
+
+# Proofs
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_that_one_relay_has_taken_is_refused_by_the_other(two: Pair) -> None:
+    anna = two.companions[0]
+    proof = anna.proof("GET", "/v1/inbox")
+    assert (await anna.call("GET", "/v1/inbox", proofs=[proof])).status == 200
+    for relay in (two.first, two.second):
+        again = await at(relay, anna).call("GET", "/v1/inbox", proofs=[proof])
+        assert again.problem == "proof-invalid"
+
+
+@pytest.mark.threat("T13")
+async def test_a_proof_that_two_relays_are_shown_at_once_is_taken_by_one(two: Pair) -> None:
+    anna = two.companions[0]
+    for _ in range(10):
+        proof = anna.proof("GET", "/v1/inbox")
+        replies = await asyncio.gather(
+            *(
+                at(relay, anna).call("GET", "/v1/inbox", proofs=[proof])
+                for relay in (two.first, two.second) * 2
+            )
+        )
+        assert sorted(reply.problem or "" for reply in replies) == ["", *["proof-invalid"] * 3]
+
+
+@pytest_asyncio.fixture
+async def stores(place: PostgresUri) -> AsyncIterator[tuple[PostgresStore, PostgresStore]]:
+    async with open_postgres(place, serves=True) as one, open_postgres(place, serves=True) as other:
+        yield one, other
+
+
+def proofs_of(store: PostgresStore) -> PostgresProofs:
+    assert store.nodes is not None
+    return store.nodes.used_proofs
+
+
+async def refused(used: PostgresProofs, proof: Proof) -> Slug:
+    try:
+        if (checked := used.check_nonce(proof.nonce, 0)) is not None:
+            await checked
+        await used.take(proof, 0)
+    except Problem as problem:
+        return problem.slug
+    raise AssertionError("it was taken")
+
+
+def made(nonce: str | None, jti: str = "A" * 22) -> Proof:
+    return Proof(name="anna", jti=jti, nonce=nonce)
+
+
+def pass_time(place: PostgresUri, seconds: float) -> None:
+    """Let each step be older; the server's clock is not ours to set."""
+    query(place, f"UPDATE proof_nonces SET began = began - {seconds}")  # noqa: S608  a number
+
+
+async def step_now(used: PostgresProofs) -> str:
+    used._due_at = 0
+    await used.look()
+    return used.nonce(0)
+
+
+@pytest.mark.threat("T13")
+async def test_a_nonce_is_given_for_one_step_and_taken_for_one_more_by_all(
+    stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
+) -> None:
+    one, other = map(proofs_of, stores)
+    first = one.nonce(0)
+    assert other.nonce(0) == first
+    await one.take(made(first), 0)
+    pass_time(place, STEP)
+    second = await step_now(one)
+    assert second != first
+    assert await refused(other, made(first)) is Slug.PROOF_INVALID
+    await other.take(made(first, "B" * 22), 0)  # which does not know of the step, and need not
+    assert other.check_nonce(second, 0) is None  # it has looked since
+    pass_time(place, STEP)
+    await step_now(other)
+    one._due_at = 0
+    assert await refused(one, made(first, "C" * 22)) is Slug.USE_DPOP_NONCE
+    await one.take(made(second), 0)
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("seconds", [2 * STEP, -2 * STEP, -STEP - 1])
+async def test_a_server_clock_that_jumps_begins_a_step_and_brings_none_back(
+    stores: tuple[PostgresStore, PostgresStore], place: PostgresUri, seconds: float
+) -> None:
+    one, other = map(proofs_of, stores)
+    nonce = one.nonce(0)
+    await one.take(made(nonce), 0)
+    pass_time(place, seconds)
+    assert await step_now(other) != nonce
+    assert await refused(one, made(nonce)) in (Slug.PROOF_INVALID, Slug.USE_DPOP_NONCE)
+    pass_time(place, -seconds)
+    await step_now(one)
+    assert await refused(other, made(nonce)) in (Slug.PROOF_INVALID, Slug.USE_DPOP_NONCE)
+
+
+@pytest.mark.threat("T17")
+async def test_many_proofs_begin_the_next_step_and_few_are_remembered(
+    stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
+) -> None:
+    used, _ = map(proofs_of, stores)
+    used._most = 10
+    for number in range(100):
+        if (checked := used.check_nonce(used.nonce(0), 0)) is not None:
+            await checked
+        await used.take(made(used.nonce(0), f"{number:022}"), 0)
+    assert query(place, "SELECT count(*) <= 30 FROM used_proofs") == [(True,)]
+    assert query(place, "SELECT count(*) FROM proof_nonces") == [(3,)]
+
+
+@pytest.mark.threat("T13")
+async def test_where_the_used_proofs_are_lost_their_nonces_are_lost_with_them(
+    stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
+) -> None:
+    """As in a crash of the server: it empties unlogged tables."""
+    one, other = map(proofs_of, stores)
+    assert query(
+        place,
+        "SELECT relname, relpersistence FROM pg_class WHERE relname IN ('proof_nonces', 'used_proofs') ORDER BY 1",
+    ) == [("proof_nonces", "u"), ("used_proofs", "u")]
+    nonce = one.nonce(0)
+    await one.take(made(nonce), 0)
+    query(place, "TRUNCATE proof_nonces, used_proofs")
+    assert await refused(one, made(nonce)) is Slug.USE_DPOP_NONCE
+    assert await refused(other, made(nonce, "B" * 22)) is Slug.USE_DPOP_NONCE
+    await other.take(made(one.nonce(0)), 0)
+
+
+async def test_a_statement_that_runs_again_takes_its_own_proof(
+    stores: tuple[PostgresStore, PostgresStore],
+) -> None:
+    """As after a connection that was lost when nobody knew whether it was done."""
+    used, _ = map(proofs_of, stores)
+    values = (b"0" * 16, b"taker 1.", used.nonce(0))
+    again = [await stores[0].one(postgres_nodes._TAKE, values) for _ in range(2)]
+    assert again[0] == again[1] != []
+    assert await stores[1].one(postgres_nodes._TAKE, (b"0" * 16, b"taker 2.", used.nonce(0))) == []
+
+
+# Wake-ups
+
+
+async def test_what_is_told_is_heard_by_the_others_when_it_is_committed(
+    stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
+) -> None:
+    one, other = stores
+    assert one.nodes is not None
+    assert other.nodes is not None
+    heard: asyncio.Queue[tuple[WakeUp, object]] = asyncio.Queue()
+    own: list[WakeUp] = []
+    one.nodes.wake_ups.follow(own.append, lambda: None)
+    other.nodes.wake_ups.follow(
+        lambda wake: heard.put_nowait((wake, query(place, "SELECT name FROM accounts"))), lambda: None
+    )
+    wake = WakeUp(topics=frozenset({"inbox anna", "request frame x"}), members=frozenset({"bert"}))
+    tell = one.nodes.wake_ups.in_transaction
+
+    def refused(db: Any) -> None:
+        tell(db, WakeUp(topics=frozenset({"inbox of nobody"})))
+        raise KeyError
+
+    def told(db: Any) -> None:
+        db.execute("INSERT INTO accounts VALUES ('a', 'alice', 1, NULL)")
+        tell(db, wake)
+
+    with pytest.raises(KeyError):
+        await one.transact(refused)
+    await one.transact(told)
+    assert await heard.get() == (wake, [("alice",)])
+    assert own == []
+
+
+def test_a_wake_up_of_many_is_told_in_payloads_that_the_server_takes() -> None:
+    wake = WakeUp(topics=frozenset(f"inbox {number:043}" for number in range(1000)))
+    told = list(payloads("teller", wake))
+    assert max(len(each.encode()) for each in told) <= MAX_PAYLOAD < 8000
+    assert sorted(line for each in told for line in each.split("\n")[1:]) == sorted(
+        f"topic {topic}" for topic in wake.topics
+    )
+
+
+async def test_who_waits_reads_again_when_a_relay_has_heard_nothing_for_a_while(
+    two: Pair, place: PostgresUri, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happened while the second relay did not listen is found when it does again."""
+    anna, _ = two.companions
+    cursor = (await anna.get("/v1/inbox")).body["cursor"]
+    waiting = await held(two.second, anna, f"/v1/inbox?cursor={cursor}&wait=25")
+    wake_ups = two.second.app[RELAY]._nodes.wake_ups  # type: ignore[union-attr]
+    monkeypatch.setattr(wake_ups, "_hear", lambda _: None)  # all is lost
+    name = fresh_id()
+    await two.frame.submit(anna, name=name)
+    query(
+        place,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%' OR query = 'SELECT 1'",
+    )
+    (item,) = (await waiting).body["requests"]
+    assert item["id"] == name
+
+
+# Claims
+
+
+async def test_a_claim_lives_while_its_holder_calls_at_any_relay_and_is_seldom_written(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    clock = Clock()
+
+    def pass_by(seconds: float) -> None:
+        for each in (clock, opened.first.clock):  # of both relays, and of who calls them
+            each.ahead += seconds
+
+    async with pair(place, tmp_path, clock=clock) as opened:
+        anna, bert = opened.companions
+        name = fresh_id()
+        await opened.frame.submit(anna, bert, name=name)
+        await anna.claims(opened.frame, (await anna.inbox())[0])
+        versions = set()
+        for turn in range(40):
+            pass_by(5)
+            await at((opened.first, opened.second)[turn % 2], anna).get("/v1/ring")
+            versions |= set(query(place, "SELECT version FROM account_states"))
+        assert 13 <= len(versions) <= 16  # 200 s, each 15
+        assert await opened.frame.claimer(name) == anna.name
+        pass_by(59)
+        assert await opened.frame.claimer(name) == anna.name
+        pass_by(16)
+        assert await opened.frame.claimer(name) is None
+        assert [item["id"] for item in await bert.inbox()] == [name]
+
+
+async def test_a_held_call_keeps_a_claim_and_notes_that_in_its_record(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    """A lease of one second is noted each quarter of it."""
+    async with pair(place, tmp_path, lease=1) as two:
+        anna, bert = two.companions
+        name = fresh_id()
+        await two.frame.submit(anna, bert, name=name)
+        await anna.claims(two.frame, (await anna.inbox())[0])
+        cursor = (await anna.get("/v1/inbox")).body["cursor"]
+        waiting = await held(two.second, anna, f"/v1/inbox?cursor={cursor}&wait=25")
+        status = await two.frame.status(name)
+        until = status["now"] + 3  # three times the lease
+        while status["now"] < until:
+            reply = await two.frame.get(f"/v1/requests/{name}?version={status['version']}&wait=1")
+            status = reply.body
+            assert status["claim"]["by"] == anna.name
+        waiting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await waiting
+        while status["claim"] is not None:
+            reply = await two.frame.get(f"/v1/requests/{name}?version={status['version']}&wait=25")
+            status = reply.body
+
+
+@pytest.mark.threat("T3")
+async def test_a_relay_whose_clock_is_wrong_decides_as_the_others(
+    two: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anna, bert = two.companions
+    name = fresh_id()
+    await two.frame.submit(anna, bert, name=name)
+    (item,) = await bert.inbox()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+    for relay in (two.first, two.second):
+        relay.clock.ahead = -86_400  # of those who call
+    await two.second.app[RELAY].run("", operations.sweep(None))
+    assert (await anna.claims(two.frame, item)).status == 200
+    await two.second.app[RELAY].run("", operations.sweep(None))
+    assert await two.frame.claimer(name) == anna.name
+
+
+# Work that is done once
+
+
+async def test_one_relay_sweeps_at_a_time(two: Pair, place: PostgresUri) -> None:
+    query(place, "DELETE FROM turns")
+    for relay in (two.first, two.second):
+        await relay.app[RELAY].run("", operations.sweep(None))
+    ((until, now),) = query(place, "SELECT until, extract(epoch FROM now())::float8 FROM turns")
+    assert now < until <= now + operations.SWEEP_SECONDS
+    query(place, "UPDATE turns SET until = 0")  # as long after that, whoever did it
+    await two.second.app[RELAY].run("", operations.sweep(None))
+    assert query(place, "SELECT until > 0 FROM turns") == [(True,)]
+
+
+async def test_a_push_is_of_one_relay_and_of_another_when_it_is_not_kept(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    own, others = RecordingChannel(), RecordingChannel()
+    own.gate.clear()
+    async with (
+        running_relay(tmp_path, place=place, clock=None, channels=[own]) as first,
+        running_relay(tmp_path, place=place, clock=None, channels=[others], url=first.url) as second,
+    ):
+        home = await first.household(companions=1)
+        (anna,), (frame,) = home.companions, home.devices
+        await registers(anna)
+        name = fresh_id()
+        await frame.submit(anna, name=name)
+        (push,) = await own.came(1)
+        taken_until = "SELECT taken_until - extract(epoch FROM clock_timestamp())::float8 FROM pushes"
+        for _ in range(2):
+            await second.app[RELAY].run("", operations.keep_pushes)
+            assert others.pushes == []
+            ((left,),) = query(place, taken_until)
+            assert operations.PUSH_LEASE - 15 < left <= operations.PUSH_LEASE
+            await first.app[RELAY].run("", operations.keep_pushes)
+        query(place, "UPDATE pushes SET taken_until = taken_until - 20")  # as 20 s after the first was killed
+        await second.app[RELAY].run("", operations.keep_pushes)
+        assert await others.came(1) == [push]
+        status = await frame.status(name)
+        while status["notified"][0]["outcome"] == "pending":
+            reply = await frame.get(f"/v1/requests/{name}?version={status['version']}&wait=25")
+            status = reply.body
+        assert status["notified"] == [{"to": anna.name, "channel": "fcm", "outcome": "sent"}]
+        own.gate.set()  # the first was only slow: what it tells is not heard any more
+
+
+async def test_a_relay_that_ends_leaves_its_pushes_to_the_others(place: PostgresUri, tmp_path: Path) -> None:
+    own, others = RecordingChannel(), RecordingChannel()
+    own.gate.clear()
+    async with running_relay(tmp_path, place=place, clock=None, channels=[own]) as first:
+        home = await first.household(companions=1)
+        (anna,), (frame,) = home.companions, home.devices
+        await registers(anna)
+        await frame.submit(anna)
+        kept = await own.came(1)
+    assert query(place, "SELECT taken_until FROM pushes") == [(0.0,)]
+    async with running_relay(tmp_path, place=place, clock=None, channels=[others]):
+        assert await others.came(1) == kept
+
+
+async def test_an_event_is_told_by_one_relay_at_a_time(
+    stores: tuple[PostgresStore, PostgresStore], place: PostgresUri
+) -> None:
+    def made(db: Any) -> None:
+        db.execute("INSERT INTO accounts VALUES ('a', 'alice', 1, NULL)")
+        account_events.add(db, "a", "frame", account_events.EventType.MUTED, now=NOW)
+
+    def take(db: Any, now: float) -> account_events.Event | None:
+        states = States(SqlStates(db), now)
+        event = account_events.take(db, states, now, lease=operations.EVENT_LEASE)
+        states.store()
+        return event
+
+    await stores[0].transact(made)
+    taken = await asyncio.gather(
+        *(store.transact(lambda db: take(db, NOW)) for store in stores * 3), return_exceptions=True
+    )
+    assert len([each for each in taken if each is not None]) == 1
+    assert await stores[1].transact(lambda db: take(db, NOW + operations.EVENT_LEASE - 1)) is None
+    assert await stores[1].transact(lambda db: take(db, NOW + operations.EVENT_LEASE)) is not None
+    assert operations.EVENT_LEASE > webhook_client.SECONDS + webhook_client.BODY_SECONDS
+
+
+# Trouble
+
+
+class Wire:
+    """The network between one relay and the database."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._open: set[asyncio.StreamWriter] = set()
+        self.is_cut = False
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_cut:
+            writer.transport.abort()
+            return
+        away_reader, away = await asyncio.open_connection("127.0.0.1", self._port)
+        ends = (writer, away)
+        self._open.update(ends)
+
+        async def carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65_536):
+                    sink.write(data)
+            for end in ends:
+                end.transport.abort()
+
+        await asyncio.gather(carry(reader, away), carry(away_reader, writer))
+        self._open.difference_update(ends)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        for end in self._open:
+            end.transport.abort()
+
+
+@contextlib.asynccontextmanager
+async def wired(place: PostgresUri) -> AsyncIterator[tuple[Wire, PostgresUri]]:
+    wire = Wire(urlsplit(place.uri).port or 0)
+    server = await asyncio.start_server(wire.serve, "127.0.0.1", 0)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        yield wire, PostgresUri(place.uri.replace(f":{wire._port}/", f":{port}/"))
+    finally:
+        wire.cut()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_relay_that_cannot_reach_the_database_says_so_and_goes_on_when_it_can(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    async with (
+        wired(place) as (wire, through),
+        running_relay(tmp_path, place=place, clock=None) as first,
+        running_relay(tmp_path, place=through, clock=None, url=first.url) as second,
+    ):
+        two = Pair(first, second, await first.household())
+        anna, bert = two.companions
+        cursor = (await bert.get("/v1/inbox")).body["cursor"]
+        wire.cut()
+        assert (await anna.get("/v1/ring")).problem == "store-unavailable"
+        assert (await anna.get("/readyz")).status == 503
+        name = fresh_id()
+        await two.frame.submit(anna, bert, name=name)
+        assert [item["id"] for item in await at(first, anna).inbox()] == [name]
+        wire.is_cut = False
+        while (await anna.get("/readyz")).status != 200:  # noqa: ASYNC110  a program's state
+            await asyncio.sleep(0.05)
+        reply = await bert.get(f"/v1/inbox?cursor={cursor}&wait=25")
+        assert [item["id"] for item in reply.body["requests"]] == [name]
+        waiting = await held(second, bert, f"/v1/inbox?cursor={reply.body['cursor']}&wait=25")
+        assert (await at(first, anna).claims(two.frame, reply.body["requests"][0])).status == 200
+        (item,) = (await waiting).body["requests"]
+        assert item["claimed_by"] == anna.name
+
+
+async def test_who_waits_at_any_relay_is_woken_after_the_database_was_restarted(tmp_path: Path) -> None:
+    """A crash of the server takes the used proofs with it, and their nonces."""
+    server = own_server()
+    try:
+        async with pair(server.database_for(tmp_path), tmp_path) as two:
+            anna, bert = two.companions
+            nonce = two.first.app[RELAY].nonce()
+            for how in ("fast", "immediate"):
+                cursor = (await bert.get("/v1/inbox")).body["cursor"]
+                waiting = await held(two.second, bert, f"/v1/inbox?cursor={cursor}&wait=25")
+                server.stop(how)
+                server.start()
+                name = fresh_id()
+                while (reply := await two.frame.submit(anna, bert, name=name)).status != 201:
+                    assert reply.problem in ("store-unavailable", "use-dpop-nonce")
+                    await asyncio.sleep(0.05)
+                (item,) = (await waiting).body["requests"]
+                assert item["id"] == name
+            stale = replace(anna, newest=lambda: nonce)
+            proof = stale.proof("GET", "/v1/ring")
+            assert (await stale.call("GET", "/v1/ring", proofs=[proof])).problem == "use-dpop-nonce"
+    finally:
+        server.end()
+
+
+async def test_a_relay_that_begins_when_nobody_has_served_blames_no_holder(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    name = fresh_id()
+    async with running_relay(tmp_path, place=place, clock=None) as relay:
+        home = await relay.household()
+        (anna, _), (frame,) = home.companions, home.devices
+        await frame.submit(anna, name=name)
+        await anna.claims(frame, (await anna.inbox())[0])
+    async with running_relay(tmp_path, place=place, ahead=100) as relay:
+        assert await relay.caller(frame.person).claimer(name) == anna.name
+
+
+async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{reserved_port()}"
+    words = ("relay", "--listen", "127.0.0.1:0", "--public-url", url, "--store", place.uri)
+    async with running(*words) as one, running(*words) as other, aiohttp.ClientSession() as session:
+        places = [await each.line() for each in (one, other)]
+
+        def calls(person: Person, where: str) -> Caller:
+            return Caller(person, session, url, Clock(), at=where)
+
+        async with running_relay(tmp_path, place=place, url=url) as third:
+            home = await third.household()
+        anna, frame = home.companions[0].person, home.devices[0].person
+        name = fresh_id()
+        submitted = await calls(frame, places[0]).submit(calls(anna, places[0]), name=name)
+        assert submitted.status == 201
+        (item,) = await calls(anna, places[1]).inbox()
+        device = calls(frame, places[0])
+        await device.get("/v1/ring")  # the nonce
+        version = (await device.status(name))["version"]
+        waiting = asyncio.ensure_future(device.get(f"/v1/requests/{name}?version={version}&wait=25"))
+        await asyncio.wait([waiting], timeout=0.2)  # it is held, or on its way: both end alike
+        one.process.kill()
+        with pytest.raises(aiohttp.ClientError):
+            await waiting
+        again = calls(frame, places[1])
+        await again.get("/v1/ring")
+        waiting = asyncio.ensure_future(again.get(f"/v1/requests/{name}?version={version}&wait=25"))
+        companion = calls(anna, places[1])
+        await companion.get("/v1/ring")
+        assert (await companion.claims(again, item)).status == 200
+        assert (await waiting).body["claim"]["by"] == companion.name
+        other.terminate()
+        assert await other.ended() == 0
