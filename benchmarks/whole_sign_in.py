@@ -1,10 +1,10 @@
-"""Whole sign-ins in one process: the device's ceremony, the software phone, and the tunnel service over TLS."""
+"""Whole sign-ins in one process: the device's ceremony and the software phone, through the tunnel service over TLS, or directly over emulated Bluetooth."""
 
 import asyncio
 import ssl
 import tempfile
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -12,12 +12,17 @@ from typing import Any, Final
 from aiohttp import web
 from certificates import make_certificate
 
+from companion_push.companion.advertiser.advertiser import Advertiser
+from companion_push.companion.advertiser.bumble import BumbleAdvertiser
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import SoftwarePhone, TunnelService, accept
+from companion_push.emulation.controllers import Air as EmulatedAir
+from companion_push.emulation.controllers import Host
 from companion_push.tunnel_service.app import make_app
 from headless_passkey.ceremony import Ask, Progress, run_ceremony
 from headless_passkey.hybrid.fido_url import FidoUrl
-from headless_passkey.radio.source import Advert
+from headless_passkey.radio.bumble import BumbleRadio
+from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.request import DeviceEvent, RequestState
 from headless_passkey.webauthn.options import AuthenticationOptions, RegistrationOptions
 
@@ -101,15 +106,79 @@ async def sign_ins(count: int = 30) -> list[float]:
             await runner.cleanup()
 
 
+async def direct_sign_ins(cryptography: Callable[[], object], count: int = 15) -> list[tuple[float, float]]:
+    """Seconds of each sign-in over the direct channel, and of its radio with `cryptography` alone, in turns.
+
+    There is no tunnel service.
+    """
+    air = EmulatedAir(4)
+    server = await asyncio.get_running_loop().create_server(lambda: Host(air), "127.0.0.1", 0)
+    async with server:
+        transport = f"tcp-client:127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        with tempfile.TemporaryDirectory() as folder:
+            place = _Place(
+                TunnelService(number=NUMBER, base="wss://127.0.0.1:9"),
+                ssl.create_default_context(),
+                CredentialFile(path=Path(folder) / "passkeys.json"),
+                transport,
+            )
+            await place.sign_in(RegistrationOptions.parse(CREATION, origin=ORIGIN))
+            options = AuthenticationOptions.parse(REQUEST, origin=ORIGIN)
+            pairs = []
+            for _ in range(count):
+                took = await place.sign_in(options)
+                pairs.append((took, await _radio_alone(transport, cryptography)))
+        air.close()
+    return pairs
+
+
+async def _radio_alone(transport: str, cryptography: Callable[[], object]) -> float:
+    """Advert, link and channel, and SDUs of the sizes of a sign-in, from both controllers' start to their end."""
+    began = time.perf_counter()
+    radio = BumbleRadio(transport)
+    async with (
+        BumbleAdvertiser(transport).listen() as listener,
+        radio.adverts() as adverts,
+        listener.advertise(bytes(24)),
+        radio.connect(await anext(adverts), listener.psm) as device,
+    ):
+        phone = await listener.accept()
+        cryptography()
+        for sender, receiver, size in (
+            (device, phone, 83),  # message 1 and its end
+            (phone, device, 83),
+            (phone, device, 210),  # post-handshake message
+            (device, phone, 178),  # getAssertion
+            (phone, device, 306),  # its response
+            (device, phone, 50),  # shutdown
+        ):
+            await sender.send(bytes(size))
+            await receiver.receive()
+        await phone.close()
+    return time.perf_counter() - began
+
+
 class _Place:
-    def __init__(self, service: TunnelService, tls: ssl.SSLContext, credentials: CredentialFile) -> None:
+    def __init__(
+        self,
+        service: TunnelService,
+        tls: ssl.SSLContext,
+        credentials: CredentialFile,
+        transport: str | None = None,
+    ) -> None:
+        """transport: of emulated controllers, for the direct channel."""
         self._service, self._tls, self._credentials = service, tls, credentials
+        self._transport = transport
 
     async def sign_in(self, options: AuthenticationOptions | RegistrationOptions) -> float:
-        air, delivery = Air(), Handed()
+        delivery, air = Handed(), Air()
+        device_radio: AdvertSource = air
+        phone_radio: Advertiser = air
+        if self._transport is not None:
+            device_radio, phone_radio = BumbleRadio(self._transport), BumbleAdvertiser(self._transport)
         phone = SoftwarePhone(
             credentials=self._credentials,
-            advertiser=air,
+            advertiser=phone_radio,
             tunnel_service=self._service,
             tls=self._tls,
             verify_user=accept,
@@ -125,9 +194,10 @@ class _Place:
                 Ask.of(options),
                 options,
                 delivery=delivery,
-                radio=air,
+                radio=device_radio,
                 tunnels={NUMBER: self._service.base},
                 tls=self._tls,
                 timeout=20.0,
+                direct=self._transport is not None,
             )
         return time.perf_counter() - began

@@ -11,6 +11,7 @@ TLS is real, the radio is emulated. There are several stories:
     make demo DEMO=--unclaimed           a companion gives its URL to a phone, and does not claim
     make demo DEMO=--graphql             device and companion speak GraphQL with the relay
     make demo DEMO=--linked              the phone is linked, and the relay stopped
+    make demo DEMO=--offline             without any tunnel service: device and phone speak over Bluetooth
     make demo DEMO=--json                events as JSON, one a line
 
 The exit status is 0 when the story ended as it should: with a session or, in a
@@ -60,6 +61,8 @@ STAGES: Final[dict[str, tuple[str, str]]] = {
     "contacting": ("asks the phone that it is linked with", "hub: a link"),
     "linked": ("keeps the link that the phone gave", "hub: a link"),
     "advert-heard": ("heard the phone's Bluetooth advert", "hub: the shared key"),
+    "direct-joined": ("connected to the phone over Bluetooth", "air: ciphertext"),
+    "direct-failed": ("could not connect to the phone", ""),
     "tunnel-joined": ("joined the tunnel the advert names", "tunnel: two ends"),
     "channel-open": ("knows by Noise: phone read our URL", "tunnel: ciphertext"),
     "attempt-failed": ("was led nowhere; listens on", ""),
@@ -260,6 +263,12 @@ def the_phone_got_no_command(timeline: Timeline) -> bool:
     )
 
 
+def all_went_directly(timeline: Timeline) -> bool:
+    """Whether in both ceremonies the device reached the phone over Bluetooth, and never through a tunnel."""
+    stages = [step.stage for step in timeline.steps if step.who == DEVICE]
+    return stages.count("direct-joined") == 2 and "tunnel-joined" not in stages
+
+
 def one_phone_was_asked(timeline: Timeline) -> bool:
     """Whether in each of the two ceremonies one companion had the claim, and only its phone was asked."""
     told = [(step.stage, step.who) for step in timeline.steps if step.who in (PHONE, TABLET)]
@@ -281,6 +290,10 @@ ENDINGS: Final = {
     "plain": Ending("A sign-in as it should be."),
     "notifications_off": Ending("A sign-in as it should be, although nobody was told of it."),
     "graphql": Ending("A sign-in as it should be, over GraphQL and a subscription."),
+    "offline": Ending(
+        "As it should be: there is no tunnel service, and the two spoke over Bluetooth.",
+        held=all_went_directly,
+    ),
     "decline": Ending("As it should be: the user said no, and there is no session.", status=5),
     "expire": Ending("As it should be: nobody answered, and the request is over.", status=7),
     "linked": Ending(
@@ -316,6 +329,10 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
     transport = (sys.executable, Path(__file__).with_name("graphql_client.py")) if args.graphql else ()
     ending = ENDINGS[next((name for name in ENDINGS if getattr(args, name, False)), "plain")]
     async with World.start(folder, on_line=timeline.heard, relay=_relay(args)) as world:
+        direct = ("--direct",) if args.offline else ()
+        if args.offline:
+            await world.stop("tunnel service")
+            timeline.add("tunnel service", "does not exist here")
         timeline.chapter(f"{DEVICE} joins an account; keys are handed over outside the relay")
         timeline.add("relay", "waits for requests", "relay: no keys")
         await world.found_account(PHONE)
@@ -331,7 +348,9 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
         if not args.rogue_relay:  # a rogue relay lets no registration through either
             timeline.chapter("It registers a passkey")
             companion = await world.companion(PHONE, "--uv", "accept", in_front=transport)
-            status, account = await world.ceremony(DEVICE, "register", "--user", USER, in_front=transport)
+            status, account = await world.ceremony(
+                DEVICE, "register", "--user", USER, *direct, in_front=transport
+            )
             if status != 0 or account is None:
                 return timeline.conclude(Ending("", "The registration failed."), status, None)
             timeline.add("relying party", f"registered {account['user']['name']}", "relying party: a key")
@@ -363,7 +382,7 @@ async def demo(args: argparse.Namespace, timeline: Timeline, folder: Path) -> in
                 await world.companion(PHONE, "--uv", uv, in_front=transport)
             how = "subscribes to its inbox" if args.graphql else "holds a connection to the relay"
             timeline.add(PHONE, how)
-            status, session = await world.ceremony(DEVICE, "sign-in", in_front=transport)
+            status, session = await world.ceremony(DEVICE, "sign-in", *direct, in_front=transport)
     return timeline.conclude(ending, status, session)
 
 
@@ -408,6 +427,7 @@ def make_parser() -> argparse.ArgumentParser:
     story.add_argument("--race", action="store_true", help="two companions approve at once")
     story.add_argument("--unclaimed", action="store_true", help="a companion does not claim the request")
     story.add_argument("--rogue-relay", action="store_true", help="the relay swaps the FIDO URL")
+    story.add_argument("--offline", action="store_true", help="there is no tunnel service")
     story.add_argument("--graphql", action="store_true", help="device and companion speak GraphQL")
     story.add_argument("--linked", action="store_true", help="the phone is linked, and the relay stopped")
     parser.add_argument("--json", action="store_true", help="events as JSON, one a line")

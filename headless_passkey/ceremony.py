@@ -24,7 +24,7 @@ import secrets
 import ssl
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from http import HTTPStatus
@@ -42,17 +42,20 @@ from headless_passkey.errors import (
     TransportError,
     TrustError,
     TrustReason,
+    UsageError,
 )
 from headless_passkey.hybrid.client_platform import QrTransaction, StateAssistedTransaction
 from headless_passkey.hybrid.ctap2 import GetInfoResponse, Status, status_name
-from headless_passkey.hybrid.eid import Eid
+from headless_passkey.hybrid.eid import Eid, parse_suffix
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.linking import LinkedPhone
 from headless_passkey.hybrid.tunnel_url import connect_url, tunnel_domain
 from headless_passkey.net.tunnel import Tunnel, TunnelRefused, open_tunnel
 from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.process.tasks import end, task_group
-from headless_passkey.radio.source import Advert, AdvertSource
+from headless_passkey.radio.direct import DirectChannel
+from headless_passkey.radio.l2cap import ConnectingSource
+from headless_passkey.radio.source import AddressType, Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
 from headless_passkey.trust.freshness import ForgottenRings
@@ -62,9 +65,11 @@ from headless_passkey.webauthn.origins import RelatedOrigins
 LINKED_FIRST: Final = 3.0  # seconds that a linked phone has until others are asked as well
 WITHDRAWAL: Final = 0.5  # seconds that the command to a linked phone waits for the request's withdrawal
 CLAIM_TIMEOUT: Final = 20.0  # seconds that an open channel waits for the claim of its recipient
+DIRECT_TIMEOUT: Final = 6.0  # seconds for link, direct channel and handshake, until the tunnel is tried
 HANDSHAKE_TIMEOUT: Final = 20.0  # seconds from joining a tunnel to the post-handshake message
 REPORT_TIMEOUT: Final = 3.0  # seconds for the report of the end to the relay
 MAX_ATTEMPTS: Final = 8  # concurrent attempts, a bound on the work that adverts can cause
+MAX_WAYS: Final = 4  # addresses from which one advert came, as it should from one
 MAX_ADVERTS: Final = 256  # different adverts that our key opens; a phone makes one or a few
 FIRST_PAUSE: Final = 0.25  # seconds before the next attempt with the same advert; doubled after each failure
 LAST_PAUSE: Final = 8.0
@@ -90,6 +95,8 @@ class Stage(StrEnum):
     CONTACTING = "contacting"  # the tunnel service of a linked phone is asked to wake it
     LINK_FORGOTTEN = "link-forgotten"  # a link is deleted, since it can never be used again
     ADVERT_HEARD = "advert-heard"  # an advert of the phone was received
+    DIRECT_JOINED = "direct-joined"  # the direct channel is up
+    DIRECT_FAILED = "direct-failed"  # it is not, or its handshake failed; the tunnel is tried
     TUNNEL_JOINED = "tunnel-joined"
     CHANNEL_OPEN = "channel-open"  # the handshake is done: the phone holds our URL, or the link
     ATTEMPT_FAILED = "attempt-failed"  # a tunnel or handshake failed; the scan goes on
@@ -116,7 +123,7 @@ class StageDetail(TypedDict, total=False):
     reason: str  # REFUSED, LINK_FORGOTTEN, NOT_LINKED: one word; RELAY_FORGOT_RINGS: why the relay does not take them, where it does not
     tunnel_domain: int  # ADVERT_HEARD: the number of the phone's tunnel service
     rssi: int  # ADVERT_HEARD: dBm, where the radio reports it
-    why: str  # ATTEMPT_FAILED: a message for people
+    why: str  # ATTEMPT_FAILED, DIRECT_FAILED: a message for people
     attempt: int  # ATTEMPT_FAILED: from 1, for each advert
 
 
@@ -311,6 +318,7 @@ class Choices(TypedDict, total=False):
     link: bool
     min_rssi: int | None
     join_within: float | None
+    direct: bool
     clock: Callable[[], float]
 
 
@@ -364,6 +372,7 @@ async def run_ceremony(
     link: bool = False,
     min_rssi: int | None = None,
     join_within: float | None = None,
+    direct: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> CeremonyResult:
     """Run one ceremony, from FIDO URL to checked response.
@@ -381,7 +390,8 @@ async def run_ceremony(
     kept in `links` once the response is settled.
     min_rssi: adverts weaker than this many dBm, or of unknown strength, are ignored. join_within: seconds
     from the first reception of an advert until its channel must be open. Both make it harder to relay adverts, and neither
-    proves that the phone is near (T7).
+    proves that the phone is near (T7). direct: offer the phone the direct channel, which needs no tunnel service; the tunnel is used
+    where it fails. Some older phones refuse a FIDO URL that offers it. `UsageError` for a radio that cannot connect.
 
     Raises the branches of `HeadlessPasskeyError`; at the deadline that is `NotApproved` (expired).
     """
@@ -400,6 +410,7 @@ async def run_ceremony(
         link=link,
         min_rssi=min_rssi,
         join_within=join_within,
+        direct=_connecting(radio) if direct else None,
         clock=clock,
     )
     limit = asyncio.timeout(timeout)
@@ -438,10 +449,20 @@ class _Heard:
     rssi: int | None  # dBm, of the first reception
     eid: Eid
     base: str  # of the tunnel service it leads to
+    ways: list["_Way"] = field(default_factory=list)  # of the direct channel, the next to try last
     is_news: bool = True  # no attempt has failed since its last reception
     pursued: bool = False  # a task tries it, or has reached the phone
     attempts: int = 0
     pause: float = FIRST_PAUSE  # seconds after the next attempt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Way:
+    """Where an advert came from, and its PSM. Anybody can repeat an advert, from an address and with a PSM of its own."""
+
+    address: str
+    address_type: AddressType
+    psm: int
 
 
 class _Standing(Enum):
@@ -489,6 +510,7 @@ class _Ceremony:
     link: bool
     min_rssi: int | None
     join_within: float | None
+    direct: ConnectingSource | None  # where the direct channel is offered
     clock: Callable[[], float]
 
     stage: Stage | None = None  # the last stage
@@ -552,7 +574,12 @@ class _Ceremony:
         if not recipients:
             raise LocalProtocolError("the delivery has no recipients")
         for recipient in recipients:
-            transaction = QrTransaction.create(hint=self.ask.kind, time=int(self.clock()), linking=self.link)
+            transaction = QrTransaction.create(
+                hint=self.ask.kind,
+                time=int(self.clock()),
+                linking=self.link,
+                direct=self.direct is not None,
+            )
             self._candidates[recipient] = _Candidate(recipient, transaction)
 
     def _tell_forgotten(self, label: str, why: ForgottenLink) -> None:
@@ -736,8 +763,9 @@ class _Ceremony:
             except (TransportError, RemoteProtocolError, SetupError) as error:
                 return error
             self.report(Stage.ADVERT_HEARD, detail)
+            self.report(Stage.TUNNEL_JOINED, detail)
             limit = None if self.join_within is None else heard_at + self.join_within
-            phone = await self._shake_hands(tunnel, transaction, eid, limit=limit, detail=detail)
+            phone = await self._shake_hands(tunnel, transaction, eid, limit=limit)
             if isinstance(phone, Exception):
                 return phone
             if not self._reached.done() and self._claimer is None:
@@ -905,7 +933,18 @@ class _Ceremony:
                 return None
             heard = candidate.heard[key] = _Heard(first=now, last=now, rssi=advert.rssi, eid=eid, base=base)
         heard.last, heard.is_news = now, True
+        self._note_way(heard, advert)
         return heard
+
+    def _note_way(self, heard: _Heard, advert: Advert) -> None:
+        """Record how the phone is reached directly, if it says so."""
+        suffix = None if self.direct is None else parse_suffix(advert.service_data)
+        if suffix is None or suffix.psm is None or advert.address is None:
+            return
+        way = _Way(address=advert.address, address_type=advert.address_type, psm=suffix.psm)
+        if way not in heard.ways:
+            heard.ways.append(way)
+            del heard.ways[:-MAX_WAYS]
 
     def _begin_pursuit(self, candidate: _Candidate, heard: _Heard, tasks: asyncio.TaskGroup) -> None:
         """Start a task that tries the advert, unless one runs, its time is over, or the candidate may not go on."""
@@ -961,17 +1000,59 @@ class _Ceremony:
         return None if self.join_within is None else heard.first + self.join_within
 
     async def _attempt(self, candidate: _Candidate, heard: _Heard) -> Exception | None:
-        """Join the advert's tunnel, make the handshake, and wait for the claim; returns the error of a failure."""
-        transaction, eid, limit = candidate.transaction, heard.eid, self._limit(heard)
+        """Open a channel to the phone that sent the advert, and wait for the claim; returns the error of a failure.
+
+        The direct channel comes first, where there is one, and the tunnel when that has failed.
+        """
+        limit = self._limit(heard)
+        if self.direct is not None and heard.ways:
+            way = heard.ways.pop()
+            heard.ways.insert(0, way)
+            soon = self._now() + DIRECT_TIMEOUT
+            failed = await self._attempt_over(
+                self._connect(self.direct, heard, way),
+                Stage.DIRECT_JOINED,
+                candidate,
+                heard,
+                soon if limit is None else min(soon, limit),
+            )
+            if failed is None or isinstance(failed, TrustError):
+                return failed
+            self.report(Stage.DIRECT_FAILED, {"why": str(failed) or "it took too long"})
+        url = connect_url(heard.base, heard.eid.routing_id, candidate.transaction.url.tunnel_id)
+        return await self._attempt_over(
+            open_tunnel(url, tls=self.tls), Stage.TUNNEL_JOINED, candidate, heard, limit
+        )
+
+    @asynccontextmanager
+    async def _connect(
+        self, radio: ConnectingSource, heard: _Heard, way: _Way
+    ) -> AsyncIterator[DirectChannel]:
+        advert = Advert(service_data=heard.eid.encode(), address=way.address, address_type=way.address_type)
+        async with radio.connect(advert, way.psm) as channel:
+            yield DirectChannel(channel)
+
+    async def _attempt_over(
+        self,
+        opening: AbstractAsyncContextManager[Tunnel | DirectChannel],
+        opened: Stage,
+        candidate: _Candidate,
+        heard: _Heard,
+        limit: float | None,
+    ) -> Exception | None:
+        """Open a channel, make the handshake, and wait for the claim; returns the error of a failure.
+
+        opened: the stage once the channel is open. limit: of the handshake, on the event loop's clock.
+        """
         async with AsyncExitStack() as stack:
             try:
-                url = connect_url(heard.base, eid.routing_id, transaction.url.tunnel_id)
                 async with asyncio.timeout_at(limit):
-                    tunnel = await stack.enter_async_context(open_tunnel(url, tls=self.tls))
+                    carrier = await stack.enter_async_context(opening)
             except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
                 return error
+            self.report(opened)  # what the caller's `on_stage` raises is no failed attempt
             phone = await self._shake_hands(
-                tunnel, transaction, eid, limit=limit, recipient=candidate.recipient
+                carrier, candidate.transaction, heard.eid, limit=limit, recipient=candidate.recipient
             )
             if isinstance(phone, Exception):
                 return phone
@@ -991,19 +1072,17 @@ class _Ceremony:
 
     async def _shake_hands(
         self,
-        tunnel: Tunnel,
+        carrier: Tunnel | DirectChannel,
         transaction: QrTransaction | StateAssistedTransaction,
         eid: Eid,
         *,
         limit: float | None,
         recipient: str | None = None,
-        detail: StageDetail | None = None,
     ) -> PhoneChannel | Exception:
         """Make the handshake in time; returns the error of a failure. limit: on the event loop's clock."""
-        self.report(Stage.TUNNEL_JOINED, detail)  # what the caller's `on_stage` raises is no failed attempt
         try:
             async with asyncio.timeout_at(limit), asyncio.timeout(HANDSHAKE_TIMEOUT):
-                return await PhoneChannel.open(tunnel, transaction, eid, recipient=recipient)
+                return await PhoneChannel.open(carrier, transaction, eid, recipient=recipient)
         except (TransportError, RemoteProtocolError, SetupError, TimeoutError) as error:
             return error
 
@@ -1084,6 +1163,13 @@ class _Ceremony:
                 TrustReason.UNEXPECTED_USER, "a passkey of another account than expected answered"
             )
         return self._expects(options) or (self.users is not None and self.users.check(came))
+
+
+def _connecting(radio: AdvertSource) -> ConnectingSource:
+    """Refuse a radio that cannot open the direct channel."""
+    if isinstance(radio, ConnectingSource) and radio.connects:
+        return radio
+    raise UsageError("the direct channel needs a radio that connects: bleak on Linux, or bumble")
 
 
 def _not_claimed() -> TrustError:

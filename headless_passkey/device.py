@@ -99,13 +99,14 @@ class Device:
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
         require_witness: int | None = None,
+        direct: bool = False,
         clock: Callable[[], float] = time.time,
         keys: OriginKeys | None = None,
     ) -> None:
         self._keys = keys or KeyStore(state)
         self.state, self._http, self._radio = state, http, radio
         self._tunnels, self._tls, self._clock = tunnels, tls, clock
-        self._require_witness = require_witness
+        self._require_witness, self._direct = require_witness, direct
 
     @classmethod
     @asynccontextmanager
@@ -117,6 +118,7 @@ class Device:
         tunnels: Mapping[int, str] | None = None,
         tls: ssl.SSLContext | None = None,
         require_witness: int | None = None,
+        direct: bool = False,
         keys: OriginKeys | None = None,
     ) -> AsyncIterator[Self]:
         """Open the device whose account and sessions are in `state`; its connections close with the context.
@@ -124,7 +126,7 @@ class Device:
         state: the directory that `join` filled. radio: one of your own, or a name as `--radio` takes it; it is turned on
         for a ceremony only. tunnels: base URLs of tunnel services by domain number, beside the assigned ones. tls: whom to
         believe, None for the system's roots. require_witness: days after which a membership that no companion has confirmed
-        is refused with `TrustError` (unconfirmed-ring); None: that is told only. keys: for relying parties, None for those in `state`. `UsageError` for a radio that there is not, `SetupError` for one whose package
+        is refused with `TrustError` (unconfirmed-ring); None: that is told only. direct: whether phones may come over the direct channel, which needs no tunnel service; a ceremony raises `UsageError` when the radio cannot open it. keys: for relying parties, None for those in `state`. `UsageError` for a radio that there is not, `SetupError` for one whose package
         is not installed.
         """
         source = open_radio(radio) if isinstance(radio, str) else radio
@@ -136,6 +138,7 @@ class Device:
                 tunnels=tunnels,
                 tls=tls,
                 require_witness=require_witness,
+                direct=direct,
                 keys=keys,
             )
 
@@ -300,6 +303,7 @@ class Device:
             link=link,
             min_rssi=min_rssi,
             join_within=join_within,
+            direct=self._direct,
         )
         kept = keeper.kept
         return Opened(

@@ -13,6 +13,7 @@ from headless_passkey.hybrid.eid import Eid
 from headless_passkey.hybrid.linking import LinkedPhone, NoLink
 from headless_passkey.hybrid.messages import Ctap, Event, Update
 from headless_passkey.net.tunnel import Tunnel
+from headless_passkey.radio.direct import DirectChannel
 
 SHUTDOWN_TIMEOUT: Final = 1.0  # seconds for the shutdown message to a phone
 LINK_TIMEOUT: Final = (
@@ -23,11 +24,11 @@ MAX_UPDATES: Final = 16  # of one phone
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class PhoneChannel:
-    """A phone with an open channel. The task that opened it holds the tunnel until `let_go` is set."""
+    """A phone with an open channel. The task that opened it holds the tunnel, or the direct channel, until `let_go` is set."""
 
     recipient: str | None  # whose URL the phone has; None: it was reached through a link
     transaction: QrTransaction | StateAssistedTransaction
-    tunnel: Tunnel
+    carrier: Tunnel | DirectChannel
     channel: ClientChannel
     get_info: GetInfoResponse
     offered: LinkedPhone | NoLink = NoLink.NOT_OFFERED  # the link that it has offered
@@ -37,7 +38,7 @@ class PhoneChannel:
     @classmethod
     async def open(
         cls,
-        tunnel: Tunnel,
+        carrier: Tunnel | DirectChannel,
         transaction: QrTransaction | StateAssistedTransaction,
         eid: Eid,
         *,
@@ -45,15 +46,15 @@ class PhoneChannel:
     ) -> Self:
         """Make the handshake, which proves the phone's possession of the URL or the link, and receive the post-handshake message."""
         pending = transaction.handshake(eid)
-        await tunnel.send(pending.message)
-        channel = pending.finish(await tunnel.receive())
-        peer = channel.receive_post_handshake(await tunnel.receive())
+        await carrier.send(pending.message)
+        channel = pending.finish(await carrier.receive())
+        peer = channel.receive_post_handshake(await carrier.receive(channel.opens))
         if peer.get_info is None:
             raise RemoteProtocolError("the phone does not speak CTAP", reason=ProtocolReason.NO_CTAP)
         return cls(
             recipient=recipient,
             transaction=transaction,
-            tunnel=tunnel,
+            carrier=carrier,
             channel=channel,
             get_info=peer.get_info,
             offered=peer.link,
@@ -71,7 +72,7 @@ class PhoneChannel:
 
     async def send(self, request: GetAssertionRequest | MakeCredentialRequest) -> None:
         """Send the one command."""
-        await self.tunnel.send(self.channel.send(request))
+        await self.carrier.send(self.channel.send(request))
 
     async def reply(self) -> Ctap:
         """Receive the reply to the command."""
@@ -81,9 +82,9 @@ class PhoneChannel:
                 return event
 
     async def hold(self) -> None:
-        """Keep the tunnel open until `let_go` or cancellation; then send the shutdown message.
+        """Keep the channel open until `let_go` or cancellation; then send the shutdown message.
 
-        The phone then cancels its question to the user. A closed tunnel or spoiled channel is ignored. A phone that was asked for a
+        The phone then cancels its question to the user. A channel that is closed or spoiled is ignored. A phone that was asked for a
         link and has sent no update yet has `LINK_TIMEOUT` for it: some send it after their reply.
         """
         try:
@@ -98,11 +99,11 @@ class PhoneChannel:
                 goodbye = self.channel.shutdown()
                 if goodbye is not None:
                     async with asyncio.timeout(SHUTDOWN_TIMEOUT):
-                        await self.tunnel.send(goodbye)
+                        await self.carrier.send(goodbye)
 
     async def _event(self) -> Event:
         """Receive the next event, and note the link of an update."""
-        event = self.channel.receive(await self.tunnel.receive())
+        event = self.channel.receive(await self.carrier.receive(self.channel.opens))
         if isinstance(event, Update):
             self._updates += 1
             if self._updates > MAX_UPDATES:

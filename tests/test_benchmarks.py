@@ -94,6 +94,12 @@ async def test_a_whole_sign_in_is_measured() -> None:
     assert all(seconds > 0 for seconds in times)
 
 
+async def test_a_whole_sign_in_over_the_direct_channel_is_measured() -> None:
+    ((took, floor),) = await whole_sign_in.direct_sign_ins(lambda: None, 1)
+    assert took > 0
+    assert floor > 0
+
+
 async def test_every_kind_of_foreign_advert_costs_more_than_its_signal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

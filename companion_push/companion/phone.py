@@ -25,10 +25,12 @@ import logging
 import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, Self, TypeVar
 
-from companion_push.companion.advertiser.advertiser import Advertiser
+from companion_push.companion.advertiser.advertiser import Advertiser, ListeningAdvertiser
+from companion_push.companion.arrivals import open_arrivals
 from companion_push.companion.authenticator import Authenticator
 from companion_push.companion.link_file import Link, LinkFile
 from companion_push.companion.software_extensions import refuse
@@ -41,6 +43,7 @@ from headless_passkey.errors import (
     Outcome,
     ProtocolReason,
     RemoteProtocolError,
+    SetupError,
     TransportError,
     TransportReason,
     TrustError,
@@ -55,15 +58,17 @@ from headless_passkey.hybrid.authenticator import (
 )
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.ctap2 import Command, Status, User
+from headless_passkey.hybrid.data_channel import DataChannel
 from headless_passkey.hybrid.fido_url import FidoUrl, RequestKind
 from headless_passkey.hybrid.linking import ClientPayload, OfferedLink
 from headless_passkey.hybrid.messages import Ctap, Json, Shutdown
-from headless_passkey.hybrid.tunnel_url import connect_url, new_url
+from headless_passkey.hybrid.tunnel_url import ROUTING_ID_SIZE, connect_url, new_url
 from headless_passkey.mends import clock_skew
 from headless_passkey.net.base_url import BaseUrl
-from headless_passkey.net.tunnel import Tunnel, TunnelClosed, open_tunnel
+from headless_passkey.net.tunnel import Tunnel, open_tunnel
 from headless_passkey.process.tasks import end_quietly
 from headless_passkey.process.terminal import Terminal
+from headless_passkey.radio.direct import DirectChannel
 from headless_passkey.text.domains import MAX_DOMAIN
 from headless_passkey.text.names import printable
 
@@ -71,12 +76,13 @@ MAX_AGE: Final = 300  # seconds after which a FIDO URL expires
 MAX_AHEAD: Final = 120  # seconds the device's clock may be ahead of ours: each may be 60 s off the relay's
 WARNING: Final = "this is a software phone for demonstrations and tests: it protects no passkey from anybody"
 
+TUNNEL_PATIENCE: Final = 3.0  # seconds for the tunnel, where the device can come directly too
+
 _LINGER: Final = 3.0  # seconds for the device's shutdown message after the response
 _FIRST_MESSAGE: Final = 20.0  # seconds that a linked device, which waits in the tunnel, has for message 1
 _GRACE: Final = 1.0  # seconds reserved for the response "the user did not answer"
 _LINKING: Final = 5.0  # seconds for making a link, while the device waits for its response
 _MAX_MESSAGES: Final = 16  # besides the one command: updates, getInfo
-_WEBSOCKET: Final = 0  # key 6 of the URL
 
 _KINDS: Final[dict[int, RequestKind]] = {  # the commands that are served
     Command.GET_ASSERTION: RequestKind.GET_ASSERTION,
@@ -166,24 +172,32 @@ class SoftwarePhone:
         waits for the answer any more or time runs out, `CtapError` when the answer is another no,
         `TransportError`.
         """
-        url = check_url(fido_url, now=self.clock())
-        transaction = PhoneTransaction(url)
+        url = check_url(fido_url, now=self.clock(), direct=isinstance(self.advertiser, ListeningAdvertiser))
+        transaction, withdrawn = PhoneTransaction(url), withdrawn or asyncio.Event()
+        tunnel_url = new_url(self.tunnel_service.base, transaction.tunnel_id)
 
-        def advertise(tunnel: Tunnel) -> Advertised:
-            if tunnel.routing_id is None:
+        def advertise(tunnel: Tunnel | None, psm: int | None = None) -> Advertised:
+            routing_id = bytes(ROUTING_ID_SIZE) if tunnel is None else tunnel.routing_id
+            if routing_id is None:
                 raise RemoteProtocolError(
                     "the tunnel service named no routing ID", reason=ProtocolReason.MALFORMED_TUNNEL_HEADER
                 )
             return transaction.advertise(
-                routing_id=tunnel.routing_id, tunnel_domain=self.tunnel_service.number
+                routing_id=routing_id, tunnel_domain=self.tunnel_service.number, psm=psm
             )
 
+        connected = (
+            self._connected_directly(
+                tunnel_url if url.offers(DataChannel.WEBSOCKET) else None,
+                advertise,
+                self.advertiser,
+                withdrawn,
+            )
+            if url.offers(DataChannel.BLE_L2CAP) and isinstance(self.advertiser, ListeningAdvertiser)
+            else self._connected(tunnel_url, advertise, withdrawn, first=None)
+        )
         await self._answer(
-            new_url(self.tunnel_service.base, transaction.tunnel_id),
-            advertise,
-            _Binding.of(url, announced, device),
-            timeout=timeout,
-            withdrawn=withdrawn or asyncio.Event(),
+            connected, _Binding.of(url, announced, device), timeout=timeout, withdrawn=withdrawn
         )
 
     async def answer_linked(self, wake: Wake, link: Link, payload: ClientPayload, *, timeout: float) -> None:  # noqa: ASYNC109
@@ -192,18 +206,18 @@ class SoftwarePhone:
         wake: from the tunnel service. payload: what is in it, which names the link.
         """
         transaction = LinkedPhoneTransaction(link.offered, payload)
+        url = connect_url(self.tunnel_service.base, wake.routing_id, wake.tunnel_id)
+        withdrawn = asyncio.Event()
         await self._answer(
-            connect_url(self.tunnel_service.base, wake.routing_id, wake.tunnel_id),
-            lambda _tunnel: transaction.advertise(),
+            self._connected(url, lambda _tunnel: transaction.advertise(), withdrawn, first=_FIRST_MESSAGE),
             _Binding(kind=payload.hint, rp_id=None, strict=False, device=link.device, linked=True),
             timeout=timeout,
-            withdrawn=asyncio.Event(),
+            withdrawn=withdrawn,
         )
 
     async def _answer(
         self,
-        url: str,
-        advertise: Callable[[Tunnel], Advertised | LinkedAdvertised],
+        connected: AbstractAsyncContextManager["_Conversation"],
         binding: "_Binding",
         *,
         timeout: float,  # noqa: ASYNC109
@@ -212,8 +226,7 @@ class SoftwarePhone:
         deadline = asyncio.get_running_loop().time() + timeout
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                first = _FIRST_MESSAGE if binding.linked else None
-                async with self._connected(url, advertise, withdrawn, first=first) as conversation:
+                async with connected as conversation:
                     command = await _unless(withdrawn, conversation.command())
                     self.on_stage("asked")
                     grace = min(_GRACE, timeout / 10)
@@ -250,6 +263,52 @@ class SoftwarePhone:
             await tunnel.send(channel.post_handshake(info))
             self.on_stage("connected")
             yield _Conversation(tunnel, channel, info.encode(), withdrawn)
+
+    @contextlib.asynccontextmanager
+    async def _connected_directly(
+        self,
+        url: str | None,
+        advertise: Callable[[Tunnel | None, int | None], Advertised],
+        radio: ListeningAdvertiser,
+        withdrawn: asyncio.Event,
+    ) -> AsyncIterator["_Conversation"]:
+        """Open the encrypted channel as `_connected` does, through the tunnel or directly, as the device comes (CTAP 2.3).
+
+        url: of the tunnel; None where the device does not use one. Without tunnel service, or without a radio that can listen, it is
+        the other one alone.
+        """
+        info = await self.credentials.info()
+        self.on_stage("connecting")
+        async with contextlib.AsyncExitStack() as through, contextlib.AsyncExitStack() as stack:
+            tunnel, listener = None, None
+            try:
+                listener = await stack.enter_async_context(radio.listen())
+            except (TransportError, SetupError) as error:
+                if url is None:
+                    raise
+                logger.warning("no direct channel: %s", error)
+            try:
+                # with a direct channel, a tunnel service that does not answer is not waited for
+                async with asyncio.timeout(None if listener is None else TUNNEL_PATIENCE):
+                    if url is not None:
+                        tunnel = await through.enter_async_context(open_tunnel(url, tls=self.tls))
+            except (TransportError, SetupError, RemoteProtocolError, TimeoutError) as error:
+                if listener is None:
+                    raise
+                logger.warning("no tunnel, the direct channel alone: %s", error or "it took too long")
+            advertised = advertise(tunnel, None if listener is None else listener.psm)
+            arrivals = await stack.enter_async_context(open_arrivals(advertised, info))
+            arrivals.listen_at(tunnel, listener)
+            sender = radio if listener is None else listener
+            self.on_stage("advertising")
+            async with sender.advertise(advertised.service_data):
+                arrival = await _unless(withdrawn, arrivals.first())
+            if arrival.carrier is not tunnel:
+                await through.aclose()
+            self.on_stage("connected")
+            yield _Conversation(
+                arrival.carrier, arrival.channel, info.encode(), withdrawn, first=arrival.first
+            )
 
     async def _serve(
         self,
@@ -348,12 +407,12 @@ class SoftwarePhone:
         return account
 
 
-def check_url(text: str, *, now: float) -> FidoUrl:
-    """Parse the URL, and check its age and its kind. now: Unix seconds."""
+def check_url(text: str, *, now: float, direct: bool = False) -> FidoUrl:
+    """Parse the URL, and check its age and its channels. now: Unix seconds. direct: whether this phone can listen for the direct channel."""
     url = FidoUrl.parse(text)
-    if url.channels is not None and _WEBSOCKET not in url.channels:
+    if not url.offers(DataChannel.WEBSOCKET) and not (direct and url.offers(DataChannel.BLE_L2CAP)):
         raise RemoteProtocolError(
-            "the device offers no websocket tunnel, and this phone has nothing else",
+            "the device offers no data channel that this phone has",
             reason=ProtocolReason.MALFORMED_FIDO_URL,
         )
     if url.time is None:
@@ -372,9 +431,17 @@ class _Conversation:
     """The messages after the handshake: one command, and updates, getInfo and shutdown around it."""
 
     def __init__(
-        self, tunnel: Tunnel, channel: AuthenticatorChannel, info: bytes, withdrawn: asyncio.Event
+        self,
+        carrier: Tunnel | DirectChannel,
+        channel: AuthenticatorChannel,
+        info: bytes,
+        withdrawn: asyncio.Event,
+        *,
+        first: bytes | None = None,
     ) -> None:
-        self._tunnel, self._channel, self._info, self._withdrawn = tunnel, channel, info, withdrawn
+        """first: a message that has come already."""
+        self._carrier, self._channel, self._info, self._withdrawn = carrier, channel, info, withdrawn
+        self._came = first
         self._messages, self._heard_goodbye = 0, False
 
     async def command(self) -> Ctap:
@@ -399,10 +466,10 @@ class _Conversation:
 
     async def update(self, link: OfferedLink | None) -> None:
         """Send an update, with a link or without: both are as long."""
-        await self._tunnel.send(self._channel.update(link))
+        await self._carrier.send(self._channel.update(link))
 
     async def reply(self, status: Status, payload: bytes = b"") -> None:
-        await self._tunnel.send(self._channel.reply(status, payload))
+        await self._carrier.send(self._channel.reply(status, payload))
 
     async def finish(self, status: Status) -> None:
         """Send a response that is an error, and wait for the device's shutdown; a device that is gone is ignored."""
@@ -439,9 +506,11 @@ class _Conversation:
             raise RemoteProtocolError(
                 f"more than {_MAX_MESSAGES} messages for one command", reason=ProtocolReason.TOO_MANY_MESSAGES
             )
+        message, self._came = self._came, None
         try:
-            message = await self._tunnel.receive()
-        except TunnelClosed as error:
+            if message is None:
+                message = await self._carrier.receive(self._channel.opens)
+        except TransportError as error:
             if error.reason is TransportReason.WENT_SILENT:
                 raise
             raise TransportError("the device hung up before it was answered") from error

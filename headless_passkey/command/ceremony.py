@@ -65,6 +65,8 @@ _TALK: Final[Mapping[Stage, str]] = {
     Stage.CONTACTING: "asking for a linked phone",
     Stage.LINK_FORGOTTEN: "a link is forgotten",
     Stage.ADVERT_HEARD: "the phone is near",
+    Stage.DIRECT_JOINED: "connected to the phone directly",
+    Stage.DIRECT_FAILED: "no direct channel to the phone, trying the tunnel",
     Stage.TUNNEL_JOINED: "tunnel joined",
     Stage.CHANNEL_OPEN: "secure channel to the phone is open",
     Stage.ATTEMPT_FAILED: "that did not lead to the phone, still listening",
@@ -102,6 +104,8 @@ class Ceremony:
             raise UsageError("--options - and --radio stdin both want stdin")
         if args.min_rssi is not None and args.radio == "stdin":
             raise UsageError("--min-rssi needs a radio that tells how strong an advert is; stdin does not")
+        if args.direct and args.radio == "stdin":
+            raise UsageError("--direct needs a radio that connects: bleak or bumble, not stdin")
         if args.rp is None and (args.no_keep or args.audience):
             raise UsageError("--no-keep and --audience are about the session, which --rp alone opens")
         if args.rp is not None and kind is RequestKind.MAKE_CREDENTIAL and args.user is None:
@@ -150,6 +154,7 @@ class Ceremony:
             link=args.link,
             min_rssi=args.min_rssi,
             join_within=args.join_within,
+            direct=args.direct,
         )
         self._tell(completed)
         out(completed.credential.to_json())
@@ -163,6 +168,7 @@ class Ceremony:
             tunnels=dict(args.tunnel),
             tls=self._tls,
             require_witness=args.require_witness,
+            direct=args.direct,
         )
         asked = Asked(
             kind=self._kind,

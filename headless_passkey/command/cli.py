@@ -486,6 +486,11 @@ def _ceremony_options(parser: SettingsParser) -> None:
         help="seconds from a phone's advert until its secure channel must be open; as --min-rssi",
     )
     how.add_argument(
+        "--direct",
+        action="store_true",
+        help="offer the phone the direct Bluetooth channel of CTAP 2.3, which needs no tunnel service; some older phones refuse such a URL",
+    )
+    how.add_argument(
         "--require-witness",
         metavar="DAYS",
         type=_days,

@@ -26,6 +26,7 @@ from headless_passkey.errors import (
     TransportError,
     TransportReason,
 )
+from headless_passkey.hybrid.data_channel import Opens
 from headless_passkey.hybrid.tunnel_url import (
     MAX_MESSAGE_SIZE,
     ROUTING_ID_HEADER,
@@ -116,8 +117,8 @@ class Tunnel:
         except (aiohttp.ClientError, OSError) as error:
             raise self._gone("has gone") from error
 
-    async def receive(self) -> bytes:
-        """The next message, up to 1 MiB.
+    async def receive(self, _opens: Opens | None = None) -> bytes:
+        """The next message, up to 1 MiB, for which nobody is asked as in a direct channel.
 
         `TunnelClosed`, a `TransportError`, when there is none, whose reason is `WENT_SILENT` when an end answers
         no pings; `RemoteProtocolError` for a text message, one that is too long, or endless pings.

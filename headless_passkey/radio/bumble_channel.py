@@ -80,6 +80,8 @@ async def _call_off(device: Device, connecting: "asyncio.Future[Connection]") ->
 
 async def _hang_up(connection: Connection) -> None:
     """End a link; a failure is ignored."""
+    if connection.device.lookup_connection(connection.handle) is not connection:
+        return  # the peer has; bumble would wait for that
     with contextlib.suppress(Exception):
         async with asyncio.timeout(CLOSE_TIMEOUT):
             await connection.disconnect()

@@ -15,8 +15,9 @@ from headless_passkey.ceremony import Stage
 from headless_passkey.hybrid.authenticator import PhoneTransaction
 from headless_passkey.radio.bleak import BleakRadio
 from tests.ble.lab.ceremony import DOMAIN, USER, Ceremony
-from tests.ble.lab.guest import Guest, Phone
+from tests.ble.lab.guest import PATIENCE, Guest, Phone
 from tests.ble.lab.rubbish import broadcasting, service_data
+from tests.ports import reserved_port
 
 RADIO = BleakRadio(adapter="hci1")
 PHONE = BluezAdvertiser("hci0")
@@ -169,6 +170,20 @@ async def test_a_phone_below_the_floor_is_heard_once_it_has_come_near(
         await guest.heard_at("hci0", -50)
 
     await asyncio.gather(asked.sign_in(RADIO, min_rssi=-70), asked.phone(PHONE), comes_near())
+
+
+@pytest.mark.short
+async def test_over_the_direct_channel_no_tunnel_service_is_needed(
+    registered: bytes, ceremony: Callable[..., Ceremony], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ceremony.DIRECT_TIMEOUT", "radio.l2cap_socket.CONNECT_TIMEOUT"):  # this processor is slow
+        monkeypatch.setattr(f"headless_passkey.{name}", PATIENCE)
+    asked = ceremony()
+    asked.tunnels = f"wss://localhost:{reserved_port()}"
+    signed_in, _ = await asyncio.gather(asked.sign_in(RADIO, direct=True), asked.phone(PHONE))
+    assert signed_in.credential.credential_id == registered
+    assert Stage.DIRECT_JOINED in asked.stages
+    assert Stage.DIRECT_FAILED not in asked.stages
 
 
 async def test_an_advert_with_a_suffix_signs_in(

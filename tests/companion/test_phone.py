@@ -755,7 +755,7 @@ def test_a_url_without_time_is_taken_with_a_warning(caplog: pytest.LogCaptureFix
 
 
 def test_a_device_without_websocket_is_refused() -> None:
-    with pytest.raises(RemoteProtocolError, match="websocket"):
+    with pytest.raises(RemoteProtocolError, match="data channel"):
         check_url(url_at(NOW, channels=(1,)), now=NOW)
     check_url(url_at(NOW, channels=(0, 1)), now=NOW)
 

@@ -1229,8 +1229,11 @@ WITH_RELAY = (
     Stage.OPENED,
 )
 WITH_LINKS = (Stage.CONTACTING, Stage.LINK_FORGOTTEN, Stage.LINKED, Stage.NOT_LINKED)  # test_linked.py
+WITH_DIRECT = (Stage.DIRECT_JOINED, Stage.DIRECT_FAILED)  # test_direct_ceremony.py
 CANCELLABLE = [
-    stage for stage in Stage if stage not in (*WITH_RELAY, *WITH_LINKS, Stage.ATTEMPT_FAILED, Stage.COMPLETED)
+    stage
+    for stage in Stage
+    if stage not in (*WITH_RELAY, *WITH_LINKS, *WITH_DIRECT, Stage.ATTEMPT_FAILED, Stage.COMPLETED)
 ]
 
 

@@ -16,6 +16,7 @@ from headless_passkey.trust.freshness import ForgottenRings
 from headless_passkey.webauthn.options import Credential
 from tests.device.test_ceremony import (
     DOMAIN,
+    WITH_DIRECT,
     WITH_LINKS,
     Air,
     Bench,
@@ -128,7 +129,8 @@ async def test_what_a_radio_raises_ends_the_ceremony(
 
 @RAISED
 @pytest.mark.parametrize(
-    "stage", [stage for stage in Stage if stage not in (Stage.REFUSED, Stage.OPENED, *WITH_LINKS)]
+    "stage",
+    [stage for stage in Stage if stage not in (Stage.REFUSED, Stage.OPENED, *WITH_LINKS, *WITH_DIRECT)],
 )
 async def test_what_is_raised_at_a_stage_ends_the_ceremony(
     bench: Bench, tunnels: Tunnels, stage: Stage, error: Exception

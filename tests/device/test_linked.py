@@ -354,10 +354,10 @@ async def test_an_update_that_comes_after_the_reply_is_taken(
         offered.append(link)
 
     async def reply_first(self: Any, status: int, payload: bytes = b"") -> None:
-        await self._tunnel.send(self._channel.reply(status, payload))
+        await self._carrier.send(self._channel.reply(status, payload))
         for link in offered:
             await bench.reached(Stage.REPLY_CHECKED).wait()
-            await self._tunnel.send(self._channel.update(link))
+            await self._carrier.send(self._channel.update(link))
 
     await bench.register()
     monkeypatch.setattr(f"{conversation}.update", later)
@@ -372,7 +372,7 @@ async def test_a_phone_that_sends_nothing_but_updates_is_left(
 ) -> None:
     async def flood(self: Any, _link: object) -> None:
         for _ in range(MAX_UPDATES + 1):
-            await self._tunnel.send(self._channel.update(None))
+            await self._carrier.send(self._channel.update(None))
 
     await bench.register()
     monkeypatch.setattr("companion_push.companion.phone._Conversation.update", flood)

@@ -94,8 +94,9 @@ async def test_the_plain_story_ends_with_a_session(tmp_path: Path) -> None:
         ("--expire", 7, None),
         ("--notifications-off", 0, "ada"),
         ("--linked", 0, "ada"),
+        ("--offline", 0, "ada"),
     ],
-    ids=["decline", "expire", "notifications off", "linked"],
+    ids=["decline", "expire", "notifications off", "linked", "offline"],
 )
 async def test_a_variant_ends_well_when_it_ends_as_it_should(
     option: str, status: int, user: str | None, tmp_path: Path

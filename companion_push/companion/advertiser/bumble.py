@@ -27,6 +27,7 @@ from headless_passkey.radio.l2cap import L2capChannel
 INTERVAL: Final = 100.0  # milliseconds
 LEGACY_SIZE: Final = 31  # bytes of advertising data
 EXTENDED_SIZE: Final = 251  # in one HCI command
+BACKLOG: Final = 16  # channels that wait to be accepted
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,8 @@ class BumbleListener:
                 logger.info("the advert stays off until the next link: %s", error)
 
     def _take(self, channel: LeCreditBasedChannel) -> None:
+        if len(self._waiting) == BACKLOG:
+            return  # nobody accepts any more: what it sends is dropped
         taken = BumbleChannel(channel, ends_link=True)
         self._lost.add_done_callback(taken.lose)
         self._waiting.append(taken)
