@@ -122,7 +122,8 @@ async def phone(args: argparse.Namespace) -> None:
         raise UsageError(
             "stdin holds one of FIDO URL and passphrases: name a file or /dev/fd/N for the others"
         )
-    say(args, WARNING, warning=WARNING)
+    if not args.security_key:
+        say(args, WARNING, warning=WARNING)
     if args.seal or args.unseal:
         await _seal(args)
         return
@@ -896,7 +897,8 @@ async def _opener(args: argparse.Namespace, stack: contextlib.ExitStack) -> Open
         case "command":
             return Command.parse(args.opener_command)
         case "phone":
-            say(args, WARNING, warning=WARNING)
+            if not args.security_key:
+                say(args, WARNING, warning=WARNING)
             return BuiltInPhone(phone=_software_phone(args, stack, await _authenticator(args)))
     return None
 

@@ -47,8 +47,8 @@ def add_parser(subparsers: Any) -> None:
     phone = subparsers.add_parser(
         "phone",
         help="a software phone, for demos and tests",
-        description="A phone in software, for demonstrations and tests: serves one FIDO URL, or the devices that it is linked with, "
-        "with passkeys in a file. With --radio stdout it prints its advert, one line every half second.",
+        description="A phone in software: serves one FIDO URL, or the devices that it is linked with, with passkeys in a file, "
+        "for demonstrations and tests, or with a security key. With --radio stdout it prints its advert, one line every half second.",
         epilog=example(
             "companion-push phone --url - --radio stdout --credentials passkeys.json \\",
             "    --tunnel 300=wss://localhost:8443 --ca ca.pem --uv accept",

@@ -595,3 +595,4 @@ async def test_without_a_key_the_program_asks_for_one_and_ends() -> None:
     status, _, said = await outcome(*words, "--uv", "accept", "--timeout", "0.1")
     assert status == 4
     assert "no security key was plugged in" in said[-1]
+    assert not any("demonstrations" in line for line in said)  # a key protects its passkeys
