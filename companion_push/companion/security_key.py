@@ -11,6 +11,7 @@ The key knows neither the relying party's name nor the device: the user is asked
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 import unicodedata
@@ -117,12 +118,18 @@ def _find_cards() -> list[FoundKey]:
         from fido2.pcsc import CtapPcscDevice  # noqa: PLC0415
     except ImportError:  # no pyscard
         return []
+
+    def open_card(reader: str) -> CtapDevice:
+        for device in CtapPcscDevice.list_devices(reader):
+            return device
+        raise OSError(errno.ENODEV, "no key on the reader")
+
     found = []
     with contextlib.suppress(Exception):  # no PC/SC service
         for device in CtapPcscDevice.list_devices():
             reader = device._name  # noqa: SLF001
             device.close()
-            found.append(FoundKey(reader, lambda reader=reader: next(CtapPcscDevice.list_devices(reader))))  # type: ignore[misc]
+            found.append(FoundKey(reader, partial(open_card, reader)))
     return found
 
 
@@ -596,12 +603,12 @@ async def _in_thread(work: Callable[..., _T], *, cancellable: bool = False) -> _
             result = work(cancelled) if cancellable else work()
         except Fido2Error as status:
             error = status
-        except OSError as gone:
-            error = TransportError("the security key has gone, or does not let itself be opened")
-            error.__cause__ = gone
-        except Exception as broken:  # noqa: BLE001  whatever a key's answer makes the library raise
-            error = _broken(f"{type(broken).__name__} in what it answered")
-            error.__cause__ = broken
+        except Exception as other:  # noqa: BLE001  whatever a key's answer makes the library raise
+            if isinstance(other, OSError) or type(other).__module__.startswith("smartcard."):
+                error = TransportError("the security key has gone, or does not let itself be opened")
+            else:
+                error = _broken(f"{type(other).__name__} in what it answered")
+            error.__cause__ = other
         with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
             loop.call_soon_threadsafe(settle, result, error)
 

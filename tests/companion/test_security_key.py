@@ -306,11 +306,18 @@ async def test_a_pin_is_in_no_repr_and_no_error() -> None:
 # Faults
 
 
-async def test_a_key_that_was_pulled_out_is_a_transport_error() -> None:
+class OffTheReaderError(Exception):
+    """As pyscard's errors are."""
+
+    __module__ = "smartcard.Exceptions"
+
+
+@pytest.mark.parametrize("gone", [OSError(19, "No such device"), OffTheReaderError()], ids=["USB", "NFC"])
+async def test_a_key_that_was_pulled_out_is_a_transport_error(gone: Exception) -> None:
     virtual = VirtualKey()
     key, _ = before(virtual)
     asked = await key.ask(Command.MAKE_CREDENTIAL, creation(user_verification=False).encode())
-    virtual.gone = True
+    virtual.gone = gone
     with pytest.raises(TransportError, match="has gone"):
         await asked.answer(account=0, now=0)
     with pytest.raises(TransportError, match="has gone"):

@@ -42,7 +42,7 @@ class VirtualKey(CtapDevice):
     tries: int = TRIES
     untouched: bool = False  # nobody touches it: it waits until it is cancelled
     deaf: threading.Event | None = None  # it stops for no cancellation, but when this is set
-    gone: bool = False
+    gone: Exception | None = None  # it was pulled out, and its calls raise this
     list_size: int = 8
     message_size: int = 1200
     options: dict[str, bool] = field(default_factory=dict)
@@ -79,8 +79,8 @@ class VirtualKey(CtapDevice):
         event: threading.Event | None = None,
         on_keepalive: Callable[[STATUS], None] | None = None,
     ) -> bytes:
-        if self.gone:
-            raise OSError(19, "No such device")
+        if self.gone is not None:
+            raise self.gone
         if cmd != CTAPHID.CBOR:
             raise Fido2Error(Fido2Error.ERR.INVALID_COMMAND)
         command, members = data[0], cbor.decode_map(data[1:]) if data[1:] else {}
