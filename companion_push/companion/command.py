@@ -129,6 +129,7 @@ async def phone(args: argparse.Namespace) -> None:
         return
     with contextlib.ExitStack() as stack:
         if args.list_links or args.forget is not None:
+            args.uv = "decline"  # nobody is asked, so there need be no terminal
             await _linked_devices(args, _software_phone(args, stack, _credential_file(args)))
             return
         phone = _software_phone(args, stack, await _authenticator(args))

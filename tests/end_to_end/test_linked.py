@@ -61,7 +61,6 @@ async def test_a_phone_that_has_forgotten_the_device_costs_one_answer_and_the_co
     await world.run_to_end(
         "phone", "companion-push", "phone", "--forget", from_base64url(kept["link_id"]).hex(), "--links",
         world.links(home.phone), "--credentials", world.passkeys, "--tunnel", world.tunnel, *world.trust,
-        "--uv", "accept",
     )  # fmt: skip
     companion = await world.companion(home.phone, "--once")
     device = await world.device(home.hub, "sign-in")
