@@ -797,7 +797,7 @@ class _Ceremony:
                 self._note_notified(progress)
                 self._note_refusals(progress.refusals)
                 self._claimer = progress.claimed_by
-                if self._claimer is not None:
+                if self._claimer is not None:  # who has claimed has approved, and nobody else is to be asked
                     self._stop_contacts()
                 self._turn.set()
                 self._turn = asyncio.Event()
@@ -873,10 +873,13 @@ class _Ceremony:
                 for heard in candidate.heard.values():
                     self._begin_pursuit(candidate, heard, tasks)
 
-    def _stop_contacts(self) -> None:
-        """Give up linked phones that are not reached: who has claimed has approved, and nobody else is to be asked."""
-        for task in (*self._contacts, *([] if self._trying is None else [self._trying])):
-            task.cancel()
+    def _stop_contacts(self, *, unheard: bool = False) -> None:
+        """Give up linked phones that are not reached, or with `unheard` those only whose advert was not heard."""
+        if self._trying is not None:
+            self._trying.cancel()
+        for task, contact in self._contacts.items():
+            if not (unheard and contact.heard.done()):
+                task.cancel()
 
     @property
     def _pursuits(self) -> set[asyncio.Task[None]]:
@@ -900,9 +903,7 @@ class _Ceremony:
             ended = TransportError(f"the radio's input ended {in_vain}")
         except TransportError as error:
             ended = error
-        for task, contact in self._contacts.items():
-            if not contact.heard.done():
-                task.cancel()
+        self._stop_contacts(unheard=True)
         while pursuits := {each for each in self._pursuits if not each.done()}:
             await asyncio.wait(pursuits)  # adverts that were received before may still lead to the phone
         if not self._reached.done():

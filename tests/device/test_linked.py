@@ -706,10 +706,11 @@ async def test_a_linked_phone_that_is_too_weak_or_too_slow_is_not_taken(bench: L
     assert Stage.ADVERT_HEARD not in bench.stages
 
 
-async def test_a_radio_that_is_lost_ends_the_wait_for_a_linked_phone(
+async def test_a_radio_that_is_lost_ends_the_wait_for_linked_phones(
     bench: LinkedBench, tunnels: Tunnels
 ) -> None:
-    await bench.linked()
+    first = await bench.linked()
+    bench.kept.phones.append(replace(first, name="Another", tunnel_domain=DOMAIN + 1))
     tunnels.opened = tunnels.closed = 0
     lost = TransportError("gone", reason=TransportReason.NO_ADAPTER)
 
@@ -721,6 +722,7 @@ async def test_a_radio_that_is_lost_ends_the_wait_for_a_linked_phone(
         with pytest.raises(TransportError) as caught:
             await asyncio.gather(bench.sign_in(), lose())
     assert caught.value is lost
+    assert bench.stages.count(Stage.CONTACTING) == 1
     assert tunnels.opened == tunnels.closed
 
 
