@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from headless_passkey.account import enrolment
+from headless_passkey.account import enrolment, links
 from headless_passkey.account.device_files import mend_names
 from headless_passkey.account.enrolment import Enrolment
+from headless_passkey.account.links import LinkStore
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.doctor.finding import Check, Finding, Status
 from headless_passkey.doctor.servers import LIMIT, ask, server_trouble
@@ -94,6 +95,7 @@ def examine_state(state: Path) -> list[Finding]:
             file
             for file in files
             if enrolment.FILE_NAME in file.name
+            or links.FILE_NAME in file.name
             or is_session_file(file)
             or is_users_file(file)
             or is_key_file(file)
@@ -112,6 +114,10 @@ def examine_state(state: Path) -> list[Finding]:
     findings += _unwritable(state)
     damaged: list[HeadlessPasskeyError] = []
     KeyStore(state).all(damaged.append)
+    try:
+        LinkStore(state).read()
+    except HeadlessPasskeyError as error:
+        damaged.append(error)
     findings += [Finding.of(Check.STATE, error) for error in damaged if error.reason not in _BY_STAT]
     return findings or [Finding.ok(Check.STATE, f"{state} is for this user alone")]
 

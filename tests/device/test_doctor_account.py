@@ -17,6 +17,7 @@ from certificates import Certificate
 
 from headless_passkey.account import device_files, enrolment
 from headless_passkey.account.enrolment import FILE_NAME, Enrolment
+from headless_passkey.account.links import LinkStore
 from headless_passkey.account.relay import RelayClient
 from headless_passkey.doctor import account, servers
 from headless_passkey.doctor.account import (
@@ -46,6 +47,8 @@ from headless_passkey.trust.chain import RingChain
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import answering, nobody, saying, silent
 from tests.device.test_enrolment import joined
+from tests.device.test_links import a_phone
+from tests.device.test_links import kept as keep_link
 from tests.device.test_users import settle
 from tests.relay import household
 from tests.relay.household import Household
@@ -320,6 +323,21 @@ async def test_a_key_for_a_relying_party_that_is_not_in_order_is_a_problem(state
     assert f"`rm {keys.path('https://login.example')}`, then sign in again" == finding.mend
     keys.path("https://login.example").chmod(0o640)
     assert [finding.reason for finding in examine_state(state)] == [SetupReason.STATE_EXPOSED]
+
+
+@pytest.mark.parametrize("what", ["damaged", "open to others"])
+async def test_a_file_of_links_that_is_not_in_order_is_a_problem(state: Path, what: str) -> None:
+    store = LinkStore(state)
+    await keep_link(state, a_phone())
+    assert [finding.status for finding in examine_state(state)] == [Status.OK]
+    if what == "damaged":
+        store.path.write_text("{")
+    else:
+        store.path.chmod(0o644)
+    (finding,) = examine_state(state)
+    assert (finding.check, finding.status) == (Check.STATE, Status.PROBLEM)
+    assert finding.reason == ("state-damaged" if what == "damaged" else "state-exposed")
+    assert str(store.path) in finding.message
 
 
 # Pinned users
