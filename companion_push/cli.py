@@ -80,6 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if what is None:
             raise
         return told(what, as_json="--json" in words)
+    args.words = tuple(words)  # for workers, which read file and environment themselves
     return run(args.main, args, extra=PROGRAMS[words[0]].extra)
 
 

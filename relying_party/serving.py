@@ -1,10 +1,8 @@
 """The command ``relying-party serve``: it serves until SIGTERM."""
 
 import argparse
-import asyncio
 import contextlib
 import os
-import signal
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator
@@ -27,7 +25,8 @@ from relying_party.output import out
 from relying_party.place import PostgresUri, store_place
 from relying_party.store.shared import SharedChallenges, SharedProofs
 from relying_party.store.sqlite import SqliteStore, locked
-from relying_party.workers import HandOver, NotReadyError, Retirement, Workers
+from relying_party.workers import HandOver
+from server_workers.workers import NotReadyError, Retirement, Workers
 
 MAX_SECRETS: Final = 64 * 1024  # bytes of the file
 MAX_PORT: Final = 0xFFFF
@@ -117,8 +116,7 @@ async def _app_of_worker(config: Config, folder: Path, stack: contextlib.AsyncEx
 
 async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) -> ExitStatus:
     """Listen, and keep the workers that serve, until SIGTERM; SIGUSR1 replaces them one by one."""
-    ended, again = until_terminated(), asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, again.set)
+    ended = until_terminated()
     with (
         tempfile.TemporaryDirectory(prefix="relying-party-") as folder,
         contextlib.ExitStack() as lock,
@@ -140,31 +138,18 @@ async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) ->
             )
             for place in range(args.workers)
         ]
-        workers = Workers(args.words, places, say=say)
-        started = asyncio.ensure_future(workers.start())
+
+        def ready(base_url: str) -> None:
+            if listener.tls is None:
+                say(PLAIN)
+            for number, one in enumerate(metrics, 1):
+                say(f"metrics of worker {number} at {one.base_url()}/metrics")
+            out(base_url)
+
         try:
-            await asyncio.wait((started, ended), return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                base_url = await started
-                if listener.tls is None:
-                    say(PLAIN)
-                for number, one in enumerate(metrics, 1):
-                    say(f"metrics of worker {number} at {one.base_url()}/metrics")
-                out(base_url)
-            while not ended.done():
-                asked = asyncio.ensure_future(again.wait())
-                await asyncio.wait((asked, ended), return_when=asyncio.FIRST_COMPLETED)
-                asked.cancel()
-                if again.is_set():
-                    again.clear()
-                    replaced = asyncio.ensure_future(workers.replace())
-                    await asyncio.wait((replaced, ended), return_when=asyncio.FIRST_COMPLETED)
+            await Workers(args.words, places, say=say).keep(ended=ended, ready=ready, closing=listeners.close)
         except NotReadyError as error:
             return ExitStatus(error.status) if error.status in set(ExitStatus) else ExitStatus.OUR_FAULT
-        finally:
-            listeners.close()
-            await workers.end()
-            await asyncio.gather(started, return_exceptions=True)
     return ExitStatus.DONE
 
 

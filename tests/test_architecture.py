@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("headless_passkey", "companion_push", "relying_party", "postgres_store")
+PACKAGES = ("headless_passkey", "companion_push", "relying_party", "postgres_store", "server_workers")
 
 CORE = ("client_platform", "authenticator", "channel", "cbor", "fido_url", "tunnel_url")
 IMPURE = {"asyncio", "socket", "ssl", "logging", "selectors", "subprocess", "aiohttp", "bleak", "bumble"}
@@ -36,7 +36,14 @@ def loaded_by(module: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "package",
-    ["headless_passkey", "headless_passkey.hybrid", "companion_push", "relying_party", "postgres_store"],
+    [
+        "headless_passkey",
+        "headless_passkey.hybrid",
+        "companion_push",
+        "relying_party",
+        "postgres_store",
+        "server_workers",
+    ],
 )
 def test_a_package_loads_nothing_of_its_own_accord(package: str) -> None:
     ours = {module for module in loaded_by(package) if module.split(".")[0] in PACKAGES}
@@ -118,7 +125,7 @@ BREACHES = {
         "relying_party/errors.py",
         "companion_push.errors",
     ),
-    "What servers share in PostgreSQL knows none of them": (
+    "What servers share knows none of them": (
         "postgres_store/uri.py",
         "relying_party.errors",
     ),

@@ -521,6 +521,7 @@ _shtab_companion_push_relay_options=(
   "--public-url[what clients call it by\; default\: the base URL it listens on]:URL:"
   "--store[the store\: a file (default\: companion-push.sqlite3), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
   "--store-direct[the database\'s server itself, to listen to, where PgBouncer in transaction mode is at --store]:URL:"
+  "--workers[processes that serve together, on PostgreSQL only, with the limits of connections and addresses shared out among them and metrics at a port of each from that of --metrics on\; SIGUSR1 replaces them one by one\; default\: 1]:N:"
   "--ceiling[seconds a request may wait for a claim, 300 at the most (default)]:S:"
   "--lease[seconds without a call after which a companion loses its claim, 60 at the most (default)]:S:"
   "--pending-per-account[unclaimed requests at a time, one per device (default\: 3)]:N:"

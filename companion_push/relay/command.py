@@ -1,9 +1,12 @@
 """`companion-push relay`: the relay as a program of its own."""
 
 import argparse
+import asyncio
 import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.push.options import add_push, push_channels
@@ -26,6 +29,12 @@ from companion_push.serving.options import (
 from headless_passkey.command.command_line import add_settings, example, out, teller
 from headless_passkey.errors import UsageError
 from headless_passkey.process.signals import until_terminated
+from server_workers import workers
+
+if TYPE_CHECKING:
+    from companion_push.serving.listening import Listener
+
+_MAX_PORT: Final = 0xFFFF
 
 
 def add_parser(subparsers: Any) -> None:
@@ -48,6 +57,11 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--store-direct", type=store_option, metavar="URL",
         help="the database's server itself, to listen to, where PgBouncer in transaction mode is at --store",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=at_most(64), default=1, metavar="N",
+        help="processes that serve together, on PostgreSQL only, with the limits of connections and addresses shared out among "
+        "them and metrics at a port of each from that of --metrics on; SIGUSR1 replaces them one by one; default: 1",
     )  # fmt: skip
     parser.add_argument(
         "--ceiling", type=at_most(CEILING, "seconds"), default=CEILING, metavar="S",
@@ -137,36 +151,126 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(main=serve)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandOver(workers.HandOver):
+    """What a worker of the relay is told by the process that starts it."""
+
+    program: ClassVar[str] = "companion_push"
+
+
 async def serve(args: argparse.Namespace) -> None:
     """Run the relay until SIGTERM."""
-    from companion_push.relay.app import make_app  # noqa: PLC0415
-    from companion_push.serving.listening import listening, serving  # noqa: PLC0415  --help needs none of this
+    told = HandOver.received()
+    if told is None and args.workers > 1:
+        await _keep_workers(args)
+        return
+    from companion_push.serving.listening import inherited, listening  # noqa: PLC0415  --help needs none of this
 
-    metrics, say = program_metrics(args), teller(args)
-    with listening(*args.listen, cert=args.cert, key=args.key) as listener:
-        config = _config(args, listener.base_url())
-        async with (
-            serving(
-                make_app(
-                    config,
-                    channels=push_channels(args),
-                    registry=None if metrics is None else metrics.registry,
-                ),
-                listener,
-                say=say,
-                trusted_proxies=args.trusted_proxy,
-                limits=connection_limits(args),
-                public_url=config.public_url,
-                handler_cancellation=True,
-                closed=(lambda _: None) if metrics is None else metrics.closed,
-            ) as connections,
-            contextlib.AsyncExitStack() as inside,
-        ):
-            if metrics is not None:
-                await inside.enter_async_context(metrics.served(args.metrics, connections, say=say))
-            ended = until_terminated()
+    if told is None:
+        with listening(*args.listen, cert=args.cert, key=args.key) as listener:
+            await _serve(args, listener, teller(args), until_terminated)
+        return
+    retirement = workers.Retirement()
+
+    def until_retired() -> "asyncio.Future[None]":
+        ended = until_terminated()
+        retirement.watch(lambda: None if ended.done() else ended.set_result(None))
+        return ended
+
+    args.connections, args.connections_per_address = map(
+        told.part, (args.connections, args.connections_per_address)
+    )
+    args.held_per_address = told.part(args.held_per_address)
+    args.failures_per_address = told.part(args.failures_per_address)
+    with inherited(args.listen[0], told.sockets, cert=args.cert, key=args.key) as listener:
+        await _serve(args, listener, lambda _: None, until_retired, metrics_at=told.metrics)
+
+
+async def _serve(
+    args: argparse.Namespace,
+    listener: "Listener",
+    say: Callable[[str], None],
+    until_ended: Callable[[], "asyncio.Future[None]"],
+    *,
+    metrics_at: Sequence[int] = (),
+) -> None:
+    """Serve until the end. metrics_at: the descriptors of sockets that listen for those who ask for metrics."""
+    from companion_push.relay.app import make_app  # noqa: PLC0415  --help needs none of this
+    from companion_push.serving.listening import serving  # noqa: PLC0415
+
+    metrics = program_metrics(args)
+    config = _config(args, listener.base_url())
+    async with (
+        serving(
+            make_app(
+                config,
+                channels=push_channels(args),
+                registry=None if metrics is None else metrics.registry,
+            ),
+            listener,
+            say=say,
+            trusted_proxies=args.trusted_proxy,
+            limits=connection_limits(args),
+            public_url=config.public_url,
+            handler_cancellation=True,
+            closed=(lambda _: None) if metrics is None else metrics.closed,
+        ) as connections,
+        contextlib.AsyncExitStack() as inside,
+    ):
+        if metrics is not None:
+            served = metrics.served(args.metrics, connections, say=say, descriptors=metrics_at)
+            await inside.enter_async_context(served)
+        ended = until_ended()
+        out(listener.base_url())
+        await ended
+
+
+async def _keep_workers(args: argparse.Namespace) -> None:
+    """Listen, and keep the workers that serve, until SIGTERM; SIGUSR1 replaces them one by one."""
+    from companion_push.serving.listening import listening  # noqa: PLC0415  --help needs none of this
+
+    if not isinstance(args.store, PostgresUri):
+        raise UsageError("--workers needs a store in PostgreSQL: one process uses a file at a time")
+    ended, say = until_terminated(), teller(args)
+    with contextlib.ExitStack() as listeners:
+        listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
+        _config(args, listener.base_url())  # what is wrong in it is said once
+        program_metrics(args)  # and what is missing for them
+        metrics = [
+            listeners.enter_context(listening(*address, cert=None, key=None, anywhere=True))
+            for address in _metrics_addresses(args)
+        ]
+        places = [
+            HandOver(
+                workers=args.workers,
+                sockets=tuple(one.fileno() for one in listener.sockets),
+                metrics=tuple(one.fileno() for one in (metrics[place].sockets if metrics else ())),
+            )
+            for place in range(args.workers)
+        ]
+
+        def ready(_line: str) -> None:
+            if listener.tls is None:
+                say("no certificate: plain HTTP, on loopback only")
+            for number, one in enumerate(metrics, 1):
+                say(f"metrics of worker {number} at {one.base_url()}/metrics")
             out(listener.base_url())
-            await ended
+
+        try:
+            kept = workers.Workers(args.words, places, say=say)
+            await kept.keep(ended=ended, ready=ready, closing=listeners.close)
+        except workers.NotReadyError as error:
+            raise SystemExit(error.status) from None  # the worker has said why
+
+
+def _metrics_addresses(args: argparse.Namespace) -> list[tuple[str, int]]:
+    """One address for each worker: the ports from the given one on, or free ones."""
+    if args.metrics is None:
+        return []
+    host, port = args.metrics
+    if port + args.workers - 1 > _MAX_PORT:
+        raise UsageError(f"--metrics: there are no {args.workers} ports from {port} on")
+    return [(host, port + place if port else 0) for place in range(args.workers)]
 
 
 def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:

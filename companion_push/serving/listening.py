@@ -67,6 +67,17 @@ def listening(
         yield Listener(host=host, sockets=sockets, tls=tls)
 
 
+@contextlib.contextmanager
+def inherited(
+    host: str, descriptors: Sequence[int], *, cert: Path | None, key: Path | None
+) -> Iterator[Listener]:
+    """Take over the sockets on which the process that started this one listens. cert, key: as for `listening`."""
+    tls = None if cert is None or key is None else tls_context(cert, key)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket(fileno=number)) for number in descriptors]
+        yield Listener(host=host, sockets=sockets, tls=tls)
+
+
 @contextlib.asynccontextmanager
 async def serving(
     app: web.Application,

@@ -6,7 +6,7 @@ of our own, so that nobody else can make time series (cardinality).
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -16,7 +16,7 @@ from prometheus_client.process_collector import ProcessCollector
 
 from companion_push.serving.connections import ConnectionLimits, Connections
 from companion_push.serving.http_server import http_logger
-from companion_push.serving.listening import listening, serving
+from companion_push.serving.listening import inherited, listening, serving
 
 PREFIX: Final = "companion_push"
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
@@ -47,14 +47,25 @@ class ProgramMetrics:
 
     @contextlib.asynccontextmanager
     async def served(
-        self, address: tuple[str, int], connections: Connections, *, say: Callable[[str], None]
+        self,
+        address: tuple[str, int],
+        connections: Connections,
+        *,
+        say: Callable[[str], None],
+        descriptors: Sequence[int] = (),
     ) -> AsyncIterator[None]:
         """Serve them over plain HTTP at `address` while the context is open.
 
-        connections: of the program's server. say: prints a line for the operator.
+        connections: of the program's server. say: prints a line for the operator. descriptors: of the sockets that listen
+        there already, in a worker.
         """
         self._open.set_function(lambda: len(connections))
-        with listening(*address, cert=None, key=None, anywhere=True) as listener:
+        host, port = address
+        with (
+            inherited(host, descriptors, cert=None, key=None)
+            if descriptors
+            else listening(host, port, cert=None, key=None, anywhere=True)
+        ) as listener:
             app = make_metrics_app(self.registry)
             async with serving(app, listener, say=lambda _: None, limits=LIMITS):
                 say(f"metrics at {listener.base_url()}/metrics")

@@ -2,6 +2,11 @@
 
 import asyncio
 import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
@@ -13,6 +18,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 
+from companion_push.errors import StoreUnusable
 from companion_push.relay import account_events, operations, postgres_nodes
 from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.app import RELAY
@@ -22,12 +28,13 @@ from companion_push.relay.postgres_nodes import MAX_PAYLOAD, PostgresProofs, pay
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.proofs import STEP, Proof
 from companion_push.relay.store_place import PostgresUri
+from companion_push.relay.stores import open_store
 from companion_push.serving import webhook_client
-from tests.companion.program import running
+from tests.companion.program import Program, outcome, running
 from tests.ports import reserved_port
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Clock, Household, Relay, fresh_id, running_relay
-from tests.relay.stores import postgres, query
+from tests.relay.stores import ON_POSTGRES, postgres, query
 from tests.relay.test_notifying import registers
 from tests.relay.test_postgres import own_server
 from tests.trust.people import Person
@@ -678,3 +685,139 @@ async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
         assert (await waiting).body["claim"]["by"] == companion.name
         other.terminate()
         assert await other.ended() == 0
+
+
+# Behind PgBouncer
+
+
+@contextlib.asynccontextmanager
+async def pooled(place: PostgresUri, folder: Path) -> AsyncIterator[PostgresUri]:
+    """PgBouncer in transaction mode before the server, with fewer connections than relays have."""
+    program = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    if program is None:
+        if ON_POSTGRES:
+            pytest.fail("PgBouncer is not installed")
+        pytest.skip("PgBouncer is not installed: make test-stores")
+    port, settings = reserved_port(), folder / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\n* = host=127.0.0.1 port={urlsplit(place.uri).port} user=relay\n"
+        f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n"
+        "pool_mode = transaction\ndefault_pool_size = 3\nmax_client_conn = 100\n"
+    )
+    as_user = []
+    if os.geteuid() == 0:  # which it refuses to run as
+        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        settings = Path(tempfile.mkdtemp(prefix="pgbouncer-")) / settings.name
+        settings.parent.chmod(0o755)
+        shutil.copy(folder / settings.name, settings)
+    process = await asyncio.create_subprocess_exec(
+        *as_user, program, settings, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        assert process.stderr is not None
+        async with asyncio.timeout(60):
+            while b"process up" not in (line := await process.stderr.readline()):
+                assert line, "PgBouncer has ended"
+        yield PostgresUri(place.uri.replace(f":{urlsplit(place.uri).port}/", f":{port}/"))
+    finally:
+        process.kill()
+        await process.communicate()
+        if settings.parent != folder:
+            shutil.rmtree(settings.parent)
+
+
+async def test_transactions_go_through_a_pooler_and_notifications_past_it(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    async with (
+        pooled(place, tmp_path) as pooler,
+        pair(PostgresUri(pooler.uri, direct=place.uri), tmp_path) as two,
+    ):
+        anna, bert = two.companions
+        cursor = (await anna.get("/v1/inbox")).body["cursor"]
+        waiting = await held(two.second, anna, f"/v1/inbox?cursor={cursor}&wait=25")
+        name = fresh_id()
+        await two.frame.submit(anna, bert, name=name)
+        (item,) = (await waiting).body["requests"]
+        replies = await asyncio.gather(*(at(two.first, anna).get("/v1/ring") for _ in range(20)))
+        assert {reply.status for reply in replies} == {200}
+        assert (await anna.claims(two.frame, item)).status == 200
+        assert await two.frame.claimer(name) == anna.name
+
+
+async def test_a_relay_that_would_hear_nothing_behind_a_pooler_says_so_and_ends(
+    place: PostgresUri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_nodes, "BEAT_SECONDS", 0.5)
+    async with pooled(place, tmp_path) as pooler:
+        with pytest.raises(StoreUnusable, match="do not arrive") as refused:
+            async with open_store(pooler, serves=True):
+                pass
+    assert "--store-direct" in str(refused.value.advice)
+
+
+# Workers
+
+
+@dataclass
+class Workers:
+    """A relay of two processes on one socket."""
+
+    program: Program
+    url: str
+
+    async def pid(self, place: int) -> int:
+        """The process that comes next to a place."""
+        return int((await self.program.until_said(f"worker {place} is process")).rpartition(" ")[2])
+
+
+@contextlib.asynccontextmanager
+async def working(place: PostgresUri, *more: str) -> AsyncIterator[Workers]:
+    words = ("relay", "--listen", "127.0.0.1:0", "--store", place.uri, "--workers", "2", *more)
+    async with asyncio.timeout(120), running(*words) as program:
+        yield Workers(program, await program.line())
+
+
+async def test_workers_serve_as_one_relay_and_are_replaced_while_a_companion_waits(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    async with (
+        working(place, "--requests-per-minute", "1000", "--requests-per-day", "1000") as workers,
+        aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(force_close=True)  # so that each call may come to another one
+        ) as session,
+    ):
+        async with running_relay(tmp_path, place=place, url=workers.url) as beside:
+            home = await beside.household()
+        anna, bert, frame = (
+            Caller(each.person, session, workers.url, Clock()) for each in (*home.companions, *home.devices)
+        )
+        first, second = await workers.pid(1), await workers.pid(2)
+        for _ in range(10):
+            name = fresh_id()
+            assert (await frame.submit(anna, bert, name=name)).status == 201
+            assert (await anna.claims(frame, (await anna.inbox())[0])).status == 200
+            assert await frame.claimer(name) == anna.name
+            assert (await frame.tell(name, "completed")).status == 200
+        os.kill(first, signal.SIGKILL)
+        assert await workers.pid(1) not in (first, second)
+        cursor = (await bert.get("/v1/inbox")).body["cursor"]
+        waiting = asyncio.ensure_future(bert.get(f"/v1/inbox?cursor={cursor}&wait=25"))
+        workers.program.process.send_signal(signal.SIGUSR1)
+        await workers.program.until_said("all workers are replaced")
+        # it is answered by the one that retires; or it came to none, whose connection is closed
+        with contextlib.suppress(aiohttp.ClientError):
+            assert (await waiting).status == 200
+        name = fresh_id()
+        assert (await frame.submit(bert, name=name)).status == 201
+        assert [item["id"] for item in await bert.inbox()] == [name]
+        workers.program.terminate()
+        assert await workers.program.ended() == 0
+
+
+async def test_workers_need_a_database_and_what_is_wrong_with_it_is_said(tmp_path: Path) -> None:
+    status, _, said = await outcome("relay", "--workers", "2", "--store", tmp_path / "file")
+    assert (status, "needs a store in PostgreSQL" in said[-1]) == (2, True)
+    nowhere = f"postgresql://relay@127.0.0.1:{reserved_port()}/relay"
+    status, _, said = await outcome("relay", "--listen", "127.0.0.1:0", "--workers", "2", "--store", nowhere)
+    assert (status, "cannot be connected to" in said[-1]) == (4, True)
