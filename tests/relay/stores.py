@@ -27,7 +27,9 @@ of_one_process = pytest.mark.skipif(ON_POSTGRES, reason="several processes may s
 class PostgresServer:
     """A private server, in a folder of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, durable: bool = False) -> None:
+        """durable: whether a commit waits for the disk."""
+        self._fsync = "on" if durable else "off"
         self.folder = Path(tempfile.mkdtemp(prefix="postgres-"))
         self.port = reserved_port()
         self._databases: dict[Path, str] = {}
@@ -47,7 +49,7 @@ class PostgresServer:
         assert done.returncode == 0, done.stderr
 
     def start(self) -> None:
-        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=400"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync={self._fsync} -c max_connections=400"
         self.call("pg_ctl", "-w", "-l", str(self.folder / "log"), "-o", options, "start")
 
     def stop(self, how: str = "fast") -> None:

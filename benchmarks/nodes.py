@@ -1,0 +1,196 @@
+"""What several relays on one database in PostgreSQL cost: against the same writes in bare SQL, and one, two, three of them.
+
+    make bench                                          with the other benchmarks
+    PYTHONPATH=examples:. python benchmarks/nodes.py    measure and print
+
+The server is a private one of this machine, with fsync. A submit and a claim are the relay's whole operations in this process,
+without HTTP; bare SQL writes the same rows in one transaction, one statement after the other. Then relays run as programs, and
+devices of as many accounts submit over HTTP, all at once, in turns with one, two and three of them.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import datetime as dt
+import os
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import core
+from measure import HEADINGS, Row, table
+
+from companion_push.relay import operations
+from companion_push.relay.app import RELAY
+from companion_push.relay.messages import CompanionReport, Submission, parse_body
+from companion_push.relay.store_place import PostgresUri
+from tests.companion.program import running
+from tests.ports import reserved_port
+from tests.relay.household import SEALED, Caller, Clock, fresh_id, running_relay
+from tests.relay.stores import PostgresServer, is_installed
+
+HEADING: Final = "# What several relays on one database cost"
+ROUNDS: Final = 200
+DEVICES: Final = 24  # that submit at the same time
+BLOCKS: Final = 6  # turns of each number of relays
+EACH: Final = 4  # submits of each device in one turn
+AIM: Final = 3.0  # times bare SQL
+VALUE: Final = 463  # bytes of a state with three requests
+
+
+async def against_sql(place: PostgresUri, folder: Path) -> list[Row]:
+    """Submits and claims in turns with their writes in bare SQL."""
+    import psycopg  # noqa: PLC0415  of an extra
+
+    submits: list[tuple[float, float]] = []
+    claims: list[tuple[float, float]] = []
+    async with running_relay(folder, place=place, clock=None) as running_one:
+        home = await running_one.household(companions=1)
+        (anna,), (frame,) = home.companions, home.devices
+        relay = running_one.app[RELAY]
+        with psycopg.connect(place.uri, autocommit=True) as bare:
+            bare.execute("CREATE TABLE bare_states (account TEXT PRIMARY KEY, value BYTEA NOT NULL)")
+            bare.execute("CREATE TABLE bare_envelopes (id INT PRIMARY KEY, sealed BYTEA NOT NULL)")
+            for turn in range(ROUNDS):
+                name = fresh_id()
+                body = parse_body(
+                    b'{"expires_in":300,"envelopes":[{"to":"%s","sealed":"%s"}]}'
+                    % (anna.name.encode(), SEALED.encode()),
+                    Submission,
+                )
+                word = await anna.claim(frame, name)
+                report = parse_body(b'{"event":"claimed","word":"%s"}' % word.encode(), CompanionReport)
+                taken = {}
+                for what in ("ours", "bare") if turn % 2 else ("bare", "ours"):
+                    began = time.perf_counter()
+                    if what == "ours":
+                        await relay.run(frame.name, relay.submission(name, body))
+                    else:
+                        await asyncio.to_thread(_bare_submit, bare, home.account, turn)
+                    taken[what] = time.perf_counter() - began
+                submits.append((taken["ours"], taken["bare"]))
+                for what in ("ours", "bare") if turn % 2 else ("bare", "ours"):
+                    began = time.perf_counter()
+                    if what == "ours":
+                        await relay.run(anna.name, operations.companion_event(frame.name, name, report))
+                    else:
+                        await asyncio.to_thread(_bare_claim, bare, home.account)
+                    taken[what] = time.perf_counter() - began
+                claims.append((taken["ours"], taken["bare"]))
+    return [
+        Row.of_pairs("a submit, one at a time", "the same writes in SQL", submits, aim=AIM),
+        Row.of_pairs("a claim, one at a time", "the same writes in SQL", claims, aim=AIM),
+    ]
+
+
+def _bare_submit(bare: Any, account: str, turn: int) -> None:
+    """A state and an envelope, in tables that are like the relay's."""
+    with bare.transaction():
+        _bare_state(bare, account)
+        bare.execute("INSERT INTO bare_envelopes VALUES (%s, %s)", (turn, bytes(700)))
+
+
+def _bare_claim(bare: Any, account: str) -> None:
+    with bare.transaction():
+        _bare_state(bare, account)
+
+
+def _bare_state(bare: Any, account: str) -> None:
+    bare.execute(
+        "INSERT INTO bare_states VALUES (%s, %s) ON CONFLICT (account) DO UPDATE SET value = excluded.value",
+        (account, secrets.token_bytes(VALUE)),
+    )
+
+
+async def by_number(place: PostgresUri, folder: Path) -> list[Row]:
+    """Durable submits over HTTP, by the number of relays; seconds for one of them, with all devices at once."""
+    url = f"http://127.0.0.1:{reserved_port()}"
+    many = ("--requests-per-minute", "--requests-per-day", "--account-requests-per-day")
+    words = [
+        *("relay", "--listen", "127.0.0.1:0", "--public-url", url, "--store", place.uri, "--no-pauses"),
+        *(word for option in many for word in (option, "100000")),
+    ]
+    async with contextlib.AsyncExitStack() as stack:
+        programs = [await stack.enter_async_context(running(*words)) for _ in range(3)]
+        places = [await program.line() for program in programs]
+        session = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        )
+        async with running_relay(folder, place=place, url=url) as beside:
+            homes = [await beside.household(f"home {number}", companions=1) for number in range(DEVICES)]
+        seconds: dict[int, list[float]] = {1: [], 2: [], 3: []}
+        for _ in range(BLOCKS):
+            for number, found in seconds.items():
+                callers = [
+                    (
+                        Caller(home.devices[0].person, session, url, Clock(), at=places[each % number]),
+                        home.companions[0],
+                    )
+                    for each, home in enumerate(homes)
+                ]
+                for device, _ in callers:
+                    await device.get("/v1/ring")  # the nonce
+                began = time.perf_counter()
+                await asyncio.gather(*(_submit(device, companion) for device, companion in callers))
+                found.append((time.perf_counter() - began) / (DEVICES * EACH))
+    return [
+        Row.of_pairs(
+            f"a durable submit, {DEVICES} devices at once, {number} relays",
+            "one relay",
+            list(zip(seconds[number], seconds[1], strict=True)),
+        )
+        for number in (2, 3)
+    ]
+
+
+async def _submit(device: Caller, companion: Caller) -> None:
+    for _ in range(EACH):
+        reply = await device.submit(companion)
+        if reply.status != 201:
+            raise RuntimeError(f"a submit was answered {reply.status}")
+
+
+async def measured(server: PostgresServer, folder: Path) -> list[Row]:
+    rows = await against_sql(server.database_for(folder / "one"), folder)
+    return [*rows, *await by_number(server.database_for(folder / "more"), folder)]
+
+
+def _page(rows: Sequence[Row]) -> list[str]:
+    return [
+        HEADING,
+        "",
+        f"Made by `{core.COMMAND}` on {dt.datetime.now(dt.UTC):%Y-%m-%d}, commit {core._commit()}; load {os.getloadavg()[0]:.1f} at the end.",
+        "",
+        table(HEADINGS, [row.cells for row in rows]),
+        "",
+        f"{os.cpu_count()} processors, on which the server, all relays and those who call them run: more relays than processors cannot be faster here. A submit reads and checks what bare SQL does not: who calls, the ring, the",
+        "mutes, the state; in serializable transactions, with a round trip for each statement.",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure what several relays on one database cost.")
+    parser.add_argument("--write", action="store_true", help="put it into benchmarks/RESULTS.md")
+    args = parser.parse_args()
+    if not is_installed():
+        print("PostgreSQL is not installed: several relays are not measured", file=sys.stderr)
+        return
+    server = PostgresServer(durable=True)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            found = asyncio.run(measured(server, Path(folder)))
+    finally:
+        server.end()
+    page = "\n".join(_page(found)) + "\n"
+    print(page)
+    if args.write:
+        core.put_section(HEADING, page)
+
+
+if __name__ == "__main__":
+    main()
