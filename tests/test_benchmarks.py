@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import core
+import linked
 import measure
 import pytest
 import radio
@@ -182,3 +183,11 @@ def test_a_section_of_the_results_is_put_in_its_place(
     core.put_section("# Two", "# Two\n\nanew\n")
     core.put_section("# Four", "# Four\n\nfourth\n")
     assert results.read_text() == "# One\n\nfirst\n\n# Two\n\nanew\n\n# Three\n\nthird\n\n# Four\n\nfourth\n"
+
+
+async def test_linked_sign_ins_are_compared_with_what_they_need() -> None:
+    row = await linked.in_one_process(2)
+    assert row.baseline is not None
+    assert row.ratio is not None
+    assert 0 < row.baseline < 20
+    assert 0 < row.seconds < 20  # the time after which a request, which nobody answers here, has failed
