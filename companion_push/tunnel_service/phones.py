@@ -88,7 +88,7 @@ class Phones:
         without a connection.
         """
         self.hook = hook
-        self._called = Phone(neighbourhood="")  # stands for all that the hook has woken
+        self._called: Phone | None = None  # stands for all that the hook has woken
         self._known, self._silence = known, silence
         self._limits: ContactLimits = known.limits
         self._phones: set[Phone] = set()
@@ -114,6 +114,8 @@ class Phones:
         connected = self._by_contact.get(contact_id)
         if not connected and self.hook is None:
             return TunnelRefusal.UNREACHABLE
+        if self._called is None:  # not earlier: it belongs to the event loop
+            self._called = Phone(neighbourhood="")
         phone = connected[-1] if connected else self._called
         if phone.waiting(contact_id) >= self._limits.waiting_per_contact:
             return TunnelRefusal.UNREACHABLE
@@ -122,6 +124,7 @@ class Phones:
     async def call(self, contact_id: bytes, tunnel: Tunnel, client_payload: bytes) -> bool:
         """Have the hook wake a phone; returns whether the call was taken."""
         assert self.hook is not None  # noqa: S101  for mypy
+        assert self._called is not None  # noqa: S101  as above
         waiting = self._called.woken.setdefault(contact_id, [])
         waiting.append(tunnel)
         why_not = await self.hook.wake(
@@ -140,7 +143,8 @@ class Phones:
 
     def called_no_more(self, contact_id: bytes) -> None:
         """Forget a contact request that has ended."""
-        self._called.waiting(contact_id)
+        if self._called is not None:
+            self._called.waiting(contact_id)
 
     def close(self) -> None:
         """Close all connections; the handlers return soon after."""

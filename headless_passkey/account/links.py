@@ -223,8 +223,8 @@ class AccountLinks:
         """The links that may be tried for `ask`, the one used last first; deletes those that may never be used again.
 
         The account's news are fetched first where the relay answers. None may be tried where the request itself would be
-        refused, as for a device that was removed or is muted, or where the account demands digits, which a linked phone
-        does not ask for. on_forgotten: told of the label of each deleted link, and why. `SetupError` for a file that is not in order.
+        refused, as for a device that was removed or whose account is suspended, or where digits are to be typed, which a
+        linked phone does not ask for. Mutes are not among the news. on_forgotten: told of the label of each deleted link, and why. `SetupError` for a file that is not in order.
         """
         links = self._store.read()
         if not links:

@@ -93,6 +93,7 @@ async def test_a_phone_without_a_connection_comes_because_the_hook_was_called(
                 assert secret.hex() not in caplog.text.lower()
         phones = bench.app[_TUNNELS].phones
         assert phones is not None
+        assert phones._called is not None
         while phones._called.woken:  # noqa: ASYNC110  nobody tells
             await asyncio.sleep(0.001)
 
@@ -149,6 +150,11 @@ async def test_so_many_requests_wait_for_one_phone_and_no_more(bench: Bench) -> 
             async with bench.device():
                 pytest.fail("opened")
         assert refused.value.status == 503
+
+
+def test_an_application_is_made_without_a_running_loop(tmp_path: Path) -> None:
+    known = KnownContacts(tmp_path / "contacts", ContactLimits())
+    assert make_app(contacts=known, hook=AccountService(url="https://hook.example").webhook())
 
 
 def test_a_hook_needs_contacts() -> None:
