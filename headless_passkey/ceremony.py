@@ -55,7 +55,7 @@ from headless_passkey.phone_channel import PhoneChannel
 from headless_passkey.process.tasks import end, task_group
 from headless_passkey.radio.direct import DirectChannel
 from headless_passkey.radio.l2cap import ConnectingSource
-from headless_passkey.radio.source import AddressType, Advert, AdvertSource
+from headless_passkey.radio.source import Advert, AdvertSource
 from headless_passkey.refusals import Refusal, refused
 from headless_passkey.request import CEREMONY_TIMEOUT, DeviceEvent, RequestState
 from headless_passkey.trust.freshness import ForgottenRings
@@ -460,9 +460,16 @@ class _Heard:
 class _Way:
     """Where an advert came from, and its PSM. Anybody can repeat an advert, from an address and with a PSM of its own."""
 
-    address: str
-    address_type: AddressType
+    advert: Advert
     psm: int
+
+    def same_as(self, other: "_Way") -> bool:
+        one, another = self.advert, other.advert
+        return (one.address, one.address_type, self.psm) == (
+            another.address,
+            another.address_type,
+            other.psm,
+        )
 
 
 class _Standing(Enum):
@@ -942,8 +949,8 @@ class _Ceremony:
         suffix = None if self.direct is None else parse_suffix(advert.service_data)
         if suffix is None or suffix.psm is None or advert.address is None:
             return
-        way = _Way(address=advert.address, address_type=advert.address_type, psm=suffix.psm)
-        if way not in heard.ways:
+        way = _Way(advert=advert, psm=suffix.psm)
+        if not any(way.same_as(other) for other in heard.ways):
             heard.ways.append(way)
             del heard.ways[:-MAX_WAYS]
 
@@ -1011,7 +1018,7 @@ class _Ceremony:
             heard.ways.insert(0, way)
             soon = self._now() + DIRECT_TIMEOUT
             failed = await self._attempt_over(
-                self._connect(self.direct, heard, way),
+                _connected(self.direct, way),
                 Stage.DIRECT_JOINED,
                 candidate,
                 heard,
@@ -1024,14 +1031,6 @@ class _Ceremony:
         return await self._attempt_over(
             open_tunnel(url, tls=self.tls), Stage.TUNNEL_JOINED, candidate, heard, limit
         )
-
-    @asynccontextmanager
-    async def _connect(
-        self, radio: ConnectingSource, heard: _Heard, way: _Way
-    ) -> AsyncIterator[DirectChannel]:
-        advert = Advert(service_data=heard.eid.encode(), address=way.address, address_type=way.address_type)
-        async with radio.connect(advert, way.psm) as channel:
-            yield DirectChannel(channel)
 
     async def _attempt_over(
         self,
@@ -1164,6 +1163,12 @@ class _Ceremony:
                 TrustReason.UNEXPECTED_USER, "a passkey of another account than expected answered"
             )
         return self._expects(options) or (self.users is not None and self.users.check(came))
+
+
+@asynccontextmanager
+async def _connected(radio: ConnectingSource, way: _Way) -> AsyncIterator[DirectChannel]:
+    async with radio.connect(way.advert, way.psm) as channel:
+        yield DirectChannel(channel)
 
 
 def _connecting(radio: AdvertSource) -> ConnectingSource:

@@ -4,7 +4,7 @@ The phone answers the handshake wherever one comes, because a device that gives 
 encrypted message after a handshake decides: its channel is the one, and the others are closed before the message is opened.
 
 Anybody near can open direct channels. What comes without a valid handshake is closed: after `HANDSHAKE_TIMEOUT`, or when
-`MAX_STRANGERS` have come after it. So strangers keep no device out for longer than they keep coming faster than its handshake.
+`MAX_STRANGERS` have come after it. Whoever replays the device's message 1 gets an answer, and no further. So strangers keep no device out for longer than they keep coming faster than its handshake.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from companion_push.companion.advertiser.advertiser import Listener
-from headless_passkey.errors import RemoteProtocolError, TransportError
+from headless_passkey.errors import ProtocolReason, RemoteProtocolError, TransportError
 from headless_passkey.hybrid.authenticator import Advertised
 from headless_passkey.hybrid.channel import AuthenticatorChannel
 from headless_passkey.hybrid.ctap2 import GetInfoResponse
@@ -26,6 +26,8 @@ from headless_passkey.radio.l2cap import L2capChannel
 
 HANDSHAKE_TIMEOUT: Final = 10.0  # seconds from opening a direct channel to message 1
 MAX_STRANGERS: Final = 4  # direct channels without a handshake at a time
+
+MAX_MET: Final = 8  # with one, which whoever has recorded a message 1 can begin, and nothing more
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +50,7 @@ class Arrivals:
         self._winner: asyncio.Task[None] | None = None  # of the first arrival
         self._running: set[asyncio.Task[None]] = set()
         self._strangers: list[asyncio.Task[None]] = []  # the oldest first
+        self._met = 0  # direct channels with a handshake
         self._open: set[L2capChannel] = set()
 
     def listen_at(self, tunnel: Tunnel | None, listener: Listener | None) -> None:
@@ -80,8 +83,8 @@ class Arrivals:
             channel = await listener.accept()
             self._open.add(channel)
             task = self._run(self._at_direct(channel))
-            await asyncio.sleep(0)  # it runs, and so closes its channel whatever ends it
             self._strangers = [each for each in self._strangers if not each.done()] + [task]
+            await asyncio.sleep(0)  # it runs, and so closes its channel whatever ends it
             if len(self._strangers) > MAX_STRANGERS:
                 self._strangers.pop(0).cancel()
 
@@ -96,7 +99,7 @@ class Arrivals:
             carrier = DirectChannel(channel)
             async with asyncio.timeout(HANDSHAKE_TIMEOUT):
                 message1 = await carrier.receive()
-            arrival = await self._meet(carrier, message1)
+            arrival = await self._meet_one_of_few(carrier, message1)
             if not self._first.done():
                 self._winner = asyncio.current_task()
                 self._first.set_result(arrival)
@@ -106,6 +109,17 @@ class Arrivals:
         finally:
             await channel.close()
             self._open.discard(channel)
+
+    async def _meet_one_of_few(self, carrier: DirectChannel, message1: bytes) -> Arrival:
+        if self._met == MAX_MET:
+            raise RemoteProtocolError(
+                "too many direct channels with a handshake", reason=ProtocolReason.TOO_MANY_MESSAGES
+            )
+        self._met += 1
+        try:
+            return await self._meet(carrier, message1)
+        finally:
+            self._met -= 1
 
     async def _meet(self, carrier: Tunnel | DirectChannel, message1: bytes) -> Arrival:
         message2, channel = self._advertised.respond(message1)

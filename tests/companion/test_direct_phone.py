@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from certificates import Certificate
 
-from companion_push.companion.arrivals import HANDSHAKE_TIMEOUT, MAX_STRANGERS
+from companion_push.companion.arrivals import HANDSHAKE_TIMEOUT, MAX_MET, MAX_STRANGERS
 from companion_push.companion.credential_file import CredentialFile
 from companion_push.companion.phone import (
     TUNNEL_PATIENCE,
@@ -297,6 +297,30 @@ async def test_a_replayed_handshake_message_gets_no_further(bench: Bench) -> Non
         await phone
         await stranger.close()
         await end.close()
+
+
+@pytest.mark.threat("T5")
+async def test_many_replays_do_not_displace_the_device(bench: Bench) -> None:
+    async with bench.answering() as phone:
+        eid, listening = await bench.heard()
+        pending = bench.device.handshake(eid)
+        end, carrier = bench.open(listening)
+        await carrier.send(pending.message)
+        channel = pending.finish(await carrier.receive())
+        channel.receive_post_handshake(await carrier.receive(channel.opens))
+        replays = []
+        for number in range(MAX_MET + 2):
+            replaying, replay = bench.open(listening)
+            replays.append(replaying)
+            await replay.send(pending.message)
+            if number < MAX_MET - 1:
+                await replay.receive()
+            else:
+                await closed(replaying)
+        await bench.asked(carrier, channel)
+        await phone
+        for each in (*replays, end):
+            await each.close()
 
 
 async def closed_after(end: MemoryChannel) -> None:
