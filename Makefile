@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs site fuzz fuzz-short test-set-up ble-test keycloak-run bench lock clean
+.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test keycloak-run bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,7 @@ docs: $(VENV)/check.done system-packages  ## what is made from the code: docs/cl
 	$(BIN)/python -m tests.interop.differences
 
 SITE := .venv-site
+RELEASE := .venv-release
 # not --quiet, which counts no warnings
 site: $(SITE)/done  ## the documentation as a site in build/site, without warnings; to be read without a network
 	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/mkdocs build --clean
@@ -122,12 +123,25 @@ $(VENV)/mutants.done: requirements/mutants.txt $(VENV)/check.done
 	@scripts/set-up $(PYTHON) $(VENV) requirements/mutants.txt
 	@touch $@
 
+$(RELEASE)/done: requirements/release.txt
+	@scripts/set-up $(PYTHON) $(RELEASE) requirements/release.txt without-project
+	@touch $@
+
 $(SITE)/done: requirements/site.txt
 	@scripts/set-up $(PYTHON) $(SITE) requirements/site.txt without-project
 	@touch $@
+
+dist: $(VENV)/check.done  ## source distribution and wheel, in dist/; built twice, and the same bytes each time
+	@$(BIN)/python scripts/dist
+
+test-dist: dist  ## installs the wheel elsewhere on each Python that is here, with each extra, and signs in
+	@$(BIN)/python scripts/test-dist $(BIN)/uv
+
+supply-chain: dist $(RELEASE)/done  ## what comes with it: build/sbom.json, build/licences.md, and known vulnerabilities (77: not looked up)
+	@$(RELEASE)/bin/python scripts/supply-chain $(BIN)/uv
 
 lock: $(VENV)/check.done  ## pin the newest versions, with hashes and without any index address
 	@scripts/lock $(BIN)/uv
 
 clean:
-	rm -rf $(VENV) $(SITE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants
+	rm -rf $(VENV) $(SITE) $(RELEASE) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .fuzz .coverage mutants

@@ -268,9 +268,11 @@ def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
     assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
 
 
-def test_every_extra_has_modules() -> None:
+def test_every_extra_has_modules_and_all_has_every_extra() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
-        assert set(MODULES) == set(tomllib.load(file)["project"]["optional-dependencies"])
+        extras = tomllib.load(file)["project"]["optional-dependencies"]
+    assert {*MODULES, "all"} == set(extras)
+    assert extras["all"] == [f"headless-passkey[{','.join(sorted(MODULES))}]"]
 
 
 README_INSTALLS = [

@@ -1,6 +1,10 @@
-"""What a packager gets: a source distribution with all that is in the repository, and metadata that says whose it is."""
+"""What a packager gets: a source distribution with all that is in the repository, and metadata that says whose it is.
+
+That it is the same each time is checked by `make dist`, and that it can be installed and run by `make test-dist`.
+"""
 
 import email
+import re
 import shutil
 import subprocess
 import sys
@@ -60,3 +64,18 @@ def test_the_metadata_say_who_made_it_and_where_it_lives(metadata: Message) -> N
     urls = dict(url.split(", ", 1) for url in metadata.get_all("Project-URL", []))
     assert set(urls) == {"Source", "Documentation", "Changelog", "Issues", "Security"}
     assert all(url.startswith("https://") for url in urls.values())
+
+
+@pytest.mark.parametrize(
+    "path",
+    [".ci/run", ".pre-commit-config.yaml", ".github/workflows/nightly.yml", ".github/workflows/release.yml"],
+)
+def test_what_checks_a_change_elsewhere_calls_targets_that_there_are(path: str) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][a-z-]*):", makefile, re.MULTILINE))
+    text = (ROOT / path).read_text(encoding="utf-8")
+    called = set(re.findall(r"\bmake (?:--silent )?([a-z][a-z-]*)", text))
+    for listed in re.findall(r"target: \[(.*)\]", text):
+        called |= set(listed.split(", "))
+    assert called
+    assert called <= targets
