@@ -3,6 +3,7 @@
 - `uri`: where a database is, without its password
 - `database`: connections, and transactions that are run again where they meet others; statements as PostgreSQL takes them
 - `schema`: tables, made and changed by numbered steps
+- `copying`: what commands do with a whole store
 
 It knows nothing of what is stored, and raises the errors of the program that uses it.
 """

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
+from math import inf
 from time import monotonic, sleep
 from typing import Any, Final, TypeVar
 
@@ -28,7 +29,7 @@ from psycopg.rows import tuple_row
 CONNECTIONS: Final = 8  # transactions at a time
 BUSY_SECONDS: Final = 5.0  # in which a transaction is run again and again
 AWAY_SECONDS: Final = 1.0  # for which a server that is away is not asked: thousands would wait for each try
-SILENT_SECONDS: Final = 15.0  # after which a transaction under way is cut off
+SILENT_SECONDS: Final = 15.0  # after which a connection is cut off whose server answers nothing
 LOOK_SECONDS: Final = 1.0  # between looks for those
 _TWICE: Final = 3  # tries after which a row that is there already is a fault of ours
 # what libpq does where the URL says nothing else: a peer that is gone is noticed
@@ -40,7 +41,11 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "10000",
 }
 _CLOCK: Final = "; SELECT extract(epoch FROM clock_timestamp())::float8"
-_LIMITS: Final = "; SET LOCAL statement_timeout = 5000; SET LOCAL idle_in_transaction_session_timeout = 15000"
+# without an index a whole table would be in a serializable transaction's way
+_SETTINGS: Final = (
+    "; SET LOCAL statement_timeout = 5000; SET LOCAL idle_in_transaction_session_timeout = 15000"
+    "; SET LOCAL enable_seqscan = off"
+)
 
 T = TypeVar("T")
 
@@ -66,15 +71,43 @@ class Isolation(Enum):
 
     @property
     def begin(self) -> str:
-        return f"BEGIN ISOLATION LEVEL {self.value}{_LIMITS}"
+        return f"BEGIN ISOLATION LEVEL {self.value}{_SETTINGS}"
 
 
 class Connection(psycopg.Connection[Any]):
     """A connection, which another thread may cut off."""
 
-    _wire: socket.socket | None = (
-        None  # the same socket once more, so that it is no other one's when it is cut
-    )
+    _wire: socket.socket | None = None  # the same socket once more: it is never another one's when it is cut
+    _until = inf  # by the monotonic clock: when an answer is due
+    _patience = inf  # seconds for each answer
+
+    def be_taken(self) -> None:
+        """Begin to serve a transaction, of which each answer is due in time."""
+        self._patience = SILENT_SECONDS
+
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator[None]:
+        """While the server is asked something."""
+        self._until = monotonic() + self._patience
+        try:
+            yield
+        finally:
+            self._until = inf
+
+    def ask(self, statement: str, values: Any = None) -> "psycopg.Cursor[Any]":
+        """Execute a statement of ours; values are never part of its text."""
+        with self.awaited():
+            return self.execute(_as_it_is(statement), values)
+
+    def take_time(self) -> None:
+        """Let this transaction take as long as it needs."""
+        self._patience = inf
+        self.ask("SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0")
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the server should have answered long ago."""
+        return monotonic() >= self._until
 
     def cut(self) -> None:
         """Let the thread that waits for the server find the connection dead."""
@@ -102,7 +135,7 @@ class Database:
         self.errors: Final = errors
         self._threads = ThreadPoolExecutor(max_workers=connections, thread_name_prefix="store")
         self._idle: queue.LifoQueue[Connection] = queue.LifoQueue()
-        self._used: dict[Connection, float] = {}  # until when, by the monotonic clock
+        self._used: set[Connection] = set()
         self._looking: asyncio.TimerHandle | None = None
         self._closed = False
         self._away_until = (
@@ -136,8 +169,8 @@ class Database:
 
     def _look(self) -> None:
         """Cut the connections off on which the server has said nothing for too long."""
-        for connection, until in list(self._used.items()):
-            if monotonic() >= until:
+        for connection in list(self._used):
+            if connection.is_silent:
                 connection.cut()
         self._looking = None
         if self._used:
@@ -173,11 +206,12 @@ class Database:
     @contextlib.contextmanager
     def _taken(self) -> Iterator[Connection]:
         connection = self._connection()
-        self._used[connection] = monotonic() + SILENT_SECONDS
+        self._used.add(connection)
+        connection.be_taken()
         try:
             yield connection
         finally:
-            del self._used[connection]
+            self._used.discard(connection)
             self.give_back(connection)
 
     def _one(self, statement: str, values: Sequence[Any]) -> list[Any]:
@@ -190,7 +224,7 @@ class Database:
                 except psycopg.Error as error:
                     if not connection.closed:
                         with contextlib.suppress(psycopg.Error):
-                            connection.execute("ROLLBACK")
+                            connection.ask("ROLLBACK")
                     meets = isinstance(error, SerializationFailure | DeadlockDetected | LockNotAvailable)
                     if not (connection.closed or meets) or monotonic() >= until:
                         raise self.errors.unavailable(
@@ -214,11 +248,11 @@ class Database:
             (began,) = _rows(connection, isolation.begin + _CLOCK)[0]
             result = work(Statements(connection, began=began))
             may_be_done = isolation is not Isolation.SNAPSHOT
-            connection.execute("COMMIT")
+            connection.ask("COMMIT")
         except BaseException as error:
             if not connection.closed:
                 with contextlib.suppress(psycopg.Error):
-                    connection.execute("ROLLBACK")
+                    connection.ask("ROLLBACK")
             if not isinstance(error, psycopg.Error):
                 raise
             meets = isinstance(error, SerializationFailure | DeadlockDetected | LockNotAvailable)
@@ -262,7 +296,7 @@ class Database:
                 self.conninfo(self._uri),
                 autocommit=True,
                 row_factory=self._rows,
-                cursor_factory=psycopg.ClientCursor,  # nothing is prepared, so a pool may be between
+                prepare_threshold=None,  # nothing is prepared, so a pool may be between
             )
         except psycopg.Error as error:
             self._away_until = monotonic() + AWAY_SECONDS
@@ -285,18 +319,22 @@ class _RunAgain(Exception):  # noqa: N818  no fault
 class Statements:
     """A transaction, in which ``?`` or ``:name`` stands for values, and numbers for the values of enumerations and truths."""
 
-    def __init__(self, connection: "psycopg.Connection[Any]", *, began: float) -> None:
+    def __init__(self, connection: Connection, *, began: float) -> None:
         """began: when the transaction began by the server's clock, Unix seconds."""
         self._connection = connection
         self.began: Final = began
+
+    def take_time(self) -> None:
+        """Let this transaction take as long as it needs, as a command may."""
+        self._connection.take_time()
 
     def execute(
         self, statement: str, values: Sequence[Any] | Mapping[str, Any] = (), /
     ) -> "psycopg.Cursor[Any]":
         if isinstance(values, Mapping):
             named = {name: _plain(value) for name, value in values.items()}
-            return self._connection.execute(_with_names(statement), named)
-        return self._connection.execute(_with_places(statement), [_plain(value) for value in values])
+            return self._connection.ask(_with_names(statement), named)
+        return self._connection.ask(_with_places(statement), [_plain(value) for value in values])
 
     def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> None:
         for each in values:
@@ -304,12 +342,12 @@ class Statements:
 
 
 @lru_cache(maxsize=512)
-def _with_places(statement: str) -> Any:
+def _with_places(statement: str) -> str:
     return statement.replace("%", "%%").replace("?", "%s")
 
 
 @lru_cache(maxsize=512)
-def _with_names(statement: str) -> Any:
+def _with_names(statement: str) -> str:
     return re.sub(r":(\w+)", r"%(\1)s", statement.replace("%", "%%"))
 
 
@@ -324,10 +362,11 @@ def _plain(value: Any) -> Any:
     return int(value) if isinstance(value, bool) else value
 
 
-def _rows(connection: "psycopg.Connection[Any]", statements: str, values: Sequence[Any] = ()) -> list[Any]:
+def _rows(connection: Connection, statements: str, values: Sequence[Any] = ()) -> list[Any]:
     """Run statements at once; returns the rows of the last one that has some."""
     rows: list[Any] = []
-    with connection.cursor(row_factory=tuple_row) as cursor:
+    # values are put into the text: the server takes several statements only without values beside them
+    with connection.awaited(), psycopg.ClientCursor(connection, row_factory=tuple_row) as cursor:
         cursor.execute(_with_places(statements) if values else _as_it_is(statements), values or None)
         while True:
             if cursor.description is not None:

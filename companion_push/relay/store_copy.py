@@ -1,9 +1,7 @@
 """Copies a relay's store to another place, all of it or nothing: from a file into PostgreSQL, or back."""
 
 import re
-import sqlite3
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final
 
 from companion_push.errors import StoreUnusable
@@ -11,11 +9,10 @@ from companion_push.relay.database import MIGRATIONS
 from companion_push.relay.stores import Store
 from companion_push.relay.transaction import Transaction
 from headless_passkey.errors import SetupReason
+from postgres_store import copying
 
 # those that others refer to come first, as they were made
 TABLES: Final = tuple(re.findall(r"CREATE TABLE (\w+)", "".join(MIGRATIONS)))
-_DURABLE: Final = ("fsync", "full_page_writes", "synchronous_commit")  # settings of PostgreSQL
-_PORTION: Final = 500  # rows that are in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,22 +30,11 @@ async def checked(store: Store) -> Checked:
 
 
 def _checked(db: Transaction) -> Checked:
-    counts = {
-        table: int(db.execute(f"SELECT count(*) FROM {table}").fetchone()[0])  # noqa: S608  a name of ours
-        for table in TABLES
-    }
-    if isinstance(db, sqlite3.Connection):
-        (said,) = db.execute("PRAGMA quick_check(1)").fetchone()
-        if said != "ok":
-            raise StoreUnusable(f"the store is damaged: {said}", reason=SetupReason.STATE_DAMAGED)
-        return Checked(engine=f"SQLite {sqlite3.sqlite_version}", counts=counts, warnings=())
-    settings = {name: db.execute(f"SHOW {name}").fetchone()[0] for name in ("server_version", *_DURABLE)}
-    warnings = tuple(
-        f"{name} is off: the server may lose what it has acknowledged when it stops without notice"
-        for name in _DURABLE
-        if settings[name] == "off"
-    )
-    return Checked(engine=f"PostgreSQL {settings['server_version']}", counts=counts, warnings=warnings)
+    damage = copying.damage_of(db)
+    if damage is not None:
+        raise StoreUnusable(f"the store is damaged: {damage}", reason=SetupReason.STATE_DAMAGED)
+    engine, warnings = copying.engine_of(db)
+    return Checked(engine=engine, counts=copying.counted(db, TABLES), warnings=warnings)
 
 
 async def copy_store(source: Store, target: Store) -> dict[str, int]:
@@ -67,22 +53,8 @@ async def copy_store(source: Store, target: Store) -> dict[str, int]:
 
 
 def _copied(source: Transaction, target: Transaction) -> dict[str, int]:
-    for table in TABLES:
-        if target.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone() is not None:  # noqa: S608  a name of ours
-            raise StoreUnusable("the store to copy into is not empty", reason=SetupReason.STATE_INCOMPATIBLE)
-    counts = {table: _copied_table(source, target, table) for table in TABLES}
-    if not isinstance(target, sqlite3.Connection):  # numbers go on after those that were copied
-        target.execute(
-            "SELECT setval(pg_get_serial_sequence('pushes', 'id'), coalesce(max(id), 0) + 1, false) FROM pushes"
-        )
-    return counts
+    return copying.copied(source, target, TABLES, numbered={"pushes": "id"}, not_empty=_not_empty)
 
 
-def _copied_table(source: Transaction, target: Transaction, table: str) -> int:
-    rows = iter(source.execute(f"SELECT * FROM {table}"))  # noqa: S608  a name of ours
-    count = 0
-    while portion := list(islice(rows, _PORTION)):
-        values = ", ".join("?" * len(portion[0]))
-        target.executemany(f"INSERT INTO {table} VALUES ({values})", portion)  # noqa: S608  as above
-        count += len(portion)
-    return count
+def _not_empty() -> StoreUnusable:
+    return StoreUnusable("the store to copy into is not empty", reason=SetupReason.STATE_INCOMPATIBLE)

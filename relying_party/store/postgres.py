@@ -15,7 +15,7 @@ from typing import Any, Final, Self, TypeVar
 from relying_party.core.proofs import Proof
 from relying_party.errors import SetupError, StoreUnavailable
 from relying_party.place import PostgresUri
-from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore
+from relying_party.store.sql import MIGRATIONS, USED_PROOFS, SqlStore, Transaction, forget_ended
 
 try:
     from psycopg.rows import dict_row
@@ -28,7 +28,7 @@ except ImportError as error:
         "a store in PostgreSQL needs psycopg: pip install '.[postgres]' in the clone of headless-passkey"
     ) from error
 
-SYNC_SECONDS: Final = 30.0  # between looks at the database's clock
+HOUSE_SECONDS: Final = 30.0  # between looks at the database's clock, and at what has ended
 
 _Value = TypeVar("_Value")
 
@@ -64,15 +64,43 @@ class DatabaseClock:
         self._ahead = database.now(work, isolation=Isolation.SNAPSHOT)
 
 
+def opened_database(place: PostgresUri) -> Database:
+    """Open a database that is a store, and make its tables where they are missing.
+
+    `SetupError` where it cannot be a store, `StoreUnavailable` where it does not answer.
+    """
+    database = _database(place)
+    try:
+        _migrate(database)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _database(place: PostgresUri) -> Database:
+    return Database(place.uri, program="relying-party", errors=ERRORS, rows=dict_row)
+
+
+def _migrate(database: Database) -> None:
+    connection = database.connected()
+    try:
+        migrate(connection, STEPS, table="headless_passkey_relying_party", errors=ERRORS)
+    except BaseException:
+        connection.close()
+        raise
+    database.give_back(connection)
+
+
 class PostgresStore(SqlStore):
     """A `CredentialStore` in PostgreSQL; an async context manager that opens and closes it."""
 
     def __init__(self, place: PostgresUri) -> None:
-        self.database: Final = Database(place.uri, program="relying-party", errors=ERRORS, rows=dict_row)
+        self.database: Final = _database(place)
         self.clock: Final = DatabaseClock()
         self.challenges: Final = PostgresChallenges(self.database)
         self._proofs = PostgresProofs(self.database)
-        self._sync: asyncio.Task[None] | None = None
+        self._house: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -80,36 +108,37 @@ class PostgresStore(SqlStore):
         except BaseException:
             await self.database.in_thread(self.database.close)
             raise
-        self._sync = asyncio.create_task(self._keep_time())
+        self._house = asyncio.create_task(self._keep_house())
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._sync is not None:
-            self._sync.cancel()
-            await asyncio.wait((self._sync,))
+        if self._house is not None:
+            self._house.cancel()
+            await asyncio.wait((self._house,))
         await self.database.in_thread(self.database.close)
 
     async def take_proof(self, proof: Proof, *, now: float) -> str:
         return await self._proofs.take_proof(proof, now=now)
 
     def _open(self) -> None:
-        connection = self.database.connected()
-        try:
-            migrate(connection, STEPS, table="headless_passkey_relying_party", errors=ERRORS)
-        except BaseException:
-            connection.close()
-            raise
-        self.database.give_back(connection)
+        _migrate(self.database)
         self.clock.read(self.database)
 
-    async def _keep_time(self) -> None:
-        """Follow the database's clock; while it is away, time goes on."""
+    async def _keep_house(self) -> None:
         while True:
-            await asyncio.sleep(SYNC_SECONDS)
+            await asyncio.sleep(HOUSE_SECONDS)
             with suppress(StoreUnavailable):
-                await self.database.in_thread(lambda: self.clock.read(self.database))
+                await self.keep_house()
+
+    async def keep_house(self) -> None:
+        """Follow the database's clock, and forget sessions that have ended."""
+        await self.database.in_thread(lambda: self.clock.read(self.database))
+        await self.database.run(lambda db: forget_ended(db, self.clock()), isolation=Isolation.READ_COMMITTED)
+
+    def _tidy(self, connection: Transaction, now: float) -> None:
+        """Leave it to `keep_house`: each sign-in would meet all others."""
 
     async def _transaction(self, work: Callable[[Any], _Value], *, writes: bool = False) -> _Value:
         isolation = Isolation.SERIALIZABLE if writes else Isolation.SNAPSHOT

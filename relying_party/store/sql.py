@@ -183,6 +183,7 @@ class SqlStore:
                 (user.handle, user.name, user.display_name, credential.created_at),
             )
             _add_credential(connection, credential)
+            self._tidy(connection, session.created_at)
             _open_session(connection, session, ends)
             return user
 
@@ -204,6 +205,7 @@ class SqlStore:
     async def sign_in(self, use: CredentialUse, session: Session, *, ends: bytes | None) -> Noted:
         def work(connection: Transaction) -> Noted:
             noted = _note_use(connection, use, session.user_handle)
+            self._tidy(connection, session.created_at)
             _open_session(connection, session, ends)
             return noted
 
@@ -424,6 +426,10 @@ class SqlStore:
         await self._transaction(lambda connection: _settle(connection, now), writes=True)
         return await self._transaction(work)
 
+    def _tidy(self, connection: Transaction, now: float) -> None:
+        """Forget what has ended; with each session that begins, where nothing else does it."""
+        forget_ended(connection, now)
+
     @abstractmethod
     async def _transaction(self, work: Callable[[Any], _Value], *, writes: bool = False) -> _Value:
         """Run `work` as one transaction; `StoreUnavailable` for a transient failure. writes: else it only reads."""
@@ -475,12 +481,17 @@ def _forget_never_used(connection: Transaction, now: float) -> None:
         _remove_user(connection, row["handle"])
 
 
+def forget_ended(connection: Transaction, now: float) -> None:
+    """Forget the sessions that have ended."""
+    connection.execute("DELETE FROM sessions WHERE ends_at <= ?", (now,))
+
+
 def _open_session(connection: Transaction, session: Session, ends: bytes | None) -> None:
     """Store a session in place of the caller's earlier one: a key or a browser has one session."""
-    connection.execute(
-        "DELETE FROM sessions WHERE session_id = ? OR key_thumbprint = ? OR ends_at <= ?",
-        (ends, session.key_thumbprint, session.created_at),
-    )
+    if ends is not None:
+        connection.execute("DELETE FROM sessions WHERE session_id = ?", (ends,))
+    if session.key_thumbprint is not None:
+        connection.execute("DELETE FROM sessions WHERE key_thumbprint = ?", (session.key_thumbprint,))
     connection.execute(
         """DELETE FROM sessions WHERE user_handle = :user AND session_id NOT IN (SELECT session_id FROM sessions
         WHERE user_handle = :user ORDER BY created_at DESC, auth_time DESC LIMIT :most)""",

@@ -187,6 +187,11 @@ def locked(path: Path, *, shared: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+def opened(path: Path) -> sqlite3.Connection:
+    """Open a store for this thread, and make a missing one; `SetupError` when the file cannot be a store."""
+    return _open(path, _prepare)
+
+
 def _open(path: Path, prepare: Callable[[sqlite3.Connection, Path], None]) -> sqlite3.Connection:
     """Open a store, and make a missing one; `SetupError` when the file cannot be a store."""
     try:

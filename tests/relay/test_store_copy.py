@@ -15,6 +15,7 @@ from companion_push.relay.store_copy import TABLES, checked, copy_store
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.relay.stores import Store, open_store
 from companion_push.relay.transaction import Rows, Transaction
+from postgres_store.database import Statements
 from tests.programs import run
 from tests.relay.household import Household, Relay, fresh_id, running_relay
 from tests.relay.stores import of_files, postgres, query
@@ -111,6 +112,10 @@ class Stops:
     def executemany(self, statement: str, values: Iterable[Sequence[Any]], /) -> object:
         self._count()
         return self._db.executemany(statement, values)
+
+    def take_time(self) -> None:
+        assert isinstance(self._db, Statements)
+        self._db.take_time()
 
     def _count(self) -> None:
         self._left -= 1

@@ -90,6 +90,27 @@ async def test_a_database_that_is_away_is_said_in_one_line_without_the_password(
         assert "s3cret" not in line
 
 
+@pytest.mark.threat("T11")
+async def test_no_value_is_in_the_log_of_the_server() -> None:
+    """It writes each statement that fails, as those do that meet others."""
+    server = own_server()
+    try:
+        async with PostgresStore(new_database(server)) as store:
+            user = replace(ADA, name="nobody may read this")
+            await store.register(credential(user), user, session(user), ends=None)
+            with pytest.raises(StoreUnavailable):
+                await store._transaction(
+                    lambda db: db.execute("SELECT 1 FROM users WHERE name = ? AND 1 / 0 = 1", (user.name,)),
+                    writes=True,
+                )
+        log = (server.folder / "log").read_text()
+        assert "division by zero" in log
+        assert "WHERE name = $1" in log
+        assert user.name not in log
+    finally:
+        server.end()
+
+
 def test_a_url_is_a_database_and_everything_else_a_file() -> None:
     assert store_place("postgresql://rp@db.example/rp") == PostgresUri("postgresql://rp@db.example/rp")
     assert store_place("rp.sqlite") == Path("rp.sqlite")
@@ -133,6 +154,17 @@ async def test_who_uses_a_database_counts_by_its_clock(
         shown = app[STATE].clock()
         ((after,),) = query(place, "SELECT extract(epoch FROM clock_timestamp())::float8")
     assert before - 60 < shown < after + 60
+
+
+async def test_sessions_that_have_ended_are_forgotten_by_the_clock_of_the_database(
+    place: PostgresUri,
+) -> None:
+    async with PostgresStore(place) as store:
+        await store.register(credential(), ADA, session(), ends=None)  # it has ended long ago
+        live = replace(session(token=b"live"), expires_at=2**40, ends_at=2**40)
+        await store.sign_in(use(), live, ends=None)
+        await store.keep_house()
+        assert query(place, "SELECT token_hash FROM sessions") == [(b"live",)]
 
 
 # Several processes
@@ -389,6 +421,23 @@ async def test_who_is_cut_off_from_the_database_says_so_and_goes_on_when_it_heal
             assert found is None
             await cut_off.register(credential(EVE, b"c2"), EVE, session(EVE, b"t2"), ends=None)
     gc.collect()  # psycopg closes the socket of a connection that was never made when it forgets it
+
+
+async def test_who_takes_time_is_not_cut_off(place: PostgresUri, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a command does that reads all of a large store."""
+    monkeypatch.setattr(postgres_database, "LOOK_SECONDS", 0.01)
+    tries: list[bool] = []
+
+    def work(db: Any) -> None:
+        tries.append(True)
+        db._connection._patience = 0.0  # as if the server should have answered long ago
+        db.take_time()
+        db.execute("SELECT pg_sleep(0.2)")
+
+    async with PostgresStore(place) as store:
+        await store.database.run(work)
+        monkeypatch.undo()
+    assert tries == [True]
 
 
 async def test_a_closed_database_says_so(place: PostgresUri) -> None:
