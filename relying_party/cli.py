@@ -84,6 +84,10 @@ async def _run(args: argparse.Namespace) -> ExitStatus:
     if "shell" in args:
         _show_completion(args.shell)
         return ExitStatus.DONE
+    if "action" in args:
+        from relying_party.store_command import run  # noqa: PLC0415  as below
+
+        return await run(args, lambda line: _say(line, args))
     from relying_party.serving import serve  # noqa: PLC0415  --help needs nothing that it is built on
 
     return await serve(args, lambda line: _say(line, args))
@@ -363,6 +367,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
         choices=("debug", "info", "warning", "error"),
         help="default: warning",
     )
+    _add_store(commands)
     completion = commands.add_parser(
         "completion",
         help="print the script that lets a shell complete this command line",
@@ -374,6 +379,42 @@ def _parsers() -> tuple[_Parser, _Parser]:
     completion.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
     completion.set_defaults(json=False, log_level="warning", log_format="text")
     return parser, serve
+
+
+def _add_store(commands: Any) -> None:
+    """Add ``store`` and its commands."""
+    store = commands.add_parser(
+        "store", help="check a store, and copy it to another place", allow_abbrev=False
+    )
+    actions = store.add_subparsers(metavar="COMMAND", required=True)
+    check = actions.add_parser(
+        "check",
+        help="check a store, and count what is in it",
+        description="Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows"
+        " each table has. The relying party may be running.",
+        epilog="Example:\n  relying-party store check --store postgresql://passkeys@db.example/passkeys",
+        allow_abbrev=False,
+    )
+    copy = actions.add_parser(
+        "copy",
+        help="copy a store into an empty one",
+        description="Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying"
+        " party may be running on either. The old store stays as it was: start none with it any more.",
+        epilog="Example:\n  relying-party store copy --store relying-party.sqlite \\\n"
+        "      --to postgresql://passkeys@db.example/passkeys",
+        allow_abbrev=False,
+    )
+    for action, parser, what in (("check", check, "the store"), ("copy", copy, "the store to copy")):
+        parser.add_argument(
+            "--store",
+            metavar="PLACE",
+            type=_place,
+            default=Path(DEFAULT_STORE),
+            help=f"{what}: a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE, whose password is in"
+            " PGPASSWORD or PGPASSFILE",
+        )
+        parser.set_defaults(action=action, json=False, log_level="warning", log_format="text")
+    copy.add_argument("--to", metavar="PLACE", type=_place, required=True, help="an empty or new one")
 
 
 def _host_port(text: str) -> tuple[str, int]:

@@ -50,8 +50,8 @@ function _shtab_relying_party_using
   test "$_shtab_relying_party_cmdpath" = "$argv"
 end
 
-set -g _shtab_relying_party_commands serve completion
-set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-format --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --token-key --token-seconds --top-origin --trusted-proxy --workers
+set -g _shtab_relying_party_commands serve store 'store check' 'store copy' completion
+set -g _shtab_relying_party_opts_with_value --android-app --backup-eligibility --cert --config --connections --connections-per-address --cookie-seconds --device-origin --idle-seconds --key --listen --log-format --log-level --metrics --origin --page --public-url --registrations-per-day --related-origin --requests-per-minute --resource --resource-secrets --rp-id --rp-name --session-seconds --store --to --token-key --token-seconds --top-origin --trusted-proxy --workers
 
 complete -c relying-party -e
 complete -c relying-party -f
@@ -95,6 +95,15 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l config -xka "
 complete -c relying-party -n '_shtab_relying_party_using serve' -l json -d 'failures as JSON, one object a line'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l log-format -xka "text json" -d 'text (default), or json: log and failures as JSON, one object a line, with time, level and fields'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l log-level -xka "debug info warning error" -d 'default: warning'
+complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a store -d 'check a store, and copy it to another place'
+complete -c relying-party -n '_shtab_relying_party_using store' -s h -l help -d 'show this help message and exit'
+complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a check -d 'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running.'
+complete -c relying-party -n '_shtab_relying_party_using store check' -s h -l help -d 'show this help message and exit'
+complete -c relying-party -n '_shtab_relying_party_using store check' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'the store: a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE'
+complete -c relying-party -n '_shtab_relying_party_using store; and test $_shtab_relying_party_npos -eq 0' -a copy -d 'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying party may be running on either. The old store stays as it was: start none with it any more.'
+complete -c relying-party -n '_shtab_relying_party_using store copy' -s h -l help -d 'show this help message and exit'
+complete -c relying-party -n '_shtab_relying_party_using store copy' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'the store to copy: a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE'
+complete -c relying-party -n '_shtab_relying_party_using store copy' -l to -xka "(__fish_complete_path (commandline -ct))" -d 'an empty or new one'
 complete -c relying-party -n '_shtab_relying_party_using; and test $_shtab_relying_party_npos -eq 0' -a completion -d 'Print the script that lets a shell complete this command line.'
 complete -c relying-party -n '_shtab_relying_party_using completion' -s h -l help -d 'show this help message and exit'
 complete -c relying-party -n '_shtab_relying_party_using completion; and test $_shtab_relying_party_npos -eq 0' -ka "bash zsh fish" -d 'the shell that reads the script'

@@ -12,8 +12,17 @@ _shtab_relying_party_commands() {
   local _commands=(
     completion:'Print the script that lets a shell complete this command line.'
     serve:'Serve registration and sign-in with passkeys, and a page that shows who is there. The first line on stdout is the base URL.'
+    store:'check a store, and copy it to another place'
   )
   _describe 'relying-party commands' _commands
+}
+
+_shtab_relying_party_store_commands() {
+  local _commands=(
+    check:'Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows each table has. The relying party may be running.'
+    copy:'Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying party may be running on either. The old store stays as it was: start none with it any more.'
+  )
+  _describe 'relying-party store commands' _commands
 }
 
 _shtab_relying_party_options=(
@@ -74,6 +83,30 @@ _shtab_relying_party_serve_options=(
 # guard to ensure default positional specs are added only once per session
 _shtab_relying_party_serve_defaults_added=0
 
+_shtab_relying_party_store_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_relying_party_store_defaults_added=0
+
+_shtab_relying_party_store_check_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[the store\: a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_relying_party_store_check_defaults_added=0
+
+_shtab_relying_party_store_copy_options=(
+  "(- : *)"{-h,--help}"[show this help message and exit]"
+  "--store[the store to copy\: a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+  "--to[an empty or new one]:PLACE:_files"
+)
+
+# guard to ensure default positional specs are added only once per session
+_shtab_relying_party_store_copy_defaults_added=0
+
 
 _shtab_relying_party() {
   local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->relying-party'
@@ -95,6 +128,31 @@ _shtab_relying_party() {
       case $line[1] in
         completion) _arguments -C -s $_shtab_relying_party_completion_options ;;
         serve) _arguments -C -s $_shtab_relying_party_serve_options ;;
+        store) _shtab_relying_party_store ;;
+      esac
+  esac
+}
+
+_shtab_relying_party_store() {
+  local context state line curcontext="$curcontext" one_or_more='(*)' remainder='(-)*:' default='*::: :->store'
+
+  # Add default positional/remainder specs only if none exist, and only once per session
+  if (( ! _shtab_relying_party_store_defaults_added )); then
+    if (( ${_shtab_relying_party_store_options[(I)${(q)one_or_more}*]} +          ${_shtab_relying_party_store_options[(I)${(q)remainder}*]} +          ${_shtab_relying_party_store_options[(I)${(q)default}]} == 0 )); then
+      _shtab_relying_party_store_options+=(': :_shtab_relying_party_store_commands' '*::: :->store')
+    fi
+    _shtab_relying_party_store_defaults_added=1
+  fi
+  _arguments -C -s $_shtab_relying_party_store_options
+
+  case $state in
+    store)
+      words=($line[1] "${words[@]}")
+      (( CURRENT += 1 ))
+      curcontext="${curcontext%:*:*}:_shtab_relying_party_store-$line[1]:"
+      case $line[1] in
+        check) _arguments -C -s $_shtab_relying_party_store_check_options ;;
+        copy) _arguments -C -s $_shtab_relying_party_store_copy_options ;;
       esac
   esac
 }

@@ -21,6 +21,11 @@ class Engine:
 
     place: StorePlace
 
+    @property
+    def file(self) -> Path:
+        assert isinstance(self.place, Path)
+        return self.place
+
     def store(self) -> SqliteStore | PostgresStore:
         return PostgresStore(self.place) if isinstance(self.place, PostgresUri) else SqliteStore(self.place)
 
