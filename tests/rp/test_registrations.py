@@ -12,7 +12,7 @@ from yarl import URL
 from relying_party.core.credentials import MAX_PASSKEYS, MAX_SESSIONS, NEVER_USED_SECONDS
 from relying_party.errors import Check
 from relying_party.http import app
-from relying_party.store import sqlite
+from relying_party.store import sql
 from tests.programs import running
 from tests.rp.authenticator_double import (
     NO_FAULTS,
@@ -79,7 +79,7 @@ async def test_a_key_with_leading_zeros_is_refused(
 @pytest.mark.threat("T17")
 async def test_a_user_has_thirty_two_passkeys(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert MAX_PASSKEYS == 32
-    for module in (app, sqlite):
+    for module in (app, sql):
         monkeypatch.setattr(module, "MAX_PASSKEYS", 2)
     browser = Browser()
     passkey, _ = await site.register(browser, "ada")
@@ -117,7 +117,7 @@ async def test_of_many_sessions_of_a_user_the_oldest_ends(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert MAX_SESSIONS == 100
-    monkeypatch.setattr(sqlite, "MAX_SESSIONS", 3)
+    monkeypatch.setattr(sql, "MAX_SESSIONS", 3)
     first, devices, stranger = Browser(), [Device() for _ in range(3)], Browser()
     passkey, _ = await site.register(first, "ada")
     await site.register(stranger, "eve")
