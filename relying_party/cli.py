@@ -1,7 +1,7 @@
 """The program ``relying-party``: read the settings, listen, serve until told to end.
 
-Every long option is also a key of a TOML file (``--config``, table ``[serve]``) and an environment variable
-(``RELYING_PARTY_…``); the command line wins, then the environment, then the file. A failure is one line on
+Every long option is also a key of a TOML file (``--config``, table ``[serve]``, ``[store.check]``, …) and an environment
+variable (``RELYING_PARTY_…``); the command line wins, then the environment, then the file. A failure is one line on
 stderr and an exit status, never a traceback.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, TypeAlias
 
 from relying_party.core.credentials import BackupEligibility
 from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
@@ -37,7 +37,8 @@ from relying_party.output import forget_stdout, out, without_keys, without_secre
 from relying_party.place import StorePlace, store_place
 
 DISTRIBUTION: Final = "headless-passkey"
-SECTION: Final = "serve"
+Command: TypeAlias = tuple[str, ...]  # its words
+SERVE: Final[Command] = ("serve",)
 DEFAULT_STORE: Final = "relying-party.sqlite"
 ENVIRONMENT: Final = "RELYING_PARTY_"
 SHELLS: Final = ("bash", "zsh", "fish")
@@ -49,9 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     given = tuple(words)
-    parser, serve_parser = _parsers()
-    if words[:1] == [SECTION]:
-        words[1:1] = _settings(serve_parser, words[1:], os.environ)
+    parser, settable = _parsers()
+    for command in settable:
+        start = len(command)
+        if tuple(words[:start]) == command:
+            words[start:start] = _settings(settable, command, words[start:], os.environ)
+            break
     args = parser.parse_args(words)
     args.words = given  # for the workers, which read file and environment themselves
     forbid_core_dumps()
@@ -161,12 +165,13 @@ class _Parser(argparse.ArgumentParser):
         )
 
 
-def _parsers() -> tuple[_Parser, _Parser]:
+def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
+    """The program's parser, and those of the commands whose options a file and the environment can set too."""
     parser = _Parser(prog="relying-party", description="A small WebAuthn relying party.", allow_abbrev=False)
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and end")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     serve: _Parser = commands.add_parser(
-        SECTION,
+        "serve",
         help="serve registration, sign-in and a page that shows both",
         description="Serve registration and sign-in with passkeys, and a page that shows who is there. "
         "The first line on stdout is the base URL.",
@@ -352,7 +357,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
         type=_host_port,
         help="serve /metrics there, for Prometheus, over plain HTTP; without it nowhere",
     )
-    add("--config", metavar="FILE", help=f"TOML file with these options in table [{SECTION}]")
+    add("--config", metavar="FILE", help="TOML file with these options in table [serve]")
     add("--json", action="store_true", help="failures as JSON, one object a line")
     add(
         "--log-format",
@@ -367,7 +372,7 @@ def _parsers() -> tuple[_Parser, _Parser]:
         choices=("debug", "info", "warning", "error"),
         help="default: warning",
     )
-    _add_store(commands)
+    check, copy = _add_store(commands)
     completion = commands.add_parser(
         "completion",
         help="print the script that lets a shell complete this command line",
@@ -378,30 +383,32 @@ def _parsers() -> tuple[_Parser, _Parser]:
     )
     completion.add_argument("shell", choices=SHELLS, help="the shell that reads the script")
     completion.set_defaults(json=False, log_level="warning", log_format="text")
-    return parser, serve
+    return parser, {SERVE: serve, ("store", "check"): check, ("store", "copy"): copy}
 
 
-def _add_store(commands: Any) -> None:
-    """Add ``store`` and its commands."""
+def _add_store(commands: Any) -> tuple[_Parser, _Parser]:
+    """Add ``store`` and its commands, check and copy."""
     store = commands.add_parser(
         "store", help="check a store, and copy it to another place", allow_abbrev=False
     )
     actions = store.add_subparsers(metavar="COMMAND", required=True)
-    check = actions.add_parser(
+    check: _Parser = actions.add_parser(
         "check",
         help="check a store, and count what is in it",
         description="Check a store: whether it can be read, and whether what it acknowledges is on a disk. Prints how many rows"
         " each table has. The relying party may be running.",
-        epilog="Example:\n  relying-party store check --store postgresql://passkeys@db.example/passkeys",
+        epilog="Example:\n  relying-party store check \\\n      --store postgresql://passkeys@db.example/passkeys\n\n"
+        f"Every option can be set as {ENVIRONMENT}STORE_CHECK_OPTION too.",
         allow_abbrev=False,
     )
-    copy = actions.add_parser(
+    copy: _Parser = actions.add_parser(
         "copy",
         help="copy a store into an empty one",
         description="Copy all of a store into an empty one, or nothing: a copy that is broken off can be begun again. No relying"
         " party may be running on either. The old store stays as it was: start none with it any more.",
         epilog="Example:\n  relying-party store copy --store relying-party.sqlite \\\n"
-        "      --to postgresql://passkeys@db.example/passkeys",
+        "      --to postgresql://passkeys@db.example/passkeys\n\n"
+        f"Every option can be set as {ENVIRONMENT}STORE_COPY_OPTION too.",
         allow_abbrev=False,
     )
     for action, parser, what in (("check", check, "the store"), ("copy", copy, "the store to copy")):
@@ -413,8 +420,13 @@ def _add_store(commands: Any) -> None:
             help=f"{what}: a file (default: {DEFAULT_STORE}), or postgresql://[USER@]HOST/DATABASE, whose password is in"
             " PGPASSWORD or PGPASSFILE",
         )
-        parser.set_defaults(action=action, json=False, log_level="warning", log_format="text")
+        parser.add_argument(
+            "--config", metavar="FILE", help=f"TOML file with these options in table [store.{action}]"
+        )
+        parser.add_argument("--json", action="store_true", help="failures as JSON, one object a line")
+        parser.set_defaults(action=action, log_level="warning", log_format="text")
     copy.add_argument("--to", metavar="PLACE", type=_place, required=True, help="an empty or new one")
+    return check, copy
 
 
 def _host_port(text: str) -> tuple[str, int]:
@@ -463,12 +475,18 @@ def _day(text: str) -> int:
     return int(text)
 
 
-def _settings(parser: _Parser, words: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+def _settings(
+    settable: Mapping[Command, _Parser],
+    command: Command,
+    words: Sequence[str],
+    environment: Mapping[str, str],
+) -> list[str]:
     """What file and environment say, in the words of the command line, less what that says itself."""
+    parser = settable[command]
     said = {word.partition("=")[0].removeprefix("--") for word in words if word.startswith("--")}
-    found = _from_file(parser, words)
+    found = _from_file(parser, command, words)
     for name, setting in parser.settings.items():
-        value = environment.get(ENVIRONMENT + name.replace("-", "_").upper())
+        value = environment.get(_environment(command) + name.replace("-", "_").upper())
         if value is not None:
             found[name] = value.split() if setting.repeated else value
     settled: list[str] = []
@@ -478,7 +496,12 @@ def _settings(parser: _Parser, words: Sequence[str], environment: Mapping[str, s
     return settled
 
 
-def _from_file(parser: _Parser, words: Sequence[str]) -> dict[str, Any]:
+def _environment(command: Command) -> str:
+    """What the names of a command's environment variables begin with."""
+    return ENVIRONMENT + "".join(f"{word.upper()}_" for word in command if command != SERVE)
+
+
+def _from_file(parser: _Parser, command: Command, words: Sequence[str]) -> dict[str, Any]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     try:
@@ -488,15 +511,17 @@ def _from_file(parser: _Parser, words: Sequence[str]) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        table = tomllib.loads(Path(path).read_text(encoding="utf-8-sig")).get(SECTION, {})
+        table: Any = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         parser.error(f"cannot read {path}: {error}")
+    for word in command:
+        table = table.get(word, {}) if isinstance(table, dict) else table
     if not isinstance(table, dict):
-        parser.error(f"[{SECTION}] in {path} is not a table")
+        parser.error(f"[{'.'.join(command)}] in {path} is not a table")
     for name in table:
         if name not in parser.settings:
             parser.error(f"unknown setting {name!r} in {path}")
-    return table
+    return dict(table)
 
 
 def _words(parser: _Parser, name: str, value: Any) -> list[str]:

@@ -93,6 +93,8 @@ _shtab_relying_party_store_defaults_added=0
 _shtab_relying_party_store_check_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--store[the store\: a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+  "--config[TOML file with these options in table \[store.check\]]:FILE:_files"
+  "--json[failures as JSON, one object a line]"
 )
 
 # guard to ensure default positional specs are added only once per session
@@ -101,6 +103,8 @@ _shtab_relying_party_store_check_defaults_added=0
 _shtab_relying_party_store_copy_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--store[the store to copy\: a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE]:PLACE:_files"
+  "--config[TOML file with these options in table \[store.copy\]]:FILE:_files"
+  "--json[failures as JSON, one object a line]"
   "--to[an empty or new one]:PLACE:_files"
 )
 

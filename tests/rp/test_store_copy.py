@@ -112,6 +112,14 @@ async def test_the_command_checks_and_copies(tmp_path: Path) -> None:
     assert status == 0
     assert "credentials 1\n" in stdout
     assert "warning: fsync is off" in stderr  # the server of the tests
+    (tmp_path / "rp.toml").write_text(f"[store.check]\nstore = '{to}'\n[serve]\nstore = 'none'\n")
+    for settings, environment in (
+        (("--config", str(tmp_path / "rp.toml")), {}),
+        ((), {"RELYING_PARTY_STORE_CHECK_STORE": to, "RELYING_PARTY_STORE": "none"}),
+    ):
+        status, stdout, _ = await run("relying_party", "store", "check", *settings, environment=environment)
+        assert status == 0
+        assert "credentials 1\n" in stdout
     for words, says in (
         (("check", "--store", tmp_path / "none"), "there is no"),
         (("copy", "--store", to, "--to", to), "expected another place"),
