@@ -169,7 +169,7 @@ def _page(rows: Sequence[Row]) -> list[str]:
         table(HEADINGS, [row.cells for row in rows]),
         "",
         f"{os.cpu_count()} processors, on which the server, all relays and those who call them run: more relays than processors cannot be faster here. A submit reads and checks what bare SQL does not: who calls, the ring, the",
-        "mutes, the state; in serializable transactions, with a round trip for each statement.",
+        "mutes, the state, a claim's signature; in serializable transactions, with a round trip for each statement: nine of a claim, where bare SQL has three.",
     ]
 
 
