@@ -133,8 +133,10 @@ class Request:
     @property
     def unreached_at(self) -> float:
         """When the companions of whom it is not known whether they wait at their inboxes count as away."""
-        is_open = any(each.kind == INBOX and each.outcome is None for each in self.notices)
-        return self.submitted_at + INBOX_SECONDS if is_open and self.live else math.inf
+        for each in self.notices:
+            if each.outcome is None and each.kind == INBOX and self.live:
+                return self.submitted_at + INBOX_SECONDS
+        return math.inf
 
     def changes_at(self, lease: float) -> float:
         """When time alone changes the request. lease: as with `at`."""
