@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import termios
 from typing import Final
 
 TIMEOUT: Final = 120.0  # a safety net: says nothing about how fast anything is
@@ -16,6 +17,11 @@ class Screen:
         self._closed = False
         self.seen = ""
         asyncio.get_running_loop().add_reader(descriptor, self._read)
+
+    @property
+    def echoes(self) -> bool:
+        """Whether the terminal shows what is typed."""
+        return bool(termios.tcgetattr(self._descriptor)[3] & termios.ECHO)
 
     def type(self, keys: str) -> None:
         os.write(self._descriptor, keys.encode())

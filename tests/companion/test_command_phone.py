@@ -92,6 +92,23 @@ async def test_a_passkey_of_ml_dsa_44_is_made_where_it_is_asked_for_and_signs_in
     assert not AuthenticatorData(answer.auth_data).flags & made.FLAG.BS  # this program was not told so
 
 
+async def test_a_sealed_file_takes_a_passkey_and_signs_in_with_it(outside: Outside) -> None:
+    passphrase = outside.folder / "passphrase"
+    passphrase.write_text("correct horse\n")
+    seal = ("phone", "--seal", "--credentials", outside.credentials, "--new-passphrase-file", passphrase)
+    assert (await outcome(*seal))[0] == 0
+    words = outside.words("--passphrase-file", passphrase)
+    device = outside.device(RequestKind.MAKE_CREDENTIAL)
+    async with running(*words, stdin=f"{device.url}\n") as program:
+        ok(await outside.ask(program, device, creation()))
+        assert await program.ended() == 0
+    assert "private_key" not in outside.credentials.read_text()
+    device = outside.device()
+    async with running(*words, stdin=f"{device.url}\n") as program:
+        ok(await outside.ask(program, device, assertion()))
+        assert await program.ended() == 0
+
+
 async def test_where_only_presence_is_asked_for_no_verification_is_claimed(outside: Outside) -> None:
     device = outside.device(RequestKind.MAKE_CREDENTIAL)
     words = outside.words(uv="presence")

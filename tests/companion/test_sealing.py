@@ -289,6 +289,18 @@ async def test_without_the_passphrase_the_file_stays_sealed(
     assert outside.path.read_bytes() == before
 
 
+async def test_a_program_that_is_ended_at_the_question_leaves_the_terminal_as_it_was(
+    outside: CredentialFile,
+) -> None:
+    words = ("phone", "--unseal", "--credentials", outside.path)
+    async with at_terminal(*words, stdin="", raw=False) as (program, screen):
+        await screen.until("passkeys.json: ")
+        assert not screen.echoes
+        program.terminate()
+        assert await program.ended() == 130
+        assert screen.echoes
+
+
 async def test_a_new_passphrase_is_typed_twice(tmp_path: Path) -> None:
     file = CredentialFile(path=tmp_path / "passkeys.json")
     async with at_terminal("phone", "--seal", "--credentials", file.path, stdin="", raw=False) as (
