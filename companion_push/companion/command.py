@@ -43,6 +43,7 @@ from companion_push.companion.options import DEFAULT_TIMEOUT
 from companion_push.companion.phone import (
     WARNING,
     SoftwarePhone,
+    TunnelService,
     UserVerification,
     accept,
     ask,
@@ -127,14 +128,15 @@ async def phone(args: argparse.Namespace) -> None:
     if args.seal or args.unseal:
         await _seal(args)
         return
+    if args.list_links or args.forget is not None:
+        await _linked_devices(args)
+        return
     with contextlib.ExitStack() as stack:
-        if args.list_links or args.forget is not None:
-            args.uv = "decline"  # nobody is asked, so there need be no terminal
-            await _linked_devices(args, _software_phone(args, stack, _credential_file(args)))
-            return
+        if args.linked:
+            _links(args)  # before a passphrase or a key is asked for
         phone = _software_phone(args, stack, await _authenticator(args))
         if args.linked:
-            await _linked_devices(args, phone)
+            await _wait_for_devices(args, phone)
             return
         until = time.monotonic() + args.timeout
         url = await _line_within(args.url, args.timeout, "FIDO URL", limit=MAX_LENGTH)
@@ -214,25 +216,36 @@ async def _security_key(args: argparse.Namespace) -> Authenticator:
     return key
 
 
-async def _linked_devices(args: argparse.Namespace, phone: SoftwarePhone) -> None:
-    """Wait for the linked devices, list them, or forget one."""
-    if phone.links is None:
-        raise UsageError("linked devices need --links")
+async def _linked_devices(args: argparse.Namespace) -> None:
+    """List the linked devices, or forget one."""
+    links = _links(args)
     if args.list_links:
-        for link in phone.links.load():
+        for link in links.load():
             told = {"link": link.name, "device": link.device, "linked_at": link.linked_at}
             out(json.dumps(told | {"tunnel_domain": link.tunnel_domain}))
-    elif args.forget is not None:
-        link = await forget_link(phone.links, args.forget, phone)
-        say(args, f"forgotten: {printable(link.device)}", stage="phone-forgotten", link=link.name)
     else:
-        waiting = LinkedWaiting(
-            phone=phone,
-            links=phone.links,
-            timeout=args.timeout,
-            on_end=partial(_say_end, args),
-        )
-        await _until_terminated(waiting.run())
+        link = await forget_link(links, args.forget, _tunnel_service(args), tls_context(args.ca))
+        say(args, f"forgotten: {printable(link.device)}", stage="phone-forgotten", link=link.name)
+
+
+async def _wait_for_devices(args: argparse.Namespace, phone: SoftwarePhone) -> None:
+    waiting = LinkedWaiting(
+        phone=phone, links=_links(args), timeout=args.timeout, on_end=partial(_say_end, args)
+    )
+    await _until_terminated(waiting.run())
+
+
+def _links(args: argparse.Namespace) -> LinkFile:
+    if args.links is None:
+        raise UsageError("linked devices need --links")
+    return LinkFile(path=expand_home(args.links))
+
+
+def _tunnel_service(args: argparse.Namespace) -> TunnelService:
+    if not args.tunnel:
+        raise UsageError("the software phone needs --tunnel")
+    service: TunnelService = args.tunnel[0]
+    return service
 
 
 def _say_end(args: argparse.Namespace, error: HeadlessPasskeyError | None) -> None:
@@ -244,12 +257,10 @@ def _software_phone(
     args: argparse.Namespace, stack: contextlib.ExitStack, credentials: Authenticator
 ) -> SoftwarePhone:
     """Make the software phone that the options describe; `UsageError` when one of them is missing or wrong."""
-    if not args.tunnel:
-        raise UsageError("the software phone needs --tunnel")
     return SoftwarePhone(
         credentials=credentials,
         advertiser=open_advertiser(args.radio),
-        tunnel_service=args.tunnel[0],
+        tunnel_service=_tunnel_service(args),
         tls=tls_context(args.ca),
         verify_user=_user_verification(args.uv, stack),
         links=None if args.links is None else LinkFile(path=expand_home(args.links)),

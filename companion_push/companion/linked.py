@@ -6,12 +6,13 @@ no link of this phone, or whose device has gone, gets no answer and no question.
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 from companion_push.companion.link_file import Link, LinkFile
-from companion_push.companion.phone import SoftwarePhone
+from companion_push.companion.phone import SoftwarePhone, TunnelService
 from companion_push.companion.waking_client import open_waking
 from companion_push.waking import Wake
 from headless_passkey.errors import HeadlessPasskeyError, RemoteProtocolError, TransportError
@@ -101,17 +102,18 @@ class LinkedWaiting:
             self.on_end(None)
 
 
-async def forget_link(links: LinkFile, name: str, phone: SoftwarePhone) -> Link:
+async def forget_link(links: LinkFile, name: str, service: TunnelService, tls: ssl.SSLContext | None) -> Link:
     """Forget a link: its contact ID answers 410 from now on, and its device is recognised no more.
 
-    `TransportError` when the tunnel service does not answer; then the link is kept, so that this can be tried again.
+    tls: trusted roots; None: the system's. `TransportError` when the tunnel service does not answer; then the link is kept, so that
+    this can be tried again.
     """
     link = links.named(name)
-    if link.tunnel_domain != phone.tunnel_service.number:
+    if link.tunnel_domain != service.number:
         raise TransportError(
             f"the link is known to the tunnel service of domain {link.tunnel_domain}: name that one with --tunnel"
         )
-    async with open_waking(phone.tunnel_service.base, tls=phone.tls) as waking:
+    async with open_waking(service.base, tls=tls) as waking:
         await waking.forget([link.registration_secret])
     await links.remove(link.name)
     return link

@@ -330,7 +330,7 @@ async def test_a_tunnel_service_that_takes_no_registration_costs_the_link_and_no
 async def test_a_forgotten_link_is_410_and_the_other_goes_on(bench: Bench) -> None:
     one, two = await bench.linked(), await bench.linked()
     async with bench.waiting():
-        forgotten = await forget_link(bench.links, one.link_id.hex(), bench.phone)
+        forgotten = await forget_link(bench.links, one.link_id.hex(), bench.phone.tunnel_service, bench.tls)
         assert forgotten.device == "Living room"
         assert await bench.status(one) == 410
         ok(await bench.ask(two, assertion()))
@@ -341,12 +341,12 @@ async def test_a_link_is_kept_when_the_tunnel_service_cannot_be_told(bench: Benc
     link = await bench.linked()
     nobody = TunnelService(number=300, base=f"wss://127.0.0.1:{reserved_port()}")
     with pytest.raises(TransportError):
-        await forget_link(bench.links, link.link_id.hex(), replace(bench.phone, tunnel_service=nobody))
+        await forget_link(bench.links, link.link_id.hex(), nobody, bench.tls)
     another = TunnelService(number=301, base=bench.base)
     with pytest.raises(TransportError, match="domain 300"):
-        await forget_link(bench.links, link.link_id.hex(), replace(bench.phone, tunnel_service=another))
+        await forget_link(bench.links, link.link_id.hex(), another, bench.tls)
     with pytest.raises(UsageError):
-        await forget_link(bench.links, "00" * 8, bench.phone)
+        await forget_link(bench.links, "00" * 8, bench.phone.tunnel_service, bench.tls)
     assert len(bench.links.load()) == 1
 
 
@@ -563,10 +563,10 @@ async def test_the_program_links_waits_lists_and_forgets(
         link = await bench.linked()
         words = [
             *("phone", "--radio", "stdout", "--tunnel", f"300={base}", "--uv", "accept"),
-            *("--credentials", bench.links.path.with_name("passkeys.json"), "--links", bench.links.path),
-            *("--ca", loopback_certificate.ca, "--json"),
+            *("--links", bench.links.path, "--ca", loopback_certificate.ca, "--json"),
         ]
-        async with running(*words, "--linked") as program:
+        passkeys = ("--credentials", bench.links.path.with_name("passkeys.json"))
+        async with running(*words, *passkeys, "--linked") as program:
             await bench.reachable(link)
             asking = asyncio.create_task(_program_asks(bench, link))
             async with asyncio.timeout(TIMEOUT):
