@@ -68,6 +68,32 @@ def test_a_device_without_bluetooth_library_can_still_be_built_on() -> None:
     assert loaded & {"bleak", "bumble", "dbus_fast", "companion_push", "relying_party"} == set()
 
 
+def test_a_device_loads_nothing_that_its_sign_in_may_not_need() -> None:
+    """Its start is measured in docs/adr/0043."""
+    loaded = loaded_by("headless_passkey.device")
+    others = {
+        "bleak",
+        "bumble",
+        "dbus_fast",
+        "fido2",
+        "joserfc",
+        "msgspec",
+        "publicsuffixlist",
+        "rich",
+        "argparse",
+    }
+    assert loaded & others == set()
+    rooms = {".".join(module.split(".")[:2]) for module in loaded if module.startswith("headless_passkey.")}
+    assert (
+        rooms & {"headless_passkey.command", "headless_passkey.doctor", "headless_passkey.ctap_device"}
+        == set()
+    )
+    assert (
+        loaded & {f"headless_passkey.radio.{radio}" for radio in ("bleak", "bluez", "bumble", "pipe")}
+        == set()
+    )
+
+
 @pytest.mark.threat("T2")
 @pytest.mark.parametrize("server", ["companion_push.relay.app", "companion_push.relay.command"])
 def test_the_relay_cannot_open_what_it_carries(server: str) -> None:
