@@ -313,6 +313,7 @@ class RelayEndpoints:
         self._leases: Leases  # set when the store is open
         self._state_cache = StateCache()
         self._nodes: Nodes | None = None  # of the store, when it is open
+        self._missed = asyncio.Event()  # something that other processes have told may be lost
         self._used_proofs: UsedProofs = ProofsInMemory()
         self._known_keys = KnownKeys()
         self._ring_bytes = Budget(name="ring-bytes", per_minute=RING_BYTES, unit=Unit.BYTES)
@@ -1006,7 +1007,7 @@ class RelayEndpoints:
                 await self._share(database.nodes)
             tasks = [asyncio.create_task(self._sweep())]
             if self._nodes is not None:
-                tasks.append(asyncio.create_task(self._keep_pushes()))
+                tasks += [asyncio.create_task(self._keep_pushes()), asyncio.create_task(self._read_again())]
             self._notifier.start()
             if self.webhook_sender is not None:
                 self.webhook_sender.start()
@@ -1031,12 +1032,24 @@ class RelayEndpoints:
         self._nodes = nodes
         self._leases = LeasesInRecords(self._config.lease)
         self._used_proofs = nodes.used_proofs
-        nodes.wake_ups.follow(self._woken, self.held_requests.wake_all)
-        if (await self.run("", operations.was_away)).body["away"]:
-            await self._renew_leases()
+        nodes.wake_ups.follow(self._woken, self._missed.set)
+        await self._renew_leases()
+
+    async def _read_again(self) -> None:
+        """Let every held call read again whenever something may have been missed, as while the database was away."""
+        while True:
+            await self._missed.wait()
+            self._missed.clear()
+            try:
+                await self._renew_leases()
+            except Exception as error:  # noqa: BLE001  they read all the same
+                logger.warning("leases could not be renewed: %s", type(error).__name__)
+            self.held_requests.wake_all()
 
     async def _renew_leases(self) -> None:
-        """Renew the leases of all claims: no holder could call."""
+        """Renew the leases of all claims where nobody has served for a while: no holder could call."""
+        if not (await self.run("", operations.was_away)).body["away"]:
+            return
         after, first = None, True
         while first or after is not None:
             after, first = (await self.run("", operations.renew_leases(after))).body["next"], False

@@ -1247,7 +1247,7 @@ async def test_the_sweeper_goes_on_after_any_error(
         return operation
 
     sweep_in_earnest = operations.sweep
-    monkeypatch.setattr(app, "_SWEEP_SECONDS", 0.001)
+    monkeypatch.setattr(operations, "SWEEP_SECONDS", 0.001)
     monkeypatch.setattr(operations, "sweep", sweep)
     async with running_relay(tmp_path / "s"), asyncio.timeout(60):
         await goes_on.wait()

@@ -650,6 +650,24 @@ async def test_a_relay_that_begins_when_nobody_has_served_blames_no_holder(
         assert await relay.caller(frame.person).claimer(name) == anna.name
 
 
+async def test_after_the_database_was_away_for_long_no_holder_is_blamed(
+    place: PostgresUri, tmp_path: Path
+) -> None:
+    clock = Clock()
+    async with pair(place, tmp_path, clock=clock) as two:
+        anna, _ = two.companions
+        name = fresh_id()
+        await two.frame.submit(anna, name=name)
+        await anna.claims(two.frame, (await anna.inbox())[0])
+        for each in (clock, two.first.clock):  # of both relays, and of who calls them
+            each.ahead += 100
+        stored = query(place, "SELECT version FROM account_states")
+        query(place, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'")
+        while query(place, "SELECT version FROM account_states") == stored:  # noqa: ASYNC110  a relay does it
+            await asyncio.sleep(0.05)
+        assert await two.frame.claimer(name) == anna.name
+
+
 async def test_a_relay_is_killed_and_who_it_held_goes_on_at_another(
     place: PostgresUri, tmp_path: Path
 ) -> None:
