@@ -1168,6 +1168,7 @@ WRONG_WORDS: Final = [
     ["--radio", "carrier-pigeon"],
     ["--scan", "lazily"],
     ["--min-rssi", "-70"],  # the radio here is stdin, which tells no strength
+    ["--direct"],  # nor opens a channel
     ["--min-rssi", "strong"],
     ["--require-witness", "0"],
     ["--require-witness", "a week"],
