@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient
 from aiohttp.web import Application, Request
@@ -116,8 +117,9 @@ class Site:
 
     @property
     def file(self) -> Path:
-        """The file that its store is."""
-        assert isinstance(self.config.store, Path)
+        """The file that its store is; a test that needs one is left out where it is a database."""
+        if not isinstance(self.config.store, Path):
+            pytest.skip("the store is no file")
         return self.config.store
 
     @property

@@ -10,7 +10,7 @@ import psycopg
 from relying_party.place import PostgresUri, StorePlace
 from relying_party.store.postgres import PostgresStore
 from relying_party.store.sqlite import SqliteStore
-from tests.relay.stores import PostgresServer, postgres
+from tests.relay.stores import ON_POSTGRES, PostgresServer, postgres
 
 ENGINES: Final = ("sqlite", "postgresql")
 
@@ -33,6 +33,11 @@ class Engine:
 def engine(kind: str, folder: Path) -> Engine:
     """A place of its own for a test."""
     return Engine(new_database() if kind == "postgresql" else folder / "store")
+
+
+def place_of(path: Path) -> StorePlace:
+    """Where the store of a test is that knows no engine: the file, or with RELAY_TEST_STORE=postgresql a database."""
+    return new_database() if ON_POSTGRES else path
 
 
 def new_database(server: PostgresServer | None = None, *, empty: bool = False) -> PostgresUri:

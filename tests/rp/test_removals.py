@@ -298,7 +298,7 @@ async def test_a_young_account_is_deleted_at_once_with_everything(site: Site) ->
     tables = ("users", "credentials", "sessions", "step_ups", "changes", "removals")
     count = " + ".join(f"(SELECT count(*) FROM {table})" for table in tables)  # noqa: S608  our names
     left = await site.state.store._transaction(
-        lambda connection: connection.execute(f"SELECT {count}").fetchone()[0]
+        lambda connection: connection.execute(f"SELECT {count} AS left_over").fetchone()["left_over"]
     )
     assert left == 0
 
