@@ -33,10 +33,13 @@ STORES := $(addprefix tests/relay/,test_postgres.py test_nodes.py test_store_con
 	test_account.py test_removals.py test_registrations.py test_refresh.py test_sessions.py)
 test-stores: $(VENV)/check.done  ## the tests of relay and relying party on PostgreSQL, which is installed for it; STORES=tests/relay for all of them
 	@scripts/install-test-packages postgresql
-	RELAY_TEST_STORE=postgresql $(BIN)/python -m pytest $(PARALLEL) -q $(STORES) $(PYTEST)
+	@scripts/install-test-packages redis
+	RELAY_TEST_STORE=postgresql $(BIN)/python -m pytest $(PARALLEL) -q $(STORES) $(STATES) $(PYTEST)
 
 # each profile of hypothesis is in tests/conftest.py
 CORE := tests/hybrid tests/trust
+# account states beside the database
+STATES := $(addprefix tests/relay/,test_two_stores.py test_redis.py)
 coverage: $(VENV)/check.done  ## every branch of the protocol core is taken by its own tests
 	$(BIN)/python -m pytest $(PARALLEL) --hypothesis-profile=few -q \
 		--cov=headless_passkey.hybrid --cov=headless_passkey.trust --cov-branch \
@@ -76,6 +79,7 @@ bench: $(VENV)/check.done system-packages  ## how fast core, relying party, radi
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/nodes.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/tunnels.py --write
 	@PYTHONPATH=examples:. $(BIN)/python benchmarks/linked.py --write
+	@if command -v redis-server >/dev/null; then PYTHONPATH=examples:. $(BIN)/python benchmarks/redis_states.py --write; fi
 
 lint: $(VENV)/check.done
 	$(BIN)/ruff format --check .

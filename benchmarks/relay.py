@@ -242,7 +242,7 @@ async def _store_of(code: Path, store: Path, accounts: Path) -> None:
         pass
     with closing(sqlite3.connect(store)) as copy:
         copy.execute("ATTACH ? AS these", (str(accounts),))
-        copy.execute("INSERT INTO accounts SELECT * FROM these.accounts")
+        copy.execute("INSERT INTO accounts SELECT id, name, created_at, closed_at FROM these.accounts")
         copy.execute("INSERT INTO rings SELECT account, version, document FROM these.rings")
         copy.execute("INSERT INTO members SELECT * FROM these.members")
         copy.commit()

@@ -59,6 +59,7 @@ GIVEN: dict[str, Any] = {
     "error_name": "org.bluez.Error.Failed",
     "member": "StartDiscovery",
     "now": 1_800_000_000,
+    "account": "alice",
     "given": False,
     "errors": [GraphQLError("wrong")],
     "policy": Policy(name="requests", quota=3, seconds=60),

@@ -175,7 +175,7 @@ MODULES = {
         ("companion_push.",),
         (
             "companion_push.emulation", "companion_push.companion.advertiser.bumble", "companion_push.companion.security_key", *OF_METRICS,
-            "companion_push.relay.graphql", "companion_push.relay.postgres", "companion_push.push.http2",
+            "companion_push.relay.graphql", "companion_push.relay.postgres", "companion_push.relay.redis_states", "companion_push.push.http2",
         ),
     ),
     "graphql": (("companion_push.relay.graphql",), ()),
@@ -187,6 +187,7 @@ MODULES = {
     ),
     "metrics": (OF_METRICS, ()),
     "postgres": (("companion_push.relay.postgres", "postgres_store.", *RP_IN_POSTGRES), ()),
+    "redis": (("companion_push.relay.redis_states",), ()),
     "tracing": (("companion_push.serving.tracing", "relying_party.http.tracing"), ()),
     "uvloop": (("companion_push.serving.options",), ()),
 }  # fmt: skip
@@ -264,6 +265,7 @@ def test_an_extra_brings_what_its_modules_import(extra: str) -> None:
         "graphql": brought("push"),
         "apns": brought("push"),
         "postgres": brought("rp") | brought("push"),
+        "redis": brought("push"),
     }.get(extra, set())
     assert packages_behind(extra, late=False) - brought(extra) - brought(None) - also == set()
 

@@ -28,12 +28,17 @@ class AccountState:
     requests: tuple[Request, ...] = ()  # the oldest first
     spent: dict[str, dict[str, float]] = field(default_factory=dict)  # by whose and rate: see `spent_by`
     streaks: dict[str, Streak] = field(default_factory=dict)  # by whose: a device's name, or the account's id
+    # in a store beside the database: how many changes of who may do what it has seen, and until when it stays to say so
+    authority: int = 0
+    fenced_until: float = 0.0
 
     def at(self, now: float) -> "AccountState":
         """The state without what is forgotten at `now`. It is itself where nothing is."""
         if all(end > now for end in self._ends()):
             return self
-        return AccountState(
+        return replace(
+            self,
+            fenced_until=self.fenced_until if self.fenced_until > now else 0.0,
             requests=tuple(each for each in self.requests if each.forgotten_at > now),
             spent={whose: left for whose, rates in self.spent.items() if (left := _unfinished(rates, now))},
             streaks={whose: each for whose, each in self.streaks.items() if each.at + FORGOTTEN > now},
@@ -54,10 +59,12 @@ class AccountState:
         yield from (each.forgotten_at for each in self.requests)
         yield from (full_at for rates in self.spent.values() for full_at in rates.values())
         yield from (each.at + FORGOTTEN for each in self.streaks.values())
+        if self.fenced_until:
+            yield self.fenced_until
 
     @property
     def is_empty(self) -> bool:
-        return not (self.requests or self.spent or self.streaks)
+        return not (self.requests or self.spent or self.streaks or self.fenced_until)
 
     # Requests
 

@@ -9,8 +9,8 @@ import logging
 import secrets
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from companion_push.errors import StoreBusy
@@ -20,6 +20,7 @@ from companion_push.relay.transaction import Transaction
 
 logger = logging.getLogger(__name__)
 
+FENCED: Final = 60.0  # seconds; longer than any transaction, of which none may stand still for 15 s
 PORTION: Final = 100  # accounts that one transaction of the sweep looks at
 ABSENT: Final = 0  # in place of a version: there is no value
 _VERSION_BITS: Final = 63
@@ -54,13 +55,13 @@ class Write:
     version: int  # of the new one; `ABSENT` for none
     data: bytes | None
     changes_at: float  # Unix seconds at which time alone changes it; minus infinity: at any moment
-    ends_at: float  # when a store may forget all of it
+    lasts: float  # seconds after which a store may forget all of it
     sealed: Mapping[EnvelopeKey, bytes]  # new envelopes
     erased: Collection[EnvelopeKey]
 
 
 class StateStore(Protocol):
-    """What a store does for account states. It is asked on the event loop, in the middle of a transaction, so it answers at once."""
+    """What a store does for account states. It is asked in the middle of a transaction, so it answers soon."""
 
     def load(self, account: str, known: int = ABSENT) -> Value:
         """Read an account's value. known: the version that the reader has in mind, whose bytes it does not need."""
@@ -78,7 +79,7 @@ class StateStore(Protocol):
         ...
 
     def due(self, now: float, after: str | None) -> list[str]:
-        """List accounts whose value time may change by `now`, in order: at most `PORTION` of those that come after one."""
+        """List accounts whose value time may change by `now`, at most `PORTION` of those that come after one, in an order of the store's."""
         ...
 
 
@@ -179,6 +180,43 @@ class StateCache:
                 self._states.popitem(last=False)
 
 
+class Unsettled(Exception):  # noqa: N818  a state of affairs
+    """An account's state is older than a change of who may do what in it: `operations.settle` comes first."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__("the state of an account is not settled yet")
+        self.account = account
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a transaction goes by whose states are in a store that commits by itself, before the transaction does (docs/adr/0039)."""
+
+    authority: Callable[[str], int | None]  # `accounts.authority`, as the transaction sees it
+    tries: "Tries"
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What tries of one call have met that were rolled back, by account."""
+
+    written: dict[str, tuple[int, AccountState]] = field(
+        default_factory=dict
+    )  # the version, and the state of before
+    seen: dict[str, int] = field(default_factory=dict)  # the authority of a state that was ahead
+
+    def is_behind(self, account: str, held: int, authority: int) -> bool:
+        """Whether a state of authority `held` is older than the transaction, which sees `authority`.
+
+        `StoreBusy` where it is newer. A transaction that began after that was seen, and still sees less, is of a database that has
+        lost changes (it was restored): what the state has seen of them does not count.
+        """
+        if held > authority and self.seen.get(account) != held:
+            self.seen[account] = held
+            raise StoreBusy("the transaction began before a change that the state of the account has seen")
+        return held != authority
+
+
 @dataclass(slots=True)
 class _Held:
     """A state that a transaction works on."""
@@ -187,14 +225,17 @@ class _Held:
     stored: AccountState
     state: AccountState
     is_new: bool = False  # whether it is to be written
+    authority: int = 0  # that it is written with
 
 
 class States:
     """The account states that one transaction reads and changes; `store` writes them."""
 
-    def __init__(self, store: StateStore, now: float, cache: StateCache | None = None) -> None:
-        """cache: of the process; None for none."""
-        self._store, self._now = store, now
+    def __init__(
+        self, store: StateStore, now: float, cache: StateCache | None = None, *, beside: Beside | None = None
+    ) -> None:
+        """cache: of the process; None for none. beside: None for a store that commits with the transaction."""
+        self._store, self._now, self._beside = store, now, beside
         self._cache = StateCache() if cache is None else cache
         self._held: dict[str, _Held] = {}
         self._sealed: dict[str, dict[EnvelopeKey, bytes]] = {}
@@ -202,14 +243,43 @@ class States:
 
     def aside(self) -> "States":
         """States of the same store, for what is tried and never stored."""
-        return States(self._store, self._now, self._cache)
+        return States(self._store, self._now, self._cache, beside=self._beside)
 
     def of(self, account: str) -> AccountState:
-        """Read the state of an account as it is now."""
+        """Read the state of an account as it is now. `Unsettled` where it is older than a change of who may do what."""
         held = self._held.get(account)
         if held is None:
             held = self._held[account] = self._load(account)
+            if self._beside is not None:
+                held.authority = self._beside.authority(account) or 0
+                is_there = held.version != ABSENT
+                tries, authority = self._beside.tries, held.stored.authority
+                if is_there and tries.is_behind(account, authority, held.authority):
+                    raise Unsettled(account)
         return held.state
+
+    def settle(self, account: str) -> AccountState | None:
+        """Read a state that may be older than what the transaction sees, to bring it up to that; None where it is not kept beside.
+
+        It is written also where there was none, and stays long enough for whoever began before and saw none.
+        """
+        authority = None if self._beside is None else self._beside.authority(account)
+        if self._beside is None or authority is None:
+            return None
+        held = self._load(account)
+        self._beside.tries.is_behind(account, held.stored.authority, authority)
+        held.state, held.is_new = replace(held.state, fenced_until=self._now + FENCED), True
+        held.authority = authority
+        self._held[account] = held
+        return held.state
+
+    def knows(self, account: str) -> bool:
+        """Whether an account that `due` has listed is of this relay: others may keep theirs in the same place."""
+        return self._beside is None or self._beside.authority(account) is not None
+
+    def look(self) -> None:
+        """Read anything, to see that the store answers."""
+        self._store.load("")
 
     def _load(self, account: str) -> _Held:
         known, state = self._cache.get(account)
@@ -219,6 +289,10 @@ class States:
         elif value.data is not None:
             state = self._decoded(value.data)
             self._cache.put(account, value.version, state)
+        if self._beside is not None and value.version != ABSENT:
+            version, before = self._beside.tries.written.get(account, (ABSENT, EMPTY))
+            if version == value.version:  # ours, of a try that was rolled back
+                state = replace(before, authority=state.authority)
         return _Held(version=value.version, stored=state, state=state.at(self._now))
 
     @staticmethod
@@ -288,6 +362,8 @@ class States:
 
     def _write(self, account: str, held: _Held) -> None:
         state = held.state
+        if self._beside is not None:
+            state = replace(state, authority=held.authority)
         version = ABSENT if state.is_empty else 1 + secrets.randbits(_VERSION_BITS - 1)
         newest = self._store.cas(
             Write(
@@ -296,7 +372,7 @@ class States:
                 version=version,
                 data=None if version == ABSENT else encoded(state),
                 changes_at=state.changes_at(),
-                ends_at=state.ends_at(),
+                lasts=max(0.0, state.ends_at() - self._now),
                 sealed=self._sealed.get(account, {}),
                 erased=self._erased.get(account, set()) | _over(held.stored, state),
             )
@@ -304,6 +380,8 @@ class States:
         if newest is not None:
             raise StoreBusy("the state of the account has changed meanwhile")
         self._cache.put(account, version, state)
+        if self._beside is not None:
+            self._beside.tries.written[account] = version, held.stored
 
 
 def _over(before: AccountState, after: AccountState) -> set[EnvelopeKey]:

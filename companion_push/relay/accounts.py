@@ -132,7 +132,7 @@ def add_account(db: Transaction, *, name: str, now: float, expires_at: int) -> t
     row = db.execute("SELECT id FROM accounts WHERE name = ?", (name,)).fetchone()
     account = str(row[0]) if row is not None else new_account()
     if row is None:
-        db.execute("INSERT INTO accounts VALUES (?, ?, ?, NULL)", (account, name, int(now)))
+        db.execute("INSERT INTO accounts (id, name, created_at) VALUES (?, ?, ?)", (account, name, int(now)))
     elif _newest(db, account) is not None:
         return None
     code = secrets.token_bytes(CODE_SIZE)
@@ -228,7 +228,19 @@ def close(db: Transaction, account: str, *, now: float) -> frozenset[str]:
         db.execute(f"DELETE FROM {table} WHERE account = ?", (account,))  # noqa: S608
     db.execute("UPDATE subjects SET account = NULL, label = NULL WHERE account = ?", (account,))
     db.execute("UPDATE accounts SET name = NULL, closed_at = ? WHERE id = ?", (int(now), account))
+    change_authority(db, account)
     return told
+
+
+def authority(db: Transaction, account: str) -> int | None:
+    """How often it has changed who may do what in an account; None for an unknown one."""
+    row = db.execute("SELECT authority FROM accounts WHERE id = ?", (account,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def change_authority(db: Transaction, account: str) -> None:
+    """Count such a change: a state that was stored before it is brought up to it (`operations.settle`)."""
+    db.execute("UPDATE accounts SET authority = authority + 1 WHERE id = ?", (account,))
 
 
 def members_of(db: Transaction, account: str) -> frozenset[str]:
@@ -250,8 +262,12 @@ def refuse_closed(db: Transaction, account: str) -> None:
 
 def refuse_suspended(db: Transaction, account: str) -> None:
     """Refuse the request when the account is suspended (account-suspended)."""
-    if db.execute("SELECT 1 FROM suspensions WHERE account = ?", (account,)).fetchone() is not None:
+    if is_suspended(db, account):
         raise Problem(Slug.ACCOUNT_SUSPENDED)
+
+
+def is_suspended(db: Transaction, account: str) -> bool:
+    return db.execute("SELECT 1 FROM suspensions WHERE account = ?", (account,)).fetchone() is not None
 
 
 def stranger(db: Transaction, name: str) -> Problem:
@@ -331,6 +347,11 @@ def _former(db: Transaction, name: str) -> tuple[str, int] | None:
         return None
     refuse_closed(db, row[0])
     return row[0], row[1]
+
+
+def names_of(db: Transaction, account: str) -> frozenset[str]:
+    """The names of the members of an account."""
+    return frozenset(name for (name,) in db.execute("SELECT name FROM members WHERE account = ?", (account,)))
 
 
 def companions(db: Transaction, account: str) -> frozenset[str]:
@@ -487,8 +508,7 @@ def append_links(db: Transaction, caller: str, documents: list[bytes], *, now: f
     Who hands them in is a member of the head, or of the last ring; whoever else does learns nothing (not-found). Rings
     that the relay holds are passed over.
     """
-    member = membership(db, caller)
-    account = member.account if member is not None else _account_of(documents[-1], caller)
+    member, account = membership(db, caller), linked_account(db, caller, documents)
     before = _newest_ring(db, account)
     if before is None:
         raise stranger(db, caller)
@@ -504,6 +524,12 @@ def append_links(db: Transaction, caller: str, documents: list[bytes], *, now: f
         raise not_found()
     refuse_suspended(db, account)
     return before, ring
+
+
+def linked_account(db: Transaction, caller: str, documents: list[bytes]) -> str:
+    """The account of which `caller` hands in rings, which are not verified yet."""
+    member = membership(db, caller)
+    return member.account if member is not None else _account_of(documents[-1], caller)
 
 
 def _extended(db: Transaction, ring: Ring, documents: list[bytes], *, now: float) -> Ring:
@@ -589,6 +615,7 @@ def store_ring(db: Transaction, ring: Ring, now: float) -> None:
     db.execute(
         "DELETE FROM mutes WHERE account = ? AND device NOT IN (SELECT name FROM members)", (ring.account,)
     )
+    change_authority(db, ring.account)
 
 
 # Invitations and introductions

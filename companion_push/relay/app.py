@@ -46,7 +46,15 @@ from companion_push.identity.authority import (
 from companion_push.identity.openid import OpenIdConnect
 from companion_push.push.channel import Channel, Kind
 from companion_push.relay import accounts, operations
-from companion_push.relay.account_states import SqlStates, StateCache, States, StateStore
+from companion_push.relay.account_states import (
+    Beside,
+    SqlStates,
+    StateCache,
+    States,
+    StateStore,
+    Tries,
+    Unsettled,
+)
 from companion_push.relay.config import RelayConfig
 from companion_push.relay.following import Following
 from companion_push.relay.held_requests import HeldRequests
@@ -117,6 +125,7 @@ logger = logging.getLogger(__name__)
 _LIVEZ: Final = "livez"
 BODY_SECONDS: Final = 10.0  # after which an incomplete body is refused
 REFUSAL_SECONDS: Final = 1.0  # before a key that has had its share is told so
+_SETTLINGS: Final = 8  # times that one call may find a state unsettled
 _HIGHEST_VERSION: Final = 1 << 32
 _SHOWN: Final = web.RequestKey("relay_shown", str)  # the name of the key that the proof shows
 _HELD: Final = web.RequestKey("relay_held", str)  # the same, of a proof that was verified
@@ -307,6 +316,7 @@ class RelayEndpoints:
     ) -> None:
         self._config = config
         self._own_states = states
+        self._states_beside = config.states is not None  # their store commits by itself
         self.traces = traces
         self._authority = authority
         self._database: Store | None = None
@@ -874,15 +884,21 @@ class RelayEndpoints:
         """Begin a transaction, which is done before the store is closed: at once, where it has to wait for nothing."""
         began, own_states = _ticks(), self._own_states
         span = None if self.traces is None else self.traces.begin("store transaction")
+        tries = Tries()
 
         def work(db: Transaction) -> Answer:
             now = store.time_of(db) if self._config.clock is None else self._config.clock()
+            beside = None
+            if self._states_beside:
+                beside = Beside(lambda account: accounts.authority(db, account), tries)
             call = Call(
                 db=db,
                 caller=caller,
                 now=now,
                 leases=self._leases,
-                states=States(SqlStates(db) if own_states is None else own_states, now, self._state_cache),
+                states=States(
+                    SqlStates(db) if own_states is None else own_states, now, self._state_cache, beside=beside
+                ),
                 kinds=self._notifier.kinds,
                 in_flight=self._notifier.in_flight,
                 tells_account=self.webhook_sender is not None,
@@ -931,7 +947,23 @@ class RelayEndpoints:
         self, store: Store, work: Callable[[Transaction], Answer], committed: Callable[[Answer], None]
     ) -> Answer:
         """Run `work` where it may have to wait, and may be run again."""
-        return await store.transact(work, committed=committed, durable=lambda answer: answer.durable)
+        for _ in range(_SETTLINGS):
+            try:
+                answer = await store.transact(
+                    work, committed=committed, durable=lambda answer: answer.durable
+                )
+                break
+            except Unsettled as behind:
+                await self._settle(behind.account)
+        else:
+            raise StoreBusy("who may do what in the account changes again and again")
+        if self._states_beside and answer.unsettled is not None:
+            await self._settle(answer.unsettled)
+        return answer
+
+    async def _settle(self, account: str) -> None:
+        """Bring an account's state up to what the database says, in a transaction of its own."""
+        await self.run("", operations.settle(account), called=False)
 
     async def _wait_for_disk(self, store: Store, answer: Answer) -> Answer:
         await store.on_disk()
@@ -999,7 +1031,11 @@ class RelayEndpoints:
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Open the store, and sweep it regularly while it is open."""
-        async with open_store(self._config.store, serves=True) as database, self._authority.opened():
+        async with (
+            self._opened_states(),
+            open_store(self._config.store, serves=True) as database,
+            self._authority.opened(),
+        ):
             self._database = database
             if database.nodes is None:
                 self._leases = LeasesInMemory(self._config.lease, began=self.clock())
@@ -1026,6 +1062,18 @@ class RelayEndpoints:
                         await until_done(*self._transactions)
                     finally:
                         self._database = None
+
+    @contextlib.asynccontextmanager
+    async def _opened_states(self) -> AsyncIterator[None]:
+        """Open the account states beside the database, where they are there."""
+        if self._config.states is None:
+            yield
+            return
+        from companion_push.relay.redis_states import open_redis  # noqa: PLC0415  it needs an extra
+
+        async with open_redis(self._config.states) as states:
+            self._own_states = states
+            yield
 
     async def _share(self, nodes: Nodes) -> None:
         """Take part in what the processes of this relay share."""

@@ -284,6 +284,27 @@ def notify(
     return replace(request, notices=tuple(notices)), tuple(orders)
 
 
+def lacking(db: Transaction, request: Request, *, kinds: frozenset[Kind]) -> tuple[Order, ...]:
+    """Push a request that is submitted again where its first pushes were never stored.
+
+    Where account states are in a store beside the database, a relay may have ended between the two commits.
+    """
+    without = {
+        (each.to, each.handle)
+        for each in request.notices
+        if each.kind in kinds and each.outcome is None and request.waits_for(each.to)
+    }
+    if not without or request.state in HELD:
+        return ()
+    stored = db.execute(
+        "SELECT companion, handle FROM pushes WHERE account = ? AND device = ? AND request = ?",
+        (request.account, *request.key),
+    )
+    without.difference_update((companion, handle) for companion, handle in stored)
+    rows = [row for row in _channels_of(db, request.account, kinds) if row[:2] in without]
+    return tuple(_order(db, row, Purpose.REQUEST, request.expires_at, request) for row in rows)
+
+
 def notified(request: Request) -> list[Notified]:
     """List what has become of the pushes for a request; an outcome that is known never changes."""
     return [

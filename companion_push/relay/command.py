@@ -13,7 +13,7 @@ from companion_push.push.options import add_push, push_channels
 from companion_push.relay.config import RelayConfig, check_public_url
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota, Rate
-from companion_push.relay.store_command import add_store, store_option
+from companion_push.relay.store_command import add_states, add_store, states_place, store_option
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.serving.options import (
     add_serving,
@@ -54,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
         "--public-url", metavar="URL", help="what clients call it by; default: the base URL it listens on"
     )
     add_store(parser, "--store", "the store")
+    add_states(parser)
     parser.add_argument(
         "--store-direct", type=store_option, metavar="URL",
         help="the database's server itself, to listen to, where PgBouncer in transaction mode is at --store",
@@ -284,6 +285,7 @@ def _config(args: argparse.Namespace, base_url: str) -> RelayConfig:
     return RelayConfig(
         public_url=check_public_url(args.public_url or base_url),
         store=_store(args),
+        states=states_place(args),
         ceiling=args.ceiling,
         lease=args.lease,
         quota=Quota(

@@ -9,6 +9,7 @@ from typing import Final
 from companion_push.identity.settings import OpenIdSettings
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import CEILING, LEASE, Quota
+from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from companion_push.serving.bounds import check_bounds
 from companion_push.serving.webhook import Webhook
@@ -26,6 +27,9 @@ class RelayConfig:
 
     public_url: str  # the URL that clients use, with the prefix of a mounted relay; no slash at the end
     store: StorePlace  # a file, or a database in PostgreSQL
+    states: RedisPlace | None = (
+        None  # where what lives minutes is, beside a database in PostgreSQL; None: in the store
+    )
     ceiling: int = CEILING  # seconds until an unclaimed request expires; at most 300
     lease: int = LEASE  # seconds a companion may hold a claim without another call; at most 60
     quota: Quota = field(default_factory=Quota)
@@ -54,6 +58,10 @@ class RelayConfig:
     )
 
     def __post_init__(self) -> None:
+        if not isinstance(self.states, RedisPlace | None):
+            raise UsageError("states: expected a RedisPlace")
+        if self.states is not None and not isinstance(self.store, PostgresUri):
+            raise UsageError("states: expected a store in PostgreSQL beside it")
         check_bounds(self, "ceiling", lowest=1, highest=CEILING)
         check_bounds(self, "lease", lowest=1, highest=LEASE)
         check_bounds(self, "stream_life", lowest=1, highest=3600)

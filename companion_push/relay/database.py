@@ -408,7 +408,8 @@ MIGRATIONS: Final = (
         id TEXT PRIMARY KEY,
         name TEXT UNIQUE,                 -- of a built-in account; null once it is closed: another account may have the name
         created_at INTEGER NOT NULL,
-        closed_at INTEGER                 -- null while it is open; a closed one keeps its id and nothing else
+        closed_at INTEGER,                -- null while it is open; a closed one keeps its id and nothing else
+        authority INTEGER NOT NULL DEFAULT 0  -- how often a ring, a mute, a suspension or the end has changed who may do what
     ) STRICT, WITHOUT ROWID;
 
     -- one-time codes for founding an account: only their hashes

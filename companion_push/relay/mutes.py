@@ -6,6 +6,7 @@ over when the device leaves the ring, and with the account. Each function is a p
 
 from dataclasses import dataclass
 
+from companion_push.relay import accounts
 from companion_push.relay.problems import Problem, Slug
 from companion_push.relay.transaction import Transaction
 
@@ -26,6 +27,8 @@ def mute(db: Transaction, account: str, device: str, *, by: str, now: float) -> 
         " ON CONFLICT (device) DO NOTHING",
         (by, int(now), device, account),
     )
+    if done.rowcount > 0:
+        accounts.change_authority(db, account)
     return done.rowcount > 0
 
 

@@ -7,10 +7,12 @@ wakes who waits at another, and a proof is taken once by all of them together (`
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from companion_push.relay.proofs import UsedProofs
 from companion_push.relay.transaction import Transaction
+
+if TYPE_CHECKING:
+    from companion_push.relay.proofs import UsedProofs  # of an extra, which `--help` does without
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +60,7 @@ class Nodes(Protocol):
     """What the processes of one relay share."""
 
     @property
-    def used_proofs(self) -> UsedProofs: ...
+    def used_proofs(self) -> "UsedProofs": ...
 
     @property
     def wake_ups(self) -> WakeUps: ...

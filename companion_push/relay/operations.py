@@ -114,6 +114,7 @@ class Answer:
         frozenset()
     )  # members of an account that was closed or suspended, whose held calls end
     rings: tuple[Ring, Ring] | None = None  # the head before and after a change of the account
+    unsettled: str | None = None  # the account in which it has changed who may do what
 
     @property
     def topics(self) -> frozenset[str]:
@@ -343,6 +344,7 @@ def close_account(who: Who, *, again: bool, valid: int) -> Operation:
             take_up_pushes(call),
             body={"account": account, "name": name, "members": len(told), "added": added},
             told=told,
+            unsettled=account,
         )
 
     return operation
@@ -363,7 +365,12 @@ def suspend_account(who: Who) -> Operation:
                     call.states.save(after)
                     changed.append(Change(was=request.state, request=after))
         subjects.suspend(call.db, account=account, subject=subject, now=call.now)
-        return Answer(body={"account": account, "members": len(told)}, changed=tuple(changed), told=told)
+        return Answer(
+            body={"account": account, "members": len(told)},
+            changed=tuple(changed),
+            told=told,
+            unsettled=account,
+        )
 
     return operation
 
@@ -377,6 +384,38 @@ def set_poll_only(who: Who, *, on: bool) -> Operation:
             raise not_found()
         channels.set_poll_only(call.db, account, on=on)
         return Answer(body={"account": account})
+
+    return operation
+
+
+def settle(account: str) -> Operation:
+    """Bring an account's state up to its members, mutes and suspension, where it is in a store beside the database.
+
+    What has changed these is committed there first, and may have been broken off before it came to the state.
+    """
+
+    def operation(call: Call) -> Answer:
+        state = call.states.settle(account)
+        if state is None:
+            return Answer(body={})
+        members = accounts.names_of(call.db, account)
+        muted = {each.device for each in mutes.mutes_of(call.db, account)}
+        suspended = accounts.is_suspended(call.db, account)
+        changed = []
+        for request in _current(call, account):
+            gone = members.isdisjoint([request.device])
+            reason = "removed" if gone else "suspended" if suspended else MUTED
+            ends = gone or suspended or request.device in muted
+            after = request.withdrawn(reason) if ends else request
+            after = after.without_holder(frozenset({request.claimed_by or ""}) - members, call.now)
+            if after is not request:
+                call.states.save(after)
+                changed.append(Change(was=request.state, request=after))
+        strangers = {name for request in state.requests for name in request.recipients} - members
+        call.states.erase_envelopes(account, strangers)
+        left = state.streaks.keys() - members - {account}
+        call.states.put(account, call.states.of(account).without_streaks_of(left))
+        return Answer(body={}, changed=tuple(changed))
 
     return operation
 
@@ -411,9 +450,9 @@ def append_ring(body: RingBody) -> Operation:
 
     def operation(call: Call) -> Answer:
         member = call.member()
+        state = call.states.of(member.account)  # as it was before
         before, ring = accounts.append_ring(call.db, member, document, now=call.now)
         if not _is_free(before, ring):
-            state = call.states.of(member.account)
             used = take_all(_RING_RATES, state.spent_by(member.name), call.now, of="rings")
             call.states.put(member.account, state.spending(member.name, used))
         return _changed_ring(call, before, ring)
@@ -519,6 +558,7 @@ def append_links(body: LinksBody) -> Operation:
     documents = body.parse()
 
     def operation(call: Call) -> Answer:
+        call.states.of(accounts.linked_account(call.db, call.caller, documents))  # as it was before
         before, ring = accounts.append_links(call.db, call.caller, documents, now=call.now)
         for _ in range(ring.version - before.version):
             _spend_of(call, ring.account, ring.account, "links", _LINK_RATE)
@@ -530,7 +570,7 @@ def append_links(body: LinksBody) -> Operation:
 def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
     """End what the removed members had under way, push the change to all companions, and answer with the head. Nobody is woken for the head that was there."""
     if ring.hash == before.hash:
-        return Answer(body=_named(ring), status=201)
+        return Answer(body=_named(ring), status=201, unsettled=ring.account)  # by a try of before, perhaps
     removed = _removed(before, ring)
     changed = []
     for request in _current(call, ring.account):
@@ -554,6 +594,7 @@ def _changed_ring(call: Call, before: Ring, ring: Ring) -> Answer:
         woken=frozenset([*map(inbox_topic, told), *map(invitation_topic, withdrawn)]),
         pushes=pushes,
         rings=(before, ring),
+        unsettled=ring.account,
     )
 
 
@@ -722,7 +763,11 @@ def submit(request_id: str, body: Submission, *, quota: Quota, ladder: Ladder, c
             if known.fingerprint != fingerprint:
                 raise Problem(Slug.REQUEST_CONFLICT)
             current = _now(call, known)
-            return Answer(body=_status(call, current), changed=_changes(known, current))
+            return Answer(
+                body=_status(call, current),
+                changed=_changes(known, current),
+                pushes=channels.lacking(call.db, current, kinds=call.kinds),
+            )
         mutes.refuse_muted(call.db, device.name)
         if not envelopes.keys() <= accounts.companions(call.db, device.account):
             raise Problem(Slug.UNKNOWN_RECIPIENT)
@@ -889,6 +934,7 @@ def companion_event(device: str, request_id: str, report: CompanionReport) -> Op
             woken=_inboxes(call, companion.account) if muted else frozenset(),
             events=_muted(call, companion, device) if muted else (),
             mutes=True if muted else None,
+            unsettled=companion.account if muted else None,
         )
 
     return operation
@@ -931,8 +977,9 @@ def begin_mute(device: str) -> Operation:
         muted = accounts.membership(call.db, device)
         if muted is None or muted.account != companion.account or muted.role is not Role.DEVICE:
             raise not_found()
+        call.states.of(companion.account)  # as it was before
         if not mutes.mute(call.db, companion.account, device, by=companion.name, now=call.now):
-            return Answer(body={})
+            return Answer(body={}, unsettled=companion.account)  # by a try of before, perhaps
         return Answer(
             body={},
             status=201,
@@ -940,6 +987,7 @@ def begin_mute(device: str) -> Operation:
             woken=_inboxes(call, companion.account),
             events=_muted(call, companion, device),
             mutes=True,
+            unsettled=companion.account,
         )
 
     return operation
@@ -1184,6 +1232,8 @@ def sweep(after: str | None) -> Operation:
 
 def _swept(call: Call, account: str) -> list[Change]:
     """Store what time has changed of an account's state."""
+    if not call.states.knows(account):
+        return []
     stored = call.states.of(account)
     changed = [
         change
@@ -1200,6 +1250,7 @@ def _swept(call: Call, account: str) -> list[Change]:
 def read_store(call: Call) -> Answer:
     """Read anything, to see that the store answers."""
     call.db.execute("SELECT 1 FROM accounts LIMIT 1").fetchone()
+    call.states.look()
     return Answer(body={}, durable=False)
 
 

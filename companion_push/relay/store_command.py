@@ -1,14 +1,23 @@
 """``companion-push store``: checks a relay's store, and copies it to another place."""
 
 import argparse
+import asyncio
+import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from companion_push.relay.config import DEFAULT_STORE
-from companion_push.relay.store_place import StorePlace, store_place
+from companion_push.relay.redis_place import RedisPlace, redis_place
+from companion_push.relay.store_place import PostgresUri, StorePlace, store_place
 from companion_push.relay.stores import open_store
+from companion_push.serving.options import key_file
 from headless_passkey.command.command_line import SettingsParser, add_settings, example, out, say
 from headless_passkey.errors import UsageError
+from headless_passkey.process.private_file import read_private
+
+if TYPE_CHECKING:
+    from companion_push.relay.redis_states import Looked
+    from companion_push.relay.store_copy import Checked
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,6 +34,7 @@ def add_parser(subparsers: Any) -> None:
         epilog=example("companion-push store check --store postgresql://relay@db.example/relay"),
     )
     add_store(check, "--store", "the store")
+    add_states(check)
     add_settings(check, section="store.check", environment="COMPANION_PUSH_STORE_CHECK")
     check.set_defaults(main=_check)
     copy = actions.add_parser(
@@ -55,6 +65,39 @@ def add_store(parser: argparse.ArgumentParser, option: str, what: str) -> None:
     )
 
 
+def add_states(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the account states are."""
+    parser.add_argument(
+        "--states",
+        metavar="URI",
+        help="keep what lives minutes (requests, their envelopes, limits) in Valkey or Redis 7 beside a store in PostgreSQL: "
+        "redis://[USER@]HOST[:PORT][,HOST...], or rediss:// for TLS, with ?ca=FILE, cert=FILE, key=FILE; default: in the store",
+    )
+    parser.add_argument(
+        "--states-password",
+        type=key_file,
+        metavar="FILE",
+        help="file of mode 0600 with the password for --states; default: that in REDISCLI_AUTH",
+    )
+
+
+def states_place(args: argparse.Namespace) -> RedisPlace | None:
+    """Where the account states are, with the password; None: in the store."""
+    if args.states is None:
+        if args.states_password is not None:
+            raise UsageError("--states-password needs --states")
+        return None
+    if not isinstance(args.store, PostgresUri):
+        raise UsageError("--states needs a --store in PostgreSQL")
+    password = os.environ.get("REDISCLI_AUTH")
+    if args.states_password is not None:
+        content = read_private(args.states_password, limit=1024)
+        if content is None:
+            raise UsageError(f"--states-password: there is no file {args.states_password}")
+        password = content.decode("utf-8", errors="replace").strip()
+    return redis_place(args.states, password)
+
+
 def store_option(text: str) -> StorePlace:
     """Read where a store is. Nothing of a text that is none is repeated: it may hold a password."""
     try:
@@ -67,10 +110,20 @@ async def _check(args: argparse.Namespace) -> None:
     from companion_push.relay.store_copy import checked  # noqa: PLC0415  --help needs none of this
 
     _expect(args.store)
+    place = states_place(args)
     async with open_store(args.store) as store:
         found = await checked(store)
     for table, count in found.counts.items():
         out(f"{table} {count}")
+    _tell(args, found)
+    if place is not None:
+        from companion_push.relay.redis_states import open_redis  # noqa: PLC0415  it needs an extra
+
+        async with open_redis(place) as states:
+            _tell(args, await asyncio.to_thread(states.look))
+
+
+def _tell(args: argparse.Namespace, found: "Checked | Looked") -> None:
     for warning in found.warnings:
         say(args, f"warning: {warning}", stage="warning")
     say(args, f"{found.engine}: well", stage="checked", engine=found.engine)

@@ -77,7 +77,7 @@ def found(
     if accounts.is_known(db, ring.account):
         raise Problem(Slug.REQUEST_CONFLICT)
     told = frozenset() if known.account is None else accounts.close(db, known.account, now=now)
-    db.execute("INSERT INTO accounts VALUES (?, NULL, ?, NULL)", (ring.account, int(now)))
+    db.execute("INSERT INTO accounts (id, created_at) VALUES (?, ?)", (ring.account, int(now)))
     _set(db, sign_in.subject, account=ring.account, label=sign_in.account_name)
     accounts.store_ring(db, ring, now)
     return Founded(account=ring.account, news=True, told=told)
@@ -102,6 +102,7 @@ def suspend(db: Transaction, *, account: str | None, subject: Subject | None, no
         db.execute(
             "INSERT INTO suspensions VALUES (?, ?) ON CONFLICT (account) DO NOTHING", (account, int(now))
         )
+        accounts.change_authority(db, account)
     if subject is not None:
         _set(db, subject, suspended=1)
 

@@ -25,6 +25,7 @@ from companion_push.relay.config import RelayConfig
 from companion_push.relay.following import Following
 from companion_push.relay.ladder import Ladder
 from companion_push.relay.mailbox import Quota, Rate
+from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import StorePlace
 from companion_push.relay.stores import open_store
 from companion_push.serving.connections import ConnectionLimits
@@ -35,7 +36,7 @@ from headless_passkey.trust.account_code import AccountCode
 from headless_passkey.trust.ring import Ring
 from headless_passkey.trust.word import Claim, Word
 from tests.relay.front import Front
-from tests.relay.stores import place_of
+from tests.relay.stores import place_of, states_of
 from tests.trust.people import Person, companion, device, found, grow
 
 PROBLEM = "urn:headless-passkey:problem:"
@@ -307,7 +308,7 @@ async def running_relay(
     authority: AccountAuthority | None = None,
     openid: OpenIdSettings | None = None,
     admin_secret: str | None = None,
-    states: StateStore | None = None,
+    states: StateStore | RedisPlace | None = None,
     registry: CollectorRegistry | None = None,
     tracer_provider: TracerProvider | None = None,
     front: Front | None = None,
@@ -316,11 +317,13 @@ async def running_relay(
 ) -> AsyncIterator[Relay]:
     """A relay on loopback. Its clock may be moved, and begins `ahead` seconds ahead. place: of its store, by default of `store`.
 
-    cancels: whether who hangs up ends its handler. front: a proxy, by whose URL callers call the relay. url: the public one, of several
+    states: where account states are, by default in the store. cancels: whether who hangs up ends its handler. front: a proxy, by whose URL callers call the relay. url: the public one, of several
     relays. settings: others of
     `RelayConfig`.
     """
     clock = Clock(ahead)
+    if states is None and place is None:
+        states = states_of(store)
     listening = socket.create_server(("127.0.0.1", port))
     own_port = listening.getsockname()[1]
     listens_at = f"http://127.0.0.1:{own_port}"
@@ -328,6 +331,7 @@ async def running_relay(
     config = RelayConfig(
         public_url=url,
         store=place_of(store) if place is None else place,
+        states=states if isinstance(states, RedisPlace) else None,
         quota=quota,
         ladder=ladder,
         ceiling=ceiling,
@@ -344,7 +348,7 @@ async def running_relay(
         config,
         authority=authority,
         channels=channels,
-        states=states,
+        states=None if isinstance(states, RedisPlace) else states,
         registry=registry,
         tracer_provider=tracer_provider,
     )

@@ -10,12 +10,13 @@ from types import ModuleType
 from typing import Any, Final
 
 import pytest
+import redis
 
 from companion_push.relay.account_state import decoded
 from companion_push.relay.account_states import SqlStates, States
 from companion_push.relay.mailbox import Notice, Request
 from companion_push.relay.transaction import Transaction
-from tests.relay.stores import place_of, query
+from tests.relay.stores import place_of, query, states_of
 
 NOW: Final = 1_800_000_000
 REQUEST: Final = Request(
@@ -31,8 +32,22 @@ REQUEST: Final = Request(
 
 def stored_requests(store: Path) -> list[Request]:
     """The requests of all accounts."""
-    rows = query(place_of(store), "SELECT value FROM account_states ORDER BY account")
-    return [request for (value,) in rows for request in decoded(bytes(value)).requests]
+    if (place := states_of(store)) is None:
+        rows = query(place_of(store), "SELECT value FROM account_states ORDER BY account")
+        values = [bytes(value) for (value,) in rows]
+    else:
+        with redis.Redis(*place.hosts[0]) as client:
+            values = [client.get(key)[8:] for key in sorted(client.keys(f"{place.prefix}:*:v:*"))]
+    return [request for value in values for request in decoded(value).requests]
+
+
+def recipients_of_envelopes(store: Path) -> list[str]:
+    """To whom the envelopes are that are stored."""
+    if (place := states_of(store)) is None:
+        return [recipient for (recipient,) in query(place_of(store), "SELECT recipient FROM envelopes")]
+    with redis.Redis(*place.hosts[0]) as client:
+        names = [name for key in client.keys(f"{place.prefix}:*:e:*") for name in client.hkeys(key)]
+    return [name.decode().split()[-1] for name in names]
 
 
 def outcomes(store: Path) -> list[str | None]:
@@ -40,13 +55,13 @@ def outcomes(store: Path) -> list[str | None]:
     return [notice.outcome for request in stored_requests(store) for notice in request.notices]
 
 
-def states_of(db: Transaction, now: float) -> States:
+def in_rows(db: Transaction, now: float) -> States:
     return States(SqlStates(db), now)
 
 
 def change_requests(db: Transaction, change: Callable[[Request], Request]) -> None:
     """Change all requests in the store."""
-    states = states_of(db, 0)
+    states = in_rows(db, 0)
     for (account,) in db.execute("SELECT account FROM account_states").fetchall():
         states.save(*map(change, states.of(account).requests))
     states.store()

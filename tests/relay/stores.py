@@ -1,4 +1,7 @@
-"""Where the stores of tests are: files, or with RELAY_TEST_STORE=postgresql databases of a private PostgreSQL."""
+"""Where the stores of tests are: files, or with RELAY_TEST_STORE=postgresql databases of a private PostgreSQL.
+
+With RELAY_TEST_STATES=redis or valkey beside it, account states are in a private server of these.
+"""
 
 import atexit
 import os
@@ -8,16 +11,22 @@ import subprocess
 import tempfile
 from contextlib import closing
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from companion_push.relay.postgres import PostgresStore, migrate
+from companion_push.relay.redis_place import RedisPlace
 from companion_push.relay.store_place import PostgresUri, StorePlace
 from tests.ports import reserved_port
+from tests.relay import redis_servers
 
 ON_POSTGRES: Final = os.environ.get("RELAY_TEST_STORE") == "postgresql"
+STATES: Final = os.environ.get("RELAY_TEST_STATES")
+# of what looks at account states in the store
+of_rows = pytest.mark.skipif(STATES is not None, reason="account states are not in the store")
 # of what only a file can suffer
 of_files = pytest.mark.skipif(ON_POSTGRES, reason="the store is no file")
 # of what several processes that share a database answer otherwise; `test_nodes` has those answers
@@ -101,6 +110,13 @@ def _server() -> PostgresServer:
 def place_of(path: Path) -> StorePlace:
     """Where the store is that a test keeps at `path`."""
     return postgres().database_for(path) if ON_POSTGRES else path
+
+
+def states_of(path: Path) -> RedisPlace | None:
+    """Where the account states are of a store at `path`; None: in the store."""
+    if STATES is None:
+        return None
+    return redis_servers.server(STATES).place(prefix=f"test-{sha256(str(path).encode()).hexdigest()[:16]}")
 
 
 def query(place: StorePlace, statement: str) -> list[tuple[Any, ...]]:

@@ -25,7 +25,7 @@ from companion_push.serving.webhook import Attempt
 from headless_passkey.text.base64url import base64url
 from tests.relay.account_service import PATIENCE, AccountService, account_service, silent, status
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
-from tests.relay.states import states_of
+from tests.relay.states import in_rows
 from tests.relay.stores import of_files, place_of, query
 from tests.relay.test_mutes import muted_by
 from tests.trust.people import companion, device, found
@@ -369,7 +369,7 @@ class Store:
         self.now = 1_800_000_000.0
 
     def account(self, name: str) -> str:
-        self.db.execute("INSERT INTO accounts VALUES (?, ?, 1, NULL)", (name, name))
+        self.db.execute("INSERT INTO accounts (id, name, created_at) VALUES (?, ?, 1)", (name, name))
         return name
 
     def add(self, account: str, device: str) -> tuple[Step, ...]:
@@ -377,7 +377,7 @@ class Store:
 
     def take(self) -> str | None:
         """The device of the next event, which is taken by the account service."""
-        states = states_of(self.db, self.now)
+        states = in_rows(self.db, self.now)
         event = account_events.take(self.db, states, self.now)
         states.store()
         if event is None:
@@ -387,7 +387,7 @@ class Store:
         return str(json.loads(event.body)["data"]["device"])
 
     def begun(self) -> Event:
-        event = account_events.take(self.db, states_of(self.db, self.now), self.now)
+        event = account_events.take(self.db, in_rows(self.db, self.now), self.now)
         assert event is not None
         return event
 

@@ -23,6 +23,7 @@ from headless_passkey.trust.chain import RingChain
 from headless_passkey.trust.fields import new_account
 from headless_passkey.trust.ring import Ring
 from tests.relay.household import Caller, Household, Relay, Reply, fresh_id
+from tests.relay.states import recipients_of_envelopes
 from tests.relay.stores import of_files, place_of
 from tests.trust.people import ACCOUNT, Person, companion, device, encoded, forge, found, grow, twin
 
@@ -175,7 +176,7 @@ async def test_the_head_handed_in_again_wakes_nobody(relay: Relay, home: Househo
     ):
         assert (await anna.post(path, body)).status == 201
     woken = [operations.inbox_topic(caller.name) for caller in (anna, bert, *home.devices)]
-    assert [answer.topics for answer in answers] == [set(woken), set(), set()]
+    assert [answer.topics for answer in answers if "version" in answer.body] == [set(woken), set(), set()]
 
 
 @pytest.mark.threat("T2")
@@ -334,9 +335,7 @@ async def test_the_claim_of_a_removed_companion_ends_at_once_and_its_envelopes_a
     assert (status["state"], status["failures"]) == ("delivered", [{"by": bert.name, "reason": "vanished"}])
     assert (await bert.get("/v1/inbox")).problem == "not-found"
     assert (await anna.claims(frame, hers)).status == 200
-    async with open_store(place_of(relay.store)) as database:
-        kept = await database.transact(lambda db: db.execute("SELECT recipient FROM envelopes").fetchall())
-    assert kept == [(anna.name,)]
+    assert recipients_of_envelopes(relay.store) == [anna.name]
 
 
 @pytest.mark.threat("T16")
@@ -370,9 +369,7 @@ async def test_an_account_that_is_set_up_anew_is_closed_to_its_members_for_good(
         "the same key, with a new proof of possession"
     )
     assert (await anna.get("/v1/ring")).body["version"] == 1
-    async with open_store(place_of(relay.store)) as database:
-        kept = await database.transact(lambda db: db.execute("SELECT count(*) FROM envelopes").fetchone())
-    assert kept == (0,)
+    assert recipients_of_envelopes(relay.store) == []
 
 
 @of_files

@@ -19,7 +19,7 @@ from headless_passkey.trust.word import Word
 from tests.push.recording import RecordingChannel
 from tests.relay.household import Caller, Household, Relay, fresh_id, running_relay
 from tests.relay.states import change_requests, outcomes, unknown_outcomes
-from tests.relay.stores import of_one_process, place_of
+from tests.relay.stores import of_one_process, of_rows, place_of
 from tests.relay.test_channels import handle, rows
 
 SOON: Final = 20.0  # seconds: less than the 25 of a hold
@@ -463,6 +463,7 @@ async def test_a_relay_that_ends_waits_a_little_and_the_next_one_goes_on(tmp_pat
         assert outcomes(relay.store) == ["sent", "sent"]
 
 
+@of_rows
 async def test_pushes_of_a_relay_that_was_killed_go_out_with_the_next_one(tmp_path: Path) -> None:
     """The rows are there as a kill leaves them; `tests/end_to_end/test_killed_before_the_push.py` kills a program."""
     async with a_house(tmp_path) as house:

@@ -47,7 +47,7 @@ async def store(place: PostgresUri) -> AsyncIterator[Store]:
 
 
 def add(db: Transaction, name: str) -> None:
-    db.execute("INSERT INTO accounts VALUES (?, ?, 1, NULL)", (name, name))
+    db.execute("INSERT INTO accounts (id, name, created_at) VALUES (?, ?, 1)", (name, name))
 
 
 def names(db: Transaction) -> list[str]:

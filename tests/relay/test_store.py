@@ -25,7 +25,7 @@ from companion_push.relay.operations import Answer, Call, sweep
 from companion_push.relay.problems import Problem, Slug
 from headless_passkey.errors import SetupReason
 from headless_passkey.request import RequestState
-from tests.relay.states import NOW, REQUEST, OpeningThatWaits, states_of, stored_requests
+from tests.relay.states import NOW, REQUEST, OpeningThatWaits, in_rows, stored_requests
 
 SEALED = b"sealed for anna alone"
 LEASES = LeasesInMemory(1_000_000, began=NOW)  # nobody vanishes
@@ -56,7 +56,7 @@ async def a_request(database: Database) -> Request:
 
 
 def insert(db: sqlite3.Connection, request: Request) -> None:
-    states = states_of(db, NOW)
+    states = in_rows(db, NOW)
     states.save(request)
     states.seal(request, {"anna": SEALED, "bert": b"sealed for bert"})
     states.store()
@@ -64,7 +64,7 @@ def insert(db: sqlite3.Connection, request: Request) -> None:
 
 async def stored(database: Database, request: Request) -> None:
     def save(db: sqlite3.Connection) -> None:
-        states = states_of(db, NOW)
+        states = in_rows(db, NOW)
         states.save(request)
         states.store()
 
@@ -74,7 +74,7 @@ async def stored(database: Database, request: Request) -> None:
 def swept_at(
     db: sqlite3.Connection, now: float, leases: LeasesInMemory = LEASES, after: str | None = None
 ) -> Answer:
-    states = states_of(db, now)
+    states = in_rows(db, now)
     answer = sweep(after)(Call(db=db, caller="", now=now, leases=leases, states=states))
     states.store()
     return answer

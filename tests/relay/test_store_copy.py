@@ -90,7 +90,9 @@ async def test_numbers_of_pushes_go_on_after_those_that_were_copied(
     file: Path, database: PostgresUri
 ) -> None:
     async with open_store(file) as store:
-        await store.transact(lambda db: db.execute("INSERT INTO accounts VALUES ('a', 'a', 1, NULL)"))
+        await store.transact(
+            lambda db: db.execute("INSERT INTO accounts (id, name, created_at) VALUES ('a', 'a', 1)")
+        )
         pushed = "INSERT INTO pushes VALUES (7, 'a', 'c', 'h', 'fcm', x'00', x'00', 'test', NULL, NULL, 1, 0)"
         await store.transact(lambda db: db.execute(pushed))
     async with both(file, database) as stores:
