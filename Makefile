@@ -31,7 +31,7 @@ STORES := $(addprefix tests/relay/,test_postgres.py test_nodes.py test_store_con
 	test_channels.py test_mutes.py test_killed_before_the_push.py) \
 	$(addprefix tests/rp/,test_postgres.py test_store_contract.py test_store_copy.py test_proofs.py test_challenges.py \
 	test_account.py test_removals.py test_registrations.py test_refresh.py test_sessions.py)
-test-stores: $(VENV)/check.done  ## the tests of relay and relying party on PostgreSQL, which is installed for it; STORES=tests/relay for all of them
+test-stores: $(VENV)/check.done  ## the tests of relay and relying party on PostgreSQL, Redis and Valkey, which are installed for it; STORES=tests/relay for all of them
 	@scripts/install-test-packages postgresql
 	@scripts/install-test-packages redis
 	RELAY_TEST_STORE=postgresql $(BIN)/python -m pytest $(PARALLEL) -q $(STORES) $(STATES) $(PYTEST)
