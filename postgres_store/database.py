@@ -41,10 +41,11 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "10000",
 }
 _CLOCK: Final = "; SELECT extract(epoch FROM clock_timestamp())::float8"
-# without an index a whole table would be in a serializable transaction's way
+# without an index a whole table would be in a serializable transaction's way; what has none all the same is dear, and would
+# be compiled for it
 _SETTINGS: Final = (
     "; SET LOCAL statement_timeout = 5000; SET LOCAL idle_in_transaction_session_timeout = 15000"
-    "; SET LOCAL enable_seqscan = off"
+    "; SET LOCAL enable_seqscan = off; SET LOCAL jit = off"
 )
 
 T = TypeVar("T")
