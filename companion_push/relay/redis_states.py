@@ -210,7 +210,8 @@ class RedisStates:
                     self._connect(host, port)
             except StoreUnavailable as error:
                 if isinstance(error.__cause__, AuthenticationError):
-                    raise _unusable(str(error), SetupReason.STATE_UNWRITABLE) from error
+                    wrong = "the server does not take this user with this password"
+                    raise _unusable(wrong, SetupReason.STATE_UNWRITABLE) from error
                 failed = error
             else:
                 self.look()
