@@ -86,6 +86,8 @@ class RelayDelivery:
         self._unconfirmed: Unconfirmed | None = None
         self._forgotten: ForgottenRings | None = None  # the last alarm of this request
         self._request_id: bytes | None = None  # of the current or last request
+        self._envelopes: dict[str, bytes] = {}  # the same: sealed, by recipient
+        self._expires_in = 0  # the same: seconds
         self._enrolment: Enrolment | None = None
         self._companions: dict[str, Member] = {}
         self._sent: dict[str, Announcement] = {}  # of the current or last request, by recipient
@@ -188,10 +190,18 @@ class RelayDelivery:
             self._sent[name] = announcement
             self._claims[name] = Claim.of(device=announcement.device, request_id=request_id, sealed=sealed)
         self._request_id, self._over = request_id, False
+        self._envelopes, self._expires_in = envelopes, seconds
         await self._relay.submit(request_id, envelopes, expires_in=seconds)
 
+    async def _submit_again(self) -> None:
+        """Submit the same bytes again; not while a companion's claim was seen, whose phone is on its way already."""
+        if self._request_id is None or self._verified is not None:
+            raise TransportError("the relay has lost the request")
+        logger.warning("the relay has lost the request, which is submitted again")
+        await self._relay.submit(self._request_id, self._envelopes, expires_in=self._expires_in)
+
     async def progress(self) -> AsyncGenerator[Progress, None]:
-        """Follow the request until it has ended.
+        """Follow the request until it has ended, and submit it again when the relay has lost it before anybody claimed it.
 
         While it is claimed, an unreachable relay is ignored: the phone answers by the tunnel. `TrustError` when the relay
         shows a claim that is none (bad-claim), or one by a ring that it does not show (withheld-ring, forked-ring).
@@ -200,7 +210,7 @@ class RelayDelivery:
             raise LocalProtocolError("a request is submitted before it is followed")
         claimed, error = False, None
         try:
-            async with aclosing(self._relay.watch(self._request_id)) as states:
+            async with aclosing(self._relay.watch(self._request_id, on_lost=self._submit_again)) as states:
                 async for status in states:
                     self._over = status.state.terminal
                     claimed_by = await self._claimer(status)

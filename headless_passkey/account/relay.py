@@ -42,6 +42,7 @@ from headless_passkey.trust.signing import SigningKey
 from headless_passkey.trust.word import MAX_WORD
 
 WATCH_PATIENCE: Final = 60.0  # seconds the relay may be unreachable during a request
+RESUBMISSIONS: Final = 3  # of a request that the relay loses again and again
 PAUSES: Final = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries to append a ring
 _MAX_PUSHES: Final = 128  # more than an account's companions have channels
 _MAX_WORDS: Final = 64  # more than an account has companions
@@ -417,12 +418,19 @@ class RelayClient(MemberClient):
         )
 
     async def watch(
-        self, request_id: bytes, *, patience: float = WATCH_PATIENCE
+        self,
+        request_id: bytes,
+        *,
+        patience: float = WATCH_PATIENCE,
+        on_lost: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncGenerator[RequestStatus, None]:
         """Follow the request's changes until a terminal state.
 
-        patience: seconds the relay may be unreachable before that is a `TransportError`.
+        patience: seconds the relay may be unreachable before that is a `TransportError`. on_lost: submits the same bytes again when
+        the relay does not know the request any more, as after a crash of what it keeps requests in; `RESUBMISSIONS` times at the
+        most, after which, and without `on_lost`, that is a `TransportError` too.
         """
+        lost = 0
         seen: int | None = None
         quick = 0  # changes in a row that came at once
         while True:
@@ -432,9 +440,14 @@ class RelayClient(MemberClient):
                     request_id, after=seen, wait=MAX_WAIT if seen else 0, patience=patience
                 )
             except ProblemAnswer as problem:
-                if problem.slug == "not-found":
+                if problem.slug != "not-found":
+                    raise
+                lost += 1
+                if on_lost is None or lost > RESUBMISSIONS:
                     raise TransportError("the relay has lost the request") from problem
-                raise
+                await on_lost()
+                seen = None
+                continue
             if status.version != seen:
                 seen = status.version
                 yield status

@@ -13,7 +13,7 @@ from companion_push.relay.database import open_database
 from headless_passkey.account import enrolment
 from headless_passkey.account.delivery import RelayDelivery, StdoutDelivery
 from headless_passkey.account.enrolment import Enrolment
-from headless_passkey.account.relay import RelayClient, RequestStatus, ShownClaim
+from headless_passkey.account.relay import RESUBMISSIONS, RelayClient, RequestStatus, ShownClaim
 from headless_passkey.ceremony import Ask, Progress, Unconfirmed
 from headless_passkey.errors import (
     LocalProtocolError,
@@ -174,6 +174,64 @@ async def test_progress_tells_the_states_and_their_claimer(tmp_path: Path) -> No
         assert (first.state, first.claimed_by) == ("opened", phone.name)
         await delivery.finish(DeviceEvent.COMPLETED)
         assert (await frame.status(item["id"]))["state"] == "completed"
+
+
+async def loses_its_requests(folder: Path) -> None:
+    async with open_database(folder / "relay.db") as database:
+        await database.transact(lambda db: db.execute("DELETE FROM account_states"))
+        await database.transact(lambda db: db.execute("DELETE FROM envelopes"))
+
+
+async def test_a_request_that_the_relay_has_lost_is_submitted_again_with_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (before,) = await phone.inbox()
+        await loses_its_requests(tmp_path)
+        async with contextlib.aclosing(delivery.progress()) as states:
+            first = await anext(states)
+            assert (first.state, first.claimed_by) == ("pending", None)
+            (after,) = await phone.inbox()
+            assert (after["id"], after["sealed"]) == (before["id"], before["sealed"])
+            await phone.claims(frame, after)
+            while first.claimed_by is None:
+                first = await anext(states)
+        assert first.claimed_by == phone.name
+        await delivery.finish(DeviceEvent.COMPLETED)
+
+
+@pytest.mark.threat("T13")
+async def test_a_relay_that_loses_a_request_again_and_again_is_left(tmp_path: Path) -> None:
+    async with delivering(tmp_path, companions=1) as (delivery, _):
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        submitted = 0
+
+        async def lost_again() -> None:
+            nonlocal submitted
+            submitted += 1
+
+        await loses_its_requests(tmp_path)
+        assert delivery._request_id is not None
+        with pytest.raises(TransportError, match="lost the request"):
+            async for _ in delivery._relay.watch(delivery._request_id, on_lost=lost_again):
+                pass
+        assert submitted == RESUBMISSIONS
+
+
+async def test_a_request_that_is_lost_after_its_claim_is_not_submitted_again(tmp_path: Path) -> None:
+    """The phone is on its way, and answers through the tunnel."""
+    async with delivering(tmp_path, companions=1) as (delivery, home):
+        phone, frame = home.companions[0], home.devices[0]
+        await delivery.submit(ASK, fresh_urls(*await delivery.recipients()), lifetime=300)
+        (item,) = await phone.inbox()
+        await phone.claims(frame, item)
+        async with contextlib.aclosing(delivery.progress()) as states:
+            assert (await anext(states)).claimed_by == phone.name
+            await loses_its_requests(tmp_path)
+            assert [state async for state in states] == []
+        assert await phone.inbox() == []
 
 
 # Witnesses
