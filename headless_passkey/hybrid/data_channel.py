@@ -5,8 +5,10 @@ direct channel, an LE credit-based L2CAP channel, carries SDUs, and implementati
 
     message || 0D 0A          in one SDU or in several; message bytes can hold 0D 0A too, and nothing is escaped
     message                   in one SDU
+    length || message         length: 4 bytes, big-endian, of the message
 
-`Receiver` takes both. A handshake message has a known size. Every other message is authenticated, so whoever
+`Receiver` takes all of them. A handshake message has a known size, and begins with 04, so that a length before it is told from
+it; then each message of this peer has one. Every other message is authenticated, so whoever
 holds the key can say where it ends: each ``0D 0A`` is tried, and the end of the first SDU.
 """
 
@@ -21,6 +23,7 @@ MAX_TRIALS: Final = (
     32  # ends that do not open; of 64 KiB of ciphertext, one place on average looks like an end
 )
 _END: Final = b"\r\n"
+_LENGTH: Final = 4  # bytes
 
 Opens = Callable[[bytes], bool]  # whether these bytes are the next message
 
@@ -32,11 +35,11 @@ class DataChannel(IntEnum):
     BLE_L2CAP = 1  # the direct channel
 
 
-def direct_frame(message: bytes) -> bytes:
-    """Put the end behind a message of the direct channel."""
+def direct_frame(message: bytes, *, counted: bool = False) -> bytes:
+    """Put the end behind a message of the direct channel. counted: its length before it instead, as `Receiver.counted` says."""
     if len(message) > MAX_DIRECT_MESSAGE_SIZE:
         raise LocalProtocolError(f"a message of {len(message)} bytes is too long for the direct channel")
-    return message + _END
+    return len(message).to_bytes(_LENGTH, "big") + message if counted else message + _END
 
 
 class Receiver:
@@ -46,9 +49,10 @@ class Receiver:
     bounded too: a peer whose bytes have many ends that do not open is refused.
     """
 
-    __slots__ = ("_buffer", "_scanned", "_sdus", "_tried")
+    __slots__ = ("_buffer", "_scanned", "_sdus", "_tried", "counted")
 
     def __init__(self) -> None:
+        self.counted = False  # whether the peer puts a length before each message
         self._buffer = bytearray()
         self._sdus: list[int] = []  # where each SDU in the buffer ends
         self._scanned = 0  # no end begins before
@@ -62,27 +66,39 @@ class Receiver:
 
     def take_exactly(self, size: int) -> bytes | None:
         """Take a message of a known size; None when there are fewer bytes."""
-        return self._cut(0, size) if len(self._buffer) >= size else None
+        if len(self._buffer) < size:
+            return None
+        self.counted = self.counted or self._buffer.startswith(size.to_bytes(_LENGTH, "big"))
+        return self._take_counted() if self.counted else self._cut(0, size)
 
     def take(self, opens: Opens) -> bytes | None:
         """Take the next message, which `opens` recognises; None when it has not come yet.
 
         `RemoteProtocolError` when there are more bytes than a message has, or too many ends that do not open.
         """
+        if self.counted:
+            message = self._take_counted()
+            if message is not None and not opens(message):
+                raise _undecryptable()
+            return message
         for start, end in self._candidates():
             if opens(bytes(self._buffer[start:end])):
                 return self._cut(start, end)
             self._tried.add((start, end))
             if len(self._tried) > MAX_TRIALS:
-                raise RemoteProtocolError(
-                    "nothing that came over the direct channel decrypts", reason=ProtocolReason.UNDECRYPTABLE
-                )
+                raise _undecryptable()
         if len(self._buffer) > MAX_DIRECT_MESSAGE_SIZE + 2 * len(_END):
-            raise RemoteProtocolError(
-                f"a message over {MAX_DIRECT_MESSAGE_SIZE} bytes came over the direct channel",
-                reason=ProtocolReason.TOO_LONG,
-            )
+            raise _too_long()
         return None
+
+    def _take_counted(self) -> bytes | None:
+        """Take the message behind a length; None when it has not come yet."""
+        if len(self._buffer) < _LENGTH:
+            return None
+        end = _LENGTH + int.from_bytes(self._buffer[:_LENGTH], "big")
+        if end > _LENGTH + MAX_DIRECT_MESSAGE_SIZE:
+            raise _too_long()
+        return self._cut(_LENGTH, end) if len(self._buffer) >= end else None
 
     def _candidates(self) -> Iterator[tuple[int, int]]:
         """Yield the start and end of each part of the buffer that can be the next message and was not tried.
@@ -106,6 +122,19 @@ class Receiver:
         self._scanned = 0
         self._tried.clear()
         return message
+
+
+def _undecryptable() -> RemoteProtocolError:
+    return RemoteProtocolError(
+        "nothing that came over the direct channel decrypts", reason=ProtocolReason.UNDECRYPTABLE
+    )
+
+
+def _too_long() -> RemoteProtocolError:
+    return RemoteProtocolError(
+        f"a message over {MAX_DIRECT_MESSAGE_SIZE} bytes came over the direct channel",
+        reason=ProtocolReason.TOO_LONG,
+    )
 
 
 def _may_be_message(size: int) -> bool:

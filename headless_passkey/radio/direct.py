@@ -13,8 +13,8 @@ class DirectChannel:
         self._receiver = Receiver()
 
     async def send(self, message: bytes) -> None:
-        """Send one message; `TransportError` when the channel is closed."""
-        framed, size = direct_frame(message), self._channel.mtu
+        """Send one message, framed as the peer frames its own; `TransportError` when the channel is closed."""
+        framed, size = direct_frame(message, counted=self._receiver.counted), self._channel.mtu
         for start in range(0, len(framed), size):
             await self._channel.send(framed[start : start + size])
 

@@ -132,6 +132,65 @@ def test_a_handshake_message_has_its_size_with_an_end_and_without() -> None:
         assert receiver.take(Key().opens) == message
 
 
+HANDSHAKE = b"\4" + bytes(MESSAGE_SIZE - 1)
+
+
+@given(st.lists(st.integers(1, 100), max_size=20))
+@example([3, 1, 90, 2])
+def test_a_peer_that_puts_lengths_before_its_messages_is_understood_however_they_are_cut(
+    sizes: list[int],
+) -> None:
+    messages = sealed(b"one", b"two")
+    stream = b"".join(direct_frame(message, counted=True) for message in (HANDSHAKE, *messages))
+    receiver, key, found = Receiver(), Key(), list[bytes]()
+    for sdu in cut(stream, sizes):
+        receiver.feed(sdu)
+        if not found and (first := receiver.take_exactly(MESSAGE_SIZE)) is not None:
+            found.append(first)
+        while found and (message := receiver.take(key.opens)) is not None:
+            key.turn(message)
+            found.append(message)
+    assert found == [HANDSHAKE, *messages]
+    assert receiver.counted
+
+
+def counting() -> Receiver:
+    """The receiver of a peer that puts lengths before its messages, after the handshake."""
+    receiver = Receiver()
+    receiver.feed(direct_frame(HANDSHAKE, counted=True))
+    assert receiver.take_exactly(MESSAGE_SIZE) == HANDSHAKE
+    return receiver
+
+
+@pytest.mark.threat("T12")
+@pytest.mark.parametrize(
+    ("sdu", "reason"),
+    [
+        (bytes(4), ProtocolReason.UNDECRYPTABLE),
+        (b"\0\0\0\3abc", ProtocolReason.UNDECRYPTABLE),
+        (b"\0\1\0\0", ProtocolReason.TOO_LONG),
+        (b"\xff" * 4, ProtocolReason.TOO_LONG),
+    ],
+    ids=["of nothing", "of rubbish", "of 64 KiB", "of the most"],
+)
+def test_a_length_is_bounded_and_what_is_behind_it_has_to_decrypt(sdu: bytes, reason: ProtocolReason) -> None:
+    receiver = counting()
+    receiver.feed(sdu)
+    with pytest.raises(RemoteProtocolError) as caught:
+        receiver.take(Key().opens)
+    assert caught.value.reason is reason
+
+
+def test_a_message_without_a_length_is_none_after_one_with_a_length() -> None:
+    receiver = counting()
+    receiver.feed(b"\0\0\0")
+    assert receiver.take(nothing_opens) is None
+    receiver.feed(b"\1")
+    assert receiver.take(nothing_opens) is None
+    receiver.feed(b"x")
+    assert receiver.take(b"x".__eq__) == b"x"
+
+
 def test_half_an_end_waits_for_the_other_half() -> None:
     (message,) = sealed(b"x")
     assert received([message[:20], message[20:] + b"\r", b"\n"], Key()) == [message]
