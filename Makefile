@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test keycloak-run bench lock clean
+.PHONY: help demo test test-fast test-stores coverage properties mutants check lint types imports docs site dist test-dist supply-chain fuzz fuzz-short test-set-up ble-test interop keycloak-run bench lock clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ test-set-up:  ## the set-up of all of these, in a fresh environment, with the ol
 
 ble-test: $(VENV)/check.done  ## real BlueZ on emulated adapters in a throw-away guest; PYTEST="-m short" for some of it
 	@scripts/ble-test $(PYTEST)
+
+interop: $(VENV)/check.done  ## a client of others (Rust, by cargo) with our phone and tunnel service, in the guest of ble-test; writes what worked into docs/reference/peers.md
+	@$(BIN)/python scripts/interop $(PYTEST)
 
 keycloak-run: $(VENV)/check.done  ## founding and reset by sign-ins at a real Keycloak, by Maven; writes what worked into docs/how-to/openid-connect.md
 	@PYTHONPATH=. $(BIN)/python scripts/keycloak-run
