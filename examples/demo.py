@@ -64,7 +64,7 @@ STAGES: Final[dict[str, tuple[str, str]]] = {
     "direct-joined": ("connected to the phone over Bluetooth", "air: ciphertext"),
     "direct-failed": ("could not connect to the phone", ""),
     "tunnel-joined": ("joined the tunnel the advert names", "tunnel: two ends"),
-    "channel-open": ("knows by Noise: phone read our URL", "tunnel: ciphertext"),
+    "channel-open": ("knows by Noise: phone read our URL", "both: channel keys"),
     "attempt-failed": ("was led nowhere; listens on", ""),
     "request-sent": ("fetched a challenge and sent it", "phone: the challenge"),
     "reply-checked": ("checked the phone's response", "hub: the response"),
@@ -74,7 +74,7 @@ STAGES: Final[dict[str, tuple[str, str]]] = {
 # The same, where a linked phone is asked: there is no FIDO URL.
 LINKED_STAGES: Final[dict[str, tuple[str, str]]] = {
     "prepared": ("listens to Bluetooth, and makes no URL", "hub: a link"),
-    "channel-open": ("knows by Noise: it is the linked phone", "tunnel: ciphertext"),
+    "channel-open": ("knows by Noise: it is the linked phone", "both: channel keys"),
 }
 
 # The stages of a companion and of the software phone in it.
