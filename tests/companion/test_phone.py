@@ -685,6 +685,7 @@ async def test_a_user_who_does_not_answer_in_time_is_status_2f(bench: Bench, loo
 
     bench.phone = replace(bench.phone, verify_user=never)
     device = bench.device()
+    loop_clock.stop()
     reply, error = await asyncio.gather(
         device.ask(assertion()), bench.ends(bench.phone.answer(device.url, timeout=TIMEOUT))
     )
