@@ -230,7 +230,12 @@ def _parsers() -> tuple[_Parser, dict[Command, _Parser]]:
         help="processes that serve together, with all limits shared out among them and metrics at a port of each from"
         " that of --metrics on; SIGUSR1 replaces them one by one; default: 1",
     )
-    add("--cert", metavar="FILE", type=Path, help="certificate chain, PEM; without it plain HTTP on loopback")
+    add(
+        "--cert",
+        metavar="FILE",
+        type=Path,
+        help="certificate chain, PEM; without it plain HTTP on loopback, or for --trusted-proxy",
+    )
     add("--key", metavar="FILE", type=Path, help="its private key, PEM")
     add(
         "--trusted-proxy",

@@ -20,7 +20,7 @@ from relying_party.core.sessions import SIGNED_TOKEN_SECONDS, Lifetimes
 from relying_party.errors import ExitStatus, SetupError, UsageError
 from relying_party.http.app import METRICS, make_app, make_metrics_app
 from relying_party.http.connections import ConnectionLimits
-from relying_party.http.listening import PLAIN, Listener, inherited, listening, serving, until_terminated
+from relying_party.http.listening import Listener, inherited, listening, plain, serving, until_terminated
 from relying_party.output import out
 from relying_party.place import PostgresUri, store_place
 from relying_party.store.shared import SharedChallenges, SharedProofs
@@ -43,7 +43,9 @@ async def serve(args: argparse.Namespace, say: Callable[[str], None]) -> ExitSta
         return await _keep_workers(args, say)
     ended = until_terminated()
     with contextlib.ExitStack() as listeners:
-        listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
+        listener = listeners.enter_context(
+            listening(*args.listen, cert=args.cert, key=args.key, anywhere=bool(args.trusted_proxy))
+        )
         base_url = _base_url(args, listener)
         config = _config(args, listener, base_url)
         app = make_app(config)
@@ -122,7 +124,9 @@ async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) ->
         contextlib.ExitStack() as lock,
         contextlib.ExitStack() as listeners,
     ):
-        listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
+        listener = listeners.enter_context(
+            listening(*args.listen, cert=args.cert, key=args.key, anywhere=bool(args.trusted_proxy))
+        )
         config = _config(args, listener, _base_url(args, listener))  # what is wrong in it is said once
         if isinstance(config.store, Path):
             lock.enter_context(locked(config.store, shared=config.shared_store))
@@ -141,7 +145,7 @@ async def _keep_workers(args: argparse.Namespace, say: Callable[[str], None]) ->
 
         def ready(base_url: str) -> None:
             if listener.tls is None:
-                say(PLAIN)
+                say(plain(args.trusted_proxy))
             for number, one in enumerate(metrics, 1):
                 say(f"metrics of worker {number} at {one.base_url()}/metrics")
             out(base_url)

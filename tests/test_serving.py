@@ -115,7 +115,7 @@ def test_plain_http_is_for_this_machine_alone(
     args = words(name, tmp_path, listen=listen)
     assert refusal(name, args, capsys) == (
         2,
-        "without --cert and --key only loopback addresses are listened on",
+        "without --cert and --key only loopback addresses are listened on, unless --trusted-proxy names who may come",
     )
 
 
@@ -473,6 +473,60 @@ async def test_an_application_sees_the_clients_address_behind_a_trusted_proxy(
                 assert await websocket.receive_str() == seen
     finally:
         await runner.cleanup()
+
+
+PUBLIC = {
+    "relay": ("--public-url", "https://example.com/base"),
+    "tunnel-service": (),
+    "relying-party": ("--public-url", "https://example.com/base", "--rp-id", "example.com"),
+}
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback, from which a stranger's request can come."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        try:
+            one.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        return str(one.getsockname()[0])
+
+
+@pytest.mark.threat("T13")
+@pytest.mark.parametrize("proxy", ["192.0.2.7", "itself"])
+async def test_plain_http_of_strangers_is_answered_with_421(name: str, tmp_path: Path, proxy: str) -> None:
+    address = own_address()
+    trusted = ("--trusted-proxy", address if proxy == "itself" else proxy)
+    url = PUBLIC[name]
+    async with running(*words(name, tmp_path, *trusted, *url, listen="0.0.0.0:0")) as program:
+        port = port_of(await program.line())
+        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
+            for path in ("nowhere", "base/nowhere", "cable/new/00"):
+                async with session.get(f"http://{address}:{port}/{path}") as response:
+                    assert (response.status == 421) == (proxy != "itself")
+                async with session.get(f"http://127.0.0.1:{port}/{path}") as response:
+                    assert response.status != 421
+            async with session.get(f"http://{address}:{port}/livez") as response:
+                assert response.status in (200, 204)  # who restarts it asks without a proxy
+        assert await program.end() == 0
+        assert await program.stderr() == "no certificate: plain HTTP, for trusted proxies and loopback only\n"
+
+
+@pytest.mark.threat("T13")
+async def test_a_trusted_proxy_changes_nothing_for_those_who_come_over_tls(
+    name: str, tmp_path: Path, loopback_certificate: Certificate
+) -> None:
+    files = ("--cert", str(loopback_certificate.cert), "--key", str(loopback_certificate.key))
+    url = PUBLIC[name]
+    more = (*files, *url, "--trusted-proxy", "192.0.2.7")
+    async with running(*words(name, tmp_path, *more, listen="0.0.0.0:0")) as program:
+        port = port_of(await program.line())
+        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
+            tls = loopback_certificate.client_context()
+            tls.check_hostname = False
+            async with session.get(f"https://{own_address()}:{port}/nowhere", ssl=tls) as response:
+                assert response.status == 404
+        assert await program.end() == 0
 
 
 @SERVERS

@@ -509,7 +509,7 @@ _shtab_companion_push_push_test_defaults_added=0
 _shtab_companion_push_relay_options=(
   "(- : *)"{-h,--help}"[show this help message and exit]"
   "--listen[default\: 127.0.0.1\:8470\; port 0 takes a free one]:HOST:PORT:"
-  "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
+  "--cert[certificate chain, PEM\; without it plain HTTP on loopback, or for --trusted-proxy]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
   "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"
   "--connections[connections at a time, and fewer where the system allows fewer open files\; beyond them the longest idle one of the busiest address is closed\; default\: 2048]:N:"
@@ -599,7 +599,7 @@ _shtab_companion_push_tunnel_service_options=(
   "--json[failures and progress as JSON, one object a line]"
   "--log-level[debug, info, warning (default) or error]:LEVEL:(debug info warning error)"
   "--listen[default\: 127.0.0.1\:8471\; port 0 takes a free one]:HOST:PORT:"
-  "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
+  "--cert[certificate chain, PEM\; without it plain HTTP on loopback, or for --trusted-proxy]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
   "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"
   "--connections[connections at a time, and fewer where the system allows fewer open files\; beyond them the longest idle one of the busiest address is closed\; default\: 2048]:N:"

@@ -168,7 +168,9 @@ async def serve(args: argparse.Namespace) -> None:
     from companion_push.serving.listening import inherited, listening  # noqa: PLC0415  --help needs none of this
 
     if told is None:
-        with listening(*args.listen, cert=args.cert, key=args.key) as listener:
+        with listening(
+            *args.listen, cert=args.cert, key=args.key, anywhere=bool(args.trusted_proxy)
+        ) as listener:
             await _serve(args, listener, teller(args), until_terminated)
         return
     retirement = workers.Retirement()
@@ -228,13 +230,15 @@ async def _serve(
 
 async def _keep_workers(args: argparse.Namespace) -> None:
     """Listen, and keep the workers that serve, until SIGTERM; SIGUSR1 replaces them one by one."""
-    from companion_push.serving.listening import listening  # noqa: PLC0415  --help needs none of this
+    from companion_push.serving.listening import listening, plain  # noqa: PLC0415  --help needs none of this
 
     if not isinstance(args.store, PostgresUri):
         raise UsageError("--workers needs a store in PostgreSQL: one process uses a file at a time")
     ended, say = until_terminated(), teller(args)
     with contextlib.ExitStack() as listeners:
-        listener = listeners.enter_context(listening(*args.listen, cert=args.cert, key=args.key))
+        listener = listeners.enter_context(
+            listening(*args.listen, cert=args.cert, key=args.key, anywhere=bool(args.trusted_proxy))
+        )
         _config(args, listener.base_url())  # what is wrong in it is said once
         program_metrics(args)  # and what is missing for them
         metrics = [
@@ -252,7 +256,7 @@ async def _keep_workers(args: argparse.Namespace) -> None:
 
         def ready(_line: str) -> None:
             if listener.tls is None:
-                say("no certificate: plain HTTP, on loopback only")
+                say(plain(args.trusted_proxy))
             for number, one in enumerate(metrics, 1):
                 say(f"metrics of worker {number} at {one.base_url()}/metrics")
             out(listener.base_url())

@@ -28,14 +28,16 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 from yarl import URL
 
 from companion_push.serving.accepting import CLOSE_SECONDS, Site
-from companion_push.serving.addresses import Network, client_address
+from companion_push.serving.addresses import Network, client_address, is_in
 from companion_push.serving.connections import ConnectionLimits, Connections, Slot
 from companion_push.serving.log_limit import PERIOD, LogLimit
 from companion_push.serving.rate_limit import Policy, Unit, limit_headers
 from headless_passkey.errors import SetupError, SetupReason
 from headless_passkey.mends import setup_error
+from headless_passkey.text.domains import is_this_machine
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
+HEALTH: Final = ("/livez", "/readyz")  # paths
 
 
 def problem(status: int, detail: str | None = None) -> web.Response:
@@ -158,6 +160,8 @@ class _Server(web.Server):
         seen = self._before_proxies(request)
         try:
             with connection.in_use(client=seen.remote or "") as allowed:
+                if not self._may_be_plain(request.remote or "", seen):
+                    return _Problem(421)
                 if allowed:
                     return await self._handle(seen)
                 refused = _Problem(429)
@@ -169,6 +173,16 @@ class _Server(web.Server):
             if error.status < 400:
                 raise
             return _Problem(error.status)
+
+    def _may_be_plain(self, peer: str, request: web.BaseRequest) -> bool:
+        """Whether a request may come without TLS: from a proxy that is trusted, or from this machine.
+
+        A server without a certificate listens beyond loopback for its proxies alone (RFC 9110 §7.4). Who asks for its health,
+        such as an orchestrator, has no proxy in front and is told no more than that.
+        """
+        if request.secure or not self._trusted_proxies:
+            return True
+        return is_in(peer, self._trusted_proxies) or is_this_machine(peer) or request.path in HEALTH
 
     def _before_proxies(self, request: web.BaseRequest) -> web.BaseRequest:
         """Undo what proxies changed: set the client's address, and remove the prefix of the path."""

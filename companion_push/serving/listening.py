@@ -67,6 +67,11 @@ def listening(
         yield Listener(host=host, sockets=sockets, tls=tls)
 
 
+def plain(trusted_proxies: Sequence[Network]) -> str:
+    """The line for the operator of a server without a certificate."""
+    return f"no certificate: plain HTTP, {'for trusted proxies and loopback' if trusted_proxies else 'on loopback'} only"
+
+
 @contextlib.contextmanager
 def inherited(
     host: str, descriptors: Sequence[int], *, cert: Path | None, key: Path | None
@@ -110,7 +115,7 @@ async def serving(
     try:
         await runner.setup()
         if listener.tls is None:
-            say("no certificate: plain HTTP, on loopback only")
+            say(plain(trusted_proxies))
         for one in listener.sockets:
             await runner.site(one, listener.tls).start()
         yield runner.connections
@@ -128,7 +133,9 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             if family not in (socket.AF_INET, socket.AF_INET6):
                 continue
             if only_loopback and not is_this_machine(str(address[0])):
-                raise UsageError("without --cert and --key only loopback addresses are listened on")
+                raise UsageError(
+                    "without --cert and --key only loopback addresses are listened on, unless --trusted-proxy names who may come"
+                )
             one = socket.socket(family, kind, protocol)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:

@@ -38,7 +38,7 @@ def add_serving(parser: argparse.ArgumentParser, *, port: int) -> None:
         "--cert",
         metavar="FILE",
         type=Path,
-        help="certificate chain, PEM; without it plain HTTP on loopback",
+        help="certificate chain, PEM; without it plain HTTP on loopback, or for --trusted-proxy",
     )
     parser.add_argument("--key", metavar="FILE", type=Path, help="its private key, PEM")
     parser.add_argument(

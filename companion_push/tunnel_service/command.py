@@ -153,7 +153,7 @@ async def serve(args: argparse.Namespace) -> None:
         hook=hook,
         registry=None if metrics is None else metrics.registry,
     )
-    with listening(*args.listen, cert=args.cert, key=args.key) as listener:
+    with listening(*args.listen, cert=args.cert, key=args.key, anywhere=bool(args.trusted_proxy)) as listener:
         async with (
             serving(
                 app,

@@ -69,7 +69,7 @@ complete -c relying-party -n '_shtab_relying_party_using serve' -l device-origin
 complete -c relying-party -n '_shtab_relying_party_using serve' -l store -xka "(__fish_complete_path (commandline -ct))" -d 'a file (default: relying-party.sqlite), or postgresql://[USER@]HOST/DATABASE, whose password is in PGPASSWORD or PGPASSFILE, for any number of processes and machines'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l shared-store -d 'several processes serve with this file, each with this option: they share used proofs in it'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l workers -x -d 'processes that serve together, with all limits shared out among them and metrics at a port of each from that of --metrics on; SIGUSR1 replaces them one by one; default: 1'
-complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback'
+complete -c relying-party -n '_shtab_relying_party_using serve' -l cert -xka "(__fish_complete_path (commandline -ct))" -d 'certificate chain, PEM; without it plain HTTP on loopback, or for --trusted-proxy'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l key -xka "(__fish_complete_path (commandline -ct))" -d 'its private key, PEM'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l trusted-proxy -x -d 'a proxy in front, whose X-Forwarded-For tells a client'"'"'s address; may be given again'
 complete -c relying-party -n '_shtab_relying_party_using serve' -l connections -x -d 'connections at a time, and fewer where the system allows fewer open files; beyond them the longest idle one of the busiest address is closed; default: 2048'

@@ -52,7 +52,7 @@ _shtab_relying_party_serve_options=(
   "--store[a file (default\: relying-party.sqlite), or postgresql\:\/\/\[USER\@\]HOST\/DATABASE, whose password is in PGPASSWORD or PGPASSFILE, for any number of processes and machines]:PLACE:_files"
   "--shared-store[several processes serve with this file, each with this option\: they share used proofs in it]"
   "--workers[processes that serve together, with all limits shared out among them and metrics at a port of each from that of --metrics on\; SIGUSR1 replaces them one by one\; default\: 1]:N:"
-  "--cert[certificate chain, PEM\; without it plain HTTP on loopback]:FILE:_files"
+  "--cert[certificate chain, PEM\; without it plain HTTP on loopback, or for --trusted-proxy]:FILE:_files"
   "--key[its private key, PEM]:FILE:_files"
   "*--trusted-proxy[a proxy in front, whose X-Forwarded-For tells a client\'s address\; may be given again]:NETWORK:"
   "--connections[connections at a time, and fewer where the system allows fewer open files\; beyond them the longest idle one of the busiest address is closed\; default\: 2048]:N:"

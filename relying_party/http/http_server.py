@@ -24,14 +24,16 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 from yarl import URL
 
+from relying_party.core.domains import is_this_machine
 from relying_party.errors import Policy, SetupError
 from relying_party.http.accepting import CLOSE_SECONDS, Site
-from relying_party.http.addresses import Network, client_address
+from relying_party.http.addresses import Network, client_address, is_in
 from relying_party.http.answers import http_problem, limit_headers
 from relying_party.http.connections import ConnectionLimits, Connections, Slot
 from relying_party.http.log_limit import PERIOD, LogLimit
 
 DRAIN_SECONDS: Final = 5.0  # for running requests at shutdown
+HEALTH: Final = ("/livez", "/readyz")  # paths
 LINGER_TURN: Final = 0.02  # seconds between two looks at the connections that are left
 
 
@@ -148,6 +150,8 @@ class _Server(web.Server):
         seen = self._before_proxies(request)
         try:
             with connection.in_use(client=seen.remote or "") as allowed:
+                if not self._may_be_plain(request.remote or "", seen):
+                    return _Problem(421)
                 if allowed:
                     answer = await self._handle(seen)
                     if self.last_answers:
@@ -162,6 +166,16 @@ class _Server(web.Server):
             if error.status < 400:
                 raise
             return _Problem(error.status)
+
+    def _may_be_plain(self, peer: str, request: web.BaseRequest) -> bool:
+        """Whether a request may come without TLS: from a proxy that is trusted, or from this machine.
+
+        A server without a certificate listens beyond loopback for its proxies alone (RFC 9110 §7.4). Who asks for its health,
+        such as an orchestrator, has no proxy in front and is told no more than that.
+        """
+        if request.secure or not self._trusted_proxies:
+            return True
+        return is_in(peer, self._trusted_proxies) or is_this_machine(peer) or request.path in HEALTH
 
     def _before_proxies(self, request: web.BaseRequest) -> web.BaseRequest:
         """Undo what proxies changed: set the client's address, and remove the prefix of the path."""

@@ -25,7 +25,6 @@ from relying_party.http.addresses import Network
 from relying_party.http.connections import ConnectionLimits
 from relying_party.http.http_server import Runner, tls_context
 
-PLAIN: Final = "no certificate: plain HTTP, on loopback only"
 BACKLOG: Final = 1024  # connections that wait to be accepted
 
 
@@ -63,6 +62,11 @@ def listening(
         only_loopback = not (tls or anywhere)
         sockets = [stack.enter_context(one) for one in _sockets(host, port, only_loopback=only_loopback)]
         yield Listener(host=host, sockets=sockets, tls=tls)
+
+
+def plain(trusted_proxies: Sequence[Network]) -> str:
+    """The line for the operator of a server without a certificate."""
+    return f"no certificate: plain HTTP, {'for trusted proxies and loopback' if trusted_proxies else 'on loopback'} only"
 
 
 @contextlib.contextmanager
@@ -107,7 +111,7 @@ async def serving(
     try:
         await runner.setup()
         if listener.tls is None:
-            say(PLAIN)
+            say(plain(trusted_proxies))
         for one in listener.sockets:
             await runner.site(one, listener.tls).start()
         yield
@@ -143,7 +147,9 @@ def _sockets(host: str, port: int, *, only_loopback: bool) -> Iterator[socket.so
             if family not in (socket.AF_INET, socket.AF_INET6):
                 continue
             if only_loopback and not is_this_machine(str(address[0])):
-                raise UsageError("without --cert and --key only loopback addresses are listened on")
+                raise UsageError(
+                    "without --cert and --key only loopback addresses are listened on, unless --trusted-proxy names who may come"
+                )
             one = socket.socket(family, kind, protocol)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
