@@ -5,6 +5,7 @@ does not load the radio.
 
 ======================================  ============================================================================
 ``headless_passkey.device``             all of it in one object: what most programs need (docs/how-to/device-sdk.md)
+``headless_passkey.rp_ceremony``        what `Device` does: a ceremony at a relying party, with all options
 ``headless_passkey.rp.session``         a session in use: fetch, refresh, sign out
 ``headless_passkey.rp.session_store``   the sessions a device keeps, on disk
 ``headless_passkey.ceremony``           one ceremony: request options in, assertion out

@@ -23,7 +23,6 @@ from headless_passkey.ceremony import (
     run_ceremony,
 )
 from headless_passkey.command.command_line import expand_home, out, progress, read_input, show_progress
-from headless_passkey.device import Asked, Device
 from headless_passkey.errors import (
     TransportReason,
     TrustReason,
@@ -39,6 +38,7 @@ from headless_passkey.net.unreachable import by
 from headless_passkey.process.streams import talk
 from headless_passkey.radio.choose import open_radio
 from headless_passkey.rp.users import PinnedUsers, parse_handle
+from headless_passkey.rp_ceremony import Asked, RelyingPartyCeremonies
 from headless_passkey.text.base64url import base64url
 from headless_passkey.text.names import printable, quoted
 from headless_passkey.trust.freshness import ForgottenRings
@@ -161,7 +161,7 @@ class Ceremony:
 
     async def _at_relying_party(self, http: aiohttp.ClientSession) -> None:
         args = self._args
-        device = Device(
+        ceremonies = RelyingPartyCeremonies(
             self._state,
             http=http,
             radio=self._radio,
@@ -181,7 +181,7 @@ class Ceremony:
             add_user=args.add_user,
             any_user=args.any_user,
         )
-        ended = await device.ask(
+        ended = await ceremonies.ask(
             args.rp,
             asked,
             on_stage=self._on_stage,

@@ -3,6 +3,7 @@
 import asyncio
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from headless_passkey.account import enrolment
-from headless_passkey.device import Asked, Device
+from headless_passkey.device import Device
 from headless_passkey.errors import (
     NotEnrolled,
     NotSignedIn,
@@ -24,6 +25,7 @@ from headless_passkey.errors import (
 from headless_passkey.hybrid.fido_url import RequestKind
 from headless_passkey.radio.source import Advert
 from headless_passkey.rp.users import PinnedUsers
+from headless_passkey.rp_ceremony import Asked
 from tests.device.inviter import Inviter
 from tests.device.test_doctor_servers import silent
 from tests.ports import reserved_port
@@ -58,6 +60,50 @@ async def test_a_radio_that_there_is_not_is_an_error_of_the_caller(tmp_path: Pat
     with pytest.raises(UsageError, match="no such radio"):
         async with Device.open(tmp_path, radio="wifi"):
             pytest.fail("opened")
+
+
+def in_a_fresh_process(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_where_the_extra_is_not_installed_opening_a_device_says_so() -> None:
+    code = """
+import asyncio, sys
+from pathlib import Path
+from headless_passkey.device import Device
+from headless_passkey.errors import SetupError
+sys.modules["aiohttp"] = None
+async def main():
+    try:
+        async with Device.open(Path("state")):
+            print("opened")
+    except SetupError as error:
+        print(error, error.reason, error.advice)
+asyncio.run(main())
+"""
+    assert in_a_fresh_process(code) == (
+        "a device needs aiohttp missing-package `pip install '.[device]'` in the clone of headless-passkey\n"
+    )
+
+
+def test_after_load_a_device_opens_without_reading_another_module_of_ours() -> None:
+    code = """
+import asyncio, sys
+from pathlib import Path
+from headless_passkey import device
+from headless_passkey.errors import NotEnrolled
+device.load()
+before = set(sys.modules)
+async def main():
+    async with device.Device.open(Path("/nonexistent/state"), radio=object()) as hub:
+        try:
+            await hub.sign_in("https://login.example")
+        except NotEnrolled:
+            print(sorted(each for each in set(sys.modules) - before if "passkey" in each))
+asyncio.run(main())
+"""
+    assert in_a_fresh_process(code) == "[]\n"
 
 
 async def join(relay: Relay, state: Path, **pins: str) -> None:
